@@ -1,0 +1,84 @@
+//! The library's one error type.
+
+use std::path::{Path, PathBuf};
+
+/// What went wrong, where, and (in the message) what to do next.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused something.
+    #[error("{}: cannot {doing}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as "read the picture", "write the checkpoint".
+        doing: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The data set as a whole cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Data {
+        /// The data set's path.
+        path: PathBuf,
+        /// Why, and the way out.
+        reason: String,
+    },
+    /// Some pictures cannot be read; all of them are listed.
+    #[error("{}", bad_files(files))]
+    BadFiles {
+        /// Each file with its reason.
+        files: Vec<(PathBuf, String)>,
+    },
+    /// A setting is wrong.
+    #[error("{key}: {reason}")]
+    Config {
+        /// The setting's full name, as `train.batch_size`.
+        key: String,
+        /// Why, and what would be right.
+        reason: String,
+    },
+    /// A file of settings cannot be understood.
+    #[error("{}: {reason}", path.display())]
+    ConfigFile {
+        /// The file.
+        path: PathBuf,
+        /// Where in it and why.
+        reason: String,
+    },
+    /// A checkpoint cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint's folder or file.
+        path: PathBuf,
+        /// What does not fit (the tensor and both shapes, where it is one) and the way out.
+        reason: String,
+    },
+    /// A run folder cannot be used.
+    #[error("{}: {reason}", path.display())]
+    Run {
+        /// The run's folder.
+        path: PathBuf,
+        /// Why, and the way out.
+        reason: String,
+    },
+}
+
+/// The library's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// Adds the path and the attempt to an operating-system error: `.map_err(Error::io(path, "read the picture"))`.
+    pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.as_ref().to_owned();
+        move |source| Self::Io { path, doing, source }
+    }
+}
+
+fn bad_files(files: &[(PathBuf, String)]) -> String {
+    let mut text = format!("{} file(s) cannot be read as pictures:", files.len());
+    for (path, reason) in files {
+        text.push_str(&format!("\n  {}: {reason}", path.display()));
+    }
+    text + "\nmend or remove them, or train without them: --on-bad-file skip"
+}

@@ -1,0 +1,1 @@
+//! Pictures out: grids, strips, PNG and GIF.
