@@ -5,7 +5,7 @@ The Rust side is `crates/engine/src/rng.rs`; purposes must agree with `Purpose` 
 """
 import numpy as np
 
-NOISE, TIMESTEP, SHUFFLE = 1, 2, 3
+NOISE, TIMESTEP, SHUFFLE, TEST = 1, 2, 3, 100
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 LOW = np.uint64(0xFFFFFFFF)
