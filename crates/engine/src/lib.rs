@@ -1,4 +1,28 @@
-//! A static-shape graph of operations with gradients, planned into one memory arena.
+//! A static-shape graph of operations with gradients, planned into one memory arena and run many times.
+//!
+//! - [`graph`] holds tensors and nodes; [`ops`] is the closed set of operations, one file a family;
+//! - [`autodiff`] adds the backward pass to the same graph;
+//! - [`plan`] gives every tensor its place in one arena;
+//! - [`executor`] says what an executor can do, [`cpu`] is the CPU's;
+//! - [`rng`] has the counter-based random numbers.
+//!
+//! What may not live here: anything that knows of diffusion schedules, networks, files or the command line.
 #![forbid(unsafe_code)]
 
+pub mod autodiff;
+pub mod cpu;
+mod error;
+pub mod executor;
+pub mod graph;
+pub mod ops;
+pub mod plan;
 pub mod rng;
+pub mod shape;
+
+pub use cpu::CpuExecutor;
+pub use ddpm_kernels::Isa;
+pub use error::{Error, Result};
+pub use executor::{AdamStep, Draws, Executor, Footprint, NodeTime};
+pub use graph::{Graph, Tensor};
+pub use plan::{Plan, PlanOptions, Region};
+pub use shape::{DType, Shape, TensorType};

@@ -1,0 +1,361 @@
+//! The CPU executor.
+//!
+//! Work is split by sizes alone, every task writes its own part, and partial sums are added in order: the result does
+//! not depend on the number of threads. After the plan is made, nothing is allocated.
+
+use crate::error::{Error, Result};
+use crate::executor::{AdamStep, Draws, Executor, Footprint, NodeTime};
+use crate::graph::{Graph, Tensor};
+use crate::plan::{ALIGN, Plan, PlanOptions, Region};
+use crate::shape::DType;
+use ddpm_kernels::{Isa, elementwise};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Numbers of a task of the operations that go number by number.
+pub(crate) const CHUNK: usize = 1 << 15;
+/// Most tensors that one node reads and makes.
+const MOST_OPERANDS: usize = 8;
+const MOST_RESULTS: usize = 4;
+
+/// What kernels are prepared for.
+#[derive(Clone, Copy, Debug)]
+pub struct Cpu {
+    isa: Isa,
+}
+
+impl Cpu {
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}
+
+/// The operands of a kernel call.
+pub struct Run<'a> {
+    /// The node's operands; one that shares memory with a result is empty.
+    pub inputs: &'a [&'a [f32]],
+    /// The node's results.
+    pub outputs: &'a mut [&'a mut [f32]],
+    /// Scratch memory that all threads see.
+    pub shared: &'a mut [f32],
+    /// Scratch memory of each thread.
+    pub scratch: &'a Scratch,
+    /// What random draws depend on.
+    pub draws: Draws,
+}
+
+/// An operation's arithmetic, prepared for its shapes.
+pub struct Kernel {
+    run: Box<dyn Fn(&mut Run<'_>) + Send + Sync>,
+    shared: usize,
+    per_thread: usize,
+}
+
+impl Kernel {
+    /// A kernel without scratch memory.
+    pub fn new(run: impl Fn(&mut Run<'_>) + Send + Sync + 'static) -> Self {
+        Self { run: Box::new(run), shared: 0, per_thread: 0 }
+    }
+
+    /// Asks for scratch memory that all threads see.
+    pub fn shared(self, shared: usize) -> Self {
+        Self { shared, ..self }
+    }
+
+    /// Asks for scratch memory of each thread.
+    pub fn per_thread(self, per_thread: usize) -> Self {
+        Self { per_thread, ..self }
+    }
+}
+
+/// Scratch memory of each thread of the pool.
+pub struct Scratch(Vec<Mutex<Aligned>>);
+
+impl Scratch {
+    fn new(threads: usize, len: usize) -> Result<Self> {
+        Ok(Self((0..threads).map(|_| Aligned::new(len).map(Mutex::new)).collect::<Result<_>>()?))
+    }
+
+    /// Calls `f` with the current thread's memory. `f` must not wait for other tasks of the pool.
+    pub fn with(&self, f: impl FnOnce(&mut [f32])) {
+        let thread = rayon::current_thread_index().unwrap_or(0);
+        // A poisoned lock means that a task panicked; its scratch memory holds nothing that the next one reads.
+        let mut memory = self.0[thread].lock().unwrap_or_else(|e| e.into_inner());
+        f(memory.as_mut_slice());
+    }
+}
+
+/// Numbers that begin at a cache line.
+struct Aligned {
+    memory: Vec<f32>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    fn new(len: usize) -> Result<Self> {
+        let mut memory = Vec::new();
+        memory.try_reserve_exact(len + ALIGN).map_err(|_| {
+            let mib = (len * 4) >> 20;
+            Error::Resources(format!(
+                "{mib} MiB of memory cannot be had: take a smaller batch, size or network"
+            ))
+        })?;
+        memory.resize(len + ALIGN, 0.0);
+        let start = memory.as_ptr().align_offset(64).min(ALIGN);
+        Ok(Self { memory, start, len })
+    }
+
+    fn as_slice(&self) -> &[f32] {
+        &self.memory[self.start..self.start + self.len]
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [f32] {
+        &mut self.memory[self.start..self.start + self.len]
+    }
+}
+
+/// Runs a plan on the CPU's cores.
+pub struct CpuExecutor {
+    plan: Plan,
+    cpu: Cpu,
+    kernels: Vec<Kernel>,
+    arena: Aligned,
+    scratch: Scratch,
+    scratch_len: usize,
+    pool: rayon::ThreadPool,
+    profiling: bool,
+    times: Vec<(u64, Duration)>,
+}
+
+impl CpuExecutor {
+    /// Plans `graph` and takes the memory. The instruction set is the fastest, or the one that the environment forces;
+    /// `threads` 0 takes as many as there are cores.
+    pub fn new(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Self> {
+        Self::with_isa(graph, options, threads, Isa::from_env()?)
+    }
+
+    /// As [`CpuExecutor::new`], with a given instruction set.
+    pub fn with_isa(graph: Graph, options: &PlanOptions, threads: usize, isa: Isa) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("ddpm-{i}"))
+            .build()
+            .map_err(|e| Error::Resources(format!("the threads cannot be started: {e}")))?;
+        let cpu = Cpu { isa };
+        let (plan, kernels) = prepare(graph, options, cpu)?;
+        let scratch_len = kernels.iter().map(|k| k.per_thread).max().unwrap_or(0);
+        let scratch = Scratch::new(pool.current_num_threads(), scratch_len)?;
+        let arena = Aligned::new(plan.arena_len())?;
+        let times = vec![(0, Duration::ZERO); kernels.len()];
+        Ok(Self { plan, cpu, kernels, arena, scratch, scratch_len, pool, profiling: false, times })
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.cpu.isa
+    }
+
+    /// Number of threads.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
+        let info = self.plan.graph().info(t);
+        let place = self.plan.place(t);
+        if place.len() == given {
+            return Ok(place);
+        }
+        Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: place.len(), given })
+    }
+
+    fn checked_parameter(&self, region: Region, i: usize, given: usize) -> Result<Range<usize>> {
+        let place = self.plan.parameter(region, i).ok_or_else(|| {
+            Error::Resources(format!(
+                "the plan holds no {region:?} of parameter {i}: it was not made for training"
+            ))
+        })?;
+        if place.len() == given {
+            return Ok(place);
+        }
+        let info = self.plan.graph().info(self.plan.graph().parameters()[i]);
+        Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: place.len(), given })
+    }
+}
+
+/// Memory and arithmetic of a plan, without taking the memory.
+pub fn footprint(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Footprint> {
+    let (plan, kernels) = prepare(graph, options, Cpu { isa: Isa::from_env()? })?;
+    let threads = if threads == 0 { rayon::current_num_threads() } else { threads };
+    Ok(footprint_of(&plan, &kernels, threads))
+}
+
+fn footprint_of(plan: &Plan, kernels: &[Kernel], threads: usize) -> Footprint {
+    Footprint {
+        arena_bytes: plan.arena_len() * DType::F32.bytes(),
+        scratch_bytes: threads * kernels.iter().map(|k| k.per_thread).max().unwrap_or(0) * DType::F32.bytes(),
+        multiply_adds: plan.graph().multiply_adds(),
+    }
+}
+
+fn prepare(graph: Graph, options: &PlanOptions, cpu: Cpu) -> Result<(Plan, Vec<Kernel>)> {
+    let mut kernels = Vec::with_capacity(graph.nodes().len());
+    for node in graph.nodes() {
+        let types = |t: &[Tensor]| t.iter().map(|&t| graph.ty(t)).collect::<Vec<_>>();
+        let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
+        assert!(inputs.len() <= MOST_OPERANDS && outputs.len() <= MOST_RESULTS, "{}", node.name);
+        if let Some(ty) = inputs.iter().chain(&outputs).find(|ty| ty.dtype != DType::F32) {
+            return Err(Error::DType { node: node.name.clone(), executor: "CPU", dtype: ty.dtype });
+        }
+        kernels.push(node.op.operation().cpu(&cpu, &inputs, &outputs));
+    }
+    let shared: Vec<usize> = kernels.iter().map(|k| k.shared).collect();
+    Ok((Plan::new(graph, options, &shared), kernels))
+}
+
+impl Executor for CpuExecutor {
+    fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    fn footprint(&self) -> Footprint {
+        let scratch_bytes = self.threads() * self.scratch_len * DType::F32.bytes();
+        Footprint { scratch_bytes, ..footprint_of(&self.plan, &self.kernels, self.threads()) }
+    }
+
+    fn write(&mut self, t: Tensor, data: &[f32]) -> Result<()> {
+        let place = self.checked(t, data.len())?;
+        self.arena.as_mut_slice()[place].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn read(&self, t: Tensor, out: &mut [f32]) -> Result<()> {
+        let place = self.checked(t, out.len())?;
+        out.copy_from_slice(&self.arena.as_slice()[place]);
+        Ok(())
+    }
+
+    fn write_parameter(&mut self, region: Region, i: usize, data: &[f32]) -> Result<()> {
+        let place = self.checked_parameter(region, i, data.len())?;
+        self.arena.as_mut_slice()[place].copy_from_slice(data);
+        Ok(())
+    }
+
+    fn read_parameter(&self, region: Region, i: usize, out: &mut [f32]) -> Result<()> {
+        let place = self.checked_parameter(region, i, out.len())?;
+        out.copy_from_slice(&self.arena.as_slice()[place]);
+        Ok(())
+    }
+
+    fn run(&mut self, draws: Draws) -> Result<()> {
+        let Self { plan, kernels, arena, scratch, pool, profiling, times, .. } = self;
+        let arena = arena.as_mut_slice();
+        pool.install(|| {
+            for (i, kernel) in kernels.iter().enumerate() {
+                let start = profiling.then(Instant::now);
+                run_node(plan, i, kernel, arena, scratch, draws);
+                if let Some(start) = start {
+                    times[i].0 += 1;
+                    times[i].1 += start.elapsed();
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn update(&mut self, step: &AdamStep) -> Result<()> {
+        let regions = [Region::Weights, Region::Gradients, Region::ExpAvg, Region::ExpAvgSq, Region::Ema];
+        let places = regions.map(|r| self.plan.region(r));
+        if places[1].is_empty() && !places[0].is_empty() {
+            return Err(Error::Resources("the plan was not made for training".to_owned()));
+        }
+        let isa = self.cpu.isa;
+        let [weights, gradients, exp_avg, exp_avg_sq, ema] =
+            self.arena.as_mut_slice().get_disjoint_mut(places).expect("regions do not overlap");
+        self.pool.install(|| {
+            let chunks = (
+                gradients.par_chunks(CHUNK),
+                weights.par_chunks_mut(CHUNK),
+                exp_avg.par_chunks_mut(CHUNK),
+                exp_avg_sq.par_chunks_mut(CHUNK),
+            );
+            if ema.is_empty() {
+                chunks
+                    .into_par_iter()
+                    .for_each(|(g, w, m, v)| elementwise::adam(isa, step, g, w, m, v, &mut []));
+            } else {
+                (chunks.into_par_iter(), ema.par_chunks_mut(CHUNK))
+                    .into_par_iter()
+                    .for_each(|((g, w, m, v), e)| elementwise::adam(isa, step, g, w, m, v, e));
+            }
+        });
+        Ok(())
+    }
+
+    fn set_profiling(&mut self, on: bool) {
+        self.profiling = on;
+        if on {
+            self.times.fill((0, Duration::ZERO));
+        }
+    }
+
+    fn profile(&self) -> Vec<NodeTime> {
+        let graph = self.plan.graph();
+        let nodes = graph.nodes().iter().zip(&self.times);
+        nodes
+            .map(|(node, &(runs, time))| NodeTime {
+                name: node.name.clone(),
+                operation: node.op.operation().name(),
+                runs,
+                time,
+                multiply_adds: graph.node_multiply_adds(node),
+            })
+            .collect()
+    }
+}
+
+/// Borrows a node's operands, results and scratch memory from the arena and calls its kernel.
+fn run_node(plan: &Plan, i: usize, kernel: &Kernel, arena: &mut [f32], scratch: &Scratch, draws: Draws) {
+    let node = &plan.graph().nodes()[i];
+    if let Some(operand) = node.op.operation().in_place() {
+        let (from, to) = (plan.place(node.inputs[operand]), plan.place(node.outputs[0]));
+        if from != to {
+            arena.copy_within(from, to.start);
+        }
+    }
+    // Results, then the different operands, then scratch memory; empty ranges fill up and overlap with nothing.
+    const MOST: usize = MOST_RESULTS + MOST_OPERANDS + 1;
+    let mut ranges: [Range<usize>; MOST] = std::array::from_fn(|_| 0..0);
+    let results = node.outputs.len();
+    for (range, &t) in ranges.iter_mut().zip(&node.outputs) {
+        *range = plan.place(t);
+    }
+    let mut used = results;
+    let mut operand_at = [MOST; MOST_OPERANDS]; // MOST: shares a result's memory
+    for (at, &t) in operand_at.iter_mut().zip(&node.inputs) {
+        let place = plan.place(t);
+        *at = match ranges[..used].iter().position(|r| *r == place) {
+            Some(same) if same < results => MOST,
+            Some(same) => same,
+            None => {
+                ranges[used] = place;
+                used += 1;
+                used - 1
+            }
+        };
+    }
+    ranges[MOST - 1] = plan.scratch(i);
+    let mut slices = arena.get_disjoint_mut(ranges).expect("the plan gives every operand its own place");
+    let (slices, shared) = slices.split_at_mut(MOST - 1);
+    let (outputs, operands) = slices.split_at_mut(results);
+    let empty: &[f32] = &[];
+    let inputs: [&[f32]; MOST_OPERANDS] =
+        operand_at.map(|at| if at == MOST { empty } else { &*operands[at - results] });
+    let mut run =
+        Run { inputs: &inputs[..node.inputs.len()], outputs, shared: &mut *shared[0], scratch, draws };
+    (kernel.run)(&mut run);
+}

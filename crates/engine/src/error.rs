@@ -1,0 +1,60 @@
+//! The engine's one error type.
+
+use crate::shape::Shape;
+
+/// What went wrong, with the node and the shapes.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An operation does not take tensors of these shapes.
+    #[error("{node} ({operation}): {reason}; it was given {shapes:?}")]
+    Shape {
+        /// The node's name.
+        node: String,
+        /// The operation's name.
+        operation: &'static str,
+        /// What it needs.
+        reason: String,
+        /// What it was given.
+        shapes: Vec<Shape>,
+    },
+    /// An operation has no gradient, but a parameter's gradient goes through it.
+    #[error("{node} ({operation}) has no gradient")]
+    NoGradient {
+        /// The node's name.
+        node: String,
+        /// The operation's name.
+        operation: &'static str,
+    },
+    /// An executor has no arithmetic for a number format.
+    #[error("{node}: the {executor} executor has no {dtype} arithmetic")]
+    DType {
+        /// The node's name.
+        node: String,
+        /// The executor's name.
+        executor: &'static str,
+        /// The number format.
+        dtype: crate::shape::DType,
+    },
+    /// Data of the wrong length was written to or read from a tensor.
+    #[error("{tensor}: {given} numbers for a tensor of shape {shape} ({expected} numbers)")]
+    Length {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape.
+        shape: Shape,
+        /// Numbers of the shape.
+        expected: usize,
+        /// Numbers that were given.
+        given: usize,
+    },
+    /// The forced instruction set is not there.
+    #[error(transparent)]
+    Isa(#[from] ddpm_kernels::IsaError),
+    /// The memory or threads that the plan needs cannot be had.
+    #[error("{0}")]
+    Resources(String),
+}
+
+/// The engine's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

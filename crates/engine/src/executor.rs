@@ -1,0 +1,77 @@
+//! What every executor of a plan can do. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
+
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::plan::{Plan, Region};
+pub use ddpm_kernels::elementwise::AdamStep;
+use std::time::Duration;
+
+/// What the random draws of a run depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Draws {
+    /// The seed.
+    pub seed: u64,
+    /// The training or sampling step.
+    pub step: u32,
+    /// Index of the batch's first picture.
+    pub first_index: u32,
+}
+
+/// Memory and arithmetic of a plan on an executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the arena.
+    pub arena_bytes: usize,
+    /// Bytes of the threads' own scratch memory.
+    pub scratch_bytes: usize,
+    /// Multiply-adds of a run.
+    pub multiply_adds: u64,
+}
+
+/// Time of one node over the profiled runs.
+#[derive(Clone, Debug)]
+pub struct NodeTime {
+    /// The node's name.
+    pub name: String,
+    /// The operation's name.
+    pub operation: &'static str,
+    /// Runs.
+    pub runs: u64,
+    /// Time of all runs.
+    pub time: Duration,
+    /// Multiply-adds of one run.
+    pub multiply_adds: u64,
+}
+
+/// Runs a plan many times.
+pub trait Executor {
+    /// The plan.
+    fn plan(&self) -> &Plan;
+
+    /// Memory and arithmetic.
+    fn footprint(&self) -> Footprint;
+
+    /// Writes a whole tensor.
+    fn write(&mut self, t: Tensor, data: &[f32]) -> Result<()>;
+
+    /// Reads a whole tensor.
+    fn read(&self, t: Tensor, out: &mut [f32]) -> Result<()>;
+
+    /// Writes parameter `i` of a region.
+    fn write_parameter(&mut self, region: Region, i: usize, data: &[f32]) -> Result<()>;
+
+    /// Reads parameter `i` of a region.
+    fn read_parameter(&self, region: Region, i: usize, out: &mut [f32]) -> Result<()>;
+
+    /// Runs all nodes once.
+    fn run(&mut self, draws: Draws) -> Result<()>;
+
+    /// Moves the weights along the gradients of the last run, and their average after them.
+    fn update(&mut self, step: &AdamStep) -> Result<()>;
+
+    /// Starts or stops taking the time of each node; starting forgets earlier times.
+    fn set_profiling(&mut self, on: bool);
+
+    /// Times since profiling was started, in the plan's order.
+    fn profile(&self) -> Vec<NodeTime>;
+}

@@ -1,0 +1,108 @@
+//! Multi-head self-attention over the pixels of a picture, in tiles.
+
+use super::{Operation, operands};
+use crate::autodiff::Backward;
+use crate::cpu::{Cpu, Kernel, Run};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::shape::{Shape, TensorType};
+use ddpm_kernels::attention::Attention as Tiles;
+use rayon::prelude::*;
+
+/// `o = softmax(q k^T / sqrt(d)) v` for each head; operand `qkv [n, h, w, 3c]` (queries, keys, values of all heads);
+/// results `o [n, h, w, c]` and the softmax denominators' logarithms `[n, h * w, heads]` for the backward pass.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    /// Number of heads; it divides c.
+    pub heads: usize,
+}
+
+/// The gradient of [`Attention`]; operands `qkv, o, logarithms, do`; result `dqkv`.
+#[derive(Clone, Debug)]
+pub struct AttentionGrad(Attention);
+
+/// (pictures, tokens, channels)
+fn sizes(qkv: Shape) -> (usize, usize, usize) {
+    let (n, c) = (qkv.dims()[0], qkv.channels());
+    (n, qkv.len() / n / c, c / 3)
+}
+
+impl Operation for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [qkv] = operands(inputs)?;
+        let Some([n, h, w, c]) = qkv.shape.nhwc() else { return Err("takes [n, h, w, 3c]".to_owned()) };
+        if self.heads == 0 || c % (3 * self.heads) != 0 {
+            return Err(format!("{c} channels are not queries, keys and values of {} heads", self.heads));
+        }
+        let o = TensorType { shape: qkv.shape.with_channels(c / 3), dtype: qkv.dtype };
+        Ok(vec![o, TensorType::f32([n, h * w, self.heads])])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let operands = [b.input(0), b.output(0), b.output(1), b.dy];
+        Ok(Some(vec![Some(b.graph.add(&b.name(), AttentionGrad(self.clone()), &operands)?)]))
+    }
+
+    fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        let (n, tokens, c) = sizes(inputs[0].shape);
+        (2 * n * tokens * tokens * c) as u64
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (_, tokens, c) = sizes(inputs[0].shape);
+        let (tiles, heads) = (Tiles::new(cpu.isa(), tokens, c, self.heads), self.heads);
+        // A task is a picture's run of queries; every picture begins a new one.
+        let blocks = tokens.div_ceil(tiles.task_queries());
+        let queries = tiles.task_queries();
+        Kernel::new(move |run: &mut Run<'_>| {
+            let (qkv, scratch) = (run.inputs[0], run.scratch);
+            let [o, lse] = run.outputs else { unreachable!("two results") };
+            let pictures = (qkv.par_chunks(tokens * 3 * c), o.par_chunks_mut(tokens * c));
+            pictures.into_par_iter().zip(lse.par_chunks_mut(tokens * heads)).for_each(|((qkv, o), lse)| {
+                let parts = (o.par_chunks_mut(queries * c), lse.par_chunks_mut(queries * heads));
+                parts.into_par_iter().enumerate().with_max_len(blocks).for_each(|(i, (o, lse))| {
+                    scratch.with(|memory| tiles.forward(qkv, i * queries, o, lse, memory));
+                });
+            });
+        })
+        .per_thread(tiles.scratch_len())
+    }
+}
+
+impl Operation for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention_grad"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [qkv, o, _, d_o] = operands(inputs)?;
+        super::same(o, d_o)?;
+        Ok(vec![qkv])
+    }
+
+    fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        let (n, tokens, c) = sizes(inputs[0].shape);
+        (5 * n * tokens * tokens * c) as u64
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (_, tokens, c) = sizes(inputs[0].shape);
+        let (tiles, heads) = (Tiles::new(cpu.isa(), tokens, c, self.0.heads), self.0.heads);
+        Kernel::new(move |run: &mut Run<'_>| {
+            let ([qkv, o, lse, d_o], scratch) = (run.inputs, run.scratch) else {
+                unreachable!("four operands")
+            };
+            (qkv.par_chunks(tokens * 3 * c), run.outputs[0].par_chunks_mut(tokens * 3 * c))
+                .into_par_iter()
+                .zip((o.par_chunks(tokens * c), d_o.par_chunks(tokens * c), lse.par_chunks(tokens * heads)))
+                .for_each(|((qkv, dqkv), (o, d_o, lse))| {
+                    scratch.with(|memory| tiles.backward(qkv, o, lse, d_o, dqkv, memory));
+                });
+        })
+        .per_thread(tiles.backward_scratch_len())
+    }
+}

@@ -1,0 +1,99 @@
+//! Joining tensors channel by channel, and taking them apart again.
+
+use super::{Operation, operands};
+use crate::autodiff::Backward;
+use crate::cpu::{Cpu, Kernel, Run};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::shape::TensorType;
+use rayon::prelude::*;
+
+/// `y[.., ca + cb] = a[.., ca], b[.., cb]`.
+#[derive(Clone, Debug)]
+pub struct Concat;
+
+/// `y = x[.., from .. from + len]`.
+#[derive(Clone, Debug)]
+pub struct Slice {
+    /// First channel.
+    pub from: usize,
+    /// Number of channels.
+    pub len: usize,
+}
+
+/// Rows of a task.
+const ROWS: usize = 1024;
+
+impl Operation for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [a, b] = operands(inputs)?;
+        if a.shape.with_channels(1) != b.shape.with_channels(1) || a.dtype != b.dtype {
+            return Err("its operands may differ in channels only".to_owned());
+        }
+        let channels = a.shape.channels() + b.shape.channels();
+        Ok(vec![TensorType { shape: a.shape.with_channels(channels), dtype: a.dtype }])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let mut from = 0;
+        let mut shares = Vec::new();
+        for i in 0..2 {
+            let len = b.graph.shape(b.input(i)).channels();
+            let share =
+                if b.wants(i) { Some(b.graph.add(&b.name(), Slice { from, len }, &[b.dy])?) } else { None };
+            shares.push(share);
+            from += len;
+        }
+        Ok(Some(shares))
+    }
+
+    fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (ca, cb) = (inputs[0].shape.channels(), inputs[1].shape.channels());
+        Kernel::new(move |run: &mut Run<'_>| {
+            (
+                run.outputs[0].par_chunks_mut(ROWS * (ca + cb)),
+                run.inputs[0].par_chunks(ROWS * ca),
+                run.inputs[1].par_chunks(ROWS * cb),
+            )
+                .into_par_iter()
+                .for_each(|(y, a, b)| {
+                    let rows = a.chunks_exact(ca).zip(b.chunks_exact(cb));
+                    for (y, (a, b)) in y.chunks_exact_mut(ca + cb).zip(rows) {
+                        y[..ca].copy_from_slice(a);
+                        y[ca..].copy_from_slice(b);
+                    }
+                });
+        })
+    }
+}
+
+impl Operation for Slice {
+    fn name(&self) -> &'static str {
+        "slice"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = operands(inputs)?;
+        if self.from + self.len > x.shape.channels() || self.len == 0 {
+            return Err(format!("there are no channels {}..{}", self.from, self.from + self.len));
+        }
+        Ok(vec![TensorType { shape: x.shape.with_channels(self.len), dtype: x.dtype }])
+    }
+
+    fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (c, from, len) = (inputs[0].shape.channels(), self.from, self.len);
+        Kernel::new(move |run: &mut Run<'_>| {
+            (run.outputs[0].par_chunks_mut(ROWS * len), run.inputs[0].par_chunks(ROWS * c))
+                .into_par_iter()
+                .for_each(|(y, x)| {
+                    for (y, x) in y.chunks_exact_mut(len).zip(x.chunks_exact(c)) {
+                        y.copy_from_slice(&x[from..from + len]);
+                    }
+                });
+        })
+    }
+}

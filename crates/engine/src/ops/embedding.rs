@@ -1,0 +1,43 @@
+//! The sinusoidal embedding of the timestep (Vaswani et al. 2017, section 3.5).
+
+use super::{Operation, operands};
+use crate::cpu::{Cpu, Kernel, Run};
+use crate::shape::TensorType;
+
+/// `y[i] = sin(t / 10000^(i / half)), .., cos(t / 10000^(i / half)), ..` with `half = dim / 2` and i from 0;
+/// operand `t [n]`, result `[n, dim]`.
+#[derive(Clone, Debug)]
+pub struct SinusoidalEmbedding {
+    /// Numbers for each timestep; even.
+    pub dim: usize,
+}
+
+impl Operation for SinusoidalEmbedding {
+    fn name(&self) -> &'static str {
+        "sinusoidal_embedding"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [t] = operands(inputs)?;
+        let &[n] = t.shape.dims() else { return Err("takes timesteps [n]".to_owned()) };
+        if self.dim == 0 || self.dim % 2 != 0 {
+            return Err(format!("the embedding must have an even number of entries, not {}", self.dim));
+        }
+        Ok(vec![TensorType::f32([n, self.dim])])
+    }
+
+    fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+        let dim = self.dim;
+        let half = dim / 2;
+        let frequencies: Vec<f64> = (0..half).map(|i| libm::pow(1e4, -(i as f64) / half as f64)).collect();
+        Kernel::new(move |run: &mut Run<'_>| {
+            for (y, &t) in run.outputs[0].chunks_exact_mut(dim).zip(run.inputs[0]) {
+                let (sines, cosines) = y.split_at_mut(half);
+                for ((s, c), f) in sines.iter_mut().zip(cosines).zip(&frequencies) {
+                    let (sin, cos) = libm::sincos(f64::from(t) * f);
+                    (*s, *c) = (sin as f32, cos as f32);
+                }
+            }
+        })
+    }
+}

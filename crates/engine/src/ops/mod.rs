@@ -1,0 +1,93 @@
+//! The operations: a closed set, one file a family. Each has its shape rule, its gradient and its CPU arithmetic there.
+//!
+//! To add one: write its file, and add its name to the list below.
+
+mod attention;
+mod concat;
+mod conv;
+mod diffusion;
+mod embedding;
+mod loss;
+mod norm;
+mod pointwise;
+mod sum;
+
+pub use attention::{Attention, AttentionGrad};
+pub use concat::{Concat, Slice};
+pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad};
+pub use diffusion::{DrawNormal, DrawTimestep, QSample};
+pub use embedding::SinusoidalEmbedding;
+pub use loss::{Mse, MseGrad};
+pub use norm::{GroupNorm, GroupNormGrad};
+pub use pointwise::{Add, AddPicture, Fill, Silu, SiluGrad};
+pub use sum::{SumPixels, SumRows};
+
+use crate::autodiff::Backward;
+use crate::cpu::{Cpu, Kernel};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::shape::TensorType;
+
+/// What every operation knows about itself.
+pub trait Operation {
+    /// Its name in errors and reports.
+    fn name(&self) -> &'static str;
+
+    /// The types of its results, or what is wrong with the operands.
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
+
+    /// Adds the nodes of its gradient; one gradient for each operand that wants one. None: it has no gradient.
+    fn backward(&self, _: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(None)
+    }
+
+    /// The operand whose values stand in the first result when the operation starts: the plan lets the two share
+    /// memory where nobody else reads the operand, and the executor copies where somebody does.
+    fn in_place(&self) -> Option<usize> {
+        None
+    }
+
+    /// Multiply-adds of matrix products and convolutions.
+    fn multiply_adds(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
+        0
+    }
+
+    /// Its arithmetic on the CPU, prepared for these types.
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel;
+}
+
+macro_rules! operations {
+    ($($name:ident),* $(,)?) => {
+        /// Any operation, with its settings.
+        #[derive(Clone, Debug)]
+        #[allow(missing_docs, reason = "each variant is the documented type of the same name")]
+        pub enum Op { $($name($name)),* }
+
+        impl Op {
+            /// What the operation knows about itself.
+            pub fn operation(&self) -> &dyn Operation {
+                match self { $(Op::$name(op) => op),* }
+            }
+        }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Op { Op::$name(op) }
+        })*
+    };
+}
+
+operations! {
+    Add, AddPicture, Attention, AttentionGrad, Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal,
+    DrawTimestep, Fill, GroupNorm, GroupNormGrad, Mse, MseGrad, QSample, Silu, SiluGrad, SinusoidalEmbedding, Slice,
+    SumPixels, SumRows,
+}
+
+/// Checks the number of operands.
+pub(crate) fn operands<const N: usize>(inputs: &[TensorType]) -> Result<[TensorType; N], String> {
+    inputs.try_into().map_err(|_| format!("takes {N} operands, not {}", inputs.len()))
+}
+
+/// Checks that two operands have one type.
+pub(crate) fn same(a: TensorType, b: TensorType) -> Result<(), String> {
+    if a == b { Ok(()) } else { Err("its operands must have the same shape and format".to_owned()) }
+}

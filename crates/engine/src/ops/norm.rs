@@ -1,0 +1,117 @@
+//! Group normalisation (Wu and He 2018), with SiLU behind it if asked.
+
+use super::{Operation, operands};
+use crate::autodiff::Backward;
+use crate::cpu::{Cpu, Kernel, Run};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::shape::{Shape, TensorType};
+use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
+use rayon::prelude::*;
+
+/// `y = act(x_hat * gamma + beta)`; operands `x [n, h, w, c], gamma [c], beta [c]`; results `y` and the statistics
+/// `[n, 2 * groups]` (means, then reciprocal standard deviations) for the backward pass.
+#[derive(Clone, Debug)]
+pub struct GroupNorm {
+    /// Number of groups; it divides the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+/// The gradient of [`GroupNorm`]; operands `x, dy, gamma, beta, statistics`; results `dx, dgamma, dbeta`.
+#[derive(Clone, Debug)]
+pub struct GroupNormGrad(GroupNorm);
+
+impl GroupNorm {
+    fn shape(&self, x: Shape) -> NormShape {
+        let (pixels, channels) = pixels(x);
+        NormShape { pixels, channels, groups: self.groups, eps: self.eps, silu: self.silu }
+    }
+}
+
+/// Pixels of a picture, and channels.
+fn pixels(x: Shape) -> (usize, usize) {
+    (x.len() / x.dims()[0] / x.channels(), x.channels())
+}
+
+impl Operation for GroupNorm {
+    fn name(&self) -> &'static str {
+        if self.silu { "group_norm_silu" } else { "group_norm" }
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x, gamma, beta] = operands(inputs)?;
+        let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("takes [n, h, w, c]".to_owned()) };
+        if self.groups == 0 || c % self.groups != 0 {
+            return Err(format!("{c} channels cannot be cut into {} groups", self.groups));
+        }
+        if gamma.shape != Shape::new(&[c]) || beta.shape != gamma.shape {
+            return Err(format!("gamma and beta must be [{c}]"));
+        }
+        Ok(vec![x, TensorType::f32([n, 2 * self.groups])])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let operands = [b.input(0), b.dy, b.input(1), b.input(2), b.output(1)];
+        let made = b.graph.add_all(&b.name(), GroupNormGrad(self.clone()), &operands)?;
+        Ok(Some(made.into_iter().map(Some).collect()))
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, shape, groups) = (cpu.isa(), self.shape(inputs[0].shape), self.groups);
+        let picture = shape.pixels * shape.channels;
+        Kernel::new(move |run: &mut Run<'_>| {
+            let (x, gamma, beta, scratch) = (run.inputs[0], run.inputs[1], run.inputs[2], run.scratch);
+            let [y, stats] = run.outputs else { unreachable!("two results") };
+            (x.par_chunks(picture), y.par_chunks_mut(picture), stats.par_chunks_mut(2 * groups))
+                .into_par_iter()
+                .for_each(|(x, y, stats)| {
+                    scratch.with(|memory| group_norm(isa, shape, x, gamma, beta, y, stats, memory));
+                });
+        })
+        .per_thread(shape.scratch_len())
+    }
+}
+
+impl Operation for GroupNormGrad {
+    fn name(&self) -> &'static str {
+        if self.0.silu { "group_norm_silu_grad" } else { "group_norm_grad" }
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x, dy, gamma, beta, _] = operands(inputs)?;
+        super::same(x, dy)?;
+        Ok(vec![x, gamma, beta])
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, shape, groups) = (cpu.isa(), self.0.shape(inputs[0].shape), self.0.groups);
+        let (picture, c, n) = (shape.pixels * shape.channels, shape.channels, inputs[0].shape.dims()[0]);
+        Kernel::new(move |run: &mut Run<'_>| {
+            let [x, dy, gamma, beta, stats] = run.inputs else { unreachable!("five operands") };
+            let [dx, dgamma, dbeta] = run.outputs else { unreachable!("three results") };
+            let (scratch, shares) = (run.scratch, &mut run.shared[..n * 2 * c]);
+            (x.par_chunks(picture), dy.par_chunks(picture), dx.par_chunks_mut(picture))
+                .into_par_iter()
+                .zip((stats.par_chunks(2 * groups), shares.par_chunks_mut(2 * c)))
+                .for_each(|((x, dy, dx), (stats, share))| {
+                    let (dgamma, dbeta) = share.split_at_mut(c);
+                    scratch.with(|memory| {
+                        group_norm_backward(isa, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, memory);
+                    });
+                });
+            dgamma.fill(0.0);
+            dbeta.fill(0.0);
+            for share in shares.chunks(2 * c) {
+                let (of_gamma, of_beta) = share.split_at(c);
+                ddpm_kernels::elementwise::add_assign(isa, of_gamma, dgamma);
+                ddpm_kernels::elementwise::add_assign(isa, of_beta, dbeta);
+            }
+        })
+        .shared(n * 2 * c)
+        .per_thread(shape.scratch_len())
+    }
+}

@@ -1,0 +1,266 @@
+//! The plan: the order of the steps, and a place in one arena for every tensor.
+//!
+//! Weights, their gradients and the optimizer's state each have a region in which parameters stand in their order, so
+//! that the optimizer walks over memory once. Every other tensor gets a place by its lifetime: from the step that
+//! makes it to the last that reads it. Tensors are placed from the largest to the smallest, each at the lowest place
+//! that nothing else holds meanwhile. Scratch memory that a step shares between threads is placed in the same way.
+
+use crate::graph::{Graph, Kind, Tensor};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+/// Numbers of a cache line: every tensor begins at a multiple.
+pub(crate) const ALIGN: usize = 16;
+
+/// What a plan is made for.
+#[derive(Clone, Debug, Default)]
+pub struct PlanOptions {
+    /// The parameters' gradients, as [`backward`](crate::autodiff::backward) returns them; none: no training.
+    pub gradients: Option<Vec<Tensor>>,
+    /// Whether a moving average of the weights is kept.
+    pub ema: bool,
+    /// Tensors that are read after a run.
+    pub keep: Vec<Tensor>,
+}
+
+/// A group of numbers, one for each number of the parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// The weights.
+    Weights,
+    /// Their gradients.
+    Gradients,
+    /// Adam's first moment.
+    ExpAvg,
+    /// Adam's second moment.
+    ExpAvgSq,
+    /// The moving average of the weights.
+    Ema,
+}
+
+impl Region {
+    const ALL: [Region; 5] = [Self::Weights, Self::Gradients, Self::ExpAvg, Self::ExpAvgSq, Self::Ema];
+}
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    graph: Graph,
+    places: Vec<Range<usize>>,
+    /// Each parameter's place within a region.
+    parameters: Vec<Range<usize>>,
+    regions: [Range<usize>; 5],
+    scratch: Vec<Range<usize>>,
+    len: usize,
+}
+
+/// Something to be placed: its size and the steps that need it.
+struct Item {
+    len: usize,
+    live: Range<usize>,
+}
+
+impl Plan {
+    /// Lays out `graph`; `scratch` has the numbers of shared scratch memory of each node.
+    pub fn new(graph: Graph, options: &PlanOptions, scratch: &[usize]) -> Self {
+        let mut at = 0;
+        let parameters: Vec<Range<usize>> = graph
+            .parameters()
+            .iter()
+            .map(|&p| {
+                let len = graph.shape(p).len();
+                let place = at..at + len;
+                at += len.next_multiple_of(ALIGN);
+                place
+            })
+            .collect();
+        let region_len = at;
+        let mut end = 0;
+        let regions = Region::ALL.map(|region| {
+            let there = match region {
+                Region::Weights => true,
+                Region::Ema => options.ema && options.gradients.is_some(),
+                _ => options.gradients.is_some(),
+            };
+            let start = end;
+            end += if there { region_len } else { 0 };
+            start..end
+        });
+
+        let mut places = vec![0..0; graph.tensor_count()];
+        let shift = |r: &Range<usize>, by: usize| r.start + by..r.end + by;
+        let mut fixed = HashSet::new();
+        for (i, &p) in graph.parameters().iter().enumerate() {
+            places[p.index()] = shift(&parameters[i], regions[Region::Weights as usize].start);
+            fixed.insert(p);
+        }
+        for (i, &g) in options.gradients.iter().flatten().enumerate() {
+            places[g.index()] = shift(&parameters[i], regions[Region::Gradients as usize].start);
+            fixed.insert(g);
+        }
+
+        let live = lifetimes(&graph, &options.keep);
+        let shares = shared_places(&graph, &live, &fixed);
+        let mut items: Vec<Item> = Vec::new();
+        let mut item_of: HashMap<usize, usize> = HashMap::new();
+        for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
+            let root = shares[t];
+            let item = *item_of.entry(root).or_insert_with(|| {
+                items.push(Item { len: graph.shape(Tensor(root as u32)).len(), live: live[root].clone() });
+                items.len() - 1
+            });
+            let both = &mut items[item].live;
+            *both = both.start.min(live[t].start)..both.end.max(live[t].end);
+        }
+        let first_scratch = items.len();
+        items.extend(scratch.iter().enumerate().map(|(step, &len)| Item { len, live: step + 1..step + 2 }));
+
+        let (offsets, len) = place(&items);
+        for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
+            let at = end + offsets[item_of[&shares[t]]];
+            places[t] = at..at + graph.shape(Tensor(t as u32)).len();
+        }
+        let scratch =
+            (first_scratch..items.len()).map(|i| end + offsets[i]..end + offsets[i] + items[i].len).collect();
+        Self { graph, places, parameters, regions, scratch, len: end + len }
+    }
+
+    /// The planned graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Numbers of the arena.
+    pub fn arena_len(&self) -> usize {
+        self.len
+    }
+
+    /// Where a tensor is.
+    pub fn place(&self, t: Tensor) -> Range<usize> {
+        self.places[t.index()].clone()
+    }
+
+    /// Where a node's scratch memory is.
+    pub fn scratch(&self, node: usize) -> Range<usize> {
+        self.scratch[node].clone()
+    }
+
+    /// A region of the arena; empty if the plan has none.
+    pub fn region(&self, region: Region) -> Range<usize> {
+        self.regions[region as usize].clone()
+    }
+
+    /// Where parameter `i` is in a region; `None` if the plan has no such region.
+    pub fn parameter(&self, region: Region, i: usize) -> Option<Range<usize>> {
+        let all = self.region(region);
+        let place = self.parameters.get(i)?;
+        (all.len() >= place.end).then(|| all.start + place.start..all.start + place.end)
+    }
+}
+
+/// The steps in which each tensor is needed. Step 0 is before the first node; node i runs in step i + 1.
+fn lifetimes(graph: &Graph, keep: &[Tensor]) -> Vec<Range<usize>> {
+    let end = graph.nodes().len() + 2;
+    let mut live = vec![0..0; graph.tensor_count()];
+    for (i, node) in graph.nodes().iter().enumerate() {
+        for t in &node.outputs {
+            live[t.index()] = i + 1..i + 2;
+        }
+        for t in &node.inputs {
+            live[t.index()].end = live[t.index()].end.max(i + 2);
+        }
+    }
+    for (t, live) in live.iter_mut().enumerate() {
+        let t = Tensor(t as u32);
+        if graph.info(t).kind == Kind::Input {
+            *live = 0..end;
+        } else if keep.contains(&t) {
+            live.end = end;
+        }
+    }
+    live
+}
+
+/// For each tensor the one whose memory it lives in: its own, or, down a chain of in-place operations, the first's.
+fn shared_places(graph: &Graph, live: &[Range<usize>], fixed: &HashSet<Tensor>) -> Vec<usize> {
+    let mut root: Vec<usize> = (0..graph.tensor_count()).collect();
+    for (i, node) in graph.nodes().iter().enumerate() {
+        let Some(operand) = node.op.operation().in_place() else { continue };
+        let (from, to) = (node.inputs[operand], node.outputs[0]);
+        let once = node.inputs.iter().filter(|&&t| t == from).count() == 1;
+        let last_use = live[from.index()].end == i + 2;
+        let computed = graph.info(from).kind == Kind::Computed;
+        if once && last_use && computed && !fixed.contains(&from) && !fixed.contains(&to) {
+            root[to.index()] = root[from.index()];
+        }
+    }
+    root
+}
+
+/// Offsets for all items, and the length of the whole.
+fn place(items: &[Item]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].len > 0).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(items[i].len), i));
+    let mut offsets = vec![0; items.len()];
+    let mut placed: Vec<usize> = Vec::new(); // by offset
+    let mut total = 0;
+    for i in order {
+        let item = &items[i];
+        let mut at = 0;
+        for &other in &placed {
+            let meets = items[other].live.start < item.live.end && item.live.start < items[other].live.end;
+            if meets {
+                if offsets[other] >= at + item.len {
+                    break;
+                }
+                at = at.max((offsets[other] + items[other].len).next_multiple_of(ALIGN));
+            }
+        }
+        offsets[i] = at;
+        total = total.max(at + item.len);
+        let rank = placed.partition_point(|&p| offsets[p] <= at);
+        placed.insert(rank, i);
+    }
+    (offsets, total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream, below};
+
+    #[test]
+    fn items_that_live_together_never_overlap() {
+        let mut words = Stream::new(1, Purpose::Test, 0, 0).words();
+        let mut draw = |n| below(words.next().expect("endless"), n) as usize;
+        for _ in 0..50 {
+            let items: Vec<Item> = (0..60)
+                .map(|_| {
+                    let start = draw(40);
+                    Item { len: draw(200), live: start..start + 1 + draw(12) }
+                })
+                .collect();
+            let (offsets, total) = place(&items);
+            let most = (0..60)
+                .map(|step| items.iter().filter(|i| i.live.contains(&step)).map(|i| i.len).sum::<usize>())
+                .max()
+                .unwrap_or(0);
+            assert!(total >= most);
+            for (i, a) in items.iter().enumerate() {
+                assert_eq!(offsets[i] % ALIGN, 0);
+                assert!(offsets[i] + a.len <= total);
+                for (j, b) in items.iter().enumerate().skip(i + 1) {
+                    let together = a.live.start < b.live.end && b.live.start < a.live.end;
+                    let apart = offsets[i] + a.len <= offsets[j] || offsets[j] + b.len <= offsets[i];
+                    assert!(!together || apart, "{i} and {j}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn places_are_reused_once_free() {
+        let items: Vec<Item> = (0..10).map(|i| Item { len: 160, live: i..i + 2 }).collect();
+        assert_eq!(place(&items).1, 320);
+    }
+}

@@ -1,0 +1,182 @@
+//! Arithmetic number by number, sums, and the optimizer's step.
+
+use crate::isa::{Isa, dispatch};
+use crate::vector::{self, map2};
+use pulp::Simd;
+
+/// `y = silu(x)`.
+pub fn silu(isa: Isa, x: &[f32], y: &mut [f32]) {
+    dispatch!(isa, s => map2(s, y, x, #[inline(always)] |_, x| vector::silu(s, x)))
+}
+
+/// `g = dy * silu'(x)`, where `g` holds `dy` before.
+pub fn silu_backward(isa: Isa, x: &[f32], g: &mut [f32]) {
+    dispatch!(isa, s => map2(s, g, x, #[inline(always)] |g, x| s.mul_f32s(g, vector::silu_derivative(s, x))))
+}
+
+/// `y += x`.
+pub fn add_assign(isa: Isa, x: &[f32], y: &mut [f32]) {
+    dispatch!(isa, s => map2(s, y, x, #[inline(always)] |y, x| s.add_f32s(y, x)))
+}
+
+/// `y = e^x`.
+pub fn exp(isa: Isa, x: &[f32], y: &mut [f32]) {
+    dispatch!(isa, s => map2(s, y, x, #[inline(always)] |_, x| vector::exp(s, x)))
+}
+
+/// `y += row` for every row of `y`.
+pub fn add_rows(isa: Isa, row: &[f32], y: &mut [f32]) {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, row: &[f32], y: &mut [f32]) {
+        for y in y.chunks_exact_mut(row.len()) {
+            map2(s, y, row, |y, x| s.add_f32s(y, x));
+        }
+    }
+    dispatch!(isa, s => run(s, row, y))
+}
+
+/// `out = sum of the rows of x`, row by row in order.
+pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, x: &[f32], out: &mut [f32]) {
+        out.fill(0.0);
+        for row in x.chunks_exact(out.len()) {
+            map2(s, out, row, |o, x| s.add_f32s(o, x));
+        }
+    }
+    dispatch!(isa, s => run(s, x, out))
+}
+
+/// The sum of `(a - b)^2`, in f64 from runs of 4096.
+pub fn squared_distance(isa: Isa, a: &[f32], b: &[f32]) -> f64 {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f64 {
+        let run = |(a, b): (&[f32], &[f32])| {
+            let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+            let rest = s.sub_f32s(s.partial_load_f32s(a_tail), s.partial_load_f32s(b_tail));
+            let mut total = s.mul_f32s(rest, rest);
+            for (a, b) in a.iter().zip(b) {
+                let d = s.sub_f32s(*a, *b);
+                total = s.mul_add_e_f32s(d, d, total);
+            }
+            f64::from(s.reduce_sum_f32s(total))
+        };
+        a.chunks(4096).zip(b.chunks(4096)).map(run).sum()
+    }
+    assert_eq!(a.len(), b.len());
+    dispatch!(isa, s => run(s, a, b))
+}
+
+/// `out = factor * (a - b)`.
+pub fn scaled_difference(isa: Isa, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
+        let f = s.splat_f32s(factor);
+        out.copy_from_slice(a);
+        map2(s, out, b, |a, b| s.mul_f32s(f, s.sub_f32s(a, b)));
+    }
+    dispatch!(isa, s => run(s, factor, a, b, out))
+}
+
+/// `out = a * x + b * y` (the forward process: `x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps`).
+pub fn combine(isa: Isa, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
+        let (a, b) = (s.splat_f32s(a), s.splat_f32s(b));
+        out.copy_from_slice(x);
+        map2(s, out, y, |x, y| s.mul_add_e_f32s(a, x, s.mul_f32s(b, y)));
+    }
+    dispatch!(isa, s => run(s, a, x, b, y, out))
+}
+
+/// Numbers of one Adam step (Kingma and Ba 2015, algorithm 1; decoupled decay: Loshchilov and Hutter 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamStep {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay (AdamW), or decay added to the gradient (Adam).
+    pub weight_decay: f64,
+    /// Whether the decay is decoupled.
+    pub decoupled: bool,
+    /// Number of this step, from 1.
+    pub step: u64,
+    /// The average keeps this share of its old value; without an average this is not looked at.
+    pub ema_decay: f64,
+    /// The gradient is multiplied by this first (clipping).
+    pub grad_scale: f64,
+}
+
+/// One Adam step and the moving average of the weights, in one pass over memory. `ema` may be empty.
+pub fn adam(
+    isa: Isa,
+    step: &AdamStep,
+    grad: &[f32],
+    weight: &mut [f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    ema: &mut [f32],
+) {
+    assert_eq!([weight.len(), exp_avg.len(), exp_avg_sq.len()], [grad.len(); 3]);
+    assert!(ema.is_empty() || ema.len() == grad.len());
+    dispatch!(isa, s => adam_generic(s, step, grad, weight, exp_avg, exp_avg_sq, ema))
+}
+
+#[inline(always)]
+fn adam_generic<S: Simd>(
+    s: S,
+    step: &AdamStep,
+    grad: &[f32],
+    weight: &mut [f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    ema: &mut [f32],
+) {
+    let correction1 = 1.0 - step.beta1.powf(step.step as f64);
+    let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
+    let splat = |v: f64| s.splat_f32s(v as f32);
+    let (rate, root, eps) = (splat(-step.lr / correction1), splat(1.0 / correction2), splat(step.eps));
+    let (share1, beta2, share2) = (splat(1.0 - step.beta1), splat(step.beta2), splat(1.0 - step.beta2));
+    let (decay, shrink, ema_share) =
+        (splat(step.weight_decay), splat(1.0 - step.lr * step.weight_decay), splat(1.0 - step.ema_decay));
+    let scale = splat(step.grad_scale);
+    let one = |g, w, m, v| {
+        let (mut g, mut w) = (s.mul_f32s(g, scale), w);
+        if step.weight_decay != 0.0 {
+            if step.decoupled {
+                w = s.mul_f32s(w, shrink);
+            } else {
+                g = s.mul_add_e_f32s(decay, w, g);
+            }
+        }
+        let m = s.mul_add_e_f32s(share1, s.sub_f32s(g, m), m);
+        let v = s.mul_add_e_f32s(s.mul_f32s(g, g), share2, s.mul_f32s(v, beta2));
+        let denominator = s.mul_add_e_f32s(s.sqrt_f32s(v), root, eps);
+        (s.mul_add_e_f32s(rate, s.div_f32s(m, denominator), w), m, v)
+    };
+    let average = |e, w| s.mul_add_e_f32s(ema_share, s.sub_f32s(w, e), e);
+
+    let (g, g_tail) = S::as_simd_f32s(grad);
+    let (w, w_tail) = S::as_mut_simd_f32s(weight);
+    let (m, m_tail) = S::as_mut_simd_f32s(exp_avg);
+    let (v, v_tail) = S::as_mut_simd_f32s(exp_avg_sq);
+    let (e, e_tail) = S::as_mut_simd_f32s(ema);
+    for i in 0..g.len() {
+        (w[i], m[i], v[i]) = one(g[i], w[i], m[i], v[i]);
+        if let Some(e) = e.get_mut(i) {
+            *e = average(*e, w[i]);
+        }
+    }
+    let load = |t: &[f32]| s.partial_load_f32s(t);
+    let (new_w, new_m, new_v) = one(load(g_tail), load(w_tail), load(m_tail), load(v_tail));
+    s.partial_store_f32s(w_tail, new_w);
+    s.partial_store_f32s(m_tail, new_m);
+    s.partial_store_f32s(v_tail, new_v);
+    let new_e = average(load(e_tail), new_w);
+    s.partial_store_f32s(e_tail, new_e);
+}

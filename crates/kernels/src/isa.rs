@@ -1,0 +1,155 @@
+//! Instruction sets: which ones this machine has, which one to use, and the one place that dispatches to them.
+
+use std::fmt;
+
+/// The environment variable that forces an instruction set (`portable`, `avx2`, `avx512`, `neon`).
+pub const ISA_VARIABLE: &str = "DDPM_ISA";
+
+/// An instruction set that was detected on this machine. Holding a value proves the detection.
+#[derive(Clone, Copy)]
+pub struct Isa(pub(crate) Token);
+
+/// The capability itself: pulp's tokens can be made only after detection.
+#[derive(Clone, Copy)]
+pub(crate) enum Token {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(pulp::x86::V3),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(pulp::x86::V4),
+    #[cfg(target_arch = "aarch64")]
+    Neon(pulp::aarch64::Neon),
+}
+
+/// A forced instruction set that this machine does not have, or that does not exist.
+#[derive(Debug, thiserror::Error)]
+#[error("{ISA_VARIABLE}={asked}: this machine has {available}; set one of these, or unset the variable")]
+pub struct IsaError {
+    asked: String,
+    available: String,
+}
+
+impl Isa {
+    /// Every instruction set of this machine, the fastest first. The portable one is always there.
+    pub fn all() -> Vec<Isa> {
+        #[allow(unused_mut, reason = "pushed to on the architectures with more than the portable path")]
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            found.extend(pulp::x86::V4::try_new().map(Token::Avx512));
+            found.extend(pulp::x86::V3::try_new().map(Token::Avx2));
+        }
+        #[cfg(target_arch = "aarch64")]
+        found.extend(pulp::aarch64::Neon::try_new().map(Token::Neon));
+        found.push(Token::Portable);
+        found.into_iter().map(Isa).collect()
+    }
+
+    /// The fastest instruction set of this machine.
+    pub fn best() -> Isa {
+        Self::all()[0]
+    }
+
+    /// The one that the environment variable [`ISA_VARIABLE`] names, or the fastest.
+    pub fn from_env() -> Result<Isa, IsaError> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => Self::named(&name),
+            _ => Ok(Self::best()),
+        }
+    }
+
+    /// The one of that name, if this machine has it.
+    pub fn named(name: &str) -> Result<Isa, IsaError> {
+        let all = Self::all();
+        all.iter().copied().find(|isa| isa.name().eq_ignore_ascii_case(name)).ok_or_else(|| IsaError {
+            asked: name.to_owned(),
+            available: all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Its name, as the environment variable takes it.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Token::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Token::Neon(_) => "neon",
+        }
+    }
+
+    /// f32 lanes of a vector register.
+    pub fn lanes(self) -> usize {
+        match self.0 {
+            Token::Portable => 1,
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx2(_) => 8,
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512(_) => 16,
+            #[cfg(target_arch = "aarch64")]
+            Token::Neon(_) => 4,
+        }
+    }
+}
+
+impl fmt::Debug for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Calls a generic kernel with the token of `isa`, inside a function compiled for that instruction set: the only
+/// place where the CPU decides which code runs. Kernels must be `#[inline(always)]`, so that they are compiled there.
+macro_rules! dispatch {
+    ($isa:expr, $simd:ident => $call:expr) => {
+        match $isa.0 {
+            crate::isa::Token::Portable => {
+                let $simd = pulp::Scalar;
+                $call
+            }
+            #[cfg(target_arch = "x86_64")]
+            crate::isa::Token::Avx2($simd) => $simd.vectorize(
+                #[inline(always)]
+                || $call,
+            ),
+            #[cfg(target_arch = "x86_64")]
+            crate::isa::Token::Avx512($simd) => $simd.vectorize(
+                #[inline(always)]
+                || $call,
+            ),
+            #[cfg(target_arch = "aarch64")]
+            crate::isa::Token::Neon($simd) => pulp::Simd::vectorize(
+                $simd,
+                #[inline(always)]
+                || $call,
+            ),
+        }
+    };
+}
+pub(crate) use dispatch;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_comes_first_and_portable_last() {
+        let all = Isa::all();
+        assert_eq!(all.last().map(|i| i.name()), Some("portable"));
+        assert!(all.windows(2).all(|w| w[0].lanes() >= w[1].lanes()));
+    }
+
+    #[test]
+    fn an_unknown_name_is_refused_with_the_choices() {
+        let text = Isa::named("sse9").unwrap_err().to_string();
+        assert!(text.contains("sse9") && text.contains("portable"), "{text}");
+    }
+}

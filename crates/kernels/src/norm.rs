@@ -1,0 +1,325 @@
+//! Group normalisation of one picture, optionally followed by SiLU, forward and backward.
+//!
+//! `y = act(x_hat * gamma + beta)` with `x_hat = (x - mean) * rstd`; mean and variance (the biased one) are taken over
+//! all pixels and the channels of a group (Wu and He 2018). Pictures are `[pixels, channels]`.
+
+use crate::isa::{Isa, dispatch};
+use crate::vector;
+use pulp::Simd;
+
+/// The sizes of a normalisation.
+#[derive(Clone, Copy, Debug)]
+pub struct NormShape {
+    /// Pixels of a picture.
+    pub pixels: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Groups; they divide the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub eps: f32,
+    /// Whether SiLU follows.
+    pub silu: bool,
+}
+
+impl NormShape {
+    fn per_group(&self) -> usize {
+        self.channels / self.groups
+    }
+
+    /// Numbers of scratch memory that both passes need.
+    pub fn scratch_len(&self) -> usize {
+        4 * self.channels
+    }
+}
+
+/// Forward pass of one picture. `stats` receives `[groups]` means, then `[groups]` reciprocal standard deviations.
+pub fn group_norm(
+    isa: Isa,
+    shape: NormShape,
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    y: &mut [f32],
+    stats: &mut [f32],
+    scratch: &mut [f32],
+) {
+    assert_eq!(x.len(), shape.pixels * shape.channels);
+    assert_eq!(y.len(), x.len());
+    dispatch!(isa, s => forward(s, shape, x, gamma, beta, y, stats, scratch))
+}
+
+#[inline(always)]
+fn forward<S: Simd>(
+    s: S,
+    shape: NormShape,
+    x: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    y: &mut [f32],
+    stats: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let NormShape { channels: c, groups, .. } = shape;
+    let count = (shape.pixels * shape.per_group()) as f64;
+    let (sums, rest) = scratch.split_at_mut(c);
+    let (shift, _) = rest.split_at_mut(c);
+    let (means, rstds) = stats.split_at_mut(groups);
+
+    channel_sums(s, x, c, sums);
+    for (mean, sums) in means.iter_mut().zip(sums.chunks(shape.per_group())) {
+        *mean = (sums.iter().map(|&v| f64::from(v)).sum::<f64>() / count) as f32;
+    }
+    for (ch, shift) in shift.iter_mut().enumerate() {
+        *shift = means[ch / shape.per_group()];
+    }
+    channel_sums_shifted(s, x, c, sums, shift);
+    for (rstd, sums) in rstds.iter_mut().zip(sums.chunks(shape.per_group())) {
+        let variance = sums.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+        *rstd = (1.0 / (variance + f64::from(shape.eps)).sqrt()) as f32;
+    }
+
+    let scale = sums;
+    affine(shape, gamma, beta, means, rstds, scale, shift);
+    for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+        rows3(s, y, x, scale, shift, |_, x, a, b| {
+            let z = s.mul_add_e_f32s(x, a, b);
+            if shape.silu { vector::silu(s, z) } else { z }
+        });
+    }
+}
+
+/// `x_hat * gamma + beta = x * scale + shift`, channel by channel.
+#[inline(always)]
+fn affine(
+    shape: NormShape,
+    gamma: &[f32],
+    beta: &[f32],
+    means: &[f32],
+    rstds: &[f32],
+    scale: &mut [f32],
+    shift: &mut [f32],
+) {
+    for ch in 0..shape.channels {
+        let g = ch / shape.per_group();
+        scale[ch] = rstds[g] * gamma[ch];
+        shift[ch] = beta[ch] - means[g] * scale[ch];
+    }
+}
+
+/// Backward pass of one picture. `stats` is what the forward pass left; `dgamma` and `dbeta` (`[channels]` each) are
+/// this picture's share of the parameter gradients, to be added over pictures in order.
+pub fn group_norm_backward(
+    isa: Isa,
+    shape: NormShape,
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    stats: &[f32],
+    dx: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+    scratch: &mut [f32],
+) {
+    assert_eq!(x.len(), shape.pixels * shape.channels);
+    assert_eq!((dy.len(), dx.len()), (x.len(), x.len()));
+    dispatch!(isa, s => backward(s, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, scratch))
+}
+
+#[inline(always)]
+fn backward<S: Simd>(
+    s: S,
+    shape: NormShape,
+    x: &[f32],
+    dy: &[f32],
+    gamma: &[f32],
+    beta: &[f32],
+    stats: &[f32],
+    dx: &mut [f32],
+    dgamma: &mut [f32],
+    dbeta: &mut [f32],
+    scratch: &mut [f32],
+) {
+    let NormShape { channels: c, groups, .. } = shape;
+    let count = (shape.pixels * shape.per_group()) as f32;
+    let (means, rstds) = stats.split_at(groups);
+    let (scale, rest) = scratch.split_at_mut(c);
+    let (shift, rest) = rest.split_at_mut(c);
+    let (mean, rest) = rest.split_at_mut(c);
+    let rstd = &mut rest[..c];
+    affine(shape, gamma, beta, means, rstds, scale, shift);
+    for ch in 0..c {
+        mean[ch] = means[ch / shape.per_group()];
+        rstd[ch] = rstds[ch / shape.per_group()];
+    }
+
+    // dz, the gradient in front of the activation, is kept in dx until the second pass.
+    let dz: &mut [f32] = dx;
+    if shape.silu {
+        for ((dz, dy), x) in dz.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(x.chunks_exact(c)) {
+            copy(dz, dy);
+            rows3(s, dz, x, scale, shift, |dy, x, a, b| {
+                s.mul_f32s(dy, vector::silu_derivative(s, s.mul_add_e_f32s(x, a, b)))
+            });
+        }
+    } else {
+        dz.copy_from_slice(dy);
+    }
+    channel_sums(s, dz, c, dbeta);
+    channel_dots_shifted(s, dz, x, c, dgamma, mean);
+    for (d, rstd) in dgamma.iter_mut().zip(&*rstd) {
+        *d *= rstd;
+    }
+
+    // dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)) = dz * scale + x * slope + offset.
+    let (slope, offset) = (mean, shift);
+    for g in 0..groups {
+        let of_group = g * shape.per_group()..(g + 1) * shape.per_group();
+        let dot = |d: &[f32]| -> f64 {
+            of_group.clone().map(|ch| f64::from(gamma[ch]) * f64::from(d[ch])).sum::<f64>() / f64::from(count)
+        };
+        let (sum_dz, sum_dz_x) = (dot(dbeta), dot(dgamma));
+        let (m, r) = (f64::from(means[g]), f64::from(rstds[g]));
+        for ch in of_group.clone() {
+            slope[ch] = (-r * r * sum_dz_x) as f32;
+            offset[ch] = (r * (m * r * sum_dz_x - sum_dz)) as f32;
+        }
+    }
+    for (dz, x) in dz.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+        rows4(s, dz, x, scale, slope, offset);
+    }
+}
+
+#[inline(always)]
+fn copy(to: &mut [f32], from: &[f32]) {
+    for (t, f) in to.iter_mut().zip(from) {
+        *t = *f;
+    }
+}
+
+/// `y = f(y, x, a, b)` for a row of channels.
+#[inline(always)]
+fn rows3<S: Simd>(
+    s: S,
+    y: &mut [f32],
+    x: &[f32],
+    a: &[f32],
+    b: &[f32],
+    f: impl Fn(S::f32s, S::f32s, S::f32s, S::f32s) -> S::f32s,
+) {
+    let (y, y_tail) = S::as_mut_simd_f32s(y);
+    let ((x, x_tail), (a, a_tail), (b, b_tail)) =
+        (S::as_simd_f32s(x), S::as_simd_f32s(a), S::as_simd_f32s(b));
+    for i in 0..y.len() {
+        y[i] = f(y[i], x[i], a[i], b[i]);
+    }
+    if !y_tail.is_empty() {
+        let load = |t: &[f32]| s.partial_load_f32s(t);
+        let v = f(load(y_tail), load(x_tail), load(a_tail), load(b_tail));
+        s.partial_store_f32s(y_tail, v);
+    }
+}
+
+/// `y = y * a + (x * b + c)` for a row of channels.
+#[inline(always)]
+fn rows4<S: Simd>(s: S, y: &mut [f32], x: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
+    let f = |y, x, a, b, c| s.mul_add_e_f32s(y, a, s.mul_add_e_f32s(x, b, c));
+    let (y, y_tail) = S::as_mut_simd_f32s(y);
+    let ((x, x_tail), (a, a_tail)) = (S::as_simd_f32s(x), S::as_simd_f32s(a));
+    let ((b, b_tail), (c, c_tail)) = (S::as_simd_f32s(b), S::as_simd_f32s(c));
+    for i in 0..y.len() {
+        y[i] = f(y[i], x[i], a[i], b[i], c[i]);
+    }
+    if !y_tail.is_empty() {
+        let load = |t: &[f32]| s.partial_load_f32s(t);
+        let v = f(load(y_tail), load(x_tail), load(a_tail), load(b_tail), load(c_tail));
+        s.partial_store_f32s(y_tail, v);
+    }
+}
+
+/// For each channel the sum over pixels.
+#[inline(always)]
+fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
+    channels_fold(s, c, out, |at, acc| {
+        for row in x.chunks_exact(c) {
+            acc.add(&row[at.clone()], |v, total, _| s.add_f32s(total, v));
+        }
+    });
+}
+
+/// For each channel the sum over pixels of `(x - shift)^2`.
+#[inline(always)]
+fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
+    channels_fold(s, c, out, |at, acc| {
+        let shift = load_block(s, &shift[at.clone()]);
+        for row in x.chunks_exact(c) {
+            acc.add(&row[at.clone()], |v, total, i| {
+                let d = s.sub_f32s(v, shift[i]);
+                s.mul_add_e_f32s(d, d, total)
+            });
+        }
+    });
+}
+
+/// For each channel the sum over pixels of `d (x - shift)`.
+#[inline(always)]
+fn channel_dots_shifted<S: Simd>(s: S, d: &[f32], x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
+    channels_fold(s, c, out, |at, acc| {
+        let shift = load_block(s, &shift[at.clone()]);
+        for (d, x) in d.chunks_exact(c).zip(x.chunks_exact(c)) {
+            let d = load_block(s, &d[at.clone()]);
+            acc.add(&x[at.clone()], |v, total, i| s.mul_add_e_f32s(d[i], s.sub_f32s(v, shift[i]), total));
+        }
+    });
+}
+
+/// Vectors that a pass over the pixels keeps in registers.
+const BLOCK: usize = 4;
+
+/// Up to [`BLOCK`] vectors of sums.
+struct Sums<S: Simd> {
+    s: S,
+    acc: [S::f32s; BLOCK],
+}
+
+impl<S: Simd> Sums<S> {
+    #[inline(always)]
+    fn add(&mut self, row: &[f32], f: impl Fn(S::f32s, S::f32s, usize) -> S::f32s) {
+        let row = load_block(self.s, row);
+        for i in 0..BLOCK {
+            self.acc[i] = f(row[i], self.acc[i], i);
+        }
+    }
+}
+
+/// Up to [`BLOCK`] vectors from a slice, zeros behind its end.
+#[inline(always)]
+fn load_block<S: Simd>(s: S, x: &[f32]) -> [S::f32s; BLOCK] {
+    if x.len() == BLOCK * S::F32_LANES {
+        let x = S::as_simd_f32s(x).0;
+        return std::array::from_fn(|i| x[i]);
+    }
+    std::array::from_fn(|i| {
+        let from = x.len().min(i * S::F32_LANES);
+        s.partial_load_f32s(&x[from..x.len().min(from + S::F32_LANES)])
+    })
+}
+
+/// Walks over blocks of channels; `pass` adds all pixels of a block to its sums.
+#[inline(always)]
+fn channels_fold<S: Simd>(
+    s: S,
+    c: usize,
+    out: &mut [f32],
+    pass: impl Fn(std::ops::Range<usize>, &mut Sums<S>),
+) {
+    for start in (0..c).step_by(BLOCK * S::F32_LANES) {
+        let at = start..c.min(start + BLOCK * S::F32_LANES);
+        let mut sums = Sums { s, acc: [s.splat_f32s(0.0); BLOCK] };
+        pass(at.clone(), &mut sums);
+        for (part, v) in out[at].chunks_mut(S::F32_LANES).zip(sums.acc) {
+            s.partial_store_f32s(part, v);
+        }
+    }
+}

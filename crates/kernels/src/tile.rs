@@ -1,0 +1,155 @@
+//! Register tiles of matrix products: the inner loops that everything heavy runs in.
+//!
+//! A tile holds `MR` rows of `NV` vectors of C in registers and walks along `k`:
+//!
+//! ```text
+//! for k:  b[0..NV] = vectors of B's row k
+//!         for r in 0..MR:  c[r][..] += splat(a[r, k]) * b[..]
+//! ```
+//!
+//! B comes in panels `[k][NV vectors]`. A comes in one of two panel layouts, both read front to back with constant
+//! distances, so that one base register addresses all rows:
+//!
+//! - *blocked*, `[k / 16][MR][16]`: made from rows that are contiguous along k (pixels' channels) by copying runs of 16;
+//! - *columns*, `[k][MR]`: made from rows that are contiguous along MR (the weight gradient's channels).
+
+use pulp::Simd;
+
+/// The run of `k` that a blocked A panel copies at once.
+pub const K_RUN: usize = 16;
+
+/// Rows and vectors of a register tile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileShape {
+    /// Rows of C.
+    pub mr: usize,
+    /// Vectors of C in each row.
+    pub nv: usize,
+}
+
+impl TileShape {
+    /// The shape for `n` columns on vectors of `lanes` numbers: among the shapes that this many registers hold, the
+    /// one that pads `n` least, and of those the widest.
+    pub fn pick(lanes: usize, n: usize) -> Self {
+        let shapes: &[(usize, usize)] = match lanes {
+            16 => &[(8, 2), (16, 1)],
+            8 => &[(6, 2), (12, 1)],
+            4 => &[(8, 2)],
+            _ => &[(4, 8)],
+        };
+        let padded = |nv: usize| n.div_ceil(nv * lanes) * nv * lanes;
+        let (mr, nv) =
+            shapes.iter().copied().min_by_key(|&(_, nv)| padded(nv)).expect("every list has a shape");
+        Self { mr, nv }
+    }
+}
+
+/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`] that [`TileShape::pick`] can return.
+macro_rules! with_tile {
+    ($shape:expr, $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
+        match ($shape.mr, $shape.nv) {
+            (8, 2) => $f::<$s, 8, 2>($($arg),*),
+            (16, 1) => $f::<$s, 16, 1>($($arg),*),
+            (6, 2) => $f::<$s, 6, 2>($($arg),*),
+            (12, 1) => $f::<$s, 12, 1>($($arg),*),
+            (4, 8) => $f::<$s, 4, 8>($($arg),*),
+            other => unreachable!("no tile {other:?}"),
+        }
+    };
+}
+pub(crate) use with_tile;
+
+/// The accumulators of a tile.
+pub type Acc<S, const MR: usize, const NV: usize> = [[<S as Simd>::f32s; NV]; MR];
+
+/// Accumulators at zero.
+#[inline(always)]
+pub fn zero<S: Simd, const MR: usize, const NV: usize>(s: S) -> Acc<S, MR, NV> {
+    [[s.splat_f32s(0.0); NV]; MR]
+}
+
+/// `acc += A B` with a blocked A panel `[k / 16][MR][16]` and a B panel `[k][NV]`; `k` is `b.len() / NV`, a multiple
+/// of 16.
+#[inline(always)]
+pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: &[f32],
+    b: &[S::f32s],
+    acc: &mut Acc<S, MR, NV>,
+) {
+    debug_assert_eq!(a.len() * NV, b.len() * MR);
+    for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
+        for k in 0..K_RUN {
+            let row: [S::f32s; NV] = std::array::from_fn(|v| b[k * NV + v]);
+            for r in 0..MR {
+                let x = s.splat_f32s(a[r * K_RUN + k]);
+                for v in 0..NV {
+                    acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
+                }
+            }
+        }
+    }
+}
+
+/// `acc += A B` with a column A panel `[k][MR]` and a B panel `[k][NV]`.
+#[inline(always)]
+pub fn columns<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: &[f32],
+    b: &[S::f32s],
+    acc: &mut Acc<S, MR, NV>,
+) {
+    debug_assert_eq!(a.len() * NV, b.len() * MR);
+    for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
+        let row: [S::f32s; NV] = std::array::from_fn(|v| b[v]);
+        for r in 0..MR {
+            let x = s.splat_f32s(a[r]);
+            for v in 0..NV {
+                acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
+            }
+        }
+    }
+}
+
+/// `acc += A B` with A's rows `k` numbers each, one behind the other, and B's rows `b_stride` vectors apart, of which
+/// the first `NV` are used.
+#[inline(always)]
+pub fn rows_strided<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: &[f32],
+    k: usize,
+    b: &[S::f32s],
+    b_stride: usize,
+    acc: &mut Acc<S, MR, NV>,
+) {
+    let a: [&[f32]; MR] = std::array::from_fn(|r| &a[r * k..][..k]);
+    for (k, b) in b.chunks(b_stride).take(k).enumerate() {
+        let row: [S::f32s; NV] = std::array::from_fn(|v| b[v]);
+        for r in 0..MR {
+            let x = s.splat_f32s(a[r][k]);
+            for v in 0..NV {
+                acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
+            }
+        }
+    }
+}
+
+/// Adds the first `row.len()` columns of one accumulator row to `row`, or puts them there.
+#[inline(always)]
+pub fn store_row<S: Simd, const NV: usize>(s: S, acc: &[S::f32s; NV], row: &mut [f32], add: bool) {
+    for (v, part) in row.chunks_mut(S::F32_LANES).enumerate() {
+        let mut x = acc[v];
+        if part.len() == S::F32_LANES {
+            let whole = &mut S::as_mut_simd_f32s(part).0[0];
+            if add {
+                x = s.add_f32s(x, *whole);
+            }
+            *whole = x;
+        } else {
+            if add {
+                x = s.add_f32s(x, s.partial_load_f32s(part));
+            }
+            s.partial_store_f32s(part, x);
+        }
+    }
+}

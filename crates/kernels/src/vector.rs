@@ -1,0 +1,78 @@
+//! Small vector functions that several kernels share.
+
+use pulp::Simd;
+
+/// Largest relative error of [`exp`], in units in the last place, over the range where the result is a normal number.
+pub const EXP_ULP: u32 = 3;
+
+/// `e^x` of every lane. Below -87.3 the result is 0; above 88.37 it stays at e^88.37 = 2.4e38.
+///
+/// `e^x = 2^n e^r` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; `e^r` by its Taylor polynomial of degree 6 in
+/// Horner form, with `ln 2` split in two parts so that `r` is exact to the last bits (Cody and Waite).
+#[inline(always)]
+pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let splat = |v: f32| s.splat_f32s(v);
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
+    let magic = splat(12_582_912.0);
+    let clamped = s.min_f32s(s.max_f32s(x, splat(-87.5)), splat(88.37));
+    let shifted = s.mul_add_e_f32s(clamped, splat(std::f32::consts::LOG2_E), magic);
+    let n = s.sub_f32s(shifted, magic);
+    let r = s.mul_add_e_f32s(n, splat(-0.693_359_4), clamped);
+    let r = s.mul_add_e_f32s(n, splat(2.121_944_4e-4), r);
+    let mut p = splat(1.0 / 720.0);
+    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = s.mul_add_e_f32s(p, r, splat(c));
+    }
+    // 2^n: n + 127 in the exponent field, which is n's low bits moved there. The clamp keeps it in range.
+    let bits = s.transmute_u32s_f32s(s.add_f32s(shifted, splat(127.0)));
+    let scale = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, s.splat_u32s(23)));
+    let y = s.mul_f32s(p, scale);
+    s.select_f32s(s.less_than_f32s(x, splat(-87.3)), splat(0.0), y)
+}
+
+/// `1 / (1 + e^-x)` of every lane.
+#[inline(always)]
+pub fn sigmoid<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let one = s.splat_f32s(1.0);
+    s.div_f32s(one, s.add_f32s(one, exp(s, s.neg_f32s(x))))
+}
+
+/// SiLU, `x sigmoid(x)`, of every lane.
+#[inline(always)]
+pub fn silu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    s.mul_f32s(x, sigmoid(s, x))
+}
+
+/// The derivative of SiLU: `sigmoid(x) (1 + x (1 - sigmoid(x)))`.
+#[inline(always)]
+pub fn silu_derivative<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    let one = s.splat_f32s(1.0);
+    let g = sigmoid(s, x);
+    s.mul_f32s(g, s.mul_add_e_f32s(x, s.sub_f32s(one, g), one))
+}
+
+/// Applies `f` to whole vectors of `y` and `x` and then to the zero-padded rest, and stores into `y`.
+#[inline(always)]
+pub fn map2<S: Simd>(s: S, y: &mut [f32], x: &[f32], f: impl Fn(S::f32s, S::f32s) -> S::f32s) {
+    assert_eq!(y.len(), x.len());
+    let (y_body, y_tail) = S::as_mut_simd_f32s(y);
+    let (x_body, x_tail) = S::as_simd_f32s(x);
+    for (y, x) in y_body.iter_mut().zip(x_body) {
+        *y = f(*y, *x);
+    }
+    if !y_tail.is_empty() {
+        let v = f(s.partial_load_f32s(y_tail), s.partial_load_f32s(x_tail));
+        s.partial_store_f32s(y_tail, v);
+    }
+}
+
+/// The sum of a slice: lane by lane, then over the lanes.
+#[inline(always)]
+pub fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (body, tail) = S::as_simd_f32s(x);
+    let mut total = s.partial_load_f32s(tail);
+    for v in body {
+        total = s.add_f32s(total, *v);
+    }
+    s.reduce_sum_f32s(total)
+}
