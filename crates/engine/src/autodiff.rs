@@ -1,9 +1,9 @@
 //! Reverse mode: the backward pass as more nodes of the same graph.
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Node, Tensor};
-use crate::ops::{Add, Fill};
-use std::collections::HashMap;
+use crate::graph::{Graph, Kind, Node, Tensor};
+use crate::ops::{Add, Fill, Slice};
+use std::collections::{HashMap, HashSet};
 
 /// What an operation sees when it adds its backward nodes.
 pub struct Backward<'a> {
@@ -42,10 +42,15 @@ impl Backward<'_> {
 /// A parameter that the loss does not depend on gets a gradient of zeros.
 pub fn backward(graph: &mut Graph, loss: Tensor) -> Result<Vec<Tensor>> {
     assert_eq!(graph.shape(loss).len(), 1, "the loss is one number");
-    let forward = graph.nodes().to_vec();
-    let mut gradients: HashMap<Tensor, Tensor> = HashMap::new();
     let one = graph.add("loss.grad", Fill { ty: graph.ty(loss), value: 1.0 }, &[])?;
-    gradients.insert(loss, one);
+    backward_from(graph, loss, one)
+}
+
+/// As [`backward`], from any tensor `y` with its gradient `dy` given.
+pub fn backward_from(graph: &mut Graph, y: Tensor, dy: Tensor) -> Result<Vec<Tensor>> {
+    assert_eq!(graph.shape(y), graph.shape(dy), "a gradient has its tensor's shape");
+    let forward = graph.nodes().to_vec();
+    let mut gradients = HashMap::from([(y, dy)]);
     for node in forward.iter().rev() {
         let Some(&dy) = gradients.get(&node.outputs[0]) else { continue };
         if !graph.info(node.outputs[0]).differentiable {
@@ -64,15 +69,20 @@ pub fn backward(graph: &mut Graph, loss: Tensor) -> Result<Vec<Tensor>> {
             gradients.insert(input, total);
         }
     }
-    graph
-        .parameters()
-        .to_vec()
+    let mut taken = HashSet::new();
+    let parameters = graph.parameters().to_vec();
+    parameters
         .into_iter()
-        .map(|p| match gradients.get(&p) {
-            Some(&g) => Ok(g),
-            None => {
-                let (name, ty) = (format!("{}.grad", graph.info(p).name), graph.ty(p));
-                graph.add(&name, Fill { ty, value: 0.0 }, &[])
+        .map(|p| {
+            let (name, ty) = (format!("{}.grad", graph.info(p).name), graph.ty(p));
+            match gradients.get(&p) {
+                // The plan gives every gradient a place of its own, which a tensor that comes from elsewhere (or
+                // stands for two parameters) cannot have.
+                Some(&g) if graph.info(g).kind != Kind::Computed || !taken.insert(g) => {
+                    graph.add(&name, Slice { from: 0, len: ty.shape.channels() }, &[g])
+                }
+                Some(&g) => Ok(g),
+                None => graph.add(&name, Fill { ty, value: 0.0 }, &[]),
             }
         })
         .collect()

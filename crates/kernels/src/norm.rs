@@ -172,22 +172,22 @@ fn backward<S: Simd>(
         *d *= rstd;
     }
 
-    // dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)) = dz * scale + x * slope + offset.
-    let (slope, offset) = (mean, shift);
+    // dx = rstd (gamma dz - mean(gamma dz) - x_hat mean(gamma dz x_hat)) = dz * scale + (x - mean) * slope + offset.
+    let (slope, offset) = (rstd, shift);
     for g in 0..groups {
         let of_group = g * shape.per_group()..(g + 1) * shape.per_group();
         let dot = |d: &[f32]| -> f64 {
             of_group.clone().map(|ch| f64::from(gamma[ch]) * f64::from(d[ch])).sum::<f64>() / f64::from(count)
         };
         let (sum_dz, sum_dz_x) = (dot(dbeta), dot(dgamma));
-        let (m, r) = (f64::from(means[g]), f64::from(rstds[g]));
+        let r = f64::from(rstds[g]);
         for ch in of_group.clone() {
             slope[ch] = (-r * r * sum_dz_x) as f32;
-            offset[ch] = (r * (m * r * sum_dz_x - sum_dz)) as f32;
+            offset[ch] = (-r * sum_dz) as f32;
         }
     }
     for (dz, x) in dz.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-        rows4(s, dz, x, scale, slope, offset);
+        rows5(s, dz, x, mean, scale, slope, offset);
     }
 }
 
@@ -221,19 +221,19 @@ fn rows3<S: Simd>(
     }
 }
 
-/// `y = y * a + (x * b + c)` for a row of channels.
+/// `y = y * a + ((x - m) * b + c)` for a row of channels.
 #[inline(always)]
-fn rows4<S: Simd>(s: S, y: &mut [f32], x: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
-    let f = |y, x, a, b, c| s.mul_add_e_f32s(y, a, s.mul_add_e_f32s(x, b, c));
+fn rows5<S: Simd>(s: S, y: &mut [f32], x: &[f32], m: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
+    let f = |y, x, m, a, b, c| s.mul_add_e_f32s(y, a, s.mul_add_e_f32s(s.sub_f32s(x, m), b, c));
     let (y, y_tail) = S::as_mut_simd_f32s(y);
-    let ((x, x_tail), (a, a_tail)) = (S::as_simd_f32s(x), S::as_simd_f32s(a));
-    let ((b, b_tail), (c, c_tail)) = (S::as_simd_f32s(b), S::as_simd_f32s(c));
+    let [(x, x_tail), (m, m_tail), (a, a_tail), (b, b_tail), (c, c_tail)] =
+        [x, m, a, b, c].map(S::as_simd_f32s);
     for i in 0..y.len() {
-        y[i] = f(y[i], x[i], a[i], b[i], c[i]);
+        y[i] = f(y[i], x[i], m[i], a[i], b[i], c[i]);
     }
     if !y_tail.is_empty() {
-        let load = |t: &[f32]| s.partial_load_f32s(t);
-        let v = f(load(y_tail), load(x_tail), load(a_tail), load(b_tail), load(c_tail));
+        let [x, m, a, b, c] = [x_tail, m_tail, a_tail, b_tail, c_tail].map(|t| s.partial_load_f32s(t));
+        let v = f(s.partial_load_f32s(y_tail), x, m, a, b, c);
         s.partial_store_f32s(y_tail, v);
     }
 }
