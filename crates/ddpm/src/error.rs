@@ -54,6 +54,9 @@ pub enum Error {
         /// What does not fit (the tensor and both shapes, where it is one) and the way out.
         reason: String,
     },
+    /// The engine refused a graph or could not run it.
+    #[error(transparent)]
+    Engine(#[from] ddpm_engine::Error),
     /// A run folder cannot be used.
     #[error("{}: {reason}", path.display())]
     Run {

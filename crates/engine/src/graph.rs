@@ -115,6 +115,10 @@ impl Graph {
         &self.nodes
     }
 
+    pub(crate) fn set_nodes(&mut self, nodes: Vec<Node>) {
+        self.nodes = nodes;
+    }
+
     /// All parameters, in the order in which they were added.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters

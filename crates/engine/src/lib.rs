@@ -2,6 +2,7 @@
 //!
 //! - [`graph`] holds tensors and nodes; [`ops`] is the closed set of operations, one file a family;
 //! - [`autodiff`] adds the backward pass to the same graph;
+//! - [`fuse`] joins operations that one kernel does in one pass;
 //! - [`plan`] gives every tensor its place in one arena;
 //! - [`executor`] says what an executor can do, [`cpu`] is the CPU's;
 //! - [`rng`] has the counter-based random numbers.
@@ -13,6 +14,7 @@ pub mod autodiff;
 pub mod cpu;
 mod error;
 pub mod executor;
+pub mod fuse;
 pub mod graph;
 pub mod ops;
 pub mod plan;

@@ -101,7 +101,7 @@ fn unit(word: u32) -> f64 {
 
 /// A word as an integer below `n`, by multiplication (bias below `n` / 2^32).
 pub fn below(word: u32, n: u32) -> u32 {
-    (u64::from(word) * u64::from(n) >> 32) as u32
+    ((u64::from(word) * u64::from(n)) >> 32) as u32
 }
 
 /// The order of `n` items in `epoch`: a Fisher-Yates shuffle from the end.

@@ -1,0 +1,166 @@
+//! A network ready to run: for sampling ([`Model`]) and for training ([`TrainingGraph`]).
+
+use crate::denoiser::Denoiser;
+use crate::error::{Error, Result};
+use crate::nets::{Builder, Network, ParameterSpec};
+use crate::schedule::Schedule;
+use ddpm_engine::ops::{DrawNormal, DrawTimestep, Mse, QSample};
+use ddpm_engine::rng::Purpose;
+use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+
+/// Refuses pictures that a network cannot take, and says which size it would.
+pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
+    let factor = net.size_factor();
+    if height % factor == 0 && width % factor == 0 && height > 0 && width > 0 {
+        return Ok(());
+    }
+    let (down, up) = (|s: usize| (s / factor).max(1) * factor, |s: usize| s.div_ceil(factor).max(1) * factor);
+    let reason = format!(
+        "the {} network halves pictures down to 1/{factor} of their size, and {height}x{width} cannot be divided by \
+         {factor}: resize or pad them to {}x{} or {}x{} (--size)",
+        net.name(),
+        down(height),
+        down(width),
+        up(height),
+        up(width)
+    );
+    Err(Error::Config { key: "data.size".to_owned(), reason })
+}
+
+/// Where a training step's noise and timesteps come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StepDraws {
+    /// Drawn by the graph from the seed and the step.
+    Drawn,
+    /// Written from outside, for tests against other programs.
+    Given,
+}
+
+/// The graph of one training step: algorithm 1 of Ho et al. 2020.
+pub struct TrainingGraph {
+    /// Forward and backward pass.
+    pub graph: Graph,
+    /// The network's parameters, in the graph's order.
+    pub parameters: Vec<ParameterSpec>,
+    /// Their gradients.
+    pub gradients: Vec<Tensor>,
+    /// The pictures, `[n, h, w, c]`.
+    pub x_0: Tensor,
+    /// The timesteps, `[n]`.
+    pub t: Tensor,
+    /// The noise, of the pictures' shape.
+    pub eps: Tensor,
+    /// The predicted noise.
+    pub prediction: Tensor,
+    /// The loss, `[1]`.
+    pub loss: Tensor,
+}
+
+impl TrainingGraph {
+    /// `L_simple = || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2` (eq. 14), the mean
+    /// over a batch of pictures `[n, h, w, c]`, with its backward pass.
+    pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
+        check_size(net, shape[1], shape[2])?;
+        let mut b = Builder::new();
+        let x_0 = b.graph.input("x_0", shape);
+        let (t, eps) = match draws {
+            StepDraws::Given => (b.graph.input("t", [shape[0]]), b.graph.input("eps", shape)),
+            StepDraws::Drawn => {
+                let steps = schedule.timesteps() as u32;
+                let t = b.graph.add("t", DrawTimestep { n: shape[0], steps }, &[])?;
+                let eps = DrawNormal { shape: shape.into(), purpose: Purpose::Noise };
+                (t, b.graph.add("eps", eps, &[])?)
+            }
+        };
+        let table = |f: &dyn Fn(f64) -> f64| {
+            (0..schedule.timesteps()).map(|t| f(schedule.alpha_bar(t)).sqrt() as f32).collect()
+        };
+        let q_sample =
+            QSample { sqrt_alpha_bar: table(&|a| a), sqrt_one_minus_alpha_bar: table(&|a| 1.0 - a) };
+        let x_t = b.graph.add("x_t", q_sample, &[x_0, eps, t])?;
+        let prediction = net.build(&mut b, x_t, t)?;
+        let loss = b.graph.add("loss", Mse, &[prediction, eps])?;
+        let built = b.finish(prediction);
+        let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
+        let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
+        Ok(Self { graph, parameters: built.parameters, gradients, x_0, t, eps, prediction, loss })
+    }
+
+    /// What the plan must keep and train.
+    pub fn options(&self, ema: bool) -> PlanOptions {
+        PlanOptions { gradients: Some(self.gradients.clone()), ema, keep: vec![self.prediction, self.loss] }
+    }
+}
+
+/// A network with weights that predicts noise, on the CPU.
+pub struct Model {
+    exec: CpuExecutor,
+    parameters: Vec<ParameterSpec>,
+    x: Tensor,
+    t: Tensor,
+    prediction: Tensor,
+    shape: [usize; 4],
+    timesteps: Vec<f32>,
+}
+
+impl Model {
+    /// A network for batches `[n, h, w, c]`; its weights are zero until they are set. `threads` 0 takes all cores.
+    pub fn new(net: &dyn Network, shape: [usize; 4], threads: usize) -> Result<Self> {
+        check_size(net, shape[1], shape[2])?;
+        let mut b = Builder::new();
+        let x = b.graph.input("x_t", shape);
+        let t = b.graph.input("t", [shape[0]]);
+        let prediction = net.build(&mut b, x, t)?;
+        let built = b.finish(prediction);
+        let graph = ddpm_engine::fuse::fuse(built.graph, &[prediction])?;
+        let options = PlanOptions { keep: vec![prediction], ..PlanOptions::default() };
+        let exec = CpuExecutor::new(graph, &options, threads)?;
+        Ok(Self {
+            exec,
+            parameters: built.parameters,
+            x,
+            t,
+            prediction,
+            shape,
+            timesteps: vec![0.0; shape[0]],
+        })
+    }
+
+    /// The network's parameters, in their order.
+    pub fn parameters(&self) -> &[ParameterSpec] {
+        &self.parameters
+    }
+
+    /// Sets parameter `i`, in the engine's layout.
+    pub fn set_parameter(&mut self, i: usize, data: &[f32]) -> Result<()> {
+        Ok(self.exec.write_parameter(Region::Weights, i, data)?)
+    }
+
+    /// `[n, h, w, c]` of a batch.
+    pub fn shape(&self) -> [usize; 4] {
+        self.shape
+    }
+
+    /// The executor, for timing.
+    pub fn executor(&mut self) -> &mut CpuExecutor {
+        &mut self.exec
+    }
+}
+
+impl Denoiser for Model {
+    fn batch(&self) -> usize {
+        self.shape[0]
+    }
+
+    fn picture_len(&self) -> usize {
+        self.shape[1..].iter().product()
+    }
+
+    fn predict(&mut self, x_t: &[f32], t: usize, eps: &mut [f32]) -> Result<()> {
+        self.timesteps.fill(t as f32);
+        self.exec.write(self.x, x_t)?;
+        self.exec.write(self.t, &self.timesteps)?;
+        self.exec.run(Draws::default())?;
+        Ok(self.exec.read(self.prediction, eps)?)
+    }
+}

@@ -1,0 +1,141 @@
+//! Parameters as PyTorch knows them: names, shapes, layouts, and how they start.
+
+use ddpm_engine::Shape;
+use ddpm_engine::rng::{Purpose, Stream};
+
+/// How a parameter's PyTorch layout relates to the engine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// The same.
+    Plain,
+    /// A convolution `[out, in, kh, kw]`, or a transposed one `[in, out, kh, kw]`, to `[kh, kw, in, out]` of the
+    /// convolution whose transpose it is.
+    Conv,
+    /// A linear layer `[out, in]` to `[1, 1, in, out]`.
+    Linear,
+}
+
+/// How a parameter starts: PyTorch's defaults.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Every number the same.
+    Constant(f32),
+    /// Uniform in `[-bound, bound]`.
+    Uniform(f64),
+}
+
+impl Init {
+    /// The default of convolutions and linear layers, weights and biases: bound `1 / sqrt(fan_in)` (He et al. 2015
+    /// with `a = sqrt(5)`).
+    pub fn fan_in(fan_in: usize) -> Self {
+        Self::Uniform(1.0 / (fan_in as f64).sqrt())
+    }
+
+    /// The default of an attention's input projection: bound `sqrt(6 / (fan_in + fan_out))` (Glorot, Bengio 2010).
+    pub fn xavier(fan_in: usize, fan_out: usize) -> Self {
+        Self::Uniform((6.0 / (fan_in + fan_out) as f64).sqrt())
+    }
+}
+
+/// One parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParameterSpec {
+    /// Its state-dict name.
+    pub name: String,
+    /// Its shape in PyTorch.
+    pub shape: Vec<usize>,
+    /// How the engine lays it out.
+    pub layout: Layout,
+    /// How it starts.
+    pub init: Init,
+}
+
+impl ParameterSpec {
+    /// Its shape in the engine.
+    pub fn engine_shape(&self) -> Shape {
+        match (self.layout, &self.shape[..]) {
+            (Layout::Conv, &[o, i, kh, kw]) => [kh, kw, i, o].into(),
+            (Layout::Linear, &[o, i]) => [1, 1, i, o].into(),
+            _ => Shape::new(&self.shape),
+        }
+    }
+
+    /// Numbers in it.
+    pub fn numbers(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Calls `f(engine index, PyTorch index)` for every number.
+    fn pairs(&self, mut f: impl FnMut(usize, usize)) {
+        let &[o, i, kh, kw] = match (self.layout, &self.shape[..]) {
+            (Layout::Conv, &[o, i, kh, kw]) => &[o, i, kh, kw],
+            (Layout::Linear, &[o, i]) => &[o, i, 1, 1],
+            _ => &[1, 1, 1, self.numbers()],
+        };
+        let mut at = 0;
+        for k in 0..kh * kw {
+            for ci in 0..i {
+                for co in 0..o {
+                    f(at, (co * i + ci) * kh * kw + k);
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    /// From the engine's layout to PyTorch's.
+    pub fn to_torch(&self, engine: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; engine.len()];
+        self.pairs(|e, t| out[t] = engine[e]);
+        out
+    }
+
+    /// From PyTorch's layout to the engine's.
+    pub fn from_torch(&self, torch: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; torch.len()];
+        self.pairs(|e, t| out[e] = torch[t]);
+        out
+    }
+
+    /// The numbers that parameter number `index` starts with, in the engine's layout; a function of the seed.
+    pub fn init(&self, seed: u64, index: usize) -> Vec<f32> {
+        match self.init {
+            Init::Constant(v) => vec![v; self.numbers()],
+            Init::Uniform(bound) => Stream::new(seed, Purpose::Init, 0, index as u32)
+                .uniforms()
+                .take(self.numbers())
+                .map(|u| ((2.0 * u - 1.0) * bound) as f32)
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts_go_there_and_back() {
+        let cases =
+            [(Layout::Plain, vec![5]), (Layout::Conv, vec![3, 2, 4, 5]), (Layout::Linear, vec![4, 3])];
+        for (layout, shape) in cases {
+            let spec = ParameterSpec { name: String::new(), shape, layout, init: Init::Constant(0.0) };
+            let torch: Vec<f32> = (0..spec.numbers()).map(|i| i as f32).collect();
+            let engine = spec.from_torch(&torch);
+            assert_eq!(spec.to_torch(&engine), torch);
+            assert_eq!(spec.engine_shape().len(), torch.len());
+        }
+        let spec = ParameterSpec {
+            name: String::new(),
+            shape: vec![3, 2, 4, 5],
+            layout: Layout::Conv,
+            init: Init::Constant(0.0),
+        };
+        let torch: Vec<f32> = (0..120).map(|i| i as f32).collect();
+        // [o, i, y, x] = [2, 1, 3, 4] stands at [y, x, i, o].
+        assert_eq!(
+            spec.from_torch(&torch)[((3 * 5 + 4) * 2 + 1) * 3 + 2],
+            torch[((2 * 2 + 1) * 4 + 3) * 5 + 4]
+        );
+    }
+}

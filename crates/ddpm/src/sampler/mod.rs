@@ -1,0 +1,58 @@
+//! Samplers: from noise to pictures, one file each, following their paper.
+//!
+//! A sampler knows schedules, scalars, slices and the [`Denoiser`] trait, never a graph.
+//! The noise of picture i is a function of the seed and i alone, so that a picture does not depend on how many are
+//! drawn with it.
+
+mod ddpm;
+
+pub use ddpm::Ddpm;
+
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+use ddpm_engine::rng::{Purpose, Stream};
+
+/// The seed and the indices of a batch of samples.
+#[derive(Clone, Copy, Debug)]
+pub struct Seeds {
+    /// The seed.
+    pub seed: u64,
+    /// Index of the batch's first picture.
+    pub first: u32,
+}
+
+impl Seeds {
+    /// Fills a batch with standard normal noise for a purpose and step.
+    pub fn fill(&self, purpose: Purpose, step: u32, picture_len: usize, out: &mut [f32]) {
+        for (i, picture) in out.chunks_mut(picture_len).enumerate() {
+            Stream::new(self.seed, purpose, step, self.first + i as u32).fill_normal(picture);
+        }
+    }
+}
+
+/// What a sampler shows of each step.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleStep<'a> {
+    /// The timestep whose noise was removed.
+    pub t: usize,
+    /// Steps done, and all steps.
+    pub done: usize,
+    /// All steps.
+    pub steps: usize,
+    /// The batch behind the step.
+    pub x: &'a [f32],
+    /// The pictures that the network expects at the end.
+    pub x_0: &'a [f32],
+}
+
+/// Draws pictures with a denoiser.
+pub trait Sampler {
+    /// Draws a batch; `on_step` sees every step, and an error of its stops the sampling. The pictures are
+    /// `batch * picture_len` numbers, nominally in [-1, 1].
+    fn sample(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        seeds: Seeds,
+        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>>;
+}
