@@ -91,7 +91,8 @@ pub(super) fn read(path: &Path, doing: &'static str, most: u64) -> Result<Vec<u8
         if !about.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file"));
         }
-        let too_big = || io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} bytes"));
+        let too_big =
+            || io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {most} bytes"));
         if about.len() > most {
             return Err(too_big());
         }

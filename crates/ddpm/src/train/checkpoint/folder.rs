@@ -75,7 +75,7 @@ pub(super) fn unusable(path: &Path, reason: String) -> Error {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let this = step_of(&name);
     let others = list(dir).unwrap_or_default();
-    let older = others.into_iter().filter(|&s| Some(s) != this && this.is_none_or(|this| s < this)).next_back();
+    let older = others.into_iter().rfind(|&s| this.is_none_or(|this| s < this));
     let way_out = match older {
         Some(step) => format!("use an older checkpoint: --checkpoint step-{step:07}"),
         None => "there is no older checkpoint beside it: restore it from a copy, or train anew".into(),
@@ -114,7 +114,8 @@ pub fn newest(dir: &Path) -> Result<Option<Newest>> {
         .iter()
         .map(|(path, reason)| format!("{}: {reason}", path.file_name().unwrap_or_default().to_string_lossy()))
         .collect();
-    let reason = format!("no checkpoint is whole: {}; restore one from a copy, or train anew", all.join("; "));
+    let reason =
+        format!("no checkpoint is whole: {}; restore one from a copy, or train anew", all.join("; "));
     Err(Error::Checkpoint { path: dir.to_owned(), reason })
 }
 

@@ -102,10 +102,13 @@ impl Manifest {
         if let Ok(Version { format }) = serde_json::from_str(text)
             && format > FORMAT
         {
-            return Err(format!("is of format {format}, and this program reads up to {FORMAT}; use a newer ddpm"));
+            return Err(format!(
+                "is of format {format}, and this program reads up to {FORMAT}; use a newer ddpm"
+            ));
         }
         let seal = text.rfind(SEAL).map(|at| text.split_at(at + SEAL.len()));
-        let whole = seal.is_some_and(|(sealed, rest)| rest.strip_suffix(END) == Some(&sha256(sealed.as_bytes())));
+        let whole =
+            seal.is_some_and(|(sealed, rest)| rest.strip_suffix(END) == Some(&sha256(sealed.as_bytes())));
         if !whole {
             return Err(format!("{MANIFEST}: is damaged: its hash is wrong"));
         }

@@ -209,7 +209,8 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
         let ema = if manifest.has_ema() { file(EMA)? } else { Vec::new() };
         let (mut exp_avg, mut exp_avg_sq) = (Vec::new(), Vec::new());
         for mut tensor in file(OPTIMIZER)? {
-            let (set, name) = match (tensor.name.strip_prefix(EXP_AVG), tensor.name.strip_prefix(EXP_AVG_SQ)) {
+            let (set, name) = match (tensor.name.strip_prefix(EXP_AVG), tensor.name.strip_prefix(EXP_AVG_SQ))
+            {
                 (Some(name), _) => (&mut exp_avg, name.to_owned()),
                 (_, Some(name)) => (&mut exp_avg_sq, name.to_owned()),
                 _ => return Err(format!("{OPTIMIZER}: the tensor {} is none of Adam's", tensor.name)),

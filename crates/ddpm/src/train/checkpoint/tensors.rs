@@ -71,14 +71,16 @@ pub(super) fn to_bytes<'a>(
 /// The tensors of a safetensors file in the order of their names; the error is the reason alone.
 pub(super) fn from_bytes(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
     check_extent(bytes)?;
-    let file = SafeTensors::deserialize(bytes).map_err(|e| format!("is not a whole safetensors file: {e}"))?;
+    let file =
+        SafeTensors::deserialize(bytes).map_err(|e| format!("is not a whole safetensors file: {e}"))?;
     let mut tensors = Vec::new();
     for (name, view) in file.iter() {
         if view.dtype() != Dtype::F32 {
             let reason = "only F32 is read; convert it first, in PyTorch with tensor.float()";
             return Err(format!("tensor {name} is {}: {reason}", view.dtype()));
         }
-        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let data =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         tensors.push(NamedTensor { name: name.to_owned(), shape: view.shape().to_vec(), data });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -125,13 +127,17 @@ pub fn check_fits(expected: &[(String, Vec<usize>)], got: &[NamedTensor], path: 
                 Some(near) => format!("{name} (there is {near})"),
                 None => name.clone(),
             }),
-            Some(found) if *found != shape => shapes.push(format!("{name} is {found:?}, the network's is {shape:?}")),
+            Some(found) if *found != shape => {
+                shapes.push(format!("{name} is {found:?}, the network's is {shape:?}"))
+            }
             Some(_) => {}
         }
     }
     let left_over: Vec<_> = left_over.into_iter().map(str::to_owned).collect();
     let mut parts = Vec::new();
-    for (what, names) in [("missing", missing), ("of another shape", shapes), ("not in the network", left_over)] {
+    for (what, names) in
+        [("missing", missing), ("of another shape", shapes), ("not in the network", left_over)]
+    {
         if !names.is_empty() {
             let more = names.len().saturating_sub(NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -35,7 +35,10 @@ impl Layer {
             let reason = match suggest::nearest(name, names()) {
                 Some(near) => format!("there is no preset {name:?}; did you mean {near}?"),
                 None => {
-                    format!("there is no preset {name:?}; the presets are {}", names().collect::<Vec<_>>().join(", "))
+                    format!(
+                        "there is no preset {name:?}; the presets are {}",
+                        names().collect::<Vec<_>>().join(", ")
+                    )
                 }
             };
             return Err(Error::Config { key: "preset".into(), reason });
@@ -61,7 +64,11 @@ impl Layer {
                     if table.is_empty() {
                         known_section(section.get_ref()).map_err(|reason| Error::ConfigFile {
                             path: path.to_owned(),
-                            reason: format!("line {}: {}: {reason}", line(section.span().start), section.get_ref()),
+                            reason: format!(
+                                "line {}: {}: {reason}",
+                                line(section.span().start),
+                                section.get_ref()
+                            ),
                         })?;
                     }
                     for key in table.keys() {
@@ -130,7 +137,9 @@ impl Layer {
             (Some(path), Some(line)) => {
                 Error::ConfigFile { path: path.clone(), reason: format!("line {line}: {key}: {reason}") }
             }
-            (Some(path), None) => Error::ConfigFile { path: path.clone(), reason: format!("{key}: {reason}") },
+            (Some(path), None) => {
+                Error::ConfigFile { path: path.clone(), reason: format!("{key}: {reason}") }
+            }
             (None, _) => Error::Config { key, reason },
         }
     }

@@ -14,8 +14,8 @@ mod validate;
 use std::path::Path;
 
 pub use keys::{
-    Config, DataConfig, DiffusionConfig, NetworkConfig, NetworkKind, OnBadFile, OptimizerKind, SECTIONS, ScheduleKind,
-    Section, Setting, Size, TrainConfig,
+    Config, DataConfig, DiffusionConfig, NetworkConfig, NetworkKind, OnBadFile, OptimizerKind, SECTIONS,
+    ScheduleKind, Section, Setting, Size, TrainConfig,
 };
 pub use presets::{PRESETS, Preset};
 

@@ -9,7 +9,8 @@ impl Config {
     /// back gives the same settings. A seed above `i64::MAX`, which TOML has no number for and
     /// [`validate`](Self::validate) refuses, is left out.
     pub fn to_toml_commented(&self) -> String {
-        let mut text = String::from("# Settings of a ddpm run. To train with them: ddpm train --config THIS_FILE\n");
+        let mut text =
+            String::from("# Settings of a ddpm run. To train with them: ddpm train --config THIS_FILE\n");
         let default = Config::default().values();
         for ((section, values), defaults) in SECTIONS.iter().zip(self.values()).zip(default) {
             // Writing to a String cannot fail.

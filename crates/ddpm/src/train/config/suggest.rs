@@ -7,11 +7,16 @@ pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     let word = word.to_lowercase();
     let near = |candidate: &str| {
         let distance = strsim::damerau_levenshtein(&word, candidate);
-        let part = word.len() >= 4 && candidate.contains(&word) || candidate.len() >= 4 && word.contains(candidate);
+        let part =
+            word.len() >= 4 && candidate.contains(&word) || candidate.len() >= 4 && word.contains(candidate);
         let length = word.chars().count().max(candidate.chars().count());
         (part || distance <= (length / 3).max(1)).then_some(distance)
     };
-    candidates.into_iter().filter_map(|c| Some((near(&c.to_lowercase())?, c))).min_by_key(|&(d, _)| d).map(|(_, c)| c)
+    candidates
+        .into_iter()
+        .filter_map(|c| Some((near(&c.to_lowercase())?, c)))
+        .min_by_key(|&(d, _)| d)
+        .map(|(_, c)| c)
 }
 
 /// What to say about the unknown setting `section.name` (`section` is empty for a key outside every section).

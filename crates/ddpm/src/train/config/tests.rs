@@ -66,7 +66,9 @@ fn every_preset_is_valid_and_reads_back_from_its_commented_toml() {
         assert_eq!(Config::from_toml(Path::new("printed"), &text).unwrap(), config, "{text}");
         let resolved = config
             .resolve(&DataFacts { count: 100, size: Size { height: 32, width: 64 }, channels: 3 })
-            .or_else(|_| config.resolve(&DataFacts { count: 100, size: config.data.size.unwrap(), channels: 1 }))
+            .or_else(|_| {
+                config.resolve(&DataFacts { count: 100, size: config.data.size.unwrap(), channels: 1 })
+            })
             .unwrap();
         let text = resolved.to_toml_commented();
         assert_eq!(Config::from_toml(Path::new("printed"), &text).unwrap(), resolved, "{text}");
@@ -122,8 +124,14 @@ fn mistakes_in_the_tutorials_yaml_are_named_with_their_line() {
         wrong("batch_size: 64", "bach_size: 64"),
         "line 20: train_params.bach_size: no such setting; did you mean batch_size?"
     );
-    assert_eq!(wrong("model_params:", "modl_params:"), "line 7: modl_params: no such section; did you mean model_params?");
-    assert!(wrong("num_heads : 4", "num_heads : four").starts_with("line 17: network.num_heads: invalid type: string"));
+    assert_eq!(
+        wrong("model_params:", "modl_params:"),
+        "line 7: modl_params: no such section; did you mean model_params?"
+    );
+    assert!(
+        wrong("num_heads : 4", "num_heads : four")
+            .starts_with("line 17: network.num_heads: invalid type: string")
+    );
     assert!(wrong("num_heads : 4", "num_heads : 4\n  num_heads : 8").starts_with("line 18: "));
     assert!(wrong("lr: 0.0001", "lr:").starts_with("line 24: "));
     assert!(wrong("[256, 256, 128]", "[256, 256, 128").starts_with("line "));
@@ -137,7 +145,7 @@ fn a_yaml_bomb_is_refused() {
         text += &format!("  {to}: &{to} [{}]\n", vec![format!("*{from}"); 9].join(","));
     }
     let message = file_error("a.yaml", &text);
-    assert!(message.contains("alias"), "{message}");
+    assert!(message.contains("budget"), "{message}");
 }
 
 #[test]
@@ -147,17 +155,35 @@ fn unknown_settings_get_the_nearest_known_one() {
         toml("[data]\npath = 'x'\n\n[train]\nlr = 1e-3\nbach_size = 3\n"),
         "line 6: train.bach_size: no such setting; did you mean batch_size?"
     );
-    assert_eq!(toml("train.bach_size = 3"), "line 1: train.bach_size: no such setting; did you mean batch_size?");
-    assert_eq!(toml("[train]\ntimesteps = 3"), "line 2: train.timesteps: no such setting; did you mean diffusion.timesteps?");
-    assert_eq!(toml("\nbatch_size = 3"), "line 2: batch_size: no such setting; did you mean train.batch_size?");
+    assert_eq!(
+        toml("train.bach_size = 3"),
+        "line 1: train.bach_size: no such setting; did you mean batch_size?"
+    );
+    assert_eq!(
+        toml("[train]\ntimesteps = 3"),
+        "line 2: train.timesteps: no such setting; did you mean diffusion.timesteps?"
+    );
+    assert_eq!(
+        toml("\nbatch_size = 3"),
+        "line 2: batch_size: no such setting; did you mean train.batch_size?"
+    );
     assert_eq!(toml("[trian]\nlr = 1"), "line 2: trian.lr: no such setting; did you mean train.lr?");
     assert_eq!(toml("[trian]\n"), "line 1: trian: no such section; did you mean train?");
     assert_eq!(toml("[[train]]\nlr = 1"), "line 1: train: is a section, not a setting");
-    assert!(toml("[data]\nzzzzzz = 1").ends_with("no such setting; [data] has path, size, channels, on_bad_file, digits_count"));
+    assert!(
+        toml("[data]\nzzzzzz = 1")
+            .ends_with("no such setting; [data] has path, size, channels, on_bad_file, digits_count")
+    );
 
-    assert_eq!(set_error("train.bach_size", "3"), "train.bach_size: no such setting; did you mean batch_size?");
+    assert_eq!(
+        set_error("train.bach_size", "3"),
+        "train.bach_size: no such setting; did you mean batch_size?"
+    );
     assert_eq!(set_error("heads", "3"), "heads: no such setting; did you mean network.num_heads?");
-    assert_eq!(set_error("qqqqqqqq", "3"), "qqqqqqqq: no such section; the sections are data, diffusion, network, train");
+    assert_eq!(
+        set_error("qqqqqqqq", "3"),
+        "qqqqqqqq: no such section; the sections are data, diffusion, network, train"
+    );
     let preset = Config::load(Some("minst"), None, &[]).unwrap_err().to_string();
     assert_eq!(preset, "preset: there is no preset \"minst\"; did you mean mnist?");
 }
@@ -169,9 +195,17 @@ fn wrong_types_and_broken_files_are_named_with_their_line() {
         toml("[train]\nbatch_size = 'many'"),
         "line 2: train.batch_size: invalid type: string \"many\", expected a whole number, 0 or more"
     );
-    assert!(toml("[train]\nbatch_size = -1").starts_with("line 2: train.batch_size: invalid value: integer `-1`"));
-    assert!(toml("[train]\noptimizer = 'sgd'").contains("train.optimizer: unknown variant `sgd`, expected `adam` or `adamw`"));
-    assert!(toml("[data]\nsize = [1, 2, 3]").contains("data.size: expected one side in pixels or [height, width]"));
+    assert!(
+        toml("[train]\nbatch_size = -1").starts_with("line 2: train.batch_size: invalid value: integer `-1`")
+    );
+    assert!(
+        toml("[train]\noptimizer = 'sgd'")
+            .contains("train.optimizer: unknown variant `sgd`, expected `adam` or `adamw`")
+    );
+    assert!(
+        toml("[data]\nsize = [1, 2, 3]")
+            .contains("data.size: expected one side in pixels or [height, width]")
+    );
     assert!(toml("[train\nlr = 1").starts_with("line 1: "));
     assert!(toml("[train]\nlr = 1\nlr = 2").starts_with("line 3: "));
     let (_folder, path) = file("a.toml", "");
@@ -231,10 +265,18 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         ("data.path", "", "data.path: is empty"),
         ("data.channels", "5", "data.channels: 5 is out of range; give 1 to 4"),
         ("data.size", "0", "data.size: 0 is out of range"),
-        ("data.size", "30", "data.size: 30x30 cannot be halved 2 times, as network.down_sample asks; use 32x32"),
+        (
+            "data.size",
+            "30",
+            "data.size: 30x30 cannot be halved 2 times, as network.down_sample asks; use 32x32",
+        ),
         ("diffusion.timesteps", "0", "diffusion.timesteps: 0 is out of range"),
         ("diffusion.beta_start", "0", "diffusion.beta_start: 0 is out of range"),
-        ("diffusion.beta_start", "0.5", "diffusion.beta_end: 0.02 is out of range; give a number between beta_start, 0.5"),
+        (
+            "diffusion.beta_start",
+            "0.5",
+            "diffusion.beta_end: 0.02 is out of range; give a number between beta_start, 0.5",
+        ),
         ("diffusion.beta_end", "1", "diffusion.beta_end: 1 is out of range"),
         ("network.num_heads", "3", "network.num_heads: 3 heads do not divide"),
         ("network.num_heads", "0", "network.num_heads: 0 heads do not divide"),
@@ -273,7 +315,10 @@ fn resolving_fills_in_what_the_data_tells() {
     assert_eq!(config.resolve(&facts).unwrap(), config);
 
     let other = config.resolve(&DataFacts { channels: 3, ..facts }).unwrap_err().to_string();
-    assert_eq!(other, "network.im_channels: is 1 but data.channels is 3; make them the same or leave this one unset");
+    assert_eq!(
+        other,
+        "network.im_channels: is 1 but data.channels is 3; make them the same or leave this one unset"
+    );
     let odd = Config::default().resolve(&DataFacts { size: Size { height: 28, width: 30 }, ..facts });
     assert!(odd.unwrap_err().to_string().contains("use 28x32"));
     assert!(Config::default().resolve(&DataFacts { count: usize::MAX, ..facts }).is_err());

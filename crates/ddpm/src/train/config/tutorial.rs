@@ -77,7 +77,13 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Tutorial> {
         let e = e.without_snippet();
         let line = e.location().map_or(0, |l| l.line());
         let message = e.to_string();
-        at(line, format!("{} (read as the DDPM-Pytorch tutorial's YAML)", message.lines().next().unwrap_or("is empty")))
+        at(
+            line,
+            format!(
+                "{} (read as the DDPM-Pytorch tutorial's YAML)",
+                message.lines().next().unwrap_or("is empty")
+            ),
+        )
     })?;
     let mut flat = Vec::new();
     for (section, content) in sections {
@@ -101,7 +107,8 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Tutorial> {
         let full = format!("{section}.{}", key.value);
         let line = key.defined.line();
         let Some((_, _, means)) = MEANING.iter().find(|(s, k, _)| *s == section && *k == key.value) else {
-            let known: Vec<_> = MEANING.iter().filter(|(s, _, _)| *s == section).map(|&(_, k, _)| k).collect();
+            let known: Vec<_> =
+                MEANING.iter().filter(|(s, _, _)| *s == section).map(|&(_, k, _)| k).collect();
             let hint = match nearest(&key.value, known.iter().copied()) {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("{section} has {}", known.join(", ")),

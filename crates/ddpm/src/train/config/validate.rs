@@ -35,7 +35,9 @@ fn within_size(key: &str, size: Option<Size>) -> Result<()> {
 fn decay(key: &str, value: f64) -> Result<()> {
     match (0.0..1.0).contains(&value) {
         true => Ok(()),
-        false => refuse(key, format!("{value} is out of range; give a number from 0 up to, not including, 1")),
+        false => {
+            refuse(key, format!("{value} is out of range; give a number from 0 up to, not including, 1"))
+        }
     }
 }
 
@@ -54,7 +56,10 @@ impl Config {
     fn validate_data(&self) -> Result<()> {
         let data = &self.data;
         if data.path.is_empty() {
-            return refuse("data.path", "is empty; give a folder of pictures, or \"digits\" for the built-in ones");
+            return refuse(
+                "data.path",
+                "is empty; give a folder of pictures, or \"digits\" for the built-in ones",
+            );
         }
         within_size("data.size", data.size)?;
         data.channels.map_or(Ok(()), |c| within("data.channels", c, 1, 4))?;
@@ -66,7 +71,10 @@ impl Config {
         within("diffusion.timesteps", diffusion.timesteps, 1, 1_000_000)?;
         let (start, end) = (diffusion.beta_start, diffusion.beta_end);
         if !(start > 0.0 && start < 1.0) {
-            return refuse("diffusion.beta_start", format!("{start} is out of range; give a number between 0 and 1"));
+            return refuse(
+                "diffusion.beta_start",
+                format!("{start} is out of range; give a number between 0 and 1"),
+            );
         }
         if !(end > start && end < 1.0) {
             let reason = format!("{end} is out of range; give a number between beta_start, {start}, and 1");
@@ -80,8 +88,10 @@ impl Config {
         let (down, mid, heads) = (&network.down_channels, &network.mid_channels, network.num_heads);
         network.im_channels.map_or(Ok(()), |c| within("network.im_channels", c, 1, 4))?;
         within_size("network.im_size", network.im_size)?;
-        if heads == 0 || LAST_CHANNELS % heads != 0 {
-            let reason = format!("{heads} heads do not divide the {LAST_CHANNELS} channels of the last block; give 1, 2, 4, 8 or 16");
+        if heads == 0 || !LAST_CHANNELS.is_multiple_of(heads) {
+            let reason = format!(
+                "{heads} heads do not divide the {LAST_CHANNELS} channels of the last block; give 1, 2, 4, 8 or 16"
+            );
             return refuse("network.num_heads", reason);
         }
         let unit = NORM_GROUPS.max(heads);
@@ -94,7 +104,9 @@ impl Config {
                 if channels % unit != 0 {
                     let (below, above) = (channels / unit * unit, channels.next_multiple_of(unit));
                     let near = if below == 0 { format!("{above}") } else { format!("{below} or {above}") };
-                    let reason = format!("{channels} is not divisible by {unit} (the normalisation's {NORM_GROUPS} groups, {heads} heads); use {near}");
+                    let reason = format!(
+                        "{channels} is not divisible by {unit} (the normalisation's {NORM_GROUPS} groups, {heads} heads); use {near}"
+                    );
                     return refuse(key, reason);
                 }
             }
@@ -109,18 +121,23 @@ impl Config {
         }
         let (first, last) = (down[down.len() - 1], down[down.len() - 2]);
         if mid[0] != first {
-            let reason = format!("begins with {}; it must begin with down_channels' last entry, {first}", mid[0]);
+            let reason =
+                format!("begins with {}; it must begin with down_channels' last entry, {first}", mid[0]);
             return refuse("network.mid_channels", reason);
         }
         if mid[mid.len() - 1] != last {
             let end = mid[mid.len() - 1];
-            let reason = format!("ends with {end}; it must end with down_channels' last but one entry, {last}");
+            let reason =
+                format!("ends with {end}; it must end with down_channels' last but one entry, {last}");
             return refuse("network.mid_channels", reason);
         }
         within("network.time_emb_dim", network.time_emb_dim, 2, MAX_CHANNELS)?;
-        if network.time_emb_dim % 2 != 0 {
+        if !network.time_emb_dim.is_multiple_of(2) {
             let (below, above) = (network.time_emb_dim - 1, network.time_emb_dim + 1);
-            return refuse("network.time_emb_dim", format!("is odd; half are sines and half cosines: use {below} or {above}"));
+            return refuse(
+                "network.time_emb_dim",
+                format!("is odd; half are sines and half cosines: use {below} or {above}"),
+            );
         }
         within("network.num_down_layers", network.num_down_layers, 1, 64)?;
         within("network.num_mid_layers", network.num_mid_layers, 1, 64)?;
@@ -134,13 +151,16 @@ impl Config {
         if let (Some(ours), Some(theirs)) = (network.im_channels, data.channels)
             && ours != theirs
         {
-            let reason = format!("is {ours} but data.channels is {theirs}; make them the same or leave this one unset");
+            let reason = format!(
+                "is {ours} but data.channels is {theirs}; make them the same or leave this one unset"
+            );
             return refuse("network.im_channels", reason);
         }
         if let (Some(ours), Some(theirs)) = (network.im_size, data.size)
             && ours != theirs
         {
-            let reason = format!("is {ours} but data.size is {theirs}; make them the same or leave this one unset");
+            let reason =
+                format!("is {ours} but data.size is {theirs}; make them the same or leave this one unset");
             return refuse("network.im_size", reason);
         }
         // At most 16 down blocks, so the shift cannot overflow.
@@ -167,8 +187,12 @@ impl Config {
         match (train.steps, train.epochs) {
             (Some(steps), None) => within("train.steps", steps, 1, MOST)?,
             (None, Some(epochs)) => within("train.epochs", epochs, 1, MOST)?,
-            (Some(_), Some(_)) => return refuse("train.steps", "train.epochs is given too; give one of the two"),
-            (None, None) => return refuse("train.steps", "is not given, nor is train.epochs; give one of the two"),
+            (Some(_), Some(_)) => {
+                return refuse("train.steps", "train.epochs is given too; give one of the two");
+            }
+            (None, None) => {
+                return refuse("train.steps", "is not given, nor is train.epochs; give one of the two");
+            }
         }
         within("train.batch_size", train.batch_size, 1, 1 << 16)?;
         if !(train.lr > 0.0 && train.lr <= 10.0) {
@@ -178,7 +202,8 @@ impl Config {
         decay("train.beta1", train.beta1)?;
         decay("train.beta2", train.beta2)?;
         if !(train.adam_eps > 0.0 && train.adam_eps <= 1.0) {
-            let reason = format!("{} is out of range; give a number above 0, 1e-8 being usual", train.adam_eps);
+            let reason =
+                format!("{} is out of range; give a number above 0, 1e-8 being usual", train.adam_eps);
             return refuse("train.adam_eps", reason);
         }
         within("train.weight_decay", train.weight_decay, 0.0, 1e3)?;

@@ -42,7 +42,8 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         _ => String::new(),
     };
     let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));
-    let loss = facts.loss.map_or(String::new(), |l| format!(", mean squared error of the noise {l:.5} at the end"));
+    let loss =
+        facts.loss.map_or(String::new(), |l| format!(", mean squared error of the noise {l:.5} at the end"));
     let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
     let weights = if config.train.ema_decay > 0.0 { "ema.safetensors" } else { "model.safetensors" };
     let checkpoint = match &facts.checkpoint {
@@ -88,7 +89,8 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         | setting | value |\n|---|---|\n";
     for (section, values) in SECTIONS.iter().zip(config.values()) {
         for (setting, value) in section.settings.iter().zip(values) {
-            let value = value.map_or("unset".to_owned(), |v| v.to_string().replace('|', "\\|").replace('\n', " "));
+            let value =
+                value.map_or("unset".to_owned(), |v| v.to_string().replace('|', "\\|").replace('\n', " "));
             // Writing to a String cannot fail.
             let _ = writeln!(text, "| {}.{} | {value} |", section.name, setting.name);
         }

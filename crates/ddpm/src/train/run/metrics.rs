@@ -52,7 +52,8 @@ impl MetricsLog {
             let old = disk::read(path, "read the metrics", MAX_METRICS)?;
             let keep = |line: &&[u8]| {
                 line.ends_with(b"\n")
-                    && serde_json::from_slice::<Metrics>(line).is_ok_and(|m| resume_step.is_none_or(|s| m.step < s))
+                    && serde_json::from_slice::<Metrics>(line)
+                        .is_ok_and(|m| resume_step.is_none_or(|s| m.step < s))
             };
             let new: Vec<u8> = old.split_inclusive(|&b| b == b'\n').filter(keep).flatten().copied().collect();
             if new != old {
@@ -90,4 +91,20 @@ impl MetricsLog {
 pub fn read_metrics(path: &Path) -> Result<Vec<Metrics>> {
     let bytes = disk::read(path, "read the metrics", MAX_METRICS)?;
     Ok(bytes.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_an_error_that_names_the_file() {
+        let path = PathBuf::from("/dev/full");
+        let file = File::options().append(true).open(&path).unwrap();
+        let mut log = MetricsLog { file, path, length: 0 };
+        let line = Metrics { step: 0, loss: 1.0, images_per_second: 1.0, seconds: 1.0 };
+        let message = log.append(&line).unwrap_err().to_string();
+        assert!(message.starts_with("/dev/full: cannot write the metrics: No space left"), "{message}");
+        assert_eq!(log.length, 0);
+    }
 }

@@ -65,7 +65,8 @@ impl RunFolder {
                 Self { path, name: name.to_owned() }
             }
             None => {
-                let numbers = names(root).into_iter().filter_map(|n| n.strip_prefix("run-")?.parse::<u32>().ok());
+                let numbers =
+                    names(root).into_iter().filter_map(|n| n.strip_prefix("run-")?.parse::<u32>().ok());
                 let mut number = numbers.max().unwrap_or(0);
                 loop {
                     number = number.checked_add(1).ok_or_else(|| Error::Run {
@@ -139,7 +140,7 @@ impl RunFolder {
             .map_err(Error::io(&path, DOING))?;
         match file.try_lock() {
             Ok(()) => {
-                // Only for the message above; a full disk is no reason to refuse.
+                // Only for the message below; a full disk is no reason to refuse.
                 let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
             }
             Err(TryLockError::WouldBlock) => {
@@ -147,7 +148,8 @@ impl RunFolder {
                 // Best effort: where locks bind readers too there is no number.
                 let _ = file.take(20).read_to_string(&mut text);
                 let who = text.trim().parse::<u32>().map_or(String::new(), |id| format!(" (process {id})"));
-                let reason = format!("another process{who} is training this run; wait for it, or stop it first");
+                let reason =
+                    format!("another process{who} is training this run; wait for it, or stop it first");
                 return Err(Error::Run { path: self.path.clone(), reason });
             }
             // Some network file systems have no locks; training there is still right.
@@ -259,7 +261,8 @@ fn check_name(root: &Path, name: &str) -> Result<()> {
     } else {
         return Ok(());
     };
-    let reason = format!("{reason}; choose another --name, of letters and digits: {name:?} cannot be a folder here");
+    let reason =
+        format!("{reason}; choose another --name, of letters and digits: {name:?} cannot be a folder here");
     Err(Error::Run { path: root.to_owned(), reason })
 }
 
