@@ -1,0 +1,226 @@
+//! The folder of a run's checkpoints: which there are, which is used, which are removed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Manifest;
+use crate::train::disk::{self, Disk, RealDisk};
+use crate::{Error, Result};
+
+const BEST: &str = "best.json";
+/// Beginnings of the names of what is being written or removed, and of what is being replaced.
+const TEMPORARY: &str = ".tmp-";
+const REPLACED: &str = ".old-";
+/// Beginning of the names of checkpoints that a run has gone back behind.
+const ASIDE: &str = "aside-";
+
+/// The folder of the checkpoint of `step`.
+pub fn path_of(dir: &Path, step: u64) -> PathBuf {
+    dir.join(format!("step-{step:07}"))
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?;
+    let step = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
+    // Another spelling of the number is not a checkpoint's name.
+    (format!("{step:07}") == digits).then_some(step)
+}
+
+fn beside(path: &Path, prefix: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{prefix}{name}-{}", std::process::id()))
+}
+
+/// Where the checkpoint of the final place `path` is written, or removed.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    beside(path, TEMPORARY)
+}
+
+/// Where the checkpoint at `path` waits while another takes its place.
+pub(super) fn replaced(path: &Path) -> PathBuf {
+    beside(path, REPLACED)
+}
+
+/// The names of the entries of `dir`; none if there is no such folder.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let io = || Error::io(dir, "list the checkpoints");
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(io())?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.extend(entry.map_err(io())?.file_name().into_string());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The steps there are checkpoints of, ascending; whether those are whole is not looked at.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn list(dir: &Path) -> Result<Vec<u64>> {
+    let mut steps: Vec<_> = names(dir)?.iter().filter_map(|n| step_of(n)).collect();
+    steps.sort_unstable();
+    Ok(steps)
+}
+
+/// A checkpoint that cannot be used: the reason and the way out.
+pub(super) fn unusable(path: &Path, reason: String) -> Error {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // A bare name's parent is the empty path, which cannot be listed.
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let this = step_of(&name);
+    let others = list(dir).unwrap_or_default();
+    let older = others.into_iter().rfind(|&s| this.is_none_or(|this| s < this));
+    let way_out = match older {
+        Some(step) => format!("use an older checkpoint: --checkpoint step-{step:07}"),
+        None => "there is no older checkpoint beside it: restore it from a copy, or train anew".into(),
+    };
+    Error::Checkpoint { path: path.to_owned(), reason: format!("{reason}; {way_out}") }
+}
+
+/// The newest whole checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its step.
+    pub step: u64,
+    /// Newer ones that are not whole, each with the reason.
+    pub skipped: Vec<(PathBuf, String)>,
+}
+
+/// The newest checkpoint all of whose files have their hashes; `None` if there is no checkpoint at all.
+///
+/// # Errors
+/// [`Error::Checkpoint`] if there are some and none is whole; [`Error::Io`].
+pub fn newest(dir: &Path) -> Result<Option<Newest>> {
+    let mut skipped = Vec::new();
+    for step in list(dir)?.into_iter().rev() {
+        let path = path_of(dir, step);
+        match verify(&path) {
+            Ok(()) => return Ok(Some(Newest { path, step, skipped })),
+            Err(reason) => skipped.push((path, reason)),
+        }
+    }
+    if skipped.is_empty() {
+        return Ok(None);
+    }
+    let all: Vec<_> = skipped
+        .iter()
+        .map(|(path, reason)| format!("{}: {reason}", path.file_name().unwrap_or_default().to_string_lossy()))
+        .collect();
+    let reason =
+        format!("no checkpoint is whole: {}; restore one from a copy, or train anew", all.join("; "));
+    Err(Error::Checkpoint { path: dir.to_owned(), reason })
+}
+
+/// Checks every file of the checkpoint in `path` against its hash; the error is the reason alone.
+fn verify(path: &Path) -> Result<(), String> {
+    let manifest = Manifest::read(path)?;
+    manifest.files.keys().try_for_each(|name| manifest.read_file(path, name).map(drop))
+}
+
+/// Removes what a killed process left half written or half removed, and puts back a checkpoint whose replacement
+/// never came. To be called while no other process writes there. Gives what it removed or put back.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn sweep_orphans(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut swept = Vec::new();
+    for name in names(dir)? {
+        let path = dir.join(&name);
+        // ".old-step-0001000-PID"
+        if let Some(old) = name.strip_prefix(REPLACED).and_then(|n| n.rsplit_once('-')).map(|(name, _)| name)
+            && step_of(old).is_some()
+            && !dir.join(old).exists()
+        {
+            fs::rename(&path, dir.join(old)).map_err(Error::io(&path, "put the checkpoint back"))?;
+        } else if name.starts_with(TEMPORARY) || name.starts_with(REPLACED) {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.map_err(Error::io(&path, "remove what an interrupted run left"))?;
+        } else {
+            continue;
+        }
+        swept.push(path);
+    }
+    Ok(swept)
+}
+
+/// Removes all checkpoints but the newest `keep` (at least two) and the one of the step `best`. Gives the steps
+/// removed.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn retain(dir: &Path, keep: usize, best: Option<u64>) -> Result<Vec<u64>> {
+    let mut steps = list(dir)?;
+    steps.truncate(steps.len().saturating_sub(keep.max(2)));
+    steps.retain(|&step| Some(step) != best);
+    for &step in &steps {
+        let path = path_of(dir, step);
+        // Renamed first: a folder half removed must not have a checkpoint's name.
+        let doomed = temporary(&path);
+        RealDisk.rename(&path, &doomed).map_err(Error::io(&path, "remove the old checkpoint"))?;
+        fs::remove_dir_all(&doomed).map_err(Error::io(&path, "remove the old checkpoint"))?;
+    }
+    Ok(steps)
+}
+
+/// Gives the checkpoints of later steps than `step` names that no function here looks at (`aside-step-…`), for a run
+/// that goes on from `step` and so takes another way than they did. Gives the new paths.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn set_aside_after(dir: &Path, step: u64) -> Result<Vec<PathBuf>> {
+    let mut moved = Vec::new();
+    for later in list(dir)?.into_iter().filter(|&s| s > step) {
+        let path = path_of(dir, later);
+        let name = |n: u32| match n {
+            1 => format!("{ASIDE}step-{later:07}"),
+            n => format!("{ASIDE}step-{later:07}-{n}"),
+        };
+        let Some(to) = (1..1000).map(|n| dir.join(name(n))).find(|to| !to.exists()) else {
+            let reason = format!("cannot be set aside; remove some of the {ASIDE}* folders beside it");
+            return Err(Error::Checkpoint { path, reason });
+        };
+        fs::rename(&path, &to).map_err(Error::io(&path, "set the later checkpoint aside"))?;
+        moved.push(to);
+    }
+    Ok(moved)
+}
+
+/// Which checkpoint has the lowest loss.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step.
+    pub step: u64,
+    /// Its mean recent loss.
+    pub loss: f64,
+}
+
+/// The best checkpoint as noted; `None` if none is, or the note cannot be understood, or the checkpoint is gone.
+pub fn best(dir: &Path) -> Option<Best> {
+    let bytes = disk::read(&dir.join(BEST), "read which checkpoint is best", 4096).ok()?;
+    let best: Best = serde_json::from_slice(&bytes).ok()?;
+    path_of(dir, best.step).is_dir().then_some(best)
+}
+
+/// Notes the checkpoint of `step` as the best if no other has a lower loss. Gives the best one now; a loss that is
+/// not finite is never it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn note_best(dir: &Path, step: u64, loss: f64) -> Result<Option<Best>> {
+    let current = best(dir);
+    if !loss.is_finite() || current.is_some_and(|b| b.loss <= loss && b.step != step) {
+        return Ok(current);
+    }
+    let best = Best { step, loss };
+    let text = format!("{{\"step\":{step},\"loss\":{loss}}}\n");
+    disk::replace(&RealDisk, &dir.join(BEST), text.as_bytes(), "note which checkpoint is best")?;
+    Ok(Some(best))
+}

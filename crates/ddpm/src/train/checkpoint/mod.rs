@@ -1,0 +1,259 @@
+//! Checkpoints: everything a run needs to go on as if it had never stopped.
+//!
+//! A checkpoint is a folder `step-0001000` below the run's `checkpoints/`:
+//!
+//! | file | content |
+//! |---|---|
+//! | `model.safetensors` | the weights, PyTorch's names and layouts, f32 |
+//! | `ema.safetensors` | the averaged weights, if there are any |
+//! | `optimizer.safetensors` | Adam's running means, `exp_avg.NAME` and `exp_avg_sq.NAME` |
+//! | `manifest.json` | [`Manifest`]: the step, the settings, each file's hash, its own hash |
+//!
+//! It is written in a folder beside its place and renamed when all of it is on the disk, so that a folder with a
+//! checkpoint's name is a whole checkpoint. The same training state gives the same bytes.
+
+mod folder;
+mod manifest;
+mod tensors;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use folder::{
+    Best, Newest, best, list, newest, note_best, path_of, retain, set_aside_after, sweep_orphans,
+};
+pub use manifest::{FileFacts, Manifest};
+pub use tensors::{NamedTensor, check_fits};
+
+use super::disk::{self, Disk, RealDisk};
+use crate::{Error, Result};
+use manifest::{FORMAT, sha256};
+
+const MODEL: &str = "model.safetensors";
+const EMA: &str = "ema.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MANIFEST: &str = "manifest.json";
+/// The files a manifest may list.
+const FILES: [&str; 3] = [MODEL, EMA, OPTIMIZER];
+/// Prefixes of the optimiser's tensors.
+const EXP_AVG: &str = "exp_avg.";
+const EXP_AVG_SQ: &str = "exp_avg_sq.";
+/// Largest file of weights that is read, in bytes.
+const MAX_WEIGHTS: u64 = 8 << 30;
+
+/// A run's state after some step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// What it is; [`save`] completes it.
+    pub manifest: Manifest,
+    /// The weights.
+    pub weights: Vec<NamedTensor>,
+    /// The averaged weights, of the same names and shapes; empty without averaging.
+    pub ema: Vec<NamedTensor>,
+    /// Adam's running mean of the gradients, named as the weights.
+    pub exp_avg: Vec<NamedTensor>,
+    /// Adam's running mean of the squared gradients, named as `exp_avg`.
+    pub exp_avg_sq: Vec<NamedTensor>,
+}
+
+/// Which of a checkpoint's weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The averaged ones.
+    Ema,
+    /// The ones the optimiser works on.
+    Raw,
+    /// The averaged ones where there are any, else the raw ones.
+    Auto,
+}
+
+/// Writes `checkpoint` as the folder `dir/step-…` and gives its path. One of the same step is replaced.
+///
+/// # Errors
+/// [`Error::Io`] if the disk is full or cannot be written; nothing that was there is changed then.
+/// [`Error::Checkpoint`] for tensors that contradict each other.
+pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
+    fs::create_dir_all(dir).map_err(Error::io(dir, "make the folder of checkpoints"))?;
+    save_on(&RealDisk, dir, checkpoint)
+}
+
+fn save_on(disk: &dyn Disk, dir: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
+    let path = path_of(dir, checkpoint.manifest.step);
+    let (temporary, old) = (folder::temporary(&path), folder::replaced(&path));
+    consistent(checkpoint).map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
+    // Left by an attempt of this process that could not clean up after itself.
+    let _ = fs::remove_dir_all(&temporary);
+    let done = write_files(disk, &temporary, checkpoint).and_then(|()| {
+        let io = |e| helpful(Error::io(&path, "put the checkpoint in its place")(e), checkpoint);
+        let replaces = match disk.rename(&path, &old) {
+            Ok(()) => true,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            Err(e) => return Err(io(e)),
+        };
+        if let Err(e) = disk.rename(&temporary, &path) {
+            if replaces {
+                // Should this fail too, the next start's sweep puts it back.
+                let _ = disk.rename(&old, &path);
+            }
+            return Err(io(e));
+        }
+        let synced = disk.sync_dir(dir).map_err(io);
+        if replaces {
+            // The next start's sweep removes what is left of it.
+            let _ = fs::remove_dir_all(&old);
+        }
+        synced
+    });
+    if done.is_err() {
+        // Best effort: the next start sweeps it otherwise.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    done.map(|()| path)
+}
+
+/// Writes all files into the new folder `folder`, the manifest last, and waits until they are on the disk.
+fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
+    const DOING: &str = "write the checkpoint";
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |e| helpful(Error::io(path, DOING)(e), checkpoint)
+    };
+    disk.create_dir(folder).map_err(io(folder))?;
+    let mut manifest = checkpoint.manifest.clone();
+    (manifest.format, manifest.library) = (FORMAT, format!("ddpm {}", env!("CARGO_PKG_VERSION")));
+    // JSON has no number for these.
+    manifest.loss = manifest.loss.filter(|l| l.is_finite());
+    manifest.files.clear();
+    let moments = || {
+        let first = checkpoint.exp_avg.iter().map(|t| (EXP_AVG, t));
+        first.chain(checkpoint.exp_avg_sq.iter().map(|t| (EXP_AVG_SQ, t)))
+    };
+    for name in FILES {
+        let path = folder.join(name);
+        let bytes = match name {
+            EMA if checkpoint.ema.is_empty() => continue,
+            EMA => tensors::to_bytes(checkpoint.ema.iter().map(|t| ("", t))),
+            OPTIMIZER => tensors::to_bytes(moments()),
+            _ => tensors::to_bytes(checkpoint.weights.iter().map(|t| ("", t))),
+        };
+        let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
+        disk::write(disk, &path, &bytes).map_err(io(&path))?;
+        let facts = FileFacts { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
+        manifest.files.insert(name.to_owned(), facts);
+    }
+    let path = folder.join(MANIFEST);
+    let bytes =
+        manifest.to_bytes().map_err(|e| Error::Checkpoint { path: path.clone(), reason: e.to_string() })?;
+    disk::write(disk, &path, &bytes).map_err(io(&path))?;
+    disk.sync_dir(folder).map_err(io(folder))
+}
+
+/// Adds to an error of a full disk how much room is needed.
+fn helpful(error: Error, checkpoint: &Checkpoint) -> Error {
+    use io::ErrorKind::{QuotaExceeded, StorageFull};
+    match error {
+        Error::Io { path, doing, source } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
+            let sets = [&checkpoint.weights, &checkpoint.ema, &checkpoint.exp_avg, &checkpoint.exp_avg_sq];
+            let values: u64 = sets.into_iter().flatten().map(|t| t.data.len() as u64).sum();
+            let megabytes = (values * 4).div_ceil(1_000_000).max(1);
+            let help = format!(
+                "{source}; a checkpoint of this run takes {megabytes} MB: make room and resume; the checkpoints before it are whole"
+            );
+            Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
+        }
+        other => other,
+    }
+}
+
+/// Whether the sets of tensors belong together; the error is the reason alone.
+fn consistent(checkpoint: &Checkpoint) -> Result<(), String> {
+    let shapes = |set: &[NamedTensor]| -> Vec<(String, Vec<usize>)> {
+        let mut all: Vec<_> = set.iter().map(|t| (t.name.clone(), t.shape.clone())).collect();
+        all.sort();
+        all
+    };
+    let (weights, ema) = (shapes(&checkpoint.weights), shapes(&checkpoint.ema));
+    let (first, second) = (shapes(&checkpoint.exp_avg), shapes(&checkpoint.exp_avg_sq));
+    // Entries of `a` that `b` has not, or has in another shape.
+    let lacks = |a: &[(String, Vec<usize>)], b: &[(String, Vec<usize>)]| {
+        a.iter().find(|t| b.binary_search(t).is_err()).map(|(name, shape)| format!("{name} {shape:?}"))
+    };
+    for (a, a_file, b, b_file) in [
+        (&ema, EMA, &weights, MODEL),
+        (&weights, MODEL, if ema.is_empty() { &weights } else { &ema }, EMA),
+        (&first, "optimizer.safetensors, exp_avg,", &weights, MODEL),
+        (&first, "optimizer.safetensors, exp_avg,", &second, "optimizer.safetensors, exp_avg_sq,"),
+        (&second, "optimizer.safetensors, exp_avg_sq,", &first, "optimizer.safetensors, exp_avg,"),
+    ] {
+        if let Some(tensor) = lacks(a, b) {
+            return Err(format!("{a_file} has the tensor {tensor}, {b_file} has not"));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the checkpoint in the folder `path`. The tensors come in the order of their names.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for files that are missing, damaged or contradict each other, with the older checkpoints
+/// that could be used.
+pub fn load(path: &Path) -> Result<Checkpoint> {
+    let read = || -> Result<Checkpoint, String> {
+        let manifest = Manifest::read(path)?;
+        let file = |name: &str| {
+            let bytes = manifest.read_file(path, name)?;
+            tensors::from_bytes(&bytes).map_err(|reason| format!("{name}: {reason}"))
+        };
+        let weights = file(MODEL)?;
+        let ema = if manifest.has_ema() { file(EMA)? } else { Vec::new() };
+        let (mut exp_avg, mut exp_avg_sq) = (Vec::new(), Vec::new());
+        for mut tensor in file(OPTIMIZER)? {
+            let (set, name) = match (tensor.name.strip_prefix(EXP_AVG), tensor.name.strip_prefix(EXP_AVG_SQ))
+            {
+                (Some(name), _) => (&mut exp_avg, name.to_owned()),
+                (_, Some(name)) => (&mut exp_avg_sq, name.to_owned()),
+                _ => return Err(format!("{OPTIMIZER}: the tensor {} is none of Adam's", tensor.name)),
+            };
+            tensor.name = name;
+            set.push(tensor);
+        }
+        let checkpoint = Checkpoint { manifest, weights, ema, exp_avg, exp_avg_sq };
+        consistent(&checkpoint)?;
+        Ok(checkpoint)
+    };
+    read().map_err(|reason| folder::unusable(path, reason))
+}
+
+/// Reads the weights of the checkpoint in the folder `path`, in the order of their names, without the optimiser's
+/// state.
+///
+/// # Errors
+/// As [`load`]; [`Which::Ema`] where the run kept no averages.
+pub fn load_weights_only(path: &Path, which: Which) -> Result<(Manifest, Vec<NamedTensor>)> {
+    let manifest = Manifest::read(path).map_err(|reason| folder::unusable(path, reason))?;
+    let name = match which {
+        Which::Raw => MODEL,
+        Which::Auto if !manifest.has_ema() => MODEL,
+        Which::Ema if !manifest.has_ema() => {
+            let reason = "has no averaged weights (train.ema_decay was 0); use the raw ones".into();
+            return Err(Error::Checkpoint { path: path.to_owned(), reason });
+        }
+        Which::Ema | Which::Auto => EMA,
+    };
+    let read = manifest.read_file(path, name);
+    let weights = read.and_then(|b| tensors::from_bytes(&b).map_err(|reason| format!("{name}: {reason}")));
+    Ok((manifest, weights.map_err(|reason| folder::unusable(path, reason))?))
+}
+
+/// Reads a `.safetensors` file of weights that belongs to no checkpoint, in the order of their names.
+///
+/// # Errors
+/// [`Error::Io`], and [`Error::Checkpoint`] for a file that is damaged or holds other than f32.
+pub fn read_weights_file(path: &Path) -> Result<Vec<NamedTensor>> {
+    let bytes = disk::read(path, "read the weights", MAX_WEIGHTS)?;
+    tensors::from_bytes(&bytes).map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests;

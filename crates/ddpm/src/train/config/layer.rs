@@ -1,0 +1,223 @@
+//! One source of settings and how it goes over those before it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Value;
+use toml::de::{DeTable, DeValue};
+
+use super::{Config, PRESETS, SECTIONS, suggest};
+use crate::{Error, Result};
+
+/// A value for one setting.
+pub(super) struct Entry {
+    /// The section, empty for a key outside every section.
+    pub section: String,
+    pub name: String,
+    /// Where it stands in its file, from 1.
+    pub line: Option<usize>,
+    /// The readings of the value, the likeliest first; the first that fits the setting's type is taken.
+    pub readings: Vec<Value>,
+}
+
+/// One source of settings.
+pub(super) struct Layer {
+    /// The file the entries are from; `None` for the command line.
+    pub file: Option<PathBuf>,
+    pub entries: Vec<Entry>,
+}
+
+impl Layer {
+    /// The preset `name`.
+    pub fn preset(name: &str) -> Result<Self> {
+        let Some(preset) = PRESETS.iter().find(|p| p.name == name) else {
+            let names = || PRESETS.iter().map(|p| p.name);
+            let reason = match suggest::nearest(name, names()) {
+                Some(near) => format!("there is no preset {name:?}; did you mean {near}?"),
+                None => {
+                    format!(
+                        "there is no preset {name:?}; the presets are {}",
+                        names().collect::<Vec<_>>().join(", ")
+                    )
+                }
+            };
+            return Err(Error::Config { key: "preset".into(), reason });
+        };
+        Self::toml(Path::new(preset.name), preset.settings)
+    }
+
+    /// The entries of the TOML `text` of the file `path`.
+    pub fn toml(path: &Path, text: &str) -> Result<Self> {
+        let line = |offset: usize| text.as_bytes().iter().take(offset).filter(|&&b| b == b'\n').count() + 1;
+        let syntax = |e: toml::de::Error| {
+            let at = e.span().map_or(String::new(), |s| format!("line {}: ", line(s.start)));
+            let reason = format!("{at}{}", e.message().replace('\n', ", "));
+            Error::ConfigFile { path: path.to_owned(), reason }
+        };
+        let spans = DeTable::parse(text).map_err(syntax)?;
+        let mut values: toml::Table = toml::from_str(text).map_err(syntax)?;
+        let mut entries = Vec::new();
+        for (section, content) in spans.get_ref() {
+            let value = values.remove(section.get_ref().as_ref());
+            match (content.get_ref(), value) {
+                (DeValue::Table(table), Some(Value::Table(mut values))) => {
+                    if table.is_empty() {
+                        known_section(section.get_ref()).map_err(|reason| Error::ConfigFile {
+                            path: path.to_owned(),
+                            reason: format!(
+                                "line {}: {}: {reason}",
+                                line(section.span().start),
+                                section.get_ref()
+                            ),
+                        })?;
+                    }
+                    for key in table.keys() {
+                        let readings = values.remove(key.get_ref().as_ref()).into_iter().collect();
+                        let line = Some(line(key.span().start));
+                        let (section, name) = (section.get_ref().to_string(), key.get_ref().to_string());
+                        entries.push(Entry { section, name, line, readings });
+                    }
+                }
+                (_, value) => entries.push(Entry {
+                    section: String::new(),
+                    name: section.get_ref().to_string(),
+                    line: Some(line(section.span().start)),
+                    readings: value.into_iter().collect(),
+                }),
+            }
+        }
+        // The first mistake reported is the first in the file.
+        entries.sort_by_key(|e| e.line);
+        Ok(Self { file: Some(path.to_owned()), entries })
+    }
+
+    /// Pairs of a full key and a value as the command line gives them. A later one takes the place of an earlier.
+    pub fn overrides(pairs: &[(String, String)]) -> Self {
+        let mut entries: Vec<Entry> = Vec::new();
+        for (key, text) in pairs {
+            let (section, name) = key.trim().split_once('.').unwrap_or(("", key.trim()));
+            entries.retain(|e| e.section != section || e.name != name);
+            let (section, name) = (section.to_owned(), name.to_owned());
+            entries.push(Entry { section, name, line: None, readings: readings(text) });
+        }
+        Self { file: None, entries }
+    }
+
+    /// Goes over `config`.
+    pub fn apply(&self, config: &mut Config) -> Result<()> {
+        let length = |name| {
+            let given = |e: &&Entry| e.section == "train" && e.name == name && !e.unsets();
+            self.entries.iter().find(given)
+        };
+        match (length("steps"), length("epochs")) {
+            (Some(_), Some(epochs)) => {
+                return Err(self.error(epochs, "train.steps is given too; give one of the two".into()));
+            }
+            (Some(_), None) => config.train.epochs = None,
+            (None, Some(_)) => config.train.steps = None,
+            (None, None) => {}
+        }
+        for entry in &self.entries {
+            let known = SECTIONS.iter().find(|s| s.name == entry.section);
+            if !known.is_some_and(|s| s.settings.iter().any(|k| k.name == entry.name)) {
+                let reason = match SECTIONS.iter().any(|s| entry.section.is_empty() && s.name == entry.name) {
+                    true => "is a section, not a setting".to_owned(),
+                    false => suggest::no_such_setting(&entry.section, &entry.name),
+                };
+                return Err(self.error(entry, reason));
+            }
+            *config = entry.set(config).map_err(|reason| self.error(entry, reason))?;
+        }
+        Ok(())
+    }
+
+    fn error(&self, entry: &Entry, reason: String) -> Error {
+        let key = entry.key();
+        match (&self.file, entry.line) {
+            (Some(path), Some(line)) => {
+                Error::ConfigFile { path: path.clone(), reason: format!("line {line}: {key}: {reason}") }
+            }
+            (Some(path), None) => {
+                Error::ConfigFile { path: path.clone(), reason: format!("{key}: {reason}") }
+            }
+            (None, _) => Error::Config { key, reason },
+        }
+    }
+}
+
+impl Entry {
+    fn key(&self) -> String {
+        if self.section.is_empty() { self.name.clone() } else { format!("{}.{}", self.section, self.name) }
+    }
+
+    fn unsets(&self) -> bool {
+        self.readings.iter().any(|r| r.as_str() == Some("none"))
+    }
+
+    /// `config` with this setting changed, or why the value does not do.
+    fn set(&self, config: &Config) -> Result<Config, String> {
+        let table = toml::Table::try_from(config).map_err(|e| e.to_string())?;
+        let with = |value: Option<Value>| {
+            let mut table = table.clone();
+            if let Some(Value::Table(section)) = table.get_mut(&self.section) {
+                section.remove(&self.name);
+                if let Some(value) = value {
+                    section.insert(self.name.clone(), value);
+                }
+            }
+            Config::deserialize(table).map_err(|e| plain(e.message()))
+        };
+        // Without its key a setting that may be unset is unset, and any other is missing.
+        if self.unsets()
+            && let Ok(config) = with(None)
+        {
+            return Ok(config);
+        }
+        let mut first = None;
+        for reading in &self.readings {
+            match with(Some(reading.clone())) {
+                Ok(config) => return Ok(config),
+                Err(reason) => first = first.or(Some(reason)),
+            }
+        }
+        Err(first.unwrap_or_else(|| "has no value".into()))
+    }
+}
+
+fn known_section(name: &str) -> Result<(), String> {
+    match SECTIONS.iter().any(|s| s.name == name) {
+        true => Ok(()),
+        false => Err(suggest::no_such_section(name)),
+    }
+}
+
+/// What a value on the command line may mean: TOML; `1e5` as a whole number; the text itself; a list without
+/// brackets.
+fn readings(text: &str) -> Vec<Value> {
+    let value = text.parse::<Value>().ok();
+    let whole = match value {
+        // 2^53: every whole f64 up to it is exact.
+        Some(Value::Float(f)) if f.fract() == 0.0 && f.abs() <= 9_007_199_254_740_992.0 => {
+            Some(Value::Integer(f as i64))
+        }
+        _ => None,
+    };
+    let list = format!("[{text}]").parse().ok();
+    [value, whole, Some(Value::String(text.to_owned())), list].into_iter().flatten().collect()
+}
+
+/// serde's message without Rust's names of types.
+fn plain(message: &str) -> String {
+    let mut text = message.trim().replace('\n', " ");
+    for (rust, plain) in [
+        ("expected usize", "expected a whole number, 0 or more"),
+        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected f64", "expected a number"),
+        ("expected a boolean", "expected true or false"),
+        ("expected a sequence", "expected a list, as [1, 2]"),
+        ("floating point", "the number"),
+    ] {
+        text = text.replace(rust, plain);
+    }
+    text
+}

@@ -1,0 +1,31 @@
+//! Settings as TOML with a comment on every key.
+
+use std::fmt::Write;
+
+use super::{Config, SECTIONS};
+
+impl Config {
+    /// Every setting as TOML, each under its one-line explanation; unset ones stand in comments. Reading the text
+    /// back gives the same settings. A seed above `i64::MAX`, which TOML has no number for and
+    /// [`validate`](Self::validate) refuses, is left out.
+    pub fn to_toml_commented(&self) -> String {
+        let mut text =
+            String::from("# Settings of a ddpm run. To train with them: ddpm train --config THIS_FILE\n");
+        let default = Config::default().values();
+        for ((section, values), defaults) in SECTIONS.iter().zip(self.values()).zip(default) {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "\n# {}\n[{}]\n", section.about, section.name);
+            for ((setting, value), default) in section.settings.iter().zip(values).zip(defaults) {
+                let _ = match &default {
+                    Some(default) => writeln!(text, "# {} (default {default})", setting.doc),
+                    None => writeln!(text, "# {} (default unset)", setting.doc),
+                };
+                let _ = match value {
+                    Some(value) => writeln!(text, "{} = {value}", setting.name),
+                    None => writeln!(text, "# {} =", setting.name),
+                };
+            }
+        }
+        text
+    }
+}

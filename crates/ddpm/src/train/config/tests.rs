@@ -1,0 +1,326 @@
+use super::*;
+use std::path::PathBuf;
+
+const TUTORIAL: &str = "\
+dataset_params:
+  im_path: 'data/train/images'
+diffusion_params:
+  num_timesteps : 1000
+  beta_start : 0.0001
+  beta_end : 0.02
+model_params:
+  im_channels : 1
+  im_size : 28
+  down_channels : [32, 64, 128, 256]
+  mid_channels : [256, 256, 128]
+  down_sample : [True, True, False]
+  time_emb_dim : 128
+  num_down_layers : 2
+  num_mid_layers : 2
+  num_up_layers : 2
+  num_heads : 4
+train_params:
+  task_name: 'default'
+  batch_size: 64
+  num_epochs: 40
+  num_samples : 100
+  num_grid_rows : 10
+  lr: 0.0001
+  ckpt_name: 'ddpm_ckpt.pth'
+";
+
+fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    (folder, path)
+}
+
+fn load_file(name: &str, text: &str) -> Result<Loaded> {
+    let (_folder, path) = file(name, text);
+    Config::load_with_notes(None, Some(&path), &[])
+}
+
+/// The message, from the line's number on.
+fn file_error(name: &str, text: &str) -> String {
+    let message = load_file(name, text).unwrap_err().to_string();
+    let (path, reason) = message.split_once(": ").unwrap();
+    assert!(path.ends_with(name), "{message}");
+    reason.to_owned()
+}
+
+fn set(pairs: &[(&str, &str)]) -> Result<Config> {
+    let pairs: Vec<_> = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+    Config::load(Some("mnist"), None, &pairs)
+}
+
+fn set_error(key: &str, value: &str) -> String {
+    set(&[(key, value)]).unwrap_err().to_string()
+}
+
+#[test]
+fn every_preset_is_valid_and_reads_back_from_its_commented_toml() {
+    for preset in PRESETS {
+        let config = Config::load(Some(preset.name), None, &[]).unwrap();
+        let text = config.to_toml_commented();
+        assert_eq!(Config::from_toml(Path::new("printed"), &text).unwrap(), config, "{text}");
+        let resolved = config
+            .resolve(&DataFacts { count: 100, size: Size { height: 32, width: 64 }, channels: 3 })
+            .or_else(|_| {
+                config.resolve(&DataFacts { count: 100, size: config.data.size.unwrap(), channels: 1 })
+            })
+            .unwrap();
+        let text = resolved.to_toml_commented();
+        assert_eq!(Config::from_toml(Path::new("printed"), &text).unwrap(), resolved, "{text}");
+    }
+}
+
+#[test]
+fn awkward_values_read_back_from_the_commented_toml() {
+    let mut config = Config::default();
+    config.data.path = "a \"b\" \\ 'c'\n\u{7f}é # x".into();
+    config.data.size = Some(Size { height: 8, width: 12 });
+    config.train.adam_eps = 1e-300;
+    config.train.lr = 0.1 + 0.2;
+    config.train.seed = i64::MAX as u64;
+    config.diffusion.beta_end = 1.0 / 3.0;
+    assert_eq!(Config::from_toml(Path::new("printed"), &config.to_toml_commented()).unwrap(), config);
+}
+
+#[test]
+fn the_commented_toml_has_every_key_below_its_comment() {
+    let text = Config::default().to_toml_commented();
+    let lines: Vec<_> = text.lines().collect();
+    for setting in SECTIONS.iter().flat_map(|s| s.settings) {
+        let key = format!("{} =", setting.name);
+        let at = lines.iter().position(|l| l.trim_start_matches("# ").starts_with(&key)).unwrap();
+        assert!(lines[at - 1].starts_with(&format!("# {} (default ", setting.doc)), "{}", lines[at - 1]);
+        assert!(!setting.doc.is_empty() && !setting.doc.contains('\n'));
+    }
+}
+
+#[test]
+fn the_tutorials_yaml_is_read_as_it_is() {
+    for name in ["default.yaml", "settings"] {
+        let loaded = load_file(name, TUTORIAL).unwrap();
+        let mut expected = Config::default();
+        expected.data.path = "data/train/images".into();
+        expected.network.im_channels = Some(1);
+        expected.network.im_size = Some(Size { height: 28, width: 28 });
+        expected.train.sample_count = 100;
+        assert_eq!(loaded.config, expected);
+        assert_eq!(loaded.config.train.epochs, Some(40));
+        assert_eq!(loaded.config.network.down_sample, [true, true, false]);
+        assert_eq!(loaded.run_name.as_deref(), Some("default"));
+        assert_eq!(loaded.notes.len(), 2);
+        assert!(loaded.notes[1].starts_with("train_params.ckpt_name is not used"), "{:?}", loaded.notes);
+    }
+}
+
+#[test]
+fn mistakes_in_the_tutorials_yaml_are_named_with_their_line() {
+    let wrong = |from: &str, to: &str| file_error("default.yaml", &TUTORIAL.replace(from, to));
+    assert_eq!(
+        wrong("batch_size: 64", "bach_size: 64"),
+        "line 20: train_params.bach_size: no such setting; did you mean batch_size?"
+    );
+    assert_eq!(
+        wrong("model_params:", "modl_params:"),
+        "line 7: modl_params: no such section; did you mean model_params?"
+    );
+    assert!(
+        wrong("num_heads : 4", "num_heads : four")
+            .starts_with("line 17: network.num_heads: invalid type: string")
+    );
+    assert!(wrong("num_heads : 4", "num_heads : 4\n  num_heads : 8").starts_with("line 18: "));
+    assert!(wrong("lr: 0.0001", "lr:").starts_with("line 24: "));
+    assert!(wrong("[256, 256, 128]", "[256, 256, 128").starts_with("line "));
+    assert!(file_error("a.yaml", "- 1\n- 2\n").contains("YAML"));
+}
+
+#[test]
+fn a_yaml_bomb_is_refused() {
+    let mut text = String::from("dataset_params:\n  a: &a [x,x,x,x,x,x,x,x,x]\n");
+    for (from, to) in "abcdefghijk".chars().zip("bcdefghijkl".chars()) {
+        text += &format!("  {to}: &{to} [{}]\n", vec![format!("*{from}"); 9].join(","));
+    }
+    let message = file_error("a.yaml", &text);
+    assert!(message.contains("budget"), "{message}");
+}
+
+#[test]
+fn unknown_settings_get_the_nearest_known_one() {
+    let toml = |text: &str| file_error("a.toml", text);
+    assert_eq!(
+        toml("[data]\npath = 'x'\n\n[train]\nlr = 1e-3\nbach_size = 3\n"),
+        "line 6: train.bach_size: no such setting; did you mean batch_size?"
+    );
+    assert_eq!(
+        toml("train.bach_size = 3"),
+        "line 1: train.bach_size: no such setting; did you mean batch_size?"
+    );
+    assert_eq!(
+        toml("[train]\ntimesteps = 3"),
+        "line 2: train.timesteps: no such setting; did you mean diffusion.timesteps?"
+    );
+    assert_eq!(
+        toml("\nbatch_size = 3"),
+        "line 2: batch_size: no such setting; did you mean train.batch_size?"
+    );
+    assert_eq!(toml("[trian]\nlr = 1"), "line 2: trian.lr: no such setting; did you mean train.lr?");
+    assert_eq!(toml("[trian]\n"), "line 1: trian: no such section; did you mean train?");
+    assert_eq!(toml("[[train]]\nlr = 1"), "line 1: train: is a section, not a setting");
+    assert!(
+        toml("[data]\nzzzzzz = 1")
+            .ends_with("no such setting; [data] has path, size, channels, on_bad_file, digits_count")
+    );
+
+    assert_eq!(
+        set_error("train.bach_size", "3"),
+        "train.bach_size: no such setting; did you mean batch_size?"
+    );
+    assert_eq!(set_error("heads", "3"), "heads: no such setting; did you mean network.num_heads?");
+    assert_eq!(
+        set_error("qqqqqqqq", "3"),
+        "qqqqqqqq: no such section; the sections are data, diffusion, network, train"
+    );
+    let preset = Config::load(Some("minst"), None, &[]).unwrap_err().to_string();
+    assert_eq!(preset, "preset: there is no preset \"minst\"; did you mean mnist?");
+}
+
+#[test]
+fn wrong_types_and_broken_files_are_named_with_their_line() {
+    let toml = |text: &str| file_error("a.toml", text);
+    assert_eq!(
+        toml("[train]\nbatch_size = 'many'"),
+        "line 2: train.batch_size: invalid type: string \"many\", expected a whole number, 0 or more"
+    );
+    assert!(
+        toml("[train]\nbatch_size = -1").starts_with("line 2: train.batch_size: invalid value: integer `-1`")
+    );
+    assert!(
+        toml("[train]\noptimizer = 'sgd'")
+            .contains("train.optimizer: unknown variant `sgd`, expected `adam` or `adamw`")
+    );
+    assert!(
+        toml("[data]\nsize = [1, 2, 3]")
+            .contains("data.size: expected one side in pixels or [height, width]")
+    );
+    assert!(toml("[train\nlr = 1").starts_with("line 1: "));
+    assert!(toml("[train]\nlr = 1\nlr = 2").starts_with("line 3: "));
+    let (_folder, path) = file("a.toml", "");
+    std::fs::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(Config::load(None, Some(&path), &[]).unwrap_err().to_string().contains("UTF-8"));
+    std::fs::write(&path, vec![b'#'; MAX_FILE as usize + 1]).unwrap();
+    assert!(Config::load(None, Some(&path), &[]).unwrap_err().to_string().contains("more than"));
+    assert!(matches!(Config::load(None, Some(Path::new("/nowhere/x.toml")), &[]), Err(Error::Io { .. })));
+}
+
+#[test]
+fn later_sources_go_over_earlier_ones() {
+    let (_folder, path) = file("a.toml", "[train]\nlr = 0.5\nbatch_size = 16\nepochs = 3\n");
+    let overrides = [("train.lr".to_owned(), "0.25".to_owned()), ("train.lr".to_owned(), "0.125".to_owned())];
+    let config = Config::load(Some("digits"), Some(&path), &overrides).unwrap();
+    assert_eq!((config.train.lr, config.train.batch_size), (0.125, 16));
+    assert_eq!(config.network.down_channels, [32, 64, 64]);
+    assert_eq!((config.train.steps, config.train.epochs), (None, Some(3)));
+    assert_eq!(Config::load(None, None, &[]).unwrap(), Config::load(Some("digits"), None, &[]).unwrap());
+    assert_eq!(Config::load(None, Some(&path), &[]).unwrap().network, Config::default().network);
+}
+
+#[test]
+fn steps_and_epochs_take_each_others_place_but_do_not_stand_together() {
+    let config = set(&[("train.steps", "1e3")]).unwrap();
+    assert_eq!((config.train.steps, config.train.epochs), (Some(1000), None));
+    let both = set(&[("train.steps", "10"), ("train.epochs", "2")]).unwrap_err().to_string();
+    assert_eq!(both, "train.epochs: train.steps is given too; give one of the two");
+    assert!(set_error("train.epochs", "none").contains("nor is train.epochs"));
+}
+
+#[test]
+fn overrides_are_read_as_toml_or_as_plain_text() {
+    let config = set(&[
+        ("data.path", "some/folder, with comma"),
+        ("data.size", "16,24"),
+        ("network.down_channels", "[32, 64]"),
+        ("network.mid_channels", "64,32"),
+        ("network.down_sample", "[true]"),
+        ("train.optimizer", "adamw"),
+    ])
+    .unwrap();
+    assert_eq!(config.data.path, "some/folder, with comma");
+    assert_eq!(config.data.size, Some(Size { height: 16, width: 24 }));
+    assert_eq!((config.network.down_channels, config.network.mid_channels), (vec![32, 64], vec![64, 32]));
+    assert_eq!(config.train.optimizer, OptimizerKind::AdamW);
+    assert_eq!(set(&[("data.path", "2024")]).unwrap().data.path, "2024");
+    assert_eq!(set(&[("data.path", "none")]).unwrap().data.path, "none");
+    assert_eq!(set(&[("data.size", "28"), ("data.size", "none")]).unwrap().data.size, None);
+    assert!(set_error("train.batch_size", "1.5").contains("expected a whole number"));
+    assert!(set_error("train.batch_size", "3\ntrain.lr=1").contains("expected a whole number"));
+}
+
+#[test]
+fn values_out_of_range_are_refused_by_name_with_the_way_out() {
+    for (key, value, expected) in [
+        ("data.path", "", "data.path: is empty"),
+        ("data.channels", "5", "data.channels: 5 is out of range; give 1 to 4"),
+        ("data.size", "0", "data.size: 0 is out of range"),
+        (
+            "data.size",
+            "30",
+            "data.size: 30x30 cannot be halved 2 times, as network.down_sample asks; use 32x32",
+        ),
+        ("diffusion.timesteps", "0", "diffusion.timesteps: 0 is out of range"),
+        ("diffusion.beta_start", "0", "diffusion.beta_start: 0 is out of range"),
+        (
+            "diffusion.beta_start",
+            "0.5",
+            "diffusion.beta_end: 0.02 is out of range; give a number between beta_start, 0.5",
+        ),
+        ("diffusion.beta_end", "1", "diffusion.beta_end: 1 is out of range"),
+        ("network.num_heads", "3", "network.num_heads: 3 heads do not divide"),
+        ("network.num_heads", "0", "network.num_heads: 0 heads do not divide"),
+        ("network.down_channels", "[32, 60, 128, 256]", "network.down_channels: 60 is not divisible by 8"),
+        ("network.down_channels", "[32]", "network.down_channels: has 1 entries"),
+        ("network.down_channels", "[32, 64, 128, 512]", "network.mid_channels: begins with 256"),
+        ("network.mid_channels", "[256, 256]", "network.mid_channels: ends with 256"),
+        ("network.down_sample", "[true, true]", "network.down_sample: has 2 entries; give 3"),
+        ("network.time_emb_dim", "127", "network.time_emb_dim: is odd"),
+        ("train.batch_size", "0", "train.batch_size: 0 is out of range"),
+        ("train.lr", "0", "train.lr: 0 is out of range"),
+        ("train.lr", "nan", "train.lr: NaN is out of range"),
+        ("train.beta2", "1", "train.beta2: 1 is out of range"),
+        ("train.adam_eps", "0", "train.adam_eps: 0 is out of range"),
+        ("train.weight_decay", "-1", "train.weight_decay: -1 is out of range"),
+        ("train.weight_decay", "inf", "train.weight_decay: inf is out of range"),
+        ("train.ema_decay", "1", "train.ema_decay: 1 is out of range"),
+        ("train.steps", "4294967296", "train.steps: 4294967296 is out of range"),
+        ("train.keep", "1", "train.keep: 1 is out of range"),
+    ] {
+        let message = set_error(key, value);
+        assert!(message.starts_with(expected), "{key} = {value}: {message}");
+    }
+    let mut config = Config::default();
+    config.train.seed = u64::MAX;
+    assert!(config.validate().unwrap_err().to_string().starts_with("train.seed: "));
+}
+
+#[test]
+fn resolving_fills_in_what_the_data_tells() {
+    let facts = DataFacts { count: 130, size: Size { height: 28, width: 28 }, channels: 1 };
+    let config = set(&[("train.epochs", "3")]).unwrap().resolve(&facts).unwrap();
+    // ceil(3 * 130 / 64)
+    assert_eq!((config.train.steps, config.train.epochs), (Some(7), None));
+    assert_eq!((config.network.im_size, config.network.im_channels), (Some(facts.size), Some(1)));
+    assert_eq!(config.resolve(&facts).unwrap(), config);
+
+    let other = config.resolve(&DataFacts { channels: 3, ..facts }).unwrap_err().to_string();
+    assert_eq!(
+        other,
+        "network.im_channels: is 1 but data.channels is 3; make them the same or leave this one unset"
+    );
+    let odd = Config::default().resolve(&DataFacts { size: Size { height: 28, width: 30 }, ..facts });
+    assert!(odd.unwrap_err().to_string().contains("use 28x32"));
+    assert!(Config::default().resolve(&DataFacts { count: usize::MAX, ..facts }).is_err());
+    assert!(Config::default().resolve(&DataFacts { count: 0, ..facts }).is_err());
+}

@@ -1,0 +1,99 @@
+//! The model card.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use super::RunFolder;
+use crate::Result;
+use crate::train::config::{Config, SECTIONS};
+use crate::train::disk::{self, RealDisk};
+
+/// What the card tells beside the settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CardFacts {
+    /// Number of parameters of the network.
+    pub parameters: u64,
+    /// What the data is, in a sentence: source, number and size of the pictures.
+    pub data: String,
+    /// Training steps done.
+    pub steps: u64,
+    /// Mean loss of the last steps, once there is one.
+    pub loss: Option<f64>,
+    /// Seconds of training, once there are some.
+    pub seconds: Option<f64>,
+    /// The newest checkpoint's folder inside the run's, as `checkpoints/step-0001000`, once there is one.
+    pub checkpoint: Option<PathBuf>,
+}
+
+/// Writes the run's model card, `README.md`, in the place of the one before.
+///
+/// # Errors
+/// [`Error::Io`](crate::Error::Io).
+pub fn write_card(run: &RunFolder, config: &Config, facts: &CardFacts) -> Result<()> {
+    let text = card(run, config, facts);
+    disk::replace(&RealDisk, &run.card_path(), text.as_bytes(), "write the model card")
+}
+
+fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
+    let (name, path) = (run.name(), run.path().display());
+    let CardFacts { parameters, data, steps, .. } = facts;
+    let size = match (config.picture_size(), config.picture_channels()) {
+        (Some(size), Some(channels)) => format!(" of {size} pixels and {channels} channel(s)"),
+        _ => String::new(),
+    };
+    let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));
+    let loss =
+        facts.loss.map_or(String::new(), |l| format!(", mean squared error of the noise {l:.5} at the end"));
+    let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
+    let weights = if config.train.ema_decay > 0.0 { "ema.safetensors" } else { "model.safetensors" };
+    let checkpoint = match &facts.checkpoint {
+        Some(path) => path.display().to_string(),
+        None => "checkpoints/step-NNNNNNN".to_owned(),
+    };
+
+    let mut text = format!(
+        "# {name}\n\n\
+        A denoising diffusion probabilistic model (Ho, Jain, Abbeel: \"Denoising Diffusion Probabilistic Models\", \
+        2020) that makes pictures{size} like those it was trained on. Trained with ddpm {version} on CPUs.\n\n\
+        - Data: {data}\n\
+        - Network: {parameters} parameters, predicting the noise\n\
+        - Training: {steps}{total} steps of {batch} pictures{loss}{time}\n\
+        - Diffusion: T = {timesteps}, beta from {beta_start} to {beta_end}\n\n\
+        ## Sampling\n\n\
+        ```sh\nddpm sample {path} -n 64 --seed 7\n```\n\n\
+        The same seed gives the same pictures.\n\n\
+        ## The weights in PyTorch\n\n\
+        The weights are f32 safetensors with the names and layouts of the U-Net of explainingai-code/DDPM-Pytorch, \
+        built with the `[network]` settings below:\n\n\
+        ```python\n\
+        from safetensors.torch import load_file\n\n\
+        model.load_state_dict(load_file(\"{checkpoint}/{weights}\"))\n\
+        ```\n\n",
+        version = env!("CARGO_PKG_VERSION"),
+        batch = config.train.batch_size,
+        timesteps = config.diffusion.timesteps,
+        beta_start = config.diffusion.beta_start,
+        beta_end = config.diffusion.beta_end,
+    );
+    if config.train.ema_decay > 0.0 {
+        text += "`ema.safetensors` holds the weights averaged over training, which sample better; \
+            `model.safetensors` beside it the last ones.\n\n";
+    }
+    text += "## Limits\n\n\
+        The model knows nothing but its training pictures: it repeats their subjects, their faults and their biases, \
+        and may come close to single ones of them, the more so the fewer they were and the longer it trained. \
+        Whoever passes on the model or its pictures has to see to the rights in the training pictures. It was not \
+        examined for any use beyond study.\n\n\
+        ## Settings\n\n\
+        All of them, with explanations, are in `config.toml`.\n\n\
+        | setting | value |\n|---|---|\n";
+    for (section, values) in SECTIONS.iter().zip(config.values()) {
+        for (setting, value) in section.settings.iter().zip(values) {
+            let value =
+                value.map_or("unset".to_owned(), |v| v.to_string().replace('|', "\\|").replace('\n', " "));
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "| {}.{} | {value} |", section.name, setting.name);
+        }
+    }
+    text
+}

@@ -1,0 +1,270 @@
+//! Run folders: where one training run keeps everything.
+//!
+//! `runs/NAME/` holds `config.toml` (all settings), `metrics.jsonl` ([`MetricsLog`]), `samples/`, `checkpoints/`
+//! (see [`checkpoint`](super::checkpoint)) and `README.md`, the model card ([`write_card`]).
+
+mod card;
+mod metrics;
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+pub use card::{CardFacts, write_card};
+pub use metrics::{Metrics, MetricsLog, read_metrics};
+
+use super::config::Config;
+use super::config::suggest::nearest;
+use super::disk::{self, RealDisk};
+use crate::{Error, Result};
+
+/// The folder runs are kept in unless another is named.
+pub const RUNS: &str = "runs";
+
+const CONFIG: &str = "config.toml";
+const CHECKPOINTS: &str = "checkpoints";
+const SAMPLES: &str = "samples";
+
+/// The folder of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunFolder {
+    path: PathBuf,
+    name: String,
+}
+
+/// Held while a process trains a run; the system releases it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+impl RunFolder {
+    /// Makes the folder of a new run in `root`: of the given `name`, or of the next free number, as `run-001`.
+    ///
+    /// # Errors
+    /// [`Error::Run`] for a name that is taken or cannot be one; [`Error::Io`].
+    pub fn create(root: &Path, name: Option<&str>) -> Result<Self> {
+        if let Some(name) = name {
+            check_name(root, name)?;
+        }
+        const DOING: &str = "make the run's folder";
+        fs::create_dir_all(root).map_err(Error::io(root, DOING))?;
+        let run = match name {
+            Some(name) => {
+                let path = root.join(name);
+                match fs::create_dir(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                        let reason = format!(
+                            "there is such a run already; go on with it: --resume {}, or choose another --name",
+                            path.display()
+                        );
+                        return Err(Error::Run { path, reason });
+                    }
+                    made => made.map_err(Error::io(&path, DOING))?,
+                }
+                Self { path, name: name.to_owned() }
+            }
+            None => {
+                let numbers =
+                    names(root).into_iter().filter_map(|n| n.strip_prefix("run-")?.parse::<u32>().ok());
+                let mut number = numbers.max().unwrap_or(0);
+                loop {
+                    number = number.checked_add(1).ok_or_else(|| Error::Run {
+                        path: root.to_owned(),
+                        reason: "the numbers for runs are used up; choose a --name".into(),
+                    })?;
+                    let name = format!("run-{number:03}");
+                    let path = root.join(&name);
+                    match fs::create_dir(&path) {
+                        Ok(()) => break Self { path, name },
+                        // Another process was faster.
+                        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                        Err(e) => return Err(Error::io(&path, DOING)(e)),
+                    }
+                }
+            }
+        };
+        for path in [run.samples(), run.checkpoints()] {
+            if let Err(e) = fs::create_dir(&path) {
+                // Best effort: a run's folder without its parts would be in the way of the next attempt.
+                let _ = fs::remove_dir_all(&run.path);
+                return Err(Error::io(&path, DOING)(e));
+            }
+        }
+        Ok(run)
+    }
+
+    /// The run whose folder is `run`, or whose name in `root` it is.
+    ///
+    /// # Errors
+    /// [`Error::Run`] if there is no such run, with the nearest there is.
+    pub fn open(root: &Path, run: &Path) -> Result<Self> {
+        let inside = root.join(run);
+        let bare = matches!(run.components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+        let candidates = [Some(run), bare.then_some(inside.as_path())];
+        if let Some(path) = candidates.into_iter().flatten().find(|p| is_run(p)) {
+            // The name of "." or "x/.." is that of the folder it is.
+            let name = match path.file_name() {
+                Some(name) => name.to_string_lossy().into_owned(),
+                None => {
+                    let full = path.canonicalize().map_err(Error::io(path, "open the run's folder"))?;
+                    full.file_name().unwrap_or_default().to_string_lossy().into_owned()
+                }
+            };
+            return Ok(Self { path: path.to_owned(), name });
+        }
+        let runs: Vec<_> = names(root).into_iter().filter(|n| is_run(&root.join(n))).collect();
+        let wanted = run.file_name().unwrap_or_default().to_string_lossy();
+        let hint = match nearest(&wanted, runs.iter().map(String::as_str)) {
+            _ if run.is_dir() => format!("is no run: it has no {CONFIG} or no {CHECKPOINTS} folder"),
+            Some(near) => format!("there is no such run; did you mean {}?", root.join(near).display()),
+            None if runs.is_empty() => format!("there is no such run, nor any in {}", root.display()),
+            None => format!("there is no such run; in {} there are {}", root.display(), runs.join(", ")),
+        };
+        Err(Error::Run { path: run.to_owned(), reason: hint })
+    }
+
+    /// Keeps other processes from training this run as long as the lock lives.
+    ///
+    /// # Errors
+    /// [`Error::Run`] if another process does.
+    pub fn lock(&self) -> Result<RunLock> {
+        let path = self.path.join("lock");
+        const DOING: &str = "lock the run";
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::io(&path, DOING))?;
+        match file.try_lock() {
+            Ok(()) => {
+                // Only for the message below; a full disk is no reason to refuse.
+                let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut text = String::new();
+                // Best effort: where locks bind readers too there is no number.
+                let _ = file.take(20).read_to_string(&mut text);
+                let who = text.trim().parse::<u32>().map_or(String::new(), |id| format!(" (process {id})"));
+                let reason =
+                    format!("another process{who} is training this run; wait for it, or stop it first");
+                return Err(Error::Run { path: self.path.clone(), reason });
+            }
+            // Some network file systems have no locks; training there is still right.
+            Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => return Err(Error::io(&path, DOING)(e)),
+        }
+        Ok(RunLock { _file: file })
+    }
+
+    /// Writes `config.toml`.
+    ///
+    /// # Errors
+    /// Settings that are not valid; [`Error::Io`].
+    pub fn write_config(&self, config: &Config) -> Result<()> {
+        config.validate()?;
+        let text = config.to_toml_commented();
+        disk::replace(&RealDisk, &self.config_path(), text.as_bytes(), "write the run's settings")
+    }
+
+    /// Reads `config.toml`.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn read_config(&self) -> Result<Config> {
+        Config::load(None, Some(&self.config_path()), &[])
+    }
+
+    /// The run's folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// `config.toml`, all settings.
+    pub fn config_path(&self) -> PathBuf {
+        self.path.join(CONFIG)
+    }
+
+    /// `metrics.jsonl`.
+    pub fn metrics_path(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    /// `README.md`, the model card.
+    pub fn card_path(&self) -> PathBuf {
+        self.path.join("README.md")
+    }
+
+    /// The folder of sample sheets.
+    pub fn samples(&self) -> PathBuf {
+        self.path.join(SAMPLES)
+    }
+
+    /// The sample sheet of `step`, as `samples/step-0001000.png`.
+    pub fn sample_path(&self, step: u64) -> PathBuf {
+        self.samples().join(format!("step-{step:07}.png"))
+    }
+
+    /// The folder of checkpoints, for the functions of [`checkpoint`](super::checkpoint).
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join(CHECKPOINTS)
+    }
+
+    /// The folder of the checkpoint a user names: a path, or `step-0001000`, or `1000`.
+    ///
+    /// # Errors
+    /// [`Error::Run`] if there is none, with those there are.
+    pub fn find_checkpoint(&self, checkpoint: &str) -> Result<PathBuf> {
+        let inside = self.checkpoints();
+        let number = checkpoint.strip_prefix("step-").unwrap_or(checkpoint).parse::<u64>();
+        let by_step = number.ok().map(|step| super::checkpoint::path_of(&inside, step));
+        let candidates = [by_step, Some(PathBuf::from(checkpoint)), Some(inside.join(checkpoint))];
+        if let Some(path) = candidates.into_iter().flatten().find(|p| !checkpoint.is_empty() && p.is_dir()) {
+            return Ok(path);
+        }
+        let steps: Vec<_> =
+            super::checkpoint::list(&inside)?.into_iter().map(|step| format!("step-{step:07}")).collect();
+        let there = if steps.is_empty() { "none".to_owned() } else { steps.join(", ") };
+        let reason = format!("there is no checkpoint {checkpoint:?}; there are: {there}");
+        Err(Error::Run { path: self.path.clone(), reason })
+    }
+}
+
+fn is_run(path: &Path) -> bool {
+    path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
+}
+
+/// The names in the folder `root`, sorted; none if it cannot be listed.
+fn names(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.filter_map(|e| e.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+fn check_name(root: &Path, name: &str) -> Result<()> {
+    let reason = if name.is_empty() {
+        "the run's name is empty"
+    } else if name.contains(['/', '\\', ':']) {
+        "the run's name has a separator of paths in it"
+    } else if name.starts_with(['.', '-']) {
+        "the run's name begins with a dot or a dash"
+    } else if name.chars().any(char::is_control) || name.len() > 100 {
+        "the run's name has control characters or more than 100 bytes"
+    } else {
+        return Ok(());
+    };
+    let reason =
+        format!("{reason}; choose another --name, of letters and digits: {name:?} cannot be a folder here");
+    Err(Error::Run { path: root.to_owned(), reason })
+}
+
+#[cfg(test)]
+mod tests;

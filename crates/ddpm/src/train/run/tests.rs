@@ -1,0 +1,188 @@
+use super::*;
+use crate::train::config::{DataFacts, Size};
+
+fn runs() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("runs");
+    (folder, root)
+}
+
+fn metrics(step: u64) -> Metrics {
+    Metrics { step, loss: 0.5, images_per_second: 100.0, seconds: step as f64 }
+}
+
+#[test]
+fn unnamed_runs_are_numbered_even_when_many_start_at_once() {
+    let (_folder, root) = runs();
+    let mut all: Vec<String> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| RunFolder::create(&root, None).unwrap().name().to_owned()))
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 8);
+    assert_eq!(all[0], "run-001");
+    fs::create_dir(root.join("run-1041")).unwrap();
+    let run = RunFolder::create(&root, None).unwrap();
+    assert_eq!(run.name(), "run-1042");
+    assert!(run.samples().is_dir() && run.checkpoints().is_dir());
+    assert_eq!(run.sample_path(1000), root.join("run-1042/samples/step-0001000.png"));
+}
+
+#[test]
+fn a_taken_or_impossible_name_is_refused_with_the_way_out() {
+    let (_folder, root) = runs();
+    RunFolder::create(&root, Some("cats")).unwrap();
+    let message = RunFolder::create(&root, Some("cats")).unwrap_err().to_string();
+    assert!(message.contains("--resume") && message.contains("--name"), "{message}");
+    for name in ["", ".", "..", "a/b", "a\\b", "/tmp/x", "-n", ".hidden", "a\nb", &"x".repeat(101)] {
+        let error = RunFolder::create(&root, Some(name)).unwrap_err();
+        assert!(matches!(error, Error::Run { .. }), "{name:?}: {error}");
+    }
+    assert_eq!(names(&root), ["cats"]);
+}
+
+#[test]
+fn a_root_that_cannot_be_written_is_named() {
+    let (folder, _) = runs();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for name in [None, Some("x")] {
+        assert!(matches!(RunFolder::create(&file.join("runs"), name), Err(Error::Io { .. })));
+    }
+}
+
+#[test]
+fn runs_open_by_path_or_name_and_misspelt_ones_get_the_nearest() {
+    let (folder, root) = runs();
+    let made = RunFolder::create(&root, Some("cats")).unwrap();
+    assert!(RunFolder::open(&root, Path::new("cats")).is_err(), "it has no settings yet");
+    made.write_config(&Config::default()).unwrap();
+    assert_eq!(RunFolder::open(&root, Path::new("cats")).unwrap(), made);
+    assert_eq!(RunFolder::open(&root, made.path()).unwrap(), made);
+    assert_eq!(RunFolder::open(&root, &made.samples().join("..")).unwrap().name(), "cats");
+    let message = |run: &Path| RunFolder::open(&root, run).unwrap_err().to_string();
+    assert!(message(Path::new("cast")).contains("did you mean"), "{}", message(Path::new("cast")));
+    assert!(message(&root.join("cast")).contains("did you mean"));
+    assert!(message(Path::new("qqqqqq")).contains("there are cats"));
+    assert!(message(folder.path()).contains("is no run"));
+    assert!(message(Path::new("../runs/nothing")).contains("there is no such run"));
+}
+
+#[test]
+fn a_run_is_trained_by_one_at_a_time() {
+    let (_folder, root) = runs();
+    let run = RunFolder::create(&root, None).unwrap();
+    let lock = run.lock().unwrap();
+    let message = run.lock().unwrap_err().to_string();
+    assert!(
+        message.contains(&format!("another process (process {}) is training", std::process::id())),
+        "{message}"
+    );
+    drop(lock);
+    run.lock().unwrap();
+}
+
+#[test]
+fn settings_are_kept_as_they_were_resolved() {
+    let (_folder, root) = runs();
+    let run = RunFolder::create(&root, None).unwrap();
+    let facts = DataFacts { count: 1000, size: Size { height: 32, width: 16 }, channels: 3 };
+    let config = Config::default().resolve(&facts).unwrap();
+    run.write_config(&config).unwrap();
+    assert_eq!(run.read_config().unwrap(), config);
+    let wrong = Config {
+        train: crate::train::config::TrainConfig { seed: u64::MAX, ..config.train.clone() },
+        ..config
+    };
+    assert!(run.write_config(&wrong).is_err());
+}
+
+#[test]
+fn checkpoints_are_found_by_number_name_or_path() {
+    let (_folder, root) = runs();
+    let run = RunFolder::create(&root, None).unwrap();
+    let path = run.checkpoints().join("step-0001000");
+    fs::create_dir(&path).unwrap();
+    for name in ["1000", "step-1000", "step-0001000", path.to_str().unwrap()] {
+        assert_eq!(run.find_checkpoint(name).unwrap(), path);
+    }
+    for name in ["2000", "", "x"] {
+        assert!(run.find_checkpoint(name).unwrap_err().to_string().contains("there are: step-0001000"));
+    }
+}
+
+#[test]
+fn resuming_drops_the_steps_done_again_and_a_torn_line() {
+    let (_folder, root) = runs();
+    let path = RunFolder::create(&root, None).unwrap().metrics_path();
+    let mut log = MetricsLog::open(&path, None).unwrap();
+    for step in [0, 10, 20, 30] {
+        log.append(&metrics(step)).unwrap();
+    }
+    log.append(&Metrics { loss: f64::NAN, ..metrics(40) }).unwrap();
+    drop(log);
+    assert!(read_metrics(&path).unwrap()[4].loss.is_nan());
+    let mut file = File::options().append(true).open(&path).unwrap();
+    file.write_all(b"{\"step\":50,\"lo").unwrap();
+    assert_eq!(read_metrics(&path).unwrap().len(), 5);
+
+    let mut log = MetricsLog::open(&path, None).unwrap();
+    log.append(&metrics(50)).unwrap();
+    assert_eq!(read_metrics(&path).unwrap().len(), 6);
+    drop(log);
+    let mut log = MetricsLog::open(&path, Some(20)).unwrap();
+    log.append(&metrics(20)).unwrap();
+    assert_eq!(read_metrics(&path).unwrap(), [metrics(0), metrics(10), metrics(20)]);
+    assert_eq!(
+        fs::read_to_string(&path).unwrap().lines().next(),
+        Some("{\"step\":0,\"loss\":0.5,\"images_per_second\":100.0,\"seconds\":0.0}")
+    );
+}
+
+#[test]
+fn a_whole_last_line_without_its_end_is_torn_too() {
+    let (_folder, root) = runs();
+    let path = RunFolder::create(&root, None).unwrap().metrics_path();
+    // Appending to it would spoil both lines.
+    fs::write(&path, serde_json::to_vec(&metrics(1)).unwrap()).unwrap();
+    MetricsLog::open(&path, None).unwrap().append(&metrics(1)).unwrap();
+    assert_eq!(read_metrics(&path).unwrap(), [metrics(1)]);
+}
+
+#[test]
+fn the_card_tells_how_to_use_the_run() {
+    let (_folder, root) = runs();
+    let run = RunFolder::create(&root, Some("cats")).unwrap();
+    let mut config = Config::load(Some("digits"), None, &[]).unwrap();
+    let mut facts = CardFacts {
+        parameters: 12345,
+        data: "100 pictures of cats|dogs".into(),
+        steps: 1000,
+        loss: Some(0.0312),
+        seconds: Some(90.0),
+        checkpoint: Some("checkpoints/step-0001000".into()),
+    };
+    write_card(&run, &config, &facts).unwrap();
+    let text = fs::read_to_string(run.card_path()).unwrap();
+    for part in [
+        "# cats\n",
+        "12345 parameters",
+        "1000 of 2000 steps of 64 pictures",
+        "0.03120",
+        "1.5 minutes",
+        &format!("ddpm sample {} -n 64 --seed 7", run.path().display()),
+        "load_state_dict(load_file(\"checkpoints/step-0001000/ema.safetensors\"))",
+        "| network.down_channels | [32, 64, 64] |",
+        "| train.epochs | unset |",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    config.train.ema_decay = 0.0;
+    facts.checkpoint = None;
+    write_card(&run, &config, &facts).unwrap();
+    let text = fs::read_to_string(run.card_path()).unwrap();
+    assert!(text.contains("model.safetensors") && !text.contains("ema.safetensors"));
+}
