@@ -1,0 +1,528 @@
+//! IDX files, the form of MNIST and its kin: <https://yann.lecun.com/exdb/mnist/>.
+//!
+//! A file starts with two zero bytes, the element type (8: unsigned byte) and the number of dimensions; the sizes
+//! follow as big-endian 32-bit numbers, then the elements, the last dimension fastest.
+
+use std::fs::File;
+use std::io::{BufReader, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use flate2::bufread::GzDecoder;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::decode::{Pixels, Samples, write_unit};
+use super::resize::resize_and_crop;
+use super::{DataOptions, Dataset, Fingerprint, Found, PictureShape, Summary, unusable};
+use crate::error::{Error, Result};
+
+/// DEFLATE never shrinks data more than 1032 to 1.
+const MAX_GZIP_RATIO: u64 = 1032;
+
+/// `name` without ".gz", and whether it had that ending.
+fn ungz(name: &str) -> (&str, bool) {
+    match name.strip_suffix(".gz") {
+        Some(stem) => (stem, true),
+        None => (name, false),
+    }
+}
+
+/// Whether `path` is named as IDX files with pictures are.
+pub(super) fn is_images_name(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = ungz(&name).0;
+    stem.contains("images") && (stem.ends_with("-idx3-ubyte") || stem.ends_with(".idx3-ubyte"))
+}
+
+/// Picks one of the picture files in a folder: training pictures before others before test pictures, a plain file
+/// before its compressed twin. The notes tell which ones are left.
+pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, Vec<String>)> {
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut ranked: Vec<_> = candidates
+        .iter()
+        .map(|path| {
+            let name = name(path);
+            let (stem, zipped) = ungz(&name);
+            let rank = match stem {
+                _ if stem.contains("train") => 0,
+                _ if stem.contains("t10k") || stem.contains("test") => 2,
+                _ => 1,
+            };
+            // The two spellings of one name count as one.
+            (rank, stem.replace(".idx3", "-idx3"), zipped, path)
+        })
+        .collect();
+    ranked.sort();
+    let Some((rank, stem, _, chosen)) = ranked.first() else {
+        return Err(unusable(folder, "no IDX files with pictures here"));
+    };
+    let rivals: Vec<_> =
+        ranked.iter().filter(|(r, s, ..)| r == rank && s != stem).map(|c| name(c.3)).collect();
+    if !rivals.is_empty() {
+        return Err(unusable(
+            folder,
+            format!(
+                "several sets of IDX files here ({}, {}); give the path of one",
+                name(chosen),
+                rivals.join(", ")
+            ),
+        ));
+    }
+    let others: Vec<_> = ranked.iter().filter(|c| c.1 != *stem).map(|c| name(c.3)).collect();
+    let notes = match others.is_empty() {
+        true => Vec::new(),
+        false => vec![format!("{} is used; not used: {}", name(chosen), others.join(", "))],
+    };
+    Ok(((*chosen).clone(), notes))
+}
+
+/// The labels' file that belongs to a picture file by its name, if it is there.
+fn labels_beside(images: &Path) -> Option<PathBuf> {
+    let name = images.file_name()?.to_str()?;
+    if !is_images_name(images) {
+        return None;
+    }
+    let stem = ungz(name).0.replace("images", "labels");
+    let stem = stem.strip_suffix("idx3-ubyte")?.strip_suffix(['-', '.'])?;
+    ["-idx1-ubyte", ".idx1-ubyte", "-idx1-ubyte.gz", ".idx1-ubyte.gz"]
+        .into_iter()
+        .map(|ending| images.with_file_name(format!("{stem}{ending}")))
+        .find(|path| path.is_file())
+}
+
+/// The content of an IDX file: its dimensions and as many bytes as they say.
+struct Idx {
+    sizes: Vec<usize>,
+    data: Vec<u8>,
+}
+
+/// Reads an IDX file of at most `cap` bytes, plain or gzipped.
+fn read(path: &Path, cap: u64) -> Result<Idx> {
+    let io = |e: std::io::Error| match e.kind() {
+        ErrorKind::UnexpectedEof => unusable(path, "it is cut off"),
+        ErrorKind::InvalidInput | ErrorKind::InvalidData => {
+            unusable(path, format!("its gzip data is damaged: {e}"))
+        }
+        _ => Error::io(path, "read the IDX file")(e),
+    };
+    let metadata = std::fs::metadata(path).map_err(io)?;
+    if !metadata.is_file() {
+        return Err(unusable(path, "it is not a regular file; give a folder or an IDX file"));
+    }
+    let stored = metadata.len();
+    let mut file = File::open(path).map_err(io)?;
+    let mut start = Vec::new();
+    (&mut file).take(4).read_to_end(&mut start).map_err(io)?;
+    let zipped = start.starts_with(&[0x1F, 0x8B]);
+    if !zipped && !start.starts_with(&[0, 0]) {
+        return Err(unusable(
+            path,
+            "it is neither a folder nor an IDX file (plain or .gz); give a folder of pictures, a folder with one \
+             folder per class, or IDX files as MNIST's",
+        ));
+    }
+    let plain = BufReader::new(std::io::Cursor::new(start).chain(file));
+    let mut content: Box<dyn Read> = if zipped { Box::new(GzDecoder::new(plain)) } else { Box::new(plain) };
+
+    let mut magic = [0; 4];
+    content.read_exact(&mut magic).map_err(io)?;
+    let [0, 0, kind, dimensions] = magic else {
+        return Err(unusable(
+            path,
+            format!("it is not an IDX file: it starts with {magic:02x?}, not with 00 00"),
+        ));
+    };
+    if kind != 8 {
+        return Err(unusable(
+            path,
+            format!("its elements are of IDX type 0x{kind:02x}; only bytes (0x08) are read"),
+        ));
+    }
+    if !(1..=4).contains(&dimensions) {
+        return Err(unusable(path, format!("it says that it has {dimensions} dimensions; pictures have 3")));
+    }
+    let mut sizes = Vec::new();
+    for _ in 0..dimensions {
+        let mut size = [0; 4];
+        content.read_exact(&mut size).map_err(io)?;
+        sizes.push(u32::from_be_bytes(size) as usize);
+    }
+    let shown = sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    let declared = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).filter(|&n| n <= cap);
+    let Some(declared) = declared else {
+        return Err(unusable(
+            path,
+            format!("its header says {shown} bytes; at most {} MiB are read", cap >> 20),
+        ));
+    };
+    // Both checks come before any memory is taken.
+    let header = 4 + 4 * u64::from(dimensions);
+    if !zipped && stored != header + declared {
+        let what = if stored < header + declared { "it is cut off" } else { "it is not what it says" };
+        return Err(unusable(
+            path,
+            format!("{what}: its header says {shown} bytes, and {} follow", stored.saturating_sub(header)),
+        ));
+    }
+    if zipped && declared / MAX_GZIP_RATIO > stored {
+        return Err(unusable(
+            path,
+            format!("its header says {shown} bytes, which {stored} gzipped bytes cannot hold"),
+        ));
+    }
+    let mut data = Vec::new();
+    data.try_reserve_exact(declared as usize)
+        .map_err(|_| unusable(path, format!("there is no memory for its {declared} bytes")))?;
+    (&mut content).take(declared).read_to_end(&mut data).map_err(io)?;
+    if data.len() as u64 != declared {
+        return Err(unusable(
+            path,
+            format!("it is cut off: its header says {shown} bytes, and {} follow", data.len()),
+        ));
+    }
+    // Reading to the end also has gzip's checksum compared.
+    if content.read(&mut [0]).map_err(io)? != 0 {
+        return Err(unusable(
+            path,
+            format!("it is not what it says: more than {shown} bytes follow its header"),
+        ));
+    }
+    Ok(Idx { sizes, data })
+}
+
+/// Pictures, and maybe labels, of IDX files.
+pub(super) struct IdxSet {
+    /// Grey bytes, `height * width` a picture.
+    data: Vec<u8>,
+    labels: Option<Vec<u8>>,
+    classes: Vec<String>,
+    summary: Summary,
+}
+
+impl IdxSet {
+    /// Reads the pictures in `images` and the labels beside them; `source` is what the user named.
+    pub fn open(
+        images: &Path,
+        source: &Path,
+        mut notes: Vec<String>,
+        options: &DataOptions,
+        memory: u64,
+    ) -> Result<Self> {
+        let Idx { sizes, data } = read(images, memory)?;
+        let [n, stored_height, stored_width] = sizes[..] else {
+            let reason = match sizes.len() {
+                1 => "it holds labels (one dimension); give the pictures' file, ...images-idx3-ubyte"
+                    .to_owned(),
+                d => format!("it has {d} dimensions; grey pictures have 3 (number, height, width)"),
+            };
+            return Err(unusable(images, reason));
+        };
+        if data.is_empty() {
+            return Err(unusable(
+                images,
+                format!("it holds {n} pictures of {stored_height}x{stored_width}: none"),
+            ));
+        }
+        let labels = match labels_beside(images) {
+            None => {
+                notes.push("no labels' file beside the pictures: the set has no classes".to_owned());
+                None
+            }
+            Some(path) => {
+                let Idx { sizes, data } = read(&path, memory)?;
+                if sizes != [n] {
+                    let reason = match sizes[..] {
+                        [m] => format!("it holds {m} labels for {n} pictures"),
+                        _ => format!("it has {} dimensions; labels have one", sizes.len()),
+                    };
+                    return Err(unusable(&path, format!("{reason} (of {})", images.display())));
+                }
+                Some(data)
+            }
+        };
+        let (height, width) = options.size.unwrap_or((stored_height, stored_width));
+        if (height, width) != (stored_height, stored_width) {
+            notes.push(format!(
+                "the pictures are {stored_height}x{stored_width}: every picture is resized to {height}x{width} \
+                 (short side, then the middle cut out)"
+            ));
+        }
+        let data = resized(images, data, (n, stored_height, stored_width), (height, width), memory)?;
+        let channels = options.channels.unwrap_or(1);
+        let mut fingerprint = Fingerprint::new();
+        for (i, picture) in data.chunks_exact(height * width).enumerate() {
+            let label = labels.as_ref().map(|l| l[i].into());
+            fingerprint.add(&[], label, &Sha256::digest(picture));
+        }
+        let most = labels.as_ref().and_then(|l| l.iter().max());
+        let classes: Vec<_> = most.map_or(Vec::new(), |&most| (0..=most).map(|c| c.to_string()).collect());
+        let summary = Summary {
+            source: source.display().to_string(),
+            pictures: n,
+            shape: PictureShape { height, width, channels },
+            bit_depth: 8,
+            classes: classes.len(),
+            found: vec![Found {
+                height: stored_height,
+                width: stored_width,
+                channels: 1,
+                bits: 8,
+                pictures: n,
+            }],
+            skipped: Vec::new(),
+            memory_bytes: data.len() as u64,
+            fingerprint: fingerprint.finish(),
+            notes,
+        };
+        Ok(Self { data, labels, classes, summary })
+    }
+}
+
+/// The `n` pictures of `data` at another size.
+fn resized(
+    path: &Path,
+    data: Vec<u8>,
+    (n, from_height, from_width): (usize, usize, usize),
+    (height, width): (usize, usize),
+    memory: u64,
+) -> Result<Vec<u8>> {
+    if (height, width) == (from_height, from_width) {
+        return Ok(data);
+    }
+    if (height as u64 * width as u64).checked_mul(n as u64).is_none_or(|bytes| bytes > memory) {
+        let reason = format!(
+            "{n} pictures of {height}x{width} take over {} MiB; choose a smaller --size",
+            memory >> 20
+        );
+        return Err(unusable(path, reason));
+    }
+    let mut out = vec![0; n * height * width];
+    out.par_chunks_exact_mut(height * width)
+        .zip(data.par_chunks_exact(from_height * from_width))
+        .try_for_each(|(out, picture)| {
+            let samples = Samples::U8(picture.to_vec());
+            let pixels = Pixels { height: from_height, width: from_width, channels: 1, samples };
+            match resize_and_crop(pixels, height, width)?.samples {
+                Samples::U8(samples) => out.copy_from_slice(&samples),
+                Samples::U16(_) => unreachable!("resizing keeps the depth"),
+            }
+            Ok(())
+        })
+        .map_err(|reason: String| unusable(path, format!("a picture of it: {reason}")))?;
+    Ok(out)
+}
+
+impl Dataset for IdxSet {
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        self.labels.as_ref().map(|labels| labels[index].into())
+    }
+
+    fn read(&self, index: usize, out: &mut [f32]) -> Result<()> {
+        let PictureShape { height, width, channels } = self.summary.shape;
+        let size = height * width;
+        write_unit(&self.data[index * size..][..size], 1, channels, out);
+        Ok(())
+    }
+
+    fn summary(&self) -> &Summary {
+        &self.summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{open, open_within};
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::fs;
+    use std::io::Write;
+    use tempfile::TempDir;
+
+    fn idx(kind: u8, sizes: &[u32], data: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0, 0, kind, sizes.len() as u8];
+        sizes.iter().for_each(|size| bytes.extend(size.to_be_bytes()));
+        bytes.extend(data);
+        bytes
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// `n` pictures of 2x3, the samples counting up from `first`.
+    fn pictures(n: u32, first: u8) -> Vec<u8> {
+        idx(8, &[n, 2, 3], &(0..n * 6).map(|i| first.wrapping_add(i as u8)).collect::<Vec<_>>())
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> TempDir {
+        let folder = TempDir::new().unwrap();
+        for (name, bytes) in files {
+            fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn opened(path: &Path) -> Result<Box<dyn Dataset>> {
+        open(path, &DataOptions::default())
+    }
+
+    fn message(result: Result<Box<dyn Dataset>>) -> String {
+        result.err().expect("an error").to_string()
+    }
+
+    fn first_sample(set: &dyn Dataset, index: usize) -> u8 {
+        let mut out = vec![0.0; set.shape().values()];
+        set.read(index, &mut out).unwrap();
+        ((out[0] + 1.0) * 127.5).round() as u8
+    }
+
+    #[test]
+    fn mnist_files_are_found_by_either_spelling_plain_or_gzipped() {
+        let labels = idx(8, &[4], &[3, 0, 3, 1]);
+        for (images, labels_name, zipped) in [
+            ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", false),
+            ("train-images.idx3-ubyte", "train-labels.idx1-ubyte", false),
+            ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", true),
+            ("train-images.idx3-ubyte.gz", "train-labels.idx1-ubyte.gz", true),
+        ] {
+            let form = |bytes: Vec<u8>| if zipped { gzip(&bytes) } else { bytes };
+            let folder = folder(&[(images, &form(pictures(4, 10))), (labels_name, &form(labels.clone()))]);
+            for path in [folder.path().to_owned(), folder.path().join(images)] {
+                let set = opened(&path).unwrap();
+                assert_eq!((set.len(), set.shape()), (4, PictureShape { height: 2, width: 3, channels: 1 }));
+                assert_eq!(set.classes(), ["0", "1", "2", "3"]);
+                assert_eq!((0..4).map(|i| set.label(i).unwrap()).collect::<Vec<_>>(), [3, 0, 3, 1]);
+                assert_eq!((0..4).map(|i| first_sample(&*set, i)).collect::<Vec<_>>(), [10, 16, 22, 28]);
+                assert_eq!(set.summary().notes, Vec::<String>::new());
+                assert_eq!(set.summary().source, path.display().to_string());
+            }
+        }
+    }
+
+    #[test]
+    fn the_training_pictures_come_before_the_test_pictures_and_plain_before_gzipped() {
+        let folder = folder(&[
+            ("t10k-images-idx3-ubyte", &pictures(2, 1)),
+            ("train-images-idx3-ubyte", &pictures(3, 2)),
+            ("train-images-idx3-ubyte.gz", b"never read"),
+        ]);
+        let set = opened(folder.path()).unwrap();
+        assert_eq!((set.len(), first_sample(&*set, 0)), (3, 2));
+        assert_eq!((set.classes().len(), set.label(0)), (0, None));
+        let notes = set.summary().notes.join("\n");
+        assert!(
+            notes.contains("not used: t10k-images-idx3-ubyte") && notes.contains("no labels' file"),
+            "{notes}"
+        );
+        assert_eq!(opened(&folder.path().join("t10k-images-idx3-ubyte")).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_ambiguous_is_refused() {
+        let two = folder(&[
+            ("letters-train-images-idx3-ubyte", &pictures(2, 1)),
+            ("digits-train-images-idx3-ubyte", &pictures(2, 1)),
+        ]);
+        assert!(message(opened(two.path())).contains("several sets of IDX files"));
+        let mixed = folder(&[("train-images-idx3-ubyte", &pictures(2, 1)), ("a.png", b"")]);
+        assert!(message(opened(mixed.path())).contains("IDX files and 1 picture"));
+        let above = TempDir::new().unwrap();
+        fs::create_dir(above.path().join("raw")).unwrap();
+        fs::write(above.path().join("raw/train-images-idx3-ubyte"), pictures(2, 1)).unwrap();
+        let text = message(opened(above.path()));
+        assert!(text.contains("IDX files are in") && text.ends_with("raw: give that path"), "{text}");
+    }
+
+    #[test]
+    fn hostile_files_are_refused_with_the_reason() {
+        let huge = idx(8, &[u32::MAX, u32::MAX, u32::MAX], &[]);
+        let overflow = idx(8, &[1 << 31, 1 << 31, 4], &[]);
+        let far = idx(8, &[1_000_000, 28, 28], &[0; 50]);
+        let mut damaged = gzip(&pictures(50, 0));
+        let end = damaged.len() - 6;
+        damaged[end] ^= 0xFF;
+        let good = pictures(4, 0);
+        let cases: &[(&[u8], &str)] = &[
+            (b"", "neither a folder nor an IDX file"),
+            (b"%PDF-1.4", "neither a folder nor an IDX file"),
+            (&[0, 0, 8], "cut off"),
+            (&gzip(b"hello, hello"), "it starts with"),
+            (&idx(9, &[4, 2, 3], &[0; 24]), "IDX type 0x09"),
+            (&idx(8, &[], &[]), "0 dimensions"),
+            (&[0, 0, 8, 200, 0, 0], "200 dimensions"),
+            (&[0, 0, 8, 3, 0, 0, 0, 1, 0], "cut off"),
+            (&idx(8, &[4], &[0; 4]), "holds labels"),
+            (&idx(8, &[4, 6], &[0; 24]), "2 dimensions"),
+            (&idx(8, &[0, 2, 3], &[]), "none"),
+            (&idx(8, &[4, 0, 3], &[]), "none"),
+            (&huge, "at most 2048 MiB"),
+            (&overflow, "at most 2048 MiB"),
+            (&far, "it is cut off: its header says 1000000 x 28 x 28 bytes, and 50 follow"),
+            (&good[..good.len() - 1], "23 follow"),
+            (&[&good[..], &[0]].concat(), "it is not what it says"),
+            (&gzip(&far), "gzipped bytes cannot hold"),
+            (&gzip(&huge), "at most 2048 MiB"),
+            (&gzip(&good[..good.len() - 1]), "23 follow"),
+            (&gzip(&[&good[..], &vec![0; 10_000_000]].concat()), "more than 4 x 2 x 3 bytes"),
+            (&gzip(&pictures(50, 0))[..60], "cut off"),
+            (&damaged, "gzip data is damaged"),
+        ];
+        for (bytes, expected) in cases {
+            let folder = folder(&[("train-images-idx3-ubyte", bytes)]);
+            let text = message(opened(folder.path()));
+            assert!(text.contains(expected), "{expected}: {text}");
+            assert!(text.contains("train-images-idx3-ubyte"), "{text}");
+        }
+    }
+
+    #[test]
+    fn labels_must_be_as_many_as_pictures() {
+        for (labels, expected) in [
+            (idx(8, &[3], &[0; 3]), "3 labels for 4 pictures"),
+            (pictures(4, 0), "3 dimensions; labels have one"),
+            (idx(8, &[4], &[0; 3]), "cut off"),
+        ] {
+            let folder =
+                folder(&[("train-images-idx3-ubyte", &pictures(4, 0)), ("train-labels-idx1-ubyte", &labels)]);
+            let text = message(opened(folder.path()));
+            assert!(text.contains(expected) && text.contains("train-labels-idx1-ubyte"), "{text}");
+        }
+    }
+
+    #[test]
+    fn pictures_are_resized_and_given_channels() {
+        let folder = folder(&[("train-images-idx3-ubyte", &pictures(4, 0))]);
+        let options = DataOptions { size: Some((4, 4)), channels: Some(3), ..DataOptions::default() };
+        let set = open(folder.path(), &options).unwrap();
+        assert_eq!(set.shape(), PictureShape { height: 4, width: 4, channels: 3 });
+        assert!(set.summary().notes.iter().any(|n| n.contains("2x3: every picture is resized to 4x4")));
+        let mut out = vec![9.0; 48];
+        set.read(3, &mut out).unwrap();
+        assert!(out.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]));
+        assert_ne!(set.summary().fingerprint, opened(folder.path()).unwrap().summary().fingerprint);
+        assert!(message(open_within(folder.path(), &options, 40)).contains("choose a smaller --size"));
+        assert!(message(open_within(folder.path(), &options, 20)).contains("at most 0 MiB"));
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_pixels_and_labels() {
+        let print = |first: u8, labels: Option<[u8; 2]>| {
+            let folder = folder(&[("train-images-idx3-ubyte", &pictures(2, first))]);
+            if let Some(labels) = labels {
+                fs::write(folder.path().join("train-labels-idx1-ubyte"), idx(8, &[2], &labels)).unwrap();
+            }
+            opened(folder.path()).unwrap().summary().fingerprint.clone()
+        };
+        let all = [print(0, None), print(1, None), print(0, Some([0, 1])), print(0, Some([1, 0]))];
+        let distinct: std::collections::HashSet<_> = all.iter().collect();
+        assert_eq!(distinct.len(), 4);
+        assert_eq!(print(0, None), all[0]);
+    }
+}

@@ -1,0 +1,187 @@
+//! Bringing pictures to one size: the short side is resized, the middle is cut out.
+//!
+//! The filter is the bilinear (triangle) one widened by the reduction, as Pillow's `Image.resize` and torchvision's
+//! `Resize(antialias=True)`; transparent pictures are resized with premultiplied alpha, as in Pillow, but in 16 bits:
+//! Pillow's 8 bits cost up to two steps of colour.
+
+use fast_image_resize::images::TypedImage;
+use fast_image_resize::pixels::{Pixel, PixelComponent};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
+
+use super::decode::{Pixels, Samples};
+
+/// The most samples that a picture may have between resizing and cropping; only absurdly thin ones have more.
+const MAX_BETWEEN: usize = 1 << 28;
+
+/// `pixels` at `height` x `width`.
+pub(super) fn resize_and_crop(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
+    if (pixels.height, pixels.width) == (height, width) {
+        return Ok(pixels);
+    }
+    let (h, w) = covering(pixels.height, pixels.width, height, width);
+    if h.checked_mul(w).and_then(|n| n.checked_mul(pixels.channels)).is_none_or(|n| n > MAX_BETWEEN) {
+        return Err(format!(
+            "at {}x{} it is too long and thin to be resized to {height}x{width}",
+            pixels.height, pixels.width
+        ));
+    }
+    let whole = resize(pixels, h, w)?;
+    let (top, left) = (centred(h - height), centred(w - width));
+    let channels = whole.channels;
+    let samples = match &whole.samples {
+        Samples::U8(data) => {
+            Samples::U8(crop(data, w * channels, top, left * channels, height, width * channels))
+        }
+        Samples::U16(data) => {
+            Samples::U16(crop(data, w * channels, top, left * channels, height, width * channels))
+        }
+    };
+    Ok(Pixels { height, width, channels, samples })
+}
+
+/// The size with the aspect of `h` x `w` that just covers `height` x `width`, rounded down as by torchvision.
+fn covering(h: usize, w: usize, height: usize, width: usize) -> (usize, usize) {
+    let by_height = height as u128 * w as u128;
+    let by_width = width as u128 * h as u128;
+    if by_height >= by_width {
+        (height, (by_height / h as u128) as usize)
+    } else {
+        ((by_width / w as u128) as usize, width)
+    }
+}
+
+/// Where the middle starts when `spare` is left over: half of it, ties to even, as by torchvision's `center_crop`.
+fn centred(spare: usize) -> usize {
+    let half = spare / 2;
+    half + (spare & 1) * (half & 1)
+}
+
+fn crop<T: Copy>(data: &[T], stride: usize, top: usize, left: usize, rows: usize, row: usize) -> Vec<T> {
+    data.chunks_exact(stride).skip(top).take(rows).flat_map(|line| &line[left..left + row]).copied().collect()
+}
+
+fn resize(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
+    let (from, to, channels) = ((pixels.height, pixels.width), (height, width), pixels.channels);
+    let samples = match (pixels.samples, channels) {
+        (Samples::U8(data), 2 | 4) => {
+            let samples = Samples::U16(data.into_iter().map(|v| u16::from(v) * 257).collect());
+            match resize(Pixels { samples, ..pixels }, height, width)?.samples {
+                Samples::U16(data) => {
+                    Samples::U8(data.into_iter().map(|v| ((u32::from(v) + 128) / 257) as u8).collect())
+                }
+                samples => samples,
+            }
+        }
+        (Samples::U8(data), 1) => Samples::U8(packed::<u8, u8, 1>(&data, from, to, |p| p[0], |v| [v])?),
+        (Samples::U8(data), _) => Samples::U8(packed::<[u8; 3], u8, 3>(&data, from, to, |p| p, |v| v)?),
+        (Samples::U16(data), 1) => Samples::U16(packed::<u16, u16, 1>(&data, from, to, |p| p[0], |v| [v])?),
+        (Samples::U16(data), 2) => Samples::U16(packed::<[u16; 2], u16, 2>(&data, from, to, |p| p, |v| v)?),
+        (Samples::U16(data), 3) => Samples::U16(packed::<[u16; 3], u16, 3>(&data, from, to, |p| p, |v| v)?),
+        (Samples::U16(data), _) => Samples::U16(packed::<[u16; 4], u16, 4>(&data, from, to, |p| p, |v| v)?),
+    };
+    Ok(Pixels { height, width, channels, samples })
+}
+
+/// Resizes `data` as pixels of `N` samples.
+fn packed<T, C, const N: usize>(
+    data: &[C],
+    from: (usize, usize),
+    to: (usize, usize),
+    pack: fn([C; N]) -> T,
+    unpack: fn(T) -> [C; N],
+) -> Result<Vec<C>, String>
+where
+    T: Copy + PartialEq + Default + 'static,
+    C: PixelComponent,
+    Pixel<T, C, N>: PixelTrait,
+{
+    let side = |n: usize| u32::try_from(n).map_err(|_| "it is too large to be resized".to_owned());
+    let (h, w, height, width) = (side(from.0)?, side(from.1)?, side(to.0)?, side(to.1)?);
+    let (whole, _) = data.as_chunks::<N>();
+    let source = whole.iter().map(|&p| Pixel::new(pack(p))).collect();
+    let source = TypedImage::from_pixels(w, h, source).map_err(|e| e.to_string())?;
+    let mut resized = TypedImage::<Pixel<T, C, N>>::new(width, height);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
+    Resizer::new().resize_typed(&source, &mut resized, &options).map_err(|e| e.to_string())?;
+    Ok(resized.pixels().iter().flat_map(|p| unpack(p.0)).collect())
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Numbers made by `tools/golden/resize.py`.
+    pub(crate) const GOLDEN: &str = include_str!("../../tests/golden/resize.json");
+
+    /// The same function in `tools/golden/resize.py`.
+    pub(crate) fn sample(height: usize, width: usize, channels: usize, top: u32, low: u32) -> Vec<u32> {
+        let mut out = Vec::new();
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+            for c in 0..channels {
+                let scramble = ((y * 7919 + x * 104_729 + c * 1_299_709 + x * y * 31) % 1009) as f64 / 1008.0;
+                let edge = if (x + 2 * y) % 11 < 5 { 1.0 } else { 0.0 };
+                let value = 0.4 * scramble + 0.3 * (x as f64 / width as f64) + 0.3 * edge;
+                out.push(low + (value * f64::from(top - low)).floor() as u32);
+            }
+        }
+        out
+    }
+
+    fn numbers(value: &serde_json::Value) -> Vec<usize> {
+        value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect()
+    }
+
+    #[test]
+    fn resizing_agrees_with_torchvision() {
+        let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+        let cases = golden["resize"].as_array().unwrap();
+        assert_eq!(cases.len(), 8);
+        for case in cases {
+            let (from, to) = (numbers(&case["from_size"]), numbers(&case["size"]));
+            let channels = case["channels"].as_u64().unwrap() as usize;
+            let low = if channels.is_multiple_of(2) { 120 } else { 0 };
+            let (samples, tolerance) = match case["bits"].as_u64().unwrap() {
+                8 => {
+                    let data = sample(from[0], from[1], channels, 255, low);
+                    (Samples::U8(data.into_iter().map(|v| v as u8).collect()), 1)
+                }
+                _ => {
+                    let data = sample(from[0], from[1], channels, 65_535, 0);
+                    (Samples::U16(data.into_iter().map(|v| v as u16).collect()), 4)
+                }
+            };
+            let pixels = Pixels { height: from[0], width: from[1], channels, samples };
+            let made = resize_and_crop(pixels, to[0], to[1]).unwrap();
+            assert_eq!((made.height, made.width, made.channels), (to[0], to[1], channels));
+            let made: Vec<usize> = match made.samples {
+                Samples::U8(data) => data.into_iter().map(usize::from).collect(),
+                Samples::U16(data) => data.into_iter().map(usize::from).collect(),
+            };
+            let expected = numbers(&case["samples"]);
+            assert_eq!(made.len(), expected.len());
+            let worst = made.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            assert!(worst <= tolerance, "{from:?} {channels} -> {to:?}: {worst}");
+        }
+    }
+
+    #[test]
+    fn the_middle_is_torchvisions_middle() {
+        // Python's round(spare / 2).
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(centred), [0, 0, 1, 2, 2, 2, 3, 4]);
+        assert_eq!(covering(100, 300, 32, 32), (32, 96));
+        assert_eq!(covering(300, 101, 32, 32), (95, 32));
+        assert_eq!(covering(10, 10, 20, 30), (30, 30));
+    }
+
+    #[test]
+    fn the_right_size_is_left_alone_and_a_thread_is_refused() {
+        let pixels = |height, width| Pixels {
+            height,
+            width,
+            channels: 1,
+            samples: Samples::U8((0..height * width).map(|v| v as u8).collect()),
+        };
+        assert_eq!(resize_and_crop(pixels(5, 7), 5, 7).unwrap(), pixels(5, 7));
+        assert!(resize_and_crop(pixels(1, 30_000), 512, 512).unwrap_err().contains("too long and thin"));
+    }
+}
