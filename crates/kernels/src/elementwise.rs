@@ -29,7 +29,7 @@ pub fn add_rows(isa: Isa, row: &[f32], y: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(s: S, row: &[f32], y: &mut [f32]) {
         for y in y.chunks_exact_mut(row.len()) {
-            map2(s, y, row, |y, x| s.add_f32s(y, x));
+            map2(s, y, row, #[inline(always)] |y, x| s.add_f32s(y, x));
         }
     }
     dispatch!(isa, s => run(s, row, y))
@@ -41,7 +41,7 @@ pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
     fn run<S: Simd>(s: S, x: &[f32], out: &mut [f32]) {
         out.fill(0.0);
         for row in x.chunks_exact(out.len()) {
-            map2(s, out, row, |o, x| s.add_f32s(o, x));
+            map2(s, out, row, #[inline(always)] |o, x| s.add_f32s(o, x));
         }
     }
     dispatch!(isa, s => run(s, x, out))
@@ -51,7 +51,8 @@ pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
 pub fn squared_distance(isa: Isa, a: &[f32], b: &[f32]) -> f64 {
     #[inline(always)]
     fn run<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f64 {
-        let run = |(a, b): (&[f32], &[f32])| {
+        let mut sum = 0.0;
+        for (a, b) in a.chunks(4096).zip(b.chunks(4096)) {
             let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
             let rest = s.sub_f32s(s.partial_load_f32s(a_tail), s.partial_load_f32s(b_tail));
             let mut total = s.mul_f32s(rest, rest);
@@ -59,9 +60,9 @@ pub fn squared_distance(isa: Isa, a: &[f32], b: &[f32]) -> f64 {
                 let d = s.sub_f32s(*a, *b);
                 total = s.mul_add_e_f32s(d, d, total);
             }
-            f64::from(s.reduce_sum_f32s(total))
-        };
-        a.chunks(4096).zip(b.chunks(4096)).map(run).sum()
+            sum += f64::from(s.reduce_sum_f32s(total));
+        }
+        sum
     }
     assert_eq!(a.len(), b.len());
     dispatch!(isa, s => run(s, a, b))
@@ -73,7 +74,7 @@ pub fn scaled_difference(isa: Isa, factor: f32, a: &[f32], b: &[f32], out: &mut 
     fn run<S: Simd>(s: S, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
         let f = s.splat_f32s(factor);
         out.copy_from_slice(a);
-        map2(s, out, b, |a, b| s.mul_f32s(f, s.sub_f32s(a, b)));
+        map2(s, out, b, #[inline(always)] |a, b| s.mul_f32s(f, s.sub_f32s(a, b)));
     }
     dispatch!(isa, s => run(s, factor, a, b, out))
 }
@@ -84,7 +85,7 @@ pub fn combine(isa: Isa, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) 
     fn run<S: Simd>(s: S, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
         let (a, b) = (s.splat_f32s(a), s.splat_f32s(b));
         out.copy_from_slice(x);
-        map2(s, out, y, |x, y| s.mul_add_e_f32s(a, x, s.mul_f32s(b, y)));
+        map2(s, out, y, #[inline(always)] |x, y| s.mul_add_e_f32s(a, x, s.mul_f32s(b, y)));
     }
     dispatch!(isa, s => run(s, a, x, b, y, out))
 }
@@ -137,46 +138,80 @@ fn adam_generic<S: Simd>(
     exp_avg_sq: &mut [f32],
     ema: &mut [f32],
 ) {
-    let correction1 = 1.0 - step.beta1.powf(step.step as f64);
-    let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
-    let splat = |v: f64| s.splat_f32s(v as f32);
-    let (rate, root, eps) = (splat(-step.lr / correction1), splat(1.0 / correction2), splat(step.eps));
-    let (share1, beta2, share2) = (splat(1.0 - step.beta1), splat(step.beta2), splat(1.0 - step.beta2));
-    let (decay, shrink, ema_share) =
-        (splat(step.weight_decay), splat(1.0 - step.lr * step.weight_decay), splat(1.0 - step.ema_decay));
-    let scale = splat(step.grad_scale);
-    let one = |g, w, m, v| {
-        let (mut g, mut w) = (s.mul_f32s(g, scale), w);
-        if step.weight_decay != 0.0 {
-            if step.decoupled {
-                w = s.mul_f32s(w, shrink);
-            } else {
-                g = s.mul_add_e_f32s(decay, w, g);
-            }
-        }
-        let m = s.mul_add_e_f32s(share1, s.sub_f32s(g, m), m);
-        let v = s.mul_add_e_f32s(s.mul_f32s(g, g), share2, s.mul_f32s(v, beta2));
-        let denominator = s.mul_add_e_f32s(s.sqrt_f32s(v), root, eps);
-        (s.mul_add_e_f32s(rate, s.div_f32s(m, denominator), w), m, v)
-    };
-    let average = |e, w| s.mul_add_e_f32s(ema_share, s.sub_f32s(w, e), e);
-
+    let rule = AdamRule::new(s, step);
     let (g, g_tail) = S::as_simd_f32s(grad);
     let (w, w_tail) = S::as_mut_simd_f32s(weight);
     let (m, m_tail) = S::as_mut_simd_f32s(exp_avg);
     let (v, v_tail) = S::as_mut_simd_f32s(exp_avg_sq);
     let (e, e_tail) = S::as_mut_simd_f32s(ema);
     for i in 0..g.len() {
-        (w[i], m[i], v[i]) = one(g[i], w[i], m[i], v[i]);
-        if let Some(e) = e.get_mut(i) {
-            *e = average(*e, w[i]);
+        (w[i], m[i], v[i]) = rule.step(s, g[i], w[i], m[i], v[i]);
+    }
+    for (e, w) in e.iter_mut().zip(&*w) {
+        *e = rule.average(s, *e, *w);
+    }
+    let (g, w) = (s.partial_load_f32s(g_tail), s.partial_load_f32s(w_tail));
+    let (w, m, v) = rule.step(s, g, w, s.partial_load_f32s(m_tail), s.partial_load_f32s(v_tail));
+    s.partial_store_f32s(w_tail, w);
+    s.partial_store_f32s(m_tail, m);
+    s.partial_store_f32s(v_tail, v);
+    let e = rule.average(s, s.partial_load_f32s(e_tail), w);
+    s.partial_store_f32s(e_tail, e);
+}
+
+/// The numbers of an Adam step, in every lane.
+struct AdamRule<S: Simd> {
+    rate: S::f32s,
+    root: S::f32s,
+    eps: S::f32s,
+    share1: S::f32s,
+    beta2: S::f32s,
+    share2: S::f32s,
+    /// Added to the gradient, as a share of the weight.
+    decay: S::f32s,
+    /// What is left of the weight before the step.
+    shrink: S::f32s,
+    ema_share: S::f32s,
+    scale: S::f32s,
+}
+
+impl<S: Simd> AdamRule<S> {
+    #[inline(always)]
+    fn new(s: S, step: &AdamStep) -> Self {
+        let correction1 = 1.0 - step.beta1.powf(step.step as f64);
+        let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
+        let (decay, shrink) = match step.decoupled {
+            true => (0.0, 1.0 - step.lr * step.weight_decay),
+            false => (step.weight_decay, 1.0),
+        };
+        Self {
+            rate: s.splat_f32s((-step.lr / correction1) as f32),
+            root: s.splat_f32s((1.0 / correction2) as f32),
+            eps: s.splat_f32s(step.eps as f32),
+            share1: s.splat_f32s((1.0 - step.beta1) as f32),
+            beta2: s.splat_f32s(step.beta2 as f32),
+            share2: s.splat_f32s((1.0 - step.beta2) as f32),
+            decay: s.splat_f32s(decay as f32),
+            shrink: s.splat_f32s(shrink as f32),
+            ema_share: s.splat_f32s((1.0 - step.ema_decay) as f32),
+            scale: s.splat_f32s(step.grad_scale as f32),
         }
     }
-    let load = |t: &[f32]| s.partial_load_f32s(t);
-    let (new_w, new_m, new_v) = one(load(g_tail), load(w_tail), load(m_tail), load(v_tail));
-    s.partial_store_f32s(w_tail, new_w);
-    s.partial_store_f32s(m_tail, new_m);
-    s.partial_store_f32s(v_tail, new_v);
-    let new_e = average(load(e_tail), new_w);
-    s.partial_store_f32s(e_tail, new_e);
+
+    /// The new weight and moments.
+    #[inline(always)]
+    fn step(&self, s: S, g: S::f32s, w: S::f32s, m: S::f32s, v: S::f32s) -> (S::f32s, S::f32s, S::f32s) {
+        let g = s.mul_add_e_f32s(self.decay, w, s.mul_f32s(g, self.scale));
+        let w = s.mul_f32s(w, self.shrink);
+        let m = s.mul_add_e_f32s(self.share1, s.sub_f32s(g, m), m);
+        let v = s.mul_add_e_f32s(s.mul_f32s(g, g), self.share2, s.mul_f32s(v, self.beta2));
+        let denominator = s.mul_add_e_f32s(s.sqrt_f32s(v), self.root, self.eps);
+        (s.mul_add_e_f32s(self.rate, s.div_f32s(m, denominator), w), m, v)
+    }
+
+    /// The new average.
+    #[inline(always)]
+    fn average(&self, s: S, e: S::f32s, w: S::f32s) -> S::f32s {
+        s.mul_add_e_f32s(self.ema_share, s.sub_f32s(w, e), e)
+    }
 }

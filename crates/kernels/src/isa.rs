@@ -106,8 +106,20 @@ impl fmt::Display for Isa {
     }
 }
 
+/// Makes a closure that uses it callable only once. Such a closure is called directly; any other goes through a shim
+/// that is not `#[inline(always)]`, and whose contents would be compiled without the instruction set.
+pub(crate) struct Once;
+
+impl Once {
+    #[inline(always)]
+    pub(crate) fn spend(self) {}
+}
+
 /// Calls a generic kernel with the token of `isa`, inside a function compiled for that instruction set: the only
-/// place where the CPU decides which code runs. Kernels must be `#[inline(always)]`, so that they are compiled there.
+/// place where the CPU decides which code runs.
+///
+/// Kernels must be compiled there too: every function and closure below that handles vectors is `#[inline(always)]`,
+/// and none is handed to an iterator adapter.
 macro_rules! dispatch {
     ($isa:expr, $simd:ident => $call:expr) => {
         match $isa.0 {
@@ -116,21 +128,38 @@ macro_rules! dispatch {
                 $call
             }
             #[cfg(target_arch = "x86_64")]
-            crate::isa::Token::Avx2($simd) => $simd.vectorize(
-                #[inline(always)]
-                || $call,
-            ),
+            crate::isa::Token::Avx2($simd) => {
+                let once = crate::isa::Once;
+                $simd.vectorize(
+                    #[inline(always)]
+                    || {
+                        once.spend();
+                        $call
+                    },
+                )
+            }
             #[cfg(target_arch = "x86_64")]
-            crate::isa::Token::Avx512($simd) => $simd.vectorize(
-                #[inline(always)]
-                || $call,
-            ),
+            crate::isa::Token::Avx512($simd) => {
+                let once = crate::isa::Once;
+                $simd.vectorize(
+                    #[inline(always)]
+                    || {
+                        once.spend();
+                        $call
+                    },
+                )
+            }
             #[cfg(target_arch = "aarch64")]
-            crate::isa::Token::Neon($simd) => pulp::Simd::vectorize(
-                $simd,
-                #[inline(always)]
-                || $call,
-            ),
+            crate::isa::Token::Neon($simd) => {
+                let once = crate::isa::Once;
+                $simd.vectorize(
+                    #[inline(always)]
+                    || {
+                        once.spend();
+                        $call
+                    },
+                )
+            }
         }
     };
 }

@@ -82,7 +82,7 @@ fn forward<S: Simd>(
     let scale = sums;
     affine(shape, gamma, beta, means, rstds, scale, shift);
     for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-        rows3(s, y, x, scale, shift, |_, x, a, b| {
+        rows3(s, y, x, scale, shift, #[inline(always)] |_, x, a, b| {
             let z = s.mul_add_e_f32s(x, a, b);
             if shape.silu { vector::silu(s, z) } else { z }
         });
@@ -159,7 +159,7 @@ fn backward<S: Simd>(
     if shape.silu {
         for ((dz, dy), x) in dz.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(x.chunks_exact(c)) {
             copy(dz, dy);
-            rows3(s, dz, x, scale, shift, |dy, x, a, b| {
+            rows3(s, dz, x, scale, shift, #[inline(always)] |dy, x, a, b| {
                 s.mul_f32s(dy, vector::silu_derivative(s, s.mul_add_e_f32s(x, a, b)))
             });
         }
@@ -208,42 +208,48 @@ fn rows3<S: Simd>(
     b: &[f32],
     f: impl Fn(S::f32s, S::f32s, S::f32s, S::f32s) -> S::f32s,
 ) {
-    let (y, y_tail) = S::as_mut_simd_f32s(y);
-    let ((x, x_tail), (a, a_tail), (b, b_tail)) =
-        (S::as_simd_f32s(x), S::as_simd_f32s(a), S::as_simd_f32s(b));
-    for i in 0..y.len() {
-        y[i] = f(y[i], x[i], a[i], b[i]);
-    }
-    if !y_tail.is_empty() {
-        let load = |t: &[f32]| s.partial_load_f32s(t);
-        let v = f(load(y_tail), load(x_tail), load(a_tail), load(b_tail));
-        s.partial_store_f32s(y_tail, v);
+    for start in (0..y.len()).step_by(S::F32_LANES) {
+        let at = start..y.len().min(start + S::F32_LANES);
+        let (y_now, x) = (load(s, &y[at.clone()]), load(s, &x[at.clone()]));
+        let v = f(y_now, x, load(s, &a[at.clone()]), load(s, &b[at.clone()]));
+        store(s, &mut y[at], v);
     }
 }
 
 /// `y = y * a + ((x - m) * b + c)` for a row of channels.
 #[inline(always)]
 fn rows5<S: Simd>(s: S, y: &mut [f32], x: &[f32], m: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
-    let f = |y, x, m, a, b, c| s.mul_add_e_f32s(y, a, s.mul_add_e_f32s(s.sub_f32s(x, m), b, c));
-    let (y, y_tail) = S::as_mut_simd_f32s(y);
-    let [(x, x_tail), (m, m_tail), (a, a_tail), (b, b_tail), (c, c_tail)] =
-        [x, m, a, b, c].map(S::as_simd_f32s);
-    for i in 0..y.len() {
-        y[i] = f(y[i], x[i], m[i], a[i], b[i], c[i]);
+    for start in (0..y.len()).step_by(S::F32_LANES) {
+        let at = start..y.len().min(start + S::F32_LANES);
+        let centred = s.sub_f32s(load(s, &x[at.clone()]), load(s, &m[at.clone()]));
+        let rest = s.mul_add_e_f32s(centred, load(s, &b[at.clone()]), load(s, &c[at.clone()]));
+        let v = s.mul_add_e_f32s(load(s, &y[at.clone()]), load(s, &a[at.clone()]), rest);
+        store(s, &mut y[at], v);
     }
-    if !y_tail.is_empty() {
-        let [x, m, a, b, c] = [x_tail, m_tail, a_tail, b_tail, c_tail].map(|t| s.partial_load_f32s(t));
-        let v = f(s.partial_load_f32s(y_tail), x, m, a, b, c);
-        s.partial_store_f32s(y_tail, v);
+}
+
+/// A vector from a slice, zeros behind its end.
+#[inline(always)]
+fn load<S: Simd>(s: S, x: &[f32]) -> S::f32s {
+    if x.len() == S::F32_LANES { S::as_simd_f32s(x).0[0] } else { s.partial_load_f32s(x) }
+}
+
+/// As many numbers of a vector as the slice takes.
+#[inline(always)]
+fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
+    if x.len() == S::F32_LANES {
+        S::as_mut_simd_f32s(x).0[0] = v;
+    } else {
+        s.partial_store_f32s(x, v);
     }
 }
 
 /// For each channel the sum over pixels.
 #[inline(always)]
 fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
-    channels_fold(s, c, out, |at, acc| {
+    channels_fold(s, c, out, #[inline(always)] |at, acc| {
         for row in x.chunks_exact(c) {
-            acc.add(&row[at.clone()], |v, total, _| s.add_f32s(total, v));
+            acc.add(&row[at.clone()], #[inline(always)] |v, total, _| s.add_f32s(total, v));
         }
     });
 }
@@ -251,10 +257,10 @@ fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
 /// For each channel the sum over pixels of `(x - shift)^2`.
 #[inline(always)]
 fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
-    channels_fold(s, c, out, |at, acc| {
+    channels_fold(s, c, out, #[inline(always)] |at, acc| {
         let shift = load_block(s, &shift[at.clone()]);
         for row in x.chunks_exact(c) {
-            acc.add(&row[at.clone()], |v, total, i| {
+            acc.add(&row[at.clone()], #[inline(always)] |v, total, i| {
                 let d = s.sub_f32s(v, shift[i]);
                 s.mul_add_e_f32s(d, d, total)
             });
@@ -265,11 +271,11 @@ fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shi
 /// For each channel the sum over pixels of `d (x - shift)`.
 #[inline(always)]
 fn channel_dots_shifted<S: Simd>(s: S, d: &[f32], x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
-    channels_fold(s, c, out, |at, acc| {
+    channels_fold(s, c, out, #[inline(always)] |at, acc| {
         let shift = load_block(s, &shift[at.clone()]);
         for (d, x) in d.chunks_exact(c).zip(x.chunks_exact(c)) {
             let d = load_block(s, &d[at.clone()]);
-            acc.add(&x[at.clone()], |v, total, i| s.mul_add_e_f32s(d[i], s.sub_f32s(v, shift[i]), total));
+            acc.add(&x[at.clone()], #[inline(always)] |v, total, i| s.mul_add_e_f32s(d[i], s.sub_f32s(v, shift[i]), total));
         }
     });
 }
@@ -296,14 +302,16 @@ impl<S: Simd> Sums<S> {
 /// Up to [`BLOCK`] vectors from a slice, zeros behind its end.
 #[inline(always)]
 fn load_block<S: Simd>(s: S, x: &[f32]) -> [S::f32s; BLOCK] {
+    let mut block = [s.splat_f32s(0.0); BLOCK];
     if x.len() == BLOCK * S::F32_LANES {
-        let x = S::as_simd_f32s(x).0;
-        return std::array::from_fn(|i| x[i]);
+        block.copy_from_slice(S::as_simd_f32s(x).0);
+    } else {
+        for i in 0..BLOCK {
+            let from = x.len().min(i * S::F32_LANES);
+            block[i] = load(s, &x[from..x.len().min(from + S::F32_LANES)]);
+        }
     }
-    std::array::from_fn(|i| {
-        let from = x.len().min(i * S::F32_LANES);
-        s.partial_load_f32s(&x[from..x.len().min(from + S::F32_LANES)])
-    })
+    block
 }
 
 /// Walks over blocks of channels; `pass` adds all pixels of a block to its sums.

@@ -68,6 +68,14 @@ pub fn zero<S: Simd, const MR: usize, const NV: usize>(s: S) -> Acc<S, MR, NV> {
     [[s.splat_f32s(0.0); NV]; MR]
 }
 
+/// The first `NV` vectors of a slice.
+#[inline(always)]
+fn vectors<S: Simd, const NV: usize>(b: &[S::f32s]) -> [S::f32s; NV] {
+    let mut row = [b[0]; NV];
+    row.copy_from_slice(&b[..NV]);
+    row
+}
+
 /// `acc += A B` with a blocked A panel `[k / 16][MR][16]` and a B panel `[k][NV]`; `k` is `b.len() / NV`, a multiple
 /// of 16.
 #[inline(always)]
@@ -80,7 +88,7 @@ pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
     debug_assert_eq!(a.len() * NV, b.len() * MR);
     for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
         for k in 0..K_RUN {
-            let row: [S::f32s; NV] = std::array::from_fn(|v| b[k * NV + v]);
+            let row = vectors::<S, NV>(&b[k * NV..]);
             for r in 0..MR {
                 let x = s.splat_f32s(a[r * K_RUN + k]);
                 for v in 0..NV {
@@ -101,7 +109,7 @@ pub fn columns<S: Simd, const MR: usize, const NV: usize>(
 ) {
     debug_assert_eq!(a.len() * NV, b.len() * MR);
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
-        let row: [S::f32s; NV] = std::array::from_fn(|v| b[v]);
+        let row = vectors::<S, NV>(b);
         for r in 0..MR {
             let x = s.splat_f32s(a[r]);
             for v in 0..NV {
@@ -122,11 +130,14 @@ pub fn rows_strided<S: Simd, const MR: usize, const NV: usize>(
     b_stride: usize,
     acc: &mut Acc<S, MR, NV>,
 ) {
-    let a: [&[f32]; MR] = std::array::from_fn(|r| &a[r * k..][..k]);
+    let mut rows = [a; MR];
+    for r in 0..MR {
+        rows[r] = &a[r * k..][..k];
+    }
     for (k, b) in b.chunks(b_stride).take(k).enumerate() {
-        let row: [S::f32s; NV] = std::array::from_fn(|v| b[v]);
+        let row = vectors::<S, NV>(b);
         for r in 0..MR {
-            let x = s.splat_f32s(a[r][k]);
+            let x = s.splat_f32s(rows[r][k]);
             for v in 0..NV {
                 acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
             }

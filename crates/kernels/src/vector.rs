@@ -11,23 +11,22 @@ pub const EXP_ULP: u32 = 3;
 /// Horner form, with `ln 2` split in two parts so that `r` is exact to the last bits (Cody and Waite).
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    let splat = |v: f32| s.splat_f32s(v);
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
-    let magic = splat(12_582_912.0);
-    let clamped = s.min_f32s(s.max_f32s(x, splat(-87.5)), splat(88.37));
-    let shifted = s.mul_add_e_f32s(clamped, splat(std::f32::consts::LOG2_E), magic);
+    let magic = s.splat_f32s(12_582_912.0);
+    let clamped = s.min_f32s(s.max_f32s(x, s.splat_f32s(-87.5)), s.splat_f32s(88.37));
+    let shifted = s.mul_add_e_f32s(clamped, s.splat_f32s(std::f32::consts::LOG2_E), magic);
     let n = s.sub_f32s(shifted, magic);
-    let r = s.mul_add_e_f32s(n, splat(-0.693_359_4), clamped);
-    let r = s.mul_add_e_f32s(n, splat(2.121_944_4e-4), r);
-    let mut p = splat(1.0 / 720.0);
+    let r = s.mul_add_e_f32s(n, s.splat_f32s(-0.693_359_4), clamped);
+    let r = s.mul_add_e_f32s(n, s.splat_f32s(2.121_944_4e-4), r);
+    let mut p = s.splat_f32s(1.0 / 720.0);
     for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = s.mul_add_e_f32s(p, r, splat(c));
+        p = s.mul_add_e_f32s(p, r, s.splat_f32s(c));
     }
     // 2^n: n + 127 in the exponent field, which is n's low bits moved there. The clamp keeps it in range.
-    let bits = s.transmute_u32s_f32s(s.add_f32s(shifted, splat(127.0)));
+    let bits = s.transmute_u32s_f32s(s.add_f32s(shifted, s.splat_f32s(127.0)));
     let scale = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, s.splat_u32s(23)));
     let y = s.mul_f32s(p, scale);
-    s.select_f32s(s.less_than_f32s(x, splat(-87.3)), splat(0.0), y)
+    s.select_f32s(s.less_than_f32s(x, s.splat_f32s(-87.3)), s.splat_f32s(0.0), y)
 }
 
 /// `1 / (1 + e^-x)` of every lane.
