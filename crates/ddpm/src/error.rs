@@ -57,6 +57,21 @@ pub enum Error {
     /// The engine refused a graph or could not run it.
     #[error(transparent)]
     Engine(#[from] ddpm_engine::Error),
+    /// Training left the finite numbers.
+    #[error(
+        "step {step}: {what} is not a finite number, so training stopped before this step changed anything; the last \
+         good checkpoint is intact. Continue from it with --resume and a lower learning rate (--set train.lr=...), \
+         and look for broken pictures in the data"
+    )]
+    NotFinite {
+        /// The step that was being made.
+        step: u64,
+        /// What was not finite: the loss, or a weight's name.
+        what: String,
+    },
+    /// It was asked to stop.
+    #[error("stopped as asked")]
+    Interrupted,
     /// A run folder cannot be used.
     #[error("{}: {reason}", path.display())]
     Run {

@@ -4,6 +4,7 @@
 pub mod data;
 pub mod denoiser;
 mod error;
+pub mod generate;
 pub mod model;
 pub mod nets;
 pub mod picture;

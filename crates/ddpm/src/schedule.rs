@@ -4,6 +4,7 @@
 //! first step is 1.
 
 use crate::error::{Error, Result};
+use crate::train::config::{DiffusionConfig, ScheduleKind};
 
 /// A noise schedule (Ho et al. 2020, section 2).
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +31,13 @@ impl Schedule {
         Self::from_betas(
             (0..timesteps).map(|t| beta_start + (beta_end - beta_start) * t as f64 / last).collect(),
         )
+    }
+
+    /// The schedule that the settings describe; a new schedule is one more line.
+    pub fn from_config(config: &DiffusionConfig) -> Result<Self> {
+        match config.schedule {
+            ScheduleKind::Linear => Self::linear(config.timesteps, config.beta_start, config.beta_end),
+        }
     }
 
     /// Any variances between 0 and 1, one a timestep.

@@ -26,14 +26,16 @@ impl Golden {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/attention.safetensors");
         let bytes = std::fs::read(path).expect("the golden file");
         let (_, header) = SafeTensors::read_metadata(&bytes).expect("a golden file");
-        let about = serde_json::from_str(&header.metadata().as_ref().expect("metadata")["golden"]).expect("JSON");
+        let about =
+            serde_json::from_str(&header.metadata().as_ref().expect("metadata")["golden"]).expect("JSON");
         Self { bytes, about }
     }
 
     fn tensor(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let file = SafeTensors::deserialize(&self.bytes).expect("a golden file");
         let view = file.tensor(name).unwrap_or_else(|_| panic!("no {name}"));
-        let data = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let data =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         (view.shape().to_vec(), data)
     }
 
@@ -104,7 +106,9 @@ fn prepare(about: &Value, names: &[String], shape: [usize; 4]) -> Trained {
     let places: Vec<usize> = graph
         .parameters
         .iter()
-        .map(|p| names.iter().position(|n| *n == p.name).unwrap_or_else(|| panic!("{} is no PyTorch name", p.name)))
+        .map(|p| {
+            names.iter().position(|n| *n == p.name).unwrap_or_else(|| panic!("{} is no PyTorch name", p.name))
+        })
         .collect();
     for (i, (spec, &place)) in graph.parameters.iter().zip(&places).enumerate() {
         exec.write_parameter(Region::Weights, i, &spec.from_torch(&weights(spec, place))).expect("weights");
@@ -136,8 +140,12 @@ impl Trained {
 /// given.
 fn run_network(golden: &Golden, case: &str) -> (Trained, f64, Vec<f32>) {
     let about = &golden.about[case];
-    let shape =
-        [number(&about["batch"]), number(&about["height"]), number(&about["width"]), number(&about["config"]["channels"])];
+    let shape = [
+        number(&about["batch"]),
+        number(&about["height"]),
+        number(&about["width"]),
+        number(&about["config"]["channels"]),
+    ];
     let names = list(&about["names"], |v| v.as_str().expect("a name").to_owned());
     let t: Vec<f32> = list(&about["t"], |v| number(v) as f32);
     let mut trained = prepare(about, &names, shape);
@@ -208,7 +216,11 @@ fn the_default_network_agrees_in_output_and_gradients() {
         let (got, place) = (trained.torch(Region::Gradients, i), trained.places[i]);
         let norm = got.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
         let want = f64::from(norms[place]);
-        assert!((norm / want - 1.0).abs() <= GRADIENT_TOLERANCE, "{}: norm {norm}, PyTorch {want}", spec.name);
+        assert!(
+            (norm / want - 1.0).abs() <= GRADIENT_TOLERANCE,
+            "{}: norm {norm}, PyTorch {want}",
+            spec.name
+        );
         // A sample is compared with the tensor's typical number: single gradients may cancel to nothing.
         let typical = want / (got.len() as f64).sqrt();
         for (j, at) in samples(got.len()).enumerate() {
@@ -223,7 +235,8 @@ fn the_default_network_agrees_in_output_and_gradients() {
 fn twenty_adam_steps_have_pytorchs_losses() {
     let golden = Golden::open();
     let about = &golden.about["adam20"];
-    let names: Vec<String> = list(&golden.about["default"]["names"], |v| v.as_str().expect("a name").to_owned());
+    let names: Vec<String> =
+        list(&golden.about["default"]["names"], |v| v.as_str().expect("a name").to_owned());
     let batch = number(&about["batch"]);
     let mut trained = prepare(about, &names, [batch, 28, 28, 1]);
     let (_, want) = golden.tensor("adam20/loss_f64");

@@ -23,6 +23,7 @@ pub mod shape;
 
 pub use cpu::CpuExecutor;
 pub use ddpm_kernels::Isa;
+pub use ddpm_kernels::elementwise::multiply_add_rounds;
 pub use error::{Error, Result};
 pub use executor::{AdamStep, Draws, Executor, Footprint, NodeTime};
 pub use graph::{Graph, Tensor};

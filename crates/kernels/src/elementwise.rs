@@ -29,7 +29,13 @@ pub fn add_rows(isa: Isa, row: &[f32], y: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(s: S, row: &[f32], y: &mut [f32]) {
         for y in y.chunks_exact_mut(row.len()) {
-            map2(s, y, row, #[inline(always)] |y, x| s.add_f32s(y, x));
+            map2(
+                s,
+                y,
+                row,
+                #[inline(always)]
+                |y, x| s.add_f32s(y, x),
+            );
         }
     }
     dispatch!(isa, s => run(s, row, y))
@@ -41,7 +47,13 @@ pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
     fn run<S: Simd>(s: S, x: &[f32], out: &mut [f32]) {
         out.fill(0.0);
         for row in x.chunks_exact(out.len()) {
-            map2(s, out, row, #[inline(always)] |o, x| s.add_f32s(o, x));
+            map2(
+                s,
+                out,
+                row,
+                #[inline(always)]
+                |o, x| s.add_f32s(o, x),
+            );
         }
     }
     dispatch!(isa, s => run(s, x, out))
@@ -74,7 +86,13 @@ pub fn scaled_difference(isa: Isa, factor: f32, a: &[f32], b: &[f32], out: &mut 
     fn run<S: Simd>(s: S, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
         let f = s.splat_f32s(factor);
         out.copy_from_slice(a);
-        map2(s, out, b, #[inline(always)] |a, b| s.mul_f32s(f, s.sub_f32s(a, b)));
+        map2(
+            s,
+            out,
+            b,
+            #[inline(always)]
+            |a, b| s.mul_f32s(f, s.sub_f32s(a, b)),
+        );
     }
     dispatch!(isa, s => run(s, factor, a, b, out))
 }
@@ -85,7 +103,13 @@ pub fn combine(isa: Isa, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) 
     fn run<S: Simd>(s: S, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
         let (a, b) = (s.splat_f32s(a), s.splat_f32s(b));
         out.copy_from_slice(x);
-        map2(s, out, y, #[inline(always)] |x, y| s.mul_add_e_f32s(a, x, s.mul_f32s(b, y)));
+        map2(
+            s,
+            out,
+            y,
+            #[inline(always)]
+            |x, y| s.mul_add_e_f32s(a, x, s.mul_f32s(b, y)),
+        );
     }
     dispatch!(isa, s => run(s, a, x, b, y, out))
 }
@@ -214,4 +238,24 @@ impl<S: Simd> AdamRule<S> {
     fn average(&self, s: S, e: S::f32s, w: S::f32s) -> S::f32s {
         s.mul_add_e_f32s(self.ema_share, s.sub_f32s(w, e), e)
     }
+}
+
+/// Keeps the multiply-add units busy for `rounds` rounds, in registers only; the floating-point operations done.
+/// For measuring what the machine can do at most.
+pub fn multiply_add_rounds(isa: Isa, rounds: u64) -> u64 {
+    /// Enough independent sums to hide the latency, few enough for sixteen registers.
+    const SUMS: usize = 12;
+    #[inline(always)]
+    fn run<S: Simd>(s: S, rounds: u64) -> u64 {
+        let (a, b) = (s.splat_f32s(std::hint::black_box(0.999)), s.splat_f32s(std::hint::black_box(0.5)));
+        let mut sums = [a; SUMS];
+        for _ in 0..rounds {
+            for i in 0..SUMS {
+                sums[i] = s.mul_add_e_f32s(sums[i], a, b);
+            }
+        }
+        std::hint::black_box(sums);
+        rounds * (2 * SUMS * S::F32_LANES) as u64
+    }
+    dispatch!(isa, s => run(s, rounds))
 }

@@ -82,10 +82,18 @@ fn forward<S: Simd>(
     let scale = sums;
     affine(shape, gamma, beta, means, rstds, scale, shift);
     for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-        rows3(s, y, x, scale, shift, #[inline(always)] |_, x, a, b| {
-            let z = s.mul_add_e_f32s(x, a, b);
-            if shape.silu { vector::silu(s, z) } else { z }
-        });
+        rows3(
+            s,
+            y,
+            x,
+            scale,
+            shift,
+            #[inline(always)]
+            |_, x, a, b| {
+                let z = s.mul_add_e_f32s(x, a, b);
+                if shape.silu { vector::silu(s, z) } else { z }
+            },
+        );
     }
 }
 
@@ -159,9 +167,15 @@ fn backward<S: Simd>(
     if shape.silu {
         for ((dz, dy), x) in dz.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(x.chunks_exact(c)) {
             copy(dz, dy);
-            rows3(s, dz, x, scale, shift, #[inline(always)] |dy, x, a, b| {
-                s.mul_f32s(dy, vector::silu_derivative(s, s.mul_add_e_f32s(x, a, b)))
-            });
+            rows3(
+                s,
+                dz,
+                x,
+                scale,
+                shift,
+                #[inline(always)]
+                |dy, x, a, b| s.mul_f32s(dy, vector::silu_derivative(s, s.mul_add_e_f32s(x, a, b))),
+            );
         }
     } else {
         dz.copy_from_slice(dy);
@@ -247,37 +261,67 @@ fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
 /// For each channel the sum over pixels.
 #[inline(always)]
 fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
-    channels_fold(s, c, out, #[inline(always)] |at, acc| {
-        for row in x.chunks_exact(c) {
-            acc.add(&row[at.clone()], #[inline(always)] |v, total, _| s.add_f32s(total, v));
-        }
-    });
+    channels_fold(
+        s,
+        c,
+        out,
+        #[inline(always)]
+        |at, acc| {
+            for row in x.chunks_exact(c) {
+                acc.add(
+                    &row[at.clone()],
+                    #[inline(always)]
+                    |v, total, _| s.add_f32s(total, v),
+                );
+            }
+        },
+    );
 }
 
 /// For each channel the sum over pixels of `(x - shift)^2`.
 #[inline(always)]
 fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
-    channels_fold(s, c, out, #[inline(always)] |at, acc| {
-        let shift = load_block(s, &shift[at.clone()]);
-        for row in x.chunks_exact(c) {
-            acc.add(&row[at.clone()], #[inline(always)] |v, total, i| {
-                let d = s.sub_f32s(v, shift[i]);
-                s.mul_add_e_f32s(d, d, total)
-            });
-        }
-    });
+    channels_fold(
+        s,
+        c,
+        out,
+        #[inline(always)]
+        |at, acc| {
+            let shift = load_block(s, &shift[at.clone()]);
+            for row in x.chunks_exact(c) {
+                acc.add(
+                    &row[at.clone()],
+                    #[inline(always)]
+                    |v, total, i| {
+                        let d = s.sub_f32s(v, shift[i]);
+                        s.mul_add_e_f32s(d, d, total)
+                    },
+                );
+            }
+        },
+    );
 }
 
 /// For each channel the sum over pixels of `d (x - shift)`.
 #[inline(always)]
 fn channel_dots_shifted<S: Simd>(s: S, d: &[f32], x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
-    channels_fold(s, c, out, #[inline(always)] |at, acc| {
-        let shift = load_block(s, &shift[at.clone()]);
-        for (d, x) in d.chunks_exact(c).zip(x.chunks_exact(c)) {
-            let d = load_block(s, &d[at.clone()]);
-            acc.add(&x[at.clone()], #[inline(always)] |v, total, i| s.mul_add_e_f32s(d[i], s.sub_f32s(v, shift[i]), total));
-        }
-    });
+    channels_fold(
+        s,
+        c,
+        out,
+        #[inline(always)]
+        |at, acc| {
+            let shift = load_block(s, &shift[at.clone()]);
+            for (d, x) in d.chunks_exact(c).zip(x.chunks_exact(c)) {
+                let d = load_block(s, &d[at.clone()]);
+                acc.add(
+                    &x[at.clone()],
+                    #[inline(always)]
+                    |v, total, i| s.mul_add_e_f32s(d[i], s.sub_f32s(v, shift[i]), total),
+                );
+            }
+        },
+    );
 }
 
 /// Vectors that a pass over the pixels keeps in registers.

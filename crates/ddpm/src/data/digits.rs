@@ -128,7 +128,7 @@ impl Digits {
         if !(1..=most).contains(&count) {
             let reason =
                 format!("{count} is out of range; from 1 to {most} digits of {size}x{size} can be drawn");
-            return Err(Error::Config { key: "data.count".into(), reason });
+            return Err(Error::Config { key: "data.digits_count".into(), reason });
         }
         let mut data = vec![0; count * size * size];
         data.par_chunks_exact_mut(size * size)

@@ -3,6 +3,7 @@
 
 use super::{Builder, Network};
 use crate::error::Result;
+use crate::train::config::NetworkConfig;
 use ddpm_engine::Tensor;
 
 /// Groups of every normalisation.
@@ -50,6 +51,21 @@ impl Default for AttentionUnet {
 }
 
 impl AttentionUnet {
+    /// The network of these settings for pictures of `channels` channels.
+    pub fn from_config(config: &NetworkConfig, channels: usize) -> Self {
+        Self {
+            im_channels: channels,
+            down_channels: config.down_channels.clone(),
+            mid_channels: config.mid_channels.clone(),
+            down_sample: config.down_sample.clone(),
+            time_emb_dim: config.time_emb_dim,
+            num_down_layers: config.num_down_layers,
+            num_mid_layers: config.num_mid_layers,
+            num_up_layers: config.num_up_layers,
+            num_heads: config.num_heads,
+        }
+    }
+
     /// ResNet block `i` of a stage: norm, SiLU, 3x3, + time; norm, SiLU, 3x3, + 1x1 of the input.
     fn resnet(
         &self,

@@ -13,6 +13,7 @@ pub use blocks::Builder;
 pub use parameters::{Init, Layout, ParameterSpec};
 
 use crate::error::Result;
+use crate::train::config::{NetworkConfig, NetworkKind};
 use ddpm_engine::{Graph, Tensor};
 
 /// A network under a graph: its parameters, in the graph's order, and its prediction.
@@ -39,4 +40,11 @@ pub trait Network: Send + Sync {
 
     /// Adds the network to a graph: `x [n, h, w, c]` and timesteps `t [n]` to the predicted noise `[n, h, w, c]`.
     fn build(&self, b: &mut Builder, x: Tensor, t: Tensor) -> Result<Tensor>;
+}
+
+/// The network that the settings describe; a new network is one more line.
+pub fn from_config(config: &NetworkConfig, channels: usize) -> Box<dyn Network> {
+    match config.name {
+        NetworkKind::Attention => Box::new(AttentionUnet::from_config(config, channels)),
+    }
 }

@@ -2,18 +2,52 @@
 
 use super::{SampleStep, Sampler, Seeds};
 use crate::denoiser::Denoiser;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::process::{posterior_mean, predict_x0};
 use crate::schedule::Schedule;
 use ddpm_engine::rng::Purpose;
 
-/// All T steps, with the variance `beta_tilde_t` of the posterior.
+/// The posterior's variance `beta_tilde_t` in every step; all T steps, or fewer.
+///
+/// Fewer steps are a schedule of their own: at the chosen timesteps it has the `alpha_bar` of the full one, and from
+/// these its variances follow (Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 19).
 #[derive(Clone, Debug)]
 pub struct Ddpm {
-    /// The schedule that the network was trained with.
-    pub schedule: Schedule,
-    /// Whether the expected picture is held within [-1, 1] at every step.
-    pub clip: bool,
+    /// The timesteps of the full schedule that are visited, rising.
+    timesteps: Vec<usize>,
+    /// The schedule of the visited timesteps.
+    schedule: Schedule,
+    clip: bool,
+}
+
+impl Ddpm {
+    /// Sampling in `steps` steps (at most T; `None`: T), evenly spaced from the first timestep to the last. With
+    /// `clip` the expected picture is held within [-1, 1], where pictures live, at every step.
+    pub fn new(schedule: &Schedule, steps: Option<usize>, clip: bool) -> Result<Self> {
+        let all = schedule.timesteps();
+        let steps = steps.unwrap_or(all);
+        if steps == 0 || steps > all {
+            let reason = format!("{steps} steps: the schedule allows 1 to {all}");
+            return Err(Error::Config { key: "steps".to_owned(), reason });
+        }
+        let timesteps: Vec<usize> = match steps {
+            1 => vec![all - 1],
+            _ => (0..steps).map(|i| (i * (all - 1) + (steps - 1) / 2) / (steps - 1)).collect(),
+        };
+        let mut before = 1.0;
+        let beta = timesteps.iter().map(|&t| {
+            let beta = 1.0 - schedule.alpha_bar(t) / before;
+            before = schedule.alpha_bar(t);
+            beta
+        });
+        let schedule = if steps == all { schedule.clone() } else { Schedule::from_betas(beta.collect())? };
+        Ok(Self { timesteps, schedule, clip })
+    }
+
+    /// Number of steps.
+    pub fn steps(&self) -> usize {
+        self.timesteps.len()
+    }
 }
 
 impl Sampler for Ddpm {
@@ -30,16 +64,17 @@ impl Sampler for Ddpm {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let (picture, steps) = (denoiser.picture_len(), self.schedule.timesteps());
+        let (picture, steps) = (denoiser.picture_len(), self.steps());
         let mut x = vec![0.0; denoiser.batch() * picture];
         let (mut eps, mut x_0, mut mean, mut z) = (x.clone(), x.clone(), x.clone(), x.clone());
         seeds.fill(Purpose::SampleStart, 0, picture, &mut x);
-        for t in (0..steps).rev() {
+        for i in (0..steps).rev() {
+            let t = self.timesteps[i];
             denoiser.predict(&x, t, &mut eps)?;
-            predict_x0(&self.schedule, t, &x, &eps, self.clip, &mut x_0);
-            posterior_mean(&self.schedule, t, &x_0, &x, &mut mean);
-            if t > 0 {
-                let sigma = self.schedule.posterior(t).variance.sqrt() as f32;
+            predict_x0(&self.schedule, i, &x, &eps, self.clip, &mut x_0);
+            posterior_mean(&self.schedule, i, &x_0, &x, &mut mean);
+            if i > 0 {
+                let sigma = self.schedule.posterior(i).variance.sqrt() as f32;
                 seeds.fill(Purpose::SampleNoise, t as u32, picture, &mut z);
                 for ((x, mean), z) in x.iter_mut().zip(&mean).zip(&z) {
                     *x = mean + sigma * z;
@@ -47,7 +82,7 @@ impl Sampler for Ddpm {
             } else {
                 x.copy_from_slice(&mean);
             }
-            on_step(SampleStep { t, done: steps - t, steps, x: &x, x_0: &x_0 })?;
+            on_step(SampleStep { t, done: steps - i, steps, x: &x, x_0: &x_0 })?;
         }
         Ok(x)
     }
@@ -115,16 +150,19 @@ mod tests {
     #[test]
     fn one_picture_is_found_again() {
         let mut point = Point { schedule: schedule(), mean: 0.37, batch: 5 };
-        let sampler = Ddpm { schedule: schedule(), clip: true };
-        let x = sampler.sample(&mut point, Seeds { seed: 1, first: 0 }, &mut |_| Ok(())).expect("samples");
-        assert!(x.iter().all(|v| (v - 0.37).abs() < 1e-4), "{x:?}");
+        for steps in [None, Some(1), Some(2), Some(37)] {
+            let sampler = Ddpm::new(&schedule(), steps, true).expect("a sampler");
+            let x =
+                sampler.sample(&mut point, Seeds { seed: 1, first: 0 }, &mut |_| Ok(())).expect("samples");
+            assert!(x.iter().all(|v| (v - 0.37).abs() < 1e-4), "{steps:?}: {x:?}");
+        }
     }
 
     #[test]
     fn a_gaussian_comes_out_with_its_variance() {
         let (n, variance) = (20_000, 0.25);
         let mut gaussian = Gaussian { schedule: schedule(), variance, batch: n };
-        let sampler = Ddpm { schedule: schedule(), clip: false };
+        let sampler = Ddpm::new(&schedule(), None, false).expect("a sampler");
         let x = sampler.sample(&mut gaussian, Seeds { seed: 4, first: 0 }, &mut |_| Ok(())).expect("samples");
         let measured = x.iter().map(|v| f64::from(v * v)).sum::<f64>() / n as f64;
         // Four standard errors of a variance from n samples, and the discretisation: beta_tilde is the right variance
@@ -134,8 +172,23 @@ mod tests {
     }
 
     #[test]
+    fn fewer_steps_keep_the_schedules_ends_and_signal() {
+        let full = schedule();
+        for steps in [1, 2, 3, 50, 999, 1000] {
+            let sampler = Ddpm::new(&full, Some(steps), true).expect("a sampler");
+            assert_eq!(sampler.steps(), steps);
+            assert!(sampler.timesteps.windows(2).all(|w| w[0] < w[1]));
+            assert_eq!(sampler.timesteps.last(), Some(&999));
+            for (i, &t) in sampler.timesteps.iter().enumerate() {
+                assert!((sampler.schedule.alpha_bar(i) / full.alpha_bar(t) - 1.0).abs() < 1e-12);
+            }
+        }
+        assert!(Ddpm::new(&full, Some(0), true).is_err() && Ddpm::new(&full, Some(1001), true).is_err());
+    }
+
+    #[test]
     fn a_picture_does_not_depend_on_its_batch() {
-        let sampler = Ddpm { schedule: schedule(), clip: false };
+        let sampler = Ddpm::new(&schedule(), None, false).expect("a sampler");
         let draw = |batch, first| {
             let mut g = Gaussian { schedule: schedule(), variance: 0.3, batch };
             sampler.sample(&mut g, Seeds { seed: 9, first }, &mut |_| Ok(())).expect("samples")

@@ -1,6 +1,14 @@
-//! Training: settings, run folders, checkpoints, the loop.
+//! Training: settings, run folders, checkpoints, and the loop.
+//!
+//! [`trainer::Trainer`] makes steps and knows no files; [`session`] runs it in a run folder and reports plain
+//! [`session::Event`]s, which the command line renders.
 
 pub mod checkpoint;
 pub mod config;
 mod disk;
 pub mod run;
+pub mod session;
+pub mod trainer;
+
+pub use session::{Event, Outcome, Session, Start};
+pub use trainer::{TrainPlan, Trainer};

@@ -3,6 +3,7 @@
 //! The table below is the only place a setting is listed: the structs, their documentation, the commented TOML and
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
+use crate::data::OnBadFile;
 use serde::{Deserialize, Serialize};
 
 /// One setting, as the table has it.
@@ -156,6 +157,8 @@ settings! {
         sample_every: u64 = 1000,
         /// Pictures on a sample sheet; 0: no sheets.
         sample_count: usize = 64,
+        /// Denoising steps of these sheets; 0: all of the schedule's.
+        sample_steps: usize = 100,
         /// Steps between checkpoints; 0: only at the end.
         checkpoint_every: u64 = 1000,
         /// Newest checkpoints kept besides the best one; at least 2.
@@ -199,16 +202,6 @@ impl From<Size> for SizeText {
     fn from(Size { height, width }: Size) -> Self {
         if height == width { Self::Side(height) } else { Self::Sides([height, width]) }
     }
-}
-
-/// What to do about files that cannot be read as pictures.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OnBadFile {
-    /// Name them all and stop.
-    Fail,
-    /// Name them and train on the others.
-    Skip,
 }
 
 /// How beta_t grows with t.

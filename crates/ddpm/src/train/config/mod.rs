@@ -13,9 +13,10 @@ mod validate;
 
 use std::path::Path;
 
+pub use crate::data::OnBadFile;
 pub use keys::{
-    Config, DataConfig, DiffusionConfig, NetworkConfig, NetworkKind, OnBadFile, OptimizerKind, SECTIONS,
-    ScheduleKind, Section, Setting, Size, TrainConfig,
+    Config, DataConfig, DiffusionConfig, NetworkConfig, NetworkKind, OptimizerKind, SECTIONS, ScheduleKind,
+    Section, Setting, Size, TrainConfig,
 };
 pub use presets::{PRESETS, Preset};
 
@@ -90,6 +91,17 @@ impl Config {
         Layer::overrides(overrides).apply(&mut config)?;
         config.validate()?;
         Ok(Loaded { config, run_name, notes })
+    }
+
+    /// These settings, gone over by `overrides` in their order; checked. See [`load`](Self::load).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn with_overrides(&self, overrides: &[(String, String)]) -> Result<Self> {
+        let mut config = self.clone();
+        Layer::overrides(overrides).apply(&mut config)?;
+        config.validate()?;
+        Ok(config)
     }
 
     /// The settings in the TOML `text`, over the defaults; `path` is where it stands, for messages. Checked.

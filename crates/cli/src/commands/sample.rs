@@ -1,0 +1,184 @@
+//! `ddpm sample`.
+
+use crate::progress::Progress;
+use crate::signals::stop_flag;
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use ddpm::generate::{BATCH, Generator, Request};
+use ddpm::picture::{Picture, grid, save_gif, save_png};
+use ddpm::train::checkpoint::{self, Which};
+use ddpm::train::run::{RUNS, RunFolder};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+
+/// Moments of a denoising strip, noise to picture.
+const MOMENTS: usize = 10;
+/// Most pictures whose denoising is shown.
+const STRIPS: usize = 8;
+/// Time of a frame of the GIF, and of its last, in milliseconds.
+const FRAME_MS: (u16, u16) = (120, 1500);
+
+/// Draw new pictures from a trained run
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm sample runs/run-001 -n 64 --seed 7      a grid and 64 PNGs in runs/run-001/samples/seed-7\n  \
+    ddpm sample runs/run-001 --steps 100         faster, a little worse\n  \
+    ddpm sample runs/run-001 -n 8 --progress x0  how the pictures come out of the noise")]
+pub struct Args {
+    /// The run (its folder, or its name under runs/)
+    run: PathBuf,
+    /// How many pictures
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 64)]
+    count: usize,
+    /// Seed; picture i depends on it and on i alone
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Denoising steps; all of the schedule's if not given
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Most pictures at once
+    #[arg(long, value_name = "N", default_value_t = BATCH)]
+    batch_size: usize,
+    /// Threads; 0 takes all cores
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// The weights: averaged, as trained, or averaged if there are any
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    weights: Weights,
+    /// From this checkpoint (a step) instead of the newest
+    #[arg(long, value_name = "STEP")]
+    checkpoint: Option<String>,
+    /// Also write the denoising strip and a GIF: of the expected pictures (x0) or of the noisy ones (xt)
+    #[arg(long, value_name = "WHAT")]
+    progress: Option<Show>,
+    /// Where the pictures go; RUN/samples/seed-SEED if not given
+    #[arg(short, long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// The folder that holds the runs
+    #[arg(long, value_name = "FOLDER", default_value = RUNS)]
+    runs: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Weights {
+    Auto,
+    Ema,
+    Raw,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Show {
+    X0,
+    Xt,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.count == 0 || args.batch_size == 0 {
+        bail!("-n and --batch-size must be at least 1");
+    }
+    let stop = stop_flag()?;
+    let run = RunFolder::open(&args.runs, &args.run)?;
+    let path = match &args.checkpoint {
+        Some(name) => run.find_checkpoint(name)?,
+        None => newest(&run)?,
+    };
+    let which = match args.weights {
+        Weights::Auto => Which::Auto,
+        Weights::Ema => Which::Ema,
+        Weights::Raw => Which::Raw,
+    };
+    let generator = Generator::open(&path, which, args.threads)?;
+    let out = args.out.clone().unwrap_or_else(|| run.samples().join(format!("seed-{}", args.seed)));
+    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+
+    let request = Request { count: args.count, seed: args.seed, steps: args.steps, batch: args.batch_size };
+    let mut progress = Progress::new("drawing", 0);
+    let shape = generator.shape();
+    let mut moments: Vec<Vec<Picture>> = Vec::new(); // [moment][picture]
+    let pictures = generator.draw(request, &mut |first, step| {
+        let batches = args.count.div_ceil(args.batch_size);
+        let batch = args.count.div_ceil(batches);
+        progress.set(
+            (first / batch * step.steps + step.done) as u64,
+            (batches * step.steps) as u64,
+            String::new,
+        );
+        if let Some(show) = args.progress
+            && first == 0
+            && is_moment(step.done, step.steps)
+        {
+            let numbers = if show == Show::X0 { step.x_0 } else { step.x };
+            let shown = numbers.chunks(shape.values()).take(args.count.min(STRIPS));
+            moments.push(shown.map(|p| Picture::from_unit(p, shape)).collect());
+        }
+        if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
+    });
+    progress.finish();
+    let pictures = match pictures {
+        Err(ddpm::Error::Interrupted) => {
+            eprintln!("stopped; nothing was written");
+            return Ok(ExitCode::from(crate::INTERRUPTED));
+        }
+        other => other?,
+    };
+
+    let digits = (args.count - 1).to_string().len().max(4);
+    for (i, picture) in pictures.iter().enumerate() {
+        save_png(picture, &out.join(format!("{i:0digits$}.png")))?;
+    }
+    let sheet = out.join("grid.png");
+    save_png(&grid(&pictures, 8, 2), &sheet)?;
+    println!("{}", sheet.display());
+    if args.progress.is_some() {
+        write_progress(&moments, &out)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
+    let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| {
+        format!(
+            "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",
+            run.path().display(),
+            run.path().display()
+        )
+    })?;
+    for (path, reason) in &newest.skipped {
+        eprintln!("warning: {} is damaged and was passed over: {reason}", path.display());
+    }
+    Ok(newest.path)
+}
+
+/// Whether step `done` of `steps` is one of the [`MOMENTS`] evenly spaced ones; the last step is.
+fn is_moment(done: usize, steps: usize) -> bool {
+    let moments = MOMENTS.min(steps);
+    done * moments / steps != (done - 1) * moments / steps
+}
+
+/// The strip (a row for each picture, noise to picture) and the GIF (a grid at each moment).
+fn write_progress(moments: &[Vec<Picture>], out: &Path) -> anyhow::Result<()> {
+    let count = moments.first().map_or(0, Vec::len);
+    let rows: Vec<Picture> = (0..count).flat_map(|i| moments.iter().map(move |m| m[i].clone())).collect();
+    let strip = out.join("progress.png");
+    save_png(&grid(&rows, moments.len(), 2), &strip)?;
+    let frames: Vec<Picture> = moments.iter().map(|m| grid(m, 8, 2).enlarge(4)).collect();
+    let gif = out.join("progress.gif");
+    save_gif(&frames, FRAME_MS.0, FRAME_MS.1, &gif)?;
+    println!("{}\n{}", strip.display(), gif.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strip_has_ten_moments_and_ends_with_the_picture() {
+        for steps in [1, 3, 10, 37, 1000] {
+            let moments: Vec<usize> = (1..=steps).filter(|&d| is_moment(d, steps)).collect();
+            assert_eq!(moments.len(), MOMENTS.min(steps));
+            assert_eq!(moments.last(), Some(&steps));
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! `ddpm train`.
+
+use crate::progress::{Progress, human_bytes, human_time, thousands};
+use crate::signals::stop_flag;
+use anyhow::Context;
+use ddpm::data::Summary;
+use ddpm::train::config::Config;
+use ddpm::train::run::RUNS;
+use ddpm::train::{Event, Outcome, Session, Start, TrainPlan};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Train a network on pictures, or take up an earlier run
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm train                                     the built-in digits and a small network\n  \
+    ddpm train --data photos --size 32             a folder of pictures, or one folder per class\n  \
+    ddpm train --preset mnist --data mnist-folder  the DDPM-Pytorch tutorial's system\n  \
+    ddpm train --config default.yaml               the tutorial's own file\n  \
+    ddpm train --data photos --dry-run             only tell what it would take\n  \
+    ddpm train --resume runs/run-001               go on where a run stopped")]
+pub struct Args {
+    /// A folder of pictures (flat, or one folder per class), or of IDX files; `digits` are the built-in ones
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// A named set of settings: digits, digits28, mnist (`ddpm config --list`)
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    preset: Option<String>,
+    /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    config: Option<PathBuf>,
+    /// Bring pictures to this size: one side, or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+    /// Bring pictures to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
+    /// What to do about files that cannot be read: fail or skip
+    #[arg(long, value_name = "WHAT")]
+    on_bad_file: Option<String>,
+    /// Steps in all
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    steps: Option<u64>,
+    /// Passes over the data in all
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
+    /// Pictures a step
+    #[arg(long, value_name = "N")]
+    batch_size: Option<usize>,
+    /// Learning rate
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+    /// Seed of all random numbers
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Threads; 0 takes all cores
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Any other setting, as train.keep=3 (see `ddpm config`); may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Name of the run; numbered if not given
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    name: Option<String>,
+    /// The folder that holds the runs
+    #[arg(long, value_name = "FOLDER", default_value = RUNS)]
+    runs: PathBuf,
+    /// Start from the weights of this safetensors file
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    init: Option<PathBuf>,
+    /// Take up this run with everything as it was
+    #[arg(long, value_name = "RUN")]
+    resume: Option<PathBuf>,
+    /// With --resume: from this checkpoint (a step) instead of the newest
+    #[arg(long, value_name = "STEP", requires = "resume")]
+    checkpoint: Option<String>,
+    /// Tell what it would take, and stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Args {
+    /// The flags as settings, the strongest last.
+    fn overrides(&self) -> anyhow::Result<Vec<(String, String)>> {
+        let mut all = Vec::new();
+        for text in &self.set {
+            let (key, value) = text
+                .split_once('=')
+                .with_context(|| format!("--set {text}: write KEY=VALUE, as --set train.keep=3"))?;
+            all.push((key.trim().to_owned(), value.trim().to_owned()));
+        }
+        let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
+        flag("data.path", self.data.as_deref().map(absolute));
+        flag("data.size", self.size.as_deref().map(|s| size(s).unwrap_or_else(|| s.to_owned())));
+        flag("data.channels", self.channels.map(|v| v.to_string()));
+        flag("data.on_bad_file", self.on_bad_file.clone());
+        flag("train.steps", self.steps.map(|v| v.to_string()));
+        flag("train.epochs", self.epochs.map(|v| v.to_string()));
+        flag("train.batch_size", self.batch_size.map(|v| v.to_string()));
+        flag("train.lr", self.lr.map(|v| format!("{v:e}")));
+        flag("train.seed", self.seed.map(|v| v.to_string()));
+        flag("train.threads", self.threads.map(|v| v.to_string()));
+        Ok(all)
+    }
+}
+
+/// `28x32` as the settings have it.
+fn size(text: &str) -> Option<String> {
+    let (h, w) = text.split_once(['x', 'X'])?;
+    Some(format!("[{h}, {w}]"))
+}
+
+/// The data's place must still be right when the run is taken up elsewhere.
+fn absolute(path: &str) -> String {
+    if path == "digits" && !Path::new(path).exists() {
+        return path.to_owned();
+    }
+    let full = std::path::absolute(path).unwrap_or_else(|_| path.into());
+    full.to_string_lossy().into_owned()
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let stop = stop_flag()?;
+    let overrides = args.overrides()?;
+    let mut session = match &args.resume {
+        Some(run) => {
+            let change = |config: &mut Config| {
+                *config = config.with_overrides(&overrides)?;
+                Ok(())
+            };
+            let mut session = Session::resume(&args.runs, run, args.checkpoint.as_deref(), &change)?;
+            tell_data(session.trainer().data().summary());
+            tell_plan(&session.plan()?);
+            if args.dry_run {
+                return Ok(ExitCode::SUCCESS);
+            }
+            session
+        }
+        None => {
+            let loaded = Config::load_with_notes(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
+            for note in &loaded.notes {
+                eprintln!("note: {note}");
+            }
+            let start = args.init.as_deref().map_or(Start::Fresh, Start::Weights);
+            let mut trainer = Session::prepare(&loaded.config, start)?;
+            tell_data(trainer.data().summary());
+            tell_plan(&trainer.plan()?);
+            if args.dry_run {
+                return Ok(ExitCode::SUCCESS);
+            }
+            Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer)?
+        }
+    };
+    let folder = session.run_folder().path().display().to_string();
+    eprintln!("run       {folder}");
+
+    let mut steps = Progress::new("training", session.trainer().steps());
+    let mut drawing: Option<Progress> = None;
+    let mut sheet = None;
+    let outcome = session.train(&stop, &mut |event| match event {
+        Event::Step { step, steps: all, loss, images_per_second, left } => steps.set(step, all, || {
+            format!("loss {loss:.4}  {images_per_second:.1} images/s  {} left", human_time(left))
+        }),
+        Event::Drawing { done, steps: all } => drawing
+            .get_or_insert_with(|| Progress::new("drawing samples", all as u64))
+            .set(done as u64, all as u64, String::new),
+        Event::Samples { step, path } => {
+            if let Some(drawing) = drawing.take() {
+                drawing.finish();
+            }
+            steps.line(&format!("step {step}: samples {}", path.display()));
+            sheet = Some(path.to_owned());
+        }
+        Event::Checkpoint { step, path } => {
+            steps.line(&format!("step {step}: checkpoint {}", path.display()))
+        }
+        Event::Warning(text) => steps.line(&format!("warning: {text}")),
+    })?;
+    steps.finish();
+    match outcome {
+        Outcome::Finished => {
+            if let Some(sheet) = sheet {
+                eprintln!("\nlook at  {}", sheet.display());
+            }
+            eprintln!("more of these:  ddpm sample {folder} -n 64 --seed 7");
+            Ok(ExitCode::SUCCESS)
+        }
+        Outcome::Stopped => {
+            eprintln!("\nstopped; go on with:  ddpm train --resume {folder}");
+            Ok(ExitCode::from(crate::INTERRUPTED))
+        }
+    }
+}
+
+fn tell_data(data: &Summary) {
+    eprintln!(
+        "data      {}: {} pictures, {}, {} bit{}",
+        data.source,
+        thousands(data.pictures as u64),
+        data.shape,
+        data.bit_depth,
+        if data.classes > 0 { format!(", {} classes", data.classes) } else { String::new() }
+    );
+    for note in &data.notes {
+        eprintln!("          {note}");
+    }
+    for (path, reason) in &data.skipped {
+        eprintln!("          left out {}: {reason}", path.display());
+    }
+}
+
+fn tell_plan(plan: &TrainPlan) {
+    let memory = plan.arena_bytes + plan.scratch_bytes + plan.data_bytes;
+    eprintln!("network   {} parameters", thousands(plan.parameters as u64));
+    eprintln!(
+        "memory    {} (network, optimizer and activations {}, threads {}, data {})",
+        human_bytes(memory),
+        human_bytes(plan.arena_bytes),
+        human_bytes(plan.scratch_bytes),
+        human_bytes(plan.data_bytes)
+    );
+    eprintln!("disk      {} a checkpoint", human_bytes(plan.checkpoint_bytes));
+    let total = plan.step_time.saturating_mul(u32::try_from(plan.steps).unwrap_or(u32::MAX));
+    eprintln!(
+        "time      about {} for {} steps of {:.0} ms ({:.1} GFLOP each; {} threads, {})",
+        human_time(total),
+        thousands(plan.steps),
+        plan.step_time.as_secs_f64() * 1e3,
+        plan.flops as f64 / 1e9,
+        plan.threads,
+        plan.isa
+    );
+}

@@ -1,0 +1,111 @@
+//! New pictures from a trained network.
+
+use crate::data::PictureShape;
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::nets;
+use crate::picture::Picture;
+use crate::sampler::{Ddpm, SampleStep, Sampler, Seeds};
+use crate::schedule::Schedule;
+use crate::train::checkpoint::{self, NamedTensor, Which};
+use crate::train::config::Config;
+use std::path::Path;
+
+/// Most pictures that are drawn at once, where memory is not short.
+pub const BATCH: usize = 64;
+
+/// How pictures are drawn.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// How many.
+    pub count: usize,
+    /// The seed; picture i depends on it and on i alone.
+    pub seed: u64,
+    /// Denoising steps; `None`: all of the schedule's.
+    pub steps: Option<usize>,
+    /// Most pictures at once.
+    pub batch: usize,
+}
+
+/// A network with its weights, ready to draw.
+pub struct Generator {
+    config: Config,
+    shape: PictureShape,
+    schedule: Schedule,
+    weights: Vec<NamedTensor>,
+    origin: std::path::PathBuf,
+    threads: usize,
+}
+
+impl Generator {
+    /// From a checkpoint of a run. `threads` 0 takes all cores.
+    pub fn open(path: &Path, which: Which, threads: usize) -> Result<Self> {
+        let (manifest, weights) = checkpoint::load_weights_only(path, which)?;
+        Self::new(&manifest.config(path)?, weights, path, threads)
+    }
+
+    /// From weights that are at hand; `origin` names them in errors.
+    pub fn new(config: &Config, weights: Vec<NamedTensor>, origin: &Path, threads: usize) -> Result<Self> {
+        let missing = |key: &str| Error::Config {
+            key: key.to_owned(),
+            reason: "is not set: these are not the settings of a training run".to_owned(),
+        };
+        let size = config.picture_size().ok_or_else(|| missing("data.size"))?;
+        let channels = config.picture_channels().ok_or_else(|| missing("data.channels"))?;
+        let shape = PictureShape { height: size.height, width: size.width, channels };
+        let schedule = Schedule::from_config(&config.diffusion)?;
+        Ok(Self { config: config.clone(), shape, schedule, weights, origin: origin.to_owned(), threads })
+    }
+
+    /// The pictures' shape.
+    pub fn shape(&self) -> PictureShape {
+        self.shape
+    }
+
+    /// The settings that the network was trained with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The network with its weights, for batches of `n`.
+    pub fn model(&self, n: usize) -> Result<Model> {
+        let net = nets::from_config(&self.config.network, self.shape.channels);
+        let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
+        let mut model = Model::new(&*net, shape, self.threads)?;
+        let expected: Vec<_> = model.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        checkpoint::check_fits(&expected, &self.weights, &self.origin)?;
+        for i in 0..expected.len() {
+            let spec = &model.parameters()[i];
+            let tensor = self.weights.iter().find(|t| t.name == spec.name).expect("the names were checked");
+            let data = spec.from_torch(&tensor.data);
+            model.set_parameter(i, &data)?;
+        }
+        Ok(model)
+    }
+
+    /// Draws pictures. `on_step` sees each step of each batch and the index of the batch's first picture; an error of
+    /// its stops the drawing.
+    pub fn draw(
+        &self,
+        request: Request,
+        on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<Picture>> {
+        let sampler = Ddpm::new(&self.schedule, request.steps, true)?;
+        let mut pictures = Vec::with_capacity(request.count);
+        if request.count == 0 {
+            return Ok(pictures);
+        }
+        // Batches of one size, so that one plan serves them all; the last may draw a few too many.
+        let batches = request.count.div_ceil(request.batch.max(1));
+        let batch = request.count.div_ceil(batches);
+        let mut model = self.model(batch)?;
+        for first in (0..request.count).step_by(batch) {
+            let seeds = Seeds { seed: request.seed, first: first as u32 };
+            let x = sampler.sample(&mut model, seeds, &mut |step| on_step(first, step))?;
+            let left = request.count - first;
+            pictures
+                .extend(x.chunks(self.shape.values()).take(left).map(|p| Picture::from_unit(p, self.shape)));
+        }
+        Ok(pictures)
+    }
+}

@@ -1,0 +1,293 @@
+//! A training run in its folder: steps, metrics, sample sheets, checkpoints, and taking it up again.
+
+use super::checkpoint::{self, Checkpoint};
+use super::config::Config;
+use super::run::{CardFacts, Metrics, MetricsLog, RunFolder, RunLock, read_metrics, write_card};
+use super::trainer::{TrainPlan, Trainer, open_data};
+use crate::error::{Error, Result};
+use crate::generate::{BATCH, Generator, Request};
+use crate::picture::{grid, save_png};
+use ddpm_engine::Region;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Steps whose mean loss is reported and compared.
+const WINDOW: usize = 100;
+/// Seed of the sample sheets, the same all through a run so that sheets compare.
+const SHEET_SEED: u64 = 0;
+/// Pictures in a row of a sheet, and pixels between them.
+const SHEET: (usize, usize) = (8, 2);
+
+/// What happened; the command line shows it.
+#[derive(Clone, Debug)]
+pub enum Event<'a> {
+    /// A step was made.
+    Step {
+        /// Steps made.
+        step: u64,
+        /// Steps in all.
+        steps: u64,
+        /// Mean loss of the last steps (at most 100).
+        loss: f64,
+        /// Pictures a second.
+        images_per_second: f64,
+        /// Time that the rest will take.
+        left: Duration,
+    },
+    /// A sample sheet is being drawn.
+    Drawing {
+        /// Denoising steps done.
+        done: usize,
+        /// All denoising steps.
+        steps: usize,
+    },
+    /// A sample sheet was written.
+    Samples {
+        /// Steps made.
+        step: u64,
+        /// The file.
+        path: &'a Path,
+    },
+    /// A checkpoint was written.
+    Checkpoint {
+        /// Steps made.
+        step: u64,
+        /// The folder.
+        path: &'a Path,
+    },
+    /// Something that a person should know.
+    Warning(String),
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps were made.
+    Finished,
+    /// It was asked to stop; a checkpoint was written.
+    Stopped,
+}
+
+/// Where a run begins.
+#[derive(Clone, Debug)]
+pub enum Start<'a> {
+    /// With drawn weights.
+    Fresh,
+    /// With the weights of a safetensors file.
+    Weights(&'a Path),
+}
+
+/// A run folder with its trainer.
+pub struct Session {
+    run: RunFolder,
+    _lock: RunLock,
+    trainer: Trainer,
+    log: MetricsLog,
+    losses: VecDeque<f64>,
+    warnings: Vec<String>,
+    /// Time spent by earlier parts of the run.
+    before: Duration,
+}
+
+impl Session {
+    /// A trainer for new settings, before there is a folder for it: for telling the plan.
+    pub fn prepare(config: &Config, start: Start<'_>) -> Result<Trainer> {
+        let mut trainer = Trainer::new(config, open_data(config)?)?;
+        if let Start::Weights(path) = start {
+            trainer.set_weights(&checkpoint::read_weights_file(path)?, path)?;
+        }
+        Ok(trainer)
+    }
+
+    /// Makes the run folder of a prepared trainer: `root/name`, or a numbered one.
+    pub fn create(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
+        let run = RunFolder::create(root, name)?;
+        run.write_config(trainer.config())?;
+        let lock = run.lock()?;
+        let log = MetricsLog::open(&run.metrics_path(), None)?;
+        let before = Duration::ZERO;
+        let session =
+            Self { run, _lock: lock, trainer, log, losses: VecDeque::new(), warnings: Vec::new(), before };
+        session.write_card()?;
+        Ok(session)
+    }
+
+    /// Takes up a run at its newest whole checkpoint, or at the named one. `change` may change settings (the number
+    /// of steps or of threads, say).
+    pub fn resume(
+        root: &Path,
+        run: &Path,
+        named: Option<&str>,
+        change: &dyn Fn(&mut Config) -> Result<()>,
+    ) -> Result<Self> {
+        let run = RunFolder::open(root, run)?;
+        let lock = run.lock()?;
+        checkpoint::sweep_orphans(&run.checkpoints())?;
+        let mut warnings = Vec::new();
+        let found = match named {
+            Some(name) => Some(run.find_checkpoint(name)?),
+            None => checkpoint::newest(&run.checkpoints())?.map(|newest| {
+                for (path, reason) in newest.skipped {
+                    warnings.push(format!("{} is damaged and was passed over: {reason}", path.display()));
+                }
+                newest.path
+            }),
+        };
+        let loaded: Option<(PathBuf, Checkpoint)> =
+            found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
+        let mut config = match &loaded {
+            Some((path, c)) => c.manifest.config(path)?,
+            None => run.read_config()?,
+        };
+        change(&mut config)?;
+        let mut trainer = Trainer::new(&config, open_data(&config)?)?;
+        let step = loaded.as_ref().map_or(0, |(_, c)| c.manifest.step);
+        match &loaded {
+            Some((path, c)) => trainer.restore(c, path)?,
+            None => warnings.push("the run has no checkpoint yet: it starts from the beginning".to_owned()),
+        }
+        for path in checkpoint::set_aside_after(&run.checkpoints(), step)? {
+            warnings.push(format!("set aside {}, which is newer than the one taken up", path.display()));
+        }
+        run.write_config(trainer.config())?;
+        let log = MetricsLog::open(&run.metrics_path(), Some(step))?;
+        let earlier = read_metrics(&run.metrics_path())?;
+        let losses = earlier.iter().rev().take(WINDOW).rev().map(|m| m.loss).collect();
+        let before =
+            Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
+        Ok(Self { run, _lock: lock, trainer, log, losses, warnings, before })
+    }
+
+    /// The run folder.
+    pub fn run_folder(&self) -> &RunFolder {
+        &self.run
+    }
+
+    /// The trainer.
+    pub fn trainer(&mut self) -> &mut Trainer {
+        &mut self.trainer
+    }
+
+    /// What training will take.
+    pub fn plan(&mut self) -> Result<TrainPlan> {
+        self.trainer.plan()
+    }
+
+    fn loss(&self) -> Option<f64> {
+        (!self.losses.is_empty()).then(|| self.losses.iter().sum::<f64>() / self.losses.len() as f64)
+    }
+
+    /// Trains to the end, or until `stop` is set: then within one step.
+    pub fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+        for warning in self.warnings.drain(..) {
+            on_event(Event::Warning(warning));
+        }
+        let steps = self.trainer.steps();
+        if self.trainer.steps_done() >= steps {
+            let advice = "give more with --steps to go on";
+            on_event(Event::Warning(format!("all {steps} steps of this run are done: {advice}")));
+            return Ok(Outcome::Finished);
+        }
+        let (start, mut steps_here, mut training) = (Instant::now(), 0u64, Duration::ZERO);
+        let mut saved = self.trainer.steps_done();
+        while self.trainer.steps_done() < steps {
+            if stop.load(Ordering::Relaxed) {
+                if saved != self.trainer.steps_done() {
+                    self.save(on_event)?;
+                }
+                return Ok(Outcome::Stopped);
+            }
+            let begun = Instant::now();
+            let step = self.trainer.steps_done();
+            let loss = f64::from(self.trainer.step()?);
+            let took = begun.elapsed();
+            training += took;
+            steps_here += 1;
+            if self.losses.len() == WINDOW {
+                self.losses.pop_front();
+            }
+            self.losses.push_back(loss);
+            let batch = self.trainer.config().train.batch_size as f64;
+            let seconds = (self.before + start.elapsed()).as_secs_f64();
+            let images_per_second = batch / took.as_secs_f64();
+            self.log.append(&Metrics { step, loss, images_per_second, seconds })?;
+            let mean = training / u32::try_from(steps_here).unwrap_or(u32::MAX);
+            let left = mean.saturating_mul(u32::try_from(steps - step - 1).unwrap_or(u32::MAX));
+            let loss = self.loss().unwrap_or(loss);
+            let images_per_second = batch / mean.as_secs_f64();
+            on_event(Event::Step { step: step + 1, steps, loss, images_per_second, left });
+
+            let done = step + 1;
+            let t = &self.trainer.config().train;
+            let due = |every: u64| done == steps || (every > 0 && done % every == 0);
+            let (checkpoint_due, sheet_due) =
+                (due(t.checkpoint_every), due(t.sample_every) && t.sample_count > 0);
+            if checkpoint_due {
+                self.save(on_event)?;
+                saved = done;
+            }
+            if sheet_due {
+                self.draw_sheet(stop, on_event)?;
+            }
+        }
+        self.write_card()?;
+        Ok(Outcome::Finished)
+    }
+
+    fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let dir = self.run.checkpoints();
+        let (step, loss) = (self.trainer.steps_done(), self.loss());
+        let path = checkpoint::save(&dir, &self.trainer.checkpoint(loss)?)?;
+        let best = match loss {
+            Some(loss) => checkpoint::note_best(&dir, step, loss)?.map(|b| b.step),
+            None => None,
+        };
+        checkpoint::retain(&dir, self.trainer.config().train.keep, best)?;
+        self.write_card()?;
+        on_event(Event::Checkpoint { step, path: &path });
+        Ok(())
+    }
+
+    fn write_card(&self) -> Result<()> {
+        let step = self.trainer.steps_done();
+        let path = checkpoint::path_of(&self.run.checkpoints(), step);
+        let summary = self.trainer.data().summary();
+        let facts = CardFacts {
+            parameters: self.trainer.tensor_numbers(),
+            data: format!("{} ({} pictures, {})", summary.source, summary.pictures, summary.shape),
+            steps: step,
+            loss: self.loss(),
+            seconds: None,
+            checkpoint: path.is_dir().then_some(path),
+        };
+        write_card(&self.run, self.trainer.config(), &facts)
+    }
+
+    /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it.
+    fn draw_sheet(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
+        let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
+        let weights = self.trainer.tensors(region)?;
+        let generator = Generator::new(&config, weights, self.run.path(), config.train.threads)?;
+        let t = &config.train;
+        let steps =
+            (t.sample_steps > 0 && t.sample_steps < config.diffusion.timesteps).then_some(t.sample_steps);
+        let request = Request { count: t.sample_count, seed: SHEET_SEED, steps, batch: BATCH };
+        let drawn = generator.draw(request, &mut |first, s| {
+            let batches = t.sample_count.div_ceil(BATCH).max(1);
+            let batch = t.sample_count.div_ceil(batches).max(1);
+            on_event(Event::Drawing { done: first / batch * s.steps + s.done, steps: batches * s.steps });
+            if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+        });
+        let pictures = match drawn {
+            Err(Error::Interrupted) => return Ok(()), // the loop sees the flag and saves
+            other => other?,
+        };
+        let path = self.run.sample_path(step);
+        save_png(&grid(&pictures, SHEET.0, SHEET.1), &path)?;
+        on_event(Event::Samples { step, path: &path });
+        Ok(())
+    }
+}
