@@ -3,7 +3,8 @@
 use pulp::Simd;
 
 /// Largest relative error of [`exp`], in units in the last place, over the range where the result is a normal number.
-pub const EXP_ULP: u32 = 3;
+/// (Over all f32 it is 2.74, and 3.03 without fused multiply-add.)
+pub const EXP_ULP: u32 = 4;
 
 /// `e^x` of every lane. Below -87.3 the result is 0; above 88.37 it stays at e^88.37 = 2.4e38; NaN stays NaN.
 ///
