@@ -118,13 +118,13 @@ impl Magnitudes {
 fn cases() -> Vec<Case> {
     let mut rng = Rng::new(20);
     let mut cases = Vec::new();
-    for channels in [1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 128, 130] {
+    for channels in [1usize, 3, 7, 8, 15, 16, 17, 31, 32, 33, 40, 63, 64, 65, 96, 128, 130] {
         for groups in [1, 2, 3, 4, 5, 8, 32, channels] {
-            if channels % groups != 0 || (groups == channels && channels > 33) {
+            if !channels.is_multiple_of(groups) || (groups == channels && channels > 33) {
                 continue;
             }
-            for pixels in [1, 2, 3, 16, 49, 257] {
-                let silu = (pixels + groups) % 2 == 0;
+            for pixels in [1usize, 2, 3, 16, 49, 257] {
+                let silu = (pixels + groups).is_multiple_of(2);
                 let (mean, eps) = [(0.0, 1e-5), (5.0, 1e-6), (-30.0, 1e-5)][(channels + pixels) % 3];
                 cases.push(Case::new(&mut rng, NormShape { pixels, channels, groups, eps, silu }, mean));
             }
