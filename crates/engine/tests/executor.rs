@@ -11,6 +11,7 @@ use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{
     AdamStep, CpuExecutor, Draws, Error, Executor, Graph, Isa, PlanOptions, Region, Result, Shape, Tensor,
 };
+use ddpm_kernels::reference::{self, Trained};
 use f64_eval::{Values, evaluate};
 use std::sync::Arc;
 
@@ -25,6 +26,20 @@ fn normal(seed: u64, index: usize, len: usize) -> Vec<f32> {
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
+}
+
+fn adam_step(step: u64) -> AdamStep {
+    AdamStep {
+        lr: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+        decoupled: true,
+        step,
+        ema_decay: 0.99,
+        grad_scale: 0.5,
+    }
 }
 
 fn computed(graph: &Graph) -> Vec<Tensor> {
@@ -127,17 +142,7 @@ impl Network {
         let mut seen = Vec::new();
         for step in 1..=steps {
             executor.run(Draws { seed: 7, step, first_index: 10 })?;
-            executor.update(&AdamStep {
-                lr: 1e-3,
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-8,
-                weight_decay: 0.01,
-                decoupled: true,
-                step: u64::from(step),
-                ema_decay: 0.99,
-                grad_scale: 0.5,
-            })?;
+            executor.update(&adam_step(u64::from(step)))?;
             let mut loss = [f32::NAN];
             executor.read(self.loss, &mut loss)?;
             assert!(loss[0].is_finite());
@@ -240,6 +245,54 @@ fn every_tensor_of_the_network_agrees_with_f64() -> Result<()> {
                 let scale = want.iter().fold(0.0f64, |m, v| m.max(v.abs()));
                 let error = got.iter().zip(want).fold(0.0f64, |m, (g, w)| m.max((g - w).abs()));
                 assert!(error <= 1e-5 * scale, "{} on {isa}: {error:.1e} of {scale}", node.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn an_update_moves_every_region_as_the_optimizer_says() -> Result<()> {
+    let mut g = Graph::new();
+    // Not a multiple of a cache line: there are gaps between the parameters.
+    let (x, p, q) = (g.input("x", [3, 5]), g.parameter("p", [3, 5]), g.parameter("q", [3, 5]));
+    let y = g.add("y", Add, &[p, x])?;
+    let y = g.add("z", Add, &[y, q])?;
+    let loss = g.add("loss", Mse, &[y, x])?;
+    let gradients = backward(&mut g, loss)?;
+    for ema in [true, false] {
+        let options = PlanOptions { gradients: Some(gradients.clone()), ema, keep: vec![] };
+        let mut executor = CpuExecutor::with_isa(g.clone(), &options, 2, Isa::best())?;
+        executor.write(x, &normal(4, 0, 15))?;
+        let regions = if ema { &REGIONS[..] } else { &REGIONS[..4] };
+        for (r, &region) in regions.iter().enumerate() {
+            for i in 0..2 {
+                let start: Vec<f32> = normal(4, 1 + 2 * r + i, 15).iter().map(|v| v.abs()).collect();
+                executor.write_parameter(region, i, &start)?;
+            }
+        }
+        executor.run(Draws::default())?;
+        let read = |executor: &CpuExecutor, region, i| -> Result<Vec<f32>> {
+            let mut numbers = vec![f32::NAN; 15];
+            executor.read_parameter(region, i, &mut numbers)?;
+            Ok(numbers)
+        };
+        let all = |executor: &CpuExecutor| -> Result<Vec<Vec<Vec<f32>>>> {
+            let of = |&region| (0..2).map(|i| read(executor, region, i)).collect::<Result<Vec<_>>>();
+            regions.iter().map(of).collect()
+        };
+        let before = all(&executor)?;
+        executor.update(&adam_step(3))?;
+        let after = all(&executor)?;
+        for (i, at) in (0..2).flat_map(|i| (0..15).map(move |at| (i, at))) {
+            let old = |r: usize| before.get(r).map_or(0.0, |region| f64::from(region[i][at]));
+            let state = Trained { weight: old(0), exp_avg: old(2), exp_avg_sq: old(3), ema: old(4) };
+            let new = reference::adam(&adam_step(3), old(1), state);
+            let want = [new.weight, old(1), new.exp_avg, new.exp_avg_sq, new.ema];
+            for (r, region) in regions.iter().enumerate() {
+                let got = f64::from(after[r][i][at]);
+                let error = (got - want[r]).abs();
+                assert!(error <= 1e-6 * want[r].abs(), "{region:?} of {i}[{at}]: {got}, not {}", want[r]);
             }
         }
     }
@@ -546,6 +599,8 @@ fn data_of_the_wrong_length_and_missing_regions_are_refused_by_name() -> Result<
     assert!(error.contains("the.weight"), "{error}");
     let error = executor.read_parameter(Region::Ema, 0, &mut [0.0; 6]).expect_err("no training").to_string();
     assert!(error.contains("Ema") && error.contains("training"), "{error}");
+    let error = executor.update(&adam_step(1)).expect_err("no training").to_string();
+    assert!(error.contains("training"), "{error}");
     assert!(executor.read_parameter(Region::Weights, 1, &mut [0.0; 6]).is_err(), "there is one parameter");
     Ok(())
 }

@@ -152,6 +152,31 @@ fn scores_far_apart_overflow_nothing() {
 }
 
 #[test]
+fn scores_far_below_zero_leave_the_padding_without_influence() {
+    // The keys behind the last have score 0, so that without care their weight would be e^300.
+    let shape = AttentionShape { tokens: 50, channels: 4, heads: 1 };
+    let mut rng = Rng::new(34);
+    let mut qkv = rng.vec(50 * 12);
+    for row in qkv.chunks_exact_mut(12) {
+        row[..4].fill(15.0);
+        row[4..8].iter_mut().for_each(|k| *k -= 10.0);
+    }
+    let d_o: Vec<f32> = rng.vec(50 * 4).iter().map(|v| v * 1e3).collect();
+    let unit = 1.0 + score_magnitude(shape, &qkv);
+    assert!(unit > 250.0);
+    let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
+    o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
+    let (want, _) = reference::attention(shape, &wide(&qkv));
+    let want_d = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+    let mut within = Within::new("attention, low scores", BACKWARD);
+    for isa in Isa::all() {
+        let (o, lse) = run_forward(isa, shape, &qkv, 50);
+        within.check(isa, "o", &o, &want, &o_mag);
+        within.check(isa, "dqkv", &run_backward(isa, shape, &qkv, &o, &lse, &d_o), &want_d, &d_mag);
+    }
+}
+
+#[test]
 fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
     let mut rng = Rng::new(33);
     for (tokens, heads, width) in [(5, 1, 3), (20, 2, 4), (100, 3, 5), (97, 2, 16)] {
