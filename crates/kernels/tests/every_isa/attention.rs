@@ -11,7 +11,7 @@ const FORWARD: f64 = 4.0;
 /// The same for the gradients; `dp - delta` is recomputed from f32 values of o and lse.
 const BACKWARD: f64 = 8.0;
 /// The logarithm of the denominator, in units of 1 + the largest sum: exponents, a sum over keys and one logarithm.
-const LOGARITHM: f64 = 4.0;
+const LOGARITHM: f64 = 8.0;
 
 const WIDTHS: [usize; 8] = [1, 3, 4, 5, 8, 16, 33, 64];
 const TOKENS: [usize; 14] = [1, 2, 15, 16, 17, 31, 32, 33, 49, 95, 96, 97, 130, 196];
