@@ -11,6 +11,7 @@ pub mod conv;
 pub mod elementwise;
 pub mod isa;
 pub mod norm;
+pub mod reference;
 mod tile;
 pub mod vector;
 

@@ -3,9 +3,10 @@
 use pulp::Simd;
 
 /// Largest relative error of [`exp`], in units in the last place, over the range where the result is a normal number.
-pub const EXP_ULP: u32 = 3;
+/// (Over all f32 it is 2.74, and 3.03 without fused multiply-add.)
+pub const EXP_ULP: u32 = 4;
 
-/// `e^x` of every lane. Below -87.3 the result is 0; above 88.37 it stays at e^88.37 = 2.4e38.
+/// `e^x` of every lane. Below -87.3 the result is 0; above 88.37 it stays at e^88.37 = 2.4e38; NaN stays NaN.
 ///
 /// `e^x = 2^n e^r` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; `e^r` by its Taylor polynomial of degree 6 in
 /// Horner form, with `ln 2` split in two parts so that `r` is exact to the last bits (Cody and Waite).
@@ -13,7 +14,10 @@ pub const EXP_ULP: u32 = 3;
 pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
     let magic = s.splat_f32s(12_582_912.0);
-    let clamped = s.min_f32s(s.max_f32s(x, s.splat_f32s(-87.5)), s.splat_f32s(88.37));
+    // A comparison, because a minimum with NaN is a number on some machines. There is no need to clamp from below:
+    // whatever comes out there is replaced by 0.
+    let largest = s.splat_f32s(88.37);
+    let clamped = s.select_f32s(s.greater_than_f32s(x, largest), largest, x);
     let shifted = s.mul_add_e_f32s(clamped, s.splat_f32s(std::f32::consts::LOG2_E), magic);
     let n = s.sub_f32s(shifted, magic);
     let r = s.mul_add_e_f32s(n, s.splat_f32s(-0.693_359_4), clamped);
@@ -22,7 +26,7 @@ pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = s.mul_add_e_f32s(p, r, s.splat_f32s(c));
     }
-    // 2^n: n + 127 in the exponent field, which is n's low bits moved there. The clamp keeps it in range.
+    // 2^n: n + 127 in the exponent field, which is n's low bits moved there. It is in range where the result is used.
     let bits = s.transmute_u32s_f32s(s.add_f32s(shifted, s.splat_f32s(127.0)));
     let scale = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, s.splat_u32s(23)));
     let y = s.mul_f32s(p, scale);

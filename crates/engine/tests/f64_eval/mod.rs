@@ -1,0 +1,111 @@
+//! A graph's forward operations in f64, from the naive versions in `ddpm_kernels::reference`: the oracle for whole
+//! graphs, exact enough for finite differences.
+
+use ddpm_engine::graph::Node;
+use ddpm_engine::ops::Op;
+use ddpm_engine::{Graph, Shape, Tensor};
+use ddpm_kernels::conv::ConvShape;
+use ddpm_kernels::norm::NormShape;
+use ddpm_kernels::reference::{self, AttentionShape};
+use std::collections::HashMap;
+
+/// The numbers of tensors.
+pub type Values = HashMap<Tensor, Vec<f64>>;
+
+/// Computes all nodes whose results are not there yet. Inputs and parameters (and random draws) must be there.
+pub fn evaluate(graph: &Graph, values: &mut Values) {
+    for node in graph.nodes() {
+        if !values.contains_key(&node.outputs[0]) {
+            let results = compute(graph, node, values);
+            for (&t, result) in node.outputs.iter().zip(results) {
+                assert_eq!(graph.shape(t).len(), result.len(), "{}", node.name);
+                values.insert(t, result);
+            }
+        }
+    }
+}
+
+fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
+    let x = |i: usize| values[&node.inputs[i]].as_slice();
+    let shape = |i: usize| graph.shape(node.inputs[i]);
+    let result = match &node.op {
+        Op::Add(_) => reference::combine(1.0, x(0), 1.0, x(1)),
+        Op::AddPicture(_) => {
+            let pictures = x(0).chunks(x(0).len() / shape(0).dims()[0]).zip(x(1).chunks(shape(1).channels()));
+            pictures.flat_map(|(x, row)| reference::add_rows(row, x)).collect()
+        }
+        Op::Concat(_) => {
+            let rows = x(0).chunks(shape(0).channels()).zip(x(1).chunks(shape(1).channels()));
+            rows.flat_map(|(a, b)| [a, b].concat()).collect()
+        }
+        Op::Slice(op) => {
+            x(0).chunks(shape(0).channels()).flat_map(|row| row[op.from..op.from + op.len].to_vec()).collect()
+        }
+        Op::Silu(_) => x(0).iter().map(|&x| reference::silu(x)).collect(),
+        Op::Mse(_) => vec![reference::mse(x(0), x(1))],
+        Op::Conv2d(op) => {
+            let mut addends = (2..node.inputs.len()).map(x);
+            let mut when = |there: bool| if there { addends.next() } else { None };
+            let (bias, picture_bias, residual) = (when(op.bias), when(op.picture_bias), when(op.residual));
+            let conv = conv_shape(shape(0), shape(1), graph.shape(node.outputs[0]), op.stride, op.pad);
+            reference::conv2d(conv, x(0), x(1), bias, picture_bias, residual)
+        }
+        Op::Conv2dTranspose(op) => {
+            let conv = conv_shape(graph.shape(node.outputs[0]), shape(1), shape(0), op.stride, op.pad);
+            reference::conv2d_data_grad(conv, x(0), x(1), op.bias.then(|| x(2)))
+        }
+        Op::GroupNorm(op) => {
+            let (n, channels) = (shape(0).dims()[0], shape(0).channels());
+            let pixels = x(0).len() / n / channels;
+            let norm = NormShape { pixels, channels, groups: op.groups, eps: op.eps, silu: op.silu };
+            let pictures = x(0).chunks(pixels * channels);
+            let (y, stats) = pictures
+                .map(|x0| reference::group_norm(norm, x0, x(1), x(2)))
+                .unzip::<_, _, Vec<_>, Vec<_>>();
+            return vec![y.concat(), stats.concat()];
+        }
+        Op::Attention(op) => {
+            let (n, channels) = (shape(0).dims()[0], shape(0).channels() / 3);
+            let tokens = x(0).len() / n / (3 * channels);
+            let attention = AttentionShape { tokens, channels, heads: op.heads };
+            let pictures = x(0).chunks(tokens * 3 * channels);
+            let (o, lse) =
+                pictures.map(|qkv| reference::attention(attention, qkv)).unzip::<_, _, Vec<_>, Vec<_>>();
+            return vec![o.concat(), lse.concat()];
+        }
+        Op::QSample(op) => {
+            let picture = x(0).len() / x(2).len();
+            let pictures = x(0).chunks(picture).zip(x(1).chunks(picture)).zip(x(2));
+            let tables = |t: f64| {
+                (f64::from(op.sqrt_alpha_bar[t as usize]), f64::from(op.sqrt_one_minus_alpha_bar[t as usize]))
+            };
+            pictures
+                .flat_map(|((x0, eps), &t)| {
+                    let (a, b) = tables(t);
+                    reference::combine(a, x0, b, eps)
+                })
+                .collect()
+        }
+        Op::SinusoidalEmbedding(op) => {
+            let half = op.dim / 2;
+            let angle = |t: f64, i: usize| t / 1e4f64.powf(i as f64 / half as f64);
+            let row = |&t: &f64| {
+                let sines = (0..half).map(move |i| angle(t, i).sin());
+                sines.chain((0..half).map(move |i| angle(t, i).cos())).collect::<Vec<_>>()
+            };
+            x(0).iter().flat_map(row).collect()
+        }
+        Op::Fill(op) => vec![f64::from(op.value); op.ty.shape.len()],
+        other => panic!("{}: no f64 version of {}", node.name, other.operation().name()),
+    };
+    vec![result]
+}
+
+/// The convolution of `x` to `y` with weights `w`; what is no picture batch is one picture of `rows x 1` pixels.
+fn conv_shape(x: Shape, w: Shape, y: Shape, stride: (usize, usize), pad: (usize, usize)) -> ConvShape {
+    let pixels = |s: Shape| s.nhwc().unwrap_or([1, s.len() / s.channels(), 1, s.channels()]);
+    let ([n, h, wd, cin], [_, oh, ow, cout]) = (pixels(x), pixels(y));
+    let [kh, kw, w_in, w_out] = w.nhwc().expect("weights are [kh, kw, cin, cout]");
+    assert_eq!((cin, cout), (w_in, w_out));
+    ConvShape { n, input: (h, wd), output: (oh, ow), cin, cout, kernel: (kh, kw), stride, pad }
+}

@@ -1,0 +1,454 @@
+//! Every analytic gradient against central finite differences of the same graph evaluated in f64, on every
+//! instruction set.
+
+mod f64_eval;
+
+use ddpm_engine::autodiff::backward;
+use ddpm_engine::ops::*;
+use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_engine::{
+    CpuExecutor, Draws, Error, Executor, Graph, Isa, PlanOptions, Region, Result, Shape, Tensor,
+};
+use f64_eval::{Values, evaluate};
+use std::sync::Arc;
+
+/// The step of the finite differences, in f64: the error of its square is 1e-10, that of rounding 1e-11.
+const STEP: f64 = 1e-5;
+/// Largest difference, in units of the parameter's largest gradient. A wrong or missing term makes one of about 1; the
+/// rounding of f32 through a few layers one of 1e-6.
+const TOLERANCE: f64 = 1e-5;
+/// The rounding error that a gradient may have that is 0 (attention to a single token): sums of numbers of about 1.
+const ZERO: f64 = 1e-7;
+/// Numbers of each parameter that are looked at.
+const SAMPLES: usize = 48;
+
+/// Adds nodes to a graph, naming everything by its number.
+struct Build {
+    graph: Graph,
+    inputs: Vec<Tensor>,
+}
+
+impl Build {
+    fn p(&mut self, shape: impl Into<Shape>) -> Tensor {
+        let name = format!("p{}", self.graph.parameters().len());
+        self.graph.parameter(&name, shape)
+    }
+
+    fn input(&mut self, shape: impl Into<Shape>) -> Tensor {
+        let t = self.graph.input(&format!("x{}", self.inputs.len()), shape);
+        self.inputs.push(t);
+        t
+    }
+
+    fn add(&mut self, op: impl Into<Op>, inputs: &[Tensor]) -> Tensor {
+        let name = format!("node{}", self.graph.nodes().len());
+        self.graph.add(&name, op, inputs).expect("the case's shapes fit")
+    }
+
+    /// A convolution of `x` with new weights and a new bias.
+    fn conv(&mut self, x: Tensor, kernel: (usize, usize), cout: usize, stride: usize, pad: usize) -> Tensor {
+        let cin = self.graph.shape(x).channels();
+        let (w, b) = (self.p([kernel.0, kernel.1, cin, cout]), self.p([cout]));
+        self.add(Conv2d::new(stride, pad), &[x, w, b])
+    }
+
+    fn norm(&mut self, x: Tensor, groups: usize, silu: bool) -> Tensor {
+        let c = self.graph.shape(x).channels();
+        let (gamma, beta) = (self.p([c]), self.p([c]));
+        self.add(GroupNorm { groups, eps: 1e-5, silu }, &[x, gamma, beta])
+    }
+}
+
+fn normal(index: usize, len: usize) -> Vec<f32> {
+    let mut x = vec![0.0; len];
+    Stream::new(11, Purpose::Test, 0, index as u32).fill_normal(&mut x);
+    x
+}
+
+type Case = (&'static str, fn(&mut Build) -> Tensor);
+
+/// Checks all gradients of `mse(y, target)`.
+fn check((name, case): Case) {
+    let mut b = Build { graph: Graph::new(), inputs: Vec::new() };
+    let y = case(&mut b);
+    let target = b.input(b.graph.shape(y));
+    let loss = b.add(Mse, &[y, target]);
+    let Build { mut graph, inputs } = b;
+    let forward = graph.clone();
+    let gradients = backward(&mut graph, loss).expect("every operation of the case has a gradient");
+    let parameters = forward.parameters().to_vec();
+    let data: Vec<(Tensor, Vec<f32>)> = (parameters.iter().chain(&inputs).enumerate())
+        .map(|(i, &t)| {
+            let numbers = normal(i, forward.shape(t).len());
+            // Timesteps are the only inputs of one dimension that are not parameters or targets of some.
+            let timesteps =
+                forward.info(t).name.starts_with('x') && t != target && forward.shape(t).dims().len() == 1;
+            (t, if timesteps { numbers.iter().map(|v| (v.abs() * 3.0).floor()).collect() } else { numbers })
+        })
+        .collect();
+    let wide = |x: &[f32]| x.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
+    let given: Values = data.iter().map(|(t, x)| (*t, wide(x))).collect();
+    let loss_of = |values: &Values| {
+        let mut values = values.clone();
+        evaluate(&forward, &mut values);
+        values[&loss][0]
+    };
+
+    // (parameter, number, difference quotient)
+    let mut quotients = Vec::new();
+    for (i, p) in parameters.iter().enumerate() {
+        let len = forward.shape(*p).len();
+        for s in 0..SAMPLES.min(len) {
+            let at = s * len / SAMPLES.min(len);
+            let mut values = given.clone();
+            let mut side = |by: f64| {
+                values.get_mut(p).expect("given")[at] = given[p][at] + by;
+                loss_of(&values)
+            };
+            quotients.push((i, at, (side(STEP) - side(-STEP)) / (2.0 * STEP)));
+        }
+    }
+
+    for isa in Isa::all() {
+        let options =
+            PlanOptions { gradients: Some(gradients.clone()), keep: vec![loss], ..PlanOptions::default() };
+        let mut executor = CpuExecutor::with_isa(graph.clone(), &options, 2, isa).expect("a small plan");
+        for (t, x) in &data {
+            executor.write(*t, x).expect("right length");
+        }
+        executor.run(Draws::default()).expect("runs");
+        let mut got_loss = [0.0];
+        executor.read(loss, &mut got_loss).expect("kept");
+        let want_loss = loss_of(&given);
+        let error = (f64::from(got_loss[0]) - want_loss).abs();
+        assert!(error <= 1e-5 * want_loss.abs(), "{name} on {isa}: loss {} not {want_loss}", got_loss[0]);
+        let mut worst = 0.0f64;
+        for (i, &p) in parameters.iter().enumerate() {
+            let mut got = vec![f32::NAN; forward.shape(p).len()];
+            executor.read_parameter(Region::Gradients, i, &mut got).expect("a training plan");
+            let of_p = || quotients.iter().filter(|q| q.0 == i);
+            let scale = of_p().map(|q| q.2.abs()).fold(0.0, f64::max);
+            for &(_, at, want) in of_p() {
+                let error = (f64::from(got[at]) - want).abs() / (scale + ZERO / TOLERANCE);
+                let p = &forward.info(p).name;
+                assert!(
+                    error <= TOLERANCE,
+                    "{name} on {isa}: gradient of {p}[{at}] is {}, not {want} (largest {scale})",
+                    got[at]
+                );
+                worst = worst.max(error);
+            }
+        }
+        println!("{name} on {isa}: worst {worst:.1e} in {} gradients", quotients.len());
+    }
+}
+
+#[test]
+fn pointwise_operations() {
+    let cases: [Case; 11] = [
+        ("silu", |b| {
+            let x = b.p([2, 3, 5, 7]);
+            b.add(Silu, &[x])
+        }),
+        ("silu of one number", |b| {
+            let x = b.p([1]);
+            b.add(Silu, &[x])
+        }),
+        ("add", |b| {
+            // One gradient for two parameters: each must get its own.
+            let (x, y) = (b.p([2, 3, 1, 5]), b.p([2, 3, 1, 5]));
+            b.add(Add, &[x, y])
+        }),
+        ("add a tensor to itself", |b| {
+            let x = b.p([3, 17]);
+            b.add(Add, &[x, x])
+        }),
+        ("add a computed tensor to itself", |b| {
+            let x = b.p([3, 17]);
+            let y = b.add(Silu, &[x]);
+            b.add(Add, &[y, y])
+        }),
+        ("add picture", |b| {
+            let (x, r) = (b.p([3, 2, 5, 7]), b.p([3, 7]));
+            b.add(AddPicture, &[x, r])
+        }),
+        ("add picture to an input", |b| {
+            let (x, r) = (b.input([2, 3, 3, 1]), b.p([2, 1]));
+            b.add(AddPicture, &[x, r])
+        }),
+        ("mse between two parameters", |b| {
+            let (x, y) = (b.p([5, 3]), b.p([5, 3]));
+            b.add(Mse, &[x, y])
+        }),
+        ("mse of a tensor with itself", |b| {
+            let (x, y) = (b.p([5, 3]), b.p([1]));
+            let zero = b.add(Mse, &[x, x]);
+            b.add(Add, &[zero, y])
+        }),
+        ("the parameter itself", |b| b.p([4, 3])),
+        ("a parameter without influence", |b| {
+            let (x, _) = (b.p([4, 3]), b.p([2, 2]));
+            b.add(Silu, &[x])
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn concatenation() {
+    let cases: [Case; 4] = [
+        ("concat", |b| {
+            let (x, y) = (b.p([2, 3, 2, 3]), b.p([2, 3, 2, 17]));
+            b.add(Concat, &[x, y])
+        }),
+        ("concat of rows", |b| {
+            let (x, y) = (b.p([5, 1]), b.p([5, 6]));
+            b.add(Concat, &[x, y])
+        }),
+        ("concat of a tensor with itself", |b| {
+            let x = b.p([2, 3, 2, 5]);
+            b.add(Concat, &[x, x])
+        }),
+        ("concat with an input, read twice", |b| {
+            let (x, y) = (b.p([1, 2, 2, 3]), b.input([1, 2, 2, 4]));
+            let joined = b.add(Concat, &[y, x]);
+            let other = b.add(Silu, &[joined]);
+            b.add(Add, &[joined, other])
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn convolutions() {
+    let cases: [Case; 12] = [
+        ("conv 3x3", |b| {
+            let x = b.p([2, 5, 7, 3]);
+            b.conv(x, (3, 3), 5, 1, 1)
+        }),
+        ("conv 3x3, stride 2", |b| {
+            let x = b.p([2, 6, 7, 3]);
+            b.conv(x, (3, 3), 4, 2, 1)
+        }),
+        ("conv 4x4, stride 2, 17 to 33 channels", |b| {
+            let x = b.p([1, 6, 4, 17]);
+            b.conv(x, (4, 4), 33, 2, 1)
+        }),
+        ("conv 5x3, stride 2x1, no bias", |b| {
+            let (x, w) = (b.p([1, 7, 6, 2]), b.p([5, 3, 2, 3]));
+            b.add(Conv2d { stride: (2, 1), pad: (2, 1), ..Conv2d::default() }, &[x, w])
+        }),
+        ("conv 1x1, stride 2: phases without taps", |b| {
+            let x = b.p([2, 5, 4, 3]);
+            b.conv(x, (1, 1), 2, 2, 0)
+        }),
+        ("conv 3x3, stride 2, no padding: a column is not read", |b| {
+            let x = b.p([1, 6, 5, 2]);
+            b.conv(x, (3, 3), 3, 2, 0)
+        }),
+        ("conv with everything", |b| {
+            let (x, w, bias) = (b.p([3, 3, 4, 2]), b.p([3, 3, 2, 7]), b.p([7]));
+            let (picture, residual) = (b.p([3, 7]), b.p([3, 3, 4, 7]));
+            let op = Conv2d { picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
+            b.add(op, &[x, w, bias, picture, residual])
+        }),
+        ("conv with picture bias only", |b| {
+            let (x, w, picture) = (b.p([2, 3, 4, 2]), b.p([1, 1, 2, 3]), b.p([2, 3]));
+            let op = Conv2d { bias: false, picture_bias: true, ..Conv2d::new(1, 0) };
+            b.add(op, &[x, w, picture])
+        }),
+        ("conv whose residual is its own input", |b| {
+            let (x, w) = (b.p([2, 3, 4, 5]), b.p([3, 3, 5, 5]));
+            let x = b.add(Silu, &[x]);
+            b.add(Conv2d { bias: false, residual: true, ..Conv2d::new(1, 1) }, &[x, w, x])
+        }),
+        ("conv of an input", |b| {
+            let x = b.input([2, 5, 5, 3]);
+            b.conv(x, (3, 3), 4, 1, 1)
+        }),
+        ("linear", |b| {
+            let (x, w, bias) = (b.p([7, 5]), b.p([1, 1, 5, 9]), b.p([9]));
+            b.add(Conv2d::linear(), &[x, w, bias])
+        }),
+        ("linear, three dimensions", |b| {
+            let (x, w, bias) = (b.p([2, 3, 4]), b.p([1, 1, 4, 3]), b.p([3]));
+            b.add(Conv2d::linear(), &[x, w, bias])
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn transposed_convolutions() {
+    let cases: [Case; 5] = [
+        ("transposed conv 4x4, stride 2", |b| {
+            let (x, w, bias) = (b.p([2, 3, 4, 5]), b.p([4, 4, 3, 5]), b.p([3]));
+            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (6, 8), like: None, bias: true };
+            b.add(op, &[x, w, bias])
+        }),
+        ("transposed conv 3x3, stride 2, no bias", |b| {
+            let (x, w) = (b.p([1, 3, 2, 2]), b.p([3, 3, 4, 2]));
+            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (6, 3), like: None, bias: false };
+            b.add(op, &[x, w])
+        }),
+        ("transposed conv 5x3, stride 2x1", |b| {
+            let (x, w, bias) = (b.p([1, 4, 6, 3]), b.p([5, 3, 2, 3]), b.p([2]));
+            let op = Conv2dTranspose { stride: (2, 1), pad: (2, 1), size: (7, 6), like: None, bias: true };
+            b.add(op, &[x, w, bias])
+        }),
+        ("transposed conv 1x1, stride 2: most pixels are the bias", |b| {
+            let (x, w, bias) = (b.p([1, 2, 3, 3]), b.p([1, 1, 2, 3]), b.p([2]));
+            let op = Conv2dTranspose { stride: (2, 2), pad: (0, 0), size: (4, 5), like: None, bias: true };
+            b.add(op, &[x, w, bias])
+        }),
+        ("transposed conv of an input", |b| {
+            let (x, w, bias) = (b.input([2, 2, 2, 3]), b.p([4, 4, 2, 3]), b.p([2]));
+            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (4, 4), like: None, bias: true };
+            b.add(op, &[x, w, bias])
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn group_normalisation() {
+    let cases: [Case; 6] = [
+        ("group norm", |b| {
+            let x = b.p([2, 3, 4, 6]);
+            b.norm(x, 2, false)
+        }),
+        ("group norm with silu", |b| {
+            let x = b.p([2, 3, 4, 6]);
+            b.norm(x, 3, true)
+        }),
+        ("group norm, one group", |b| {
+            let x = b.p([1, 2, 3, 17]);
+            b.norm(x, 1, true)
+        }),
+        ("group norm, a group for each channel", |b| {
+            let x = b.p([2, 5, 1, 5]);
+            b.norm(x, 5, true)
+        }),
+        ("group norm, one pixel", |b| {
+            let x = b.p([3, 1, 1, 8]);
+            b.norm(x, 2, false)
+        }),
+        ("group norm of an input, 33 channels", |b| {
+            let x = b.input([2, 3, 3, 33]);
+            b.norm(x, 3, true)
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn attention() {
+    let cases: [Case; 6] = [
+        ("attention", |b| {
+            let qkv = b.p([2, 2, 3, 3 * 8]);
+            b.add(Attention { heads: 2 }, &[qkv])
+        }),
+        ("attention, heads of one number", |b| {
+            let qkv = b.p([1, 3, 3, 3 * 3]);
+            b.add(Attention { heads: 3 }, &[qkv])
+        }),
+        ("attention, heads of 5", |b| {
+            let qkv = b.p([1, 5, 7, 3 * 10]);
+            b.add(Attention { heads: 2 }, &[qkv])
+        }),
+        ("attention, heads of 33", |b| {
+            let qkv = b.p([1, 2, 2, 3 * 33]);
+            b.add(Attention { heads: 1 }, &[qkv])
+        }),
+        ("attention, one token", |b| {
+            let qkv = b.p([2, 1, 1, 3 * 4]);
+            b.add(Attention { heads: 1 }, &[qkv])
+        }),
+        ("attention, more tokens than a block of keys", |b| {
+            let qkv = b.p([1, 10, 10, 3 * 4]);
+            b.add(Attention { heads: 1 }, &[qkv])
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn composite_graphs() {
+    let cases: [Case; 5] = [
+        ("a parameter used by two convolutions", |b| {
+            let (x, w) = (b.p([1, 4, 3, 5]), b.p([3, 3, 5, 5]));
+            let op = Conv2d { bias: false, ..Conv2d::new(1, 1) };
+            let y = b.add(op.clone(), &[x, w]);
+            let y = b.add(Silu, &[y]);
+            b.add(op, &[y, w])
+        }),
+        ("a tensor read by four operations", |b| {
+            let x = b.p([2, 3, 3, 4]);
+            let x = b.norm(x, 2, true);
+            let a = b.conv(x, (3, 3), 4, 1, 1);
+            let c = b.add(Silu, &[x]);
+            let d = b.add(Add, &[a, x]);
+            let e = b.add(Concat, &[d, c]);
+            b.conv(e, (1, 1), 3, 1, 0)
+        }),
+        ("a residual block with a time embedding", |b| {
+            let (x, t) = (b.p([2, 4, 4, 6]), b.input([2]));
+            let e = b.add(SinusoidalEmbedding { dim: 8 }, &[t]);
+            let e = b.conv(e, (1, 1), 12, 1, 0);
+            let e = b.add(Silu, &[e]);
+            let e = b.conv(e, (1, 1), 10, 1, 0);
+            let h = b.norm(x, 3, true);
+            let (w, bias) = (b.p([3, 3, 6, 10]), b.p([10]));
+            let h = b.add(Conv2d { picture_bias: true, ..Conv2d::new(1, 1) }, &[h, w, bias, e]);
+            let h = b.norm(h, 5, true);
+            let skip = b.conv(x, (1, 1), 10, 1, 0);
+            let (w, bias) = (b.p([3, 3, 10, 10]), b.p([10]));
+            b.add(Conv2d { residual: true, ..Conv2d::new(1, 1) }, &[h, w, bias, skip])
+        }),
+        ("an attention block", |b| {
+            let x = b.p([2, 3, 4, 6]);
+            let h = b.norm(x, 2, false);
+            let qkv = b.conv(h, (1, 1), 18, 1, 0);
+            let o = b.add(Attention { heads: 2 }, &[qkv]);
+            let (w, bias) = (b.p([1, 1, 6, 6]), b.p([6]));
+            b.add(Conv2d { residual: true, ..Conv2d::linear() }, &[o, w, bias, x])
+        }),
+        ("a small U-Net on a diffused picture", |b| {
+            let (x0, eps, t) = (b.input([2, 4, 6, 3]), b.input([2, 4, 6, 3]), b.input([2]));
+            let table = |f: fn(f32) -> f32| (0..20).map(|t| f(1.0 - t as f32 / 20.0)).collect::<Arc<[f32]>>();
+            let q = QSample {
+                sqrt_alpha_bar: table(f32::sqrt),
+                sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()),
+            };
+            let x = b.add(q, &[x0, eps, t]);
+            let x = b.conv(x, (3, 3), 6, 1, 1);
+            let e = b.add(SinusoidalEmbedding { dim: 4 }, &[t]);
+            let e = b.conv(e, (1, 1), 6, 1, 0);
+            let x = b.add(AddPicture, &[x, e]);
+            let down = b.conv(x, (3, 3), 8, 2, 1);
+            let down = b.norm(down, 2, true);
+            let (w, bias) = (b.p([4, 4, 6, 8]), b.p([6]));
+            let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (4, 6), like: None, bias: true };
+            let up = b.add(up, &[down, w, bias]);
+            let x = b.add(Concat, &[up, x]);
+            let x = b.norm(x, 4, true);
+            b.conv(x, (3, 3), 3, 1, 1)
+        }),
+    ];
+    cases.into_iter().for_each(check);
+}
+
+#[test]
+fn an_operation_without_a_gradient_is_refused_by_name() {
+    let build = || -> Result<(Graph, Tensor)> {
+        let mut g = Graph::new();
+        let p = g.parameter("p", [2, 6]);
+        let y = g.add("the.slice", Slice { from: 1, len: 3 }, &[p])?;
+        let target = g.input("target", [2, 3]);
+        let loss = g.add("loss", Mse, &[y, target])?;
+        Ok((g, loss))
+    };
+    let (mut g, loss) = build().expect("a valid graph");
+    let error = backward(&mut g, loss).expect_err("a slice has no gradient");
+    assert!(matches!(&error, Error::NoGradient { node, .. } if node == "the.slice"), "{error}");
+}

@@ -1,0 +1,385 @@
+//! The naive version of every kernel: the oracle of the tests. Loops as the formulas stand, in f64, never optimised.
+//!
+//! Layouts are those of the kernels. Everything takes and returns f64, so that finite differences of these functions
+//! are exact enough to judge a gradient. Most results are sums of products; the same function applied to absolute
+//! values gives the sum of the products' absolute values, which is the scale of a kernel's rounding error.
+//!
+//! | sizes | meaning |
+//! |---|---|
+//! | `n, h, w` / `oh, ow` | pictures, input height and width / output height and width |
+//! | `cin, cout` / `c` | input, output channels / channels |
+//! | `kh, kw` | kernel height and width |
+
+use crate::conv::ConvShape;
+use crate::elementwise::AdamStep;
+use crate::norm::NormShape;
+
+// ---------------------------------------------------------------------------------------------------- convolution
+
+/// Calls `f(output pixel, kernel position, input pixel)` for every product of a convolution: output pixel `(oy, ox)`
+/// meets kernel position `(ky, kx)` at input pixel `(oy * stride + ky - pad, ox * stride + kx - pad)` if that is
+/// inside. Pixels count through all pictures.
+fn products(shape: ConvShape, mut f: impl FnMut(usize, usize, usize)) {
+    let ConvShape { n, input: (h, w), output: (oh, ow), kernel: (kh, kw), stride, pad, .. } = shape;
+    for picture in 0..n {
+        for (oy, ox) in grid(oh, ow) {
+            for (ky, kx) in grid(kh, kw) {
+                let (y, x) = (oy * stride.0 + ky, ox * stride.1 + kx);
+                if (pad.0..pad.0 + h).contains(&y) && (pad.1..pad.1 + w).contains(&x) {
+                    let (iy, ix) = (y - pad.0, x - pad.1);
+                    f((picture * oh + oy) * ow + ox, ky * kw + kx, (picture * h + iy) * w + ix);
+                }
+            }
+        }
+    }
+}
+
+fn grid(height: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..height).flat_map(move |y| (0..width).map(move |x| (y, x)))
+}
+
+/// `y[o, co] = sum of x[i, ci] w[k, ci, co] + bias[co] + picture_bias[picture, co] + residual[o, co]` over all
+/// products `(o, k, i)`.
+///
+/// `x [n, h, w, cin]`, `w [kh, kw, cin, cout]`, `bias [cout]`, `picture_bias [n, cout]`, `residual` and result
+/// `[n, oh, ow, cout]`.
+pub fn conv2d(
+    shape: ConvShape,
+    x: &[f64],
+    w: &[f64],
+    bias: Option<&[f64]>,
+    picture_bias: Option<&[f64]>,
+    residual: Option<&[f64]>,
+) -> Vec<f64> {
+    let ConvShape { n, output, cin, cout, .. } = shape;
+    let pixels = output.0 * output.1;
+    let mut y = vec![0.0; n * pixels * cout];
+    products(shape, |o, k, i| {
+        for ci in 0..cin {
+            for co in 0..cout {
+                y[o * cout + co] += x[i * cin + ci] * w[(k * cin + ci) * cout + co];
+            }
+        }
+    });
+    for (at, y) in y.iter_mut().enumerate() {
+        let (picture, co) = (at / (pixels * cout), at % cout);
+        *y += bias.map_or(0.0, |b| b[co]);
+        *y += picture_bias.map_or(0.0, |b| b[picture * cout + co]);
+        *y += residual.map_or(0.0, |r| r[at]);
+    }
+    y
+}
+
+/// The gradient of [`conv2d`] by `x`, plus a bias: `dx[i, ci] = sum of dy[o, co] w[k, ci, co] + bias[ci]` over all
+/// products `(o, k, i)`. This is also the transposed convolution of `dy`.
+///
+/// `dy [n, oh, ow, cout]`, `w [kh, kw, cin, cout]`, `bias [cin]`, result `[n, h, w, cin]`.
+pub fn conv2d_data_grad(shape: ConvShape, dy: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let ConvShape { n, input, cin, cout, .. } = shape;
+    let mut dx = vec![0.0; n * input.0 * input.1 * cin];
+    products(shape, |o, k, i| {
+        for ci in 0..cin {
+            for co in 0..cout {
+                dx[i * cin + ci] += dy[o * cout + co] * w[(k * cin + ci) * cout + co];
+            }
+        }
+    });
+    for (at, dx) in dx.iter_mut().enumerate() {
+        *dx += bias.map_or(0.0, |b| b[at % cin]);
+    }
+    dx
+}
+
+/// The gradients of [`conv2d`] by `w` and `bias`: `dw[k, ci, co] = sum of x[i, ci] dy[o, co]` over all products
+/// `(o, k, i)`, and `db[co] = sum of dy[o, co]`.
+///
+/// `x [n, h, w, cin]`, `dy [n, oh, ow, cout]`, results `[kh, kw, cin, cout]` and `[cout]`.
+pub fn conv2d_weight_grad(shape: ConvShape, x: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let ConvShape { cin, cout, .. } = shape;
+    let mut dw = vec![0.0; shape.weights()];
+    products(shape, |o, k, i| {
+        for ci in 0..cin {
+            for co in 0..cout {
+                dw[(k * cin + ci) * cout + co] += x[i * cin + ci] * dy[o * cout + co];
+            }
+        }
+    });
+    (dw, sum_rows(dy, cout))
+}
+
+// -------------------------------------------------------------------------------------------- group normalisation
+
+/// `y = act(x_hat gamma + beta)`, `x_hat = (x - mean) / sqrt(variance + eps)`, mean and biased variance over the
+/// pixels and channels of a group, `act` SiLU or nothing.
+///
+/// One picture: `x [pixels, c]`, `gamma [c]`, `beta [c]`. Results `y [pixels, c]` and the statistics
+/// `[groups]` means, then `[groups]` reciprocal standard deviations.
+pub fn group_norm(shape: NormShape, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let stats = group_stats(shape, x);
+    let mut y = vec![0.0; x.len()];
+    for at in 0..x.len() {
+        let (channel, group) = place(shape, at);
+        let z = (x[at] - stats[group]) * stats[shape.groups + group] * gamma[channel] + beta[channel];
+        y[at] = if shape.silu { silu(z) } else { z };
+    }
+    (y, stats)
+}
+
+/// The gradients of [`group_norm`] by `x`, `gamma` and `beta`. With `dz` the gradient in front of the activation and
+/// `d = dz gamma`: `dx = (d - mean(d) - x_hat mean(d x_hat)) / sqrt(variance + eps)`, means over the group;
+/// `dgamma = sum over pixels of dz x_hat`; `dbeta = sum over pixels of dz`.
+///
+/// One picture: `x, dy [pixels, c]`; results `[pixels, c]`, `[c]`, `[c]`.
+pub fn group_norm_backward(
+    shape: NormShape,
+    x: &[f64],
+    dy: &[f64],
+    gamma: &[f64],
+    beta: &[f64],
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let stats = group_stats(shape, x);
+    let (mean, rstd) = stats.split_at(shape.groups);
+    let count = (x.len() / shape.groups) as f64;
+    let x_hat = |at: usize| {
+        let (_, group) = place(shape, at);
+        (x[at] - mean[group]) * rstd[group]
+    };
+    let dz = |at: usize| {
+        let (channel, _) = place(shape, at);
+        let z = x_hat(at) * gamma[channel] + beta[channel];
+        if shape.silu { dy[at] * silu_derivative(z) } else { dy[at] }
+    };
+    let (mut dgamma, mut dbeta) = (vec![0.0; shape.channels], vec![0.0; shape.channels]);
+    let (mut mean_d, mut mean_d_x_hat) = (vec![0.0; shape.groups], vec![0.0; shape.groups]);
+    for at in 0..x.len() {
+        let (channel, group) = place(shape, at);
+        dgamma[channel] += dz(at) * x_hat(at);
+        dbeta[channel] += dz(at);
+        mean_d[group] += dz(at) * gamma[channel] / count;
+        mean_d_x_hat[group] += dz(at) * gamma[channel] * x_hat(at) / count;
+    }
+    let dx = (0..x.len()).map(|at| {
+        let (channel, group) = place(shape, at);
+        rstd[group] * (dz(at) * gamma[channel] - mean_d[group] - x_hat(at) * mean_d_x_hat[group])
+    });
+    (dx.collect(), dgamma, dbeta)
+}
+
+/// Channel and group of number `at` of a picture.
+fn place(shape: NormShape, at: usize) -> (usize, usize) {
+    let channel = at % shape.channels;
+    (channel, channel / (shape.channels / shape.groups))
+}
+
+/// `[groups]` means, then `[groups]` reciprocal standard deviations.
+fn group_stats(shape: NormShape, x: &[f64]) -> Vec<f64> {
+    let count = (x.len() / shape.groups) as f64;
+    let (mut mean, mut variance) = (vec![0.0; shape.groups], vec![0.0; shape.groups]);
+    for (at, x) in x.iter().enumerate() {
+        mean[place(shape, at).1] += x / count;
+    }
+    for (at, x) in x.iter().enumerate() {
+        let group = place(shape, at).1;
+        variance[group] += (x - mean[group]).powi(2) / count;
+    }
+    mean.extend(variance.iter().map(|v| 1.0 / (v + f64::from(shape.eps)).sqrt()));
+    mean
+}
+
+// ------------------------------------------------------------------------------------------------------ attention
+
+/// The sizes of an attention. Queries, keys and values of a picture are `qkv [tokens, 3 * channels]`: for each token
+/// the queries of all heads, then the keys, then the values; head `h` owns `width = channels / heads` of each.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionShape {
+    /// Tokens of a picture.
+    pub tokens: usize,
+    /// Channels of the output.
+    pub channels: usize,
+    /// Heads; they divide the channels.
+    pub heads: usize,
+}
+
+impl AttentionShape {
+    fn width(&self) -> usize {
+        self.channels / self.heads
+    }
+
+    /// Place in `qkv` of number `d` of a token's query (`part` 0), key (1) or value (2) in a head.
+    fn at(&self, token: usize, part: usize, head: usize, d: usize) -> usize {
+        token * 3 * self.channels + part * self.channels + head * self.width() + d
+    }
+
+    /// Place in `o` of number `d` of a token in a head.
+    fn out(&self, token: usize, head: usize, d: usize) -> usize {
+        token * self.channels + head * self.width() + d
+    }
+
+    /// `s[query, key] = q[query] . k[key] / sqrt(width)` of a head, `[tokens, tokens]`.
+    pub fn scores(&self, qkv: &[f64], head: usize) -> Vec<f64> {
+        let mut s = vec![0.0; self.tokens * self.tokens];
+        for (query, key) in grid(self.tokens, self.tokens) {
+            for d in 0..self.width() {
+                s[query * self.tokens + key] +=
+                    qkv[self.at(query, 0, head, d)] * qkv[self.at(key, 1, head, d)];
+            }
+            s[query * self.tokens + key] /= (self.width() as f64).sqrt();
+        }
+        s
+    }
+
+    /// `p = softmax(s)` over the keys, `[tokens, tokens]`, and the logarithm of each row's sum of `e^s`.
+    pub fn weights(&self, qkv: &[f64], head: usize) -> (Vec<f64>, Vec<f64>) {
+        let mut p = self.scores(qkv, head);
+        let mut logarithms = vec![0.0; self.tokens];
+        for (row, logarithm) in p.chunks_exact_mut(self.tokens).zip(&mut logarithms) {
+            let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            *logarithm = max + row.iter().map(|s| (s - max).exp()).sum::<f64>().ln();
+            row.iter_mut().for_each(|s| *s = (*s - *logarithm).exp());
+        }
+        (p, logarithms)
+    }
+}
+
+/// `o[query] = sum over keys of p[query, key] v[key]` with `p = softmax(q k^T / sqrt(width))`, head by head.
+///
+/// `qkv [tokens, 3 * channels]`; results `o [tokens, channels]` and the softmax denominators' logarithms
+/// `[tokens, heads]`.
+pub fn attention(shape: AttentionShape, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let AttentionShape { tokens, channels, heads } = shape;
+    let (mut o, mut lse) = (vec![0.0; tokens * channels], vec![0.0; tokens * heads]);
+    for head in 0..heads {
+        let (p, logarithms) = shape.weights(qkv, head);
+        for query in 0..tokens {
+            lse[query * heads + head] = logarithms[query];
+        }
+        for (query, key) in grid(tokens, tokens) {
+            for d in 0..shape.width() {
+                o[shape.out(query, head, d)] += p[query * tokens + key] * qkv[shape.at(key, 2, head, d)];
+            }
+        }
+    }
+    (o, lse)
+}
+
+/// The gradient of [`attention`] by `qkv`: `dv[key] = sum over queries of p do`, `dp = do . v`,
+/// `ds = p (dp - sum over keys of p dp)`, `dq[query] = sum over keys of ds k / sqrt(width)`,
+/// `dk[key] = sum over queries of ds q / sqrt(width)`.
+///
+/// `qkv [tokens, 3 * channels]`, `d_o [tokens, channels]`, result `[tokens, 3 * channels]`.
+pub fn attention_backward(shape: AttentionShape, qkv: &[f64], d_o: &[f64]) -> Vec<f64> {
+    let AttentionShape { tokens, heads, .. } = shape;
+    let scale = 1.0 / (shape.width() as f64).sqrt();
+    let mut dqkv = vec![0.0; qkv.len()];
+    for head in 0..heads {
+        let (p, _) = shape.weights(qkv, head);
+        let mut dp = vec![0.0; tokens * tokens];
+        for (query, key) in grid(tokens, tokens) {
+            for d in 0..shape.width() {
+                let (d_o, v) = (d_o[shape.out(query, head, d)], shape.at(key, 2, head, d));
+                dqkv[v] += p[query * tokens + key] * d_o;
+                dp[query * tokens + key] += d_o * qkv[v];
+            }
+        }
+        for query in 0..tokens {
+            let row = query * tokens..(query + 1) * tokens;
+            let mean: f64 = p[row.clone()].iter().zip(&dp[row.clone()]).map(|(p, dp)| p * dp).sum();
+            for key in 0..tokens {
+                let ds = p[row.start + key] * (dp[row.start + key] - mean);
+                for d in 0..shape.width() {
+                    let (q, k) = (shape.at(query, 0, head, d), shape.at(key, 1, head, d));
+                    dqkv[q] += ds * qkv[k] * scale;
+                    dqkv[k] += ds * qkv[q] * scale;
+                }
+            }
+        }
+    }
+    dqkv
+}
+
+// ---------------------------------------------------------------------------------------------- number by number
+
+/// `1 / (1 + e^-x)`.
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `x sigmoid(x)`.
+pub fn silu(x: f64) -> f64 {
+    x * sigmoid(x)
+}
+
+/// The derivative of [`silu`]: `sigmoid(x) + x sigmoid(x) (1 - sigmoid(x))`.
+pub fn silu_derivative(x: f64) -> f64 {
+    sigmoid(x) + x * sigmoid(x) * sigmoid(-x)
+}
+
+/// `a x + b y`.
+pub fn combine(a: f64, x: &[f64], b: f64, y: &[f64]) -> Vec<f64> {
+    x.iter().zip(y).map(|(x, y)| a * x + b * y).collect()
+}
+
+/// `y[r, c] = x[r, c] + row[c]`.
+pub fn add_rows(row: &[f64], x: &[f64]) -> Vec<f64> {
+    x.iter().enumerate().map(|(at, x)| x + row[at % row.len()]).collect()
+}
+
+/// `y[c] = sum over r of x[r, c]`: the gradient of [`add_rows`] by `row`.
+pub fn sum_rows(x: &[f64], columns: usize) -> Vec<f64> {
+    let mut y = vec![0.0; columns];
+    for (at, x) in x.iter().enumerate() {
+        y[at % columns] += x;
+    }
+    y
+}
+
+/// The sum of `(a - b)^2`.
+pub fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+}
+
+/// The mean of `(a - b)^2`.
+pub fn mse(a: &[f64], b: &[f64]) -> f64 {
+    squared_distance(a, b) / a.len() as f64
+}
+
+/// The gradient of [`mse`] by `a`, times the loss's own gradient: `2 / n (a - b) dloss`.
+pub fn mse_grad(a: &[f64], b: &[f64], dloss: f64) -> Vec<f64> {
+    let factor = 2.0 / a.len() as f64 * dloss;
+    a.iter().zip(b).map(|(a, b)| factor * (a - b)).collect()
+}
+
+// ------------------------------------------------------------------------------------------------------ optimizer
+
+/// A weight with its optimizer state.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trained {
+    /// The weight.
+    pub weight: f64,
+    /// The gradient's moving average.
+    pub exp_avg: f64,
+    /// The squared gradient's moving average.
+    pub exp_avg_sq: f64,
+    /// The weight's moving average.
+    pub ema: f64,
+}
+
+/// One step of Adam (Kingma and Ba 2015, algorithm 1, with L2 decay added to the gradient) or, decoupled, of AdamW
+/// (Loshchilov and Hutter 2019, algorithm 2), then `ema = decay ema + (1 - decay) weight`.
+pub fn adam(step: &AdamStep, grad: f64, old: Trained) -> Trained {
+    let AdamStep { lr, beta1, beta2, eps, weight_decay, decoupled, .. } = *step;
+    let t = step.step as f64;
+    let mut g = grad * step.grad_scale;
+    let mut weight = old.weight;
+    if decoupled {
+        weight -= lr * weight_decay * weight;
+    } else {
+        g += weight_decay * weight;
+    }
+    let exp_avg = beta1 * old.exp_avg + (1.0 - beta1) * g;
+    let exp_avg_sq = beta2 * old.exp_avg_sq + (1.0 - beta2) * g * g;
+    let (m_hat, v_hat) = (exp_avg / (1.0 - beta1.powf(t)), exp_avg_sq / (1.0 - beta2.powf(t)));
+    weight -= lr * m_hat / (v_hat.sqrt() + eps);
+    let ema = step.ema_decay * old.ema + (1.0 - step.ema_decay) * weight;
+    Trained { weight, exp_avg, exp_avg_sq, ema }
+}

@@ -1,0 +1,205 @@
+//! Multi-head attention, forward and backward.
+
+use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
+use ddpm_kernels::Isa;
+use ddpm_kernels::attention::Attention;
+use ddpm_kernels::reference::{self, AttentionShape};
+
+/// An error of a score, in units of `sum |q| |k| / sqrt(width)`, is the same relative error of its `e^s`. So all
+/// results are measured in (1 + the largest such sum) times their formula with every term's absolute value.
+const FORWARD: f64 = 4.0;
+/// The same for the gradients; `dp - delta` is recomputed from f32 values of o and lse.
+const BACKWARD: f64 = 8.0;
+/// The logarithm of the denominator, in units of 1 + the largest sum: exponents, a sum over keys and one logarithm.
+const LOGARITHM: f64 = 8.0;
+
+const WIDTHS: [usize; 8] = [1, 3, 4, 5, 8, 16, 33, 64];
+const TOKENS: [usize; 14] = [1, 2, 15, 16, 17, 31, 32, 33, 49, 95, 96, 97, 130, 196];
+
+/// `o` and `lse`, in tasks of `part` queries.
+fn run_forward(isa: Isa, shape: AttentionShape, qkv: &[f32], part: usize) -> (Vec<f32>, Vec<f32>) {
+    let AttentionShape { tokens, channels, heads } = shape;
+    let tiles = Attention::new(isa, tokens, channels, heads);
+    let (mut o, mut lse) = (unwritten(tokens * channels), unwritten(tokens * heads));
+    let parts = o.chunks_mut(part * channels).zip(lse.chunks_mut(part * heads));
+    for (i, (o, lse)) in parts.enumerate() {
+        tiles.forward(qkv, i * part, o, lse, &mut unwritten(tiles.scratch_len()));
+    }
+    (o, lse)
+}
+
+fn run_backward(
+    isa: Isa,
+    shape: AttentionShape,
+    qkv: &[f32],
+    o: &[f32],
+    lse: &[f32],
+    d_o: &[f32],
+) -> Vec<f32> {
+    let tiles = Attention::new(isa, shape.tokens, shape.channels, shape.heads);
+    let mut dqkv = unwritten(qkv.len());
+    tiles.backward(qkv, o, lse, d_o, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
+    dqkv
+}
+
+/// The sums `sum |q| |k| / sqrt(width)`: the largest of all heads.
+fn score_magnitude(shape: AttentionShape, qkv: &[f32]) -> f64 {
+    (0..shape.heads).flat_map(|head| shape.scores(&magnitudes(qkv), head)).fold(0.0, f64::max)
+}
+
+/// Results with every term's absolute value: `sum of p |v|`, and the gradients' formulas with
+/// `|ds| = p (|do| . |v| + sum over keys of p (|do| . |v|))`.
+fn result_magnitudes(shape: AttentionShape, qkv: &[f32], d_o: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let AttentionShape { tokens, channels, heads } = shape;
+    let width = channels / heads;
+    let scale = 1.0 / (width as f64).sqrt();
+    let (mut o, mut dqkv) = (vec![0.0; d_o.len()], vec![0.0; qkv.len()]);
+    let (abs_qkv, abs_do) = (magnitudes(qkv), magnitudes(d_o));
+    for head in 0..heads {
+        let (p, _) = shape.weights(&wide(qkv), head);
+        let at = |token: usize, part: usize| token * 3 * channels + part * channels + head * width;
+        for query in 0..tokens {
+            let p = &p[query * tokens..][..tokens];
+            let d_o = &abs_do[query * channels + head * width..][..width];
+            let dp: Vec<f64> = (0..tokens)
+                .map(|key| d_o.iter().zip(&abs_qkv[at(key, 2)..]).map(|(d, v)| d * v).sum())
+                .collect();
+            let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+            for key in 0..tokens {
+                let ds = p[key] * (dp[key] + mean) * scale;
+                for d in 0..width {
+                    o[query * channels + head * width + d] += p[key] * abs_qkv[at(key, 2) + d];
+                    dqkv[at(key, 2) + d] += p[key] * d_o[d];
+                    dqkv[at(query, 0) + d] += ds * abs_qkv[at(key, 1) + d];
+                    dqkv[at(key, 1) + d] += ds * abs_qkv[at(query, 0) + d];
+                }
+            }
+        }
+    }
+    (o, dqkv)
+}
+
+#[test]
+fn attention_and_its_gradient_agree_with_the_oracle() {
+    let mut o_within = Within::new("attention, o", FORWARD);
+    let mut lse_within = Within::new("attention, lse", LOGARITHM);
+    let mut d_within = Within::new("attention, dqkv", BACKWARD);
+    let mut rng = Rng::new(30);
+    for (i, width) in WIDTHS.into_iter().enumerate() {
+        for (j, tokens) in TOKENS.into_iter().enumerate() {
+            let heads = if tokens * width > 4000 { 1 } else { 1 + (i + j) % 3 };
+            let shape = AttentionShape { tokens, channels: heads * width, heads };
+            // Sharp softmaxes too: scores up to about 100.
+            let sharpness = [1.0, 3.0, 10.0][(i + 2 * j) % 3];
+            let mut qkv = rng.vec(tokens * 3 * shape.channels);
+            for token in qkv.chunks_exact_mut(3 * shape.channels) {
+                token[..2 * shape.channels].iter_mut().for_each(|v| *v *= sharpness);
+            }
+            let d_o = rng.vec(tokens * shape.channels);
+            let (o, lse) = reference::attention(shape, &wide(&qkv));
+            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+            let unit = 1.0 + score_magnitude(shape, &qkv);
+            let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
+            o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
+            for isa in Isa::all() {
+                let (got_o, got_lse) = run_forward(isa, shape, &qkv, tokens);
+                o_within.check(isa, &shape, &got_o, &o, &o_mag);
+                lse_within.check(isa, &shape, &got_lse, &lse, &vec![unit; lse.len()]);
+                let got = run_backward(isa, shape, &qkv, &got_o, &got_lse, &d_o);
+                d_within.check(isa, &shape, &got, &dqkv, &d_mag);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_run_in_parts_gives_the_same_bits() {
+    let mut rng = Rng::new(31);
+    for (tokens, heads, width) in [(1, 1, 4), (33, 2, 5), (97, 3, 8), (130, 1, 33), (196, 2, 16)] {
+        let shape = AttentionShape { tokens, channels: heads * width, heads };
+        let qkv = rng.vec(tokens * 3 * shape.channels);
+        for isa in Isa::all() {
+            let (o, lse) = run_forward(isa, shape, &qkv, tokens);
+            let task = Attention::new(isa, tokens, shape.channels, heads).task_queries();
+            for part in [1, 7, 16, 31, 50, task] {
+                let (part_o, part_lse) = run_forward(isa, shape, &qkv, part);
+                assert_eq!(bits(&part_o), bits(&o), "{isa}, {part} queries of {shape:?}");
+                assert_eq!(bits(&part_lse), bits(&lse), "{isa}, {part} queries of {shape:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn scores_far_apart_overflow_nothing() {
+    // The largest score is in the last block of keys, so everything that was summed before is scaled to 0.
+    let shape = AttentionShape { tokens: 200, channels: 4, heads: 1 };
+    let mut rng = Rng::new(32);
+    let mut qkv = rng.vec(200 * 12);
+    for (token, row) in qkv.chunks_exact_mut(12).enumerate() {
+        row[..4].fill(10.0);
+        row[4..8].fill(if token == 190 { 100.0 } else { -100.0 + token as f32 });
+    }
+    let d_o = rng.vec(200 * 4);
+    for isa in Isa::all() {
+        let (o, lse) = run_forward(isa, shape, &qkv, 200);
+        for row in o.chunks_exact(4) {
+            assert_eq!(row, &qkv[190 * 12 + 8..191 * 12], "{isa}");
+        }
+        let dqkv = run_backward(isa, shape, &qkv, &o, &lse, &d_o);
+        assert!(dqkv.iter().all(|v| v.is_finite()), "{isa}");
+    }
+}
+
+#[test]
+fn scores_far_below_zero_leave_the_padding_without_influence() {
+    // The keys behind the last have score 0, so that without care their weight would be e^300.
+    let shape = AttentionShape { tokens: 50, channels: 4, heads: 1 };
+    let mut rng = Rng::new(34);
+    let mut qkv = rng.vec(50 * 12);
+    for row in qkv.chunks_exact_mut(12) {
+        row[..4].fill(15.0);
+        row[4..8].iter_mut().for_each(|k| *k -= 10.0);
+    }
+    let d_o: Vec<f32> = rng.vec(50 * 4).iter().map(|v| v * 1e3).collect();
+    let unit = 1.0 + score_magnitude(shape, &qkv);
+    assert!(unit > 250.0);
+    let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
+    o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
+    let (want, _) = reference::attention(shape, &wide(&qkv));
+    let want_d = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+    let mut within = Within::new("attention, low scores", BACKWARD);
+    for isa in Isa::all() {
+        let (o, lse) = run_forward(isa, shape, &qkv, 50);
+        within.check(isa, "o", &o, &want, &o_mag);
+        within.check(isa, "dqkv", &run_backward(isa, shape, &qkv, &o, &lse, &d_o), &want_d, &d_mag);
+    }
+}
+
+#[test]
+fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
+    let mut rng = Rng::new(33);
+    for (tokens, heads, width) in [(5, 1, 3), (20, 2, 4), (100, 3, 5), (97, 2, 16)] {
+        let shape = AttentionShape { tokens, channels: heads * width, heads };
+        // The first, a middle and the last token; then a NaN in the gradient.
+        for (part, token) in (0..4).flat_map(|part| [0, tokens / 2, tokens - 1].map(|t| (part, t))) {
+            let mut qkv = rng.vec(tokens * 3 * shape.channels);
+            let mut d_o = rng.vec(tokens * shape.channels);
+            let d = rng.below(shape.channels);
+            match part {
+                3 => d_o[token * shape.channels + d] = f32::NAN,
+                _ => qkv[(token * 3 + part) * shape.channels + d] = f32::NAN,
+            }
+            let (o, lse) = reference::attention(shape, &wide(&qkv));
+            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+            for isa in Isa::all() {
+                let case = format!("part {part}, token {token} on {isa}, {shape:?}");
+                let (got_o, got_lse) = run_forward(isa, shape, &qkv, tokens);
+                assert_eq!(nans(wide(&got_o)), nans(o.clone()), "o: {case}");
+                assert_eq!(nans(wide(&got_lse)), nans(lse.clone()), "lse: {case}");
+                let got = run_backward(isa, shape, &qkv, &got_o, &got_lse, &d_o);
+                assert_eq!(nans(wide(&got)), nans(dqkv.clone()), "dqkv: {case}");
+            }
+        }
+    }
+}

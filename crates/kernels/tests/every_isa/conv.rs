@@ -1,0 +1,300 @@
+//! Convolution, data gradient and weight gradient.
+
+use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
+use ddpm_kernels::Isa;
+use ddpm_kernels::conv::{ConvShape, Epilogue, Gather, WeightGrad};
+use ddpm_kernels::reference;
+
+/// A product of length K is summed in one chain of fused multiply-adds per block of K, so its error is at most
+/// K / 2 units of `sum |a| |b|` and, errors having both signs, about sqrt(K) / 2 units of a much smaller number in
+/// practice; a tap or channel that is missed makes an error of 1e4 units or more.
+const PRODUCT: f64 = 4.0;
+
+const CHANNELS: [usize; 12] = [1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64];
+
+/// A convolution whose output is as large as its padding allows.
+fn shape(
+    n: usize,
+    input: (usize, usize),
+    kernel: (usize, usize),
+    stride: (usize, usize),
+    pad: (usize, usize),
+    (cin, cout): (usize, usize),
+) -> ConvShape {
+    let size =
+        |input: usize, kernel: usize, stride: usize, pad: usize| (input + 2 * pad - kernel) / stride + 1;
+    let output = (size(input.0, kernel.0, stride.0, pad.0), size(input.1, kernel.1, stride.1, pad.1));
+    ConvShape { n, input, output, cin, cout, kernel, stride, pad }
+}
+
+/// Kernels, strides, paddings and picture sizes; what each is there for.
+fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
+    let c = channels;
+    let mut all = vec![
+        shape(1, (1, 1), (1, 1), (1, 1), (0, 0), c),
+        shape(2, (5, 7), (1, 1), (1, 1), (0, 0), c),
+        shape(1, (1, 1), (3, 3), (1, 1), (1, 1), c), // only the middle tap is inside
+        shape(2, (5, 7), (3, 3), (1, 1), (1, 1), c),
+        shape(3, (2, 3), (3, 3), (1, 1), (2, 2), c), // output larger than input
+        shape(2, (8, 6), (3, 3), (2, 2), (1, 1), c), // the U-Net's downsampling: phases of 1, 2, 2 and 4 taps
+        shape(1, (7, 9), (3, 3), (2, 2), (1, 1), c),
+        shape(1, (9, 6), (3, 3), (2, 2), (0, 0), c), // the last input column is never read
+        shape(2, (8, 8), (4, 4), (2, 2), (1, 1), c), // its transpose is the U-Net's upsampling
+        shape(1, (7, 10), (4, 4), (2, 2), (1, 1), c),
+        shape(1, (6, 5), (4, 4), (1, 1), (1, 2), c),
+        shape(1, (9, 5), (5, 3), (2, 1), (2, 1), c),
+        shape(2, (6, 5), (5, 3), (1, 1), (2, 1), c),
+        shape(1, (6, 7), (3, 3), (2, 1), (0, 2), c),
+        shape(2, (5, 7), (1, 1), (2, 2), (0, 0), c), // three of four phases have no tap
+        shape(1, (4, 6), (2, 2), (2, 2), (0, 0), c),
+        shape(1, (8, 7), (3, 3), (3, 3), (1, 1), c),
+    ];
+    // Padding below and to the right only.
+    let mut uneven = shape(1, (8, 6), (3, 3), (2, 2), (0, 0), c);
+    uneven.output = (4, 3);
+    all.push(uneven);
+    all
+}
+
+/// The numbers of one case, with what the oracle makes of them and of their absolute values.
+struct Case {
+    shape: ConvShape,
+    x: Vec<f32>,
+    w: Vec<f32>,
+    dy: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    picture_bias: Option<Vec<f32>>,
+    residual: Option<Vec<f32>>,
+    input_bias: Option<Vec<f32>>,
+}
+
+impl Case {
+    /// `addends`: bit 0 bias, bit 1 picture bias, bit 2 residual.
+    fn new(rng: &mut Rng, shape: ConvShape, addends: usize) -> Self {
+        let ConvShape { n, input, output, cin, cout, .. } = shape;
+        let out_len = n * output.0 * output.1 * cout;
+        let mut when = |bit: usize, len: usize| (addends >> bit & 1 == 1).then(|| rng.vec(len));
+        let (bias, picture_bias, residual) = (when(0, cout), when(1, n * cout), when(2, out_len));
+        let input_bias = when(0, cin);
+        let (x, w) = (rng.vec(n * input.0 * input.1 * cin), rng.vec(shape.weights()));
+        Self { shape, x, w, dy: rng.vec(out_len), bias, picture_bias, residual, input_bias }
+    }
+
+    fn forward(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
+        let [b, p, r] = [&self.bias, &self.picture_bias, &self.residual].map(|v| v.as_ref().map(|v| to(v)));
+        let (b, p, r) = (b.as_deref(), p.as_deref(), r.as_deref());
+        reference::conv2d(self.shape, &to(&self.x), &to(&self.w), b, p, r)
+    }
+
+    fn data_grad(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
+        let bias = self.input_bias.as_ref().map(|b| to(b));
+        reference::conv2d_data_grad(self.shape, &to(&self.dy), &to(&self.w), bias.as_deref())
+    }
+
+    fn weight_grad(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
+        let (mut dw, db) = reference::conv2d_weight_grad(self.shape, &to(&self.x), &to(&self.dy));
+        dw.extend(db);
+        dw
+    }
+
+    fn epilogue(&self) -> Epilogue<'_> {
+        Epilogue {
+            bias: self.bias.as_deref(),
+            picture_bias: self.picture_bias.as_deref(),
+            residual: self.residual.as_deref(),
+        }
+    }
+
+    fn run_forward(&self, isa: Isa, part: usize) -> Vec<f32> {
+        run_gather(&Gather::forward(isa, self.shape), &self.x, &self.w, self.epilogue(), part)
+    }
+
+    fn run_data_grad(&self, isa: Isa, part: usize) -> Vec<f32> {
+        let epilogue = Epilogue { bias: self.input_bias.as_deref(), ..Epilogue::default() };
+        run_gather(&Gather::data_grad(isa, self.shape), &self.dy, &self.w, epilogue, part)
+    }
+
+    /// `dw`, then `db`.
+    fn run_weight_grad(&self, isa: Isa) -> Vec<f32> {
+        let grad = WeightGrad::new(isa, self.shape);
+        let mut partials = unwritten(grad.tasks() * grad.partial_len());
+        for (task, partial) in partials.chunks_exact_mut(grad.partial_len()).enumerate() {
+            grad.run(task, &self.x, &self.dy, partial, &mut unwritten(grad.scratch_len()));
+        }
+        let (mut dw, mut db) = (unwritten(self.shape.weights()), unwritten(self.shape.cout));
+        grad.reduce(&partials, &mut dw, Some(&mut db));
+        dw.extend(db);
+        dw
+    }
+}
+
+/// Runs a convolution in tasks of `part` pixels.
+fn run_gather(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, part: usize) -> Vec<f32> {
+    let mut packed = unwritten(gather.packed_len());
+    gather.pack(w, &mut packed);
+    let mut out = unwritten(gather.output_len());
+    for (i, out) in out.chunks_mut(part * gather.output_channels()).enumerate() {
+        gather.run(x, &packed, epilogue, i * part, out, &mut unwritten(gather.scratch_len()));
+    }
+    out
+}
+
+const WHOLE: usize = usize::MAX >> 32;
+
+/// All three passes of all cases against the oracle, on every instruction set.
+fn check(name: &'static str, cases: impl IntoIterator<Item = Case>) {
+    let mut within = Within::new(name, PRODUCT);
+    for case in cases {
+        let [y, dx, dw] = [case.forward(wide), case.data_grad(wide), case.weight_grad(wide)];
+        let [y_mag, dx_mag, dw_mag] =
+            [case.forward(magnitudes), case.data_grad(magnitudes), case.weight_grad(magnitudes)];
+        for isa in Isa::all() {
+            within.check(isa, &("forward", case.shape), &case.run_forward(isa, WHOLE), &y, &y_mag);
+            within.check(isa, &("data gradient", case.shape), &case.run_data_grad(isa, WHOLE), &dx, &dx_mag);
+            within.check(isa, &("weight gradient", case.shape), &case.run_weight_grad(isa), &dw, &dw_mag);
+        }
+    }
+}
+
+#[test]
+fn every_geometry_agrees_with_the_oracle() {
+    let mut rng = Rng::new(1);
+    let count = geometries((1, 1)).len();
+    let mut cases = Vec::new();
+    for g in 0..count {
+        for (i, &cin) in CHANNELS.iter().enumerate() {
+            // Each geometry meets every number of input and of output channels.
+            let cout = CHANNELS[(5 * i + g) % CHANNELS.len()];
+            cases.push(Case::new(&mut rng, geometries((cin, cout))[g], (g + i) % 8));
+        }
+    }
+    check("convolution, geometries", cases);
+}
+
+#[test]
+fn every_pair_of_channel_counts_agrees_with_the_oracle() {
+    let mut rng = Rng::new(2);
+    let pairs = CHANNELS.iter().flat_map(|&cin| CHANNELS.map(|cout| (cin, cout)));
+    let cases = pairs
+        .map(|c| Case::new(&mut rng, shape(1, (4, 5), (3, 3), (1, 1), (1, 1), c), 7))
+        .collect::<Vec<_>>();
+    check("convolution, channels", cases);
+}
+
+#[test]
+fn every_number_of_pixels_around_a_block_agrees_with_the_oracle() {
+    // Around the rows of a tile (4 to 16), the block of gathered pixels (192) and a weight-gradient pass (256), whose
+    // groups of pixels are uneven from 2049 on.
+    let pixels = [
+        1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 16, 17, 23, 24, 25, 31, 32, 33, 95, 96, 97, 191, 192, 193,
+        255, 256, 257, 383, 384, 385, 511, 512, 513, 2047, 2048, 2049, 2303, 2305,
+    ];
+    let mut rng = Rng::new(3);
+    let mut cases = Vec::new();
+    for p in pixels {
+        cases.push(Case::new(&mut rng, shape(1, (1, p), (1, 1), (1, 1), (0, 0), (5, 17)), 1));
+        cases.push(Case::new(&mut rng, shape(1, (p, 1), (3, 1), (1, 1), (1, 0), (6, 3)), 4));
+    }
+    // Blocks that end within a picture, and phases whose blocks are full.
+    cases.push(Case::new(&mut rng, shape(3, (9, 11), (3, 3), (1, 1), (1, 1), (4, 9)), 7));
+    cases.push(Case::new(&mut rng, shape(2, (30, 31), (4, 4), (2, 2), (1, 1), (3, 5)), 7));
+    check("convolution, pixels", cases);
+}
+
+#[test]
+fn every_length_of_a_product_around_a_block_agrees_with_the_oracle() {
+    // Around the run of K that is copied at once (16) and the longest block of K (288).
+    let lengths = [
+        1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 271, 272, 273, 287, 288, 289, 303, 304, 305, 575, 576, 577,
+        592, 593, 864, 865,
+    ];
+    let mut rng = Rng::new(4);
+    let mut cases = Vec::new();
+    for k in lengths {
+        cases.push(Case::new(&mut rng, shape(1, (3, 7), (1, 1), (1, 1), (0, 0), (k, 9)), 1)); // forward
+        cases.push(Case::new(&mut rng, shape(1, (3, 7), (1, 1), (1, 1), (0, 0), (9, k)), 1)); // data gradient
+    }
+    for c in [31, 32, 33, 63, 64, 65] {
+        cases.push(Case::new(&mut rng, shape(1, (4, 3), (3, 3), (1, 1), (1, 1), (c, 5)), 1));
+        cases.push(Case::new(&mut rng, shape(1, (4, 3), (3, 3), (1, 1), (1, 1), (5, c)), 1));
+    }
+    check("convolution, lengths", cases);
+}
+
+#[test]
+fn a_weight_gradient_in_several_ranges_of_rows_agrees_with_the_oracle() {
+    let mut rng = Rng::new(5);
+    let mut cases = Vec::new();
+    for (n, input, c) in [(1, (5, 4), (130, 127)), (2, (4, 4), (257, 130)), (3, (12, 9), (96, 128))] {
+        let shape = shape(n, input, (3, 3), (1, 1), (1, 1), c);
+        assert!((9 * c.0 + 1) * c.1 > 96 << 10, "small enough for one range");
+        cases.push(Case::new(&mut rng, shape, 0));
+    }
+    check("convolution, ranges", cases);
+}
+
+#[test]
+fn a_run_in_parts_gives_the_same_bits() {
+    let mut rng = Rng::new(6);
+    for (i, c) in [(3, 8), (16, 16), (17, 33), (40, 7), (64, 31)].into_iter().enumerate() {
+        let mut shapes = geometries(c);
+        shapes.push(shape(2, (15, 14), (3, 3), (1, 1), (1, 1), c)); // more than a block of pixels
+        for shape in shapes {
+            let case = Case::new(&mut rng, shape, 7);
+            for isa in Isa::all() {
+                let (y, dx) = (bits(&case.run_forward(isa, WHOLE)), bits(&case.run_data_grad(isa, WHOLE)));
+                for part in [1, 5 + i, 48, 193] {
+                    assert_eq!(bits(&case.run_forward(isa, part)), y, "{isa}, {part} of {shape:?}");
+                    assert_eq!(bits(&case.run_data_grad(isa, part)), dx, "{isa}, {part} of {shape:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn tasks_are_of_the_advertised_size_and_cover_the_output() {
+    let mut rng = Rng::new(7);
+    for shape in geometries((8, 16)) {
+        let case = Case::new(&mut rng, shape, 1);
+        for isa in Isa::all() {
+            let task = Gather::forward(isa, shape).task_pixels();
+            assert!(task > 0);
+            assert_eq!(bits(&case.run_forward(isa, task)), bits(&case.run_forward(isa, WHOLE)));
+        }
+    }
+}
+
+#[test]
+fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
+    let mut rng = Rng::new(8);
+    for c in [(3, 5), (16, 16), (33, 17)] {
+        for shape in geometries(c) {
+            let mut in_x = Case::new(&mut rng, shape, 7);
+            let at = rng.below(in_x.x.len());
+            in_x.x[at] = f32::NAN;
+            let mut in_dy = Case::new(&mut rng, shape, 7);
+            let at = rng.below(in_dy.dy.len());
+            in_dy.dy[at] = f32::NAN;
+            let mut in_w = Case::new(&mut rng, shape, 7);
+            let at = rng.below(in_w.w.len());
+            in_w.w[at] = f32::NAN;
+            for isa in Isa::all() {
+                let same = |got: Vec<f32>, want: Vec<f64>, what: &str| {
+                    assert_eq!(nans(wide(&got)), nans(want), "{what} on {isa}, {shape:?}");
+                };
+                same(in_x.run_forward(isa, WHOLE), in_x.forward(wide), "forward, x");
+                same(in_x.run_weight_grad(isa), in_x.weight_grad(wide), "weight gradient, x");
+                same(in_dy.run_data_grad(isa, WHOLE), in_dy.data_grad(wide), "data gradient, dy");
+                // A NaN weight also meets the zeros of the padding, which the oracle leaves out.
+                let covers = |got: Vec<f32>, want: Vec<f64>, what: &str| {
+                    let missed = got.iter().zip(&want).filter(|(g, w)| w.is_nan() && !g.is_nan()).count();
+                    assert_eq!(missed, 0, "{what} on {isa}, {shape:?}");
+                };
+                covers(in_w.run_forward(isa, WHOLE), in_w.forward(wide), "forward, w");
+                covers(in_w.run_data_grad(isa, WHOLE), in_w.data_grad(wide), "data gradient, w");
+                covers(in_dy.run_weight_grad(isa), in_dy.weight_grad(wide), "weight gradient, dy");
+            }
+        }
+    }
+}
