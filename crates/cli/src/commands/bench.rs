@@ -40,16 +40,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
     let mut trainer = Trainer::new(&config, open_data(&config)?)?;
     let footprint = trainer.executor().footprint();
+    let (threads, isa) = (trainer.executor().threads(), trainer.executor().isa());
     println!(
-        "{} parameters, batch {}, {}, {} threads, {}",
+        "{} parameters, batch {}, {}, {threads} threads, {isa}",
         thousands(trainer.tensor_numbers()),
         trainer.config().train.batch_size,
-        trainer.data().shape(),
-        trainer.executor().threads(),
-        trainer.executor().isa()
+        trainer.data().shape()
     );
     let memory = footprint.arena_bytes + footprint.scratch_bytes;
-    let peak = peak_flops(trainer.executor().threads());
+    let peak = peak_flops(threads);
     println!("arena and scratch memory {}", human_bytes(memory as u64));
     println!("f32 peak, multiply-adds in registers only: {:.0} GFLOP/s", peak / 1e9);
     trainer.step()?;
