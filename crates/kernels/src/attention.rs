@@ -223,7 +223,7 @@ impl Attention {
                 for key in (0..self.tokens).step_by(KEY_BLOCK) {
                     let valid = KEY_BLOCK.min(self.tokens - key);
                     self.token_product(s, keys, key, queries, scores);
-                    online_softmax(s, &mut scores[..valid * nr], max, sum, out);
+                    with_tile!(self.tile, online_softmax::<S>(s, &mut scores[..valid * nr], max, sum, out));
                     scores[valid * nr..].fill(0.0);
                     self.number_product(s, values, key, scores, out);
                 }
@@ -318,7 +318,7 @@ impl Attention {
                 for key in (0..self.tokens).step_by(KEY_BLOCK) {
                     self.token_product(s, keys, key, q_columns, p);
                     self.token_product(s, values, key, do_columns, ds);
-                    softmax_gradient(s, p, ds, tile_lse, delta);
+                    with_tile!(self.tile, softmax_gradient::<S>(s, p, ds, tile_lse, delta));
                     let valid = KEY_BLOCK.min(self.tokens - key);
                     p[valid * nr..].fill(0.0);
                     ds[valid * nr..].fill(0.0);
@@ -408,36 +408,58 @@ fn product_rows<S: Simd, const MR: usize, const NV: usize>(
 
 /// Turns scores `[keys][queries]` into unnormalised probabilities and rescales what was summed before.
 #[inline(always)]
-fn online_softmax<S: Simd>(s: S, scores: &mut [f32], max: &mut [f32], sum: &mut [f32], out: &mut [f32]) {
+fn online_softmax<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    scores: &mut [f32],
+    max: &mut [f32],
+    sum: &mut [f32],
+    out: &mut [f32],
+) {
     let scores = S::as_mut_simd_f32s(scores).0;
-    let (max, sum) = (S::as_mut_simd_f32s(max).0, S::as_mut_simd_f32s(sum).0);
+    let (max, sum) = (&mut S::as_mut_simd_f32s(max).0[..NV], &mut S::as_mut_simd_f32s(sum).0[..NV]);
     let out = S::as_mut_simd_f32s(out).0;
-    let vectors = max.len();
-    for v in 0..vectors {
-        let mut m = max[v];
-        for row in scores.chunks_exact(vectors) {
-            m = s.max_f32s(m, row[v]);
+    let mut m = [max[0]; NV];
+    m.copy_from_slice(max);
+    for row in scores.chunks_exact(NV) {
+        for v in 0..NV {
+            m[v] = s.max_f32s(m[v], row[v]);
         }
-        let rescale = vector::exp(s, s.sub_f32s(max[v], m));
-        let mut total = s.mul_f32s(sum[v], rescale);
-        for row in scores.chunks_exact_mut(vectors) {
-            row[v] = vector::exp(s, s.sub_f32s(row[v], m));
-            total = s.add_f32s(total, row[v]);
-        }
-        for row in out.chunks_exact_mut(vectors) {
-            row[v] = s.mul_f32s(row[v], rescale);
-        }
-        (max[v], sum[v]) = (m, total);
     }
+    let mut rescale = m;
+    for v in 0..NV {
+        rescale[v] = vector::exp(s, s.sub_f32s(max[v], m[v]));
+        sum[v] = s.mul_f32s(sum[v], rescale[v]);
+    }
+    let mut total = m;
+    total.copy_from_slice(sum);
+    for row in scores.chunks_exact_mut(NV) {
+        for v in 0..NV {
+            row[v] = vector::exp(s, s.sub_f32s(row[v], m[v]));
+            total[v] = s.add_f32s(total[v], row[v]);
+        }
+    }
+    for row in out.chunks_exact_mut(NV) {
+        for v in 0..NV {
+            row[v] = s.mul_f32s(row[v], rescale[v]);
+        }
+    }
+    max.copy_from_slice(&m);
+    sum.copy_from_slice(&total);
 }
 
 /// `p = e^(p - lse)` and `ds = p (ds - delta)`, lane by lane; `ds` holds dp before.
 #[inline(always)]
-fn softmax_gradient<S: Simd>(s: S, p: &mut [f32], ds: &mut [f32], lse: &[f32], delta: &[f32]) {
+fn softmax_gradient<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    p: &mut [f32],
+    ds: &mut [f32],
+    lse: &[f32],
+    delta: &[f32],
+) {
     let (p, ds) = (S::as_mut_simd_f32s(p).0, S::as_mut_simd_f32s(ds).0);
-    let (lse, delta) = (S::as_simd_f32s(lse).0, S::as_simd_f32s(delta).0);
-    for (p, ds) in p.chunks_exact_mut(lse.len()).zip(ds.chunks_exact_mut(lse.len())) {
-        for v in 0..lse.len() {
+    let (lse, delta) = (&S::as_simd_f32s(lse).0[..NV], &S::as_simd_f32s(delta).0[..NV]);
+    for (p, ds) in p.chunks_exact_mut(NV).zip(ds.chunks_exact_mut(NV)) {
+        for v in 0..NV {
             p[v] = vector::exp(s, s.sub_f32s(p[v], lse[v]));
             ds[v] = s.mul_f32s(p[v], s.sub_f32s(ds[v], delta[v]));
         }

@@ -18,6 +18,7 @@
 
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
+use crate::vector::map2;
 use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
@@ -309,8 +310,24 @@ impl Gather {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
+        dispatch!(self.isa, s => self.block_generic(s, phase, pixels, input, packed, epilogue, first, out, scratch))
+    }
+
+    #[inline(always)]
+    fn block_generic<S: Simd>(
+        &self,
+        s: S,
+        phase: &Phase,
+        pixels: &[Pixel],
+        input: &[f32],
+        packed: &[f32],
+        epilogue: Epilogue<'_>,
+        first: usize,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
         for pixel in pixels {
-            self.start(pixel, epilogue, &mut out[(pixel.out - first) * self.cout..][..self.cout]);
+            self.start(s, pixel, epilogue, &mut out[(pixel.out - first) * self.cout..][..self.cout]);
         }
         let columns = self.cout.div_ceil(self.nr());
         let blocks = phase.k.div_ceil(K_BLOCK).max(1);
@@ -324,32 +341,43 @@ impl Gather {
             }
             for j in 0..columns {
                 let b = &packed[phase.packed + (j * phase.k + k0) * self.nr()..][..k * self.nr()];
-                dispatch!(self.isa, s => self.panel(s, pixels, a, b, k, j, first, out));
+                self.panel(s, pixels, a, b, k, j, first, out);
             }
         }
     }
 
     /// Puts what the epilogue adds into an output pixel, so that all blocks of k only add.
-    fn start(&self, pixel: &Pixel, epilogue: Epilogue<'_>, out: &mut [f32]) {
+    #[inline(always)]
+    fn start<S: Simd>(&self, s: S, pixel: &Pixel, epilogue: Epilogue<'_>, out: &mut [f32]) {
         match epilogue.bias {
-            Some(bias) => out.copy_from_slice(bias),
+            Some(bias) => copy_short(out, bias),
             None => out.fill(0.0),
         }
-        let addends = [
-            epilogue.picture_bias.map(|b| &b[pixel.picture * self.cout..][..self.cout]),
-            epilogue.residual.map(|r| &r[pixel.out * self.cout..][..self.cout]),
-        ];
-        for addend in addends.into_iter().flatten() {
-            for (o, a) in out.iter_mut().zip(addend) {
-                *o += a;
-            }
+        if let Some(b) = epilogue.picture_bias {
+            map2(
+                s,
+                out,
+                &b[pixel.picture * self.cout..][..self.cout],
+                #[inline(always)]
+                |o, a| s.add_f32s(o, a),
+            );
+        }
+        if let Some(r) = epilogue.residual {
+            map2(
+                s,
+                out,
+                &r[pixel.out * self.cout..][..self.cout],
+                #[inline(always)]
+                |o, a| s.add_f32s(o, a),
+            );
         }
     }
 
     /// Copies the inputs `k0 .. k0 + k` of up to `mr` pixels into a blocked A panel.
-    #[inline]
+    #[inline(always)]
     fn gather(&self, phase: &Phase, pixels: &[Pixel], input: &[f32], k0: usize, k: usize, panel: &mut [f32]) {
         let (mr, (h, w), cin) = (self.tile.mr, self.from, self.cin);
+        let (first_tap, first_channel) = (k0 / cin, k0 % cin);
         for r in 0..mr {
             let Some(pixel) = pixels.get(r) else {
                 for run in panel[r * K_RUN..].chunks_mut(mr * K_RUN) {
@@ -357,20 +385,25 @@ impl Gather {
                 }
                 continue;
             };
-            let mut at = 0; // place in 0..k
-            while at < k {
-                let (t, c) = ((k0 + at) / cin, (k0 + at) % cin);
+            let picture = pixel.picture * h * w;
+            let (mut at, mut c) = (0, first_channel); // place in 0..k, channel of the tap
+            for tap in &phase.taps[first_tap..] {
                 let len = (cin - c).min(k - at);
-                let source = phase.taps.get(t).and_then(|tap| {
-                    let (y, x) = (pixel.y + tap.offset.0, pixel.x + tap.offset.1);
-                    let inside = (0..h as isize).contains(&y) && (0..w as isize).contains(&x);
-                    inside.then(|| ((pixel.picture * h + y as usize) * w + x as usize) * cin + c)
-                });
-                let len = if t < phase.taps.len() { len } else { k - at };
-                let source = source.map(|i| &input[i..i + len]);
-                put(panel, mr, r, at, len, source);
-                at += len;
+                // Above or left of the picture wraps around to beyond its other end.
+                let y = pixel.y.wrapping_add(tap.offset.0) as usize;
+                let x = pixel.x.wrapping_add(tap.offset.1) as usize;
+                if y < h && x < w {
+                    let from = (picture + y * w + x) * cin + c;
+                    put(panel, mr, r, at, len, Some(&input[from..from + len]));
+                } else {
+                    put(panel, mr, r, at, len, None);
+                }
+                (at, c) = (at + len, 0);
+                if at == k {
+                    break;
+                }
             }
+            put(panel, mr, r, at, k - at, None);
         }
     }
 
@@ -418,7 +451,10 @@ fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
 /// Copies `len` numbers (zeros without a source) to places `at ..` of row `r` of a blocked panel.
 #[inline(always)]
 fn put(panel: &mut [f32], mr: usize, r: usize, at: usize, len: usize, source: Option<&[f32]>) {
-    if at % K_RUN == 0 && len % K_RUN == 0 {
+    if len == 0 {
+        return;
+    }
+    if at.is_multiple_of(K_RUN) && len.is_multiple_of(K_RUN) {
         let runs = panel[(at / K_RUN * mr + r) * K_RUN..].chunks_mut(mr * K_RUN).take(len / K_RUN);
         match source {
             Some(source) => {
@@ -507,45 +543,74 @@ impl WeightGrad {
         let end = pixels.min((group + 1) * share);
         for start in (group * share..end).step_by(GRAD_PIXELS) {
             let k = GRAD_PIXELS.min(end - start);
-            for p in 0..k {
-                self.gather_row(start + p, rows.clone(), input, row);
-                for (panel, part) in row.chunks_exact(mr).enumerate() {
-                    copy_short(&mut a[(panel * k + p) * mr..][..mr], part);
-                }
-                for (j, part) in dy[(start + p) * cout..][..cout].chunks(nr).enumerate() {
-                    let to = &mut b[(j * k + p) * nr..][..nr];
-                    to[..part.len()].copy_from_slice(part);
-                    to[part.len()..].fill(0.0);
-                }
-            }
-            dispatch!(self.isa, s => self.product(s, rows.len(), k, a, b, partial));
+            dispatch!(self.isa, s => self.block(s, rows.clone(), start, k, input, dy, a, b, row, partial));
         }
     }
 
+    /// The pixels `start .. start + k` of a task.
+    #[inline(always)]
+    fn block<S: Simd>(
+        &self,
+        s: S,
+        rows: std::ops::Range<usize>,
+        start: usize,
+        k: usize,
+        input: &[f32],
+        dy: &[f32],
+        a: &mut [f32],
+        b: &mut [f32],
+        row: &mut [f32],
+        partial: &mut [f32],
+    ) {
+        let (cout, mr, nr) = (self.shape.cout, self.tile.mr, self.tile.nv * S::F32_LANES);
+        let (first_tap, first_channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
+        for p in 0..k {
+            self.gather_row(start + p, first_tap, first_channel, rows.len(), input, row);
+            with_tile!(self.tile, scatter_row::<S>(row, k, p, a));
+            for (j, part) in dy[(start + p) * cout..][..cout].chunks(nr).enumerate() {
+                let to = &mut b[(j * k + p) * nr..][..nr];
+                copy_short(&mut to[..part.len()], part);
+                to[part.len()..].fill(0.0);
+            }
+        }
+        debug_assert_eq!(row.len() % mr, 0);
+        self.product(s, rows.len(), k, a, b, partial);
+    }
+
     /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
-    #[inline]
-    fn gather_row(&self, pixel: usize, rows: std::ops::Range<usize>, input: &[f32], out: &mut [f32]) {
+    #[inline(always)]
+    fn gather_row(
+        &self,
+        pixel: usize,
+        first_tap: usize,
+        first_channel: usize,
+        rows: usize,
+        input: &[f32],
+        out: &mut [f32],
+    ) {
         let ConvShape { input: (h, w), output: (oh, ow), cin, kernel, stride, pad, .. } = self.shape;
         let (rest, ox) = (pixel / ow, pixel % ow);
         let (picture, oy) = (rest / oh, rest % oh);
-        let mut m = rows.start;
-        while m < rows.end {
-            let (t, c) = (m / cin, m % cin);
-            let to = m - rows.start;
-            if t == kernel.0 * kernel.1 {
-                out[to] = 1.0;
+        let (mut ky, mut kx) = (first_tap / kernel.1, first_tap % kernel.1);
+        let (mut at, mut c) = (0, first_channel);
+        while at < rows {
+            if ky == kernel.0 {
+                out[at] = 1.0;
                 break;
             }
-            let len = (cin - c).min(rows.end - m);
-            let y = (oy * stride.0 + t / kernel.1).wrapping_sub(pad.0);
-            let x = (ox * stride.1 + t % kernel.1).wrapping_sub(pad.1);
-            let to = &mut out[to..to + len];
+            let len = (cin - c).min(rows - at);
+            let y = (oy * stride.0 + ky).wrapping_sub(pad.0);
+            let x = (ox * stride.1 + kx).wrapping_sub(pad.1);
+            let to = &mut out[at..at + len];
             if y < h && x < w {
-                to.copy_from_slice(&input[((picture * h + y) * w + x) * cin + c..][..len]);
+                copy_short(to, &input[((picture * h + y) * w + x) * cin + c..][..len]);
             } else {
                 to.fill(0.0);
             }
-            m += len;
+            (at, c, kx) = (at + len, 0, kx + 1);
+            if kx == kernel.1 {
+                (ky, kx) = (ky + 1, 0);
+            }
         }
     }
 
@@ -590,6 +655,17 @@ impl WeightGrad {
                     *o += p;
                 }
             }
+        }
+    }
+}
+
+/// Puts row `p` of `k` into column panels `[panel][k][MR]`.
+#[inline(always)]
+fn scatter_row<S: Simd, const MR: usize, const NV: usize>(row: &[f32], k: usize, p: usize, a: &mut [f32]) {
+    for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR)) {
+        let to = &mut panel[p * MR..][..MR];
+        for r in 0..MR {
+            to[r] = part[r];
         }
     }
 }

@@ -148,6 +148,13 @@ pub fn rows_strided<S: Simd, const MR: usize, const NV: usize>(
 /// Adds the first `row.len()` columns of one accumulator row to `row`, or puts them there.
 #[inline(always)]
 pub fn store_row<S: Simd, const NV: usize>(s: S, acc: &[S::f32s; NV], row: &mut [f32], add: bool) {
+    if row.len() == NV * S::F32_LANES {
+        let row = &mut S::as_mut_simd_f32s(row).0[..NV];
+        for v in 0..NV {
+            row[v] = if add { s.add_f32s(acc[v], row[v]) } else { acc[v] };
+        }
+        return;
+    }
     for (v, part) in row.chunks_mut(S::F32_LANES).enumerate() {
         let mut x = acc[v];
         if part.len() == S::F32_LANES {
