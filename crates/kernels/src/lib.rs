@@ -1,10 +1,12 @@
 //! CPU arithmetic on slices of f32, channels last.
 //!
 //! Each algorithm is written once, generic over pulp's vector types; [`Isa`] holds the proof that an instruction set
-//! was detected, and one macro there is the only place that chooses between them. [`reference`](mod@reference) has the naive version of
-//! everything: the oracle that the tests compare every kernel with, on every instruction set that the machine has.
+//! was detected, and one macro there is the only place that chooses between them. [`reference`](mod@reference) has
+//! the naive version of everything: the oracle that the tests compare every kernel with, on every instruction set
+//! that the machine has.
 //!
-//! What lives here: arithmetic on slices of one task. What may not: threads, allocation on the hot path, graphs.
+//! What lives here: arithmetic on slices of one task. What may not: threads, allocation on the hot path, graphs. There is no `unsafe`: pulp carries it.
+#![forbid(unsafe_code)]
 
 pub mod attention;
 pub mod conv;

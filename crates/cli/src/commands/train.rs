@@ -148,7 +148,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             if args.dry_run {
                 return Ok(ExitCode::SUCCESS);
             }
-            Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer)?
+            Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer, start)?
         }
     };
     let folder = session.run_folder().path().display().to_string();

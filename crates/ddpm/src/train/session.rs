@@ -71,7 +71,7 @@ pub enum Outcome {
 }
 
 /// Where a run begins.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Start<'a> {
     /// With drawn weights.
     Fresh,
@@ -102,7 +102,7 @@ impl Session {
     }
 
     /// Makes the run folder of a prepared trainer: `root/name`, or a numbered one.
-    pub fn create(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
+    pub fn create(root: &Path, name: Option<&str>, trainer: Trainer, start: Start<'_>) -> Result<Self> {
         let run = RunFolder::create(root, name)?;
         run.write_config(trainer.config())?;
         let lock = run.lock()?;
@@ -111,6 +111,10 @@ impl Session {
         let session =
             Self { run, _lock: lock, trainer, log, losses: VecDeque::new(), warnings: Vec::new(), before };
         session.write_card()?;
+        if let Start::Weights(_) = start {
+            // The file may be gone when the run is taken up.
+            checkpoint::save(&session.run.checkpoints(), &session.trainer.checkpoint(None)?)?;
+        }
         Ok(session)
     }
 

@@ -19,16 +19,18 @@ pub const PRESETS: &[Preset] = &[
         settings: "
             data.size = 16
             [network]
-            down_channels = [32, 64, 64]
-            mid_channels = [64, 64, 64]
+            down_channels = [16, 32, 64]
+            mid_channels = [64, 64, 32]
             down_sample = [true, true]
             num_down_layers = 1
             num_mid_layers = 1
             num_up_layers = 1
             [train]
-            steps = 2000
-            lr = 1e-3
+            steps = 1500
+            batch_size = 32
+            lr = 2e-3
             sample_every = 500
+            sample_steps = 200
             checkpoint_every = 500",
     },
     Preset {

@@ -1,0 +1,64 @@
+//! Convolution, its data gradient and its weight gradient, as matrix products over gathered pixels ("implicit GEMM").
+//!
+//! Forward and data gradient are one algorithm, [`Gather`]. Every output pixel is a sum over *taps*: input pixels at
+//! fixed offsets, each times its own matrix `[cin][cout]`. For the convolution the taps are the kernel's positions.
+//! For the data gradient they are the same positions seen backwards; with a stride, output pixels of different
+//! remainders have different taps, which makes `stride_y * stride_x` *phases*. A transposed convolution is the data
+//! gradient of the convolution with its weights, so it needs nothing of its own.
+//!
+//! ```text
+//! for each block of output pixels (a task), for each phase:
+//!     for each block of k = (tap, channel):
+//!         copy the pixels' inputs into A panels ("virtual im2col": never more than one block exists)
+//!         for each B panel (packed weights), for each A panel: a register tile
+//! ```
+//!
+//! [`WeightGrad`] is the product of the gathered inputs and the output gradient over pixels. Its sums are split into a
+//! fixed number of pixel groups, added in order: the result does not depend on the number of threads.
+
+mod gather;
+mod weight_grad;
+
+pub use gather::{Epilogue, Gather};
+pub use weight_grad::WeightGrad;
+
+/// The sizes of a convolution `[n, h, w, cin] -> [n, oh, ow, cout]` with weights `[kh, kw, cin, cout]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Pictures.
+    pub n: usize,
+    /// Input height and width.
+    pub input: (usize, usize),
+    /// Output height and width.
+    pub output: (usize, usize),
+    /// Input channels.
+    pub cin: usize,
+    /// Output channels.
+    pub cout: usize,
+    /// Kernel height and width.
+    pub kernel: (usize, usize),
+    /// Vertical and horizontal stride.
+    pub stride: (usize, usize),
+    /// Zero rows above and zero columns to the left. Below and to the right there are as many as the output needs.
+    pub pad: (usize, usize),
+}
+
+impl ConvShape {
+    /// Numbers in the weights.
+    pub fn weights(&self) -> usize {
+        self.kernel.0 * self.kernel.1 * self.cin * self.cout
+    }
+
+    /// Multiply-adds of one pass (forward, data gradient or weight gradient), padding counted.
+    pub fn multiply_adds(&self) -> usize {
+        self.n * self.output.0 * self.output.1 * self.weights()
+    }
+}
+
+/// `copy_from_slice` for a few numbers, without the call.
+#[inline(always)]
+fn copy_short(to: &mut [f32], from: &[f32]) {
+    for (t, f) in to.iter_mut().zip(from) {
+        *t = *f;
+    }
+}

@@ -1,0 +1,224 @@
+//! The weight gradient: gathered inputs times output gradients, summed over pixels.
+
+use super::{ConvShape, copy_short};
+use crate::isa::{Isa, dispatch};
+use crate::tile::{self, TileShape, with_tile};
+use pulp::Simd;
+
+/// Pixels of a pass.
+const GRAD_PIXELS: usize = 256;
+
+/// The weight gradient of a convolution, with the bias gradient as its last row, prepared for one instruction set.
+///
+/// The rows of the result are `m = (ky, kx, ci)`, then one row for the bias (an input that is always 1). A task is a
+/// (group of pixels, range of rows); each writes its own part of a partial result, and [`WeightGrad::reduce`] adds
+/// the groups in order.
+#[derive(Clone, Debug)]
+pub struct WeightGrad {
+    isa: Isa,
+    tile: TileShape,
+    shape: ConvShape,
+    /// `kh * kw * cin + 1`.
+    m: usize,
+    groups: usize,
+    ranges: usize,
+    /// Rows of a range, a multiple of the tile's rows.
+    range: usize,
+}
+
+impl WeightGrad {
+    /// Prepares; the split into tasks depends on the sizes alone.
+    pub fn new(isa: Isa, shape: ConvShape) -> Self {
+        let tile = TileShape::pick(isa.lanes(), shape.cout);
+        let m = shape.kernel.0 * shape.kernel.1 * shape.cin + 1;
+        let pixels = shape.n * shape.output.0 * shape.output.1;
+        // A task's part of the result should stay in the second-level cache.
+        let ranges = (m * shape.cout).div_ceil(96 << 10);
+        let range = m.div_ceil(ranges).next_multiple_of(tile.mr);
+        let ranges = m.div_ceil(range);
+        let groups = 8usize.div_ceil(ranges).min(pixels.div_ceil(GRAD_PIXELS)).max(1);
+        Self { isa, tile, shape, m, groups, ranges, range }
+    }
+
+    /// Tasks; each has its own part of the partial results.
+    pub fn tasks(&self) -> usize {
+        self.groups * self.ranges
+    }
+
+    /// Numbers of a task's part of the partial results.
+    pub fn partial_len(&self) -> usize {
+        self.range * self.shape.cout
+    }
+
+    /// Numbers of a task's scratch memory.
+    pub fn scratch_len(&self) -> usize {
+        let nr = self.tile.nv * self.isa.lanes();
+        GRAD_PIXELS * (self.range + self.shape.cout.next_multiple_of(nr) + self.range)
+    }
+
+    /// Runs one task: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`, `partial` the task's part.
+    pub fn run(&self, task: usize, input: &[f32], dy: &[f32], partial: &mut [f32], scratch: &mut [f32]) {
+        let (ConvShape { n, input: (h, w), output: (oh, ow), cin, cout, .. }, mr) =
+            (self.shape, self.tile.mr);
+        assert_eq!(input.len(), n * h * w * cin);
+        assert_eq!(dy.len(), n * oh * ow * cout);
+        let (group, range) = (task / self.ranges, task % self.ranges);
+        let rows = range * self.range..self.m.min((range + 1) * self.range);
+        let pixels = n * oh * ow;
+        let share = pixels.div_ceil(self.groups);
+        let nr = self.tile.nv * self.isa.lanes();
+        let (a, rest) = scratch.split_at_mut(GRAD_PIXELS * self.range);
+        let (b, row) = rest.split_at_mut(GRAD_PIXELS * cout.next_multiple_of(nr));
+        let row = &mut row[..rows.len().next_multiple_of(mr)];
+        row.fill(0.0);
+        partial.fill(0.0);
+        let end = pixels.min((group + 1) * share);
+        for start in (group * share..end).step_by(GRAD_PIXELS) {
+            let k = GRAD_PIXELS.min(end - start);
+            dispatch!(self.isa, s => self.block(s, rows.clone(), start, k, input, dy, a, b, row, partial));
+        }
+    }
+
+    /// The pixels `start .. start + k` of a task.
+    #[inline(always)]
+    fn block<S: Simd>(
+        &self,
+        s: S,
+        rows: std::ops::Range<usize>,
+        start: usize,
+        k: usize,
+        input: &[f32],
+        dy: &[f32],
+        a: &mut [f32],
+        b: &mut [f32],
+        row: &mut [f32],
+        partial: &mut [f32],
+    ) {
+        let (cout, mr, nr) = (self.shape.cout, self.tile.mr, self.tile.nv * S::F32_LANES);
+        let (first_tap, first_channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
+        for p in 0..k {
+            self.gather_row(start + p, first_tap, first_channel, rows.len(), input, row);
+            with_tile!(self.tile, scatter_row::<S>(row, k, p, a));
+            for (j, part) in dy[(start + p) * cout..][..cout].chunks(nr).enumerate() {
+                let to = &mut b[(j * k + p) * nr..][..nr];
+                copy_short(&mut to[..part.len()], part);
+                to[part.len()..].fill(0.0);
+            }
+        }
+        debug_assert_eq!(row.len() % mr, 0);
+        self.product(s, rows.len(), k, a, b, partial);
+    }
+
+    /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
+    #[inline(always)]
+    fn gather_row(
+        &self,
+        pixel: usize,
+        first_tap: usize,
+        first_channel: usize,
+        rows: usize,
+        input: &[f32],
+        out: &mut [f32],
+    ) {
+        let ConvShape { input: (h, w), output: (oh, ow), cin, kernel, stride, pad, .. } = self.shape;
+        let (rest, ox) = (pixel / ow, pixel % ow);
+        let (picture, oy) = (rest / oh, rest % oh);
+        let (mut ky, mut kx) = (first_tap / kernel.1, first_tap % kernel.1);
+        let (mut at, mut c) = (0, first_channel);
+        while at < rows {
+            if ky == kernel.0 {
+                out[at] = 1.0;
+                break;
+            }
+            let len = (cin - c).min(rows - at);
+            let y = (oy * stride.0 + ky).wrapping_sub(pad.0);
+            let x = (ox * stride.1 + kx).wrapping_sub(pad.1);
+            let to = &mut out[at..at + len];
+            if y < h && x < w {
+                copy_short(to, &input[((picture * h + y) * w + x) * cin + c..][..len]);
+            } else {
+                to.fill(0.0);
+            }
+            (at, c, kx) = (at + len, 0, kx + 1);
+            if kx == kernel.1 {
+                (ky, kx) = (ky + 1, 0);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn product<S: Simd>(&self, s: S, rows: usize, k: usize, a: &[f32], b: &[f32], partial: &mut [f32]) {
+        let cout = self.shape.cout;
+        let nr = self.tile.nv * S::F32_LANES;
+        for (j, b) in b.chunks_exact(k * nr).take(cout.div_ceil(nr)).enumerate() {
+            let b = S::as_simd_f32s(b).0;
+            let columns = j * nr..cout.min((j + 1) * nr);
+            with_tile!(self.tile, column_panels::<S>(s, rows, k, a, b, columns.clone(), cout, partial));
+        }
+    }
+
+    /// Adds the groups' partial results in order: `dw` is `[kh, kw, cin, cout]`, `db` is `[cout]`.
+    pub fn reduce(&self, partials: &[f32], dw: &mut [f32], db: Option<&mut [f32]>) {
+        let len = self.partial_len();
+        assert_eq!(dw.len(), self.shape.weights());
+        for (range, out) in dw.chunks_mut(len).enumerate() {
+            self.reduce_range(partials, range, 0, out);
+        }
+        if let Some(db) = db {
+            self.reduce_bias(partials, db);
+        }
+    }
+
+    /// The bias gradient `[cout]`: the last row of the result.
+    pub fn reduce_bias(&self, partials: &[f32], db: &mut [f32]) {
+        let (range, row) = ((self.m - 1) / self.range, (self.m - 1) % self.range);
+        self.reduce_range(partials, range, row * self.shape.cout, db);
+    }
+
+    /// Adds the groups' rows of one range, from number `from` of the range's part on.
+    pub fn reduce_range(&self, partials: &[f32], range: usize, from: usize, out: &mut [f32]) {
+        let len = self.partial_len();
+        for group in 0..self.groups {
+            let part = &partials[(group * self.ranges + range) * len + from..][..out.len()];
+            if group == 0 {
+                out.copy_from_slice(part);
+            } else {
+                for (o, p) in out.iter_mut().zip(part) {
+                    *o += p;
+                }
+            }
+        }
+    }
+}
+
+/// Puts row `p` of `k` into column panels `[panel][k][MR]`.
+#[inline(always)]
+fn scatter_row<S: Simd, const MR: usize, const NV: usize>(row: &[f32], k: usize, p: usize, a: &mut [f32]) {
+    for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR)) {
+        let to = &mut panel[p * MR..][..MR];
+        for r in 0..MR {
+            to[r] = part[r];
+        }
+    }
+}
+
+#[inline(always)]
+fn column_panels<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    rows: usize,
+    k: usize,
+    a: &[f32],
+    b: &[S::f32s],
+    columns: std::ops::Range<usize>,
+    cout: usize,
+    partial: &mut [f32],
+) {
+    for (i, a) in a.chunks_exact(MR * k).take(rows.div_ceil(MR)).enumerate() {
+        let mut acc = tile::zero::<S, MR, NV>(s);
+        tile::columns(s, a, b, &mut acc);
+        for (r, acc) in acc.iter().enumerate().take(rows - i * MR) {
+            let at = (i * MR + r) * cout;
+            tile::store_row(s, acc, &mut partial[at + columns.start..at + columns.end], true);
+        }
+    }
+}
