@@ -11,7 +11,7 @@ use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tens
 /// Refuses pictures that a network cannot take, and says which size it would.
 pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
     let factor = net.size_factor();
-    if height % factor == 0 && width % factor == 0 && height > 0 && width > 0 {
+    if height.is_multiple_of(factor) && width.is_multiple_of(factor) && height > 0 && width > 0 {
         return Ok(());
     }
     let (down, up) = (|s: usize| (s / factor).max(1) * factor, |s: usize| s.div_ceil(factor).max(1) * factor);
