@@ -32,7 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Train(commands::train::Args),
+    Train(Box<commands::train::Args>),
     Sample(commands::sample::Args),
     Config(commands::config::Args),
     Bench(commands::bench::Args),
@@ -41,7 +41,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Train(args) => commands::train::run(args),
+        Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
         Command::Config(args) => commands::config::run(args),
         Command::Bench(args) => commands::bench::run(args),

@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 
-/// Predicts the noise in a batch of pictures.
+/// Predicts the noise in a batch of pictures: `eps_theta` of Ho et al. 2020. [`Model`](crate::model::Model) is the
+/// network's; anything else that knows an answer will do.
 pub trait Denoiser {
     /// Pictures of a batch.
     fn batch(&self) -> usize;

@@ -11,7 +11,7 @@ use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tens
 /// Refuses pictures that a network cannot take, and says which size it would.
 pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
     let factor = net.size_factor();
-    if height % factor == 0 && width % factor == 0 && height > 0 && width > 0 {
+    if height.is_multiple_of(factor) && width.is_multiple_of(factor) && height > 0 && width > 0 {
         return Ok(());
     }
     let (down, up) = (|s: usize| (s / factor).max(1) * factor, |s: usize| s.div_ceil(factor).max(1) * factor);
@@ -36,7 +36,7 @@ pub enum StepDraws {
     Given,
 }
 
-/// The graph of one training step: algorithm 1 of Ho et al. 2020.
+/// The graph of one training step: algorithm 1 of Ho et al. 2020, without the optimizer's step.
 pub struct TrainingGraph {
     /// Forward and backward pass.
     pub graph: Graph,
@@ -57,8 +57,12 @@ pub struct TrainingGraph {
 }
 
 impl TrainingGraph {
-    /// `L_simple = || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2` (eq. 14), the mean
-    /// over a batch of pictures `[n, h, w, c]`, with its backward pass.
+    /// `L_simple = || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2` (eq. 14) with its
+    /// backward pass. The square is taken as the mean over all numbers of a batch of pictures `[n, h, w, c]`, so that
+    /// the loss does not grow with the pictures; a prediction of zero has loss 1.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for pictures that the network cannot halve as often as it does.
     pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new();
@@ -92,7 +96,7 @@ impl TrainingGraph {
     }
 }
 
-/// A network with weights that predicts noise, on the CPU.
+/// A network with weights that predicts noise, `eps_theta`, on the CPU: the forward pass alone.
 pub struct Model {
     exec: CpuExecutor,
     parameters: Vec<ParameterSpec>,

@@ -1,31 +1,36 @@
 //! Noise schedules: the variances `beta_t` and everything that follows from them, in f64.
 //!
-//! Timesteps count from 0 to T - 1, as in every implementation; the paper counts from 1 to T. `alpha_bar` before the
-//! first step is 1.
+//! Timesteps count from 0 to T - 1, as in every implementation; the paper counts from 1 to T, so that its `beta_1` is
+//! `beta(0)` here. `alpha_bar` before the first step is 1. Methods that take a timestep panic where it is not below T.
 
 use crate::error::{Error, Result};
 use crate::train::config::{DiffusionConfig, ScheduleKind};
 
-/// A noise schedule (Ho et al. 2020, section 2).
+/// A noise schedule: `q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)` (Ho et al. 2020, eq. 2).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Schedule {
     beta: Vec<f64>,
     alpha_bar: Vec<f64>,
 }
 
-/// Coefficients of the posterior `q(x_{t-1} | x_t, x_0)` (eq. 6 and 7): its mean is `x0 * x_0 + xt * x_t`.
+/// Coefficients of the posterior `q(x_{t-1} | x_t, x_0)` (eq. 6 and 7), a normal distribution with the mean
+/// `x0 * x_0 + xt * x_t` and the same variance for every number.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Posterior {
     /// `sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t)`.
     pub x0: f64,
     /// `sqrt(alpha_t) (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t)`.
     pub xt: f64,
-    /// `beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t`.
+    /// `beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t`; 0 at t = 0, where the mean is `x_0`.
     pub variance: f64,
 }
 
 impl Schedule {
-    /// `beta_t` linear from `beta_start` to `beta_end` over `timesteps` steps (Ho et al. 2020, section 4).
+    /// `beta_t` linear over `timesteps` steps, the first `beta_start` and the last `beta_end`; the paper's are 1e-4 and
+    /// 0.02 over 1000 (Ho et al. 2020, section 4).
+    ///
+    /// # Errors
+    /// As [`from_betas`](Self::from_betas).
     pub fn linear(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
         let last = timesteps.saturating_sub(1).max(1) as f64;
         Self::from_betas(
@@ -41,6 +46,9 @@ impl Schedule {
     }
 
     /// Any variances between 0 and 1, one a timestep.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for none at all, and for one that is not between 0 and 1.
     pub fn from_betas(beta: Vec<f64>) -> Result<Self> {
         let error = |reason: String| Error::Config { key: "diffusion".to_owned(), reason };
         if beta.is_empty() {
@@ -64,7 +72,7 @@ impl Schedule {
         self.beta.len()
     }
 
-    /// `beta_t`, the variance that step t adds.
+    /// `beta_t`, the variance of the noise that step t adds.
     pub fn beta(&self, t: usize) -> f64 {
         self.beta[t]
     }

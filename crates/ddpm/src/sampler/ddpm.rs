@@ -7,7 +7,8 @@ use crate::process::{posterior_mean, predict_x0};
 use crate::schedule::Schedule;
 use ddpm_engine::rng::Purpose;
 
-/// The posterior's variance `beta_tilde_t` in every step; all T steps, or fewer.
+/// Ancestral sampling with the posterior's variance, `sigma_t^2 = beta_tilde_t`, one of the two choices of section 3.2;
+/// in all T steps, or in fewer.
 ///
 /// Fewer steps are a schedule of their own: at the chosen timesteps it has the `alpha_bar` of the full one, and from
 /// these its variances follow (Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 19).
@@ -23,6 +24,9 @@ pub struct Ddpm {
 impl Ddpm {
     /// Sampling in `steps` steps (at most T; `None`: T), evenly spaced from the first timestep to the last. With
     /// `clip` the expected picture is held within [-1, 1], where pictures live, at every step.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no steps, or more than the schedule has.
     pub fn new(schedule: &Schedule, steps: Option<usize>, clip: bool) -> Result<Self> {
         let all = schedule.timesteps();
         let steps = steps.unwrap_or(all);
@@ -57,7 +61,8 @@ impl Sampler for Ddpm {
     ///     x_0     = (x_t - sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) / sqrt(alpha_bar_t)        (eq. 15)
     ///     x_{t-1} = mu_tilde_t(x_t, x_0) + sqrt(beta_tilde_t) z,   z ~ N(0, I), z = 0 at t = 0 (eq. 7)
     /// ```
-    /// Without clipping this is line 4 of algorithm 2 (eq. 11) with the two equations put into one.
+    /// Without clipping, the two equations put into one are line 4 of algorithm 2 (eq. 11). The algorithm as printed
+    /// does not clip; the authors' program does.
     fn sample(
         &self,
         denoiser: &mut dyn Denoiser,

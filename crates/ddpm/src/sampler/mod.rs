@@ -35,13 +35,13 @@ impl Seeds {
 pub struct SampleStep<'a> {
     /// The timestep whose noise was removed.
     pub t: usize,
-    /// Steps done, and all steps.
+    /// Steps done, this one counted.
     pub done: usize,
     /// All steps.
     pub steps: usize,
     /// The batch behind the step.
     pub x: &'a [f32],
-    /// The pictures that the network expects at the end.
+    /// The pictures that the network expected at the end, before the step.
     pub x_0: &'a [f32],
 }
 

@@ -225,7 +225,7 @@ impl Session {
 
             let done = step + 1;
             let t = &self.trainer.config().train;
-            let due = |every: u64| done == steps || (every > 0 && done % every == 0);
+            let due = |every: u64| done == steps || (every > 0 && done.is_multiple_of(every));
             let (checkpoint_due, sheet_due) =
                 (due(t.checkpoint_every), due(t.sample_every) && t.sample_count > 0);
             if checkpoint_due {

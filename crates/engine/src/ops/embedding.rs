@@ -20,7 +20,7 @@ impl Operation for SinusoidalEmbedding {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [t] = operands(inputs)?;
         let &[n] = t.shape.dims() else { return Err("takes timesteps [n]".to_owned()) };
-        if self.dim == 0 || self.dim % 2 != 0 {
+        if self.dim == 0 || !self.dim.is_multiple_of(2) {
             return Err(format!("the embedding must have an even number of entries, not {}", self.dim));
         }
         Ok(vec![TensorType::f32([n, self.dim])])

@@ -77,7 +77,7 @@ macro_rules! settings {
 settings! {
     /// The pictures to learn from.
     data: DataConfig {
-        /// A folder, an IDX file, an archive; "digits" is the built-in digits.
+        /// A folder of pictures or of IDX files, or one IDX file; "digits" is the built-in digits.
         path: String = "digits".into(),
         /// Size the pictures are brought to, in pixels: one side or [height, width]; unset: the data's own.
         size: Option<Size> = None,

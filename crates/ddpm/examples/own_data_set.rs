@@ -1,0 +1,101 @@
+//! Training on a data set of your own: implement [`Dataset`], hand it to a [`Trainer`], make steps, draw pictures.
+//!
+//! ```sh
+//! cargo run --release -p ddpm --example own_data_set
+//! ```
+
+use ddpm::Result;
+use ddpm::data::{Dataset, PictureShape, Summary};
+use ddpm::generate::{Generator, Request};
+use ddpm::train::Trainer;
+use ddpm::train::config::Config;
+use std::path::Path;
+
+const SIZE: usize = 16;
+
+/// White discs of many sizes on black, made when they are read.
+struct Discs {
+    summary: Summary,
+}
+
+impl Discs {
+    fn new(pictures: usize) -> Self {
+        let summary = Summary {
+            source: "discs".to_owned(),
+            pictures,
+            shape: PictureShape { height: SIZE, width: SIZE, channels: 1 },
+            bit_depth: 8,
+            classes: 0,
+            found: Vec::new(),
+            skipped: Vec::new(),
+            memory_bytes: 0,
+            fingerprint: format!("discs {pictures}"),
+            notes: Vec::new(),
+        };
+        Self { summary }
+    }
+}
+
+impl Dataset for Discs {
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    fn label(&self, _: usize) -> Option<u32> {
+        None
+    }
+
+    /// Height, width, channels; -1 is black and 1 is white.
+    fn read(&self, index: usize, out: &mut [f32]) -> Result<()> {
+        let radius = 2.0 + 5.0 * index as f32 / self.len() as f32;
+        let centre = (SIZE as f32 - 1.0) / 2.0;
+        for (i, value) in out.iter_mut().enumerate() {
+            let (y, x) = ((i / SIZE) as f32 - centre, (i % SIZE) as f32 - centre);
+            // The edge is one pixel wide.
+            *value = (2.0 * (radius - y.hypot(x))).clamp(-1.0, 1.0);
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> &Summary {
+        &self.summary
+    }
+}
+
+fn main() -> Result<()> {
+    let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let config = Config::load(
+        Some("digits"),
+        None,
+        &[
+            set("network.down_channels", "16, 32"),
+            set("network.mid_channels", "32, 16"),
+            set("network.down_sample", "true"),
+            set("diffusion.timesteps", "200"),
+            set("train.batch_size", "16"),
+            set("train.lr", "2e-3"),
+        ],
+    )?;
+    let mut trainer = Trainer::new(&config, Box::new(Discs::new(500)))?;
+    println!("{} parameters", trainer.tensor_numbers());
+
+    let (mut first, mut last) = (0.0, 0.0);
+    for step in 0..60 {
+        let loss = trainer.step()?;
+        match step {
+            0..10 => first += loss / 10.0,
+            50..60 => last += loss / 10.0,
+            _ => {}
+        }
+    }
+    println!("mean loss {first:.3} over the first ten steps, {last:.3} over the last ten");
+    assert!(last < first, "the network learns");
+
+    // A checkpoint's weights draw pictures at once; a run folder would have saved them.
+    let weights = trainer.checkpoint(None)?.ema;
+    let generator = Generator::new(trainer.config(), weights, Path::new("discs"), 0)?;
+    let request = Request { count: 4, seed: 1, steps: Some(20), batch: 4 };
+    let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
+    println!("drew {} pictures of {}", pictures.len(), generator.shape());
+    Ok(())
+}
