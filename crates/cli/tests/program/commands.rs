@@ -1,0 +1,202 @@
+//! What is printed, and what is only told.
+
+use crate::support::{Place, TINY, names};
+use std::fs;
+
+const TUTORIAL: &str = "\
+dataset_params:
+  im_path: 'pictures'
+diffusion_params:
+  num_timesteps : 1000
+  beta_start : 0.0001
+  beta_end : 0.02
+model_params:
+  im_channels : 1
+  im_size : 28
+  down_channels : [32, 64, 128, 256]
+  mid_channels : [256, 256, 128]
+  down_sample : [True, True, False]
+  time_emb_dim : 128
+  num_down_layers : 2
+  num_mid_layers : 2
+  num_up_layers : 2
+  num_heads : 4
+train_params:
+  task_name: 'default'
+  batch_size: 64
+  num_epochs: 40
+  num_samples : 100
+  num_grid_rows : 10
+  lr: 0.0001
+  ckpt_name: 'ddpm_ckpt.pth'
+";
+
+#[test]
+fn a_dry_run_tells_the_plan_and_writes_nothing() {
+    let place = Place::new();
+    let args = [&["train", "--dry-run", "--steps=7", "--threads=1"], &TINY[..]].concat();
+    let done = place.ddpm(&args).well();
+    for part in
+        ["64 pictures, 12x12 grey", " parameters\n", "KiB a checkpoint", "for 7 steps of ", "1 threads"]
+    {
+        assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
+    }
+    let memory = done.err.lines().find(|l| l.starts_with("memory ")).unwrap();
+    assert!(
+        memory.contains("network, optimizer and activations ") && memory.contains("data 9.0 KiB"),
+        "{memory}"
+    );
+    assert!(names(&place.path("")).is_empty());
+}
+
+#[test]
+fn a_dry_run_of_going_on_writes_nothing_either() {
+    let place = Place::new();
+    place.train("r", 4, 2, &[]).well();
+    let all = || {
+        let mut files = vec![place.path("runs/r")];
+        let mut at = 0;
+        while at < files.len() {
+            if files[at].is_dir() {
+                let inside = names(&files[at]).into_iter().map(|n| files[at].join(n)).collect::<Vec<_>>();
+                files.extend(inside);
+            }
+            at += 1;
+        }
+        let content = |p: std::path::PathBuf| (fs::read(&p).ok(), p);
+        files.into_iter().map(content).filter(|(_, p)| !p.ends_with("lock")).collect::<Vec<_>>()
+    };
+    let before = all();
+    let args = ["train", "--resume", "r", "--checkpoint=2", "--steps=9", "--dry-run"];
+    let done = place.ddpm(&args).well();
+    assert!(done.err.contains("for 7 steps of "), "{}", done.err);
+    assert!(all() == before);
+    place.ddpm(&["train", "--resume", "r", "--checkpoint=3", "--dry-run"]).fails(1, &["no checkpoint \"3\""]);
+}
+
+#[test]
+fn printed_settings_are_read_back() {
+    let place = Place::new();
+    for preset in ["digits", "digits28"] {
+        let printed = place.ddpm(&["config", "--preset", preset]).well().out;
+        fs::write(place.path("mine.toml"), &printed).unwrap();
+        assert_eq!(place.ddpm(&["config", "--config", "mine.toml"]).well().out, printed);
+        let args =
+            ["train", "--config", "mine.toml", "--dry-run", "--set=data.digits_count=8", "--batch-size=1"];
+        place.ddpm(&args).well();
+    }
+    let list = place.ddpm(&["config", "--list"]).well().out;
+    assert!(["digits ", "digits28 ", "mnist "].iter().all(|name| list.contains(name)), "{list}");
+}
+
+#[test]
+fn the_tutorials_file_is_understood() {
+    let place = Place::new();
+    let picture = |class: u8| place.path(format!("pictures/{class}/{class}.png"));
+    for class in 0..3 {
+        crate::support::picture(&picture(class), 28, 28, class);
+    }
+    fs::write(place.path("default.yaml"), TUTORIAL).unwrap();
+    let args = ["train", "--config", "default.yaml", "--dry-run", "--batch-size=1"];
+    let done = place.ddpm(&args).well();
+    for part in [
+        "3 pictures, 28x28 grey",
+        "3 classes",
+        "for 120 steps of ",
+        "note: train_params.ckpt_name is not used",
+    ] {
+        assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
+    }
+    // The size is that of the file, whatever the pictures have.
+    crate::support::picture(&picture(1), 40, 32, 3);
+    let done = place.ddpm(&args).well();
+    assert!(done.err.contains("resized to 28x28"), "{}", done.err);
+    let other = TUTORIAL.replace("im_size", "im_sice");
+    fs::write(place.path("default.yaml"), other).unwrap();
+    place.ddpm(&args).fails(1, &["default.yaml: line 9: model_params.im_sice", "did you mean im_size?"]);
+}
+
+#[test]
+fn every_command_explains_itself_with_an_example() {
+    let place = Place::new();
+    for command in [
+        &["--help"][..],
+        &["train", "--help"],
+        &["sample", "--help"],
+        &["config", "--help"],
+        &["bench", "--help"],
+        &["completions", "--help"],
+    ] {
+        let done = place.ddpm(command).well();
+        let (_, examples) = done.out.split_once("Example").expect(&done.out);
+        assert!(examples.contains("  ddpm "), "{}", done.out);
+        assert!(done.err.is_empty());
+    }
+    assert!(place.ddpm(&["--version"]).well().out.starts_with("ddpm "));
+}
+
+#[test]
+fn shells_get_their_completions() {
+    let place = Place::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let done = place.ddpm(&["completions", shell]).well();
+        assert!(done.out.contains("batch-size") && done.out.contains("completions"), "{shell}: {}", done.out);
+    }
+    place.ddpm(&["completions", "bsh"]).fails(2, &["bash"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    // The reader has gone before the program begins.
+    for command in ["config", "config --list", "completions bash", "sample r -n 1 --steps 1 --progress x0"] {
+        place.shell(&format!("{{ sleep 0.2; \"$ddpm\" {command} 2>err; echo $? >code; }} | true"));
+        assert_eq!(fs::read_to_string(place.path("err")).unwrap(), "", "{command}");
+        assert_eq!(fs::read_to_string(place.path("code")).unwrap(), "0\n", "{command}");
+    }
+    // A training goes on when nobody reads its messages any more.
+    let flags = TINY.map(|f| format!("'{f}'")).join(" ");
+    place.shell(&format!(
+        "{{ sleep 0.2; \"$ddpm\" train --name t --steps 2 {flags}; echo $? >code; }} 2>&1 | true"
+    ));
+    assert_eq!(fs::read_to_string(place.path("code")).unwrap(), "0\n");
+    place.assert_intact("t", 2);
+}
+
+#[test]
+fn without_a_terminal_progress_is_plain_lines() {
+    let place = Place::new();
+    let done = place.train("r", 4, 2, &["--set=train.sample_count=2", "--set=train.sample_every=2"]).well();
+    assert!(done.out.is_empty());
+    for part in [
+        "step 2: checkpoint runs/r/checkpoints/step-0000002\n",
+        "step 2: samples runs/r/samples/step-0000002.png\n",
+        "look at  runs/r/samples/step-0000004.png\n",
+        "ddpm sample runs/r",
+    ] {
+        assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
+    }
+    let plain = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control());
+    assert!(plain(&done.err), "{:?}", done.err);
+    let drawn = place.ddpm(&["sample", "r", "-n", "2"]).well();
+    assert!(plain(&drawn.err) && plain(&drawn.out));
+}
+
+#[test]
+fn the_bench_tells_times() {
+    let place = Place::new();
+    let sets = TINY
+        .iter()
+        .filter(|f| f.contains("network."))
+        .flat_map(|f| ["--set", f.trim_start_matches("--set=")]);
+    let mut args =
+        vec!["bench", "--runs=1", "--profile", "--set=data.digits_count=64", "--set=train.batch_size=2"];
+    args.extend(sets);
+    let done = place.ddpm(&args).well();
+    for part in [" parameters, batch 2, 16x16 grey", "\ntrain ", " images/s", "slowest nodes"] {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+    assert!(names(&place.path("")).is_empty());
+}

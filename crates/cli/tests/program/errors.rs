@@ -1,0 +1,289 @@
+//! What goes wrong is told with its place and the way out, and leaves what was good as it was.
+
+use crate::support::{Place, TINY, losses, names, picture, state};
+use std::fs;
+
+/// A whole run: network and data are given, but neither name nor steps.
+fn with(more: &[&'static str]) -> Vec<&'static str> {
+    [&["train"], &TINY[..], more].concat()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_checkpoint_that_cannot_be_written_to_its_end_leaves_the_older_ones() {
+    let place = Place::new();
+    place.train("r", 4, 2, &[]).well();
+    let before = state(&place.checkpoint("r", 4));
+    // The optimizer's file is twice the model's. In `ulimit -f` a block has 512 bytes; without the trap the system
+    // would kill the program.
+    let model = fs::metadata(place.checkpoint("r", 4).join("model.safetensors")).unwrap().len();
+    let blocks = model * 3 / 2 / 512;
+    let resume = "exec \"$ddpm\" train --resume r --steps 8";
+    let done = place.shell(&format!("trap '' XFSZ; ulimit -f {blocks}; {resume}"));
+    done.fails(1, &["step-0000006", "optimizer.safetensors: cannot write the checkpoint", "resume"]);
+    assert_eq!(names(&place.path("runs/r/checkpoints")), ["best.json", "step-0000002", "step-0000004"]);
+    assert!(state(&place.checkpoint("r", 4)) == before);
+    place.assert_intact("r", 2);
+    place.assert_intact("r", 4);
+
+    // With room again it goes on as if nothing had been.
+    place.ddpm(&["train", "--resume", "r", "--steps", "8"]).well();
+    place.train("whole", 8, 2, &[]).well();
+    assert!(state(&place.checkpoint("r", 8)) == state(&place.checkpoint("whole", 8)));
+    assert_eq!(losses(&place.path("runs/r")), losses(&place.path("runs/whole")));
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let place = Place::new();
+    fs::write(place.path("file"), "").unwrap();
+    place
+        .ddpm(&with(&["--steps", "1", "--runs", "file/runs"]))
+        .fails(1, &["file/runs: cannot make the run's folder"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_read_only_folder_is_named() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    fs::create_dir(place.path("locked")).unwrap();
+    fs::set_permissions(place.path("locked"), fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(place.path("locked/probe"), "").is_ok() {
+        return; // root writes everywhere
+    }
+    place
+        .ddpm(&with(&["--steps", "1", "--runs", "locked/runs"]))
+        .fails(1, &["locked/runs: cannot make the run's folder"]);
+}
+
+#[test]
+fn all_broken_pictures_are_listed_and_can_be_left_out() {
+    let place = Place::new();
+    for i in 0..8 {
+        picture(&place.path(format!("pictures/{i}.png")), 12, 12, 20 * i);
+    }
+    let whole = fs::read(place.path("pictures/0.png")).unwrap();
+    fs::write(place.path("pictures/cut.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(place.path("pictures/text.png"), "This is no picture.\n").unwrap();
+    fs::write(place.path("pictures/nothing.jpg"), "").unwrap();
+    let train =
+        |more: &[&'static str]| place.ddpm(&with(&[&["--data", "pictures", "--steps=1"], more].concat()));
+    train(&[]).fails(
+        1,
+        &[
+            "3 file(s)",
+            "pictures/cut.png: ",
+            "pictures/text.png: ",
+            "pictures/nothing.jpg: ",
+            "--on-bad-file skip",
+        ],
+    );
+    assert!(!place.path("runs").exists());
+    let done = train(&["--on-bad-file", "skip"]).well();
+    for part in ["8 pictures, 12x12 grey", "left out ", "cut.png", "text.png", "nothing.jpg"] {
+        assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
+    }
+    place.assert_intact("run-001", 1);
+}
+
+#[test]
+fn data_that_is_none_is_refused_with_what_was_looked_for() {
+    let place = Place::new();
+    fs::create_dir(place.path("empty")).unwrap();
+    fs::create_dir(place.path("photos")).unwrap();
+    let train = |data: &'static str| place.ddpm(&with(&["--steps", "1", "--data", data]));
+    train("empty").fails(1, &["empty: no pictures here (it is empty)", ".png"]);
+    train("photo").fails(1, &["photo: there is no such file or folder; did you mean", "photos?"]);
+    assert!(!place.path("runs").exists());
+}
+
+#[test]
+fn pictures_of_several_sizes_ask_for_one() {
+    let place = Place::new();
+    for (i, height, width) in [(0, 12, 12), (1, 12, 12), (2, 24, 16)] {
+        picture(&place.path(format!("pictures/{i}.png")), height, width, 80);
+    }
+    let flags: Vec<&str> =
+        TINY.into_iter().filter(|f| !["--size", "12", "--data", "digits"].contains(f)).collect();
+    let train = [&["train", "--data", "pictures", "--steps=1"], &flags[..]].concat();
+    // The first preset has a size of its own; a file of settings does without.
+    fs::write(place.path("plain.toml"), "").unwrap();
+    let train = [&train[..], &["--config", "plain.toml"]].concat();
+    place
+        .ddpm(&train)
+        .fails(1, &["the pictures have 2 sizes", "12x12 (2 pictures)", "24x16 (1 picture)", "--size H"]);
+    place.ddpm(&[&train[..], &["--size", "12x16"]].concat()).well();
+}
+
+#[test]
+fn sizes_that_cannot_be_halved_are_refused_with_those_that_can() {
+    let place = Place::new();
+    place.ddpm(&with(&["--steps=1", "--size=13"])).fails(1, &["data.size: 13x13", "14x14"]);
+    picture(&place.path("pictures/a.png"), 21, 30, 80);
+    fs::write(place.path("plain.toml"), "[network]\ndown_sample = [true, true, false]\n").unwrap();
+    place
+        .ddpm(&["train", "--config", "plain.toml", "--data", "pictures", "--steps=1"])
+        .fails(1, &["21x30 cannot be divided by 4", "20x28 or 24x32", "--size"]);
+}
+
+#[test]
+fn numbers_that_leave_the_finite_ones_stop_the_training_before_the_checkpoint_is_touched() {
+    let place = Place::new();
+    place.train("r", 3, 1, &[]).well();
+    let before = state(&place.checkpoint("r", 3));
+    // Each step multiplies the weights by 1 - lr * weight_decay.
+    let explode = ["--lr=10", "--set=train.optimizer=adamw", "--set=train.weight_decay=1000"];
+    let resume = ["train", "--resume", "r", "--steps=100", "--set=train.checkpoint_every=100"];
+    let done = place.ddpm(&[&resume[..], &explode].concat());
+    done.fails(
+        1,
+        &["step ", "is not a finite number", "last good checkpoint is intact", "--resume", "train.lr"],
+    );
+    assert!(state(&place.checkpoint("r", 3)) == before);
+    place.assert_intact("r", 3);
+
+    // It goes on from there, with the settings of before, as if nothing had been.
+    place.ddpm(&["train", "--resume", "r", "--steps=6"]).well();
+    place.train("whole", 6, 1, &[]).well();
+    assert!(state(&place.checkpoint("r", 6)) == state(&place.checkpoint("whole", 6)));
+    place.ddpm(&with(&["--lr=1e30"])).fails(1, &["train.lr: ", "out of range"]);
+}
+
+#[test]
+fn given_weights_that_are_far_too_large_are_told_at_the_first_step() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    let bytes = fs::read(place.checkpoint("r", 1).join("model.safetensors")).unwrap();
+    let model = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let large: Vec<(String, Vec<usize>, Vec<u8>)> = model
+        .iter()
+        .map(|(name, view)| {
+            let numbers = view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) * 1e30);
+            (name.to_owned(), view.shape().to_vec(), numbers.flat_map(f32::to_le_bytes).collect())
+        })
+        .collect();
+    let views = large.iter().map(|(name, shape, data)| {
+        let f32s = safetensors::Dtype::F32;
+        (name.clone(), safetensors::tensor::TensorView::new(f32s, shape.clone(), data).unwrap())
+    });
+    fs::write(place.path("large.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+    let init = |more: &[&'static str]| {
+        place.ddpm(&with(&[&["--name=n", "--steps=2", "--init", "large.safetensors"], more].concat()))
+    };
+    init(&[]).fails(1, &["step 0: the loss is not a finite number"]);
+}
+
+#[test]
+fn weights_of_another_network_are_named_with_both_shapes() {
+    let place = Place::new();
+    place.train("r", 2, 1, &[]).well();
+    let (wide, file) =
+        (["--set=network.down_channels=[8, 16]", "--set=network.mid_channels=[16, 8]"], "model.safetensors");
+    place.train("wide", 2, 1, &wide).well();
+    let weights = place.checkpoint("wide", 2).join(file);
+
+    let init = place.train("n", 1, 0, &["--init", &weights.display().to_string()]);
+    init.fails(
+        1,
+        &[file, "another network's weights", "downs.0.", "the network's is [8", "[network] settings"],
+    );
+    assert!(!place.path("runs/n").exists());
+
+    let resume = [&["train", "--resume", "r", "--steps=3"], &wide[..]].concat();
+    place.ddpm(&resume).fails(1, &["step-0000002", "another network's weights", "is [8", "network's is [16"]);
+    place.assert_intact("r", 2);
+
+    // Another network's file in a checkpoint is damage: named by it is refused, else the one before is taken.
+    fs::copy(&weights, place.checkpoint("r", 2).join(file)).unwrap();
+    place
+        .ddpm(&["sample", "r", "-n1", "--weights=raw", "--checkpoint=2"])
+        .fails(1, &["step-0000002: model.safetensors: is damaged", "--checkpoint step-0000001"]);
+    place
+        .ddpm(&["train", "--resume", "r", "--checkpoint=2"])
+        .fails(1, &["step-0000002: model.safetensors: is damaged", "--checkpoint step-0000001"]);
+    let done = place.ddpm(&["train", "--resume", "r"]).well();
+    assert!(done.err.contains("warning: runs/r/checkpoints/step-0000002 is damaged"), "{}", done.err);
+    place.train("whole", 2, 1, &[]).well();
+    assert!(state(&place.checkpoint("r", 2)) == state(&place.checkpoint("whole", 2)));
+}
+
+#[test]
+fn slips_of_the_fingers_are_answered_with_what_was_meant() {
+    let place = Place::new();
+    let refused = |args: &[&str], parts: &[&str]| {
+        place.ddpm(&[&["train"], args].concat()).fails(1, parts);
+    };
+    refused(&["--set", "train.bach_size=3"], &["train.bach_size: no such setting; did you mean batch_size?"]);
+    refused(&["--set", "batch_size=3"], &["did you mean train.batch_size?"]);
+    refused(&["--set", "train.keep"], &["write KEY=VALUE"]);
+    refused(&["--preset", "digit"], &["there is no preset \"digit\"; did you mean digits?"]);
+    refused(&["--on-bad-file", "ignore"], &["data.on_bad_file: ", "fail", "skip"]);
+    refused(&["--size", "big"], &["data.size: ", "expected one side in pixels or [height, width]"]);
+    refused(&["--resume", "r"], &["r: there is no such run, nor any in runs"]);
+    fs::write(place.path("mine.toml"), "[train]\nsteps = 3\nleaning_rate = 1\n[netwrk]\n").unwrap();
+    refused(&["--config", "mine.toml"], &["mine.toml: line 3: train.leaning_rate: no such setting"]);
+    fs::write(place.path("mine.toml"), "[netwrk]\nnum_heads = 2\n").unwrap();
+    refused(
+        &["--config", "mine.toml"],
+        &["mine.toml: line 2: netwrk.num_heads: no such setting; did you mean network"],
+    );
+    refused(&["--config", "their.toml"], &["their.toml: cannot read the settings"]);
+    assert!(!place.path("runs").exists());
+    place.ddpm(&["bench", "--set", "train.keep"]).fails(1, &["write KEY=VALUE"]);
+    place.ddpm(&["train", "--stpes", "3"]).fails(2, &["--steps"]);
+    place.ddpm(&["trian"]).fails(2, &["train"]);
+    place.ddpm(&["train", "--steps", "many"]).fails(2, &["--steps", "many"]);
+    place.ddpm(&["train", "--checkpoint", "3"]).fails(2, &["--resume"]);
+}
+
+#[test]
+fn a_run_is_never_written_over() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    let (before, config) =
+        (state(&place.checkpoint("r", 1)), fs::read(place.path("runs/r/config.toml")).unwrap());
+    place
+        .train("r", 2, 0, &["--seed", "1"])
+        .fails(1, &["runs/r: there is such a run already", "--resume runs/r", "another --name"]);
+    assert!(state(&place.checkpoint("r", 1)) == before);
+    assert_eq!(fs::read(place.path("runs/r/config.toml")).unwrap(), config);
+    place.ddpm(&with(&["--steps=1", "--name=a/b"])).fails(1, &["\"a/b\" cannot be a folder here"]);
+    // Without a name they are numbered.
+    for number in ["run-001", "run-002"] {
+        place.ddpm(&with(&["--steps=1"])).well();
+        place.assert_intact(number, 1);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn two_processes_do_not_train_one_run() {
+    let place = Place::new();
+    let mut first = place.spawn(&crate::support::train("r", 1_000_000, 0, &[]));
+    while !place.path("runs/r/metrics.jsonl").exists() {
+        assert!(first.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let who = format!("another process (process {}) is training this run", first.id());
+    place.ddpm(&["train", "--resume", "r"]).fails(1, &["runs/r: ", &who]);
+    first.kill().unwrap();
+    first.wait().unwrap();
+}
+
+#[test]
+fn a_run_taken_up_with_other_pictures_is_told() {
+    let place = Place::new();
+    for i in 0..6 {
+        picture(&place.path(format!("pictures/{i}.png")), 12, 12, 20 * i);
+    }
+    place.train("r", 2, 0, &["--data", "pictures"]).well();
+    let same = place.ddpm(&["train", "--resume", "r", "--steps=3"]).well();
+    assert!(!same.err.contains("warning"), "{}", same.err);
+    picture(&place.path("pictures/5.png"), 12, 12, 200);
+    let other = place.ddpm(&["train", "--resume", "r", "--steps=4"]).well();
+    assert!(other.err.contains("warning: the pictures are not those"), "{}", other.err);
+    // From then on these are the run's.
+    let same = place.ddpm(&["train", "--resume", "r", "--steps=5"]).well();
+    assert!(!same.err.contains("warning"), "{}", same.err);
+}

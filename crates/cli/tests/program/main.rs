@@ -1,0 +1,8 @@
+//! The program as a person meets it: the built `ddpm`, run in a folder of its own.
+
+mod commands;
+mod errors;
+#[cfg(unix)]
+mod interruption;
+mod sampling;
+mod support;

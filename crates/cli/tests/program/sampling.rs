@@ -1,0 +1,99 @@
+//! `ddpm sample`.
+
+use crate::support::{Place, names};
+use std::fs;
+
+#[test]
+fn a_picture_depends_on_its_number_and_the_seed_alone() {
+    let place = Place::new();
+    place.train("r", 3, 0, &[]).well();
+    let draw = |out: &str, more: &[&str]| {
+        place.ddpm(&[&["sample", "r", "--out", out], more].concat()).well();
+        let all = names(&place.path(out)).into_iter().filter(|n| n != "grid.png");
+        all.map(|n| fs::read(place.path(out).join(n)).unwrap()).collect::<Vec<_>>()
+    };
+    let seven = draw("seven", &["-n", "7", "--batch-size", "7"]);
+    assert_eq!(seven.len(), 7);
+    assert!(seven[0] != seven[1]);
+    assert!(draw("three", &["-n", "3"]) == seven[..3]);
+    for batch in ["1", "2"] {
+        for threads in ["1", "2"] {
+            let out = format!("batch-{batch}-{threads}");
+            let more = ["-n", "7", "--batch-size", batch, "--threads", threads];
+            assert!(draw(&out, &more) == seven, "{more:?}");
+        }
+    }
+    assert!(draw("seed", &["-n", "7", "--seed", "1"]).iter().zip(&seven).all(|(a, b)| a != b));
+    assert!(draw("raw", &["-n", "7", "--weights", "raw"]) != seven);
+}
+
+#[test]
+fn the_grid_has_eight_a_row_with_two_pixels_between() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    for (count, width, height) in [("7", 7 * 14 + 2, 16), ("8", 8 * 14 + 2, 16), ("9", 8 * 14 + 2, 30)] {
+        let done = place.ddpm(&["sample", "runs/r", "-n", count, "--steps", "3"]).well();
+        let grid = "runs/r/samples/seed-0/grid.png";
+        assert_eq!(done.out, format!("{grid}\n"));
+        assert_eq!(image::image_dimensions(place.path(grid)).unwrap(), (width, height));
+    }
+    let one = image::open(place.path("runs/r/samples/seed-0/0000.png")).unwrap();
+    assert_eq!((one.width(), one.height(), one.color()), (12, 12, image::ColorType::L8));
+}
+
+#[test]
+fn the_denoising_is_shown_in_ten_moments() {
+    use image::AnimationDecoder;
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    for what in ["x0", "xt"] {
+        let args = ["sample", "r", "-n", "3", "--progress", what, "--out", what];
+        let done = place.ddpm(&args).well();
+        assert_eq!(done.out.lines().count(), 3);
+        let size = image::image_dimensions(place.path(what).join("progress.png")).unwrap();
+        assert_eq!(size, (10 * 14 + 2, 3 * 14 + 2));
+        let gif = fs::read(place.path(what).join("progress.gif")).unwrap();
+        let frames = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(gif)).unwrap().into_frames();
+        assert_eq!(frames.collect_frames().unwrap().len(), 10);
+    }
+    let strip = |what| fs::read(place.path(what).join("progress.png")).unwrap();
+    assert!(strip("x0") != strip("xt"));
+}
+
+#[test]
+fn a_run_is_found_by_name_and_by_path() {
+    let place = Place::new();
+    place.train("first", 1, 0, &["--runs", "elsewhere"]).well();
+    let absolute = place.path("elsewhere/first").display().to_string();
+    for run in [&["first", "--runs", "elsewhere"][..], &["elsewhere/first"], &[&absolute]] {
+        place.ddpm(&[&["sample", "-n", "1", "--steps", "1"], run].concat()).well();
+    }
+    place
+        .ddpm(&["sample", "frist", "--runs", "elsewhere"])
+        .fails(1, &["frist: there is no such run; did you mean elsewhere/first?"]);
+}
+
+#[test]
+fn a_run_without_a_checkpoint_cannot_draw_and_the_way_out_is_said() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    fs::remove_dir_all(place.checkpoint("r", 1)).unwrap();
+    place.ddpm(&["sample", "r"]).fails(1, &["r has no checkpoint yet", "ddpm train --resume"]);
+    assert!(names(&place.path("runs/r/samples")).is_empty());
+}
+
+#[test]
+fn impossible_requests_are_refused() {
+    let place = Place::new();
+    place.train("r", 2, 1, &[]).well();
+    let refused = |args: &[&str], parts: &[&str]| {
+        place.ddpm(&[&["sample", "r"], args].concat()).fails(1, parts);
+    };
+    refused(&["-n", "0"], &["-n and --batch-size must be at least 1"]);
+    refused(&["-n", "18446744073709551615"], &["-n"]);
+    refused(&["--steps", "21"], &["the schedule allows 1 to 20"]);
+    refused(&["--steps", "0"], &["the schedule allows 1 to 20"]);
+    refused(&["--checkpoint", "7"], &["there is no checkpoint \"7\"", "step-0000001, step-0000002"]);
+    assert!(names(&place.path("runs/r/samples")).is_empty());
+    place.ddpm(&["sample", "r", "--progress", "x1"]).fails(2, &["x0", "xt"]);
+}

@@ -1,0 +1,172 @@
+//! A folder to run the program in, and a training run of milliseconds a step.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// The files of a checkpoint that the rest of a training depends on.
+pub const STATE: [&str; 3] = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
+
+/// Flags of a training run with a network of a few thousand parameters on pictures of 12x12.
+pub const TINY: [&str; 25] = [
+    "--data",
+    "digits",
+    "--size",
+    "12",
+    "--batch-size",
+    "4",
+    "--lr",
+    "1e-3",
+    "--set",
+    "data.digits_count=64",
+    "--set",
+    "diffusion.timesteps=20",
+    "--set",
+    "network.down_channels=[8, 8]",
+    "--set",
+    "network.mid_channels=[8, 8]",
+    "--set",
+    "network.down_sample=[true]",
+    "--set",
+    "network.time_emb_dim=16",
+    "--set=network.num_down_layers=1",
+    "--set=network.num_mid_layers=1",
+    "--set=network.num_up_layers=1",
+    "--set=network.num_heads=2",
+    "--set=train.sample_count=0",
+];
+
+/// A folder, gone at the end of the test.
+pub struct Place(TempDir);
+
+/// What a finished program left.
+pub struct Done {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Done {
+    /// It must have gone well.
+    #[track_caller]
+    pub fn well(self) -> Self {
+        assert_eq!(self.code, Some(0), "{}", self.err);
+        self
+    }
+
+    /// It must have ended with `code` and said each of `parts`, without a panic.
+    #[track_caller]
+    pub fn fails(self, code: i32, parts: &[&str]) -> Self {
+        assert_eq!(self.code, Some(code), "{}", self.err);
+        assert!(!self.err.contains("panicked"), "{}", self.err);
+        for part in parts {
+            assert!(self.err.contains(part), "{part:?} is not in: {}", self.err);
+        }
+        self
+    }
+}
+
+impl From<std::process::Output> for Done {
+    fn from(output: std::process::Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("the program writes UTF-8");
+        Self { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+impl Place {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
+        self.0.path().join(inside)
+    }
+
+    /// `ddpm` with these arguments, to be run in the folder.
+    pub fn command<S: AsRef<str>>(&self, args: &[S]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ddpm"));
+        command.args(args.iter().map(AsRef::as_ref)).current_dir(self.0.path()).stdin(Stdio::null());
+        command
+    }
+
+    pub fn ddpm<S: AsRef<str>>(&self, args: &[S]) -> Done {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// `ddpm` going on by itself, its messages in a pipe.
+    pub fn spawn<S: AsRef<str>>(&self, args: &[S]) -> Child {
+        self.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// A shell script with `$ddpm` for the program, run in the folder.
+    #[cfg(unix)]
+    pub fn shell(&self, script: &str) -> Done {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("ddpm", env!("CARGO_BIN_EXE_ddpm"));
+        command.current_dir(self.0.path()).output().unwrap().into()
+    }
+
+    /// Trains the tiny network as runs/NAME, a checkpoint every `every` steps.
+    pub fn train(&self, name: &str, steps: u64, every: u64, more: &[&str]) -> Done {
+        self.ddpm(&train(name, steps, every, more))
+    }
+
+    /// The folder of a run's checkpoint.
+    pub fn checkpoint(&self, name: &str, step: u64) -> PathBuf {
+        self.path(format!("runs/{name}/checkpoints/step-{step:07}"))
+    }
+
+    /// The run's checkpoint of `step` and no broken remains beside it; pictures can be drawn from it.
+    #[track_caller]
+    pub fn assert_intact(&self, name: &str, step: u64) {
+        let names = names(&self.path(format!("runs/{name}/checkpoints")));
+        assert!(names.iter().all(|n| n.starts_with("step-") || n == "best.json"), "{names:?}");
+        let (step, out) = (step.to_string(), format!("drawn-from-{name}"));
+        let args = ["sample", name, "-n", "1", "--steps", "2", "--checkpoint", &step, "--out", &out];
+        self.ddpm(&args).well();
+        fs::remove_dir_all(self.path(out)).unwrap();
+    }
+}
+
+/// The arguments of [`Place::train`].
+pub fn train(name: &str, steps: u64, every: u64, more: &[&str]) -> Vec<String> {
+    let mut args: Vec<String> = ["train", "--name", name].map(str::to_owned).into();
+    args.extend(TINY.map(str::to_owned));
+    args.extend([format!("--steps={steps}"), format!("--set=train.checkpoint_every={every}")]);
+    args.extend(more.iter().map(|&a| a.to_owned()));
+    args
+}
+
+/// The names in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The files of a checkpoint that the rest depends on.
+#[track_caller]
+pub fn state(checkpoint: &Path) -> Vec<Vec<u8>> {
+    STATE.iter().map(|name| fs::read(checkpoint.join(name)).expect(name)).collect()
+}
+
+/// Step and loss of every line of a run's metrics.
+#[track_caller]
+pub fn losses(run: &Path) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let line = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        (value["step"].as_u64().unwrap(), value["loss"].as_f64().unwrap())
+    };
+    text.lines().map(line).collect()
+}
+
+/// Writes a picture of one colour with a dot.
+pub fn picture(path: &Path, height: u32, width: u32, value: u8) {
+    let mut picture = image::GrayImage::from_pixel(width, height, image::Luma([value]));
+    picture.put_pixel(width / 2, height / 2, image::Luma([255 - value]));
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    picture.save(path).unwrap();
+}
