@@ -51,20 +51,21 @@ pub struct Trainer {
 /// Opens the data set that the settings name.
 pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     let d = &config.data;
+    let (size, channels) = (config.picture_size(), config.picture_channels());
     if d.path == "digits" {
-        if d.channels.is_some_and(|c| c != 1) {
+        if channels.is_some_and(|c| c != 1) {
             let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
             return Err(Error::Config { key: "data.channels".to_owned(), reason });
         }
-        let size = d.size.unwrap_or(Size { height: 28, width: 28 });
+        let size = size.unwrap_or(Size { height: 28, width: 28 });
         if size.height != size.width {
             let reason = format!("the built-in digits are square, not {size}");
             return Err(Error::Config { key: "data.size".to_owned(), reason });
         }
         return Ok(Box::new(Digits::new(config.train.seed, size.height, d.digits_count)?));
     }
-    let size = d.size.map(|s| (s.height, s.width));
-    data::open(Path::new(&d.path), &DataOptions { size, channels: d.channels, on_bad_file: d.on_bad_file })
+    let size = size.map(|s| (s.height, s.width));
+    data::open(Path::new(&d.path), &DataOptions { size, channels, on_bad_file: d.on_bad_file })
 }
 
 impl Trainer {
