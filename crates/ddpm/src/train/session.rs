@@ -108,6 +108,10 @@ impl Session {
         let lock = run.lock()?;
         let log = MetricsLog::open(&run.metrics_path(), None)?;
         let before = Duration::ZERO;
+        if trainer.weights_given() {
+            // A run that is taken up before its first checkpoint must not begin with drawn weights.
+            checkpoint::save(&run.checkpoints(), &trainer.checkpoint(None)?)?;
+        }
         let session =
             Self { run, _lock: lock, trainer, log, losses: VecDeque::new(), warnings: Vec::new(), before };
         session.write_card()?;

@@ -46,6 +46,7 @@ pub struct Trainer {
     batch: Vec<f32>,
     /// Steps made.
     step: u64,
+    weights_given: bool,
 }
 
 /// Opens the data set that the settings name.
@@ -92,7 +93,16 @@ impl Trainer {
         }
         let order = Order::new(config.train.seed, data.len());
         let numbers = batch.iter().product();
-        Ok(Self { config, data, order, graph, exec, batch: vec![0.0; numbers], step: 0 })
+        Ok(Self {
+            config,
+            data,
+            order,
+            graph,
+            exec,
+            batch: vec![0.0; numbers],
+            step: 0,
+            weights_given: false,
+        })
     }
 
     /// The complete settings.
@@ -221,7 +231,13 @@ impl Trainer {
         if self.has_ema() {
             self.set_tensors(Region::Ema, weights, origin)?;
         }
+        self.weights_given = true;
         Ok(())
+    }
+
+    /// Whether it started from given weights.
+    pub fn weights_given(&self) -> bool {
+        self.weights_given
     }
 
     /// Everything that the rest of the training depends on. Refuses weights that are not finite.
