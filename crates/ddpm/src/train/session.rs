@@ -189,7 +189,12 @@ impl Session {
             on_event(Event::Warning(warning));
         }
         let steps = self.trainer.steps();
-        if self.trainer.steps_done() >= steps {
+        let done = self.trainer.steps_done();
+        // Where drawing it was interrupted after the checkpoint.
+        if self.sheet_due(done) && !self.run.sample_path(done).exists() && !self.draw_sheet(stop, on_event)? {
+            return Ok(Outcome::Stopped);
+        }
+        if done >= steps {
             let advice = "give more with --steps to go on";
             on_event(Event::Warning(format!("all {steps} steps of this run are done: {advice}")));
             return Ok(Outcome::Finished);
@@ -224,20 +229,26 @@ impl Session {
             on_event(Event::Step { step: step + 1, steps, loss, images_per_second, left });
 
             let done = step + 1;
-            let t = &self.trainer.config().train;
-            let due = |every: u64| done == steps || (every > 0 && done % every == 0);
-            let (checkpoint_due, sheet_due) =
-                (due(t.checkpoint_every), due(t.sample_every) && t.sample_count > 0);
-            if checkpoint_due {
+            if self.due(done, self.trainer.config().train.checkpoint_every) {
                 self.save(on_event)?;
                 saved = done;
             }
-            if sheet_due {
-                self.draw_sheet(stop, on_event)?;
+            if self.sheet_due(done) && !self.draw_sheet(stop, on_event)? && done == steps {
+                return Ok(Outcome::Stopped);
             }
         }
         self.write_card()?;
         Ok(Outcome::Finished)
+    }
+
+    /// Whether what is done `every` so many steps is due after `done` steps.
+    fn due(&self, done: u64, every: u64) -> bool {
+        done > 0 && (done == self.trainer.steps() || (every > 0 && done.is_multiple_of(every)))
+    }
+
+    fn sheet_due(&self, done: u64) -> bool {
+        let t = &self.trainer.config().train;
+        t.sample_count > 0 && self.due(done, t.sample_every)
     }
 
     fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
@@ -269,8 +280,9 @@ impl Session {
         write_card(&self.run, self.trainer.config(), &facts)
     }
 
-    /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it.
-    fn draw_sheet(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+    /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it, unless
+    /// `stop` is set: gives whether it did.
+    fn draw_sheet(&self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
         let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
