@@ -79,6 +79,48 @@ pub enum Start<'a> {
     Weights(&'a Path),
 }
 
+/// The trainer of a run at its newest whole checkpoint, or at the named one, and what a person should know.
+fn restored(
+    run: &RunFolder,
+    named: Option<&str>,
+    change: &dyn Fn(&mut Config) -> Result<()>,
+) -> Result<(Trainer, Vec<String>)> {
+    let mut warnings = Vec::new();
+    let found = match named {
+        Some(name) => Some(run.find_checkpoint(name)?),
+        None => checkpoint::newest(&run.checkpoints())?.map(|newest| {
+            for (path, reason) in newest.skipped {
+                warnings.push(format!("{} is damaged and was passed over: {reason}", path.display()));
+            }
+            newest.path
+        }),
+    };
+    let loaded: Option<(PathBuf, Checkpoint)> =
+        found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
+    let mut config = match &loaded {
+        Some((path, c)) => c.manifest.config(path)?,
+        None => run.read_config()?,
+    };
+    change(&mut config)?;
+    let mut trainer = Trainer::new(&config, open_data(&config)?)?;
+    match &loaded {
+        Some((path, c)) => {
+            trainer.restore(c, path)?;
+            let fingerprint = &trainer.data().summary().fingerprint;
+            if c.manifest.data.as_ref().is_some_and(|before| before != fingerprint) {
+                warnings.push(format!(
+                    "the pictures are not those that {} was trained on: the run goes on with {}, and cannot be repeated \
+                     from these alone",
+                    path.display(),
+                    trainer.data().summary().source
+                ));
+            }
+        }
+        None => warnings.push("the run has no checkpoint yet: it starts from the beginning".to_owned()),
+    }
+    Ok((trainer, warnings))
+}
+
 /// A run folder with its trainer.
 pub struct Session {
     run: RunFolder,
@@ -118,6 +160,17 @@ impl Session {
         Ok(session)
     }
 
+    /// The trainer of a run as [`resume`](Self::resume) would take it up, and what a person should know; changes
+    /// nothing on the disk.
+    pub fn prepare_resume(
+        root: &Path,
+        run: &Path,
+        named: Option<&str>,
+        change: &dyn Fn(&mut Config) -> Result<()>,
+    ) -> Result<(Trainer, Vec<String>)> {
+        restored(&RunFolder::open(root, run)?, named, change)
+    }
+
     /// Takes up a run at its newest whole checkpoint, or at the named one. `change` may change settings (the number
     /// of steps or of threads, say).
     pub fn resume(
@@ -129,29 +182,8 @@ impl Session {
         let run = RunFolder::open(root, run)?;
         let lock = run.lock()?;
         checkpoint::sweep_orphans(&run.checkpoints())?;
-        let mut warnings = Vec::new();
-        let found = match named {
-            Some(name) => Some(run.find_checkpoint(name)?),
-            None => checkpoint::newest(&run.checkpoints())?.map(|newest| {
-                for (path, reason) in newest.skipped {
-                    warnings.push(format!("{} is damaged and was passed over: {reason}", path.display()));
-                }
-                newest.path
-            }),
-        };
-        let loaded: Option<(PathBuf, Checkpoint)> =
-            found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
-        let mut config = match &loaded {
-            Some((path, c)) => c.manifest.config(path)?,
-            None => run.read_config()?,
-        };
-        change(&mut config)?;
-        let mut trainer = Trainer::new(&config, open_data(&config)?)?;
-        let step = loaded.as_ref().map_or(0, |(_, c)| c.manifest.step);
-        match &loaded {
-            Some((path, c)) => trainer.restore(c, path)?,
-            None => warnings.push("the run has no checkpoint yet: it starts from the beginning".to_owned()),
-        }
+        let (trainer, mut warnings) = restored(&run, named, change)?;
+        let step = trainer.steps_done();
         for path in checkpoint::set_aside_after(&run.checkpoints(), step)? {
             warnings.push(format!("set aside {}, which is newer than the one taken up", path.display()));
         }
@@ -298,12 +330,12 @@ impl Session {
             if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
         });
         let pictures = match drawn {
-            Err(Error::Interrupted) => return Ok(()), // the loop sees the flag and saves
+            Err(Error::Interrupted) => return Ok(false), // the loop sees the flag and saves
             other => other?,
         };
         let path = self.run.sample_path(step);
         save_png(&grid(&pictures, SHEET.0, SHEET.1), &path)?;
         on_event(Event::Samples { step, path: &path });
-        Ok(())
+        Ok(true)
     }
 }

@@ -246,8 +246,10 @@ impl Trainer {
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
             return Err(Error::NotFinite { step: self.step, what: format!("a number in {}", broken.name) });
         }
+        let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
+        manifest.data = Some(self.data.summary().fingerprint.clone());
         Ok(Checkpoint {
-            manifest: Manifest::new(self.step, &self.config, self.tensor_numbers(), loss),
+            manifest,
             weights,
             ema: if self.has_ema() { self.tensors(Region::Ema)? } else { Vec::new() },
             exp_avg: self.tensors(Region::ExpAvg)?,
