@@ -4,6 +4,16 @@
 //! documentation and its work together.
 #![forbid(unsafe_code)]
 
+/// Writes a line to stderr. That nobody reads it any more (`ddpm train 2>&1 | head`) must not end a training, as
+/// `eprintln` would.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+pub(crate) use tell;
+
 mod commands;
 mod progress;
 mod signals;
@@ -51,10 +61,23 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ddpm: {error:#}");
+            tell!("ddpm: {}", message(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that the one before has told already.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Whether the reader of our output went away (`ddpm config | head`), which is no error.
@@ -66,6 +89,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = std::io::Error::other("it is full");
+        let error = anyhow::Error::from(ddpm::Error::io("a/b", "write it")(cause));
+        assert_eq!(message(&error), "a/b: cannot write it: it is full");
+        assert_eq!(message(&error.context("saving")), "saving: a/b: cannot write it: it is full");
+    }
 
     #[test]
     fn the_flags_are_consistent() {

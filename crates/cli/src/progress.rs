@@ -35,7 +35,7 @@ impl Progress {
             }
             None if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
-                eprintln!("{} {done}/{steps} {}", self.what, message());
+                crate::tell!("{} {done}/{steps} {}", self.what, message());
             }
             None => {}
         }
@@ -44,8 +44,8 @@ impl Progress {
     /// A line of its own.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| crate::tell!("{text}")),
+            None => crate::tell!("{text}"),
         }
     }
 

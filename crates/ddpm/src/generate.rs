@@ -83,6 +83,19 @@ impl Generator {
         Ok(model)
     }
 
+    /// Whether [`draw`](Self::draw) can do this.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for more steps than the schedule has, or more pictures than can be numbered.
+    pub fn check(&self, request: Request) -> Result<()> {
+        // The number of a picture is a 32-bit word in the random numbers' counter.
+        if u32::try_from(request.count).is_err() {
+            let reason = format!("{} pictures are too many; give at most {}", request.count, u32::MAX);
+            return Err(Error::Config { key: "count (-n)".to_owned(), reason });
+        }
+        Ddpm::new(&self.schedule, request.steps, true).map(drop)
+    }
+
     /// Draws pictures. `on_step` sees each step of each batch and the index of the batch's first picture; an error of
     /// its stops the drawing.
     pub fn draw(
@@ -90,8 +103,9 @@ impl Generator {
         request: Request,
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Picture>> {
+        self.check(request)?;
         let sampler = Ddpm::new(&self.schedule, request.steps, true)?;
-        let mut pictures = Vec::with_capacity(request.count);
+        let mut pictures = Vec::new();
         if request.count == 0 {
             return Ok(pictures);
         }

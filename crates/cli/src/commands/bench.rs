@@ -6,6 +6,7 @@ use ddpm::train::config::Config;
 use ddpm::train::trainer::open_data;
 use ddpm_engine::{Executor, NodeTime};
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -35,22 +36,23 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let pairs = args.set.iter().filter_map(|s| s.split_once('='));
-    let overrides: Vec<_> = pairs.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let overrides = crate::commands::pairs(&args.set)?;
     let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
+    let mut out = std::io::stdout();
     let mut trainer = Trainer::new(&config, open_data(&config)?)?;
     let footprint = trainer.executor().footprint();
     let (threads, isa) = (trainer.executor().threads(), trainer.executor().isa());
-    println!(
+    writeln!(
+        out,
         "{} parameters, batch {}, {}, {threads} threads, {isa}",
         thousands(trainer.tensor_numbers()),
         trainer.config().train.batch_size,
         trainer.data().shape()
-    );
+    )?;
     let memory = footprint.arena_bytes + footprint.scratch_bytes;
     let peak = peak_flops(threads);
-    println!("arena and scratch memory {}", human_bytes(memory as u64));
-    println!("f32 peak, multiply-adds in registers only: {:.0} GFLOP/s", peak / 1e9);
+    writeln!(out, "arena and scratch memory {}", human_bytes(memory as u64))?;
+    writeln!(out, "f32 peak, multiply-adds in registers only: {:.0} GFLOP/s", peak / 1e9)?;
     trainer.step()?;
     trainer.executor().set_profiling(args.profile);
     let mut times: Vec<f64> = Vec::new();
@@ -61,7 +63,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     times.sort_by(f64::total_cmp);
     let (median, flops) = (times[times.len() / 2], 2.0 * footprint.multiply_adds as f64);
-    println!(
+    writeln!(
+        out,
         "train {median:.4} s  {:.1} images/s  {:.1} GFLOP a step  {:.0} GFLOP/s  (min {:.4}, max {:.4}, {} steps)",
         trainer.config().train.batch_size as f64 / median,
         flops / 1e9,
@@ -69,9 +72,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         times[0],
         times[times.len() - 1],
         times.len()
-    );
+    )?;
     if args.profile {
-        print_profile(&trainer.executor().profile(), peak);
+        print_profile(&mut out, &trainer.executor().profile(), peak)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,7 +92,7 @@ fn peak_flops(threads: usize) -> f64 {
     flops as f64 / start.elapsed().as_secs_f64()
 }
 
-fn print_profile(nodes: &[NodeTime], peak: f64) {
+fn print_profile(out: &mut impl Write, nodes: &[NodeTime], peak: f64) -> anyhow::Result<()> {
     let mut kinds: BTreeMap<&str, (f64, u64, u64)> = BTreeMap::new();
     for node in nodes.iter().filter(|n| n.runs > 0) {
         let kind = kinds.entry(node.operation).or_default();
@@ -100,10 +103,11 @@ fn print_profile(nodes: &[NodeTime], peak: f64) {
     let total: f64 = kinds.values().map(|k| k.0).sum();
     let mut kinds: Vec<_> = kinds.into_iter().collect();
     kinds.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    println!(
+    writeln!(
+        out,
         "\n{:24} {:>6} {:>10} {:>7} {:>9} {:>8}",
         "operation", "nodes", "ms", "share", "GFLOP/s", "of peak"
-    );
+    )?;
     let rate = |flops: f64, time: f64| {
         if flops == 0.0 {
             (String::new(), String::new())
@@ -113,18 +117,20 @@ fn print_profile(nodes: &[NodeTime], peak: f64) {
     };
     for (name, (time, multiply_adds, count)) in kinds {
         let (gflops, share) = rate(2.0 * multiply_adds as f64, time);
-        println!(
+        writeln!(
+            out,
             "{name:24} {count:6} {:10.2} {:6.1}% {gflops:>9} {share:>8}",
             time * 1e3,
             100.0 * time / total
-        );
+        )?;
     }
     let mut slowest: Vec<&NodeTime> = nodes.iter().filter(|n| n.runs > 0).collect();
     slowest.sort_by_key(|n| std::cmp::Reverse(n.time));
-    println!("\nslowest nodes");
+    writeln!(out, "\nslowest nodes")?;
     for node in slowest.iter().take(20) {
         let time = node.time.as_secs_f64() / node.runs as f64;
         let (gflops, share) = rate(2.0 * node.multiply_adds as f64, time);
-        println!("{:44} {:22} {:9.2} ms {gflops:>8} {share:>6}", node.name, node.operation, time * 1e3);
+        writeln!(out, "{:44} {:22} {:9.2} ms {gflops:>8} {share:>6}", node.name, node.operation, time * 1e3)?;
     }
+    Ok(())
 }

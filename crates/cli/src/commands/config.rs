@@ -33,7 +33,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let loaded = Config::load_with_notes(args.preset.as_deref(), args.config.as_deref(), &[])?;
     for note in &loaded.notes {
-        eprintln!("note: {note}");
+        crate::tell!("note: {note}");
     }
     out.write_all(loaded.config.to_toml_commented().as_bytes())?;
     Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ use ddpm::generate::{BATCH, Generator, Request};
 use ddpm::picture::{Picture, grid, save_gif, save_png};
 use ddpm::train::checkpoint::{self, Which};
 use ddpm::train::run::{RUNS, RunFolder};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -78,6 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("-n and --batch-size must be at least 1");
     }
     let stop = stop_flag()?;
+    let request = Request { count: args.count, seed: args.seed, steps: args.steps, batch: args.batch_size };
     let run = RunFolder::open(&args.runs, &args.run)?;
     let path = match &args.checkpoint {
         Some(name) => run.find_checkpoint(name)?,
@@ -89,10 +91,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Weights::Raw => Which::Raw,
     };
     let generator = Generator::open(&path, which, args.threads)?;
+    generator.check(request)?;
     let out = args.out.clone().unwrap_or_else(|| run.samples().join(format!("seed-{}", args.seed)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
 
-    let request = Request { count: args.count, seed: args.seed, steps: args.steps, batch: args.batch_size };
     let mut progress = Progress::new("drawing", 0);
     let shape = generator.shape();
     let mut moments: Vec<Vec<Picture>> = Vec::new(); // [moment][picture]
@@ -117,7 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     progress.finish();
     let pictures = match pictures {
         Err(ddpm::Error::Interrupted) => {
-            eprintln!("stopped; nothing was written");
+            tell!("stopped; nothing was written");
             return Ok(ExitCode::from(crate::INTERRUPTED));
         }
         other => other?,
@@ -129,9 +131,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let sheet = out.join("grid.png");
     save_png(&grid(&pictures, 8, 2), &sheet)?;
-    println!("{}", sheet.display());
+    let mut written = vec![sheet];
     if args.progress.is_some() {
-        write_progress(&moments, &out)?;
+        written.extend(write_progress(&moments, &out)?);
+    }
+    for path in written {
+        writeln!(std::io::stdout(), "{}", path.display())?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -145,7 +150,7 @@ fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
         )
     })?;
     for (path, reason) in &newest.skipped {
-        eprintln!("warning: {} is damaged and was passed over: {reason}", path.display());
+        tell!("warning: {} is damaged and was passed over: {reason}", path.display());
     }
     Ok(newest.path)
 }
@@ -157,7 +162,7 @@ fn is_moment(done: usize, steps: usize) -> bool {
 }
 
 /// The strip (a row for each picture, noise to picture) and the GIF (a grid at each moment).
-fn write_progress(moments: &[Vec<Picture>], out: &Path) -> anyhow::Result<()> {
+fn write_progress(moments: &[Vec<Picture>], out: &Path) -> anyhow::Result<[PathBuf; 2]> {
     let count = moments.first().map_or(0, Vec::len);
     let rows: Vec<Picture> = (0..count).flat_map(|i| moments.iter().map(move |m| m[i].clone())).collect();
     let strip = out.join("progress.png");
@@ -165,8 +170,7 @@ fn write_progress(moments: &[Vec<Picture>], out: &Path) -> anyhow::Result<()> {
     let frames: Vec<Picture> = moments.iter().map(|m| grid(m, 8, 2).enlarge(4)).collect();
     let gif = out.join("progress.gif");
     save_gif(&frames, FRAME_MS.0, FRAME_MS.1, &gif)?;
-    println!("{}\n{}", strip.display(), gif.display());
-    Ok(())
+    Ok([strip, gif])
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! `ddpm train`.
 
+use crate::commands::pairs;
 use crate::progress::{Progress, human_bytes, human_time, thousands};
 use crate::signals::stop_flag;
-use anyhow::Context;
 use ddpm::data::Summary;
 use ddpm::train::config::Config;
 use ddpm::train::run::RUNS;
@@ -82,13 +82,7 @@ pub struct Args {
 impl Args {
     /// The flags as settings, the strongest last.
     fn overrides(&self) -> anyhow::Result<Vec<(String, String)>> {
-        let mut all = Vec::new();
-        for text in &self.set {
-            let (key, value) = text
-                .split_once('=')
-                .with_context(|| format!("--set {text}: write KEY=VALUE, as --set train.keep=3"))?;
-            all.push((key.trim().to_owned(), value.trim().to_owned()));
-        }
+        let mut all = pairs(&self.set)?;
         let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
         flag("data.path", self.data.as_deref().map(absolute));
         flag("data.size", self.size.as_deref().map(|s| size(s).unwrap_or_else(|| s.to_owned())));
@@ -128,18 +122,30 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 *config = config.with_overrides(&overrides)?;
                 Ok(())
             };
-            let mut session = Session::resume(&args.runs, run, args.checkpoint.as_deref(), &change)?;
-            tell_data(session.trainer().data().summary());
-            tell_plan(&session.plan()?);
+            let checkpoint = args.checkpoint.as_deref();
             if args.dry_run {
+                let (mut trainer, warnings) = Session::prepare_resume(&args.runs, run, checkpoint, &change)?;
+                tell_data(trainer.data().summary());
+                tell_plan(&trainer.plan()?);
+                for warning in warnings {
+                    tell!("warning: {warning}");
+                }
                 return Ok(ExitCode::SUCCESS);
             }
+            let mut session = Session::resume(&args.runs, run, checkpoint, &change)?;
+            tell_data(session.trainer().data().summary());
+            tell_plan(&session.plan()?);
             session
         }
         None => {
-            let loaded = Config::load_with_notes(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
+            let mut loaded =
+                Config::load_with_notes(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
             for note in &loaded.notes {
-                eprintln!("note: {note}");
+                tell!("note: {note}");
+            }
+            let path = &mut loaded.config.data.path;
+            if path != "digits" {
+                *path = absolute(path);
             }
             let start = args.init.as_deref().map_or(Start::Fresh, Start::Weights);
             let mut trainer = Session::prepare(&loaded.config, start)?;
@@ -152,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     let folder = session.run_folder().path().display().to_string();
-    eprintln!("run       {folder}");
+    tell!("run       {folder}");
 
     let mut steps = Progress::new("training", session.trainer().steps());
     let mut drawing: Option<Progress> = None;
@@ -180,20 +186,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match outcome {
         Outcome::Finished => {
             if let Some(sheet) = sheet {
-                eprintln!("\nlook at  {}", sheet.display());
+                tell!("\nlook at  {}", sheet.display());
             }
-            eprintln!("more of these:  ddpm sample {folder} -n 64 --seed 7");
+            tell!("more of these:  ddpm sample {folder} -n 64 --seed 7");
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Stopped => {
-            eprintln!("\nstopped; go on with:  ddpm train --resume {folder}");
+            tell!("\nstopped; go on with:  ddpm train --resume {folder}");
             Ok(ExitCode::from(crate::INTERRUPTED))
         }
     }
 }
 
 fn tell_data(data: &Summary) {
-    eprintln!(
+    tell!(
         "data      {}: {} pictures, {}, {} bit{}",
         data.source,
         thousands(data.pictures as u64),
@@ -202,26 +208,26 @@ fn tell_data(data: &Summary) {
         if data.classes > 0 { format!(", {} classes", data.classes) } else { String::new() }
     );
     for note in &data.notes {
-        eprintln!("          {note}");
+        tell!("          {note}");
     }
     for (path, reason) in &data.skipped {
-        eprintln!("          left out {}: {reason}", path.display());
+        tell!("          left out {}: {reason}", path.display());
     }
 }
 
 fn tell_plan(plan: &TrainPlan) {
     let memory = plan.arena_bytes + plan.scratch_bytes + plan.data_bytes;
-    eprintln!("network   {} parameters", thousands(plan.parameters as u64));
-    eprintln!(
+    tell!("network   {} parameters", thousands(plan.parameters as u64));
+    tell!(
         "memory    {} (network, optimizer and activations {}, threads {}, data {})",
         human_bytes(memory),
         human_bytes(plan.arena_bytes),
         human_bytes(plan.scratch_bytes),
         human_bytes(plan.data_bytes)
     );
-    eprintln!("disk      {} a checkpoint", human_bytes(plan.checkpoint_bytes));
+    tell!("disk      {} a checkpoint", human_bytes(plan.checkpoint_bytes));
     let total = plan.step_time.saturating_mul(u32::try_from(plan.steps).unwrap_or(u32::MAX));
-    eprintln!(
+    tell!(
         "time      about {} for {} steps of {:.0} ms ({:.1} GFLOP each; {} threads, {})",
         human_time(total),
         thousands(plan.steps),

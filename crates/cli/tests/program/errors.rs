@@ -20,7 +20,9 @@ fn a_checkpoint_that_cannot_be_written_to_its_end_leaves_the_older_ones() {
     let blocks = model * 3 / 2 / 512;
     let resume = "exec \"$ddpm\" train --resume r --steps 8";
     let done = place.shell(&format!("trap '' XFSZ; ulimit -f {blocks}; {resume}"));
-    done.fails(1, &["step-0000006", "optimizer.safetensors: cannot write the checkpoint", "resume"]);
+    let told = ["step-0000006", "optimizer.safetensors: cannot write the checkpoint", "are whole", "resume"];
+    let done = done.fails(1, &told);
+    assert_eq!(done.err.matches("os error").count(), 1, "{}", done.err);
     assert_eq!(names(&place.path("runs/r/checkpoints")), ["best.json", "step-0000002", "step-0000004"]);
     assert!(state(&place.checkpoint("r", 4)) == before);
     place.assert_intact("r", 2);
@@ -104,8 +106,7 @@ fn pictures_of_several_sizes_ask_for_one() {
     for (i, height, width) in [(0, 12, 12), (1, 12, 12), (2, 24, 16)] {
         picture(&place.path(format!("pictures/{i}.png")), height, width, 80);
     }
-    let flags: Vec<&str> =
-        TINY.into_iter().filter(|f| !["--size", "12", "--data", "digits"].contains(f)).collect();
+    let flags: Vec<&str> = TINY.into_iter().filter(|f| !f.contains("data.size")).collect();
     let train = [&["train", "--data", "pictures", "--steps=1"], &flags[..]].concat();
     // The first preset has a size of its own; a file of settings does without.
     fs::write(place.path("plain.toml"), "").unwrap();
@@ -198,10 +199,10 @@ fn weights_of_another_network_are_named_with_both_shapes() {
     fs::copy(&weights, place.checkpoint("r", 2).join(file)).unwrap();
     place
         .ddpm(&["sample", "r", "-n1", "--weights=raw", "--checkpoint=2"])
-        .fails(1, &["step-0000002: model.safetensors: is damaged", "--checkpoint step-0000001"]);
+        .fails(1, &["step-0000002: model.safetensors: ", "--checkpoint step-0000001"]);
     place
         .ddpm(&["train", "--resume", "r", "--checkpoint=2"])
-        .fails(1, &["step-0000002: model.safetensors: is damaged", "--checkpoint step-0000001"]);
+        .fails(1, &["step-0000002: model.safetensors: ", "--checkpoint step-0000001"]);
     let done = place.ddpm(&["train", "--resume", "r"]).well();
     assert!(done.err.contains("warning: runs/r/checkpoints/step-0000002 is damaged"), "{}", done.err);
     place.train("whole", 2, 1, &[]).well();
@@ -221,7 +222,7 @@ fn slips_of_the_fingers_are_answered_with_what_was_meant() {
     refused(&["--on-bad-file", "ignore"], &["data.on_bad_file: ", "fail", "skip"]);
     refused(&["--size", "big"], &["data.size: ", "expected one side in pixels or [height, width]"]);
     refused(&["--resume", "r"], &["r: there is no such run, nor any in runs"]);
-    fs::write(place.path("mine.toml"), "[train]\nsteps = 3\nleaning_rate = 1\n[netwrk]\n").unwrap();
+    fs::write(place.path("mine.toml"), "[train]\nsteps = 3\nleaning_rate = 1\n").unwrap();
     refused(&["--config", "mine.toml"], &["mine.toml: line 3: train.leaning_rate: no such setting"]);
     fs::write(place.path("mine.toml"), "[netwrk]\nnum_heads = 2\n").unwrap();
     refused(

@@ -143,7 +143,7 @@ fn ctrl_c_while_a_sheet_is_drawn_stops_and_the_sheet_is_drawn_later() {
     end(child).fails(130, &["--resume"]);
     let sheet = place.path("runs/r/samples/step-0000003.png");
     assert!(!sheet.exists());
-    place.ddpm(&["train", "--resume", "r", "--set", "train.sample_steps=2"]).well();
+    place.ddpm(&["train", "--resume", "r", "--set", "train.sample_steps=50"]).well();
     assert!(sheet.exists());
 }
 

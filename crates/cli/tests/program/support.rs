@@ -8,33 +8,21 @@ use tempfile::TempDir;
 /// The files of a checkpoint that the rest of a training depends on.
 pub const STATE: [&str; 3] = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
 
-/// Flags of a training run with a network of a few thousand parameters on pictures of 12x12.
-pub const TINY: [&str; 25] = [
-    "--data",
-    "digits",
-    "--size",
-    "12",
-    "--batch-size",
-    "4",
-    "--lr",
-    "1e-3",
-    "--set",
-    "data.digits_count=64",
-    "--set",
-    "diffusion.timesteps=20",
-    "--set",
-    "network.down_channels=[8, 8]",
-    "--set",
-    "network.mid_channels=[8, 8]",
-    "--set",
-    "network.down_sample=[true]",
-    "--set",
-    "network.time_emb_dim=16",
-    "--set=network.num_down_layers=1",
-    "--set=network.num_mid_layers=1",
-    "--set=network.num_up_layers=1",
+/// Settings of a training run with a small network on pictures of 12x12. Flags go over them.
+pub const TINY: [&str; 13] = [
+    "--set=data.path=digits",
+    "--set=data.size=12",
+    "--set=data.digits_count=64",
+    "--set=diffusion.timesteps=20",
+    "--set=network.down_channels=[8, 8]",
+    "--set=network.mid_channels=[8, 8]",
+    "--set=network.down_sample=[true]",
+    "--set=network.time_emb_dim=16",
     "--set=network.num_heads=2",
+    "--set=train.batch_size=4",
+    "--set=train.lr=1e-3",
     "--set=train.sample_count=0",
+    "--set=train.threads=2",
 ];
 
 /// A folder, gone at the end of the test.

@@ -79,6 +79,48 @@ pub enum Start<'a> {
     Weights(&'a Path),
 }
 
+/// The trainer of a run at its newest whole checkpoint, or at the named one, and what a person should know.
+fn restored(
+    run: &RunFolder,
+    named: Option<&str>,
+    change: &dyn Fn(&mut Config) -> Result<()>,
+) -> Result<(Trainer, Vec<String>)> {
+    let mut warnings = Vec::new();
+    let found = match named {
+        Some(name) => Some(run.find_checkpoint(name)?),
+        None => checkpoint::newest(&run.checkpoints())?.map(|newest| {
+            for (path, reason) in newest.skipped {
+                warnings.push(format!("{} is damaged and was passed over: {reason}", path.display()));
+            }
+            newest.path
+        }),
+    };
+    let loaded: Option<(PathBuf, Checkpoint)> =
+        found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
+    let mut config = match &loaded {
+        Some((path, c)) => c.manifest.config(path)?,
+        None => run.read_config()?,
+    };
+    change(&mut config)?;
+    let mut trainer = Trainer::new(&config, open_data(&config)?)?;
+    match &loaded {
+        Some((path, c)) => {
+            trainer.restore(c, path)?;
+            let fingerprint = &trainer.data().summary().fingerprint;
+            if c.manifest.data.as_ref().is_some_and(|before| before != fingerprint) {
+                warnings.push(format!(
+                    "the pictures are not those that {} was trained on: the run goes on with {}, and cannot be repeated \
+                     from these alone",
+                    path.display(),
+                    trainer.data().summary().source
+                ));
+            }
+        }
+        None => warnings.push("the run has no checkpoint yet: it starts from the beginning".to_owned()),
+    }
+    Ok((trainer, warnings))
+}
+
 /// A run folder with its trainer.
 pub struct Session {
     run: RunFolder,
@@ -108,6 +150,10 @@ impl Session {
         let lock = run.lock()?;
         let log = MetricsLog::open(&run.metrics_path(), None)?;
         let before = Duration::ZERO;
+        if trainer.weights_given() {
+            // A run that is taken up before its first checkpoint must not begin with drawn weights.
+            checkpoint::save(&run.checkpoints(), &trainer.checkpoint(None)?)?;
+        }
         let session =
             Self { run, _lock: lock, trainer, log, losses: VecDeque::new(), warnings: Vec::new(), before };
         session.write_card()?;
@@ -116,6 +162,17 @@ impl Session {
             checkpoint::save(&session.run.checkpoints(), &session.trainer.checkpoint(None)?)?;
         }
         Ok(session)
+    }
+
+    /// The trainer of a run as [`resume`](Self::resume) would take it up, and what a person should know; changes
+    /// nothing on the disk.
+    pub fn prepare_resume(
+        root: &Path,
+        run: &Path,
+        named: Option<&str>,
+        change: &dyn Fn(&mut Config) -> Result<()>,
+    ) -> Result<(Trainer, Vec<String>)> {
+        restored(&RunFolder::open(root, run)?, named, change)
     }
 
     /// Takes up a run at its newest whole checkpoint, or at the named one. `change` may change settings (the number
@@ -129,29 +186,8 @@ impl Session {
         let run = RunFolder::open(root, run)?;
         let lock = run.lock()?;
         checkpoint::sweep_orphans(&run.checkpoints())?;
-        let mut warnings = Vec::new();
-        let found = match named {
-            Some(name) => Some(run.find_checkpoint(name)?),
-            None => checkpoint::newest(&run.checkpoints())?.map(|newest| {
-                for (path, reason) in newest.skipped {
-                    warnings.push(format!("{} is damaged and was passed over: {reason}", path.display()));
-                }
-                newest.path
-            }),
-        };
-        let loaded: Option<(PathBuf, Checkpoint)> =
-            found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
-        let mut config = match &loaded {
-            Some((path, c)) => c.manifest.config(path)?,
-            None => run.read_config()?,
-        };
-        change(&mut config)?;
-        let mut trainer = Trainer::new(&config, open_data(&config)?)?;
-        let step = loaded.as_ref().map_or(0, |(_, c)| c.manifest.step);
-        match &loaded {
-            Some((path, c)) => trainer.restore(c, path)?,
-            None => warnings.push("the run has no checkpoint yet: it starts from the beginning".to_owned()),
-        }
+        let (trainer, mut warnings) = restored(&run, named, change)?;
+        let step = trainer.steps_done();
         for path in checkpoint::set_aside_after(&run.checkpoints(), step)? {
             warnings.push(format!("set aside {}, which is newer than the one taken up", path.display()));
         }
@@ -189,7 +225,12 @@ impl Session {
             on_event(Event::Warning(warning));
         }
         let steps = self.trainer.steps();
-        if self.trainer.steps_done() >= steps {
+        let done = self.trainer.steps_done();
+        // Where drawing it was interrupted after the checkpoint.
+        if self.sheet_due(done) && !self.run.sample_path(done).exists() && !self.draw_sheet(stop, on_event)? {
+            return Ok(Outcome::Stopped);
+        }
+        if done >= steps {
             let advice = "give more with --steps to go on";
             on_event(Event::Warning(format!("all {steps} steps of this run are done: {advice}")));
             return Ok(Outcome::Finished);
@@ -224,20 +265,26 @@ impl Session {
             on_event(Event::Step { step: step + 1, steps, loss, images_per_second, left });
 
             let done = step + 1;
-            let t = &self.trainer.config().train;
-            let due = |every: u64| done == steps || (every > 0 && done.is_multiple_of(every));
-            let (checkpoint_due, sheet_due) =
-                (due(t.checkpoint_every), due(t.sample_every) && t.sample_count > 0);
-            if checkpoint_due {
+            if self.due(done, self.trainer.config().train.checkpoint_every) {
                 self.save(on_event)?;
                 saved = done;
             }
-            if sheet_due {
-                self.draw_sheet(stop, on_event)?;
+            if self.sheet_due(done) && !self.draw_sheet(stop, on_event)? && done == steps {
+                return Ok(Outcome::Stopped);
             }
         }
         self.write_card()?;
         Ok(Outcome::Finished)
+    }
+
+    /// Whether what is done `every` so many steps is due after `done` steps.
+    fn due(&self, done: u64, every: u64) -> bool {
+        done > 0 && (done == self.trainer.steps() || (every > 0 && done.is_multiple_of(every)))
+    }
+
+    fn sheet_due(&self, done: u64) -> bool {
+        let t = &self.trainer.config().train;
+        t.sample_count > 0 && self.due(done, t.sample_every)
     }
 
     fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
@@ -269,8 +316,9 @@ impl Session {
         write_card(&self.run, self.trainer.config(), &facts)
     }
 
-    /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it.
-    fn draw_sheet(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+    /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it, unless
+    /// `stop` is set: gives whether it did.
+    fn draw_sheet(&self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
         let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
@@ -286,12 +334,12 @@ impl Session {
             if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
         });
         let pictures = match drawn {
-            Err(Error::Interrupted) => return Ok(()), // the loop sees the flag and saves
+            Err(Error::Interrupted) => return Ok(false), // the loop sees the flag and saves
             other => other?,
         };
         let path = self.run.sample_path(step);
         save_png(&grid(&pictures, SHEET.0, SHEET.1), &path)?;
         on_event(Event::Samples { step, path: &path });
-        Ok(())
+        Ok(true)
     }
 }

@@ -46,25 +46,27 @@ pub struct Trainer {
     batch: Vec<f32>,
     /// Steps made.
     step: u64,
+    weights_given: bool,
 }
 
 /// Opens the data set that the settings name.
 pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     let d = &config.data;
+    let (size, channels) = (config.picture_size(), config.picture_channels());
     if d.path == "digits" {
-        if d.channels.is_some_and(|c| c != 1) {
+        if channels.is_some_and(|c| c != 1) {
             let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
             return Err(Error::Config { key: "data.channels".to_owned(), reason });
         }
-        let size = d.size.unwrap_or(Size { height: 28, width: 28 });
+        let size = size.unwrap_or(Size { height: 28, width: 28 });
         if size.height != size.width {
             let reason = format!("the built-in digits are square, not {size}");
             return Err(Error::Config { key: "data.size".to_owned(), reason });
         }
         return Ok(Box::new(Digits::new(config.train.seed, size.height, d.digits_count)?));
     }
-    let size = d.size.map(|s| (s.height, s.width));
-    data::open(Path::new(&d.path), &DataOptions { size, channels: d.channels, on_bad_file: d.on_bad_file })
+    let size = size.map(|s| (s.height, s.width));
+    data::open(Path::new(&d.path), &DataOptions { size, channels, on_bad_file: d.on_bad_file })
 }
 
 impl Trainer {
@@ -91,7 +93,16 @@ impl Trainer {
         }
         let order = Order::new(config.train.seed, data.len());
         let numbers = batch.iter().product();
-        Ok(Self { config, data, order, graph, exec, batch: vec![0.0; numbers], step: 0 })
+        Ok(Self {
+            config,
+            data,
+            order,
+            graph,
+            exec,
+            batch: vec![0.0; numbers],
+            step: 0,
+            weights_given: false,
+        })
     }
 
     /// The complete settings.
@@ -220,7 +231,13 @@ impl Trainer {
         if self.has_ema() {
             self.set_tensors(Region::Ema, weights, origin)?;
         }
+        self.weights_given = true;
         Ok(())
+    }
+
+    /// Whether it started from given weights.
+    pub fn weights_given(&self) -> bool {
+        self.weights_given
     }
 
     /// Everything that the rest of the training depends on. Refuses weights that are not finite.
@@ -229,8 +246,10 @@ impl Trainer {
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
             return Err(Error::NotFinite { step: self.step, what: format!("a number in {}", broken.name) });
         }
+        let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
+        manifest.data = Some(self.data.summary().fingerprint.clone());
         Ok(Checkpoint {
-            manifest: Manifest::new(self.step, &self.config, self.tensor_numbers(), loss),
+            manifest,
             weights,
             ema: if self.has_ema() { self.tensors(Region::Ema)? } else { Vec::new() },
             exp_avg: self.tensors(Region::ExpAvg)?,

@@ -46,6 +46,8 @@ pub struct Manifest {
     pub loss: Option<f64>,
     /// When it was written, in seconds since 1970, where the caller says; leave it out for files equal to the bit.
     pub created: Option<u64>,
+    /// Fingerprint of the pictures it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
+    pub data: Option<String>,
     /// The run's settings, as TOML.
     pub config: String,
     /// Length and hash of each other file; [`save`](super::save) fills it in.
@@ -63,6 +65,7 @@ impl Manifest {
             parameters,
             loss: loss.filter(|l| l.is_finite()),
             created: None,
+            data: None,
             config: config.to_toml_commented(),
             files: BTreeMap::new(),
         }

@@ -149,7 +149,7 @@ fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Resul
     disk.sync_dir(folder).map_err(io(folder))
 }
 
-/// Adds to an error of a full disk how much room is needed.
+/// Adds to an error in writing that the checkpoints before are whole, and for a full disk how much room is needed.
 fn helpful(error: Error, checkpoint: &Checkpoint) -> Error {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     match error {
@@ -160,6 +160,10 @@ fn helpful(error: Error, checkpoint: &Checkpoint) -> Error {
             let help = format!(
                 "{source}; a checkpoint of this run takes {megabytes} MB: make room and resume; the checkpoints before it are whole"
             );
+            Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
+        }
+        Error::Io { path, doing, source } => {
+            let help = format!("{source}; mend this and resume; the checkpoints before it are whole");
             Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
         }
         other => other,
