@@ -6,7 +6,7 @@ use crate::nets::{Builder, Network, ParameterSpec};
 use crate::schedule::Schedule;
 use ddpm_engine::ops::{DrawNormal, DrawTimestep, Mse, QSample};
 use ddpm_engine::rng::Purpose;
-use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+use ddpm_engine::{CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
 
 /// Refuses pictures that a network cannot take, and says which size it would.
 pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
@@ -25,6 +25,11 @@ pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> 
         up(width)
     );
     Err(Error::Config { key: "data.size".to_owned(), reason })
+}
+
+/// What networks run on; `threads` 0 takes all cores. The only place that chooses.
+pub(crate) fn device(threads: usize) -> Box<dyn Device> {
+    Box::new(CpuDevice { threads })
 }
 
 /// Where a training step's noise and timesteps come from.
@@ -98,7 +103,7 @@ impl TrainingGraph {
 
 /// A network with weights that predicts noise, `eps_theta`, on the CPU: the forward pass alone.
 pub struct Model {
-    exec: CpuExecutor,
+    exec: Box<dyn Executor>,
     parameters: Vec<ParameterSpec>,
     x: Tensor,
     t: Tensor,
@@ -118,7 +123,7 @@ impl Model {
         let built = b.finish(prediction);
         let graph = ddpm_engine::fuse::fuse(built.graph, &[prediction])?;
         let options = PlanOptions { keep: vec![prediction], ..PlanOptions::default() };
-        let exec = CpuExecutor::new(graph, &options, threads)?;
+        let exec = device(threads).executor(graph, &options)?;
         Ok(Self {
             exec,
             parameters: built.parameters,
@@ -146,8 +151,8 @@ impl Model {
     }
 
     /// The executor, for timing.
-    pub fn executor(&mut self) -> &mut CpuExecutor {
-        &mut self.exec
+    pub fn executor(&mut self) -> &mut dyn Executor {
+        &mut *self.exec
     }
 }
 

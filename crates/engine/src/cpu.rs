@@ -4,7 +4,7 @@
 //! not depend on the number of threads. After the plan is made, nothing is allocated.
 
 use crate::error::{Error, Result};
-use crate::executor::{AdamStep, Draws, Executor, Footprint, NodeTime};
+use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};
 use crate::graph::{Graph, Tensor};
 use crate::plan::{ALIGN, Plan, PlanOptions, Region};
 use crate::shape::DType;
@@ -118,6 +118,19 @@ impl Aligned {
     }
 }
 
+/// The CPU's cores.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuDevice {
+    /// Number of threads; 0 takes as many as there are cores.
+    pub threads: usize,
+}
+
+impl Device for CpuDevice {
+    fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>> {
+        Ok(Box::new(CpuExecutor::new(graph, options, self.threads)?))
+    }
+}
+
 /// Runs a plan on the CPU's cores.
 pub struct CpuExecutor {
     plan: Plan,
@@ -218,6 +231,10 @@ fn prepare(graph: Graph, options: &PlanOptions, cpu: Cpu) -> Result<(Plan, Vec<K
 }
 
 impl Executor for CpuExecutor {
+    fn describe(&self) -> String {
+        format!("{} threads, {}", self.threads(), self.isa())
+    }
+
     fn plan(&self) -> &Plan {
         &self.plan
     }

@@ -1,8 +1,8 @@
 //! What every executor of a plan can do. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
 
 use crate::error::Result;
-use crate::graph::Tensor;
-use crate::plan::{Plan, Region};
+use crate::graph::{Graph, Tensor};
+use crate::plan::{Plan, PlanOptions, Region};
 pub use ddpm_kernels::elementwise::AdamStep;
 use std::time::Duration;
 
@@ -43,8 +43,17 @@ pub struct NodeTime {
     pub multiply_adds: u64,
 }
 
+/// Something that plans can run on.
+pub trait Device {
+    /// Plans a graph and takes the memory.
+    fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>>;
+}
+
 /// Runs a plan many times.
-pub trait Executor {
+pub trait Executor: Send {
+    /// What it runs on, for a person: "2 threads, avx512".
+    fn describe(&self) -> String;
+
     /// The plan.
     fn plan(&self) -> &Plan;
 

@@ -21,11 +21,11 @@ pub mod plan;
 pub mod rng;
 pub mod shape;
 
-pub use cpu::CpuExecutor;
+pub use cpu::{CpuDevice, CpuExecutor};
 pub use ddpm_kernels::Isa;
 pub use ddpm_kernels::elementwise::multiply_add_rounds;
 pub use error::{Error, Result};
-pub use executor::{AdamStep, Draws, Executor, Footprint, NodeTime};
+pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};
 pub use graph::{Graph, Tensor};
 pub use plan::{Plan, PlanOptions, Region};
 pub use shape::{DType, Shape, TensorType};

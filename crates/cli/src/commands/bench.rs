@@ -4,7 +4,7 @@ use crate::progress::{human_bytes, thousands};
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
 use ddpm::train::trainer::open_data;
-use ddpm_engine::{Executor, NodeTime};
+use ddpm_engine::NodeTime;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
@@ -41,10 +41,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     let mut trainer = Trainer::new(&config, open_data(&config)?)?;
     let footprint = trainer.executor().footprint();
-    let (threads, isa) = (trainer.executor().threads(), trainer.executor().isa());
+    let device = trainer.executor().describe();
+    let threads = match trainer.config().train.threads {
+        0 => std::thread::available_parallelism()?.get(),
+        n => n,
+    };
     writeln!(
         out,
-        "{} parameters, batch {}, {}, {threads} threads, {isa}",
+        "{} parameters, batch {}, {}, {device}",
         thousands(trainer.tensor_numbers()),
         trainer.config().train.batch_size,
         trainer.data().shape()

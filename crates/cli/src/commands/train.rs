@@ -228,12 +228,11 @@ fn tell_plan(plan: &TrainPlan) {
     tell!("disk      {} a checkpoint", human_bytes(plan.checkpoint_bytes));
     let total = plan.step_time.saturating_mul(u32::try_from(plan.steps).unwrap_or(u32::MAX));
     tell!(
-        "time      about {} for {} steps of {:.0} ms ({:.1} GFLOP each; {} threads, {})",
+        "time      about {} for {} steps of {:.0} ms ({:.1} GFLOP each; {})",
         human_time(total),
         thousands(plan.steps),
         plan.step_time.as_secs_f64() * 1e3,
         plan.flops as f64 / 1e9,
-        plan.threads,
-        plan.isa
+        plan.device
     );
 }

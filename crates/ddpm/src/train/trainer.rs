@@ -4,10 +4,10 @@ use super::checkpoint::{Checkpoint, Manifest, NamedTensor, check_fits};
 use super::config::{Config, DataFacts, OptimizerKind, Size};
 use crate::data::{self, DataOptions, Dataset, Order, digits::Digits};
 use crate::error::{Error, Result};
-use crate::model::{StepDraws, TrainingGraph, check_size};
+use crate::model::{StepDraws, TrainingGraph, check_size, device};
 use crate::nets::{self, Network};
 use crate::schedule::Schedule;
-use ddpm_engine::{AdamStep, CpuExecutor, Draws, Executor, Region};
+use ddpm_engine::{AdamStep, Draws, Executor, Region};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -30,10 +30,8 @@ pub struct TrainPlan {
     pub steps: u64,
     /// Time of one step, measured.
     pub step_time: Duration,
-    /// The instruction set.
-    pub isa: &'static str,
-    /// Number of threads.
-    pub threads: usize,
+    /// What the steps run on.
+    pub device: String,
 }
 
 /// A network, its optimizer and its data.
@@ -42,7 +40,7 @@ pub struct Trainer {
     data: Box<dyn Dataset>,
     order: Order,
     graph: TrainingGraph,
-    exec: CpuExecutor,
+    exec: Box<dyn Executor>,
     batch: Vec<f32>,
     /// Steps made.
     step: u64,
@@ -83,7 +81,7 @@ impl Trainer {
         let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
         let graph = TrainingGraph::new(&*net, &schedule, batch, StepDraws::Drawn)?;
         let options = graph.options(config.train.ema_decay > 0.0);
-        let mut exec = CpuExecutor::new(graph.graph.clone(), &options, config.train.threads)?;
+        let mut exec = device(config.train.threads).executor(graph.graph.clone(), &options)?;
         for (i, spec) in graph.parameters.iter().enumerate() {
             let weights = spec.init(config.train.seed, i);
             exec.write_parameter(Region::Weights, i, &weights)?;
@@ -131,8 +129,8 @@ impl Trainer {
     }
 
     /// The executor, for timing reports.
-    pub fn executor(&mut self) -> &mut CpuExecutor {
-        &mut self.exec
+    pub fn executor(&mut self) -> &mut dyn Executor {
+        &mut *self.exec
     }
 
     fn has_ema(&self) -> bool {
@@ -156,8 +154,7 @@ impl Trainer {
             flops: 2 * footprint.multiply_adds,
             steps: self.steps().saturating_sub(self.step),
             step_time: start.elapsed(),
-            isa: self.exec.isa().name(),
-            threads: self.exec.threads(),
+            device: self.exec.describe(),
         })
     }
 
