@@ -173,6 +173,27 @@ fn given_weights_that_are_far_too_large_are_told_at_the_first_step() {
         place.ddpm(&with(&[&["--name=n", "--steps=2", "--init", "large.safetensors"], more].concat()))
     };
     init(&[]).fails(1, &["step 0: the loss is not a finite number"]);
+    place.assert_intact("n", 0);
+}
+
+#[test]
+fn a_run_from_given_weights_keeps_them_until_its_first_checkpoint() {
+    let place = Place::new();
+    place.train("r", 2, 0, &["--seed=7"]).well();
+    let weights = place.checkpoint("r", 2).join("model.safetensors");
+    let init = weights.display().to_string();
+    place.train("whole", 3, 0, &["--init", &init]).well();
+    place.assert_intact("whole", 0);
+    assert_eq!(
+        fs::read(place.checkpoint("whole", 0).join("ema.safetensors")).unwrap(),
+        fs::read(weights).unwrap()
+    );
+    // Back to the beginning, as a run is that was killed before its first checkpoint.
+    fs::rename(place.path("runs/whole"), place.path("runs/again")).unwrap();
+    let expected = state(&place.checkpoint("again", 3));
+    fs::remove_dir_all(place.checkpoint("again", 3)).unwrap();
+    place.ddpm(&["train", "--resume", "again"]).well();
+    assert!(state(&place.checkpoint("again", 3)) == expected);
 }
 
 #[test]
