@@ -23,7 +23,7 @@ pub struct Args {
     /// A folder of pictures (flat, or one folder per class), or of IDX files; `digits` are the built-in ones
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// A named set of settings: digits, digits28, mnist (`ddpm config --list`)
+    /// A named set of settings (`ddpm config --list`): digits, pictures (if --data is given), digits28, mnist
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     preset: Option<String>,
     /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
@@ -138,8 +138,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             session
         }
         None => {
-            let mut loaded =
-                Config::load_with_notes(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
+            let own = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
+            let preset = args.preset.as_deref().or(own.then_some("pictures"));
+            let mut loaded = Config::load_with_notes(preset, args.config.as_deref(), &overrides)?;
             for note in &loaded.notes {
                 tell!("note: {note}");
             }
@@ -154,7 +155,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             if args.dry_run {
                 return Ok(ExitCode::SUCCESS);
             }
-            Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer, start)?
+            Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer)?
         }
     };
     let folder = session.run_folder().path().display().to_string();

@@ -129,8 +129,8 @@ pub struct Session {
     log: MetricsLog,
     losses: VecDeque<f64>,
     warnings: Vec<String>,
-    /// Time spent by earlier parts of the run.
-    before: Duration,
+    /// Time spent on the run, earlier parts included.
+    spent: Duration,
 }
 
 impl Session {
@@ -144,23 +144,25 @@ impl Session {
     }
 
     /// Makes the run folder of a prepared trainer: `root/name`, or a numbered one.
-    pub fn create(root: &Path, name: Option<&str>, trainer: Trainer, start: Start<'_>) -> Result<Self> {
+    pub fn create(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
         let run = RunFolder::create(root, name)?;
         run.write_config(trainer.config())?;
         let lock = run.lock()?;
         let log = MetricsLog::open(&run.metrics_path(), None)?;
-        let before = Duration::ZERO;
         if trainer.weights_given() {
             // A run that is taken up before its first checkpoint must not begin with drawn weights.
             checkpoint::save(&run.checkpoints(), &trainer.checkpoint(None)?)?;
         }
-        let session =
-            Self { run, _lock: lock, trainer, log, losses: VecDeque::new(), warnings: Vec::new(), before };
+        let session = Self {
+            run,
+            _lock: lock,
+            trainer,
+            log,
+            losses: VecDeque::new(),
+            warnings: Vec::new(),
+            spent: Duration::ZERO,
+        };
         session.write_card()?;
-        if let Start::Weights(_) = start {
-            // The file may be gone when the run is taken up.
-            checkpoint::save(&session.run.checkpoints(), &session.trainer.checkpoint(None)?)?;
-        }
         Ok(session)
     }
 
@@ -195,9 +197,9 @@ impl Session {
         let log = MetricsLog::open(&run.metrics_path(), Some(step))?;
         let earlier = read_metrics(&run.metrics_path())?;
         let losses = earlier.iter().rev().take(WINDOW).rev().map(|m| m.loss).collect();
-        let before =
+        let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
-        Ok(Self { run, _lock: lock, trainer, log, losses, warnings, before })
+        Ok(Self { run, _lock: lock, trainer, log, losses, warnings, spent })
     }
 
     /// The run folder.
@@ -236,6 +238,7 @@ impl Session {
             return Ok(Outcome::Finished);
         }
         let (start, mut steps_here, mut training) = (Instant::now(), 0u64, Duration::ZERO);
+        let before = self.spent;
         let mut saved = self.trainer.steps_done();
         while self.trainer.steps_done() < steps {
             if stop.load(Ordering::Relaxed) {
@@ -255,7 +258,8 @@ impl Session {
             }
             self.losses.push_back(loss);
             let batch = self.trainer.config().train.batch_size as f64;
-            let seconds = (self.before + start.elapsed()).as_secs_f64();
+            self.spent = before + start.elapsed();
+            let seconds = self.spent.as_secs_f64();
             let images_per_second = batch / took.as_secs_f64();
             self.log.append(&Metrics { step, loss, images_per_second, seconds })?;
             let mean = training / u32::try_from(steps_here).unwrap_or(u32::MAX);
@@ -303,15 +307,17 @@ impl Session {
 
     fn write_card(&self) -> Result<()> {
         let step = self.trainer.steps_done();
-        let path = checkpoint::path_of(&self.run.checkpoints(), step);
+        let checkpoints = self.run.checkpoints();
+        let path = checkpoint::path_of(&checkpoints, step);
+        let inside = path.strip_prefix(self.run.path()).ok().filter(|_| path.is_dir()).map(Path::to_owned);
         let summary = self.trainer.data().summary();
         let facts = CardFacts {
             parameters: self.trainer.tensor_numbers(),
             data: format!("{} ({} pictures, {})", summary.source, summary.pictures, summary.shape),
             steps: step,
             loss: self.loss(),
-            seconds: None,
-            checkpoint: path.is_dir().then_some(path),
+            seconds: (!self.spent.is_zero()).then(|| self.spent.as_secs_f64()),
+            checkpoint: inside,
         };
         write_card(&self.run, self.trainer.config(), &facts)
     }

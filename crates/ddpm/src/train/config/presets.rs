@@ -34,6 +34,22 @@ pub const PRESETS: &[Preset] = &[
             checkpoint_every = 500",
     },
     Preset {
+        name: "pictures",
+        about: "your own pictures at their own size and a small network: what --data uses without a preset",
+        settings: "
+            [network]
+            down_channels = [32, 64, 128]
+            mid_channels = [128, 128, 64]
+            down_sample = [true, true]
+            num_down_layers = 1
+            num_mid_layers = 1
+            num_up_layers = 1
+            [train]
+            steps = 20000
+            batch_size = 32
+            lr = 5e-4",
+    },
+    Preset {
         name: "digits28",
         about: "the built-in digits at 28x28 and the tutorial's network",
         settings: "data.size = 28",

@@ -17,7 +17,7 @@ const MAX_METRICS: u64 = 1 << 30;
 pub struct Metrics {
     /// The training step, counted from 0.
     pub step: u64,
-    /// Mean loss since the last line; not-a-number is `null` in the file.
+    /// The step's loss; not-a-number is `null` in the file.
     #[serde(deserialize_with = "or_nan")]
     pub loss: f64,
     /// Pictures trained on a second since the last line.
