@@ -316,7 +316,7 @@ impl Session {
             data: format!("{} ({} pictures, {})", summary.source, summary.pictures, summary.shape),
             steps: step,
             loss: self.loss(),
-            seconds: (!self.spent.is_zero()).then(|| self.spent.as_secs_f64()),
+            seconds: (!self.spent.is_zero()).then_some(self.spent.as_secs_f64()),
             checkpoint: inside,
         };
         write_card(&self.run, self.trainer.config(), &facts)

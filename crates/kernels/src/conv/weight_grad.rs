@@ -98,7 +98,7 @@ impl WeightGrad {
         let (first_tap, first_channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
         for p in 0..k {
             self.gather_row(start + p, first_tap, first_channel, rows.len(), input, row);
-            with_tile!(self.tile, scatter_row::<S>(row, k, p, a));
+            with_tile!(self.tile, scatter_row::<S>(s, row, k, p, a));
             for (j, part) in dy[(start + p) * cout..][..cout].chunks(nr).enumerate() {
                 let to = &mut b[(j * k + p) * nr..][..nr];
                 copy_short(&mut to[..part.len()], part);
@@ -193,12 +193,15 @@ impl WeightGrad {
 
 /// Puts row `p` of `k` into column panels `[panel][k][MR]`.
 #[inline(always)]
-fn scatter_row<S: Simd, const MR: usize, const NV: usize>(row: &[f32], k: usize, p: usize, a: &mut [f32]) {
+fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
+    _: S,
+    row: &[f32],
+    k: usize,
+    p: usize,
+    a: &mut [f32],
+) {
     for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR)) {
-        let to = &mut panel[p * MR..][..MR];
-        for r in 0..MR {
-            to[r] = part[r];
-        }
+        copy_short(&mut panel[p * MR..][..MR], &part[..MR]);
     }
 }
 
