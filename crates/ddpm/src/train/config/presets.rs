@@ -26,12 +26,12 @@ pub const PRESETS: &[Preset] = &[
             num_mid_layers = 1
             num_up_layers = 1
             [train]
-            steps = 1500
+            steps = 1200
             batch_size = 32
             lr = 2e-3
-            sample_every = 500
-            sample_steps = 200
-            checkpoint_every = 500",
+            sample_every = 600
+            sample_steps = 150
+            checkpoint_every = 600",
     },
     Preset {
         name: "pictures",

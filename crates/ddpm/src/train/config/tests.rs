@@ -222,7 +222,9 @@ fn later_sources_go_over_earlier_ones() {
     let overrides = [("train.lr".to_owned(), "0.25".to_owned()), ("train.lr".to_owned(), "0.125".to_owned())];
     let config = Config::load(Some("digits"), Some(&path), &overrides).unwrap();
     assert_eq!((config.train.lr, config.train.batch_size), (0.125, 16));
-    assert_eq!(config.network.down_channels, [32, 64, 64]);
+    let preset = Config::load(Some("digits"), None, &[]).unwrap();
+    assert_ne!(preset.network, Config::default().network);
+    assert_eq!(config.network, preset.network);
     assert_eq!((config.train.steps, config.train.epochs), (None, Some(3)));
     assert_eq!(Config::load(None, None, &[]).unwrap(), Config::load(Some("digits"), None, &[]).unwrap());
     assert_eq!(Config::load(None, Some(&path), &[]).unwrap().network, Config::default().network);

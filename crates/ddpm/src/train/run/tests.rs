@@ -156,7 +156,14 @@ fn a_whole_last_line_without_its_end_is_torn_too() {
 fn the_card_tells_how_to_use_the_run() {
     let (_folder, root) = runs();
     let run = RunFolder::create(&root, Some("cats")).unwrap();
-    let mut config = Config::load(Some("digits"), None, &[]).unwrap();
+    let settings = [
+        ("train.steps", "2000"),
+        ("train.batch_size", "64"),
+        ("network.down_channels", "[32, 64, 64]"),
+        ("network.mid_channels", "[64, 64, 64]"),
+    ];
+    let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let mut config = Config::load(Some("digits"), None, &settings).unwrap();
     let mut facts = CardFacts {
         parameters: 12345,
         data: "100 pictures of cats|dogs".into(),
