@@ -47,9 +47,8 @@ from safetensors.torch import save_file
 
 import nets
 import philox
+from rules import SEED, STRIDE, norms, pictures, relative, samples, set_weights
 
-SEED = 2026
-STRIDE = 104729
 HERE = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/golden'
 torch.set_num_threads(1)
 
@@ -58,49 +57,12 @@ DEFAULT = dict(channels=1, down=(32, 64, 128, 256), mid=(256, 256, 128), resampl
                layers=(2, 2, 2), heads=4)
 
 
-def set_weights(net):
-    """Fills the network by the rule above."""
-    state = net.state_dict()
-    for i, (name, w) in enumerate(state.items()):
-        z = philox.normals(SEED, philox.TEST, 0, i, w.numel()).astype(np.float64)
-        if w.ndim >= 2:
-            v = z * (1 / np.sqrt(w[0].numel()))
-        else:
-            v = 1 + 0.1 * z if name.endswith('weight') else 0.1 * z
-        state[name] = torch.from_numpy(v.astype(np.float32).reshape(tuple(w.shape)))
-    net.load_state_dict(state)
-    return net
-
-
-def pictures(step, batch, channels, h, w):
-    """[B, C, H, W] f32, drawn channels last."""
-    z = [philox.normals(SEED, philox.TEST, step, i, h * w * channels).reshape(h, w, channels) for i in range(batch)]
-    return torch.from_numpy(np.stack(z).transpose(0, 3, 1, 2).copy())
-
-
-def sample_indices(n):
-    return [STRIDE * (j + 1) % n for j in range(8)]
-
-
-def samples(v):
-    return v.detach().reshape(-1)[sample_indices(v.numel())]
-
-
-def norms(vs):
-    return torch.stack([v.detach().double().norm() for v in vs])
-
-
 def forward_backward(config, dtype, x, t, eps):
     net = set_weights(nets.AttentionUnet(**config)).to(dtype)
     y = net(x.to(dtype), t)
     loss = torch.nn.functional.mse_loss(y, eps.to(dtype))
     loss.backward()
     return {'y': y.detach(), 'loss': loss.detach()}, {k: p.grad for k, p in net.named_parameters()}
-
-
-def relative(a, b):
-    """|a - b| / |b| in the L2 norm."""
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 tensors, meta = {}, {'seed': SEED, 'sample_stride': STRIDE}

@@ -68,9 +68,9 @@ fn main() -> Result<()> {
         Some("digits"),
         None,
         &[
-            set("network.down_channels", "16, 32"),
-            set("network.mid_channels", "32, 16"),
-            set("network.down_sample", "true"),
+            set("attention.down_channels", "16, 32"),
+            set("attention.mid_channels", "32, 16"),
+            set("attention.down_sample", "true"),
             set("diffusion.timesteps", "200"),
             set("train.batch_size", "16"),
             set("train.lr", "2e-3"),

@@ -44,9 +44,9 @@ fn make_checkpoint(folder: &Path) -> Result<PathBuf> {
         Some("digits"),
         None,
         &[
-            set("network.down_channels", "16, 32"),
-            set("network.mid_channels", "32, 16"),
-            set("network.down_sample", "true"),
+            set("attention.down_channels", "16, 32"),
+            set("attention.mid_channels", "32, 16"),
+            set("attention.down_sample", "true"),
             set("train.batch_size", "8"),
         ],
     )?;

@@ -69,17 +69,10 @@ impl Generator {
 
     /// The network with its weights, for batches of `n`.
     pub fn model(&self, n: usize) -> Result<Model> {
-        let net = nets::from_config(&self.config.network, self.shape.channels);
+        let net = nets::from_config(&self.config, self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
         let mut model = Model::new(&*net, shape, self.threads)?;
-        let expected: Vec<_> = model.parameters().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        checkpoint::check_fits(&expected, &self.weights, &self.origin)?;
-        for i in 0..expected.len() {
-            let spec = &model.parameters()[i];
-            let tensor = self.weights.iter().find(|t| t.name == spec.name).expect("the names were checked");
-            let data = spec.from_torch(&tensor.data);
-            model.set_parameter(i, &data)?;
-        }
+        model.set_weights(&self.weights, &self.origin)?;
         Ok(model)
     }
 

@@ -46,9 +46,9 @@
 //!
 //! let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
 //! let tiny = [
-//!     set("network.down_channels", "8, 16"),
-//!     set("network.mid_channels", "16, 8"),
-//!     set("network.down_sample", "true"),
+//!     set("attention.down_channels", "8, 16"),
+//!     set("attention.mid_channels", "16, 8"),
+//!     set("attention.down_sample", "true"),
 //!     set("train.batch_size", "4"),
 //! ];
 //! let config = Config::load(Some("digits"), None, &tiny)?;

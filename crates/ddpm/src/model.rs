@@ -2,11 +2,14 @@
 
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
-use crate::nets::{Builder, Network, ParameterSpec};
+use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
 use crate::schedule::Schedule;
+use crate::train::checkpoint::{NamedTensor, check_fits};
 use ddpm_engine::ops::{DrawNormal, DrawTimestep, Mse, QSample};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+use std::collections::HashMap;
+use std::path::Path;
 
 /// Refuses pictures that a network cannot take, and says which size it would.
 pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
@@ -25,6 +28,53 @@ pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> 
         up(width)
     );
     Err(Error::Config { key: "data.size".to_owned(), reason })
+}
+
+/// All parameters and states as tensors with PyTorch's names, shapes and layouts; the parameters from `region`.
+pub(crate) fn read_tensors(
+    exec: &dyn Executor,
+    parameters: &[ParameterSpec],
+    states: &[(StateSpec, Tensor)],
+    region: Region,
+) -> Result<Vec<NamedTensor>> {
+    let mut tensors = Vec::with_capacity(parameters.len() + states.len());
+    for (i, spec) in parameters.iter().enumerate() {
+        let mut data = vec![0.0; spec.numbers()];
+        exec.read_parameter(region, i, &mut data)?;
+        let data = spec.to_torch(&data);
+        tensors.push(NamedTensor { name: spec.name.clone(), shape: spec.shape.clone(), data });
+    }
+    for (spec, t) in states {
+        let mut data = vec![0.0; spec.numbers()];
+        exec.read(*t, &mut data)?;
+        tensors.push(NamedTensor { name: spec.name.clone(), shape: spec.shape.clone(), data });
+    }
+    Ok(tensors)
+}
+
+/// Writes such tensors, in any order, into `regions`; `origin` names them in errors.
+pub(crate) fn load_tensors(
+    exec: &mut dyn Executor,
+    parameters: &[ParameterSpec],
+    states: &[(StateSpec, Tensor)],
+    regions: &[Region],
+    tensors: &[NamedTensor],
+    origin: &Path,
+) -> Result<()> {
+    let of_parameters = parameters.iter().map(|p| (p.name.clone(), p.shape.clone()));
+    let of_states = states.iter().map(|(s, _)| (s.name.clone(), s.shape.clone()));
+    check_fits(&of_parameters.chain(of_states).collect::<Vec<_>>(), tensors, origin)?;
+    let by_name: HashMap<&str, &NamedTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    for (i, spec) in parameters.iter().enumerate() {
+        let data = spec.from_torch(&by_name[spec.name.as_str()].data);
+        for &region in regions {
+            exec.write_parameter(region, i, &data)?;
+        }
+    }
+    for (spec, t) in states {
+        exec.write(*t, &by_name[spec.name.as_str()].data)?;
+    }
+    Ok(())
 }
 
 /// What networks run on; `threads` 0 takes all cores. The only place that chooses.
@@ -49,8 +99,12 @@ pub struct TrainingGraph {
     pub parameters: Vec<ParameterSpec>,
     /// Their gradients.
     pub gradients: Vec<Tensor>,
+    /// What the network keeps from step to step besides, each with its tensor.
+    pub states: Vec<(StateSpec, Tensor)>,
     /// The pictures, `[n, h, w, c]`.
     pub x_0: Tensor,
+    /// The pictures' classes, `[n]`, where the network takes them.
+    pub label: Option<Tensor>,
     /// The timesteps, `[n]`.
     pub t: Tensor,
     /// The noise, of the pictures' shape.
@@ -70,7 +124,7 @@ impl TrainingGraph {
     /// [`Error::Config`] for pictures that the network cannot halve as often as it does.
     pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
-        let mut b = Builder::new();
+        let mut b = Builder::new(Mode::Training);
         let x_0 = b.graph.input("x_0", shape);
         let (t, eps) = match draws {
             StepDraws::Given => (b.graph.input("t", [shape[0]]), b.graph.input("eps", shape)),
@@ -87,12 +141,25 @@ impl TrainingGraph {
         let q_sample =
             QSample { sqrt_alpha_bar: table(&|a| a), sqrt_one_minus_alpha_bar: table(&|a| 1.0 - a) };
         let x_t = b.graph.add("x_t", q_sample, &[x_0, eps, t])?;
-        let prediction = net.build(&mut b, x_t, t)?;
+        let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
+        let prediction = net.build(&mut b, Inputs { x: x_t, t, label })?;
         let loss = b.graph.add("loss", Mse, &[prediction, eps])?;
         let built = b.finish(prediction);
         let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
         let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
-        Ok(Self { graph, parameters: built.parameters, gradients, x_0, t, eps, prediction, loss })
+        let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
+        Ok(Self {
+            graph,
+            parameters: built.parameters,
+            gradients,
+            states,
+            x_0,
+            label,
+            t,
+            eps,
+            prediction,
+            loss,
+        })
     }
 
     /// What the plan must keep and train.
@@ -105,7 +172,9 @@ impl TrainingGraph {
 pub struct Model {
     exec: Box<dyn Executor>,
     parameters: Vec<ParameterSpec>,
+    states: Vec<(StateSpec, Tensor)>,
     x: Tensor,
+    label: Option<Tensor>,
     t: Tensor,
     prediction: Tensor,
     shape: [usize; 4],
@@ -116,18 +185,22 @@ impl Model {
     /// A network for batches `[n, h, w, c]`; its weights are zero until they are set. `threads` 0 takes all cores.
     pub fn new(net: &dyn Network, shape: [usize; 4], threads: usize) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
-        let mut b = Builder::new();
+        let mut b = Builder::new(Mode::Sampling);
         let x = b.graph.input("x_t", shape);
         let t = b.graph.input("t", [shape[0]]);
-        let prediction = net.build(&mut b, x, t)?;
+        let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
+        let prediction = net.build(&mut b, Inputs { x, t, label })?;
         let built = b.finish(prediction);
         let graph = ddpm_engine::fuse::fuse(built.graph, &[prediction])?;
         let options = PlanOptions { keep: vec![prediction], ..PlanOptions::default() };
+        let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         let exec = device(threads).executor(graph, &options)?;
         Ok(Self {
             exec,
             parameters: built.parameters,
+            states,
             x,
+            label,
             t,
             prediction,
             shape,
@@ -143,6 +216,26 @@ impl Model {
     /// Sets parameter `i`, in the engine's layout.
     pub fn set_parameter(&mut self, i: usize, data: &[f32]) -> Result<()> {
         Ok(self.exec.write_parameter(Region::Weights, i, data)?)
+    }
+
+    /// Sets all parameters and states from tensors with PyTorch's names and layouts; `origin` names them in errors.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] for tensors that are not this network's.
+    pub fn set_weights(&mut self, weights: &[NamedTensor], origin: &Path) -> Result<()> {
+        load_tensors(&mut *self.exec, &self.parameters, &self.states, &[Region::Weights], weights, origin)
+    }
+
+    /// Sets the class of each picture of the batch.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a network that takes no classes.
+    pub fn set_labels(&mut self, labels: &[u32]) -> Result<()> {
+        let Some(t) = self.label else {
+            let reason = "the network takes no classes".to_owned();
+            return Err(Error::Config { key: "unet2d.num_class_embeds".to_owned(), reason });
+        };
+        Ok(self.exec.write(t, &labels.iter().map(|&l| l as f32).collect::<Vec<_>>())?)
     }
 
     /// `[n, h, w, c]` of a batch.

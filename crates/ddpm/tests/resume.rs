@@ -8,9 +8,9 @@ use ddpm::train::config::Config;
 fn trainer(threads: usize) -> Trainer {
     let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let settings = [
-        set("network.down_channels", "16, 32"),
-        set("network.mid_channels", "32, 16"),
-        set("network.down_sample", "true"),
+        set("attention.down_channels", "16, 32"),
+        set("attention.mid_channels", "32, 16"),
+        set("attention.down_sample", "true"),
         // Five steps of seven pictures go through the twenty pictures more than once.
         set("train.batch_size", "7"),
         set("train.threads", &threads.to_string()),

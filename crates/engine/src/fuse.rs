@@ -8,7 +8,7 @@
 
 use crate::error::Result;
 use crate::graph::{Graph, Node, Tensor};
-use crate::ops::Op;
+use crate::ops::{Activate, Activation, Op};
 use std::collections::HashMap;
 
 /// The graph with operations joined; tensors in `keep` go on existing.
@@ -42,7 +42,7 @@ pub fn fuse(mut graph: Graph, keep: &[Tensor]) -> Result<Graph> {
 /// One node for `earlier` and then `later`, whose operand `operand` is the earlier one's result.
 fn join(earlier: &Node, later: &Node, operand: usize) -> Option<Node> {
     let (op, extra) = match (&earlier.op, &later.op) {
-        (Op::GroupNorm(norm), Op::Silu(_)) if !norm.silu => {
+        (Op::GroupNorm(norm), Op::Activate(Activate(Activation::Silu))) if !norm.silu => {
             let mut norm = norm.clone();
             norm.silu = true;
             (norm.into(), None)

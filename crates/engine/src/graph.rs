@@ -21,6 +21,9 @@ pub enum Kind {
     Input,
     /// A trained weight; the number counts parameters in the order in which they were added.
     Parameter(usize),
+    /// Keeps its numbers from run to run, as a running average does. An in-place operation on it changes it; nothing
+    /// else may read it in the same graph.
+    State,
     /// Computed by a node.
     Computed,
 }
@@ -57,6 +60,7 @@ pub struct Graph {
     tensors: Vec<TensorInfo>,
     nodes: Vec<Node>,
     parameters: Vec<Tensor>,
+    states: Vec<Tensor>,
 }
 
 impl Graph {
@@ -80,6 +84,13 @@ impl Graph {
         let kind = Kind::Parameter(self.parameters.len());
         let t = self.tensor(TensorType::f32(shape), kind, name, true);
         self.parameters.push(t);
+        t
+    }
+
+    /// A tensor that keeps its numbers from run to run.
+    pub fn state(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
+        let t = self.tensor(TensorType::f32(shape), Kind::State, name, false);
+        self.states.push(t);
         t
     }
 
@@ -122,6 +133,11 @@ impl Graph {
     /// All parameters, in the order in which they were added.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters
+    }
+
+    /// All states, in the order in which they were added.
+    pub fn states(&self) -> &[Tensor] {
+        &self.states
     }
 
     /// Numbers in all parameters together.

@@ -3,7 +3,7 @@
 //! Weights, their gradients and the optimizer's state each have a region in which parameters stand in their order, so
 //! that the optimizer walks over memory once. Every other tensor gets a place by its lifetime: from the step that
 //! makes it to the last that reads it. Tensors are placed from the largest to the smallest, each at the lowest place
-//! that nothing else holds meanwhile. Scratch memory that a step shares between threads is placed in the same way.
+//! that nothing else holds meanwhile. Inputs and states have theirs to themselves all the time. Scratch memory that a step shares between threads is placed in the same way.
 
 use crate::graph::{Graph, Kind, Tensor};
 use std::collections::{HashMap, HashSet};
@@ -172,7 +172,7 @@ fn lifetimes(graph: &Graph, keep: &[Tensor]) -> Vec<Range<usize>> {
     }
     for (t, live) in live.iter_mut().enumerate() {
         let t = Tensor(t as u32);
-        if graph.info(t).kind == Kind::Input {
+        if matches!(graph.info(t).kind, Kind::Input | Kind::State) {
             *live = 0..end;
         } else if keep.contains(&t) {
             live.end = end;
@@ -189,6 +189,12 @@ fn shared_places(graph: &Graph, live: &[Range<usize>], fixed: &HashSet<Tensor>) 
         let (from, to) = (node.inputs[operand], node.outputs[0]);
         let once = node.inputs.iter().filter(|&&t| t == from).count() == 1;
         let last_use = live[from.index()].end == i + 2;
+        if graph.info(from).kind == Kind::State {
+            let readers = graph.nodes().iter().filter(|n| n.inputs.contains(&from)).count();
+            assert!(once && readers == 1, "{}: a state that changes is read by nothing else", node.name);
+            root[to.index()] = root[from.index()];
+            continue;
+        }
         let computed = graph.info(from).kind == Kind::Computed;
         if once && last_use && computed && !fixed.contains(&from) && !fixed.contains(&to) {
             root[to.index()] = root[from.index()];

@@ -5,6 +5,8 @@
 //! numbers: as easy as 1, 2, 3", SC 2011). Its counter holds four 32-bit words, used as
 //! `(block, index, step, purpose)`; its key is the seed. `tools/golden/philox.py` is the same in numpy.
 
+pub use ddpm_kernels::random::philox4x32;
+
 /// What a draw is for. Draws of different purposes never share a counter, so adding one disturbs no other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -25,22 +27,10 @@ pub enum Purpose {
     Digits = 7,
     /// Random choices of data transforms; `index` is the picture's number, `step` the epoch.
     Augment = 8,
+    /// Dropout masks; `index` is the picture's place in the batch, and the network's place stands above the lowest 8 bits.
+    Dropout = 9,
     /// Numbers made up in tests and benchmarks.
     Test = 100,
-}
-
-/// One Philox 4x32-10 block: ten rounds on `counter` under `key`.
-pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
-    let [mut k0, mut k1] = key;
-    for _ in 0..10 {
-        let p0 = u64::from(c0) * 0xD251_1F53;
-        let p1 = u64::from(c2) * 0xCD9E_8D57;
-        (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
-    }
-    [c0, c1, c2, c3]
 }
 
 /// The endless sequence of draws that belongs to one (seed, purpose, step, index).

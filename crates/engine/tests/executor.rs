@@ -74,24 +74,24 @@ fn network() -> Result<Network> {
         QSample { sqrt_alpha_bar: table(f32::sqrt), sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()) };
     let xt = g.add("xt", q, &[x0, eps, t])?;
 
-    let e = g.add("embedding", SinusoidalEmbedding { dim: 16 }, &[t])?;
+    let e = g.add("embedding", SinusoidalEmbedding { dim: 16, shift: 0.0, cosines_first: false }, &[t])?;
     let (w, b) = (p(&mut g, &[1, 1, 16, C]), p(&mut g, &[C]));
     let e = g.add("time.0", Conv2d::linear(), &[e, w, b])?;
-    let e = g.add("time.1", Silu, &[e])?;
+    let e = g.add("time.1", Activate(Activation::Silu), &[e])?;
 
     let (w, b) = (p(&mut g, &[3, 3, 3, C]), p(&mut g, &[C]));
     let x = g.add("in", Conv2d::new(1, 1), &[xt, w, b])?;
     let x = g.add("in.time", AddPicture, &[x, e])?;
     let (gamma, beta) = (p(&mut g, &[C]), p(&mut g, &[C]));
     let h = g.add("block.norm", GroupNorm { groups: 8, eps: 1e-5, silu: false }, &[x, gamma, beta])?;
-    let h = g.add("block.silu", Silu, &[h])?;
+    let h = g.add("block.silu", Activate(Activation::Silu), &[h])?;
     let (w, b) = (p(&mut g, &[3, 3, C, C]), p(&mut g, &[C]));
     let h = g.add("block.conv", Conv2d::new(1, 1), &[h, w, b])?;
     let x = g.add("block.add", Add, &[h, x])?;
 
     let (w, b) = (p(&mut g, &[1, 1, C, 3 * C]), p(&mut g, &[3 * C]));
     let qkv = g.add("attention.qkv", Conv2d::new(1, 0), &[x, w, b])?;
-    let o = g.add("attention", Attention { heads: 4 }, &[qkv])?;
+    let o = g.add("attention", Attention { heads: 4, dropout: None }, &[qkv])?;
     let (w, b) = (p(&mut g, &[1, 1, C, C]), p(&mut g, &[C]));
     let o = g.add("attention.out", Conv2d::new(1, 0), &[o, w, b])?;
     let x = g.add("attention.add", Add, &[x, o])?;
@@ -99,12 +99,12 @@ fn network() -> Result<Network> {
     let (w, b) = (p(&mut g, &[3, 3, C, C + 8]), p(&mut g, &[C + 8]));
     let down = g.add("down", Conv2d::new(2, 1), &[x, w, b])?;
     let (w, b) = (p(&mut g, &[4, 4, C, C + 8]), p(&mut g, &[C]));
-    let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (16, 16), like: None, bias: true };
+    let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (16, 16), like: None, bias: true };
     let up = g.add("up", up, &[down, w, b])?;
     let x = g.add("concat", Concat, &[up, x])?;
     let (gamma, beta) = (p(&mut g, &[2 * C]), p(&mut g, &[2 * C]));
     let x = g.add("out.norm", GroupNorm { groups: 4, eps: 1e-5, silu: false }, &[x, gamma, beta])?;
-    let x = g.add("out.silu", Silu, &[x])?;
+    let x = g.add("out.silu", Activate(Activation::Silu), &[x])?;
     let (w, b) = (p(&mut g, &[3, 3, 2 * C, 3]), p(&mut g, &[3]));
     let y = g.add("out.conv", Conv2d::new(1, 1), &[x, w, b])?;
     let loss = g.add("loss", Mse, &[y, eps])?;
@@ -321,7 +321,7 @@ fn random_graph(seed: u32) -> Result<(Graph, Tensor)> {
         let t = match draw(6) {
             0 | 1 => g.add(&name, Add, &[a, b])?,
             2 => g.add(&name, AddPicture, &[a, rows[draw(2)]])?,
-            3 => g.add(&name, Silu, &[a])?,
+            3 => g.add(&name, Activate(Activation::Silu), &[a])?,
             4 => g.add(&name, GroupNorm { groups: 1, eps: 1e-2, silu: false }, &[a, gamma, beta])?,
             _ => g.add(&name, conv, &[a, w])?,
         };
@@ -399,7 +399,7 @@ fn assert_close(got: &[f32], want: &[f64], what: &str) {
 fn in_place_operations_keep_what_is_read_later() -> Result<()> {
     let mut g = Graph::new();
     let (x, y) = (g.input("x", [2, 5]), g.input("y", [2, 5]));
-    let a = g.add("a", Silu, &[x])?;
+    let a = g.add("a", Activate(Activation::Silu), &[x])?;
     let b = g.add("b", Add, &[a, y])?; // a is read again by d: not in place
     let c = g.add("c", Add, &[b, y])?; // the last to read b: in place
     let d = g.add("d", Add, &[a, c])?;
@@ -551,7 +551,13 @@ fn shape_errors_name_the_node_the_operation_and_the_shapes() {
         }),
         ("[1, 4, 4, 5] [4, 4, 3, 5]", |g, t| {
             let x = [t(g, &[1, 4, 4, 5]), t(g, &[4, 4, 3, 5])];
-            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (9, 12), like: None, bias: false };
+            let op = Conv2dTranspose {
+                stride: (2, 2),
+                pad: (1, 1).into(),
+                size: (9, 12),
+                like: None,
+                bias: false,
+            };
             g.add("the.node", op, &x)
         }),
         ("[1, 4, 4, 6] [6] [6]", |g, t| {
@@ -564,7 +570,7 @@ fn shape_errors_name_the_node_the_operation_and_the_shapes() {
         }),
         ("[1, 4, 4, 15]", |g, t| {
             let x = [t(g, &[1, 4, 4, 15])];
-            g.add("the.node", Attention { heads: 2 }, &x)
+            g.add("the.node", Attention { heads: 2, dropout: None }, &x)
         }),
         ("[2, 3] [2, 4]", |g, t| {
             let x = [t(g, &[2, 3]), t(g, &[2, 4])];

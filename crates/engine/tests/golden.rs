@@ -130,7 +130,7 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             if has_bias {
                 operands.push(c.input("bias", &[0]));
             }
-            let (stride, pad) = (usizes(spec, "stride"), usizes(spec, "padding"));
+            let (stride, pad) = (usizes(spec, "stride"), Padding::from(usizes(spec, "padding")));
             c.graph.add(name, Conv2d { stride, pad, bias: has_bias, ..Conv2d::default() }, &operands)
         }
         "conv_transpose2d" => {
@@ -140,7 +140,7 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
                 operands.push(c.input("bias", &[0]));
             }
             let (y, _) = golden.tensor(name, "y").expect("y");
-            let (stride, pad) = (usizes(spec, "stride"), usizes(spec, "padding"));
+            let (stride, pad) = (usizes(spec, "stride"), Padding::from(usizes(spec, "padding")));
             let op = Conv2dTranspose { stride, pad, size: (y[2], y[3]), like: None, bias: has_bias };
             c.graph.add(name, op, &operands)
         }
@@ -163,7 +163,7 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             let rank = golden.tensor(name, "x").expect("x").0.len();
             result.2 = &[0, 1, 2, 3][..rank];
             let x = c.input("x", result.2);
-            c.graph.add(name, Silu, &[x])
+            c.graph.add(name, Activate(Activation::Silu), &[x])
         }
         "mha" => {
             // [b, tokens, 3c] as a picture of tokens x 1 pixels.
@@ -172,7 +172,11 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             let (s, data) = c.load("qkv").expect("qkv");
             let t = c.graph.parameter("qkv", [s[0], s[1], 1, s[2]]);
             c.inputs.push(("qkv".to_owned(), t, data));
-            c.graph.add(name, Attention { heads: spec["heads"].as_u64().expect("heads") as usize }, &[t])
+            c.graph.add(
+                name,
+                Attention { heads: spec["heads"].as_u64().expect("heads") as usize, dropout: None },
+                &[t],
+            )
         }
         "concat" => {
             let operands = [c.input("a", PICTURE), c.input("b", PICTURE)];
@@ -190,7 +194,15 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             result = ("y", "", &[0, 1]);
             let (_, t) = golden.tensor(name, "t").expect("t");
             let t = constant(&mut c, "t", t);
-            c.graph.add(name, SinusoidalEmbedding { dim: spec["dim"].as_u64().expect("dim") as usize }, &[t])
+            c.graph.add(
+                name,
+                SinusoidalEmbedding {
+                    dim: spec["dim"].as_u64().expect("dim") as usize,
+                    shift: 0.0,
+                    cosines_first: false,
+                },
+                &[t],
+            )
         }
         "mse" => {
             result = ("loss", "", &[]);

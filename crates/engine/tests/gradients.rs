@@ -68,7 +68,7 @@ fn normal(index: usize, len: usize) -> Vec<f32> {
 type Case = (&'static str, fn(&mut Build) -> Tensor);
 
 /// Checks all gradients of `mse(y, target)`.
-fn check((name, case): Case) {
+fn check((name, case): (&str, impl Fn(&mut Build) -> Tensor)) {
     let mut b = Build { graph: Graph::new(), inputs: Vec::new() };
     let y = case(&mut b);
     let target = b.input(b.graph.shape(y));
@@ -148,11 +148,11 @@ fn pointwise_operations() {
     let cases: [Case; 11] = [
         ("silu", |b| {
             let x = b.p([2, 3, 5, 7]);
-            b.add(Silu, &[x])
+            b.add(Activate(Activation::Silu), &[x])
         }),
         ("silu of one number", |b| {
             let x = b.p([1]);
-            b.add(Silu, &[x])
+            b.add(Activate(Activation::Silu), &[x])
         }),
         ("add", |b| {
             // One gradient for two parameters: each must get its own.
@@ -165,7 +165,7 @@ fn pointwise_operations() {
         }),
         ("add a computed tensor to itself", |b| {
             let x = b.p([3, 17]);
-            let y = b.add(Silu, &[x]);
+            let y = b.add(Activate(Activation::Silu), &[x]);
             b.add(Add, &[y, y])
         }),
         ("add picture", |b| {
@@ -188,10 +188,132 @@ fn pointwise_operations() {
         ("the parameter itself", |b| b.p([4, 3])),
         ("a parameter without influence", |b| {
             let (x, _) = (b.p([4, 3]), b.p([2, 2]));
-            b.add(Silu, &[x])
+            b.add(Activate(Activation::Silu), &[x])
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
+}
+
+#[test]
+fn activations_and_products() {
+    let act = |act: Activation| {
+        move |b: &mut Build| {
+            let x = b.p([2, 3, 5, 7]);
+            b.add(Activate(act), &[x])
+        }
+    };
+    check(("relu", act(Activation::Relu)));
+    check(("gelu", act(Activation::Gelu)));
+    check(("mish", act(Activation::Mish)));
+    let cases: [Case; 5] = [
+        ("affine", |b| {
+            let x = b.p([3, 17]);
+            b.add(Affine { scale: -0.7, shift: 0.3 }, &[x])
+        }),
+        ("multiply", |b| {
+            let (x, y) = (b.p([2, 3, 1, 5]), b.p([2, 3, 1, 5]));
+            b.add(Multiply, &[x, y])
+        }),
+        ("scale picture", |b| {
+            let (x, r) = (b.p([3, 2, 5, 7]), b.p([3, 7]));
+            b.add(ScalePicture, &[x, r])
+        }),
+        ("lookup", |b| {
+            // Labels 0 to about 8, some of them twice.
+            let (table, label) = (b.p([16, 5]), b.input([9]));
+            b.add(Lookup, &[table, label])
+        }),
+        ("dropout", |b| {
+            let x = b.p([2, 5, 7, 3]);
+            let y = b.add(Dropout { p: 0.3, site: 1 }, &[x]);
+            b.add(Dropout { p: 0.5, site: 2 }, &[y])
+        }),
+    ];
+    for case in cases {
+        check(case);
+    }
+}
+
+#[test]
+fn resizing() {
+    let cases: [Case; 6] = [
+        ("nearest", |b| {
+            let x = b.p([2, 3, 2, 5]);
+            b.add(Resample::both(Taps::nearest_double, 3, 2), &[x])
+        }),
+        ("bilinear", |b| {
+            let x = b.p([2, 3, 4, 17]);
+            b.add(Resample::both(Taps::linear_double, 3, 4), &[x])
+        }),
+        ("bilinear of one pixel", |b| {
+            let x = b.p([2, 1, 2, 3]);
+            b.add(Resample::both(Taps::linear_double, 1, 2), &[x])
+        }),
+        ("mean", |b| {
+            let x = b.p([2, 5, 4, 3]);
+            b.add(Resample::both(Taps::mean_half, 5, 4), &[x])
+        }),
+        ("max pool", |b| {
+            let x = b.p([2, 4, 6, 17]);
+            b.add(MaxPool, &[x])
+        }),
+        ("max pool, odd", |b| {
+            let x = b.p([2, 5, 3, 3]);
+            b.add(MaxPool, &[x])
+        }),
+    ];
+    for case in cases {
+        check(case);
+    }
+}
+
+#[test]
+fn normalisation_over_rows_and_over_the_batch() {
+    let batch = |x: &'static [usize]| {
+        move |b: &mut Build| {
+            let x = b.p(Shape::new(x));
+            let c = b.graph.shape(x).channels();
+            let (gamma, beta) = (b.p([c]), b.p([c]));
+            b.add(BatchNorm { eps: 1e-5 }, &[x, gamma, beta])
+        }
+    };
+    check(("batch norm", batch(&[3, 2, 5, 7])));
+    check(("batch norm of more rows than a task has", batch(&[5, 12, 17, 3])));
+    check(("batch norm of rows", batch(&[6, 17])));
+    let layer = |x: &'static [usize]| {
+        move |b: &mut Build| {
+            let x = b.p(Shape::new(x));
+            let c = b.graph.shape(x).channels();
+            let (gamma, beta) = (b.p([c]), b.p([c]));
+            b.add(LayerNorm { eps: 1e-5 }, &[x, gamma, beta])
+        }
+    };
+    check(("layer norm", layer(&[2, 3, 5, 7])));
+    check(("layer norm of more rows than a task has", layer(&[2, 13, 12, 33])));
+}
+
+#[test]
+fn asymmetric_padding_and_attention_with_dropout() {
+    let cases: [Case; 3] = [
+        ("padding below and right only", |b| {
+            let (x, w) = (b.p([2, 6, 5, 3]), b.p([3, 3, 3, 4]));
+            let pad = Padding { before: (0, 0), after: (1, 1) };
+            b.add(Conv2d { stride: (2, 2), pad, ..Conv2d::default() }, &[x, w])
+        }),
+        ("attention with dropout", |b| {
+            let qkv = b.p([2, 3, 5, 24]);
+            b.add(Attention { heads: 2, dropout: Some(Dropout { p: 0.2, site: 3 }) }, &[qkv])
+        }),
+        ("attention with dropout over several blocks of keys", |b| {
+            let qkv = b.p([2, 10, 13, 12]);
+            b.add(Attention { heads: 1, dropout: Some(Dropout { p: 0.5, site: 3 }) }, &[qkv])
+        }),
+    ];
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]
@@ -212,11 +334,13 @@ fn concatenation() {
         ("concat with an input, read twice", |b| {
             let (x, y) = (b.p([1, 2, 2, 3]), b.input([1, 2, 2, 4]));
             let joined = b.add(Concat, &[y, x]);
-            let other = b.add(Silu, &[joined]);
+            let other = b.add(Activate(Activation::Silu), &[joined]);
             b.add(Add, &[joined, other])
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]
@@ -236,7 +360,7 @@ fn convolutions() {
         }),
         ("conv 5x3, stride 2x1, no bias", |b| {
             let (x, w) = (b.p([1, 7, 6, 2]), b.p([5, 3, 2, 3]));
-            b.add(Conv2d { stride: (2, 1), pad: (2, 1), ..Conv2d::default() }, &[x, w])
+            b.add(Conv2d { stride: (2, 1), pad: (2, 1).into(), ..Conv2d::default() }, &[x, w])
         }),
         ("conv 1x1, stride 2: phases without taps", |b| {
             let x = b.p([2, 5, 4, 3]);
@@ -259,7 +383,7 @@ fn convolutions() {
         }),
         ("conv whose residual is its own input", |b| {
             let (x, w) = (b.p([2, 3, 4, 5]), b.p([3, 3, 5, 5]));
-            let x = b.add(Silu, &[x]);
+            let x = b.add(Activate(Activation::Silu), &[x]);
             b.add(Conv2d { bias: false, residual: true, ..Conv2d::new(1, 1) }, &[x, w, x])
         }),
         ("conv of an input", |b| {
@@ -275,7 +399,9 @@ fn convolutions() {
             b.add(Conv2d::linear(), &[x, w, bias])
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]
@@ -283,31 +409,38 @@ fn transposed_convolutions() {
     let cases: [Case; 5] = [
         ("transposed conv 4x4, stride 2", |b| {
             let (x, w, bias) = (b.p([2, 3, 4, 5]), b.p([4, 4, 3, 5]), b.p([3]));
-            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (6, 8), like: None, bias: true };
+            let op =
+                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (6, 8), like: None, bias: true };
             b.add(op, &[x, w, bias])
         }),
         ("transposed conv 3x3, stride 2, no bias", |b| {
             let (x, w) = (b.p([1, 3, 2, 2]), b.p([3, 3, 4, 2]));
-            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (6, 3), like: None, bias: false };
+            let op =
+                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (6, 3), like: None, bias: false };
             b.add(op, &[x, w])
         }),
         ("transposed conv 5x3, stride 2x1", |b| {
             let (x, w, bias) = (b.p([1, 4, 6, 3]), b.p([5, 3, 2, 3]), b.p([2]));
-            let op = Conv2dTranspose { stride: (2, 1), pad: (2, 1), size: (7, 6), like: None, bias: true };
+            let op =
+                Conv2dTranspose { stride: (2, 1), pad: (2, 1).into(), size: (7, 6), like: None, bias: true };
             b.add(op, &[x, w, bias])
         }),
         ("transposed conv 1x1, stride 2: most pixels are the bias", |b| {
             let (x, w, bias) = (b.p([1, 2, 3, 3]), b.p([1, 1, 2, 3]), b.p([2]));
-            let op = Conv2dTranspose { stride: (2, 2), pad: (0, 0), size: (4, 5), like: None, bias: true };
+            let op =
+                Conv2dTranspose { stride: (2, 2), pad: (0, 0).into(), size: (4, 5), like: None, bias: true };
             b.add(op, &[x, w, bias])
         }),
         ("transposed conv of an input", |b| {
             let (x, w, bias) = (b.input([2, 2, 2, 3]), b.p([4, 4, 2, 3]), b.p([2]));
-            let op = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (4, 4), like: None, bias: true };
+            let op =
+                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (4, 4), like: None, bias: true };
             b.add(op, &[x, w, bias])
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]
@@ -338,7 +471,9 @@ fn group_normalisation() {
             b.norm(x, 3, true)
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]
@@ -346,30 +481,32 @@ fn attention() {
     let cases: [Case; 6] = [
         ("attention", |b| {
             let qkv = b.p([2, 2, 3, 3 * 8]);
-            b.add(Attention { heads: 2 }, &[qkv])
+            b.add(Attention { heads: 2, dropout: None }, &[qkv])
         }),
         ("attention, heads of one number", |b| {
             let qkv = b.p([1, 3, 3, 3 * 3]);
-            b.add(Attention { heads: 3 }, &[qkv])
+            b.add(Attention { heads: 3, dropout: None }, &[qkv])
         }),
         ("attention, heads of 5", |b| {
             let qkv = b.p([1, 5, 7, 3 * 10]);
-            b.add(Attention { heads: 2 }, &[qkv])
+            b.add(Attention { heads: 2, dropout: None }, &[qkv])
         }),
         ("attention, heads of 33", |b| {
             let qkv = b.p([1, 2, 2, 3 * 33]);
-            b.add(Attention { heads: 1 }, &[qkv])
+            b.add(Attention { heads: 1, dropout: None }, &[qkv])
         }),
         ("attention, one token", |b| {
             let qkv = b.p([2, 1, 1, 3 * 4]);
-            b.add(Attention { heads: 1 }, &[qkv])
+            b.add(Attention { heads: 1, dropout: None }, &[qkv])
         }),
         ("attention, more tokens than a block of keys", |b| {
             let qkv = b.p([1, 10, 10, 3 * 4]);
-            b.add(Attention { heads: 1 }, &[qkv])
+            b.add(Attention { heads: 1, dropout: None }, &[qkv])
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]
@@ -379,23 +516,23 @@ fn composite_graphs() {
             let (x, w) = (b.p([1, 4, 3, 5]), b.p([3, 3, 5, 5]));
             let op = Conv2d { bias: false, ..Conv2d::new(1, 1) };
             let y = b.add(op.clone(), &[x, w]);
-            let y = b.add(Silu, &[y]);
+            let y = b.add(Activate(Activation::Silu), &[y]);
             b.add(op, &[y, w])
         }),
         ("a tensor read by four operations", |b| {
             let x = b.p([2, 3, 3, 4]);
             let x = b.norm(x, 2, true);
             let a = b.conv(x, (3, 3), 4, 1, 1);
-            let c = b.add(Silu, &[x]);
+            let c = b.add(Activate(Activation::Silu), &[x]);
             let d = b.add(Add, &[a, x]);
             let e = b.add(Concat, &[d, c]);
             b.conv(e, (1, 1), 3, 1, 0)
         }),
         ("a residual block with a time embedding", |b| {
             let (x, t) = (b.p([2, 4, 4, 6]), b.input([2]));
-            let e = b.add(SinusoidalEmbedding { dim: 8 }, &[t]);
+            let e = b.add(SinusoidalEmbedding { dim: 8, shift: 0.0, cosines_first: false }, &[t]);
             let e = b.conv(e, (1, 1), 12, 1, 0);
-            let e = b.add(Silu, &[e]);
+            let e = b.add(Activate(Activation::Silu), &[e]);
             let e = b.conv(e, (1, 1), 10, 1, 0);
             let h = b.norm(x, 3, true);
             let (w, bias) = (b.p([3, 3, 6, 10]), b.p([10]));
@@ -409,7 +546,7 @@ fn composite_graphs() {
             let x = b.p([2, 3, 4, 6]);
             let h = b.norm(x, 2, false);
             let qkv = b.conv(h, (1, 1), 18, 1, 0);
-            let o = b.add(Attention { heads: 2 }, &[qkv]);
+            let o = b.add(Attention { heads: 2, dropout: None }, &[qkv]);
             let (w, bias) = (b.p([1, 1, 6, 6]), b.p([6]));
             b.add(Conv2d { residual: true, ..Conv2d::linear() }, &[o, w, bias, x])
         }),
@@ -422,20 +559,23 @@ fn composite_graphs() {
             };
             let x = b.add(q, &[x0, eps, t]);
             let x = b.conv(x, (3, 3), 6, 1, 1);
-            let e = b.add(SinusoidalEmbedding { dim: 4 }, &[t]);
+            let e = b.add(SinusoidalEmbedding { dim: 4, shift: 0.0, cosines_first: false }, &[t]);
             let e = b.conv(e, (1, 1), 6, 1, 0);
             let x = b.add(AddPicture, &[x, e]);
             let down = b.conv(x, (3, 3), 8, 2, 1);
             let down = b.norm(down, 2, true);
             let (w, bias) = (b.p([4, 4, 6, 8]), b.p([6]));
-            let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1), size: (4, 6), like: None, bias: true };
+            let up =
+                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (4, 6), like: None, bias: true };
             let up = b.add(up, &[down, w, bias]);
             let x = b.add(Concat, &[up, x]);
             let x = b.norm(x, 4, true);
             b.conv(x, (3, 3), 3, 1, 1)
         }),
     ];
-    cases.into_iter().for_each(check);
+    for case in cases {
+        check(case);
+    }
 }
 
 #[test]

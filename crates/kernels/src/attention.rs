@@ -23,8 +23,12 @@
 //! dv[key] += sum over queries of p do         dp[key][query] = v[key] . do[query]
 //! ds = p (dp - do . o) / sqrt(width)          dq[query] += sum over keys of ds k;   dk[key] += sum of ds q
 //! ```
+//!
+//! Dropout multiplies the softmax's results with factors D that are drawn tile by tile, in both passes the same ones:
+//! `o = (p D) v`, `dv += (p D) do`, `dp = D (v . do)`; the sums `l`, and `do . o` in ds, need no change.
 
 use crate::isa::{Isa, dispatch};
+use crate::random::Dropout;
 use crate::tile::{self, TileShape, with_tile};
 use crate::vector;
 use pulp::Simd;
@@ -95,15 +99,23 @@ impl Attention {
         let (width, nr) = (self.width(), self.nr());
         self.padded_tokens() * (2 * width + self.padded_width() + 2 * width)
             + (2 * width + self.padded_width() + 2 * self.narrow_columns()) * nr
-            + (2 * KEY_BLOCK + 2) * nr
+            + (3 * KEY_BLOCK + 2) * nr
     }
 
     /// Forward pass of the queries `first ..` that `o` (`[queries, channels]`) holds. `lse` (`[queries, heads]`)
     /// receives the logarithm of each softmax's denominator.
-    pub fn forward(&self, qkv: &[f32], first: usize, o: &mut [f32], lse: &mut [f32], scratch: &mut [f32]) {
+    pub fn forward(
+        &self,
+        qkv: &[f32],
+        first: usize,
+        dropout: Option<Dropout>,
+        o: &mut [f32],
+        lse: &mut [f32],
+        scratch: &mut [f32],
+    ) {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!(o.len() * self.heads, lse.len() * self.channels);
-        dispatch!(self.isa, s => self.forward_generic(s, qkv, first, o, lse, scratch))
+        dispatch!(self.isa, s => self.forward_generic(s, qkv, first, dropout, o, lse, scratch))
     }
 
     /// Backward pass of one picture: `o` and `lse` are what the forward pass made, `dqkv` is `[tokens, 3 * channels]`.
@@ -113,13 +125,14 @@ impl Attention {
         o: &[f32],
         lse: &[f32],
         d_o: &[f32],
+        dropout: Option<Dropout>,
         dqkv: &mut [f32],
         scratch: &mut [f32],
     ) {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!((o.len(), d_o.len()), (self.tokens * self.channels, self.tokens * self.channels));
         assert_eq!(dqkv.len(), qkv.len());
-        dispatch!(self.isa, s => self.backward_generic(s, qkv, o, lse, d_o, dqkv, scratch))
+        dispatch!(self.isa, s => self.backward_generic(s, qkv, o, lse, d_o, dropout, dqkv, scratch))
     }
 
     fn scale(&self) -> f32 {
@@ -190,6 +203,7 @@ impl Attention {
         s: S,
         qkv: &[f32],
         first: usize,
+        dropout: Option<Dropout>,
         o: &mut [f32],
         lse: &mut [f32],
         scratch: &mut [f32],
@@ -224,6 +238,10 @@ impl Attention {
                     let valid = KEY_BLOCK.min(self.tokens - key);
                     self.token_product(s, keys, key, queries, scores);
                     with_tile!(self.tile, online_softmax::<S>(s, &mut scores[..valid * nr], max, sum, out));
+                    if let Some(masks) = dropout {
+                        let weights = &mut scores[..valid * nr];
+                        masks.apply_weights(head, self.tokens, key, first + start, nr, weights);
+                    }
                     scores[valid * nr..].fill(0.0);
                     self.number_product(s, values, key, scores, out);
                 }
@@ -266,6 +284,7 @@ impl Attention {
         o: &[f32],
         lse: &[f32],
         d_o: &[f32],
+        dropout: Option<Dropout>,
         dqkv: &mut [f32],
         scratch: &mut [f32],
     ) {
@@ -283,6 +302,7 @@ impl Attention {
         let do_rows = split.take(nr * columns);
         let p = split.take(KEY_BLOCK * nr);
         let ds = split.take(KEY_BLOCK * nr);
+        let mask = split.take(KEY_BLOCK * nr);
         let (tile_lse, delta) = split.take(2 * nr).split_at_mut(nr);
         for head in 0..self.heads {
             self.pack_tokens(qkv, stride, self.part(1, head), keys);
@@ -318,7 +338,27 @@ impl Attention {
                 for key in (0..self.tokens).step_by(KEY_BLOCK) {
                     self.token_product(s, keys, key, q_columns, p);
                     self.token_product(s, values, key, do_columns, ds);
+                    if let Some(masks) = dropout {
+                        mask.fill(1.0);
+                        masks.apply_weights(head, self.tokens, key, first, nr, mask);
+                        vector::map2(
+                            s,
+                            ds,
+                            mask,
+                            #[inline(always)]
+                            |dp, d| s.mul_f32s(dp, d),
+                        );
+                    }
                     with_tile!(self.tile, softmax_gradient::<S>(s, p, ds, tile_lse, delta));
+                    if dropout.is_some() {
+                        vector::map2(
+                            s,
+                            p,
+                            mask,
+                            #[inline(always)]
+                            |p, d| s.mul_f32s(p, d),
+                        );
+                    }
                     let valid = KEY_BLOCK.min(self.tokens - key);
                     p[valid * nr..].fill(0.0);
                     ds[valid * nr..].fill(0.0);

@@ -4,19 +4,46 @@ use crate::isa::{Isa, dispatch};
 use crate::vector::{self, map2};
 use pulp::Simd;
 
-/// `y = silu(x)`.
-pub fn silu(isa: Isa, x: &[f32], y: &mut [f32]) {
-    dispatch!(isa, s => map2(s, y, x, #[inline(always)] |_, x| vector::silu(s, x)))
-}
-
-/// `g = dy * silu'(x)`, where `g` holds `dy` before.
-pub fn silu_backward(isa: Isa, x: &[f32], g: &mut [f32]) {
-    dispatch!(isa, s => map2(s, g, x, #[inline(always)] |g, x| s.mul_f32s(g, vector::silu_derivative(s, x))))
-}
-
 /// `y += x`.
 pub fn add_assign(isa: Isa, x: &[f32], y: &mut [f32]) {
     dispatch!(isa, s => map2(s, y, x, #[inline(always)] |y, x| s.add_f32s(y, x)))
+}
+
+/// `y *= x`.
+pub fn mul_assign(isa: Isa, x: &[f32], y: &mut [f32]) {
+    dispatch!(isa, s => map2(s, y, x, #[inline(always)] |y, x| s.mul_f32s(y, x)))
+}
+
+/// `y = scale * y + shift`.
+pub fn affine(isa: Isa, scale: f32, shift: f32, y: &mut [f32]) {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, scale: f32, shift: f32, y: &mut [f32]) {
+        let (a, b) = (s.splat_f32s(scale), s.splat_f32s(shift));
+        let (body, tail) = S::as_mut_simd_f32s(y);
+        for y in body {
+            *y = s.mul_add_e_f32s(a, *y, b);
+        }
+        let rest = s.mul_add_e_f32s(a, s.partial_load_f32s(tail), b);
+        s.partial_store_f32s(tail, rest);
+    }
+    dispatch!(isa, s => run(s, scale, shift, y))
+}
+
+/// `y *= 1 + row` for every row of `y`.
+pub fn scale_rows(isa: Isa, row: &[f32], y: &mut [f32]) {
+    #[inline(always)]
+    fn run<S: Simd>(s: S, row: &[f32], y: &mut [f32]) {
+        for y in y.chunks_exact_mut(row.len()) {
+            map2(
+                s,
+                y,
+                row,
+                #[inline(always)]
+                |y, x| s.mul_add_e_f32s(y, x, y),
+            );
+        }
+    }
+    dispatch!(isa, s => run(s, row, y))
 }
 
 /// `y = e^x`.

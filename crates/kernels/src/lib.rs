@@ -8,12 +8,18 @@
 //! What lives here: arithmetic on slices of one task. What may not: threads, allocation on the hot path, graphs. There is no `unsafe`: pulp carries it.
 #![forbid(unsafe_code)]
 
+pub mod activation;
 pub mod attention;
+pub mod batch_norm;
 pub mod conv;
 pub mod elementwise;
 pub mod isa;
+pub mod layer_norm;
 pub mod norm;
+pub mod pool;
+pub mod random;
 pub mod reference;
+pub mod resample;
 mod tile;
 pub mod vector;
 

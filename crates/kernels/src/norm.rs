@@ -232,7 +232,7 @@ fn rows3<S: Simd>(
 
 /// `y = y * a + ((x - m) * b + c)` for a row of channels.
 #[inline(always)]
-fn rows5<S: Simd>(s: S, y: &mut [f32], x: &[f32], m: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
+pub(crate) fn rows5<S: Simd>(s: S, y: &mut [f32], x: &[f32], m: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
     for start in (0..y.len()).step_by(S::F32_LANES) {
         let at = start..y.len().min(start + S::F32_LANES);
         let centred = s.sub_f32s(load(s, &x[at.clone()]), load(s, &m[at.clone()]));
@@ -244,13 +244,13 @@ fn rows5<S: Simd>(s: S, y: &mut [f32], x: &[f32], m: &[f32], a: &[f32], b: &[f32
 
 /// A vector from a slice, zeros behind its end.
 #[inline(always)]
-fn load<S: Simd>(s: S, x: &[f32]) -> S::f32s {
+pub(crate) fn load<S: Simd>(s: S, x: &[f32]) -> S::f32s {
     if x.len() == S::F32_LANES { S::as_simd_f32s(x).0[0] } else { s.partial_load_f32s(x) }
 }
 
 /// As many numbers of a vector as the slice takes.
 #[inline(always)]
-fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
+pub(crate) fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
     if x.len() == S::F32_LANES {
         S::as_mut_simd_f32s(x).0[0] = v;
     } else {
@@ -260,7 +260,7 @@ fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
 
 /// For each channel the sum over pixels.
 #[inline(always)]
-fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
+pub(crate) fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
     channels_fold(
         s,
         c,
@@ -280,7 +280,7 @@ fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
 
 /// For each channel the sum over pixels of `(x - shift)^2`.
 #[inline(always)]
-fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
+pub(crate) fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
     channels_fold(
         s,
         c,
@@ -304,7 +304,14 @@ fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shi
 
 /// For each channel the sum over pixels of `d (x - shift)`.
 #[inline(always)]
-fn channel_dots_shifted<S: Simd>(s: S, d: &[f32], x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
+pub(crate) fn channel_dots_shifted<S: Simd>(
+    s: S,
+    d: &[f32],
+    x: &[f32],
+    c: usize,
+    out: &mut [f32],
+    shift: &[f32],
+) {
     channels_fold(
         s,
         c,

@@ -10,9 +10,11 @@
 //! | `cin, cout` / `c` | input, output channels / channels |
 //! | `kh, kw` | kernel height and width |
 
+use crate::activation::Activation;
 use crate::conv::ConvShape;
 use crate::elementwise::AdamStep;
 use crate::norm::NormShape;
+use crate::resample::Taps;
 
 // ---------------------------------------------------------------------------------------------------- convolution
 
@@ -241,11 +243,14 @@ impl AttentionShape {
     }
 }
 
+/// Dropout's factor of a weight: of (head, query, key).
+pub type Factor<'a> = &'a dyn Fn(usize, usize, usize) -> f64;
+
 /// `o[query] = sum over keys of p[query, key] v[key]` with `p = softmax(q k^T / sqrt(width))`, head by head.
 ///
 /// `qkv [tokens, 3 * channels]`; results `o [tokens, channels]` and the softmax denominators' logarithms
-/// `[tokens, heads]`.
-pub fn attention(shape: AttentionShape, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
+/// `[tokens, heads]`. `dropout(head, query, key)` is what `p` is multiplied by before the sum; 1 without dropout.
+pub fn attention(shape: AttentionShape, qkv: &[f64], dropout: Factor<'_>) -> (Vec<f64>, Vec<f64>) {
     let AttentionShape { tokens, channels, heads } = shape;
     let (mut o, mut lse) = (vec![0.0; tokens * channels], vec![0.0; tokens * heads]);
     for head in 0..heads {
@@ -255,19 +260,20 @@ pub fn attention(shape: AttentionShape, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
         }
         for (query, key) in grid(tokens, tokens) {
             for d in 0..shape.width() {
-                o[shape.out(query, head, d)] += p[query * tokens + key] * qkv[shape.at(key, 2, head, d)];
+                let p = p[query * tokens + key] * dropout(head, query, key);
+                o[shape.out(query, head, d)] += p * qkv[shape.at(key, 2, head, d)];
             }
         }
     }
     (o, lse)
 }
 
-/// The gradient of [`attention`] by `qkv`: `dv[key] = sum over queries of p do`, `dp = do . v`,
+/// The gradient of [`attention`] by `qkv`, D being the dropout: `dv[key] = sum over queries of p D do`, `dp = D do . v`,
 /// `ds = p (dp - sum over keys of p dp)`, `dq[query] = sum over keys of ds k / sqrt(width)`,
 /// `dk[key] = sum over queries of ds q / sqrt(width)`.
 ///
 /// `qkv [tokens, 3 * channels]`, `d_o [tokens, channels]`, result `[tokens, 3 * channels]`.
-pub fn attention_backward(shape: AttentionShape, qkv: &[f64], d_o: &[f64]) -> Vec<f64> {
+pub fn attention_backward(shape: AttentionShape, qkv: &[f64], d_o: &[f64], dropout: Factor<'_>) -> Vec<f64> {
     let AttentionShape { tokens, heads, .. } = shape;
     let scale = 1.0 / (shape.width() as f64).sqrt();
     let mut dqkv = vec![0.0; qkv.len()];
@@ -277,8 +283,9 @@ pub fn attention_backward(shape: AttentionShape, qkv: &[f64], d_o: &[f64]) -> Ve
         for (query, key) in grid(tokens, tokens) {
             for d in 0..shape.width() {
                 let (d_o, v) = (d_o[shape.out(query, head, d)], shape.at(key, 2, head, d));
-                dqkv[v] += p[query * tokens + key] * d_o;
-                dp[query * tokens + key] += d_o * qkv[v];
+                let factor = dropout(head, query, key);
+                dqkv[v] += p[query * tokens + key] * factor * d_o;
+                dp[query * tokens + key] += factor * d_o * qkv[v];
             }
         }
         for query in 0..tokens {
@@ -314,6 +321,34 @@ pub fn silu_derivative(x: f64) -> f64 {
     sigmoid(x) + x * sigmoid(x) * sigmoid(-x)
 }
 
+/// The standard normal distribution function.
+pub fn normal_cdf(x: f64) -> f64 {
+    0.5 * libm::erfc(-x / std::f64::consts::SQRT_2)
+}
+
+/// The activation function of a number.
+pub fn activate(act: Activation, x: f64) -> f64 {
+    match act {
+        Activation::Silu => silu(x),
+        Activation::Relu => x.max(0.0),
+        Activation::Gelu => x * normal_cdf(x),
+        Activation::Mish => x * x.exp().ln_1p().tanh(),
+    }
+}
+
+/// The derivative of [`activate`]; ReLU's at 0 is 0.
+pub fn activation_derivative(act: Activation, x: f64) -> f64 {
+    match act {
+        Activation::Silu => silu_derivative(x),
+        Activation::Relu => f64::from(x > 0.0),
+        Activation::Gelu => normal_cdf(x) + x * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt(),
+        Activation::Mish => {
+            let w = x.exp().ln_1p().tanh();
+            w + x * (1.0 - w * w) * sigmoid(x)
+        }
+    }
+}
+
 /// `a x + b y`.
 pub fn combine(a: f64, x: &[f64], b: f64, y: &[f64]) -> Vec<f64> {
     x.iter().zip(y).map(|(x, y)| a * x + b * y).collect()
@@ -347,6 +382,70 @@ pub fn mse(a: &[f64], b: &[f64]) -> f64 {
 pub fn mse_grad(a: &[f64], b: &[f64], dloss: f64) -> Vec<f64> {
     let factor = 2.0 / a.len() as f64 * dloss;
     a.iter().zip(b).map(|(a, b)| factor * (a - b)).collect()
+}
+
+// ------------------------------------------------------------------------------------- normalisation over one axis
+
+/// Rows `[rows, channels]` normalised channel by channel over all rows: `(x - mean) / sqrt(variance + eps) gamma + beta`;
+/// also the means and the biased variances, `[channels]` each.
+pub fn batch_norm(eps: f64, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let c = gamma.len();
+    let rows = (x.len() / c) as f64;
+    let mean: Vec<f64> = sum_rows(x, c).iter().map(|s| s / rows).collect();
+    let squares: Vec<f64> = x.iter().enumerate().map(|(i, x)| (x - mean[i % c]).powi(2)).collect();
+    let variance: Vec<f64> = sum_rows(&squares, c).iter().map(|s| s / rows).collect();
+    let value = |(i, x): (usize, &f64)| {
+        (x - mean[i % c]) / (variance[i % c] + eps).sqrt() * gamma[i % c] + beta[i % c]
+    };
+    (x.iter().enumerate().map(value).collect(), mean, variance)
+}
+
+/// Rows `[rows, channels]` normalised each by itself over its channels, then `* gamma + beta`.
+pub fn layer_norm(eps: f64, x: &[f64], gamma: &[f64], beta: &[f64]) -> Vec<f64> {
+    let c = gamma.len();
+    let row = |x: &[f64]| {
+        let mean = x.iter().sum::<f64>() / c as f64;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / c as f64;
+        let of = |i: usize| (x[i] - mean) / (variance + eps).sqrt() * gamma[i] + beta[i];
+        (0..c).map(of).collect::<Vec<_>>()
+    };
+    x.chunks_exact(c).flat_map(row).collect()
+}
+
+// -------------------------------------------------------------------------------------------------------- resizing
+
+/// `y[oy, ox] = sum over taps of row weight * column weight * x[iy, ix]`, channel by channel, of one picture.
+pub fn resample(rows: &Taps, columns: &Taps, channels: usize, x: &[f64]) -> Vec<f64> {
+    let mut y = vec![0.0; rows.outputs() * columns.outputs() * channels];
+    for (oy, ox) in grid(rows.outputs(), columns.outputs()) {
+        for &(iy, wy) in rows.of(oy) {
+            for &(ix, wx) in columns.of(ox) {
+                for ch in 0..channels {
+                    y[(oy * columns.outputs() + ox) * channels + ch] +=
+                        f64::from(wy) * f64::from(wx) * x[(iy * columns.inputs() + ix) * channels + ch];
+                }
+            }
+        }
+    }
+    y
+}
+
+/// The largest of each 2x2 block of one picture `[h, w, channels]`, and where in x it stands (the first of equals).
+pub fn max_pool(h: usize, w: usize, channels: usize, x: &[f64]) -> (Vec<f64>, Vec<usize>) {
+    let mut places = Vec::new();
+    for (oy, ox) in grid(h / 2, w / 2) {
+        for ch in 0..channels {
+            let mut most = (2 * oy * w + 2 * ox) * channels + ch;
+            for (dy, dx) in grid(2, 2) {
+                let at = ((2 * oy + dy) * w + 2 * ox + dx) * channels + ch;
+                if x[at] > x[most] {
+                    most = at;
+                }
+            }
+            places.push(most);
+        }
+    }
+    (places.iter().map(|&at| x[at]).collect(), places)
 }
 
 // ------------------------------------------------------------------------------------------------------ optimizer

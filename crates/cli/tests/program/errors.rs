@@ -200,8 +200,10 @@ fn a_run_from_given_weights_keeps_them_until_its_first_checkpoint() {
 fn weights_of_another_network_are_named_with_both_shapes() {
     let place = Place::new();
     place.train("r", 2, 1, &[]).well();
-    let (wide, file) =
-        (["--set=network.down_channels=[8, 16]", "--set=network.mid_channels=[16, 8]"], "model.safetensors");
+    let (wide, file) = (
+        ["--set=attention.down_channels=[8, 16]", "--set=attention.mid_channels=[16, 8]"],
+        "model.safetensors",
+    );
     place.train("wide", 2, 1, &wide).well();
     let weights = place.checkpoint("wide", 2).join(file);
 

@@ -151,7 +151,7 @@ fn ctrl_c_while_a_sheet_is_drawn_stops_and_the_sheet_is_drawn_later() {
 fn the_second_ctrl_c_stops_at_once() {
     let place = Place::new();
     // Attention over all pixels: one step takes a second or more.
-    let slow = ["--size", "64", "--set=network.down_sample=[false]", "--batch-size=3", "--threads=1"];
+    let slow = ["--size", "64", "--set=attention.down_sample=[false]", "--batch-size=3", "--threads=1"];
     let mut child = place.spawn(&train("r", 2, 1, &slow));
     let metrics = place.path("runs/r/metrics.jsonl");
     wait_until(&mut child, || metrics.exists());

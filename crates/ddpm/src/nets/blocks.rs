@@ -1,27 +1,76 @@
 //! Layers that all networks are made of.
 
-use super::{Built, Init, Layout, ParameterSpec};
+use super::{Built, Init, Layout, ParameterSpec, StateSpec};
 use crate::error::Result;
-use ddpm_engine::ops::{self, Conv2d, Conv2dTranspose, GroupNorm};
+use ddpm_engine::ops::{
+    self, Activation, Conv2d, Conv2dTranspose, Dropout, GroupNorm, Padding, Resample, Taps,
+};
 use ddpm_engine::{Graph, Tensor};
 
+/// `eps` of PyTorch's normalisations.
+pub const EPS: f32 = 1e-5;
+
+/// What a network is built for: dropout and batch statistics are there in training only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// PyTorch's `train()`.
+    Training,
+    /// PyTorch's `eval()`.
+    Sampling,
+}
+
 /// Adds layers to a graph. Names are those of the PyTorch modules.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Builder {
     /// The graph so far.
     pub graph: Graph,
+    mode: Mode,
     parameters: Vec<ParameterSpec>,
+    states: Vec<StateSpec>,
+    dropouts: u32,
+}
+
+/// The settings of `nn.Conv2d`.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvLayer {
+    /// Channels of the result.
+    pub out: usize,
+    /// Height and width of the kernel.
+    pub kernel: usize,
+    /// Pixels between two results, both ways.
+    pub stride: usize,
+    /// Zeros around the input.
+    pub pad: Padding,
+    /// Whether a bias is added.
+    pub bias: bool,
+}
+
+impl ConvLayer {
+    /// Stride 1, padded so that the size stays, with a bias.
+    pub fn new(out: usize, kernel: usize) -> Self {
+        Self { out, kernel, stride: 1, pad: Padding::even(kernel / 2), bias: true }
+    }
+
+    /// With a stride and padding on all sides.
+    pub fn strided(self, stride: usize, pad: usize) -> Self {
+        Self { stride, pad: Padding::even(pad), ..self }
+    }
+
+    /// Without bias.
+    pub fn without_bias(self) -> Self {
+        Self { bias: false, ..self }
+    }
 }
 
 impl Builder {
     /// An empty graph.
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(mode: Mode) -> Self {
+        Self { graph: Graph::new(), mode, parameters: Vec::new(), states: Vec::new(), dropouts: 0 }
     }
 
     /// Ends the building.
     pub fn finish(self, prediction: Tensor) -> Built {
-        Built { graph: self.graph, parameters: self.parameters, prediction }
+        Built { graph: self.graph, parameters: self.parameters, states: self.states, prediction }
     }
 
     /// A parameter with its PyTorch name and shape.
@@ -32,52 +81,56 @@ impl Builder {
         t
     }
 
-    fn channels(&self, x: Tensor) -> usize {
+    /// What PyTorch calls a buffer: kept from step to step, and in checkpoints, but not trained.
+    fn state(&mut self, name: String, shape: &[usize], value: f32) -> Tensor {
+        let engine = if shape.is_empty() { &[1] } else { shape };
+        let t = self.graph.state(&name, ddpm_engine::Shape::new(engine));
+        self.states.push(StateSpec { name, shape: shape.to_vec(), value });
+        t
+    }
+
+    /// Channels of a tensor.
+    pub fn channels(&self, x: Tensor) -> usize {
         self.graph.shape(x).channels()
     }
 
-    /// `nn.Conv2d(_, out, kernel, stride, pad)`.
-    pub fn conv(
-        &mut self,
-        name: &str,
-        x: Tensor,
-        out: usize,
-        kernel: usize,
-        stride: usize,
-        pad: usize,
-    ) -> Result<Tensor> {
-        let cin = self.channels(x);
-        let init = Init::fan_in(cin * kernel * kernel);
-        let w = self.parameter(format!("{name}.weight"), &[out, cin, kernel, kernel], Layout::Conv, init);
-        let b = self.parameter(format!("{name}.bias"), &[out], Layout::Plain, init);
-        Ok(self.graph.add(name, Conv2d::new(stride, pad), &[x, w, b])?)
+    fn height_and_width(&self, x: Tensor) -> (usize, usize) {
+        let dims = self.graph.shape(x);
+        (dims.dims()[1], dims.dims()[2])
     }
 
-    /// `nn.ConvTranspose2d(_, out, kernel, stride, pad)`.
-    pub fn conv_transpose(
-        &mut self,
-        name: &str,
-        x: Tensor,
-        out: usize,
-        kernel: usize,
-        stride: usize,
-        pad: usize,
-    ) -> Result<Tensor> {
+    /// `gamma` and `beta` of a normalisation.
+    fn scale_and_shift(&mut self, name: &str, c: usize) -> [Tensor; 2] {
+        let gamma = self.parameter(format!("{name}.weight"), &[c], Layout::Plain, Init::Constant(1.0));
+        [gamma, self.parameter(format!("{name}.bias"), &[c], Layout::Plain, Init::Constant(0.0))]
+    }
+
+    /// `nn.Conv2d`.
+    pub fn conv(&mut self, name: &str, x: Tensor, layer: ConvLayer) -> Result<Tensor> {
+        let ConvLayer { out, kernel, stride, pad, bias } = layer;
+        let cin = self.channels(x);
+        let init = Init::fan_in(cin * kernel * kernel);
+        let shape = [out, cin, kernel, kernel];
+        let mut operands = vec![x, self.parameter(format!("{name}.weight"), &shape, Layout::Conv, init)];
+        if bias {
+            operands.push(self.parameter(format!("{name}.bias"), &[out], Layout::Plain, init));
+        }
+        let op = Conv2d { stride: (stride, stride), pad, bias, ..Conv2d::default() };
+        Ok(self.graph.add(name, op, &operands)?)
+    }
+
+    /// `nn.ConvTranspose2d` with a bias; `layer` describes the convolution whose transpose it is.
+    pub fn conv_transpose(&mut self, name: &str, x: Tensor, layer: ConvLayer) -> Result<Tensor> {
+        let ConvLayer { out, kernel, stride, pad, .. } = layer;
         let cin = self.channels(x);
         // PyTorch takes the second dimension of the weights for the fan-in.
         let init = Init::fan_in(out * kernel * kernel);
         let w = self.parameter(format!("{name}.weight"), &[cin, out, kernel, kernel], Layout::Conv, init);
         let b = self.parameter(format!("{name}.bias"), &[out], Layout::Plain, init);
-        let size = |s: usize| (s - 1) * stride + kernel - 2 * pad;
-        let dims = self.graph.shape(x);
-        let (h, wd) = (size(dims.dims()[1]), size(dims.dims()[2]));
-        let op = Conv2dTranspose {
-            stride: (stride, stride),
-            pad: (pad, pad),
-            size: (h, wd),
-            like: None,
-            bias: true,
-        };
+        let (h, wd) = self.height_and_width(x);
+        let size = |s: usize, pad: usize| (s - 1) * stride + kernel - pad;
+        let size = (size(h, pad.before.0 + pad.after.0), size(wd, pad.before.1 + pad.after.1));
+        let op = Conv2dTranspose { stride: (stride, stride), pad, size, like: None, bias: true };
         Ok(self.graph.add(name, op, &[x, w, b])?)
     }
 
@@ -89,31 +142,91 @@ impl Builder {
         Ok(self.graph.add(name, Conv2d::linear(), &[x, w, b])?)
     }
 
-    /// `nn.GroupNorm(groups, _)`.
-    pub fn group_norm(&mut self, name: &str, x: Tensor, groups: usize) -> Result<Tensor> {
-        let c = self.channels(x);
-        let gamma = self.parameter(format!("{name}.weight"), &[c], Layout::Plain, Init::Constant(1.0));
-        let beta = self.parameter(format!("{name}.bias"), &[c], Layout::Plain, Init::Constant(0.0));
-        Ok(self.graph.add(name, GroupNorm { groups, eps: 1e-5, silu: false }, &[x, gamma, beta])?)
+    /// `nn.Embedding(rows, c)`: the row of each picture's class.
+    pub fn embedding(&mut self, name: &str, label: Tensor, rows: usize, c: usize) -> Result<Tensor> {
+        let table = self.parameter(format!("{name}.weight"), &[rows, c], Layout::Plain, Init::Normal);
+        Ok(self.graph.add(name, ops::Lookup, &[table, label])?)
     }
 
-    /// `nn.MultiheadAttention(_, heads)` of a picture's pixels with themselves.
-    pub fn attention(&mut self, name: &str, x: Tensor, heads: usize) -> Result<Tensor> {
+    /// `nn.GroupNorm(groups, _, eps)`.
+    pub fn group_norm(&mut self, name: &str, x: Tensor, groups: usize, eps: f32) -> Result<Tensor> {
+        let c = self.channels(x);
+        let [gamma, beta] = self.scale_and_shift(name, c);
+        Ok(self.graph.add(name, GroupNorm { groups, eps, silu: false }, &[x, gamma, beta])?)
+    }
+
+    /// `nn.LayerNorm` over the channels.
+    pub fn layer_norm(&mut self, name: &str, x: Tensor) -> Result<Tensor> {
+        let c = self.channels(x);
+        let [gamma, beta] = self.scale_and_shift(name, c);
+        Ok(self.graph.add(name, ops::LayerNorm { eps: EPS }, &[x, gamma, beta])?)
+    }
+
+    /// `nn.BatchNorm2d` with its running statistics.
+    pub fn batch_norm(&mut self, name: &str, x: Tensor) -> Result<Tensor> {
+        const MOMENTUM: f32 = 0.1;
+        let c = self.channels(x);
+        let [gamma, beta] = self.scale_and_shift(name, c);
+        let mean = self.state(format!("{name}.running_mean"), &[c], 0.0);
+        let variance = self.state(format!("{name}.running_var"), &[c], 1.0);
+        let batches = self.state(format!("{name}.num_batches_tracked"), &[], 0.0);
+        if self.mode == Mode::Sampling {
+            let op = ops::BatchNormFixed { eps: EPS };
+            return Ok(self.graph.add(name, op, &[x, gamma, beta, mean, variance])?);
+        }
+        let made = self.graph.add_all(name, ops::BatchNorm { eps: EPS }, &[x, gamma, beta])?;
+        for (running, value) in [(mean, made[1]), (variance, made[3])] {
+            self.graph.add(name, ops::RunningAverage { momentum: MOMENTUM }, &[running, value])?;
+        }
+        self.graph.add(name, ops::Affine { scale: 1.0, shift: 1.0 }, &[batches])?;
+        Ok(made[0])
+    }
+
+    /// `nn.MultiheadAttention(_, heads, dropout)` of a picture's pixels with themselves.
+    pub fn attention(&mut self, name: &str, x: Tensor, heads: usize, dropout: f64) -> Result<Tensor> {
         let c = self.channels(x);
         let init = Init::xavier(c, 3 * c);
         let w = self.parameter(format!("{name}.in_proj_weight"), &[3 * c, c], Layout::Linear, init);
         let b = self.parameter(format!("{name}.in_proj_bias"), &[3 * c], Layout::Plain, Init::Constant(0.0));
         let qkv = self.graph.add(&format!("{name}.in_proj"), Conv2d::linear(), &[x, w, b])?;
-        let o = self.graph.add(name, ops::Attention { heads }, &[qkv])?;
+        let o = self.attend(name, qkv, heads, dropout)?;
         let out = format!("{name}.out_proj");
         let w = self.parameter(format!("{out}.weight"), &[c, c], Layout::Linear, Init::fan_in(c));
         let b = self.parameter(format!("{out}.bias"), &[c], Layout::Plain, Init::Constant(0.0));
         Ok(self.graph.add(&out, Conv2d::linear(), &[o, w, b])?)
     }
 
+    /// Softmax attention of queries, keys and values that stand channel behind channel.
+    pub fn attend(&mut self, name: &str, qkv: Tensor, heads: usize, dropout: f64) -> Result<Tensor> {
+        let dropout = self.next_dropout(dropout);
+        Ok(self.graph.add(name, ops::Attention { heads, dropout }, &[qkv])?)
+    }
+
+    /// The next place for dropout; `None` where nothing is dropped.
+    fn next_dropout(&mut self, p: f64) -> Option<Dropout> {
+        if p == 0.0 || self.mode == Mode::Sampling {
+            return None;
+        }
+        self.dropouts += 1;
+        Some(Dropout { p, site: self.dropouts })
+    }
+
+    /// `nn.Dropout(p)`.
+    pub fn dropout(&mut self, name: &str, x: Tensor, p: f64) -> Result<Tensor> {
+        match self.next_dropout(p) {
+            Some(op) => Ok(self.graph.add(name, op, &[x])?),
+            None => Ok(x),
+        }
+    }
+
+    /// An activation function.
+    pub fn activate(&mut self, name: &str, x: Tensor, act: Activation) -> Result<Tensor> {
+        Ok(self.graph.add(name, ops::Activate(act), &[x])?)
+    }
+
     /// SiLU.
     pub fn silu(&mut self, name: &str, x: Tensor) -> Result<Tensor> {
-        Ok(self.graph.add(name, ops::Silu, &[x])?)
+        self.activate(name, x, Activation::Silu)
     }
 
     /// `a + b`.
@@ -121,9 +234,22 @@ impl Builder {
         Ok(self.graph.add(name, ops::Add, &[a, b])?)
     }
 
+    /// `scale x + shift`; nothing is added to the graph where that is x.
+    pub fn affine(&mut self, name: &str, x: Tensor, scale: f64, shift: f64) -> Result<Tensor> {
+        if (scale, shift) == (1.0, 0.0) {
+            return Ok(x);
+        }
+        Ok(self.graph.add(name, ops::Affine { scale: scale as f32, shift: shift as f32 }, &[x])?)
+    }
+
     /// `x + r` for every pixel of a picture; `r` is `[n, c]`.
     pub fn add_picture(&mut self, name: &str, x: Tensor, r: Tensor) -> Result<Tensor> {
         Ok(self.graph.add(name, ops::AddPicture, &[x, r])?)
+    }
+
+    /// `x (1 + r)` for every pixel of a picture; `r` is `[n, c]`.
+    pub fn scale_picture(&mut self, name: &str, x: Tensor, r: Tensor) -> Result<Tensor> {
+        Ok(self.graph.add(name, ops::ScalePicture, &[x, r])?)
     }
 
     /// `a` and `b`, channel behind channel.
@@ -131,8 +257,24 @@ impl Builder {
         Ok(self.graph.add(name, ops::Concat, &[a, b])?)
     }
 
+    /// Channels `from .. from + len`.
+    pub fn slice(&mut self, name: &str, x: Tensor, from: usize, len: usize) -> Result<Tensor> {
+        Ok(self.graph.add(name, ops::Slice { from, len }, &[x])?)
+    }
+
+    /// `nn.MaxPool2d(2)`.
+    pub fn max_pool(&mut self, name: &str, x: Tensor) -> Result<Tensor> {
+        Ok(self.graph.add(name, ops::MaxPool, &[x])?)
+    }
+
+    /// Resampling of both axes by one rule, as [`Taps::nearest_double`].
+    pub fn resample(&mut self, name: &str, x: Tensor, taps: fn(usize) -> Taps) -> Result<Tensor> {
+        let (h, w) = self.height_and_width(x);
+        Ok(self.graph.add(name, Resample::both(taps, h, w), &[x])?)
+    }
+
     /// The sinusoidal embedding of timesteps.
-    pub fn time_embedding(&mut self, t: Tensor, dim: usize) -> Result<Tensor> {
-        Ok(self.graph.add("time_embedding", ops::SinusoidalEmbedding { dim }, &[t])?)
+    pub fn time_embedding(&mut self, t: Tensor, op: ops::SinusoidalEmbedding) -> Result<Tensor> {
+        Ok(self.graph.add("time_embedding", op, &[t])?)
     }
 }

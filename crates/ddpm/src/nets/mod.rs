@@ -6,14 +6,20 @@
 
 mod attention;
 mod blocks;
+mod double_conv;
 mod parameters;
+mod simple;
+mod unet2d;
 
 pub use attention::AttentionUnet;
-pub use blocks::Builder;
-pub use parameters::{Init, Layout, ParameterSpec};
+pub use blocks::{Builder, ConvLayer, EPS, Mode};
+pub use double_conv::DoubleConvUnet;
+pub use parameters::{Init, Layout, ParameterSpec, StateSpec};
+pub use simple::SimpleUnet;
+pub use unet2d::Unet2d;
 
 use crate::error::Result;
-use crate::train::config::{NetworkConfig, NetworkKind};
+use crate::train::config::{Config, NetworkKind};
 use ddpm_engine::{Graph, Tensor};
 
 /// A network under a graph: its parameters, in the graph's order, and its prediction.
@@ -23,8 +29,21 @@ pub struct Built {
     pub graph: Graph,
     /// All parameters, in the order in which the graph has them.
     pub parameters: Vec<ParameterSpec>,
+    /// All states (PyTorch's buffers), in the order in which the graph has them.
+    pub states: Vec<StateSpec>,
     /// The predicted noise, of the input's shape.
     pub prediction: Tensor,
+}
+
+/// What a network is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs {
+    /// Noisy pictures `[n, h, w, c]`.
+    pub x: Tensor,
+    /// Timesteps `[n]`.
+    pub t: Tensor,
+    /// Classes `[n]`, where the network takes them.
+    pub label: Option<Tensor>,
 }
 
 /// A network that predicts noise.
@@ -38,13 +57,21 @@ pub trait Network: Send + Sync {
     /// What heights and widths must be divisible by.
     fn size_factor(&self) -> usize;
 
-    /// Adds the network to a graph: `x [n, h, w, c]` and timesteps `t [n]` to the predicted noise `[n, h, w, c]`.
-    fn build(&self, b: &mut Builder, x: Tensor, t: Tensor) -> Result<Tensor>;
+    /// Number of classes that it is told beside the timestep; `None`: it takes none.
+    fn classes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Adds the network to a graph: pictures, timesteps and classes to the predicted noise `[n, h, w, c]`.
+    fn build(&self, b: &mut Builder, inputs: Inputs) -> Result<Tensor>;
 }
 
 /// The network that the settings describe; a new network is one more line.
-pub fn from_config(config: &NetworkConfig, channels: usize) -> Box<dyn Network> {
-    match config.name {
-        NetworkKind::Attention => Box::new(AttentionUnet::from_config(config, channels)),
+pub fn from_config(config: &Config, channels: usize) -> Box<dyn Network> {
+    match config.network.name {
+        NetworkKind::Attention => Box::new(AttentionUnet { channels, config: config.attention.clone() }),
+        NetworkKind::Simple => Box::new(SimpleUnet { channels, config: config.simple.clone() }),
+        NetworkKind::DoubleConv => Box::new(DoubleConvUnet { channels, config: config.double_conv.clone() }),
+        NetworkKind::Unet2d => Box::new(Unet2d { channels, config: config.unet2d.clone() }),
     }
 }

@@ -22,6 +22,8 @@ pub enum Init {
     Constant(f32),
     /// Uniform in `[-bound, bound]`.
     Uniform(f64),
+    /// Standard normal, as embeddings start.
+    Normal,
 }
 
 impl Init {
@@ -34,6 +36,24 @@ impl Init {
     /// The default of an attention's input projection: bound `sqrt(6 / (fan_in + fan_out))` (Glorot, Bengio 2010).
     pub fn xavier(fan_in: usize, fan_out: usize) -> Self {
         Self::Uniform((6.0 / (fan_in + fan_out) as f64).sqrt())
+    }
+}
+
+/// Numbers that are kept from step to step but not trained: PyTorch's buffers, as running means are.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateSpec {
+    /// Its state-dict name.
+    pub name: String,
+    /// Its shape in PyTorch; empty for a single number.
+    pub shape: Vec<usize>,
+    /// What all its numbers start with.
+    pub value: f32,
+}
+
+impl StateSpec {
+    /// Numbers in it.
+    pub fn numbers(&self) -> usize {
+        self.shape.iter().product()
     }
 }
 
@@ -101,6 +121,11 @@ impl ParameterSpec {
     pub fn init(&self, seed: u64, index: usize) -> Vec<f32> {
         match self.init {
             Init::Constant(v) => vec![v; self.numbers()],
+            Init::Normal => {
+                let mut z = vec![0.0; self.numbers()];
+                Stream::new(seed, Purpose::Init, 0, index as u32).fill_normal(&mut z);
+                z
+            }
             Init::Uniform(bound) => Stream::new(seed, Purpose::Init, 0, index as u32)
                 .uniforms()
                 .take(self.numbers())

@@ -1,13 +1,13 @@
 //! Training steps: algorithm 1 of Ho et al. 2020 on a data set, without files.
 
-use super::checkpoint::{Checkpoint, Manifest, NamedTensor, check_fits};
+use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
 use super::config::{Config, DataFacts, OptimizerKind, Size};
 use crate::data::{self, DataOptions, Dataset, Order, digits::Digits};
 use crate::error::{Error, Result};
-use crate::model::{StepDraws, TrainingGraph, check_size, device};
-use crate::nets::{self, Network};
+use crate::model::{StepDraws, TrainingGraph, check_size, device, load_tensors, read_tensors};
+use crate::nets::{self, Network, StateSpec};
 use crate::schedule::Schedule;
-use ddpm_engine::{AdamStep, Draws, Executor, Region};
+use ddpm_engine::{AdamStep, Draws, Executor, Region, Tensor};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,7 @@ impl Trainer {
         let shape = data.shape();
         let size = Size { height: shape.height, width: shape.width };
         // Before the settings are completed, so that the error can name the sizes that would fit.
-        let net: Box<dyn Network> = nets::from_config(&config.network, shape.channels);
+        let net: Box<dyn Network> = nets::from_config(config, shape.channels);
         check_size(&*net, shape.height, shape.width)?;
         let config = config.resolve(&DataFacts { count: data.len(), size, channels: shape.channels })?;
         config.validate()?;
@@ -88,6 +88,9 @@ impl Trainer {
             if config.train.ema_decay > 0.0 {
                 exec.write_parameter(Region::Ema, i, &weights)?;
             }
+        }
+        for (spec, t) in &graph.states {
+            exec.write(*t, &vec![spec.value; spec.numbers()])?;
         }
         let order = Order::new(config.train.seed, data.len());
         let numbers = batch.iter().product();
@@ -142,9 +145,14 @@ impl Trainer {
         let footprint = self.exec.footprint();
         let parameters = self.graph.graph.parameter_count();
         let copies = if self.has_ema() { 4 } else { 3 };
+        let states = read_tensors(&*self.exec, &[], &self.graph.states, Region::Weights)?;
         self.gradients(u32::MAX)?;
         let start = Instant::now();
         self.gradients(u32::MAX)?;
+        let step_time = start.elapsed();
+        for ((_, t), before) in self.graph.states.iter().zip(&states) {
+            self.exec.write(*t, &before.data)?;
+        }
         Ok(TrainPlan {
             parameters,
             arena_bytes: footprint.arena_bytes as u64,
@@ -153,7 +161,7 @@ impl Trainer {
             checkpoint_bytes: (copies * parameters * 4) as u64,
             flops: 2 * footprint.multiply_adds,
             steps: self.steps().saturating_sub(self.step),
-            step_time: start.elapsed(),
+            step_time,
             device: self.exec.describe(),
         })
     }
@@ -165,7 +173,7 @@ impl Trainer {
         Ok(loss[0])
     }
 
-    /// Makes one step; the batch's loss before it. A loss that is not finite is an error, and nothing has changed.
+    /// Makes one step; the batch's loss before it. A loss that is not finite is an error, and no weight has changed.
     pub fn step(&mut self) -> Result<f32> {
         let indices = self.order.batch(self.step, self.config.train.batch_size);
         for (index, picture) in indices.into_iter().zip(self.batch.chunks_mut(self.data.shape().values())) {
@@ -198,28 +206,22 @@ impl Trainer {
         Ok(loss)
     }
 
-    /// A region's parameters with PyTorch's names and layouts.
+    /// A region's parameters with PyTorch's names and layouts; weights and their average with the network's states.
     pub fn tensors(&self, region: Region) -> Result<Vec<NamedTensor>> {
-        let parameters = self.graph.parameters.iter().enumerate();
-        parameters
-            .map(|(i, spec)| {
-                let mut data = vec![0.0; spec.numbers()];
-                self.exec.read_parameter(region, i, &mut data)?;
-                let data = spec.to_torch(&data);
-                Ok(NamedTensor { name: spec.name.clone(), shape: spec.shape.clone(), data })
-            })
-            .collect()
+        read_tensors(&*self.exec, &self.graph.parameters, self.states_of(region), region)
     }
 
     fn set_tensors(&mut self, region: Region, tensors: &[NamedTensor], origin: &Path) -> Result<()> {
-        let expected: Vec<_> =
-            self.graph.parameters.iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
-        check_fits(&expected, tensors, origin)?;
-        for (i, spec) in self.graph.parameters.iter().enumerate() {
-            let tensor = tensors.iter().find(|t| t.name == spec.name).expect("the names were checked");
-            self.exec.write_parameter(region, i, &spec.from_torch(&tensor.data))?;
+        let states = self.states_of(region).to_vec();
+        load_tensors(&mut *self.exec, &self.graph.parameters, &states, &[region], tensors, origin)
+    }
+
+    /// The states that belong to a region's tensors: the optimizer has none, and the average shares the weights'.
+    fn states_of(&self, region: Region) -> &[(StateSpec, Tensor)] {
+        match region {
+            Region::Weights | Region::Ema => &self.graph.states,
+            _ => &[],
         }
-        Ok(())
     }
 
     /// Starts from given weights instead of drawn ones; `origin` names them in errors.

@@ -1,6 +1,6 @@
 //! Multi-head self-attention over the pixels of a picture, in tiles.
 
-use super::{Operation, operands};
+use super::{Dropout, Operation, operands};
 use crate::autodiff::Backward;
 use crate::cpu::{Cpu, Kernel, Run};
 use crate::error::Result;
@@ -15,6 +15,8 @@ use rayon::prelude::*;
 pub struct Attention {
     /// Number of heads; it divides c.
     pub heads: usize,
+    /// Dropout of the softmax's results.
+    pub dropout: Option<Dropout>,
 }
 
 /// The gradient of [`Attention`]; operands `qkv, o, logarithms, do`; result `dqkv`.
@@ -35,6 +37,7 @@ impl Operation for Attention {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [qkv] = operands(inputs)?;
         let Some([n, h, w, c]) = qkv.shape.nhwc() else { return Err("takes [n, h, w, 3c]".to_owned()) };
+        self.dropout.map_or(Ok(()), |d| d.check())?;
         if self.heads == 0 || c % (3 * self.heads) != 0 {
             return Err(format!("{c} channels are not queries, keys and values of {} heads", self.heads));
         }
@@ -54,7 +57,8 @@ impl Operation for Attention {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (_, tokens, c) = sizes(inputs[0].shape);
-        let (tiles, heads) = (Tiles::new(cpu.isa(), tokens, c, self.heads), self.heads);
+        let (tiles, heads, dropout) =
+            (Tiles::new(cpu.isa(), tokens, c, self.heads), self.heads, self.dropout);
         // A task is a picture's run of queries; every picture begins a new one.
         let blocks = tokens.div_ceil(tiles.task_queries());
         let queries = tiles.task_queries();
@@ -62,10 +66,13 @@ impl Operation for Attention {
             let (qkv, scratch) = (run.inputs[0], run.scratch);
             let [o, lse] = run.outputs else { unreachable!("two results") };
             let pictures = (qkv.par_chunks(tokens * 3 * c), o.par_chunks_mut(tokens * c));
-            pictures.into_par_iter().zip(lse.par_chunks_mut(tokens * heads)).for_each(|((qkv, o), lse)| {
+            let masks = dropout.map(|d| d.masks(run.draws));
+            let pictures = pictures.into_par_iter().zip(lse.par_chunks_mut(tokens * heads));
+            pictures.enumerate().for_each(|(picture, ((qkv, o), lse))| {
+                let masks = masks.map(|m| m.picture(picture as u32));
                 let parts = (o.par_chunks_mut(queries * c), lse.par_chunks_mut(queries * heads));
                 parts.into_par_iter().enumerate().with_max_len(blocks).for_each(|(i, (o, lse))| {
-                    scratch.with(|memory| tiles.forward(qkv, i * queries, o, lse, memory));
+                    scratch.with(|memory| tiles.forward(qkv, i * queries, masks, o, lse, memory));
                 });
             });
         })
@@ -91,16 +98,20 @@ impl Operation for AttentionGrad {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (_, tokens, c) = sizes(inputs[0].shape);
-        let (tiles, heads) = (Tiles::new(cpu.isa(), tokens, c, self.0.heads), self.0.heads);
+        let (heads, dropout) = (self.0.heads, self.0.dropout);
+        let tiles = Tiles::new(cpu.isa(), tokens, c, heads);
         Kernel::new(move |run: &mut Run<'_>| {
             let ([qkv, o, lse, d_o], scratch) = (run.inputs, run.scratch) else {
                 unreachable!("four operands")
             };
+            let masks = dropout.map(|d| d.masks(run.draws));
             (qkv.par_chunks(tokens * 3 * c), run.outputs[0].par_chunks_mut(tokens * 3 * c))
                 .into_par_iter()
                 .zip((o.par_chunks(tokens * c), d_o.par_chunks(tokens * c), lse.par_chunks(tokens * heads)))
-                .for_each(|((qkv, dqkv), (o, d_o, lse))| {
-                    scratch.with(|memory| tiles.backward(qkv, o, lse, d_o, dqkv, memory));
+                .enumerate()
+                .for_each(|(picture, ((qkv, dqkv), (o, d_o, lse)))| {
+                    let masks = masks.map(|m| m.picture(picture as u32));
+                    scratch.with(|memory| tiles.backward(qkv, o, lse, d_o, masks, dqkv, memory));
                 });
         })
         .per_thread(tiles.backward_scratch_len())

@@ -1,6 +1,6 @@
 //! Joining tensors channel by channel, and taking them apart again.
 
-use super::{Operation, operands};
+use super::{Fill, Operation, operands};
 use crate::autodiff::Backward;
 use crate::cpu::{Cpu, Kernel, Run};
 use crate::error::Result;
@@ -82,6 +82,26 @@ impl Operation for Slice {
             return Err(format!("there are no channels {}..{}", self.from, self.from + self.len));
         }
         Ok(vec![TensorType { shape: x.shape.with_channels(self.len), dtype: x.dtype }])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        // Zeros where nothing was taken from.
+        let (name, ty) = (b.name(), b.graph.ty(b.input(0)));
+        let behind = ty.shape.channels() - self.from - self.len;
+        let zeros = |b: &mut Backward<'_>, len: usize| {
+            let ty = TensorType { shape: ty.shape.with_channels(len), ..ty };
+            b.graph.add(&name, Fill { ty, value: 0.0 }, &[])
+        };
+        let mut dx = b.dy;
+        if self.from > 0 {
+            let before = zeros(b, self.from)?;
+            dx = b.graph.add(&b.name(), Concat, &[before, dx])?;
+        }
+        if behind > 0 {
+            let after = zeros(b, behind)?;
+            dx = b.graph.add(&b.name(), Concat, &[dx, after])?;
+        }
+        Ok(Some(vec![Some(dx)]))
     }
 
     fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {

@@ -12,13 +12,36 @@ use crate::shape::{Shape, TensorType};
 use ddpm_kernels::conv::{ConvShape, Epilogue, Gather, WeightGrad};
 use rayon::prelude::*;
 
+/// Rows and columns of zeros around a picture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    /// Above and left.
+    pub before: (usize, usize),
+    /// Below and right.
+    pub after: (usize, usize),
+}
+
+impl Padding {
+    /// The same on all four sides.
+    pub fn even(pad: usize) -> Self {
+        Self::from((pad, pad))
+    }
+}
+
+impl From<(usize, usize)> for Padding {
+    /// As many rows below as above, as many columns right as left.
+    fn from(pad: (usize, usize)) -> Self {
+        Self { before: pad, after: pad }
+    }
+}
+
 /// `y = x * w + bias + picture_bias + residual`; operands `x, w` and then those of the flags that are set, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Conv2d {
     /// Vertical and horizontal stride.
     pub stride: (usize, usize),
-    /// Zero rows above and below, zero columns left and right.
-    pub pad: (usize, usize),
+    /// Zeros around the input.
+    pub pad: Padding,
     /// Adds `[cout]` to every pixel.
     pub bias: bool,
     /// Adds `[n, cout]` to every pixel of its picture.
@@ -35,7 +58,7 @@ pub struct Conv2dTranspose {
     /// The convolution's stride.
     pub stride: (usize, usize),
     /// The convolution's padding.
-    pub pad: (usize, usize),
+    pub pad: Padding,
     /// The result's height and width.
     pub size: (usize, usize),
     /// The result's shape where the convolution's input was no picture batch.
@@ -52,7 +75,7 @@ pub struct Conv2dWeightGrad {
     /// The convolution's stride.
     pub stride: (usize, usize),
     /// The convolution's padding.
-    pub pad: (usize, usize),
+    pub pad: Padding,
     /// Whether the bias gradient is made too.
     pub bias: bool,
 }
@@ -63,7 +86,7 @@ fn pixels(shape: Shape) -> [usize; 4] {
 }
 
 /// The convolution `x -> y` with these weights.
-fn geometry(x: Shape, w: Shape, stride: (usize, usize), pad: (usize, usize)) -> Result<ConvShape, String> {
+fn geometry(x: Shape, w: Shape, stride: (usize, usize), pad: Padding) -> Result<ConvShape, String> {
     let [n, h, wd, c] = pixels(x);
     let Some([kh, kw, cin, cout]) = w.nhwc() else {
         return Err("weights must be [kh, kw, cin, cout]".to_owned());
@@ -71,26 +94,29 @@ fn geometry(x: Shape, w: Shape, stride: (usize, usize), pad: (usize, usize)) -> 
     if c != cin {
         return Err(format!("the weights take {cin} channels, the input has {c}"));
     }
-    if x.nhwc().is_none() && (kh, kw, stride, pad) != (1, 1, (1, 1), (0, 0)) {
+    if x.nhwc().is_none() && (kh, kw, stride, pad) != (1, 1, (1, 1), Padding::default()) {
         return Err("only a 1x1 convolution takes something else than [n, h, w, c]".to_owned());
     }
     let output = |size: usize, k: usize, stride: usize, pad: usize| {
-        let fits = size + 2 * pad >= k && stride > 0;
+        let fits = size + pad >= k && stride > 0;
         let error = || format!("a kernel of {k} does not fit into {size} pixels with {pad} of padding");
-        fits.then(|| (size + 2 * pad - k) / stride + 1).ok_or_else(error)
+        fits.then(|| (size + pad - k) / stride + 1).ok_or_else(error)
     };
-    let (oh, ow) = (output(h, kh, stride.0, pad.0)?, output(wd, kw, stride.1, pad.1)?);
-    Ok(ConvShape { n, input: (h, wd), output: (oh, ow), cin, cout, kernel: (kh, kw), stride, pad })
+    let (rows, columns) = (pad.before.0 + pad.after.0, pad.before.1 + pad.after.1);
+    let (oh, ow) = (output(h, kh, stride.0, rows)?, output(wd, kw, stride.1, columns)?);
+    let output = (oh, ow);
+    // What lies behind the last row or column follows from the output's size.
+    Ok(ConvShape { n, input: (h, wd), output, cin, cout, kernel: (kh, kw), stride, pad: pad.before })
 }
 
-fn geometry_of(x: TensorType, w: TensorType, stride: (usize, usize), pad: (usize, usize)) -> ConvShape {
+fn geometry_of(x: TensorType, w: TensorType, stride: (usize, usize), pad: Padding) -> ConvShape {
     geometry(x.shape, w.shape, stride, pad).expect("checked when the node was added")
 }
 
 impl Conv2d {
     /// A convolution with a bias.
     pub fn new(stride: usize, pad: usize) -> Self {
-        Self { stride: (stride, stride), pad: (pad, pad), bias: true, ..Self::default() }
+        Self { stride: (stride, stride), pad: Padding::even(pad), bias: true, ..Self::default() }
     }
 
     /// A linear layer: 1x1, with a bias.

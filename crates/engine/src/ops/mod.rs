@@ -3,23 +3,35 @@
 //! To add one: write its file, and add its name to the list below.
 
 mod attention;
+mod batch_norm;
 mod concat;
 mod conv;
 mod diffusion;
+mod dropout;
 mod embedding;
+mod layer_norm;
+mod lookup;
 mod loss;
 mod norm;
 mod pointwise;
+mod resample;
 mod sum;
 
 pub use attention::{Attention, AttentionGrad};
+pub use batch_norm::{BatchNorm, BatchNormFixed, BatchNormGrad, RunningAverage};
 pub use concat::{Concat, Slice};
-pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad};
+pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
 pub use diffusion::{DrawNormal, DrawTimestep, QSample};
+pub use dropout::Dropout;
 pub use embedding::SinusoidalEmbedding;
+pub use layer_norm::{LayerNorm, LayerNormGrad};
+pub use lookup::{Lookup, LookupGrad};
 pub use loss::{Mse, MseGrad};
 pub use norm::{GroupNorm, GroupNormGrad};
-pub use pointwise::{Add, AddPicture, Fill, Silu, SiluGrad};
+pub use pointwise::{
+    Activate, ActivateGrad, Activation, Add, AddPicture, Affine, Fill, Multiply, ScalePicture,
+};
+pub use resample::{MaxPool, MaxPoolGrad, Resample, Taps};
 pub use sum::{SumPixels, SumRows};
 
 use crate::autodiff::Backward;
@@ -77,9 +89,10 @@ macro_rules! operations {
 }
 
 operations! {
-    Add, AddPicture, Attention, AttentionGrad, Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal,
-    DrawTimestep, Fill, GroupNorm, GroupNormGrad, Mse, MseGrad, QSample, Silu, SiluGrad, SinusoidalEmbedding, Slice,
-    SumPixels, SumRows,
+    Activate, ActivateGrad, Add, AddPicture, Affine, Attention, AttentionGrad, BatchNorm, BatchNormFixed, BatchNormGrad,
+    Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
+    LayerNorm, LayerNormGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Mse, MseGrad, Multiply, QSample, Resample,
+    RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows,
 }
 
 /// Checks the number of operands.

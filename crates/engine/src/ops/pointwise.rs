@@ -6,6 +6,8 @@ use crate::cpu::{CHUNK, Cpu, Kernel, Run};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
+pub use ddpm_kernels::activation::Activation;
+use ddpm_kernels::activation::{activate, activate_backward};
 use ddpm_kernels::elementwise;
 use rayon::prelude::*;
 
@@ -17,13 +19,30 @@ pub struct Add;
 #[derive(Clone, Debug)]
 pub struct AddPicture;
 
-/// `y = x sigmoid(x)` (Elfwing et al. 2018).
+/// `y = act(x)`.
 #[derive(Clone, Debug)]
-pub struct Silu;
+pub struct Activate(pub Activation);
 
-/// The gradient of [`Silu`]; operands `dy, x`.
+/// The gradient of [`Activate`]; operands `dy, x`.
 #[derive(Clone, Debug)]
-pub struct SiluGrad;
+pub struct ActivateGrad(pub Activation);
+
+/// `y = scale x + shift`.
+#[derive(Clone, Debug)]
+pub struct Affine {
+    /// What each number is multiplied by.
+    pub scale: f32,
+    /// What is added then.
+    pub shift: f32,
+}
+
+/// `y = a b`, two tensors of one shape, number by number.
+#[derive(Clone, Debug)]
+pub struct Multiply;
+
+/// `y = x (1 + r)` for every pixel; operands `x [n, h, w, c], r [n, c]`.
+#[derive(Clone, Debug)]
+pub struct ScalePicture;
 
 /// A tensor of one number everywhere; no operands.
 #[derive(Clone, Debug)]
@@ -55,11 +74,7 @@ impl Operation for Add {
 
     fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
         let isa = cpu.isa();
-        Kernel::new(move |run: &mut Run<'_>| {
-            (run.outputs[0].par_chunks_mut(CHUNK), run.inputs[1].par_chunks(CHUNK))
-                .into_par_iter()
-                .for_each(|(y, b)| elementwise::add_assign(isa, b, y));
-        })
+        by_chunks(move |y, b| elementwise::add_assign(isa, b, y))
     }
 }
 
@@ -69,12 +84,7 @@ impl Operation for AddPicture {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let [x, r] = operands(inputs)?;
-        let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("takes [n, h, w, c]".to_owned()) };
-        if r.shape != Shape::new(&[n, c]) {
-            return Err(format!("its second operand must be [{n}, {c}]"));
-        }
-        Ok(vec![x])
+        of_picture(inputs)
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
@@ -87,19 +97,14 @@ impl Operation for AddPicture {
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, n, c) = (cpu.isa(), inputs[0].shape.dims()[0], inputs[0].shape.channels());
-        let picture = inputs[0].shape.len() / n;
-        Kernel::new(move |run: &mut Run<'_>| {
-            (run.outputs[0].par_chunks_mut(picture), run.inputs[1].par_chunks(c))
-                .into_par_iter()
-                .for_each(|(y, r)| elementwise::add_rows(isa, r, y));
-        })
+        let isa = cpu.isa();
+        by_picture(inputs, move |y, r| elementwise::add_rows(isa, r, y))
     }
 }
 
-impl Operation for Silu {
+impl Operation for Activate {
     fn name(&self) -> &'static str {
-        "silu"
+        self.0.name()
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
@@ -108,22 +113,27 @@ impl Operation for Silu {
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        Ok(Some(vec![Some(b.graph.add(&b.name(), SiluGrad, &[b.dy, b.input(0)])?)]))
+        Ok(Some(vec![Some(b.graph.add(&b.name(), ActivateGrad(self.0), &[b.dy, b.input(0)])?)]))
     }
 
     fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = cpu.isa();
+        let (isa, act) = (cpu.isa(), self.0);
         Kernel::new(move |run: &mut Run<'_>| {
             (run.outputs[0].par_chunks_mut(CHUNK), run.inputs[0].par_chunks(CHUNK))
                 .into_par_iter()
-                .for_each(|(y, x)| elementwise::silu(isa, x, y));
+                .for_each(|(y, x)| activate(isa, act, x, y));
         })
     }
 }
 
-impl Operation for SiluGrad {
+impl Operation for ActivateGrad {
     fn name(&self) -> &'static str {
-        "silu_grad"
+        match self.0 {
+            Activation::Silu => "silu_grad",
+            Activation::Relu => "relu_grad",
+            Activation::Gelu => "gelu_grad",
+            Activation::Mish => "mish_grad",
+        }
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
@@ -137,13 +147,124 @@ impl Operation for SiluGrad {
     }
 
     fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = cpu.isa();
+        let (isa, act) = (cpu.isa(), self.0);
+        by_chunks(move |y, x| activate_backward(isa, act, x, y))
+    }
+}
+
+impl Operation for Affine {
+    fn name(&self) -> &'static str {
+        "affine"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = operands(inputs)?;
+        Ok(vec![x])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(Some(vec![Some(b.graph.add(&b.name(), Affine { scale: self.scale, shift: 0.0 }, &[b.dy])?)]))
+    }
+
+    fn in_place(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, scale, shift) = (cpu.isa(), self.scale, self.shift);
         Kernel::new(move |run: &mut Run<'_>| {
-            (run.outputs[0].par_chunks_mut(CHUNK), run.inputs[1].par_chunks(CHUNK))
-                .into_par_iter()
-                .for_each(|(g, x)| elementwise::silu_backward(isa, x, g));
+            run.outputs[0].par_chunks_mut(CHUNK).for_each(|y| elementwise::affine(isa, scale, shift, y));
         })
     }
+}
+
+impl Operation for Multiply {
+    fn name(&self) -> &'static str {
+        "multiply"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [a, b] = operands(inputs)?;
+        same(a, b)?;
+        Ok(vec![a])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let mut share = |of: usize| -> Result<Option<Tensor>> {
+            let product = [b.dy, b.input(1 - of)];
+            if b.wants(of) { b.graph.add(&b.name(), Multiply, &product).map(Some) } else { Ok(None) }
+        };
+        Ok(Some(vec![share(0)?, share(1)?]))
+    }
+
+    fn in_place(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+        let isa = cpu.isa();
+        by_chunks(move |y, x| elementwise::mul_assign(isa, x, y))
+    }
+}
+
+impl Operation for ScalePicture {
+    fn name(&self) -> &'static str {
+        "scale_picture"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        of_picture(inputs)
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let dx =
+            if b.wants(0) { Some(b.graph.add(&b.name(), ScalePicture, &[b.dy, b.input(1)])?) } else { None };
+        let mut dr = None;
+        if b.wants(1) {
+            let product = b.graph.add(&b.name(), Multiply, &[b.dy, b.input(0)])?;
+            dr = Some(b.graph.add(&b.name(), SumPixels, &[product])?);
+        }
+        Ok(Some(vec![dx, dr]))
+    }
+
+    fn in_place(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let isa = cpu.isa();
+        by_picture(inputs, move |y, r| elementwise::scale_rows(isa, r, y))
+    }
+}
+
+/// The type of `x [n, h, w, c]` beside `r [n, c]`.
+fn of_picture(inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+    let [x, r] = operands(inputs)?;
+    let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("takes [n, h, w, c]".to_owned()) };
+    if r.shape != Shape::new(&[n, c]) {
+        return Err(format!("its second operand must be [{n}, {c}]"));
+    }
+    Ok(vec![x])
+}
+
+/// `f(y, x)` for chunks of the result, which holds the first operand, and of the second.
+fn by_chunks(f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
+    Kernel::new(move |run: &mut Run<'_>| {
+        (run.outputs[0].par_chunks_mut(CHUNK), run.inputs[1].par_chunks(CHUNK))
+            .into_par_iter()
+            .for_each(|(y, x)| f(y, x));
+    })
+}
+
+/// `f(y, r)` for each picture of the result, which holds the first operand, and its row of the second.
+fn by_picture(inputs: &[TensorType], f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
+    let (n, c) = (inputs[0].shape.dims()[0], inputs[0].shape.channels());
+    let picture = inputs[0].shape.len() / n;
+    Kernel::new(move |run: &mut Run<'_>| {
+        (run.outputs[0].par_chunks_mut(picture), run.inputs[1].par_chunks(c))
+            .into_par_iter()
+            .for_each(|(y, r)| f(y, r));
+    })
 }
 
 impl Operation for Fill {

@@ -2,10 +2,12 @@
 //! graphs, exact enough for finite differences.
 
 use ddpm_engine::graph::Node;
-use ddpm_engine::ops::Op;
+use ddpm_engine::ops::{Dropout, Op};
+use ddpm_engine::rng::Purpose;
 use ddpm_engine::{Graph, Shape, Tensor};
 use ddpm_kernels::conv::ConvShape;
 use ddpm_kernels::norm::NormShape;
+use ddpm_kernels::random::Dropout as Masks;
 use ddpm_kernels::reference::{self, AttentionShape};
 use std::collections::HashMap;
 
@@ -41,17 +43,53 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
         Op::Slice(op) => {
             x(0).chunks(shape(0).channels()).flat_map(|row| row[op.from..op.from + op.len].to_vec()).collect()
         }
-        Op::Silu(_) => x(0).iter().map(|&x| reference::silu(x)).collect(),
+        Op::Activate(op) => x(0).iter().map(|&x| reference::activate(op.0, x)).collect(),
+        Op::Affine(op) => x(0).iter().map(|x| f64::from(op.scale) * x + f64::from(op.shift)).collect(),
+        Op::Multiply(_) => x(0).iter().zip(x(1)).map(|(a, b)| a * b).collect(),
+        Op::ScalePicture(_) => {
+            let (c, picture) = (shape(1).channels(), x(0).len() / shape(0).dims()[0]);
+            x(0).iter().enumerate().map(|(i, v)| v * (1.0 + x(1)[i / picture * c + i % c])).collect()
+        }
+        Op::BatchNorm(op) => {
+            let (y, mean, variance) = reference::batch_norm(f64::from(op.eps), x(0), x(1), x(2));
+            let rows = (y.len() / mean.len()) as f64;
+            let rstd = variance.iter().map(|v| 1.0 / (v + f64::from(op.eps)).sqrt()).collect();
+            let unbiased = variance.iter().map(|v| v * rows / (rows - 1.0)).collect();
+            return vec![y, mean, rstd, unbiased];
+        }
+        Op::LayerNorm(op) => {
+            let rows = x(0).len() / x(1).len();
+            return vec![reference::layer_norm(f64::from(op.eps), x(0), x(1), x(2)), vec![0.0; 2 * rows]];
+        }
+        Op::Resample(op) => {
+            let pictures = x(0).chunks(x(0).len() / shape(0).dims()[0]);
+            pictures
+                .flat_map(|x| reference::resample(&op.rows, &op.columns, shape(0).channels(), x))
+                .collect()
+        }
+        Op::MaxPool(_) => {
+            let [_, h, w, c] = shape(0).nhwc().expect("pictures");
+            x(0).chunks(h * w * c).flat_map(|x| reference::max_pool(h, w, c, x).0).collect()
+        }
+        Op::Lookup(_) => {
+            let c = shape(0).channels();
+            x(1).iter().flat_map(|&label| x(0)[label as usize * c..][..c].to_vec()).collect()
+        }
+        Op::Dropout(op) => {
+            let picture = x(0).len() / shape(0).dims()[0];
+            let factor = |i: usize| masks(op).picture((i / picture) as u32).factor(i % picture);
+            x(0).iter().enumerate().map(|(i, v)| v * f64::from(factor(i))).collect()
+        }
         Op::Mse(_) => vec![reference::mse(x(0), x(1))],
         Op::Conv2d(op) => {
             let mut addends = (2..node.inputs.len()).map(x);
             let mut when = |there: bool| if there { addends.next() } else { None };
             let (bias, picture_bias, residual) = (when(op.bias), when(op.picture_bias), when(op.residual));
-            let conv = conv_shape(shape(0), shape(1), graph.shape(node.outputs[0]), op.stride, op.pad);
+            let conv = conv_shape(shape(0), shape(1), graph.shape(node.outputs[0]), op.stride, op.pad.before);
             reference::conv2d(conv, x(0), x(1), bias, picture_bias, residual)
         }
         Op::Conv2dTranspose(op) => {
-            let conv = conv_shape(graph.shape(node.outputs[0]), shape(1), shape(0), op.stride, op.pad);
+            let conv = conv_shape(graph.shape(node.outputs[0]), shape(1), shape(0), op.stride, op.pad.before);
             reference::conv2d_data_grad(conv, x(0), x(1), op.bias.then(|| x(2)))
         }
         Op::GroupNorm(op) => {
@@ -69,8 +107,14 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
             let tokens = x(0).len() / n / (3 * channels);
             let attention = AttentionShape { tokens, channels, heads: op.heads };
             let pictures = x(0).chunks(tokens * 3 * channels);
-            let (o, lse) =
-                pictures.map(|qkv| reference::attention(attention, qkv)).unzip::<_, _, Vec<_>, Vec<_>>();
+            let of_picture = |(i, qkv): (usize, &[f64])| {
+                let masks = op.dropout.as_ref().map(|d| masks(d).picture(i as u32));
+                let factor = |head: usize, query: usize, key: usize| {
+                    masks.map_or(1.0, |m| f64::from(m.weight_factor(head, tokens, query, key)))
+                };
+                reference::attention(attention, qkv, &factor)
+            };
+            let (o, lse) = pictures.enumerate().map(of_picture).unzip::<_, _, Vec<_>, Vec<_>>();
             return vec![o.concat(), lse.concat()];
         }
         Op::QSample(op) => {
@@ -88,7 +132,8 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
         }
         Op::SinusoidalEmbedding(op) => {
             let half = op.dim / 2;
-            let angle = |t: f64, i: usize| t / 1e4f64.powf(i as f64 / half as f64);
+            assert!(!op.cosines_first, "the sines stand first in the cases");
+            let angle = |t: f64, i: usize| t / 1e4f64.powf(i as f64 / (half as f64 - op.shift));
             let row = |&t: &f64| {
                 let sines = (0..half).map(move |i| angle(t, i).sin());
                 sines.chain((0..half).map(move |i| angle(t, i).cos())).collect::<Vec<_>>()
@@ -99,6 +144,11 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
         other => panic!("{}: no f64 version of {}", node.name, other.operation().name()),
     };
     vec![result]
+}
+
+/// The masks of a run with the default draws.
+fn masks(op: &Dropout) -> Masks {
+    Masks::new(op.p, [0, 0, Purpose::Dropout as u32 | op.site << 8], [0, 0])
 }
 
 /// The convolution of `x` to `y` with weights `w`; what is no picture batch is one picture of `rows x 1` pixels.

@@ -23,7 +23,7 @@ fn run_forward(isa: Isa, shape: AttentionShape, qkv: &[f32], part: usize) -> (Ve
     let (mut o, mut lse) = (unwritten(tokens * channels), unwritten(tokens * heads));
     let parts = o.chunks_mut(part * channels).zip(lse.chunks_mut(part * heads));
     for (i, (o, lse)) in parts.enumerate() {
-        tiles.forward(qkv, i * part, o, lse, &mut unwritten(tiles.scratch_len()));
+        tiles.forward(qkv, i * part, None, o, lse, &mut unwritten(tiles.scratch_len()));
     }
     (o, lse)
 }
@@ -38,7 +38,7 @@ fn run_backward(
 ) -> Vec<f32> {
     let tiles = Attention::new(isa, shape.tokens, shape.channels, shape.heads);
     let mut dqkv = unwritten(qkv.len());
-    tiles.backward(qkv, o, lse, d_o, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
+    tiles.backward(qkv, o, lse, d_o, None, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
     dqkv
 }
 
@@ -96,8 +96,8 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
                 token[..2 * shape.channels].iter_mut().for_each(|v| *v *= sharpness);
             }
             let d_o = rng.vec(tokens * shape.channels);
-            let (o, lse) = reference::attention(shape, &wide(&qkv));
-            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+            let (o, lse) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
+            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
             let unit = 1.0 + score_magnitude(shape, &qkv);
             let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
             o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
@@ -166,8 +166,8 @@ fn scores_far_below_zero_leave_the_padding_without_influence() {
     assert!(unit > 250.0);
     let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
     o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
-    let (want, _) = reference::attention(shape, &wide(&qkv));
-    let want_d = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+    let (want, _) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
+    let want_d = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
     let mut within = Within::new("attention, low scores", BACKWARD);
     for isa in Isa::all() {
         let (o, lse) = run_forward(isa, shape, &qkv, 50);
@@ -190,8 +190,8 @@ fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
                 3 => d_o[token * shape.channels + d] = f32::NAN,
                 _ => qkv[(token * 3 + part) * shape.channels + d] = f32::NAN,
             }
-            let (o, lse) = reference::attention(shape, &wide(&qkv));
-            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o));
+            let (o, lse) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
+            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
             for isa in Isa::all() {
                 let case = format!("part {part}, token {token} on {isa}, {shape:?}");
                 let (got_o, got_lse) = run_forward(isa, shape, &qkv, tokens);

@@ -6,10 +6,6 @@ use ddpm_kernels::elementwise::{self, AdamStep};
 use ddpm_kernels::reference::{self, Trained};
 use ddpm_kernels::vector::EXP_ULP;
 
-/// SiLU: `e^-x`, one addition, one division, one multiplication, relative to the result.
-const SILU: f64 = 4.0;
-/// SiLU's derivative `g (1 + x (1 - g))`, in units of `g (1 + |x|)`: an error of g is one of 1 - g, however small.
-const SILU_DERIVATIVE: f64 = 4.0;
 /// Half a unit each for the rounding of a factor, of a product and of the result.
 const TWO_TERMS: f64 = 2.0;
 /// Sums of a few hundred rows, in order: errors of both signs, in units of the sum of absolute values.
@@ -18,12 +14,12 @@ const SUM: f64 = 4.0;
 const ADAM: f64 = 4.0;
 
 /// Lengths around every vector and its multiples, and around the 4096 numbers of a partial sum.
-fn lengths() -> impl Iterator<Item = usize> {
+pub(crate) fn lengths() -> impl Iterator<Item = usize> {
     (1..70).chain([255, 256, 257, 4095, 4096, 4097, 8192, 8200])
 }
 
 /// About 4 million f32 from `from` to `to`, equally spaced in bits, so that all magnitudes are met.
-fn sweep(from: f32, to: f32) -> Vec<f32> {
+pub(crate) fn sweep(from: f32, to: f32) -> Vec<f32> {
     assert_eq!(from.is_sign_negative(), to.is_sign_negative());
     let (low, high) = (from.to_bits().min(to.to_bits()), from.to_bits().max(to.to_bits()));
     let step = ((high - low) / 4_000_000).max(1) | 1;
@@ -35,7 +31,7 @@ fn ulp(x: f64) -> f64 {
     2f64.powi((x.abs().to_bits() >> 52) as i32 - 1023 - 23)
 }
 
-fn map(isa: Isa, x: &[f32], kernel: impl Fn(Isa, &[f32], &mut [f32])) -> Vec<f32> {
+pub(crate) fn map(isa: Isa, x: &[f32], kernel: impl Fn(Isa, &[f32], &mut [f32])) -> Vec<f32> {
     let mut y = unwritten(x.len());
     kernel(isa, x, &mut y);
     y
@@ -82,29 +78,6 @@ fn exp_goes_to_zero_stays_finite_and_keeps_nan() {
 }
 
 #[test]
-fn silu_and_its_derivative_agree_with_the_oracle() {
-    let mut value = Within::new("silu", SILU);
-    let mut derivative = Within::new("silu derivative", SILU_DERIVATIVE);
-    for x in [sweep(-1e-6, -1e4), sweep(1e-6, 1e4), vec![0.0, -0.0]] {
-        let want: Vec<f64> = x.iter().map(|&x| reference::silu(f64::from(x))).collect();
-        let slope: Vec<f64> = x.iter().map(|&x| reference::silu_derivative(f64::from(x))).collect();
-        // e^-x stays at 2.4e38 for x below -88.37: 1 / 2.4e38 is not told from the smaller sigmoid.
-        let floor = |x: f32| 5e-39 * (1.0 + f64::from(x).abs()) / f64::from(f32::EPSILON);
-        let magnitude: Vec<f64> = x.iter().zip(&want).map(|(&x, y)| y.abs() + floor(x)).collect();
-        let slope_magnitude: Vec<f64> = x
-            .iter()
-            .map(|&x| reference::sigmoid(f64::from(x)) * (1.0 + f64::from(x).abs()) + floor(x))
-            .collect();
-        for isa in Isa::all() {
-            value.check(isa, "", &map(isa, &x, elementwise::silu), &want, &magnitude);
-            let mut g = vec![1.0; x.len()];
-            elementwise::silu_backward(isa, &x, &mut g);
-            derivative.check(isa, "", &g, &slope, &slope_magnitude);
-        }
-    }
-}
-
-#[test]
 fn pointwise_kernels_agree_with_the_oracle_at_every_length() {
     let mut rng = Rng::new(40);
     let mut within = Within::new("pointwise", TWO_TERMS);
@@ -132,12 +105,23 @@ fn pointwise_kernels_agree_with_the_oracle_at_every_length() {
             within.check(isa, &("scaled_difference", n), &got, &want, &size(share, share));
 
             let mut got = y.clone();
-            elementwise::silu_backward(isa, &x, &mut got);
-            let mut slope = vec![1.0; n];
-            elementwise::silu_backward(isa, &x, &mut slope);
-            let want: Vec<f64> = wide(&slope).iter().zip(&wide_y).map(|(s, y)| s * y).collect();
-            let magnitude: Vec<f64> = want.iter().map(|w| w.abs()).collect();
-            within.check(isa, &("silu_backward", n), &got, &want, &magnitude);
+            elementwise::mul_assign(isa, &x, &mut got);
+            let want: Vec<f64> = wide_x.iter().zip(&wide_y).map(|(x, y)| x * y).collect();
+            within.check(isa, &("mul_assign", n), &got, &want, &magnitudes(&got));
+
+            let mut got = y.clone();
+            elementwise::affine(isa, -0.7, 0.3, &mut got);
+            let (a, b) = (f64::from(-0.7f32), f64::from(0.3f32));
+            let want: Vec<f64> = wide_y.iter().map(|y| a * y + b).collect();
+            let size: Vec<f64> = wide_y.iter().map(|y| (a * y).abs() + b).collect();
+            within.check(isa, &("affine", n), &got, &want, &size);
+
+            let mut got = [&y[..], &x].concat();
+            elementwise::scale_rows(isa, &x, &mut got);
+            let scaled = |y: &[f64]| y.iter().zip(&wide_x).map(|(y, x)| y * (1.0 + x)).collect::<Vec<_>>();
+            let want = [scaled(&wide_y), scaled(&wide_x)].concat();
+            let size: Vec<f64> = wide_y.iter().chain(&wide_x).map(|y| 2.0 * y.abs()).collect();
+            within.check(isa, &("scale_rows", n), &got, &want, &size);
         }
     }
 }
@@ -275,9 +259,9 @@ fn a_nan_is_kept_by_every_pointwise_kernel() {
                     y
                 };
                 let results = [
-                    ("silu", on(&|y| elementwise::silu(isa, &x, y))),
                     ("exp", on(&|y| elementwise::exp(isa, &x, y))),
-                    ("silu_backward", on(&|y| elementwise::silu_backward(isa, &x, y))),
+                    ("mul_assign", on(&|y| elementwise::mul_assign(isa, &x, y))),
+                    ("scale_rows", on(&|y| elementwise::scale_rows(isa, &x, y))),
                     ("add_assign", on(&|y| elementwise::add_assign(isa, &x, y))),
                     ("add_rows", on(&|y| elementwise::add_rows(isa, &x, y))),
                     ("sum_rows", on(&|y| elementwise::sum_rows(isa, &x, y))),

@@ -4,10 +4,14 @@
 //! having been written, is noticed. The worst error of each comparison is printed (`-- --nocapture`).
 #![allow(missing_docs, reason = "nothing here is for others")]
 
+mod activation;
 mod attention;
 mod conv;
+mod dropout;
 mod elementwise;
 mod norm;
+mod resample;
+mod rows;
 
 use ddpm_kernels::Isa;
 use std::fmt::Debug;

@@ -26,11 +26,20 @@ pub struct NamedTensor {
     pub data: Vec<f32>,
 }
 
+/// The one kind of tensor that PyTorch keeps as whole numbers: the batches that a batch normalisation has seen.
+const COUNTER: &str = ".num_batches_tracked";
+
+impl NamedTensor {
+    fn dtype(&self) -> Dtype {
+        if self.name.ends_with(COUNTER) { Dtype::I64 } else { Dtype::F32 }
+    }
+}
+
 struct Bytes<'a>(&'a NamedTensor);
 
 impl View for Bytes<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        self.0.dtype()
     }
 
     fn shape(&self) -> &[usize] {
@@ -38,11 +47,15 @@ impl View for Bytes<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.0.data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into()
+        let data = self.0.data.iter();
+        match self.dtype() {
+            Dtype::I64 => data.flat_map(|&v| (v as i64).to_le_bytes()).collect::<Vec<_>>().into(),
+            _ => data.flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into(),
+        }
     }
 
     fn data_len(&self) -> usize {
-        self.0.data.len() * 4
+        self.0.data.len() * if self.dtype() == Dtype::I64 { 8 } else { 4 }
     }
 }
 
@@ -75,12 +88,17 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
         SafeTensors::deserialize(bytes).map_err(|e| format!("is not a whole safetensors file: {e}"))?;
     let mut tensors = Vec::new();
     for (name, view) in file.iter() {
-        if view.dtype() != Dtype::F32 {
+        let counter = name.ends_with(COUNTER) && view.dtype() == Dtype::I64;
+        if view.dtype() != Dtype::F32 && !counter {
             let reason = "only F32 is read; convert it first, in PyTorch with tensor.float()";
             return Err(format!("tensor {name} is {}: {reason}", view.dtype()));
         }
-        let data =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let data = if counter {
+            let whole = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("chunks of eight")) as f32;
+            view.data().chunks_exact(8).map(whole).collect()
+        } else {
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
         tensors.push(NamedTensor { name: name.to_owned(), shape: view.shape().to_vec(), data });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));

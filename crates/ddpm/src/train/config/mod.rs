@@ -5,6 +5,7 @@
 
 mod keys;
 mod layer;
+mod networks;
 mod presets;
 mod print;
 pub(crate) mod suggest;
@@ -15,8 +16,9 @@ use std::path::Path;
 
 pub use crate::data::OnBadFile;
 pub use keys::{
-    Config, DataConfig, DiffusionConfig, NetworkConfig, NetworkKind, OptimizerKind, SECTIONS, ScheduleKind,
-    Section, Setting, Size, TrainConfig,
+    ActFn, AttentionConfig, BlockType, Config, DataConfig, DiffusionConfig, DoubleConvConfig, NetworkConfig,
+    NetworkKind, OptimizerKind, ResampleKind, SECTIONS, ScheduleKind, Section, Setting, SimpleConfig, Size,
+    TimeScaleShift, TrainConfig, Unet2dConfig,
 };
 pub use presets::{PRESETS, Preset};
 

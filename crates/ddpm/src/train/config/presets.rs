@@ -18,7 +18,7 @@ pub const PRESETS: &[Preset] = &[
         about: "the built-in digits at 16x16 and a small network: minutes on a laptop",
         settings: "
             data.size = 16
-            [network]
+            [attention]
             down_channels = [16, 32, 64]
             mid_channels = [64, 64, 32]
             down_sample = [true, true]
@@ -37,7 +37,7 @@ pub const PRESETS: &[Preset] = &[
         name: "pictures",
         about: "your own pictures at their own size and a small network: what --data uses without a preset",
         settings: "
-            [network]
+            [attention]
             down_channels = [32, 64, 128]
             mid_channels = [128, 128, 64]
             down_sample = [true, true]

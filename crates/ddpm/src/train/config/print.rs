@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::{Config, SECTIONS};
+use super::{Config, NetworkKind, SECTIONS};
 
 impl Config {
-    /// Every setting as TOML, each under its one-line explanation; unset ones stand in comments. Reading the text
+    /// Every setting as TOML, each under its one-line explanation; unset ones stand in comments. The settings of networks
+    /// that are not used are left out. Reading the text
     /// back gives the same settings. A seed above `i64::MAX`, which TOML has no number for and
     /// [`validate`](Self::validate) refuses, is left out.
     pub fn to_toml_commented(&self) -> String {
@@ -13,6 +14,12 @@ impl Config {
             String::from("# Settings of a ddpm run. To train with them: ddpm train --config THIS_FILE\n");
         let default = Config::default().values();
         for ((section, values), defaults) in SECTIONS.iter().zip(self.values()).zip(default) {
+            if NetworkKind::SECTIONS
+                .iter()
+                .any(|&(kind, name)| name == section.name && kind != self.network.name)
+            {
+                continue;
+            }
             // Writing to a String cannot fail.
             let _ = write!(text, "\n# {}\n[{}]\n", section.about, section.name);
             for ((setting, value), default) in section.settings.iter().zip(values).zip(defaults) {

@@ -110,7 +110,7 @@ fn the_tutorials_yaml_is_read_as_it_is() {
         expected.train.sample_count = 100;
         assert_eq!(loaded.config, expected);
         assert_eq!(loaded.config.train.epochs, Some(40));
-        assert_eq!(loaded.config.network.down_sample, [true, true, false]);
+        assert_eq!(loaded.config.attention.down_sample, [true, true, false]);
         assert_eq!(loaded.run_name.as_deref(), Some("default"));
         assert_eq!(loaded.notes.len(), 2);
         assert!(loaded.notes[1].starts_with("train_params.ckpt_name is not used"), "{:?}", loaded.notes);
@@ -130,7 +130,7 @@ fn mistakes_in_the_tutorials_yaml_are_named_with_their_line() {
     );
     assert!(
         wrong("num_heads : 4", "num_heads : four")
-            .starts_with("line 17: network.num_heads: invalid type: string")
+            .starts_with("line 17: attention.num_heads: invalid type: string")
     );
     assert!(wrong("num_heads : 4", "num_heads : 4\n  num_heads : 8").starts_with("line 18: "));
     assert!(wrong("lr: 0.0001", "lr:").starts_with("line 24: "));
@@ -179,7 +179,7 @@ fn unknown_settings_get_the_nearest_known_one() {
         set_error("train.bach_size", "3"),
         "train.bach_size: no such setting; did you mean batch_size?"
     );
-    assert_eq!(set_error("heads", "3"), "heads: no such setting; did you mean network.num_heads?");
+    assert_eq!(set_error("heads", "3"), "heads: no such setting; did you mean attention.num_heads?");
     assert_eq!(
         set_error("qqqqqqqq", "3"),
         "qqqqqqqq: no such section; the sections are data, diffusion, network, train"
@@ -244,15 +244,15 @@ fn overrides_are_read_as_toml_or_as_plain_text() {
     let config = set(&[
         ("data.path", "some/folder, with comma"),
         ("data.size", "16,24"),
-        ("network.down_channels", "[32, 64]"),
-        ("network.mid_channels", "64,32"),
-        ("network.down_sample", "[true]"),
+        ("attention.down_channels", "[32, 64]"),
+        ("attention.mid_channels", "64,32"),
+        ("attention.down_sample", "[true]"),
         ("train.optimizer", "adamw"),
     ])
     .unwrap();
     assert_eq!(config.data.path, "some/folder, with comma");
     assert_eq!(config.data.size, Some(Size { height: 16, width: 24 }));
-    assert_eq!((config.network.down_channels, config.network.mid_channels), (vec![32, 64], vec![64, 32]));
+    assert_eq!((config.attention.down_channels, config.attention.mid_channels), (vec![32, 64], vec![64, 32]));
     assert_eq!(config.train.optimizer, OptimizerKind::AdamW);
     assert_eq!(set(&[("data.path", "2024")]).unwrap().data.path, "2024");
     assert_eq!(set(&[("data.path", "none")]).unwrap().data.path, "none");
@@ -270,7 +270,7 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         (
             "data.size",
             "30",
-            "data.size: 30x30 cannot be halved 2 times, as network.down_sample asks; use 32x32",
+            "data.size: 30x30 cannot be halved 2 times, as attention.down_sample asks; use 32x32",
         ),
         ("diffusion.timesteps", "0", "diffusion.timesteps: 0 is out of range"),
         ("diffusion.beta_start", "0", "diffusion.beta_start: 0 is out of range"),
@@ -280,14 +280,18 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
             "diffusion.beta_end: 0.02 is out of range; give a number between beta_start, 0.5",
         ),
         ("diffusion.beta_end", "1", "diffusion.beta_end: 1 is out of range"),
-        ("network.num_heads", "3", "network.num_heads: 3 heads do not divide"),
-        ("network.num_heads", "0", "network.num_heads: 0 heads do not divide"),
-        ("network.down_channels", "[32, 60, 128, 256]", "network.down_channels: 60 is not divisible by 8"),
-        ("network.down_channels", "[32]", "network.down_channels: has 1 entries"),
-        ("network.down_channels", "[32, 64, 128, 512]", "network.mid_channels: begins with 256"),
-        ("network.mid_channels", "[256, 256]", "network.mid_channels: ends with 256"),
-        ("network.down_sample", "[true, true]", "network.down_sample: has 2 entries; give 3"),
-        ("network.time_emb_dim", "127", "network.time_emb_dim: is odd"),
+        ("attention.num_heads", "3", "attention.num_heads: 3 heads do not divide"),
+        ("attention.num_heads", "0", "attention.num_heads: 0 heads do not divide"),
+        (
+            "attention.down_channels",
+            "[32, 60, 128, 256]",
+            "attention.down_channels: 60 is not divisible by 8",
+        ),
+        ("attention.down_channels", "[32]", "attention.down_channels: has 1 entries"),
+        ("attention.down_channels", "[32, 64, 128, 512]", "attention.mid_channels: begins with 256"),
+        ("attention.mid_channels", "[256, 256]", "attention.mid_channels: ends with 256"),
+        ("attention.down_sample", "[true, true]", "attention.down_sample: has 2 entries; give 3"),
+        ("attention.time_emb_dim", "127", "attention.time_emb_dim: is odd"),
         ("train.batch_size", "0", "train.batch_size: 0 is out of range"),
         ("train.lr", "0", "train.lr: 0 is out of range"),
         ("train.lr", "nan", "train.lr: NaN is out of range"),

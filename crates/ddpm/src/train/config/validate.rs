@@ -2,23 +2,17 @@
 
 use std::fmt::Display;
 
-use super::{Config, Size};
-use crate::{Error, Result};
+use super::{Config, Size, networks};
+use crate::{Error, Result, nets};
 
-/// Groups of every group normalisation of the tutorial's network.
-const NORM_GROUPS: usize = 8;
-/// Channels the tutorial's network has before its last convolution.
-const LAST_CHANNELS: usize = 16;
-/// Most channels a network's block may have; keeps every product of sizes far from overflow.
-const MAX_CHANNELS: usize = 1 << 14;
 /// Largest side of a picture, in pixels.
 const MAX_SIDE: usize = 4096;
 
-fn refuse<T>(key: &str, reason: impl Into<String>) -> Result<T> {
+pub(super) fn refuse<T>(key: &str, reason: impl Into<String>) -> Result<T> {
     Err(Error::Config { key: key.into(), reason: reason.into() })
 }
 
-fn within<T: PartialOrd + Display>(key: &str, value: T, low: T, high: T) -> Result<()> {
+pub(super) fn within<T: PartialOrd + Display>(key: &str, value: T, low: T, high: T) -> Result<()> {
     match value >= low && value <= high {
         true => Ok(()),
         false => refuse(key, format!("{value} is out of range; give {low} to {high}")),
@@ -32,7 +26,7 @@ fn within_size(key: &str, size: Option<Size>) -> Result<()> {
 }
 
 /// `value` in [0, 1).
-fn decay(key: &str, value: f64) -> Result<()> {
+pub(super) fn decay(key: &str, value: f64) -> Result<()> {
     match (0.0..1.0).contains(&value) {
         true => Ok(()),
         false => {
@@ -85,63 +79,9 @@ impl Config {
 
     fn validate_network(&self) -> Result<()> {
         let network = &self.network;
-        let (down, mid, heads) = (&network.down_channels, &network.mid_channels, network.num_heads);
         network.im_channels.map_or(Ok(()), |c| within("network.im_channels", c, 1, 4))?;
         within_size("network.im_size", network.im_size)?;
-        if heads == 0 || !LAST_CHANNELS.is_multiple_of(heads) {
-            let reason = format!(
-                "{heads} heads do not divide the {LAST_CHANNELS} channels of the last block; give 1, 2, 4, 8 or 16"
-            );
-            return refuse("network.num_heads", reason);
-        }
-        let unit = NORM_GROUPS.max(heads);
-        for (key, list) in [("network.down_channels", down), ("network.mid_channels", mid)] {
-            if !(2..=16).contains(&list.len()) {
-                return refuse(key, format!("has {} entries; give 2 to 16", list.len()));
-            }
-            for &channels in list {
-                within(key, channels, 1, MAX_CHANNELS)?;
-                if channels % unit != 0 {
-                    let (below, above) = (channels / unit * unit, channels.next_multiple_of(unit));
-                    let near = if below == 0 { format!("{above}") } else { format!("{below} or {above}") };
-                    let reason = format!(
-                        "{channels} is not divisible by {unit} (the normalisation's {NORM_GROUPS} groups, {heads} heads); use {near}"
-                    );
-                    return refuse(key, reason);
-                }
-            }
-        }
-        if network.down_sample.len() != down.len() - 1 {
-            let reason = format!(
-                "has {} entries; give {}, one fewer than network.down_channels",
-                network.down_sample.len(),
-                down.len() - 1
-            );
-            return refuse("network.down_sample", reason);
-        }
-        let (first, last) = (down[down.len() - 1], down[down.len() - 2]);
-        if mid[0] != first {
-            let reason =
-                format!("begins with {}; it must begin with down_channels' last entry, {first}", mid[0]);
-            return refuse("network.mid_channels", reason);
-        }
-        if mid[mid.len() - 1] != last {
-            let end = mid[mid.len() - 1];
-            let reason =
-                format!("ends with {end}; it must end with down_channels' last but one entry, {last}");
-            return refuse("network.mid_channels", reason);
-        }
-        within("network.time_emb_dim", network.time_emb_dim, 2, MAX_CHANNELS)?;
-        if !network.time_emb_dim.is_multiple_of(2) {
-            let (below, above) = (network.time_emb_dim - 1, network.time_emb_dim + 1);
-            return refuse(
-                "network.time_emb_dim",
-                format!("is odd; half are sines and half cosines: use {below} or {above}"),
-            );
-        }
-        within("network.num_down_layers", network.num_down_layers, 1, 64)?;
-        within("network.num_mid_layers", network.num_mid_layers, 1, 64)?;
-        within("network.num_up_layers", network.num_up_layers, 1, 64)?;
+        networks::validate(self)?;
         self.validate_fit()
     }
 
@@ -163,8 +103,7 @@ impl Config {
                 format!("is {ours} but data.size is {theirs}; make them the same or leave this one unset");
             return refuse("network.im_size", reason);
         }
-        // At most 16 down blocks, so the shift cannot overflow.
-        let factor = 1 << network.down_sample.iter().filter(|&&halves| halves).count();
+        let factor = nets::from_config(self, 1).size_factor();
         if let Some(Size { height, width }) = self.picture_size()
             && (height % factor != 0 || width % factor != 0)
         {
@@ -172,8 +111,9 @@ impl Config {
             let use_size = Size { height: nearest(height), width: nearest(width) };
             let key = if data.size.is_some() { "data.size" } else { "network.im_size" };
             let reason = format!(
-                "{height}x{width} cannot be halved {} times, as network.down_sample asks; use {use_size}, or fewer true there",
-                factor.trailing_zeros()
+                "{height}x{width} cannot be halved {} times, as {} asks; use {use_size}, or fewer halvings there",
+                factor.trailing_zeros(),
+                networks::halving_key(network.name)
             );
             return refuse(key, reason);
         }

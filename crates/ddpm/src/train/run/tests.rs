@@ -159,8 +159,8 @@ fn the_card_tells_how_to_use_the_run() {
     let settings = [
         ("train.steps", "2000"),
         ("train.batch_size", "64"),
-        ("network.down_channels", "[32, 64, 64]"),
-        ("network.mid_channels", "[64, 64, 64]"),
+        ("attention.down_channels", "[32, 64, 64]"),
+        ("attention.mid_channels", "[64, 64, 64]"),
     ];
     let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
     let mut config = Config::load(Some("digits"), None, &settings).unwrap();
@@ -182,7 +182,7 @@ fn the_card_tells_how_to_use_the_run() {
         "1.5 minutes",
         &format!("ddpm sample {} -n 64 --seed 7", run.path().display()),
         "load_state_dict(load_file(\"checkpoints/step-0001000/ema.safetensors\"))",
-        "| network.down_channels | [32, 64, 64] |",
+        "| attention.down_channels | [32, 64, 64] |",
         "| train.epochs | unset |",
     ] {
         assert!(text.contains(part), "{part}\n{text}");

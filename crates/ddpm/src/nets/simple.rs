@@ -1,0 +1,80 @@
+//! The U-Net of DeepFindr's notebook and its X-ray descendant: convolution, ReLU, batch normalisation; 62,437,601
+//! parameters for grey pictures.
+
+use super::blocks::ConvLayer;
+use super::{Builder, Inputs, Network};
+use crate::error::Result;
+use crate::train::config::SimpleConfig;
+use ddpm_engine::Tensor;
+use ddpm_engine::ops::{Activation, SinusoidalEmbedding};
+
+/// The network with its settings.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SimpleUnet {
+    /// Channels of the pictures.
+    pub channels: usize,
+    /// Its settings.
+    pub config: SimpleConfig,
+}
+
+impl SimpleUnet {
+    /// Convolution, ReLU, norm, + time; convolution, ReLU, norm; half the size, or double.
+    fn block(
+        &self,
+        b: &mut Builder,
+        name: &str,
+        x: Tensor,
+        t: Tensor,
+        out: usize,
+        up: bool,
+    ) -> Result<Tensor> {
+        let at = |part: &str| format!("{name}.{part}");
+        let relu = Activation::Relu;
+        let h = b.conv(&at("conv1"), x, ConvLayer::new(out, 3))?;
+        let h = b.activate(&at("relu"), h, relu)?;
+        let h = b.batch_norm(&at("bnorm1"), h)?;
+        let t = b.linear(&at("time_mlp"), t, out)?;
+        let t = b.activate(&at("relu"), t, relu)?;
+        let h = b.add_picture(name, h, t)?;
+        let h = b.conv(&at("conv2"), h, ConvLayer::new(out, 3))?;
+        let h = b.activate(&at("relu"), h, relu)?;
+        let h = b.batch_norm(&at("bnorm2"), h)?;
+        let layer = ConvLayer::new(out, 4).strided(2, 1);
+        if up { b.conv_transpose(&at("transform"), h, layer) } else { b.conv(&at("transform"), h, layer) }
+    }
+}
+
+impl Network for SimpleUnet {
+    fn name(&self) -> &'static str {
+        "simple"
+    }
+
+    fn channels(&self) -> usize {
+        self.channels
+    }
+
+    fn size_factor(&self) -> usize {
+        1 << (self.config.widths.len() - 1)
+    }
+
+    fn build(&self, b: &mut Builder, Inputs { x, t, .. }: Inputs) -> Result<Tensor> {
+        let (widths, dim) = (&self.config.widths, self.config.time_emb_dim);
+        let t = b.time_embedding(t, SinusoidalEmbedding { dim, shift: 1.0, cosines_first: false })?;
+        let t = b.linear("time_mlp.1", t, dim)?;
+        let t = b.activate("time_mlp.2", t, Activation::Relu)?;
+
+        let mut x = b.conv("conv0", x, ConvLayer::new(widths[0], 3))?;
+        let mut skips = Vec::new();
+        for (i, &out) in widths[1..].iter().enumerate() {
+            x = self.block(b, &format!("downs.{i}"), x, t, out, false)?;
+            skips.push(x);
+        }
+        for (i, &out) in widths[..widths.len() - 1].iter().rev().enumerate() {
+            let name = format!("ups.{i}");
+            let skip = skips.pop().expect("a skip for every up block");
+            x = b.concat(&name, x, skip)?;
+            x = self.block(b, &name, x, t, out, true)?;
+        }
+        b.conv("output", x, ConvLayer::new(self.channels, 1))
+    }
+}

@@ -1,0 +1,147 @@
+//! Changes of a picture's size: linear resampling, and the largest of each 2x2 block.
+
+use super::{Operation, operands};
+use crate::autodiff::Backward;
+use crate::cpu::{Cpu, Kernel, Run};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::shape::{Shape, TensorType};
+use ddpm_kernels::pool::{max_pool_row, max_pool_row_backward};
+pub use ddpm_kernels::resample::Taps;
+use ddpm_kernels::resample::resample_row;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Every output row and column as a weighted sum of a few input ones; `x [n, h, w, c]`. Its gradient is the same with
+/// the weights transposed.
+#[derive(Clone, Debug)]
+pub struct Resample {
+    /// What output rows are made of.
+    pub rows: Arc<Taps>,
+    /// What output columns are made of.
+    pub columns: Arc<Taps>,
+}
+
+/// The largest of each 2x2 block of pixels, `[n, h, w, c]` to `[n, h / 2, w / 2, c]`; odd last rows and columns are
+/// left out.
+#[derive(Clone, Debug)]
+pub struct MaxPool;
+
+/// The gradient of [`MaxPool`], all of which goes to the first largest of each block; operands `dy, x`.
+#[derive(Clone, Debug)]
+pub struct MaxPoolGrad;
+
+impl Resample {
+    /// The same weights for rows and columns of pictures of height `h` and width `w`.
+    pub fn both(taps: impl Fn(usize) -> Taps, h: usize, w: usize) -> Self {
+        Self { rows: Arc::new(taps(h)), columns: Arc::new(taps(w)) }
+    }
+}
+
+fn picture(x: TensorType) -> Result<[usize; 4], String> {
+    x.shape.nhwc().ok_or_else(|| "takes [n, h, w, c]".to_owned())
+}
+
+impl Operation for Resample {
+    fn name(&self) -> &'static str {
+        "resample"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = operands(inputs)?;
+        let [n, h, w, c] = picture(x)?;
+        if (h, w) != (self.rows.inputs(), self.columns.inputs()) {
+            return Err(format!(
+                "its weights are for {}x{} pixels",
+                self.rows.inputs(),
+                self.columns.inputs()
+            ));
+        }
+        let shape = Shape::new(&[n, self.rows.outputs(), self.columns.outputs(), c]);
+        Ok(vec![TensorType { shape, dtype: x.dtype }])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let back =
+            Self { rows: Arc::new(self.rows.transposed()), columns: Arc::new(self.columns.transposed()) };
+        Ok(Some(vec![Some(b.graph.add(&b.name(), back, &[b.dy])?)]))
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, op, x) = (cpu.isa(), self.clone(), inputs[0].shape);
+        let (c, picture) = (x.channels(), x.len() / x.dims()[0]);
+        let (outputs, row) = (op.rows.outputs(), op.columns.outputs() * c);
+        Kernel::new(move |run: &mut Run<'_>| {
+            let x = run.inputs[0];
+            run.outputs[0].par_chunks_mut(row).enumerate().for_each(|(i, y)| {
+                let x = &x[i / outputs * picture..][..picture];
+                resample_row(isa, &op.rows, &op.columns, c, x, i % outputs, y);
+            });
+        })
+    }
+}
+
+impl Operation for MaxPool {
+    fn name(&self) -> &'static str {
+        "max_pool"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [x] = operands(inputs)?;
+        let [n, h, w, c] = picture(x)?;
+        if h < 2 || w < 2 {
+            return Err(format!("a picture of {h}x{w} has no block of 2x2"));
+        }
+        Ok(vec![TensorType { shape: [n, h / 2, w / 2, c].into(), dtype: x.dtype }])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        Ok(Some(vec![Some(b.graph.add(&b.name(), MaxPoolGrad, &[b.dy, b.input(0)])?)]))
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, [_, h, w, c]) = (cpu.isa(), inputs[0].shape.nhwc().expect("checked"));
+        Kernel::new(move |run: &mut Run<'_>| {
+            let x = run.inputs[0];
+            run.outputs[0].par_chunks_mut(w / 2 * c).enumerate().for_each(|(i, y)| {
+                let top = (i / (h / 2) * h + i % (h / 2) * 2) * w * c;
+                let (top, bottom) = x[top..][..2 * w * c].split_at(w * c);
+                max_pool_row(isa, c, top, bottom, y);
+            });
+        })
+    }
+}
+
+impl Operation for MaxPoolGrad {
+    fn name(&self) -> &'static str {
+        "max_pool_grad"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [dy, x] = operands(inputs)?;
+        if MaxPool.infer(&[x])?[0] != dy {
+            return Err("its operands do not belong together".to_owned());
+        }
+        Ok(vec![x])
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, [_, h, w, c]) = (cpu.isa(), inputs[1].shape.nhwc().expect("checked"));
+        Kernel::new(move |run: &mut Run<'_>| {
+            let [dy, x] = run.inputs else { unreachable!("two operands") };
+            let pictures = (run.outputs[0].par_chunks_mut(h * w * c), x.par_chunks(h * w * c));
+            pictures.into_par_iter().zip(dy.par_chunks(h / 2 * (w / 2) * c)).for_each(|((dx, x), dy)| {
+                let rows = dx.chunks_mut(2 * w * c).zip(x.chunks(2 * w * c));
+                for (i, (dx, x)) in rows.enumerate() {
+                    if dx.len() < 2 * w * c {
+                        dx.fill(0.0); // an odd last row
+                        continue;
+                    }
+                    let (dx, x, dy) =
+                        (dx.split_at_mut(w * c), x.split_at(w * c), &dy[i * (w / 2) * c..][..w / 2 * c]);
+                    max_pool_row_backward(isa, c, x.0, x.1, dy, dx.0, dx.1);
+                }
+            });
+        })
+    }
+}

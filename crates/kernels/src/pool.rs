@@ -1,0 +1,83 @@
+//! The largest of each 2x2 block of pixels, forward and backward.
+
+use crate::isa::{Isa, dispatch};
+use pulp::Simd;
+
+/// The four pixels' channels of block `column` in two rows of `channels` a pixel.
+#[inline(always)]
+fn block<'a>(top: &'a [f32], bottom: &'a [f32], channels: usize, column: usize) -> [&'a [f32]; 4] {
+    let at = 2 * column * channels;
+    let (a, b) = (at..at + channels, at + channels..at + 2 * channels);
+    [&top[a.clone()], &top[b.clone()], &bottom[a], &bottom[b]]
+}
+
+/// One output row `y [w / 2, channels]` of two input rows `[w, channels]`; an odd last column is left out.
+pub fn max_pool_row(isa: Isa, channels: usize, top: &[f32], bottom: &[f32], y: &mut [f32]) {
+    dispatch!(isa, s => forward(s, channels, top, bottom, y))
+}
+
+#[inline(always)]
+fn forward<S: Simd>(s: S, c: usize, top: &[f32], bottom: &[f32], y: &mut [f32]) {
+    for (column, y) in y.chunks_exact_mut(c).enumerate() {
+        let pixels = block(top, bottom, c, column);
+        for start in (0..c).step_by(S::F32_LANES) {
+            let end = c.min(start + S::F32_LANES);
+            let mut most = s.partial_load_f32s(&pixels[0][start..end]);
+            for pixel in &pixels[1..] {
+                let v = s.partial_load_f32s(&pixel[start..end]);
+                most = s.select_f32s(s.greater_than_f32s(v, most), v, most);
+            }
+            s.partial_store_f32s(&mut y[start..end], most);
+        }
+    }
+}
+
+/// The gradient of [`max_pool_row`]: the first largest of each block gets all of `dy`, the others 0.
+pub fn max_pool_row_backward(
+    isa: Isa,
+    channels: usize,
+    top: &[f32],
+    bottom: &[f32],
+    dy: &[f32],
+    d_top: &mut [f32],
+    d_bottom: &mut [f32],
+) {
+    dispatch!(isa, s => backward(s, channels, top, bottom, dy, d_top, d_bottom))
+}
+
+#[inline(always)]
+fn backward<S: Simd>(
+    s: S,
+    c: usize,
+    top: &[f32],
+    bottom: &[f32],
+    dy: &[f32],
+    d_top: &mut [f32],
+    d_bottom: &mut [f32],
+) {
+    let zero = s.splat_f32s(0.0);
+    for (column, dy) in dy.chunks_exact(c).enumerate() {
+        let pixels = block(top, bottom, c, column);
+        let at = 2 * column * c;
+        for start in (0..c).step_by(S::F32_LANES) {
+            let end = c.min(start + S::F32_LANES);
+            let mut most = s.partial_load_f32s(&pixels[0][start..end]);
+            for pixel in &pixels[1..] {
+                let v = s.partial_load_f32s(&pixel[start..end]);
+                most = s.select_f32s(s.greater_than_f32s(v, most), v, most);
+            }
+            let mut left = s.partial_load_f32s(&dy[start..end]);
+            for (i, pixel) in pixels.iter().enumerate() {
+                let hit = s.equal_f32s(s.partial_load_f32s(&pixel[start..end]), most);
+                let to = at + (i % 2) * c;
+                let row: &mut [f32] = if i < 2 { &mut *d_top } else { &mut *d_bottom };
+                s.partial_store_f32s(&mut row[to + start..to + end], s.select_f32s(hit, left, zero));
+                left = s.select_f32s(hit, zero, left);
+            }
+        }
+    }
+    // An odd last column belongs to no block.
+    let used = dy.len() * 2;
+    d_top[used..].fill(0.0);
+    d_bottom[used..].fill(0.0);
+}

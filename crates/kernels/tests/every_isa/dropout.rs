@@ -1,0 +1,88 @@
+//! Dropout masks: alike on every instruction set, in every cut, and in number and spread what they should be.
+
+use crate::{Rng, Within, bits, magnitudes, unwritten, wide};
+use ddpm_kernels::Isa;
+use ddpm_kernels::attention::Attention;
+use ddpm_kernels::random::{Dropout, dropout};
+use ddpm_kernels::reference::{self, AttentionShape};
+
+#[test]
+fn masks_are_the_same_everywhere() {
+    let mut rng = Rng::new(90);
+    let masks = Dropout::new(0.3, [5, 6, 7], [8, 9]).picture(2);
+    for n in (1..70).chain([127, 128, 129, 1000]) {
+        let x = rng.vec(n);
+        let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * masks.factor(i)).collect();
+        for isa in Isa::all() {
+            let mut got = x.clone();
+            dropout(isa, masks, 0, &mut got);
+            assert_eq!(bits(&got), bits(&want), "{n} on {isa}");
+            if n > 128 {
+                let mut parts = x.clone();
+                dropout(isa, masks, 0, &mut parts[..128]);
+                dropout(isa, masks, 128, &mut parts[128..]);
+                assert_eq!(bits(&parts), bits(&want), "{n} on {isa}, in parts");
+            }
+        }
+    }
+    let other =
+        [masks.picture(1), Dropout::new(0.3, [7, 6, 8], [8, 9]), Dropout::new(0.3, [7, 6, 7], [8, 8])];
+    for other in other {
+        assert!((0..64).any(|i| other.factor(i) != masks.factor(i)), "another picture, purpose or seed");
+    }
+}
+
+/// Ones dropped with p and scaled have mean 1 and variance `p / (1 - p)`. Over n numbers the mean's standard error is
+/// `sqrt(p / (1 - p) / n)`; five of them are allowed.
+#[test]
+fn the_mean_stays_and_the_variance_is_that_of_dropout() {
+    let n = 1 << 18;
+    for p in [0.1, 0.2, 0.5, 0.9] {
+        let mut y = vec![1.0; n];
+        dropout(Isa::all()[0], Dropout::new(p, [0, 0, 9], [1, 2]), 0, &mut y);
+        let mean = y.iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64;
+        let variance = y.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / n as f64;
+        let expected = p / (1.0 - p);
+        assert!((mean - 1.0).abs() < 5.0 * (expected / n as f64).sqrt(), "p = {p}: mean {mean}");
+        assert!((variance / expected - 1.0).abs() < 0.03, "p = {p}: variance {variance}, not {expected}");
+        let masks = Dropout::new(p, [0, 0, 9], [1, 2]);
+        let dropped = |head: usize, key: usize| {
+            (0..4096).filter(|&query| masks.weight_factor(head, 4096, query, key) == 0.0).count() as f64
+                / 4096.0
+        };
+        for (head, key) in [(0, 0), (1, 3), (3, 4095)] {
+            let spread = 5.0 * (p * (1.0 - p) / 4096.0).sqrt();
+            assert!((dropped(head, key) - p).abs() < spread, "p = {p}: {} dropped", dropped(head, key));
+        }
+    }
+}
+
+/// In units as in the tests of attention without dropout, with the factors in the formulas.
+#[test]
+fn attention_with_dropout_agrees_with_the_oracle() {
+    let mut rng = Rng::new(91);
+    let mut o_within = Within::new("attention with dropout, o", 4.0);
+    let mut d_within = Within::new("attention with dropout, dqkv", 16.0);
+    for (tokens, heads, width) in [(1, 2, 4), (15, 1, 3), (17, 2, 8), (33, 3, 4), (97, 2, 16), (130, 1, 33)] {
+        let shape = AttentionShape { tokens, channels: heads * width, heads };
+        let qkv = rng.vec(tokens * 3 * shape.channels);
+        let d_o = rng.vec(tokens * shape.channels);
+        let masks = Dropout::new(0.25, [3, 1, 4], [1, 5]);
+        let factor =
+            |head: usize, query: usize, key: usize| f64::from(masks.weight_factor(head, tokens, query, key));
+        let (o, _) = reference::attention(shape, &wide(&qkv), &factor);
+        let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &factor);
+        // Weights add up to at most 4 / 3 times 1, whatever they are; numbers are below 1 and scores below sqrt(width).
+        let unit = (1.0 + (width as f64).sqrt()) * 2.0;
+        let largest = |v: &[f64]| v.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(0.1);
+        for isa in Isa::all() {
+            let tiles = Attention::new(isa, tokens, shape.channels, heads);
+            let (mut got, mut lse) = (unwritten(o.len()), unwritten(tokens * heads));
+            tiles.forward(&qkv, 0, Some(masks), &mut got, &mut lse, &mut unwritten(tiles.scratch_len()));
+            o_within.check(isa, &shape, &got, &o, &vec![unit * largest(&magnitudes(&d_o)); o.len()]);
+            let (mut d, mut scratch) = (unwritten(qkv.len()), unwritten(tiles.backward_scratch_len()));
+            tiles.backward(&qkv, &got, &lse, &d_o, Some(masks), &mut d, &mut scratch);
+            d_within.check(isa, &shape, &d, &dqkv, &vec![unit * largest(&dqkv); d.len()]);
+        }
+    }
+}

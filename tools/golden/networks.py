@@ -1,0 +1,161 @@
+"""Golden numbers of the networks `simple`, `double-conv` and `unet2d`: writes crates/ddpm/tests/golden/NAME.safetensors
+for each. Takes some minutes.
+
+    python networks.py [NAME ...]
+
+Weights (by the parameter's position in `named_parameters()`), inputs, targets and samples are drawn by the rules that
+attention.py states. For each network there are cases of two kinds, all in f64 from f32 numbers, rounded to f32:
+
+whole   forward and backward of mse_loss(net(x, t), eps) in training mode without dropout: `y`, `loss`, and either every
+        gradient (`grad/NAME`) or, of large networks, their norms and eight samples of each.
+steps   20 steps of Adam (lr 1e-4, betas 0.9 and 0.999, eps 1e-8) on the network of its default settings, with the draws of
+        attention.py's `adam20`: the losses, the final norms of all parameters (and of all running statistics), and the
+        output in evaluation mode after the last step for x at t = 500.
+
+Metadata key `golden`: for each case `settings` (in the project's names), `batch`, `height`, `width`, `channels`, `t`,
+`parameters` (their number), `names`, and `labels` where there are classes. Timesteps' embeddings are the references' own,
+in f32.
+"""
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import save_file
+
+import nets
+import philox
+from rules import SEED, norms, pictures, samples, set_weights
+
+HERE = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/golden'
+torch.set_num_threads(1)
+
+
+def simple(channels, size, **s):
+    return nets.SimpleUnet(channels, tuple(s['widths']), s['time_emb_dim'])
+
+
+def double_conv(channels, size, **s):
+    assert (s['base_channels'], s['num_heads']) == (64, 4), 'the reference has no other'
+    return nets.DoubleConvUnet(channels, s['time_emb_dim'], 0.0)
+
+
+class Unet2d(torch.nn.Module):
+    def __init__(self, channels, size, **s):
+        super().__init__()
+        self.net = UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, **s)
+
+    def forward(self, x, t, labels=None):
+        return self.net(x, t, class_labels=labels).sample
+
+
+def unet2d(channels, size, **s):
+    return Unet2d(channels, size, **s)
+
+
+PAPER = dict(layers_per_block=2, block_out_channels=[128, 256, 256, 256],
+             down_block_types=['DownBlock2D', 'AttnDownBlock2D', 'DownBlock2D', 'DownBlock2D'],
+             up_block_types=['UpBlock2D', 'UpBlock2D', 'AttnUpBlock2D', 'UpBlock2D'], attention_head_dim=None,
+             norm_num_groups=32, norm_eps=1e-6, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1)
+OPTIONS = dict(layers_per_block=1, block_out_channels=[8, 16], down_block_types=['AttnDownBlock2D', 'DownBlock2D'],
+               up_block_types=['UpBlock2D', 'AttnUpBlock2D'], norm_num_groups=4, norm_eps=1e-5)
+CASES = {
+    'simple': (simple, [
+        ('tiny', dict(widths=[4, 8, 12], time_emb_dim=8), 3, 8, 12, 2, [1, 742, 300], True),
+        ('default', dict(widths=[64, 128, 256, 512, 1024], time_emb_dim=32), 2, 32, 16, 1, [17, 999], False),
+    ]),
+    'double-conv': (double_conv, [
+        ('default', dict(base_channels=64, time_emb_dim=128, num_heads=4), 2, 16, 24, 3, [17, 999], False),
+    ]),
+    'unet2d': (unet2d, [
+        ('plain', dict(OPTIONS, attention_head_dim=None, downsample_padding=0, flip_sin_to_cos=False, freq_shift=1),
+         2, 8, 12, 3, [1, 742], True),
+        ('options', dict(OPTIONS, attention_head_dim=4, downsample_padding=1, flip_sin_to_cos=True, freq_shift=0,
+                         downsample_type='resnet', upsample_type='resnet', resnet_time_scale_shift='scale_shift',
+                         center_input_sample=True, mid_block_scale_factor=1.4, act_fn='gelu', num_class_embeds=5),
+         2, 8, 8, 1, [5, 900], True),
+        ('mish', dict(OPTIONS, attention_head_dim=8, downsample_padding=1, flip_sin_to_cos=True, freq_shift=0,
+                      add_attention=False, act_fn='mish', attn_norm_num_groups=2), 1, 4, 8, 1, [400], True),
+        ('default', PAPER, 2, 16, 16, 3, [17, 999], False),
+    ]),
+}
+
+
+def run(net, x, t, labels):
+    return net(x, t, labels) if labels is not None else net(x, t)
+
+
+def names_of(net):
+    return [k.removeprefix('net.') for k, _ in net.named_parameters()]
+
+
+def whole(make, case, settings, batch, h, w, channels, t, every):
+    net = set_weights(make(channels, max(h, w), **settings)).double().train()
+    x, eps = pictures(1, batch, channels, h, w), pictures(2, batch, channels, h, w)
+    labels = torch.arange(batch) * 2 if settings.get('num_class_embeds') else None
+    if settings.get('center_input_sample'):
+        x = (x * 0.5 + 0.5).float()
+    y = run(net, x.double(), torch.tensor(t), labels)
+    loss = torch.nn.functional.mse_loss(y, eps.double())
+    loss.backward()
+    grads = {k: p.grad for k, p in zip(names_of(net), net.parameters())}
+    out = {f'{case}/x': x, f'{case}/eps': eps, f'{case}/y': y.detach(), f'{case}/loss': loss.detach()}
+    if every:
+        out |= {f'{case}/grad/{k}': g for k, g in grads.items()}
+    else:
+        out[f'{case}/grad_norm'] = norms(grads.values())
+        out[f'{case}/grad_samples'] = torch.stack([samples(g) for g in grads.values()])
+    about = dict(settings=settings, batch=batch, height=h, width=w, channels=channels, t=t,
+                 parameters=sum(g.numel() for g in grads.values()), names=list(grads))
+    if labels is not None:
+        about['labels'] = labels.tolist()
+    print(f'{case}: {about["parameters"]:,} parameters, loss {loss.item():.9g}', flush=True)
+    return out, about
+
+
+def steps(make, settings, h, w, channels):
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    signal = torch.from_numpy(np.sqrt(abar).astype(np.float32))
+    noise = torch.from_numpy(np.sqrt(1 - abar).astype(np.float32))
+    net = set_weights(make(channels, max(h, w), **settings)).double().train()
+    opt = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8)
+    losses = []
+    for k in range(20):
+        x0 = (pictures(1000 + k, 2, channels, h, w) * 0.5).clamp(-1, 1)
+        eps = pictures(2000 + k, 2, channels, h, w)
+        words = [int(philox.philox(SEED, 0, i, 3000 + k, philox.TEST)[0]) for i in range(2)]
+        t = torch.tensor([word * 1000 >> 32 for word in words])
+        x_t = signal[t][:, None, None, None] * x0 + noise[t][:, None, None, None] * eps
+        opt.zero_grad()
+        loss = torch.nn.functional.mse_loss(net(x_t.double(), t), eps.double())
+        loss.backward()
+        opt.step()
+        losses.append(loss.item())
+    out = {'steps/loss': torch.tensor(losses), 'steps/norm': norms(net.parameters())}
+    running = {k: v for k, v in net.named_buffers() if 'running' in k}
+    if running:
+        out['steps/running'] = norms(running.values())
+    net.eval()
+    with torch.no_grad():
+        out['steps/eval'] = net(pictures(1, 1, channels, h, w).double(), torch.tensor([500]))
+    print(f'steps: losses {losses[0]:.6g} to {losses[-1]:.6g}', flush=True)
+    about = dict(settings=settings, batch=2, height=h, width=w, channels=channels, names=names_of(net),
+                 running=list(running))
+    return out, about
+
+
+for name in sys.argv[1:] or CASES:
+    make, cases = CASES[name]
+    tensors, meta = {}, {}
+    for case, *rest in cases:
+        out, meta[case] = whole(make, case, *rest)
+        tensors |= out
+    _, settings, _, h, w, channels, _, _ = cases[-1]
+    out, meta['steps'] = steps(make, settings, h, w, channels)
+    tensors |= out
+    path = HERE / f'{name}.safetensors'
+    save_file({k: v.to(torch.float32).contiguous() for k, v in tensors.items()}, path,
+              metadata={'golden': json.dumps(meta)})
+    print(f'{path}: {len(tensors)} tensors, {path.stat().st_size:,} bytes', flush=True)
