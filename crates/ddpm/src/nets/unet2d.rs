@@ -135,9 +135,21 @@ impl Unet2d {
         self.resnet(b, "mid_block.resnets.1", x, t, how)
     }
 
-    fn downsample(&self, b: &mut Builder, stage: &str, x: Tensor, t: Tensor) -> Result<Tensor> {
+    /// How a block changes the size: in diffusers the setting counts for blocks with attention only.
+    fn resampling(kind: BlockType, setting: ResampleKind) -> ResampleKind {
+        if kind.attends() { setting } else { ResampleKind::Conv }
+    }
+
+    fn downsample(
+        &self,
+        b: &mut Builder,
+        stage: &str,
+        kind: BlockType,
+        x: Tensor,
+        t: Tensor,
+    ) -> Result<Tensor> {
         let (name, out) = (format!("{stage}.downsamplers.0"), b.channels(x));
-        match self.config.downsample_type {
+        match Self::resampling(kind, self.config.downsample_type) {
             ResampleKind::Conv => {
                 let pad = match self.config.downsample_padding {
                     0 => Padding { before: (0, 0), after: (1, 1) },
@@ -152,9 +164,16 @@ impl Unet2d {
         }
     }
 
-    fn upsample(&self, b: &mut Builder, stage: &str, x: Tensor, t: Tensor) -> Result<Tensor> {
+    fn upsample(
+        &self,
+        b: &mut Builder,
+        stage: &str,
+        kind: BlockType,
+        x: Tensor,
+        t: Tensor,
+    ) -> Result<Tensor> {
         let (name, out) = (format!("{stage}.upsamplers.0"), b.channels(x));
-        match self.config.upsample_type {
+        match Self::resampling(kind, self.config.upsample_type) {
             ResampleKind::Conv => {
                 let x = b.resample(&name, x, Taps::nearest_double)?;
                 b.conv(&format!("{name}.conv"), x, ConvLayer::new(out, 3))
@@ -212,7 +231,7 @@ impl Network for Unet2d {
                 skips.push(x);
             }
             if i < last {
-                x = self.downsample(b, &stage, x, t)?;
+                x = self.downsample(b, &stage, kind, x, t)?;
                 skips.push(x);
             }
         }
@@ -225,7 +244,7 @@ impl Network for Unet2d {
                 x = self.layer(b, &stage, layer, kind, x, t, out)?;
             }
             if i < last {
-                x = self.upsample(b, &stage, x, t)?;
+                x = self.upsample(b, &stage, kind, x, t)?;
             }
         }
         assert!(skips.is_empty(), "every skip is used");

@@ -182,9 +182,9 @@ settings! {
         dropout: f64 = 0.0,
         /// Zeros around the input of a halving convolution; 0: one row below and one column at the right.
         downsample_padding: usize = 0,
-        /// How pictures are halved: "conv", or "resnet", a ResNet block around the mean of each 2x2 pixels.
+        /// How blocks with attention halve pictures: "conv", or "resnet", a ResNet block around the mean of each 2x2 pixels.
         downsample_type: ResampleKind = ResampleKind::Conv,
-        /// How pictures are doubled: "conv" behind repeated pixels, or "resnet".
+        /// How blocks with attention double pictures: "conv" behind repeated pixels, or "resnet".
         upsample_type: ResampleKind = ResampleKind::Conv,
         /// Whether the cosines stand before the sines in the embedding of the timestep.
         flip_sin_to_cos: bool = false,
