@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct Draws {
     /// The seed.
     pub seed: u64,
-    /// The training or sampling step.
+    /// The training or sampling step; where gradients are accumulated, the run of the graph, counted through all steps.
     pub step: u32,
     /// Index of the batch's first picture.
     pub first_index: u32,

@@ -34,7 +34,11 @@ impl Ddpm {
         let all = schedule.timesteps_with_signal();
         let steps = steps.unwrap_or(all);
         if steps == 0 || steps > all {
-            let reason = format!("{steps} steps: the schedule allows 1 to {all}");
+            let mut reason = format!("{steps} steps: the schedule allows 1 to {all}");
+            if all < schedule.timesteps() {
+                reason +=
+                    ", for nothing is left of the picture at later timesteps, where none can be found again";
+            }
             return Err(Error::Config { key: "steps".to_owned(), reason });
         }
         let timesteps: Vec<usize> = match steps {
@@ -185,7 +189,9 @@ mod tests {
                         .expect("samples");
                     assert!(x.iter().all(|v| (v - 0.37).abs() < 1e-4), "{kind}, {steps} steps: {x:?}");
                 }
-                assert!(Ddpm::new(&schedule, Some(most + 1), true).is_err(), "{kind}");
+                let error = Ddpm::new(&schedule, Some(most + 1), true).expect_err("too many").to_string();
+                assert!(error.contains(&format!("allows 1 to {most}")), "{error}");
+                assert_eq!(error.contains("nothing is left"), zero_terminal_snr, "{error}");
                 assert_eq!(Ddpm::new(&schedule, None, true).expect("a sampler").steps(), most);
             }
         }

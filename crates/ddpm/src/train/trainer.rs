@@ -215,14 +215,14 @@ impl Trainer {
         let micro_batches = self.config.train.accumulate as u64;
         let mut total = 0.0;
         for k in 0..micro_batches {
-            // Pictures and draws are those of this number: no two micro-batches of a run share them.
-            let number = self.step * micro_batches + k;
-            let draws = u32::try_from(number).map_err(|_| Error::Config {
+            // Pictures and draws are those of this number: no two micro-batches share them.
+            let number = self.step.checked_mul(micro_batches).and_then(|first| first.checked_add(k));
+            let number = number.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| Error::Config {
                 key: "train.steps".to_owned(),
-                reason: format!("a run has at most {} steps, or micro-batches", u32::MAX),
+                reason: format!("a run has at most {} micro-batches", u32::MAX),
             })?;
-            self.load(number)?;
-            let loss = self.gradients(draws)?;
+            self.load(u64::from(number))?;
+            let loss = self.gradients(number)?;
             if !loss.is_finite() {
                 return Err(Error::NotFinite { step: self.step, what: "the loss".to_owned() });
             }
