@@ -6,9 +6,9 @@
 //!
 //! # The method, and where it is
 //!
-//! A picture `x_0` loses itself in noise over T steps with variances `beta_t` ([`schedule::Schedule`]). With
-//! `alpha_t = 1 - beta_t` and `alpha_bar_t` the product of all `alpha` up to t, any step can be reached at once
-//! ([`process::q_sample`]):
+//! A picture `x_0` loses itself in noise over T steps with variances `beta_t` ([`schedule::Schedule`]: the paper's
+//! linear ones, cosine, sigmoid and others). With `alpha_t = 1 - beta_t` and `alpha_bar_t` the product of all `alpha` up
+//! to t, any step can be reached at once ([`process::q_sample`]):
 //!
 //! ```text
 //! x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   eps ~ N(0, I)                                (eq. 4)
@@ -53,7 +53,7 @@
 //! ];
 //! let config = Config::load(Some("digits"), None, &tiny)?;
 //! let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 100)?))?;
-//! let loss = trainer.step()?;
+//! let loss = trainer.step()?.loss;
 //! // The network starts by predicting almost nothing, and the noise has variance 1.
 //! assert!(loss > 0.5 && loss < 2.0);
 //! # Ok::<(), ddpm::Error>(())

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{NamedTensor, check_fits};
-use ddpm_engine::ops::{DrawNormal, DrawTimestep, Mse, QSample};
+use ddpm_engine::ops::{DrawNormal, DrawTimestep, Loss, QSample};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
 use std::collections::HashMap;
@@ -123,6 +123,20 @@ impl TrainingGraph {
     /// # Errors
     /// [`Error::Config`] for pictures that the network cannot halve as often as it does.
     pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
+        Self::with_loss(net, schedule, shape, draws, Loss::Mse)
+    }
+
+    /// As [`new`](Self::new), with another loss in the place of the square; also a mean over all numbers.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_loss(
+        net: &dyn Network,
+        schedule: &Schedule,
+        shape: [usize; 4],
+        draws: StepDraws,
+        loss: Loss,
+    ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new(Mode::Training);
         let x_0 = b.graph.input("x_0", shape);
@@ -143,7 +157,7 @@ impl TrainingGraph {
         let x_t = b.graph.add("x_t", q_sample, &[x_0, eps, t])?;
         let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
         let prediction = net.build(&mut b, Inputs { x: x_t, t, label })?;
-        let loss = b.graph.add("loss", Mse, &[prediction, eps])?;
+        let loss = b.graph.add("loss", loss, &[prediction, eps])?;
         let built = b.finish(prediction);
         let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
         let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
@@ -164,7 +178,8 @@ impl TrainingGraph {
 
     /// What the plan must keep and train.
     pub fn options(&self, ema: bool) -> PlanOptions {
-        PlanOptions { gradients: Some(self.gradients.clone()), ema, keep: vec![self.prediction, self.loss] }
+        let keep = vec![self.prediction, self.loss];
+        PlanOptions { gradients: Some(self.gradients.clone()), ema, keep, ..PlanOptions::default() }
     }
 }
 

@@ -15,6 +15,7 @@ pub mod conv;
 pub mod elementwise;
 pub mod isa;
 pub mod layer_norm;
+pub mod loss;
 pub mod norm;
 pub mod pool;
 pub mod random;

@@ -26,7 +26,7 @@ pub use dropout::Dropout;
 pub use embedding::SinusoidalEmbedding;
 pub use layer_norm::{LayerNorm, LayerNormGrad};
 pub use lookup::{Lookup, LookupGrad};
-pub use loss::{Mse, MseGrad};
+pub use loss::{Loss, LossGrad};
 pub use norm::{GroupNorm, GroupNormGrad};
 pub use pointwise::{
     Activate, ActivateGrad, Activation, Add, AddPicture, Affine, Fill, Multiply, ScalePicture,
@@ -91,7 +91,7 @@ macro_rules! operations {
 operations! {
     Activate, ActivateGrad, Add, AddPicture, Affine, Attention, AttentionGrad, BatchNorm, BatchNormFixed, BatchNormGrad,
     Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
-    LayerNorm, LayerNormGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Mse, MseGrad, Multiply, QSample, Resample,
+    LayerNorm, LayerNormGrad, Loss, LossGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
     RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows,
 }
 

@@ -80,7 +80,7 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
             let factor = |i: usize| masks(op).picture((i / picture) as u32).factor(i % picture);
             x(0).iter().enumerate().map(|(i, v)| v * f64::from(factor(i))).collect()
         }
-        Op::Mse(_) => vec![reference::mse(x(0), x(1))],
+        Op::Loss(op) => vec![reference::loss_mean(*op, x(0), x(1))],
         Op::Conv2d(op) => {
             let mut addends = (2..node.inputs.len()).map(x);
             let mut when = |there: bool| if there { addends.next() } else { None };

@@ -9,6 +9,7 @@ mod attention;
 mod conv;
 mod dropout;
 mod elementwise;
+mod loss;
 mod norm;
 mod resample;
 mod rows;

@@ -4,6 +4,7 @@
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
 use crate::data::OnBadFile;
+use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use serde::{Deserialize, Serialize};
 
@@ -94,12 +95,14 @@ settings! {
     diffusion: DiffusionConfig {
         /// Number of diffusion steps T.
         timesteps: usize = 1000,
-        /// How beta_t grows from beta_start to beta_end: "linear".
+        /// How the noise grows: "linear", "scaled-linear", "quadratic" (its other name), "cosine", "sigmoid", "sigmoid-beta".
         schedule: ScheduleKind = ScheduleKind::Linear,
-        /// beta_1, the variance added by the first step.
+        /// beta_1, the variance added by the first step ("cosine" and "sigmoid" have their own).
         beta_start: f64 = 1e-4,
-        /// beta_T, the variance added by the last step.
+        /// beta_T, the variance added by the last step ("cosine" and "sigmoid" have their own).
         beta_end: f64 = 0.02,
+        /// Whether the schedule is stretched until nothing is left of the picture at step T (sampling starts before it).
+        zero_terminal_snr: bool = false,
     }
 
     /// The network that predicts the noise.
@@ -206,10 +209,28 @@ settings! {
         steps: Option<u64> = None,
         /// Passes over the data in all; give this or steps.
         epochs: Option<u64> = Some(40),
-        /// Pictures per step.
+        /// Pictures per step (of each micro-batch, where accumulate is more than 1).
         batch_size: usize = 64,
-        /// Learning rate.
+        /// Micro-batches per step, whose gradients are averaged: a larger batch in the memory of a small one.
+        accumulate: usize = 1,
+        /// What is made of the difference between noise and predicted noise: "mse", "l1" or "huber".
+        loss: LossKind = LossKind::Mse,
+        /// Difference from which on "huber" grows like "l1" and no longer like half of "mse".
+        huber_delta: f64 = 1.0,
+        /// Learning rate, before lr_schedule lowers it.
         lr: f64 = 1e-4,
+        /// How it goes on: "constant", "cosine" (falls to lr_min at the last step) or "plateau" (falls when the loss does not).
+        lr_schedule: LrScheduleKind = LrScheduleKind::Constant,
+        /// Steps over which the learning rate rises linearly at first; 0: none.
+        warmup_steps: u64 = 0,
+        /// Learning rate below which "cosine" and "plateau" do not go.
+        lr_min: f64 = 0.0,
+        /// Epochs without a lower mean loss that "plateau" bears; the next one lowers the learning rate.
+        plateau_patience: u64 = 10,
+        /// What "plateau" multiplies the learning rate by.
+        plateau_factor: f64 = 0.1,
+        /// Share by which an epoch's mean loss must be lower than the lowest before to count for "plateau".
+        plateau_threshold: f64 = 1e-4,
         /// The optimiser: "adam" or "adamw".
         optimizer: OptimizerKind = OptimizerKind::Adam,
         /// Decay of Adam's running mean of the gradients.
@@ -220,6 +241,8 @@ settings! {
         adam_eps: f64 = 1e-8,
         /// Weight decay: with "adam" added to the gradient, with "adamw" taken off the weights.
         weight_decay: f64 = 0.0,
+        /// Largest L2 norm of all gradients together: longer ones are shortened to it; 0: they stay as they are.
+        clip_norm: f64 = 0.0,
         /// Decay per step of the averaged weights, approached from below over the first steps; 0: no averaging.
         ema_decay: f64 = 0.995,
         /// Seed of every random number of the run.
@@ -277,12 +300,65 @@ impl From<Size> for SizeText {
     }
 }
 
-/// How beta_t grows with t.
+/// How the noise grows with t.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
-    /// Linearly from `beta_start` to `beta_end`.
+    /// [`Schedule::linear`](crate::schedule::Schedule::linear) from `beta_start` to `beta_end`.
     Linear,
+    /// [`Schedule::scaled_linear`](crate::schedule::Schedule::scaled_linear) from `beta_start` to `beta_end`.
+    ScaledLinear,
+    /// The same under the name that Ho et al.'s program and many tutorials use.
+    Quadratic,
+    /// [`Schedule::cosine`](crate::schedule::Schedule::cosine).
+    Cosine,
+    /// [`Schedule::sigmoid`](crate::schedule::Schedule::sigmoid).
+    Sigmoid,
+    /// [`Schedule::sigmoid_beta`](crate::schedule::Schedule::sigmoid_beta) from `beta_start` to `beta_end`.
+    SigmoidBeta,
+}
+
+impl ScheduleKind {
+    /// Every schedule.
+    pub const ALL: [Self; 6] =
+        [Self::Linear, Self::ScaledLinear, Self::Quadratic, Self::Cosine, Self::Sigmoid, Self::SigmoidBeta];
+
+    /// Whether it goes from `beta_start` to `beta_end`.
+    pub fn has_ends(self) -> bool {
+        !matches!(self, Self::Cosine | Self::Sigmoid)
+    }
+
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::ScaledLinear => "scaled-linear",
+            Self::Quadratic => "quadratic",
+            Self::Cosine => "cosine",
+            Self::Sigmoid => "sigmoid",
+            Self::SigmoidBeta => "sigmoid-beta",
+        }
+    }
+}
+
+impl std::fmt::Display for ScheduleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for ScheduleKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Config {
+            key: "diffusion.schedule".to_owned(),
+            reason: format!(
+                "there is no schedule {name:?}; give one of {}",
+                Self::ALL.map(Self::name).join(", ")
+            ),
+        })
+    }
 }
 
 /// Which network.
@@ -372,6 +448,30 @@ pub enum TimeScaleShift {
     Default,
     /// It scales and shifts.
     ScaleShift,
+}
+
+/// Which loss of the predicted noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// The mean square, as in the paper.
+    Mse,
+    /// The mean absolute value.
+    L1,
+    /// Squares of small differences, absolute values of large ones; they meet at `huber_delta`.
+    Huber,
+}
+
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LrScheduleKind {
+    /// It stays.
+    Constant,
+    /// It falls to `lr_min` along half a cosine.
+    Cosine,
+    /// It is lowered when an epoch's mean loss no longer falls.
+    Plateau,
 }
 
 /// Which optimiser.
