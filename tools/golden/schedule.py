@@ -1,4 +1,4 @@
-"""Golden numbers of the linear schedule and the reverse step: writes crates/ddpm/tests/golden/schedule.json.
+"""Golden numbers of the schedules and the reverse step: writes crates/ddpm/tests/golden/schedule.json.
 
     python schedule.py
 
@@ -12,16 +12,22 @@ Everything in f64 by numpy, from the formulas of Ho, Jain, Abbeel, "Denoising Di
     mean(x_t, eps) = (x_t - beta / sqrt(1 - abar) eps) / sqrt(alpha)                        eq. 11
     x0(x_t, eps) = (x_t - sqrt(1 - abar) eps) / sqrt(abar)                                  eq. 15
     x_{t-1} = mean + sqrt(beta_tilde) z; no noise at t = 0
+
+The schedules beside the linear one (`kinds`) come twice. In f64 by numpy, as other programs write them: `quad` of Ho
+et al.'s program; the cosine of lucidrains' denoising-diffusion-pytorch; its sigmoid; algorithm 1 of Lin et al. 2023.
+And, where it has them, from diffusers' DDPMScheduler, which computes in f32 (its cosine holds betas below 0.999,
+we and the tutorials below 0.9999: the steps between are left out).
 """
 import json
 import pathlib
 
 import numpy as np
+from diffusers import DDPMScheduler
 
 import philox
 
 SEED = 2026
-BETA_START, BETA_END = 1e-4, 0.02
+BETA_START, BETA_END, MAX_BETA = 1e-4, 0.02, 0.9999
 OUT = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/golden/schedule.json'
 
 
@@ -69,7 +75,79 @@ def reverse_step(index, t):
             'x_prev_unclipped': (mean + noise).tolist(), 'x_prev_clipped': (clipped + noise).tolist()}
 
 
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def quad(timesteps):
+    return np.linspace(BETA_START ** 0.5, BETA_END ** 0.5, timesteps, dtype=np.float64) ** 2
+
+
+def geodiff_sigmoid(timesteps):
+    return logistic(np.linspace(-6, 6, timesteps)) * (BETA_END - BETA_START) + BETA_START
+
+
+def betas_of(alphas_cumprod):
+    """lucidrains: both schedules end so; the clip there is 0.999."""
+    alphas_cumprod = alphas_cumprod / alphas_cumprod[0]
+    return np.clip(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0, MAX_BETA)
+
+
+def lucidrains_cosine(timesteps, s=0.008):
+    t = np.linspace(0, timesteps, timesteps + 1, dtype=np.float64) / timesteps
+    return betas_of(np.cos((t + s) / (1 + s) * np.pi * 0.5) ** 2)
+
+
+def lucidrains_sigmoid(timesteps, start=-3, end=3, tau=1):
+    t = np.linspace(0, timesteps, timesteps + 1, dtype=np.float64) / timesteps
+    v_start, v_end = logistic(start / tau), logistic(end / tau)
+    return betas_of((-logistic((t * (end - start) + start) / tau) + v_end) / (v_end - v_start))
+
+
+def rescale_zero_terminal_snr(betas):
+    """Lin, Liu, Li, Yang 2023, algorithm 1, as printed."""
+    sqrt_abar = np.sqrt(np.cumprod(1 - betas))
+    first, last = sqrt_abar[0], sqrt_abar[-1]
+    abar = ((sqrt_abar - last) * first / (first - last)) ** 2
+    return 1 - np.append(abar[0], abar[1:] / abar[:-1])
+
+
+KINDS = {  # our name: the betas, diffusers' name
+    'linear': (lambda T: np.linspace(BETA_START, BETA_END, T), 'linear'),
+    'scaled-linear': (quad, 'scaled_linear'),
+    'quadratic': (quad, 'scaled_linear'),
+    'cosine': (lucidrains_cosine, 'squaredcos_cap_v2'),
+    'sigmoid': (lucidrains_sigmoid, None),
+    'sigmoid-beta': (geodiff_sigmoid, 'sigmoid'),
+}
+
+
+def kind(name, timesteps, zero):
+    betas, theirs = KINDS[name]
+    beta = betas(timesteps)
+    if zero:
+        beta = rescale_zero_terminal_snr(beta)
+    abar = np.cumprod(1 - beta)
+    with np.errstate(divide='ignore'):
+        log_snr = np.log(abar) - np.log1p(-abar)
+    ts = [0, 1, 2, timesteps // 10, timesteps // 3, timesteps // 2, timesteps - 10, timesteps - 3, timesteps - 2,
+          timesteps - 1]
+    entry = {'kind': name, 'timesteps': timesteps, 'zero_terminal_snr': zero, 't': ts, 'beta': beta[ts].tolist(),
+             'alpha_bar': abar[ts].tolist(), 'log_snr': [v if np.isfinite(v) else None for v in log_snr[ts].tolist()]}
+    if theirs:
+        scheduler = DDPMScheduler(num_train_timesteps=timesteps, beta_start=BETA_START, beta_end=BETA_END,
+                                  beta_schedule=theirs, rescale_betas_zero_snr=zero)
+        theirs = scheduler.betas.numpy()
+        # Its rescaled cosine is another one, as its last steps are.
+        known = [not (name == 'cosine' and (zero or theirs[t] >= np.float32(0.999))) for t in ts]
+        entry['diffusers_beta'] = [float(theirs[t]) if k else None for t, k in zip(ts, known)]
+        worst = max([abs(b / beta[t] - 1) for t, b in zip(ts, entry['diffusers_beta']) if b is not None], default=0)
+        print(f'{name}, T = {timesteps}{", zero terminal SNR" if zero else ""}: diffusers within {worst:.1e} (relative)')
+    return entry
+
+
 golden = {
+    'kinds': [kind(k, T, zero) for k in KINDS for T in (1000, 300) for zero in (False, True)],
     'schedules': [entry(1000, [0, 1, 2, 10, 100, 500, 998, 999]), entry(300, [0, 1, 2, 10, 100, 299])],
     'reverse_steps': [reverse_step(k, t) for k, t in enumerate([0, 0, 1, 1, 10, 100, 500, 500, 998, 999])],
 }

@@ -2,9 +2,24 @@
 //!
 //! Timesteps count from 0 to T - 1, as in every implementation; the paper counts from 1 to T, so that its `beta_1` is
 //! `beta(0)` here. `alpha_bar` before the first step is 1. Methods that take a timestep panic where it is not below T.
+//!
+//! Some schedules choose the variances ([`Schedule::linear`] and others), some what is left of the picture
+//! ([`Schedule::from_signal`]). Those end with hardly any signal; [`Schedule::zero_terminal_snr`] makes any schedule
+//! end with none at all.
 
 use crate::error::{Error, Result};
 use crate::train::config::{DiffusionConfig, ScheduleKind};
+use std::f64::consts::FRAC_PI_2;
+
+/// Largest variance of a step where a schedule is given by its signal, which reaches 0 at the end: as Nichol and
+/// Dhariwal 2021, section 3.2, who take 0.999; tutorials take 0.9999.
+const MAX_BETA: f64 = 0.9999;
+/// The `s` of the cosine schedule (Nichol and Dhariwal 2021, section 3.2).
+const COSINE_OFFSET: f64 = 0.008;
+/// How far the sigmoid of [`Schedule::sigmoid_beta`] is followed to both sides.
+const SIGMOID_BETA_REACH: f64 = 6.0;
+/// Where [`Schedule::sigmoid`] begins and ends on the sigmoid (Jabri et al. 2022, appendix: start, end; tau = 1).
+const SIGMOID_ENDS: (f64, f64) = (-3.0, 3.0);
 
 /// A noise schedule: `q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)` (Ho et al. 2020, eq. 2).
 #[derive(Clone, Debug, PartialEq)]
@@ -32,30 +47,90 @@ impl Schedule {
     /// # Errors
     /// As [`from_betas`](Self::from_betas).
     pub fn linear(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
-        let last = timesteps.saturating_sub(1).max(1) as f64;
-        Self::from_betas(
-            (0..timesteps).map(|t| beta_start + (beta_end - beta_start) * t as f64 / last).collect(),
-        )
+        Self::from_betas(between(timesteps, beta_start, beta_end).collect())
+    }
+
+    /// The square of `sqrt(beta_t)` linear: quadratic in t. Ho et al.'s program calls it `quad`, latent diffusion's
+    /// `linear`, diffusers `scaled_linear`.
+    ///
+    /// # Errors
+    /// As [`from_betas`](Self::from_betas).
+    pub fn scaled_linear(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
+        let roots = between(timesteps, beta_start.sqrt(), beta_end.sqrt());
+        Self::from_betas(roots.map(|root| root * root).collect())
+    }
+
+    /// `beta_t = beta_start + (beta_end - beta_start) sigmoid(u)`, u from -6 to 6: diffusers' `sigmoid` (from GeoDiff,
+    /// Xu et al. 2022). It meets its ends within 0.25 %, as there.
+    ///
+    /// # Errors
+    /// As [`from_betas`](Self::from_betas).
+    pub fn sigmoid_beta(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
+        let u = between(timesteps, -SIGMOID_BETA_REACH, SIGMOID_BETA_REACH);
+        Self::from_betas(u.map(|u| beta_start + (beta_end - beta_start) * sigmoid(u)).collect())
+    }
+
+    /// `alpha_bar = cos((t / T + s) / (1 + s) pi / 2)^2` over its value at 0, s = 0.008 (Nichol, Dhariwal, "Improved
+    /// Denoising Diffusion Probabilistic Models", 2021, eq. 17).
+    ///
+    /// # Errors
+    /// As [`from_signal`](Self::from_signal).
+    pub fn cosine(timesteps: usize) -> Result<Self> {
+        let cos = |u: f64| ((u + COSINE_OFFSET) / (1.0 + COSINE_OFFSET) * FRAC_PI_2).cos();
+        Self::from_signal(timesteps, |u| cos(u).powi(2))
+    }
+
+    /// `alpha_bar` falls along a sigmoid from 3 to -3 (Jabri, Fleet, Chen, "Scalable Adaptive Computation for
+    /// Iterative Generation", 2022, with start = -3, end = 3, tau = 1).
+    ///
+    /// # Errors
+    /// As [`from_signal`](Self::from_signal).
+    pub fn sigmoid(timesteps: usize) -> Result<Self> {
+        let (start, end) = SIGMOID_ENDS;
+        Self::from_signal(timesteps, |u| sigmoid(end) - sigmoid(start + (end - start) * u))
     }
 
     /// The schedule that the settings describe; a new schedule is one more line.
+    ///
+    /// # Errors
+    /// As [`from_betas`](Self::from_betas) and [`zero_terminal_snr`](Self::zero_terminal_snr).
     pub fn from_config(config: &DiffusionConfig) -> Result<Self> {
-        match config.schedule {
-            ScheduleKind::Linear => Self::linear(config.timesteps, config.beta_start, config.beta_end),
-        }
+        let (timesteps, start, end) = (config.timesteps, config.beta_start, config.beta_end);
+        let schedule = match config.schedule {
+            ScheduleKind::Linear => Self::linear(timesteps, start, end),
+            ScheduleKind::ScaledLinear | ScheduleKind::Quadratic => {
+                Self::scaled_linear(timesteps, start, end)
+            }
+            ScheduleKind::Cosine => Self::cosine(timesteps),
+            ScheduleKind::Sigmoid => Self::sigmoid(timesteps),
+            ScheduleKind::SigmoidBeta => Self::sigmoid_beta(timesteps, start, end),
+        }?;
+        if config.zero_terminal_snr { schedule.zero_terminal_snr() } else { Ok(schedule) }
     }
 
-    /// Any variances between 0 and 1, one a timestep.
+    /// The schedule that leaves `signal(t / T) / signal(0)` of the picture's variance after t of T steps; `signal`
+    /// falls on [0, 1] and may end at 0. No step adds more than a variance of 0.9999, so that something is left.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no timesteps, and for a signal that does not fall.
+    pub fn from_signal(timesteps: usize, signal: impl Fn(f64) -> f64) -> Result<Self> {
+        let at = |t: usize| signal(t as f64 / timesteps as f64);
+        Self::from_betas((0..timesteps).map(|t| (1.0 - at(t + 1) / at(t)).min(MAX_BETA)).collect())
+    }
+
+    /// Any variances between 0 and 1, one a timestep. The last may be 1: then nothing is left of the picture
+    /// ("zero terminal SNR").
     ///
     /// # Errors
     /// [`Error::Config`] for none at all, and for one that is not between 0 and 1.
     pub fn from_betas(beta: Vec<f64>) -> Result<Self> {
-        let error = |reason: String| Error::Config { key: "diffusion".to_owned(), reason };
         if beta.is_empty() {
-            return Err(error("a schedule needs at least one timestep".to_owned()));
+            return Err(refused("a schedule needs at least one timestep".to_owned()));
         }
-        if let Some((t, b)) = beta.iter().enumerate().find(|(_, b)| !(**b > 0.0 && **b < 1.0)) {
-            return Err(error(format!("beta at t = {t} is {b}; it must lie between 0 and 1")));
+        let last = beta.len() - 1;
+        let fits = |t: usize, b: f64| b > 0.0 && (b < 1.0 || (b == 1.0 && t == last));
+        if let Some((t, b)) = beta.iter().enumerate().find(|&(t, &b)| !fits(t, b)) {
+            return Err(refused(format!("beta at t = {t} is {b}; it must lie between 0 and 1")));
         }
         let alpha_bar = beta
             .iter()
@@ -65,6 +140,34 @@ impl Schedule {
             })
             .collect();
         Ok(Self { beta, alpha_bar })
+    }
+
+    /// This schedule with `sqrt(alpha_bar)` shifted and stretched so that nothing is left of the picture at the last
+    /// timestep while the first stays as it is (Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps
+    /// are Flawed", 2023, algorithm 1).
+    ///
+    /// At that timestep `x_t` is all noise, so that the noise says nothing about the picture: training learns nothing
+    /// from it, [`predict_x0`](crate::process::predict_x0) refuses it, and [`Ddpm`](crate::sampler::Ddpm) starts one
+    /// timestep earlier, where little is left but not nothing. (The posterior forgets `x_t` there, so that this step
+    /// would draw new noise and no more.)
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a single timestep, whose signal cannot both stay and go.
+    pub fn zero_terminal_snr(&self) -> Result<Self> {
+        let (first, last) = (self.alpha_bar[0].sqrt(), self.alpha_bar[self.timesteps() - 1].sqrt());
+        if first <= last {
+            let reason = "diffusion.zero_terminal_snr needs at least 2 timesteps".to_owned();
+            return Err(refused(reason));
+        }
+        let root = |t: usize| (self.alpha_bar[t].sqrt() - last) * (first / (first - last));
+        let mut before = 1.0;
+        let beta = (0..self.timesteps()).map(|t| {
+            let alpha_bar = if t == 0 { self.alpha_bar[0] } else { root(t).powi(2) };
+            let beta = 1.0 - alpha_bar / before;
+            before = alpha_bar;
+            beta
+        });
+        Self::from_betas(beta.collect())
     }
 
     /// T, the number of timesteps.
@@ -87,6 +190,21 @@ impl Schedule {
         self.alpha_bar[t]
     }
 
+    /// The signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)`, of pictures of variance 1.
+    pub fn snr(&self, t: usize) -> f64 {
+        self.alpha_bar[t] / (1.0 - self.alpha_bar[t])
+    }
+
+    /// Natural logarithm of [`snr`](Self::snr); minus infinity where nothing is left of the picture.
+    pub fn log_snr(&self, t: usize) -> f64 {
+        self.snr(t).ln()
+    }
+
+    /// The timesteps at which something is left of the picture: all, or all but the last ones.
+    pub fn timesteps_with_signal(&self) -> usize {
+        self.alpha_bar.partition_point(|&a| a > 0.0)
+    }
+
     /// `alpha_bar_{t-1}`; 1 before the first step.
     pub fn alpha_bar_before(&self, t: usize) -> f64 {
         if t == 0 { 1.0 } else { self.alpha_bar[t - 1] }
@@ -103,16 +221,74 @@ impl Schedule {
     }
 }
 
+/// `n` numbers from `first` to `last`, equally spaced; `first` alone where `n` is 1.
+fn between(n: usize, first: f64, last: f64) -> impl Iterator<Item = f64> {
+    let steps = n.saturating_sub(1).max(1) as f64;
+    (0..n).map(move |i| first + (last - first) * i as f64 / steps)
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn refused(reason: String) -> Error {
+    Error::Config { key: "diffusion".to_owned(), reason }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn of(kind: ScheduleKind, timesteps: usize, zero_terminal_snr: bool) -> Result<Schedule> {
+        let config = DiffusionConfig { schedule: kind, timesteps, zero_terminal_snr, ..Default::default() };
+        Schedule::from_config(&config)
+    }
+
     #[test]
     fn bad_variances_are_refused() {
         assert!(Schedule::from_betas(vec![]).is_err());
-        for bad in [0.0, 1.0, -0.1, f64::NAN] {
+        for bad in [0.0, 1.0 + f64::EPSILON, -0.1, f64::NAN] {
             assert!(Schedule::from_betas(vec![0.1, bad]).is_err(), "{bad}");
         }
+        assert!(Schedule::from_betas(vec![1.0, 0.1]).is_err(), "no signal comes back");
+        assert!(Schedule::from_betas(vec![0.1, 1.0]).is_ok());
         assert!(Schedule::linear(1, 1e-4, 0.02).is_ok());
+    }
+
+    #[test]
+    fn every_schedule_loses_the_picture_bit_by_bit_at_any_length() {
+        for kind in ScheduleKind::ALL {
+            for timesteps in [1, 2, 3, 300, 1000, 4000] {
+                let s = of(kind, timesteps, false).unwrap();
+                assert_eq!((s.timesteps(), s.timesteps_with_signal()), (timesteps, timesteps), "{kind}");
+                for t in 0..timesteps {
+                    assert!(s.beta(t) > 0.0 && s.beta(t) < 1.0 && s.alpha_bar(t) < s.alpha_bar_before(t));
+                    assert!(s.snr(t) > 0.0 && (s.log_snr(t) - s.snr(t).ln()).abs() == 0.0, "{kind}, {t}");
+                }
+            }
+            assert!(of(kind, 0, false).is_err(), "{kind}");
+        }
+        let (a, b) = (of(ScheduleKind::ScaledLinear, 50, false), of(ScheduleKind::Quadratic, 50, false));
+        assert_eq!(a.unwrap(), b.unwrap());
+    }
+
+    #[test]
+    fn with_zero_terminal_snr_the_first_step_stays_and_the_last_leaves_nothing() {
+        for kind in ScheduleKind::ALL {
+            for timesteps in [2, 3, 300, 1000] {
+                let (before, s) = (of(kind, timesteps, false).unwrap(), of(kind, timesteps, true).unwrap());
+                let last = timesteps - 1;
+                assert_eq!((s.alpha_bar(last), s.snr(last), s.beta(last)), (0.0, 0.0, 1.0), "{kind}");
+                assert_eq!(s.log_snr(last), f64::NEG_INFINITY);
+                assert_eq!(s.timesteps_with_signal(), last);
+                // 1 - (1 - alpha_bar) is all that can differ.
+                assert!((s.alpha_bar(0) - before.alpha_bar(0)).abs() <= f64::EPSILON, "{kind}");
+                // The posterior forgets x_t and is finite.
+                let p = s.posterior(last);
+                assert!(p.xt == 0.0 && p.x0.is_finite() && p.variance.is_finite() && p.variance > 0.0);
+            }
+            let message = of(kind, 1, true).unwrap_err().to_string();
+            assert!(message.contains("zero_terminal_snr needs at least 2"), "{kind}: {message}");
+        }
     }
 }

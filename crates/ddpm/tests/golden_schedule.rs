@@ -1,11 +1,20 @@
-//! The linear schedule and the reverse step against numpy's numbers (`tools/golden/schedule.py`).
+//! The schedules and the reverse step against numpy's and diffusers' numbers (`tools/golden/schedule.py`).
 
 use ddpm::process::{posterior_mean, predict_x0};
 use ddpm::schedule::Schedule;
+use ddpm::train::config::{DiffusionConfig, ScheduleKind};
 use serde_json::Value;
 
 /// Relative error of a number of the schedule; both sides are f64.
 const TOLERANCE: f64 = 1e-12;
+/// As [`TOLERANCE`], of betas and signals that are differences of numbers about 1 on both sides: an absolute error of
+/// a few f64::EPSILON in the smallest beta, 4e-5, and in the product of all alphas.
+const TOLERANCE_OF_DIFFERENCES: f64 = 1e-10;
+/// Relative error of diffusers' betas, which are computed in f32: a few roundings.
+const DIFFUSERS: f64 = 5e-7;
+/// Absolute error of diffusers' betas of rescaled schedules, differences of f32 numbers about 1: the product of all
+/// alphas carries a few f32::EPSILON into their quotient.
+const DIFFUSERS_RESCALED: f64 = 5e-6;
 
 fn golden() -> Value {
     serde_json::from_str(include_str!("golden/schedule.json")).expect("JSON")
@@ -62,6 +71,50 @@ fn every_number_of_the_schedule_is_numpys() {
 }
 
 #[test]
+fn every_schedule_has_the_numbers_of_other_programs() {
+    let golden = golden();
+    let mut seen = Vec::new();
+    for entry in list(&golden, "kinds") {
+        let kind: ScheduleKind = entry["kind"].as_str().expect("a name").parse().expect("a schedule");
+        let zero = entry["zero_terminal_snr"].as_bool().expect("a bool");
+        let timesteps = count(entry, "timesteps");
+        let config =
+            DiffusionConfig { schedule: kind, timesteps, zero_terminal_snr: zero, ..Default::default() };
+        let s = Schedule::from_config(&config).expect("a schedule");
+        let case = format!("{kind}, T = {timesteps}, zero terminal SNR: {zero}");
+        let tolerance = match kind {
+            ScheduleKind::Linear | ScheduleKind::ScaledLinear | ScheduleKind::Quadratic if !zero => TOLERANCE,
+            _ => TOLERANCE_OF_DIFFERENCES,
+        };
+        let mut worst = [0f64; 2];
+        for (i, t) in numbers(entry, "t").into_iter().map(|t| t as usize).enumerate() {
+            let number = |key: &str| list(entry, key)[i].as_f64();
+            for (key, ours) in [("beta", s.beta(t)), ("alpha_bar", s.alpha_bar(t))] {
+                let want = number(key).expect("a number");
+                let error = (ours - want).abs();
+                assert!(error <= tolerance * want, "{case}: {key} at {t} is {ours}, numpy's {want}");
+                worst[0] = worst[0].max(if want > 0.0 { error / want } else { 0.0 });
+            }
+            // A relative error of alpha_bar is an absolute one of its logarithm.
+            let want = number("log_snr").unwrap_or(f64::NEG_INFINITY);
+            let same = s.log_snr(t) == want || (s.log_snr(t) - want).abs() <= tolerance * (1.0 + want.abs());
+            assert!(same, "{case}: log SNR at {t} is {}, numpy's {want}", s.log_snr(t));
+            if entry.get("diffusers_beta").is_some()
+                && let Some(want) = number("diffusers_beta")
+            {
+                let error = (s.beta(t) - want).abs() / if zero { 1.0 } else { want };
+                let most = if zero { DIFFUSERS_RESCALED } else { DIFFUSERS };
+                assert!(error <= most, "{case}: beta at {t} is {}, diffusers' {want}", s.beta(t));
+                worst[1] = worst[1].max(error);
+            }
+        }
+        println!("{case}: within {:.1e} of numpy's, {:.1e} of diffusers'", worst[0], worst[1]);
+        seen.push(kind);
+    }
+    assert!(ScheduleKind::ALL.iter().all(|kind| seen.iter().filter(|k| *k == kind).count() == 4), "{seen:?}");
+}
+
+#[test]
 fn a_reverse_step_is_numpys_with_and_without_clipping() {
     let golden = golden();
     let schedule = Schedule::linear(1000, 1e-4, 0.02).expect("a schedule");
@@ -74,7 +127,7 @@ fn a_reverse_step_is_numpys_with_and_without_clipping() {
         let posterior = schedule.posterior(t);
         let sigma = if t == 0 { 0.0 } else { posterior.variance.sqrt() };
         for (clip, key) in [(false, "x_prev_unclipped"), (true, "x_prev_clipped")] {
-            predict_x0(&schedule, t, &x_t, &eps, clip, &mut x_0);
+            predict_x0(&schedule, t, &x_t, &eps, clip, &mut x_0).expect("signal");
             posterior_mean(&schedule, t, &x_0, &x_t, &mut mean);
             let (expected_x0, expected) = (numbers(case, "x0"), numbers(case, key));
             let eq11 = numbers(case, "x_prev_eps");

@@ -25,10 +25,13 @@ impl Ddpm {
     /// Sampling in `steps` steps (at most T; `None`: T), evenly spaced from the first timestep to the last. With
     /// `clip` the expected picture is held within [-1, 1], where pictures live, at every step.
     ///
+    /// A last timestep that leaves nothing of the picture ([`Schedule::zero_terminal_snr`]) is not visited: the noise
+    /// that it would be rid of says nothing about the picture. There is one step fewer then.
+    ///
     /// # Errors
     /// [`Error::Config`] for no steps, or more than the schedule has.
     pub fn new(schedule: &Schedule, steps: Option<usize>, clip: bool) -> Result<Self> {
-        let all = schedule.timesteps();
+        let all = schedule.timesteps_with_signal();
         let steps = steps.unwrap_or(all);
         if steps == 0 || steps > all {
             let reason = format!("{steps} steps: the schedule allows 1 to {all}");
@@ -44,7 +47,8 @@ impl Ddpm {
             before = schedule.alpha_bar(t);
             beta
         });
-        let schedule = if steps == all { schedule.clone() } else { Schedule::from_betas(beta.collect())? };
+        let whole = steps == schedule.timesteps();
+        let schedule = if whole { schedule.clone() } else { Schedule::from_betas(beta.collect())? };
         Ok(Self { timesteps, schedule, clip })
     }
 
@@ -76,7 +80,7 @@ impl Sampler for Ddpm {
         for i in (0..steps).rev() {
             let t = self.timesteps[i];
             denoiser.predict(&x, t, &mut eps)?;
-            predict_x0(&self.schedule, i, &x, &eps, self.clip, &mut x_0);
+            predict_x0(&self.schedule, i, &x, &eps, self.clip, &mut x_0)?;
             posterior_mean(&self.schedule, i, &x_0, &x, &mut mean);
             if i > 0 {
                 let sigma = self.schedule.posterior(i).variance.sqrt() as f32;
@@ -96,6 +100,7 @@ impl Sampler for Ddpm {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::train::config::{DiffusionConfig, ScheduleKind};
 
     /// Pictures are one number, drawn from N(mean, 0); then the best prediction of the noise is known exactly.
     struct Point {
@@ -160,6 +165,29 @@ mod tests {
             let x =
                 sampler.sample(&mut point, Seeds { seed: 1, first: 0 }, &mut |_| Ok(())).expect("samples");
             assert!(x.iter().all(|v| (v - 0.37).abs() < 1e-4), "{steps:?}: {x:?}");
+        }
+    }
+
+    #[test]
+    fn every_schedule_finds_the_picture_in_any_number_of_steps() {
+        for kind in ScheduleKind::ALL {
+            for zero_terminal_snr in [false, true] {
+                let config = DiffusionConfig { schedule: kind, zero_terminal_snr, ..Default::default() };
+                let schedule = Schedule::from_config(&config).expect("a schedule");
+                let most = schedule.timesteps_with_signal();
+                assert_eq!(most, 1000 - usize::from(zero_terminal_snr));
+                let mut point = Point { schedule: schedule.clone(), mean: 0.37, batch: 5 };
+                for steps in [2, 37, 500, most] {
+                    let sampler = Ddpm::new(&schedule, Some(steps), true).expect("a sampler");
+                    assert_eq!((sampler.steps(), sampler.timesteps.last()), (steps, Some(&(most - 1))));
+                    let x = sampler
+                        .sample(&mut point, Seeds { seed: 1, first: 0 }, &mut |_| Ok(()))
+                        .expect("samples");
+                    assert!(x.iter().all(|v| (v - 0.37).abs() < 1e-4), "{kind}, {steps} steps: {x:?}");
+                }
+                assert!(Ddpm::new(&schedule, Some(most + 1), true).is_err(), "{kind}");
+                assert_eq!(Ddpm::new(&schedule, None, true).expect("a sampler").steps(), most);
+            }
         }
     }
 

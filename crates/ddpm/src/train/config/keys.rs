@@ -4,6 +4,7 @@
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
 use crate::data::OnBadFile;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// One setting, as the table has it.
@@ -93,12 +94,14 @@ settings! {
     diffusion: DiffusionConfig {
         /// Number of diffusion steps T.
         timesteps: usize = 1000,
-        /// How beta_t grows from beta_start to beta_end: "linear".
+        /// How the noise grows: "linear", "scaled-linear", "quadratic" (its other name), "cosine", "sigmoid", "sigmoid-beta".
         schedule: ScheduleKind = ScheduleKind::Linear,
-        /// beta_1, the variance added by the first step.
+        /// beta_1, the variance added by the first step ("cosine" and "sigmoid" have their own).
         beta_start: f64 = 1e-4,
-        /// beta_T, the variance added by the last step.
+        /// beta_T, the variance added by the last step ("cosine" and "sigmoid" have their own).
         beta_end: f64 = 0.02,
+        /// Whether the schedule is stretched until nothing is left of the picture at step T (sampling starts before it).
+        zero_terminal_snr: bool = false,
     }
 
     /// The network that predicts the noise.
@@ -206,12 +209,60 @@ impl From<Size> for SizeText {
     }
 }
 
-/// How beta_t grows with t.
+/// How the noise grows with t.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
-    /// Linearly from `beta_start` to `beta_end`.
+    /// [`Schedule::linear`](crate::schedule::Schedule::linear) from `beta_start` to `beta_end`.
     Linear,
+    /// [`Schedule::scaled_linear`](crate::schedule::Schedule::scaled_linear) from `beta_start` to `beta_end`.
+    ScaledLinear,
+    /// The same under the name that Ho et al.'s program and many tutorials use.
+    Quadratic,
+    /// [`Schedule::cosine`](crate::schedule::Schedule::cosine).
+    Cosine,
+    /// [`Schedule::sigmoid`](crate::schedule::Schedule::sigmoid).
+    Sigmoid,
+    /// [`Schedule::sigmoid_beta`](crate::schedule::Schedule::sigmoid_beta) from `beta_start` to `beta_end`.
+    SigmoidBeta,
+}
+
+impl ScheduleKind {
+    /// Every schedule.
+    pub const ALL: [Self; 6] =
+        [Self::Linear, Self::ScaledLinear, Self::Quadratic, Self::Cosine, Self::Sigmoid, Self::SigmoidBeta];
+
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linear => "linear",
+            Self::ScaledLinear => "scaled-linear",
+            Self::Quadratic => "quadratic",
+            Self::Cosine => "cosine",
+            Self::Sigmoid => "sigmoid",
+            Self::SigmoidBeta => "sigmoid-beta",
+        }
+    }
+}
+
+impl std::fmt::Display for ScheduleKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for ScheduleKind {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Config {
+            key: "diffusion.schedule".to_owned(),
+            reason: format!(
+                "there is no schedule {name:?}; give one of {}",
+                Self::ALL.map(Self::name).join(", ")
+            ),
+        })
+    }
 }
 
 /// Which network.

@@ -100,6 +100,17 @@ fn the_commented_toml_has_every_key_below_its_comment() {
 }
 
 #[test]
+fn schedules_have_one_name_in_settings_and_everywhere_else() {
+    for kind in ScheduleKind::ALL {
+        assert_eq!(set(&[("diffusion.schedule", kind.name())]).unwrap().diffusion.schedule, kind);
+        assert_eq!(kind.to_string().parse::<ScheduleKind>().unwrap(), kind);
+    }
+    let message = "cosin".parse::<ScheduleKind>().unwrap_err().to_string();
+    assert!(message.starts_with("diffusion.schedule: there is no schedule \"cosin\"; give one of linear, "));
+    assert!(set_error("diffusion.schedule", "cosin").contains("`scaled-linear`"));
+}
+
+#[test]
 fn the_tutorials_yaml_is_read_as_it_is() {
     for name in ["default.yaml", "settings"] {
         let loaded = load_file(name, TUTORIAL).unwrap();
@@ -302,6 +313,10 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         let message = set_error(key, value);
         assert!(message.starts_with(expected), "{key} = {value}: {message}");
     }
+    let one = set(&[("diffusion.timesteps", "1"), ("diffusion.zero_terminal_snr", "true")]);
+    assert!(
+        one.unwrap_err().to_string().starts_with("diffusion.zero_terminal_snr: needs at least 2 timesteps")
+    );
     let mut config = Config::default();
     config.train.seed = u64::MAX;
     assert!(config.validate().unwrap_err().to_string().starts_with("train.seed: "));

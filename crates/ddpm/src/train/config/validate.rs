@@ -80,6 +80,10 @@ impl Config {
             let reason = format!("{end} is out of range; give a number between beta_start, {start}, and 1");
             return refuse("diffusion.beta_end", reason);
         }
+        if diffusion.zero_terminal_snr && diffusion.timesteps < 2 {
+            let reason = "needs at least 2 timesteps: of one, the picture cannot be both kept and lost";
+            return refuse("diffusion.zero_terminal_snr", reason);
+        }
         Ok(())
     }
 
