@@ -19,15 +19,13 @@ const POINTS: usize = 300;
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
 pub fn schedules(all: &[(String, Schedule)]) -> Result<Picture> {
-    let signal = |s: &Schedule, t: usize| s.alpha_bar(t);
-    let log_snr = |s: &Schedule, t: usize| (s.alpha_bar(t) / (1.0 - s.alpha_bar(t))).ln();
     let charts = [
-        chart("Share of the picture's variance that is left", "\u{1fb1}(t)", all, &signal),
+        chart("Share of the picture's variance that is left", "\u{1fb1}(t)", all, Schedule::alpha_bar),
         chart(
             "Signal-to-noise ratio",
             "ln SNR(t) = ln[ \u{1fb1}(t) / (1 \u{2212} \u{1fb1}(t)) ]",
             all,
-            &log_snr,
+            Schedule::log_snr,
         ),
     ];
     render(SIZE.0, SIZE.1, |area| {
@@ -38,7 +36,7 @@ pub fn schedules(all: &[(String, Schedule)]) -> Result<Picture> {
     })
 }
 
-fn chart(title: &str, y: &str, all: &[(String, Schedule)], value: &dyn Fn(&Schedule, usize) -> f64) -> Chart {
+fn chart(title: &str, y: &str, all: &[(String, Schedule)], value: fn(&Schedule, usize) -> f64) -> Chart {
     let lines: Vec<Line> = all
         .iter()
         .zip(COLOURS.iter().cycle())
