@@ -1,7 +1,7 @@
 //! `ddpm show`.
 
-use super::{pairs, train::size};
-use anyhow::bail;
+use super::pairs;
+use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ddpm::data::Dataset;
 use ddpm::picture::{Picture, save_png};
@@ -101,11 +101,9 @@ fn schedule_parser() -> impl TypedValueParser<Value = ScheduleKind> {
 }
 
 impl Schedules {
-    /// The settings, `more` over the flags.
-    fn config(&self, more: &[(&str, String)]) -> anyhow::Result<Config> {
+    fn config(&self) -> anyhow::Result<Config> {
         let mut overrides = pairs(&self.set)?;
         overrides.extend(self.timesteps.map(|t| ("diffusion.timesteps".to_owned(), t.to_string())));
-        overrides.extend(more.iter().map(|(key, value)| ((*key).to_owned(), value.clone())));
         Ok(Config::load(None, None, &overrides)?)
     }
 
@@ -132,7 +130,7 @@ impl Schedules {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (picture, out) = match args.what {
         What::Schedules(args) => {
-            let all = args.schedules.all(&args.schedules.config(&[])?)?;
+            let all = args.schedules.all(&args.schedules.config()?)?;
             (ddpm::plot::schedules(&all)?, args.out)
         }
         What::Noising(args) => (noising(&args)?, args.out),
@@ -143,13 +141,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn noising(args: &NoisingArgs) -> anyhow::Result<Picture> {
-    let path = args.picture.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
-    let mut settings = vec![("data.path", path)];
-    if let Some(text) = &args.size {
-        settings.push(("data.size", size(text).unwrap_or_else(|| text.clone())));
-    }
-    let mut config = args.schedules.config(&settings)?;
+    let mut config = args.schedules.config()?;
     let schedules = args.schedules.all(&config)?;
+    config.data.path =
+        args.picture.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
+    // No network sees the picture: any size does.
+    config.data.size = args.size.as_deref().map(size).transpose()?;
     let data = open(&mut config)?;
     if args.index >= data.len() {
         bail!("{} has {} pictures; give --index 0 to {}", data.summary().source, data.len(), data.len() - 1);
@@ -179,6 +176,16 @@ fn noising(args: &NoisingArgs) -> anyhow::Result<Picture> {
         .collect();
     let title = format!("The picture after t of T = {} steps of noise", config.diffusion.timesteps);
     Ok(strips(&title, &columns, &rows)?)
+}
+
+/// `28` or `28x32`.
+fn size(text: &str) -> anyhow::Result<Size> {
+    let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
+    let side = |side: &str| side.trim().parse().ok();
+    side(height)
+        .zip(side(width))
+        .map(|(height, width)| Size { height, width })
+        .with_context(|| format!("--size {text}: give one side in pixels, or HEIGHTxWIDTH, as 28x32"))
 }
 
 /// Opens the data set, its pictures no larger than fits a strip unless they have a size already.

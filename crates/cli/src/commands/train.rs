@@ -99,7 +99,7 @@ impl Args {
 }
 
 /// `28x32` as the settings have it.
-pub(super) fn size(text: &str) -> Option<String> {
+fn size(text: &str) -> Option<String> {
     let (h, w) = text.split_once(['x', 'X'])?;
     Some(format!("[{h}, {w}]"))
 }
