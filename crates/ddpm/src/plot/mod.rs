@@ -23,6 +23,8 @@ pub use strips::{Strip, strips};
 
 /// How much larger than asked plots are drawn before they are averaged down.
 const SCALE: u32 = 2;
+/// Most pixels of a plot; drawing it takes twelve bytes of memory for each.
+const MOST_PIXELS: u64 = 50_000_000;
 /// The font's name among plotters' fonts.
 const FONT: &str = "ddpm sans";
 /// Sizes of titles, and of all other text, in pixels.
@@ -48,6 +50,10 @@ type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Draws on white. `draw` sees an area [`SCALE`] times as large as `width` and `height`, which are in pixels.
 fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Picture> {
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let reason = format!("it would have {width} x {height} pixels; show fewer or smaller pictures");
+        return Err(Error::Plot { reason });
+    }
     let (wide, high) = (width * SCALE, height * SCALE);
     let mut large = vec![0; wide as usize * high as usize * 3];
     let drawn = || -> Drawn {

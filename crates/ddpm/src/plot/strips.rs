@@ -41,7 +41,8 @@ pub fn strips(title: &str, columns: &[String], rows: &[Strip]) -> Result<Picture
     let label_width = rows.iter().map(|r| text_width(&r.label, TEXT)).max().unwrap_or(0);
     let left = MARGIN + label_width + SPACE;
     let top = MARGIN + LINES.0 + LINES.1;
-    let whole = (left + columns.len() * width + MARGIN, top + rows.len() * height + MARGIN);
+    let inside = (columns.len() * width).max(text_width(title, TITLE));
+    let whole = (left + inside + MARGIN, top + rows.len() * height + MARGIN);
     let (Ok(wide), Ok(high)) = (u32::try_from(whole.0), u32::try_from(whole.1)) else {
         return Err(unfit("the pictures are too large for a strip"));
     };
@@ -117,5 +118,7 @@ mod tests {
         let rows = [strip(vec![picture(1, 1, 0)]), strip(vec![picture(2, 1, 0)])];
         assert!(strips("", &columns, &rows).is_err());
         assert!(strips("", &columns, &rows[..1]).is_ok());
+        let large = strip(vec![picture(100_000_000, 1, 0)]);
+        assert!(matches!(strips("", &columns, &[large]), Err(Error::Plot { .. })));
     }
 }

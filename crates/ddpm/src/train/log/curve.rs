@@ -7,6 +7,9 @@ use crate::plot::LossCurve;
 use crate::train::run::{Metrics, RunFolder};
 use std::path::PathBuf;
 
+/// Letters of a run's name that fit the plot.
+const LONGEST_NAME: usize = 60;
+
 pub(super) struct LossPlot {
     path: PathBuf,
     title: String,
@@ -20,7 +23,8 @@ impl LossPlot {
         for metrics in earlier {
             curve.push(metrics.step, metrics.loss);
         }
-        Self { path: run.loss_path(), title: format!("Training loss of {}", run.name()), curve }
+        let name: String = run.name().chars().take(LONGEST_NAME).collect();
+        Self { path: run.loss_path(), title: format!("Training loss of {name}"), curve }
     }
 }
 
