@@ -177,6 +177,15 @@ for t, shape in [([0, 999], (2, 3, 5, 4)), ([1, 17, 500], (3, 1, 3, 7))]:
     case('q_sample_' + 'x'.join(map(str, shape)), 'q_sample', {'x0': draw(*shape), 'eps': draw(*shape)}, q_sample,
          {'t': t, 'timesteps': 1000, 'beta_start': 1e-4, 'beta_end': 0.02}, grads=False, output='x_t')
 
+for op, function, params in [
+    ('l1', F.l1_loss, {}),
+    ('huber', lambda x, target: F.huber_loss(x, target, delta=0.5), {'delta': 0.5}),
+    ('huber', lambda x, target: F.huber_loss(x, target, delta=2.0), {'delta': 2.0}),
+]:
+    name = op + (f'_{params["delta"]}' if params else '') + '_3x2x7x5'
+    case(name, op, {'x': draw(3, 2, 7, 5), 'target': draw(3, 2, 7, 5)}, lambda x, target: function(x, target),
+         {'reduction': 'mean', **params}, output='loss')
+
 OUT.parent.mkdir(parents=True, exist_ok=True)
 save_file(tensors, OUT, metadata={'cases': json.dumps(cases)})
 print(f'{OUT}: {len(cases)} cases, {len(tensors)} tensors, {OUT.stat().st_size:,} bytes')

@@ -81,7 +81,7 @@ fn main() -> Result<()> {
 
     let (mut first, mut last) = (0.0, 0.0);
     for step in 0..60 {
-        let loss = trainer.step()?;
+        let loss = trainer.step()?.loss;
         match step {
             0..10 => first += loss / 10.0,
             50..60 => last += loss / 10.0,

@@ -66,7 +66,7 @@ pub enum Error {
     NotFinite {
         /// The step that was being made.
         step: u64,
-        /// What was not finite: the loss, or a weight's name.
+        /// What was not finite: the loss, the gradients' norm, or a weight's name.
         what: String,
     },
     /// A plot could not be drawn.

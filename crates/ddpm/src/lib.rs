@@ -53,7 +53,7 @@
 //! ];
 //! let config = Config::load(Some("digits"), None, &tiny)?;
 //! let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 100)?))?;
-//! let loss = trainer.step()?;
+//! let loss = trainer.step()?.loss;
 //! // The network starts by predicting almost nothing, and the noise has variance 1.
 //! assert!(loss > 0.5 && loss < 2.0);
 //! # Ok::<(), ddpm::Error>(())

@@ -4,7 +4,7 @@ use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::nets::{Builder, Network, ParameterSpec};
 use crate::schedule::Schedule;
-use ddpm_engine::ops::{DrawNormal, DrawTimestep, Mse, QSample};
+use ddpm_engine::ops::{DrawNormal, DrawTimestep, Loss, QSample};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
 
@@ -69,6 +69,20 @@ impl TrainingGraph {
     /// # Errors
     /// [`Error::Config`] for pictures that the network cannot halve as often as it does.
     pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
+        Self::with_loss(net, schedule, shape, draws, Loss::Mse)
+    }
+
+    /// As [`new`](Self::new), with another loss in the place of the square; also a mean over all numbers.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_loss(
+        net: &dyn Network,
+        schedule: &Schedule,
+        shape: [usize; 4],
+        draws: StepDraws,
+        loss: Loss,
+    ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new();
         let x_0 = b.graph.input("x_0", shape);
@@ -88,7 +102,7 @@ impl TrainingGraph {
             QSample { sqrt_alpha_bar: table(&|a| a), sqrt_one_minus_alpha_bar: table(&|a| 1.0 - a) };
         let x_t = b.graph.add("x_t", q_sample, &[x_0, eps, t])?;
         let prediction = net.build(&mut b, x_t, t)?;
-        let loss = b.graph.add("loss", Mse, &[prediction, eps])?;
+        let loss = b.graph.add("loss", loss, &[prediction, eps])?;
         let built = b.finish(prediction);
         let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
         let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
@@ -97,7 +111,8 @@ impl TrainingGraph {
 
     /// What the plan must keep and train.
     pub fn options(&self, ema: bool) -> PlanOptions {
-        PlanOptions { gradients: Some(self.gradients.clone()), ema, keep: vec![self.prediction, self.loss] }
+        let keep = vec![self.prediction, self.loss];
+        PlanOptions { gradients: Some(self.gradients.clone()), ema, keep, ..PlanOptions::default() }
     }
 }
 

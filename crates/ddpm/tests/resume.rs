@@ -1,33 +1,53 @@
 //! Training is a function of settings, data and seed: stopping, going on and the number of threads change no bit.
 
 use ddpm::data::digits::Digits;
-use ddpm::train::Trainer;
 use ddpm::train::checkpoint::{self, Checkpoint};
 use ddpm::train::config::Config;
+use ddpm::train::{StepReport, Trainer};
 
-fn trainer(threads: usize) -> Trainer {
-    let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    let settings = [
-        set("network.down_channels", "16, 32"),
-        set("network.mid_channels", "32, 16"),
-        set("network.down_sample", "true"),
-        // Five steps of seven pictures go through the twenty pictures more than once.
-        set("train.batch_size", "7"),
-        set("train.threads", &threads.to_string()),
+/// The settings as they are.
+const PLAIN: &[(&str, &str)] = &[];
+/// Everything that has a state of its own or that more than one batch of a step depends on. Any mean loss that has not
+/// halved counts as a plateau, so that the learning rate falls within a few steps.
+const EVERYTHING: &[(&str, &str)] = &[
+    ("diffusion.schedule", "cosine"),
+    ("train.accumulate", "2"),
+    ("train.loss", "huber"),
+    ("train.huber_delta", "0.7"),
+    ("train.optimizer", "adamw"),
+    ("train.weight_decay", "0.1"),
+    ("train.clip_norm", "0.3"),
+    ("train.warmup_steps", "2"),
+    ("train.lr_schedule", "plateau"),
+    ("train.plateau_patience", "0"),
+    ("train.plateau_factor", "0.5"),
+    ("train.plateau_threshold", "0.5"),
+];
+
+fn trainer(settings: &[(&str, &str)], threads: usize) -> Trainer {
+    let threads = threads.to_string();
+    let tiny = [
+        ("network.down_channels", "16, 32"),
+        ("network.mid_channels", "32, 16"),
+        ("network.down_sample", "true"),
+        // Batches of seven pictures go through the twenty pictures more than once, and no epoch ends with a batch.
+        ("train.batch_size", "7"),
+        ("train.threads", &threads),
     ];
-    let config = Config::load(Some("digits"), None, &settings).expect("settings");
+    let pairs: Vec<_> = tiny.iter().chain(settings).map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+    let config = Config::load(Some("digits"), None, &pairs).expect("settings");
     let data = Digits::new(0, 16, 20).expect("digits");
     Trainer::new(&config, Box::new(data)).expect("a trainer")
 }
 
-/// The state after `steps` more steps, and their losses.
-fn go_on(trainer: &mut Trainer, steps: usize) -> (Checkpoint, Vec<f32>) {
-    let losses = (0..steps).map(|_| trainer.step().expect("a step")).collect();
-    (trainer.checkpoint(None).expect("a state"), losses)
+/// The state after `steps` more steps, and what they told.
+fn go_on(trainer: &mut Trainer, steps: usize) -> (Checkpoint, Vec<StepReport>) {
+    let reports = (0..steps).map(|_| trainer.step().expect("a step")).collect();
+    (trainer.checkpoint(None).expect("a state"), reports)
 }
 
 fn assert_same(a: &Checkpoint, b: &Checkpoint) {
-    assert_eq!(a.manifest.step, b.manifest.step);
+    assert_eq!((a.manifest.step, a.manifest.plateau), (b.manifest.step, b.manifest.plateau));
     for (name, a, b) in [
         ("weights", &a.weights, &b.weights),
         ("averaged weights", &a.ema, &b.ema),
@@ -41,26 +61,64 @@ fn assert_same(a: &Checkpoint, b: &Checkpoint) {
 
 #[test]
 fn a_resumed_training_ends_like_one_that_was_not_stopped() {
-    let (whole, losses) = go_on(&mut trainer(2), 5);
+    for (settings, steps) in [(PLAIN, 5), (EVERYTHING, 9)] {
+        let (whole, reports) = go_on(&mut trainer(settings, 2), steps);
+        // Where there are micro-batches, an epoch ends with the third step, and the fourth is in the middle of one.
+        for stop in [3, 4] {
+            let mut first = trainer(settings, 2);
+            let (half, first_reports) = go_on(&mut first, stop);
+            let folder = tempfile::tempdir().expect("a folder");
+            let path = checkpoint::save(folder.path(), &half).expect("a checkpoint");
+            let mut second = trainer(settings, 2);
+            second.restore(&checkpoint::load(&path).expect("the checkpoint"), &path).expect("fits");
+            let (resumed, second_reports) = go_on(&mut second, steps - stop);
 
-    let mut first = trainer(2);
-    let (half, first_losses) = go_on(&mut first, 2);
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = checkpoint::save(folder.path(), &half).expect("a checkpoint");
-    let mut second = trainer(2);
-    second.restore(&checkpoint::load(&path).expect("the checkpoint"), &path).expect("fits");
-    let (resumed, second_losses) = go_on(&mut second, 3);
+            assert_eq!([first_reports, second_reports].concat(), reports, "stopped after {stop} steps");
+            assert_same(&resumed, &whole);
+        }
+    }
+}
 
-    assert_eq!([first_losses, second_losses].concat(), losses);
-    assert_same(&resumed, &whole);
+#[test]
+fn everything_that_a_resume_must_keep_is_in_use() {
+    let mut trainer = trainer(EVERYTHING, 2);
+    let (middle, mut reports) = go_on(&mut trainer, 4);
+    reports.extend(go_on(&mut trainer, 5).1);
+    let rates: Vec<f64> = reports.iter().map(|r| r.learning_rate).collect();
+    assert!(rates[0] < rates[1], "no warm-up: {rates:?}");
+    // Lowered before the stops of the test above and after them.
+    assert!(rates[8] < rates[3] && rates[3] < rates[2], "the learning rate did not fall: {rates:?}");
+    assert!(reports.iter().any(|r| r.grad_norm > 0.3), "nothing was clipped: {reports:?}");
+    let plateau = middle.manifest.plateau.expect("the state of the learning rate");
+    assert!(plateau.steps > 0 && plateau.loss_sum > 0.0 && plateau.best.is_some(), "{plateau:?}");
 }
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
-    let (one, losses) = go_on(&mut trainer(1), 3);
-    for threads in [2, 5] {
-        let (other, other_losses) = go_on(&mut trainer(threads), 3);
-        assert_eq!(other_losses, losses, "{threads} threads");
-        assert_same(&other, &one);
+    for settings in [PLAIN, EVERYTHING] {
+        let (one, reports) = go_on(&mut trainer(settings, 1), 3);
+        for threads in [2, 5] {
+            let (other, other_reports) = go_on(&mut trainer(settings, threads), 3);
+            assert_eq!(other_reports, reports, "{threads} threads");
+            assert_same(&other, &one);
+        }
+    }
+}
+
+#[test]
+fn micro_batches_see_pictures_and_draws_of_their_own() {
+    // Three micro-batches of seven see what three steps of seven see: with weights that do not move, the losses of the
+    // steps are those whose mean the accumulating step tells.
+    let still = ("train.lr", "1e-300");
+    let (_, single) = go_on(&mut trainer(&[still], 2), 6);
+    let (_, joined) = go_on(&mut trainer(&[still, ("train.accumulate", "3")], 2), 2);
+    for (step, joined) in joined.iter().enumerate() {
+        let losses = single[3 * step..3 * step + 3].iter().map(|r| f64::from(r.loss));
+        assert_eq!(joined.loss, (losses.sum::<f64>() / 3.0) as f32);
+        let longest = single[3 * step..3 * step + 3].iter().map(|r| r.grad_norm).fold(0.0, f64::max);
+        assert!(
+            joined.grad_norm > 0.0 && joined.grad_norm < longest,
+            "a mean is not longer than its longest"
+        );
     }
 }

@@ -198,6 +198,16 @@ impl CpuExecutor {
         let info = self.plan.graph().info(self.plan.graph().parameters()[i]);
         Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: place.len(), given })
     }
+
+    /// The gradients that an update follows.
+    fn update_gradients(&self) -> Result<Range<usize>> {
+        let [sum, last, weights] =
+            [Region::GradientSum, Region::Gradients, Region::Weights].map(|r| self.plan.region(r));
+        if last.is_empty() && !weights.is_empty() {
+            return Err(Error::Resources("the plan was not made for training".to_owned()));
+        }
+        Ok(if sum.is_empty() { last } else { sum })
+    }
 }
 
 /// Memory and arithmetic of a plan, without taking the memory.
@@ -284,12 +294,40 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn update(&mut self, step: &AdamStep) -> Result<()> {
-        let regions = [Region::Weights, Region::Gradients, Region::ExpAvg, Region::ExpAvgSq, Region::Ema];
-        let places = regions.map(|r| self.plan.region(r));
-        if places[1].is_empty() && !places[0].is_empty() {
-            return Err(Error::Resources("the plan was not made for training".to_owned()));
+    fn accumulate(&mut self, start: bool) -> Result<()> {
+        let (sum, last) = (self.plan.region(Region::GradientSum), self.plan.region(Region::Gradients));
+        if sum.is_empty() && !self.plan.region(Region::Weights).is_empty() {
+            return Err(Error::Resources("the plan was not made to add gradients up".to_owned()));
         }
+        let isa = self.cpu.isa;
+        let [sum, last] =
+            self.arena.as_mut_slice().get_disjoint_mut([sum, last]).expect("regions do not overlap");
+        self.pool.install(|| {
+            (sum.par_chunks_mut(CHUNK), last.par_chunks(CHUNK)).into_par_iter().for_each(|(sum, last)| {
+                if start { sum.copy_from_slice(last) } else { elementwise::add_assign(isa, last, sum) }
+            });
+        });
+        Ok(())
+    }
+
+    fn gradient_norm(&self) -> Result<f64> {
+        let (isa, arena) = (self.cpu.isa, self.arena.as_slice());
+        let gradients = &arena[self.update_gradients()?];
+        let parts = || gradients.par_chunks(CHUNK).map(|g| elementwise::squared_norm(isa, g)).collect();
+        // Added in order, which a parallel sum is not.
+        let parts: Vec<f64> = self.pool.install(parts);
+        Ok(parts.iter().sum::<f64>().sqrt())
+    }
+
+    fn update(&mut self, step: &AdamStep) -> Result<()> {
+        let region = |r| self.plan.region(r);
+        let places = [
+            region(Region::Weights),
+            self.update_gradients()?,
+            region(Region::ExpAvg),
+            region(Region::ExpAvgSq),
+            region(Region::Ema),
+        ];
         let isa = self.cpu.isa;
         let [weights, gradients, exp_avg, exp_avg_sq, ema] =
             self.arena.as_mut_slice().get_disjoint_mut(places).expect("regions do not overlap");

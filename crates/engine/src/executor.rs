@@ -75,7 +75,15 @@ pub trait Executor: Send {
     /// Runs all nodes once.
     fn run(&mut self, draws: Draws) -> Result<()>;
 
-    /// Moves the weights along the gradients of the last run, and their average after them.
+    /// Adds the gradients of the last run to the sum of those before, or starts a new sum with them. Only for plans
+    /// that [accumulate](PlanOptions::accumulate).
+    fn accumulate(&mut self, start: bool) -> Result<()>;
+
+    /// The L2 norm of the gradients of the last run, or of their sum where the plan accumulates.
+    fn gradient_norm(&self) -> Result<f64>;
+
+    /// Moves the weights along the gradients of the last run, or along their sum where the plan accumulates, and their
+    /// average after them.
     fn update(&mut self, step: &AdamStep) -> Result<()>;
 
     /// Starts or stops taking the time of each node; starting forgets earlier times.

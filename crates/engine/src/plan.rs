@@ -17,6 +17,8 @@ pub(crate) const ALIGN: usize = 16;
 pub struct PlanOptions {
     /// The parameters' gradients, as [`backward`](crate::autodiff::backward) returns them; none: no training.
     pub gradients: Option<Vec<Tensor>>,
+    /// Whether the gradients of several runs are added up for an update.
+    pub accumulate: bool,
     /// Whether a moving average of the weights is kept.
     pub ema: bool,
     /// Tensors that are read after a run.
@@ -28,8 +30,10 @@ pub struct PlanOptions {
 pub enum Region {
     /// The weights.
     Weights,
-    /// Their gradients.
+    /// Their gradients, as the last run left them.
     Gradients,
+    /// The sum of the gradients of several runs.
+    GradientSum,
     /// Adam's first moment.
     ExpAvg,
     /// Adam's second moment.
@@ -39,7 +43,9 @@ pub enum Region {
 }
 
 impl Region {
-    const ALL: [Region; 5] = [Self::Weights, Self::Gradients, Self::ExpAvg, Self::ExpAvgSq, Self::Ema];
+    const COUNT: usize = 6;
+    const ALL: [Region; Self::COUNT] =
+        [Self::Weights, Self::Gradients, Self::GradientSum, Self::ExpAvg, Self::ExpAvgSq, Self::Ema];
 }
 
 /// Where everything is.
@@ -49,7 +55,7 @@ pub struct Plan {
     places: Vec<Range<usize>>,
     /// Each parameter's place within a region.
     parameters: Vec<Range<usize>>,
-    regions: [Range<usize>; 5],
+    regions: [Range<usize>; Region::COUNT],
     scratch: Vec<Range<usize>>,
     len: usize,
 }
@@ -80,6 +86,7 @@ impl Plan {
             let there = match region {
                 Region::Weights => true,
                 Region::Ema => options.ema && options.gradients.is_some(),
+                Region::GradientSum => options.accumulate && options.gradients.is_some(),
                 _ => options.gradients.is_some(),
             };
             let start = end;

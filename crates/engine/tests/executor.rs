@@ -107,7 +107,7 @@ fn network() -> Result<Network> {
     let x = g.add("out.silu", Silu, &[x])?;
     let (w, b) = (p(&mut g, &[3, 3, 2 * C, 3]), p(&mut g, &[3]));
     let y = g.add("out.conv", Conv2d::new(1, 1), &[x, w, b])?;
-    let loss = g.add("loss", Mse, &[y, eps])?;
+    let loss = g.add("loss", Loss::Mse, &[y, eps])?;
     assert!(g.parameter_count() > 32768);
     let forward = g.clone();
     let gradients = backward(&mut g, loss)?;
@@ -116,7 +116,12 @@ fn network() -> Result<Network> {
 
 impl Network {
     fn executor(&self, threads: usize, isa: Isa, keep: Vec<Tensor>) -> Result<CpuExecutor> {
-        let options = PlanOptions { gradients: Some(self.gradients.clone()), ema: true, keep };
+        let options = PlanOptions {
+            gradients: Some(self.gradients.clone()),
+            ema: true,
+            keep,
+            ..PlanOptions::default()
+        };
         let mut executor = CpuExecutor::with_isa(self.graph.clone(), &options, threads, isa)?;
         let x0 = normal(1, 999, self.graph.shape(self.x0).len());
         executor.write(self.x0, &x0)?;
@@ -258,10 +263,10 @@ fn an_update_moves_every_region_as_the_optimizer_says() -> Result<()> {
     let (x, p, q) = (g.input("x", [3, 5]), g.parameter("p", [3, 5]), g.parameter("q", [3, 5]));
     let y = g.add("y", Add, &[p, x])?;
     let y = g.add("z", Add, &[y, q])?;
-    let loss = g.add("loss", Mse, &[y, x])?;
+    let loss = g.add("loss", Loss::Mse, &[y, x])?;
     let gradients = backward(&mut g, loss)?;
     for ema in [true, false] {
-        let options = PlanOptions { gradients: Some(gradients.clone()), ema, keep: vec![] };
+        let options = PlanOptions { gradients: Some(gradients.clone()), ema, ..PlanOptions::default() };
         let mut executor = CpuExecutor::with_isa(g.clone(), &options, 2, Isa::best())?;
         executor.write(x, &normal(4, 0, 15))?;
         let regions = if ema { &REGIONS[..] } else { &REGIONS[..4] };
@@ -299,6 +304,66 @@ fn an_update_moves_every_region_as_the_optimizer_says() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn gradients_of_several_runs_are_added_up_measured_and_followed() -> Result<()> {
+    let network = network()?;
+    let parameters = network.graph.parameters();
+    let mut norms = Vec::new();
+    for threads in [1, 2, 5] {
+        let gradients = Some(network.gradients.clone());
+        let options = PlanOptions { gradients, accumulate: true, ..PlanOptions::default() };
+        let mut executor = CpuExecutor::with_isa(network.graph.clone(), &options, threads, Isa::best())?;
+        executor.write(network.x0, &normal(1, 999, network.graph.shape(network.x0).len()))?;
+        for (i, weights) in network.weights().iter().enumerate() {
+            executor.write_parameter(Region::Weights, i, weights)?;
+        }
+        let read = |executor: &CpuExecutor, region| -> Result<Vec<Vec<f32>>> {
+            let one = |(i, &p): (usize, &Tensor)| {
+                let mut numbers = vec![f32::NAN; network.graph.shape(p).len()];
+                executor.read_parameter(region, i, &mut numbers).map(|()| numbers)
+            };
+            parameters.iter().enumerate().map(one).collect()
+        };
+        let mut want: Vec<Vec<f32>> = parameters.iter().map(|_| Vec::new()).collect();
+        // The first run is forgotten: the second starts a new sum.
+        for step in 0..4 {
+            executor.run(Draws { seed: 7, step, first_index: 0 })?;
+            executor.accumulate(step <= 1)?;
+            let last = read(&executor, Region::Gradients)?;
+            for (sum, last) in want.iter_mut().zip(last) {
+                match step {
+                    0 | 1 => *sum = last,
+                    _ => sum.iter_mut().zip(last).for_each(|(sum, g)| *sum += g),
+                }
+            }
+        }
+        assert_eq!(read(&executor, Region::GradientSum)?, want, "{threads} threads");
+        let norm = executor.gradient_norm()?;
+        let exact = want.iter().flatten().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+        assert!((norm / exact - 1.0).abs() <= 1e-6, "{norm}, not {exact}");
+        norms.push(norm.to_bits());
+
+        executor.update(&AdamStep { grad_scale: 0.25, ..adam_step(1) })?;
+        for (sum, exp_avg) in want.iter().zip(read(&executor, Region::ExpAvg)?) {
+            for (sum, got) in sum.iter().zip(exp_avg) {
+                // The first moment starts at zero: (1 - beta1) of the scaled sum.
+                let want = 0.1 * 0.25 * f64::from(*sum);
+                assert!((f64::from(got) - want).abs() <= 1e-6 * want.abs(), "{got}, not {want}");
+            }
+        }
+    }
+    assert!(norms.iter().all(|n| *n == norms[0]), "the norm depends on the number of threads");
+
+    // Without a sum the norm is the last run's, and there is nothing to add to.
+    let mut executor = network.executor(2, Isa::best(), vec![network.loss])?;
+    assert_eq!(executor.gradient_norm()?, 0.0);
+    executor.run(Draws { seed: 7, step: 1, first_index: 0 })?;
+    assert!(executor.gradient_norm()? > 0.0);
+    let error = executor.accumulate(true).expect_err("no sum").to_string();
+    assert!(error.contains("add gradients up"), "{error}");
+    Ok(())
+}
+
 /// A small graph of in-place and other operations on tensors of one shape, each reading any that are there.
 fn random_graph(seed: u32) -> Result<(Graph, Tensor)> {
     let mut words = Stream::new(5, Purpose::Test, 1, seed).words();
@@ -328,7 +393,7 @@ fn random_graph(seed: u32) -> Result<(Graph, Tensor)> {
         tensors.push(t);
     }
     let last = *tensors.last().expect("there are some");
-    let loss = g.add("loss", Mse, &[last, tensors[0]])?;
+    let loss = g.add("loss", Loss::Mse, &[last, tensors[0]])?;
     Ok((g, loss))
 }
 
@@ -568,7 +633,7 @@ fn shape_errors_name_the_node_the_operation_and_the_shapes() {
         }),
         ("[2, 3] [2, 4]", |g, t| {
             let x = [t(g, &[2, 3]), t(g, &[2, 4])];
-            g.add("the.node", Mse, &x)
+            g.add("the.node", Loss::Mse, &x)
         }),
     ];
     for (shapes, add) in bad {
@@ -600,6 +665,8 @@ fn data_of_the_wrong_length_and_missing_regions_are_refused_by_name() -> Result<
     let error = executor.read_parameter(Region::Ema, 0, &mut [0.0; 6]).expect_err("no training").to_string();
     assert!(error.contains("Ema") && error.contains("training"), "{error}");
     let error = executor.update(&adam_step(1)).expect_err("no training").to_string();
+    assert!(error.contains("training"), "{error}");
+    let error = executor.gradient_norm().expect_err("no training").to_string();
     assert!(error.contains("training"), "{error}");
     assert!(executor.read_parameter(Region::Weights, 1, &mut [0.0; 6]).is_err(), "there is one parameter");
     Ok(())

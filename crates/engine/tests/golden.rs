@@ -192,10 +192,15 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             let t = constant(&mut c, "t", t);
             c.graph.add(name, SinusoidalEmbedding { dim: spec["dim"].as_u64().expect("dim") as usize }, &[t])
         }
-        "mse" => {
+        "mse" | "l1" | "huber" => {
             result = ("loss", "", &[]);
             let operands = [c.input("x", PICTURE), c.input("target", PICTURE)];
-            c.graph.add(name, Mse, &operands)
+            let loss = match op {
+                "mse" => Loss::Mse,
+                "l1" => Loss::L1,
+                _ => Loss::Huber { delta: spec["delta"].as_f64().expect("delta") as f32 },
+            };
+            c.graph.add(name, loss, &operands)
         }
         "q_sample" => {
             result = ("x_t", "", PICTURE);
@@ -226,7 +231,7 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
     // q_sample and the embedding have no gradient of their own in the engine.
     let gradients = if op == "q_sample" || op == "sincos" {
         None
-    } else if op == "mse" {
+    } else if result.0 == "loss" {
         Some(ddpm_engine::autodiff::backward(&mut c.graph, y).expect("gradients"))
     } else {
         c.orders.insert(result.1[1..].to_owned(), result.2.to_vec());

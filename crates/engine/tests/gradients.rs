@@ -72,7 +72,7 @@ fn check((name, case): Case) {
     let mut b = Build { graph: Graph::new(), inputs: Vec::new() };
     let y = case(&mut b);
     let target = b.input(b.graph.shape(y));
-    let loss = b.add(Mse, &[y, target]);
+    let loss = b.add(Loss::Mse, &[y, target]);
     let Build { mut graph, inputs } = b;
     let forward = graph.clone();
     let gradients = backward(&mut graph, loss).expect("every operation of the case has a gradient");
@@ -145,7 +145,7 @@ fn check((name, case): Case) {
 
 #[test]
 fn pointwise_operations() {
-    let cases: [Case; 11] = [
+    let cases: [Case; 13] = [
         ("silu", |b| {
             let x = b.p([2, 3, 5, 7]);
             b.add(Silu, &[x])
@@ -178,11 +178,19 @@ fn pointwise_operations() {
         }),
         ("mse between two parameters", |b| {
             let (x, y) = (b.p([5, 3]), b.p([5, 3]));
-            b.add(Mse, &[x, y])
+            b.add(Loss::Mse, &[x, y])
+        }),
+        ("l1 between two parameters", |b| {
+            let (x, y) = (b.p([5, 3]), b.p([5, 3]));
+            b.add(Loss::L1, &[x, y])
+        }),
+        ("huber between a parameter and an input", |b| {
+            let (x, y) = (b.p([5, 7]), b.input([5, 7]));
+            b.add(Loss::Huber { delta: 0.8 }, &[x, y])
         }),
         ("mse of a tensor with itself", |b| {
             let (x, y) = (b.p([5, 3]), b.p([1]));
-            let zero = b.add(Mse, &[x, x]);
+            let zero = b.add(Loss::Mse, &[x, x]);
             b.add(Add, &[zero, y])
         }),
         ("the parameter itself", |b| b.p([4, 3])),
@@ -445,7 +453,7 @@ fn an_operation_without_a_gradient_is_refused_by_name() {
         let p = g.parameter("p", [2, 6]);
         let y = g.add("the.slice", Slice { from: 1, len: 3 }, &[p])?;
         let target = g.input("target", [2, 3]);
-        let loss = g.add("loss", Mse, &[y, target])?;
+        let loss = g.add("loss", Loss::Mse, &[y, target])?;
         Ok((g, loss))
     };
     let (mut g, loss) = build().expect("a valid graph");

@@ -1,7 +1,7 @@
 //! Arithmetic number by number, sums, and the optimizer's step.
 
 use crate::isa::{Isa, dispatch};
-use crate::vector::{self, map2};
+use crate::vector::{self, fold2, map2};
 use pulp::Simd;
 
 /// `y = silu(x)`.
@@ -59,42 +59,9 @@ pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
     dispatch!(isa, s => run(s, x, out))
 }
 
-/// The sum of `(a - b)^2`, in f64 from runs of 4096.
-pub fn squared_distance(isa: Isa, a: &[f32], b: &[f32]) -> f64 {
-    #[inline(always)]
-    fn run<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f64 {
-        let mut sum = 0.0;
-        for (a, b) in a.chunks(4096).zip(b.chunks(4096)) {
-            let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
-            let rest = s.sub_f32s(s.partial_load_f32s(a_tail), s.partial_load_f32s(b_tail));
-            let mut total = s.mul_f32s(rest, rest);
-            for (a, b) in a.iter().zip(b) {
-                let d = s.sub_f32s(*a, *b);
-                total = s.mul_add_e_f32s(d, d, total);
-            }
-            sum += f64::from(s.reduce_sum_f32s(total));
-        }
-        sum
-    }
-    assert_eq!(a.len(), b.len());
-    dispatch!(isa, s => run(s, a, b))
-}
-
-/// `out = factor * (a - b)`.
-pub fn scaled_difference(isa: Isa, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
-    #[inline(always)]
-    fn run<S: Simd>(s: S, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
-        let f = s.splat_f32s(factor);
-        out.copy_from_slice(a);
-        map2(
-            s,
-            out,
-            b,
-            #[inline(always)]
-            |a, b| s.mul_f32s(f, s.sub_f32s(a, b)),
-        );
-    }
-    dispatch!(isa, s => run(s, factor, a, b, out))
+/// The sum of squares, in f64 from runs of 4096.
+pub fn squared_norm(isa: Isa, x: &[f32]) -> f64 {
+    dispatch!(isa, s => fold2(s, x, x, #[inline(always)] |x, _, total| s.mul_add_e_f32s(x, x, total)))
 }
 
 /// `out = a * x + b * y` (the forward process: `x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps`).

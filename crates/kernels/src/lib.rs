@@ -12,6 +12,7 @@ pub mod attention;
 pub mod conv;
 pub mod elementwise;
 pub mod isa;
+pub mod loss;
 pub mod norm;
 pub mod reference;
 mod tile;

@@ -12,6 +12,7 @@
 
 use crate::conv::ConvShape;
 use crate::elementwise::AdamStep;
+use crate::loss::Loss;
 use crate::norm::NormShape;
 
 // ---------------------------------------------------------------------------------------------------- convolution
@@ -333,20 +334,32 @@ pub fn sum_rows(x: &[f64], columns: usize) -> Vec<f64> {
     y
 }
 
-/// The sum of `(a - b)^2`.
-pub fn squared_distance(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum()
+/// The sum of the losses of `a - b`.
+pub fn loss_sum(loss: Loss, a: &[f64], b: &[f64]) -> f64 {
+    let one = |d: f64| match loss {
+        Loss::Mse => d * d,
+        Loss::L1 => d.abs(),
+        Loss::Huber { delta } if d.abs() <= f64::from(delta) => d * d / 2.0,
+        Loss::Huber { delta } => f64::from(delta) * (d.abs() - f64::from(delta) / 2.0),
+    };
+    a.iter().zip(b).map(|(a, b)| one(a - b)).sum()
 }
 
-/// The mean of `(a - b)^2`.
-pub fn mse(a: &[f64], b: &[f64]) -> f64 {
-    squared_distance(a, b) / a.len() as f64
+/// The mean of the losses of `a - b`.
+pub fn loss_mean(loss: Loss, a: &[f64], b: &[f64]) -> f64 {
+    loss_sum(loss, a, b) / a.len() as f64
 }
 
-/// The gradient of [`mse`] by `a`, times the loss's own gradient: `2 / n (a - b) dloss`.
-pub fn mse_grad(a: &[f64], b: &[f64], dloss: f64) -> Vec<f64> {
-    let factor = 2.0 / a.len() as f64 * dloss;
-    a.iter().zip(b).map(|(a, b)| factor * (a - b)).collect()
+/// The gradient of [`loss_mean`] by `a`, times the loss's own gradient.
+pub fn loss_grad(loss: Loss, a: &[f64], b: &[f64], dloss: f64) -> Vec<f64> {
+    let slope = |d: f64| match loss {
+        Loss::Mse => 2.0 * d,
+        Loss::L1 if d == 0.0 => 0.0,
+        Loss::L1 => d.signum(),
+        Loss::Huber { delta } => d.clamp(-f64::from(delta), f64::from(delta)),
+    };
+    let share = dloss / a.len() as f64;
+    a.iter().zip(b).map(|(a, b)| share * slope(a - b)).collect()
 }
 
 // ------------------------------------------------------------------------------------------------------ optimizer

@@ -69,6 +69,22 @@ pub fn map2<S: Simd>(s: S, y: &mut [f32], x: &[f32], f: impl Fn(S::f32s, S::f32s
     }
 }
 
+/// Folds runs of 4096 pairs of numbers into a total, lane by lane, and adds the totals in f64. `f` must leave the total
+/// as it is for a pair of zeros, which fill up the last vector.
+#[inline(always)]
+pub fn fold2<S: Simd>(s: S, a: &[f32], b: &[f32], f: impl Fn(S::f32s, S::f32s, S::f32s) -> S::f32s) -> f64 {
+    let mut sum = 0.0;
+    for (a, b) in a.chunks(4096).zip(b.chunks(4096)) {
+        let ((a, a_tail), (b, b_tail)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+        let mut total = f(s.partial_load_f32s(a_tail), s.partial_load_f32s(b_tail), s.splat_f32s(0.0));
+        for (a, b) in a.iter().zip(b) {
+            total = f(*a, *b, total);
+        }
+        sum += f64::from(s.reduce_sum_f32s(total));
+    }
+    sum
+}
+
 /// The sum of a slice: lane by lane, then over the lanes.
 #[inline(always)]
 pub fn sum<S: Simd>(s: S, x: &[f32]) -> f32 {

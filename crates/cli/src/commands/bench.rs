@@ -50,7 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         out,
         "{} parameters, batch {}, {}, {device}",
         thousands(trainer.tensor_numbers()),
-        trainer.config().train.batch_size,
+        trainer.config().pictures_per_step(),
         trainer.data().shape()
     )?;
     let memory = footprint.arena_bytes + footprint.scratch_bytes;
@@ -66,11 +66,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         times.push(start.elapsed().as_secs_f64());
     }
     times.sort_by(f64::total_cmp);
-    let (median, flops) = (times[times.len() / 2], 2.0 * footprint.multiply_adds as f64);
+    let micro_batches = trainer.config().train.accumulate as f64;
+    let (median, flops) = (times[times.len() / 2], 2.0 * footprint.multiply_adds as f64 * micro_batches);
     writeln!(
         out,
         "train {median:.4} s  {:.1} images/s  {:.1} GFLOP a step  {:.0} GFLOP/s  (min {:.4}, max {:.4}, {} steps)",
-        trainer.config().train.batch_size as f64 / median,
+        trainer.config().pictures_per_step() as f64 / median,
         flops / 1e9,
         flops / median / 1e9,
         times[0],

@@ -7,9 +7,10 @@ pub mod checkpoint;
 pub mod config;
 mod disk;
 mod log;
+pub mod rate;
 pub mod run;
 pub mod session;
 pub mod trainer;
 
 pub use session::{Event, Outcome, Session, Start};
-pub use trainer::{TrainPlan, Trainer};
+pub use trainer::{StepReport, TrainPlan, Trainer};

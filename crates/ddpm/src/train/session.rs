@@ -249,7 +249,8 @@ impl Session {
             }
             let begun = Instant::now();
             let step = self.trainer.steps_done();
-            let loss = f64::from(self.trainer.step()?);
+            let report = self.trainer.step()?;
+            let loss = f64::from(report.loss);
             let took = begun.elapsed();
             training += took;
             steps_here += 1;
@@ -257,11 +258,13 @@ impl Session {
                 self.losses.pop_front();
             }
             self.losses.push_back(loss);
-            let batch = self.trainer.config().train.batch_size as f64;
+            let batch = self.trainer.config().pictures_per_step() as f64;
             self.spent = before + start.elapsed();
             let seconds = self.spent.as_secs_f64();
             let images_per_second = batch / took.as_secs_f64();
-            self.note(Entry::Step(&Metrics { step, loss, images_per_second, seconds }), on_event)?;
+            let (learning_rate, grad_norm) = (report.learning_rate, report.grad_norm);
+            let metrics = Metrics { step, loss, images_per_second, learning_rate, grad_norm, seconds };
+            self.note(Entry::Step(&metrics), on_event)?;
             let mean = training / u32::try_from(steps_here).unwrap_or(u32::MAX);
             let left = mean.saturating_mul(u32::try_from(steps - step - 1).unwrap_or(u32::MAX));
             let loss = self.loss().unwrap_or(loss);

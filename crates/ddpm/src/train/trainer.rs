@@ -1,13 +1,15 @@
 //! Training steps: algorithm 1 of Ho et al. 2020 on a data set, without files.
 
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor, check_fits};
-use super::config::{Config, DataFacts, OptimizerKind, Size};
+use super::config::{Config, DataFacts, LossKind, OptimizerKind, Size, TrainConfig};
+use super::rate::LearningRate;
 use crate::data::{self, DataOptions, Dataset, Order, digits::Digits};
 use crate::error::{Error, Result};
 use crate::model::{StepDraws, TrainingGraph, check_size, device};
 use crate::nets::{self, Network};
 use crate::schedule::Schedule;
-use ddpm_engine::{AdamStep, Draws, Executor, Region};
+use ddpm_engine::ops::Loss;
+use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -34,6 +36,17 @@ pub struct TrainPlan {
     pub device: String,
 }
 
+/// What a step tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Mean loss of the step's pictures, before the step.
+    pub loss: f32,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// L2 norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+}
+
 /// A network, its optimizer and its data.
 pub struct Trainer {
     config: Config,
@@ -42,6 +55,7 @@ pub struct Trainer {
     graph: TrainingGraph,
     exec: Box<dyn Executor>,
     batch: Vec<f32>,
+    rate: LearningRate,
     /// Steps made.
     step: u64,
     weights_given: bool,
@@ -67,6 +81,21 @@ pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     data::open(Path::new(&d.path), &DataOptions { size, channels, on_bad_file: d.on_bad_file })
 }
 
+/// The loss that the settings name.
+fn loss_of(train: &TrainConfig) -> Loss {
+    match train.loss {
+        LossKind::Mse => Loss::Mse,
+        LossKind::L1 => Loss::L1,
+        LossKind::Huber => Loss::Huber { delta: train.huber_delta as f32 },
+    }
+}
+
+/// What gradients of that norm are multiplied by so that it is at most `max_norm` (0: any): as PyTorch's
+/// `clip_grad_norm_`, small constant and all (Pascanu, Mikolov, Bengio 2013, algorithm 1).
+fn clip_scale(max_norm: f64, norm: f64) -> f64 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}
+
 impl Trainer {
     /// Prepares to train from the start: settings are completed from the data, and the weights are drawn.
     pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
@@ -79,8 +108,10 @@ impl Trainer {
         config.validate()?;
         let schedule = Schedule::from_config(&config.diffusion)?;
         let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
-        let graph = TrainingGraph::new(&*net, &schedule, batch, StepDraws::Drawn)?;
-        let options = graph.options(config.train.ema_decay > 0.0);
+        let loss = loss_of(&config.train);
+        let graph = TrainingGraph::with_loss(&*net, &schedule, batch, StepDraws::Drawn, loss)?;
+        let accumulate = config.train.accumulate > 1;
+        let options = PlanOptions { accumulate, ..graph.options(config.train.ema_decay > 0.0) };
         let mut exec = device(config.train.threads).executor(graph.graph.clone(), &options)?;
         for (i, spec) in graph.parameters.iter().enumerate() {
             let weights = spec.init(config.train.seed, i);
@@ -91,8 +122,10 @@ impl Trainer {
         }
         let order = Order::new(config.train.seed, data.len());
         let numbers = batch.iter().product();
+        let rate = LearningRate::new(&config.train);
         Ok(Self {
             config,
+            rate,
             data,
             order,
             graph,
@@ -145,46 +178,84 @@ impl Trainer {
         self.gradients(u32::MAX)?;
         let start = Instant::now();
         self.gradients(u32::MAX)?;
+        let accumulate = self.config.train.accumulate;
+        let step_time = start.elapsed().saturating_mul(u32::try_from(accumulate).unwrap_or(u32::MAX));
         Ok(TrainPlan {
             parameters,
             arena_bytes: footprint.arena_bytes as u64,
             scratch_bytes: footprint.scratch_bytes as u64,
             data_bytes: self.data.summary().memory_bytes,
             checkpoint_bytes: (copies * parameters * 4) as u64,
-            flops: 2 * footprint.multiply_adds,
+            flops: 2 * footprint.multiply_adds * accumulate as u64,
             steps: self.steps().saturating_sub(self.step),
-            step_time: start.elapsed(),
+            step_time,
             device: self.exec.describe(),
         })
     }
 
-    fn gradients(&mut self, step: u32) -> Result<f32> {
-        self.exec.run(Draws { seed: self.config.train.seed, step, first_index: 0 })?;
+    /// Reads the pictures of a micro-batch, counted from the start of the run, into the graph.
+    fn load(&mut self, number: u64) -> Result<()> {
+        let indices = self.order.batch(number, self.config.train.batch_size);
+        for (index, picture) in indices.into_iter().zip(self.batch.chunks_mut(self.data.shape().values())) {
+            self.data.read(index, picture)?;
+        }
+        Ok(self.exec.write(self.graph.x_0, &self.batch)?)
+    }
+
+    /// Runs the graph with the draws of a micro-batch; its loss.
+    fn gradients(&mut self, number: u32) -> Result<f32> {
+        self.exec.run(Draws { seed: self.config.train.seed, step: number, first_index: 0 })?;
         let mut loss = [0.0];
         self.exec.read(self.graph.loss, &mut loss)?;
         Ok(loss[0])
     }
 
-    /// Makes one step; the batch's loss before it. A loss that is not finite is an error, and nothing has changed.
-    pub fn step(&mut self) -> Result<f32> {
-        let indices = self.order.batch(self.step, self.config.train.batch_size);
-        for (index, picture) in indices.into_iter().zip(self.batch.chunks_mut(self.data.shape().values())) {
-            self.data.read(index, picture)?;
+    /// The gradients of all micro-batches of the step, in the executor; the mean loss.
+    fn all_gradients(&mut self) -> Result<f32> {
+        let micro_batches = self.config.train.accumulate as u64;
+        let mut total = 0.0;
+        for k in 0..micro_batches {
+            // Pictures and draws are those of this number: no two micro-batches of a run share them.
+            let number = self.step * micro_batches + k;
+            let draws = u32::try_from(number).map_err(|_| Error::Config {
+                key: "train.steps".to_owned(),
+                reason: format!("a run has at most {} steps, or micro-batches", u32::MAX),
+            })?;
+            self.load(number)?;
+            let loss = self.gradients(draws)?;
+            if !loss.is_finite() {
+                return Err(Error::NotFinite { step: self.step, what: "the loss".to_owned() });
+            }
+            if micro_batches > 1 {
+                self.exec.accumulate(k == 0)?;
+            }
+            total += f64::from(loss);
         }
-        self.exec.write(self.graph.x_0, &self.batch)?;
-        let draw_step = u32::try_from(self.step).map_err(|_| Error::Config {
-            key: "train.steps".to_owned(),
-            reason: format!("a run has at most {} steps", u32::MAX),
-        })?;
-        let loss = self.gradients(draw_step)?;
-        if !loss.is_finite() {
-            return Err(Error::NotFinite { step: self.step, what: "the loss".to_owned() });
-        }
+        Ok((total / micro_batches as f64) as f32)
+    }
+
+    /// Whether step `step` (from 0) reads the last picture of an epoch.
+    fn ends_epoch(&self, step: u64) -> bool {
+        let epochs = |steps: u64| {
+            u128::from(steps) * self.config.pictures_per_step() as u128 / self.data.len().max(1) as u128
+        };
+        epochs(step + 1) > epochs(step)
+    }
+
+    /// Makes one step. A loss or a gradient that is not finite is an error, and nothing has changed.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let loss = self.all_gradients()?;
         let t = &self.config.train;
+        let mean = 1.0 / t.accumulate as f64;
+        let grad_norm = mean * self.exec.gradient_norm()?;
+        if !grad_norm.is_finite() {
+            return Err(Error::NotFinite { step: self.step, what: "the norm of the gradients".to_owned() });
+        }
+        let learning_rate = self.rate.at(self.step);
         // The average follows closely at first, so that early samples are not those of the first weights.
         let warm = (1.0 + self.step as f64) / (10.0 + self.step as f64);
         self.exec.update(&AdamStep {
-            lr: t.lr,
+            lr: learning_rate,
             beta1: t.beta1,
             beta2: t.beta2,
             eps: t.adam_eps,
@@ -192,10 +263,11 @@ impl Trainer {
             decoupled: t.optimizer == OptimizerKind::AdamW,
             step: self.step + 1,
             ema_decay: t.ema_decay.min(warm),
-            grad_scale: 1.0,
+            grad_scale: mean * clip_scale(t.clip_norm, grad_norm),
         })?;
+        self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
         self.step += 1;
-        Ok(loss)
+        Ok(StepReport { loss, learning_rate, grad_norm })
     }
 
     /// A region's parameters with PyTorch's names and layouts.
@@ -245,6 +317,7 @@ impl Trainer {
         }
         let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
         manifest.data = Some(self.data.summary().fingerprint.clone());
+        manifest.plateau = self.rate.plateau();
         Ok(Checkpoint {
             manifest,
             weights,
@@ -263,6 +336,7 @@ impl Trainer {
             let ema = if checkpoint.ema.is_empty() { &checkpoint.weights } else { &checkpoint.ema };
             self.set_tensors(Region::Ema, ema, origin)?;
         }
+        self.rate.restore(checkpoint.manifest.plateau);
         self.step = checkpoint.manifest.step;
         Ok(())
     }

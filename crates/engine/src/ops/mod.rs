@@ -17,7 +17,7 @@ pub use concat::{Concat, Slice};
 pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad};
 pub use diffusion::{DrawNormal, DrawTimestep, QSample};
 pub use embedding::SinusoidalEmbedding;
-pub use loss::{Mse, MseGrad};
+pub use loss::{Loss, LossGrad};
 pub use norm::{GroupNorm, GroupNormGrad};
 pub use pointwise::{Add, AddPicture, Fill, Silu, SiluGrad};
 pub use sum::{SumPixels, SumRows};
@@ -78,7 +78,7 @@ macro_rules! operations {
 
 operations! {
     Add, AddPicture, Attention, AttentionGrad, Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal,
-    DrawTimestep, Fill, GroupNorm, GroupNormGrad, Mse, MseGrad, QSample, Silu, SiluGrad, SinusoidalEmbedding, Slice,
+    DrawTimestep, Fill, GroupNorm, GroupNormGrad, Loss, LossGrad, QSample, Silu, SiluGrad, SinusoidalEmbedding, Slice,
     SumPixels, SumRows,
 }
 

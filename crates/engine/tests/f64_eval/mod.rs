@@ -42,7 +42,7 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
             x(0).chunks(shape(0).channels()).flat_map(|row| row[op.from..op.from + op.len].to_vec()).collect()
         }
         Op::Silu(_) => x(0).iter().map(|&x| reference::silu(x)).collect(),
-        Op::Mse(_) => vec![reference::mse(x(0), x(1))],
+        Op::Loss(op) => vec![reference::loss_mean(*op, x(0), x(1))],
         Op::Conv2d(op) => {
             let mut addends = (2..node.inputs.len()).map(x);
             let mut when = |there: bool| if there { addends.next() } else { None };

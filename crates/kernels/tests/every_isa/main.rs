@@ -7,6 +7,7 @@
 mod attention;
 mod conv;
 mod elementwise;
+mod loss;
 mod norm;
 
 use ddpm_kernels::Isa;

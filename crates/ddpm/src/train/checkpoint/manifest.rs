@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{FILES, MANIFEST, MODEL, OPTIMIZER};
 use crate::train::config::Config;
 use crate::train::disk;
+use crate::train::rate::Plateau;
 use crate::{Error, Result};
 
 /// The format this library writes, and the newest it reads.
@@ -44,6 +45,9 @@ pub struct Manifest {
     pub parameters: u64,
     /// Mean loss of the last steps, where there is a finite one.
     pub loss: Option<f64>,
+    /// State of the learning rate, where it depends on the losses so far (`train.lr_schedule = "plateau"`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plateau: Option<Plateau>,
     /// When it was written, in seconds since 1970, where the caller says; leave it out for files equal to the bit.
     pub created: Option<u64>,
     /// Fingerprint of the pictures it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
@@ -64,6 +68,7 @@ impl Manifest {
             seed: config.train.seed,
             parameters,
             loss: loss.filter(|l| l.is_finite()),
+            plateau: None,
             created: None,
             data: None,
             config: config.to_toml_commented(),

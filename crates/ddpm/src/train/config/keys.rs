@@ -136,10 +136,28 @@ settings! {
         steps: Option<u64> = None,
         /// Passes over the data in all; give this or steps.
         epochs: Option<u64> = Some(40),
-        /// Pictures per step.
+        /// Pictures per step (of each micro-batch, where accumulate is more than 1).
         batch_size: usize = 64,
-        /// Learning rate.
+        /// Micro-batches per step, whose gradients are averaged: a larger batch in the memory of a small one.
+        accumulate: usize = 1,
+        /// What is made of the difference between noise and predicted noise: "mse", "l1" or "huber".
+        loss: LossKind = LossKind::Mse,
+        /// Difference from which on "huber" grows like "l1" and no longer like half of "mse".
+        huber_delta: f64 = 1.0,
+        /// Learning rate, before lr_schedule lowers it.
         lr: f64 = 1e-4,
+        /// How it goes on: "constant", "cosine" (falls to lr_min at the last step) or "plateau" (falls when the loss does not).
+        lr_schedule: LrScheduleKind = LrScheduleKind::Constant,
+        /// Steps over which the learning rate rises linearly at first; 0: none.
+        warmup_steps: u64 = 0,
+        /// Learning rate below which "cosine" and "plateau" do not go.
+        lr_min: f64 = 0.0,
+        /// Epochs without a lower mean loss that "plateau" bears; the next one lowers the learning rate.
+        plateau_patience: u64 = 10,
+        /// What "plateau" multiplies the learning rate by.
+        plateau_factor: f64 = 0.1,
+        /// Share by which an epoch's mean loss must be lower than the lowest before to count for "plateau".
+        plateau_threshold: f64 = 1e-4,
         /// The optimiser: "adam" or "adamw".
         optimizer: OptimizerKind = OptimizerKind::Adam,
         /// Decay of Adam's running mean of the gradients.
@@ -150,6 +168,8 @@ settings! {
         adam_eps: f64 = 1e-8,
         /// Weight decay: with "adam" added to the gradient, with "adamw" taken off the weights.
         weight_decay: f64 = 0.0,
+        /// Largest L2 norm of all gradients together: longer ones are shortened to it; 0: they stay as they are.
+        clip_norm: f64 = 0.0,
         /// Decay per step of the averaged weights, approached from below over the first steps; 0: no averaging.
         ema_decay: f64 = 0.995,
         /// Seed of every random number of the run.
@@ -271,6 +291,30 @@ impl std::str::FromStr for ScheduleKind {
 pub enum NetworkKind {
     /// The U-Net of explainingai-code/DDPM-Pytorch.
     Attention,
+}
+
+/// Which loss of the predicted noise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// The mean square, as in the paper.
+    Mse,
+    /// The mean absolute value.
+    L1,
+    /// Squares of small differences, absolute values of large ones; they meet at `huber_delta`.
+    Huber,
+}
+
+/// How the learning rate goes on after the warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LrScheduleKind {
+    /// It stays.
+    Constant,
+    /// It falls to `lr_min` along half a cosine.
+    Cosine,
+    /// It is lowered when an epoch's mean loss no longer falls.
+    Plateau,
 }
 
 /// Which optimiser.

@@ -15,8 +15,8 @@ use std::path::Path;
 
 pub use crate::data::OnBadFile;
 pub use keys::{
-    Config, DataConfig, DiffusionConfig, NetworkConfig, NetworkKind, OptimizerKind, SECTIONS, ScheduleKind,
-    Section, Setting, Size, TrainConfig,
+    Config, DataConfig, DiffusionConfig, LossKind, LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind,
+    SECTIONS, ScheduleKind, Section, Setting, Size, TrainConfig,
 };
 pub use presets::{PRESETS, Preset};
 
@@ -116,7 +116,7 @@ impl Config {
     }
 
     /// The settings with everything that depends on the data filled in: its size and channels, the network's, and
-    /// `steps = ceil(epochs * count / batch_size)` in the place of `epochs`. Checked again.
+    /// `steps = ceil(epochs * count / (batch_size * accumulate))` in the place of `epochs`. Checked again.
     ///
     /// # Errors
     /// A network for pictures of another size or other channels, and whatever [`validate`](Self::validate) refuses
@@ -129,11 +129,16 @@ impl Config {
         config.network.im_channels.get_or_insert(data.channels);
         if let Some(epochs) = config.train.epochs.take() {
             let draws = u128::from(epochs) * data.count as u128;
-            let steps = draws.div_ceil(config.train.batch_size.max(1) as u128);
+            let steps = draws.div_ceil(config.pictures_per_step().max(1) as u128);
             config.train.steps = Some(u64::try_from(steps).unwrap_or(u64::MAX));
         }
         config.validate()?;
         Ok(config)
+    }
+
+    /// Pictures of one step: those of all its micro-batches.
+    pub fn pictures_per_step(&self) -> usize {
+        self.train.batch_size.saturating_mul(self.train.accumulate)
     }
 
     /// The size the pictures are brought to, where a setting says so.

@@ -306,6 +306,14 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         ("train.adam_eps", "0", "train.adam_eps: 0 is out of range"),
         ("train.weight_decay", "-1", "train.weight_decay: -1 is out of range"),
         ("train.weight_decay", "inf", "train.weight_decay: inf is out of range"),
+        ("train.accumulate", "0", "train.accumulate: 0 is out of range"),
+        ("train.loss", "l2", "train.loss: unknown variant `l2`, expected one of `mse`, `l1`, `huber`"),
+        ("train.huber_delta", "0", "train.huber_delta: 0 is out of range"),
+        ("train.lr_min", "1", "train.lr_min: 1 is out of range; give 0 to 0.0001"),
+        ("train.plateau_factor", "1", "train.plateau_factor: 1 is out of range"),
+        ("train.plateau_threshold", "-1", "train.plateau_threshold: -1 is out of range"),
+        ("train.clip_norm", "-1", "train.clip_norm: -1 is out of range"),
+        ("train.clip_norm", "nan", "train.clip_norm: NaN is out of range"),
         ("train.ema_decay", "1", "train.ema_decay: 1 is out of range"),
         ("train.steps", "4294967296", "train.steps: 4294967296 is out of range"),
         ("train.keep", "1", "train.keep: 1 is out of range"),
@@ -316,6 +324,10 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
     let one = set(&[("diffusion.timesteps", "1"), ("diffusion.zero_terminal_snr", "true")]);
     assert!(
         one.unwrap_err().to_string().starts_with("diffusion.zero_terminal_snr: needs at least 2 timesteps")
+    );
+    let many = set(&[("train.steps", "1e9"), ("train.accumulate", "5")]).unwrap_err().to_string();
+    assert!(
+        many.starts_with("train.accumulate: 5 is out of range: a run has at most 4294967295 micro-batches")
     );
     let mut config = Config::default();
     config.train.seed = u64::MAX;
@@ -328,6 +340,9 @@ fn resolving_fills_in_what_the_data_tells() {
     let config = set(&[("train.epochs", "3")]).unwrap().resolve(&facts).unwrap();
     // ceil(3 * 130 / 64)
     assert_eq!((config.train.steps, config.train.epochs), (Some(7), None));
+    let accumulated = set(&[("train.epochs", "3"), ("train.accumulate", "2")]).unwrap();
+    // ceil(3 * 130 / 128)
+    assert_eq!(accumulated.resolve(&facts).unwrap().train.steps, Some(4));
     assert_eq!((config.network.im_size, config.network.im_channels), (Some(facts.size), Some(1)));
     assert_eq!(config.resolve(&facts).unwrap(), config);
 

@@ -199,10 +199,34 @@ impl Config {
             }
         }
         within("train.batch_size", train.batch_size, 1, 1 << 16)?;
+        within("train.accumulate", train.accumulate, 1, 1 << 16)?;
+        if let Some(steps) = train.steps
+            && steps.saturating_mul(train.accumulate as u64) > MOST
+        {
+            let reason = format!(
+                "{} is out of range: a run has at most {MOST} micro-batches, and train.steps is {steps}",
+                train.accumulate
+            );
+            return refuse("train.accumulate", reason);
+        }
+        if !(train.huber_delta > 0.0 && train.huber_delta <= 1e3) {
+            let reason =
+                format!("{} is out of range; give a number above 0, 1 being usual", train.huber_delta);
+            return refuse("train.huber_delta", reason);
+        }
         if !(train.lr > 0.0 && train.lr <= 10.0) {
             let reason = format!("{} is out of range; give a number above 0, 1e-4 being usual", train.lr);
             return refuse("train.lr", reason);
         }
+        within("train.warmup_steps", train.warmup_steps, 0, MOST)?;
+        within("train.lr_min", train.lr_min, 0.0, train.lr)?;
+        within("train.plateau_patience", train.plateau_patience, 0, MOST)?;
+        if !(train.plateau_factor > 0.0 && train.plateau_factor < 1.0) {
+            let reason =
+                format!("{} is out of range; give a number between 0 and 1, as 0.5", train.plateau_factor);
+            return refuse("train.plateau_factor", reason);
+        }
+        decay("train.plateau_threshold", train.plateau_threshold)?;
         decay("train.beta1", train.beta1)?;
         decay("train.beta2", train.beta2)?;
         if !(train.adam_eps > 0.0 && train.adam_eps <= 1.0) {
@@ -211,6 +235,7 @@ impl Config {
             return refuse("train.adam_eps", reason);
         }
         within("train.weight_decay", train.weight_decay, 0.0, 1e3)?;
+        within("train.clip_norm", train.clip_norm, 0.0, 1e9)?;
         decay("train.ema_decay", train.ema_decay)?;
         if i64::try_from(train.seed).is_err() {
             return refuse("train.seed", format!("{} is out of range; give 0 to {}", train.seed, i64::MAX));

@@ -91,7 +91,8 @@ mod tests {
     use std::path::Path;
 
     fn metrics(step: u64) -> Metrics {
-        Metrics { step, loss: 1.0 / (step + 1) as f64, images_per_second: 10.0, seconds: step as f64 }
+        let (loss, seconds) = (1.0 / (step + 1) as f64, step as f64);
+        Metrics { step, loss, images_per_second: 10.0, learning_rate: 1e-3, grad_norm: 0.5, seconds }
     }
 
     fn run(root: &Path) -> RunFolder {

@@ -311,7 +311,8 @@ mod tests {
     }
 
     fn metrics(step: u64) -> Metrics {
-        Metrics { step, loss: 0.25, images_per_second: 100.0, seconds: 1.0 }
+        let (learning_rate, grad_norm) = (1e-4, 0.5);
+        Metrics { step, loss: 0.25, images_per_second: 100.0, learning_rate, grad_norm, seconds: 1.0 }
     }
 
     #[test]

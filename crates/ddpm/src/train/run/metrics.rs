@@ -23,6 +23,12 @@ pub struct Metrics {
     /// Pictures trained on a second since the last line.
     #[serde(deserialize_with = "or_nan")]
     pub images_per_second: f64,
+    /// Learning rate of the step; not-a-number in the lines of older versions.
+    #[serde(default = "nan", deserialize_with = "or_nan")]
+    pub learning_rate: f64,
+    /// L2 norm of all gradients together, before clipping; not-a-number in the lines of older versions.
+    #[serde(default = "nan", deserialize_with = "or_nan")]
+    pub grad_norm: f64,
     /// Seconds of training so far, those before a resume included.
     #[serde(deserialize_with = "or_nan")]
     pub seconds: f64,
@@ -31,12 +37,21 @@ pub struct Metrics {
 impl Metrics {
     /// What was measured, by name: the curves that TensorBoard shows.
     pub fn scalars(&self) -> impl IntoIterator<Item = (&'static str, f64)> {
-        [("loss", self.loss), ("images_per_second", self.images_per_second)]
+        [
+            ("loss", self.loss),
+            ("images_per_second", self.images_per_second),
+            ("learning_rate", self.learning_rate),
+            ("grad_norm", self.grad_norm),
+        ]
     }
 }
 
 fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+fn nan() -> f64 {
+    f64::NAN
 }
 
 /// The file of metrics of a run that is training.
@@ -109,7 +124,14 @@ mod tests {
         let path = PathBuf::from("/dev/full");
         let file = File::options().append(true).open(&path).unwrap();
         let mut log = MetricsLog { file, path, length: 0 };
-        let line = Metrics { step: 0, loss: 1.0, images_per_second: 1.0, seconds: 1.0 };
+        let line = Metrics {
+            step: 0,
+            loss: 1.0,
+            images_per_second: 1.0,
+            learning_rate: 1.0,
+            grad_norm: 1.0,
+            seconds: 1.0,
+        };
         let message = log.append(&line).unwrap_err().to_string();
         assert!(message.starts_with("/dev/full: cannot write the metrics: No space left"), "{message}");
         assert_eq!(log.length, 0);

@@ -8,7 +8,14 @@ fn runs() -> (tempfile::TempDir, PathBuf) {
 }
 
 fn metrics(step: u64) -> Metrics {
-    Metrics { step, loss: 0.5, images_per_second: 100.0, seconds: step as f64 }
+    Metrics {
+        step,
+        loss: 0.5,
+        images_per_second: 100.0,
+        learning_rate: 1e-4,
+        grad_norm: 2.5,
+        seconds: step as f64,
+    }
 }
 
 #[test]

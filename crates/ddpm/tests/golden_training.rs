@@ -1,0 +1,152 @@
+//! Training steps and learning rates against PyTorch's (`tools/golden/training.py`, `tools/golden/rates.py`).
+
+use ddpm::train::Trainer;
+use ddpm::train::checkpoint::read_weights_file;
+use ddpm::train::config::{Config, TrainConfig};
+use ddpm::train::rate::LearningRate;
+use ddpm::train::trainer::open_data;
+use ddpm_engine::rng::{Purpose, Stream};
+use serde_json::Value;
+use std::path::Path;
+
+/// Relative error of a step's loss, in f32 here and in f64 there.
+const LOSS_TOLERANCE: f64 = 1e-4;
+/// Relative error of a step's gradient norm.
+const NORM_TOLERANCE: f64 = 1e-3;
+/// Relative error of a learning rate: f64 on both sides, but PyTorch's come from the one before by a factor.
+const RATE_TOLERANCE: f64 = 1e-11;
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).expect("JSON")
+}
+
+fn numbers(v: &Value) -> Vec<f64> {
+    v.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
+}
+
+/// Writes the pictures of the golden script as an IDX file.
+fn write_pictures(path: &Path, pictures: u32, height: u32, width: u32) {
+    let mut bytes = vec![0, 0, 8, 3];
+    for size in [pictures, height, width] {
+        bytes.extend(size.to_be_bytes());
+    }
+    for i in 0..pictures {
+        let words = Stream::new(2026, Purpose::Test, 0, i).words();
+        bytes.extend(words.take((height * width) as usize).map(|word| word as u8));
+    }
+    std::fs::write(path, bytes).expect("the pictures");
+}
+
+/// Every setting of a section of the golden file, as `--set` has it.
+fn overrides(section: &str, settings: &Value) -> Vec<(String, String)> {
+    let all = settings.as_object().expect("settings").iter();
+    all.map(|(key, v)| (format!("{section}.{key}"), v.as_str().map_or(v.to_string(), str::to_owned)))
+        .collect()
+}
+
+#[test]
+fn twenty_steps_with_every_setting_have_pytorchs_losses() {
+    let golden = json(include_str!("golden/training.json"));
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/training.safetensors");
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("pictures-idx3-ubyte");
+    let size: Vec<u32> = numbers(&golden["size"]).iter().map(|&s| s as u32).collect();
+    write_pictures(&data, golden["pictures"].as_u64().expect("a number") as u32, size[0], size[1]);
+    for run in golden["runs"].as_array().expect("runs") {
+        let net = &golden["network"];
+        let mut settings = overrides("train", &run["settings"]);
+        settings.extend(
+            [
+                ("data.path", data.display().to_string()),
+                ("network.down_channels", net["down"].to_string()),
+                ("network.mid_channels", net["mid"].to_string()),
+                ("network.down_sample", net["resample"].to_string()),
+                ("network.time_emb_dim", net["temb"].to_string()),
+                ("network.num_down_layers", net["layers"][0].to_string()),
+                ("network.num_mid_layers", net["layers"][1].to_string()),
+                ("network.num_up_layers", net["layers"][2].to_string()),
+                ("network.num_heads", net["heads"].to_string()),
+            ]
+            .map(|(key, value)| (key.to_owned(), value)),
+        );
+        let config = Config::load(Some("mnist"), None, &settings).expect("settings");
+        let mut trainer = Trainer::new(&config, open_data(&config).expect("data")).expect("a trainer");
+        trainer.set_weights(&read_weights_file(&weights).expect("weights"), &weights).expect("they fit");
+        let wants = ["loss", "grad_norm", "learning_rate"].map(|key| numbers(&run[key]));
+        let mut worst = [0f64; 3];
+        for step in 0..wants[0].len() {
+            let got = trainer.step().expect("a step");
+            let gots = [f64::from(got.loss), got.grad_norm, got.learning_rate];
+            for (i, tolerance) in [LOSS_TOLERANCE, NORM_TOLERANCE, RATE_TOLERANCE].into_iter().enumerate() {
+                let error = (gots[i] / wants[i][step] - 1.0).abs();
+                assert!(
+                    error <= tolerance,
+                    "step {step}: {got:?}, PyTorch {:?}",
+                    wants.each_ref().map(|w| w[step])
+                );
+                worst[i] = worst[i].max(error);
+            }
+        }
+        let [loss, norm, rate] = worst;
+        println!("off by at most: loss {loss:.1e}, norm {norm:.1e}, rate {rate:.1e}");
+    }
+}
+
+#[test]
+fn learning_rates_are_pytorchs_at_every_step() {
+    let golden = json(include_str!("golden/rates.json"));
+    let cases = golden.as_array().expect("cases");
+    assert_eq!(cases.len(), 10);
+    for case in cases {
+        let mut settings = case.clone();
+        let (rates, losses) = (numbers(&case["rates"]), case.get("losses").map(numbers));
+        let map = settings.as_object_mut().expect("settings");
+        map.retain(|key, _| key != "rates" && key != "losses");
+        map.entry("steps").or_insert(rates.len().into());
+        let config = Config::load(Some("mnist"), None, &overrides("train", &settings)).expect("settings");
+        let mut rate = LearningRate::new(&config.train);
+        for (step, want) in rates.into_iter().enumerate() {
+            let got = rate.at(step as u64);
+            assert!(
+                (got / want - 1.0).abs() <= RATE_TOLERANCE,
+                "{settings}, step {step}: {got}, PyTorch {want}"
+            );
+            // Four steps an epoch.
+            rate.observe(losses.as_ref().map_or(0.0, |l| l[step]), step % 4 == 3);
+        }
+    }
+}
+
+#[test]
+fn a_plateau_goes_on_where_it_was_and_takes_a_new_rate() {
+    let config = |lr: f64| -> TrainConfig {
+        let pairs = [
+            ("train.lr", lr.to_string()),
+            ("train.lr_schedule", "plateau".to_owned()),
+            ("train.plateau_patience", "0".to_owned()),
+            ("train.plateau_factor", "0.5".to_owned()),
+            ("train.warmup_steps", "4".to_owned()),
+        ];
+        Config::load(Some("mnist"), None, &pairs.map(|(k, v)| (k.to_owned(), v))).expect("settings").train
+    };
+    let mut rate = LearningRate::new(&config(0.1));
+    assert_eq!((rate.at(0), rate.at(3), rate.at(4)), (0.025, 0.1, 0.1));
+    rate.observe(1.0, true);
+    rate.observe(1.0, true);
+    // The warm-up rises to what is left of the rate.
+    assert_eq!((rate.at(1), rate.at(9)), (0.025, 0.05));
+    rate.observe(0.25, false);
+
+    let text = serde_json::to_string(&rate.plateau()).expect("JSON");
+    let mut again = LearningRate::new(&config(0.1));
+    again.restore(serde_json::from_str(&text).expect("the same"));
+    assert_eq!(again.plateau(), rate.plateau());
+    assert_eq!(again.at(9), 0.05);
+    // A rate that was changed by hand counts; the lowest loss is not forgotten.
+    let mut changed = LearningRate::new(&config(0.3));
+    changed.restore(rate.plateau());
+    assert_eq!((changed.at(9), changed.plateau().expect("a state").best), (0.3, Some(1.0)));
+    // Nothing saved, nothing changed.
+    changed.restore(None);
+    assert_eq!(changed.at(9), 0.3);
+}
