@@ -136,6 +136,8 @@ impl Schedule {
             .iter()
             .scan(1.0, |product, b| {
                 *product *= 1.0 - b;
+                // Below it a product is rounded up again and never reaches 0.
+                *product = if *product < f64::MIN_POSITIVE { 0.0 } else { *product };
                 Some(*product)
             })
             .collect();
@@ -152,8 +154,17 @@ impl Schedule {
     /// would draw new noise and no more.)
     ///
     /// # Errors
-    /// [`Error::Config`] for a single timestep, whose signal cannot both stay and go.
+    /// [`Error::Config`] for a single timestep, whose signal cannot both stay and go, and for a schedule of so many
+    /// steps that nothing is left long before the end.
     pub fn zero_terminal_snr(&self) -> Result<Self> {
+        let signal = self.timesteps_with_signal();
+        if signal < self.timesteps() - 1 {
+            let reason = format!(
+                "nothing is left of the picture from t = {signal} on; take at most {} timesteps",
+                signal + 1
+            );
+            return Err(refused(reason));
+        }
         let (first, last) = (self.alpha_bar[0].sqrt(), self.alpha_bar[self.timesteps() - 1].sqrt());
         if first <= last {
             let reason = "diffusion.zero_terminal_snr needs at least 2 timesteps".to_owned();
@@ -287,8 +298,14 @@ mod tests {
                 let p = s.posterior(last);
                 assert!(p.xt == 0.0 && p.x0.is_finite() && p.variance.is_finite() && p.variance > 0.0);
             }
+            let s = of(kind, 10, true).unwrap();
+            assert_eq!(s.zero_terminal_snr().unwrap().timesteps_with_signal(), 9, "{kind}, twice");
             let message = of(kind, 1, true).unwrap_err().to_string();
             assert!(message.contains("zero_terminal_snr needs at least 2"), "{kind}: {message}");
         }
+        // e^-1000 is no f64.
+        let long = of(ScheduleKind::Linear, 100_000, false).unwrap();
+        assert!(long.timesteps_with_signal() < 100_000);
+        assert!(long.zero_terminal_snr().unwrap_err().to_string().contains("take at most"));
     }
 }

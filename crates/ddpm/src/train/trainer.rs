@@ -341,3 +341,56 @@ impl Trainer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trainer(settings: &[(&str, &str)]) -> Trainer {
+        let tiny = [
+            ("network.down_channels", "8, 16"),
+            ("network.mid_channels", "16, 8"),
+            ("network.down_sample", "true"),
+            ("network.num_heads", "2"),
+            ("train.batch_size", "4"),
+        ];
+        let pairs: Vec<_> = tiny.iter().chain(settings).map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let config = Config::load(Some("digits"), None, &pairs).unwrap();
+        Trainer::new(&config, Box::new(Digits::new(0, 16, 10).unwrap())).unwrap()
+    }
+
+    #[test]
+    fn gradients_are_shortened_to_the_norm_and_never_lengthened() {
+        assert_eq!((clip_scale(0.0, 1e9), clip_scale(1.0, 0.5), clip_scale(1.0, 0.0)), (1.0, 1.0, 1.0));
+        assert_eq!(clip_scale(1.0, 4.0), 1.0 / 4.000001);
+    }
+
+    #[test]
+    fn an_epoch_ends_with_the_step_that_reads_its_last_picture() {
+        let ends = |accumulate: &str| {
+            let trainer = trainer(&[("train.accumulate", accumulate)]);
+            (0..6).map(|step| trainer.ends_epoch(step)).collect::<Vec<_>>()
+        };
+        // Ten pictures; 4, 8 or 12 a step.
+        assert_eq!(ends("1"), [false, false, true, false, true, false]);
+        assert_eq!(ends("2"), [false, true, true, true, true, false]);
+        assert_eq!(ends("3"), [true; 6]);
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_changes_nothing() {
+        // L1 grows no faster than the prediction: the loss is finite, squares of gradients are not.
+        let mut trainer = trainer(&[("train.loss", "l1"), ("train.clip_norm", "1")]);
+        let mut weights = trainer.tensors(Region::Weights).unwrap();
+        let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
+        last.data.iter_mut().for_each(|w| *w *= 1e25);
+        trainer.set_weights(&weights, Path::new("large")).unwrap();
+        let error = trainer.step().unwrap_err();
+        assert!(
+            matches!(&error, Error::NotFinite { step: 0, what } if what.contains("gradients")),
+            "{error}"
+        );
+        assert_eq!((trainer.steps_done(), trainer.tensors(Region::Weights).unwrap()), (0, weights));
+        assert!(trainer.tensors(Region::ExpAvg).unwrap().iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
+    }
+}

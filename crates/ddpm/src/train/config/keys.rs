@@ -252,6 +252,11 @@ impl ScheduleKind {
     pub const ALL: [Self; 6] =
         [Self::Linear, Self::ScaledLinear, Self::Quadratic, Self::Cosine, Self::Sigmoid, Self::SigmoidBeta];
 
+    /// Whether it goes from `beta_start` to `beta_end`.
+    pub fn has_ends(self) -> bool {
+        !matches!(self, Self::Cosine | Self::Sigmoid)
+    }
+
     /// Its name in the settings.
     pub fn name(self) -> &'static str {
         match self {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::RunFolder;
 use crate::Result;
-use crate::train::config::{Config, SECTIONS};
+use crate::train::config::{Config, LossKind, SECTIONS};
 use crate::train::disk::{self, RealDisk};
 
 /// What the card tells beside the settings.
@@ -42,8 +42,20 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         _ => String::new(),
     };
     let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));
-    let loss =
-        facts.loss.map_or(String::new(), |l| format!(", mean squared error of the noise {l:.5} at the end"));
+    let measure = match config.train.loss {
+        LossKind::Mse => "mean squared error",
+        LossKind::L1 => "mean absolute error",
+        LossKind::Huber => "mean Huber loss",
+    };
+    let loss = facts.loss.map_or(String::new(), |l| format!(", {measure} of the noise {l:.5} at the end"));
+    let d = &config.diffusion;
+    let mut diffusion = format!("T = {}, {} schedule", d.timesteps, d.schedule);
+    if d.schedule.has_ends() {
+        diffusion += &format!(", beta from {} to {}", d.beta_start, d.beta_end);
+    }
+    if d.zero_terminal_snr {
+        diffusion += ", zero terminal SNR";
+    }
     let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
     let weights = if config.train.ema_decay > 0.0 { "ema.safetensors" } else { "model.safetensors" };
     let checkpoint = match &facts.checkpoint {
@@ -58,7 +70,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         - Data: {data}\n\
         - Network: {parameters} parameters, predicting the noise\n\
         - Training: {steps}{total} steps of {batch} pictures{loss}{time}\n\
-        - Diffusion: T = {timesteps}, beta from {beta_start} to {beta_end}\n\n\
+        - Diffusion: {diffusion}\n\n\
         ## Sampling\n\n\
         ```sh\nddpm sample {path} -n 64 --seed 7\n```\n\n\
         The same seed gives the same pictures.\n\n\
@@ -70,10 +82,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         model.load_state_dict(load_file(\"{checkpoint}/{weights}\"))\n\
         ```\n\n",
         version = env!("CARGO_PKG_VERSION"),
-        batch = config.train.batch_size,
-        timesteps = config.diffusion.timesteps,
-        beta_start = config.diffusion.beta_start,
-        beta_end = config.diffusion.beta_end,
+        batch = config.pictures_per_step(),
     );
     if config.train.ema_decay > 0.0 {
         text += "`ema.safetensors` holds the weights averaged over training, which sample better; \

@@ -1,5 +1,5 @@
 use super::*;
-use crate::train::config::{DataFacts, Size};
+use crate::train::config::{DataFacts, LossKind, ScheduleKind, Size};
 
 fn runs() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -145,8 +145,23 @@ fn resuming_drops_the_steps_done_again_and_a_torn_line() {
     assert_eq!(read_metrics(&path).unwrap(), [metrics(0), metrics(10), metrics(20)]);
     assert_eq!(
         fs::read_to_string(&path).unwrap().lines().next(),
-        Some("{\"step\":0,\"loss\":0.5,\"images_per_second\":100.0,\"seconds\":0.0}")
+        Some(
+            "{\"step\":0,\"loss\":0.5,\"images_per_second\":100.0,\"learning_rate\":0.0001,\"grad_norm\":2.5,\
+             \"seconds\":0.0}"
+        )
     );
+}
+
+#[test]
+fn metrics_of_older_versions_are_read() {
+    let (_folder, root) = runs();
+    let path = RunFolder::create(&root, None).unwrap().metrics_path();
+    fs::write(&path, "{\"step\":3,\"loss\":0.5,\"images_per_second\":100.0,\"seconds\":3.0}\n").unwrap();
+    let read = read_metrics(&path).unwrap();
+    assert!(read[0].learning_rate.is_nan() && read[0].grad_norm.is_nan());
+    assert_eq!(Metrics { learning_rate: 1e-4, grad_norm: 2.5, ..read[0] }, metrics(3));
+    drop(MetricsLog::open(&path, Some(4)).unwrap());
+    assert_eq!(read_metrics(&path).unwrap().len(), 1, "the line is kept");
 }
 
 #[test]
@@ -185,7 +200,8 @@ fn the_card_tells_how_to_use_the_run() {
         "# cats\n",
         "12345 parameters",
         "1000 of 2000 steps of 64 pictures",
-        "0.03120",
+        "mean squared error of the noise 0.03120",
+        "T = 1000, linear schedule, beta from 0.0001 to 0.02\n",
         "1.5 minutes",
         &format!("ddpm sample {} -n 64 --seed 7", run.path().display()),
         "load_state_dict(load_file(\"checkpoints/step-0001000/ema.safetensors\"))",
@@ -199,4 +215,15 @@ fn the_card_tells_how_to_use_the_run() {
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();
     assert!(text.contains("model.safetensors") && !text.contains("ema.safetensors"));
+
+    (config.train.loss, config.train.accumulate) = (LossKind::L1, 2);
+    (config.diffusion.schedule, config.diffusion.zero_terminal_snr) = (ScheduleKind::Cosine, true);
+    write_card(&run, &config, &facts).unwrap();
+    let text = fs::read_to_string(run.card_path()).unwrap();
+    for part in [
+        "steps of 128 pictures, mean absolute error of the noise",
+        "T = 1000, cosine schedule, zero terminal SNR\n",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
 }
