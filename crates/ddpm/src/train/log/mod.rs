@@ -24,7 +24,7 @@ pub(super) enum Entry<'a> {
         /// The sheet.
         sheet: &'a Picture,
     },
-    /// A checkpoint was written; the last entry of a training that ends or is stopped.
+    /// A checkpoint was written, as after the last step and when training is stopped.
     Checkpoint,
 }
 
