@@ -45,6 +45,7 @@ enum Command {
     Train(Box<commands::train::Args>),
     Sample(commands::sample::Args),
     Config(commands::config::Args),
+    Show(commands::show::Args),
     Bench(commands::bench::Args),
     Completions(commands::completions::Args),
 }
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
         Command::Config(args) => commands::config::run(args),
+        Command::Show(args) => commands::show::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions(args) => commands::completions::run(args),
     };

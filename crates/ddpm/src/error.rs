@@ -69,6 +69,12 @@ pub enum Error {
         /// What was not finite: the loss, the gradients' norm, or a weight's name.
         what: String,
     },
+    /// A plot could not be drawn.
+    #[error("cannot draw the plot: {reason}")]
+    Plot {
+        /// Why.
+        reason: String,
+    },
     /// It was asked to stop.
     #[error("stopped as asked")]
     Interrupted,

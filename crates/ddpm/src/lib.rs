@@ -70,6 +70,7 @@ pub mod generate;
 pub mod model;
 pub mod nets;
 pub mod picture;
+pub mod plot;
 pub mod process;
 pub mod sampler;
 pub mod schedule;

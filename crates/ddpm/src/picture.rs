@@ -67,7 +67,7 @@ impl Picture {
     }
 
     /// Copies `other` in with its corner at (`top`, `left`).
-    fn paste(&mut self, other: &Picture, top: usize, left: usize) {
+    pub(crate) fn paste(&mut self, other: &Picture, top: usize, left: usize) {
         let row = other.width * other.channels;
         for (y, line) in other.data.chunks_exact(row.max(1)).enumerate() {
             let start = ((top + y) * self.width + left) * self.channels;
@@ -106,6 +106,11 @@ pub fn grid(pictures: &[Picture], per_row: usize, padding: usize) -> Picture {
 /// # Errors
 /// [`Error::Io`] with the path; [`Error::Data`] for a picture without pixels.
 pub fn save_png(picture: &Picture, path: &Path) -> Result<()> {
+    write_whole(path, &png(picture, path)?)
+}
+
+/// A picture as PNG with its channels; `path` is the file that errors name.
+pub(crate) fn png(picture: &Picture, path: &Path) -> Result<Vec<u8>> {
     use image::ExtendedColorType::{L8, La8, Rgb8, Rgba8};
     check(picture, path)?;
     let colour = match picture.channels {
@@ -118,7 +123,7 @@ pub fn save_png(picture: &Picture, path: &Path) -> Result<()> {
     PngEncoder::new(&mut bytes)
         .write_image(&picture.data, picture.width as u32, picture.height as u32, colour)
         .map_err(|e| encoding(path, e))?;
-    write_whole(path, &bytes)
+    Ok(bytes)
 }
 
 /// Writes `frames` as an endless GIF, each shown for `delay_ms` and the last for `last_ms` milliseconds (GIF counts

@@ -124,6 +124,9 @@ fn every_command_explains_itself_with_an_example() {
         &["train", "--help"],
         &["sample", "--help"],
         &["config", "--help"],
+        &["show", "--help"],
+        &["show", "schedules", "--help"],
+        &["show", "noising", "--help"],
         &["bench", "--help"],
         &["completions", "--help"],
     ] {
@@ -140,7 +143,9 @@ fn shells_get_their_completions() {
     let place = Place::new();
     for shell in ["bash", "zsh", "fish"] {
         let done = place.ddpm(&["completions", shell]).well();
-        assert!(done.out.contains("batch-size") && done.out.contains("completions"), "{shell}: {}", done.out);
+        for part in ["batch-size", "completions", "noising", "scaled-linear"] {
+            assert!(done.out.contains(part), "{part} {shell}: {}", done.out);
+        }
     }
     place.ddpm(&["completions", "bsh"]).fails(2, &["bash"]);
 }

@@ -5,4 +5,5 @@ mod errors;
 #[cfg(unix)]
 mod interruption;
 mod sampling;
+mod show;
 mod support;

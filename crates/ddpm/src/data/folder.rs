@@ -61,14 +61,13 @@ fn list(folder: &Path) -> Result<Names> {
     paths.sort_by(|a, b| file_name_bytes(a).cmp(file_name_bytes(b)));
     let mut names = Names::default();
     for path in paths {
-        let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
         // Follows links. A dangling one with a picture's name is reported with the files that cannot be read.
         let is_folder = fs::metadata(&path).is_ok_and(|m| m.is_dir());
         if file_name_bytes(&path).starts_with(b".") {
             names.hidden += 1;
         } else if is_folder {
             names.folders.push(path);
-        } else if EXTENSIONS.contains(&extension.as_str()) {
+        } else if is_picture_name(&path) {
             names.pictures.push(path);
         } else if idx::is_images_name(&path) {
             names.idx.push(path);
@@ -77,6 +76,17 @@ fn list(folder: &Path) -> Result<Names> {
         }
     }
     Ok(names)
+}
+
+fn is_picture_name(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    EXTENSIONS.contains(&extension.as_str())
+}
+
+/// The file at `path` as a set of one picture, if it is named as one.
+pub(super) fn single(path: &Path) -> Option<Listing> {
+    let entry = Entry { name: file_name_bytes(path).to_vec(), path: path.to_owned(), label: None };
+    is_picture_name(path).then(|| Listing { files: vec![entry], classes: Vec::new(), notes: Vec::new() })
 }
 
 /// Finds out what the folder at `path` holds.

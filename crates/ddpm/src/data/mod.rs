@@ -207,8 +207,8 @@ fn lossy_paths<S: serde::Serializer>(paths: &[(PathBuf, String)], s: S) -> Resul
     s.collect_seq(paths.iter().map(|(path, reason)| (path.to_string_lossy(), reason)))
 }
 
-/// Opens the data set at `path`: a folder of pictures, a folder with one folder per class, a folder with IDX files,
-/// or one IDX file.
+/// Opens the data set at `path`: a folder of pictures, a folder with one folder per class, one picture, a folder with
+/// IDX files, or one IDX file.
 ///
 /// # Errors
 /// [`Error::Data`] when the set as a whole does not do, [`Error::BadFiles`] with every file that cannot be decoded
@@ -235,6 +235,8 @@ pub fn open_within(path: &Path, options: &DataOptions, memory: u64) -> Result<Bo
                 Ok(Box::new(folder::FolderSet::open(path, listing, options, memory)?))
             }
         }
+    } else if let Some(listing) = folder::single(path) {
+        Ok(Box::new(folder::FolderSet::open(path, listing, options, memory)?))
     } else {
         Ok(Box::new(idx::IdxSet::open(path, path, Vec::new(), options, memory)?))
     }

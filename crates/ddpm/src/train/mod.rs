@@ -6,6 +6,7 @@
 pub mod checkpoint;
 pub mod config;
 mod disk;
+mod log;
 pub mod rate;
 pub mod run;
 pub mod session;

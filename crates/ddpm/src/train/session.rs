@@ -2,7 +2,8 @@
 
 use super::checkpoint::{self, Checkpoint};
 use super::config::Config;
-use super::run::{CardFacts, Metrics, MetricsLog, RunFolder, RunLock, read_metrics, write_card};
+use super::log::{Entry, RunLog};
+use super::run::{CardFacts, Metrics, RunFolder, RunLock, write_card};
 use super::trainer::{TrainPlan, Trainer, open_data};
 use crate::error::{Error, Result};
 use crate::generate::{BATCH, Generator, Request};
@@ -126,7 +127,7 @@ pub struct Session {
     run: RunFolder,
     _lock: RunLock,
     trainer: Trainer,
-    log: MetricsLog,
+    log: RunLog,
     losses: VecDeque<f64>,
     warnings: Vec<String>,
     /// Time spent on the run, earlier parts included.
@@ -148,7 +149,7 @@ impl Session {
         let run = RunFolder::create(root, name)?;
         run.write_config(trainer.config())?;
         let lock = run.lock()?;
-        let log = MetricsLog::open(&run.metrics_path(), None)?;
+        let (log, _) = RunLog::open(&run, trainer.config().train.tensorboard, None)?;
         if trainer.weights_given() {
             // A run that is taken up before its first checkpoint must not begin with drawn weights.
             checkpoint::save(&run.checkpoints(), &trainer.checkpoint(None)?)?;
@@ -194,8 +195,7 @@ impl Session {
             warnings.push(format!("set aside {}, which is newer than the one taken up", path.display()));
         }
         run.write_config(trainer.config())?;
-        let log = MetricsLog::open(&run.metrics_path(), Some(step))?;
-        let earlier = read_metrics(&run.metrics_path())?;
+        let (log, earlier) = RunLog::open(&run, trainer.config().train.tensorboard, Some(step))?;
         let losses = earlier.iter().rev().take(WINDOW).rev().map(|m| m.loss).collect();
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
@@ -263,7 +263,8 @@ impl Session {
             let seconds = self.spent.as_secs_f64();
             let images_per_second = batch / took.as_secs_f64();
             let (learning_rate, grad_norm) = (report.learning_rate, report.grad_norm);
-            self.log.append(&Metrics { step, loss, images_per_second, learning_rate, grad_norm, seconds })?;
+            let metrics = Metrics { step, loss, images_per_second, learning_rate, grad_norm, seconds };
+            self.note(Entry::Step(&metrics), on_event)?;
             let mean = training / u32::try_from(steps_here).unwrap_or(u32::MAX);
             let left = mean.saturating_mul(u32::try_from(steps - step - 1).unwrap_or(u32::MAX));
             let loss = self.loss().unwrap_or(loss);
@@ -304,6 +305,14 @@ impl Session {
         checkpoint::retain(&dir, self.trainer.config().train.keep, best)?;
         self.write_card()?;
         on_event(Event::Checkpoint { step, path: &path });
+        self.note(Entry::Checkpoint, on_event)
+    }
+
+    /// Tells the run's logs.
+    fn note(&mut self, entry: Entry<'_>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        for warning in self.log.tell(entry)? {
+            on_event(Event::Warning(warning));
+        }
         Ok(())
     }
 
@@ -326,7 +335,7 @@ impl Session {
 
     /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it, unless
     /// `stop` is set: gives whether it did.
-    fn draw_sheet(&self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+    fn draw_sheet(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
         let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
@@ -346,8 +355,10 @@ impl Session {
             other => other?,
         };
         let path = self.run.sample_path(step);
-        save_png(&grid(&pictures, SHEET.0, SHEET.1), &path)?;
+        let sheet = grid(&pictures, SHEET.0, SHEET.1);
+        save_png(&sheet, &path)?;
         on_event(Event::Samples { step, path: &path });
+        self.note(Entry::Samples { step, sheet: &sheet }, on_event)?;
         Ok(true)
     }
 }

@@ -259,6 +259,8 @@ settings! {
         checkpoint_every: u64 = 1000,
         /// Newest checkpoints kept besides the best one; at least 2.
         keep: usize = 2,
+        /// Whether event files for TensorBoard are written into the run's folder.
+        tensorboard: bool = true,
     }
 }
 

@@ -34,6 +34,18 @@ pub struct Metrics {
     pub seconds: f64,
 }
 
+impl Metrics {
+    /// What was measured, by name: the curves that TensorBoard shows.
+    pub fn scalars(&self) -> impl IntoIterator<Item = (&'static str, f64)> {
+        [
+            ("loss", self.loss),
+            ("images_per_second", self.images_per_second),
+            ("learning_rate", self.learning_rate),
+            ("grad_norm", self.grad_norm),
+        ]
+    }
+}
+
 fn or_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }

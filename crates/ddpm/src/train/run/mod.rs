@@ -1,7 +1,8 @@
 //! Run folders: where one training run keeps everything.
 //!
-//! `runs/NAME/` holds `config.toml` (all settings), `metrics.jsonl` ([`MetricsLog`]), `samples/`, `checkpoints/`
-//! (see [`checkpoint`](super::checkpoint)) and `README.md`, the model card ([`write_card`]).
+//! `runs/NAME/` holds `config.toml` (all settings), `metrics.jsonl` ([`MetricsLog`]), `loss.png`, TensorBoard's
+//! event files, `samples/`, `checkpoints/` (see [`checkpoint`](super::checkpoint)) and `README.md`, the model card
+//! ([`write_card`]).
 
 mod card;
 mod metrics;
@@ -195,6 +196,11 @@ impl RunFolder {
     /// `metrics.jsonl`.
     pub fn metrics_path(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
+    }
+
+    /// `loss.png`, the plot of the loss.
+    pub fn loss_path(&self) -> PathBuf {
+        self.path.join("loss.png")
     }
 
     /// `README.md`, the model card.

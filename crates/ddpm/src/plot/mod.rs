@@ -1,0 +1,104 @@
+//! Plots: plain numbers in, a [`Picture`] out; nothing here reads files or knows a run.
+//!
+//! Charts have titled axes with ticks, and a legend; strips are rows of pictures with labels. plotters draws, at twice
+//! the size: halving that smooths lines and letters. The font is built in (DejaVu Sans), so that plots look the same on
+//! every machine.
+
+mod axis;
+mod chart;
+mod loss;
+mod schedules;
+mod strips;
+
+use crate::error::{Error, Result};
+use crate::picture::Picture;
+use plotters::coord::Shift;
+use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, WHITE};
+use plotters::style::{FontStyle, IntoFont, TextStyle, register_font};
+use std::sync::LazyLock;
+
+pub use loss::LossCurve;
+pub use schedules::schedules;
+pub use strips::{Strip, strips};
+
+/// How much larger than asked plots are drawn before they are averaged down.
+const SCALE: u32 = 2;
+/// Most pixels of a plot; drawing it takes twelve bytes of memory for each.
+const MOST_PIXELS: u64 = 50_000_000;
+/// The font's name among plotters' fonts.
+const FONT: &str = "ddpm sans";
+/// Sizes of titles, and of all other text, in pixels.
+const TITLE: u32 = 18;
+const TEXT: u32 = 15;
+/// Colour of text and axes, and of the lines at ticks.
+const INK: RGBColor = RGBColor(45, 45, 45);
+const GRID: RGBColor = RGBColor(225, 225, 225);
+/// Colours of lines, told apart by colour-blind people too (Okabe and Ito, "Color Universal Design", 2008).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(230, 159, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(90, 90, 90),
+];
+
+type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+/// What drawing gives; plotters has an error type for every coordinate system.
+type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Draws on white. `draw` sees an area [`SCALE`] times as large as `width` and `height`, which are in pixels.
+fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Picture> {
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let reason = format!("it would have {width} x {height} pixels; show fewer or smaller pictures");
+        return Err(Error::Plot { reason });
+    }
+    let (wide, high) = (width * SCALE, height * SCALE);
+    let mut large = vec![0; wide as usize * high as usize * 3];
+    let drawn = || -> Drawn {
+        let area = BitMapBackend::with_buffer(&mut large, (wide, high)).into_drawing_area();
+        area.fill(&WHITE)?;
+        draw(&area)?;
+        Ok(area.present()?)
+    };
+    drawn().map_err(|e| Error::Plot { reason: e.to_string() })?;
+    Ok(halved(&large, width as usize, height as usize))
+}
+
+/// The mean of every [`SCALE`] x [`SCALE`] pixels of an RGB picture.
+fn halved(large: &[u8], width: usize, height: usize) -> Picture {
+    let scale = SCALE as usize;
+    let mut data = Vec::with_capacity(width * height * 3);
+    for (y, x, c) in (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| (y, x, c)))) {
+        let pixel = |i: usize| {
+            let (dy, dx) = (i / scale, i % scale);
+            u32::from(large[((y * scale + dy) * width * scale + x * scale + dx) * 3 + c])
+        };
+        let sum: u32 = (0..scale * scale).map(pixel).sum();
+        data.push(((sum + SCALE * SCALE / 2) / (SCALE * SCALE)) as u8);
+    }
+    Picture { height, width, channels: 3, data }
+}
+
+/// A colour for what lies behind a line of the full colour.
+fn pale(colour: RGBColor) -> RGBColor {
+    let mix = |c: u8| (f64::from(c) * 0.35 + 255.0 * 0.65) as u8;
+    RGBColor(mix(colour.0), mix(colour.1), mix(colour.2))
+}
+
+/// Text of a size in pixels of the finished plot.
+fn text(size: u32) -> TextStyle<'static> {
+    static REGISTERED: LazyLock<()> = LazyLock::new(|| {
+        // Without the font drawing text is an error, which tells.
+        let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
+    });
+    *REGISTERED;
+    (FONT, size * SCALE).into_font().color(&INK)
+}
+
+/// How wide `words` are, in pixels of the finished plot.
+fn text_width(words: &str, size: u32) -> usize {
+    let ((left, _), (right, _)) = text(size).font.layout_box(words).unwrap_or_default();
+    ((right - left).max(0) as u32).div_ceil(SCALE) as usize
+}

@@ -1,0 +1,155 @@
+//! What a run writes while it trains, beside its checkpoints: listeners that are told the same entries.
+//!
+//! `metrics.jsonl` is the run's record, which a resume reads: where it cannot be written training stops with an error
+//! that names it, and the last checkpoint stays as it is. TensorBoard's event files ([`tensorboard`]) and `loss.png`
+//! ([`curve`]) are views of it: where one cannot be written, a warning names it and training goes on without that view,
+//! until the run is taken up again.
+
+mod curve;
+mod tensorboard;
+
+use super::run::{Metrics, MetricsLog, RunFolder, read_metrics};
+use crate::error::Result;
+use crate::picture::Picture;
+
+/// What a listener is told.
+#[derive(Clone, Copy)]
+pub(super) enum Entry<'a> {
+    /// A step was made.
+    Step(&'a Metrics),
+    /// A sample sheet was drawn.
+    Samples {
+        /// Steps made.
+        step: u64,
+        /// The sheet.
+        sheet: &'a Picture,
+    },
+    /// A checkpoint was written, as after the last step and when training is stopped.
+    Checkpoint,
+}
+
+trait Listener {
+    fn hear(&mut self, entry: Entry<'_>) -> Result<()>;
+}
+
+impl Listener for MetricsLog {
+    fn hear(&mut self, entry: Entry<'_>) -> Result<()> {
+        match entry {
+            Entry::Step(metrics) => self.append(metrics),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// All listeners of a run.
+pub(super) struct RunLog {
+    record: MetricsLog,
+    views: Vec<Box<dyn Listener>>,
+}
+
+impl RunLog {
+    /// Opens the logs of a run, with event files if `tensorboard`. `resume_step` is the step that is made next in a run
+    /// that is taken up: what was noted of it and of later ones no longer counts. Gives the metrics that stay.
+    pub fn open(
+        run: &RunFolder,
+        tensorboard: bool,
+        resume_step: Option<u64>,
+    ) -> Result<(Self, Vec<Metrics>)> {
+        let path = run.metrics_path();
+        let record = MetricsLog::open(&path, resume_step)?;
+        let earlier = read_metrics(&path)?;
+        let mut views: Vec<Box<dyn Listener>> = vec![Box::new(curve::LossPlot::new(run, &earlier))];
+        if tensorboard {
+            views.push(Box::new(tensorboard::Events::new(run.path(), resume_step)));
+        }
+        Ok((Self { record, views }, earlier))
+    }
+
+    /// Tells every listener. Gives what a person should know of views that failed: they are told nothing more.
+    ///
+    /// # Errors
+    /// That of the record.
+    pub fn tell(&mut self, entry: Entry<'_>) -> Result<Vec<String>> {
+        self.record.hear(entry)?;
+        let mut warnings = Vec::new();
+        self.views.retain_mut(|view| match view.hear(entry) {
+            Ok(()) => true,
+            Err(e) => {
+                warnings.push(format!("{e}; training goes on without it"));
+                false
+            }
+        });
+        Ok(warnings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::config::Config;
+    use std::fs;
+    use std::path::Path;
+
+    fn metrics(step: u64) -> Metrics {
+        let (loss, seconds) = (1.0 / (step + 1) as f64, step as f64);
+        Metrics { step, loss, images_per_second: 10.0, learning_rate: 1e-3, grad_norm: 0.5, seconds }
+    }
+
+    fn run(root: &Path) -> RunFolder {
+        let run = RunFolder::create(root, Some("r")).unwrap();
+        run.write_config(&Config::default()).unwrap();
+        run
+    }
+
+    fn events(run: &RunFolder) -> usize {
+        let names = fs::read_dir(run.path()).unwrap().map(|e| e.unwrap().file_name());
+        names.filter(|n| n.to_string_lossy().contains("tfevents")).count()
+    }
+
+    #[test]
+    fn every_view_is_written_and_a_resume_begins_a_new_event_file() {
+        let root = tempfile::tempdir().unwrap();
+        let run = run(root.path());
+        let (mut log, earlier) = RunLog::open(&run, true, None).unwrap();
+        assert!(earlier.is_empty());
+        for step in 0..5 {
+            assert!(log.tell(Entry::Step(&metrics(step))).unwrap().is_empty());
+        }
+        assert!(!run.loss_path().exists(), "the plot is written with a checkpoint");
+        assert!(log.tell(Entry::Checkpoint).unwrap().is_empty());
+        let plot = fs::read(run.loss_path()).unwrap();
+        assert_eq!(events(&run), 1);
+        drop(log);
+
+        let (mut log, earlier) = RunLog::open(&run, true, Some(3)).unwrap();
+        assert_eq!(earlier, [metrics(0), metrics(1), metrics(2)]);
+        assert_eq!(events(&run), 1, "nothing was told yet");
+        log.tell(Entry::Step(&metrics(3))).unwrap();
+        log.tell(Entry::Checkpoint).unwrap();
+        assert_eq!(events(&run), 2);
+        assert_ne!(fs::read(run.loss_path()).unwrap(), plot);
+        // The same steps give the same plot, whether they were made here or before a resume.
+        log.tell(Entry::Step(&metrics(4))).unwrap();
+        log.tell(Entry::Checkpoint).unwrap();
+        assert_eq!(fs::read(run.loss_path()).unwrap(), plot);
+    }
+
+    #[test]
+    fn a_view_that_cannot_be_written_is_a_warning_once_and_the_record_goes_on() {
+        let root = tempfile::tempdir().unwrap();
+        let run = run(root.path());
+        // A folder is in the plot's place.
+        fs::create_dir(run.loss_path()).unwrap();
+        let (mut log, _) = RunLog::open(&run, false, None).unwrap();
+        log.tell(Entry::Step(&metrics(0))).unwrap();
+        let warnings = log.tell(Entry::Checkpoint).unwrap();
+        assert!(
+            matches!(&warnings[..], [w] if w.contains("loss.png") && w.contains("goes on")),
+            "{warnings:?}"
+        );
+        log.tell(Entry::Step(&metrics(1))).unwrap();
+        assert!(log.tell(Entry::Checkpoint).unwrap().is_empty());
+        assert_eq!(read_metrics(&run.metrics_path()).unwrap().len(), 2);
+        assert_eq!(events(&run), 0, "none were asked for");
+    }
+}
