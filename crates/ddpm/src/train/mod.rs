@@ -5,10 +5,12 @@
 
 pub mod checkpoint;
 pub mod config;
+mod data;
 mod disk;
 pub mod run;
 pub mod session;
 pub mod trainer;
 
+pub use data::{check_data, open_data};
 pub use session::{Event, Outcome, Session, Start};
 pub use trainer::{TrainPlan, Trainer};

@@ -2,8 +2,9 @@
 
 use super::checkpoint::{self, Checkpoint};
 use super::config::Config;
+use super::data::open_data;
 use super::run::{CardFacts, Metrics, MetricsLog, RunFolder, RunLock, read_metrics, write_card};
-use super::trainer::{TrainPlan, Trainer, open_data};
+use super::trainer::{TrainPlan, Trainer};
 use crate::error::{Error, Result};
 use crate::generate::{BATCH, Generator, Request};
 use crate::picture::{grid, save_png};

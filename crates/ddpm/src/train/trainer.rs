@@ -2,13 +2,15 @@
 
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor, check_fits};
 use super::config::{Config, DataFacts, OptimizerKind, Size};
-use crate::data::{self, DataOptions, Dataset, Order, digits::Digits};
+use crate::data::Dataset;
+use crate::data::loader::Loader;
 use crate::error::{Error, Result};
 use crate::model::{StepDraws, TrainingGraph, check_size, device};
 use crate::nets::{self, Network};
 use crate::schedule::Schedule;
 use ddpm_engine::{AdamStep, Draws, Executor, Region};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What training will take, told before it starts.
@@ -20,7 +22,7 @@ pub struct TrainPlan {
     pub arena_bytes: u64,
     /// Bytes of the threads' scratch memory.
     pub scratch_bytes: u64,
-    /// Bytes of the data set in memory.
+    /// Bytes of the data set in memory and of the batches read ahead.
     pub data_bytes: u64,
     /// Bytes of one checkpoint on disk.
     pub checkpoint_bytes: u64,
@@ -37,34 +39,13 @@ pub struct TrainPlan {
 /// A network, its optimizer and its data.
 pub struct Trainer {
     config: Config,
-    data: Box<dyn Dataset>,
-    order: Order,
+    data: Arc<dyn Dataset>,
+    loader: Loader,
     graph: TrainingGraph,
     exec: Box<dyn Executor>,
-    batch: Vec<f32>,
     /// Steps made.
     step: u64,
     weights_given: bool,
-}
-
-/// Opens the data set that the settings name.
-pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
-    let d = &config.data;
-    let (size, channels) = (config.picture_size(), config.picture_channels());
-    if d.path == "digits" {
-        if channels.is_some_and(|c| c != 1) {
-            let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
-            return Err(Error::Config { key: "data.channels".to_owned(), reason });
-        }
-        let size = size.unwrap_or(Size { height: 28, width: 28 });
-        if size.height != size.width {
-            let reason = format!("the built-in digits are square, not {size}");
-            return Err(Error::Config { key: "data.size".to_owned(), reason });
-        }
-        return Ok(Box::new(Digits::new(config.train.seed, size.height, d.digits_count)?));
-    }
-    let size = size.map(|s| (s.height, s.width));
-    data::open(Path::new(&d.path), &DataOptions { size, channels, on_bad_file: d.on_bad_file })
 }
 
 impl Trainer {
@@ -89,18 +70,9 @@ impl Trainer {
                 exec.write_parameter(Region::Ema, i, &weights)?;
             }
         }
-        let order = Order::new(config.train.seed, data.len());
-        let numbers = batch.iter().product();
-        Ok(Self {
-            config,
-            data,
-            order,
-            graph,
-            exec,
-            batch: vec![0.0; numbers],
-            step: 0,
-            weights_given: false,
-        })
+        let data: Arc<dyn Dataset> = Arc::from(data);
+        let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
+        Ok(Self { config, data, loader, graph, exec, step: 0, weights_given: false })
     }
 
     /// The complete settings.
@@ -149,7 +121,7 @@ impl Trainer {
             parameters,
             arena_bytes: footprint.arena_bytes as u64,
             scratch_bytes: footprint.scratch_bytes as u64,
-            data_bytes: self.data.summary().memory_bytes,
+            data_bytes: self.data.summary().memory_bytes + self.loader.memory(),
             checkpoint_bytes: (copies * parameters * 4) as u64,
             flops: 2 * footprint.multiply_adds,
             steps: self.steps().saturating_sub(self.step),
@@ -167,11 +139,8 @@ impl Trainer {
 
     /// Makes one step; the batch's loss before it. A loss that is not finite is an error, and nothing has changed.
     pub fn step(&mut self) -> Result<f32> {
-        let indices = self.order.batch(self.step, self.config.train.batch_size);
-        for (index, picture) in indices.into_iter().zip(self.batch.chunks_mut(self.data.shape().values())) {
-            self.data.read(index, picture)?;
-        }
-        self.exec.write(self.graph.x_0, &self.batch)?;
+        let batch = self.loader.batch(self.step)?;
+        self.exec.write(self.graph.x_0, &batch.pictures)?;
         let draw_step = u32::try_from(self.step).map_err(|_| Error::Config {
             key: "train.steps".to_owned(),
             reason: format!("a run has at most {} steps", u32::MAX),
