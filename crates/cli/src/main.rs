@@ -44,6 +44,7 @@ struct Cli {
 enum Command {
     Train(Box<commands::train::Args>),
     Sample(commands::sample::Args),
+    Data(commands::data::Args),
     Config(commands::config::Args),
     Bench(commands::bench::Args),
     Completions(commands::completions::Args),
@@ -53,6 +54,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
+        Command::Data(args) => commands::data::run(args),
         Command::Config(args) => commands::config::run(args),
         Command::Bench(args) => commands::bench::run(args),
         Command::Completions(args) => commands::completions::run(args),

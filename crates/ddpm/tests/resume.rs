@@ -1,11 +1,13 @@
 //! Training is a function of settings, data and seed: stopping, going on and the number of threads change no bit.
 
 use ddpm::data::digits::Digits;
+use ddpm::data::{DataOptions, Dataset, open_within};
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::{self, Checkpoint};
 use ddpm::train::config::Config;
+use std::path::Path;
 
-fn trainer(threads: usize) -> Trainer {
+fn trainer_on(data: Box<dyn Dataset>, threads: usize) -> Trainer {
     let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let settings = [
         set("network.down_channels", "16, 32"),
@@ -16,8 +18,22 @@ fn trainer(threads: usize) -> Trainer {
         set("train.threads", &threads.to_string()),
     ];
     let config = Config::load(Some("digits"), None, &settings).expect("settings");
-    let data = Digits::new(0, 16, 20).expect("digits");
-    Trainer::new(&config, Box::new(data)).expect("a trainer")
+    Trainer::new(&config, data).expect("a trainer")
+}
+
+fn trainer(threads: usize) -> Trainer {
+    trainer_on(Box::new(Digits::new(0, 16, 20).expect("digits")), threads)
+}
+
+/// Trains on files that are decoded, cropped and flipped anew at each reading.
+fn trainer_on_files(folder: &Path) -> Trainer {
+    let options = DataOptions {
+        size: Some((16, 16)),
+        random_crop_scale: Some([0.5, 1.0]),
+        horizontal_flip: true,
+        ..DataOptions::default()
+    };
+    trainer_on(open_within(folder, &options, 0).expect("pictures"), 2)
 }
 
 /// The state after `steps` more steps, and their losses.
@@ -53,6 +69,26 @@ fn a_resumed_training_ends_like_one_that_was_not_stopped() {
 
     assert_eq!([first_losses, second_losses].concat(), losses);
     assert_same(&resumed, &whole);
+}
+
+#[test]
+fn augmentation_is_taken_up_where_it_was() {
+    let pictures = tempfile::tempdir().expect("a folder");
+    for i in 0..20u32 {
+        let picture = image::GrayImage::from_fn(20 + i, 18, |x, y| image::Luma([(x * y + 9 * i) as u8]));
+        picture.save(pictures.path().join(format!("{i:02}.png"))).expect("a picture");
+    }
+    let (whole, losses) = go_on(&mut trainer_on_files(pictures.path()), 5);
+    let mut first = trainer_on_files(pictures.path());
+    let (half, first_losses) = go_on(&mut first, 2);
+    let mut second = trainer_on_files(pictures.path());
+    second.restore(&half, Path::new("half")).expect("fits");
+    let (resumed, second_losses) = go_on(&mut second, 3);
+    assert_eq!([first_losses, second_losses].concat(), losses);
+    assert_same(&resumed, &whole);
+    // The same trainer, thrown back: it reads from there again.
+    first.restore(&half, Path::new("half")).expect("fits");
+    assert_same(&go_on(&mut first, 3).0, &whole);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
-use super::{Dataset, Draw, Order};
+use super::{Dataset, Order};
 use crate::error::{Error, Result};
 
 /// Batches that a thread prepares ahead, besides the one it is at.
@@ -163,7 +163,7 @@ impl Worker {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            self.data.read(turn.index, Draw { seed: self.seed, epoch: turn.epoch }, out)?;
+            self.data.read(turn.index, turn.draw(self.seed), out)?;
             labels.extend(self.data.label(turn.index));
         }
         Ok(Some(Batch { number, pictures, labels }))
@@ -173,7 +173,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::super::digits::Digits;
-    use super::super::{DataOptions, PictureShape, Summary, open_within};
+    use super::super::{DataOptions, Draw, PictureShape, Summary, open_within};
     use super::*;
     use image::{GrayImage, Luma};
 
@@ -193,7 +193,7 @@ mod tests {
             let mut batch = Batch { number, pictures: Vec::new(), labels: Vec::new() };
             for turn in order.batch(number, size) {
                 let mut out = vec![0.0; data.shape().values()];
-                data.read(turn.index, Draw { seed, epoch: turn.epoch }, &mut out).unwrap();
+                data.read(turn.index, turn.draw(seed), &mut out).unwrap();
                 batch.pictures.extend(out);
                 batch.labels.extend(data.label(turn.index));
             }

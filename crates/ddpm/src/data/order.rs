@@ -27,6 +27,13 @@ pub struct Turn {
     pub index: usize,
 }
 
+impl Turn {
+    /// What its random transforms depend on, in a run of this seed.
+    pub fn draw(&self, seed: u64) -> Draw {
+        Draw { seed, epoch: self.epoch }
+    }
+}
+
 /// Which picture is the g-th of a training run: epoch `g / n` goes through all `n` in its own shuffled order, so a
 /// batch may span two epochs and none is ever cut short.
 #[derive(Clone, Debug)]

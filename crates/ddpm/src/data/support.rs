@@ -1,7 +1,6 @@
 //! What the tests of data sets share.
 
 use std::fs;
-use std::path::Path;
 
 use image::{DynamicImage, GrayImage, Luma, Rgb, RgbImage};
 use tempfile::TempDir;

@@ -85,6 +85,11 @@ impl Trainer {
         &*self.data
     }
 
+    /// Bytes of the data set in memory and of the batches read ahead.
+    pub fn data_memory(&self) -> u64 {
+        self.data.summary().memory_bytes + self.loader.memory()
+    }
+
     /// Steps made so far.
     pub fn steps_done(&self) -> u64 {
         self.step
@@ -121,7 +126,7 @@ impl Trainer {
             parameters,
             arena_bytes: footprint.arena_bytes as u64,
             scratch_bytes: footprint.scratch_bytes as u64,
-            data_bytes: self.data.summary().memory_bytes + self.loader.memory(),
+            data_bytes: self.data_memory(),
             checkpoint_bytes: (copies * parameters * 4) as u64,
             flops: 2 * footprint.multiply_adds,
             steps: self.steps().saturating_sub(self.step),

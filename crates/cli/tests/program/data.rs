@@ -1,0 +1,171 @@
+//! `ddpm data`, and training on every form of data.
+
+use crate::support::{Place, TINY, losses, picture};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+/// Steps on the pictures that `more` names.
+fn train(place: &Place, more: &[&str]) -> crate::support::Done {
+    let tiny: Vec<&str> = TINY.into_iter().filter(|f| !f.contains("data.path")).collect();
+    place.ddpm(&[&["train", "--steps=3"], &tiny[..], more].concat())
+}
+
+/// A zip of the files, stored as they are.
+fn zip(path: &Path, files: &[(&str, &[u8])]) {
+    // The form is simple enough to be written by hand: each file behind a header, then the directory.
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for (name, content) in files {
+        let offset = (bytes.len() as u32).to_le_bytes();
+        let mut crc = !0u32;
+        for byte in *content {
+            crc ^= u32::from(*byte);
+            (0..8).for_each(|_| crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+        }
+        let size = (content.len() as u32).to_le_bytes();
+        let same = [&[20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0][..], &(!crc).to_le_bytes(), &size, &size].concat();
+        let lengths = [&(name.len() as u16).to_le_bytes()[..], &[0, 0]].concat();
+        bytes.extend([&b"PK\x03\x04"[..], &same, &lengths, name.as_bytes(), content].concat());
+        let rest = [&[0; 10][..], &offset].concat();
+        directory.extend([&b"PK\x01\x02\x14\0"[..], &same, &lengths, &rest, name.as_bytes()].concat());
+    }
+    let n = (files.len() as u16).to_le_bytes();
+    let sizes = [(directory.len() as u32).to_le_bytes(), (bytes.len() as u32).to_le_bytes()].concat();
+    let end = [&b"PK\x05\x06\0\0\0\0"[..], &n, &n, &sizes, &[0, 0]].concat();
+    fs::write(path, [bytes, directory, end].concat()).unwrap();
+}
+
+#[test]
+fn check_tells_all_about_the_pictures() {
+    let place = Place::new();
+    for i in 0..6u8 {
+        picture(&place.path(format!("set/{}/{i}.png", ["cat", "dog"][i as usize % 2])), 12, 12, 20 * i);
+    }
+    fs::copy(place.path("set/cat/0.png"), place.path("set/dog/again.png")).unwrap();
+    let done = place.ddpm(&["data", "check", "set", "--set=network.down_sample=[true,true]"]).well();
+    for part in [
+        "data        set\n",
+        "pictures    7\n",
+        "7  12x12 grey, 8 bits a sample",
+        "classes     2\n",
+        "3  cat",
+        "4  dog",
+        "unreadable  none",
+        "duplicates  1 picture is there already",
+        "set/cat/0.png = set/dog/again.png",
+        "trained as  12x12 grey, 8 bits",
+        "memory      ",
+        " to train in batches of 32: data ",
+    ] {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+
+    fs::write(place.path("set/dog/a.jpg"), "text").unwrap();
+    fs::write(place.path("set/dog/b.jpg"), "").unwrap();
+    let done = place.ddpm(&["data", "check", "set"]).fails(1, &[]);
+    for part in ["unreadable  2 files", "a.jpg: is not a picture", "b.jpg: is empty", "--on-bad-file skip"] {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+    let done = place.ddpm(&["data", "check", "set", "--on-bad-file=skip"]).well();
+    assert!(done.out.contains("b.jpg: is empty") && done.out.contains("memory  "), "{}", done.out);
+
+    // What a training would refuse is told in the same words.
+    picture(&place.path("set/dog/large.png"), 20, 12, 3);
+    let done = place.ddpm(&["data", "check", "set", "--on-bad-file=skip"]).fails(1, &[]);
+    assert!(done.out.contains("refused     ") && done.out.contains("2 sizes"), "{}", done.out);
+    place.ddpm(&["data", "check", "set", "--on-bad-file=skip", "--size=16"]).well();
+    place.ddpm(&["data", "check", "sat"]).fails(1, &["did you mean set?"]);
+    let done = place.ddpm(&["data", "check", "digits", "--set=data.digits_count=50"]).well();
+    assert!(done.out.contains("pictures    50"), "{}", done.out);
+}
+
+#[test]
+fn show_draws_what_the_network_will_see() {
+    let place = Place::new();
+    for i in 0..10u8 {
+        picture(&place.path(format!("set/{i}.png")), 12, 20, 20 * i);
+    }
+    let show = |more: &[&str]| place.ddpm(&[&["data", "show", "set", "--size=8"], more].concat()).well();
+    let done = show(&[]);
+    assert!(done.err.contains("data.png: 10 of 10 pictures, 8x8 grey"), "{}", done.err);
+    let grid = |name: &str| image::open(place.path(name)).unwrap().to_luma8();
+    // Eight a row, two pixels between.
+    assert_eq!(grid("data.png").dimensions(), (82, 22));
+    show(&["-n", "3", "-o", "a.png", "--seed=1"]);
+    show(&["-n", "3", "-o", "b.png", "--seed=1"]);
+    show(&["-n", "3", "-o", "c.png", "--seed=2"]);
+    assert_eq!(grid("a.png").dimensions(), (32, 12));
+    assert_eq!(grid("a.png"), grid("b.png"));
+    assert_ne!(grid("a.png"), grid("c.png"));
+    let drawn = ["--set=data.random_crop_scale=0.2,0.5", "--set=data.horizontal_flip=true"];
+    show(&[&["-n", "3", "-o", "d.png", "--seed=1"][..], &drawn].concat());
+    assert_ne!(grid("a.png"), grid("d.png"));
+    place.ddpm(&["data", "show", "set", "-n", "0"]).fails(1, &["-n must be at least 1"]);
+    place.ddpm(&["data", "show", "set", "-o", "no/such.png", "--size=8"]).fails(1, &["no/such.png"]);
+}
+
+#[test]
+fn a_csv_file_names_the_pictures_from_wherever_the_run_is_taken_up() {
+    let place = Place::new();
+    for i in 0..4u8 {
+        picture(&place.path(format!("hands/{}.png", 1377 + u32::from(i))), 12, 12, 60 * i);
+    }
+    let mut table = fs::File::create(place.path("hands.csv")).unwrap();
+    table.write_all(b"id,boneage,male\n1377,180,False\n1379,12,True\n").unwrap();
+    let csv = "--set=data.csv=hands.csv";
+    let done = train(&place, &["--data=hands", csv, "--set=data.csv_label_column=male", "--name=r"]).well();
+    assert!(done.err.contains("2 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
+    let elsewhere = place.path("hands");
+    let mut resume = place.command(&["train", "--resume", "../runs/r", "--steps=4"]);
+    let resumed: crate::support::Done = resume.current_dir(elsewhere).output().unwrap().into();
+    resumed.well();
+
+    let id = "--set=data.csv_id_column=ids";
+    train(&place, &["--data=hands", csv, id])
+        .fails(1, &["hands.csv", "no column \"ids\"", "did you mean \"id\"?"]);
+    table.write_all(b"2000,3,True\n").unwrap();
+    train(&place, &["--data=hands", csv]).fails(1, &["2000.png: is not there (line 4 of hands.csv)"]);
+    table.write_all(b"1377,3,True\n").unwrap();
+    train(&place, &["--data=hands", csv]).fails(1, &["an id is given twice: 1377 (lines 2 and 5)"]);
+}
+
+#[test]
+fn a_zip_is_trained_on_without_being_unpacked() {
+    let place = Place::new();
+    let mut files = Vec::new();
+    for i in 0..5u8 {
+        let name = format!("{}/{i}.png", ["cat", "dog"][i as usize % 2]);
+        picture(&place.path(format!("set/{name}")), 12, 12, 50 * i);
+        files.push((name.clone(), fs::read(place.path(format!("set/{name}"))).unwrap()));
+    }
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (&**name, &bytes[..])).collect();
+    zip(&place.path("set.zip"), &files);
+    let done = train(&place, &["--data=set.zip", "--name=zip"]).well();
+    assert!(done.err.contains("5 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
+    // The folder in the same order, the zip again with nothing kept in memory: the same losses.
+    train(&place, &["--data=set", "--name=folder"]).well();
+    train(&place, &["--data=set.zip", "--name=outside", "--set=data.memory_mib=0"]).well();
+    for other in ["folder", "outside"] {
+        assert_eq!(losses(&place.path(format!("runs/{other}"))), losses(&place.path("runs/zip")));
+    }
+
+    let escape = [files.clone(), vec![("../../evil.png", files[0].1)]].concat();
+    zip(&place.path("escape.zip"), &escape);
+    train(&place, &["--data=escape.zip"]).fails(1, &["evil.png: has a path that climbs out of the archive"]);
+    let done = train(&place, &["--data=escape.zip", "--on-bad-file=skip"]).well();
+    assert!(done.err.contains("evil.png: has a path that climbs out"), "{}", done.err);
+}
+
+#[test]
+fn pictures_that_go_while_they_are_trained_on_are_named() {
+    let place = Place::new();
+    for i in 0..6u8 {
+        picture(&place.path(format!("set/{i}.png")), 12, 12, 40 * i);
+    }
+    train(&place, &["--data=set", "--name=r", "--set=data.memory_mib=0"]).well();
+    // What is gone before a run is taken up is only missing; what is broken is told.
+    fs::write(place.path("set/3.png"), "broken").unwrap();
+    place
+        .ddpm(&["train", "--resume", "r", "--steps=9"])
+        .fails(1, &["set/3.png: is not a picture", "--on-bad-file skip"]);
+}
