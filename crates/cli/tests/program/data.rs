@@ -11,23 +11,32 @@ fn train(place: &Place, more: &[&str]) -> crate::support::Done {
     place.ddpm(&[&["train", "--steps=3"], &tiny[..], more].concat())
 }
 
-/// A zip of the files, stored as they are.
-fn zip(path: &Path, files: &[(&str, &[u8])]) {
+/// The checksum of zip and PNG.
+fn crc(bytes: &[u8]) -> [u8; 4] {
+    let mut crc = !0u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        (0..8).for_each(|_| crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+    }
+    (!crc).to_le_bytes()
+}
+
+/// A zip of the files, stored as they are; the directory says that each is `claimed` bytes long, if that is given.
+fn zip(path: &Path, files: &[(&str, &[u8])], claimed: Option<u32>) {
     // The form is simple enough to be written by hand: each file behind a header, then the directory.
     let (mut bytes, mut directory) = (Vec::new(), Vec::new());
     for (name, content) in files {
         let offset = (bytes.len() as u32).to_le_bytes();
-        let mut crc = !0u32;
-        for byte in *content {
-            crc ^= u32::from(*byte);
-            (0..8).for_each(|_| crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
-        }
-        let size = (content.len() as u32).to_le_bytes();
-        let same = [&[20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0][..], &(!crc).to_le_bytes(), &size, &size].concat();
+        let size = content.len() as u32;
+        let common = |size: u32| {
+            let sizes = [(content.len() as u32).to_le_bytes(), size.to_le_bytes()].concat();
+            [&[20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0][..], &crc(content), &sizes].concat()
+        };
         let lengths = [&(name.len() as u16).to_le_bytes()[..], &[0, 0]].concat();
-        bytes.extend([&b"PK\x03\x04"[..], &same, &lengths, name.as_bytes(), content].concat());
+        bytes.extend([&b"PK\x03\x04"[..], &common(size), &lengths, name.as_bytes(), content].concat());
         let rest = [&[0; 10][..], &offset].concat();
-        directory.extend([&b"PK\x01\x02\x14\0"[..], &same, &lengths, &rest, name.as_bytes()].concat());
+        let common = common(claimed.unwrap_or(size));
+        directory.extend([&b"PK\x01\x02\x14\0"[..], &common, &lengths, &rest, name.as_bytes()].concat());
     }
     let n = (files.len() as u16).to_le_bytes();
     let sizes = [(directory.len() as u32).to_le_bytes(), (bytes.len() as u32).to_le_bytes()].concat();
@@ -139,7 +148,7 @@ fn a_zip_is_trained_on_without_being_unpacked() {
         files.push((name.clone(), fs::read(place.path(format!("set/{name}"))).unwrap()));
     }
     let files: Vec<_> = files.iter().map(|(name, bytes)| (&**name, &bytes[..])).collect();
-    zip(&place.path("set.zip"), &files);
+    zip(&place.path("set.zip"), &files, None);
     let done = train(&place, &["--data=set.zip", "--name=zip"]).well();
     assert!(done.err.contains("5 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
     // The folder in the same order, the zip again with nothing kept in memory: the same losses.
@@ -150,10 +159,47 @@ fn a_zip_is_trained_on_without_being_unpacked() {
     }
 
     let escape = [files.clone(), vec![("../../evil.png", files[0].1)]].concat();
-    zip(&place.path("escape.zip"), &escape);
+    zip(&place.path("escape.zip"), &escape, None);
     train(&place, &["--data=escape.zip"]).fails(1, &["evil.png: has a path that climbs out of the archive"]);
     let done = train(&place, &["--data=escape.zip", "--on-bad-file=skip"]).well();
     assert!(done.err.contains("evil.png: has a path that climbs out"), "{}", done.err);
+    zip(&place.path("bomb.zip"), &files, Some(500 << 20));
+    train(&place, &["--data=bomb.zip"]).fails(1, &["bomb.zip: it would unpack to 2 GiB", "as zip bombs do"]);
+    zip(&place.path("large.zip"), &files[..1], Some(u32::MAX - 1));
+    train(&place, &["--data=large.zip"]).fails(1, &["0.png: would unpack to 4095 MiB; at most 512 are read"]);
+}
+
+#[test]
+fn odd_pictures_are_read_or_refused_by_name() {
+    let place = Place::new();
+    picture(&place.path("set/plain.png"), 12, 12, 30);
+    // A header that says 60,000 x 60,000 on a picture of 12 x 12.
+    let mut huge = fs::read(place.path("set/plain.png")).unwrap();
+    huge[16..24].copy_from_slice(&[60_000u32.to_be_bytes(); 2].concat());
+    let sum = crc(&huge[12..29]);
+    huge[29..33].copy_from_slice(&[sum[3], sum[2], sum[1], sum[0]]);
+    fs::write(place.path("set/huge.png"), &huge).unwrap();
+    image::GrayImage::from_pixel(1, 1, image::Luma([90])).save(place.path("set/pixel.png")).unwrap();
+    let deep = image::ImageBuffer::from_fn(12, 12, |x, y| image::Luma([(x * 5000 + y) as u16]));
+    image::DynamicImage::ImageLuma16(deep).save(place.path("set/deep.png")).unwrap();
+    let mut gif = Vec::new();
+    let mut encoder = image::codecs::gif::GifEncoder::new(&mut gif);
+    for value in [20, 200] {
+        let frame = image::RgbaImage::from_pixel(12, 12, image::Rgba([value, value, value, 255]));
+        encoder.encode_frame(image::Frame::new(frame)).unwrap();
+    }
+    drop(encoder);
+    fs::write(place.path("set/two.gif"), gif).unwrap();
+
+    train(&place, &["--data=set"])
+        .fails(1, &["1 file(s)", "huge.png: is too large: over 32768 pixels a side"]);
+    let done = place.ddpm(&["data", "check", "set", "--size=12", "--on-bad-file=skip"]).well();
+    for part in
+        ["pictures    4", "1x1 grey", "12x12 grey, 16 bits a sample", "trained as  12x12 grey, 16 bits"]
+    {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+    train(&place, &["--data=set", "--on-bad-file=skip"]).well();
 }
 
 #[test]

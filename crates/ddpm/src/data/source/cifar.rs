@@ -125,12 +125,11 @@ fn classes(packed: &Packed, files: &[PathBuf], form: &Form) -> Result<Vec<String
     let most = packed.labels.iter().max().copied().unwrap_or(0);
     let path = files[0].with_file_name(form.names);
     // Names are a help, not a need: a file that cannot be read is as good as none.
-    let names: Vec<String> = match std::fs::read_to_string(&path) {
-        Ok(text) if text.len() <= 1 << 16 => {
-            text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect()
-        }
-        _ => return Ok((0..=most).map(|class| class.to_string()).collect()),
+    let short = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= 1 << 16);
+    let Some(text) = short.then(|| std::fs::read_to_string(&path).ok()).flatten() else {
+        return Ok((0..=most).map(|class| class.to_string()).collect());
     };
+    let names: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
     let Some(at) = packed.labels.iter().position(|&label| label as usize >= names.len()) else {
         return Ok(names);
     };

@@ -24,6 +24,8 @@ const MAX_ENTRY: u64 = 512 << 20;
 const MAX_RATIO: u64 = 100;
 /// No archive that unpacks to less is taken for a bomb, in bytes.
 const MIN_BOMB: u64 = 1 << 30;
+/// Most folders inside one another. A name has up to 64 KiB, and each folder on its way takes memory.
+const MAX_DEPTH: usize = 32;
 
 /// Whether the file at `path` begins as a zip archive does.
 pub(super) fn is_zip(path: &Path) -> bool {
@@ -90,6 +92,9 @@ fn parts(name: &str) -> Result<Vec<&str>, String> {
     }
     if split.is_empty() || name.contains('\0') {
         return Err("has a name that is none".into());
+    }
+    if split.len() > MAX_DEPTH {
+        return Err(format!("is inside of {} folders; at most {MAX_DEPTH} are looked into", split.len() - 1));
     }
     Ok(split)
 }
@@ -335,6 +340,14 @@ mod tests {
         }
         // Where nothing else is there, that is still what is told.
         assert_eq!(bad(&[("../out.png", &good)]).len(), 1);
+    }
+
+    #[test]
+    fn names_that_are_all_folders_are_refused() {
+        let good = png(grey(4, 4, 0));
+        let deep = format!("{}a.png", "a/".repeat(30_000));
+        let refused = bad(&[("good.png", &good), (&deep, &good)]);
+        assert!(refused[0].1.contains("is inside of 30000 folders"), "{}", refused[0].1);
     }
 
     #[test]

@@ -80,6 +80,11 @@ fn awkward_values_read_back_from_the_commented_toml() {
     let mut config = Config::default();
     config.data.path = "a \"b\" \\ 'c'\n\u{7f}é # x".into();
     config.data.size = Some(Size { height: 8, width: 12 });
+    config.data.random_crop_scale = Some([1.0 / 3.0, 1.0]);
+    config.data.csv = Some("a b, 'c'.csv".into());
+    config.data.alpha = Some(crate::data::Alpha::White);
+    config.data.resize_side = Some(16);
+    config.data.horizontal_flip = true;
     config.train.adam_eps = 1e-300;
     config.train.lr = 0.1 + 0.2;
     config.train.seed = i64::MAX as u64;
