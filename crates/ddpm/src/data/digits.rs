@@ -5,9 +5,10 @@
 //! and draws it with a pen of some width. It is a pure function of (seed, index) and the same on every platform:
 //! only IEEE arithmetic and `libm` are used.
 
+use std::path::Path;
+
 use ddpm_engine::rng::{Purpose, Stream};
 use rayon::prelude::*;
-use std::path::Path;
 
 use super::pictures::{Pictures, Survey};
 use super::source::Content;

@@ -83,7 +83,7 @@ pub(super) fn common_channels(
     options: &DataOptions,
     notes: &mut Vec<String>,
 ) -> Result<usize> {
-    let own = |n: usize| pictures.iter().filter(|(_, p)| p.base.2 == n).count();
+    let own = |n: usize| pictures.iter().filter(|(_, p)| p.base.channels == n).count();
     // Grey with alpha and RGB without together need all four.
     let (colour, alpha) = (own(3) + own(4) > 0, own(2) + own(4) > 0);
     let needed = if colour { 3 } else { 1 } + usize::from(alpha);
@@ -132,7 +132,7 @@ pub(super) fn common_channels(
 }
 
 pub(super) fn common_depth(pictures: &[(usize, Seen)], notes: &mut Vec<String>) -> u8 {
-    let deep = pictures.iter().filter(|(_, p)| p.base.3 == 16).count();
+    let deep = pictures.iter().filter(|(_, p)| p.base.bits == 16).count();
     if deep > 0 && deep < pictures.len() {
         notes.push(format!("{} of 16 bits a sample, the others of 8", are(deep, pictures.len())));
     }

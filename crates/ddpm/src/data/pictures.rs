@@ -14,11 +14,19 @@ use super::transform::Transform;
 use super::{Dataset, Fingerprint, PictureShape, Summary, count, shorten, unusable};
 use crate::error::{Error, Result};
 
+/// The form of a base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Form {
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    pub bits: u8,
+}
+
 /// What is known of a picture that was decoded once.
 pub(super) struct Seen {
     pub facts: Facts,
-    /// Height, width, channels and bits of its base.
-    pub base: (usize, usize, usize, u8),
+    pub base: Form,
     /// SHA-256 of the base.
     digest: [u8; 32],
     /// SHA-256 of the upright picture before it was resized; only where it was asked for.
@@ -70,7 +78,7 @@ impl Survey {
                 let fits = held.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) <= memory;
                 Ok(Seen {
                     facts,
-                    base: (base.height, base.width, base.channels, base.bits()),
+                    base: form_of(&base),
                     digest: base.digest(),
                     content,
                     bytes,
@@ -179,7 +187,7 @@ impl Survey {
 struct Outside {
     source: Box<dyn Source>,
     /// Each one's number in the source, and the form of its base.
-    places: Vec<(usize, (usize, usize, usize, u8))>,
+    places: Vec<(usize, Form)>,
 }
 
 /// Pictures in one form.
@@ -195,10 +203,14 @@ pub(super) struct Pictures {
     summary: Summary,
 }
 
+fn form_of(base: &Pixels) -> Form {
+    Form { height: base.height, width: base.width, channels: base.channels, bits: base.bits() }
+}
+
 fn decode_again(
     source: &dyn Source,
     i: usize,
-    before: (usize, usize, usize, u8),
+    before: Form,
     transform: &Transform,
     options: &DataOptions,
 ) -> Result<Pixels> {
@@ -211,7 +223,7 @@ fn decode_again(
     let (pixels, _) = source.picture(i, options).map_err(changed)?;
     let stored = (pixels.height, pixels.width);
     let pixels = transform.base(pixels).map_err(changed)?;
-    if (pixels.height, pixels.width) != (before.0, before.1) {
+    if (pixels.height, pixels.width) != (before.height, before.width) {
         let reason = format!("it is {}x{} now, which does not become what it was", stored.0, stored.1);
         return Err(changed(reason));
     }

@@ -273,7 +273,7 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         ("data.channels", "5", "data.channels: 5 is out of range; give 1 to 4"),
         ("data.size", "0", "data.size: 0 is out of range"),
         ("data.resize", "crop", "data.resize: "),
-        ("data.resize_side", "27", "data.resize_side: 27 is out of range; 28x28 is cut out of it"),
+        ("data.resize_side", "27", "data.resize_side: it is the size before the crop"),
         ("data.random_crop_scale", "[0.5, 2]", "data.random_crop_scale: [0.5, 2] is out of range"),
         ("data.random_crop_scale", "0.5", "data.random_crop_scale: "),
         ("data.alpha", "red", "data.alpha: "),
