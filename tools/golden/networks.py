@@ -64,7 +64,8 @@ OPTIONS = dict(layers_per_block=1, block_out_channels=[8, 16], down_block_types=
 CASES = {
     'simple': (simple, [
         ('tiny', dict(widths=[4, 8, 12], time_emb_dim=8), 3, 8, 12, 2, [1, 742, 300], True),
-        ('default', dict(widths=[64, 128, 256, 512, 1024], time_emb_dim=32), 2, 32, 16, 1, [17, 999], False),
+        ('default', dict(widths=[64, 128, 256, 512, 1024], time_emb_dim=32), 8, 32, 32, 1,
+         [17, 999, 300, 500, 700, 100, 900, 650], False),
     ]),
     'double-conv': (double_conv, [
         ('default', dict(base_channels=64, time_emb_dim=128, num_heads=4), 2, 16, 24, 3, [17, 999], False),

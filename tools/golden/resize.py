@@ -1,4 +1,5 @@
-"""What torchvision makes of small pictures: Resize(antialias), CenterCrop, convert('L'), make_grid, save_image.
+"""What torchvision makes of small pictures: Resize(antialias), CenterCrop, resized_crop, convert('L'), CMYK, make_grid,
+save_image.
 
 Writes crates/ddpm/tests/golden/resize.json, which the tests of crates/ddpm compare with. The pictures are made
 from a formula (`sample`), so they need not be stored. Needs torch 2.11, torchvision 0.26, pillow, numpy.
@@ -55,6 +56,36 @@ def case(bits, *numbers):
     return dict(bits=bits, from_size=[h, w], channels=channels, size=[height, width], samples=made.flatten().tolist())
 
 
+def steps():
+    """The tutorials' pipelines on an RGB picture of 31x44 or 9x14: smaller, larger, and from a crop."""
+    def picture(h, w):
+        return Image.fromarray(sample(h, w, 3, 255).astype(np.uint8))
+
+    def made(kind, picture, numbers, result):
+        return dict(kind=kind, from_size=list(picture.size[::-1]), numbers=numbers,
+                    samples=np.asarray(result).flatten().tolist())
+
+    out = []
+    for p in picture(31, 44), picture(9, 14):
+        out.append(made('exact', p, [12, 10], F.resize(p, [12, 10], InterpolationMode.BILINEAR, antialias=True)))
+        side = F.resize(p, 15, InterpolationMode.BILINEAR, antialias=True)
+        out.append(made('side', p, [15, 12, 12], F.center_crop(side, [12, 12])))
+        box = [2, 3, 6, 8]
+        out.append(made('crop', p, box + [10, 9], F.resized_crop(p, *box, [10, 9], InterpolationMode.BILINEAR)))
+    out.append(made('flip', picture(9, 14), [], F.hflip(picture(9, 14))))
+    return out
+
+
+def cmyk():
+    """A JPEG with four inks, as its bytes, and what Pillow makes of it."""
+    y, x = np.meshgrid(np.arange(8), np.arange(8), indexing='ij')
+    inks = np.stack([x * 30, y * 30, 200 - x * 20, (x + y) * 8], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(inks, 'CMYK').save(file, 'jpeg', quality=95)
+    rgb = np.asarray(Image.open(file).convert('RGB'))
+    return dict(jpeg=list(file.getvalue()), rgb=rgb.flatten().tolist())
+
+
 def grids():
     """save_image of make_grid on 5 pictures of 3x4, 3 a row, with padding 2 and with 1: one channel of it."""
     a = sample(15, 4, 1, 255).astype(np.float32).reshape(5, 1, 3, 4) / 255 * 2.4 - 1.2
@@ -77,9 +108,12 @@ if __name__ == '__main__':
                 case(8, 40, 17, 4, 8, 7), case(8, 20, 29, 2, 9, 9), case(8, 64, 8, 3, 5, 5),
                 case(16, 23, 31, 1, 10, 10), case(16, 19, 25, 3, 6, 8)],
         luma=dict(size=[6, 9], samples=np.asarray(Image.fromarray(colours).convert('L')).flatten().tolist()),
+        steps=steps(),
+        cmyk=cmyk(),
         grid=grids(),
     )
     path = pathlib.Path(__file__).parents[2] / 'crates/ddpm/tests/golden/resize.json'
     text = json.dumps(golden, separators=(',', ':')).replace('{"bits"', '\n{"bits"').replace('{"per_row"', '\n{"per_row"')
+    text = text.replace('{"kind"', '\n{"kind"').replace('"cmyk"', '\n"cmyk"')
     path.write_text(text + '\n')
     print(path.name, len(text), 'bytes')

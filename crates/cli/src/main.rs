@@ -44,6 +44,7 @@ struct Cli {
 enum Command {
     Train(Box<commands::train::Args>),
     Sample(commands::sample::Args),
+    Data(commands::data::Args),
     Config(commands::config::Args),
     Show(commands::show::Args),
     Bench(commands::bench::Args),
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
+        Command::Data(args) => commands::data::run(args),
         Command::Config(args) => commands::config::run(args),
         Command::Show(args) => commands::show::run(args),
         Command::Bench(args) => commands::bench::run(args),

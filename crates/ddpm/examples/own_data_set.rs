@@ -5,7 +5,7 @@
 //! ```
 
 use ddpm::Result;
-use ddpm::data::{Dataset, PictureShape, Summary};
+use ddpm::data::{Dataset, Draw, PictureShape, Summary};
 use ddpm::generate::{Generator, Request};
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
@@ -45,8 +45,8 @@ impl Dataset for Discs {
         None
     }
 
-    /// Height, width, channels; -1 is black and 1 is white.
-    fn read(&self, index: usize, out: &mut [f32]) -> Result<()> {
+    /// Height, width, channels; -1 is black and 1 is white. Random crops or flips would be drawn from `_draw`.
+    fn read(&self, index: usize, _draw: Draw, out: &mut [f32]) -> Result<()> {
         let radius = 2.0 + 5.0 * index as f32 / self.len() as f32;
         let centre = (SIZE as f32 - 1.0) / 2.0;
         for (i, value) in out.iter_mut().enumerate() {

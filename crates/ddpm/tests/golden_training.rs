@@ -4,7 +4,7 @@ use ddpm::train::Trainer;
 use ddpm::train::checkpoint::read_weights_file;
 use ddpm::train::config::{Config, TrainConfig};
 use ddpm::train::rate::LearningRate;
-use ddpm::train::trainer::open_data;
+use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};
 use serde_json::Value;
 use std::path::Path;

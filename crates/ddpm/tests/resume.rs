@@ -1,9 +1,11 @@
 //! Training is a function of settings, data and seed: stopping, going on and the number of threads change no bit.
 
 use ddpm::data::digits::Digits;
+use ddpm::data::{DataOptions, Dataset, open_within};
 use ddpm::train::checkpoint::{self, Checkpoint};
 use ddpm::train::config::Config;
 use ddpm::train::{StepReport, Trainer};
+use std::path::Path;
 
 /// The settings as they are.
 const PLAIN: &[(&str, &str)] = &[];
@@ -24,7 +26,7 @@ const EVERYTHING: &[(&str, &str)] = &[
     ("train.plateau_threshold", "0.5"),
 ];
 
-fn trainer(settings: &[(&str, &str)], threads: usize) -> Trainer {
+fn trainer_on(data: Box<dyn Dataset>, settings: &[(&str, &str)], threads: usize) -> Trainer {
     let threads = threads.to_string();
     let tiny = [
         ("attention.down_channels", "16, 32"),
@@ -36,8 +38,23 @@ fn trainer(settings: &[(&str, &str)], threads: usize) -> Trainer {
     ];
     let pairs: Vec<_> = tiny.iter().chain(settings).map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
     let config = Config::load(Some("digits"), None, &pairs).expect("settings");
-    let data = Digits::new(0, 16, 20).expect("digits");
-    Trainer::new(&config, Box::new(data)).expect("a trainer")
+    Trainer::new(&config, data).expect("a trainer")
+}
+
+fn trainer(settings: &[(&str, &str)], threads: usize) -> Trainer {
+    trainer_on(Box::new(Digits::new(0, 16, 20).expect("digits")), settings, threads)
+}
+
+/// Trains with [`EVERYTHING`] on files that are decoded, cropped and flipped anew at each reading.
+fn trainer_on_files(folder: &Path, network: &[(&str, &str)]) -> Trainer {
+    let options = DataOptions {
+        size: Some((16, 16)),
+        random_crop_scale: Some([0.5, 1.0]),
+        horizontal_flip: true,
+        ..DataOptions::default()
+    };
+    let data = open_within(folder, &options, 0).expect("pictures");
+    trainer_on(data, &[EVERYTHING, network].concat(), 2)
 }
 
 /// The state after `steps` more steps, and what they told.
@@ -91,6 +108,51 @@ fn everything_that_a_resume_must_keep_is_in_use() {
     assert!(reports.iter().any(|r| r.grad_norm > 0.3), "nothing was clipped: {reports:?}");
     let plateau = middle.manifest.plateau.expect("the state of the learning rate");
     assert!(plateau.steps > 0 && plateau.loss_sum > 0.0 && plateau.best.is_some(), "{plateau:?}");
+}
+
+/// With augmentation, dropout, running statistics and everything else that a step may depend on.
+#[test]
+fn augmentation_dropout_and_running_statistics_are_taken_up_where_they_were() {
+    let double_conv: &[_] = &[
+        ("network.name", "double-conv"),
+        ("double_conv.base_channels", "8"),
+        ("double_conv.time_emb_dim", "16"),
+        ("double_conv.dropout", "0.3"),
+    ];
+    let simple: &[_] =
+        &[("network.name", "simple"), ("simple.widths", "8, 12, 16"), ("simple.time_emb_dim", "16")];
+    let unet2d: &[_] = &[
+        ("network.name", "unet2d"),
+        ("unet2d.layers_per_block", "1"),
+        ("unet2d.block_out_channels", "8, 16"),
+        ("unet2d.down_block_types", r#"["DownBlock2D", "AttnDownBlock2D"]"#),
+        ("unet2d.up_block_types", r#"["AttnUpBlock2D", "UpBlock2D"]"#),
+        ("unet2d.norm_num_groups", "4"),
+        ("unet2d.dropout", "0.2"),
+    ];
+    let pictures = tempfile::tempdir().expect("a folder");
+    for i in 0..20u32 {
+        let picture = image::GrayImage::from_fn(20 + i, 18, |x, y| image::Luma([(x * y + 9 * i) as u8]));
+        picture.save(pictures.path().join(format!("{i:02}.png"))).expect("a picture");
+    }
+    for network in [double_conv, simple, unet2d] {
+        let new = || trainer_on_files(pictures.path(), network);
+        let (whole, reports) = go_on(&mut new(), 5);
+        let mut first = new();
+        let (half, first_reports) = go_on(&mut first, 2);
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = checkpoint::save(folder.path(), &half).expect("a checkpoint");
+        let mut second = new();
+        // Telling the plan runs the network, and must change nothing.
+        second.plan().expect("a plan");
+        second.restore(&checkpoint::load(&path).expect("the checkpoint"), &path).expect("fits");
+        let (resumed, second_reports) = go_on(&mut second, 3);
+        assert_eq!([first_reports, second_reports].concat(), reports, "{network:?}");
+        assert_same(&resumed, &whole);
+        // The same trainer, thrown back: it reads from there again.
+        first.restore(&half, Path::new("half")).expect("fits");
+        assert_same(&go_on(&mut first, 3).0, &whole);
+    }
 }
 
 #[test]

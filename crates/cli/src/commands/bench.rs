@@ -3,7 +3,7 @@
 use crate::progress::{human_bytes, thousands};
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
-use ddpm::train::trainer::open_data;
+use ddpm::train::open_data;
 use ddpm_engine::NodeTime;
 use std::collections::BTreeMap;
 use std::io::Write;

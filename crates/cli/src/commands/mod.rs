@@ -5,6 +5,7 @@ use anyhow::Context;
 pub mod bench;
 pub mod completions;
 pub mod config;
+pub mod data;
 pub mod sample;
 pub mod show;
 pub mod train;

@@ -3,13 +3,13 @@
 use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use ddpm::data::Dataset;
+use ddpm::data::{Dataset, Draw};
 use ddpm::picture::{Picture, save_png};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
 use ddpm::schedule::Schedule;
 use ddpm::train::config::{Config, ScheduleKind, Size};
-use ddpm::train::trainer::open_data;
+use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};
 use std::io::Write;
 use std::path::PathBuf;
@@ -153,7 +153,7 @@ fn noising(args: &NoisingArgs) -> anyhow::Result<Picture> {
     }
     let shape = data.shape();
     let mut x_0 = vec![0.0; shape.values()];
-    data.read(args.index, &mut x_0)?;
+    data.read(args.index, Draw::default(), &mut x_0)?;
     // A noise of its own for each picture, which all rows share: they differ by the schedule alone.
     let mut eps = vec![0.0; x_0.len()];
     Stream::new(args.seed, Purpose::Noise, 0, args.index as u32).fill_normal(&mut eps);

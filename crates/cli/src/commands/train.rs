@@ -20,7 +20,8 @@ use std::process::ExitCode;
     ddpm train --data photos --dry-run             only tell what it would take\n  \
     ddpm train --resume runs/run-001               go on where a run stopped")]
 pub struct Args {
-    /// A folder of pictures (flat, or one folder per class), or of IDX files; `digits` are the built-in ones
+    /// A folder or zip of pictures (flat, or one folder per class), or a folder of IDX files or CIFAR batches; `digits`
+    /// are the built-in ones
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// A named set of settings (`ddpm config --list`): digits, pictures (if --data is given), digits28, mnist
@@ -99,13 +100,21 @@ impl Args {
 }
 
 /// `28x32` as the settings have it.
-fn size(text: &str) -> Option<String> {
+pub(super) fn size(text: &str) -> Option<String> {
     let (h, w) = text.split_once(['x', 'X'])?;
     Some(format!("[{h}, {w}]"))
 }
 
 /// The data's place must still be right when the run is taken up elsewhere.
-fn absolute(path: &str) -> String {
+pub(super) fn absolute_paths(config: &mut Config) {
+    let data = &mut config.data;
+    if data.path != "digits" {
+        data.path = absolute(&data.path);
+    }
+    data.csv = data.csv.as_deref().map(absolute);
+}
+
+pub(super) fn absolute(path: &str) -> String {
     if path == "digits" && !Path::new(path).exists() {
         return path.to_owned();
     }
@@ -144,10 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             for note in &loaded.notes {
                 tell!("note: {note}");
             }
-            let path = &mut loaded.config.data.path;
-            if path != "digits" {
-                *path = absolute(path);
-            }
+            absolute_paths(&mut loaded.config);
             let start = args.init.as_deref().map_or(Start::Fresh, Start::Weights);
             let mut trainer = Session::prepare(&loaded.config, start)?;
             tell_data(trainer.data().summary());

@@ -1,6 +1,7 @@
 //! The program as a person meets it: the built `ddpm`, run in a folder of its own.
 
 mod commands;
+mod data;
 mod errors;
 #[cfg(unix)]
 mod interruption;

@@ -5,12 +5,15 @@
 //! and draws it with a pen of some width. It is a pure function of (seed, index) and the same on every platform:
 //! only IEEE arithmetic and `libm` are used.
 
+use std::path::Path;
+
 use ddpm_engine::rng::{Purpose, Stream};
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
-use super::decode::write_unit;
-use super::{DEFAULT_MEMORY, Dataset, Fingerprint, Found, PictureShape, Summary};
+use super::pictures::{Pictures, Survey};
+use super::source::Content;
+use super::source::packed::Packed;
+use super::{DEFAULT_MEMORY, DataOptions, Dataset, Draw, Summary};
 use crate::error::{Error, Result};
 
 /// A point of a stroke: x to the right, y down, the digit about 1 high; whether the pen turns sharply there.
@@ -105,12 +108,7 @@ const THINNEST: f32 = 0.6;
 const SIZES: std::ops::RangeInclusive<usize> = 12..=64;
 
 /// White digits on black, square, grey, labelled 0 to 9.
-pub struct Digits {
-    data: Vec<u8>,
-    size: usize,
-    classes: Vec<String>,
-    summary: Summary,
-}
+pub struct Digits(Pictures);
 
 impl Digits {
     /// Draws `count` pictures of `size` x `size` (12 to 64). Picture `index` shows the digit `index % 10` and
@@ -119,6 +117,26 @@ impl Digits {
     /// # Errors
     /// [`Error::Config`] when `size` or `count` is out of range.
     pub fn new(seed: u64, size: usize, count: usize) -> Result<Self> {
+        Self::with_options(seed, size, count, &DataOptions::default())
+    }
+
+    /// [`new`](Self::new), and then what `options` ask for: crops and flips, say. Their size is the pictures' own if
+    /// they have none.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and for options out of range.
+    pub fn with_options(seed: u64, size: usize, count: usize, options: &DataOptions) -> Result<Self> {
+        Self::survey(seed, size, count, options, false)?.into_set(options).map(Self)
+    }
+
+    pub(super) fn survey(
+        seed: u64,
+        size: usize,
+        count: usize,
+        options: &DataOptions,
+        contents: bool,
+    ) -> Result<Survey> {
+        options.check()?;
         if !SIZES.contains(&size) {
             let reason =
                 format!("digits are drawn at {} to {} pixels a side, not {size}", SIZES.start(), SIZES.end());
@@ -134,45 +152,30 @@ impl Digits {
         data.par_chunks_exact_mut(size * size)
             .enumerate()
             .for_each(|(index, out)| draw(seed, index as u32, size, out));
-        let mut fingerprint = Fingerprint::new();
-        for (index, picture) in data.chunks_exact(size * size).enumerate() {
-            fingerprint.add(&[], Some(index as u32 % 10), &Sha256::digest(picture));
-        }
-        let shape = PictureShape { height: size, width: size, channels: 1 };
-        let summary = Summary {
-            source: format!("built-in digits, seed {seed}"),
-            pictures: count,
-            shape,
-            bit_depth: 8,
-            classes: 10,
-            found: vec![Found { height: size, width: size, channels: 1, bits: 8, pictures: count }],
-            skipped: Vec::new(),
-            memory_bytes: data.len() as u64,
-            fingerprint: fingerprint.finish(),
-            notes: Vec::new(),
-        };
-        Ok(Self { data, size, classes: (0..10).map(|digit| digit.to_string()).collect(), summary })
+        let labels = (0..count as u32).map(|i| i % 10).collect();
+        let source = Packed { height: size, width: size, channels: 1, data, labels, files: Vec::new() };
+        let classes = (0..10).map(|digit| digit.to_string()).collect();
+        let content = Content { source: Box::new(source), classes, notes: Vec::new(), bad: Vec::new() };
+        let name = format!("built-in digits, seed {seed}");
+        Survey::new(Path::new("digits"), name, content, options, DEFAULT_MEMORY, contents)
     }
 }
 
 impl Dataset for Digits {
     fn classes(&self) -> &[String] {
-        &self.classes
+        self.0.classes()
     }
 
     fn label(&self, index: usize) -> Option<u32> {
-        assert!(index < self.summary.pictures);
-        Some((index % 10) as u32)
+        self.0.label(index)
     }
 
-    fn read(&self, index: usize, out: &mut [f32]) -> Result<()> {
-        let size = self.size * self.size;
-        write_unit(&self.data[index * size..][..size], 1, 1, out);
-        Ok(())
+    fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> Result<()> {
+        self.0.read(index, draw, out)
     }
 
     fn summary(&self) -> &Summary {
-        &self.summary
+        self.0.summary()
     }
 }
 
@@ -307,11 +310,15 @@ fn add_line(ink: &mut [f32], size: usize, a: Dot, b: Dot) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::decode::Samples;
     use super::*;
+    use sha2::{Digest, Sha256};
 
     fn bytes(digits: &Digits, index: usize) -> &[u8] {
-        let size = digits.size * digits.size;
-        &digits.data[index * size..][..size]
+        match &digits.0.base(index).samples {
+            Samples::U8(data) => data,
+            Samples::U16(_) => panic!("16 bits"),
+        }
     }
 
     #[test]
@@ -322,7 +329,8 @@ mod tests {
             (28, "b609630358c654bb84754c9eddc67a843eb0fb16f990c7f1e6484f88a4923906"),
         ] {
             let digits = Digits::new(7, size, 1000).unwrap();
-            assert_eq!(super::super::hex(&Sha256::digest(&digits.data)), expected, "{size}");
+            let data: Vec<u8> = (0..1000).flat_map(|i| bytes(&digits, i)).copied().collect();
+            assert_eq!(super::super::hex(&Sha256::digest(&data)), expected, "{size}");
         }
     }
 
@@ -379,11 +387,31 @@ mod tests {
     fn reading_gives_minus_one_to_one() {
         let digits = Digits::new(0, 16, 3).unwrap();
         let mut out = vec![9.0; 256];
-        digits.read(2, &mut out).unwrap();
+        digits.read(2, Draw::default(), &mut out).unwrap();
         for (value, &byte) in out.iter().zip(bytes(&digits, 2)) {
             assert_eq!(*value, f32::from(byte) / 255.0 * 2.0 - 1.0);
         }
         assert_eq!(out[0], -1.0);
+    }
+
+    #[test]
+    fn digits_can_be_cropped_and_flipped() {
+        let options = DataOptions {
+            size: Some((16, 16)),
+            random_crop_scale: Some([0.5, 0.9]),
+            horizontal_flip: true,
+            ..DataOptions::default()
+        };
+        let (plain, drawn) =
+            (Digits::new(0, 16, 3).unwrap(), Digits::with_options(0, 16, 3, &options).unwrap());
+        let read = |digits: &Digits, epoch| {
+            let mut out = vec![9.0; 256];
+            digits.read(2, Draw { seed: 0, epoch }, &mut out).unwrap();
+            out
+        };
+        assert_eq!(read(&plain, 0), read(&plain, 1));
+        assert_ne!(read(&drawn, 0), read(&drawn, 1));
+        assert_eq!(read(&drawn, 1), read(&drawn, 1));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Bringing pictures to one size: the short side is resized, the middle is cut out.
+//! Resizing, cropping and mirroring of pictures.
 //!
 //! The filter is the bilinear (triangle) one widened by the reduction, as Pillow's `Image.resize` and torchvision's
 //! `Resize(antialias=True)`; transparent pictures are resized with premultiplied alpha, as in Pillow, but in 16 bits:
@@ -13,34 +13,20 @@ use super::decode::{Pixels, Samples};
 /// The most samples that a picture may have between resizing and cropping; only absurdly thin ones have more.
 const MAX_BETWEEN: usize = 1 << 28;
 
-/// `pixels` at `height` x `width`.
+/// `pixels` at `height` x `width`: just covering it, and the middle cut out.
 pub(super) fn resize_and_crop(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
-    if (pixels.height, pixels.width) == (height, width) {
-        return Ok(pixels);
-    }
     let (h, w) = covering(pixels.height, pixels.width, height, width);
-    if h.checked_mul(w).and_then(|n| n.checked_mul(pixels.channels)).is_none_or(|n| n > MAX_BETWEEN) {
-        return Err(format!(
-            "at {}x{} it is too long and thin to be resized to {height}x{width}",
-            pixels.height, pixels.width
-        ));
-    }
-    let whole = resize(pixels, h, w)?;
-    let (top, left) = (centred(h - height), centred(w - width));
-    let channels = whole.channels;
-    let samples = match &whole.samples {
-        Samples::U8(data) => {
-            Samples::U8(crop(data, w * channels, top, left * channels, height, width * channels))
-        }
-        Samples::U16(data) => {
-            Samples::U16(crop(data, w * channels, top, left * channels, height, width * channels))
-        }
-    };
-    Ok(Pixels { height, width, channels, samples })
+    Ok(crop_middle(resize(pixels, h, w)?, height, width))
+}
+
+/// `pixels` with its short side at `side` and its aspect kept: torchvision's `Resize(side)`.
+pub(super) fn short_side(pixels: Pixels, side: usize) -> Result<Pixels, String> {
+    let (h, w) = covering(pixels.height, pixels.width, side, side);
+    resize(pixels, h, w)
 }
 
 /// The size with the aspect of `h` x `w` that just covers `height` x `width`, rounded down as by torchvision.
-fn covering(h: usize, w: usize, height: usize, width: usize) -> (usize, usize) {
+pub(super) fn covering(h: usize, w: usize, height: usize, width: usize) -> (usize, usize) {
     let by_height = height as u128 * w as u128;
     let by_width = width as u128 * h as u128;
     if by_height >= by_width {
@@ -56,16 +42,70 @@ fn centred(spare: usize) -> usize {
     half + (spare & 1) * (half & 1)
 }
 
-fn crop<T: Copy>(data: &[T], stride: usize, top: usize, left: usize, rows: usize, row: usize) -> Vec<T> {
-    data.chunks_exact(stride).skip(top).take(rows).flat_map(|line| &line[left..left + row]).copied().collect()
+/// The middle of `pixels`, which is at least as large.
+pub(super) fn crop_middle(pixels: Pixels, height: usize, width: usize) -> Pixels {
+    if (pixels.height, pixels.width) == (height, width) {
+        return pixels;
+    }
+    crop(&pixels, centred(pixels.height - height), centred(pixels.width - width), height, width)
 }
 
-fn resize(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
+/// `rows` x `columns` of `pixels` from (`top`, `left`) on.
+pub(super) fn crop(pixels: &Pixels, top: usize, left: usize, rows: usize, columns: usize) -> Pixels {
+    fn cut<T: Copy>(data: &[T], stride: usize, top: usize, rows: usize, left: usize, row: usize) -> Vec<T> {
+        data.chunks_exact(stride)
+            .skip(top)
+            .take(rows)
+            .flat_map(|line| &line[left..left + row])
+            .copied()
+            .collect()
+    }
+    let c = pixels.channels;
+    let samples = match &pixels.samples {
+        Samples::U8(data) => Samples::U8(cut(data, pixels.width * c, top, rows, left * c, columns * c)),
+        Samples::U16(data) => Samples::U16(cut(data, pixels.width * c, top, rows, left * c, columns * c)),
+    };
+    Pixels { height: rows, width: columns, channels: c, samples }
+}
+
+/// `pixels` mirrored left to right.
+pub(super) fn flip(pixels: &Pixels) -> Pixels {
+    fn mirror<T: Copy>(data: &[T], stride: usize, channels: usize) -> Vec<T> {
+        data.chunks_exact(stride)
+            .flat_map(|line| line.chunks_exact(channels).rev())
+            .flatten()
+            .copied()
+            .collect()
+    }
+    let stride = pixels.width * pixels.channels;
+    let samples = match &pixels.samples {
+        Samples::U8(data) => Samples::U8(mirror(data, stride, pixels.channels)),
+        Samples::U16(data) => Samples::U16(mirror(data, stride, pixels.channels)),
+    };
+    Pixels { samples, ..*pixels }
+}
+
+/// `pixels` at `height` x `width`, whatever that does to its aspect: torchvision's `Resize((height, width))`.
+pub(super) fn resize(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
+    if (pixels.height, pixels.width) == (height, width) {
+        return Ok(pixels);
+    }
+    if height.checked_mul(width).and_then(|n| n.checked_mul(pixels.channels)).is_none_or(|n| n > MAX_BETWEEN)
+    {
+        return Err(format!(
+            "at {}x{} it is too long and thin to be resized ({height}x{width} before the crop)",
+            pixels.height, pixels.width
+        ));
+    }
+    filtered(pixels, height, width)
+}
+
+fn filtered(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
     let (from, to, channels) = ((pixels.height, pixels.width), (height, width), pixels.channels);
     let samples = match (pixels.samples, channels) {
         (Samples::U8(data), 2 | 4) => {
             let samples = Samples::U16(data.into_iter().map(|v| u16::from(v) * 257).collect());
-            match resize(Pixels { samples, ..pixels }, height, width)?.samples {
+            match filtered(Pixels { samples, ..pixels }, height, width)?.samples {
                 Samples::U16(data) => {
                     Samples::U8(data.into_iter().map(|v| ((u32::from(v) + 128) / 257) as u8).collect())
                 }
@@ -164,6 +204,33 @@ pub(super) mod tests {
         }
     }
 
+    /// A step of a picture in 8 bits, for which it and Pillow round alike but for ties.
+    const STEP: usize = 1;
+
+    #[test]
+    fn the_tutorials_pipelines_agree_with_torchvision() {
+        let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+        let cases = golden["steps"].as_array().unwrap();
+        assert_eq!(cases.len(), 7);
+        for case in cases {
+            let (from, n) = (numbers(&case["from_size"]), numbers(&case["numbers"]));
+            let data = sample(from[0], from[1], 3, 255, 0).into_iter().map(|v| v as u8).collect();
+            let pixels = Pixels { height: from[0], width: from[1], channels: 3, samples: Samples::U8(data) };
+            let (kind, tolerance) = (case["kind"].as_str().unwrap(), STEP);
+            let (made, tolerance) = match kind {
+                "exact" => (resize(pixels, n[0], n[1]).unwrap(), tolerance),
+                "side" => (crop_middle(short_side(pixels, n[0]).unwrap(), n[1], n[2]), tolerance),
+                "crop" => (resize(crop(&pixels, n[0], n[1], n[2], n[3]), n[4], n[5]).unwrap(), tolerance),
+                _ => (flip(&pixels), 0),
+            };
+            let Samples::U8(made) = made.samples else { panic!("16 bits") };
+            let expected = numbers(&case["samples"]);
+            assert_eq!(made.len(), expected.len());
+            let worst = made.iter().zip(&expected).map(|(&a, &b)| usize::from(a).abs_diff(b)).max().unwrap();
+            assert!(worst <= tolerance, "{kind} {from:?} {n:?}: {worst}");
+        }
+    }
+
     #[test]
     fn the_middle_is_torchvisions_middle() {
         // Python's round(spare / 2).
@@ -182,6 +249,20 @@ pub(super) mod tests {
             samples: Samples::U8((0..height * width).map(|v| v as u8).collect()),
         };
         assert_eq!(resize_and_crop(pixels(5, 7), 5, 7).unwrap(), pixels(5, 7));
+        assert_eq!(short_side(pixels(5, 7), 5).unwrap(), pixels(5, 7));
         assert!(resize_and_crop(pixels(1, 30_000), 512, 512).unwrap_err().contains("too long and thin"));
+    }
+
+    #[test]
+    fn crops_and_flips_move_whole_pixels() {
+        let samples = Samples::U16((0..2 * 3 * 2).collect());
+        let pixels = Pixels { height: 2, width: 3, channels: 2, samples };
+        let flipped = flip(&pixels);
+        assert_eq!(flipped.samples, Samples::U16(vec![4, 5, 2, 3, 0, 1, 10, 11, 8, 9, 6, 7]));
+        assert_eq!(flip(&flipped), pixels);
+        let cut = crop(&pixels, 1, 1, 1, 2);
+        assert_eq!((cut.height, cut.width), (1, 2));
+        assert_eq!(cut.samples, Samples::U16(vec![8, 9, 10, 11]));
+        assert_eq!(crop_middle(pixels.clone(), 2, 1).samples, Samples::U16(vec![2, 3, 8, 9]));
     }
 }

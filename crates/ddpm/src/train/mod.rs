@@ -5,6 +5,7 @@
 
 pub mod checkpoint;
 pub mod config;
+mod data;
 mod disk;
 mod log;
 pub mod rate;
@@ -12,5 +13,6 @@ pub mod run;
 pub mod session;
 pub mod trainer;
 
+pub use data::{check_data, open_data};
 pub use session::{Event, Outcome, Session, Start};
 pub use trainer::{StepReport, TrainPlan, Trainer};

@@ -2,9 +2,10 @@
 
 use super::checkpoint::{self, Checkpoint};
 use super::config::Config;
+use super::data::open_data;
 use super::log::{Entry, RunLog};
 use super::run::{CardFacts, Metrics, RunFolder, RunLock, write_card};
-use super::trainer::{TrainPlan, Trainer, open_data};
+use super::trainer::{TrainPlan, Trainer};
 use crate::error::{Error, Result};
 use crate::generate::{BATCH, Generator, Request};
 use crate::picture::{grid, save_png};

@@ -3,7 +3,8 @@
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
 use super::config::{Config, DataFacts, LossKind, OptimizerKind, Size, TrainConfig};
 use super::rate::LearningRate;
-use crate::data::{self, DataOptions, Dataset, Order, digits::Digits};
+use crate::data::Dataset;
+use crate::data::loader::Loader;
 use crate::error::{Error, Result};
 use crate::model::{StepDraws, TrainingGraph, check_size, device, load_tensors, read_tensors};
 use crate::nets::{self, Network, StateSpec};
@@ -11,6 +12,7 @@ use crate::schedule::Schedule;
 use ddpm_engine::ops::Loss;
 use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What training will take, told before it starts.
@@ -22,7 +24,7 @@ pub struct TrainPlan {
     pub arena_bytes: u64,
     /// Bytes of the threads' scratch memory.
     pub scratch_bytes: u64,
-    /// Bytes of the data set in memory.
+    /// Bytes of the data set in memory and of the batches read ahead.
     pub data_bytes: u64,
     /// Bytes of one checkpoint on disk.
     pub checkpoint_bytes: u64,
@@ -50,35 +52,14 @@ pub struct StepReport {
 /// A network, its optimizer and its data.
 pub struct Trainer {
     config: Config,
-    data: Box<dyn Dataset>,
-    order: Order,
+    data: Arc<dyn Dataset>,
+    loader: Loader,
     graph: TrainingGraph,
     exec: Box<dyn Executor>,
-    batch: Vec<f32>,
     rate: LearningRate,
     /// Steps made.
     step: u64,
     weights_given: bool,
-}
-
-/// Opens the data set that the settings name.
-pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
-    let d = &config.data;
-    let (size, channels) = (config.picture_size(), config.picture_channels());
-    if d.path == "digits" {
-        if channels.is_some_and(|c| c != 1) {
-            let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
-            return Err(Error::Config { key: "data.channels".to_owned(), reason });
-        }
-        let size = size.unwrap_or(Size { height: 28, width: 28 });
-        if size.height != size.width {
-            let reason = format!("the built-in digits are square, not {size}");
-            return Err(Error::Config { key: "data.size".to_owned(), reason });
-        }
-        return Ok(Box::new(Digits::new(config.train.seed, size.height, d.digits_count)?));
-    }
-    let size = size.map(|s| (s.height, s.width));
-    data::open(Path::new(&d.path), &DataOptions { size, channels, on_bad_file: d.on_bad_file })
 }
 
 /// The loss that the settings name.
@@ -104,6 +85,15 @@ impl Trainer {
         // Before the settings are completed, so that the error can name the sizes that would fit.
         let net: Box<dyn Network> = nets::from_config(config, shape.channels);
         check_size(&*net, shape.height, shape.width)?;
+        if let Some(classes) = net.classes()
+            && classes != data.classes().len()
+        {
+            let reason = format!(
+                "is {classes}, but the pictures have {} classes; give their number",
+                data.classes().len()
+            );
+            return Err(Error::Config { key: "unet2d.num_class_embeds".to_owned(), reason });
+        }
         let config = config.resolve(&DataFacts { count: data.len(), size, channels: shape.channels })?;
         config.validate()?;
         let schedule = Schedule::from_config(&config.diffusion)?;
@@ -123,20 +113,10 @@ impl Trainer {
         for (spec, t) in &graph.states {
             exec.write(*t, &vec![spec.value; spec.numbers()])?;
         }
-        let order = Order::new(config.train.seed, data.len());
-        let numbers = batch.iter().product();
         let rate = LearningRate::new(&config.train);
-        Ok(Self {
-            config,
-            rate,
-            data,
-            order,
-            graph,
-            exec,
-            batch: vec![0.0; numbers],
-            step: 0,
-            weights_given: false,
-        })
+        let data: Arc<dyn Dataset> = Arc::from(data);
+        let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
+        Ok(Self { config, data, loader, graph, exec, rate, step: 0, weights_given: false })
     }
 
     /// The complete settings.
@@ -147,6 +127,11 @@ impl Trainer {
     /// The data set.
     pub fn data(&self) -> &dyn Dataset {
         &*self.data
+    }
+
+    /// Bytes of the data set in memory and of the batches read ahead.
+    pub fn data_memory(&self) -> u64 {
+        self.data.summary().memory_bytes + self.loader.memory()
     }
 
     /// Steps made so far.
@@ -191,7 +176,7 @@ impl Trainer {
             parameters,
             arena_bytes: footprint.arena_bytes as u64,
             scratch_bytes: footprint.scratch_bytes as u64,
-            data_bytes: self.data.summary().memory_bytes,
+            data_bytes: self.data_memory(),
             checkpoint_bytes: (copies * parameters * 4) as u64,
             flops: 2 * footprint.multiply_adds * accumulate as u64,
             steps: self.steps().saturating_sub(self.step),
@@ -202,11 +187,13 @@ impl Trainer {
 
     /// Reads the pictures of a micro-batch, counted from the start of the run, into the graph.
     fn load(&mut self, number: u64) -> Result<()> {
-        let indices = self.order.batch(number, self.config.train.batch_size);
-        for (index, picture) in indices.into_iter().zip(self.batch.chunks_mut(self.data.shape().values())) {
-            self.data.read(index, picture)?;
+        let batch = self.loader.batch(number)?;
+        self.exec.write(self.graph.x_0, &batch.pictures)?;
+        if let Some(label) = self.graph.label {
+            let labels: Vec<f32> = batch.labels.iter().map(|&l| l as f32).collect();
+            self.exec.write(label, &labels)?;
         }
-        Ok(self.exec.write(self.graph.x_0, &self.batch)?)
+        Ok(())
     }
 
     /// Runs the graph with the draws of a micro-batch; its loss.
@@ -345,6 +332,7 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
+    use crate::data::digits::Digits;
     use super::*;
 
     fn trainer(settings: &[(&str, &str)]) -> Trainer {

@@ -3,7 +3,7 @@
 //! The table below is the only place a setting is listed: the structs, their documentation, the commented TOML and
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
-use crate::data::OnBadFile;
+use crate::data::{Alpha, OnBadFile, Resize};
 use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ macro_rules! settings {
 settings! {
     /// The pictures to learn from.
     data: DataConfig {
-        /// A folder of pictures or of IDX files, or one IDX file; "digits" is the built-in digits.
+        /// A folder or a zip of pictures, or a folder of IDX files or CIFAR batches, or one such file; "digits" is the built-in digits.
         path: String = "digits".into(),
         /// Size the pictures are brought to, in pixels: one side or [height, width]; unset: the data's own.
         size: Option<Size> = None,
@@ -87,6 +87,26 @@ settings! {
         channels: Option<usize> = None,
         /// What to do about files that cannot be read as pictures: "fail" or "skip".
         on_bad_file: OnBadFile = OnBadFile::Fail,
+        /// What becomes of transparency: "keep" as a channel, or lay pictures on "black" or "white"; unset: kept if channels is 2 or 4, else black.
+        alpha: Option<Alpha> = None,
+        /// How pictures get their size: "short-side" keeps the aspect and cuts the middle out, "exact" resizes both sides.
+        resize: Resize = Resize::ShortSide,
+        /// The short side, in pixels, that pictures are resized to before the crop; unset: that of size, or none before random crops.
+        resize_side: Option<usize> = None,
+        /// Least and greatest part of the area that random crops take, as [0.8, 1.0]; unset: no random crops.
+        random_crop_scale: Option<[f64; 2]> = None,
+        /// Whether half of the pictures are mirrored left to right, drawn anew each epoch; wrong for letters and X-rays.
+        horizontal_flip: bool = false,
+        /// A CSV file with an id in each row: the pictures are the files of path that it names; unset: all there are.
+        csv: Option<String> = None,
+        /// The CSV file's column of ids; unset: the first.
+        csv_id_column: Option<String> = None,
+        /// What is added to an id to make the file's name.
+        csv_extension: String = ".png".into(),
+        /// The CSV file's column of classes; unset: no classes.
+        csv_label_column: Option<String> = None,
+        /// Decoded pictures are kept in memory up to this many MiB in all; of more, each is decoded whenever it is read.
+        memory_mib: u64 = 2048,
         /// How many of the built-in digits are made (used with path = "digits" only).
         digits_count: usize = 10_000,
     }

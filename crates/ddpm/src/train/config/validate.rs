@@ -57,7 +57,25 @@ impl Config {
         }
         within_size("data.size", data.size)?;
         data.channels.map_or(Ok(()), |c| within("data.channels", c, 1, 4))?;
-        within("data.digits_count", data.digits_count, 1, 10_000_000)
+        within("data.digits_count", data.digits_count, 1, 10_000_000)?;
+        // 2^44 MiB are all the bytes that a u64 counts.
+        within("data.memory_mib", data.memory_mib, 0, (1 << 44) - 1)?;
+        if data.csv.is_none() {
+            for (key, given) in [
+                ("data.csv_id_column", data.csv_id_column.is_some()),
+                ("data.csv_label_column", data.csv_label_column.is_some()),
+            ] {
+                if given {
+                    return refuse(key, "is given without a CSV file; give that too, data.csv");
+                }
+            }
+        } else if data.path == "digits" {
+            return refuse(
+                "data.path",
+                "is the built-in digits; give the folder of the pictures that data.csv names",
+            );
+        }
+        self.data_options().check()
     }
 
     fn validate_diffusion(&self) -> Result<()> {

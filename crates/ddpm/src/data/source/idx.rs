@@ -8,12 +8,10 @@ use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
-use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
-use super::decode::{Pixels, Samples, write_unit};
-use super::resize::resize_and_crop;
-use super::{DataOptions, Dataset, Fingerprint, Found, PictureShape, Summary, unusable};
+use super::super::unusable;
+use super::Content;
+use super::packed::Packed;
 use crate::error::{Error, Result};
 
 /// DEFLATE never shrinks data more than 1032 to 1.
@@ -117,8 +115,8 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     if !zipped && !start.starts_with(&[0, 0]) {
         return Err(unusable(
             path,
-            "it is neither a folder nor an IDX file (plain or .gz); give a folder of pictures, a folder with one \
-             folder per class, or IDX files as MNIST's",
+            "it is neither a folder nor an IDX file (plain or .gz) nor a zip; give a folder of pictures, a folder with \
+             one folder per class, a zip of either, IDX files as MNIST's, or CIFAR's binary batches",
         ));
     }
     let plain = BufReader::new(std::io::Cursor::new(start).chain(file));
@@ -190,152 +188,45 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     Ok(Idx { sizes, data })
 }
 
-/// Pictures, and maybe labels, of IDX files.
-pub(super) struct IdxSet {
-    /// Grey bytes, `height * width` a picture.
-    data: Vec<u8>,
-    labels: Option<Vec<u8>>,
-    classes: Vec<String>,
-    summary: Summary,
-}
-
-impl IdxSet {
-    /// Reads the pictures in `images` and the labels beside them; `source` is what the user named.
-    pub fn open(
-        images: &Path,
-        source: &Path,
-        mut notes: Vec<String>,
-        options: &DataOptions,
-        memory: u64,
-    ) -> Result<Self> {
-        let Idx { sizes, data } = read(images, memory)?;
-        let [n, stored_height, stored_width] = sizes[..] else {
-            let reason = match sizes.len() {
-                1 => "it holds labels (one dimension); give the pictures' file, ...images-idx3-ubyte"
-                    .to_owned(),
-                d => format!("it has {d} dimensions; grey pictures have 3 (number, height, width)"),
-            };
-            return Err(unusable(images, reason));
+/// Reads the pictures in `images` and the labels beside them, each of at most `memory` bytes.
+pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Result<Content> {
+    let Idx { sizes, data } = read(images, memory)?;
+    let [n, height, width] = sizes[..] else {
+        let reason = match sizes.len() {
+            1 => "it holds labels (one dimension); give the pictures' file, ...images-idx3-ubyte".to_owned(),
+            d => format!("it has {d} dimensions; grey pictures have 3 (number, height, width)"),
         };
-        if data.is_empty() {
-            return Err(unusable(
-                images,
-                format!("it holds {n} pictures of {stored_height}x{stored_width}: none"),
-            ));
+        return Err(unusable(images, reason));
+    };
+    if data.is_empty() {
+        return Err(unusable(images, format!("it holds {n} pictures of {height}x{width}: none")));
+    }
+    let labels: Vec<u32> = match labels_beside(images) {
+        None => {
+            notes.push("no labels' file beside the pictures: the set has no classes".to_owned());
+            Vec::new()
         }
-        let labels = match labels_beside(images) {
-            None => {
-                notes.push("no labels' file beside the pictures: the set has no classes".to_owned());
-                None
+        Some(path) => {
+            let Idx { sizes, data } = read(&path, memory)?;
+            if sizes != [n] {
+                let reason = match sizes[..] {
+                    [m] => format!("it holds {m} labels for {n} pictures"),
+                    _ => format!("it has {} dimensions; labels have one", sizes.len()),
+                };
+                return Err(unusable(&path, format!("{reason} (of {})", images.display())));
             }
-            Some(path) => {
-                let Idx { sizes, data } = read(&path, memory)?;
-                if sizes != [n] {
-                    let reason = match sizes[..] {
-                        [m] => format!("it holds {m} labels for {n} pictures"),
-                        _ => format!("it has {} dimensions; labels have one", sizes.len()),
-                    };
-                    return Err(unusable(&path, format!("{reason} (of {})", images.display())));
-                }
-                Some(data)
-            }
-        };
-        let (height, width) = options.size.unwrap_or((stored_height, stored_width));
-        if (height, width) != (stored_height, stored_width) {
-            notes.push(format!(
-                "the pictures are {stored_height}x{stored_width}: every picture is resized to {height}x{width} \
-                 (short side, then the middle cut out)"
-            ));
+            data.into_iter().map(u32::from).collect()
         }
-        let data = resized(images, data, (n, stored_height, stored_width), (height, width), memory)?;
-        let channels = options.channels.unwrap_or(1);
-        let mut fingerprint = Fingerprint::new();
-        for (i, picture) in data.chunks_exact(height * width).enumerate() {
-            let label = labels.as_ref().map(|l| l[i].into());
-            fingerprint.add(&[], label, &Sha256::digest(picture));
-        }
-        let most = labels.as_ref().and_then(|l| l.iter().max());
-        let classes: Vec<_> = most.map_or(Vec::new(), |&most| (0..=most).map(|c| c.to_string()).collect());
-        let summary = Summary {
-            source: source.display().to_string(),
-            pictures: n,
-            shape: PictureShape { height, width, channels },
-            bit_depth: 8,
-            classes: classes.len(),
-            found: vec![Found {
-                height: stored_height,
-                width: stored_width,
-                channels: 1,
-                bits: 8,
-                pictures: n,
-            }],
-            skipped: Vec::new(),
-            memory_bytes: data.len() as u64,
-            fingerprint: fingerprint.finish(),
-            notes,
-        };
-        Ok(Self { data, labels, classes, summary })
-    }
-}
-
-/// The `n` pictures of `data` at another size.
-fn resized(
-    path: &Path,
-    data: Vec<u8>,
-    (n, from_height, from_width): (usize, usize, usize),
-    (height, width): (usize, usize),
-    memory: u64,
-) -> Result<Vec<u8>> {
-    if (height, width) == (from_height, from_width) {
-        return Ok(data);
-    }
-    if (height as u64 * width as u64).checked_mul(n as u64).is_none_or(|bytes| bytes > memory) {
-        let reason = format!(
-            "{n} pictures of {height}x{width} take over {} MiB; choose a smaller --size",
-            memory >> 20
-        );
-        return Err(unusable(path, reason));
-    }
-    let mut out = vec![0; n * height * width];
-    out.par_chunks_exact_mut(height * width)
-        .zip(data.par_chunks_exact(from_height * from_width))
-        .try_for_each(|(out, picture)| {
-            let samples = Samples::U8(picture.to_vec());
-            let pixels = Pixels { height: from_height, width: from_width, channels: 1, samples };
-            match resize_and_crop(pixels, height, width)?.samples {
-                Samples::U8(samples) => out.copy_from_slice(&samples),
-                Samples::U16(_) => unreachable!("resizing keeps the depth"),
-            }
-            Ok(())
-        })
-        .map_err(|reason: String| unusable(path, format!("a picture of it: {reason}")))?;
-    Ok(out)
-}
-
-impl Dataset for IdxSet {
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-
-    fn label(&self, index: usize) -> Option<u32> {
-        self.labels.as_ref().map(|labels| labels[index].into())
-    }
-
-    fn read(&self, index: usize, out: &mut [f32]) -> Result<()> {
-        let PictureShape { height, width, channels } = self.summary.shape;
-        let size = height * width;
-        write_unit(&self.data[index * size..][..size], 1, channels, out);
-        Ok(())
-    }
-
-    fn summary(&self) -> &Summary {
-        &self.summary
-    }
+    };
+    let classes = labels.iter().max().map_or(Vec::new(), |&most| (0..=most).map(|c| c.to_string()).collect());
+    let files = vec![(0, images.to_owned())];
+    let source = Box::new(Packed { height, width, channels: 1, data, labels, files });
+    Ok(Content { source, classes, notes, bad: Vec::new() })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{open, open_within};
+    use super::super::super::{DataOptions, Dataset, Draw, PictureShape, open, open_within};
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -379,7 +270,7 @@ mod tests {
 
     fn first_sample(set: &dyn Dataset, index: usize) -> u8 {
         let mut out = vec![0.0; set.shape().values()];
-        set.read(index, &mut out).unwrap();
+        set.read(index, Draw::default(), &mut out).unwrap();
         ((out[0] + 1.0) * 127.5).round() as u8
     }
 
@@ -437,7 +328,7 @@ mod tests {
         fs::create_dir(above.path().join("raw")).unwrap();
         fs::write(above.path().join("raw/train-images-idx3-ubyte"), pictures(2, 1)).unwrap();
         let text = message(opened(above.path()));
-        assert!(text.contains("IDX files are in") && text.ends_with("raw: give that path"), "{text}");
+        assert!(text.contains("CIFAR batches are in") && text.ends_with("raw: give that path"), "{text}");
     }
 
     #[test]
@@ -504,10 +395,14 @@ mod tests {
         assert_eq!(set.shape(), PictureShape { height: 4, width: 4, channels: 3 });
         assert!(set.summary().notes.iter().any(|n| n.contains("2x3: every picture is resized to 4x4")));
         let mut out = vec![9.0; 48];
-        set.read(3, &mut out).unwrap();
+        set.read(3, Draw::default(), &mut out).unwrap();
         assert!(out.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]));
         assert_ne!(set.summary().fingerprint, opened(folder.path()).unwrap().summary().fingerprint);
-        assert!(message(open_within(folder.path(), &options, 40)).contains("choose a smaller --size"));
+        // What does not fit in memory at that size is resized at each reading.
+        let outside = open_within(folder.path(), &options, 40).unwrap();
+        let mut again = vec![9.0; 48];
+        outside.read(3, Draw::default(), &mut again).unwrap();
+        assert_eq!((again, outside.summary().memory_bytes), (out, 24));
         assert!(message(open_within(folder.path(), &options, 20)).contains("at most 0 MiB"));
     }
 

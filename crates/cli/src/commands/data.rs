@@ -1,0 +1,227 @@
+//! `ddpm data`.
+
+use crate::commands::{pairs, train};
+use crate::progress::{human_bytes, thousands};
+use ddpm::data::{Check, Order, PictureShape};
+use ddpm::picture::{Picture, grid, save_png};
+use ddpm::train::config::{Config, OnBadFile};
+use ddpm::train::{Trainer, check_data, open_data};
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Classes and groups of duplicates that are listed unless all are asked for.
+const LISTED: usize = 20;
+/// Pictures in a row of the grid, and pixels between them.
+const GRID: (usize, usize) = (8, 2);
+
+/// Look at pictures before training on them
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Check(CheckArgs),
+    Show(ShowArgs),
+}
+
+/// Read every picture and tell what there is: forms, classes, unreadable files, duplicates, memory
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm data check photos                       a folder of pictures, or one folder per class\n  \
+    ddpm data check photos.zip --size 64         a zip, not unpacked; what training at 64x64 needs\n  \
+    ddpm data check hands --set data.csv=hands.csv --set data.csv_label_column=male\n  \
+    ddpm data check --config mine.toml           the data of a file of settings\n\n\
+    The exit status is 1 if training would refuse the pictures.")]
+struct CheckArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// List all classes and all duplicates
+    #[arg(long)]
+    all: bool,
+}
+
+/// Draw a grid of the pictures as the network will see them, after all transforms
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm data show photos --size 64              the first 64 of a training, in data.png\n  \
+    ddpm data show photos --size 64 -n 16 -o look.png --seed 7\n  \
+    ddpm data show photos --size 64 --set data.horizontal_flip=true --set data.random_crop_scale=0.8,1")]
+struct ShowArgs {
+    #[command(flatten)]
+    data: DataArgs,
+    /// How many pictures
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 64)]
+    count: usize,
+    /// Seed of their order and of random transforms; a training with this seed begins with these pictures
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// The PNG to write
+    #[arg(short, long, value_name = "FILE", default_value = "data.png")]
+    out: PathBuf,
+}
+
+/// Which pictures, and the settings they are read with: as for `ddpm train`.
+#[derive(clap::Args)]
+struct DataArgs {
+    /// A folder or zip of pictures, a folder of IDX files or CIFAR batches, or one such file; the settings' data.path if
+    /// not given
+    path: Option<String>,
+    /// A named set of settings (`ddpm config --list`)
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
+    /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Bring pictures to this size: one side, or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+    /// Bring pictures to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
+    /// What to do about files that cannot be read: fail or skip
+    #[arg(long, value_name = "WHAT")]
+    on_bad_file: Option<String>,
+    /// Any other setting, as data.horizontal_flip=true (see `ddpm config`); may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl DataArgs {
+    /// The settings of a training with these flags.
+    fn config(&self, more: &[(String, String)]) -> anyhow::Result<Config> {
+        let mut all = pairs(&self.set)?;
+        let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
+        flag("data.path", self.path.clone());
+        flag("data.size", self.size.as_deref().map(|s| train::size(s).unwrap_or_else(|| s.to_owned())));
+        flag("data.channels", self.channels.map(|v| v.to_string()));
+        flag("data.on_bad_file", self.on_bad_file.clone());
+        all.extend(more.iter().cloned());
+        let own = self.path.as_deref().is_some_and(|d| d != "digits") && self.config.is_none();
+        let preset = self.preset.as_deref().or(own.then_some("pictures"));
+        let loaded = Config::load_with_notes(preset, self.config.as_deref(), &all)?;
+        for note in &loaded.notes {
+            tell!("note: {note}");
+        }
+        Ok(loaded.config)
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        Command::Check(args) => check(&args),
+        Command::Show(args) => show(&args),
+    }
+}
+
+fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let config = args.data.config(&[])?;
+    let Check { source, pictures, found, classes, unreadable, duplicates, decoded_bytes, set } =
+        check_data(&config)?;
+    let out = &mut stdout().lock();
+    let most = if args.all { usize::MAX } else { LISTED };
+    let more = |n: usize| {
+        (n > most).then(|| format!("and {} more (--all lists them)", thousands((n - most) as u64)))
+    };
+
+    line(out, "data", &source)?;
+    line(out, "pictures", &thousands(pictures as u64))?;
+    let forms = found.iter().map(|f| {
+        let shape = PictureShape { height: f.height, width: f.width, channels: f.channels };
+        format!("{:>8}  {shape}, {} bits a sample", thousands(f.pictures as u64), f.bits)
+    });
+    block(out, "forms", forms.take(most).chain(more(found.len())))?;
+    let listed = classes.iter().map(|(name, n)| format!("{:>8}  {name}", thousands(*n as u64)));
+    line(out, "classes", &if classes.is_empty() { "none".into() } else { thousands(classes.len() as u64) })?;
+    block(out, "", listed.take(most).chain(more(classes.len())))?;
+    line(out, "unreadable", &none_or(unreadable.len(), "file", "files"))?;
+    block(out, "", unreadable.iter().map(|(path, reason)| format!("{}: {reason}", path.display())))?;
+    let spare = duplicates.iter().map(|group| group.len() - 1).sum();
+    line(out, "duplicates", &none_or(spare, "picture is there already", "pictures are there already"))?;
+    let groups =
+        duplicates.iter().map(|group| group.iter().map(|p| p.display().to_string()).collect::<Vec<_>>());
+    block(out, "", groups.map(|group| group.join(" = ")).take(most).chain(more(duplicates.len())))?;
+
+    let refused = match set.and_then(|set| {
+        let summary = set.summary().clone();
+        line(out, "trained as", &format!("{}, {} bits a sample", summary.shape, summary.bit_depth))
+            .and_then(|()| block(out, "", summary.notes.into_iter()))
+            .map_err(ddpm::Error::io(Path::new("stdout"), "write the report"))?;
+        Trainer::new(&config, set)
+    }) {
+        Ok(mut trainer) => {
+            let network = trainer.executor().footprint();
+            let network = (network.arena_bytes + network.scratch_bytes) as u64;
+            let data = trainer.data_memory();
+            let memory = format!(
+                "{} to train in batches of {}: data {} ({} decoded), network {}",
+                human_bytes(data + network),
+                config.train.batch_size,
+                human_bytes(data),
+                human_bytes(decoded_bytes),
+                human_bytes(network),
+            );
+            line(out, "memory", &memory)?;
+            None
+        }
+        Err(error) => Some(error.to_string()),
+    };
+    let refused = match config.data.on_bad_file {
+        OnBadFile::Fail if !unreadable.is_empty() => Some(format!(
+            "{} cannot be read: mend or remove them, or leave them out with --on-bad-file skip",
+            none_or(unreadable.len(), "file", "files")
+        )),
+        _ => refused,
+    };
+    match refused {
+        Some(reason) => {
+            line(out, "refused", &reason)?;
+            Ok(ExitCode::FAILURE)
+        }
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn none_or(n: usize, one: &str, many: &str) -> String {
+    match n {
+        0 => "none".to_owned(),
+        1 => format!("1 {one}"),
+        n => format!("{} {many}", thousands(n as u64)),
+    }
+}
+
+/// One line of the report; its name is 11 wide.
+fn line(out: &mut impl Write, name: &str, text: &str) -> std::io::Result<()> {
+    writeln!(out, "{name:11} {text}")
+}
+
+/// Lines under one name.
+fn block(out: &mut impl Write, name: &str, lines: impl Iterator<Item = String>) -> std::io::Result<()> {
+    for (i, text) in lines.enumerate() {
+        line(out, if i == 0 { name } else { "" }, &text)?;
+    }
+    Ok(())
+}
+
+fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.count > 0, "-n must be at least 1");
+    let seed: Vec<_> = args.seed.iter().map(|seed| ("train.seed".to_owned(), seed.to_string())).collect();
+    let config = args.data.config(&seed)?;
+    let data = open_data(&config)?;
+    for note in &data.summary().notes {
+        tell!("note: {note}");
+    }
+    let (seed, count) = (config.train.seed, args.count.min(data.len()));
+    let mut numbers = vec![0.0; data.shape().values()];
+    let mut pictures = Vec::with_capacity(count);
+    for turn in Order::new(seed, data.len()).batch(0, count) {
+        data.read(turn.index, turn.draw(seed), &mut numbers)?;
+        pictures.push(Picture::from_unit(&numbers, data.shape()));
+    }
+    save_png(&grid(&pictures, GRID.0, GRID.1), &args.out)?;
+    tell!("{}: {count} of {} pictures, {}", args.out.display(), thousands(data.len() as u64), data.shape());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,217 @@
+//! `ddpm data`, and training on every form of data.
+
+use crate::support::{Place, TINY, losses, picture};
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+/// Steps on the pictures that `more` names.
+fn train(place: &Place, more: &[&str]) -> crate::support::Done {
+    let tiny: Vec<&str> = TINY.into_iter().filter(|f| !f.contains("data.path")).collect();
+    place.ddpm(&[&["train", "--steps=3"], &tiny[..], more].concat())
+}
+
+/// The checksum of zip and PNG.
+fn crc(bytes: &[u8]) -> [u8; 4] {
+    let mut crc = !0u32;
+    for byte in bytes {
+        crc ^= u32::from(*byte);
+        (0..8).for_each(|_| crc = (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()));
+    }
+    (!crc).to_le_bytes()
+}
+
+/// A zip of the files, stored as they are; the directory says that each is `claimed` bytes long, if that is given.
+fn zip(path: &Path, files: &[(&str, &[u8])], claimed: Option<u32>) {
+    // The form is simple enough to be written by hand: each file behind a header, then the directory.
+    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
+    for (name, content) in files {
+        let offset = (bytes.len() as u32).to_le_bytes();
+        let size = content.len() as u32;
+        let common = |size: u32| {
+            let sizes = [(content.len() as u32).to_le_bytes(), size.to_le_bytes()].concat();
+            [&[20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0][..], &crc(content), &sizes].concat()
+        };
+        let lengths = [&(name.len() as u16).to_le_bytes()[..], &[0, 0]].concat();
+        bytes.extend([&b"PK\x03\x04"[..], &common(size), &lengths, name.as_bytes(), content].concat());
+        let rest = [&[0; 10][..], &offset].concat();
+        let common = common(claimed.unwrap_or(size));
+        directory.extend([&b"PK\x01\x02\x14\0"[..], &common, &lengths, &rest, name.as_bytes()].concat());
+    }
+    let n = (files.len() as u16).to_le_bytes();
+    let sizes = [(directory.len() as u32).to_le_bytes(), (bytes.len() as u32).to_le_bytes()].concat();
+    let end = [&b"PK\x05\x06\0\0\0\0"[..], &n, &n, &sizes, &[0, 0]].concat();
+    fs::write(path, [bytes, directory, end].concat()).unwrap();
+}
+
+#[test]
+fn check_tells_all_about_the_pictures() {
+    let place = Place::new();
+    for i in 0..6u8 {
+        picture(&place.path(format!("set/{}/{i}.png", ["cat", "dog"][i as usize % 2])), 12, 12, 20 * i);
+    }
+    fs::copy(place.path("set/cat/0.png"), place.path("set/dog/again.png")).unwrap();
+    let done = place.ddpm(&["data", "check", "set", "--set=attention.down_sample=[true,true]"]).well();
+    for part in [
+        "data        set\n",
+        "pictures    7\n",
+        "7  12x12 grey, 8 bits a sample",
+        "classes     2\n",
+        "3  cat",
+        "4  dog",
+        "unreadable  none",
+        "duplicates  1 picture is there already",
+        "set/cat/0.png = set/dog/again.png",
+        "trained as  12x12 grey, 8 bits",
+        "memory      ",
+        " to train in batches of 32: data ",
+    ] {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+
+    fs::write(place.path("set/dog/a.jpg"), "text").unwrap();
+    fs::write(place.path("set/dog/b.jpg"), "").unwrap();
+    let done = place.ddpm(&["data", "check", "set"]).fails(1, &[]);
+    for part in ["unreadable  2 files", "a.jpg: is not a picture", "b.jpg: is empty", "--on-bad-file skip"] {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+    let done = place.ddpm(&["data", "check", "set", "--on-bad-file=skip"]).well();
+    assert!(done.out.contains("b.jpg: is empty") && done.out.contains("memory  "), "{}", done.out);
+
+    // What a training would refuse is told in the same words.
+    picture(&place.path("set/dog/large.png"), 20, 12, 3);
+    let done = place.ddpm(&["data", "check", "set", "--on-bad-file=skip"]).fails(1, &[]);
+    assert!(done.out.contains("refused     ") && done.out.contains("2 sizes"), "{}", done.out);
+    place.ddpm(&["data", "check", "set", "--on-bad-file=skip", "--size=16"]).well();
+    place.ddpm(&["data", "check", "sat"]).fails(1, &["did you mean set?"]);
+    let done = place.ddpm(&["data", "check", "digits", "--set=data.digits_count=50"]).well();
+    assert!(done.out.contains("pictures    50"), "{}", done.out);
+}
+
+#[test]
+fn show_draws_what_the_network_will_see() {
+    let place = Place::new();
+    for i in 0..10u8 {
+        picture(&place.path(format!("set/{i}.png")), 12, 20, 20 * i);
+    }
+    let show = |more: &[&str]| place.ddpm(&[&["data", "show", "set", "--size=8"], more].concat()).well();
+    let done = show(&[]);
+    assert!(done.err.contains("data.png: 10 of 10 pictures, 8x8 grey"), "{}", done.err);
+    let grid = |name: &str| image::open(place.path(name)).unwrap().to_luma8();
+    // Eight a row, two pixels between.
+    assert_eq!(grid("data.png").dimensions(), (82, 22));
+    show(&["-n", "3", "-o", "a.png", "--seed=1"]);
+    show(&["-n", "3", "-o", "b.png", "--seed=1"]);
+    show(&["-n", "3", "-o", "c.png", "--seed=2"]);
+    assert_eq!(grid("a.png").dimensions(), (32, 12));
+    assert_eq!(grid("a.png"), grid("b.png"));
+    assert_ne!(grid("a.png"), grid("c.png"));
+    let drawn = ["--set=data.random_crop_scale=0.2,0.5", "--set=data.horizontal_flip=true"];
+    show(&[&["-n", "3", "-o", "d.png", "--seed=1"][..], &drawn].concat());
+    assert_ne!(grid("a.png"), grid("d.png"));
+    place.ddpm(&["data", "show", "set", "-n", "0"]).fails(1, &["-n must be at least 1"]);
+    place.ddpm(&["data", "show", "set", "-o", "no/such.png", "--size=8"]).fails(1, &["no/such.png"]);
+}
+
+#[test]
+fn a_csv_file_names_the_pictures_from_wherever_the_run_is_taken_up() {
+    let place = Place::new();
+    for i in 0..4u8 {
+        picture(&place.path(format!("hands/{}.png", 1377 + u32::from(i))), 12, 12, 60 * i);
+    }
+    let mut table = fs::File::create(place.path("hands.csv")).unwrap();
+    table.write_all(b"id,boneage,male\n1377,180,False\n1379,12,True\n").unwrap();
+    let csv = "--set=data.csv=hands.csv";
+    let done = train(&place, &["--data=hands", csv, "--set=data.csv_label_column=male", "--name=r"]).well();
+    assert!(done.err.contains("2 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
+    let elsewhere = place.path("hands");
+    let mut resume = place.command(&["train", "--resume", "../runs/r", "--steps=4"]);
+    let resumed: crate::support::Done = resume.current_dir(elsewhere).output().unwrap().into();
+    resumed.well();
+
+    let id = "--set=data.csv_id_column=ids";
+    train(&place, &["--data=hands", csv, id])
+        .fails(1, &["hands.csv", "no column \"ids\"", "did you mean \"id\"?"]);
+    table.write_all(b"2000,3,True\n").unwrap();
+    train(&place, &["--data=hands", csv]).fails(1, &["2000.png: is not there (line 4 of hands.csv)"]);
+    table.write_all(b"1377,3,True\n").unwrap();
+    train(&place, &["--data=hands", csv]).fails(1, &["an id is given twice: 1377 (lines 2 and 5)"]);
+}
+
+#[test]
+fn a_zip_is_trained_on_without_being_unpacked() {
+    let place = Place::new();
+    let mut files = Vec::new();
+    for i in 0..5u8 {
+        let name = format!("{}/{i}.png", ["cat", "dog"][i as usize % 2]);
+        picture(&place.path(format!("set/{name}")), 12, 12, 50 * i);
+        files.push((name.clone(), fs::read(place.path(format!("set/{name}"))).unwrap()));
+    }
+    let files: Vec<_> = files.iter().map(|(name, bytes)| (&**name, &bytes[..])).collect();
+    zip(&place.path("set.zip"), &files, None);
+    let done = train(&place, &["--data=set.zip", "--name=zip"]).well();
+    assert!(done.err.contains("5 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
+    // The folder in the same order, the zip again with nothing kept in memory: the same losses.
+    train(&place, &["--data=set", "--name=folder"]).well();
+    train(&place, &["--data=set.zip", "--name=outside", "--set=data.memory_mib=0"]).well();
+    for other in ["folder", "outside"] {
+        assert_eq!(losses(&place.path(format!("runs/{other}"))), losses(&place.path("runs/zip")));
+    }
+
+    let escape = [files.clone(), vec![("../../evil.png", files[0].1)]].concat();
+    zip(&place.path("escape.zip"), &escape, None);
+    train(&place, &["--data=escape.zip"]).fails(1, &["evil.png: has a path that climbs out of the archive"]);
+    let done = train(&place, &["--data=escape.zip", "--on-bad-file=skip"]).well();
+    assert!(done.err.contains("evil.png: has a path that climbs out"), "{}", done.err);
+    zip(&place.path("bomb.zip"), &files, Some(500 << 20));
+    train(&place, &["--data=bomb.zip"]).fails(1, &["bomb.zip: it would unpack to 2 GiB", "as zip bombs do"]);
+    zip(&place.path("large.zip"), &files[..1], Some(u32::MAX - 1));
+    train(&place, &["--data=large.zip"]).fails(1, &["0.png: would unpack to 4095 MiB; at most 512 are read"]);
+}
+
+#[test]
+fn odd_pictures_are_read_or_refused_by_name() {
+    let place = Place::new();
+    picture(&place.path("set/plain.png"), 12, 12, 30);
+    // A header that says 60,000 x 60,000 on a picture of 12 x 12.
+    let mut huge = fs::read(place.path("set/plain.png")).unwrap();
+    huge[16..24].copy_from_slice(&[60_000u32.to_be_bytes(); 2].concat());
+    let sum = crc(&huge[12..29]);
+    huge[29..33].copy_from_slice(&[sum[3], sum[2], sum[1], sum[0]]);
+    fs::write(place.path("set/huge.png"), &huge).unwrap();
+    image::GrayImage::from_pixel(1, 1, image::Luma([90])).save(place.path("set/pixel.png")).unwrap();
+    let deep = image::ImageBuffer::from_fn(12, 12, |x, y| image::Luma([(x * 5000 + y) as u16]));
+    image::DynamicImage::ImageLuma16(deep).save(place.path("set/deep.png")).unwrap();
+    let mut gif = Vec::new();
+    let mut encoder = image::codecs::gif::GifEncoder::new(&mut gif);
+    for value in [20, 200] {
+        let frame = image::RgbaImage::from_pixel(12, 12, image::Rgba([value, value, value, 255]));
+        encoder.encode_frame(image::Frame::new(frame)).unwrap();
+    }
+    drop(encoder);
+    fs::write(place.path("set/two.gif"), gif).unwrap();
+
+    train(&place, &["--data=set"])
+        .fails(1, &["1 file(s)", "huge.png: is too large: over 32768 pixels a side"]);
+    let done = place.ddpm(&["data", "check", "set", "--size=12", "--on-bad-file=skip"]).well();
+    for part in
+        ["pictures    4", "1x1 grey", "12x12 grey, 16 bits a sample", "trained as  12x12 grey, 16 bits"]
+    {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+    train(&place, &["--data=set", "--on-bad-file=skip"]).well();
+}
+
+#[test]
+fn pictures_that_go_while_they_are_trained_on_are_named() {
+    let place = Place::new();
+    for i in 0..6u8 {
+        picture(&place.path(format!("set/{i}.png")), 12, 12, 40 * i);
+    }
+    train(&place, &["--data=set", "--name=r", "--set=data.memory_mib=0"]).well();
+    // What is gone before a run is taken up is only missing; what is broken is told.
+    fs::write(place.path("set/3.png"), "broken").unwrap();
+    place
+        .ddpm(&["train", "--resume", "r", "--steps=9"])
+        .fails(1, &["set/3.png: is not a picture", "--on-bad-file skip"]);
+}

@@ -1,0 +1,255 @@
+//! The binary version of CIFAR-10 and CIFAR-100: <https://www.cs.toronto.edu/~kriz/cifar.html>.
+//!
+//! A record is the label (CIFAR-100: the coarse and the fine one), then 1024 bytes each of red, green and blue, row by
+//! row. Training pictures are in `data_batch_1.bin` to `data_batch_5.bin`, or in `train.bin`; the classes' names are
+//! in `batches.meta.txt` or `fine_label_names.txt`.
+
+use std::path::{Path, PathBuf};
+
+use super::super::{count, unusable};
+use super::packed::Packed;
+use super::{Content, file_name_bytes};
+use crate::error::{Error, Result};
+
+const SIDE: usize = 32;
+const PLANE: usize = SIDE * SIDE;
+
+/// The form of a file, as its name tells it.
+struct Form {
+    /// Labels before the pixels; the last is used.
+    labels: usize,
+    /// The file with the classes' names.
+    names: &'static str,
+    /// Whether it holds training pictures.
+    training: bool,
+}
+
+fn form(path: &Path) -> Option<Form> {
+    let name = path.file_name()?.to_str()?;
+    let ten = |training| Some(Form { labels: 1, names: "batches.meta.txt", training });
+    let hundred = |training| Some(Form { labels: 2, names: "fine_label_names.txt", training });
+    match name {
+        "test_batch.bin" => ten(false),
+        "train.bin" => hundred(true),
+        "test.bin" => hundred(false),
+        _ => match name.strip_prefix("data_batch_").and_then(|rest| rest.strip_suffix(".bin")) {
+            Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => ten(true),
+            _ => None,
+        },
+    }
+}
+
+/// Whether `path` is named as CIFAR's batches are.
+pub(super) fn is_batch_name(path: &Path) -> bool {
+    form(path).is_some()
+}
+
+/// The training batches among the files of a folder in their order (the others if there are no training batches), and
+/// what to tell about the choice.
+pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<String>)> {
+    let name = |path: &PathBuf| String::from_utf8_lossy(file_name_bytes(path)).into_owned();
+    let training = |path: &&PathBuf| form(path).is_some_and(|f| f.training);
+    let (mut chosen, rest): (Vec<_>, Vec<_>) = match candidates.iter().any(|p| training(&p)) {
+        true => candidates.iter().partition(training),
+        false => (candidates.iter().collect(), Vec::new()),
+    };
+    // Ten comes after nine.
+    chosen.sort_by_key(|path| (file_name_bytes(path).len(), name(path)));
+    let kinds: std::collections::BTreeSet<_> =
+        chosen.iter().filter_map(|p| form(p).map(|f| f.labels)).collect();
+    if kinds.len() > 1 {
+        return Err(unusable(
+            folder,
+            "it holds files of both CIFAR-10 and CIFAR-100; give the path of one, or keep the two apart",
+        ));
+    }
+    let notes = match rest.is_empty() {
+        true => Vec::new(),
+        false => {
+            vec![format!("not used: {}", rest.into_iter().map(name).collect::<Vec<_>>().join(", "))]
+        }
+    };
+    Ok((chosen.into_iter().cloned().collect(), notes))
+}
+
+/// Reads the batches `files`, all of one form and of at most `memory` bytes; `source` is what the user named.
+pub(super) fn read(source: &Path, files: &[PathBuf], notes: Vec<String>, memory: u64) -> Result<Content> {
+    let Some(form) = files.first().and_then(|path| form(path)) else {
+        return Err(unusable(source, "no CIFAR batches here"));
+    };
+    let record = form.labels + 3 * PLANE;
+    let mut packed = Packed {
+        height: SIDE,
+        width: SIDE,
+        channels: 3,
+        data: Vec::new(),
+        labels: Vec::new(),
+        files: Vec::new(),
+    };
+    for path in files {
+        let metadata = std::fs::metadata(path).map_err(Error::io(path, "read the CIFAR batch"))?;
+        if !metadata.is_file() {
+            return Err(unusable(path, "it is not a regular file"));
+        }
+        let stored = metadata.len();
+        if stored == 0 || !stored.is_multiple_of(record as u64) {
+            return Err(unusable(
+                path,
+                format!(
+                    "its {stored} bytes are no whole number of records of {record} bytes (a CIFAR picture with its \
+                     label): it is cut off, or no CIFAR batch"
+                ),
+            ));
+        }
+        if stored.saturating_add(packed.data.len() as u64) > memory {
+            let reason = format!("with it the pictures take over {} MiB (data.memory_mib)", memory >> 20);
+            return Err(unusable(path, reason));
+        }
+        let bytes = std::fs::read(path).map_err(Error::io(path, "read the CIFAR batch"))?;
+        packed.files.push((packed.labels.len(), path.clone()));
+        for record in bytes.chunks_exact(record) {
+            let (labels, planes) = record.split_at(form.labels);
+            packed.labels.push(labels[form.labels - 1].into());
+            let (red, rest) = planes.split_at(PLANE);
+            let (green, blue) = rest.split_at(PLANE);
+            let pixels = red.iter().zip(green).zip(blue);
+            packed.data.extend(pixels.flat_map(|((&r, &g), &b)| [r, g, b]));
+        }
+    }
+    let classes = classes(&packed, files, &form)?;
+    Ok(Content { source: Box::new(packed), classes, notes, bad: Vec::new() })
+}
+
+/// The names in the file beside the first batch, or numbers where there is none.
+fn classes(packed: &Packed, files: &[PathBuf], form: &Form) -> Result<Vec<String>> {
+    let most = packed.labels.iter().max().copied().unwrap_or(0);
+    let path = files[0].with_file_name(form.names);
+    // Names are a help, not a need: a file that cannot be read is as good as none.
+    let short = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= 1 << 16);
+    let Some(text) = short.then(|| std::fs::read_to_string(&path).ok()).flatten() else {
+        return Ok((0..=most).map(|class| class.to_string()).collect());
+    };
+    let names: Vec<_> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned).collect();
+    let Some(at) = packed.labels.iter().position(|&label| label as usize >= names.len()) else {
+        return Ok(names);
+    };
+    let (first, file) = packed.files.iter().rfind(|(first, _)| *first <= at).expect("the first begins at 0");
+    Err(unusable(
+        file,
+        format!(
+            "its record {} has the label {}, and {} has {}: it is damaged, or no CIFAR batch",
+            at - first,
+            packed.labels[at],
+            path.display(),
+            count(names.len(), "name")
+        ),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{DataOptions, Dataset, Draw, PictureShape, open};
+    use super::*;
+    use tempfile::TempDir;
+
+    /// Records of one colour a channel: `first` + 3 i, and so on.
+    fn batch(labels: &[&[u8]], first: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (i, label) in labels.iter().enumerate() {
+            bytes.extend(*label);
+            for c in 0..3 {
+                bytes.extend([first + 3 * i as u8 + c; PLANE]);
+            }
+        }
+        bytes
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> TempDir {
+        let folder = TempDir::new().unwrap();
+        for (name, bytes) in files {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        folder
+    }
+
+    fn opened(path: &Path) -> Result<Box<dyn Dataset>> {
+        open(path, &DataOptions::default())
+    }
+
+    fn first_pixel(set: &dyn Dataset, index: usize) -> [u8; 3] {
+        let mut out = vec![0.0; set.shape().values()];
+        set.read(index, Draw::default(), &mut out).unwrap();
+        [0, 1, 2].map(|c| ((out[c] + 1.0) * 127.5).round() as u8)
+    }
+
+    #[test]
+    fn the_training_batches_of_a_folder_are_read_in_their_order() {
+        let folder = folder(&[
+            ("data_batch_10.bin", &batch(&[&[1]], 200)),
+            ("data_batch_2.bin", &batch(&[&[0]], 100)),
+            ("data_batch_1.bin", &batch(&[&[2], &[1]], 10)),
+            ("test_batch.bin", &batch(&[&[0]], 50)),
+            ("batches.meta.txt", b"plane\ncar\nbird\n\n"),
+            ("readme.html", b""),
+        ]);
+        let set = opened(folder.path()).unwrap();
+        assert_eq!((set.len(), set.shape()), (4, PictureShape { height: 32, width: 32, channels: 3 }));
+        assert_eq!(set.classes(), ["plane", "car", "bird"]);
+        assert_eq!((0..4).map(|i| set.label(i).unwrap()).collect::<Vec<_>>(), [2, 1, 0, 1]);
+        let pixels: Vec<_> = (0..4).map(|i| first_pixel(&*set, i)).collect();
+        assert_eq!(pixels, [[10, 11, 12], [13, 14, 15], [100, 101, 102], [200, 201, 202]]);
+        let notes = set.summary().notes.join("\n");
+        assert!(notes.contains("not used: test_batch.bin"), "{notes}");
+        let test = opened(&folder.path().join("test_batch.bin")).unwrap();
+        assert_eq!((test.len(), first_pixel(&*test, 0)), (1, [50, 51, 52]));
+    }
+
+    #[test]
+    fn cifar_100_has_its_fine_labels() {
+        let folder = folder(&[
+            ("train.bin", &batch(&[&[9, 2], &[8, 0]], 10)),
+            ("fine_label_names.txt", b"apple\nbear\ncup\n"),
+        ]);
+        let set = opened(folder.path()).unwrap();
+        assert_eq!(set.classes(), ["apple", "bear", "cup"]);
+        assert_eq!([set.label(0), set.label(1)], [Some(2), Some(0)]);
+        assert_eq!(first_pixel(&*set, 1), [13, 14, 15]);
+    }
+
+    #[test]
+    fn planes_become_pixels() {
+        let mut bytes = vec![0];
+        bytes.extend((0..3 * PLANE).map(|i| (i / PLANE * 80 + i % PLANE % 7) as u8));
+        let folder = folder(&[("data_batch_1.bin", &bytes)]);
+        let set = opened(folder.path()).unwrap();
+        assert_eq!(set.classes(), ["0"]);
+        let mut out = vec![0.0; 3 * PLANE];
+        set.read(0, Draw::default(), &mut out).unwrap();
+        for (p, pixel) in out.chunks(3).enumerate() {
+            for (c, v) in pixel.iter().enumerate() {
+                assert_eq!(*v, (c * 80 + p % 7) as f32 / 255.0 * 2.0 - 1.0);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_batch_is_refused_with_the_reason() {
+        let good = batch(&[&[0], &[1]], 0);
+        for (files, expected) in [
+            (
+                vec![("data_batch_1.bin", &good[..good.len() - 1])],
+                "6145 bytes are no whole number of records",
+            ),
+            (vec![("data_batch_1.bin", &b""[..])], "0 bytes are no whole number"),
+            (
+                vec![("data_batch_1.bin", &good[..]), ("batches.meta.txt", b"only\n")],
+                "record 1 has the label 1",
+            ),
+            (vec![("data_batch_1.bin", &good[..]), ("train.bin", b"")], "both CIFAR-10 and CIFAR-100"),
+        ] {
+            let folder = folder(&files);
+            let text = opened(folder.path()).err().expect("an error").to_string();
+            assert!(text.contains(expected), "{expected}: {text}");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Folders of picture files, flat or one folder per class.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::super::{count, shorten, unusable};
+use super::{Content, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_picture_name};
+use crate::error::{Error, Result};
+
+/// The names in one folder, sorted by their bytes.
+#[derive(Default)]
+pub(super) struct Names {
+    pub pictures: Vec<PathBuf>,
+    pub folders: Vec<PathBuf>,
+    pub idx: Vec<PathBuf>,
+    pub cifar: Vec<PathBuf>,
+    pub hidden: usize,
+    pub other: usize,
+}
+
+/// Pictures in their order, with their classes.
+pub(super) struct Arranged {
+    pub entries: Vec<Entry>,
+    pub classes: Vec<String>,
+    pub notes: Vec<String>,
+}
+
+fn list(folder: &Path) -> Result<Names> {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::io(folder, "list the folder"))? {
+        paths.push(entry.map_err(Error::io(folder, "list the folder"))?.path());
+    }
+    paths.sort_by(|a, b| file_name_bytes(a).cmp(file_name_bytes(b)));
+    let mut names = Names::default();
+    for path in paths {
+        // Follows links. A dangling one with a picture's name is reported with the files that cannot be read.
+        let is_folder = fs::metadata(&path).is_ok_and(|m| m.is_dir());
+        if file_name_bytes(&path).starts_with(b".") {
+            names.hidden += 1;
+        } else if is_folder {
+            names.folders.push(path);
+        } else if is_picture_name(&path) {
+            names.pictures.push(path);
+        } else if idx::is_images_name(&path) {
+            names.idx.push(path);
+        } else if cifar::is_batch_name(&path) {
+            names.cifar.push(path);
+        } else {
+            names.other += 1;
+        }
+    }
+    Ok(names)
+}
+
+/// Finds out what the folder at `path` holds.
+pub(super) fn find(path: &Path, memory: u64) -> Result<Content> {
+    let top = list(path)?;
+    let kinds = [("IDX files", top.idx.len()), ("CIFAR batches", top.cifar.len())];
+    if let Some((kind, _)) = kinds.into_iter().find(|(_, n)| *n > 0) {
+        if !top.pictures.is_empty() || kinds.iter().all(|(_, n)| *n > 0) {
+            let beside = match top.pictures.len() {
+                0 => "CIFAR batches".to_owned(),
+                n => count(n, "picture"),
+            };
+            return Err(unusable(
+                path,
+                format!("it holds {kind} and {beside}; give one file's own path, or keep the two apart"),
+            ));
+        }
+        if top.cifar.is_empty() {
+            let (images, notes) = idx::choose(path, &top.idx)?;
+            return idx::read_set(&images, notes, memory);
+        }
+        let (batches, notes) = cifar::choose(path, &top.cifar)?;
+        return cifar::read(path, &batches, notes, memory);
+    }
+    let Arranged { entries, classes, notes } = arrange(path, top, &mut list)?;
+    let source = Box::new(Files { entries, store: Store::Disk });
+    Ok(Content { source, classes, notes, bad: Vec::new() })
+}
+
+/// Makes a set of the names at the top of `path`, and of those one level down, which `inside` lists.
+pub(super) fn arrange(
+    path: &Path,
+    top: Names,
+    inside: &mut dyn FnMut(&Path) -> Result<Names>,
+) -> Result<Arranged> {
+    let (mut hidden, mut other, mut deeper) = (top.hidden, top.other, 0);
+    let mut classes: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
+    let mut without: Vec<String> = Vec::new();
+    let mut with_samples = None;
+    for folder in top.folders {
+        let inside = inside(&folder)?;
+        if inside.pictures.is_empty() {
+            without.push(String::from_utf8_lossy(file_name_bytes(&folder)).into_owned());
+            if !inside.idx.is_empty() || !inside.cifar.is_empty() {
+                with_samples.get_or_insert(folder);
+            }
+            continue;
+        }
+        hidden += inside.hidden;
+        other += inside.other + inside.idx.len() + inside.cifar.len();
+        deeper += inside.folders.len();
+        classes.push((folder, inside.pictures));
+    }
+
+    if top.pictures.is_empty() && classes.is_empty() {
+        let found =
+            [(other, "other file"), (hidden, "hidden name"), (without.len(), "folder without pictures")]
+                .into_iter()
+                .filter(|(n, _)| *n > 0)
+                .map(|(n, what)| match what {
+                    "folder without pictures" if n > 1 => format!("{n} folders without pictures"),
+                    _ => count(n, what),
+                })
+                .collect::<Vec<_>>()
+                .join(", ");
+        let found = if found.is_empty() { "it is empty".to_owned() } else { format!("it holds {found}") };
+        let hint = match with_samples {
+            Some(folder) => {
+                format!("; IDX files or CIFAR batches are in {}: give that path", folder.display())
+            }
+            None => String::new(),
+        };
+        return Err(unusable(
+            path,
+            format!(
+                "no pictures here ({found}); looked for .{} files here and in folders one level down (one per \
+                 class), and for IDX files such as train-images-idx3-ubyte.gz and CIFAR batches such as \
+                 data_batch_1.bin{hint}",
+                EXTENSIONS.join(" .")
+            ),
+        ));
+    }
+    if !top.pictures.is_empty() && !classes.is_empty() {
+        return Err(unusable(
+            path,
+            format!(
+                "it holds both {} and {} with pictures ({} is one); a set without classes has no folders of \
+                 pictures, one with classes has all its pictures in them: move one or the other elsewhere",
+                count(top.pictures.len(), "picture"),
+                count(classes.len(), "folder"),
+                classes[0].0.display()
+            ),
+        ));
+    }
+
+    let mut notes = Vec::new();
+    if other > 0 {
+        notes.push(format!("{} ignored: not named as pictures", count(other, "file")));
+    }
+    if hidden > 0 {
+        notes.push(format!("{} ignored", count(hidden, "hidden name")));
+    }
+    if !without.is_empty() {
+        notes.push(format!("ignored, no pictures inside: {}", shorten(&without)));
+    }
+    if deeper > 0 {
+        notes.push(format!(
+            "{} inside class folders ignored: only one level is looked into",
+            count(deeper, "folder")
+        ));
+    }
+
+    let mut entries = Vec::new();
+    for path in top.pictures {
+        entries.push(Entry { name: file_name_bytes(&path).to_vec(), path, label: None, at: 0 });
+    }
+    let mut names = Vec::new();
+    for (label, (folder, pictures)) in classes.into_iter().enumerate() {
+        names.push(String::from_utf8_lossy(file_name_bytes(&folder)).into_owned());
+        for path in pictures {
+            let name = [file_name_bytes(&folder), b"/", file_name_bytes(&path)].concat();
+            entries.push(Entry { path, name, label: Some(label as u32), at: 0 });
+        }
+    }
+    Ok(Arranged { entries, classes: names, notes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::support::{grey, message, notes, picture, plain, save};
+    use super::super::super::{Found, PictureShape};
+    use super::*;
+    use tempfile::TempDir;
+
+    #[test]
+    fn a_flat_folder_is_read_in_the_order_of_its_names() {
+        let folder = TempDir::new().unwrap();
+        for (name, value) in [("b.png", 1), ("a.png", 2), ("10.png", 3), ("9.png", 4), ("B.PNG", 5)] {
+            save(&folder, name, grey(3, 4, value));
+        }
+        fs::write(folder.path().join("readme.txt"), "hello").unwrap();
+        fs::write(folder.path().join(".hidden.png"), "hello").unwrap();
+        let set = plain(&folder).unwrap();
+        assert_eq!((set.len(), set.shape()), (5, PictureShape { height: 3, width: 4, channels: 1 }));
+        // By bytes: 10.png, 9.png, B.PNG, a.png, b.png.
+        let firsts: Vec<_> = (0..5).map(|i| ((picture(&*set, i)[0] + 1.0) * 127.5).round() as u8).collect();
+        assert_eq!(firsts, [3, 4, 5, 2, 1]);
+        assert!(set.classes().is_empty());
+        assert_eq!(set.label(0), None);
+        let notes = notes(&*set);
+        assert!(
+            notes.contains("1 file ignored: not named as pictures")
+                && notes.contains("1 hidden name ignored")
+        );
+        assert_eq!(set.summary().memory_bytes, 60);
+        assert_eq!(set.summary().found, [Found { height: 3, width: 4, channels: 1, bits: 8, pictures: 5 }]);
+        let expected: Vec<f32> =
+            grey(3, 4, 3).as_raw().iter().map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0).collect();
+        assert_eq!(picture(&*set, 0), expected);
+    }
+
+    #[test]
+    fn folders_are_classes_in_the_order_of_their_names() {
+        let folder = TempDir::new().unwrap();
+        for name in ["dog/1.png", "cat/7.png", "cat/2.png", "cat/deeper/3.png"] {
+            save(&folder, name, grey(4, 4, 0));
+        }
+        fs::create_dir(folder.path().join("bird")).unwrap();
+        let set = plain(&folder).unwrap();
+        assert_eq!(set.classes(), ["cat", "dog"]);
+        assert_eq!((0..3).map(|i| set.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
+        assert_eq!((set.len(), set.summary().classes), (3, 2));
+        let notes = notes(&*set);
+        assert!(notes.contains("no pictures inside: bird"), "{notes}");
+        assert!(notes.contains("1 folder inside class folders ignored"), "{notes}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_in_a_circle_end() {
+        let folder = TempDir::new().unwrap();
+        save(&folder, "cat/1.png", grey(4, 4, 0));
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("cat/up")).unwrap();
+        std::os::unix::fs::symlink(folder.path(), folder.path().join("again")).unwrap();
+        assert_eq!(plain(&folder).unwrap().classes(), ["cat"]);
+    }
+
+    #[test]
+    fn pictures_beside_class_folders_are_refused() {
+        let folder = TempDir::new().unwrap();
+        save(&folder, "a.png", grey(4, 4, 0));
+        save(&folder, "cat/1.png", grey(4, 4, 0));
+        assert!(message(plain(&folder)).contains("both 1 picture and 1 folder with pictures"));
+    }
+
+    #[test]
+    fn an_empty_folder_says_what_was_looked_for() {
+        let folder = TempDir::new().unwrap();
+        let text = message(plain(&folder));
+        assert!(
+            text.contains("it is empty") && text.contains(".png .jpg .jpeg .webp .bmp .tif .tiff .gif"),
+            "{text}"
+        );
+        fs::write(folder.path().join("notes.txt"), "x").unwrap();
+        fs::create_dir(folder.path().join("a")).unwrap();
+        fs::create_dir(folder.path().join("b")).unwrap();
+        assert!(message(plain(&folder)).contains("it holds 1 other file, 2 folders without pictures"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_nowhere_is_a_bad_file() {
+        let folder = TempDir::new().unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.path().join("a.png")).unwrap();
+        assert!(message(plain(&folder)).contains("a.png: cannot be read"));
+    }
+}

@@ -1,0 +1,432 @@
+//! Zip archives of pictures: entries are unpacked into memory one by one, never to disk.
+//!
+//! An archive is laid out as a folder would be: flat, or one folder per class. Folders that hold everything else, as
+//! an archive made of a folder has, are looked through.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use zip::ZipArchive;
+use zip::result::ZipError;
+
+use super::super::unusable;
+use super::folder::{Arranged, Names, arrange};
+use super::{Content, Entry, Files, Store, is_picture_name};
+use crate::error::{Error, Result};
+
+/// Entries that say they are longer are not unpacked.
+const MAX_ENTRY: u64 = 512 << 20;
+/// An archive that says it unpacks to more than this many times its length, and `MIN_BOMB`, is a bomb: photographs
+/// hardly shrink, and drawings not by this much on the average.
+const MAX_RATIO: u64 = 100;
+/// No archive that unpacks to less is taken for a bomb, in bytes.
+const MIN_BOMB: u64 = 1 << 30;
+/// Most folders inside one another. A name has up to 64 KiB, and each folder on its way takes memory.
+const MAX_DEPTH: usize = 32;
+
+/// Whether the file at `path` begins as a zip archive does.
+pub(super) fn is_zip(path: &Path) -> bool {
+    let mut start = [0; 4];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut start));
+    // An archive without entries has only the end of its directory.
+    read.is_ok() && (start == *b"PK\x03\x04" || start == *b"PK\x05\x06")
+}
+
+/// An open archive. Unpacking is short beside decoding, so that one lock for all threads does.
+pub(super) struct Archive(Mutex<ZipArchive<BufReader<File>>>);
+
+impl Archive {
+    /// The content of an entry; the error is the reason, for a person.
+    pub fn read(&self, at: usize) -> Result<Vec<u8>, String> {
+        // What a panicking thread left is only a place in the file, which every reading sets anew.
+        let mut archive = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = archive.by_index(at).map_err(reason)?;
+        let declared = entry.size();
+        if declared > MAX_ENTRY {
+            return Err(too_long(declared));
+        }
+        let mut bytes = Vec::new();
+        // One more byte than it may have: enough to see that it is longer, and to have its checksum compared.
+        entry
+            .take(declared + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| format!("cannot be unpacked, it is damaged: {e}"))?;
+        match bytes.len() as u64 {
+            0 => Err("is empty".into()),
+            n if n > declared => Err(format!(
+                "unpacks to more than the {declared} bytes that the archive says: it is damaged, or a zip bomb"
+            )),
+            n if n < declared => Err(format!("is cut off: {n} bytes of {declared}")),
+            _ => Ok(bytes),
+        }
+    }
+}
+
+fn too_long(declared: u64) -> String {
+    format!("would unpack to {} MiB; at most {} are read", declared >> 20, MAX_ENTRY >> 20)
+}
+
+fn reason(e: ZipError) -> String {
+    match e {
+        ZipError::UnsupportedArchive(ZipError::PASSWORD_REQUIRED) => "is encrypted".into(),
+        ZipError::CompressionMethodNotSupported(_) => {
+            format!("is packed in a way that is not supported ({e}); pack it with deflate")
+        }
+        e => format!("cannot be unpacked: {e}"),
+    }
+}
+
+/// The parts of an entry's name, or why it cannot be one of a picture here.
+fn parts(name: &str) -> Result<Vec<&str>, String> {
+    // Some programs write backslashes.
+    let split: Vec<_> = name.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").collect();
+    let drive = split.first().is_some_and(|first| first.ends_with(':'));
+    if name.starts_with(['/', '\\']) || drive {
+        return Err("has an absolute path; a picture's path is inside the archive".into());
+    }
+    if split.contains(&"..") {
+        return Err("has a path that climbs out of the archive (..)".into());
+    }
+    if split.is_empty() || name.contains('\0') {
+        return Err("has a name that is none".into());
+    }
+    if split.len() > MAX_DEPTH {
+        return Err(format!("is inside of {} folders; at most {MAX_DEPTH} are looked into", split.len() - 1));
+    }
+    Ok(split)
+}
+
+/// Lists the pictures in the archive at `path`.
+pub(super) fn open(path: &Path) -> Result<Content> {
+    let file = File::open(path).map_err(Error::io(path, "open the archive"))?;
+    let length = file.metadata().map_err(Error::io(path, "open the archive"))?.len();
+    let mut archive = ZipArchive::new(BufReader::new(file))
+        .map_err(|e| unusable(path, format!("it is a damaged zip archive, or cut off: {e}")))?;
+    let mut tree: BTreeMap<PathBuf, Names> = BTreeMap::from([(PathBuf::new(), Names::default())]);
+    let mut numbers: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    let (mut bad, mut declared) = (Vec::new(), 0u64);
+    for at in 0..archive.len() {
+        // The directory's copy: nothing is unpacked, nor is a password asked for.
+        let entry = archive
+            .by_index_raw(at)
+            .map_err(|e| unusable(path, format!("it is a damaged zip archive: {e}")))?;
+        let name = match entry.name() {
+            Ok(name) => name.into_owned(),
+            Err(_) => String::from_utf8_lossy(entry.name_raw()).into_owned(),
+        };
+        let mut refuse = |reason: String| bad.push((path.join(name.trim_start_matches(['/', '\\'])), reason));
+        let parts = match parts(&name) {
+            Ok(parts) => parts,
+            Err(reason) => {
+                refuse(reason);
+                continue;
+            }
+        };
+        if entry.is_dir() {
+            continue;
+        }
+        let inside: PathBuf = parts.iter().collect();
+        // Every folder on the way is known to the one above it.
+        let mut folder = PathBuf::new();
+        for part in &parts[..parts.len() - 1] {
+            let next = folder.join(part);
+            if !tree.contains_key(&next) {
+                tree.entry(folder).or_default().folders.push(next.clone());
+                tree.insert(next.clone(), Names::default());
+            }
+            folder = next;
+        }
+        let names = tree.entry(folder).or_default();
+        if parts.iter().any(|part| part.starts_with('.') || *part == "__MACOSX") {
+            names.hidden += 1;
+        } else if !is_picture_name(&inside) {
+            names.other += 1;
+        } else if entry.is_symlink() {
+            refuse("is a link; put the picture itself into the archive".into());
+        } else if entry.encrypted() {
+            refuse("is encrypted".into());
+        } else if entry.size() > MAX_ENTRY {
+            refuse(too_long(entry.size()));
+        } else {
+            declared = declared.saturating_add(entry.size());
+            // Of two spellings of one path the later one counts, as when they are unpacked.
+            if numbers.insert(inside.clone(), at).is_none() {
+                names.pictures.push(inside);
+            }
+        }
+    }
+    if declared > MIN_BOMB && declared / MAX_RATIO > length {
+        return Err(unusable(
+            path,
+            format!(
+                "it would unpack to {} GiB, {} times its length, as zip bombs do; if it is none, unpack it and give the \
+                 folder",
+                declared >> 30,
+                declared / length.max(1)
+            ),
+        ));
+    }
+    for names in tree.values_mut() {
+        names.pictures.sort();
+        names.folders.sort();
+    }
+    content(path, archive, tree, &numbers, bad)
+}
+
+/// The pictures in the order that a folder of the same files would have.
+fn content(
+    path: &Path,
+    archive: ZipArchive<BufReader<File>>,
+    mut tree: BTreeMap<PathBuf, Names>,
+    numbers: &BTreeMap<PathBuf, usize>,
+    bad: Vec<(PathBuf, String)>,
+) -> Result<Content> {
+    // Mac OS adds a folder of its own.
+    let real = |names: &Names| names.folders.iter().filter(|f| !f.ends_with("__MACOSX")).cloned().collect();
+    let mut root = PathBuf::new();
+    let mut top = tree.remove(&root).unwrap_or_default();
+    loop {
+        let folders: Vec<PathBuf> = real(&top);
+        match &folders[..] {
+            [only] if top.pictures.is_empty() => {
+                root = only.clone();
+                top = tree.remove(&root).unwrap_or_default();
+            }
+            _ => {
+                top.folders = folders;
+                break;
+            }
+        }
+    }
+    let arranged = arrange(path, top, &mut |folder| Ok(tree.remove(folder).unwrap_or_default()));
+    let Arranged { entries, classes, mut notes } = match arranged {
+        // What is bad says more than that there is nothing else.
+        Err(_) if !bad.is_empty() => return Err(Error::BadFiles { files: bad }),
+        other => other?,
+    };
+    if !root.as_os_str().is_empty() {
+        notes.push(format!("in the archive everything is inside {}/", root.display()));
+    }
+    let entries = entries
+        .into_iter()
+        .map(|entry| Entry { at: numbers[&entry.path], path: path.join(&entry.path), ..entry })
+        .collect();
+    let store = Store::Zip(Archive(Mutex::new(archive)));
+    Ok(Content { source: Box::new(Files { entries, store }), classes, notes, bad })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::support::{colour, grey, message, notes, picture};
+    use super::super::super::{DataOptions, Dataset, OnBadFile, open as open_set, open_within};
+    use super::*;
+    use image::{DynamicImage, ImageFormat};
+    use std::io::{Cursor, Write};
+    use tempfile::TempDir;
+    use zip::CompressionMethod;
+    use zip::write::{SimpleFileOptions, ZipWriter};
+
+    fn png(picture: impl Into<DynamicImage>) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        picture.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    fn packed(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, bytes) in files {
+            let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+            zip.start_file(*name, options).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    fn saved(bytes: &[u8]) -> (TempDir, PathBuf) {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("set.zip");
+        std::fs::write(&path, bytes).unwrap();
+        (folder, path)
+    }
+
+    fn opened(files: &[(&str, &[u8])], options: &DataOptions) -> Result<Box<dyn Dataset>> {
+        let (_folder, path) = saved(&packed(files));
+        open_set(&path, options)
+    }
+
+    /// The files that are refused, each with its reason.
+    fn bad(files: &[(&str, &[u8])]) -> Vec<(String, String)> {
+        match opened(files, &DataOptions::default()) {
+            Err(Error::BadFiles { files }) => {
+                let name = |p: PathBuf| p.to_string_lossy().rsplit_once("set.zip").unwrap().1[1..].to_owned();
+                files.into_iter().map(|(path, reason)| (name(path), reason)).collect()
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    }
+
+    #[test]
+    fn an_archive_is_read_as_the_folder_of_its_files() {
+        let pictures = [png(colour(6, 6, 1)), png(colour(6, 6, 2)), png(colour(6, 6, 3))];
+        let [one, two, three] = pictures.each_ref().map(|p| &p[..]);
+        let names = ["dog/1.png", "cat/7.png", "cat/2.PNG"];
+        let folder = TempDir::new().unwrap();
+        for (name, bytes) in names.iter().zip(&pictures) {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        let expected = open_set(folder.path(), &DataOptions::default()).unwrap();
+        for wrap in ["", "all/", "data/train/"] {
+            let inside = names.map(|name| format!("{wrap}{name}"));
+            let other = [format!("{wrap}read me.txt"), format!("__MACOSX/{wrap}dog/._1.png")];
+            let files = [
+                (&*inside[0], one),
+                (&*inside[1], two),
+                (&*inside[2], three),
+                (&*other[0], b"hello"),
+                (&*other[1], b"x"),
+            ];
+            let set = opened(&files, &DataOptions::default()).unwrap();
+            assert_eq!(set.classes(), ["cat", "dog"], "{wrap}");
+            assert_eq!((0..3).map(|i| set.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
+            assert_eq!(set.summary().fingerprint, expected.summary().fingerprint);
+            assert!(notes(&*set).contains("1 file ignored: not named as pictures"), "{}", notes(&*set));
+            assert!((0..3).all(|i| picture(&*set, i) == picture(&*expected, i)));
+        }
+        // A folder packed as it is, flat; and Windows' separators.
+        let set = opened(&[("photos/b.png", one), ("photos\\a.png", two)], &DataOptions::default()).unwrap();
+        assert_eq!((set.len(), set.classes().len()), (2, 0));
+        assert!(notes(&*set).contains("everything is inside photos/"), "{}", notes(&*set));
+        assert_eq!(picture(&*set, 0), picture(&*expected, 1));
+    }
+
+    #[test]
+    fn what_does_not_fit_in_memory_is_unpacked_at_each_reading() {
+        let pictures: Vec<_> = (0..5).map(|i| png(colour(9, 9, i * 30))).collect();
+        let names: Vec<_> = (0..5).map(|i| format!("{i}.png")).collect();
+        let files: Vec<_> = names.iter().map(|n| &**n).zip(pictures.iter().map(|p| &p[..])).collect();
+        let (_folder, path) = saved(&packed(&files));
+        let options = DataOptions::default();
+        let (inside, outside) =
+            (open_set(&path, &options).unwrap(), open_within(&path, &options, 0).unwrap());
+        assert_eq!(outside.summary().memory_bytes, 0);
+        // From several threads at once.
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    (0..5).for_each(|i| assert_eq!(picture(&*inside, i), picture(&*outside, i)));
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn paths_that_climb_out_are_refused_by_name() {
+        let good = png(grey(4, 4, 0));
+        let names =
+            ["../out.png", "a/../../out.png", "/etc/out.png", "C:\\out.png", "..\\out.png", "../x.sh"];
+        for name in names {
+            let refused = bad(&[("good.png", &good), (name, &good)]);
+            assert_eq!(refused.len(), 1, "{name}");
+            let expected = if name.starts_with(['/', 'C']) { "absolute path" } else { "climbs out" };
+            assert!(refused[0].1.contains(expected), "{name}: {}", refused[0].1);
+            let skip = DataOptions { on_bad_file: OnBadFile::Skip, ..DataOptions::default() };
+            let set = opened(&[("good.png", &good), (name, &good)], &skip).unwrap();
+            assert_eq!((set.len(), set.summary().skipped.len()), (1, 1));
+        }
+        // Where nothing else is there, that is still what is told.
+        assert_eq!(bad(&[("../out.png", &good)]).len(), 1);
+    }
+
+    #[test]
+    fn names_that_are_all_folders_are_refused() {
+        let good = png(grey(4, 4, 0));
+        let deep = format!("{}a.png", "a/".repeat(30_000));
+        let refused = bad(&[("good.png", &good), (&deep, &good)]);
+        assert!(refused[0].1.contains("is inside of 30000 folders"), "{}", refused[0].1);
+    }
+
+    #[test]
+    fn links_and_encrypted_entries_are_refused() {
+        let good = png(grey(4, 4, 0));
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
+        zip.start_file("a.png", SimpleFileOptions::default()).unwrap();
+        zip.write_all(&good).unwrap();
+        zip.add_symlink("link.png", "/etc/passwd", SimpleFileOptions::default()).unwrap();
+        let mut bytes = zip.finish().unwrap().into_inner();
+        let (_folder, path) = saved(&bytes);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("1 file(s)") && text.contains("link.png: is a link"), "{text}");
+
+        // Bit 0 of the flags, in the entry's own header and in the directory's.
+        bytes[6] |= 1;
+        let directory = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+        bytes[directory + 8] |= 1;
+        let (_folder, path) = saved(&bytes);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("a.png: is encrypted"), "{text}");
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_it_is_unpacked() {
+        // Many entries that share one small body cannot be made here; what they say is what is looked at.
+        let small = packed(&[("a.png", &png(grey(4, 4, 0))), ("b.png", &png(grey(4, 4, 0)))]);
+        let with_size = |size: u32| {
+            let mut bytes = small.clone();
+            let marks: Vec<_> =
+                bytes.windows(4).enumerate().filter(|(_, w)| *w == b"PK\x01\x02").map(|(i, _)| i).collect();
+            for mark in marks {
+                bytes[mark + 24..mark + 28].copy_from_slice(&size.to_le_bytes());
+            }
+            saved(&bytes)
+        };
+        let (_folder, path) = with_size(520 << 20);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("a.png: would unpack to 520 MiB; at most 512 are read"), "{text}");
+        let (_folder, path) = with_size(512 << 20);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(!text.contains("zip bombs do"), "512 MiB twice is a GiB and no more: {text}");
+
+        let three = [("a.png", &b"x"[..]), ("b.png", b"x"), ("c.png", b"x")];
+        let mut bytes = packed(&three);
+        let marks: Vec<_> =
+            bytes.windows(4).enumerate().filter(|(_, w)| *w == b"PK\x01\x02").map(|(i, _)| i).collect();
+        for mark in marks {
+            bytes[mark + 24..mark + 28].copy_from_slice(&(500u32 << 20).to_le_bytes());
+        }
+        let (_folder, path) = saved(&bytes);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("it would unpack to 1 GiB") && text.contains("zip bombs do"), "{text}");
+
+        // Ten megabytes of zeros in a few kilobytes that say that they are a hundred bytes.
+        let mut bytes = packed(&[("a.png", &vec![0; 10 << 20])]);
+        let mark = bytes.windows(4).position(|w| w == b"PK\x01\x02").unwrap();
+        bytes[mark + 24..mark + 28].copy_from_slice(&100u32.to_le_bytes());
+        let (_folder, path) = saved(&bytes);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("more than the 100 bytes") || text.contains("damaged"), "{text}");
+    }
+
+    #[test]
+    fn damaged_archives_are_refused_with_the_reason() {
+        let good = packed(&[("a.png", &png(colour(30, 30, 0)))]);
+        let (_folder, path) = saved(&good[..good.len() / 2]);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("set.zip: it is a damaged zip archive"), "{text}");
+        // A flipped bit in the body: the checksum tells.
+        let mut flipped = good.clone();
+        flipped[60] ^= 4;
+        let (_folder, path) = saved(&flipped);
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(text.contains("a.png") && text.contains("damaged"), "{text}");
+        for files in [&[][..], &[("notes.txt", &b"x"[..])]] {
+            let text = message(opened(files, &DataOptions::default()));
+            assert!(text.contains("no pictures here"), "{text}");
+        }
+        assert_eq!(bad(&[("a.png", b""), ("b.png", b"text")]).len(), 2);
+    }
+}

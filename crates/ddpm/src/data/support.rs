@@ -1,0 +1,42 @@
+//! What the tests of data sets share.
+
+use std::fs;
+
+use image::{DynamicImage, GrayImage, Luma, Rgb, RgbImage};
+use tempfile::TempDir;
+
+use super::{DataOptions, Dataset, Draw, open};
+use crate::error::Result;
+
+/// Writes a picture into `folder`.
+pub(super) fn save(folder: &TempDir, name: &str, picture: impl Into<DynamicImage>) {
+    let path = folder.path().join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    picture.into().save(path).unwrap();
+}
+
+pub(super) fn grey(height: u32, width: u32, value: u8) -> GrayImage {
+    GrayImage::from_fn(width, height, |x, y| Luma([value.wrapping_add((x + 3 * y) as u8)]))
+}
+
+pub(super) fn colour(height: u32, width: u32, value: u8) -> RgbImage {
+    RgbImage::from_fn(width, height, |x, y| Rgb([value, (x * 9) as u8, (y * 9) as u8]))
+}
+
+pub(super) fn plain(folder: &TempDir) -> Result<Box<dyn Dataset>> {
+    open(folder.path(), &DataOptions::default())
+}
+
+pub(super) fn message(result: Result<Box<dyn Dataset>>) -> String {
+    result.err().expect("an error").to_string()
+}
+
+pub(super) fn picture(set: &dyn Dataset, index: usize) -> Vec<f32> {
+    let mut out = vec![9.0; set.shape().values()];
+    set.read(index, Draw::default(), &mut out).unwrap();
+    out
+}
+
+pub(super) fn notes(set: &dyn Dataset) -> String {
+    set.summary().notes.join("\n")
+}

@@ -1,0 +1,74 @@
+//! From the settings to the data set.
+
+use super::config::{Config, Size};
+use crate::data::digits::Digits;
+use crate::data::{self, Check, CsvOptions, DataOptions, Dataset};
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// The value of `data.path` that means the built-in digits.
+const DIGITS: &str = "digits";
+
+impl Config {
+    /// What the settings ask of the pictures.
+    pub fn data_options(&self) -> DataOptions {
+        let d = &self.data;
+        DataOptions {
+            size: self.picture_size().map(|s| (s.height, s.width)),
+            channels: self.picture_channels(),
+            on_bad_file: d.on_bad_file,
+            alpha: d.alpha,
+            resize: d.resize,
+            resize_side: d.resize_side,
+            random_crop_scale: d.random_crop_scale,
+            horizontal_flip: d.horizontal_flip,
+            csv: d.csv.as_ref().map(|path| CsvOptions {
+                path: PathBuf::from(path),
+                id_column: d.csv_id_column.clone(),
+                extension: d.csv_extension.clone(),
+                label_column: d.csv_label_column.clone(),
+            }),
+        }
+    }
+
+    /// The side of the built-in digits, if they are the data.
+    fn digits_side(&self) -> Result<Option<usize>> {
+        if self.data.path != DIGITS {
+            return Ok(None);
+        }
+        if self.picture_channels().is_some_and(|c| c != 1) {
+            let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
+            return Err(Error::Config { key: "data.channels".to_owned(), reason });
+        }
+        let size = self.picture_size().unwrap_or(Size { height: 28, width: 28 });
+        if size.height != size.width {
+            let reason = format!("the built-in digits are square, not {size}");
+            return Err(Error::Config { key: "data.size".to_owned(), reason });
+        }
+        Ok(Some(size.height))
+    }
+}
+
+/// Opens the data set that the settings name.
+///
+/// # Errors
+/// As [`data::open`].
+pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
+    let (d, options) = (&config.data, config.data_options());
+    match config.digits_side()? {
+        Some(side) => Ok(Box::new(Digits::with_options(config.train.seed, side, d.digits_count, &options)?)),
+        None => data::open_within(Path::new(&d.path), &options, d.memory_mib << 20),
+    }
+}
+
+/// Looks at all pictures of the data set that the settings name.
+///
+/// # Errors
+/// As [`data::check()`].
+pub fn check_data(config: &Config) -> Result<Check> {
+    let (d, options) = (&config.data, config.data_options());
+    match config.digits_side()? {
+        Some(side) => Check::digits(config.train.seed, side, d.digits_count, &options),
+        None => data::check(Path::new(&d.path), &options, d.memory_mib << 20),
+    }
+}
