@@ -186,6 +186,34 @@ for op, function, params in [
     case(name, op, {'x': draw(3, 2, 7, 5), 'target': draw(3, 2, 7, 5)}, lambda x, target: function(x, target),
          {'reduction': 'mean', **params}, output='loss')
 
+# --- The tutorials' other operations --------------------------------------------------------------
+for act, function in [('relu', F.relu), ('gelu', F.gelu), ('mish', F.mish)]:
+    case(f'{act}_3x67', act, {'x': draw(3, 67, scale=4)}, lambda x: function(x))
+for b, c, size in [(2, 5, (3, 4)), (3, 16, (7, 5)), (2, 33, (1, 2))]:
+    case(f'batch_norm_b{b}_c{c}_{size[0]}x{size[1]}', 'batch_norm',
+         {'x': draw(b, c, *size, shift=2), 'weight': draw(c), 'bias': draw(c)},
+         lambda x, weight, bias: F.batch_norm(x, None, None, weight, bias, training=True, eps=1e-5), {'eps': 1e-5})
+for b, c, size in [(2, 5, (3, 4)), (1, 64, (7, 5)), (2, 33, (2, 2))]:
+    case(f'layer_norm_b{b}_c{c}_{size[0]}x{size[1]}', 'layer_norm',
+         {'x': draw(b, c, *size, shift=2), 'weight': draw(c), 'bias': draw(c)},
+         lambda x, weight, bias: F.layer_norm(x.permute(0, 2, 3, 1), [c], weight, bias, 1e-5).permute(0, 3, 1, 2),
+         {'eps': 1e-5})
+for op, function in [
+    ('max_pool', lambda x: F.max_pool2d(x, 2)),
+    ('avg_pool', lambda x: F.avg_pool2d(x, 2)),
+    ('nearest', lambda x: F.interpolate(x, scale_factor=2, mode='nearest')),
+    ('bilinear', lambda x: F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=True)),
+]:
+    for b, c, size in [(2, 5, (4, 6)), (1, 16, (5, 7)), (2, 17, (2, 3))]:
+        case(f'{op}_b{b}_c{c}_{size[0]}x{size[1]}', op, {'x': draw(b, c, *size)}, function)
+for b, cin, cout, size in [(2, 5, 3, (6, 8)), (1, 16, 16, (7, 4))]:
+    case(f'conv2d_pad_after_b{b}_{cin}to{cout}_{size[0]}x{size[1]}', 'conv2d_pad_after',
+         {'x': draw(b, cin, *size), 'weight': draw(cout, cin, 3, 3), 'bias': draw(cout)},
+         lambda x, weight, bias: F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2))
+for b, c, size in [(2, 5, (3, 4)), (3, 16, (1, 5))]:
+    case(f'scale_channels_b{b}_c{c}_{size[0]}x{size[1]}', 'scale_channels', {'x': draw(b, c, *size), 'b': draw(b, c)},
+         lambda x, b: x * (1 + b[:, :, None, None]))
+
 OUT.parent.mkdir(parents=True, exist_ok=True)
 save_file(tensors, OUT, metadata={'cases': json.dumps(cases)})
 print(f'{OUT}: {len(cases)} cases, {len(tensors)} tensors, {OUT.stat().st_size:,} bytes')

@@ -312,7 +312,7 @@ fn check_steps(name: &str, golden: &Golden, net: &dyn Network, about: &Value, wa
         worst = worst.max(error);
         assert!(error <= LOSS_TOLERANCE, "{name}, step {k}: loss {loss}, PyTorch {want}");
         let step = AdamStep {
-            lr: 1e-4,
+            lr: about["lr"].as_f64().unwrap_or(1e-4),
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

@@ -3,8 +3,8 @@
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::read_weights_file;
 use ddpm::train::config::{Config, TrainConfig};
-use ddpm::train::rate::LearningRate;
 use ddpm::train::open_data;
+use ddpm::train::rate::LearningRate;
 use ddpm_engine::rng::{Purpose, Stream};
 use serde_json::Value;
 use std::path::Path;

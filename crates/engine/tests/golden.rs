@@ -96,7 +96,7 @@ fn operations_agree_with_pytorch() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ops.safetensors");
     let golden = Golden { bytes: std::fs::read(path).expect("the golden file") };
     let cases = golden.cases();
-    assert!(cases.len() > 70, "{} cases", cases.len());
+    assert!(cases.len() > 100, "{} cases", cases.len());
     let mut worst: HashMap<String, f32> = HashMap::new();
     for isa in Isa::all() {
         for case in &cases {
@@ -159,11 +159,41 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             let eps = spec["eps"].as_f64().expect("eps") as f32;
             c.graph.add(name, GroupNorm { groups, eps, silu: op == "group_norm_silu" }, &operands)
         }
-        "silu" => {
+        "batch_norm" | "layer_norm" => {
+            let operands = [c.input("x", PICTURE), c.input("weight", &[0]), c.input("bias", &[0])];
+            let eps = spec["eps"].as_f64().expect("eps") as f32;
+            let op: Op = if op == "batch_norm" { BatchNorm { eps }.into() } else { LayerNorm { eps }.into() };
+            c.graph.add(name, op, &operands)
+        }
+        "max_pool" => {
+            let x = c.input("x", PICTURE);
+            c.graph.add(name, MaxPool, &[x])
+        }
+        "avg_pool" | "nearest" | "bilinear" => {
+            let x = c.input("x", PICTURE);
+            let taps = match op {
+                "avg_pool" => Taps::mean_half,
+                "nearest" => Taps::nearest_double,
+                _ => Taps::linear_double,
+            };
+            let [_, h, w, _] = c.graph.shape(x).nhwc().expect("pictures");
+            c.graph.add(name, Resample::both(taps, h, w), &[x])
+        }
+        "conv2d_pad_after" => {
+            let operands = [c.input("x", PICTURE), c.input("weight", CONV), c.input("bias", &[0])];
+            let pad = Padding { before: (0, 0), after: (1, 1) };
+            c.graph.add(name, Conv2d { stride: (2, 2), pad, bias: true, ..Conv2d::default() }, &operands)
+        }
+        "scale_channels" => {
+            let operands = [c.input("x", PICTURE), c.input("b", &[0, 1])];
+            c.graph.add(name, ScalePicture, &operands)
+        }
+        "silu" | "relu" | "gelu" | "mish" => {
+            let act = Activation::ALL.into_iter().find(|a| a.name() == op).expect("an activation");
             let rank = golden.tensor(name, "x").expect("x").0.len();
             result.2 = &[0, 1, 2, 3][..rank];
             let x = c.input("x", result.2);
-            c.graph.add(name, Activate(Activation::Silu), &[x])
+            c.graph.add(name, Activate(act), &[x])
         }
         "mha" => {
             // [b, tokens, 3c] as a picture of tokens x 1 pixels.
@@ -285,7 +315,7 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
     worst
 }
 
-/// The size of the terms that a norm's gradient is made of, `max rstd * max |dy| * max |gamma|`. Where a group has
+/// The size of the terms that a group norm's gradient is made of, `max rstd * max |dy| * max |gamma|`. Where a group has
 /// only two numbers the terms cancel to nearly nothing, and no f32 arithmetic has an error relative to that rest
 /// (PyTorch's own is off by 6e-5 of the largest gradient in `group_norm_b1_c16_1x1_g8`).
 fn floor(c: &Case<'_>, op: &str, spec: &Value, gradient_of: &str) -> f32 {

@@ -332,8 +332,8 @@ impl Trainer {
 
 #[cfg(test)]
 mod tests {
-    use crate::data::digits::Digits;
     use super::*;
+    use crate::data::digits::Digits;
 
     fn trainer(settings: &[(&str, &str)]) -> Trainer {
         let tiny = [

@@ -59,4 +59,103 @@ pub const PRESETS: &[Preset] = &[
         about: "the DDPM-Pytorch tutorial: MNIST at 28x28, T = 1000, Adam at 1e-4, 40 epochs of batches of 64",
         settings: "data.path = 'data/mnist'",
     },
+    Preset {
+        name: "textures",
+        about: "the DDPM-Pytorch tutorial on colour pictures: as mnist, with three channels",
+        settings: "
+            [data]
+            path = 'data/textures'
+            size = 28
+            channels = 3",
+    },
+    Preset {
+        name: "cifar10",
+        about: "the CIFAR-10 notebook: double-conv at 32x32, random crops, AdamW, a learning rate that falls on plateaus",
+        settings: "
+            [data]
+            path = 'data/cifar10'
+            size = 32
+            channels = 3
+            resize_side = 40
+            random_crop_scale = [0.8, 1.0]
+            [network]
+            name = 'double-conv'
+            [train]
+            epochs = 500
+            lr = 3e-4
+            optimizer = 'adamw'
+            weight_decay = 0.01
+            lr_schedule = 'plateau'
+            plateau_patience = 5
+            plateau_factor = 0.5",
+    },
+    Preset {
+        name: "cars",
+        about: "DeepFindr's notebook: RGB pictures at 64x64, T = 300, the simple U-Net, L1, Adam at 1e-3",
+        settings: "
+            [data]
+            path = 'data/cars'
+            size = 64
+            channels = 3
+            resize = 'exact'
+            horizontal_flip = true
+            [diffusion]
+            timesteps = 300
+            [network]
+            name = 'simple'
+            [train]
+            epochs = 100
+            batch_size = 128
+            loss = 'l1'
+            lr = 1e-3
+            sample_every = 320
+            sample_count = 16
+            checkpoint_every = 640",
+    },
+    Preset {
+        name: "bone-age",
+        about: "the X-ray notebook: the bone-age set by its CSV, grey at 64x64, else as cars, without flips",
+        settings: "
+            [data]
+            path = 'boneage-training-dataset'
+            csv = 'boneage-training-dataset.csv'
+            size = 64
+            channels = 1
+            resize = 'exact'
+            [diffusion]
+            timesteps = 300
+            [network]
+            name = 'simple'
+            [train]
+            epochs = 100
+            batch_size = 128
+            loss = 'l1'
+            lr = 1e-3
+            sample_every = 490
+            sample_count = 16
+            checkpoint_every = 980",
+    },
+    Preset {
+        name: "ddpm-cifar10",
+        about: "the paper's CIFAR-10 run (Ho et al. 2020): unet2d, dropout, warm-up, clipping, slow averages, 800,000 steps",
+        settings: "
+            [data]
+            path = 'data/cifar10'
+            size = 32
+            channels = 3
+            horizontal_flip = true
+            [network]
+            name = 'unet2d'
+            [unet2d]
+            dropout = 0.1
+            [train]
+            steps = 800000
+            batch_size = 128
+            lr = 2e-4
+            warmup_steps = 5000
+            clip_norm = 1.0
+            ema_decay = 0.9999
+            sample_every = 10000
+            checkpoint_every = 5000",
+    },
 ];
