@@ -94,7 +94,7 @@ fn main() -> Result<()> {
     // A checkpoint's weights draw pictures at once; a run folder would have saved them.
     let weights = trainer.checkpoint(None)?.ema;
     let generator = Generator::new(trainer.config(), weights, Path::new("discs"), 0)?;
-    let request = Request { count: 4, seed: 1, steps: Some(20), batch: 4 };
+    let request = Request { count: 4, seed: 1, steps: Some(20), batch: 4, class: None };
     let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
     println!("drew {} pictures of {}", pictures.len(), generator.shape());
     Ok(())

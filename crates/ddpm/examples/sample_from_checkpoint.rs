@@ -25,7 +25,7 @@ fn main() -> Result<()> {
 
     // The averaged weights where there are any; 0: all cores.
     let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
-    let request = Request { count: 16, seed: 7, steps: Some(20), batch: 16 };
+    let request = Request { count: 16, seed: 7, steps: Some(20), batch: 16, class: None };
     let pictures = generator.draw(request, &mut |_first, step| {
         if step.done == step.steps {
             println!("{} steps done, {} numbers", step.steps, step.x.len());

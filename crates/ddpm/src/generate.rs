@@ -25,6 +25,8 @@ pub struct Request {
     pub steps: Option<usize>,
     /// Most pictures at once.
     pub batch: usize,
+    /// The class of all of them, where the network takes classes; `None`: picture i gets class i modulo their number.
+    pub class: Option<u32>,
 }
 
 /// A network with its weights, ready to draw.
@@ -86,7 +88,23 @@ impl Generator {
             let reason = format!("{} pictures are too many; give at most {}", request.count, u32::MAX);
             return Err(Error::Config { key: "count (-n)".to_owned(), reason });
         }
+        if let Some(class) = request.class {
+            let wrong = |reason: String| Err(Error::Config { key: "class".to_owned(), reason });
+            match self.classes() {
+                None => return wrong("the run was trained without classes; leave it out".to_owned()),
+                Some(n) if class >= n => {
+                    return wrong(format!("{class} is out of range; the run has the classes 0 to {}", n - 1));
+                }
+                Some(_) => {}
+            }
+        }
         Ddpm::new(&self.schedule, request.steps, true).map(drop)
+    }
+
+    /// Number of classes that the network is told; `None`: it takes none.
+    pub fn classes(&self) -> Option<u32> {
+        let classes = nets::from_config(&self.config, self.shape.channels).classes();
+        classes.map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 
     /// Draws pictures. `on_step` sees each step of each batch and the index of the batch's first picture; an error of
@@ -107,6 +125,10 @@ impl Generator {
         let batch = request.count.div_ceil(batches);
         let mut model = self.model(batch)?;
         for first in (0..request.count).step_by(batch) {
+            if let Some(classes) = self.classes() {
+                let of = |i: usize| request.class.unwrap_or((i % classes as usize) as u32);
+                model.set_labels(&(first..first + batch).map(of).collect::<Vec<_>>())?;
+            }
             let seeds = Seeds { seed: request.seed, first: first as u32 };
             let x = sampler.sample(&mut model, seeds, &mut |step| on_step(first, step))?;
             let left = request.count - first;

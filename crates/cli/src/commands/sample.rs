@@ -38,6 +38,9 @@ pub struct Args {
     /// Denoising steps; all of the schedule's if not given
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// The class of all pictures, by number, of a run that was trained with classes; picture i gets class i if not given
+    #[arg(long, value_name = "CLASS")]
+    class: Option<u32>,
     /// Most pictures at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
@@ -79,7 +82,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         bail!("-n and --batch-size must be at least 1");
     }
     let stop = stop_flag()?;
-    let request = Request { count: args.count, seed: args.seed, steps: args.steps, batch: args.batch_size };
+    let Args { count, seed, steps, class, batch_size: batch, .. } = args;
+    let request = Request { count, seed, steps, batch, class };
     let run = RunFolder::open(&args.runs, &args.run)?;
     let path = match &args.checkpoint {
         Some(name) => run.find_checkpoint(name)?,

@@ -344,7 +344,7 @@ impl Session {
         let t = &config.train;
         let steps =
             (t.sample_steps > 0 && t.sample_steps < config.diffusion.timesteps).then_some(t.sample_steps);
-        let request = Request { count: t.sample_count, seed: SHEET_SEED, steps, batch: BATCH };
+        let request = Request { count: t.sample_count, seed: SHEET_SEED, steps, batch: BATCH, class: None };
         let drawn = generator.draw(request, &mut |first, s| {
             let batches = t.sample_count.div_ceil(BATCH).max(1);
             let batch = t.sample_count.div_ceil(batches).max(1);
