@@ -43,7 +43,7 @@ fn a_dry_run_tells_the_plan_and_writes_nothing() {
     }
     let memory = done.err.lines().find(|l| l.starts_with("memory ")).unwrap();
     assert!(
-        memory.contains("network, optimizer and activations ") && memory.contains("data 9.0 KiB"),
+        memory.contains("network, optimizer and activations ") && memory.contains("data 22.5 KiB"),
         "{memory}"
     );
     assert!(names(&place.path("")).is_empty());

@@ -124,7 +124,10 @@ fn text(path: &Path) -> Result<String> {
         unusable(path, format!("line {line}: it is no text in UTF-8; save it as CSV in UTF-8"))
     })?;
     // Spreadsheets put a byte order mark in front.
-    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+    Ok(match text.strip_prefix('\u{feff}') {
+        Some(rest) => rest.to_owned(),
+        None => text,
+    })
 }
 
 /// What stands between the columns: a comma, unless the header has none and has semicolons or tabs.
