@@ -94,14 +94,73 @@ fn awkward_values_read_back_from_the_commented_toml() {
 
 #[test]
 fn the_commented_toml_has_every_key_below_its_comment() {
-    let text = Config::default().to_toml_commented();
-    let lines: Vec<_> = text.lines().collect();
-    for setting in SECTIONS.iter().flat_map(|s| s.settings) {
-        let key = format!("{} =", setting.name);
-        let at = lines.iter().position(|l| l.trim_start_matches("# ").starts_with(&key)).unwrap();
-        assert!(lines[at - 1].starts_with(&format!("# {} (default ", setting.doc)), "{}", lines[at - 1]);
-        assert!(!setting.doc.is_empty() && !setting.doc.contains('\n'));
+    for (network, own_section) in NetworkKind::SECTIONS {
+        let mut config = Config::default();
+        config.network.name = network;
+        let text = config.to_toml_commented();
+        assert_eq!(Config::from_toml(Path::new("printed"), &text).unwrap(), config);
+        for section in SECTIONS {
+            let heading = format!("\n[{}]\n", section.name);
+            if section.name != own_section && NetworkKind::SECTIONS.iter().any(|(_, s)| *s == section.name) {
+                assert!(!text.contains(&heading), "{network:?} does not use [{}]", section.name);
+                continue;
+            }
+            let (_, body) = text.split_once(&heading).expect("the section");
+            let lines: Vec<_> = body.lines().take_while(|l| !l.starts_with('[')).collect();
+            for setting in section.settings {
+                let key = format!("{} =", setting.name);
+                let at = lines.iter().position(|l| l.trim_start_matches("# ").starts_with(&key)).unwrap();
+                assert!(
+                    lines[at - 1].starts_with(&format!("# {} (default ", setting.doc)),
+                    "{}",
+                    lines[at - 1]
+                );
+                assert!(!setting.doc.is_empty() && !setting.doc.contains('\n'));
+            }
+        }
     }
+}
+
+#[test]
+fn networks_settings_are_refused_by_name_with_the_way_out() {
+    for (network, key, value, expected) in [
+        ("simple", "widths", "[64]", "simple.widths: has 1 entries; give 2 to 16"),
+        ("simple", "time_emb_dim", "2", "simple.time_emb_dim: 2 is out of range"),
+        ("simple", "time_emb_dim", "33", "simple.time_emb_dim: is odd"),
+        (
+            "double-conv",
+            "base_channels",
+            "66",
+            "double_conv.base_channels: 66 is not divisible by 4 (4 heads); use 64 or 68",
+        ),
+        ("double-conv", "dropout", "1", "double_conv.dropout: 1 is out of range"),
+        (
+            "unet2d",
+            "block_out_channels",
+            "[128, 100]",
+            "unet2d.block_out_channels: 100 is not divisible by 32",
+        ),
+        ("unet2d", "block_out_channels", "[32, 64]", "unet2d.down_block_types: has 4 entries; give 2"),
+        ("unet2d", "attention_head_dim", "96", "unet2d.block_out_channels: 128 is not divisible by 96"),
+        ("unet2d", "norm_eps", "0", "unet2d.norm_eps: 0 is out of range"),
+        ("unet2d", "act_fn", "tanh", "unet2d.act_fn: unknown variant `tanh`"),
+        ("unet2d", "num_class_embeds", "0", "unet2d.num_class_embeds: 0 is out of range"),
+        (
+            "unet2d",
+            "up_block_types",
+            r#"["DownBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"]"#,
+            "unet2d.up_block_types: DownBlock2D does not belong here; use UpBlock2D or AttnUpBlock2D",
+        ),
+    ] {
+        let key = format!("{}.{key}", network.replace('-', "_"));
+        let settings = [("network.name", network), (&key, value)];
+        let error = set(&settings).expect_err(expected).to_string();
+        assert!(error.starts_with(expected), "{error}, not {expected}");
+    }
+    // What is not used is not looked at.
+    assert!(set(&[("simple.time_emb_dim", "33")]).is_ok());
+    let error = set(&[("network.name", "simple"), ("data.size", "40")]).unwrap_err().to_string();
+    assert!(error.contains("cannot be halved 4 times, as simple.widths asks; use 48x48"), "{error}");
 }
 
 #[test]
@@ -198,7 +257,7 @@ fn unknown_settings_get_the_nearest_known_one() {
     assert_eq!(set_error("heads", "3"), "heads: no such setting; did you mean attention.num_heads?");
     assert_eq!(
         set_error("qqqqqqqq", "3"),
-        "qqqqqqqq: no such section; the sections are data, diffusion, network, train"
+        "qqqqqqqq: no such section; the sections are data, diffusion, network, attention, simple, double_conv, unet2d, train"
     );
     let preset = Config::load(Some("minst"), None, &[]).unwrap_err().to_string();
     assert_eq!(preset, "preset: there is no preset \"minst\"; did you mean mnist?");
@@ -239,11 +298,11 @@ fn later_sources_go_over_earlier_ones() {
     let config = Config::load(Some("digits"), Some(&path), &overrides).unwrap();
     assert_eq!((config.train.lr, config.train.batch_size), (0.125, 16));
     let preset = Config::load(Some("digits"), None, &[]).unwrap();
-    assert_ne!(preset.network, Config::default().network);
-    assert_eq!(config.network, preset.network);
+    assert_ne!(preset.attention, Config::default().attention);
+    assert_eq!(config.attention, preset.attention);
     assert_eq!((config.train.steps, config.train.epochs), (None, Some(3)));
     assert_eq!(Config::load(None, None, &[]).unwrap(), Config::load(Some("digits"), None, &[]).unwrap());
-    assert_eq!(Config::load(None, Some(&path), &[]).unwrap().network, Config::default().network);
+    assert_eq!(Config::load(None, Some(&path), &[]).unwrap().attention, Config::default().attention);
 }
 
 #[test]
