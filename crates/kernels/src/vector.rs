@@ -72,7 +72,7 @@ pub fn normal<S: Simd>(s: S, x: S::f32s) -> (S::f32s, S::f32s) {
         -0.023_111_373,
         0.105_508_64,
         0.119_832_71,
-        0.139_861_89,
+        0.139_861_9,
         0.139_621_4,
     ] {
         p = s.mul_add_e_f32s(p, t, s.splat_f32s(c));
@@ -80,7 +80,7 @@ pub fn normal<S: Simd>(s: S, x: S::f32s) -> (S::f32s, S::f32s) {
     let below = s.mul_f32s(bell, s.mul_f32s(p, t));
     let positive = s.greater_than_f32s(x, s.splat_f32s(0.0));
     let cdf = s.select_f32s(positive, s.sub_f32s(one, below), below);
-    (cdf, s.mul_f32s(bell, s.splat_f32s(0.398_942_28)))
+    (cdf, s.mul_f32s(bell, s.splat_f32s(0.398_942_3)))
 }
 
 /// GELU, `x Phi(x)` (Hendrycks and Gimpel 2016), of every lane.
