@@ -95,9 +95,8 @@ impl Dropout {
         }
     }
 
-    /// The factors of weights `[keys][queries]`: for keys `key ..` and queries `query .. query + nr` of head `head` out
-    /// of `tokens` tokens each, multiplied onto `weights` (`nr` queries a row). Factor (head, query, key) is word
-    /// `key % 4` of the counter `(head * tokens + query) * ceil(tokens / 4) + key / 4`. `key` is a multiple of 4.
+    /// Multiplies weights `[keys][queries]` (`nr` queries a row) of a head with their factors: keys `key ..`, a multiple
+    /// of 4, and queries `query ..`. See [`weight_factor`](Self::weight_factor).
     #[inline(always)]
     pub(crate) fn apply_weights(
         &self,
@@ -125,7 +124,8 @@ impl Dropout {
         }
     }
 
-    /// The factor of a weight, as [`apply_weights`](Self::apply_weights) has it.
+    /// The factor of weight (head, query, key) of an attention over `tokens` tokens: that of word `key % 4` of the counter
+    /// `(head * tokens + query) * ceil(tokens / 4) + key / 4`.
     pub fn weight_factor(&self, head: usize, tokens: usize, query: usize, key: usize) -> f32 {
         let first = ((head * tokens + query) * tokens.div_ceil(4) + key / 4) as u32;
         self.keep(philox4x32([first, self.rest[0], self.rest[1], self.rest[2]], self.key)[key % 4])
