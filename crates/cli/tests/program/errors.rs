@@ -122,7 +122,7 @@ fn sizes_that_cannot_be_halved_are_refused_with_those_that_can() {
     let place = Place::new();
     place.ddpm(&with(&["--steps=1", "--size=13"])).fails(1, &["data.size: 13x13", "14x14"]);
     picture(&place.path("pictures/a.png"), 21, 30, 80);
-    fs::write(place.path("plain.toml"), "[network]\ndown_sample = [true, true, false]\n").unwrap();
+    fs::write(place.path("plain.toml"), "[attention]\ndown_sample = [true, true, false]\n").unwrap();
     place
         .ddpm(&["train", "--config", "plain.toml", "--data", "pictures", "--steps=1"])
         .fails(1, &["21x30 cannot be divided by 4", "20x28 or 24x32", "--size"]);
@@ -250,7 +250,7 @@ fn slips_of_the_fingers_are_answered_with_what_was_meant() {
     fs::write(place.path("mine.toml"), "[netwrk]\nnum_heads = 2\n").unwrap();
     refused(
         &["--config", "mine.toml"],
-        &["mine.toml: line 2: netwrk.num_heads: no such setting; did you mean network"],
+        &["mine.toml: line 2: netwrk.num_heads: no such setting; did you mean attention"],
     );
     refused(&["--config", "their.toml"], &["their.toml: cannot read the settings"]);
     assert!(!place.path("runs").exists());
