@@ -48,7 +48,7 @@ def main(ddpm, folder, count=50):
                 for h, w in SIZES:
                     run = [ddpm, 'data', 'show', place / 'set', f'--size={h}x{w}', '--channels=3', '-n1', '-o', place / 'out.png',
                            # The network plays no part, but must take the size.
-                           '--set=network.down_sample=[false,false]', *flags(h, w)]
+                           '--set=attention.down_sample=[false,false]', *flags(h, w)]
                     subprocess.run(run, check=True, capture_output=True)
                     ours = np.asarray(Image.open(place / 'out.png').convert('RGB')).astype(int)
                     expected = np.asarray(theirs(h, w)(picture)).astype(int)
