@@ -29,6 +29,15 @@ pub struct Request {
     pub class: Option<u32>,
 }
 
+impl Request {
+    /// Number of batches, and pictures in each: batches of one size, so that one plan serves them all; the last may
+    /// draw a few too many.
+    pub fn batches(&self) -> (usize, usize) {
+        let batches = self.count.div_ceil(self.batch.max(1)).max(1);
+        (batches, self.count.div_ceil(batches).max(1))
+    }
+}
+
 /// A network with its weights, ready to draw.
 pub struct Generator {
     config: Config,
@@ -48,6 +57,7 @@ impl Generator {
 
     /// From weights that are at hand; `origin` names them in errors.
     pub fn new(config: &Config, weights: Vec<NamedTensor>, origin: &Path, threads: usize) -> Result<Self> {
+        config.validate()?;
         let missing = |key: &str| Error::Config {
             key: key.to_owned(),
             reason: "is not set: these are not the settings of a training run".to_owned(),
@@ -120,12 +130,11 @@ impl Generator {
         if request.count == 0 {
             return Ok(pictures);
         }
-        // Batches of one size, so that one plan serves them all; the last may draw a few too many.
-        let batches = request.count.div_ceil(request.batch.max(1));
-        let batch = request.count.div_ceil(batches);
+        let (_, batch) = request.batches();
+        let classes = self.classes();
         let mut model = self.model(batch)?;
         for first in (0..request.count).step_by(batch) {
-            if let Some(classes) = self.classes() {
+            if let Some(classes) = classes {
                 let of = |i: usize| request.class.unwrap_or((i % classes as usize) as u32);
                 model.set_labels(&(first..first + batch).map(of).collect::<Vec<_>>())?;
             }

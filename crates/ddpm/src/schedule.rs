@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 use crate::train::config::{DiffusionConfig, ScheduleKind};
 use std::f64::consts::FRAC_PI_2;
 
+/// Smallest variance of a step: below it `1 - beta` is rounded too coarsely for the posterior.
+pub(crate) const LEAST_BETA: f64 = 1e-12;
+
 /// Largest variance of a step where a schedule is given by its signal, which reaches 0 at the end: as Nichol and
 /// Dhariwal 2021, section 3.2, who take 0.999; tutorials take 0.9999.
 const MAX_BETA: f64 = 0.9999;
@@ -128,9 +131,9 @@ impl Schedule {
             return Err(refused("a schedule needs at least one timestep".to_owned()));
         }
         let last = beta.len() - 1;
-        let fits = |t: usize, b: f64| b > 0.0 && (b < 1.0 || (b == 1.0 && t == last));
+        let fits = |t: usize, b: f64| b >= LEAST_BETA && (b < 1.0 || (b == 1.0 && t == last));
         if let Some((t, b)) = beta.iter().enumerate().find(|&(t, &b)| !fits(t, b)) {
-            return Err(refused(format!("beta at t = {t} is {b}; it must lie between 0 and 1")));
+            return Err(refused(format!("beta at t = {t} is {b}; it must lie between {LEAST_BETA:e} and 1")));
         }
         let alpha_bar = beta
             .iter()

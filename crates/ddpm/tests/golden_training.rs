@@ -4,7 +4,7 @@ use ddpm::train::Trainer;
 use ddpm::train::checkpoint::read_weights_file;
 use ddpm::train::config::{Config, TrainConfig};
 use ddpm::train::open_data;
-use ddpm::train::rate::LearningRate;
+use ddpm::train::rate::{LearningRate, Plateau};
 use ddpm_engine::rng::{Purpose, Stream};
 use serde_json::Value;
 use std::path::Path;
@@ -139,14 +139,30 @@ fn a_plateau_goes_on_where_it_was_and_takes_a_new_rate() {
 
     let text = serde_json::to_string(&rate.plateau()).expect("JSON");
     let mut again = LearningRate::new(&config(0.1));
-    again.restore(serde_json::from_str(&text).expect("the same"));
+    again.restore(serde_json::from_str(&text).expect("the same")).expect("a state that can be");
     assert_eq!(again.plateau(), rate.plateau());
     assert_eq!(again.at(9), 0.05);
     // A rate that was changed by hand counts; the lowest loss is not forgotten.
     let mut changed = LearningRate::new(&config(0.3));
-    changed.restore(rate.plateau());
+    changed.restore(rate.plateau()).expect("a state that can be");
     assert_eq!((changed.at(9), changed.plateau().expect("a state").best), (0.3, Some(1.0)));
-    // Nothing saved, nothing changed.
-    changed.restore(None);
-    assert_eq!(changed.at(9), 0.3);
+    // Nothing saved: from the beginning.
+    changed.restore(None).expect("no state");
+    assert_eq!((changed.at(9), changed.plateau().expect("a state").best), (0.3, None));
+    // A checkpoint that was tampered with.
+    let saved = rate.plateau().expect("a state");
+    for broken in [
+        Plateau { lr: -1.0, ..saved },
+        Plateau { lr: 1e308, ..saved },
+        Plateau { lr: f64::NAN, ..saved },
+        Plateau { loss_sum: f64::INFINITY, ..saved },
+        Plateau { best: Some(f64::NAN), ..saved },
+    ] {
+        let mut rate = LearningRate::new(&config(0.1));
+        let error = rate.restore(Some(broken)).expect_err("a state that cannot be");
+        assert!(error.contains("learning rate"), "{error}");
+    }
+    let mut rate = LearningRate::new(&config(0.1));
+    rate.restore(Some(Plateau { steps: u64::MAX, bad_epochs: u64::MAX, ..saved })).expect("large numbers");
+    rate.observe(1.0, true);
 }

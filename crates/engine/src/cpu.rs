@@ -1,7 +1,8 @@
 //! The CPU executor.
 //!
 //! Work is split by sizes alone, every task writes its own part, and partial sums are added in order: the result does
-//! not depend on the number of threads. After the plan is made, nothing is allocated.
+//! not depend on the number of threads. After the plan is made, nothing is allocated but the few
+//! partial sums of the gradients' norm.
 
 use crate::error::{Error, Result};
 use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};

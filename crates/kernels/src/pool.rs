@@ -2,6 +2,7 @@
 
 use crate::isa::{Isa, dispatch};
 use pulp::Simd;
+use std::ops::Range;
 
 /// The four pixels' channels of block `column` in two rows of `channels` a pixel.
 #[inline(always)]
@@ -9,6 +10,18 @@ fn block<'a>(top: &'a [f32], bottom: &'a [f32], channels: usize, column: usize) 
     let at = 2 * column * channels;
     let (a, b) = (at..at + channels, at + channels..at + 2 * channels);
     [&top[a.clone()], &top[b.clone()], &bottom[a], &bottom[b]]
+}
+
+/// The largest of the four, and NaN where one of them is.
+#[inline(always)]
+fn largest<S: Simd>(s: S, pixels: &[&[f32]; 4], at: Range<usize>) -> S::f32s {
+    let mut most = s.partial_load_f32s(&pixels[0][at.clone()]);
+    for pixel in &pixels[1..] {
+        let v = s.partial_load_f32s(&pixel[at.clone()]);
+        let larger = s.select_f32s(s.less_than_or_equal_f32s(v, most), most, v);
+        most = s.select_f32s(s.equal_f32s(most, most), larger, most);
+    }
+    most
 }
 
 /// One output row `y [w / 2, channels]` of two input rows `[w, channels]`; an odd last column is left out.
@@ -22,11 +35,7 @@ fn forward<S: Simd>(s: S, c: usize, top: &[f32], bottom: &[f32], y: &mut [f32]) 
         let pixels = block(top, bottom, c, column);
         for start in (0..c).step_by(S::F32_LANES) {
             let end = c.min(start + S::F32_LANES);
-            let mut most = s.partial_load_f32s(&pixels[0][start..end]);
-            for pixel in &pixels[1..] {
-                let v = s.partial_load_f32s(&pixel[start..end]);
-                most = s.select_f32s(s.greater_than_f32s(v, most), v, most);
-            }
+            let most = largest(s, &pixels, start..end);
             s.partial_store_f32s(&mut y[start..end], most);
         }
     }
@@ -61,11 +70,7 @@ fn backward<S: Simd>(
         let at = 2 * column * c;
         for start in (0..c).step_by(S::F32_LANES) {
             let end = c.min(start + S::F32_LANES);
-            let mut most = s.partial_load_f32s(&pixels[0][start..end]);
-            for pixel in &pixels[1..] {
-                let v = s.partial_load_f32s(&pixel[start..end]);
-                most = s.select_f32s(s.greater_than_f32s(v, most), v, most);
-            }
+            let most = largest(s, &pixels, start..end);
             let mut left = s.partial_load_f32s(&dy[start..end]);
             for (i, pixel) in pixels.iter().enumerate() {
                 let hit = s.equal_f32s(s.partial_load_f32s(&pixel[start..end]), most);

@@ -5,7 +5,7 @@ use crate::progress::{human_bytes, thousands};
 use ddpm::data::{Check, Order, PictureShape};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::train::config::{Config, OnBadFile};
-use ddpm::train::{Trainer, check_data, open_data};
+use ddpm::train::{check_data, memory, open_data};
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -150,13 +150,10 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         line(out, "trained as", &format!("{}, {} bits a sample", summary.shape, summary.bit_depth))
             .and_then(|()| block(out, "", summary.notes.into_iter()))
             .map_err(ddpm::Error::io(Path::new("stdout"), "write the report"))?;
-        Trainer::new(&config, set)
+        memory(&config, set)
     }) {
-        Ok(mut trainer) => {
-            let network = trainer.executor().footprint();
-            let network = (network.arena_bytes + network.scratch_bytes) as u64;
-            let data = trainer.data_memory();
-            let memory = format!(
+        Ok((network, data)) => {
+            let text = format!(
                 "{} to train in batches of {}: data {} ({} decoded), network {}",
                 human_bytes(data + network),
                 config.train.batch_size,
@@ -164,25 +161,22 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
                 human_bytes(decoded_bytes),
                 human_bytes(network),
             );
-            line(out, "memory", &memory)?;
+            line(out, "memory", &text)?;
             None
         }
         Err(error) => Some(error.to_string()),
     };
-    let refused = match config.data.on_bad_file {
-        OnBadFile::Fail if !unreadable.is_empty() => Some(format!(
+    let bad = (config.data.on_bad_file == OnBadFile::Fail && !unreadable.is_empty()).then(|| {
+        format!(
             "{} cannot be read: mend or remove them, or leave them out with --on-bad-file skip",
             none_or(unreadable.len(), "file", "files")
-        )),
-        _ => refused,
-    };
-    match refused {
-        Some(reason) => {
-            line(out, "refused", &reason)?;
-            Ok(ExitCode::FAILURE)
-        }
-        None => Ok(ExitCode::SUCCESS),
+        )
+    });
+    let reasons: Vec<String> = bad.into_iter().chain(refused).collect();
+    for reason in &reasons {
+        line(out, "refused", reason)?;
     }
+    Ok(if reasons.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn none_or(n: usize, one: &str, many: &str) -> String {

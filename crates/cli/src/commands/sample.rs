@@ -103,8 +103,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let shape = generator.shape();
     let mut moments: Vec<Vec<Picture>> = Vec::new(); // [moment][picture]
     let pictures = generator.draw(request, &mut |first, step| {
-        let batches = args.count.div_ceil(args.batch_size);
-        let batch = args.count.div_ceil(batches);
+        let (batches, batch) = request.batches();
         progress.set(
             (first / batch * step.steps + step.done) as u64,
             (batches * step.steps) as u64,

@@ -101,10 +101,12 @@ fn schedule_parser() -> impl TypedValueParser<Value = ScheduleKind> {
 }
 
 impl Schedules {
-    fn config(&self) -> anyhow::Result<Config> {
+    /// The settings, over a preset that leaves the pictures as they are; `more` goes over `--set`.
+    fn config(&self, more: &[(String, String)]) -> anyhow::Result<Config> {
         let mut overrides = pairs(&self.set)?;
+        overrides.extend(more.iter().cloned());
         overrides.extend(self.timesteps.map(|t| ("diffusion.timesteps".to_owned(), t.to_string())));
-        Ok(Config::load(None, None, &overrides)?)
+        Ok(Config::load(Some("pictures"), None, &overrides)?)
     }
 
     /// The chosen schedules by name; equal ones together.
@@ -130,7 +132,7 @@ impl Schedules {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (picture, out) = match args.what {
         What::Schedules(args) => {
-            let all = args.schedules.all(&args.schedules.config()?)?;
+            let all = args.schedules.all(&args.schedules.config(&[])?)?;
             (ddpm::plot::schedules(&all)?, args.out)
         }
         What::Noising(args) => (noising(&args)?, args.out),
@@ -141,12 +143,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn noising(args: &NoisingArgs) -> anyhow::Result<Picture> {
-    let mut config = args.schedules.config()?;
+    let path = args.picture.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
+    let mut config = args.schedules.config(&[("data.path".to_owned(), path)])?;
     let schedules = args.schedules.all(&config)?;
-    config.data.path =
-        args.picture.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
     // No network sees the picture: any size does.
-    config.data.size = args.size.as_deref().map(size).transpose()?;
+    if let Some(text) = &args.size {
+        config.data.size = Some(size(text)?);
+    }
     let data = open(&mut config)?;
     if args.index >= data.len() {
         bail!("{} has {} pictures; give --index 0 to {}", data.summary().source, data.len(), data.len() - 1);

@@ -7,7 +7,7 @@ use ddpm::data::Summary;
 use ddpm::train::config::Config;
 use ddpm::train::run::RUNS;
 use ddpm::train::{Event, Outcome, Session, Start, TrainPlan};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Train a network on pictures, or take up an earlier run
@@ -24,7 +24,7 @@ pub struct Args {
     /// are the built-in ones
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// A named set of settings (`ddpm config --list`): digits, pictures (if --data is given), digits28, mnist
+    /// A named set of settings (`ddpm config --list`); `pictures` if only --data is given, else `digits`
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     preset: Option<String>,
     /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
@@ -85,7 +85,7 @@ impl Args {
     fn overrides(&self) -> anyhow::Result<Vec<(String, String)>> {
         let mut all = pairs(&self.set)?;
         let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
-        flag("data.path", self.data.as_deref().map(absolute));
+        flag("data.path", self.data.clone());
         flag("data.size", self.size.as_deref().map(|s| size(s).unwrap_or_else(|| s.to_owned())));
         flag("data.channels", self.channels.map(|v| v.to_string()));
         flag("data.on_bad_file", self.on_bad_file.clone());
@@ -108,14 +108,13 @@ pub(super) fn size(text: &str) -> Option<String> {
 /// The data's place must still be right when the run is taken up elsewhere.
 pub(super) fn absolute_paths(config: &mut Config) {
     let data = &mut config.data;
-    if data.path != "digits" {
-        data.path = absolute(&data.path);
-    }
+    data.path = absolute(&data.path);
     data.csv = data.csv.as_deref().map(absolute);
 }
 
 pub(super) fn absolute(path: &str) -> String {
-    if path == "digits" && !Path::new(path).exists() {
+    // A folder of that name is ./digits.
+    if path == "digits" {
         return path.to_owned();
     }
     let full = std::path::absolute(path).unwrap_or_else(|_| path.into());
@@ -129,6 +128,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(run) => {
             let change = |config: &mut Config| {
                 *config = config.with_overrides(&overrides)?;
+                absolute_paths(config);
                 Ok(())
             };
             let checkpoint = args.checkpoint.as_deref();

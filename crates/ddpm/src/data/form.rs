@@ -53,7 +53,9 @@ pub(super) fn common_size(
             if sizes.len() > 1 {
                 notes.push(format!("{} sizes found (height x width): {listed}", sizes.len()));
             }
-            if sizes.iter().any(|&(size, _)| size != (h, w)) {
+            let side = options.resize_side.filter(|_| options.resize == Resize::ShortSide);
+            if sizes.iter().any(|&(size, _)| size != (h, w) || side.is_some_and(|s| s != size.0.min(size.1)))
+            {
                 let whom = if sizes.len() == 1 {
                     format!("the pictures are {}x{}: ", sizes[0].0.0, sizes[0].0.1)
                 } else {
@@ -71,7 +73,8 @@ pub(super) fn common_size(
                 notes.push(format!("{whom}every picture is resized to {h}x{w} ({how})"));
             }
             let small = |p: &Seen| enlarges(p.facts.file.height, p.facts.file.width, options);
-            tell(pictures, notes, small, &format!("smaller than {h}x{w}, and enlarged"));
+            let least = side.map_or(format!("{h}x{w}"), |s| format!("{s} pixels at the short side"));
+            tell(pictures, notes, small, &format!("smaller than {least}, and enlarged"));
             Ok((h, w))
         }
     }

@@ -217,7 +217,9 @@ fn decode_again(
     let changed = |reason: String| {
         unusable(
             &source.place(i),
-            format!("the file has changed since the data set was opened: {reason}; start the run again"),
+            format!(
+                "the file has changed since the data set was opened: {reason}; put it back, and go on with --resume"
+            ),
         )
     };
     let (pixels, _) = source.picture(i, options).map_err(changed)?;

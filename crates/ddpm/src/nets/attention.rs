@@ -9,9 +9,9 @@ use ddpm_engine::Tensor;
 use ddpm_engine::ops::SinusoidalEmbedding;
 
 /// Groups of every normalisation.
-const GROUPS: usize = 8;
+pub(crate) const GROUPS: usize = 8;
 /// Channels behind the last block.
-const LAST_CHANNELS: usize = 16;
+pub(crate) const LAST_CHANNELS: usize = 16;
 
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]

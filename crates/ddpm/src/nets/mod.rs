@@ -4,7 +4,7 @@
 //! PyTorch; the same notes serve initialisation ([`ParameterSpec::init`]) and checkpoints ([`ParameterSpec::to_torch`],
 //! [`ParameterSpec::from_torch`]).
 
-mod attention;
+pub(crate) mod attention;
 mod blocks;
 mod double_conv;
 mod parameters;

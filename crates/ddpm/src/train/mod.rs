@@ -15,4 +15,4 @@ pub mod trainer;
 
 pub use data::{check_data, open_data};
 pub use session::{Event, Outcome, Session, Start};
-pub use trainer::{StepReport, TrainPlan, Trainer};
+pub use trainer::{StepReport, TrainPlan, Trainer, memory};

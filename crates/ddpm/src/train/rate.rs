@@ -77,7 +77,7 @@ impl LearningRate {
         }
         let (t, p) = (&self.settings, &mut self.plateau);
         p.loss_sum += loss;
-        p.steps += 1;
+        p.steps = p.steps.saturating_add(1);
         if !epoch_is_over {
             return;
         }
@@ -86,7 +86,7 @@ impl LearningRate {
         if p.best.is_none_or(|best| mean < best * (1.0 - t.plateau_threshold)) {
             (p.best, p.bad_epochs) = (Some(mean), 0);
         } else {
-            p.bad_epochs += 1;
+            p.bad_epochs = p.bad_epochs.saturating_add(1);
         }
         if p.bad_epochs > t.plateau_patience {
             let lower = (p.lr * t.plateau_factor).max(t.lr_min);
@@ -103,12 +103,23 @@ impl LearningRate {
     }
 
     /// Goes on from what was saved, if anything was. A `train.lr` that has been changed since takes the place of the
-    /// learning rate that was reached.
-    pub fn restore(&mut self, saved: Option<Plateau>) {
-        let Some(mut plateau) = saved else { return };
+    /// learning rate that was reached. The error is the reason alone.
+    pub fn restore(&mut self, saved: Option<Plateau>) -> Result<(), String> {
+        let Some(mut plateau) = saved else {
+            *self = Self::new(&self.settings);
+            return Ok(());
+        };
         if plateau.started_from != self.settings.lr {
             (plateau.started_from, plateau.lr) = (self.settings.lr, self.settings.lr);
         }
+        let Plateau { lr, loss_sum, best, .. } = plateau;
+        if !(lr > 0.0 && lr <= self.settings.lr)
+            || !loss_sum.is_finite()
+            || best.is_some_and(|b| !b.is_finite())
+        {
+            return Err(format!("the state of the learning rate cannot be: {plateau:?}"));
+        }
         self.plateau = plateau;
+        Ok(())
     }
 }

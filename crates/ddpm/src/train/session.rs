@@ -9,6 +9,7 @@ use super::trainer::{TrainPlan, Trainer};
 use crate::error::{Error, Result};
 use crate::generate::{BATCH, Generator, Request};
 use crate::picture::{grid, save_png};
+use crate::schedule::Schedule;
 use ddpm_engine::Region;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -148,13 +149,14 @@ impl Session {
     /// Makes the run folder of a prepared trainer: `root/name`, or a numbered one.
     pub fn create(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
         let run = RunFolder::create(root, name)?;
-        run.write_config(trainer.config())?;
         let lock = run.lock()?;
-        let (log, _) = RunLog::open(&run, trainer.config().train.tensorboard, None)?;
         if trainer.weights_given() {
             // A run that is taken up before its first checkpoint must not begin with drawn weights.
             checkpoint::save(&run.checkpoints(), &trainer.checkpoint(None)?)?;
         }
+        // From here on it is a run, which can be taken up.
+        run.write_config(trainer.config())?;
+        let (log, _) = RunLog::open(&run, trainer.config().train.tensorboard, None)?;
         let session = Self {
             run,
             _lock: lock,
@@ -250,7 +252,16 @@ impl Session {
             }
             let begun = Instant::now();
             let step = self.trainer.steps_done();
-            let report = self.trainer.step()?;
+            let report = match self.trainer.step() {
+                // The pictures failed, not the weights: what was learnt is kept.
+                Err(error @ (Error::Data { .. } | Error::Io { .. })) => {
+                    if saved != self.trainer.steps_done() {
+                        self.save(on_event)?;
+                    }
+                    return Err(error);
+                }
+                other => other?,
+            };
             let loss = f64::from(report.loss);
             let took = begun.elapsed();
             training += took;
@@ -342,12 +353,11 @@ impl Session {
         let weights = self.trainer.tensors(region)?;
         let generator = Generator::new(&config, weights, self.run.path(), config.train.threads)?;
         let t = &config.train;
-        let steps =
-            (t.sample_steps > 0 && t.sample_steps < config.diffusion.timesteps).then_some(t.sample_steps);
+        let most = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
+        let steps = (t.sample_steps > 0 && t.sample_steps < most).then_some(t.sample_steps);
         let request = Request { count: t.sample_count, seed: SHEET_SEED, steps, batch: BATCH, class: None };
         let drawn = generator.draw(request, &mut |first, s| {
-            let batches = t.sample_count.div_ceil(BATCH).max(1);
-            let batch = t.sample_count.div_ceil(batches).max(1);
+            let (batches, batch) = request.batches();
             on_event(Event::Drawing { done: first / batch * s.steps + s.done, steps: batches * s.steps });
             if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
         });

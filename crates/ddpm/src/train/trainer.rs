@@ -77,9 +77,17 @@ fn clip_scale(max_norm: f64, norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
-impl Trainer {
-    /// Prepares to train from the start: settings are completed from the data, and the weights are drawn.
-    pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
+/// The graph of a training before any memory is taken for it.
+struct Prepared {
+    config: Config,
+    graph: TrainingGraph,
+    options: PlanOptions,
+}
+
+impl Prepared {
+    /// Completes the settings from the data and builds the graph.
+    fn new(config: &Config, data: &dyn Dataset) -> Result<Self> {
+        config.validate()?;
         let shape = data.shape();
         let size = Size { height: shape.height, width: shape.width };
         // Before the settings are completed, so that the error can name the sizes that would fit.
@@ -88,10 +96,10 @@ impl Trainer {
         if let Some(classes) = net.classes()
             && classes != data.classes().len()
         {
-            let reason = format!(
-                "is {classes}, but the pictures have {} classes; give their number",
-                data.classes().len()
-            );
+            let reason = match data.classes().len() {
+                0 => format!("is {classes}, but the pictures have no classes; leave it unset (none)"),
+                n => format!("is {classes}, but the pictures have {n} classes; give {n}"),
+            };
             return Err(Error::Config { key: "unet2d.num_class_embeds".to_owned(), reason });
         }
         let config = config.resolve(&DataFacts { count: data.len(), size, channels: shape.channels })?;
@@ -102,6 +110,28 @@ impl Trainer {
         let graph = TrainingGraph::with_loss(&*net, &schedule, batch, StepDraws::Drawn, loss)?;
         let accumulate = config.train.accumulate > 1;
         let options = PlanOptions { accumulate, ..graph.options(config.train.ema_decay > 0.0) };
+        Ok(Self { config, graph, options })
+    }
+}
+
+/// Bytes that training with these settings on this data takes, without taking them: of the network with its optimizer,
+/// and of the pictures.
+///
+/// # Errors
+/// As [`Trainer::new`].
+pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
+    let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
+    let network = ddpm_engine::cpu::footprint(graph.graph, &options, config.train.threads)?;
+    let data: Arc<dyn Dataset> = Arc::from(data);
+    let pictures = data.summary().memory_bytes;
+    let ahead = Loader::new(data, config.train.seed, config.train.batch_size).memory();
+    Ok(((network.arena_bytes + network.scratch_bytes) as u64, pictures + ahead))
+}
+
+impl Trainer {
+    /// Prepares to train from the start: settings are completed from the data, and the weights are drawn.
+    pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
+        let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
         let mut exec = device(config.train.threads).executor(graph.graph.clone(), &options)?;
         for (i, spec) in graph.parameters.iter().enumerate() {
             let weights = spec.init(config.train.seed, i);
@@ -163,15 +193,13 @@ impl Trainer {
         let footprint = self.exec.footprint();
         let parameters = self.graph.graph.parameter_count();
         let copies = if self.has_ema() { 4 } else { 3 };
-        let states = read_tensors(&*self.exec, &[], &self.graph.states, Region::Weights)?;
+        let states = self.states()?;
         self.gradients(u32::MAX)?;
         let start = Instant::now();
         self.gradients(u32::MAX)?;
         let accumulate = self.config.train.accumulate;
         let step_time = start.elapsed().saturating_mul(u32::try_from(accumulate).unwrap_or(u32::MAX));
-        for ((_, t), before) in self.graph.states.iter().zip(&states) {
-            self.exec.write(*t, &before.data)?;
-        }
+        self.set_states(&states)?;
         Ok(TrainPlan {
             parameters,
             arena_bytes: footprint.arena_bytes as u64,
@@ -236,15 +264,42 @@ impl Trainer {
         epochs(step + 1) > epochs(step)
     }
 
-    /// Makes one step. A loss or a gradient that is not finite is an error, and no weight has changed.
-    pub fn step(&mut self) -> Result<StepReport> {
+    /// What the network keeps from run to run besides its weights.
+    fn states(&self) -> Result<Vec<NamedTensor>> {
+        read_tensors(&*self.exec, &[], &self.graph.states, Region::Weights)
+    }
+
+    /// Puts back what [`states`](Self::states) gave.
+    fn set_states(&mut self, before: &[NamedTensor]) -> Result<()> {
+        for ((_, t), before) in self.graph.states.iter().zip(before) {
+            self.exec.write(*t, &before.data)?;
+        }
+        Ok(())
+    }
+
+    /// Loss and gradient norm of the step, with the gradients in the executor.
+    fn checked_gradients(&mut self) -> Result<(f32, f64)> {
         let loss = self.all_gradients()?;
-        let t = &self.config.train;
-        let mean = 1.0 / t.accumulate as f64;
-        let grad_norm = mean * self.exec.gradient_norm()?;
+        let grad_norm = self.exec.gradient_norm()? / self.config.train.accumulate as f64;
         if !grad_norm.is_finite() {
             return Err(Error::NotFinite { step: self.step, what: "the norm of the gradients".to_owned() });
         }
+        Ok((loss, grad_norm))
+    }
+
+    /// Makes one step. Pictures that cannot be read, and a loss or a gradient that is not finite, are errors, and
+    /// nothing has changed.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let states = self.states()?;
+        let (loss, grad_norm) = match self.checked_gradients() {
+            Ok(both) => both,
+            Err(error) => {
+                self.set_states(&states)?;
+                return Err(error);
+            }
+        };
+        let t = &self.config.train;
+        let mean = 1.0 / t.accumulate as f64;
         let learning_rate = self.rate.at(self.step);
         // The average follows closely at first, so that early samples are not those of the first weights.
         let warm = (1.0 + self.step as f64) / (10.0 + self.step as f64);
@@ -324,7 +379,8 @@ impl Trainer {
             let ema = if checkpoint.ema.is_empty() { &checkpoint.weights } else { &checkpoint.ema };
             self.set_tensors(Region::Ema, ema, origin)?;
         }
-        self.rate.restore(checkpoint.manifest.plateau);
+        let damaged = |reason| Error::Checkpoint { path: origin.to_owned(), reason };
+        self.rate.restore(checkpoint.manifest.plateau).map_err(damaged)?;
         self.step = checkpoint.manifest.step;
         Ok(())
     }

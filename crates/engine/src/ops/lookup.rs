@@ -19,6 +19,11 @@ pub struct LookupGrad {
     pub rows: usize,
 }
 
+/// The row that a label names.
+fn row(label: f32) -> Option<usize> {
+    (label >= 0.0 && label.fract() == 0.0).then_some(label as usize)
+}
+
 impl Operation for Lookup {
     fn name(&self) -> &'static str {
         "lookup"
@@ -41,7 +46,7 @@ impl Operation for Lookup {
         let c = inputs[0].shape.channels();
         Kernel::new(move |run: &mut Run<'_>| {
             for (y, &label) in run.outputs[0].chunks_exact_mut(c).zip(run.inputs[1]) {
-                match run.inputs[0].chunks_exact(c).nth(label as usize) {
+                match row(label).and_then(|i| run.inputs[0].chunks_exact(c).nth(i)) {
                     Some(row) => y.copy_from_slice(row),
                     None => y.fill(0.0),
                 }
@@ -66,7 +71,7 @@ impl Operation for LookupGrad {
             let dtable = &mut *run.outputs[0];
             dtable.fill(0.0);
             for (dy, &label) in run.inputs[0].chunks_exact(c).zip(run.inputs[1]) {
-                if let Some(row) = dtable.chunks_exact_mut(c).nth(label as usize) {
+                if let Some(row) = row(label).and_then(|i| dtable.chunks_exact_mut(c).nth(i)) {
                     ddpm_kernels::elementwise::add_assign(isa, dy, row);
                 }
             }

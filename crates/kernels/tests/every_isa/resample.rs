@@ -89,3 +89,17 @@ fn pooling_takes_the_first_largest_and_gives_it_the_gradient() {
         }
     }
 }
+
+#[test]
+fn pooling_keeps_nan() {
+    for isa in Isa::all() {
+        for at in 0..4 {
+            let mut x = [1.0, 3.0, 2.0, 0.0];
+            x[at] = f32::NAN;
+            let mut y = unwritten(1);
+            y[0] = 0.0;
+            max_pool_row(isa, 1, &x[..2], &x[2..], &mut y);
+            assert!(y[0].is_nan(), "{isa}, {at}");
+        }
+    }
+}

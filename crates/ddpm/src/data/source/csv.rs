@@ -7,13 +7,15 @@ use std::path::{Component, Path};
 use csv::{ReaderBuilder, StringRecord};
 
 use super::super::options::CsvOptions;
-use super::super::{count, shorten, unusable};
+use super::super::{count, unusable};
 use super::{Content, Entry, Files, Store};
 use crate::error::{Error, Result};
 use crate::train::config::suggest::nearest;
 
+/// Pictures given twice that are named.
+const NAMED: usize = 5;
 /// Longer files are not read.
-const MAX_FILE: u64 = 256 << 20;
+const MAX_FILE: u64 = 32 << 20;
 
 /// The pictures in `folder` that `table` names, in its order.
 pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
@@ -36,7 +38,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
 
     let mut rows = Vec::new();
     let mut lines: HashMap<String, u64> = HashMap::new();
-    let mut twice = Vec::new();
+    let (mut twice, mut doubles) = (Vec::new(), 0usize);
     for record in reader.records() {
         let record = record.map_err(|e| wrong(format!("it cannot be read: {e}")))?;
         let line = record.position().map_or(0, csv::Position::line);
@@ -45,19 +47,26 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
             _ => Err(wrong(format!("line {line}: the column {:?} is empty", &header[column]))),
         };
         let (id, label) = (cell(ids)?, labels.map(cell).transpose()?);
-        match lines.get(&id) {
-            Some(first) => twice.push(format!("{id} (lines {first} and {line})")),
+        let name = file_name(&id, &table.extension);
+        match lines.get(&name) {
+            Some(first) => {
+                doubles += 1;
+                if twice.len() < NAMED {
+                    twice.push(format!("{id} (lines {first} and {line})"));
+                }
+            }
             None => {
-                lines.insert(id.clone(), line);
-                rows.push((id, label, line));
+                lines.insert(name.clone(), line);
+                rows.push((name, label, line));
             }
         }
     }
     if !twice.is_empty() {
         return Err(wrong(format!(
-            "{} given twice: {}; every picture has one row",
-            if twice.len() == 1 { "an id is".to_owned() } else { format!("{} ids are", twice.len()) },
-            shorten(&twice)
+            "{} given twice: {}{}; every picture has one row",
+            if doubles == 1 { "an id is".to_owned() } else { format!("{doubles} ids are") },
+            twice.join(", "),
+            if doubles > twice.len() { " and so on" } else { "" }
         )));
     }
     if rows.is_empty() {
@@ -67,11 +76,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
     sort_labels(&mut classes);
     let numbers: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
     let (mut entries, mut bad) = (Vec::new(), Vec::new());
-    for (id, label, line) in rows {
-        let name = match id.to_lowercase().ends_with(&table.extension.to_lowercase()) {
-            true => id,
-            false => format!("{id}{}", table.extension),
-        };
+    for (name, label, line) in rows {
         let file = folder.join(&name);
         let table = path.file_name().unwrap_or_default().to_string_lossy();
         if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
@@ -108,6 +113,15 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
     Ok(Content { source, classes, notes, bad })
 }
 
+/// The file of an id: with its extension, unless the id has it, and without needless `./`.
+fn file_name(id: &str, extension: &str) -> String {
+    let id = id.strip_prefix("./").unwrap_or(id);
+    match id.to_lowercase().ends_with(&extension.to_lowercase()) {
+        true => id.to_owned(),
+        false => format!("{id}{extension}"),
+    }
+}
+
 fn text(path: &Path) -> Result<String> {
     let io = |e| Error::io(path, "read the CSV file (data.csv)")(e);
     let metadata = std::fs::metadata(path).map_err(io)?;
@@ -133,7 +147,9 @@ fn text(path: &Path) -> Result<String> {
 /// What stands between the columns: a comma, unless the header has none and has semicolons or tabs.
 fn delimiter(text: &str) -> u8 {
     let header = text.lines().next().unwrap_or_default();
-    [b',', b';', b'\t'].into_iter().find(|&d| header.as_bytes().contains(&d)).unwrap_or(b',')
+    // What stands between quotes is a name.
+    let bare: String = header.split('"').step_by(2).collect();
+    [b',', b';', b'\t'].into_iter().find(|&d| bare.as_bytes().contains(&d)).unwrap_or(b',')
 }
 
 /// The number of the column `name`, which the setting `key` asks for.
@@ -142,9 +158,9 @@ fn column(path: &Path, header: &StringRecord, key: &str, name: &str) -> Result<u
     if let Some(at) = names().position(|n| n == name) {
         return Ok(at);
     }
-    let hint = nearest(name, names()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+    let hint = nearest(name, names()).map_or(String::new(), |near| format!("; did you mean {near:?}"));
     let all = names().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
-    Err(unusable(path, format!("it has no column {name:?} (data.{key}){hint} The columns are {all}")))
+    Err(unusable(path, format!("it has no column {name:?} (data.{key}){hint}; the columns are {all}")))
 }
 
 /// Sorts labels, as numbers where all of them are, and keeps one of each.
@@ -236,10 +252,10 @@ mod tests {
         let folder = folder("id,boneage,male\n10,180,False\n");
         let text = message(with(&folder, |csv| csv.id_column = Some("ids".into())));
         assert!(
-            text.contains("it has no column \"ids\" (data.csv_id_column); did you mean \"id\"?"),
+            text.contains("it has no column \"ids\" (data.csv_id_column); did you mean \"id\"; the"),
             "{text}"
         );
-        assert!(text.contains("The columns are \"id\", \"boneage\", \"male\""), "{text}");
+        assert!(text.contains("the columns are \"id\", \"boneage\", \"male\""), "{text}");
         let text = message(with(&folder, |csv| csv.label_column = Some("colour".into())));
         assert!(text.contains("no column \"colour\" (data.csv_label_column)"), "{text}");
         assert!(!text.contains("did you mean"), "{text}");
@@ -265,6 +281,19 @@ mod tests {
         let folder = folder("id\n10\n9\n10\n");
         let text = message(with(&folder, |_| ()));
         assert!(text.contains("table.csv: an id is given twice: 10 (lines 2 and 4)"), "{text}");
+        // One picture by two names.
+        for other in ["10.png", "./10", "10.PNG"] {
+            let folder = self::folder(&format!("id\n10\n9\n{other}\n"));
+            let text = message(with(&folder, |_| ()));
+            let twice = format!("an id is given twice: {other} (lines 2 and 4)");
+            assert_eq!(text.contains(&twice), other != "10.PNG", "{text}");
+        }
+        let many: String = (0..9).map(|_| "10\n").collect();
+        let text = message(with(&self::folder(&format!("id\n{many}")), |_| ()));
+        assert!(
+            text.contains("8 ids are given twice: 10 (lines 2 and 3)") && text.contains(" and so on"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -24,6 +24,8 @@ const MAX_ENTRY: u64 = 512 << 20;
 const MAX_RATIO: u64 = 100;
 /// No archive that unpacks to less is taken for a bomb, in bytes.
 const MIN_BOMB: u64 = 1 << 30;
+/// Longest name of an entry, in bytes, as a path on the disk may have it.
+const MAX_NAME: usize = 4096;
 /// Most folders inside one another. A name has up to 64 KiB, and each folder on its way takes memory.
 const MAX_DEPTH: usize = 32;
 
@@ -81,6 +83,9 @@ fn reason(e: ZipError) -> String {
 
 /// The parts of an entry's name, or why it cannot be one of a picture here.
 fn parts(name: &str) -> Result<Vec<&str>, String> {
+    if name.len() > MAX_NAME {
+        return Err(format!("has a name of {} bytes; at most {MAX_NAME} are read", name.len()));
+    }
     // Some programs write backslashes.
     let split: Vec<_> = name.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").collect();
     let drive = split.first().is_some_and(|first| first.ends_with(':'));
@@ -204,7 +209,7 @@ fn content(
     let arranged = arrange(path, top, &mut |folder| Ok(tree.remove(folder).unwrap_or_default()));
     let Arranged { entries, classes, mut notes } = match arranged {
         // What is bad says more than that there is nothing else.
-        Err(_) if !bad.is_empty() => return Err(Error::BadFiles { files: bad }),
+        Err(_) if numbers.is_empty() && !bad.is_empty() => return Err(Error::BadFiles { files: bad }),
         other => other?,
     };
     if !root.as_os_str().is_empty() {
@@ -345,9 +350,12 @@ mod tests {
     #[test]
     fn names_that_are_all_folders_are_refused() {
         let good = png(grey(4, 4, 0));
-        let deep = format!("{}a.png", "a/".repeat(30_000));
+        let deep = format!("{}a.png", "a/".repeat(2_000));
         let refused = bad(&[("good.png", &good), (&deep, &good)]);
-        assert!(refused[0].1.contains("is inside of 30000 folders"), "{}", refused[0].1);
+        assert!(refused[0].1.contains("is inside of 2000 folders"), "{}", refused[0].1);
+        let long = format!("{}.png", "a".repeat(60_000));
+        let refused = bad(&[("good.png", &good), (&long, &good)]);
+        assert!(refused[0].1.contains("has a name of 60004 bytes"), "{}", refused[0].1);
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub fn path_of(dir: &Path, step: u64) -> PathBuf {
     dir.join(format!("step-{step:07}"))
 }
 
-fn step_of(name: &str) -> Option<u64> {
+pub(super) fn step_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("step-")?;
     let step = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse().ok())??;
     // Another spelling of the number is not a checkpoint's name.

@@ -205,6 +205,13 @@ fn consistent(checkpoint: &Checkpoint) -> Result<(), String> {
 pub fn load(path: &Path) -> Result<Checkpoint> {
     let read = || -> Result<Checkpoint, String> {
         let manifest = Manifest::read(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(step) = folder::step_of(&name).filter(|&step| step != manifest.step) {
+            return Err(format!(
+                "{MANIFEST}: is of step {}, and the folder's name says {step}",
+                manifest.step
+            ));
+        }
         let file = |name: &str| {
             let bytes = manifest.read_file(path, name)?;
             tensors::from_bytes(&bytes).map_err(|reason| format!("{name}: {reason}"))

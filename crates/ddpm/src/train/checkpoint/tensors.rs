@@ -141,6 +141,8 @@ pub fn check_fits(expected: &[(String, Vec<usize>)], got: &[NamedTensor], path: 
     let (mut missing, mut shapes) = (Vec::new(), Vec::new());
     for (name, shape) in expected {
         match there.get(name.as_str()) {
+            // More than are shown need no suggestion.
+            None if missing.len() >= NAMED => missing.push(name.clone()),
             None => missing.push(match nearest(name, left_over.iter().copied()) {
                 Some(near) => format!("{name} (there is {near})"),
                 None => name.clone(),
@@ -166,7 +168,7 @@ pub fn check_fits(expected: &[(String, Vec<usize>)], got: &[NamedTensor], path: 
         return Ok(());
     }
     let reason = format!(
-        "these are another network's weights; {}. Give the [network] settings they were trained with",
+        "these are another network's weights; {}. Give the network's settings that they were trained with",
         parts.join("; ")
     );
     Err(Error::Checkpoint { path: path.to_owned(), reason })

@@ -239,7 +239,7 @@ settings! {
         huber_delta: f64 = 1.0,
         /// Learning rate, before lr_schedule lowers it.
         lr: f64 = 1e-4,
-        /// How it goes on: "constant", "cosine" (falls to lr_min at the last step) or "plateau" (falls when the loss does not).
+        /// How it goes on: "constant", "cosine" (falls towards lr_min) or "plateau" (falls when the loss does not).
         lr_schedule: LrScheduleKind = LrScheduleKind::Constant,
         /// Steps over which the learning rate rises linearly at first; 0: none.
         warmup_steps: u64 = 0,
@@ -406,6 +406,13 @@ impl NetworkKind {
         (Self::DoubleConv, "double_conv"),
         (Self::Unet2d, "unet2d"),
     ];
+}
+
+impl Config {
+    /// Whether these settings make use of a section: those of other networks are not looked at.
+    pub(crate) fn uses(&self, section: &str) -> bool {
+        !NetworkKind::SECTIONS.iter().any(|&(kind, name)| name == section && kind != self.network.name)
+    }
 }
 
 /// What a block of "unet2d" is made of, by diffusers' names.

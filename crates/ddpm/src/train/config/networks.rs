@@ -1,13 +1,10 @@
 //! What the networks' settings may be.
 
-use super::validate::{decay, refuse, within};
+use super::validate::{decay, positive, refuse, within};
 use super::{AttentionConfig, BlockType, Config, DoubleConvConfig, NetworkKind, SimpleConfig, Unet2dConfig};
 use crate::Result;
+use crate::nets::attention::{GROUPS as NORM_GROUPS, LAST_CHANNELS};
 
-/// Groups of every group normalisation of the network "attention".
-const NORM_GROUPS: usize = 8;
-/// Channels that the network "attention" has before its last convolution.
-const LAST_CHANNELS: usize = 16;
 /// Most channels a network's block may have; keeps every product of sizes far from overflow.
 const MAX_CHANNELS: usize = 1 << 14;
 /// Most levels a network may have: pictures would need sides of 2^15 pixels.
@@ -159,7 +156,7 @@ fn unet2d(net: &Unet2dConfig) -> Result<()> {
             return refuse("unet2d.attn_norm_num_groups", reason);
         }
     }
-    if !(net.norm_eps > 0.0 && net.norm_eps <= 1.0) {
+    if !positive(net.norm_eps, 1.0) {
         let reason = format!("{} is out of range; give a number above 0, 1e-6 being usual", net.norm_eps);
         return refuse("unet2d.norm_eps", reason);
     }

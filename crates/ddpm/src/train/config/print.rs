@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Config, NetworkKind, SECTIONS};
+use super::{Config, SECTIONS};
 
 impl Config {
     /// Every setting as TOML, each under its one-line explanation; unset ones stand in comments. The settings of networks
@@ -14,10 +14,7 @@ impl Config {
             String::from("# Settings of a ddpm run. To train with them: ddpm train --config THIS_FILE\n");
         let default = Config::default().values();
         for ((section, values), defaults) in SECTIONS.iter().zip(self.values()).zip(default) {
-            if NetworkKind::SECTIONS
-                .iter()
-                .any(|&(kind, name)| name == section.name && kind != self.network.name)
-            {
+            if !self.uses(section.name) {
                 continue;
             }
             // Writing to a String cannot fail.

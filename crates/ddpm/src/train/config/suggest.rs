@@ -2,15 +2,24 @@
 
 use super::SECTIONS;
 
+/// Longest name that is compared letter by letter.
+const LONGEST: usize = 1024;
+
 /// The candidate most like `word`, if any is near enough to be a slip of the fingers or a part of the name.
 pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let word = word.to_lowercase();
     let near = |candidate: &str| {
+        let (a, b) = (word.chars().count(), candidate.chars().count());
+        if word.len() >= 4 && candidate.contains(&word) || candidate.len() >= 4 && word.contains(candidate) {
+            return Some(a.abs_diff(b));
+        }
+        // The distance is not less than the difference in length, and takes memory in a * b.
+        let most = (a.max(b) / 3).max(1);
+        if a.abs_diff(b) > most || a.max(b) > LONGEST {
+            return None;
+        }
         let distance = strsim::damerau_levenshtein(&word, candidate);
-        let part =
-            word.len() >= 4 && candidate.contains(&word) || candidate.len() >= 4 && word.contains(candidate);
-        let length = word.chars().count().max(candidate.chars().count());
-        (part || distance <= (length / 3).max(1)).then_some(distance)
+        (distance <= most).then_some(distance)
     };
     candidates
         .into_iter()

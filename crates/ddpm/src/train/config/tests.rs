@@ -85,7 +85,7 @@ fn awkward_values_read_back_from_the_commented_toml() {
     config.data.alpha = Some(crate::data::Alpha::White);
     config.data.resize_side = Some(16);
     config.data.horizontal_flip = true;
-    config.train.adam_eps = 1e-300;
+    config.train.adam_eps = 1e-37;
     config.train.lr = 0.1 + 0.2;
     config.train.seed = i64::MAX as u64;
     config.diffusion.beta_end = 1.0 / 3.0;
@@ -357,6 +357,9 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         ),
         ("diffusion.timesteps", "0", "diffusion.timesteps: 0 is out of range"),
         ("diffusion.beta_start", "0", "diffusion.beta_start: 0 is out of range"),
+        ("diffusion.beta_start", "1e-17", "diffusion.beta_start: "),
+        ("train.adam_eps", "1e-46", "train.adam_eps: "),
+        ("train.huber_delta", "1e-46", "train.huber_delta: "),
         (
             "diffusion.beta_start",
             "0.5",

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 
 use super::{Config, Size, networks};
+use crate::schedule::LEAST_BETA;
 use crate::{Error, Result, nets};
 
 /// Largest side of a picture, in pixels.
@@ -23,6 +24,11 @@ fn within_size(key: &str, size: Option<Size>) -> Result<()> {
     let Some(size) = size else { return Ok(()) };
     within(key, size.height, 1, MAX_SIDE)?;
     within(key, size.width, 1, MAX_SIDE)
+}
+
+/// Whether `value` is above 0 as f32 too, in which it is used, and not above `most`.
+pub(super) fn positive(value: f64, most: f64) -> bool {
+    value >= f64::from(f32::MIN_POSITIVE) && value <= most
 }
 
 /// `value` in [0, 1).
@@ -82,7 +88,7 @@ impl Config {
         let diffusion = &self.diffusion;
         within("diffusion.timesteps", diffusion.timesteps, 1, 1_000_000)?;
         let (start, end) = (diffusion.beta_start, diffusion.beta_end);
-        if !(start > 0.0 && start < 1.0) {
+        if !(start >= LEAST_BETA && start < 1.0) {
             return refuse(
                 "diffusion.beta_start",
                 format!("{start} is out of range; give a number between 0 and 1"),
@@ -167,7 +173,7 @@ impl Config {
             );
             return refuse("train.accumulate", reason);
         }
-        if !(train.huber_delta > 0.0 && train.huber_delta <= 1e3) {
+        if !positive(train.huber_delta, 1e3) {
             let reason =
                 format!("{} is out of range; give a number above 0, 1 being usual", train.huber_delta);
             return refuse("train.huber_delta", reason);
@@ -187,7 +193,7 @@ impl Config {
         decay("train.plateau_threshold", train.plateau_threshold)?;
         decay("train.beta1", train.beta1)?;
         decay("train.beta2", train.beta2)?;
-        if !(train.adam_eps > 0.0 && train.adam_eps <= 1.0) {
+        if !positive(train.adam_eps, 1.0) {
             let reason =
                 format!("{} is out of range; give a number above 0, 1e-8 being usual", train.adam_eps);
             return refuse("train.adam_eps", reason);

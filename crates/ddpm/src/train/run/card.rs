@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::RunFolder;
 use crate::Result;
-use crate::train::config::{Config, LossKind, SECTIONS};
+use crate::train::config::{Config, LossKind, NetworkKind, SECTIONS};
 use crate::train::disk::{self, RealDisk};
 
 /// What the card tells beside the settings.
@@ -63,6 +63,13 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         None => "checkpoints/step-NNNNNNN".to_owned(),
     };
 
+    let original = match config.network.name {
+        NetworkKind::Attention => "the U-Net of explainingai-code/DDPM-Pytorch",
+        NetworkKind::Simple => "the SimpleUnet of DeepFindr's notebook",
+        NetworkKind::DoubleConv => "the U-Net of the CIFAR-10 notebook",
+        NetworkKind::Unet2d => "diffusers' UNet2DModel",
+    };
+
     let mut text = format!(
         "# {name}\n\n\
         A denoising diffusion probabilistic model (Ho, Jain, Abbeel: \"Denoising Diffusion Probabilistic Models\", \
@@ -75,8 +82,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         ```sh\nddpm sample {path} -n 64 --seed 7\n```\n\n\
         The same seed gives the same pictures.\n\n\
         ## The weights in PyTorch\n\n\
-        The weights are f32 safetensors with the names and layouts of the U-Net of explainingai-code/DDPM-Pytorch, \
-        built with the `[network]` settings below:\n\n\
+        The weights are f32 safetensors with the names and layouts of {original}, built with the settings below:\n\n\
         ```python\n\
         from safetensors.torch import load_file\n\n\
         model.load_state_dict(load_file(\"{checkpoint}/{weights}\"))\n\
@@ -96,7 +102,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         ## Settings\n\n\
         All of them, with explanations, are in `config.toml`.\n\n\
         | setting | value |\n|---|---|\n";
-    for (section, values) in SECTIONS.iter().zip(config.values()) {
+    for (section, values) in SECTIONS.iter().zip(config.values()).filter(|(s, _)| config.uses(s.name)) {
         for (setting, value) in section.settings.iter().zip(values) {
             let value =
                 value.map_or("unset".to_owned(), |v| v.to_string().replace('|', "\\|").replace('\n', " "));

@@ -25,6 +25,7 @@ pub const RUNS: &str = "runs";
 const CONFIG: &str = "config.toml";
 const CHECKPOINTS: &str = "checkpoints";
 const SAMPLES: &str = "samples";
+const LOCK: &str = "lock";
 
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +41,9 @@ pub struct RunLock {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run in `root`: of the given `name`, or of the next free number, as `run-001`.
+    /// Makes the folder of a new run in `root`: of the given `name`, or of the next free number, as `run-001`. It is a run
+    /// once its settings are written ([`write_config`](Self::write_config)); a folder of that name whose making was
+    /// interrupted before is taken over.
     ///
     /// # Errors
     /// [`Error::Run`] for a name that is taken or cannot be one; [`Error::Io`].
@@ -54,6 +57,7 @@ impl RunFolder {
             Some(name) => {
                 let path = root.join(name);
                 match fs::create_dir(&path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_unfinished(&path) => {}
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                         let reason = format!(
                             "there is such a run already; go on with it: --resume {}, or choose another --name",
@@ -86,7 +90,9 @@ impl RunFolder {
             }
         };
         for path in [run.samples(), run.checkpoints()] {
-            if let Err(e) = fs::create_dir(&path) {
+            if let Err(e) = fs::create_dir(&path)
+                && e.kind() != io::ErrorKind::AlreadyExists
+            {
                 // Best effort: a run's folder without its parts would be in the way of the next attempt.
                 let _ = fs::remove_dir_all(&run.path);
                 return Err(Error::io(&path, DOING)(e));
@@ -130,7 +136,7 @@ impl RunFolder {
     /// # Errors
     /// [`Error::Run`] if another process does.
     pub fn lock(&self) -> Result<RunLock> {
-        let path = self.path.join("lock");
+        let path = self.path.join(LOCK);
         const DOING: &str = "lock the run";
         let mut file = File::options()
             .read(true)
@@ -245,6 +251,17 @@ impl RunFolder {
 
 fn is_run(path: &Path) -> bool {
     path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
+}
+
+/// Whether the making of a run was interrupted before its settings were written: there is nothing of worth in it.
+fn is_unfinished(path: &Path) -> bool {
+    let (samples, checkpoints) = (path.join(SAMPLES), path.join(CHECKPOINTS));
+    let inside = names(path);
+    let ours = [SAMPLES, CHECKPOINTS, LOCK];
+    !inside.is_empty()
+        && inside.iter().all(|name| ours.contains(&name.as_str()))
+        && names(&samples).is_empty()
+        && super::checkpoint::list(&checkpoints).is_ok_and(|steps| steps.iter().all(|&step| step == 0))
 }
 
 /// The names in the folder `root`, sorted; none if it cannot be listed.

@@ -39,9 +39,31 @@ fn unnamed_runs_are_numbered_even_when_many_start_at_once() {
 }
 
 #[test]
+fn a_folder_whose_making_was_interrupted_is_taken_over_and_nothing_else_is() {
+    let root = tempfile::tempdir().unwrap();
+    let create = || RunFolder::create(root.path(), Some("r"));
+    let run = create().unwrap();
+    drop(run.lock().unwrap());
+    let again = create().unwrap();
+    assert_eq!(again, run);
+    // Another process that is making it holds the lock.
+    let held = run.lock().unwrap();
+    assert!(again.lock().unwrap_err().to_string().contains("another process"));
+    drop(held);
+    for file in ["notes.txt", "samples/step-0000001.png"] {
+        fs::write(run.path().join(file), "").unwrap();
+        assert!(create().unwrap_err().to_string().contains("there is such a run already"), "{file}");
+        fs::remove_file(run.path().join(file)).unwrap();
+    }
+    run.write_config(&Config::load(None, None, &[]).unwrap()).unwrap();
+    assert!(create().unwrap_err().to_string().contains("there is such a run already"));
+}
+
+#[test]
 fn a_taken_or_impossible_name_is_refused_with_the_way_out() {
     let (_folder, root) = runs();
-    RunFolder::create(&root, Some("cats")).unwrap();
+    let run = RunFolder::create(&root, Some("cats")).unwrap();
+    run.write_config(&Config::default()).unwrap();
     let message = RunFolder::create(&root, Some("cats")).unwrap_err().to_string();
     assert!(message.contains("--resume") && message.contains("--name"), "{message}");
     for name in ["", ".", "..", "a/b", "a\\b", "/tmp/x", "-n", ".hidden", "a\nb", &"x".repeat(101)] {
