@@ -131,7 +131,7 @@ fn a_csv_file_names_the_pictures_from_wherever_the_run_is_taken_up() {
 
     let id = "--set=data.csv_id_column=ids";
     train(&place, &["--data=hands", csv, id])
-        .fails(1, &["hands.csv", "no column \"ids\"", "did you mean \"id\"?"]);
+        .fails(1, &["hands.csv", "no column \"ids\"", "did you mean \"id\"; the columns"]);
     table.write_all(b"2000,3,True\n").unwrap();
     train(&place, &["--data=hands", csv]).fails(1, &["2000.png: is not there (line 4 of hands.csv)"]);
     table.write_all(b"1377,3,True\n").unwrap();

@@ -210,7 +210,7 @@ fn weights_of_another_network_are_named_with_both_shapes() {
     let init = place.train("n", 1, 0, &["--init", &weights.display().to_string()]);
     init.fails(
         1,
-        &[file, "another network's weights", "downs.0.", "the network's is [8", "[network] settings"],
+        &[file, "another network's weights", "downs.0.", "the network's is [8", "the network's settings"],
     );
     assert!(!place.path("runs/n").exists());
 

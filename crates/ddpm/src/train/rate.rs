@@ -113,10 +113,9 @@ impl LearningRate {
             (plateau.started_from, plateau.lr) = (self.settings.lr, self.settings.lr);
         }
         let Plateau { lr, loss_sum, best, .. } = plateau;
-        if !(lr > 0.0 && lr <= self.settings.lr)
-            || !loss_sum.is_finite()
-            || best.is_some_and(|b| !b.is_finite())
-        {
+        let sound =
+            lr > 0.0 && lr <= self.settings.lr && loss_sum.is_finite() && best.is_none_or(f64::is_finite);
+        if !sound {
             return Err(format!("the state of the learning rate cannot be: {plateau:?}"));
         }
         self.plateau = plateau;

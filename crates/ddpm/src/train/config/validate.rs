@@ -88,7 +88,7 @@ impl Config {
         let diffusion = &self.diffusion;
         within("diffusion.timesteps", diffusion.timesteps, 1, 1_000_000)?;
         let (start, end) = (diffusion.beta_start, diffusion.beta_end);
-        if !(start >= LEAST_BETA && start < 1.0) {
+        if !(LEAST_BETA..1.0).contains(&start) {
             return refuse(
                 "diffusion.beta_start",
                 format!("{start} is out of range; give a number between 0 and 1"),
