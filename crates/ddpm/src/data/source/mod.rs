@@ -105,8 +105,9 @@ fn missing(path: &Path) -> Error {
         let distance = strsim::damerau_levenshtein(&wanted, &name.to_string_lossy().to_lowercase());
         (distance <= 1.max(wanted.chars().count() / 3)).then_some((distance, name))
     });
-    if let Some((_, name)) = close.min() {
-        reason += &format!("; did you mean {}?", part.with_file_name(name).display());
+    match close.min() {
+        Some((_, name)) => reason += &format!("; did you mean {}?", part.with_file_name(name).display()),
+        None => reason += "; --data FOLDER (data.path) says where the pictures are",
     }
     unusable(path, reason)
 }
