@@ -19,8 +19,9 @@ const OUTPUT_TOLERANCE: f32 = 1e-4;
 const GRADIENT_TOLERANCE: f64 = 1e-3;
 /// The same for single numbers of the gradients of `simple` at full width: a ReLU input within rounding of 0 may fall on
 /// its other side, on which instruction set is chance, and then moves single gradients of all earlier layers by up to
-/// 5e-3 of the typical one. (In PyTorch an error of 3e-5 in the timestep's embedding moves whole tensors by 1e-2.) Norms stay within [`GRADIENT_TOLERANCE`], and the
-/// small network, in which no input is so near, has every number within it.
+/// 5e-3 of the typical one. (In PyTorch an error of 3e-5 in the timestep's embedding moves whole tensors by 1e-2.)
+/// Norms stay within [`GRADIENT_TOLERANCE`], and the small network, in which no input is so near, has every number
+/// within it.
 const RELU_TIE: f64 = 1e-2;
 /// Relative error of a loss.
 const LOSS_TOLERANCE: f64 = 1e-4;
