@@ -135,53 +135,23 @@ impl Unet2d {
         self.resnet(b, "mid_block.resnets.1", x, t, how)
     }
 
-    /// How a block changes the size: in diffusers the setting counts for blocks with attention only.
-    fn resampling(kind: BlockType, setting: ResampleKind) -> ResampleKind {
-        if kind.attends() { setting } else { ResampleKind::Conv }
-    }
-
-    fn downsample(
+    /// Half the size or double, by a ResNet block or by `conv`: in diffusers the setting counts for blocks with attention
+    /// only, and the others have a convolution.
+    fn resize(
         &self,
         b: &mut Builder,
-        stage: &str,
-        kind: BlockType,
+        name: &str,
+        (kind, setting): (BlockType, ResampleKind),
         x: Tensor,
         t: Tensor,
+        taps: fn(usize) -> Taps,
+        conv: impl FnOnce(&mut Builder, &str, usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (name, out) = (format!("{stage}.downsamplers.0"), b.channels(x));
-        match Self::resampling(kind, self.config.downsample_type) {
-            ResampleKind::Conv => {
-                let pad = match self.config.downsample_padding {
-                    0 => Padding { before: (0, 0), after: (1, 1) },
-                    pad => Padding::even(pad),
-                };
-                let layer = ConvLayer { stride: 2, pad, ..ConvLayer::new(out, 3) };
-                b.conv(&format!("{name}.conv"), x, layer)
-            }
-            ResampleKind::Resnet => {
-                self.resnet(b, &name, x, t, Resnet { out, resample: Some(Taps::mean_half), scale: 1.0 })
-            }
+        let out = b.channels(x);
+        if kind.attends() && setting == ResampleKind::Resnet {
+            return self.resnet(b, name, x, t, Resnet { out, resample: Some(taps), scale: 1.0 });
         }
-    }
-
-    fn upsample(
-        &self,
-        b: &mut Builder,
-        stage: &str,
-        kind: BlockType,
-        x: Tensor,
-        t: Tensor,
-    ) -> Result<Tensor> {
-        let (name, out) = (format!("{stage}.upsamplers.0"), b.channels(x));
-        match Self::resampling(kind, self.config.upsample_type) {
-            ResampleKind::Conv => {
-                let x = b.resample(&name, x, Taps::nearest_double)?;
-                b.conv(&format!("{name}.conv"), x, ConvLayer::new(out, 3))
-            }
-            ResampleKind::Resnet => {
-                self.resnet(b, &name, x, t, Resnet { out, resample: Some(Taps::nearest_double), scale: 1.0 })
-            }
-        }
+        conv(b, &format!("{name}.conv"), out)
     }
 }
 
@@ -231,7 +201,14 @@ impl Network for Unet2d {
                 skips.push(x);
             }
             if i < last {
-                x = self.downsample(b, &stage, kind, x, t)?;
+                let (name, how) = (format!("{stage}.downsamplers.0"), (kind, config.downsample_type));
+                x = self.resize(b, &name, how, x, t, Taps::mean_half, |b, name, out| {
+                    let pad = match config.downsample_padding {
+                        0 => Padding { before: (0, 0), after: (1, 1) },
+                        pad => Padding::even(pad),
+                    };
+                    b.conv(name, x, ConvLayer { stride: 2, pad, ..ConvLayer::new(out, 3) })
+                })?;
                 skips.push(x);
             }
         }
@@ -244,7 +221,11 @@ impl Network for Unet2d {
                 x = self.layer(b, &stage, layer, kind, x, t, out)?;
             }
             if i < last {
-                x = self.upsample(b, &stage, kind, x, t)?;
+                let (name, how) = (format!("{stage}.upsamplers.0"), (kind, config.upsample_type));
+                x = self.resize(b, &name, how, x, t, Taps::nearest_double, |b, name, out| {
+                    let x = b.resample(name, x, Taps::nearest_double)?;
+                    b.conv(name, x, ConvLayer::new(out, 3))
+                })?;
             }
         }
         assert!(skips.is_empty(), "every skip is used");
