@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};
 use crate::graph::{Graph, Tensor};
-use crate::plan::{ALIGN, Plan, PlanOptions, Region};
+use crate::plan::{ALIGN, Arithmetic, Plan, PlanOptions, Region};
 use crate::shape::DType;
 use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
@@ -25,12 +25,18 @@ const MOST_RESULTS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     isa: Isa,
+    arithmetic: Arithmetic,
 }
 
 impl Cpu {
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    /// How results may be computed.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
     }
 }
 
@@ -159,7 +165,7 @@ impl CpuExecutor {
             .thread_name(|i| format!("ddpm-{i}"))
             .build()
             .map_err(|e| Error::Resources(format!("the threads cannot be started: {e}")))?;
-        let cpu = Cpu { isa };
+        let cpu = Cpu { isa, arithmetic: options.arithmetic };
         let (plan, kernels) = prepare(graph, options, cpu)?;
         let scratch_len = kernels.iter().map(|k| k.per_thread).max().unwrap_or(0);
         let scratch = Scratch::new(pool.current_num_threads(), scratch_len)?;
@@ -213,7 +219,8 @@ impl CpuExecutor {
 
 /// Memory and arithmetic of a plan, without taking the memory.
 pub fn footprint(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Footprint> {
-    let (plan, kernels) = prepare(graph, options, Cpu { isa: Isa::from_env()? })?;
+    let cpu = Cpu { isa: Isa::from_env()?, arithmetic: options.arithmetic };
+    let (plan, kernels) = prepare(graph, options, cpu)?;
     let threads = if threads == 0 { rayon::current_num_threads() } else { threads };
     Ok(footprint_of(&plan, &kernels, threads))
 }

@@ -42,9 +42,21 @@ impl TileShape {
             shapes.iter().copied().min_by_key(|&(_, nv)| padded(nv)).expect("every list has a shape");
         Self { mr, nv }
     }
+
+    /// The shape for A in columns that stand together in runs of [`K_RUN`], which its rows divide. Few vectors: such
+    /// products are of many panels that come from the second-level cache.
+    pub fn of_runs(lanes: usize) -> Self {
+        let (mr, nv) = match lanes {
+            16 => (16, 1),
+            8 => (4, 2),
+            4 => (8, 2),
+            _ => (4, 8),
+        };
+        Self { mr, nv }
+    }
 }
 
-/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`] that [`TileShape::pick`] can return.
+/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`].
 macro_rules! with_tile {
     ($shape:expr, $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
         match ($shape.mr, $shape.nv) {
@@ -52,6 +64,7 @@ macro_rules! with_tile {
             (16, 1) => $f::<$s, 16, 1>($($arg),*),
             (6, 2) => $f::<$s, 6, 2>($($arg),*),
             (12, 1) => $f::<$s, 12, 1>($($arg),*),
+            (4, 2) => $f::<$s, 4, 2>($($arg),*),
             (4, 8) => $f::<$s, 4, 8>($($arg),*),
             other => unreachable!("no tile {other:?}"),
         }
@@ -110,6 +123,26 @@ pub fn columns<S: Simd, const MR: usize, const NV: usize>(
     debug_assert_eq!(a.len() * NV, b.len() * MR);
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
         let row = vectors::<S, NV>(b);
+        for r in 0..MR {
+            let x = s.splat_f32s(a[r]);
+            for v in 0..NV {
+                acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
+            }
+        }
+    }
+}
+
+/// As [`columns`], with an A panel whose columns are [`K_RUN`] numbers apart.
+#[inline(always)]
+pub fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    a: &[f32],
+    b: &[S::f32s],
+    acc: &mut Acc<S, MR, NV>,
+) {
+    for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
+        let row = vectors::<S, NV>(b);
+        let a = &a[..MR];
         for r in 0..MR {
             let x = s.splat_f32s(a[r]);
             for v in 0..NV {

@@ -3,12 +3,13 @@
 //! Weights are `[kh, kw, cin, cout]`. With a 1x1 kernel any tensor will do as input: a linear layer is a convolution
 //! whose pixels are the rows.
 
-use super::{Operation, SumPixels, SumRows, operands};
+use super::{Operation, SumPixels, SumRows, operands, winograd};
 use crate::autodiff::Backward;
 use crate::cpu::{Cpu, Kernel, Run};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
+use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 use ddpm_kernels::conv::{ConvShape, Epilogue, Gather, WeightGrad};
 use rayon::prelude::*;
 
@@ -198,8 +199,11 @@ impl Operation for Conv2d {
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let gather = Gather::forward(cpu.isa(), geometry_of(inputs[0], inputs[1], self.stride, self.pad));
-        gather_kernel(gather, self.addends())
+        let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
+        match Winograd::forward(cpu.isa(), shape).filter(|w| cpu.arithmetic().winograd && w.pays()) {
+            Some(conv) => winograd::product_kernel(conv, self.addends()),
+            None => gather_kernel(Gather::forward(cpu.isa(), shape), self.addends()),
+        }
     }
 }
 
@@ -297,8 +301,11 @@ impl Operation for Conv2dTranspose {
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let gather = Gather::data_grad(cpu.isa(), self.checked(inputs));
-        gather_kernel(gather, [self.bias.then_some(2), None, None])
+        let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
+        match Winograd::data_grad(cpu.isa(), shape).filter(|w| cpu.arithmetic().winograd && w.pays()) {
+            Some(conv) => winograd::product_kernel(conv, addends),
+            None => gather_kernel(Gather::data_grad(cpu.isa(), shape), addends),
+        }
     }
 }
 
@@ -327,6 +334,11 @@ impl Operation for Conv2dWeightGrad {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], outputs[0], self.stride, self.pad);
+        if let Some(grad) =
+            WinogradGrad::new(cpu.isa(), shape).filter(|w| cpu.arithmetic().winograd && w.pays())
+        {
+            return winograd::grad_kernel(grad, shape.cin, shape.cout);
+        }
         let grad = WeightGrad::new(cpu.isa(), shape);
         let (shared, per_thread) = (grad.tasks() * grad.partial_len(), grad.scratch_len());
         Kernel::new(move |run: &mut Run<'_>| {

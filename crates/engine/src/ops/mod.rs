@@ -16,6 +16,7 @@ mod norm;
 mod pointwise;
 mod resample;
 mod sum;
+mod winograd;
 
 pub use attention::{Attention, AttentionGrad};
 pub use batch_norm::{BatchNorm, BatchNormFixed, BatchNormGrad, RunningAverage};

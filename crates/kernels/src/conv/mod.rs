@@ -18,6 +18,7 @@
 
 mod gather;
 mod weight_grad;
+pub mod winograd;
 
 pub use gather::{Epilogue, Gather};
 pub use weight_grad::WeightGrad;

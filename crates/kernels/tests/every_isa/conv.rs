@@ -13,7 +13,7 @@ const PRODUCT: f64 = 4.0;
 const CHANNELS: [usize; 12] = [1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64];
 
 /// A convolution whose output is as large as its padding allows.
-fn shape(
+pub fn shape(
     n: usize,
     input: (usize, usize),
     kernel: (usize, usize),
@@ -57,20 +57,20 @@ fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
 }
 
 /// The numbers of one case, with what the oracle makes of them and of their absolute values.
-struct Case {
-    shape: ConvShape,
-    x: Vec<f32>,
-    w: Vec<f32>,
-    dy: Vec<f32>,
-    bias: Option<Vec<f32>>,
-    picture_bias: Option<Vec<f32>>,
-    residual: Option<Vec<f32>>,
-    input_bias: Option<Vec<f32>>,
+pub struct Case {
+    pub shape: ConvShape,
+    pub x: Vec<f32>,
+    pub w: Vec<f32>,
+    pub dy: Vec<f32>,
+    pub bias: Option<Vec<f32>>,
+    pub picture_bias: Option<Vec<f32>>,
+    pub residual: Option<Vec<f32>>,
+    pub input_bias: Option<Vec<f32>>,
 }
 
 impl Case {
     /// `addends`: bit 0 bias, bit 1 picture bias, bit 2 residual.
-    fn new(rng: &mut Rng, shape: ConvShape, addends: usize) -> Self {
+    pub fn new(rng: &mut Rng, shape: ConvShape, addends: usize) -> Self {
         let ConvShape { n, input, output, cin, cout, .. } = shape;
         let out_len = n * output.0 * output.1 * cout;
         let mut when = |bit: usize, len: usize| (addends >> bit & 1 == 1).then(|| rng.vec(len));
@@ -80,24 +80,24 @@ impl Case {
         Self { shape, x, w, dy: rng.vec(out_len), bias, picture_bias, residual, input_bias }
     }
 
-    fn forward(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
+    pub fn forward(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
         let [b, p, r] = [&self.bias, &self.picture_bias, &self.residual].map(|v| v.as_ref().map(|v| to(v)));
         let (b, p, r) = (b.as_deref(), p.as_deref(), r.as_deref());
         reference::conv2d(self.shape, &to(&self.x), &to(&self.w), b, p, r)
     }
 
-    fn data_grad(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
+    pub fn data_grad(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
         let bias = self.input_bias.as_ref().map(|b| to(b));
         reference::conv2d_data_grad(self.shape, &to(&self.dy), &to(&self.w), bias.as_deref())
     }
 
-    fn weight_grad(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
+    pub fn weight_grad(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
         let (mut dw, db) = reference::conv2d_weight_grad(self.shape, &to(&self.x), &to(&self.dy));
         dw.extend(db);
         dw
     }
 
-    fn epilogue(&self) -> Epilogue<'_> {
+    pub fn epilogue(&self) -> Epilogue<'_> {
         Epilogue {
             bias: self.bias.as_deref(),
             picture_bias: self.picture_bias.as_deref(),

@@ -13,6 +13,7 @@ mod loss;
 mod norm;
 mod resample;
 mod rows;
+mod winograd;
 
 use ddpm_kernels::Isa;
 use std::fmt::Debug;

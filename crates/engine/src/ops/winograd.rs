@@ -1,0 +1,109 @@
+//! How the executor runs Winograd's convolutions: their phases one after the other, each spread over the threads.
+
+use crate::cpu::{Kernel, Run};
+use ddpm_kernels::conv::Epilogue;
+use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Forward pass or data gradient; operands `x, w` and the epilogue's at the places `addends`.
+pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+    let shared = conv.shared_len();
+    Kernel::new(move |run: &mut Run<'_>| {
+        let (packed, rest) = run.shared.split_at_mut(shared[0]);
+        let (values, rest) = rest.split_at_mut(shared[1]);
+        let products = &mut rest[..shared[2]];
+        let (x, w) = (run.inputs[0], run.inputs[1]);
+        let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let epilogue = Epilogue { bias, picture_bias, residual };
+        let one_block = conv.blocks().count() == 1;
+        for (i, panels) in conv.groups().enumerate() {
+            let packed = &mut packed[..panels.len() * conv.panel_len()];
+            packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
+                conv.pack_panel(panels.start + panel, w, to);
+            });
+            let (packed, mut rest) = (&*packed, &mut *run.outputs[0]);
+            for rows in conv.blocks() {
+                let values = &mut values[..conv.value_groups(rows.len()) * conv.values_len()];
+                if i == 0 || !one_block {
+                    values.par_chunks_exact_mut(conv.values_len()).enumerate().for_each(|(group, to)| {
+                        conv.values(rows.start, group, x, to);
+                    });
+                }
+                let len = conv.products_len(rows.len(), panels.len());
+                let (values, products) = (&*values, &mut products[..conv.points() * len]);
+                products.par_chunks_exact_mut(len).enumerate().for_each(|(point, to)| {
+                    conv.multiply(point, panels.len(), values, packed, to);
+                });
+                let (block, tail) = rest.split_at_mut(rows.clone().map(|row| conv.row_len(row)).sum());
+                let products = &*products;
+                by_rows(block, rows.clone(), &|row| conv.row_len(row), &|row, out| {
+                    conv.outputs(rows.start, row, panels.clone(), products, epilogue, out);
+                });
+                rest = tail;
+            }
+        }
+    })
+    .shared(shared.iter().sum())
+}
+
+/// Calls `f` for every row with its part of `out`, side by side; `len` tells how long a row's part is.
+fn by_rows(
+    out: &mut [f32],
+    rows: Range<usize>,
+    len: &(impl Fn(usize) -> usize + Sync),
+    f: &(impl Fn(usize, &mut [f32]) + Sync),
+) {
+    if rows.len() == 1 {
+        return f(rows.start, out);
+    }
+    let middle = rows.start + rows.len() / 2;
+    let (before, behind) = out.split_at_mut((rows.start..middle).map(len).sum());
+    rayon::join(|| by_rows(before, rows.start..middle, len, f), || by_rows(behind, middle..rows.end, len, f));
+}
+
+/// Weight gradient; operands `x, dy`, results `dw` and, if there is a second, `db`.
+pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel {
+    let shared = grad.shared_len();
+    let [v_len, y_len, b_len] = grad.run_len();
+    let (sums_len, points) = grad.sums_len();
+    Kernel::new(move |run: &mut Run<'_>| {
+        let (v, rest) = run.shared.split_at_mut(shared[0]);
+        let (y, rest) = rest.split_at_mut(shared[1]);
+        let (b, rest) = rest.split_at_mut(shared[2]);
+        let (sums, rest) = rest.split_at_mut(shared[3]);
+        let by_row = &mut rest[..shared[4]];
+        let (x, dy) = (run.inputs[0], run.inputs[1]);
+        let (dw, db) = run.outputs.split_first_mut().expect("a weight gradient has a result");
+        let mut db = db.first_mut();
+        if let Some(db) = &mut db {
+            db.fill(0.0);
+        }
+        for (i, runs) in grad.blocks().enumerate() {
+            let n = runs.len();
+            let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
+            (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
+                .into_par_iter()
+                .enumerate()
+                .for_each(|(j, (v, y, b))| grad.values(runs.start + j, x, dy, v, y, b));
+            let (v, y) = (&*v, &*y);
+            sums.par_chunks_exact_mut(sums_len).take(points).enumerate().for_each(|(point, sums)| {
+                grad.multiply(point, v, y, sums, i > 0);
+            });
+            if let Some(db) = &mut db {
+                for part in b.chunks_exact(b_len) {
+                    db.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+                }
+            }
+        }
+        let sums = &*sums;
+        by_row.par_chunks_exact_mut(9 * cout).enumerate().for_each(|(ci, to)| grad.reduce(ci, sums, to));
+        let by_row = &*by_row;
+        dw.par_chunks_exact_mut(cin * cout).enumerate().for_each(|(k, dw)| {
+            for (to, from) in dw.chunks_exact_mut(cout).zip(by_row.chunks_exact(9 * cout)) {
+                to.copy_from_slice(&from[k * cout..][..cout]);
+            }
+        });
+    })
+    .shared(shared.iter().sum())
+}

@@ -1,0 +1,259 @@
+//! Weight gradient.
+
+use super::super::ConvShape;
+use super::{APART, D, M, POINTS, Tile, Tiles, fits, load, pays, store, transform};
+use crate::isa::{Isa, dispatch};
+use crate::tile::{self, K_RUN, TileShape, with_tile};
+use pulp::Simd;
+use std::ops::Range;
+
+/// Tiles whose values lie together: the run of k of a matrix product.
+const RUN: usize = 16;
+/// Numbers of the values of a block, as for the forward pass.
+const BLOCK: usize = 2 << 20;
+/// Fewest tiles of a block, if there are as many: every block reads and writes all sums.
+const FEWEST: usize = 128;
+
+/// The weight gradient of a 3x3 convolution of stride 1, prepared for one instruction set.
+#[derive(Clone, Debug)]
+pub struct WinogradGrad {
+    isa: Isa,
+    tile: TileShape,
+    shape: ConvShape,
+    tiles: Tiles,
+    /// `cin` and `cout`, rounded up to whole runs and panels.
+    rows: usize,
+    columns: usize,
+    /// Runs of tiles of a block.
+    runs: usize,
+}
+
+impl WinogradGrad {
+    /// The weight gradient, if the convolution is of this kind.
+    pub fn new(isa: Isa, shape: ConvShape) -> Option<Self> {
+        if !fits(&shape) {
+            return None;
+        }
+        let tiles = Tiles::new(shape.n, shape.input, shape.output, shape.pad);
+        let tile = TileShape::of_runs(isa.lanes());
+        let rows = shape.cin.next_multiple_of(K_RUN);
+        let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
+        let wanted = (BLOCK / (POINTS * (rows + columns))).max(FEWEST);
+        let runs = (wanted / RUN).min(tiles.count().div_ceil(RUN));
+        Some(Self { isa, tile, shape, tiles, rows, columns, runs })
+    }
+
+    /// With blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
+    pub fn in_blocks(mut self, runs: usize) -> Self {
+        self.runs = runs.clamp(1, self.tiles.count().div_ceil(RUN));
+        self
+    }
+
+    /// Whether this is expected to take less time than the plain way.
+    pub fn pays(&self) -> bool {
+        pays(&self.tiles, self.shape.cin, self.shape.cout)
+    }
+
+    /// Blocks of runs of tiles.
+    pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (all, block) = (self.tiles.count().div_ceil(RUN), self.runs);
+        (0..all).step_by(block).map(move |first| first..all.min(first + block))
+    }
+
+    fn input_point(&self) -> usize {
+        RUN * self.rows + APART
+    }
+
+    fn output_point(&self) -> usize {
+        RUN * self.columns + APART
+    }
+
+    /// Numbers of the values of one run: of the inputs, of the output gradients, and of its part of the bias gradient.
+    pub fn run_len(&self) -> [usize; 3] {
+        [POINTS * self.input_point(), POINTS * self.output_point(), self.shape.cout]
+    }
+
+    /// Numbers of the sums at one point, and points.
+    pub fn sums_len(&self) -> (usize, usize) {
+        (self.rows * self.columns + APART, POINTS)
+    }
+
+    /// Numbers of shared scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums, and the weight
+    /// gradient by rows.
+    pub fn shared_len(&self) -> [usize; 5] {
+        let [v, y, b] = self.run_len().map(|len| len * self.runs);
+        let ConvShape { cin, cout, .. } = self.shape;
+        [v, y, b, POINTS * self.sums_len().0, cin * 9 * cout]
+    }
+
+    /// The values of run `run`: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`; into `v` as
+    /// `[points][cin / 16][run][16]`, into `y` as `[points][panels][run][nr]`, and the sum of `dy` into `bias`.
+    pub fn values(
+        &self,
+        run: usize,
+        input: &[f32],
+        dy: &[f32],
+        v: &mut [f32],
+        y: &mut [f32],
+        bias: &mut [f32],
+    ) {
+        let ConvShape { n, input: (h, w), output: (oh, ow), cin, cout, .. } = self.shape;
+        assert_eq!(input.len(), n * h * w * cin);
+        assert_eq!(dy.len(), n * oh * ow * cout);
+        assert_eq!([v.len(), y.len(), bias.len()], self.run_len());
+        dispatch!(self.isa, s => self.values_generic(s, run, input, dy, v, y, bias))
+    }
+
+    #[inline(always)]
+    fn values_generic<S: Simd>(
+        &self,
+        s: S,
+        run: usize,
+        input: &[f32],
+        dy: &[f32],
+        v: &mut [f32],
+        y: &mut [f32],
+        bias: &mut [f32],
+    ) {
+        let (cin, cout, nr) = (self.shape.cin, self.shape.cout, self.tile.nv * S::F32_LANES);
+        bias.fill(0.0);
+        for t in 0..RUN {
+            let there = run * RUN + t < self.tiles.count();
+            let tile = self.tiles.tile(run * RUN + t);
+            for c in (0..self.rows).step_by(S::F32_LANES) {
+                let values = match there && c < cin {
+                    true => self.tiles.values(s, tile, input, cin, c),
+                    false => [[s.splat_f32s(0.0); D]; D],
+                };
+                let at = (c / K_RUN * RUN + t) * K_RUN + c % K_RUN;
+                put(s, values, v, at, self.input_point());
+            }
+            for c in (0..self.columns).step_by(S::F32_LANES) {
+                let values = match there && c < cout {
+                    true => self.gradients(s, tile, dy, c, bias),
+                    false => [[s.splat_f32s(0.0); D]; D],
+                };
+                put(s, values, y, (c / nr * RUN + t) * nr + c % nr, self.output_point());
+            }
+        }
+    }
+
+    /// `A dy A^T` of a vector of channels from `c` of a tile; adds the tile's sum to the bias gradient.
+    #[inline(always)]
+    fn gradients<S: Simd>(
+        &self,
+        s: S,
+        tile: Tile,
+        dy: &[f32],
+        c: usize,
+        bias: &mut [f32],
+    ) -> [[S::f32s; D]; D] {
+        let ((oh, ow), cout) = (self.shape.output, self.shape.cout);
+        let lanes = S::F32_LANES.min(cout - c);
+        let mut d = [[s.splat_f32s(0.0); M]; M];
+        let mut sum = s.splat_f32s(0.0);
+        for i in 0..M {
+            for j in 0..M {
+                if tile.y + i < oh && tile.x + j < ow {
+                    let at = ((tile.picture * oh + tile.y + i) * ow + tile.x + j) * cout + c;
+                    d[i][j] = load(s, &dy[at..at + lanes]);
+                    sum = s.add_f32s(sum, d[i][j]);
+                }
+            }
+        }
+        let bias = &mut bias[c..c + lanes];
+        let before = load(s, bias);
+        store(s, bias, s.add_f32s(before, sum));
+        transform::output_grad(s, d)
+    }
+
+    /// The sums over a block's tiles at one point, `[rows][columns]`: added to `sums`, or put there.
+    pub fn multiply(&self, point: usize, v: &[f32], y: &[f32], sums: &mut [f32], add: bool) {
+        assert_eq!(sums.len(), self.sums_len().0);
+        dispatch!(self.isa, s => self.multiply_generic(s, point, v, y, sums, add))
+    }
+
+    #[inline(always)]
+    fn multiply_generic<S: Simd>(
+        &self,
+        s: S,
+        point: usize,
+        v: &[f32],
+        y: &[f32],
+        sums: &mut [f32],
+        add: bool,
+    ) {
+        let nr = self.tile.nv * S::F32_LANES;
+        for j in 0..self.columns / nr {
+            with_tile!(self.tile, column_of_tiles::<S>(s, self, point, j, v, y, sums, add));
+        }
+    }
+
+    /// The weight gradient of input channel `ci`, `[3, 3, cout]`, from the sums at all points.
+    pub fn reduce(&self, ci: usize, sums: &[f32], out: &mut [f32]) {
+        assert_eq!(out.len(), 9 * self.shape.cout);
+        dispatch!(self.isa, s => self.reduce_generic(s, ci, sums, out))
+    }
+
+    #[inline(always)]
+    fn reduce_generic<S: Simd>(&self, s: S, ci: usize, sums: &[f32], out: &mut [f32]) {
+        let cout = self.shape.cout;
+        for c in (0..cout).step_by(S::F32_LANES) {
+            let lanes = S::F32_LANES.min(cout - c);
+            let mut u = [[s.splat_f32s(0.0); D]; D];
+            for i in 0..D {
+                for j in 0..D {
+                    let at = (i * D + j) * self.sums_len().0 + ci * self.columns + c;
+                    u[i][j] = load(s, &sums[at..at + S::F32_LANES]);
+                }
+            }
+            let w = transform::weights_grad(s, u);
+            for i in 0..3 {
+                for j in 0..3 {
+                    store(s, &mut out[(i * 3 + j) * cout + c..][..lanes], w[i][j]);
+                }
+            }
+        }
+    }
+}
+
+/// Puts a vector at every point.
+#[inline(always)]
+fn put<S: Simd>(s: S, values: [[S::f32s; D]; D], to: &mut [f32], at: usize, point: usize) {
+    for i in 0..D {
+        for j in 0..D {
+            let at = at + (i * D + j) * point;
+            store(s, &mut to[at..at + S::F32_LANES], values[i][j]);
+        }
+    }
+}
+
+/// One panel of columns against all rows: sums over the block's runs, one behind the other.
+#[inline(always)]
+fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    of: &WinogradGrad,
+    point: usize,
+    j: usize,
+    v: &[f32],
+    y: &[f32],
+    sums: &mut [f32],
+    add: bool,
+) {
+    let nr = NV * S::F32_LANES;
+    let [v_run, y_run, _] = of.run_len();
+    let (v_point, y_point) = (point * of.input_point(), point * of.output_point() + j * RUN * nr);
+    for i in 0..of.rows / MR {
+        let a_start = v_point + i * MR / K_RUN * (RUN * K_RUN) + i * MR % K_RUN;
+        let mut acc = tile::zero::<S, MR, NV>(s);
+        for (v, y) in v.chunks_exact(v_run).zip(y.chunks_exact(y_run)) {
+            let a = &v[a_start..][..(RUN - 1) * K_RUN + MR];
+            let b = S::as_simd_f32s(&y[y_point..][..RUN * nr]).0;
+            tile::columns_apart(s, a, b, &mut acc);
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            let at = (i * MR + r) * of.columns + j * nr;
+            tile::store_row(s, acc, &mut sums[at..at + nr], add);
+        }
+    }
+}
