@@ -83,7 +83,8 @@ impl Generator {
     pub fn model(&self, n: usize) -> Result<Model> {
         let net = nets::from_config(&self.config, self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
-        let mut model = Model::new(&*net, shape, self.threads)?;
+        let arithmetic = self.config.train.arithmetic();
+        let mut model = Model::with_arithmetic(&*net, shape, self.threads, arithmetic)?;
         model.set_weights(&self.weights, &self.origin)?;
         Ok(model)
     }

@@ -7,7 +7,7 @@ use crate::schedule::Schedule;
 use crate::train::checkpoint::{NamedTensor, check_fits};
 use ddpm_engine::ops::{DrawNormal, DrawTimestep, Loss, QSample};
 use ddpm_engine::rng::Purpose;
-use ddpm_engine::{CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+use ddpm_engine::{Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -199,6 +199,16 @@ pub struct Model {
 impl Model {
     /// A network for batches `[n, h, w, c]`; its weights are zero until they are set. `threads` 0 takes all cores.
     pub fn new(net: &dyn Network, shape: [usize; 4], threads: usize) -> Result<Self> {
+        Self::with_arithmetic(net, shape, threads, Arithmetic::default())
+    }
+
+    /// As [`new`](Self::new), computing in another way.
+    pub fn with_arithmetic(
+        net: &dyn Network,
+        shape: [usize; 4],
+        threads: usize,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new(Mode::Sampling);
         let x = b.graph.input("x_t", shape);
@@ -207,7 +217,7 @@ impl Model {
         let prediction = net.build(&mut b, Inputs { x, t, label })?;
         let built = b.finish(prediction);
         let graph = ddpm_engine::fuse::fuse(built.graph, &[prediction])?;
-        let options = PlanOptions { keep: vec![prediction], ..PlanOptions::default() };
+        let options = PlanOptions { keep: vec![prediction], arithmetic, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         let exec = device(threads).executor(graph, &options)?;
         Ok(Self {

@@ -27,5 +27,5 @@ pub use ddpm_kernels::elementwise::multiply_add_rounds;
 pub use error::{Error, Result};
 pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};
 pub use graph::{Graph, Tensor};
-pub use plan::{Arithmetic, Plan, PlanOptions, Region};
+pub use plan::{Arithmetic, Factors, Plan, PlanOptions, Region};
 pub use shape::{DType, Shape, TensorType};

@@ -6,6 +6,7 @@
 //! that nothing else holds meanwhile. Inputs and states have theirs to themselves all the time. Scratch memory that a step shares between threads is placed in the same way.
 
 use crate::graph::{Graph, Kind, Tensor};
+pub use ddpm_kernels::conv::Factors;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -18,11 +19,13 @@ pub struct Arithmetic {
     /// 3x3 convolutions may go through Winograd's tiles where that is faster: a quarter of the products, about five times
     /// the rounding error.
     pub winograd: bool,
+    /// What the factors of other convolutions and of linear layers are rounded to; sums are of f32.
+    pub factors: Factors,
 }
 
 impl Default for Arithmetic {
     fn default() -> Self {
-        Self { winograd: true }
+        Self { winograd: true, factors: Factors::F32 }
     }
 }
 

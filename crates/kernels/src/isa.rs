@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The environment variable that forces an instruction set (`portable`, `avx2`, `avx512`, `neon`).
+/// The environment variable that forces an instruction set (`portable`, `avx2`, `avx512`, `avx512bf16`, `neon`).
 pub const ISA_VARIABLE: &str = "DDPM_ISA";
 
 /// An instruction set that was detected on this machine. Holding a value proves the detection.
@@ -17,6 +17,9 @@ pub(crate) enum Token {
     Avx2(pulp::x86::V3),
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
+    /// With products of bf16 pairs besides.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(pulp::x86::V4, crate::bf16::Native),
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
 }
@@ -36,7 +39,11 @@ impl Isa {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            found.extend(pulp::x86::V4::try_new().map(Token::Avx512));
+            let avx512 = pulp::x86::V4::try_new();
+            found.extend(
+                avx512.zip(crate::bf16::Native::try_new()).map(|(v4, bf16)| Token::Avx512Bf16(v4, bf16)),
+            );
+            found.extend(avx512.map(Token::Avx512));
             found.extend(pulp::x86::V3::try_new().map(Token::Avx2));
         }
         #[cfg(target_arch = "aarch64")]
@@ -75,6 +82,8 @@ impl Isa {
             Token::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Token::Avx512(_) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Token::Avx512Bf16(..) => "avx512bf16",
             #[cfg(target_arch = "aarch64")]
             Token::Neon(_) => "neon",
         }
@@ -87,9 +96,18 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Token::Avx2(_) => 8,
             #[cfg(target_arch = "x86_64")]
-            Token::Avx512(_) => 16,
+            Token::Avx512(_) | Token::Avx512Bf16(..) => 16,
             #[cfg(target_arch = "aarch64")]
             Token::Neon(_) => 4,
+        }
+    }
+
+    /// The instruction for products of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bf16(self) -> Option<crate::bf16::Native> {
+        match self.0 {
+            Token::Avx512Bf16(_, native) => Some(native),
+            _ => None,
         }
     }
 }
@@ -139,7 +157,7 @@ macro_rules! dispatch {
                 )
             }
             #[cfg(target_arch = "x86_64")]
-            crate::isa::Token::Avx512($simd) => {
+            crate::isa::Token::Avx512($simd) | crate::isa::Token::Avx512Bf16($simd, _) => {
                 let once = crate::isa::Once;
                 $simd.vectorize(
                     #[inline(always)]

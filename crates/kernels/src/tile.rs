@@ -83,7 +83,7 @@ pub fn zero<S: Simd, const MR: usize, const NV: usize>(s: S) -> Acc<S, MR, NV> {
 
 /// The first `NV` vectors of a slice.
 #[inline(always)]
-fn vectors<S: Simd, const NV: usize>(b: &[S::f32s]) -> [S::f32s; NV] {
+pub fn vectors<S: Simd, const NV: usize>(b: &[S::f32s]) -> [S::f32s; NV] {
     let mut row = [b[0]; NV];
     row.copy_from_slice(&b[..NV]);
     row

@@ -109,7 +109,8 @@ impl Prepared {
         let loss = loss_of(&config.train);
         let graph = TrainingGraph::with_loss(&*net, &schedule, batch, StepDraws::Drawn, loss)?;
         let accumulate = config.train.accumulate > 1;
-        let options = PlanOptions { accumulate, ..graph.options(config.train.ema_decay > 0.0) };
+        let arithmetic = config.train.arithmetic();
+        let options = PlanOptions { accumulate, arithmetic, ..graph.options(config.train.ema_decay > 0.0) };
         Ok(Self { config, graph, options })
     }
 }

@@ -200,9 +200,13 @@ impl Operation for Conv2d {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
-        match Winograd::forward(cpu.isa(), shape).filter(|w| cpu.arithmetic().winograd && w.pays()) {
+        match Winograd::forward(cpu.isa(), shape)
+            .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
+        {
             Some(conv) => winograd::product_kernel(conv, self.addends()),
-            None => gather_kernel(Gather::forward(cpu.isa(), shape), self.addends()),
+            None => {
+                gather_kernel(Gather::forward(cpu.isa(), cpu.arithmetic().factors, shape), self.addends())
+            }
         }
     }
 }
@@ -302,9 +306,11 @@ impl Operation for Conv2dTranspose {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
-        match Winograd::data_grad(cpu.isa(), shape).filter(|w| cpu.arithmetic().winograd && w.pays()) {
+        match Winograd::data_grad(cpu.isa(), shape)
+            .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
+        {
             Some(conv) => winograd::product_kernel(conv, addends),
-            None => gather_kernel(Gather::data_grad(cpu.isa(), shape), addends),
+            None => gather_kernel(Gather::data_grad(cpu.isa(), cpu.arithmetic().factors, shape), addends),
         }
     }
 }
@@ -334,12 +340,12 @@ impl Operation for Conv2dWeightGrad {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], outputs[0], self.stride, self.pad);
-        if let Some(grad) =
-            WinogradGrad::new(cpu.isa(), shape).filter(|w| cpu.arithmetic().winograd && w.pays())
+        if let Some(grad) = WinogradGrad::new(cpu.isa(), shape)
+            .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
         {
             return winograd::grad_kernel(grad, shape.cin, shape.cout);
         }
-        let grad = WeightGrad::new(cpu.isa(), shape);
+        let grad = WeightGrad::new(cpu.isa(), cpu.arithmetic().factors, shape);
         let (shared, per_thread) = (grad.tasks() * grad.partial_len(), grad.scratch_len());
         Kernel::new(move |run: &mut Run<'_>| {
             let partials = &mut run.shared[..grad.tasks() * grad.partial_len()];

@@ -1,6 +1,7 @@
 //! Convolution and data gradient: register tiles over gathered pixels.
 
-use super::{ConvShape, copy_short};
+use super::{ConvShape, Factors, copy_short};
+use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
 use crate::vector::map2;
@@ -8,6 +9,8 @@ use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
 const PIXEL_BLOCK: usize = 192;
+/// Columns of the widest panel of packed weights.
+const MOST_COLUMNS: usize = 32;
 /// Longest run of k in one pass, so that a B panel stays in the first-level cache.
 const K_BLOCK: usize = 288;
 
@@ -25,7 +28,7 @@ struct Phase {
     taps: Vec<Tap>,
     /// Where the phase's packed weights begin.
     packed: usize,
-    /// `taps * cin`, rounded up to [`K_RUN`].
+    /// Words of `taps * cin` numbers, rounded up to [`K_RUN`].
     k: usize,
 }
 
@@ -34,6 +37,7 @@ struct Phase {
 pub struct Gather {
     isa: Isa,
     tile: TileShape,
+    factors: Factors,
     shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places.
     transposed: bool,
@@ -71,18 +75,18 @@ struct Pixel {
 
 impl Gather {
     /// The convolution `y = x * w`.
-    pub fn forward(isa: Isa, shape: ConvShape) -> Self {
+    pub fn forward(isa: Isa, factors: Factors, shape: ConvShape) -> Self {
         let taps = positions(shape.kernel)
             .map(|(ky, kx)| Tap {
                 kernel: (ky, kx),
                 offset: (ky as isize - shape.pad.0 as isize, kx as isize - shape.pad.1 as isize),
             })
             .collect();
-        Self::new(isa, shape, false, vec![((0, 0), taps)])
+        Self::new(isa, factors, shape, false, vec![((0, 0), taps)])
     }
 
     /// The data gradient `dx` from `dy`, which is also the transposed convolution `y` from `x`.
-    pub fn data_grad(isa: Isa, shape: ConvShape) -> Self {
+    pub fn data_grad(isa: Isa, factors: Factors, shape: ConvShape) -> Self {
         // Output row iy takes from input row oy where iy = oy * stride + ky - pad.
         let offset = |r: usize, pad: usize, k: usize, stride: usize| {
             let d = (r + pad) as isize - k as isize;
@@ -96,10 +100,16 @@ impl Gather {
             });
             (r, taps.collect())
         });
-        Self::new(isa, shape, true, phases.collect())
+        Self::new(isa, factors, shape, true, phases.collect())
     }
 
-    fn new(isa: Isa, shape: ConvShape, transposed: bool, phases: Vec<((usize, usize), Vec<Tap>)>) -> Self {
+    fn new(
+        isa: Isa,
+        factors: Factors,
+        shape: ConvShape,
+        transposed: bool,
+        phases: Vec<((usize, usize), Vec<Tap>)>,
+    ) -> Self {
         let ConvShape { n, input, output, cin, cout, stride, .. } = shape;
         let (from, to, cin, cout, step, phase_step) = match transposed {
             false => (input, output, cin, cout, stride, (1, 1)),
@@ -111,13 +121,28 @@ impl Gather {
         let phases = phases
             .into_iter()
             .map(|(remainder, taps)| {
-                let k = (taps.len() * cin).next_multiple_of(K_RUN);
+                let k = (taps.len() * cin).div_ceil(factors.per_word()).next_multiple_of(K_RUN);
                 let packed = packed_len;
                 packed_len += k * columns;
                 Phase { remainder, taps, packed, k }
             })
             .collect();
-        Self { isa, tile, shape, transposed, n, from, to, cin, cout, step, phase_step, phases, packed_len }
+        Self {
+            isa,
+            tile,
+            factors,
+            shape,
+            transposed,
+            n,
+            from,
+            to,
+            cin,
+            cout,
+            step,
+            phase_step,
+            phases,
+            packed_len,
+        }
     }
 
     /// Numbers of the packed weights.
@@ -173,22 +198,52 @@ impl Gather {
     pub fn pack_panel(&self, phase: usize, panel: usize, weights: &[f32], out: &mut [f32]) {
         let (nr, phase) = (self.nr(), &self.phases[phase]);
         let columns = panel * nr..self.cout.min((panel + 1) * nr);
-        let (kw, shape_cout) = (self.shape.kernel.1, self.shape.cout);
-        out[phase.taps.len() * self.cin * nr..].fill(0.0);
-        for (t, tap) in phase.taps.iter().enumerate() {
-            let matrix = (tap.kernel.0 * kw + tap.kernel.1) * self.cin * self.cout;
-            for (ci, row) in out[t * self.cin * nr..][..self.cin * nr].chunks_exact_mut(nr).enumerate() {
-                let (row, rest) = row.split_at_mut(columns.len());
-                rest.fill(0.0);
-                if self.transposed {
-                    let source = weights[matrix + columns.start * shape_cout..].chunks(shape_cout);
-                    for (r, w) in row.iter_mut().zip(source) {
-                        *r = w[ci];
-                    }
-                } else {
-                    row.copy_from_slice(&weights[matrix + ci * shape_cout..][columns.clone()]);
+        let rows = phase.taps.len() * self.cin;
+        match self.factors {
+            Factors::F32 => {
+                out[rows * nr..].fill(0.0);
+                for (row, out) in out.chunks_exact_mut(nr).take(rows).enumerate() {
+                    self.weight_row(phase, row, columns.clone(), weights, out);
                 }
             }
+            Factors::Bf16 => {
+                let mut pair = [[0.0; MOST_COLUMNS]; 2];
+                for (word, out) in out.chunks_exact_mut(nr).enumerate() {
+                    for (i, half) in pair.iter_mut().enumerate() {
+                        match 2 * word + i {
+                            row if row < rows => {
+                                self.weight_row(phase, row, columns.clone(), weights, &mut half[..nr]);
+                            }
+                            _ => half.fill(0.0),
+                        }
+                    }
+                    bf16::pair_rows(&pair[0], &pair[1], out);
+                }
+            }
+        }
+    }
+
+    /// Row `row` of a phase's weights, `(tap, channel)`, in the given columns; zeros behind.
+    #[inline(always)]
+    fn weight_row(
+        &self,
+        phase: &Phase,
+        row: usize,
+        columns: std::ops::Range<usize>,
+        weights: &[f32],
+        out: &mut [f32],
+    ) {
+        let (tap, ci) = (&phase.taps[row / self.cin], row % self.cin);
+        let matrix = (tap.kernel.0 * self.shape.kernel.1 + tap.kernel.1) * self.cin * self.cout;
+        let (out, rest) = out.split_at_mut(columns.len());
+        rest.fill(0.0);
+        if self.transposed {
+            let source = weights[matrix + columns.start * self.cin + ci..].iter().step_by(self.cin);
+            for (to, w) in out.iter_mut().zip(source) {
+                *to = *w;
+            }
+        } else {
+            out.copy_from_slice(&weights[matrix + ci * self.cout..][columns]);
         }
     }
 
@@ -323,16 +378,16 @@ impl Gather {
         }
     }
 
-    /// Copies the inputs `k0 .. k0 + k` of up to `mr` pixels into a blocked A panel.
+    /// Copies the inputs of the words `k0 .. k0 + k` of up to `mr` pixels into a blocked A panel.
     #[inline(always)]
     fn gather(&self, phase: &Phase, pixels: &[Pixel], input: &[f32], k0: usize, k: usize, panel: &mut [f32]) {
         let (mr, (h, w), cin) = (self.tile.mr, self.from, self.cin);
+        let (k0, k) = (k0 * self.factors.per_word(), k * self.factors.per_word());
         let (first_tap, first_channel) = (k0 / cin, k0 % cin);
         for r in 0..mr {
+            let mut to = Row { panel, mr, r, factors: self.factors };
             let Some(pixel) = pixels.get(r) else {
-                for run in panel[r * K_RUN..].chunks_mut(mr * K_RUN) {
-                    run[..K_RUN].fill(0.0);
-                }
+                to.put(0, k, None);
                 continue;
             };
             let picture = pixel.picture * h * w;
@@ -344,16 +399,16 @@ impl Gather {
                 let x = pixel.x.wrapping_add(tap.offset.1) as usize;
                 if y < h && x < w {
                     let from = (picture + y * w + x) * cin + c;
-                    put(panel, mr, r, at, len, Some(&input[from..from + len]));
+                    to.put(at, len, Some(&input[from..from + len]));
                 } else {
-                    put(panel, mr, r, at, len, None);
+                    to.put(at, len, None);
                 }
                 (at, c) = (at + len, 0);
                 if at == k {
                     break;
                 }
             }
-            put(panel, mr, r, at, k - at, None);
+            to.put(at, k - at, None);
         }
     }
 
@@ -373,13 +428,14 @@ impl Gather {
         let columns = j * self.nr()..self.cout.min((j + 1) * self.nr());
         let b = S::as_simd_f32s(b).0;
         let row = |pixel: &Pixel| (pixel.out - first) * self.cout + columns.start;
-        with_tile!(self.tile, blocked_panels::<S>(s, pixels, a, b, k, &row, columns.len(), out));
+        with_tile!(self.tile, blocked_panels::<S>(s, self, pixels, a, b, k, &row, columns.len(), out));
     }
 }
 
 #[inline(always)]
 fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    of: &Gather,
     pixels: &[Pixel],
     a: &[f32],
     b: &[S::f32s],
@@ -390,7 +446,10 @@ fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     for (a, pixels) in a.chunks_exact(MR * k).zip(pixels.chunks(MR)) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::blocked(s, a, b, &mut acc);
+        match of.factors {
+            Factors::F32 => tile::blocked(s, a, b, &mut acc),
+            Factors::Bf16 => bf16::blocked(s, of.isa, a, b, &mut acc),
+        }
         for (acc, pixel) in acc.iter().zip(pixels) {
             let at = row(pixel);
             tile::store_row(s, acc, &mut out[at..at + columns], true);
@@ -398,26 +457,48 @@ fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// Copies `len` numbers (zeros without a source) to places `at ..` of row `r` of a blocked panel.
-#[inline(always)]
-fn put(panel: &mut [f32], mr: usize, r: usize, at: usize, len: usize, source: Option<&[f32]>) {
-    if len == 0 {
-        return;
-    }
-    if at.is_multiple_of(K_RUN) && len.is_multiple_of(K_RUN) {
-        let runs = panel[(at / K_RUN * mr + r) * K_RUN..].chunks_mut(mr * K_RUN).take(len / K_RUN);
-        match source {
-            Some(source) => {
-                for (run, source) in runs.zip(source.chunks_exact(K_RUN)) {
-                    run[..K_RUN].copy_from_slice(source);
-                }
-            }
-            None => runs.for_each(|run| run[..K_RUN].fill(0.0)),
+/// Row `r` of a blocked panel `[k / 16][mr][16 words]`.
+struct Row<'a> {
+    panel: &'a mut [f32],
+    mr: usize,
+    r: usize,
+    factors: Factors,
+}
+
+impl Row<'_> {
+    /// Puts `len` numbers (zeros without a source) to the places `at ..`.
+    #[inline(always)]
+    fn put(&mut self, at: usize, len: usize, source: Option<&[f32]>) {
+        let run = K_RUN * self.factors.per_word();
+        if len == 0 {
+            return;
         }
-    } else {
+        if at.is_multiple_of(run) && len.is_multiple_of(run) {
+            let first = (at / run * self.mr + self.r) * K_RUN;
+            let runs = self.panel[first..].chunks_mut(self.mr * K_RUN).take(len / run);
+            match (source, self.factors) {
+                (Some(source), Factors::F32) => {
+                    for (to, from) in runs.zip(source.chunks_exact(K_RUN)) {
+                        to[..K_RUN].copy_from_slice(from);
+                    }
+                }
+                (Some(source), Factors::Bf16) => {
+                    for (to, from) in runs.zip(source.chunks_exact(2 * K_RUN)) {
+                        bf16::round_run(from, &mut to[..K_RUN]);
+                    }
+                }
+                (None, _) => runs.for_each(|to| to[..K_RUN].fill(0.0)),
+            }
+            return;
+        }
         for i in 0..len {
-            let k = at + i;
-            panel[(k / K_RUN * mr + r) * K_RUN + k % K_RUN] = source.map_or(0.0, |s| s[i]);
+            let (k, x) = (at + i, source.map_or(0.0, |s| s[i]));
+            let first = (k / run * self.mr + self.r) * K_RUN;
+            let to = &mut self.panel[first..first + K_RUN];
+            match self.factors {
+                Factors::F32 => to[k % run] = x,
+                Factors::Bf16 => bytemuck::cast_slice_mut::<f32, u16>(to)[k % run] = bf16::round(x),
+            }
         }
     }
 }

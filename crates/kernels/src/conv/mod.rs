@@ -56,6 +56,26 @@ impl ConvShape {
     }
 }
 
+/// What the factors of a product are rounded to before they are multiplied; sums are of f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Factors {
+    /// Nothing.
+    #[default]
+    F32,
+    /// bf16, two to a word.
+    Bf16,
+}
+
+impl Factors {
+    /// Numbers in a word of 32 bits.
+    fn per_word(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+}
+
 /// `copy_from_slice` for a few numbers, without the call.
 #[inline(always)]
 fn copy_short(to: &mut [f32], from: &[f32]) {

@@ -1,10 +1,13 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
-use super::{ConvShape, copy_short};
+use super::{ConvShape, Factors, copy_short};
+use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, TileShape, with_tile};
 use pulp::Simd;
 
+/// Columns of the widest panel.
+const MOST_COLUMNS: usize = 32;
 /// Pixels of a pass.
 const GRAD_PIXELS: usize = 256;
 
@@ -17,6 +20,7 @@ const GRAD_PIXELS: usize = 256;
 pub struct WeightGrad {
     isa: Isa,
     tile: TileShape,
+    factors: Factors,
     shape: ConvShape,
     /// `kh * kw * cin + 1`.
     m: usize,
@@ -28,7 +32,7 @@ pub struct WeightGrad {
 
 impl WeightGrad {
     /// Prepares; the split into tasks depends on the sizes alone.
-    pub fn new(isa: Isa, shape: ConvShape) -> Self {
+    pub fn new(isa: Isa, factors: Factors, shape: ConvShape) -> Self {
         let tile = TileShape::pick(isa.lanes(), shape.cout);
         let m = shape.kernel.0 * shape.kernel.1 * shape.cin + 1;
         let pixels = shape.n * shape.output.0 * shape.output.1;
@@ -37,7 +41,7 @@ impl WeightGrad {
         let range = m.div_ceil(ranges).next_multiple_of(tile.mr);
         let ranges = m.div_ceil(range);
         let groups = 8usize.div_ceil(ranges).min(pixels.div_ceil(GRAD_PIXELS)).max(1);
-        Self { isa, tile, shape, m, groups, ranges, range }
+        Self { isa, tile, factors, shape, m, groups, ranges, range }
     }
 
     /// Tasks; each has its own part of the partial results.
@@ -53,7 +57,7 @@ impl WeightGrad {
     /// Numbers of a task's scratch memory.
     pub fn scratch_len(&self) -> usize {
         let nr = self.tile.nv * self.isa.lanes();
-        GRAD_PIXELS * (self.range + self.shape.cout.next_multiple_of(nr) + self.range)
+        GRAD_PIXELS * (self.range + self.shape.cout.next_multiple_of(nr)) + 3 * self.range
     }
 
     /// Runs one task: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`, `partial` the task's part.
@@ -69,7 +73,7 @@ impl WeightGrad {
         let nr = self.tile.nv * self.isa.lanes();
         let (a, rest) = scratch.split_at_mut(GRAD_PIXELS * self.range);
         let (b, row) = rest.split_at_mut(GRAD_PIXELS * cout.next_multiple_of(nr));
-        let row = &mut row[..rows.len().next_multiple_of(mr)];
+        let row = &mut row[..3 * rows.len().next_multiple_of(mr)];
         row.fill(0.0);
         partial.fill(0.0);
         let end = pixels.min((group + 1) * share);
@@ -96,17 +100,45 @@ impl WeightGrad {
     ) {
         let (cout, mr, nr) = (self.shape.cout, self.tile.mr, self.tile.nv * S::F32_LANES);
         let (first_tap, first_channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
-        for p in 0..k {
-            self.gather_row(start + p, first_tap, first_channel, rows.len(), input, row);
-            with_tile!(self.tile, scatter_row::<S>(s, row, k, p, a));
-            for (j, part) in dy[(start + p) * cout..][..cout].chunks(nr).enumerate() {
-                let to = &mut b[(j * k + p) * nr..][..nr];
-                copy_short(&mut to[..part.len()], part);
-                to[part.len()..].fill(0.0);
+        debug_assert_eq!(row.len() % (3 * mr), 0);
+        let (even, rest) = row.split_at_mut(row.len() / 3);
+        let (odd, pairs) = rest.split_at_mut(even.len());
+        let dy = |p: usize| &dy[(start + p) * cout..][..cout];
+        let words = k.div_ceil(self.factors.per_word());
+        for word in 0..words {
+            let p = word * self.factors.per_word();
+            self.gather_row(start + p, first_tap, first_channel, rows.len(), input, even);
+            match self.factors {
+                Factors::F32 => {
+                    with_tile!(self.tile, scatter_row::<S>(s, even, words, word, a));
+                    for (j, part) in dy(p).chunks(nr).enumerate() {
+                        let to = &mut b[(j * words + word) * nr..][..nr];
+                        copy_short(&mut to[..part.len()], part);
+                        to[part.len()..].fill(0.0);
+                    }
+                }
+                Factors::Bf16 => {
+                    let last = p + 1 == k;
+                    match last {
+                        true => odd.fill(0.0),
+                        false => {
+                            self.gather_row(start + p + 1, first_tap, first_channel, rows.len(), input, odd)
+                        }
+                    }
+                    bf16::pair_rows(even, odd, pairs);
+                    with_tile!(self.tile, scatter_row::<S>(s, pairs, words, word, a));
+                    for (j, part) in dy(p).chunks(nr).enumerate() {
+                        let to = &mut b[(j * words + word) * nr..][..nr];
+                        match last {
+                            true => bf16::pair_rows(part, &[0.0; MOST_COLUMNS], to),
+                            false => bf16::pair_rows(part, &dy(p + 1)[j * nr..], to),
+                        }
+                        to[part.len()..].fill(0.0);
+                    }
+                }
             }
         }
-        debug_assert_eq!(row.len() % mr, 0);
-        self.product(s, rows.len(), k, a, b, partial);
+        self.product(s, rows.len(), words, a, b, partial);
     }
 
     /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
@@ -153,7 +185,7 @@ impl WeightGrad {
         for (j, b) in b.chunks_exact(k * nr).take(cout.div_ceil(nr)).enumerate() {
             let b = S::as_simd_f32s(b).0;
             let columns = j * nr..cout.min((j + 1) * nr);
-            with_tile!(self.tile, column_panels::<S>(s, rows, k, a, b, columns.clone(), cout, partial));
+            with_tile!(self.tile, column_panels::<S>(s, self, rows, k, a, b, columns.clone(), cout, partial));
         }
     }
 
@@ -208,6 +240,7 @@ fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    of: &WeightGrad,
     rows: usize,
     k: usize,
     a: &[f32],
@@ -218,7 +251,10 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     for (i, a) in a.chunks_exact(MR * k).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::columns(s, a, b, &mut acc);
+        match of.factors {
+            Factors::F32 => tile::columns(s, a, b, &mut acc),
+            Factors::Bf16 => bf16::columns(s, of.isa, a, b, &mut acc),
+        }
         for (r, acc) in acc.iter().enumerate().take(rows - i * MR) {
             let at = (i * MR + r) * cout;
             tile::store_row(s, acc, &mut partial[at + columns.start..at + columns.end], true);

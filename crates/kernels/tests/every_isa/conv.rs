@@ -2,7 +2,8 @@
 
 use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
 use ddpm_kernels::Isa;
-use ddpm_kernels::conv::{ConvShape, Epilogue, Gather, WeightGrad};
+use ddpm_kernels::bf16;
+use ddpm_kernels::conv::{ConvShape, Epilogue, Factors, Gather, WeightGrad};
 use ddpm_kernels::reference;
 
 /// A product of length K is summed in one chain of fused multiply-adds per block of K, so its error is at most
@@ -59,6 +60,7 @@ fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
 /// The numbers of one case, with what the oracle makes of them and of their absolute values.
 pub struct Case {
     pub shape: ConvShape,
+    pub factors: Factors,
     pub x: Vec<f32>,
     pub w: Vec<f32>,
     pub dy: Vec<f32>,
@@ -77,7 +79,34 @@ impl Case {
         let (bias, picture_bias, residual) = (when(0, cout), when(1, n * cout), when(2, out_len));
         let input_bias = when(0, cin);
         let (x, w) = (rng.vec(n * input.0 * input.1 * cin), rng.vec(shape.weights()));
-        Self { shape, x, w, dy: rng.vec(out_len), bias, picture_bias, residual, input_bias }
+        Self {
+            shape,
+            factors: Factors::F32,
+            x,
+            w,
+            dy: rng.vec(out_len),
+            bias,
+            picture_bias,
+            residual,
+            input_bias,
+        }
+    }
+
+    /// The same with factors of bf16: numbers that are such already, so that the oracle's are the same and only the sums
+    /// differ.
+    fn in_bf16(&self) -> Self {
+        let rounded = |x: &[f32]| x.iter().map(|&x| bf16::widen(bf16::round(x))).collect();
+        Self {
+            shape: self.shape,
+            factors: Factors::Bf16,
+            x: rounded(&self.x),
+            w: rounded(&self.w),
+            dy: rounded(&self.dy),
+            bias: self.bias.clone(),
+            picture_bias: self.picture_bias.clone(),
+            residual: self.residual.clone(),
+            input_bias: self.input_bias.clone(),
+        }
     }
 
     pub fn forward(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
@@ -106,17 +135,17 @@ impl Case {
     }
 
     fn run_forward(&self, isa: Isa, part: usize) -> Vec<f32> {
-        run_gather(&Gather::forward(isa, self.shape), &self.x, &self.w, self.epilogue(), part)
+        run_gather(&Gather::forward(isa, self.factors, self.shape), &self.x, &self.w, self.epilogue(), part)
     }
 
     fn run_data_grad(&self, isa: Isa, part: usize) -> Vec<f32> {
         let epilogue = Epilogue { bias: self.input_bias.as_deref(), ..Epilogue::default() };
-        run_gather(&Gather::data_grad(isa, self.shape), &self.dy, &self.w, epilogue, part)
+        run_gather(&Gather::data_grad(isa, self.factors, self.shape), &self.dy, &self.w, epilogue, part)
     }
 
     /// `dw`, then `db`.
     fn run_weight_grad(&self, isa: Isa) -> Vec<f32> {
-        let grad = WeightGrad::new(isa, self.shape);
+        let grad = WeightGrad::new(isa, self.factors, self.shape);
         let mut partials = unwritten(grad.tasks() * grad.partial_len());
         for (task, partial) in partials.chunks_exact_mut(grad.partial_len()).enumerate() {
             grad.run(task, &self.x, &self.dy, partial, &mut unwritten(grad.scratch_len()));
@@ -144,14 +173,15 @@ const WHOLE: usize = usize::MAX >> 32;
 /// All three passes of all cases against the oracle, on every instruction set.
 fn check(name: &'static str, cases: impl IntoIterator<Item = Case>) {
     let mut within = Within::new(name, PRODUCT);
-    for case in cases {
+    for case in cases.into_iter().flat_map(|case| [case.in_bf16(), case]) {
         let [y, dx, dw] = [case.forward(wide), case.data_grad(wide), case.weight_grad(wide)];
         let [y_mag, dx_mag, dw_mag] =
             [case.forward(magnitudes), case.data_grad(magnitudes), case.weight_grad(magnitudes)];
         for isa in Isa::all() {
-            within.check(isa, &("forward", case.shape), &case.run_forward(isa, WHOLE), &y, &y_mag);
-            within.check(isa, &("data gradient", case.shape), &case.run_data_grad(isa, WHOLE), &dx, &dx_mag);
-            within.check(isa, &("weight gradient", case.shape), &case.run_weight_grad(isa), &dw, &dw_mag);
+            let what = |pass: &'static str| (pass, case.factors, case.shape);
+            within.check(isa, &what("forward"), &case.run_forward(isa, WHOLE), &y, &y_mag);
+            within.check(isa, &what("data gradient"), &case.run_data_grad(isa, WHOLE), &dx, &dx_mag);
+            within.check(isa, &what("weight gradient"), &case.run_weight_grad(isa), &dw, &dw_mag);
         }
     }
 }
@@ -240,7 +270,10 @@ fn a_run_in_parts_gives_the_same_bits() {
         let mut shapes = geometries(c);
         shapes.push(shape(2, (15, 14), (3, 3), (1, 1), (1, 1), c)); // more than a block of pixels
         for shape in shapes {
-            let case = Case::new(&mut rng, shape, 7);
+            let mut case = Case::new(&mut rng, shape, 7);
+            if i % 2 == 1 {
+                case = case.in_bf16();
+            }
             for isa in Isa::all() {
                 let (y, dx) = (bits(&case.run_forward(isa, WHOLE)), bits(&case.run_data_grad(isa, WHOLE)));
                 for part in [1, 5 + i, 48, 193] {
@@ -258,7 +291,7 @@ fn tasks_are_of_the_advertised_size_and_cover_the_output() {
     for shape in geometries((8, 16)) {
         let case = Case::new(&mut rng, shape, 1);
         for isa in Isa::all() {
-            let task = Gather::forward(isa, shape).task_pixels();
+            let task = Gather::forward(isa, Factors::F32, shape).task_pixels();
             assert!(task > 0);
             assert_eq!(bits(&case.run_forward(isa, task)), bits(&case.run_forward(isa, WHOLE)));
         }

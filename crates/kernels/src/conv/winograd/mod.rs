@@ -26,7 +26,9 @@ mod weight_grad;
 pub use product::Winograd;
 pub use weight_grad::WinogradGrad;
 
-use super::ConvShape;
+use super::{ConvShape, Factors};
+use crate::bf16;
+use crate::isa::Isa;
 use pulp::Simd;
 
 /// Outputs of a tile in each direction.
@@ -158,13 +160,14 @@ fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
 ///
 /// Costs are in fused multiply-adds of one lane, fitted to measurements: bringing a number to or from its points costs
 /// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold.
-fn pays(tiles: &Tiles, cin: usize, cout: usize) -> bool {
+fn pays(isa: Isa, factors: Factors, tiles: &Tiles, cin: usize, cout: usize) -> bool {
     if cin < 16 || cout < 16 {
         return false;
     }
     let (cin, cout, count) = (cin as f64, cout as f64, tiles.count() as f64);
     let pixels = (tiles.n * tiles.to.0 * tiles.to.1) as f64;
-    let plain = 1.15 * 9.0 * pixels * cin * cout;
+    let two_at_once = factors == Factors::Bf16 && bf16::multiply_add_rounds(isa, 0).is_some();
+    let plain = if two_at_once { 0.65 } else { 1.15 } * 9.0 * pixels * cin * cout;
     let products = (1.2 * count + 20.0) * cin * cout;
     let winograd = POINTS as f64 * (products + 6.0 * count * (cin + cout));
     winograd < plain

@@ -1,6 +1,6 @@
 //! Forward pass and data gradient.
 
-use super::super::{ConvShape, Epilogue};
+use super::super::{ConvShape, Epilogue, Factors};
 use super::{APART, D, M, POINTS, Tiles, fits, load, pays, rows_of_block, store, transform};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
@@ -75,9 +75,9 @@ impl Winograd {
         self
     }
 
-    /// Whether this is expected to take less time than the plain way.
-    pub fn pays(&self) -> bool {
-        pays(&self.tiles, self.cin, self.cout)
+    /// Whether this is expected to take less time than the plain way with such factors.
+    pub fn pays(&self, factors: Factors) -> bool {
+        pays(self.isa, factors, &self.tiles, self.cin, self.cout)
     }
 
     fn nr(&self) -> usize {

@@ -1,6 +1,6 @@
 //! Weight gradient.
 
-use super::super::ConvShape;
+use super::super::{ConvShape, Factors};
 use super::{APART, D, M, POINTS, Tile, Tiles, fits, load, pays, store, transform};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
@@ -49,9 +49,9 @@ impl WinogradGrad {
         self
     }
 
-    /// Whether this is expected to take less time than the plain way.
-    pub fn pays(&self) -> bool {
-        pays(&self.tiles, self.shape.cin, self.shape.cout)
+    /// Whether this is expected to take less time than the plain way with such factors.
+    pub fn pays(&self, factors: Factors) -> bool {
+        pays(self.isa, factors, &self.tiles, self.shape.cin, self.shape.cout)
     }
 
     /// Blocks of runs of tiles.

@@ -1,0 +1,125 @@
+//! The ways to compute a convolution (`Arithmetic`), as the executor runs them: against the plain way, and whatever the
+//! threads.
+#![allow(missing_docs, reason = "nothing here is for others")]
+
+use ddpm_engine::ops::{Conv2d, Loss, Padding};
+use ddpm_engine::{Arithmetic, CpuExecutor, Draws, Executor, Factors, Graph, Isa, PlanOptions, Region};
+
+/// Kernel, stride, padding, output channels.
+type Layer = (usize, usize, usize, usize);
+
+/// The output of two convolutions in a row, and the gradients of input, weights and biases under a squared error.
+fn run(
+    shape: [usize; 4],
+    layers: [Layer; 2],
+    arithmetic: Arithmetic,
+    threads: usize,
+    isa: Isa,
+) -> Vec<Vec<f32>> {
+    let mut g = Graph::new();
+    let x = g.parameter("x", shape);
+    let mut y = x;
+    for (kernel, stride, pad, cout) in layers {
+        let cin = g.shape(y).channels();
+        let weight = g.parameter("weight", [kernel, kernel, cin, cout]);
+        let bias = g.parameter("bias", [cout]);
+        let conv = Conv2d { pad: Padding::even(pad), ..Conv2d::new(stride, pad) };
+        y = g.add("conv", conv, &[y, weight, bias]).expect("the shapes fit");
+    }
+    let target = g.input("target", g.shape(y));
+    let loss = g.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit");
+    let gradients = ddpm_engine::autodiff::backward(&mut g, loss).expect("all have gradients");
+    let parameters = g.parameters().to_vec();
+    let options =
+        PlanOptions { gradients: Some(gradients), keep: vec![y, loss], arithmetic, ..PlanOptions::default() };
+    let mut exec = CpuExecutor::with_isa(g.clone(), &options, threads, isa).expect("a small plan");
+    let mut state = 1u32;
+    let mut numbers = |len: usize, scale: f32| -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
+        };
+        (0..len).map(|_| next()).collect()
+    };
+    for (i, &p) in parameters.iter().enumerate() {
+        let scale = if i % 2 == 1 { 0.1 } else { 1.0 };
+        exec.write_parameter(Region::Weights, i, &numbers(g.shape(p).len(), scale)).expect("its length");
+    }
+    exec.write(target, &numbers(g.shape(target).len(), 1.0)).expect("its length");
+    exec.run(Draws::default()).expect("a run");
+    let mut out = vec![vec![0.0; g.shape(y).len()]];
+    exec.read(y, &mut out[0]).expect("kept");
+    for (i, &p) in parameters.iter().enumerate() {
+        let mut gradient = vec![0.0; g.shape(p).len()];
+        exec.read_parameter(Region::Gradients, i, &mut gradient).expect("its length");
+        out.push(gradient);
+    }
+    out
+}
+
+/// The largest difference of each tensor, in units of its root mean square.
+fn differences(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<f64> {
+    let one = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+        let typical = (a.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>() / a.len() as f64).sqrt();
+        a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max) / typical
+    };
+    a.iter().zip(b).map(one).collect()
+}
+
+const PLAIN: Arithmetic = Arithmetic { winograd: false, factors: Factors::F32 };
+const WINOGRAD: Arithmetic = Arithmetic { winograd: true, ..PLAIN };
+const BF16: Arithmetic = Arithmetic { factors: Factors::Bf16, ..PLAIN };
+
+/// 3x3 convolutions: with one block of tiles and with several, with weights in one group and in several.
+const TILED: [([usize; 4], [Layer; 2]); 3] = [
+    ([3, 12, 10, 32], [(3, 1, 1, 48), (3, 1, 1, 40)]),
+    ([2, 96, 96, 16], [(3, 1, 1, 32), (3, 1, 1, 16)]),
+    ([8, 8, 8, 512], [(3, 1, 1, 512), (3, 1, 1, 32)]),
+];
+
+/// Other convolutions, with odd numbers of channels and pixels.
+const OTHERS: [([usize; 4], [Layer; 2]); 3] = [
+    ([3, 12, 10, 32], [(4, 2, 1, 48), (1, 1, 0, 40)]),
+    ([1, 7, 9, 17], [(3, 2, 1, 33), (3, 1, 1, 5)]),
+    ([2, 16, 16, 64], [(1, 1, 0, 96), (4, 2, 1, 64)]),
+];
+
+#[test]
+fn winograd_agrees_with_the_plain_way() {
+    for isa in Isa::all().into_iter().filter(|isa| isa.lanes() > 4) {
+        for (shape, layers) in TILED {
+            let plain = run(shape, layers, PLAIN, 2, isa);
+            let winograd = run(shape, layers, WINOGRAD, 2, isa);
+            assert_ne!(plain, winograd, "{isa}: {shape:?} did not go through Winograd's tiles");
+            let worst = differences(&plain, &winograd);
+            assert!(worst.iter().all(|d| *d < 4e-5), "{isa}: {shape:?}: {worst:?}");
+        }
+    }
+}
+
+#[test]
+fn bf16_agrees_with_the_plain_way_to_its_precision() {
+    for isa in Isa::all() {
+        for (shape, layers) in OTHERS {
+            let (plain, bf16) = (run(shape, layers, PLAIN, 2, isa), run(shape, layers, BF16, 2, isa));
+            let worst = differences(&plain, &bf16);
+            // Two factors with errors of up to 2^-9 each, twice in a row; the largest of some thousands.
+            assert!(worst.iter().all(|d| *d < 4e-2), "{isa}: {shape:?}: {worst:?}");
+            assert!(worst[0] > 1e-4, "{isa}: {shape:?} was not computed in bf16: {worst:?}");
+        }
+    }
+}
+
+#[test]
+fn threads_change_no_bit() {
+    let winograd = TILED.map(|case| (case, WINOGRAD));
+    let bf16 = OTHERS.map(|case| (case, BF16));
+    for ((shape, layers), arithmetic) in winograd.into_iter().chain(bf16) {
+        let bits = |threads: usize| {
+            let all = run(shape, layers, arithmetic, threads, Isa::best()).concat();
+            all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        let one = bits(1);
+        assert!(one == bits(2) && one == bits(3), "{shape:?}, {arithmetic:?}");
+    }
+}
