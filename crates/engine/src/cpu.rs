@@ -6,8 +6,8 @@
 
 use crate::error::{Error, Result};
 use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};
-use crate::graph::{Graph, Tensor};
-use crate::plan::{ALIGN, Arithmetic, Plan, PlanOptions, Region};
+use crate::graph::{Graph, Kind, Tensor};
+use crate::plan::{ALIGN, Arithmetic, Plan, PlanOptions, Region, Workspace};
 use crate::shape::DType;
 use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
@@ -26,6 +26,7 @@ const MOST_RESULTS: usize = 4;
 pub struct Cpu {
     isa: Isa,
     arithmetic: Arithmetic,
+    fixed_weights: bool,
 }
 
 impl Cpu {
@@ -38,6 +39,12 @@ impl Cpu {
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
     }
+
+    /// Whether the node's weights (its second operand) are parameters of a plan without training, so that what is made
+    /// of them may be [kept](Run::kept).
+    pub fn fixed_weights(&self) -> bool {
+        self.fixed_weights
+    }
 }
 
 /// The operands of a kernel call.
@@ -48,6 +55,10 @@ pub struct Run<'a> {
     pub outputs: &'a mut [&'a mut [f32]],
     /// Scratch memory that all threads see.
     pub shared: &'a mut [f32],
+    /// Memory that nobody else writes to from run to run.
+    pub kept: &'a mut [f32],
+    /// Whether weights were written since the last run: what is kept must be made anew.
+    pub new_weights: bool,
     /// Scratch memory of each thread.
     pub scratch: &'a Scratch,
     /// What random draws depend on.
@@ -57,19 +68,26 @@ pub struct Run<'a> {
 /// An operation's arithmetic, prepared for its shapes.
 pub struct Kernel {
     run: Box<dyn Fn(&mut Run<'_>) + Send + Sync>,
-    shared: usize,
+    workspace: Workspace,
     per_thread: usize,
 }
 
 impl Kernel {
     /// A kernel without scratch memory.
     pub fn new(run: impl Fn(&mut Run<'_>) + Send + Sync + 'static) -> Self {
-        Self { run: Box::new(run), shared: 0, per_thread: 0 }
+        Self { run: Box::new(run), workspace: Workspace::default(), per_thread: 0 }
     }
 
     /// Asks for scratch memory that all threads see.
-    pub fn shared(self, shared: usize) -> Self {
-        Self { shared, ..self }
+    pub fn shared(mut self, shared: usize) -> Self {
+        self.workspace.scratch = shared;
+        self
+    }
+
+    /// Asks for memory that stays from run to run.
+    pub fn kept(mut self, kept: usize) -> Self {
+        self.workspace.kept = kept;
+        self
     }
 
     /// Asks for scratch memory of each thread.
@@ -141,12 +159,13 @@ impl Device for CpuDevice {
 /// Runs a plan on the CPU's cores.
 pub struct CpuExecutor {
     plan: Plan,
-    cpu: Cpu,
+    isa: Isa,
     kernels: Vec<Kernel>,
     arena: Aligned,
     scratch: Scratch,
     scratch_len: usize,
     pool: rayon::ThreadPool,
+    new_weights: bool,
     profiling: bool,
     times: Vec<(u64, Duration)>,
 }
@@ -165,18 +184,29 @@ impl CpuExecutor {
             .thread_name(|i| format!("ddpm-{i}"))
             .build()
             .map_err(|e| Error::Resources(format!("the threads cannot be started: {e}")))?;
-        let cpu = Cpu { isa, arithmetic: options.arithmetic };
-        let (plan, kernels) = prepare(graph, options, cpu)?;
+        let (plan, kernels) = prepare(graph, options, isa)?;
         let scratch_len = kernels.iter().map(|k| k.per_thread).max().unwrap_or(0);
         let scratch = Scratch::new(pool.current_num_threads(), scratch_len)?;
         let arena = Aligned::new(plan.arena_len())?;
         let times = vec![(0, Duration::ZERO); kernels.len()];
-        Ok(Self { plan, cpu, kernels, arena, scratch, scratch_len, pool, profiling: false, times })
+        let new_weights = true;
+        Ok(Self {
+            plan,
+            isa,
+            kernels,
+            arena,
+            scratch,
+            scratch_len,
+            pool,
+            new_weights,
+            profiling: false,
+            times,
+        })
     }
 
     /// The instruction set.
     pub fn isa(&self) -> Isa {
-        self.cpu.isa
+        self.isa
     }
 
     /// Number of threads.
@@ -219,8 +249,7 @@ impl CpuExecutor {
 
 /// Memory and arithmetic of a plan, without taking the memory.
 pub fn footprint(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Footprint> {
-    let cpu = Cpu { isa: Isa::from_env()?, arithmetic: options.arithmetic };
-    let (plan, kernels) = prepare(graph, options, cpu)?;
+    let (plan, kernels) = prepare(graph, options, Isa::from_env()?)?;
     let threads = if threads == 0 { rayon::current_num_threads() } else { threads };
     Ok(footprint_of(&plan, &kernels, threads))
 }
@@ -233,7 +262,7 @@ fn footprint_of(plan: &Plan, kernels: &[Kernel], threads: usize) -> Footprint {
     }
 }
 
-fn prepare(graph: Graph, options: &PlanOptions, cpu: Cpu) -> Result<(Plan, Vec<Kernel>)> {
+fn prepare(graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, Vec<Kernel>)> {
     let mut kernels = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
         let types = |t: &[Tensor]| t.iter().map(|&t| graph.ty(t)).collect::<Vec<_>>();
@@ -242,10 +271,13 @@ fn prepare(graph: Graph, options: &PlanOptions, cpu: Cpu) -> Result<(Plan, Vec<K
         if let Some(ty) = inputs.iter().chain(&outputs).find(|ty| ty.dtype != DType::F32) {
             return Err(Error::DType { node: node.name.clone(), executor: "CPU", dtype: ty.dtype });
         }
+        let parameter = |t: &Tensor| matches!(graph.info(*t).kind, Kind::Parameter(_));
+        let fixed_weights = options.gradients.is_none() && node.inputs.get(1).is_some_and(parameter);
+        let cpu = Cpu { isa, arithmetic: options.arithmetic, fixed_weights };
         kernels.push(node.op.operation().cpu(&cpu, &inputs, &outputs));
     }
-    let shared: Vec<usize> = kernels.iter().map(|k| k.shared).collect();
-    Ok((Plan::new(graph, options, &shared), kernels))
+    let workspaces: Vec<Workspace> = kernels.iter().map(|k| k.workspace).collect();
+    Ok((Plan::new(graph, options, &workspaces), kernels))
 }
 
 impl Executor for CpuExecutor {
@@ -264,6 +296,7 @@ impl Executor for CpuExecutor {
 
     fn write(&mut self, t: Tensor, data: &[f32]) -> Result<()> {
         let place = self.checked(t, data.len())?;
+        self.new_weights |= matches!(self.plan.graph().info(t).kind, Kind::Parameter(_));
         self.arena.as_mut_slice()[place].copy_from_slice(data);
         Ok(())
     }
@@ -276,6 +309,7 @@ impl Executor for CpuExecutor {
 
     fn write_parameter(&mut self, region: Region, i: usize, data: &[f32]) -> Result<()> {
         let place = self.checked_parameter(region, i, data.len())?;
+        self.new_weights |= region == Region::Weights;
         self.arena.as_mut_slice()[place].copy_from_slice(data);
         Ok(())
     }
@@ -287,18 +321,19 @@ impl Executor for CpuExecutor {
     }
 
     fn run(&mut self, draws: Draws) -> Result<()> {
-        let Self { plan, kernels, arena, scratch, pool, profiling, times, .. } = self;
+        let Self { plan, kernels, arena, scratch, pool, profiling, times, new_weights, .. } = self;
         let arena = arena.as_mut_slice();
         pool.install(|| {
             for (i, kernel) in kernels.iter().enumerate() {
                 let start = profiling.then(Instant::now);
-                run_node(plan, i, kernel, arena, scratch, draws);
+                run_node(plan, i, kernel, arena, scratch, *new_weights, draws);
                 if let Some(start) = start {
                     times[i].0 += 1;
                     times[i].1 += start.elapsed();
                 }
             }
         });
+        self.new_weights = false;
         Ok(())
     }
 
@@ -307,7 +342,7 @@ impl Executor for CpuExecutor {
         if sum.is_empty() && !self.plan.region(Region::Weights).is_empty() {
             return Err(Error::Resources("the plan was not made to add gradients up".to_owned()));
         }
-        let isa = self.cpu.isa;
+        let isa = self.isa;
         let [sum, last] =
             self.arena.as_mut_slice().get_disjoint_mut([sum, last]).expect("regions do not overlap");
         self.pool.install(|| {
@@ -319,7 +354,7 @@ impl Executor for CpuExecutor {
     }
 
     fn gradient_norm(&self) -> Result<f64> {
-        let (isa, arena) = (self.cpu.isa, self.arena.as_slice());
+        let (isa, arena) = (self.isa, self.arena.as_slice());
         let gradients = &arena[self.update_gradients()?];
         let parts = || gradients.par_chunks(CHUNK).map(|g| elementwise::squared_norm(isa, g)).collect();
         // Added in order, which a parallel sum is not.
@@ -336,7 +371,7 @@ impl Executor for CpuExecutor {
             region(Region::ExpAvgSq),
             region(Region::Ema),
         ];
-        let isa = self.cpu.isa;
+        let isa = self.isa;
         let [weights, gradients, exp_avg, exp_avg_sq, ema] =
             self.arena.as_mut_slice().get_disjoint_mut(places).expect("regions do not overlap");
         self.pool.install(|| {
@@ -382,7 +417,15 @@ impl Executor for CpuExecutor {
 }
 
 /// Borrows a node's operands, results and scratch memory from the arena and calls its kernel.
-fn run_node(plan: &Plan, i: usize, kernel: &Kernel, arena: &mut [f32], scratch: &Scratch, draws: Draws) {
+fn run_node(
+    plan: &Plan,
+    i: usize,
+    kernel: &Kernel,
+    arena: &mut [f32],
+    scratch: &Scratch,
+    new_weights: bool,
+    draws: Draws,
+) {
     let node = &plan.graph().nodes()[i];
     if let Some(operand) = node.op.operation().in_place() {
         let (from, to) = (plan.place(node.inputs[operand]), plan.place(node.outputs[0]));
@@ -390,8 +433,8 @@ fn run_node(plan: &Plan, i: usize, kernel: &Kernel, arena: &mut [f32], scratch: 
             arena.copy_within(from, to.start);
         }
     }
-    // Results, then the different operands, then scratch memory; empty ranges fill up and overlap with nothing.
-    const MOST: usize = MOST_RESULTS + MOST_OPERANDS + 1;
+    // Results, then the different operands, then the two workspaces; empty ranges fill up and overlap with nothing.
+    const MOST: usize = MOST_RESULTS + MOST_OPERANDS + 2;
     let mut ranges: [Range<usize>; MOST] = std::array::from_fn(|_| 0..0);
     let results = node.outputs.len();
     for (range, &t) in ranges.iter_mut().zip(&node.outputs) {
@@ -411,14 +454,16 @@ fn run_node(plan: &Plan, i: usize, kernel: &Kernel, arena: &mut [f32], scratch: 
             }
         };
     }
-    ranges[MOST - 1] = plan.scratch(i);
+    ranges[MOST - 2] = plan.scratch(i);
+    ranges[MOST - 1] = plan.kept(i);
     let mut slices = arena.get_disjoint_mut(ranges).expect("the plan gives every operand its own place");
-    let (slices, shared) = slices.split_at_mut(MOST - 1);
+    let (slices, workspaces) = slices.split_at_mut(MOST - 2);
+    let [shared, kept] = workspaces else { unreachable!("there are two workspaces") };
     let (outputs, operands) = slices.split_at_mut(results);
     let empty: &[f32] = &[];
     let inputs: [&[f32]; MOST_OPERANDS] =
         operand_at.map(|at| if at == MOST { empty } else { &*operands[at - results] });
-    let mut run =
-        Run { inputs: &inputs[..node.inputs.len()], outputs, shared: &mut *shared[0], scratch, draws };
+    let inputs = &inputs[..node.inputs.len()];
+    let mut run = Run { inputs, outputs, shared, kept, new_weights, scratch, draws };
     (kernel.run)(&mut run);
 }

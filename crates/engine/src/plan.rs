@@ -76,7 +76,17 @@ pub struct Plan {
     parameters: Vec<Range<usize>>,
     regions: [Range<usize>; Region::COUNT],
     scratch: Vec<Range<usize>>,
+    kept: Vec<Range<usize>>,
     len: usize,
+}
+
+/// Numbers that a node needs besides its tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Workspace {
+    /// While it runs.
+    pub scratch: usize,
+    /// From run to run: what it makes of weights that do not change.
+    pub kept: usize,
 }
 
 /// Something to be placed: its size and the steps that need it.
@@ -86,8 +96,8 @@ struct Item {
 }
 
 impl Plan {
-    /// Lays out `graph`; `scratch` has the numbers of shared scratch memory of each node.
-    pub fn new(graph: Graph, options: &PlanOptions, scratch: &[usize]) -> Self {
+    /// Lays out `graph`; `scratch` has what each node needs besides its tensors.
+    pub fn new(graph: Graph, options: &PlanOptions, scratch: &[Workspace]) -> Self {
         let mut at = 0;
         let parameters: Vec<Range<usize>> = graph
             .parameters()
@@ -139,16 +149,21 @@ impl Plan {
             *both = both.start.min(live[t].start)..both.end.max(live[t].end);
         }
         let first_scratch = items.len();
-        items.extend(scratch.iter().enumerate().map(|(step, &len)| Item { len, live: step + 1..step + 2 }));
+        items.extend(scratch.iter().enumerate().map(|(i, w)| Item { len: w.scratch, live: i + 1..i + 2 }));
+        let first_kept = items.len();
+        let always = 0..graph.nodes().len() + 2;
+        items.extend(scratch.iter().map(|w| Item { len: w.kept, live: always.clone() }));
 
         let (offsets, len) = place(&items);
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
             let at = end + offsets[item_of[&shares[t]]];
             places[t] = at..at + graph.shape(Tensor(t as u32)).len();
         }
-        let scratch =
-            (first_scratch..items.len()).map(|i| end + offsets[i]..end + offsets[i] + items[i].len).collect();
-        Self { graph, places, parameters, regions, scratch, len: end + len }
+        let places_of = |items_: Range<usize>| {
+            items_.map(|i| end + offsets[i]..end + offsets[i] + items[i].len).collect::<Vec<_>>()
+        };
+        let (scratch, kept) = (places_of(first_scratch..first_kept), places_of(first_kept..items.len()));
+        Self { graph, places, parameters, regions, scratch, kept, len: end + len }
     }
 
     /// The planned graph.
@@ -169,6 +184,11 @@ impl Plan {
     /// Where a node's scratch memory is.
     pub fn scratch(&self, node: usize) -> Range<usize> {
         self.scratch[node].clone()
+    }
+
+    /// Where a node's memory from run to run is.
+    pub fn kept(&self, node: usize) -> Range<usize> {
+        self.kept[node].clone()
     }
 
     /// A region of the arena; empty if the plan has none.

@@ -123,3 +123,47 @@ fn threads_change_no_bit() {
         assert!(one == bits(2) && one == bits(3), "{shape:?}, {arithmetic:?}");
     }
 }
+
+#[test]
+fn kept_weights_are_made_anew_when_they_change() {
+    for (shape, layers) in TILED.into_iter().chain(OTHERS) {
+        for arithmetic in [PLAIN, WINOGRAD, BF16] {
+            let mut g = Graph::new();
+            let x = g.input("x", shape);
+            let mut y = x;
+            for (kernel, stride, pad, cout) in layers {
+                let weight = g.parameter("weight", [kernel, kernel, g.shape(y).channels(), cout]);
+                let bias = g.parameter("bias", [cout]);
+                y = g.add("conv", Conv2d::new(stride, pad), &[y, weight, bias]).expect("the shapes fit");
+            }
+            let options = PlanOptions { keep: vec![y], arithmetic, ..PlanOptions::default() };
+            let new = || CpuExecutor::with_isa(g.clone(), &options, 2, Isa::best()).expect("a small plan");
+            let ramp = |len: usize, scale: f32| -> Vec<f32> {
+                (0..len).map(|i| ((i * 37 % 101) as f32 - 50.0) * scale).collect()
+            };
+            let draw = |exec: &mut CpuExecutor, scale: Option<f32>| {
+                exec.write(x, &ramp(g.shape(x).len(), 0.02)).expect("its length");
+                for (i, &p) in g.parameters().iter().enumerate() {
+                    if let Some(scale) = scale {
+                        let data = ramp(g.shape(p).len(), scale);
+                        exec.write_parameter(Region::Weights, i, &data).expect("its length");
+                    }
+                }
+                exec.run(Draws::default()).expect("a run");
+                let mut out = vec![0.0; g.shape(y).len()];
+                exec.read(y, &mut out).expect("kept");
+                out
+            };
+            let mut exec = new();
+            let first = draw(&mut exec, Some(0.01));
+            assert_eq!(draw(&mut exec, None), first, "a second run differs: {shape:?}, {arithmetic:?}");
+            let second = draw(&mut exec, Some(0.02));
+            assert_ne!(second, first);
+            assert_eq!(
+                second,
+                draw(&mut new(), Some(0.02)),
+                "old weights are left: {shape:?}, {arithmetic:?}"
+            );
+        }
+    }
+}

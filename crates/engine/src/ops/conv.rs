@@ -200,30 +200,24 @@ impl Operation for Conv2d {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
-        match Winograd::forward(cpu.isa(), shape)
-            .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
-        {
+        match winograd::chosen(cpu, Winograd::forward(cpu.isa(), shape)) {
             Some(conv) => winograd::product_kernel(conv, self.addends()),
-            None => {
-                gather_kernel(Gather::forward(cpu.isa(), cpu.arithmetic().factors, shape), self.addends())
-            }
+            None => gather_kernel(
+                cpu,
+                Gather::forward(cpu.isa(), cpu.arithmetic().factors, shape),
+                self.addends(),
+            ),
         }
     }
 }
 
-/// Packs the weights into the shared scratch memory, then computes blocks of output pixels side by side.
-fn gather_kernel(gather: Gather, addends: [Option<usize>; 3]) -> Kernel {
-    let (shared, per_thread) = (gather.packed_len(), gather.scratch_len());
-    Kernel::new(move |run: &mut Run<'_>| {
-        let packed = &mut run.shared[..gather.packed_len()];
-        let weights = run.inputs[1];
-        let mut rest = &mut *packed;
-        for phase in 0..gather.phase_count() {
-            let (part, tail) = rest.split_at_mut(gather.panel_len(phase) * gather.panel_count());
-            part.par_chunks_mut(gather.panel_len(phase).max(1)).enumerate().for_each(|(panel, out)| {
-                gather.pack_panel(phase, panel, weights, out);
-            });
-            rest = tail;
+/// Packs the weights, then computes blocks of output pixels side by side.
+fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kernel {
+    let (packed_len, per_thread, keep) = (gather.packed_len(), gather.scratch_len(), cpu.fixed_weights());
+    let kernel = Kernel::new(move |run: &mut Run<'_>| {
+        let packed = if keep { &mut *run.kept } else { &mut run.shared[..packed_len] };
+        if !keep || run.new_weights {
+            pack(&gather, run.inputs[1], packed);
         }
         let operand = |i: Option<usize>| i.map(|i| run.inputs[i]);
         let epilogue = Epilogue {
@@ -236,9 +230,21 @@ fn gather_kernel(gather: Gather, addends: [Option<usize>; 3]) -> Kernel {
         run.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
             scratch.with(|memory| gather.run(x, packed, epilogue, i * task, out, memory));
         });
-    })
-    .shared(shared)
-    .per_thread(per_thread)
+    });
+    let kernel = if keep { kernel.kept(packed_len) } else { kernel.shared(packed_len) };
+    kernel.per_thread(per_thread)
+}
+
+/// Packs all weights, panels side by side.
+fn pack(gather: &Gather, weights: &[f32], packed: &mut [f32]) {
+    let mut rest = packed;
+    for phase in 0..gather.phase_count() {
+        let (part, tail) = rest.split_at_mut(gather.panel_len(phase) * gather.panel_count());
+        part.par_chunks_mut(gather.panel_len(phase).max(1)).enumerate().for_each(|(panel, out)| {
+            gather.pack_panel(phase, panel, weights, out);
+        });
+        rest = tail;
+    }
 }
 
 impl Conv2dTranspose {
@@ -306,11 +312,11 @@ impl Operation for Conv2dTranspose {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
-        match Winograd::data_grad(cpu.isa(), shape)
-            .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
-        {
+        match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), shape)) {
             Some(conv) => winograd::product_kernel(conv, addends),
-            None => gather_kernel(Gather::data_grad(cpu.isa(), cpu.arithmetic().factors, shape), addends),
+            None => {
+                gather_kernel(cpu, Gather::data_grad(cpu.isa(), cpu.arithmetic().factors, shape), addends)
+            }
         }
     }
 }

@@ -1,27 +1,40 @@
 //! How the executor runs Winograd's convolutions: their phases one after the other, each spread over the threads.
 
-use crate::cpu::{Kernel, Run};
+use crate::cpu::{Cpu, Kernel, Run};
 use ddpm_kernels::conv::Epilogue;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 use rayon::prelude::*;
 use std::ops::Range;
 
+/// The convolution, if the executor may compute it so and this is expected to be faster.
+pub(super) fn chosen(cpu: &Cpu, conv: Option<Winograd>) -> Option<Winograd> {
+    let conv = conv.filter(|_| cpu.arithmetic().winograd)?;
+    let conv = if cpu.fixed_weights() { conv.keeping_weights() } else { conv };
+    conv.pays(cpu.arithmetic().factors).then_some(conv)
+}
+
 /// Forward pass or data gradient; operands `x, w` and the epilogue's at the places `addends`.
 pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
-    let shared = conv.shared_len();
-    Kernel::new(move |run: &mut Run<'_>| {
-        let (packed, rest) = run.shared.split_at_mut(shared[0]);
-        let (values, rest) = rest.split_at_mut(shared[1]);
-        let products = &mut rest[..shared[2]];
+    let [packed_len, values_len, products_len] = conv.shared_len();
+    let keep = conv.keeps_weights();
+    let kernel = Kernel::new(move |run: &mut Run<'_>| {
+        let (packed, rest) = match keep {
+            true => (&mut *run.kept, &mut *run.shared),
+            false => run.shared.split_at_mut(packed_len),
+        };
+        let (values, rest) = rest.split_at_mut(values_len);
+        let products = &mut rest[..products_len];
         let (x, w) = (run.inputs[0], run.inputs[1]);
         let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
         let epilogue = Epilogue { bias, picture_bias, residual };
         let one_block = conv.blocks().count() == 1;
         for (i, panels) in conv.groups().enumerate() {
             let packed = &mut packed[..panels.len() * conv.panel_len()];
-            packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
-                conv.pack_panel(panels.start + panel, w, to);
-            });
+            if !keep || run.new_weights {
+                packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
+                    conv.pack_panel(panels.start + panel, w, to);
+                });
+            }
             let (packed, mut rest) = (&*packed, &mut *run.outputs[0]);
             for rows in conv.blocks() {
                 let values = &mut values[..conv.value_groups(rows.len()) * conv.values_len()];
@@ -43,8 +56,11 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
                 rest = tail;
             }
         }
-    })
-    .shared(shared.iter().sum())
+    });
+    match keep {
+        true => kernel.kept(packed_len).shared(values_len + products_len),
+        false => kernel.shared(packed_len + values_len + products_len),
+    }
 }
 
 /// Calls `f` for every row with its part of `out`, side by side; `len` tells how long a row's part is.

@@ -159,8 +159,9 @@ fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
 /// Whether the way through Winograd's tiles takes less time than the plain one, by counting.
 ///
 /// Costs are in fused multiply-adds of one lane, fitted to measurements: bringing a number to or from its points costs
-/// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold.
-fn pays(isa: Isa, factors: Factors, tiles: &Tiles, cin: usize, cout: usize) -> bool {
+/// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold (6 where they are kept and
+/// only read).
+fn pays(isa: Isa, factors: Factors, kept: bool, tiles: &Tiles, cin: usize, cout: usize) -> bool {
     if cin < 16 || cout < 16 {
         return false;
     }
@@ -168,7 +169,7 @@ fn pays(isa: Isa, factors: Factors, tiles: &Tiles, cin: usize, cout: usize) -> b
     let pixels = (tiles.n * tiles.to.0 * tiles.to.1) as f64;
     let two_at_once = factors == Factors::Bf16 && bf16::multiply_add_rounds(isa, 0).is_some();
     let plain = if two_at_once { 0.65 } else { 1.15 } * 9.0 * pixels * cin * cout;
-    let products = (1.2 * count + 20.0) * cin * cout;
+    let products = (1.2 * count + if kept { 6.0 } else { 20.0 }) * cin * cout;
     let winograd = POINTS as f64 * (products + 6.0 * count * (cin + cout));
     winograd < plain
 }

@@ -12,6 +12,8 @@ use std::ops::Range;
 const BLOCK: usize = 2 << 20;
 /// Fewest tiles of a block, if there are as many.
 const FEWEST: usize = 96;
+/// Tiles beside which making U does not count.
+const MANY_TILES: usize = 1024;
 /// Numbers of U that are made at a time where one block of tiles is all there is.
 const GROUP: usize = 4 << 20;
 
@@ -32,6 +34,8 @@ pub struct Winograd {
     block_rows: usize,
     /// Panels of columns of a group.
     group: usize,
+    /// Whether U outlives a pass.
+    keeps_weights: bool,
 }
 
 impl Winograd {
@@ -61,7 +65,7 @@ impl Winograd {
             true => (GROUP / (POINTS * k * nr)).clamp(1, panels),
             false => panels,
         };
-        Self { isa, tile, shape, transposed, tiles, cin, cout, k, block_rows, group }
+        Self { isa, tile, shape, transposed, tiles, cin, cout, k, block_rows, group, keeps_weights: false }
     }
 
     /// With blocks of `rows` rows of tiles, and groups of `panels` panels if one block is all; for tests, which would
@@ -75,9 +79,22 @@ impl Winograd {
         self
     }
 
+    /// For weights that do not change from pass to pass: U is made once and kept, where making it would be a good part of
+    /// a pass (it has four times as many numbers as the weights).
+    pub fn keeping_weights(self) -> Self {
+        let keeps_weights = self.tiles.count() < MANY_TILES;
+        let group = if keeps_weights { self.panels() } else { self.group };
+        Self { keeps_weights, group, ..self }
+    }
+
+    /// Whether U is to be kept.
+    pub fn keeps_weights(&self) -> bool {
+        self.keeps_weights
+    }
+
     /// Whether this is expected to take less time than the plain way with such factors.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays(self.isa, factors, &self.tiles, self.cin, self.cout)
+        pays(self.isa, factors, self.keeps_weights, &self.tiles, self.cin, self.cout)
     }
 
     fn nr(&self) -> usize {

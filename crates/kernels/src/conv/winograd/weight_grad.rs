@@ -51,7 +51,7 @@ impl WinogradGrad {
 
     /// Whether this is expected to take less time than the plain way with such factors.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays(self.isa, factors, &self.tiles, self.shape.cin, self.shape.cout)
+        pays(self.isa, factors, false, &self.tiles, self.shape.cin, self.shape.cout)
     }
 
     /// Blocks of runs of tiles.
