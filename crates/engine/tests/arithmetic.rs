@@ -114,7 +114,8 @@ fn bf16_agrees_with_the_plain_way_to_its_precision() {
 fn threads_change_no_bit() {
     let winograd = TILED.map(|case| (case, WINOGRAD));
     let bf16 = OTHERS.map(|case| (case, BF16));
-    for ((shape, layers), arithmetic) in winograd.into_iter().chain(bf16) {
+    let both = TILED.map(|case| (case, Arithmetic { winograd: true, ..BF16 }));
+    for ((shape, layers), arithmetic) in winograd.into_iter().chain(bf16).chain(both) {
         let bits = |threads: usize| {
             let all = run(shape, layers, arithmetic, threads, Isa::best()).concat();
             all.iter().map(|v| v.to_bits()).collect::<Vec<_>>()

@@ -44,6 +44,24 @@ pub(crate) fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
     }
 }
 
+/// Words of two vectors.
+#[inline(always)]
+pub(crate) fn pair_vectors<S: Simd>(s: S, even: S::f32s, odd: S::f32s) -> S::f32s {
+    let (even, odd) = (rounded_bits(s, even), rounded_bits(s, odd));
+    let even = s.wrapping_dyn_shr_u32s(even, s.splat_u32s(16));
+    s.transmute_f32s_u32s(s.or_u32s(even, odd))
+}
+
+/// The bits of every lane rounded to bf16, the lower half zero.
+#[inline(always)]
+fn rounded_bits<S: Simd>(s: S, x: S::f32s) -> S::u32s {
+    let bits = s.transmute_u32s_f32s(x);
+    let last = s.and_u32s(s.wrapping_dyn_shr_u32s(bits, s.splat_u32s(16)), s.splat_u32s(1));
+    let sum = s.add_u32s(bits, s.add_u32s(last, s.splat_u32s(0x7fff)));
+    let quiet = s.or_u32s(bits, s.splat_u32s(0x40_0000));
+    s.and_u32s(s.select_u32s(s.equal_f32s(x, x), sum, quiet), s.splat_u32s(0xffff_0000))
+}
+
 /// As [`tile::blocked`], of pairs: A panel `[k / 32][MR][16 pairs]`, B panel `[k / 2][NV]`.
 #[inline(always)]
 pub(crate) fn blocked<S: Simd, const MR: usize, const NV: usize>(
@@ -86,6 +104,26 @@ pub(crate) fn columns<S: Simd, const MR: usize, const NV: usize>(
     let _ = isa;
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
         let row = tile::vectors::<S, NV>(b);
+        for r in 0..MR {
+            multiply_pairs(s, a[r], row, &mut acc[r]);
+        }
+    }
+}
+
+/// As [`tile::columns_apart`], of pairs: A panel `[k / 2][16]`, of whose columns the first `MR` are used.
+#[inline(always)]
+pub(crate) fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    isa: Isa,
+    a: &[f32],
+    b: &[S::f32s],
+    acc: &mut Acc<S, MR, NV>,
+) {
+    if MR == K_RUN {
+        return columns(s, isa, a, b, acc);
+    }
+    for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
+        let (a, row) = (&a[..MR], tile::vectors::<S, NV>(b));
         for r in 0..MR {
             multiply_pairs(s, a[r], row, &mut acc[r]);
         }

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, Gather, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, Factors, Gather, WeightGrad};
 use rayon::prelude::*;
 
 /// Rows and columns of zeros around a picture.
@@ -200,7 +200,7 @@ impl Operation for Conv2d {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
-        match winograd::chosen(cpu, Winograd::forward(cpu.isa(), shape)) {
+        match winograd::chosen(cpu, Winograd::forward(cpu.isa(), Factors::F32, shape)) {
             Some(conv) => winograd::product_kernel(conv, self.addends()),
             None => gather_kernel(
                 cpu,
@@ -312,11 +312,11 @@ impl Operation for Conv2dTranspose {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
-        match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), shape)) {
+        // Of 3x3 with stride 1 the networks have it as data gradient only, for which Winograd's way will do in bf16 too.
+        let factors = cpu.arithmetic().factors;
+        match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), factors, shape)) {
             Some(conv) => winograd::product_kernel(conv, addends),
-            None => {
-                gather_kernel(cpu, Gather::data_grad(cpu.isa(), cpu.arithmetic().factors, shape), addends)
-            }
+            None => gather_kernel(cpu, Gather::data_grad(cpu.isa(), factors, shape), addends),
         }
     }
 }
@@ -346,7 +346,7 @@ impl Operation for Conv2dWeightGrad {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], outputs[0], self.stride, self.pad);
-        if let Some(grad) = WinogradGrad::new(cpu.isa(), shape)
+        if let Some(grad) = WinogradGrad::new(cpu.isa(), cpu.arithmetic().factors, shape)
             .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
         {
             return winograd::grad_kernel(grad, shape.cin, shape.cout);

@@ -94,7 +94,7 @@ impl Case {
 
     /// The same with factors of bf16: numbers that are such already, so that the oracle's are the same and only the sums
     /// differ.
-    fn in_bf16(&self) -> Self {
+    pub fn in_bf16(&self) -> Self {
         let rounded = |x: &[f32]| x.iter().map(|&x| bf16::widen(bf16::round(x))).collect();
         Self {
             shape: self.shape,

@@ -17,7 +17,9 @@
 //!
 //! **Error.** The sums are of f32 as everywhere, but their terms are larger than what is left of them: the root mean
 //! square error is about 5 times, the largest about 5 times that of the plain sum (1.1e-6 and 7e-6 of the typical
-//! output for 128 channels). The tests bound it against f64.
+//! output for 128 channels). The tests bound it against f64. With bf16 factors it is 1.2e-2, five times that of the plain way
+//! with such factors: good enough for gradients, whose noise from the choice of the batch is far larger, and not for the
+//! forward pass.
 
 mod product;
 mod transform;
@@ -78,6 +80,11 @@ impl Tiles {
         self.rows() * self.grid.1
     }
 
+    /// Tile `i`, if there are as many.
+    fn get(&self, i: usize) -> Option<Tile> {
+        (i < self.count()).then(|| self.tile(i))
+    }
+
     fn tile(&self, i: usize) -> Tile {
         let (row, column) = (i / self.grid.1, i % self.grid.1);
         Tile { picture: row / self.grid.0, y: row % self.grid.0 * M, x: column * M }
@@ -88,9 +95,20 @@ impl Tiles {
         M.min(self.to.0 - row % self.grid.0 * M)
     }
 
-    /// `B^T d B` of a vector of channels from `c` of a tile's inputs; zero outside of the picture.
+    /// `B^T d B` of a vector of channels from `c` of a tile's inputs; zero outside of the picture, without a tile, and for
+    /// channels that are not there.
     #[inline(always)]
-    fn values<S: Simd>(&self, s: S, tile: Tile, input: &[f32], cin: usize, c: usize) -> [[S::f32s; D]; D] {
+    fn values<S: Simd>(
+        &self,
+        s: S,
+        tile: Option<Tile>,
+        input: &[f32],
+        cin: usize,
+        c: usize,
+    ) -> [[S::f32s; D]; D] {
+        let Some(tile) = tile.filter(|_| c < cin) else {
+            return [[s.splat_f32s(0.0); D]; D];
+        };
         let (h, w) = self.from;
         let mut d = [[s.splat_f32s(0.0); D]; D];
         let lanes = S::F32_LANES.min(cin - c);
@@ -140,6 +158,18 @@ fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
     }
 }
 
+/// The words of two sets of values.
+#[inline(always)]
+fn pairs<S: Simd>(s: S, even: [[S::f32s; D]; D], odd: [[S::f32s; D]; D]) -> [[S::f32s; D]; D] {
+    let mut words = even;
+    for i in 0..D {
+        for j in 0..D {
+            words[i][j] = bf16::pair_vectors(s, even[i][j], odd[i][j]);
+        }
+    }
+    words
+}
+
 /// Rows of tiles in a block: `wanted` tiles in all, or up to a quarter more if that fills the last register tile of
 /// `mr` better.
 fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
@@ -156,20 +186,21 @@ fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
     (least..=most).rev().min_by(|&a, &b| waste(a).total_cmp(&waste(b))).unwrap_or(most)
 }
 
-/// Whether the way through Winograd's tiles takes less time than the plain one, by counting.
+/// Whether the way through Winograd's tiles takes less time than the plain one, by counting; each with its own factors.
 ///
 /// Costs are in fused multiply-adds of one lane, fitted to measurements: bringing a number to or from its points costs
 /// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold (6 where they are kept and
 /// only read).
-fn pays(isa: Isa, factors: Factors, kept: bool, tiles: &Tiles, cin: usize, cout: usize) -> bool {
+fn pays(isa: Isa, [plain, own]: [Factors; 2], kept: bool, tiles: &Tiles, cin: usize, cout: usize) -> bool {
     if cin < 16 || cout < 16 {
         return false;
     }
     let (cin, cout, count) = (cin as f64, cout as f64, tiles.count() as f64);
     let pixels = (tiles.n * tiles.to.0 * tiles.to.1) as f64;
-    let two_at_once = factors == Factors::Bf16 && bf16::multiply_add_rounds(isa, 0).is_some();
-    let plain = if two_at_once { 0.65 } else { 1.15 } * 9.0 * pixels * cin * cout;
-    let products = (1.2 * count + if kept { 6.0 } else { 20.0 }) * cin * cout;
+    let native = bf16::multiply_add_rounds(isa, 0).is_some();
+    let cost = |factors: Factors| if factors == Factors::Bf16 && native { 0.65 } else { 1.15 };
+    let plain = cost(plain) * 9.0 * pixels * cin * cout;
+    let products = (cost(own) * count + if kept { 6.0 } else { 20.0 }) * cin * cout;
     let winograd = POINTS as f64 * (products + 6.0 * count * (cin + cout));
     winograd < plain
 }

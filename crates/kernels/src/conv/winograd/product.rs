@@ -1,7 +1,8 @@
 //! Forward pass and data gradient.
 
 use super::super::{ConvShape, Epilogue, Factors};
-use super::{APART, D, M, POINTS, Tiles, fits, load, pays, rows_of_block, store, transform};
+use super::{APART, D, M, POINTS, Tiles, fits, load, pairs, pays, rows_of_block, store, transform};
+use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
 use pulp::Simd;
@@ -22,13 +23,14 @@ const GROUP: usize = 4 << 20;
 pub struct Winograd {
     isa: Isa,
     tile: TileShape,
+    factors: Factors,
     shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places, the weights are turned round.
     transposed: bool,
     tiles: Tiles,
     cin: usize,
     cout: usize,
-    /// `cin`, rounded up to [`K_RUN`].
+    /// Words of `cin` numbers, rounded up to [`K_RUN`].
     k: usize,
     /// Rows of tiles of a block.
     block_rows: usize,
@@ -40,24 +42,33 @@ pub struct Winograd {
 
 impl Winograd {
     /// The convolution `y = x * w`, if it is of this kind.
-    pub fn forward(isa: Isa, shape: ConvShape) -> Option<Self> {
+    pub fn forward(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
         let tiles = Tiles::new(shape.n, shape.input, shape.output, shape.pad);
-        fits(&shape).then(|| Self::new(isa, shape, false, tiles, shape.cin, shape.cout))
+        fits(&shape).then(|| Self::new(isa, factors, shape, false, tiles, shape.cin, shape.cout))
     }
 
     /// The data gradient `dx` from `dy`, if the convolution is of this kind.
-    pub fn data_grad(isa: Isa, shape: ConvShape) -> Option<Self> {
+    pub fn data_grad(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
         fits(&shape).then(|| {
             let pad = (2 - shape.pad.0, 2 - shape.pad.1);
             let tiles = Tiles::new(shape.n, shape.output, shape.input, pad);
-            Self::new(isa, shape, true, tiles, shape.cout, shape.cin)
+            Self::new(isa, factors, shape, true, tiles, shape.cout, shape.cin)
         })
     }
 
-    fn new(isa: Isa, shape: ConvShape, transposed: bool, tiles: Tiles, cin: usize, cout: usize) -> Self {
+    fn new(
+        isa: Isa,
+        factors: Factors,
+        shape: ConvShape,
+        transposed: bool,
+        tiles: Tiles,
+        cin: usize,
+        cout: usize,
+    ) -> Self {
         let tile = TileShape::pick(isa.lanes(), cout);
         let nr = tile.nv * isa.lanes();
-        let k = cin.next_multiple_of(K_RUN);
+        let numbers = factors.per_word() * isa.lanes();
+        let k = (cin.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
         let panels = cout.div_ceil(nr);
         let wanted = (BLOCK / (POINTS * (k + panels * nr))).max(FEWEST);
         let block_rows = rows_of_block(&tiles, wanted, tile.mr);
@@ -65,7 +76,20 @@ impl Winograd {
             true => (GROUP / (POINTS * k * nr)).clamp(1, panels),
             false => panels,
         };
-        Self { isa, tile, shape, transposed, tiles, cin, cout, k, block_rows, group, keeps_weights: false }
+        Self {
+            isa,
+            tile,
+            factors,
+            shape,
+            transposed,
+            tiles,
+            cin,
+            cout,
+            k,
+            block_rows,
+            group,
+            keeps_weights: false,
+        }
     }
 
     /// With blocks of `rows` rows of tiles, and groups of `panels` panels if one block is all; for tests, which would
@@ -94,7 +118,7 @@ impl Winograd {
 
     /// Whether this is expected to take less time than the plain way with such factors.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays(self.isa, factors, self.keeps_weights, &self.tiles, self.cin, self.cout)
+        pays(self.isa, [factors, self.factors], self.keeps_weights, &self.tiles, self.cin, self.cout)
     }
 
     fn nr(&self) -> usize {
@@ -185,45 +209,61 @@ impl Winograd {
     #[inline(always)]
     fn pack_generic<S: Simd>(&self, s: S, panel: usize, weights: &[f32], out: &mut [f32]) {
         let nr = self.nr();
-        let matrix = self.cin * self.cout;
         for v in 0..self.tile.nv {
             let column = panel * nr + v * S::F32_LANES;
-            let width = S::F32_LANES.min(self.cout.saturating_sub(column));
-            for ci in 0..self.k {
-                let mut g = [[s.splat_f32s(0.0); 3]; 3];
-                if ci < self.cin && width > 0 {
-                    for i in 0..3 {
-                        for j in 0..3 {
-                            g[i][j] = match self.transposed {
-                                false => {
-                                    let at = (i * 3 + j) * matrix + ci * self.cout + column;
-                                    load(s, &weights[at..at + width])
-                                }
-                                true => {
-                                    let at = ((2 - i) * 3 + 2 - j) * matrix + column * self.cin + ci;
-                                    let mut lanes = [0.0; 16];
-                                    for (to, w) in lanes
-                                        .iter_mut()
-                                        .zip(weights[at..].iter().step_by(self.cin))
-                                        .take(width)
-                                    {
-                                        *to = *w;
-                                    }
-                                    load(s, &lanes[..S::F32_LANES])
-                                }
-                            };
-                        }
+            for word in 0..self.k {
+                let u = match self.factors {
+                    Factors::F32 => self.weights_at_points(s, word, column, weights),
+                    Factors::Bf16 => {
+                        let even = word / S::F32_LANES * (2 * S::F32_LANES) + word % S::F32_LANES;
+                        let odd = self.weights_at_points(s, even + S::F32_LANES, column, weights);
+                        pairs(s, self.weights_at_points(s, even, column, weights), odd)
                     }
-                }
-                let u = transform::weights(s, g);
+                };
                 for i in 0..D {
                     for j in 0..D {
-                        let at = (i * D + j) * self.packed_point() + ci * nr + v * S::F32_LANES;
+                        let at = (i * D + j) * self.packed_point() + word * nr + v * S::F32_LANES;
                         store(s, &mut out[at..at + S::F32_LANES], u[i][j]);
                     }
                 }
             }
         }
+    }
+
+    /// `G g G^T` of input channel `ci` for a vector of output channels; zero where there are no such channels.
+    #[inline(always)]
+    fn weights_at_points<S: Simd>(
+        &self,
+        s: S,
+        ci: usize,
+        column: usize,
+        weights: &[f32],
+    ) -> [[S::f32s; D]; D] {
+        let mut g = [[s.splat_f32s(0.0); 3]; 3];
+        let width = S::F32_LANES.min(self.cout.saturating_sub(column));
+        if ci >= self.cin || width == 0 {
+            return [[s.splat_f32s(0.0); D]; D];
+        }
+        for i in 0..3 {
+            for j in 0..3 {
+                let matrix = match self.transposed {
+                    false => (i * 3 + j) * self.cin * self.cout,
+                    true => ((2 - i) * 3 + 2 - j) * self.cin * self.cout,
+                };
+                g[i][j] = match self.transposed {
+                    false => load(s, &weights[matrix + ci * self.cout + column..][..width]),
+                    true => {
+                        let mut lanes = [0.0; 16];
+                        let from = weights[matrix + column * self.cin + ci..].iter().step_by(self.cin);
+                        for (to, w) in lanes.iter_mut().zip(from).take(width) {
+                            *to = *w;
+                        }
+                        load(s, &lanes[..S::F32_LANES])
+                    }
+                };
+            }
+        }
+        transform::weights(s, g)
     }
 
     /// V of the group of tiles `group` of a block that begins at tile row `first_row`: `[points][k / 16][mr][16]`.
@@ -239,14 +279,17 @@ impl Winograd {
         let mr = self.tile.mr;
         let first = first_row * self.tiles.grid.1 + group * mr;
         for r in 0..mr {
-            let there = first + r < self.tiles.count();
-            let tile = self.tiles.tile(first + r);
-            for c in (0..self.k).step_by(S::F32_LANES) {
-                let v = match there && c < self.cin {
-                    true => self.tiles.values(s, tile, input, self.cin, c),
-                    false => [[s.splat_f32s(0.0); D]; D],
+            let tile = self.tiles.get(first + r);
+            for word in (0..self.k).step_by(S::F32_LANES) {
+                // Of which channels a word is made is nobody's business, as long as it is the same in U.
+                let v = match self.factors {
+                    Factors::F32 => self.tiles.values(s, tile, input, self.cin, word),
+                    Factors::Bf16 => {
+                        let odd = self.tiles.values(s, tile, input, self.cin, 2 * word + S::F32_LANES);
+                        pairs(s, self.tiles.values(s, tile, input, self.cin, 2 * word), odd)
+                    }
                 };
-                let at = (c / K_RUN * mr + r) * K_RUN + c % K_RUN;
+                let at = (word / K_RUN * mr + r) * K_RUN + word % K_RUN;
                 for i in 0..D {
                     for j in 0..D {
                         let at = at + (i * D + j) * self.point_len();
@@ -368,7 +411,10 @@ fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     for (values, out) in values.chunks_exact(of.values_len()).zip(out.chunks_exact_mut(MR * nr)) {
         let a = &values[point * of.point_len()..][..of.k * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::blocked(s, a, b, &mut acc);
+        match of.factors {
+            Factors::F32 => tile::blocked(s, a, b, &mut acc),
+            Factors::Bf16 => bf16::blocked(s, of.isa, a, b, &mut acc),
+        }
         for (acc, row) in acc.iter().zip(out.chunks_exact_mut(nr)) {
             tile::store_row(s, acc, row, false);
         }

@@ -1,13 +1,14 @@
 //! Weight gradient.
 
 use super::super::{ConvShape, Factors};
-use super::{APART, D, M, POINTS, Tile, Tiles, fits, load, pays, store, transform};
+use super::{APART, D, M, POINTS, Tile, Tiles, fits, load, pairs, pays, store, transform};
+use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
 use pulp::Simd;
 use std::ops::Range;
 
-/// Tiles whose values lie together: the run of k of a matrix product.
+/// Words of tiles whose values lie together: the run of k of a matrix product.
 const RUN: usize = 16;
 /// Numbers of the values of a block, as for the forward pass.
 const BLOCK: usize = 2 << 20;
@@ -19,6 +20,7 @@ const FEWEST: usize = 128;
 pub struct WinogradGrad {
     isa: Isa,
     tile: TileShape,
+    factors: Factors,
     shape: ConvShape,
     tiles: Tiles,
     /// `cin` and `cout`, rounded up to whole runs and panels.
@@ -30,7 +32,7 @@ pub struct WinogradGrad {
 
 impl WinogradGrad {
     /// The weight gradient, if the convolution is of this kind.
-    pub fn new(isa: Isa, shape: ConvShape) -> Option<Self> {
+    pub fn new(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
         if !fits(&shape) {
             return None;
         }
@@ -39,25 +41,30 @@ impl WinogradGrad {
         let rows = shape.cin.next_multiple_of(K_RUN);
         let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
         let wanted = (BLOCK / (POINTS * (rows + columns))).max(FEWEST);
-        let runs = (wanted / RUN).min(tiles.count().div_ceil(RUN));
-        Some(Self { isa, tile, shape, tiles, rows, columns, runs })
+        let run = RUN * factors.per_word();
+        let runs = (wanted / run).min(tiles.count().div_ceil(run));
+        Some(Self { isa, tile, factors, shape, tiles, rows, columns, runs })
     }
 
     /// With blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
     pub fn in_blocks(mut self, runs: usize) -> Self {
-        self.runs = runs.clamp(1, self.tiles.count().div_ceil(RUN));
+        self.runs = runs.clamp(1, self.all_runs());
         self
     }
 
     /// Whether this is expected to take less time than the plain way with such factors.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays(self.isa, factors, false, &self.tiles, self.shape.cin, self.shape.cout)
+        pays(self.isa, [factors, self.factors], false, &self.tiles, self.shape.cin, self.shape.cout)
     }
 
     /// Blocks of runs of tiles.
     pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (all, block) = (self.tiles.count().div_ceil(RUN), self.runs);
+        let (all, block) = (self.all_runs(), self.runs);
         (0..all).step_by(block).map(move |first| first..all.min(first + block))
+    }
+
+    fn all_runs(&self) -> usize {
+        self.tiles.count().div_ceil(RUN * self.factors.per_word())
     }
 
     fn input_point(&self) -> usize {
@@ -115,25 +122,25 @@ impl WinogradGrad {
         y: &mut [f32],
         bias: &mut [f32],
     ) {
-        let (cin, cout, nr) = (self.shape.cin, self.shape.cout, self.tile.nv * S::F32_LANES);
+        let (cin, nr) = (self.shape.cin, self.tile.nv * S::F32_LANES);
         bias.fill(0.0);
-        for t in 0..RUN {
-            let there = run * RUN + t < self.tiles.count();
-            let tile = self.tiles.tile(run * RUN + t);
+        for word in 0..RUN {
+            let first = (run * RUN + word) * self.factors.per_word();
+            let (tile, odd) = (self.tiles.get(first), self.tiles.get(first + 1));
             for c in (0..self.rows).step_by(S::F32_LANES) {
-                let values = match there && c < cin {
-                    true => self.tiles.values(s, tile, input, cin, c),
-                    false => [[s.splat_f32s(0.0); D]; D],
-                };
-                let at = (c / K_RUN * RUN + t) * K_RUN + c % K_RUN;
+                let mut values = self.tiles.values(s, tile, input, cin, c);
+                if self.factors == Factors::Bf16 {
+                    values = pairs(s, values, self.tiles.values(s, odd, input, cin, c));
+                }
+                let at = (c / K_RUN * RUN + word) * K_RUN + c % K_RUN;
                 put(s, values, v, at, self.input_point());
             }
             for c in (0..self.columns).step_by(S::F32_LANES) {
-                let values = match there && c < cout {
-                    true => self.gradients(s, tile, dy, c, bias),
-                    false => [[s.splat_f32s(0.0); D]; D],
-                };
-                put(s, values, y, (c / nr * RUN + t) * nr + c % nr, self.output_point());
+                let mut values = self.gradients(s, tile, dy, c, bias);
+                if self.factors == Factors::Bf16 {
+                    values = pairs(s, values, self.gradients(s, odd, dy, c, bias));
+                }
+                put(s, values, y, (c / nr * RUN + word) * nr + c % nr, self.output_point());
             }
         }
     }
@@ -143,12 +150,15 @@ impl WinogradGrad {
     fn gradients<S: Simd>(
         &self,
         s: S,
-        tile: Tile,
+        tile: Option<Tile>,
         dy: &[f32],
         c: usize,
         bias: &mut [f32],
     ) -> [[S::f32s; D]; D] {
         let ((oh, ow), cout) = (self.shape.output, self.shape.cout);
+        let Some(tile) = tile.filter(|_| c < cout) else {
+            return [[s.splat_f32s(0.0); D]; D];
+        };
         let lanes = S::F32_LANES.min(cout - c);
         let mut d = [[s.splat_f32s(0.0); M]; M];
         let mut sum = s.splat_f32s(0.0);
@@ -249,7 +259,10 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
         for (v, y) in v.chunks_exact(v_run).zip(y.chunks_exact(y_run)) {
             let a = &v[a_start..][..(RUN - 1) * K_RUN + MR];
             let b = S::as_simd_f32s(&y[y_point..][..RUN * nr]).0;
-            tile::columns_apart(s, a, b, &mut acc);
+            match of.factors {
+                Factors::F32 => tile::columns_apart(s, a, b, &mut acc),
+                Factors::Bf16 => bf16::columns_apart(s, of.isa, a, b, &mut acc),
+            }
         }
         for (r, acc) in acc.iter().enumerate() {
             let at = (i * MR + r) * of.columns + j * nr;
