@@ -160,7 +160,9 @@ impl TrainingGraph {
         let loss = b.graph.add("loss", loss, &[prediction, eps])?;
         let built = b.finish(prediction);
         let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
+        let forward = graph.nodes().len();
         let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
+        ddpm_engine::recompute::recompute(&mut graph, forward);
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         Ok(Self {
             graph,

@@ -130,6 +130,12 @@ impl Graph {
         self.nodes = nodes;
     }
 
+    /// A new computed tensor of the same type, name and differentiability.
+    pub(crate) fn twin(&mut self, t: Tensor) -> Tensor {
+        let TensorInfo { ty, name, differentiable, .. } = self.info(t).clone();
+        self.tensor(ty, Kind::Computed, &name, differentiable)
+    }
+
     /// All parameters, in the order in which they were added.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters

@@ -3,6 +3,7 @@
 //! - [`graph`] holds tensors and nodes; [`ops`] is the closed set of operations, one file a family;
 //! - [`autodiff`] adds the backward pass to the same graph;
 //! - [`fuse`] joins operations that one kernel does in one pass;
+//! - [`recompute`] forgets what the backward pass can make again;
 //! - [`plan`] gives every tensor its place in one arena;
 //! - [`executor`] says what an executor can do, [`cpu`] is the CPU's;
 //! - [`rng`] has the counter-based random numbers.
@@ -18,6 +19,7 @@ pub mod fuse;
 pub mod graph;
 pub mod ops;
 pub mod plan;
+pub mod recompute;
 pub mod rng;
 pub mod shape;
 

@@ -93,6 +93,10 @@ impl Operation for BatchNorm {
         Ok(Some(made.into_iter().map(Some).collect()))
     }
 
+    fn recomputable(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, eps, c) = (cpu.isa(), f64::from(self.eps), inputs[0].shape.channels());
         let rows = inputs[0].shape.len() / c;

@@ -59,6 +59,10 @@ impl Operation for Dropout {
         Some(0)
     }
 
+    fn recomputable(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, op, x) = (cpu.isa(), *self, inputs[0].shape);
         let picture = x.len() / x.dims()[0];

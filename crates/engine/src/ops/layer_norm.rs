@@ -45,6 +45,10 @@ impl Operation for LayerNorm {
         Ok(Some(made.into_iter().map(Some).collect()))
     }
 
+    fn recomputable(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, eps, c) = (cpu.isa(), self.eps, inputs[0].shape.channels());
         Kernel::new(move |run: &mut Run<'_>| {

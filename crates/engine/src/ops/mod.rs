@@ -60,6 +60,12 @@ pub trait Operation {
         None
     }
 
+    /// Whether its result is made again for the backward pass rather than kept: it takes about as long as reading and
+    /// writing it, its first operand is the only large one, and its gradient reads that or nothing.
+    fn recomputable(&self) -> bool {
+        false
+    }
+
     /// Multiply-adds of matrix products and convolutions.
     fn multiply_adds(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
         0

@@ -60,6 +60,10 @@ impl Operation for GroupNorm {
         Ok(Some(made.into_iter().map(Some).collect()))
     }
 
+    fn recomputable(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, shape, groups) = (cpu.isa(), self.shape(inputs[0].shape), self.groups);
         let picture = shape.pixels * shape.channels;

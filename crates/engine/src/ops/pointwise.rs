@@ -96,6 +96,10 @@ impl Operation for AddPicture {
         Some(0)
     }
 
+    fn recomputable(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let isa = cpu.isa();
         by_picture(inputs, move |y, r| elementwise::add_rows(isa, r, y))
@@ -114,6 +118,10 @@ impl Operation for Activate {
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         Ok(Some(vec![Some(b.graph.add(&b.name(), ActivateGrad(self.0), &[b.dy, b.input(0)])?)]))
+    }
+
+    fn recomputable(&self) -> bool {
+        true
     }
 
     fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
@@ -229,6 +237,10 @@ impl Operation for ScalePicture {
 
     fn in_place(&self) -> Option<usize> {
         Some(0)
+    }
+
+    fn recomputable(&self) -> bool {
+        true
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {

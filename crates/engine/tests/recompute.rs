@@ -1,0 +1,79 @@
+//! Making results again for the backward pass: the same bits in less memory.
+#![allow(missing_docs, reason = "nothing here is for others")]
+
+use ddpm_engine::autodiff::backward;
+use ddpm_engine::ops::{Activate, Activation, Add, AddPicture, BatchNorm, Conv2d, Dropout, GroupNorm, Loss};
+use ddpm_engine::recompute::recompute;
+use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+
+const N: usize = 2;
+const C: usize = 16;
+
+/// Convolutions with everything between them that can be made again, a skip connection, and an addition for each picture.
+fn network(g: &mut Graph) -> Tensor {
+    let conv = |g: &mut Graph, x: Tensor| {
+        let (w, b) = (g.parameter("w", [3, 3, C, C]), g.parameter("b", [C]));
+        g.add("conv", Conv2d::new(1, 1), &[x, w, b]).expect("the shapes fit")
+    };
+    let scale = |g: &mut Graph| [g.parameter("gamma", [C]), g.parameter("beta", [C])];
+    let x = g.input("x", [N, 16, 16, C]);
+    let first = conv(g, x);
+    let [gamma, beta] = scale(g);
+    let norm = GroupNorm { groups: 4, eps: 1e-5, silu: true };
+    let y = g.add("norm", norm, &[first, gamma, beta]).expect("the shapes fit");
+    let y = conv(g, y);
+    let y = g.add("relu", Activate(Activation::Relu), &[y]).expect("the shapes fit");
+    let [gamma, beta] = scale(g);
+    let y = g.add("batch_norm", BatchNorm { eps: 1e-5 }, &[y, gamma, beta]).expect("the shapes fit");
+    let embedding = g.parameter("embedding", [N, C]);
+    let y = g.add("add_picture", AddPicture, &[y, embedding]).expect("the shapes fit");
+    let y = conv(g, y);
+    let y = g.add("gelu", Activate(Activation::Gelu), &[y]).expect("the shapes fit");
+    let y = g.add("dropout", Dropout { p: 0.25, site: 3 }, &[y]).expect("the shapes fit");
+    let y = conv(g, y);
+    let y = g.add("skip", Add, &[y, first]).expect("the shapes fit");
+    let target = g.input("target", [N, 16, 16, C]);
+    g.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit")
+}
+
+/// The bits of all gradients, and the numbers of the arena.
+fn run(again: bool) -> (Vec<u32>, usize) {
+    let mut g = Graph::new();
+    let loss = network(&mut g);
+    let forward = g.nodes().len();
+    let gradients = backward(&mut g, loss).expect("all have gradients");
+    if again {
+        recompute(&mut g, forward);
+    }
+    let options = PlanOptions { gradients: Some(gradients), keep: vec![loss], ..PlanOptions::default() };
+    let mut exec = CpuExecutor::new(g.clone(), &options, 2).expect("a small plan");
+    let ramp = |i: usize, len: usize| -> Vec<f32> {
+        (0..len).map(|j| ((j * 31 + i * 17) % 97) as f32 / 97.0 - 0.5).collect()
+    };
+    for (i, &p) in g.parameters().iter().enumerate() {
+        exec.write_parameter(Region::Weights, i, &ramp(i, g.shape(p).len())).expect("its length");
+    }
+    let draws = Draws { seed: 1, step: 2, first_index: 0 };
+    let inputs: Vec<Tensor> = g.nodes().iter().flat_map(|n| n.inputs.clone()).collect();
+    for &t in inputs.iter().filter(|&&t| g.info(t).kind == ddpm_engine::graph::Kind::Input) {
+        exec.write(t, &ramp(7, g.shape(t).len())).expect("its length");
+    }
+    exec.run(draws).expect("a run");
+    let mut bits = Vec::new();
+    for (i, &p) in g.parameters().iter().enumerate() {
+        let mut gradient = vec![0.0; g.shape(p).len()];
+        exec.read_parameter(Region::Gradients, i, &mut gradient).expect("its length");
+        assert!(gradient.iter().any(|&v| v != 0.0), "a gradient of zeros cannot show a difference");
+        bits.extend(gradient.iter().map(|v| v.to_bits()));
+    }
+    (bits, exec.plan().arena_len())
+}
+
+#[test]
+fn gradients_have_the_same_bits_and_the_arena_is_smaller() {
+    let ((kept, kept_len), (again, again_len)) = (run(false), run(true));
+    assert_eq!(kept, again);
+    // Of nine large results between the convolutions, five need not be kept.
+    let picture = N * 16 * 16 * C;
+    assert!(again_len + 3 * picture <= kept_len, "{again_len} numbers, {kept_len} without");
+}
