@@ -19,7 +19,8 @@ pub struct Arithmetic {
     /// 3x3 convolutions may go through Winograd's tiles where that is faster: a quarter of the products, about five times
     /// the rounding error.
     pub winograd: bool,
-    /// What the factors of other convolutions and of linear layers are rounded to; sums are of f32.
+    /// What the factors of convolutions (but those that go forward through Winograd's tiles) and of linear layers are
+    /// rounded to; sums are of f32.
     pub factors: Factors,
 }
 
@@ -96,8 +97,8 @@ struct Item {
 }
 
 impl Plan {
-    /// Lays out `graph`; `scratch` has what each node needs besides its tensors.
-    pub fn new(graph: Graph, options: &PlanOptions, scratch: &[Workspace]) -> Self {
+    /// Lays out `graph`; `workspaces` has what each node needs besides its tensors.
+    pub fn new(graph: Graph, options: &PlanOptions, workspaces: &[Workspace]) -> Self {
         let mut at = 0;
         let parameters: Vec<Range<usize>> = graph
             .parameters()
@@ -149,10 +150,10 @@ impl Plan {
             *both = both.start.min(live[t].start)..both.end.max(live[t].end);
         }
         let first_scratch = items.len();
-        items.extend(scratch.iter().enumerate().map(|(i, w)| Item { len: w.scratch, live: i + 1..i + 2 }));
+        items.extend(workspaces.iter().enumerate().map(|(i, w)| Item { len: w.scratch, live: i + 1..i + 2 }));
         let first_kept = items.len();
         let always = 0..graph.nodes().len() + 2;
-        items.extend(scratch.iter().map(|w| Item { len: w.kept, live: always.clone() }));
+        items.extend(workspaces.iter().map(|w| Item { len: w.kept, live: always.clone() }));
 
         let (offsets, len) = place(&items);
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {

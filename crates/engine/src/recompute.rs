@@ -4,7 +4,7 @@
 //! A convolution's weight gradient reads the convolution's input, which is mostly a norm or an activation of a tensor that
 //! their own gradients read too. Then one of the two is enough. The second time gives the same bits as the first.
 
-use crate::graph::{Graph, Kind, Node, Tensor};
+use crate::graph::{Graph, Node, Tensor};
 use std::collections::HashMap;
 
 /// Tensors of fewer numbers are kept: there is nothing to gain.
@@ -46,21 +46,18 @@ impl Again<'_> {
             return second;
         }
         let Some(&maker) = self.maker.get(&t) else { return t };
-        let (node, info) = (&self.nodes[maker], self.graph.info(t));
-        if info.ty.shape.len() < SMALL || !node.op.operation().recomputable() {
+        let node = &self.nodes[maker];
+        // Further results are statistics, which stay.
+        let first = t == node.outputs[0] && self.graph.shape(t).len() >= SMALL;
+        if !first || !node.op.operation().recomputable() {
             return t;
         }
-        debug_assert_eq!(info.kind, Kind::Computed);
         let inputs = node.inputs.iter().map(|&t| self.tensor(t)).collect();
         let outputs: Vec<Tensor> = node.outputs.iter().map(|&t| self.graph.twin(t)).collect();
-        for (&first, &second) in node.outputs.iter().zip(&outputs) {
-            // Statistics are small and stay.
-            if self.graph.shape(first).len() >= SMALL {
-                self.second.insert(first, second);
-            }
-        }
+        let second = outputs[0];
+        self.second.insert(t, second);
         let name = format!("{}.again", node.name);
-        self.made.push(Node { op: node.op.clone(), inputs, outputs: outputs.clone(), name });
-        outputs[node.outputs.iter().position(|&o| o == t).expect("the node makes it")]
+        self.made.push(Node { op: node.op.clone(), inputs, outputs, name });
+        second
     }
 }

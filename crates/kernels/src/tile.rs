@@ -7,11 +7,12 @@
 //!         for r in 0..MR:  c[r][..] += splat(a[r, k]) * b[..]
 //! ```
 //!
-//! B comes in panels `[k][NV vectors]`. A comes in one of two panel layouts, both read front to back with constant
+//! B comes in panels `[k][NV vectors]`. A comes in one of these panel layouts, all read front to back with constant
 //! distances, so that one base register addresses all rows:
 //!
 //! - *blocked*, `[k / 16][MR][16]`: made from rows that are contiguous along k (pixels' channels) by copying runs of 16;
-//! - *columns*, `[k][MR]`: made from rows that are contiguous along MR (the weight gradient's channels).
+//! - *columns*, `[k][MR]`: made from rows that are contiguous along MR (the weight gradient's channels), or of runs
+//!   `[k][16]` of which `MR` are used (Winograd's weight gradient).
 
 use pulp::Simd;
 

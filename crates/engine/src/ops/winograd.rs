@@ -9,7 +9,7 @@ use std::ops::Range;
 /// The convolution, if the executor may compute it so and this is expected to be faster.
 pub(super) fn chosen(cpu: &Cpu, conv: Option<Winograd>) -> Option<Winograd> {
     let conv = conv.filter(|_| cpu.arithmetic().winograd)?;
-    let conv = if cpu.fixed_weights() { conv.keeping_weights() } else { conv };
+    let conv = if cpu.fixed_weights() { conv.with_fixed_weights() } else { conv };
     conv.pays(cpu.arithmetic().factors).then_some(conv)
 }
 

@@ -1,6 +1,6 @@
 //! Convolution and data gradient: register tiles over gathered pixels.
 
-use super::{ConvShape, Factors, copy_short};
+use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
 use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
@@ -9,8 +9,6 @@ use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
 const PIXEL_BLOCK: usize = 192;
-/// Columns of the widest panel of packed weights.
-const MOST_COLUMNS: usize = 32;
 /// Longest run of k in one pass, so that a B panel stays in the first-level cache.
 const K_BLOCK: usize = 288;
 

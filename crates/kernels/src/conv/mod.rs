@@ -1,6 +1,7 @@
 //! Convolution, its data gradient and its weight gradient, as matrix products over gathered pixels ("implicit GEMM").
 //!
-//! Forward and data gradient are one algorithm, [`Gather`]. Every output pixel is a sum over *taps*: input pixels at
+//! The plain way. (3x3 convolutions of stride 1 have another, [`winograd`].) Forward and data gradient are one algorithm,
+//! [`Gather`]. Every output pixel is a sum over *taps*: input pixels at
 //! fixed offsets, each times its own matrix `[cin][cout]`. For the convolution the taps are the kernel's positions.
 //! For the data gradient they are the same positions seen backwards; with a stride, output pixels of different
 //! remainders have different taps, which makes `stride_y * stride_x` *phases*. A transposed convolution is the data
@@ -75,6 +76,9 @@ impl Factors {
         }
     }
 }
+
+/// Columns of the widest panel of a tile shape.
+const MOST_COLUMNS: usize = 32;
 
 /// `copy_from_slice` for a few numbers, without the call.
 #[inline(always)]

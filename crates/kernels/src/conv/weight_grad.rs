@@ -1,13 +1,11 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
-use super::{ConvShape, Factors, copy_short};
+use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
 use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, TileShape, with_tile};
 use pulp::Simd;
 
-/// Columns of the widest panel.
-const MOST_COLUMNS: usize = 32;
 /// Pixels of a pass.
 const GRAD_PIXELS: usize = 256;
 
@@ -15,7 +13,7 @@ const GRAD_PIXELS: usize = 256;
 ///
 /// The rows of the result are `m = (ky, kx, ci)`, then one row for the bias (an input that is always 1). A task is a
 /// (group of pixels, range of rows); each writes its own part of a partial result, and [`WeightGrad::reduce`] adds
-/// the groups in order.
+/// the groups in order. With bf16 factors the bias gradient is a sum of rounded numbers too.
 #[derive(Clone, Debug)]
 pub struct WeightGrad {
     isa: Isa,

@@ -37,6 +37,9 @@ use pulp::Simd;
 const M: usize = 4;
 /// Inputs of a tile in each direction.
 const D: usize = 6;
+/// Numbers of values and products of a block: they are written once and read a few times, so they should stay in the
+/// last-level cache, while the weights should be read for as many tiles as possible.
+const BLOCK: usize = 2 << 20;
 /// Points: products of a tile and a pair of channels.
 const POINTS: usize = D * D;
 /// Numbers between what belongs to different points, so that they do not all lie in the same set of a cache.
@@ -170,8 +173,8 @@ fn pairs<S: Simd>(s: S, even: [[S::f32s; D]; D], odd: [[S::f32s; D]; D]) -> [[S:
     words
 }
 
-/// Rows of tiles in a block: `wanted` tiles in all, or up to a quarter more if that fills the last register tile of
-/// `mr` better.
+/// Rows of tiles in a block: `wanted` tiles in all (a row at least), or up to a quarter less if that fills the last
+/// register tile of `mr` better.
 fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
     let rows = tiles.rows();
     let most = (wanted / tiles.grid.1).clamp(1, rows);
@@ -197,8 +200,7 @@ fn pays(isa: Isa, [plain, own]: [Factors; 2], kept: bool, tiles: &Tiles, cin: us
     }
     let (cin, cout, count) = (cin as f64, cout as f64, tiles.count() as f64);
     let pixels = (tiles.n * tiles.to.0 * tiles.to.1) as f64;
-    let native = bf16::multiply_add_rounds(isa, 0).is_some();
-    let cost = |factors: Factors| if factors == Factors::Bf16 && native { 0.65 } else { 1.15 };
+    let cost = |factors: Factors| if factors == Factors::Bf16 && isa.has_bf16() { 0.65 } else { 1.15 };
     let plain = cost(plain) * 9.0 * pixels * cin * cout;
     let products = (cost(own) * count + if kept { 6.0 } else { 20.0 }) * cin * cout;
     let winograd = POINTS as f64 * (products + 6.0 * count * (cin + cout));

@@ -1,20 +1,21 @@
 //! Forward pass and data gradient.
 
 use super::super::{ConvShape, Epilogue, Factors};
-use super::{APART, D, M, POINTS, Tiles, fits, load, pairs, pays, rows_of_block, store, transform};
+use super::{APART, BLOCK, D, M, POINTS, Tiles, fits, load, pairs, pays, rows_of_block, store, transform};
 use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
 use pulp::Simd;
 use std::ops::Range;
 
-/// Numbers of V and M of a block: they are written once and read a few times, so they should stay in the last-level
-/// cache, while the weights should be read for as many tiles as possible.
-const BLOCK: usize = 2 << 20;
-/// Fewest tiles of a block, if there are as many.
+/// Tiles of a block of many channels, if there are as many.
 const FEWEST: usize = 96;
 /// Tiles beside which making U does not count.
 const MANY_TILES: usize = 1024;
+/// Most numbers of U that are made of weights that do not change, each four times: sampling should take little memory.
+const MOST_KEPT: usize = 8 << 20;
+/// Pictures of a batch, as far as the choice of the way to compute goes where weights do not change.
+const NOMINAL_BATCH: usize = 16;
 /// Numbers of U that are made at a time where one block of tiles is all there is.
 const GROUP: usize = 4 << 20;
 
@@ -36,8 +37,8 @@ pub struct Winograd {
     block_rows: usize,
     /// Panels of columns of a group.
     group: usize,
-    /// Whether U outlives a pass.
-    keeps_weights: bool,
+    /// Whether weights do not change from pass to pass.
+    fixed_weights: bool,
 }
 
 impl Winograd {
@@ -88,7 +89,7 @@ impl Winograd {
             k,
             block_rows,
             group,
-            keeps_weights: false,
+            fixed_weights: false,
         }
     }
 
@@ -105,20 +106,26 @@ impl Winograd {
 
     /// For weights that do not change from pass to pass: U is made once and kept, where making it would be a good part of
     /// a pass (it has four times as many numbers as the weights).
-    pub fn keeping_weights(self) -> Self {
-        let keeps_weights = self.tiles.count() < MANY_TILES;
-        let group = if keeps_weights { self.panels() } else { self.group };
-        Self { keeps_weights, group, ..self }
+    pub fn with_fixed_weights(self) -> Self {
+        let of = Self { fixed_weights: true, ..self };
+        let group = if of.keeps_weights() { of.panels() } else { of.group };
+        Self { group, ..of }
     }
 
     /// Whether U is to be kept.
     pub fn keeps_weights(&self) -> bool {
-        self.keeps_weights
+        self.fixed_weights && self.tiles.count() < MANY_TILES
     }
 
-    /// Whether this is expected to take less time than the plain way with such factors.
+    /// Whether this is expected to take less time than the plain way with such factors. With fixed weights, when pictures
+    /// are drawn, the answer is the same for every size of a batch: a picture must not depend on its neighbours.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays(self.isa, [factors, self.factors], self.keeps_weights, &self.tiles, self.cin, self.cout)
+        let tiles = match self.fixed_weights {
+            true => Tiles { n: NOMINAL_BATCH, ..self.tiles },
+            false => self.tiles,
+        };
+        let small = !self.fixed_weights || self.panels() * self.panel_len() <= MOST_KEPT;
+        small && pays(self.isa, [factors, self.factors], self.fixed_weights, &tiles, self.cin, self.cout)
     }
 
     fn nr(&self) -> usize {

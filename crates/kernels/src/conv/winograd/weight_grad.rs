@@ -1,7 +1,7 @@
 //! Weight gradient.
 
 use super::super::{ConvShape, Factors};
-use super::{APART, D, M, POINTS, Tile, Tiles, fits, load, pairs, pays, store, transform};
+use super::{APART, BLOCK, D, M, POINTS, Tile, Tiles, fits, load, pairs, pays, store, transform};
 use crate::bf16;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, TileShape, with_tile};
@@ -10,9 +10,7 @@ use std::ops::Range;
 
 /// Words of tiles whose values lie together: the run of k of a matrix product.
 const RUN: usize = 16;
-/// Numbers of the values of a block, as for the forward pass.
-const BLOCK: usize = 2 << 20;
-/// Fewest tiles of a block, if there are as many: every block reads and writes all sums.
+/// Tiles of a block of many channels, if there are as many: every block reads and writes all sums.
 const FEWEST: usize = 128;
 
 /// The weight gradient of a 3x3 convolution of stride 1, prepared for one instruction set.
