@@ -1,0 +1,148 @@
+//! Multi-head self-attention of one picture, in tiles, without ever storing the N x N weights.
+//!
+//! Input is `qkv`, `[tokens, 3 * channels]`: for each token the queries of all heads, then the keys, then the values
+//! (the layout of PyTorch's `in_proj_weight`); head `h` owns `width = channels / heads` numbers of each.
+//! `o = softmax(q k^T / sqrt(width)) v` (Vaswani et al. 2017).
+//!
+//! A tile has one or more vectors of *queries* side by side and a block of keys below each other, so that
+//! maxima, sums and rescaling work lane by lane and a head of width 4 fills the vectors as well as one of width 64.
+//! All exponents are to base 2: queries are multiplied by `log2(e) / sqrt(width)` when they are packed.
+//!
+//! Dropout multiplies the softmax's results with factors D that are drawn tile by tile, in both passes the same ones:
+//! `o = (p D) v`, `dv += (p D) do`, `dp = D (v . do)`; the sums of p, and `do . o` in ds, need no change.
+
+mod backward;
+mod forward;
+mod product;
+
+use crate::isa::{Isa, dispatch};
+use crate::random::Dropout;
+use pulp::Simd;
+
+/// The sizes of an attention, prepared for one instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    isa: Isa,
+    tokens: usize,
+    channels: usize,
+    heads: usize,
+}
+
+impl Attention {
+    /// Prepares; `heads` must divide `channels`.
+    pub fn new(isa: Isa, tokens: usize, channels: usize, heads: usize) -> Self {
+        assert_eq!(channels % heads, 0, "heads divide channels");
+        Self { isa, tokens, channels, heads }
+    }
+
+    fn width(&self) -> usize {
+        self.channels / self.heads
+    }
+
+    /// Forward pass of the queries `first ..` that `o` (`[queries, channels]`) holds. `lse` (`[queries, heads]`)
+    /// receives the logarithm of each softmax's denominator.
+    pub fn forward(
+        &self,
+        qkv: &[f32],
+        first: usize,
+        dropout: Option<Dropout>,
+        o: &mut [f32],
+        lse: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
+        assert_eq!(o.len() * self.heads, lse.len() * self.channels);
+        dispatch!(self.isa, s => self.forward_generic(s, qkv, first, dropout, o, lse, scratch));
+    }
+
+    /// Backward pass of one picture: `o` and `lse` are what the forward pass made, `dqkv` is `[tokens, 3 * channels]`.
+    pub fn backward(
+        &self,
+        qkv: &[f32],
+        o: &[f32],
+        lse: &[f32],
+        d_o: &[f32],
+        dropout: Option<Dropout>,
+        dqkv: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
+        assert_eq!((o.len(), d_o.len()), (self.tokens * self.channels, self.tokens * self.channels));
+        assert_eq!(dqkv.len(), qkv.len());
+        dispatch!(self.isa, s => self.backward_generic(s, qkv, o, lse, d_o, dropout, dqkv, scratch));
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.width() as f32).sqrt()
+    }
+
+    /// Where part `part` (0 queries, 1 keys, 2 values) of `head` begins in a token's row.
+    fn part(&self, part: usize, head: usize) -> usize {
+        part * self.channels + head * self.width()
+    }
+}
+
+/// A head's numbers of every token, one token behind the other: `out` is `[tokens, width]`.
+#[inline(always)]
+fn pack_rows(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
+    for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
+        out.copy_from_slice(&row[at..][..width]);
+    }
+}
+
+/// `count` tokens from `first` on side by side, `[width, columns]`, times `scale`; zeros behind the last.
+#[inline(always)]
+fn pack_columns(
+    width: usize,
+    x: &[f32],
+    stride: usize,
+    at: usize,
+    first: usize,
+    count: usize,
+    scale: f32,
+    columns: usize,
+    out: &mut [f32],
+) {
+    if count < columns {
+        out.fill(0.0);
+    }
+    for q in 0..count {
+        let row = &x[(first + q) * stride + at..][..width];
+        for (d, v) in row.iter().enumerate() {
+            out[d * columns + q] = v * scale;
+        }
+    }
+}
+
+/// Numbers of a cache line: parts of scratch memory begin at one, because vectors that cross two are slow.
+const LINE: usize = 16;
+
+/// Takes one part after the other from a scratch slice.
+struct Splitter<'a>(&'a mut [f32]);
+
+impl<'a> Splitter<'a> {
+    fn take<const N: usize>(&mut self, len: usize) -> [&'a mut [f32]; N] {
+        std::array::from_fn(|_| {
+            let (part, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(LINE));
+            self.0 = rest;
+            &mut part[..len]
+        })
+    }
+
+    /// What parts of these (number, length) take.
+    fn total(parts: &[(usize, usize)]) -> usize {
+        parts.iter().map(|(count, len)| count * len.next_multiple_of(LINE)).sum()
+    }
+}
+
+/// The vectors of a slice whose length is a multiple of the lanes.
+#[inline(always)]
+fn vectors<S: Simd>(x: &[f32]) -> &[S::f32s] {
+    S::as_simd_f32s(x).0
+}
+
+/// The same, to write to.
+#[inline(always)]
+fn vectors_mut<S: Simd>(x: &mut [f32]) -> &mut [S::f32s] {
+    S::as_mut_simd_f32s(x).0
+}
