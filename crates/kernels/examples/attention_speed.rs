@@ -4,7 +4,7 @@
 //! calls in so many seconds (default 0.2), because whatever else the machine does makes it slower; `SHAPE` is a part of
 //! the names of the shapes to measure. `DDPM_ISA` chooses the instruction set.
 
-use ddpm_kernels::attention::Attention;
+use ddpm_kernels::attention::{Attention, Saved};
 use ddpm_kernels::{Isa, elementwise};
 use std::time::Instant;
 
@@ -89,7 +89,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 tiles.forward(&qkv, i * task, None, o, lse, scratch);
             }
         });
-        let backward = best(seconds, || tiles.backward(&qkv, &o, &lse, &d_o, None, &mut dqkv, scratch));
+        let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
+        let backward = best(seconds, || tiles.backward(&saved, &mut dqkv, scratch));
         let cells = (heads * tokens * tokens) as f64;
         for (name, time, products) in [("forward", forward, 2), ("backward", backward, 5)] {
             let flops = cells * (2 * products * width) as f64;

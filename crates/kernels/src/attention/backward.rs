@@ -22,6 +22,7 @@ use crate::tile::{self, Acc, TileShape, with_tile};
 use crate::vector;
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
+use std::ops::Range;
 
 /// Keys of a block.
 const KEY_BLOCK: usize = 32;
@@ -29,6 +30,29 @@ const KEY_BLOCK: usize = 32;
 /// Vectors of queries in a tile.
 const fn tile_vectors(lanes: usize) -> usize {
     if lanes == 1 { 8 } else { 4 }
+}
+
+/// What the backward pass of a picture reads: the operands, what the forward pass made of them, and the gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// Queries, keys and values, `[tokens, 3 * channels]`.
+    pub qkv: &'a [f32],
+    /// The result, `[tokens, channels]`.
+    pub o: &'a [f32],
+    /// The logarithms of the denominators, `[tokens, heads]`.
+    pub lse: &'a [f32],
+    /// The result's gradient, `[tokens, channels]`.
+    pub d_o: &'a [f32],
+    /// The masks that the forward pass had.
+    pub dropout: Option<Dropout>,
+}
+
+/// Where dq, dk and dv of a head begin, and how far apart two tokens are. In one with a range of keys dk and dv begin with the
+/// range's first key.
+#[derive(Clone, Copy)]
+struct Layout {
+    begin: [usize; 3],
+    stride: usize,
 }
 
 impl Attention {
@@ -74,21 +98,96 @@ impl Attention {
         [(2, self.tokens * width), (3, padded * width), (2, padded), (3, block), (2, rows), (2, sums)]
     }
 
+    /// The keys of range `i` of `ranges`, all ranges but the last equally long.
+    fn key_range(&self, ranges: usize, i: usize) -> Range<usize> {
+        let len = self.tokens.div_ceil(ranges).next_multiple_of(KEY_BLOCK);
+        (i * len).min(self.tokens)..((i + 1) * len).min(self.tokens)
+    }
+
+    /// How many ranges of keys to make of each head, so that a few pictures are work for many threads.
+    pub fn key_ranges(&self, pictures: usize) -> usize {
+        const TASKS: usize = 16;
+        const LEAST_KEYS: usize = 128;
+        TASKS.div_ceil(pictures * self.heads).min(self.tokens / LEAST_KEYS).max(1)
+    }
+
+    /// Numbers of what [`backward_range`](Self::backward_range) makes.
+    pub fn partial_len(&self, ranges: usize) -> usize {
+        (self.tokens + 2 * self.key_range(ranges, 0).len()) * self.width()
+    }
+
+    /// Where a partial result has its parts; dq first.
+    fn partial_layout(&self, ranges: usize) -> Layout {
+        let (width, keys) = (self.width(), self.key_range(ranges, 0).len());
+        Layout { begin: [0, self.tokens * width, (self.tokens + keys) * width], stride: width }
+    }
+
+    /// Adds the partial results of a picture's heads and ranges, `[heads][ranges][partial_len]`, into the rows of `dqkv` for
+    /// the tokens `first ..`.
+    pub fn add_ranges(&self, partials: &[f32], ranges: usize, first: usize, dqkv: &mut [f32]) {
+        let (width, layout) = (self.width(), self.partial_layout(ranges));
+        let keys = self.key_range(ranges, 0).len();
+        for (token, to) in (first..).zip(dqkv.chunks_exact_mut(3 * self.channels)) {
+            for (head, partials) in partials.chunks_exact(ranges * self.partial_len(ranges)).enumerate() {
+                let partial = |range: usize| &partials[range * self.partial_len(ranges)..];
+                let dq = &mut to[self.part(0, head)..][..width];
+                dq.copy_from_slice(&partial(0)[token * width..][..width]);
+                for range in 1..ranges {
+                    dq.iter_mut().zip(&partial(range)[token * width..]).for_each(|(sum, dq)| *sum += dq);
+                }
+                let (range, key) = (token / keys, token % keys);
+                for part in [1, 2] {
+                    let from = &partial(range)[layout.begin[part] + key * width..][..width];
+                    to[self.part(part, head)..][..width].copy_from_slice(from);
+                }
+            }
+        }
+    }
+
     #[inline(always)]
-    pub(super) fn backward_generic<S: Simd>(
+    pub(super) fn backward_picture<S: Simd>(
         &self,
         s: S,
-        qkv: &[f32],
-        o: &[f32],
-        lse: &[f32],
-        d_o: &[f32],
-        dropout: Option<Dropout>,
+        saved: &Saved<'_>,
         dqkv: &mut [f32],
         scratch: &mut [f32],
     ) {
+        for head in 0..self.heads {
+            let begin = [0, 1, 2].map(|part| self.part(part, head));
+            let layout = Layout { begin, stride: 3 * self.channels };
+            self.backward_head(s, saved, head, 0..self.tokens, layout, dqkv, scratch);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn backward_partial<S: Simd>(
+        &self,
+        s: S,
+        saved: &Saved<'_>,
+        task: usize,
+        ranges: usize,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        let keys = self.key_range(ranges, task % ranges);
+        self.backward_head(s, saved, task / ranges, keys, self.partial_layout(ranges), out, scratch);
+    }
+
+    /// A head's `dq` as far as some keys make it, and these keys' `dk` and `dv`.
+    #[inline(always)]
+    fn backward_head<S: Simd>(
+        &self,
+        s: S,
+        saved: &Saved<'_>,
+        head: usize,
+        keys: Range<usize>,
+        layout: Layout,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
         match S::F32_LANES {
-            1 => self.backward_tiles::<S, 8>(s, qkv, o, lse, d_o, dropout, dqkv, scratch),
-            _ => self.backward_tiles::<S, 2>(s, qkv, o, lse, d_o, dropout, dqkv, scratch),
+            1 => self.backward_tiles::<S, 8>(s, saved, head, keys, layout, out, scratch),
+            _ => self.backward_tiles::<S, 2>(s, saved, head, keys, layout, out, scratch),
         }
     }
 
@@ -96,12 +195,11 @@ impl Attention {
     fn backward_tiles<S: Simd, const NV: usize>(
         &self,
         s: S,
-        qkv: &[f32],
-        o: &[f32],
-        lse: &[f32],
-        d_o: &[f32],
-        dropout: Option<Dropout>,
-        dqkv: &mut [f32],
+        &Saved { qkv, o, lse, d_o, dropout }: &Saved<'_>,
+        head: usize,
+        range: Range<usize>,
+        layout: Layout,
+        out: &mut [f32],
         scratch: &mut [f32],
     ) {
         let (width, tokens, stride, c) = (self.width(), self.tokens, 3 * self.channels, self.channels);
@@ -116,93 +214,91 @@ impl Attention {
         let [p, ds, mask] = split.take(block_len);
         let [q_rows, do_rows] = split.take(rows_len);
         let [dk, dv] = split.take(sums_len);
-        for head in 0..self.heads {
-            pack_rows(width, qkv, stride, self.part(1, head), keys);
-            pack_rows(width, qkv, stride, self.part(2, head), values);
+        pack_rows(width, qkv, stride, self.part(1, head), keys);
+        pack_rows(width, qkv, stride, self.part(2, head), values);
+        for first in (0..tokens).step_by(nr) {
+            let count = nr.min(tokens - first);
+            let range = first * width..(first + nr) * width;
+            let (at, scale) = (self.part(0, head), self.scale() * LOG2_E);
+            pack_columns(width, qkv, stride, at, first, count, scale, nr, &mut q_columns[range.clone()]);
+            pack_columns(width, d_o, c, head * width, first, count, 1.0, nr, &mut do_columns[range]);
+        }
+        if !narrow {
+            let pack = |x: &[f32], stride: usize, at: usize, out: &mut [f32]| {
+                for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(self.padded_width())) {
+                    out[..width].copy_from_slice(&row[at..][..width]);
+                    out[width..].fill(0.0);
+                }
+            };
+            pack(qkv, stride, self.part(0, head), q_rows);
+            pack(d_o, c, head * width, do_rows);
+        }
+        // A query behind the last one has zero queries and gradients, so whatever p is, it adds nothing.
+        shift.fill(0.0);
+        delta.fill(0.0);
+        for token in 0..tokens {
+            let at = token * c + head * width;
+            shift[token] = -lse[token * self.heads + head] * LOG2_E;
+            let dot = |(d_o, o): (&f32, &f32)| d_o * o;
+            delta[token] = -d_o[at..][..width].iter().zip(&o[at..][..width]).map(dot).sum::<f32>();
+        }
+        dq.fill(0.0);
+        for key in range.clone().step_by(KEY_BLOCK) {
+            let block = KEY_BLOCK.min(range.end - key);
+            let (keys, values) = (&keys[key * width..], &values[key * width..]);
+            dk.fill(0.0);
+            dv.fill(0.0);
             for first in (0..tokens).step_by(nr) {
                 let count = nr.min(tokens - first);
+                // The vectors of the tile that hold queries.
+                let used = count.div_ceil(NV * S::F32_LANES) * NV;
                 let range = first * width..(first + nr) * width;
-                let (at, scale) = (self.part(0, head), self.scale() * LOG2_E);
-                pack_columns(width, qkv, stride, at, first, count, scale, nr, &mut q_columns[range.clone()]);
-                pack_columns(width, d_o, c, head * width, first, count, 1.0, nr, &mut do_columns[range]);
-            }
-            if !narrow {
-                let pack = |x: &[f32], stride: usize, at: usize, out: &mut [f32]| {
-                    for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(self.padded_width())) {
-                        out[..width].copy_from_slice(&row[at..][..width]);
-                        out[width..].fill(0.0);
-                    }
-                };
-                pack(qkv, stride, self.part(0, head), q_rows);
-                pack(d_o, c, head * width, do_rows);
-            }
-            // A query behind the last one has zero queries and gradients, so whatever p is, it adds nothing.
-            shift.fill(0.0);
-            delta.fill(0.0);
-            for token in 0..tokens {
-                let at = token * c + head * width;
-                shift[token] = -lse[token * self.heads + head] * LOG2_E;
-                let dot = |(d_o, o): (&f32, &f32)| d_o * o;
-                delta[token] = -d_o[at..][..width].iter().zip(&o[at..][..width]).map(dot).sum::<f32>();
-            }
-            dq.fill(0.0);
-            for key in (0..tokens).step_by(KEY_BLOCK) {
-                let block = KEY_BLOCK.min(tokens - key);
-                let (keys, values) = (&keys[key * width..], &values[key * width..]);
-                dk.fill(0.0);
-                dv.fill(0.0);
-                for first in (0..tokens).step_by(nr) {
-                    let count = nr.min(tokens - first);
-                    // The vectors of the tile that hold queries.
-                    let used = count.div_ceil(NV * S::F32_LANES) * NV;
-                    let range = first * width..(first + nr) * width;
-                    let (q, d_o) = (&q_columns[range.clone()], &do_columns[range.clone()]);
-                    let (shift, delta) = (&shift[first..][..nr], &delta[first..][..nr]);
-                    let masks = dropout.map(|masks| {
-                        mask.fill(1.0);
-                        masks.apply_weights(head, tokens, key, first, nr, &mut mask[..block * nr]);
-                        &*mask
-                    });
-                    weights_and_gradients::<S, NV>(
-                        s, width, block, used, keys, values, q, d_o, shift, delta, masks, p, ds,
-                    );
-                    add_keys::<S, NV>(s, width, block, used, keys, ds, &mut dq[range]);
-                    if narrow {
-                        add_lanes(s, width, block, used, ds, q, dk);
-                        add_lanes(s, width, block, used, p, d_o, dv);
-                    } else {
-                        let columns = self.padded_width();
-                        let (q, d_o) = (&q_rows[first * columns..], &do_rows[first * columns..]);
-                        let tile = self.wide_tile();
-                        with_tile!(tile, add_rows::<S>(s, width, count, block, ds, nr, q, columns, dk));
-                        with_tile!(tile, add_rows::<S>(s, width, count, block, p, nr, d_o, columns, dv));
-                    }
+                let (q, d_o) = (&q_columns[range.clone()], &do_columns[range.clone()]);
+                let (shift, delta) = (&shift[first..][..nr], &delta[first..][..nr]);
+                let masks = dropout.map(|masks| {
+                    mask.fill(1.0);
+                    masks.apply_weights(head, tokens, key, first, nr, &mut mask[..block * nr]);
+                    &*mask
+                });
+                weights_and_gradients::<S, NV>(
+                    s, width, block, used, keys, values, q, d_o, shift, delta, masks, p, ds,
+                );
+                add_keys::<S, NV>(s, width, block, used, keys, ds, &mut dq[range]);
+                if narrow {
+                    add_lanes(s, width, block, used, ds, q, dk);
+                    add_lanes(s, width, block, used, p, d_o, dv);
+                } else {
+                    let columns = self.padded_width();
+                    let (q, d_o) = (&q_rows[first * columns..], &do_rows[first * columns..]);
+                    let tile = self.wide_tile();
+                    with_tile!(tile, add_rows::<S>(s, width, count, block, ds, nr, q, columns, dk));
+                    with_tile!(tile, add_rows::<S>(s, width, count, block, p, nr, d_o, columns, dv));
                 }
-                // In the columns q is times log2(e) / sqrt(width); in the rows it is not.
-                let scale = if narrow { LN_2 } else { self.scale() };
-                for k in 0..block {
-                    let to = &mut dqkv[(key + k) * stride..][..stride];
-                    for (part, sums, scale) in [(1, &*dk, scale), (2, &*dv, 1.0)] {
-                        let to = &mut to[self.part(part, head)..][..width];
-                        if narrow {
-                            let sums = &vectors::<S>(sums)[k * width..][..width];
-                            for (v, sum) in to.iter_mut().zip(sums) {
-                                *v = s.reduce_sum_f32s(*sum) * scale;
-                            }
-                        } else {
-                            for (v, sum) in to.iter_mut().zip(&sums[k * width..]) {
-                                *v = sum * scale;
-                            }
+            }
+            // In the columns q is times log2(e) / sqrt(width); in the rows it is not.
+            let scale = if narrow { LN_2 } else { self.scale() };
+            for k in 0..block {
+                for (part, sums, scale) in [(1, &*dk, scale), (2, &*dv, 1.0)] {
+                    let at = layout.begin[part] + (key - range.start + k) * layout.stride;
+                    let to = &mut out[at..][..width];
+                    if narrow {
+                        let sums = &vectors::<S>(sums)[k * width..][..width];
+                        for (v, sum) in to.iter_mut().zip(sums) {
+                            *v = s.reduce_sum_f32s(*sum) * scale;
+                        }
+                    } else {
+                        for (v, sum) in to.iter_mut().zip(&sums[k * width..]) {
+                            *v = sum * scale;
                         }
                     }
                 }
             }
-            for (tile, dq) in dq.chunks_exact(nr * width).enumerate() {
-                for q in 0..nr.min(tokens - tile * nr) {
-                    let row = &mut dqkv[(tile * nr + q) * stride + self.part(0, head)..][..width];
-                    for (d, v) in row.iter_mut().enumerate() {
-                        *v = dq[d * nr + q] * self.scale();
-                    }
+        }
+        for (tile, dq) in dq.chunks_exact(nr * width).enumerate() {
+            for q in 0..nr.min(tokens - tile * nr) {
+                let row = &mut out[layout.begin[0] + (tile * nr + q) * layout.stride..][..width];
+                for (d, v) in row.iter_mut().enumerate() {
+                    *v = dq[d * nr + q] * self.scale();
                 }
             }
         }
@@ -494,7 +590,7 @@ fn add_rows<S: Simd, const MR: usize, const NV: usize>(
         stride: usize,
         rows: &[S::f32s],
         columns: usize,
-        at: std::ops::Range<usize>,
+        at: Range<usize>,
         out: &mut [f32],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);

@@ -15,6 +15,8 @@ mod backward;
 mod forward;
 mod product;
 
+pub use backward::Saved;
+
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
@@ -55,21 +57,34 @@ impl Attention {
         dispatch!(self.isa, s => self.forward_generic(s, qkv, first, dropout, o, lse, scratch));
     }
 
-    /// Backward pass of one picture: `o` and `lse` are what the forward pass made, `dqkv` is `[tokens, 3 * channels]`.
-    pub fn backward(
+    /// Backward pass of one picture; `dqkv` is `[tokens, 3 * channels]`.
+    pub fn backward(&self, saved: &Saved<'_>, dqkv: &mut [f32], scratch: &mut [f32]) {
+        self.check(saved);
+        assert_eq!(dqkv.len(), saved.qkv.len());
+        dispatch!(self.isa, s => self.backward_picture(s, saved, dqkv, scratch));
+    }
+
+    /// Part `task` of the backward pass of one picture, of `heads * ranges`: head `task / ranges`, and of its keys range
+    /// `task % ranges`. `out` holds [`partial_len`](Self::partial_len) numbers, which
+    /// [`add_ranges`](Self::add_ranges) adds.
+    pub fn backward_range(
         &self,
-        qkv: &[f32],
-        o: &[f32],
-        lse: &[f32],
-        d_o: &[f32],
-        dropout: Option<Dropout>,
-        dqkv: &mut [f32],
+        saved: &Saved<'_>,
+        task: usize,
+        ranges: usize,
+        out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
-        assert_eq!((o.len(), d_o.len()), (self.tokens * self.channels, self.tokens * self.channels));
-        assert_eq!(dqkv.len(), qkv.len());
-        dispatch!(self.isa, s => self.backward_generic(s, qkv, o, lse, d_o, dropout, dqkv, scratch));
+        self.check(saved);
+        assert_eq!(out.len(), self.partial_len(ranges));
+        dispatch!(self.isa, s => self.backward_partial(s, saved, task, ranges, out, scratch));
+    }
+
+    fn check(&self, saved: &Saved<'_>) {
+        let numbers = self.tokens * self.channels;
+        assert_eq!(saved.qkv.len(), 3 * numbers);
+        assert_eq!((saved.o.len(), saved.d_o.len()), (numbers, numbers));
+        assert_eq!(saved.lse.len(), self.tokens * self.heads);
     }
 
     fn scale(&self) -> f32 {
