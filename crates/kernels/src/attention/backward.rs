@@ -363,27 +363,38 @@ fn weights_and_gradients<S: Simd, const NV: usize>(
         store::<S, MR, NV>(&score, p, columns);
         store::<S, MR, NV>(&gradient, ds, columns);
     }
+    // Of a short row all operands stay in registers, for p and then for ds; for both at once there are not enough.
     #[inline(always)]
-    fn short<S: Simd, const MR: usize, const NV: usize, const D: usize>(
+    fn short_p<S: Simd, const MR: usize, const D: usize>(
         s: S,
-        [keys, values]: [&[f32]; 2],
-        [q, d_o]: &[Acc<S, D, NV>; 2],
-        [shift, delta]: [[S::f32s; NV]; 2],
+        keys: &[f32],
+        q: &Acc<S, D, 1>,
+        shift: S::f32s,
         p: &mut [S::f32s],
+    ) {
+        let mut score = [[shift]; MR];
+        short_rows(s, keys, q, &mut score);
+        for r in 0..MR {
+            score[r][0] = vector::exp2(s, score[r][0]);
+        }
+        store::<S, MR, 1>(&score, p, tile_vectors(S::F32_LANES));
+    }
+    #[inline(always)]
+    fn short_ds<S: Simd, const MR: usize, const D: usize>(
+        s: S,
+        values: &[f32],
+        d_o: &Acc<S, D, 1>,
+        delta: S::f32s,
+        p: &[S::f32s],
         ds: &mut [S::f32s],
     ) {
         let columns = tile_vectors(S::F32_LANES);
-        let (mut score, mut gradient) = ([shift; MR], [delta; MR]);
-        short_rows(s, keys, q, &mut score);
+        let (mut gradient, p) = ([[delta]; MR], load::<S, MR, 1>(p, columns));
         short_rows(s, values, d_o, &mut gradient);
         for r in 0..MR {
-            for v in 0..NV {
-                score[r][v] = vector::exp2(s, score[r][v]);
-                gradient[r][v] = s.mul_f32s(score[r][v], gradient[r][v]);
-            }
+            gradient[r][0] = s.mul_f32s(p[r][0], gradient[r][0]);
         }
-        store::<S, MR, NV>(&score, p, columns);
-        store::<S, MR, NV>(&gradient, ds, columns);
+        store::<S, MR, 1>(&gradient, ds, columns);
     }
     #[inline(always)]
     fn all_short<S: Simd, const D: usize>(
@@ -397,25 +408,17 @@ fn weights_and_gradients<S: Simd, const NV: usize>(
     ) {
         let columns = tile_vectors(S::F32_LANES);
         for v in 0..used {
-            let operands = [q, d_o].map(
-                #[inline(always)]
-                |x| load::<S, D, 1>(&x[v..], columns),
-            );
-            let begin = [[shift[v]], [delta[v]]];
+            let q = load::<S, D, 1>(&q[v..], columns);
+            let keys = |i: usize| &keys[i * D..];
+            let at = |i: usize| i * columns + v;
+            in_rows!(S, [D], block, most_rows::<S>(), short_p(i, s, keys(i), &q, shift[v], &mut p[at(i)..]));
+            let d_o = load::<S, D, 1>(&d_o[v..], columns);
             in_rows!(
                 S,
-                [1, D],
+                [D],
                 block,
-                4,
-                short(
-                    i,
-                    s,
-                    [&keys[i * D..], &values[i * D..]],
-                    &operands,
-                    begin,
-                    &mut p[i * columns + v..],
-                    &mut ds[i * columns + v..],
-                )
+                most_rows::<S>(),
+                short_ds(i, s, &values[i * D..], &d_o, delta[v], &p[at(i)..], &mut ds[at(i)..])
             );
         }
     }

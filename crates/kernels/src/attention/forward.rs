@@ -95,7 +95,7 @@ impl Attention {
         for head in 0..self.heads {
             pack_rows(width, qkv, stride, self.part(1, head), keys);
             pack_rows(width, qkv, stride, self.part(2, head), values);
-            let longest = longest(width, keys);
+            let longest = longest(s, width, keys);
             for start in (0..count).step_by(nr) {
                 let tile = nr.min(count - start);
                 let (at, scale) = (self.part(0, head), self.scale() * LOG2_E);
@@ -205,12 +205,38 @@ impl Attention {
 
 /// The length of the longest row.
 #[inline(always)]
-fn longest(width: usize, rows: &[f32]) -> f32 {
-    let mut most = 0.0_f32;
-    for row in rows.chunks_exact(width) {
-        let square: f32 = row.iter().map(|v| v * v).sum();
-        most = if square > most { square } else { most };
+fn longest<S: Simd>(s: S, width: usize, rows: &[f32]) -> f32 {
+    #[inline(always)]
+    fn short(width: usize, rows: &[f32]) -> f32 {
+        let mut most = 0.0_f32;
+        for row in rows.chunks_exact(width) {
+            let mut square = 0.0;
+            for v in row {
+                square += v * v;
+            }
+            most = if square > most { square } else { most };
+        }
+        most
     }
+    let most = match width {
+        4 => short(4, rows),
+        8 => short(8, rows),
+        _ if width < S::F32_LANES => short(width, rows),
+        _ => {
+            let mut most = 0.0_f32;
+            for row in rows.chunks_exact(width) {
+                let (whole, rest) = S::as_simd_f32s(row);
+                let rest = s.partial_load_f32s(rest);
+                let mut squares = s.mul_f32s(rest, rest);
+                for v in whole {
+                    squares = s.mul_add_e_f32s(*v, *v, squares);
+                }
+                let square = s.reduce_sum_f32s(squares);
+                most = if square > most { square } else { most };
+            }
+            most
+        }
+    };
     most.sqrt()
 }
 

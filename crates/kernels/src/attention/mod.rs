@@ -100,8 +100,18 @@ impl Attention {
 /// A head's numbers of every token, one token behind the other: `out` is `[tokens, width]`.
 #[inline(always)]
 fn pack_rows(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
-    for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
-        out.copy_from_slice(&row[at..][..width]);
+    #[inline(always)]
+    fn pack(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
+        for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&row[at..][..width]);
+        }
+    }
+    // A copy of a constant length is no call.
+    match width {
+        4 => pack(4, x, stride, at, out),
+        8 => pack(8, x, stride, at, out),
+        16 => pack(16, x, stride, at, out),
+        _ => pack(width, x, stride, at, out),
     }
 }
 
