@@ -24,7 +24,7 @@ use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
-/// Keys of a block.
+/// Keys of a block, a multiple of the 4 that dropout draws at once.
 const KEY_BLOCK: usize = 32;
 
 /// Vectors of queries in a tile.
