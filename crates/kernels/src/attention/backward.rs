@@ -16,6 +16,7 @@
 //! for others they are products with rows of q and do, d across the lanes.
 
 use super::product::{columns, in_rows, load, row, short_rows, store};
+use super::ranges::Layout;
 use super::{Attention, Splitter, pack_columns, pack_rows, vectors, vectors_mut};
 use crate::random::Dropout;
 use crate::tile::{self, Acc, TileShape, with_tile};
@@ -25,7 +26,7 @@ use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Keys of a block, a multiple of the 4 that dropout draws at once.
-const KEY_BLOCK: usize = 32;
+pub(super) const KEY_BLOCK: usize = 32;
 
 /// Vectors of queries in a tile.
 const fn tile_vectors(lanes: usize) -> usize {
@@ -45,14 +46,6 @@ pub struct Saved<'a> {
     pub d_o: &'a [f32],
     /// The masks that the forward pass had.
     pub dropout: Option<Dropout>,
-}
-
-/// Where dq, dk and dv of a head begin, and how far apart two tokens are. In one with a range of keys dk and dv begin with the
-/// range's first key.
-#[derive(Clone, Copy)]
-struct Layout {
-    begin: [usize; 3],
-    stride: usize,
 }
 
 impl Attention {
@@ -96,52 +89,6 @@ impl Attention {
         };
         let block = KEY_BLOCK * self.columns();
         [(2, self.tokens * width), (3, padded * width), (2, padded), (3, block), (2, rows), (2, sums)]
-    }
-
-    /// The keys of range `i` of `ranges`, all ranges but the last equally long.
-    fn key_range(&self, ranges: usize, i: usize) -> Range<usize> {
-        let len = self.tokens.div_ceil(ranges).next_multiple_of(KEY_BLOCK);
-        (i * len).min(self.tokens)..((i + 1) * len).min(self.tokens)
-    }
-
-    /// How many ranges of keys to make of each head, so that a few pictures are work for many threads.
-    pub fn key_ranges(&self, pictures: usize) -> usize {
-        const TASKS: usize = 16;
-        const LEAST_KEYS: usize = 128;
-        TASKS.div_ceil(pictures * self.heads).min(self.tokens / LEAST_KEYS).max(1)
-    }
-
-    /// Numbers of what [`backward_range`](Self::backward_range) makes.
-    pub fn partial_len(&self, ranges: usize) -> usize {
-        (self.tokens + 2 * self.key_range(ranges, 0).len()) * self.width()
-    }
-
-    /// Where a partial result has its parts; dq first.
-    fn partial_layout(&self, ranges: usize) -> Layout {
-        let (width, keys) = (self.width(), self.key_range(ranges, 0).len());
-        Layout { begin: [0, self.tokens * width, (self.tokens + keys) * width], stride: width }
-    }
-
-    /// Adds the partial results of a picture's heads and ranges, `[heads][ranges][partial_len]`, into the rows of `dqkv` for
-    /// the tokens `first ..`.
-    pub fn add_ranges(&self, partials: &[f32], ranges: usize, first: usize, dqkv: &mut [f32]) {
-        let (width, layout) = (self.width(), self.partial_layout(ranges));
-        let keys = self.key_range(ranges, 0).len();
-        for (token, to) in (first..).zip(dqkv.chunks_exact_mut(3 * self.channels)) {
-            for (head, partials) in partials.chunks_exact(ranges * self.partial_len(ranges)).enumerate() {
-                let partial = |range: usize| &partials[range * self.partial_len(ranges)..];
-                let dq = &mut to[self.part(0, head)..][..width];
-                dq.copy_from_slice(&partial(0)[token * width..][..width]);
-                for range in 1..ranges {
-                    dq.iter_mut().zip(&partial(range)[token * width..]).for_each(|(sum, dq)| *sum += dq);
-                }
-                let (range, key) = (token / keys, token % keys);
-                for part in [1, 2] {
-                    let from = &partial(range)[layout.begin[part] + key * width..][..width];
-                    to[self.part(part, head)..][..width].copy_from_slice(from);
-                }
-            }
-        }
     }
 
     #[inline(always)]

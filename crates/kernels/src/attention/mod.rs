@@ -14,6 +14,7 @@
 mod backward;
 mod forward;
 mod product;
+mod ranges;
 
 pub use backward::Saved;
 
