@@ -6,7 +6,7 @@ use crate::cpu::{Cpu, Kernel, Run};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
-use ddpm_kernels::attention::Attention as Tiles;
+use ddpm_kernels::attention::{Attention as Tiles, Saved};
 use rayon::prelude::*;
 
 /// `o = softmax(q k^T / sqrt(d)) v` for each head; operand `qkv [n, h, w, 3c]` (queries, keys, values of all heads);
@@ -22,6 +22,11 @@ pub struct Attention {
 /// The gradient of [`Attention`]; operands `qkv, o, logarithms, do`; result `dqkv`.
 #[derive(Clone, Debug)]
 pub struct AttentionGrad(Attention);
+
+/// From so many pictures on, the backward pass of each is one task, and needs no memory for parts.
+const MANY_PICTURES: usize = 16;
+/// Tokens of a task that adds parts.
+const ROWS: usize = 256;
 
 /// (pictures, tokens, channels)
 fn sizes(qkv: Shape) -> (usize, usize, usize) {
@@ -97,23 +102,45 @@ impl Operation for AttentionGrad {
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (_, tokens, c) = sizes(inputs[0].shape);
+        let (n, tokens, c) = sizes(inputs[0].shape);
         let (heads, dropout) = (self.0.heads, self.0.dropout);
         let tiles = Tiles::new(cpu.isa(), tokens, c, heads);
+        let per_thread = tiles.backward_scratch_len();
+        // Few pictures are split into heads and ranges of keys; each makes a part of dqkv, and these are added in order.
+        let ranges = tiles.key_ranges(n);
+        let partial = tiles.partial_len(ranges);
+        let shared = if n < MANY_PICTURES { n * heads * ranges * partial } else { 0 };
         Kernel::new(move |run: &mut Run<'_>| {
             let ([qkv, o, lse, d_o], scratch) = (run.inputs, run.scratch) else {
                 unreachable!("four operands")
             };
             let masks = dropout.map(|d| d.masks(run.draws));
-            (qkv.par_chunks(tokens * 3 * c), run.outputs[0].par_chunks_mut(tokens * 3 * c))
-                .into_par_iter()
-                .zip((o.par_chunks(tokens * c), d_o.par_chunks(tokens * c), lse.par_chunks(tokens * heads)))
-                .enumerate()
-                .for_each(|(picture, ((qkv, dqkv), (o, d_o, lse)))| {
-                    let masks = masks.map(|m| m.picture(picture as u32));
-                    scratch.with(|memory| tiles.backward(qkv, o, lse, d_o, masks, dqkv, memory));
+            let saved = |picture: usize| Saved {
+                qkv: &qkv[picture * tokens * 3 * c..][..tokens * 3 * c],
+                o: &o[picture * tokens * c..][..tokens * c],
+                lse: &lse[picture * tokens * heads..][..tokens * heads],
+                d_o: &d_o[picture * tokens * c..][..tokens * c],
+                dropout: masks.map(|m| m.picture(picture as u32)),
+            };
+            let pictures = run.outputs[0].par_chunks_mut(tokens * 3 * c).enumerate();
+            if shared == 0 {
+                pictures.for_each(|(picture, dqkv)| {
+                    scratch.with(|memory| tiles.backward(&saved(picture), dqkv, memory));
                 });
+                return;
+            }
+            let partials = &mut run.shared[..shared];
+            let tasks = heads * ranges;
+            partials.par_chunks_mut(partial).enumerate().for_each(|(i, out)| {
+                let saved = saved(i / tasks);
+                scratch.with(|memory| tiles.backward_range(&saved, i % tasks, ranges, out, memory));
+            });
+            pictures.zip(partials.par_chunks(tasks * partial)).for_each(|((_, dqkv), partials)| {
+                let rows = dqkv.par_chunks_mut(ROWS * 3 * c).enumerate();
+                rows.for_each(|(i, dqkv)| tiles.add_ranges(partials, ranges, i * ROWS, dqkv));
+            });
         })
-        .per_thread(tiles.backward_scratch_len())
+        .shared(shared)
+        .per_thread(per_thread)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{Rng, Within, bits, magnitudes, unwritten, wide};
 use ddpm_kernels::Isa;
-use ddpm_kernels::attention::Attention;
+use ddpm_kernels::attention::{Attention, Saved};
 use ddpm_kernels::random::{Dropout, dropout};
 use ddpm_kernels::reference::{self, AttentionShape};
 
@@ -81,7 +81,8 @@ fn attention_with_dropout_agrees_with_the_oracle() {
             tiles.forward(&qkv, 0, Some(masks), &mut got, &mut lse, &mut unwritten(tiles.scratch_len()));
             o_within.check(isa, &shape, &got, &o, &vec![unit * largest(&magnitudes(&d_o)); o.len()]);
             let (mut d, mut scratch) = (unwritten(qkv.len()), unwritten(tiles.backward_scratch_len()));
-            tiles.backward(&qkv, &got, &lse, &d_o, Some(masks), &mut d, &mut scratch);
+            let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: Some(masks) };
+            tiles.backward(&saved, &mut d, &mut scratch);
             d_within.check(isa, &shape, &d, &dqkv, &vec![unit * largest(&dqkv); d.len()]);
         }
     }

@@ -1,0 +1,174 @@
+//! Multi-head self-attention of one picture, in tiles, without ever storing the N x N weights.
+//!
+//! Input is `qkv`, `[tokens, 3 * channels]`: for each token the queries of all heads, then the keys, then the values
+//! (the layout of PyTorch's `in_proj_weight`); head `h` owns `width = channels / heads` numbers of each.
+//! `o = softmax(q k^T / sqrt(width)) v` (Vaswani et al. 2017).
+//!
+//! A tile has one or more vectors of *queries* side by side and a block of keys below each other, so that
+//! maxima, sums and rescaling work lane by lane and a head of width 4 fills the vectors as well as one of width 64.
+//! All exponents are to base 2: queries are multiplied by `log2(e) / sqrt(width)` when they are packed.
+//!
+//! Dropout multiplies the softmax's results with factors D that are drawn tile by tile, in both passes the same ones:
+//! `o = (p D) v`, `dv += (p D) do`, `dp = D (v . do)`; the sums of p, and `do . o` in ds, need no change.
+
+mod backward;
+mod forward;
+mod product;
+mod ranges;
+
+pub use backward::Saved;
+
+use crate::isa::{Isa, dispatch};
+use crate::random::Dropout;
+use pulp::Simd;
+
+/// The sizes of an attention, prepared for one instruction set.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention {
+    isa: Isa,
+    tokens: usize,
+    channels: usize,
+    heads: usize,
+}
+
+impl Attention {
+    /// Prepares; `heads` must divide `channels`.
+    pub fn new(isa: Isa, tokens: usize, channels: usize, heads: usize) -> Self {
+        assert_eq!(channels % heads, 0, "heads divide channels");
+        Self { isa, tokens, channels, heads }
+    }
+
+    fn width(&self) -> usize {
+        self.channels / self.heads
+    }
+
+    /// Forward pass of the queries `first ..` that `o` (`[queries, channels]`) holds. `lse` (`[queries, heads]`)
+    /// receives the logarithm of each softmax's denominator.
+    pub fn forward(
+        &self,
+        qkv: &[f32],
+        first: usize,
+        dropout: Option<Dropout>,
+        o: &mut [f32],
+        lse: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
+        assert_eq!(o.len() * self.heads, lse.len() * self.channels);
+        dispatch!(self.isa, s => self.forward_generic(s, qkv, first, dropout, o, lse, scratch));
+    }
+
+    /// Backward pass of one picture; `dqkv` is `[tokens, 3 * channels]`.
+    pub fn backward(&self, saved: &Saved<'_>, dqkv: &mut [f32], scratch: &mut [f32]) {
+        self.check(saved);
+        assert_eq!(dqkv.len(), saved.qkv.len());
+        dispatch!(self.isa, s => self.backward_picture(s, saved, dqkv, scratch));
+    }
+
+    /// Part `task` of the backward pass of one picture, of `heads * ranges`: head `task / ranges`, and of its keys range
+    /// `task % ranges`. `out` holds [`partial_len`](Self::partial_len) numbers, which
+    /// [`add_ranges`](Self::add_ranges) adds.
+    pub fn backward_range(
+        &self,
+        saved: &Saved<'_>,
+        task: usize,
+        ranges: usize,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        self.check(saved);
+        assert_eq!(out.len(), self.partial_len(ranges));
+        dispatch!(self.isa, s => self.backward_partial(s, saved, task, ranges, out, scratch));
+    }
+
+    fn check(&self, saved: &Saved<'_>) {
+        let numbers = self.tokens * self.channels;
+        assert_eq!(saved.qkv.len(), 3 * numbers);
+        assert_eq!((saved.o.len(), saved.d_o.len()), (numbers, numbers));
+        assert_eq!(saved.lse.len(), self.tokens * self.heads);
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.width() as f32).sqrt()
+    }
+
+    /// Where part `part` (0 queries, 1 keys, 2 values) of `head` begins in a token's row.
+    fn part(&self, part: usize, head: usize) -> usize {
+        part * self.channels + head * self.width()
+    }
+}
+
+/// A head's numbers of every token, one token behind the other: `out` is `[tokens, width]`.
+#[inline(always)]
+fn pack_rows(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
+    #[inline(always)]
+    fn pack(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
+        for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
+            out.copy_from_slice(&row[at..][..width]);
+        }
+    }
+    // A copy of a constant length is no call.
+    match width {
+        4 => pack(4, x, stride, at, out),
+        8 => pack(8, x, stride, at, out),
+        16 => pack(16, x, stride, at, out),
+        _ => pack(width, x, stride, at, out),
+    }
+}
+
+/// `count` tokens from `first` on side by side, `[width, columns]`, times `scale`; zeros behind the last.
+#[inline(always)]
+fn pack_columns(
+    width: usize,
+    x: &[f32],
+    stride: usize,
+    at: usize,
+    first: usize,
+    count: usize,
+    scale: f32,
+    columns: usize,
+    out: &mut [f32],
+) {
+    if count < columns {
+        out.fill(0.0);
+    }
+    for q in 0..count {
+        let row = &x[(first + q) * stride + at..][..width];
+        for (d, v) in row.iter().enumerate() {
+            out[d * columns + q] = v * scale;
+        }
+    }
+}
+
+/// Numbers of a cache line: parts of scratch memory begin at one, because vectors that cross two are slow.
+const LINE: usize = 16;
+
+/// Takes one part after the other from a scratch slice.
+struct Splitter<'a>(&'a mut [f32]);
+
+impl<'a> Splitter<'a> {
+    fn take<const N: usize>(&mut self, len: usize) -> [&'a mut [f32]; N] {
+        std::array::from_fn(|_| {
+            let (part, rest) = std::mem::take(&mut self.0).split_at_mut(len.next_multiple_of(LINE));
+            self.0 = rest;
+            &mut part[..len]
+        })
+    }
+
+    /// What parts of these (number, length) take.
+    fn total(parts: &[(usize, usize)]) -> usize {
+        parts.iter().map(|(count, len)| count * len.next_multiple_of(LINE)).sum()
+    }
+}
+
+/// The vectors of a slice whose length is a multiple of the lanes.
+#[inline(always)]
+fn vectors<S: Simd>(x: &[f32]) -> &[S::f32s] {
+    S::as_simd_f32s(x).0
+}
+
+/// The same, to write to.
+#[inline(always)]
+fn vectors_mut<S: Simd>(x: &mut [f32]) -> &mut [S::f32s] {
+    S::as_mut_simd_f32s(x).0
+}
