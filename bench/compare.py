@@ -31,7 +31,7 @@ GOALS = {
 SAMPLE_GOAL = 3
 PICTURES, STEPS = 64, 50
 PAUSE = 0.2  # seconds between turns, in which the other's threads go to sleep
-WARM = 2  # steps that are not counted
+WARM = 3  # steps that are not counted
 
 
 class Player:

@@ -95,11 +95,11 @@ class Rival:
         self.optimizer.step()
         return loss.item()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def forward(self):
         return self.predict(self.x, torch.full((self.batch,), 10))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self):
         """x_t to x_{t-1}, the expected picture clipped (Ho et al. 2020, eq. 15 and 7)."""
         t = self.t = self.t - 1 if self.t > 1 else T - 1
