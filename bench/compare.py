@@ -31,7 +31,7 @@ GOALS = {
 SAMPLE_GOAL = 3
 PICTURES, STEPS = 64, 50
 PAUSE = 0.2  # seconds between turns, in which the other's threads go to sleep
-WARM = 3  # steps that are not counted
+WARM = 3  # steps of a compiled network that are not counted; it is compiled twice, for its first input and for the next
 
 
 class Player:
@@ -94,8 +94,9 @@ def theirs(a, network, part, precision, flags, batch=None):
 def turns(commands, rounds):
     """Steps in turn; the result of each program."""
     players = [Player(c) for c in commands]
+    warm = WARM if any('--compile' in c for c in commands) else 1
     try:
-        for i in range(-WARM, rounds):
+        for i in range(-warm, rounds):
             for player in players:
                 player.step(counted=i >= 0)
                 time.sleep(PAUSE)
@@ -186,12 +187,17 @@ def across(a, record):
     return table(['network', 'step', 'our f32', 'PyTorch\'s bf16', 'times as fast'], rows)
 
 
+def few(a):
+    """Rounds of what takes long."""
+    return min(a.rounds, 3)
+
+
 def sampling(a, precision, record):
     """The table of denoising steps: many pictures at once, and one alone."""
     rows = []
     for network in a.networks:
         flags, _ = fastest(a, network, 'forward', precision)
-        for batch, rounds in ((PICTURES, min(a.rounds, 3)), (1, 2 * a.rounds)):
+        for batch, rounds in ((PICTURES, few(a)), (1, 2 * a.rounds)):
             tell(f'{network} sample {precision}, batch {batch}')
             mine, other = turns([ours(a, network, 'sample', precision, batch),
                                  theirs(a, network, 'sample', precision, flags, batch)], rounds)
@@ -276,7 +282,7 @@ def main():
     if 'sample' in a.parts:
         for precision in a.precisions:
             section(f'Drawing, {precision}', [
-                f'Whole drawings of {STEPS} steps, from the median of a step; of {PICTURES} pictures three steps were timed.',
+                f'Whole drawings of {STEPS} steps, from the median of a step; of {PICTURES} pictures {few(a)} steps were timed.',
                 '', *sampling(a, precision, record)])
     if 'start' in a.parts:
         section('Starting', starting(a, record))

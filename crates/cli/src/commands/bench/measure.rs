@@ -9,7 +9,7 @@ use ddpm::sampler::{Ddpm, Sampler, Seeds};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
-use ddpm_engine::{AdamStep, Executor, NodeTime};
+use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_multiply_add_rounds, multiply_add_rounds};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -221,20 +221,37 @@ pub fn sample(
     Ok(Part::new(name, [pictures, steps, 1], &clock.finish(), model.executor()))
 }
 
-/// Floating-point operations a second of all threads, in registers only: the best of several short times, because
-/// whatever else the machine does makes it less.
-pub fn peak_flops(threads: usize) -> f64 {
-    (0..8).map(|_| flops_once(threads)).fold(0.0, f64::max)
+/// What the threads can do in registers only, in floating-point operations a second.
+#[derive(Clone, Copy)]
+pub struct Peak {
+    /// Multiply-adds of f32.
+    pub f32: f64,
+    /// Those of bf16 factors, where there is an instruction for them.
+    pub bf16: Option<f64>,
 }
 
-fn flops_once(threads: usize) -> f64 {
-    let isa = ddpm_engine::Isa::from_env().unwrap_or_else(|_| ddpm_engine::Isa::best());
-    let rounds = 10_000_000 / isa.lanes().max(2) as u64;
-    let start = Instant::now();
-    let flops: u64 = std::thread::scope(|s| {
-        let all: Vec<_> =
-            (0..threads).map(|_| s.spawn(move || ddpm_engine::multiply_add_rounds(isa, rounds))).collect();
-        all.into_iter().map(|t| t.join().unwrap_or(0)).sum()
-    });
-    flops as f64 / start.elapsed().as_secs_f64()
+impl Peak {
+    /// Measures it, on the instruction set that kernels will use.
+    pub fn measure(threads: usize) -> anyhow::Result<Self> {
+        let isa = Isa::from_env()?;
+        let rounds = 10_000_000 / isa.lanes().max(2) as u64;
+        let f32 = best_rate(threads, &|| multiply_add_rounds(isa, rounds));
+        let bf16 = bf16_multiply_add_rounds(isa, 1)
+            .map(|_| best_rate(threads, &|| bf16_multiply_add_rounds(isa, rounds).unwrap_or(0)));
+        Ok(Self { f32, bf16 })
+    }
+}
+
+/// Operations a second of all threads: the best of several short times, because whatever else the machine does makes it
+/// less. `work` does some and says how many.
+fn best_rate(threads: usize, work: &(impl Fn() -> u64 + Sync)) -> f64 {
+    let once = |_| {
+        let start = Instant::now();
+        let done: u64 = std::thread::scope(|s| {
+            let all: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
+            all.into_iter().map(|t| t.join().unwrap_or(0)).sum()
+        });
+        done as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..8).map(once).fold(0.0, f64::max)
 }

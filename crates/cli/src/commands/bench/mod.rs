@@ -14,6 +14,7 @@ use ddpm::data::Dataset;
 use ddpm::schedule::Schedule;
 use ddpm::train::config::Config;
 use ddpm::train::{Trainer, open_data};
+use measure::Peak;
 use report::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => Box::new(random::RandomPictures::new(&config)),
         false => open_data(&config)?,
     };
-    let (shape, peak) = (data.shape(), measure::peak_flops(threads));
+    let (shape, peak) = (data.shape(), Peak::measure(threads)?);
     let mut parts = Vec::new();
     if wanted(What::Train) {
         let mut trainer = Trainer::new(&config, data)?;

@@ -1,6 +1,6 @@
 //! What was measured, for a person and as JSON.
 
-use super::measure::{Part, node_seconds};
+use super::measure::{Part, Peak, node_seconds};
 use crate::progress::{human_bytes, thousands};
 use ddpm::data::PictureShape;
 use ddpm::train::config::Config;
@@ -22,8 +22,9 @@ pub struct Report {
     /// Height, width, channels.
     picture: [usize; 3],
     device: String,
-    /// The f32 peak of its threads, measured.
+    /// The peaks of its threads, measured, in 1e9 operations a second; that of bf16 where there is one.
     peak_gflops: f64,
+    bf16_peak_gflops: Option<f64>,
     parts: Vec<Part>,
     #[serde(skip)]
     shape: PictureShape,
@@ -49,8 +50,8 @@ struct Node<'a> {
 }
 
 impl Report {
-    /// Of `parts`, with the machine's f32 peak in operations a second.
-    pub fn new(config: &Config, shape: PictureShape, peak: f64, parts: Vec<Part>) -> Self {
+    /// Of `parts`, with what the machine can do.
+    pub fn new(config: &Config, shape: PictureShape, peak: Peak, parts: Vec<Part>) -> Self {
         let (parameters, device) =
             parts.first().map_or((0, String::new()), |p| (p.parameters, p.device.clone()));
         Self {
@@ -60,7 +61,8 @@ impl Report {
             batch: config.pictures_per_step(),
             picture: [shape.height, shape.width, shape.channels],
             device,
-            peak_gflops: peak / 1e9,
+            peak_gflops: peak.f32 / 1e9,
+            bf16_peak_gflops: peak.bf16.map(|p| p / 1e9),
             parts,
             shape,
         }
@@ -87,13 +89,14 @@ impl Report {
             self.shape,
             self.device
         )?;
-        writeln!(out, "f32 peak, multiply-adds in registers only: {:.0} GFLOP/s", self.peak_gflops)?;
+        let bf16 = self.bf16_peak_gflops.map_or_else(String::new, |p| format!("; of bf16 {p:.0}"));
+        writeln!(out, "f32 peak, multiply-adds in registers only: {:.0} GFLOP/s{bf16}", self.peak_gflops)?;
         for part in &self.parts {
             self.write_part(out, part)?;
         }
         writeln!(
             out,
-            "GFLOP are counted as the plain convolution needs them; Winograd's needs fewer and can pass the peak."
+            "GFLOP are the plain convolution's, the peak that of f32: Winograd's way and bf16 can pass it."
         )?;
         if let Some(part) = self.parts.first().filter(|_| profile) {
             self.write_profile(out, part)?;
