@@ -44,21 +44,25 @@ def measure(a, axis, value):
 
 
 def plot(rows, path):
+    axes = list(dict.fromkeys(r['axis'] for r in rows))
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
-    figure, both = plt.subplots(2, len(AXES), figsize=(4 * len(AXES), 7), constrained_layout=True)
+    from matplotlib import ticker
+    figure, both = plt.subplots(2, len(axes), figsize=(4 * len(axes), 7), constrained_layout=True, squeeze=False)
     kinds = (('images_per_second', 'images/s', 'tab:blue'), ('gflops', 'GFLOP/s', 'tab:green')), \
         (('resident_mib', 'most held, MiB', 'tab:red'), ('arena_mib', 'arena, MiB', 'tab:orange'))
-    for column, axis in enumerate(AXES):
+    for column, axis in enumerate(axes):
         mine = [r for r in rows if r['axis'] == axis]
         for row, kind in enumerate(kinds):
             at = both[row][column]
             for key, name, colour in kind:
                 at.plot([r[axis] for r in mine], [r[key] for r in mine], 'o-', color=colour, label=name)
             at.set(xlabel=axis, xscale='log', yscale='log')
-            at.set_xticks(AXES[axis], [str(v) for v in AXES[axis]])
-            at.minorticks_off()
+            at.set_xticks([r[axis] for r in mine], [str(r[axis]) for r in mine])
+            at.xaxis.set_minor_locator(ticker.NullLocator())
+            at.yaxis.set_major_formatter('{x:g}')
+            at.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(1.5, 0.7)))
             at.grid(alpha=0.3)
             at.legend()
     figure.savefig(path, dpi=100)
