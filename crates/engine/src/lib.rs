@@ -25,6 +25,7 @@ pub mod shape;
 
 pub use cpu::{CpuDevice, CpuExecutor};
 pub use ddpm_kernels::Isa;
+pub use ddpm_kernels::bf16::multiply_add_rounds as bf16_multiply_add_rounds;
 pub use ddpm_kernels::elementwise::multiply_add_rounds;
 pub use error::{Error, Result};
 pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};

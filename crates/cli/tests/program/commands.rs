@@ -188,17 +188,3 @@ fn without_a_terminal_progress_is_plain_lines() {
     let drawn = place.ddpm(&["sample", "r", "-n", "2"]).well();
     assert!(plain(&drawn.err) && plain(&drawn.out));
 }
-
-#[test]
-fn the_bench_tells_times() {
-    let place = Place::new();
-    let sets = TINY.into_iter().filter(|f| f.contains("network."));
-    let mut args =
-        vec!["bench", "--runs=1", "--profile", "--set=data.digits_count=64", "--set=train.batch_size=2"];
-    args.extend(sets);
-    let done = place.ddpm(&args).well();
-    for part in [" parameters, batch 2, 16x16 grey", "\ntrain ", " images/s", "slowest nodes"] {
-        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
-    }
-    assert!(names(&place.path("")).is_empty());
-}

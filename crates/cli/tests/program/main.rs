@@ -1,5 +1,6 @@
 //! The program as a person meets it: the built `ddpm`, run in a folder of its own.
 
+mod bench;
 mod commands;
 mod data;
 mod errors;

@@ -1,0 +1,257 @@
+//! What is measured: training steps, forward passes, denoising steps.
+
+use super::clock::{Clock, forget_peak_resident, peak_resident};
+use ddpm::data::PictureShape;
+use ddpm::denoiser::Denoiser;
+use ddpm::model::{Model, first_weights};
+use ddpm::nets;
+use ddpm::sampler::{Ddpm, Sampler, Seeds};
+use ddpm::schedule::Schedule;
+use ddpm::train::Trainer;
+use ddpm::train::config::Config;
+use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_multiply_add_rounds, multiply_add_rounds};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Instant;
+
+/// The node behind which the backward pass begins.
+const LOSS: &str = "loss";
+
+/// The times of one kind of step.
+#[derive(Serialize)]
+pub struct Part {
+    /// "train", "forward", "sample", or "sample-one", which is the same with a batch of one picture.
+    pub part: &'static str,
+    /// Pictures of a step.
+    pub pictures: usize,
+    /// Median time of a step.
+    pub seconds: f64,
+    /// The quickest.
+    pub least: f64,
+    /// The slowest.
+    pub most: f64,
+    /// Steps counted.
+    pub runs: usize,
+    /// Denoising steps that a picture takes; 1 for what is not sampling.
+    pub steps: usize,
+    /// Pictures a second.
+    pub images_per_second: f64,
+    /// Floating-point operations of a step, in 1e9.
+    pub gflop: f64,
+    /// The same a second.
+    pub gflops: f64,
+    /// Bytes of the plan's arena, with all tensors and weights.
+    pub arena_bytes: usize,
+    /// Bytes of the threads' scratch memory.
+    pub scratch_bytes: usize,
+    /// Most bytes that the process held, where the system tells.
+    pub resident_bytes: Option<u64>,
+    /// What a training step is made of.
+    pub shares: Vec<Share>,
+    /// The time of every node.
+    #[serde(skip)]
+    pub nodes: Vec<NodeTime>,
+    /// What it ran on.
+    #[serde(skip)]
+    pub device: String,
+    /// Numbers in the network's parameters.
+    #[serde(skip)]
+    pub parameters: usize,
+}
+
+/// A part of a step.
+#[derive(Serialize)]
+pub struct Share {
+    /// "forward", "backward", "update", "rest".
+    pub name: &'static str,
+    /// Its time in a step.
+    pub seconds: f64,
+    /// Its floating-point operations in a step, in 1e9.
+    pub gflop: f64,
+}
+
+impl Part {
+    /// From the times of steps of `passes` runs of the executor's plan each, rising.
+    fn new(
+        part: &'static str,
+        [pictures, steps, passes]: [usize; 3],
+        times: &[f64],
+        exec: &mut dyn Executor,
+    ) -> Self {
+        exec.set_profiling(false);
+        let (footprint, middle) = (exec.footprint(), (times.len() - 1) / 2);
+        let median = (times[middle] + times[times.len() / 2]) / 2.0;
+        let gflop = 2e-9 * footprint.multiply_adds as f64 * passes as f64;
+        Self {
+            part,
+            pictures,
+            seconds: median,
+            least: times[0],
+            most: times[times.len() - 1],
+            runs: times.len(),
+            steps,
+            images_per_second: pictures as f64 / (median * steps as f64),
+            gflop,
+            gflops: gflop / median,
+            arena_bytes: footprint.arena_bytes,
+            scratch_bytes: footprint.scratch_bytes,
+            resident_bytes: peak_resident(),
+            shares: Vec::new(),
+            nodes: exec.profile(),
+            device: exec.describe(),
+            parameters: exec.plan().graph().parameter_count(),
+        }
+    }
+}
+
+/// Whole training steps.
+pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
+    while clock.next()? {
+        let start = Instant::now();
+        trainer.step()?;
+        if clock.took(start.elapsed())? {
+            trainer.executor().set_profiling(true);
+        }
+    }
+    let (pictures, passes) = (trainer.config().pictures_per_step(), trainer.config().train.accumulate);
+    let times = clock.finish();
+    let mean = times.iter().sum::<f64>() / times.len() as f64;
+    let mut part = Part::new("train", [pictures, 1, passes], &times, trainer.executor());
+    let behind_loss = part.nodes.iter().position(|n| n.name == LOSS).map_or(part.nodes.len(), |i| i + 1);
+    let (forward, backward) = part.nodes.split_at(behind_loss);
+    let of = |name, nodes: &[NodeTime]| Share {
+        name,
+        seconds: passes as f64 * nodes.iter().map(node_seconds).sum::<f64>(),
+        gflop: passes as f64 * nodes.iter().map(|n| 2e-9 * n.multiply_adds as f64).sum::<f64>(),
+    };
+    let update = Share { name: "update", seconds: update(trainer.executor())?, gflop: 0.0 };
+    let mut shares = vec![of("forward", forward), of("backward", backward), update];
+    let known: f64 = shares.iter().map(|s| s.seconds).sum();
+    shares.push(Share { name: "rest", seconds: (mean - known).max(0.0), gflop: 0.0 });
+    part.shares = shares;
+    Ok(part)
+}
+
+/// Mean time of a node in one run of the plan.
+pub fn node_seconds(node: &NodeTime) -> f64 {
+    node.time.as_secs_f64() / node.runs.max(1) as f64
+}
+
+/// The median time of a few updates of the weights, with the norm of the gradients before. They move nothing: the
+/// learning rate is zero.
+fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
+    let still = AdamStep {
+        lr: 0.0,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        decoupled: false,
+        step: 1,
+        ema_decay: 0.9,
+        grad_scale: 1.0,
+    };
+    let mut times = [0.0; 5];
+    for time in &mut times {
+        let start = Instant::now();
+        exec.gradient_norm()?;
+        exec.update(&still)?;
+        *time = start.elapsed().as_secs_f64();
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[2])
+}
+
+/// The network as sampling uses it, with the weights that training begins with, for batches of `pictures`.
+pub fn model(config: &Config, shape: PictureShape, pictures: usize) -> anyhow::Result<Model> {
+    forget_peak_resident();
+    let net = nets::from_config(config, shape.channels);
+    let shape = [pictures, shape.height, shape.width, shape.channels];
+    let mut model = Model::with_arithmetic(&*net, shape, config.train.threads, config.train.arithmetic())?;
+    model.set_weights(&first_weights(&*net, shape, config.train.seed)?, Path::new("first weights"))?;
+    Ok(model)
+}
+
+/// Forward passes.
+pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
+    let [pictures, ..] = model.shape();
+    let mut x = vec![0.0; pictures * model.picture_len()];
+    Seeds { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.picture_len(), &mut x);
+    let mut eps = x.clone();
+    while clock.next()? {
+        let start = Instant::now();
+        model.predict(&x, 10, &mut eps)?;
+        if clock.took(start.elapsed())? {
+            model.executor().set_profiling(true);
+        }
+    }
+    Ok(Part::new("forward", [pictures, 1, 1], &clock.finish(), model.executor()))
+}
+
+/// Denoising steps; `steps` of them are a picture.
+pub fn sample(
+    name: &'static str,
+    model: &mut Model,
+    schedule: &Schedule,
+    steps: usize,
+    mut clock: Clock,
+) -> anyhow::Result<Part> {
+    let [pictures, ..] = model.shape();
+    let sampler = Ddpm::new(schedule, None, true)?;
+    let mut go_on = clock.next()?;
+    model.executor().set_profiling(true);
+    // Pictures are begun anew until no step is wanted any more.
+    while go_on {
+        let mut failed = None;
+        let mut start = Instant::now();
+        let end = sampler.sample(model, Seeds { seed: 0, first: 0 }, &mut |_| {
+            match clock.took(start.elapsed()).and_then(|_| clock.next()) {
+                Ok(more) => go_on = more,
+                Err(error) => failed = Some(error),
+            }
+            start = Instant::now();
+            if go_on && failed.is_none() { Ok(()) } else { Err(ddpm::Error::Interrupted) }
+        });
+        match (failed, end) {
+            (Some(error), _) => return Err(error),
+            (None, Err(ddpm::Error::Interrupted)) | (None, Ok(_)) => {}
+            (None, Err(error)) => return Err(error.into()),
+        }
+    }
+    Ok(Part::new(name, [pictures, steps, 1], &clock.finish(), model.executor()))
+}
+
+/// What the threads can do in registers only, in floating-point operations a second.
+#[derive(Clone, Copy)]
+pub struct Peak {
+    /// Multiply-adds of f32.
+    pub f32: f64,
+    /// Those of bf16 factors, where there is an instruction for them.
+    pub bf16: Option<f64>,
+}
+
+impl Peak {
+    /// Measures it, on the instruction set that kernels will use.
+    pub fn measure(threads: usize) -> anyhow::Result<Self> {
+        let isa = Isa::from_env()?;
+        let rounds = 10_000_000 / isa.lanes().max(2) as u64;
+        let f32 = best_rate(threads, &|| multiply_add_rounds(isa, rounds));
+        let bf16 = bf16_multiply_add_rounds(isa, 1)
+            .map(|_| best_rate(threads, &|| bf16_multiply_add_rounds(isa, rounds).unwrap_or(0)));
+        Ok(Self { f32, bf16 })
+    }
+}
+
+/// Operations a second of all threads: the best of several short times, because whatever else the machine does makes it
+/// less. `work` does some and says how many.
+fn best_rate(threads: usize, work: &(impl Fn() -> u64 + Sync)) -> f64 {
+    let once = |_| {
+        let start = Instant::now();
+        let done: u64 = std::thread::scope(|s| {
+            let all: Vec<_> = (0..threads).map(|_| s.spawn(work)).collect();
+            all.into_iter().map(|t| t.join().unwrap_or(0)).sum()
+        });
+        done as f64 / start.elapsed().as_secs_f64()
+    };
+    (0..8).map(once).fold(0.0, f64::max)
+}

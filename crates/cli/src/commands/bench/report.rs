@@ -1,0 +1,234 @@
+//! What was measured, for a person and as JSON.
+
+use super::measure::{Part, Peak, node_seconds};
+use crate::progress::{human_bytes, thousands};
+use ddpm::data::PictureShape;
+use ddpm::train::config::Config;
+use ddpm_engine::NodeTime;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::Write;
+
+/// Nodes that are named one by one.
+const SLOWEST: usize = 20;
+
+/// Everything that was measured.
+#[derive(Serialize)]
+pub struct Report {
+    version: &'static str,
+    network: &'static str,
+    parameters: usize,
+    batch: usize,
+    /// Height, width, channels.
+    picture: [usize; 3],
+    device: String,
+    /// The peaks of its threads, measured, in 1e9 operations a second; that of bf16 where there is one.
+    peak_gflops: f64,
+    bf16_peak_gflops: Option<f64>,
+    parts: Vec<Part>,
+    #[serde(skip)]
+    shape: PictureShape,
+}
+
+/// A kind of operation in one run of a plan.
+#[derive(Serialize)]
+struct Operation {
+    operation: &'static str,
+    nodes: usize,
+    seconds: f64,
+    share: f64,
+    gflop: f64,
+}
+
+/// A node in one run of a plan.
+#[derive(Serialize)]
+struct Node<'a> {
+    name: &'a str,
+    operation: &'static str,
+    seconds: f64,
+    gflop: f64,
+}
+
+impl Report {
+    /// Of `parts`, with what the machine can do.
+    pub fn new(config: &Config, shape: PictureShape, peak: Peak, parts: Vec<Part>) -> Self {
+        let (parameters, device) =
+            parts.first().map_or((0, String::new()), |p| (p.parameters, p.device.clone()));
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            network: ddpm::nets::from_config(config, shape.channels).name(),
+            parameters,
+            batch: config.pictures_per_step(),
+            picture: [shape.height, shape.width, shape.channels],
+            device,
+            peak_gflops: peak.f32 / 1e9,
+            bf16_peak_gflops: peak.bf16.map(|p| p / 1e9),
+            parts,
+            shape,
+        }
+    }
+
+    /// Writes one line of JSON; with `profile` the first part's operations too.
+    pub fn write_json(&self, out: &mut impl Write, profile: bool) -> anyhow::Result<()> {
+        let mut value = serde_json::to_value(self)?;
+        if let Some(part) = self.parts.first().filter(|_| profile) {
+            value["operations"] = serde_json::to_value(operations(&part.nodes))?;
+            value["nodes"] = serde_json::to_value(slowest(&part.nodes).collect::<Vec<_>>())?;
+        }
+        Ok(writeln!(out, "{value}")?)
+    }
+
+    /// Writes it for a person; with `profile` the first part's operations too.
+    pub fn write(&self, out: &mut impl Write, profile: bool) -> anyhow::Result<()> {
+        writeln!(
+            out,
+            "{}, {} parameters, batch {}, {}, {}",
+            self.network,
+            thousands(self.parameters as u64),
+            self.batch,
+            self.shape,
+            self.device
+        )?;
+        let bf16 = self.bf16_peak_gflops.map_or_else(String::new, |p| format!("; of bf16 {p:.0}"));
+        writeln!(out, "f32 peak, multiply-adds in registers only: {:.0} GFLOP/s{bf16}", self.peak_gflops)?;
+        for part in &self.parts {
+            self.write_part(out, part)?;
+        }
+        writeln!(
+            out,
+            "GFLOP are the plain convolution's, the peak that of f32: Winograd's way and bf16 can pass it."
+        )?;
+        if let Some(part) = self.parts.first().filter(|_| profile) {
+            self.write_profile(out, part)?;
+        }
+        Ok(())
+    }
+
+    fn write_part(&self, out: &mut impl Write, part: &Part) -> anyhow::Result<()> {
+        let step = match part.part {
+            "train" | "forward" => String::new(),
+            _ if part.pictures == 1 => {
+                format!(
+                    "a step of one picture, {:.2} s for {} steps",
+                    part.seconds * part.steps as f64,
+                    part.steps
+                )
+            }
+            _ => format!("a step of {} pictures, {} steps each:", part.pictures, part.steps),
+        };
+        let speed = match part.pictures {
+            1 if !step.is_empty() => String::new(),
+            _ => format!("{:.1} images/s", part.images_per_second),
+        };
+        let words = [step, speed].into_iter().filter(|w| !w.is_empty()).collect::<Vec<_>>().join(" ");
+        writeln!(
+            out,
+            "{} {:.4} s  {words}  {:.1} GFLOP  {}  (min {:.4}, max {:.4}, {} runs)",
+            part.part,
+            part.seconds,
+            part.gflop,
+            self.rate(part.gflop, part.seconds).join("  "),
+            part.least,
+            part.most,
+            part.runs
+        )?;
+        for share in &part.shares {
+            writeln!(
+                out,
+                "  {:9}{:9.4} s {:5.1} %{:10.1} images/s  {}",
+                share.name,
+                share.seconds,
+                100.0 * share.seconds / part.seconds,
+                part.pictures as f64 / share.seconds,
+                self.rate(share.gflop, share.seconds).join("  "),
+            )?;
+        }
+        let resident = part.resident_bytes.map(|b| format!(", most held by the program {}", human_bytes(b)));
+        writeln!(
+            out,
+            "  memory   arena {}, scratch {}{}",
+            human_bytes(part.arena_bytes as u64),
+            human_bytes(part.scratch_bytes as u64),
+            resident.unwrap_or_default()
+        )?;
+        Ok(())
+    }
+
+    /// "101.5 GFLOP/s" and "50 % of peak"; empty for what has no multiply-adds.
+    fn rate(&self, gflop: f64, seconds: f64) -> [String; 2] {
+        let gflops = gflop / seconds;
+        match gflop {
+            0.0 => Default::default(),
+            _ => [
+                format!("{gflops:.1} GFLOP/s"),
+                format!("{:.0} % of peak", 100.0 * gflops / self.peak_gflops),
+            ],
+        }
+    }
+
+    fn write_profile(&self, out: &mut impl Write, part: &Part) -> anyhow::Result<()> {
+        let columns = |gflop: f64, seconds: f64| {
+            let [gflops, share] = self.rate(gflop, seconds);
+            (gflops.replace(" GFLOP/s", ""), share.replace(" of peak", ""))
+        };
+        writeln!(
+            out,
+            "\n{:24} {:>6} {:>10} {:>7} {:>9} {:>8}",
+            part.part, "nodes", "ms", "share", "GFLOP/s", "of peak"
+        )?;
+        for Operation { operation, nodes, seconds, share, gflop } in operations(&part.nodes) {
+            let (gflops, peak) = columns(gflop, seconds);
+            writeln!(
+                out,
+                "{operation:24} {nodes:6} {:10.2} {:6.1}% {gflops:>9} {peak:>8}",
+                seconds * 1e3,
+                100.0 * share
+            )?;
+        }
+        writeln!(out, "\nslowest nodes")?;
+        for Node { name, operation, seconds, gflop } in slowest(&part.nodes) {
+            let (gflops, peak) = columns(gflop, seconds);
+            writeln!(out, "{name:44} {operation:22} {:9.2} ms {gflops:>8} {peak:>6}", seconds * 1e3)?;
+        }
+        Ok(())
+    }
+}
+
+fn gflop(node: &NodeTime) -> f64 {
+    2e-9 * node.multiply_adds as f64
+}
+
+/// The kinds of operations, the slowest first.
+fn operations(nodes: &[NodeTime]) -> Vec<Operation> {
+    let mut kinds: BTreeMap<&'static str, Operation> = BTreeMap::new();
+    for node in nodes.iter().filter(|n| n.runs > 0) {
+        let operation = node.operation;
+        let kind = kinds.entry(operation).or_insert(Operation {
+            operation,
+            nodes: 0,
+            seconds: 0.0,
+            share: 0.0,
+            gflop: 0.0,
+        });
+        kind.nodes += 1;
+        kind.seconds += node_seconds(node);
+        kind.gflop += gflop(node);
+    }
+    let mut kinds: Vec<_> = kinds.into_values().collect();
+    let total: f64 = kinds.iter().map(|k| k.seconds).sum();
+    kinds.iter_mut().for_each(|k| k.share = k.seconds / total);
+    kinds.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    kinds
+}
+
+/// The slowest nodes, the slowest first.
+fn slowest(nodes: &[NodeTime]) -> impl Iterator<Item = Node<'_>> {
+    let mut slowest: Vec<&NodeTime> = nodes.iter().filter(|n| n.runs > 0).collect();
+    slowest.sort_by_key(|n| std::cmp::Reverse(n.time));
+    slowest.into_iter().take(SLOWEST).map(|n| Node {
+        name: &n.name,
+        operation: n.operation,
+        seconds: node_seconds(n),
+        gflop: gflop(n),
+    })
+}
