@@ -51,13 +51,13 @@ pub fn weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Fact
     });
 }
 
-pub fn winograd_forward(bencher: Bencher<'_, '_>, shape: ConvShape) {
-    let of = Winograd::forward(isa(), shape).expect("3x3, stride 1");
+pub fn winograd_forward(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+    let of = Winograd::forward(isa(), factors, shape).expect("3x3, stride 1");
     winograd(bencher, shape, lens(shape)[0], &of);
 }
 
-pub fn winograd_data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape) {
-    let of = Winograd::data_grad(isa(), shape).expect("3x3, stride 1");
+pub fn winograd_data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+    let of = Winograd::data_grad(isa(), factors, shape).expect("3x3, stride 1");
     winograd(bencher, shape, lens(shape)[1], &of);
 }
 
@@ -95,8 +95,8 @@ fn winograd(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, of: &Winog
     });
 }
 
-pub fn winograd_weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape) {
-    let of = WinogradGrad::new(isa(), shape).expect("3x3, stride 1");
+pub fn winograd_weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+    let of = WinogradGrad::new(isa(), factors, shape).expect("3x3, stride 1");
     let [x, dy] = lens(shape).map(numbers);
     let [mut v, mut y, mut b, mut sums, _] = of.shared_len().map(|len| vec![0.0; len]);
     let [v_len, y_len, b_len] = of.run_len();

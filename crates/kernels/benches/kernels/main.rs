@@ -135,7 +135,12 @@ mod forward {
 
     #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_forward(bencher, conv.shape());
+        convolution::winograd_forward(bencher, conv.shape(), Factors::F32);
+    }
+
+    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
+        convolution::winograd_forward(bencher, conv.shape(), Factors::Bf16);
     }
 }
 
@@ -155,7 +160,12 @@ mod data_gradient {
 
     #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_data_gradient(bencher, conv.shape());
+        convolution::winograd_data_gradient(bencher, conv.shape(), Factors::F32);
+    }
+
+    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
+        convolution::winograd_data_gradient(bencher, conv.shape(), Factors::Bf16);
     }
 }
 
@@ -175,7 +185,12 @@ mod weight_gradient {
 
     #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_weight_gradient(bencher, conv.shape());
+        convolution::winograd_weight_gradient(bencher, conv.shape(), Factors::F32);
+    }
+
+    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
+        convolution::winograd_weight_gradient(bencher, conv.shape(), Factors::Bf16);
     }
 }
 
@@ -288,7 +303,7 @@ mod passes {
 /// Attention of one picture.
 mod attention {
     use super::*;
-    use ddpm_kernels::attention::Attention;
+    use ddpm_kernels::attention::{Attention, Saved};
 
     /// Tokens, channels and heads.
     #[derive(Clone, Copy)]
@@ -359,8 +374,7 @@ mod attention {
         let mut scratch = vec![0.0; of.scratch_len().max(of.backward_scratch_len())];
         forward_pass(&of, channels, &qkv, &mut o, &mut lse, &mut scratch);
         let (d_o, mut dqkv) = (numbers(o.len()), qkv.clone());
-        bencher
-            .counter(sizes.flops(5))
-            .bench_local(|| of.backward(&qkv, &o, &lse, &d_o, None, &mut dqkv, &mut scratch));
+        let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
+        bencher.counter(sizes.flops(5)).bench_local(|| of.backward(&saved, &mut dqkv, &mut scratch));
     }
 }
