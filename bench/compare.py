@@ -137,7 +137,9 @@ def fastest(a, network, part, precision):
         known[key] = times
         store.write_text(json.dumps(known, indent=1))
     times = [(flags, seconds) for flags, seconds in known[key] if seconds]
-    return min(times, key=lambda t: t[1])[0], times[0][1]
+    if not times:
+        sys.exit(f'PyTorch cannot do {key} here')
+    return min(times, key=lambda t: t[1])[0], known[key][0][1]
 
 
 def ratio(theirs, ours, goal=None):
@@ -167,7 +169,8 @@ def steps(a, precision, record):
             mine, other = turns([ours(a, network, part, precision), theirs(a, network, part, precision, flags)], a.rounds)
             record[f'{network} {part} {precision}'] = {'ours': mine, 'theirs': other, 'flags': flags, 'written': written}
             rows.append([network, part, f'{mine["seconds"]:.3f} s', f'{other["seconds"]:.3f} s ({named(flags)})',
-                         ratio(other, mine, GOALS[precision][network]), f'{written:.3f} s', mib(mine), mib(other),
+                         ratio(other, mine, GOALS[precision][network]), f'{written:.3f} s' if written else 'not possible',
+                         mib(mine), mib(other),
                          f'{mine["resident"] / other["resident"]:.2f}'])
             tell(' | '.join(rows[-1]))
     head = ['network', 'step', 'ours', 'PyTorch, its fastest', 'times as fast', 'PyTorch as written', 'our memory',

@@ -12,7 +12,7 @@ RESULTS = HERE / 'KERNELS.md'
 ENTRY = re.compile(r'^((?:[│ ]  )*)[╰├]─ (.*)$')
 RATE = re.compile(r'([\d.]+) ([KMGT]?)(?:item|B)/s')
 UNIT = {'': 1, 'K': 1e3, 'M': 1e6, 'G': 1e9, 'T': 1e12}
-WAYS = ('f32', 'bf16', 'winograd')
+WAYS = ('f32', 'bf16', 'winograd', 'winograd_bf16')
 
 
 def rates(text):
@@ -52,7 +52,7 @@ def main():
             sys.exit('the benchmarks failed')
     found = rates(text)
     peak = {way: found.get(('peak', way), 0) for way in ('f32', 'bf16')}
-    peak['winograd'] = peak['f32']
+    peak |= {'winograd': peak['f32'], 'winograd_bf16': peak['bf16']}
 
     def share(rate, way='f32'):
         return f'{rate / 1e9:.0f} ({100 * rate / peak[way]:.0f} %)' if rate and peak[way] else ''
@@ -65,8 +65,8 @@ def main():
     if shapes:
         out += ['## Convolutions', '',
                 'GFLOP/s of the plain convolution and the share of the peak: of f32 for f32 and Winograd (which multiplies less),',
-                'of bf16 for bf16. Shapes are pictures x height x width, channels in-out, kernel and stride.', '']
-        head = ['shape'] + [f'{p.replace("_", " ")}, {way}' for p in passes for way in WAYS]
+                'of bf16 where factors are bf16. Shapes are pictures x height x width, channels in-out, kernel and stride.', '']
+        head = ['shape'] + [f'{p.replace("_", " ")}, {way.replace("_", " ")}' for p in passes for way in WAYS]
         out += table(head, [[s] + [share(found.get((p, way, s), 0), way) for p in passes for way in WAYS] for s in shapes])
     sizes = list(dict.fromkeys(p[2] for p in found if p[0] == 'attention'))
     if sizes:
