@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
-use crate::sampler::{Ddpm, SampleStep, Sampler, Seeds};
+use crate::process::Prediction;
+use crate::sampler::{Options, SampleStep, Seeds};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, NamedTensor, Which};
 use crate::train::config::Config;
@@ -21,12 +22,18 @@ pub struct Request {
     pub count: usize,
     /// The seed; picture i depends on it and on i alone.
     pub seed: u64,
-    /// Denoising steps; `None`: all of the schedule's.
-    pub steps: Option<usize>,
     /// Most pictures at once.
     pub batch: usize,
     /// The class of all of them, where the network takes classes; `None`: picture i gets class i modulo their number.
     pub class: Option<u32>,
+    /// The sampler and its settings.
+    pub sampling: Options,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self { count: 1, seed: 0, batch: BATCH, class: None, sampling: Options::default() }
+    }
 }
 
 impl Request {
@@ -91,7 +98,7 @@ impl Generator {
     /// Whether [`draw`](Self::draw) can do this.
     ///
     /// # Errors
-    /// [`Error::Config`] for more steps than the schedule has, or more pictures than can be numbered.
+    /// [`Error::Config`] for a class that is not there, more pictures than can be numbered, and as [`Options::build`].
     pub fn check(&self, request: Request) -> Result<()> {
         // The number of a picture is a 32-bit word in the random numbers' counter.
         if u32::try_from(request.count).is_err() {
@@ -108,7 +115,7 @@ impl Generator {
                 Some(_) => {}
             }
         }
-        Ddpm::new(&self.schedule, request.steps, true).map(drop)
+        request.sampling.build(&self.schedule, Prediction::Eps).map(drop)
     }
 
     /// Number of classes that the network is told; `None`: it takes none.
@@ -125,7 +132,7 @@ impl Generator {
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Picture>> {
         self.check(request)?;
-        let sampler = Ddpm::new(&self.schedule, request.steps, true)?;
+        let sampler = request.sampling.build(&self.schedule, Prediction::Eps)?;
         let mut pictures = Vec::new();
         if request.count == 0 {
             return Ok(pictures);

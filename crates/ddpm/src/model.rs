@@ -273,11 +273,11 @@ impl Denoiser for Model {
         self.shape[1..].iter().product()
     }
 
-    fn predict(&mut self, x_t: &[f32], t: usize, eps: &mut [f32]) -> Result<()> {
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         self.timesteps.fill(t as f32);
         self.exec.write(self.x, x_t)?;
         self.exec.write(self.t, &self.timesteps)?;
         self.exec.run(Draws::default())?;
-        Ok(self.exec.read(self.prediction, eps)?)
+        Ok(self.exec.read(self.prediction, output)?)
     }
 }

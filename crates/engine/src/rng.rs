@@ -21,7 +21,7 @@ pub enum Purpose {
     Init = 4,
     /// The start `x_T` of a sample; `index` is the picture's number.
     SampleStart = 5,
-    /// The noise `z` of a sampling step; `index` is the picture's number, `step` the timestep.
+    /// The noise `z` of a sampling step; `index` is the picture's number, `step` how many steps follow.
     SampleNoise = 6,
     /// Built-in digits; `index` is the picture's number.
     Digits = 7,

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use ddpm::generate::{BATCH, Generator, Request};
 use ddpm::picture::{Picture, grid, save_gif, save_png};
+use ddpm::sampler::{self, Listed, Options, SAMPLERS, Spacing, Threshold, Variance};
 use ddpm::train::checkpoint::{self, Which};
 use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
@@ -25,6 +26,7 @@ const FRAME_MS: (u16, u16) = (120, 1500);
 #[command(after_help = "Examples:\n  \
     ddpm sample runs/run-001 -n 64 --seed 7      a grid and 64 PNGs in runs/run-001/samples/seed-7\n  \
     ddpm sample runs/run-001 --steps 100         faster, a little worse\n  \
+    ddpm sample runs/run-001 --sampler ddim      in 50 steps, the same picture from the same noise\n  \
     ddpm sample runs/run-001 -n 8 --progress x0  how the pictures come out of the noise")]
 pub struct Args {
     /// The run (its folder, or its name under runs/)
@@ -35,9 +37,24 @@ pub struct Args {
     /// Seed; picture i depends on it and on i alone
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Denoising steps; all of the schedule's if not given
+    /// How pictures are drawn, by the sampler's name
+    #[arg(long, value_name = "NAME", default_value = SAMPLERS[0].name, long_help = samplers())]
+    sampler: String,
+    /// Denoising steps; the sampler's own number if not given, all of the schedule's with ddpm
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
+    /// Which noise levels the steps visit: linspace, uniform, trailing, quadratic, karras, exponential or sigma
+    #[arg(long, value_name = "NAME")]
+    spacing: Option<Spacing>,
+    /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
+    #[arg(long, value_name = "SHARE")]
+    eta: Option<f64>,
+    /// ddpm's variance of the noise that is drawn anew
+    #[arg(long, value_name = "WHICH")]
+    variance: Option<NoiseVariance>,
+    /// How expected pictures are held within black and white
+    #[arg(long, value_name = "HOW", default_value = "clip")]
+    threshold: Bounds,
     /// The class of all pictures, by number, of a run that was trained with classes; picture i gets class i if not given
     #[arg(long, value_name = "CLASS")]
     class: Option<u32>,
@@ -77,13 +94,49 @@ enum Show {
     Xt,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum NoiseVariance {
+    Small,
+    Large,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Bounds {
+    None,
+    Clip,
+    Dynamic,
+}
+
+/// Every sampler with what it is for.
+fn samplers() -> String {
+    let line = |s: &Listed| format!("\n  {:16} {}", s.name, s.about);
+    let lines: String = SAMPLERS.iter().map(line).collect();
+    format!("How pictures are drawn, by the sampler's name:{lines}")
+}
+
+impl Args {
+    fn sampling(&self) -> ddpm::Result<Options> {
+        let variance = self.variance.map(|v| match v {
+            NoiseVariance::Small => Variance::Small,
+            NoiseVariance::Large => Variance::Large,
+        });
+        let threshold = match self.threshold {
+            Bounds::None => Threshold::None,
+            Bounds::Clip => Threshold::Clip,
+            Bounds::Dynamic => Threshold::Dynamic,
+        };
+        let Self { steps, spacing, eta, .. } = *self;
+        Ok(Options { sampler: sampler::find(&self.sampler)?, steps, spacing, eta, variance, threshold })
+    }
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.count == 0 || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
     let stop = stop_flag()?;
-    let Args { count, seed, steps, class, batch_size: batch, .. } = args;
-    let request = Request { count, seed, steps, batch, class };
+    let Args { count, seed, class, batch_size: batch, .. } = args;
+    let request = Request { count, seed, batch, class, sampling: args.sampling()? };
     let run = RunFolder::open(&args.runs, &args.run)?;
     let path = match &args.checkpoint {
         Some(name) => run.find_checkpoint(name)?,

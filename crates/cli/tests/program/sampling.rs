@@ -94,6 +94,35 @@ fn impossible_requests_are_refused() {
     refused(&["--steps", "21"], &["the schedule allows 1 to 20"]);
     refused(&["--steps", "0"], &["the schedule allows 1 to 20"]);
     refused(&["--checkpoint", "7"], &["there is no checkpoint \"7\"", "step-0000001, step-0000002"]);
+    refused(
+        &["--sampler", "ddin"],
+        &["there is no sampler \"ddin\"; did you mean ddim?", "the samplers are ddpm"],
+    );
+    refused(&["--eta", "0.5"], &["ddpm has no eta", "ddim"]);
+    refused(&["--sampler", "ddim", "--eta", "2"], &["2 is out of range; give 0 (no noise) to 1"]);
+    refused(&["--sampler", "ddim", "--variance", "large"], &["ddim has no choice of variances", "ddpm"]);
     assert!(names(&place.path("runs/r/samples")).is_empty());
     place.ddpm(&["sample", "r", "--progress", "x1"]).fails(2, &["x0", "xt"]);
+    place
+        .ddpm(&["sample", "r", "--spacing", "evenly"])
+        .fails(2, &["give one of linspace, uniform, trailing"]);
+}
+
+#[test]
+fn every_sampler_can_be_asked_for_by_name() {
+    let place = Place::new();
+    place.train("r", 2, 1, &[]).well();
+    let draw = |args: &[&str]| {
+        let out = format!("out{}", args.concat());
+        place.ddpm(&[&["sample", "r", "-n", "1", "--out", &out], args].concat()).well();
+        fs::read(place.path(&out).join("0000.png")).unwrap()
+    };
+    for sampler in ddpm::sampler::SAMPLERS {
+        draw(&["--sampler", sampler.name, "--steps", "4"]);
+    }
+    let ddim = |more: &[&str]| draw(&[&["--sampler", "ddim", "--steps", "5"], more].concat());
+    assert!(ddim(&[]) == ddim(&["--eta", "0", "--spacing", "trailing"]));
+    assert!(ddim(&[]) != ddim(&["--eta", "1"]) && ddim(&[]) != ddim(&["--spacing", "quadratic"]));
+    assert!(draw(&["--variance", "small"]) != draw(&["--variance", "large"]));
+    assert!(draw(&["--threshold", "clip"]) != draw(&["--threshold", "none"]));
 }

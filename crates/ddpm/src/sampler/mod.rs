@@ -1,12 +1,21 @@
-//! Samplers: from noise to pictures, one file each, following their paper.
+//! Samplers: from noise to pictures, one file each, following their paper; [`SAMPLERS`] lists them.
 //!
-//! A sampler knows schedules, scalars, slices and the [`Denoiser`] trait, never a graph.
+//! A sampler knows noise levels, scalars, slices and the [`Denoiser`] trait, never a graph. Which levels it visits is
+//! said by [`Levels`], alike for all of them.
 //! The noise of picture i is a function of the seed and i alone, so that a picture does not depend on how many are
 //! drawn with it.
 
+mod ddim;
 mod ddpm;
+mod drawing;
+mod list;
+mod spacing;
 
-pub use ddpm::Ddpm;
+pub use ddim::Ddim;
+pub use ddpm::{Ddpm, Variance};
+pub use drawing::Threshold;
+pub use list::{Listed, Options, SAMPLERS, find};
+pub use spacing::{Levels, Spacing};
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -33,8 +42,8 @@ impl Seeds {
 /// What a sampler shows of each step.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleStep<'a> {
-    /// The timestep whose noise was removed.
-    pub t: usize,
+    /// The timestep whose noise was removed; it may lie between two.
+    pub t: f64,
     /// Steps done, this one counted.
     pub done: usize,
     /// All steps.
