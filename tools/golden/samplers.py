@@ -157,7 +157,7 @@ def by_sigma(make, kind, case):
         if edm:
             scheduler.is_scale_input_called = True
         x = scheduler.step(y, t, x).prev_sample.double()
-        if not heun or scheduler.state_in_first_order:
+        if not heun or scheduler.state_in_first_order or i + 1 == len(scheduler.timesteps):
             states.append(x / np.hypot(1, float(exact[i + 1])) if edm else x)
     return states
 
@@ -223,8 +223,52 @@ def ddim_cases():
         spacing='trailing', threshold='dynamic', scale=2.0, eta=0.5)
 
 
+SIGMAS = ['karras', 'exponential']
+
+
+def by_sigma_cases():
+    def of(scheduler, **settings):
+        return lambda kind: scheduler(**settings, prediction_type=kind)
+    multi, single = S.DPMSolverMultistepScheduler, S.DPMSolverSinglestepScheduler
+    for n in (5, 10, 20):
+        for spacing in SIGMAS + ['trailing', 'linspace', 'quadratic']:
+            case = dict(steps=n, spacing=spacing, threshold='none', edm=False)
+            add(by_sigma, of(multi, **DPM), sampler='dpm++2m', **case)
+            if spacing != 'quadratic':
+                add(by_sigma, of(multi, **DPM, algorithm_type='sde-dpmsolver++'), sampler='dpm++2m-sde', **case)
+            if spacing not in ('exponential', 'quadratic'):
+                add(by_sigma, of(single, **DPM), sampler='dpm++2s', **case)
+            if spacing in SIGMAS + ['trailing']:
+                uni = dict(COMMON, final_sigmas_type='zero', solver_order=2, solver_type='bh2')
+                add(by_sigma, of(S.UniPCMultistepScheduler, **uni), sampler='unipc', **case)
+    add(by_sigma, of(single, **DPM), sampler='dpm++2s', steps=9, spacing='karras', threshold='none', edm=False)
+    add(by_sigma, of(multi, **DPM, thresholding=True, sample_max_value=1e9), sampler='dpm++2m', steps=10, scale=2.0,
+        spacing='karras', threshold='dynamic', edm=False)
+    for n in (4, 10, 28):  # 999 is divided by n - 1: theirs lie between timesteps elsewhere
+        for spacing in SIGMAS + ['linspace', 'uniform', 'trailing']:
+            case = dict(steps=n, spacing=spacing, threshold='none', edm=True)
+            if spacing != 'uniform' or 1000 % n == 0:
+                add(by_sigma, of(S.EulerDiscreteScheduler, **COMMON), sampler='euler', **case)
+                if (n, spacing) != (4, 'exponential'):  # each step would multiply roundings by 12
+                    add(by_sigma, of(S.HeunDiscreteScheduler, **COMMON), sampler='heun', **case)
+                if spacing not in SIGMAS:
+                    # It knows no prediction of the picture.
+                    add(by_sigma, of(S.EulerAncestralDiscreteScheduler, **COMMON), ['epsilon', 'v_prediction'],
+                        sampler='euler-ancestral', **case)
+
+
+def pndm_cases():
+    # It takes means of whatever the network predicts, and makes noise of them: the same for noise alone.
+    for skip, sampler in ((False, 'pndm'), (True, 'plms')):
+        for n in (5, 10, 20, 50):
+            add(pndm, lambda kind: S.PNDMScheduler(**COMMON, prediction_type=kind, skip_prk_steps=skip), ['epsilon'],
+                sampler=sampler, steps=n, spacing='uniform', threshold='none')
+
+
 ddpm_cases()
 ddim_cases()
+by_sigma_cases()
+pndm_cases()
 
 OUT.parent.mkdir(parents=True, exist_ok=True)
 golden = {'seed': SEED, 'pictures': PICTURES, 'numbers': NUMBERS, 'mixture': MIXTURE, 'cases': cases}

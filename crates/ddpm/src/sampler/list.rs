@@ -1,6 +1,9 @@
 //! The list of samplers by name, and what each can be told.
 
-use super::{Ddim, Ddpm, Levels, Sampler, Spacing, Threshold, Variance};
+use super::{
+    Ddim, Ddpm, DpmSolver2M, DpmSolver2S, Euler, Heun, Levels, Pndm, Sampler, Spacing, Threshold, UniPc,
+    Variance,
+};
 use crate::error::{Error, Result};
 use crate::process::Prediction;
 use crate::schedule::Schedule;
@@ -15,12 +18,16 @@ pub struct Listed {
     pub about: &'static str,
     /// Steps where none are asked for; `None`: all of the schedule's.
     pub steps: Option<usize>,
+    /// The power of the steps' length that its error falls with; `None` where noise is drawn anew.
+    pub order: Option<u32>,
     /// The spacings that it can take, the one that it takes unasked first.
     pub spacings: &'static [Spacing],
     /// What eta is unasked, where it has one.
     pub eta: Option<f64>,
     /// Whether its noise has a choice of variances.
     pub variances: bool,
+    /// Whether it can begin where nothing is left of the picture ([`Schedule::zero_terminal_snr`]); else one timestep before.
+    pub from_nothing: bool,
     /// The sampler; with eta 0 and the first variance where it has none.
     make: fn(Parts) -> Box<dyn Sampler>,
 }
@@ -33,44 +40,72 @@ struct Parts {
     threshold: Threshold,
 }
 
-/// Every sampler; the first is taken unasked.
-pub static SAMPLERS: &[Listed] = &[
-    Listed {
-        name: "ddpm",
-        about: "ancestral sampling as in the paper; every step adds noise (Ho et al. 2020)",
-        variances: true,
-        make: |Parts { levels, variance, threshold, .. }| Box::new(Ddpm { levels, variance, threshold }),
-        ..ANY
-    },
-    Listed {
-        name: "ddim",
-        about: "50 steps, the same picture from the same noise; eta 0 to 1 adds noise (Song et al. 2021)",
-        steps: Some(50),
-        spacings: &[
-            Spacing::Trailing,
-            Spacing::Uniform,
-            Spacing::Linspace,
-            Spacing::Quadratic,
-            Spacing::Karras,
-            Spacing::Exponential,
-            Spacing::Sigma,
-        ],
-        eta: Some(0.0),
-        make: |Parts { levels, eta, threshold, .. }| Box::new(Ddim { levels, eta, threshold }),
-        ..ANY
-    },
-];
+impl Listed {
+    /// An entry without choices.
+    const fn new(name: &'static str, about: &'static str, make: fn(Parts) -> Box<dyn Sampler>) -> Self {
+        let (spacings, steps) = (&LINSPACE_FIRST, None);
+        Self {
+            name,
+            about,
+            steps,
+            order: None,
+            spacings,
+            eta: None,
+            variances: false,
+            from_nothing: false,
+            make,
+        }
+    }
+}
 
-/// What most entries of the list have.
-const ANY: Listed = Listed {
-    name: "",
-    about: "",
-    steps: None,
-    spacings: &Spacing::ALL,
-    eta: None,
-    variances: false,
-    make: |_| unreachable!("every entry makes its own"),
+/// All spacings, with the best for what it is named after in front.
+const LINSPACE_FIRST: [Spacing; 7] = Spacing::ALL;
+const TRAILING_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Trailing, Uniform, Linspace, Quadratic, Karras, Exponential, Sigma]
 };
+const KARRAS_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Karras, Exponential, Sigma, Linspace, Uniform, Trailing, Quadratic]
+};
+
+/// Every sampler; the first is taken unasked.
+#[rustfmt::skip]
+pub static SAMPLERS: &[Listed] = &[
+    Listed { variances: true, from_nothing: true, ..Listed::new("ddpm",
+        "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |p| Box::new(
+            Ddpm { levels: p.levels, variance: p.variance, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), from_nothing: true, ..Listed::new("ddim",
+        "the same picture from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
+            Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
+    Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, from_nothing: true, ..Listed::new("dpm++2m",
+        "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2M { levels: p.levels, stochastic: false, threshold: p.threshold })) },
+    Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..Listed::new("dpm++2s",
+        "DPM-Solver++(2S), steadier with strong guidance (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2S { levels: p.levels, threshold: p.threshold })) },
+    Listed { steps: Some(30), spacings: &KARRAS_FIRST, from_nothing: true, ..Listed::new("dpm++2m-sde",
+        "SDE-DPM-Solver++(2M), with fresh noise, better in 30 steps and more (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2M { levels: p.levels, stochastic: true, threshold: p.threshold })) },
+    Listed { steps: Some(10), order: Some(3), spacings: &KARRAS_FIRST, ..Listed::new("unipc",
+        "UniPC-2, good in 5 to 15 steps (Zhao et al. 2023)", |p| Box::new(
+            UniPc { levels: p.levels, p: 2, threshold: p.threshold })) },
+    Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..Listed::new("heun",
+        "Heun's method, two predictions a step (Karras et al. 2022)", |p| Box::new(
+            Heun { levels: p.levels, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(1), spacings: &KARRAS_FIRST, ..Listed::new("euler",
+        "Euler's method: DDIM on Karras et al.'s time axis (2022)", |p| Box::new(
+            Euler { levels: p.levels, eta: 0.0, threshold: p.threshold })) },
+    Listed { steps: Some(50), eta: Some(1.0), spacings: &KARRAS_FIRST, ..Listed::new("euler-ancestral",
+        "Euler's method with fresh noise, eta of it (k-diffusion)", |p| Box::new(
+            Euler { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..Listed::new("pndm",
+        "pseudo numerical methods, nine predictions more than steps (Liu et al. 2022)", |p| Box::new(
+            Pndm { levels: p.levels, warm_up: true, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..Listed::new("plms",
+        "the same without Runge and Kutta's first steps (latent diffusion)", |p| Box::new(
+            Pndm { levels: p.levels, warm_up: false, threshold: p.threshold })) },
+];
 
 /// How pictures are sampled. What is `None` is the sampler's own choice.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +154,7 @@ impl Options {
         let spacing = self.spacing.unwrap_or(self.sampler.spacings[0]);
         if !self.sampler.spacings.contains(&spacing) {
             let can: Vec<_> = self.sampler.spacings.iter().map(|s| s.name()).collect();
-            let reason = format!("{name} cannot take {spacing}; give one of {}", can.join(", "));
+            let reason = format!("{name} cannot take {spacing}; give {}", can.join(" or "));
             return Err(refused("spacing", reason));
         }
         let with = |has: fn(&Listed) -> bool| {
@@ -142,7 +177,8 @@ impl Options {
         }
         // A choice of its own that is more than there is, is all there is.
         let own = self.sampler.steps.map(|n| n.min(schedule.timesteps_with_signal()));
-        let levels = Levels::new(schedule, prediction, self.steps.or(own), spacing)?;
+        let visited = if self.sampler.from_nothing { prediction } else { Prediction::Eps };
+        let levels = Levels::new(schedule, visited, self.steps.or(own), spacing)?;
         let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
         let variance = self.variance.unwrap_or_default();
         Ok((self.sampler.make)(Parts { levels, eta, variance, threshold: self.threshold }))
@@ -171,6 +207,10 @@ mod tests {
         );
         refused(Options { eta: Some(1.5), ..of("ddim") }, "eta: 1.5 is out of range; give 0");
         refused(Options { eta: Some(f64::NAN), ..of("ddim") }, "out of range");
+        refused(
+            Options { spacing: Some(Spacing::Karras), ..of("pndm") },
+            "pndm cannot take karras; give uniform",
+        );
         refused(Options { variance: Some(Variance::Large), ..of("ddim") }, "or take ddpm");
         for sampler in SAMPLERS {
             let of = |steps| Options { sampler, steps, ..Options::default() };

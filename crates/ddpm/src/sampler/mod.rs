@@ -7,15 +7,25 @@
 
 mod ddim;
 mod ddpm;
+mod dpm_solver;
 mod drawing;
+mod euler;
+mod heun;
 mod list;
+mod pndm;
 mod spacing;
+mod unipc;
 
 pub use ddim::Ddim;
 pub use ddpm::{Ddpm, Variance};
+pub use dpm_solver::{DpmSolver2M, DpmSolver2S};
 pub use drawing::Threshold;
+pub use euler::Euler;
+pub use heun::Heun;
 pub use list::{Listed, Options, SAMPLERS, find};
+pub use pndm::Pndm;
 pub use spacing::{Levels, Spacing};
+pub use unipc::UniPc;
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;

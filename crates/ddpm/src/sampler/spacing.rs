@@ -43,8 +43,6 @@ impl Spacing {
         Self::Exponential,
         Self::Sigma,
     ];
-    /// Those whose neighbours are equally far apart in t.
-    pub const EVEN: [Self; 3] = [Self::Uniform, Self::Trailing, Self::Linspace];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -129,7 +127,10 @@ impl std::str::FromStr for Spacing {
 /// The noise levels that a sampler visits, the noisiest first, each less noisy than the one before; at least one. From the
 /// last one it steps to [`Level::CLEAN`].
 #[derive(Clone, Debug, PartialEq)]
-pub struct Levels(Vec<Level>);
+pub struct Levels {
+    levels: Vec<Level>,
+    schedule: Schedule,
+}
 
 impl Levels {
     /// `steps` levels of a schedule (`None`: all), for a network that predicts that.
@@ -160,13 +161,15 @@ impl Levels {
             }
             return Err(Error::Config { key: "steps".to_owned(), reason });
         }
-        if spacing.of_timesteps() {
+        let levels = if spacing.of_timesteps() {
             let falling = spacing.timesteps(all, steps).into_iter().rev();
-            return Ok(Self(falling.map(|t| schedule.level(t as f64)).collect()));
-        }
-        let end = |t: usize| schedule.level(t as f64).ratio();
-        let ratios = spacing.ratios(end(0), end(with_signal - 1), steps);
-        Ok(Self(ratios.into_iter().map(|ratio| schedule.level_of_ratio(ratio)).collect()))
+            falling.map(|t| schedule.level(t as f64)).collect()
+        } else {
+            let end = |t: usize| schedule.level(t as f64).ratio();
+            let ratios = spacing.ratios(end(0), end(with_signal - 1), steps);
+            ratios.into_iter().map(|ratio| schedule.level_of_ratio(ratio)).collect()
+        };
+        Ok(Self { levels, schedule: schedule.clone() })
     }
 
     /// All of a schedule's, for a network that predicts noise.
@@ -179,18 +182,23 @@ impl Levels {
 
     /// Number of steps.
     pub fn steps(&self) -> usize {
-        self.0.len()
+        self.levels.len()
     }
 
     /// Each step: where it begins and where it ends; the last ends at [`Level::CLEAN`].
     pub fn pairs(&self) -> impl Iterator<Item = (Level, Level)> {
-        let ends = self.0[1..].iter().chain([&Level::CLEAN]);
-        self.0.iter().zip(ends).map(|(&from, &to)| (from, to))
+        let ends = self.levels[1..].iter().chain([&Level::CLEAN]);
+        self.levels.iter().zip(ends).map(|(&from, &to)| (from, to))
+    }
+
+    /// The level half-way between two in t.
+    pub fn midway(&self, from: Level, to: Level) -> Level {
+        self.schedule.level(0.5 * (from.t + to.t))
     }
 
     /// Level `i` from the noisiest; [`Level::CLEAN`] behind the last.
     pub fn at(&self, i: usize) -> Level {
-        self.0.get(i).copied().unwrap_or(Level::CLEAN)
+        self.levels.get(i).copied().unwrap_or(Level::CLEAN)
     }
 }
 
