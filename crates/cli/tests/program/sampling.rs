@@ -109,6 +109,53 @@ fn impossible_requests_are_refused() {
 }
 
 #[test]
+fn a_run_with_classes_draws_those_that_are_asked_for() {
+    let place = Place::new();
+    let settings = [
+        "--set",
+        "attention.num_class_embeds=10",
+        "--set",
+        "diffusion.prediction=v",
+        "--set",
+        "train.loss_weight=min-snr",
+    ];
+    place.train("r", 3, 0, &settings).well();
+    let draw = |args: &[&str]| {
+        let out = format!("out{}", args.concat());
+        let sampler = ["sample", "r", "--sampler", "ddim", "--steps", "3", "--out", &out];
+        place.ddpm(&[&sampler, args].concat()).well();
+        fs::read(place.path(&out).join("0000.png")).unwrap()
+    };
+    let three = draw(&["--class", "3", "-n", "2"]);
+    assert!(draw(&["-n", "1"]) != three, "picture 0 has class 0");
+    assert!(draw(&["--class", "0", "-n", "1"]) == draw(&["-n", "1"]));
+    let guided = draw(&["--class", "3", "--guidance", "4", "-n", "2"]);
+    assert!(
+        guided != three
+            && guided == draw(&["--class", "3", "--guidance", "4", "-n", "2", "--batch-size", "1"])
+    );
+    assert!(draw(&["--class", "3", "--guidance", "4", "--guidance-interval", "1e6,1e7", "-n", "1"]) == three);
+    draw(&["--class", "all"]);
+    let grid = image::image_dimensions(place.path("out--classall").join("grid.png")).unwrap();
+    assert_eq!(grid, (8 * 14 + 2, 10 * 14 + 2), "a row of each class");
+
+    let refused = |args: &[&str], part: &str| {
+        place.ddpm(&[&["sample", "r"], args].concat()).fails(1, &[part]);
+    };
+    refused(&["--class", "10"], "class: 10 is out of range; the run has the classes 0 to 9");
+    refused(&["--class", "cat"], "class: there is no class \"cat\"; the run has the classes 0 to 9");
+    refused(&["--guidance", "-1"], "guidance: -1 is out of range");
+    refused(&["--guidance-interval", "3,1"], "give two sigmas");
+    place.train("plain", 1, 0, &[]).well();
+    for args in [["--class", "3"], ["--class", "all"], ["--guidance", "3"]] {
+        place.ddpm(&[&["sample", "plain"][..], &args].concat()).fails(1, &["trained without classes"]);
+    }
+    let none = ["--set", "attention.num_class_embeds=10", "--set", "train.label_dropout=0"];
+    place.train("told", 1, 0, &none).well();
+    place.ddpm(&["sample", "told", "--guidance", "3"]).fails(1, &["train.label_dropout = 0"]);
+}
+
+#[test]
 fn every_sampler_can_be_asked_for_by_name() {
     let place = Place::new();
     place.train("r", 2, 1, &[]).well();
