@@ -31,7 +31,8 @@
 //! ```
 //!
 //! Sampling ([`sampler::Ddpm`], algorithm 2) walks it from pure noise, with the picture that the predicted noise
-//! implies in the place of `x_0` ([`process::predict_x0`], eq. 15).
+//! implies in the place of `x_0` ([`process::predict_x0`], eq. 15). [`sampler::SAMPLERS`] lists it and those that need fewer
+//! steps; [`objective::Objective`] what else a network may learn, [`guidance`] how it is told classes.
 //!
 //! # From pictures to pictures
 //!

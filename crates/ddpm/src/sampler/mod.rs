@@ -30,6 +30,7 @@ pub use unipc::UniPc;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use ddpm_engine::rng::{Purpose, Stream};
+use rayon::prelude::*;
 
 /// The seed and the indices of a batch of samples.
 #[derive(Clone, Copy, Debug)]
@@ -43,9 +44,9 @@ pub struct Seeds {
 impl Seeds {
     /// Fills a batch with standard normal noise for a purpose and step.
     pub fn fill(&self, purpose: Purpose, step: u32, picture_len: usize, out: &mut [f32]) {
-        for (i, picture) in out.chunks_mut(picture_len).enumerate() {
+        out.par_chunks_mut(picture_len.max(1)).enumerate().for_each(|(i, picture)| {
             Stream::new(self.seed, purpose, step, self.first + i as u32).fill_normal(picture);
-        }
+        });
     }
 }
 
