@@ -70,6 +70,7 @@ mod error;
 pub mod generate;
 pub mod guidance;
 pub mod model;
+pub mod nearest;
 pub mod nets;
 pub mod objective;
 pub mod picture;

@@ -13,7 +13,8 @@ use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Moments of a denoising strip, noise to picture.
 const MOMENTS: usize = 10;
@@ -52,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     spacing: Option<Spacing>,
     /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     eta: Option<f64>,
     /// ddpm's variance of the noise that is drawn anew
     #[arg(long, value_name = "WHICH")]
@@ -65,10 +66,10 @@ pub struct Args {
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     /// How far pictures go towards their class: 1 as told, 2 to 5 further and less varied, 0 not told
-    #[arg(long, value_name = "SCALE", default_value_t = 1.0)]
+    #[arg(long, value_name = "SCALE", default_value_t = 1.0, allow_negative_numbers = true)]
     guidance: f64,
     /// Guide only where the noise is within these sigmas, noise to signal, as 0.3,5
-    #[arg(long, value_name = "LOW,HIGH", value_parser = interval)]
+    #[arg(long, value_name = "LOW,HIGH", value_parser = interval, allow_hyphen_values = true)]
     guidance_interval: Option<(f64, f64)>,
     /// Most pictures at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
@@ -154,6 +155,21 @@ fn interval(text: &str) -> Result<(f64, f64), String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    Ok(draw(&args)?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
+}
+
+/// What was drawn.
+pub(super) struct Drawing {
+    pub generator: Generator,
+    pub pictures: Vec<Picture>,
+    /// The folder that the pictures are in.
+    pub out: PathBuf,
+    /// Set by Ctrl-C.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Draws the pictures and writes them; `None` where it was stopped.
+pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
     if args.count == Some(0) || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
@@ -211,7 +227,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pictures = match pictures {
         Err(ddpm::Error::Interrupted) => {
             tell!("stopped; nothing was written");
-            return Ok(ExitCode::from(crate::INTERRUPTED));
+            return Ok(None);
         }
         other => other?,
     };
@@ -230,7 +246,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for path in written {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Some(Drawing { generator, pictures, out, stop }))
 }
 
 fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {

@@ -156,6 +156,27 @@ fn a_run_with_classes_draws_those_that_are_asked_for() {
 }
 
 #[test]
+fn the_nearest_training_pictures_are_set_beside_the_samples() {
+    let place = Place::new();
+    place.train("r", 2, 0, &[]).well();
+    let done = place.ddpm(&["nearest", "r", "-n", "5", "--sampler", "ddim", "--steps", "2"]).well();
+    for part in
+        ["samples to their nearest", "training pictures to their nearest other", "of 5 samples are nearer"]
+    {
+        assert!(done.out.contains(part), "{part}: {}", done.out);
+    }
+    let folder = place.path("runs/r/samples/seed-0");
+    let pairs = image::image_dimensions(folder.join("nearest.png")).unwrap();
+    assert_eq!(pairs, (8 * 14 + 2, 2 * 14 + 2), "four pairs a row");
+    let table = fs::read_to_string(folder.join("nearest.csv")).unwrap();
+    assert_eq!((table.lines().count(), names(&folder).len()), (6, 5 + 3));
+    let distance = |line: &str| line.rsplit(',').next().and_then(|d| d.parse::<f64>().ok()).unwrap();
+    let distances: Vec<f64> = table.lines().skip(1).map(distance).collect();
+    assert!(distances.is_sorted() && distances[0] > 0.0);
+    place.ddpm(&["nearest", "nowhere"]).fails(1, &["there is no such run"]);
+}
+
+#[test]
 fn every_sampler_can_be_asked_for_by_name() {
     let place = Place::new();
     place.train("r", 2, 1, &[]).well();
