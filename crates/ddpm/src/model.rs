@@ -295,7 +295,7 @@ impl Model {
     pub fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
         let Some(t) = self.label else {
             let reason = "the network takes no classes".to_owned();
-            return Err(Error::Config { key: "network.num_class_embeds".to_owned(), reason });
+            return Err(Error::Config { key: "class".to_owned(), reason });
         };
         let numbers: Vec<f32> = labels.iter().map(|l| l.map_or(NO_CLASS, |l| l as f32)).collect();
         Ok(self.exec.write(t, &numbers)?)

@@ -14,19 +14,19 @@ const SIZE: (u32, u32) = (1000, 620);
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
 pub fn distances(title: &str, all: &[(String, Vec<(f64, f64)>)]) -> Result<Picture> {
-    let line = |(i, (name, points)): (usize, &(String, Vec<(f64, f64)>))| {
-        let colour = COLOURS[i % COLOURS.len()];
-        // The second round of the same colours is pale.
-        let colour = if i < COLOURS.len() { colour } else { pale(colour) };
-        Line { name: name.clone(), points: points.clone(), colour, width: 2 }
-    };
     let points = || all.iter().flat_map(|(_, points)| points);
-    let chart = Chart {
+    let mut chart = Chart {
         title: title.to_owned(),
         x: Axis::log("steps", points().map(|p| p.0)),
         y: Axis::log("Fréchet distance", points().map(|p| p.1)),
-        lines: all.iter().enumerate().map(line).collect(),
+        lines: Vec::new(),
     };
+    for (i, (name, points)) in all.iter().enumerate() {
+        let colour = COLOURS[i % COLOURS.len()];
+        // The second round of the same colours is pale.
+        let colour = if i < COLOURS.len() { colour } else { pale(colour) };
+        chart.lines.push(Line { name: name.clone(), points: points.clone(), colour, width: 2 });
+    }
     render(SIZE.0, SIZE.1, |area| chart.draw(area))
 }
 
