@@ -44,6 +44,7 @@ struct Cli {
 enum Command {
     Train(Box<commands::train::Args>),
     Sample(commands::sample::Args),
+    Nearest(commands::nearest::Args),
     Data(commands::data::Args),
     Config(commands::config::Args),
     Show(commands::show::Args),
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
+        Command::Nearest(args) => commands::nearest::run(args),
         Command::Data(args) => commands::data::run(args),
         Command::Config(args) => commands::config::run(args),
         Command::Show(args) => commands::show::run(args),

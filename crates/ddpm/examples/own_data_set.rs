@@ -7,6 +7,7 @@
 use ddpm::Result;
 use ddpm::data::{Dataset, Draw, PictureShape, Summary};
 use ddpm::generate::{Generator, Request};
+use ddpm::sampler::Options;
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
 use std::path::Path;
@@ -94,7 +95,8 @@ fn main() -> Result<()> {
     // A checkpoint's weights draw pictures at once; a run folder would have saved them.
     let weights = trainer.checkpoint(None)?.ema;
     let generator = Generator::new(trainer.config(), weights, Path::new("discs"), 0)?;
-    let request = Request { count: 4, seed: 1, steps: Some(20), batch: 4, class: None };
+    let sampling = Options { steps: Some(20), ..Options::default() };
+    let request = Request { count: 4, seed: 1, sampling, ..Request::default() };
     let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
     println!("drew {} pictures of {}", pictures.len(), generator.shape());
     Ok(())

@@ -7,7 +7,7 @@
 
 use ddpm::Result;
 use ddpm::denoiser::Denoiser;
-use ddpm::sampler::{Ddpm, Sampler, Seeds};
+use ddpm::sampler::{Ddpm, Levels, Sampler, Seeds, Threshold, Variance};
 use ddpm::schedule::Schedule;
 
 /// "Pictures" of independent numbers, number i drawn from N(mean\[i\], variance\[i\]).
@@ -29,8 +29,8 @@ impl Denoiser for Gaussian {
 
     /// x_t = sqrt(a) x_0 + sqrt(1 - a) eps is normal together with eps, so E[eps | x_t] is linear in x_t:
     /// cov(eps, x_t) / var(x_t) (x_t - E[x_t]) = sqrt(1 - a) / (a variance + 1 - a) (x_t - sqrt(a) mean).
-    fn predict(&mut self, x_t: &[f32], t: usize, eps: &mut [f32]) -> Result<()> {
-        let a = self.schedule.alpha_bar(t);
+    fn predict(&mut self, x_t: &[f32], t: f64, eps: &mut [f32]) -> Result<()> {
+        let a = self.schedule.level(t).alpha.powi(2);
         for (x_t, eps) in x_t.chunks(self.mean.len()).zip(eps.chunks_mut(self.mean.len())) {
             for i in 0..self.mean.len() {
                 let slope = (1.0 - a).sqrt() / (a * self.variance[i] + 1.0 - a);
@@ -47,7 +47,8 @@ fn main() -> Result<()> {
     let mut gaussian = Gaussian { schedule: schedule.clone(), mean, variance, batch: 4000 };
 
     // Unclipped: these "pictures" may leave [-1, 1].
-    let sampler = Ddpm::new(&schedule, None, false)?;
+    let levels = Levels::all(&schedule)?;
+    let sampler = Ddpm { levels, variance: Variance::Small, threshold: Threshold::None };
     let x = sampler.sample(&mut gaussian, Seeds { seed: 7, first: 0 }, &mut |_| Ok(()))?;
 
     println!("number   mean (true)       deviation (true)");

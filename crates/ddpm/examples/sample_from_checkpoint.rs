@@ -9,6 +9,7 @@ use ddpm::Result;
 use ddpm::data::digits::Digits;
 use ddpm::generate::{Generator, Request};
 use ddpm::picture::{grid, save_png};
+use ddpm::sampler::{self, Options};
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::{self, Which};
 use ddpm::train::config::Config;
@@ -25,7 +26,8 @@ fn main() -> Result<()> {
 
     // The averaged weights where there are any; 0: all cores.
     let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
-    let request = Request { count: 16, seed: 7, steps: Some(20), batch: 16, class: None };
+    let sampling = Options { sampler: sampler::find("ddim")?, steps: Some(20), ..Options::default() };
+    let request = Request { count: 16, seed: 7, sampling, ..Request::default() };
     let pictures = generator.draw(request, &mut |_first, step| {
         if step.done == step.steps {
             println!("{} steps done, {} numbers", step.steps, step.x.len());

@@ -1,9 +1,10 @@
 //! What a sampler needs of a network.
 
 use crate::error::Result;
+use crate::process::Prediction;
 
-/// Predicts the noise in a batch of pictures: `eps_theta` of Ho et al. 2020. [`Model`](crate::model::Model) is the
-/// network's; anything else that knows an answer will do.
+/// Predicts the noise in a batch of pictures, `eps_theta` of Ho et al. 2020, or what says the same.
+/// [`Model`](crate::model::Model) is the network's; anything else that knows an answer will do.
 pub trait Denoiser {
     /// Pictures of a batch.
     fn batch(&self) -> usize;
@@ -11,7 +12,12 @@ pub trait Denoiser {
     /// Numbers of a picture.
     fn picture_len(&self) -> usize;
 
-    /// `eps_theta(x_t, t)`: the predicted noise of each picture; `x_t` and `eps` hold `batch * picture_len` numbers,
-    /// all pictures at timestep `t`.
-    fn predict(&mut self, x_t: &[f32], t: usize, eps: &mut [f32]) -> Result<()>;
+    /// What [`predict`](Self::predict) gives.
+    fn prediction(&self) -> Prediction {
+        Prediction::Eps
+    }
+
+    /// `eps_theta(x_t, t)`: the predicted noise of each picture (or the other [`prediction`](Self::prediction)); `x_t` and
+    /// `output` hold `batch * picture_len` numbers, all pictures at timestep `t`, which may lie between two.
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()>;
 }

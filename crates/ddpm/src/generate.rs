@@ -2,10 +2,11 @@
 
 use crate::data::PictureShape;
 use crate::error::{Error, Result};
+use crate::guidance::{Guidance, Guided};
 use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
-use crate::sampler::{Ddpm, SampleStep, Sampler, Seeds};
+use crate::sampler::{Options, SampleStep, Seeds};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, NamedTensor, Which};
 use crate::train::config::Config;
@@ -14,6 +15,17 @@ use std::path::Path;
 /// Most pictures that are drawn at once, where memory is not short.
 pub const BATCH: usize = 64;
 
+/// Which classes the pictures have, of a network that takes them; numbers start again behind the last class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Classes {
+    /// Picture i has class i.
+    InTurn,
+    /// All have this one.
+    One(u32),
+    /// So many pictures of each, one class after the other.
+    Rows(usize),
+}
+
 /// How pictures are drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
@@ -21,12 +33,27 @@ pub struct Request {
     pub count: usize,
     /// The seed; picture i depends on it and on i alone.
     pub seed: u64,
-    /// Denoising steps; `None`: all of the schedule's.
-    pub steps: Option<usize>,
     /// Most pictures at once.
     pub batch: usize,
-    /// The class of all of them, where the network takes classes; `None`: picture i gets class i modulo their number.
-    pub class: Option<u32>,
+    /// The classes, where the network takes them.
+    pub class: Classes,
+    /// How far towards them.
+    pub guidance: Guidance,
+    /// The sampler and its settings.
+    pub sampling: Options,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            count: 1,
+            seed: 0,
+            batch: BATCH,
+            class: Classes::InTurn,
+            guidance: Guidance::default(),
+            sampling: Options::default(),
+        }
+    }
 }
 
 impl Request {
@@ -44,6 +71,7 @@ pub struct Generator {
     shape: PictureShape,
     schedule: Schedule,
     weights: Vec<NamedTensor>,
+    class_names: Vec<String>,
     origin: std::path::PathBuf,
     threads: usize,
 }
@@ -52,7 +80,8 @@ impl Generator {
     /// From a checkpoint of a run. `threads` 0 takes all cores.
     pub fn open(path: &Path, which: Which, threads: usize) -> Result<Self> {
         let (manifest, weights) = checkpoint::load_weights_only(path, which)?;
-        Self::new(&manifest.config(path)?, weights, path, threads)
+        let generator = Self::new(&manifest.config(path)?, weights, path, threads)?;
+        Ok(Self { class_names: manifest.classes, ..generator })
     }
 
     /// From weights that are at hand; `origin` names them in errors.
@@ -66,7 +95,8 @@ impl Generator {
         let channels = config.picture_channels().ok_or_else(|| missing("data.channels"))?;
         let shape = PictureShape { height: size.height, width: size.width, channels };
         let schedule = Schedule::from_config(&config.diffusion)?;
-        Ok(Self { config: config.clone(), shape, schedule, weights, origin: origin.to_owned(), threads })
+        let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
+        Ok(Self { config, shape, schedule, weights, class_names, origin, threads })
     }
 
     /// The pictures' shape.
@@ -84,7 +114,8 @@ impl Generator {
         let net = nets::from_config(&self.config, self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
         let arithmetic = self.config.train.arithmetic();
-        let mut model = Model::with_arithmetic(&*net, shape, self.threads, arithmetic)?;
+        let model = Model::with_arithmetic(&*net, shape, self.threads, arithmetic)?;
+        let mut model = model.predicting(self.config.diffusion.prediction);
         model.set_weights(&self.weights, &self.origin)?;
         Ok(model)
     }
@@ -92,24 +123,66 @@ impl Generator {
     /// Whether [`draw`](Self::draw) can do this.
     ///
     /// # Errors
-    /// [`Error::Config`] for more steps than the schedule has, or more pictures than can be numbered.
+    /// [`Error::Config`] for a class that is not there, more pictures than can be numbered, and as [`Options::build`].
     pub fn check(&self, request: Request) -> Result<()> {
         // The number of a picture is a 32-bit word in the random numbers' counter.
         if u32::try_from(request.count).is_err() {
             let reason = format!("{} pictures are too many; give at most {}", request.count, u32::MAX);
             return Err(Error::Config { key: "count (-n)".to_owned(), reason });
         }
-        if let Some(class) = request.class {
-            let wrong = |reason: String| Err(Error::Config { key: "class".to_owned(), reason });
-            match self.classes() {
-                None => return wrong("the run was trained without classes; leave it out".to_owned()),
-                Some(n) if class >= n => {
-                    return wrong(format!("{class} is out of range; the run has the classes 0 to {}", n - 1));
-                }
-                Some(_) => {}
+        let wrong = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
+        let classes = self.classes();
+        let without = || "the run was trained without classes; leave it out".to_owned();
+        match (request.class, classes) {
+            (Classes::InTurn, _) => {}
+            (_, None) => return wrong("class", without()),
+            (Classes::One(class), Some(n)) if class >= n => {
+                return wrong(
+                    "class",
+                    format!("{class} is out of range; the run has {}", self.class_list(n)),
+                );
+            }
+            _ => {}
+        }
+        request.guidance.check()?;
+        if request.guidance != Guidance::default() {
+            if classes.is_none() {
+                return wrong("guidance", without());
+            }
+            if self.config.train.label_dropout == 0.0 {
+                let reason = "the run was trained with train.label_dropout = 0: it knows no picture without its \
+                              class, from which guidance goes on";
+                return wrong("guidance", reason.to_owned());
             }
         }
-        Ddpm::new(&self.schedule, request.steps, true).map(drop)
+        request.sampling.build(&self.schedule, self.config.diffusion.prediction).map(drop)
+    }
+
+    /// The class of that name or number.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the classes that there are.
+    pub fn class(&self, name: &str) -> Result<u32> {
+        let by_name = self.class_names.iter().position(|n| n == name).and_then(|i| u32::try_from(i).ok());
+        by_name.or_else(|| name.parse().ok()).ok_or_else(|| {
+            let reason = match self.classes() {
+                None => "the run was trained without classes; leave it out".to_owned(),
+                Some(n) => format!("there is no class {name:?}; the run has {}", self.class_list(n)),
+            };
+            Error::Config { key: "class".to_owned(), reason }
+        })
+    }
+
+    /// The classes in words: their numbers, and names that say more.
+    fn class_list(&self, n: u32) -> String {
+        const SHOWN: usize = 20;
+        let numbers = format!("the classes 0 to {}", n - 1);
+        if self.class_names.iter().enumerate().all(|(i, name)| *name == i.to_string()) {
+            return numbers;
+        }
+        let more = if self.class_names.len() > SHOWN { ", .." } else { "" };
+        let names: Vec<&str> = self.class_names.iter().take(SHOWN).map(String::as_str).collect();
+        format!("{numbers}: {}{more}", names.join(", "))
     }
 
     /// Number of classes that the network is told; `None`: it takes none.
@@ -126,7 +199,7 @@ impl Generator {
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Picture>> {
         self.check(request)?;
-        let sampler = Ddpm::new(&self.schedule, request.steps, true)?;
+        let sampler = request.sampling.build(&self.schedule, self.config.diffusion.prediction)?;
         let mut pictures = Vec::new();
         if request.count == 0 {
             return Ok(pictures);
@@ -135,12 +208,21 @@ impl Generator {
         let classes = self.classes();
         let mut model = self.model(batch)?;
         for first in (0..request.count).step_by(batch) {
-            if let Some(classes) = classes {
-                let of = |i: usize| request.class.unwrap_or((i % classes as usize) as u32);
-                model.set_labels(&(first..first + batch).map(of).collect::<Vec<_>>())?;
-            }
             let seeds = Seeds { seed: request.seed, first: first as u32 };
-            let x = sampler.sample(&mut model, seeds, &mut |step| on_step(first, step))?;
+            let mut on_step = |step: SampleStep<'_>| on_step(first, step);
+            let x = match classes {
+                None => sampler.sample(&mut model, seeds, &mut on_step)?,
+                Some(classes) => {
+                    let of = |i: usize| match request.class {
+                        Classes::One(class) => class,
+                        Classes::InTurn => (i % classes as usize) as u32,
+                        Classes::Rows(row) => (i / row.max(1) % classes as usize) as u32,
+                    };
+                    let labels = (first..first + batch).map(|i| Some(of(i))).collect();
+                    let mut guided = Guided::new(&mut model, &self.schedule, labels, request.guidance);
+                    sampler.sample(&mut guided, seeds, &mut on_step)?
+                }
+            };
             let left = request.count - first;
             pictures
                 .extend(x.chunks(self.shape.values()).take(left).map(|p| Picture::from_unit(p, self.shape)));

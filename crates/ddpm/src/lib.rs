@@ -31,7 +31,8 @@
 //! ```
 //!
 //! Sampling ([`sampler::Ddpm`], algorithm 2) walks it from pure noise, with the picture that the predicted noise
-//! implies in the place of `x_0` ([`process::predict_x0`], eq. 15).
+//! implies in the place of `x_0` ([`process::predict_x0`], eq. 15). [`sampler::SAMPLERS`] lists it and those that need fewer
+//! steps; [`objective::Objective`] what else a network may learn, [`guidance`] how it is told classes.
 //!
 //! # From pictures to pictures
 //!
@@ -67,8 +68,11 @@ pub mod data;
 pub mod denoiser;
 mod error;
 pub mod generate;
+pub mod guidance;
 pub mod model;
+pub mod nearest;
 pub mod nets;
+pub mod objective;
 pub mod picture;
 pub mod plot;
 pub mod process;

@@ -3,11 +3,15 @@
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
-use crate::schedule::Schedule;
+use crate::objective::Objective;
+use crate::process::Prediction;
+use crate::schedule::{Level, Schedule};
 use crate::train::checkpoint::{NamedTensor, check_fits};
-use ddpm_engine::ops::{DrawNormal, DrawTimestep, Loss, QSample};
+use ddpm_engine::ops::{Add, AddPicture, Affine, DrawNormal, DrawTimestep, QSample, WeightedLoss};
 use ddpm_engine::rng::Purpose;
-use ddpm_engine::{Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+use ddpm_engine::{
+    Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
+};
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -82,6 +86,15 @@ pub(crate) fn device(threads: usize) -> Box<dyn Device> {
     Box::new(CpuDevice { threads })
 }
 
+/// The label of a picture whose class is not told: no row of the embedding, which gives zeros.
+pub(crate) const NO_CLASS: f32 = -1.0;
+
+/// Normal numbers of a size, drawn by the graph.
+fn drawn(graph: &mut Graph, name: &str, shape: Shape, purpose: Purpose, size: f64) -> Result<Tensor> {
+    let z = graph.add(name, DrawNormal { shape, purpose }, &[])?;
+    Ok(graph.add(name, Affine { scale: size as f32, shift: 0.0 }, &[z])?)
+}
+
 /// Where a training step's noise and timesteps come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepDraws {
@@ -109,7 +122,7 @@ pub struct TrainingGraph {
     pub t: Tensor,
     /// The noise, of the pictures' shape.
     pub eps: Tensor,
-    /// The predicted noise.
+    /// The predicted noise, or what the objective has for it.
     pub prediction: Tensor,
     /// The loss, `[1]`.
     pub loss: Tensor,
@@ -123,19 +136,20 @@ impl TrainingGraph {
     /// # Errors
     /// [`Error::Config`] for pictures that the network cannot halve as often as it does.
     pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
-        Self::with_loss(net, schedule, shape, draws, Loss::Mse)
+        Self::with_objective(net, schedule, shape, draws, Objective::default())
     }
 
-    /// As [`new`](Self::new), with another loss in the place of the square; also a mean over all numbers.
+    /// As [`new`](Self::new), with another objective: another target, another loss in the place of the square, a weight for
+    /// each timestep, other noise; also a mean over all numbers.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn with_loss(
+    pub fn with_objective(
         net: &dyn Network,
         schedule: &Schedule,
         shape: [usize; 4],
         draws: StepDraws,
-        loss: Loss,
+        objective: Objective,
     ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new(Mode::Training);
@@ -149,15 +163,42 @@ impl TrainingGraph {
                 (t, b.graph.add("eps", eps, &[])?)
             }
         };
-        let table = |f: &dyn Fn(f64) -> f64| {
-            (0..schedule.timesteps()).map(|t| f(schedule.alpha_bar(t)).sqrt() as f32).collect()
+        // a x_0 + b eps, a and b by the timestep.
+        let mix = |a: &dyn Fn(Level) -> f64, b: &dyn Fn(Level) -> f64| {
+            let table = |f: &dyn Fn(Level) -> f64| {
+                (0..schedule.timesteps()).map(|t| f(schedule.level(t as f64)) as f32).collect()
+            };
+            QSample { sqrt_alpha_bar: table(a), sqrt_one_minus_alpha_bar: table(b) }
         };
-        let q_sample =
-            QSample { sqrt_alpha_bar: table(&|a| a), sqrt_one_minus_alpha_bar: table(&|a| 1.0 - a) };
-        let x_t = b.graph.add("x_t", q_sample, &[x_0, eps, t])?;
+        let (mut noise, mut added) = (eps, eps);
+        if objective.offset_noise > 0.0 {
+            let of_channels = [shape[0], shape[3]].into();
+            let purpose = Purpose::OffsetNoise;
+            let offset = drawn(&mut b.graph, "offset_noise", of_channels, purpose, objective.offset_noise)?;
+            noise = b.graph.add("offset_noise", AddPicture, &[eps, offset])?;
+            added = noise;
+        }
+        if objective.input_perturbation > 0.0 {
+            let size = objective.input_perturbation;
+            let purpose = Purpose::InputPerturbation;
+            let more = drawn(&mut b.graph, "input_perturbation", shape.into(), purpose, size)?;
+            added = b.graph.add("input_perturbation", Add, &[noise, more])?;
+        }
+        let x_t = b.graph.add("x_t", mix(&|l| l.alpha, &|l| l.sigma), &[x_0, added, t])?;
+        let target = match objective.prediction {
+            Prediction::Eps => noise,
+            Prediction::X0 => x_0,
+            Prediction::V => b.graph.add("v", mix(&|l| -l.sigma, &|l| l.alpha), &[x_0, noise, t])?,
+        };
         let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
         let prediction = net.build(&mut b, Inputs { x: x_t, t, label })?;
-        let loss = b.graph.add("loss", loss, &[prediction, eps])?;
+        let loss = match objective.weights(schedule) {
+            None => b.graph.add("loss", objective.loss, &[prediction, target])?,
+            Some(weight) => {
+                let op = WeightedLoss { loss: objective.loss, weight: weight.into() };
+                b.graph.add("loss", op, &[prediction, target, t])?
+            }
+        };
         let built = b.finish(prediction);
         let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
         let forward = graph.nodes().len();
@@ -205,7 +246,7 @@ pub fn first_weights(net: &dyn Network, shape: [usize; 4], seed: u64) -> Result<
     Ok(parameters.chain(states).collect())
 }
 
-/// A network with weights that predicts noise, `eps_theta`, on the CPU: the forward pass alone.
+/// A network with weights that predicts noise, `eps_theta`, or the like, on the CPU: the forward pass alone.
 pub struct Model {
     exec: Box<dyn Executor>,
     parameters: Vec<ParameterSpec>,
@@ -216,6 +257,7 @@ pub struct Model {
     prediction: Tensor,
     shape: [usize; 4],
     timesteps: Vec<f32>,
+    predicts: Prediction,
 }
 
 impl Model {
@@ -252,7 +294,14 @@ impl Model {
             prediction,
             shape,
             timesteps: vec![0.0; shape[0]],
+            predicts: Prediction::Eps,
         })
+    }
+
+    /// The same for a network that was trained to predict something else than noise.
+    #[must_use]
+    pub fn predicting(self, prediction: Prediction) -> Self {
+        Self { predicts: prediction, ..self }
     }
 
     /// The network's parameters, in their order.
@@ -273,16 +322,17 @@ impl Model {
         load_tensors(&mut *self.exec, &self.parameters, &self.states, &[Region::Weights], weights, origin)
     }
 
-    /// Sets the class of each picture of the batch.
+    /// Sets the class of each picture of the batch; `None` for a picture whose class the network is not told.
     ///
     /// # Errors
     /// [`Error::Config`] for a network that takes no classes.
-    pub fn set_labels(&mut self, labels: &[u32]) -> Result<()> {
+    pub fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
         let Some(t) = self.label else {
             let reason = "the network takes no classes".to_owned();
-            return Err(Error::Config { key: "unet2d.num_class_embeds".to_owned(), reason });
+            return Err(Error::Config { key: "class".to_owned(), reason });
         };
-        Ok(self.exec.write(t, &labels.iter().map(|&l| l as f32).collect::<Vec<_>>())?)
+        let numbers: Vec<f32> = labels.iter().map(|l| l.map_or(NO_CLASS, |l| l as f32)).collect();
+        Ok(self.exec.write(t, &numbers)?)
     }
 
     /// `[n, h, w, c]` of a batch.
@@ -305,11 +355,15 @@ impl Denoiser for Model {
         self.shape[1..].iter().product()
     }
 
-    fn predict(&mut self, x_t: &[f32], t: usize, eps: &mut [f32]) -> Result<()> {
+    fn prediction(&self) -> Prediction {
+        self.predicts
+    }
+
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         self.timesteps.fill(t as f32);
         self.exec.write(self.x, x_t)?;
         self.exec.write(self.t, &self.timesteps)?;
         self.exec.run(Draws::default())?;
-        Ok(self.exec.read(self.prediction, eps)?)
+        Ok(self.exec.read(self.prediction, output)?)
     }
 }

@@ -1,9 +1,73 @@
 //! The forward process and its posterior, on slices of any shape (Ho, Jain, Abbeel 2020).
 //!
 //! Numbers are f32, coefficients f64. The slices of a call have one length; `t` is below T.
+//!
+//! What a network's output means is said by [`Prediction`], the only place that converts between noise, picture and v.
 
 use crate::error::{Error, Result};
-use crate::schedule::Schedule;
+use crate::schedule::{Level, Schedule};
+use serde::{Deserialize, Serialize};
+
+/// What a network tells of a noisy picture `x_t = alpha x_0 + sigma eps` ([`Level`]); from each the others follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prediction {
+    /// The noise `eps` (Ho et al. 2020).
+    #[default]
+    Eps,
+    /// The picture `x_0`.
+    X0,
+    /// `v = alpha eps - sigma x_0` (Salimans, Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+    /// section 4).
+    V,
+}
+
+impl Prediction {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Eps, Self::X0, Self::V];
+
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Eps => "eps",
+            Self::X0 => "x0",
+            Self::V => "v",
+        }
+    }
+
+    /// What the network should have said of a picture and its noise.
+    pub fn target(self, level: Level, x_0: f64, eps: f64) -> f64 {
+        match self {
+            Self::Eps => eps,
+            Self::X0 => x_0,
+            Self::V => level.alpha * eps - level.sigma * x_0,
+        }
+    }
+
+    /// The picture that it means; not finite for [`Eps`](Self::Eps) where nothing is left of the picture.
+    pub fn x_0(self, level: Level, x_t: f64, output: f64) -> f64 {
+        match self {
+            Self::Eps => (x_t - level.sigma * output) / level.alpha,
+            Self::X0 => output,
+            Self::V => level.alpha * x_t - level.sigma * output,
+        }
+    }
+
+    /// The noise that it means; not finite for [`X0`](Self::X0) where there is none.
+    pub fn eps(self, level: Level, x_t: f64, output: f64) -> f64 {
+        match self {
+            Self::Eps => output,
+            Self::X0 => (x_t - level.alpha * output) / level.sigma,
+            Self::V => level.sigma * x_t + level.alpha * output,
+        }
+    }
+}
+
+impl std::fmt::Display for Prediction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
 
 /// The forward process in one step: `x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps` (Ho et al. 2020, eq. 4).
 ///
@@ -30,20 +94,24 @@ pub fn predict_x0(
     clip: bool,
     x_0: &mut [f32],
 ) -> Result<()> {
-    if t >= schedule.timesteps_with_signal() {
-        let reason = format!(
-            "nothing is left of the picture at t = {t}, where the predicted noise says nothing about it; start at \
-             t = {} or before",
-            schedule.timesteps_with_signal().saturating_sub(1)
-        );
-        return Err(Error::Config { key: "diffusion.zero_terminal_snr".to_owned(), reason });
+    let level = schedule.level(t as f64);
+    if level.alpha == 0.0 {
+        return Err(no_signal(t as f64));
     }
-    let (scale, noise) = (1.0 / schedule.alpha_bar(t).sqrt(), (1.0 - schedule.alpha_bar(t)).sqrt());
     for ((x_0, &x_t), &eps) in x_0.iter_mut().zip(x_t).zip(eps) {
-        let x = scale * (f64::from(x_t) - noise * f64::from(eps));
+        let x = Prediction::Eps.x_0(level, f64::from(x_t), f64::from(eps));
         *x_0 = if clip { x.clamp(-1.0, 1.0) } else { x } as f32;
     }
     Ok(())
+}
+
+/// The error of asking the noise for a picture of which nothing is left.
+pub(crate) fn no_signal(t: f64) -> Error {
+    let reason = format!(
+        "nothing is left of the picture at t = {t}, where the predicted noise says nothing about it; start before, or \
+         train with diffusion.prediction = v"
+    );
+    Error::Config { key: "diffusion.zero_terminal_snr".to_owned(), reason }
 }
 
 /// The posterior's mean, `mu_tilde_t(x_t, x_0)` (eq. 7). With [`predict_x0`] unclipped it is eq. 11.
@@ -59,11 +127,35 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_prediction_means_the_same_picture_and_noise() {
+        // A few roundings, of numbers up to 2 divided by alpha or sigma, at least 0.1 here.
+        const TOLERANCE: f64 = 100.0 * f64::EPSILON;
+        for alpha in [0.1f64, 0.5, 0.9, 0.99] {
+            let level = Level { t: 0.0, alpha, sigma: (1.0 - alpha * alpha).sqrt() };
+            for (x_0, eps) in [(0.3, -1.2), (-1.0, 0.0), (0.7, 2.0)] {
+                let x_t = level.alpha * x_0 + level.sigma * eps;
+                for prediction in Prediction::ALL {
+                    let output = prediction.target(level, x_0, eps);
+                    assert!((prediction.x_0(level, x_t, output) - x_0).abs() < TOLERANCE, "{prediction}");
+                    assert!((prediction.eps(level, x_t, output) - eps).abs() < TOLERANCE, "{prediction}");
+                }
+            }
+        }
+        // The ends: v is the noise of a clean picture, and the picture, negative, of noise.
+        let (clean, noise) = (Level::CLEAN, Level { t: 9.0, alpha: 0.0, sigma: 1.0 });
+        assert_eq!(
+            (Prediction::V.target(clean, 0.3, 2.0), Prediction::V.target(noise, 0.3, 2.0)),
+            (2.0, -0.3)
+        );
+        assert_eq!((Prediction::V.x_0(noise, 2.0, -0.3), Prediction::V.eps(noise, 2.0, -0.3)), (0.3, 2.0));
+    }
+
+    #[test]
     fn noise_says_nothing_where_no_signal_is_left() {
         let schedule = Schedule::linear(10, 1e-4, 0.02).unwrap().zero_terminal_snr().unwrap();
         let (x_t, mut x_0) = ([0.3, -2.0], [f32::NAN; 2]);
         let error = predict_x0(&schedule, 9, &x_t, &x_t, true, &mut x_0).unwrap_err().to_string();
-        assert!(error.contains("zero_terminal_snr") && error.contains("t = 9") && error.contains("t = 8"));
+        assert!(error.contains("zero_terminal_snr") && error.contains("t = 9"), "{error}");
         predict_x0(&schedule, 8, &x_t, &[0.1, 0.2], true, &mut x_0).unwrap();
         assert!(x_0.iter().all(|x| x.abs() <= 1.0));
         // Forwards it is what it says: noise.

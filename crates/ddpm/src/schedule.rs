@@ -43,6 +43,52 @@ pub struct Posterior {
     pub variance: f64,
 }
 
+/// How noisy pictures are: `x_t = alpha x_0 + sigma eps`, `alpha^2 + sigma^2 = 1`; what samplers walk along.
+///
+/// The same level has three measures in the papers: `alpha_bar = alpha^2` (Ho et al. 2020), the noise of a picture that
+/// keeps its size, [`ratio`](Self::ratio) (Karras et al. 2022), and its logarithm, [`lambda`](Self::lambda) (Lu et al. 2022).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Level {
+    /// The timestep, which the network is told; it may lie between two.
+    pub t: f64,
+    /// What pictures are multiplied by, `sqrt(alpha_bar)`.
+    pub alpha: f64,
+    /// What noise is multiplied by, `sqrt(1 - alpha_bar)`.
+    pub sigma: f64,
+}
+
+impl Level {
+    /// No noise: where sampling ends. No timestep has it, and the network is never asked there.
+    pub const CLEAN: Self = Self { t: -1.0, alpha: 1.0, sigma: 0.0 };
+
+    /// The noise of `x_t / alpha`, `sigma / alpha`: the sigma of Karras et al. 2022.
+    pub fn ratio(self) -> f64 {
+        self.sigma / self.alpha
+    }
+
+    /// `ln(alpha / sigma)`, half the logarithm of the signal-to-noise ratio (Lu et al. 2022); infinite at the ends.
+    pub fn lambda(self) -> f64 {
+        (self.alpha / self.sigma).ln()
+    }
+}
+
+impl Posterior {
+    /// That of a step from one level to a less noisy one.
+    pub fn between(from: Level, to: Level) -> Self {
+        let (before, now) = (to.alpha * to.alpha, from.alpha * from.alpha);
+        Self::of(before, now, 1.0 - now / before)
+    }
+
+    /// From `alpha_bar_{t-1}`, `alpha_bar_t` and `beta_t`.
+    fn of(before: f64, now: f64, beta: f64) -> Self {
+        Self {
+            x0: before.sqrt() * beta / (1.0 - now),
+            xt: (1.0 - beta).sqrt() * (1.0 - before) / (1.0 - now),
+            variance: (1.0 - before) / (1.0 - now) * beta,
+        }
+    }
+}
+
 impl Schedule {
     /// `beta_t` linear over `timesteps` steps, the first `beta_start` and the last `beta_end`; the paper's are 1e-4 and
     /// 0.02 over 1000 (Ho et al. 2020, section 4).
@@ -152,9 +198,10 @@ impl Schedule {
     /// are Flawed", 2023, algorithm 1).
     ///
     /// At that timestep `x_t` is all noise, so that the noise says nothing about the picture: training learns nothing
-    /// from it, [`predict_x0`](crate::process::predict_x0) refuses it, and [`Ddpm`](crate::sampler::Ddpm) starts one
-    /// timestep earlier, where little is left but not nothing. (The posterior forgets `x_t` there, so that this step
-    /// would draw new noise and no more.)
+    /// from it, [`predict_x0`](crate::process::predict_x0) refuses it, and samplers start one timestep earlier, where
+    /// little is left but not nothing. (The posterior forgets `x_t` there, so that this step would draw new noise and no
+    /// more.) A network that predicts `x_0` or v learns there what pictures look like, and can be asked
+    /// ([`Prediction`](crate::process::Prediction)).
     ///
     /// # Errors
     /// [`Error::Config`] for a single timestep, whose signal cannot both stay and go, and for a schedule of so many
@@ -226,13 +273,49 @@ impl Schedule {
 
     /// The posterior `q(x_{t-1} | x_t, x_0)` (eq. 6 and 7).
     pub fn posterior(&self, t: usize) -> Posterior {
-        let (before, now) = (self.alpha_bar_before(t), self.alpha_bar(t));
-        Posterior {
-            x0: before.sqrt() * self.beta(t) / (1.0 - now),
-            xt: self.alpha(t).sqrt() * (1.0 - before) / (1.0 - now),
-            variance: (1.0 - before) / (1.0 - now) * self.beta(t),
-        }
+        Posterior::of(self.alpha_bar_before(t), self.alpha_bar(t), self.beta(t))
     }
+
+    /// The noise level of timestep t, which may lie between two: there the logarithm of [`Level::ratio`] is taken to be
+    /// linear, as Karras et al.'s program does. Timesteps beyond the ends are taken for the ends.
+    pub fn level(&self, t: f64) -> Level {
+        let t = t.clamp(0.0, (self.timesteps() - 1) as f64);
+        let (below, part) = (t.floor() as usize, t.fract());
+        if part == 0.0 {
+            let a = self.alpha_bar(below);
+            return Level { t, alpha: a.sqrt(), sigma: (1.0 - a).sqrt() };
+        }
+        let ratio = (log_ratio(self.alpha_bar(below)) * (1.0 - part)
+            + log_ratio(self.alpha_bar(below + 1)) * part)
+            .exp();
+        Level { t, ..of_ratio(ratio) }
+    }
+
+    /// The noise level of that [`Level::ratio`], with the timestep that belongs to it; a ratio outside the schedule's
+    /// takes the nearest timestep at which something is left of the picture.
+    pub fn level_of_ratio(&self, ratio: f64) -> Level {
+        let (wanted, end) = (ratio.ln(), self.timesteps_with_signal());
+        let above = self.alpha_bar[..end].partition_point(|&a| log_ratio(a) < wanted);
+        let t = match above {
+            0 => 0.0,
+            _ if above == end => (end - 1) as f64,
+            _ => {
+                let (low, high) = (log_ratio(self.alpha_bar[above - 1]), log_ratio(self.alpha_bar[above]));
+                (above - 1) as f64 + (wanted - low) / (high - low)
+            }
+        };
+        Level { t, ..of_ratio(ratio) }
+    }
+}
+
+/// Logarithm of [`Level::ratio`], from `alpha_bar`.
+fn log_ratio(alpha_bar: f64) -> f64 {
+    0.5 * ((1.0 - alpha_bar) / alpha_bar).ln()
+}
+
+/// The level of a ratio, without its timestep.
+fn of_ratio(ratio: f64) -> Level {
+    Level { t: 0.0, alpha: 1.0 / ratio.hypot(1.0), sigma: 1.0 / ratio.recip().hypot(1.0) }
 }
 
 /// `n` numbers from `first` to `last`, equally spaced; `first` alone where `n` is 1.
@@ -284,6 +367,38 @@ mod tests {
         }
         let (a, b) = (of(ScheduleKind::ScaledLinear, 50, false), of(ScheduleKind::Quadratic, 50, false));
         assert_eq!(a.unwrap(), b.unwrap());
+    }
+
+    #[test]
+    fn levels_between_timesteps_go_there_and_back() {
+        // Logarithms of ratios up to 1e2 and their differences between two timesteps, 1e-3 at least.
+        const TOLERANCE: f64 = 1e-9;
+        for kind in ScheduleKind::ALL {
+            for zero in [false, true] {
+                let s = of(kind, 1000, zero).unwrap();
+                let last = (s.timesteps_with_signal() - 1) as f64;
+                let mut before = 0.0;
+                for t in [0.0, 0.25, 1.0, 499.5, 700.0, 998.0 - 0.125, last] {
+                    let level = s.level(t);
+                    assert!((level.alpha.powi(2) + level.sigma.powi(2) - 1.0).abs() < TOLERANCE);
+                    assert!(level.t == t && level.ratio() > before, "{kind}: {t}");
+                    before = level.ratio();
+                    let back = s.level_of_ratio(level.ratio());
+                    assert!((back.t - t).abs() < TOLERANCE * 1e3, "{kind}: {t} came back as {}", back.t);
+                    assert!((back.lambda() - level.lambda()).abs() < TOLERANCE);
+                }
+                assert_eq!(s.level(7.0).alpha, s.alpha_bar(7).sqrt());
+                assert_eq!((s.level(1e9).t, s.level(-1.0).t), (999.0, 0.0));
+                assert_eq!((s.level_of_ratio(1e9).t, s.level_of_ratio(1e-9).t), (last, 0.0));
+                // A posterior between neighbours is the timestep's; 1 - alpha_t cancels down to beta_1, 1e-4 or less.
+                let (a, b) = (s.posterior(500), Posterior::between(s.level(500.0), s.level(499.0)));
+                assert!(
+                    (a.variance / b.variance - 1.0).abs() < TOLERANCE
+                        && (a.x0 / b.x0 - 1.0).abs() < TOLERANCE
+                );
+            }
+        }
+        assert_eq!((Level::CLEAN.ratio(), Level::CLEAN.lambda()), (0.0, f64::INFINITY));
     }
 
     #[test]

@@ -383,7 +383,7 @@ fn check_default_steps(name: &str) {
     let mut x = vec![0.0; shape.iter().product()];
     Stream::new(2026, Purpose::Test, 1, 0).fill_normal(&mut x);
     let mut y = vec![0.0; x.len()];
-    model.predict(&x, 500, &mut y).expect("a prediction");
+    model.predict(&x, 500.0, &mut y).expect("a prediction");
     let want = golden.pictures("steps/eval");
     let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
     let worst = y.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale;

@@ -24,6 +24,14 @@ const EVERYTHING: &[(&str, &str)] = &[
     ("train.plateau_patience", "0"),
     ("train.plateau_factor", "0.5"),
     ("train.plateau_threshold", "0.5"),
+    ("diffusion.prediction", "v"),
+    ("train.loss_weight", "snr-truncated"),
+    ("train.offset_noise", "0.1"),
+    ("train.input_perturbation", "0.1"),
+    ("train.ema", "half-life"),
+    ("train.ema_half_life", "100"),
+    ("attention.num_class_embeds", "10"),
+    ("train.label_dropout", "0.3"),
 ];
 
 fn trainer_on(data: Box<dyn Dataset>, settings: &[(&str, &str)], threads: usize) -> Trainer {

@@ -21,7 +21,7 @@ pub enum Purpose {
     Init = 4,
     /// The start `x_T` of a sample; `index` is the picture's number.
     SampleStart = 5,
-    /// The noise `z` of a sampling step; `index` is the picture's number, `step` the timestep.
+    /// The noise `z` of a sampling step; `index` is the picture's number, `step` how many steps follow.
     SampleNoise = 6,
     /// Built-in digits; `index` is the picture's number.
     Digits = 7,
@@ -29,6 +29,12 @@ pub enum Purpose {
     Augment = 8,
     /// Dropout masks; `index` is the picture's place in the batch, and the network's place stands above the lowest 8 bits.
     Dropout = 9,
+    /// Which pictures are learnt without their class; `index` is the picture's place in the batch.
+    LabelDropout = 10,
+    /// Noise alike in all pixels of a training step; `index` is the picture's place in the batch.
+    OffsetNoise = 11,
+    /// Noise of a training step that the network is not told of; `index` is the picture's place in the batch.
+    InputPerturbation = 12,
     /// Numbers made up in tests and benchmarks.
     Test = 100,
 }

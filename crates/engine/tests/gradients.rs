@@ -65,6 +65,11 @@ fn normal(index: usize, len: usize) -> Vec<f32> {
     x
 }
 
+/// A weight for each timestep that [`check`] makes up.
+fn weights() -> Arc<[f32]> {
+    (0..20).map(|t| 0.3 + 0.5 * t as f32).collect()
+}
+
 type Case = (&'static str, fn(&mut Build) -> Tensor);
 
 /// Checks all gradients of `mse(y, target)`.
@@ -145,7 +150,7 @@ fn check((name, case): (&str, impl Fn(&mut Build) -> Tensor)) {
 
 #[test]
 fn pointwise_operations() {
-    let cases: [Case; 13] = [
+    let cases: [Case; 15] = [
         ("silu", |b| {
             let x = b.p([2, 3, 5, 7]);
             b.add(Activate(Activation::Silu), &[x])
@@ -187,6 +192,14 @@ fn pointwise_operations() {
         ("huber between a parameter and an input", |b| {
             let (x, y) = (b.p([5, 7]), b.input([5, 7]));
             b.add(Loss::Huber { delta: 0.8 }, &[x, y])
+        }),
+        ("weighted mse of two pictures", |b| {
+            let (x, y, t) = (b.p([2, 3, 5, 7]), b.input([2, 3, 5, 7]), b.input([2]));
+            b.add(WeightedLoss { loss: Loss::Mse, weight: weights() }, &[x, y, t])
+        }),
+        ("weighted huber of pictures of one number", |b| {
+            let (x, y, t) = (b.p([5, 1]), b.input([5, 1]), b.input([5]));
+            b.add(WeightedLoss { loss: Loss::Huber { delta: 0.8 }, weight: weights() }, &[x, y, t])
         }),
         ("mse of a tensor with itself", |b| {
             let (x, y) = (b.p([5, 3]), b.p([1]));

@@ -6,6 +6,7 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
+pub mod nearest;
 pub mod sample;
 pub mod show;
 pub mod train;

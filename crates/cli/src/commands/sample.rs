@@ -4,17 +4,23 @@ use crate::progress::Progress;
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use ddpm::generate::{BATCH, Generator, Request};
+use ddpm::generate::{BATCH, Classes, Generator, Request};
+use ddpm::guidance::Guidance;
 use ddpm::picture::{Picture, grid, save_gif, save_png};
+use ddpm::sampler::{self, Listed, Options, SAMPLERS, Spacing, Threshold, Variance};
 use ddpm::train::checkpoint::{self, Which};
 use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Moments of a denoising strip, noise to picture.
 const MOMENTS: usize = 10;
+/// Pictures unless another number is asked for, and in a row of the grid.
+const COUNT: usize = 64;
+const ROW: usize = 8;
 /// Most pictures whose denoising is shown.
 const STRIPS: usize = 8;
 /// Time of a frame of the GIF, and of its last, in milliseconds.
@@ -25,22 +31,46 @@ const FRAME_MS: (u16, u16) = (120, 1500);
 #[command(after_help = "Examples:\n  \
     ddpm sample runs/run-001 -n 64 --seed 7      a grid and 64 PNGs in runs/run-001/samples/seed-7\n  \
     ddpm sample runs/run-001 --steps 100         faster, a little worse\n  \
+    ddpm sample runs/run-001 --sampler ddim      in 50 steps, the same picture from the same noise\n  \
+    ddpm sample runs/run-001 --class 3 --guidance 3   one class, of a run with classes\n  \
     ddpm sample runs/run-001 -n 8 --progress x0  how the pictures come out of the noise")]
 pub struct Args {
     /// The run (its folder, or its name under runs/)
     run: PathBuf,
-    /// How many pictures
-    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 64)]
-    count: usize,
+    /// How many pictures; 64 if not given, and 8 of each with --class all
+    #[arg(short = 'n', long = "count", value_name = "N")]
+    count: Option<usize>,
     /// Seed; picture i depends on it and on i alone
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Denoising steps; all of the schedule's if not given
+    /// How pictures are drawn, by the sampler's name
+    #[arg(long, value_name = "NAME", default_value = SAMPLERS[0].name, long_help = samplers())]
+    sampler: String,
+    /// Denoising steps; the sampler's own number if not given, all of the schedule's with ddpm
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// The class of all pictures, by number, of a run that was trained with classes; picture i gets class i if not given
+    /// Which noise levels the steps visit: linspace, uniform, trailing, quadratic, karras, exponential or sigma
+    #[arg(long, value_name = "NAME")]
+    spacing: Option<Spacing>,
+    /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    eta: Option<f64>,
+    /// ddpm's variance of the noise that is drawn anew
+    #[arg(long, value_name = "WHICH")]
+    variance: Option<NoiseVariance>,
+    /// How expected pictures are held within black and white
+    #[arg(long, value_name = "HOW", default_value = "clip")]
+    threshold: Bounds,
+    /// The class of all pictures, by name or number, of a run that was trained with classes; all: a row of each; picture i
+    /// gets class i if not given
     #[arg(long, value_name = "CLASS")]
-    class: Option<u32>,
+    class: Option<String>,
+    /// How far pictures go towards their class: 1 as told, 2 to 5 further and less varied, 0 not told
+    #[arg(long, value_name = "SCALE", default_value_t = 1.0, allow_negative_numbers = true)]
+    guidance: f64,
+    /// Guide only where the noise is within these sigmas, noise to signal, as 0.3,5
+    #[arg(long, value_name = "LOW,HIGH", value_parser = interval, allow_hyphen_values = true)]
+    guidance_interval: Option<(f64, f64)>,
     /// Most pictures at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
@@ -77,13 +107,74 @@ enum Show {
     Xt,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum NoiseVariance {
+    Small,
+    Large,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Bounds {
+    None,
+    Clip,
+    Dynamic,
+}
+
+/// Every sampler with what it is for.
+fn samplers() -> String {
+    let line = |s: &Listed| format!("\n  {:16} {}", s.name, s.about);
+    let lines: String = SAMPLERS.iter().map(line).collect();
+    format!("How pictures are drawn, by the sampler's name:{lines}")
+}
+
+impl Args {
+    fn sampling(&self) -> ddpm::Result<Options> {
+        let variance = self.variance.map(|v| match v {
+            NoiseVariance::Small => Variance::Small,
+            NoiseVariance::Large => Variance::Large,
+        });
+        let threshold = match self.threshold {
+            Bounds::None => Threshold::None,
+            Bounds::Clip => Threshold::Clip,
+            Bounds::Dynamic => Threshold::Dynamic,
+        };
+        let Self { steps, spacing, eta, .. } = *self;
+        Ok(Options { sampler: sampler::find(&self.sampler)?, steps, spacing, eta, variance, threshold })
+    }
+}
+
+/// Number of the run's classes; 1 without any.
+fn classes(generator: &Generator) -> usize {
+    generator.classes().map_or(1, |n| n as usize)
+}
+
+/// Two numbers as `0.3,5`.
+fn interval(text: &str) -> Result<(f64, f64), String> {
+    let both = text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    both.ok_or_else(|| "give two sigmas, the lower first, as 0.3,5".to_owned())
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if args.count == 0 || args.batch_size == 0 {
+    Ok(draw(&args)?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
+}
+
+/// What was drawn.
+pub(super) struct Drawing {
+    pub generator: Generator,
+    pub pictures: Vec<Picture>,
+    /// The folder that the pictures are in.
+    pub out: PathBuf,
+    /// Set by Ctrl-C.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// Draws the pictures and writes them; `None` where it was stopped.
+pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
+    if args.count == Some(0) || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
     let stop = stop_flag()?;
-    let Args { count, seed, steps, class, batch_size: batch, .. } = args;
-    let request = Request { count, seed, steps, batch, class };
+    let sampling = args.sampling()?;
     let run = RunFolder::open(&args.runs, &args.run)?;
     let path = match &args.checkpoint {
         Some(name) => run.find_checkpoint(name)?,
@@ -95,6 +186,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Weights::Raw => Which::Raw,
     };
     let generator = Generator::open(&path, which, args.threads)?;
+    let class = match args.class.as_deref() {
+        None => Classes::InTurn,
+        Some("all") => Classes::Rows(args.count.unwrap_or(ROW * classes(&generator)) / classes(&generator)),
+        Some(name) => Classes::One(generator.class(name)?),
+    };
+    let count = args.count.unwrap_or(if args.class.as_deref() == Some("all") {
+        ROW * classes(&generator)
+    } else {
+        COUNT
+    });
+    let interval = args.guidance_interval.unwrap_or(Guidance::default().interval);
+    let guidance = Guidance { scale: args.guidance, interval };
+    let request = Request { count, seed: args.seed, batch: args.batch_size, class, guidance, sampling };
     generator.check(request)?;
     let out = args.out.clone().unwrap_or_else(|| run.samples().join(format!("seed-{}", args.seed)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
@@ -114,7 +218,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             && is_moment(step.done, step.steps)
         {
             let numbers = if show == Show::X0 { step.x_0 } else { step.x };
-            let shown = numbers.chunks(shape.values()).take(args.count.min(STRIPS));
+            let shown = numbers.chunks(shape.values()).take(count.min(STRIPS));
             moments.push(shown.map(|p| Picture::from_unit(p, shape)).collect());
         }
         if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
@@ -123,17 +227,18 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pictures = match pictures {
         Err(ddpm::Error::Interrupted) => {
             tell!("stopped; nothing was written");
-            return Ok(ExitCode::from(crate::INTERRUPTED));
+            return Ok(None);
         }
         other => other?,
     };
 
-    let digits = (args.count - 1).to_string().len().max(4);
+    let digits = (count - 1).to_string().len().max(4);
     for (i, picture) in pictures.iter().enumerate() {
         save_png(picture, &out.join(format!("{i:0digits$}.png")))?;
     }
     let sheet = out.join("grid.png");
-    save_png(&grid(&pictures, 8, 2), &sheet)?;
+    let columns = if let Classes::Rows(row) = class { row.max(1) } else { ROW };
+    save_png(&grid(&pictures, columns, 2), &sheet)?;
     let mut written = vec![sheet];
     if args.progress.is_some() {
         written.extend(write_progress(&moments, &out)?);
@@ -141,7 +246,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for path in written {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(Some(Drawing { generator, pictures, out, stop }))
 }
 
 fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {

@@ -94,6 +94,103 @@ fn impossible_requests_are_refused() {
     refused(&["--steps", "21"], &["the schedule allows 1 to 20"]);
     refused(&["--steps", "0"], &["the schedule allows 1 to 20"]);
     refused(&["--checkpoint", "7"], &["there is no checkpoint \"7\"", "step-0000001, step-0000002"]);
+    refused(
+        &["--sampler", "ddin"],
+        &["there is no sampler \"ddin\"; did you mean ddim?", "the samplers are ddpm"],
+    );
+    refused(&["--eta", "0.5"], &["ddpm has no eta", "ddim"]);
+    refused(&["--sampler", "ddim", "--eta", "2"], &["2 is out of range; give 0 (no noise) to 1"]);
+    refused(&["--sampler", "ddim", "--variance", "large"], &["ddim has no choice of variances", "ddpm"]);
     assert!(names(&place.path("runs/r/samples")).is_empty());
     place.ddpm(&["sample", "r", "--progress", "x1"]).fails(2, &["x0", "xt"]);
+    place
+        .ddpm(&["sample", "r", "--spacing", "evenly"])
+        .fails(2, &["give one of linspace, uniform, trailing"]);
+}
+
+#[test]
+fn a_run_with_classes_draws_those_that_are_asked_for() {
+    let place = Place::new();
+    let settings = [
+        "--set",
+        "attention.num_class_embeds=10",
+        "--set",
+        "diffusion.prediction=v",
+        "--set",
+        "train.loss_weight=min-snr",
+    ];
+    place.train("r", 3, 0, &settings).well();
+    let draw = |args: &[&str]| {
+        let out = format!("out{}", args.concat());
+        let sampler = ["sample", "r", "--sampler", "ddim", "--steps", "3", "--out", &out];
+        place.ddpm(&[&sampler, args].concat()).well();
+        fs::read(place.path(&out).join("0000.png")).unwrap()
+    };
+    let three = draw(&["--class", "3", "-n", "2"]);
+    assert!(draw(&["-n", "1"]) != three, "picture 0 has class 0");
+    assert!(draw(&["--class", "0", "-n", "1"]) == draw(&["-n", "1"]));
+    let guided = draw(&["--class", "3", "--guidance", "4", "-n", "2"]);
+    assert!(
+        guided != three
+            && guided == draw(&["--class", "3", "--guidance", "4", "-n", "2", "--batch-size", "1"])
+    );
+    assert!(draw(&["--class", "3", "--guidance", "4", "--guidance-interval", "1e6,1e7", "-n", "1"]) == three);
+    draw(&["--class", "all"]);
+    let grid = image::image_dimensions(place.path("out--classall").join("grid.png")).unwrap();
+    assert_eq!(grid, (8 * 14 + 2, 10 * 14 + 2), "a row of each class");
+
+    let refused = |args: &[&str], part: &str| {
+        place.ddpm(&[&["sample", "r"], args].concat()).fails(1, &[part]);
+    };
+    refused(&["--class", "10"], "class: 10 is out of range; the run has the classes 0 to 9");
+    refused(&["--class", "cat"], "class: there is no class \"cat\"; the run has the classes 0 to 9");
+    refused(&["--guidance", "-1"], "guidance: -1 is out of range");
+    refused(&["--guidance-interval", "3,1"], "give two sigmas");
+    place.train("plain", 1, 0, &[]).well();
+    for args in [["--class", "3"], ["--class", "all"], ["--guidance", "3"]] {
+        place.ddpm(&[&["sample", "plain"][..], &args].concat()).fails(1, &["trained without classes"]);
+    }
+    let none = ["--set", "attention.num_class_embeds=10", "--set", "train.label_dropout=0"];
+    place.train("told", 1, 0, &none).well();
+    place.ddpm(&["sample", "told", "--guidance", "3"]).fails(1, &["train.label_dropout = 0"]);
+}
+
+#[test]
+fn the_nearest_training_pictures_are_set_beside_the_samples() {
+    let place = Place::new();
+    place.train("r", 2, 0, &[]).well();
+    let done = place.ddpm(&["nearest", "r", "-n", "5", "--sampler", "ddim", "--steps", "2"]).well();
+    for part in
+        ["samples to their nearest", "training pictures to their nearest other", "of 5 samples are nearer"]
+    {
+        assert!(done.out.contains(part), "{part}: {}", done.out);
+    }
+    let folder = place.path("runs/r/samples/seed-0");
+    let pairs = image::image_dimensions(folder.join("nearest.png")).unwrap();
+    assert_eq!(pairs, (8 * 14 + 2, 2 * 14 + 2), "four pairs a row");
+    let table = fs::read_to_string(folder.join("nearest.csv")).unwrap();
+    assert_eq!((table.lines().count(), names(&folder).len()), (6, 5 + 3));
+    let distance = |line: &str| line.rsplit(',').next().and_then(|d| d.parse::<f64>().ok()).unwrap();
+    let distances: Vec<f64> = table.lines().skip(1).map(distance).collect();
+    assert!(distances.is_sorted() && distances[0] > 0.0);
+    place.ddpm(&["nearest", "nowhere"]).fails(1, &["there is no such run"]);
+}
+
+#[test]
+fn every_sampler_can_be_asked_for_by_name() {
+    let place = Place::new();
+    place.train("r", 2, 1, &[]).well();
+    let draw = |args: &[&str]| {
+        let out = format!("out{}", args.concat());
+        place.ddpm(&[&["sample", "r", "-n", "1", "--out", &out], args].concat()).well();
+        fs::read(place.path(&out).join("0000.png")).unwrap()
+    };
+    for sampler in ddpm::sampler::SAMPLERS {
+        draw(&["--sampler", sampler.name, "--steps", "4"]);
+    }
+    let ddim = |more: &[&str]| draw(&[&["--sampler", "ddim", "--steps", "5"], more].concat());
+    assert!(ddim(&[]) == ddim(&["--eta", "0", "--spacing", "trailing"]));
+    assert!(ddim(&[]) != ddim(&["--eta", "1"]) && ddim(&[]) != ddim(&["--spacing", "quadratic"]));
+    assert!(draw(&["--variance", "small"]) != draw(&["--variance", "large"]));
+    assert!(draw(&["--threshold", "clip"]) != draw(&["--threshold", "none"]));
 }

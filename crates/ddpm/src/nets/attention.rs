@@ -89,12 +89,17 @@ impl Network for AttentionUnet {
         1 << self.config.down_sample.iter().filter(|&&d| d).count()
     }
 
-    fn build(&self, b: &mut Builder, Inputs { x, t, .. }: Inputs) -> Result<Tensor> {
+    fn classes(&self) -> Option<usize> {
+        self.config.num_class_embeds
+    }
+
+    fn build(&self, b: &mut Builder, Inputs { x, t, label }: Inputs) -> Result<Tensor> {
         let (config, dim) = (&self.config, self.config.time_emb_dim);
         let t = b.time_embedding(t, SinusoidalEmbedding { dim, shift: 0.0, cosines_first: false })?;
         let t = b.linear("t_proj.0", t, dim)?;
         let t = b.silu("t_proj.1", t)?;
         let t = b.linear("t_proj.2", t, dim)?;
+        let t = b.add_class(t, label, config.num_class_embeds)?;
 
         let mut x = b.conv("conv_in", x, ConvLayer::new(config.down_channels[0], 3))?;
         let mut skips = Vec::new();

@@ -148,6 +148,13 @@ impl Builder {
         Ok(self.graph.add(name, ops::Lookup, &[table, label])?)
     }
 
+    /// The timestep's embedding with that of the class added, where there are classes.
+    pub fn add_class(&mut self, t: Tensor, label: Option<Tensor>, rows: Option<usize>) -> Result<Tensor> {
+        let (Some(rows), Some(label)) = (rows, label) else { return Ok(t) };
+        let class = self.embedding("class_embedding", label, rows, self.channels(t))?;
+        self.add("class_embedding", t, class)
+    }
+
     /// `nn.GroupNorm(groups, _, eps)`.
     pub fn group_norm(&mut self, name: &str, x: Tensor, groups: usize, eps: f32) -> Result<Tensor> {
         let c = self.channels(x);

@@ -57,11 +57,16 @@ impl Network for SimpleUnet {
         1 << (self.config.widths.len() - 1)
     }
 
-    fn build(&self, b: &mut Builder, Inputs { x, t, .. }: Inputs) -> Result<Tensor> {
+    fn classes(&self) -> Option<usize> {
+        self.config.num_class_embeds
+    }
+
+    fn build(&self, b: &mut Builder, Inputs { x, t, label }: Inputs) -> Result<Tensor> {
         let (widths, dim) = (&self.config.widths, self.config.time_emb_dim);
         let t = b.time_embedding(t, SinusoidalEmbedding { dim, shift: 1.0, cosines_first: false })?;
         let t = b.linear("time_mlp.1", t, dim)?;
         let t = b.activate("time_mlp.2", t, Activation::Relu)?;
+        let t = b.add_class(t, label, self.config.num_class_embeds)?;
 
         let mut x = b.conv("conv0", x, ConvLayer::new(widths[0], 3))?;
         let mut skips = Vec::new();

@@ -184,11 +184,8 @@ impl Network for Unet2d {
         let t = b.time_embedding(t, embedding)?;
         let t = b.linear("time_embedding.linear_1", t, time_dim)?;
         let t = b.silu("time_embedding.act", t)?;
-        let mut t = b.linear("time_embedding.linear_2", t, time_dim)?;
-        if let (Some(rows), Some(label)) = (config.num_class_embeds, label) {
-            let class = b.embedding("class_embedding", label, rows, time_dim)?;
-            t = b.add("class_embedding", t, class)?;
-        }
+        let t = b.linear("time_embedding.linear_2", t, time_dim)?;
+        let t = b.add_class(t, label, config.num_class_embeds)?;
 
         let x = if config.center_input_sample { b.affine("center_input_sample", x, 2.0, -1.0)? } else { x };
         let mut x = b.conv("conv_in", x, ConvLayer::new(channels[0], 3))?;

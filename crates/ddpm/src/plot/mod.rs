@@ -6,6 +6,7 @@
 
 mod axis;
 mod chart;
+mod distances;
 mod loss;
 mod schedules;
 mod strips;
@@ -17,6 +18,7 @@ use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, W
 use plotters::style::{FontStyle, IntoFont, TextStyle, register_font};
 use std::sync::LazyLock;
 
+pub use distances::distances;
 pub use loss::LossCurve;
 pub use schedules::schedules;
 pub use strips::{Strip, strips};

@@ -1,16 +1,36 @@
-//! Samplers: from noise to pictures, one file each, following their paper.
+//! Samplers: from noise to pictures, one file each, following their paper; [`SAMPLERS`] lists them.
 //!
-//! A sampler knows schedules, scalars, slices and the [`Denoiser`] trait, never a graph.
+//! A sampler knows noise levels, scalars, slices and the [`Denoiser`] trait, never a graph. Which levels it visits is
+//! said by [`Levels`], alike for all of them.
 //! The noise of picture i is a function of the seed and i alone, so that a picture does not depend on how many are
 //! drawn with it.
 
+mod ddim;
 mod ddpm;
+mod dpm_solver;
+mod drawing;
+mod euler;
+mod heun;
+mod list;
+mod pndm;
+mod spacing;
+mod unipc;
 
-pub use ddpm::Ddpm;
+pub use ddim::Ddim;
+pub use ddpm::{Ddpm, Variance};
+pub use dpm_solver::{DpmSolver2M, DpmSolver2S};
+pub use drawing::Threshold;
+pub use euler::Euler;
+pub use heun::Heun;
+pub use list::{Listed, Options, SAMPLERS, find};
+pub use pndm::Pndm;
+pub use spacing::{Levels, Spacing};
+pub use unipc::UniPc;
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use ddpm_engine::rng::{Purpose, Stream};
+use rayon::prelude::*;
 
 /// The seed and the indices of a batch of samples.
 #[derive(Clone, Copy, Debug)]
@@ -24,17 +44,17 @@ pub struct Seeds {
 impl Seeds {
     /// Fills a batch with standard normal noise for a purpose and step.
     pub fn fill(&self, purpose: Purpose, step: u32, picture_len: usize, out: &mut [f32]) {
-        for (i, picture) in out.chunks_mut(picture_len).enumerate() {
+        out.par_chunks_mut(picture_len.max(1)).enumerate().for_each(|(i, picture)| {
             Stream::new(self.seed, purpose, step, self.first + i as u32).fill_normal(picture);
-        }
+        });
     }
 }
 
 /// What a sampler shows of each step.
 #[derive(Clone, Copy, Debug)]
 pub struct SampleStep<'a> {
-    /// The timestep whose noise was removed.
-    pub t: usize,
+    /// The timestep whose noise was removed; it may lie between two.
+    pub t: f64,
     /// Steps done, this one counted.
     pub done: usize,
     /// All steps.

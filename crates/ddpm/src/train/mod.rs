@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod config;
 mod data;
 mod disk;
+mod ema;
 mod log;
 pub mod rate;
 pub mod run;

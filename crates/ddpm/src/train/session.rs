@@ -7,8 +7,9 @@ use super::log::{Entry, RunLog};
 use super::run::{CardFacts, Metrics, RunFolder, RunLock, write_card};
 use super::trainer::{TrainPlan, Trainer};
 use crate::error::{Error, Result};
-use crate::generate::{BATCH, Generator, Request};
+use crate::generate::{Generator, Request};
 use crate::picture::{grid, save_png};
+use crate::sampler::Options;
 use crate::schedule::Schedule;
 use ddpm_engine::Region;
 use std::collections::VecDeque;
@@ -355,7 +356,8 @@ impl Session {
         let t = &config.train;
         let most = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
         let steps = (t.sample_steps > 0 && t.sample_steps < most).then_some(t.sample_steps);
-        let request = Request { count: t.sample_count, seed: SHEET_SEED, steps, batch: BATCH, class: None };
+        let sampling = Options { steps, ..Options::default() };
+        let request = Request { count: t.sample_count, seed: SHEET_SEED, sampling, ..Request::default() };
         let drawn = generator.draw(request, &mut |first, s| {
             let (batches, batch) = request.batches();
             on_event(Event::Drawing { done: first / batch * s.steps + s.done, steps: batches * s.steps });

@@ -1,15 +1,17 @@
 //! Training steps: algorithm 1 of Ho et al. 2020 on a data set, without files.
 
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
-use super::config::{Config, DataFacts, LossKind, OptimizerKind, Size, TrainConfig};
+use super::config::{Config, DataFacts, OptimizerKind, Size};
+use super::ema;
 use super::rate::LearningRate;
 use crate::data::Dataset;
 use crate::data::loader::Loader;
 use crate::error::{Error, Result};
-use crate::model::{StepDraws, TrainingGraph, check_size, device, load_tensors, read_tensors};
+use crate::model::{NO_CLASS, StepDraws, TrainingGraph, check_size, device, load_tensors, read_tensors};
 use crate::nets::{self, Network, StateSpec};
+use crate::objective::Objective;
 use crate::schedule::Schedule;
-use ddpm_engine::ops::Loss;
+use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor};
 use std::path::Path;
 use std::sync::Arc;
@@ -62,13 +64,13 @@ pub struct Trainer {
     weights_given: bool,
 }
 
-/// The loss that the settings name.
-fn loss_of(train: &TrainConfig) -> Loss {
-    match train.loss {
-        LossKind::Mse => Loss::Mse,
-        LossKind::L1 => Loss::L1,
-        LossKind::Huber => Loss::Huber { delta: train.huber_delta as f32 },
-    }
+/// The labels of a micro-batch for the network, some of them dropped (Ho, Salimans 2022, algorithm 1).
+fn labels(labels: &[u32], dropout: f64, seed: u64, number: u32) -> Vec<f32> {
+    let dropped = |i: usize| {
+        let draw = Stream::new(seed, Purpose::LabelDropout, number, i as u32).uniforms().next();
+        draw.is_some_and(|u| u < dropout)
+    };
+    labels.iter().enumerate().map(|(i, &l)| if dropped(i) { NO_CLASS } else { l as f32 }).collect()
 }
 
 /// What gradients of that norm are multiplied by so that it is at most `max_norm` (0: any): as PyTorch's
@@ -100,14 +102,15 @@ impl Prepared {
                 0 => format!("is {classes}, but the pictures have no classes; leave it unset (none)"),
                 n => format!("is {classes}, but the pictures have {n} classes; give {n}"),
             };
-            return Err(Error::Config { key: "unet2d.num_class_embeds".to_owned(), reason });
+            let key = format!("{}.num_class_embeds", config.network_section());
+            return Err(Error::Config { key, reason });
         }
         let config = config.resolve(&DataFacts { count: data.len(), size, channels: shape.channels })?;
         config.validate()?;
         let schedule = Schedule::from_config(&config.diffusion)?;
         let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
-        let loss = loss_of(&config.train);
-        let graph = TrainingGraph::with_loss(&*net, &schedule, batch, StepDraws::Drawn, loss)?;
+        let objective = Objective::from_config(&config);
+        let graph = TrainingGraph::with_objective(&*net, &schedule, batch, StepDraws::Drawn, objective)?;
         let accumulate = config.train.accumulate > 1;
         let arithmetic = config.train.arithmetic();
         let options = PlanOptions { accumulate, arithmetic, ..graph.options(config.train.ema_decay > 0.0) };
@@ -219,8 +222,8 @@ impl Trainer {
         let batch = self.loader.batch(number)?;
         self.exec.write(self.graph.x_0, &batch.pictures)?;
         if let Some(label) = self.graph.label {
-            let labels: Vec<f32> = batch.labels.iter().map(|&l| l as f32).collect();
-            self.exec.write(label, &labels)?;
+            let t = &self.config.train;
+            self.exec.write(label, &labels(&batch.labels, t.label_dropout, t.seed, number as u32))?;
         }
         Ok(())
     }
@@ -302,8 +305,6 @@ impl Trainer {
         let t = &self.config.train;
         let mean = 1.0 / t.accumulate as f64;
         let learning_rate = self.rate.at(self.step);
-        // The average follows closely at first, so that early samples are not those of the first weights.
-        let warm = (1.0 + self.step as f64) / (10.0 + self.step as f64);
         self.exec.update(&AdamStep {
             lr: learning_rate,
             beta1: t.beta1,
@@ -312,7 +313,7 @@ impl Trainer {
             weight_decay: t.weight_decay,
             decoupled: t.optimizer == OptimizerKind::AdamW,
             step: self.step + 1,
-            ema_decay: t.ema_decay.min(warm),
+            ema_decay: ema::decay(t, self.step, self.config.pictures_per_step()),
             grad_scale: mean * clip_scale(t.clip_norm, grad_norm),
         })?;
         self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
@@ -361,6 +362,9 @@ impl Trainer {
         }
         let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
         manifest.data = Some(self.data.summary().fingerprint.clone());
+        if self.graph.label.is_some() {
+            manifest.classes = self.data.classes().to_vec();
+        }
         manifest.plateau = self.rate.plateau();
         Ok(Checkpoint {
             manifest,
@@ -409,6 +413,19 @@ mod tests {
     fn gradients_are_shortened_to_the_norm_and_never_lengthened() {
         assert_eq!((clip_scale(0.0, 1e9), clip_scale(1.0, 0.5), clip_scale(1.0, 0.0)), (1.0, 1.0, 1.0));
         assert_eq!(clip_scale(1.0, 4.0), 1.0 / 4.000001);
+    }
+
+    #[test]
+    fn labels_are_dropped_at_random_and_not_in_vain() {
+        let all: Vec<u32> = (0..10_000).map(|i| i % 10).collect();
+        let kept = |dropout, number| labels(&all, dropout, 1, number);
+        assert!(kept(0.0, 0).iter().zip(&all).all(|(l, &label)| *l == label as f32));
+        assert!(kept(1.0, 0).iter().all(|l| *l == NO_CLASS));
+        let some = kept(0.1, 3);
+        let dropped = some.iter().filter(|l| **l == NO_CLASS).count();
+        // Four standard deviations of 10,000 draws.
+        assert!(dropped.abs_diff(1000) < 120, "{dropped}");
+        assert!(some == kept(0.1, 3) && some != kept(0.1, 4));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod norm;
 mod pointwise;
 mod resample;
 mod sum;
+mod weighted_loss;
 mod winograd;
 
 pub use attention::{Attention, AttentionGrad};
@@ -34,6 +35,7 @@ pub use pointwise::{
 };
 pub use resample::{MaxPool, MaxPoolGrad, Resample, Taps};
 pub use sum::{SumPixels, SumRows};
+pub use weighted_loss::{WeightedLoss, WeightedLossGrad};
 
 use crate::autodiff::Backward;
 use crate::cpu::{Cpu, Kernel};
@@ -100,6 +102,7 @@ operations! {
     Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
     LayerNorm, LayerNormGrad, Loss, LossGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
     RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows,
+    WeightedLoss, WeightedLossGrad,
 }
 
 /// Checks the number of operands.

@@ -81,6 +81,13 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
             x(0).iter().enumerate().map(|(i, v)| v * f64::from(factor(i))).collect()
         }
         Op::Loss(op) => vec![reference::loss_mean(*op, x(0), x(1))],
+        Op::WeightedLoss(op) => {
+            let picture = x(0).len() / shape(0).dims()[0];
+            let each = x(0).chunks(picture).zip(x(1).chunks(picture)).zip(x(2));
+            let weighted = each
+                .map(|((a, b), &t)| f64::from(op.weight[t as usize]) * reference::loss_mean(op.loss, a, b));
+            vec![weighted.sum::<f64>() / shape(0).dims()[0] as f64]
+        }
         Op::Conv2d(op) => {
             let mut addends = (2..node.inputs.len()).map(x);
             let mut when = |there: bool| if there { addends.next() } else { None };

@@ -5,7 +5,8 @@ use ddpm::data::PictureShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::{Model, first_weights};
 use ddpm::nets;
-use ddpm::sampler::{Ddpm, Sampler, Seeds};
+use ddpm::process::Prediction;
+use ddpm::sampler::{Options, Seeds};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
@@ -180,7 +181,7 @@ pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
     let mut eps = x.clone();
     while clock.next()? {
         let start = Instant::now();
-        model.predict(&x, 10, &mut eps)?;
+        model.predict(&x, 10.0, &mut eps)?;
         if clock.took(start.elapsed())? {
             model.executor().set_profiling(true);
         }
@@ -197,7 +198,7 @@ pub fn sample(
     mut clock: Clock,
 ) -> anyhow::Result<Part> {
     let [pictures, ..] = model.shape();
-    let sampler = Ddpm::new(schedule, None, true)?;
+    let sampler = Options::default().build(schedule, Prediction::Eps)?;
     let mut go_on = clock.next()?;
     model.executor().set_profiling(true);
     // Pictures are begun anew until no step is wanted any more.

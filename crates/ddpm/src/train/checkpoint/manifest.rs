@@ -52,6 +52,9 @@ pub struct Manifest {
     pub created: Option<u64>,
     /// Fingerprint of the pictures it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
     pub data: Option<String>,
+    /// Names of the classes, of a network that takes them, where the caller says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// The run's settings, as TOML.
     pub config: String,
     /// Length and hash of each other file; [`save`](super::save) fills it in.
@@ -71,6 +74,7 @@ impl Manifest {
             plateau: None,
             created: None,
             data: None,
+            classes: Vec::new(),
             config: config.to_toml_commented(),
             files: BTreeMap::new(),
         }

@@ -4,6 +4,8 @@
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
 use crate::data::{Alpha, OnBadFile, Resize};
+use crate::objective::Weighting;
+use crate::process::Prediction;
 use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use ddpm_engine::{Arithmetic, Factors};
@@ -122,8 +124,10 @@ settings! {
         beta_start: f64 = 1e-4,
         /// beta_T, the variance added by the last step ("cosine" and "sigmoid" have their own).
         beta_end: f64 = 0.02,
-        /// Whether the schedule is stretched until nothing is left of the picture at step T (sampling starts before it).
+        /// Whether the schedule is stretched until nothing is left of the picture at step T (with "eps" sampling starts before it).
         zero_terminal_snr: bool = false,
+        /// What the network predicts: "eps", the noise, "x0", the picture, or "v", both (steadier where little is left of it).
+        prediction: Prediction = Prediction::Eps,
     }
 
     /// The network that predicts the noise.
@@ -154,6 +158,8 @@ settings! {
         num_up_layers: usize = 2,
         /// Heads of each attention; 1, 2, 4, 8 or 16.
         num_heads: usize = 4,
+        /// Number of classes that are embedded beside the timestep; unset: none.
+        num_class_embeds: Option<usize> = None,
     }
 
     /// The network "simple": DeepFindr's notebook and its X-ray descendant.
@@ -162,6 +168,8 @@ settings! {
         widths: Vec<usize> = vec![64, 128, 256, 512, 1024],
         /// Length of the embedding of the timestep; even, at least 4.
         time_emb_dim: usize = 32,
+        /// Number of classes that are embedded beside the timestep; unset: none.
+        num_class_embeds: Option<usize> = None,
     }
 
     /// The network "double-conv": the CIFAR-10 notebook's U-Net.
@@ -234,10 +242,24 @@ settings! {
         batch_size: usize = 64,
         /// Micro-batches per step, whose gradients are averaged: a larger batch in the memory of a small one.
         accumulate: usize = 1,
-        /// What is made of the difference between noise and predicted noise: "mse", "l1" or "huber".
+        /// What is made of the difference between the noise (or what is predicted) and its prediction: "mse", "l1" or "huber".
         loss: LossKind = LossKind::Mse,
+        /// How much timesteps count: "plain" (all alike), "min-snr", "p2" or "snr-truncated".
+        loss_weight: Weighting = Weighting::Plain,
+        /// Signal-to-noise ratio from which on "min-snr" lets timesteps count less.
+        min_snr_gamma: f64 = 5.0,
+        /// How fast weights fall with "p2".
+        p2_gamma: f64 = 1.0,
+        /// Signal-to-noise ratio at which they begin to fall with "p2".
+        p2_k: f64 = 1.0,
+        /// Size of noise alike in all pixels that is added to the noise, so that very dark and bright pictures are learnt; 0: none, 0.1 is usual.
+        offset_noise: f64 = 0.0,
+        /// Size of noise that is added to the noisy picture unsaid, as errors of sampling are; 0: none, 0.1 is usual.
+        input_perturbation: f64 = 0.0,
         /// Difference from which on "huber" grows like "l1" and no longer like half of "mse".
         huber_delta: f64 = 1.0,
+        /// Share of the pictures whose class the network is not told, of networks with classes; guidance needs some.
+        label_dropout: f64 = 0.1,
         /// Learning rate, before lr_schedule lowers it.
         lr: f64 = 1e-4,
         /// How it goes on: "constant", "cosine" (falls towards lr_min) or "plateau" (falls when the loss does not).
@@ -264,8 +286,12 @@ settings! {
         weight_decay: f64 = 0.0,
         /// Largest L2 norm of all gradients together: longer ones are shortened to it; 0: they stay as they are.
         clip_norm: f64 = 0.0,
-        /// Decay per step of the averaged weights, approached from below over the first steps; 0: no averaging.
+        /// Decay per step of the averaged weights; 0: no averaging.
         ema_decay: f64 = 0.995,
+        /// How they follow: "warm-up" (closely at first), "fixed" (always by ema_decay) or "half-life" (by ema_half_life).
+        ema: EmaKind = EmaKind::WarmUp,
+        /// Pictures after which half of the average is new with "half-life", approached from below.
+        ema_half_life: f64 = 500_000.0,
         /// Seed of every random number of the run.
         seed: u64 = 0,
         /// Threads to compute with; 0: all of the machine's.
@@ -414,6 +440,12 @@ impl NetworkKind {
 }
 
 impl Config {
+    /// The section of the network that is used.
+    pub(crate) fn network_section(&self) -> &'static str {
+        let of = |&&(kind, _): &&(NetworkKind, &'static str)| kind == self.network.name;
+        NetworkKind::SECTIONS.iter().find(of).map_or("network", |&(_, name)| name)
+    }
+
     /// Whether these settings make use of a section: those of other networks are not looked at.
     pub(crate) fn uses(&self, section: &str) -> bool {
         !NetworkKind::SECTIONS.iter().any(|&(kind, name)| name == section && kind != self.network.name)
@@ -494,6 +526,18 @@ pub enum LossKind {
     L1,
     /// Squares of small differences, absolute values of large ones; they meet at `huber_delta`.
     Huber,
+}
+
+/// How closely the averaged weights follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EmaKind {
+    /// `ema_decay`, approached from below over the first steps.
+    WarmUp,
+    /// `ema_decay` from the first step on.
+    Fixed,
+    /// By pictures seen, not by steps (Karras et al. 2022).
+    HalfLife,
 }
 
 /// How the learning rate goes on after the warm-up.

@@ -16,8 +16,8 @@ use std::path::Path;
 
 pub use crate::data::OnBadFile;
 pub use keys::{
-    ActFn, AttentionConfig, BlockType, Config, DataConfig, DiffusionConfig, DoubleConvConfig, LossKind,
-    LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, Precision, ResampleKind, SECTIONS,
+    ActFn, AttentionConfig, BlockType, Config, DataConfig, DiffusionConfig, DoubleConvConfig, EmaKind,
+    LossKind, LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, Precision, ResampleKind, SECTIONS,
     ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift, TrainConfig, Unet2dConfig,
 };
 pub use presets::{PRESETS, Preset};

@@ -40,6 +40,10 @@ fn embedding(key: &str, dim: usize, least: usize) -> Result<()> {
     Ok(())
 }
 
+fn classes(key: &str, classes: Option<usize>) -> Result<()> {
+    classes.map_or(Ok(()), |n| within(key, n, 1, 1 << 20))
+}
+
 fn entries(key: &str, len: usize, least: usize) -> Result<()> {
     if (least..=MAX_LEVELS).contains(&len) {
         return Ok(());
@@ -95,7 +99,8 @@ fn attention(attention: &AttentionConfig) -> Result<()> {
     embedding("attention.time_emb_dim", attention.time_emb_dim, 2)?;
     within("attention.num_down_layers", attention.num_down_layers, 1, 64)?;
     within("attention.num_mid_layers", attention.num_mid_layers, 1, 64)?;
-    within("attention.num_up_layers", attention.num_up_layers, 1, 64)
+    within("attention.num_up_layers", attention.num_up_layers, 1, 64)?;
+    classes("attention.num_class_embeds", attention.num_class_embeds)
 }
 
 fn simple(simple: &SimpleConfig) -> Result<()> {
@@ -104,7 +109,8 @@ fn simple(simple: &SimpleConfig) -> Result<()> {
         within("simple.widths", width, 1, MAX_CHANNELS)?;
     }
     // With two numbers there is a single frequency, and its exponent would be divided by 0.
-    embedding("simple.time_emb_dim", simple.time_emb_dim, 4)
+    embedding("simple.time_emb_dim", simple.time_emb_dim, 4)?;
+    classes("simple.num_class_embeds", simple.num_class_embeds)
 }
 
 fn double_conv(net: &DoubleConvConfig) -> Result<()> {
@@ -167,5 +173,5 @@ fn unet2d(net: &Unet2dConfig) -> Result<()> {
         return refuse("unet2d.freq_shift", "leaves no frequency; use 0, or more block_out_channels");
     }
     within("unet2d.mid_block_scale_factor", net.mid_block_scale_factor, 1e-3, 1e3)?;
-    net.num_class_embeds.map_or(Ok(()), |n| within("unet2d.num_class_embeds", n, 1, 1 << 20))
+    classes("unet2d.num_class_embeds", net.num_class_embeds)
 }

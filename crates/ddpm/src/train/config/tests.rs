@@ -394,6 +394,29 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         ("train.clip_norm", "-1", "train.clip_norm: -1 is out of range"),
         ("train.clip_norm", "nan", "train.clip_norm: NaN is out of range"),
         ("train.ema_decay", "1", "train.ema_decay: 1 is out of range"),
+        (
+            "train.ema",
+            "slow",
+            "train.ema: unknown variant `slow`, expected one of `warm-up`, `fixed`, `half-life`",
+        ),
+        ("train.ema_half_life", "0", "train.ema_half_life: 0 is out of range"),
+        (
+            "diffusion.prediction",
+            "x",
+            "diffusion.prediction: unknown variant `x`, expected one of `eps`, `x0`, `v`",
+        ),
+        (
+            "train.loss_weight",
+            "snr",
+            "train.loss_weight: unknown variant `snr`, expected one of `plain`, `min-snr`",
+        ),
+        ("train.min_snr_gamma", "0", "train.min_snr_gamma: 0 is out of range"),
+        ("train.p2_k", "nan", "train.p2_k: NaN is out of range"),
+        ("train.p2_gamma", "-1", "train.p2_gamma: -1 is out of range"),
+        ("train.offset_noise", "-0.1", "train.offset_noise: -0.1 is out of range"),
+        ("train.input_perturbation", "nan", "train.input_perturbation: NaN is out of range"),
+        ("train.label_dropout", "1.5", "train.label_dropout: 1.5 is out of range"),
+        ("attention.num_class_embeds", "0", "attention.num_class_embeds: 0 is out of range"),
         ("train.steps", "4294967296", "train.steps: 4294967296 is out of range"),
         ("train.keep", "1", "train.keep: 1 is out of range"),
     ] {
@@ -404,6 +427,11 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
     assert!(
         one.unwrap_err().to_string().starts_with("diffusion.zero_terminal_snr: needs at least 2 timesteps")
     );
+    let infinite = [("diffusion.zero_terminal_snr", "true"), ("train.loss_weight", "snr-truncated")];
+    assert!(
+        set(&infinite).unwrap_err().to_string().starts_with("train.loss_weight: \"snr-truncated\" weighs")
+    );
+    assert!(set(&[infinite[0], infinite[1], ("diffusion.prediction", "v")]).is_ok());
     let many = set(&[("train.steps", "1e9"), ("train.accumulate", "5")]).unwrap_err().to_string();
     assert!(
         many.starts_with("train.accumulate: 5 is out of range: a run has at most 4294967295 micro-batches")

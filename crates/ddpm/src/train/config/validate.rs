@@ -3,6 +3,8 @@
 use std::fmt::Display;
 
 use super::{Config, Size, networks};
+use crate::objective::Weighting;
+use crate::process::Prediction;
 use crate::schedule::LEAST_BETA;
 use crate::{Error, Result, nets};
 
@@ -102,6 +104,14 @@ impl Config {
             let reason = "needs at least 2 timesteps: of one, the picture cannot be both kept and lost";
             return refuse("diffusion.zero_terminal_snr", reason);
         }
+        if diffusion.zero_terminal_snr
+            && diffusion.prediction == Prediction::Eps
+            && self.train.loss_weight == Weighting::SnrTruncated
+        {
+            let reason = "\"snr-truncated\" weighs noise infinitely where nothing is left of the picture \
+                          (diffusion.zero_terminal_snr); use diffusion.prediction = v or x0, or another weight";
+            return refuse("train.loss_weight", reason);
+        }
         Ok(())
     }
 
@@ -178,6 +188,20 @@ impl Config {
                 format!("{} is out of range; give a number above 0, 1 being usual", train.huber_delta);
             return refuse("train.huber_delta", reason);
         }
+        for (key, value, usual) in [
+            ("train.min_snr_gamma", train.min_snr_gamma, 5),
+            ("train.p2_gamma", train.p2_gamma, 1),
+            ("train.p2_k", train.p2_k, 1),
+            ("train.ema_half_life", train.ema_half_life, 500_000),
+        ] {
+            if !positive(value, 1e12) {
+                let reason = format!("{value} is out of range; give a number above 0, {usual} being usual");
+                return refuse(key, reason);
+            }
+        }
+        within("train.label_dropout", train.label_dropout, 0.0, 1.0)?;
+        within("train.offset_noise", train.offset_noise, 0.0, 10.0)?;
+        within("train.input_perturbation", train.input_perturbation, 0.0, 10.0)?;
         if !(train.lr > 0.0 && train.lr <= 10.0) {
             let reason = format!("{} is out of range; give a number above 0, 1e-4 being usual", train.lr);
             return refuse("train.lr", reason);

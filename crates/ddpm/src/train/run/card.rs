@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use super::RunFolder;
 use crate::Result;
+use crate::objective::Weighting;
+use crate::process::Prediction;
 use crate::train::config::{Config, LossKind, NetworkKind, SECTIONS};
 use crate::train::disk::{self, RealDisk};
 
@@ -47,7 +49,15 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         LossKind::L1 => "mean absolute error",
         LossKind::Huber => "mean Huber loss",
     };
-    let loss = facts.loss.map_or(String::new(), |l| format!(", {measure} of the noise {l:.5} at the end"));
+    let predicted = match config.diffusion.prediction {
+        Prediction::Eps => "the noise",
+        Prediction::X0 => "the picture",
+        Prediction::V => "v",
+    };
+    let weighted = if config.train.loss_weight == Weighting::Plain { "" } else { "weighted " };
+    let loss = facts
+        .loss
+        .map_or(String::new(), |l| format!(", {weighted}{measure} of {predicted} {l:.5} at the end"));
     let d = &config.diffusion;
     let mut diffusion = format!("T = {}, {} schedule", d.timesteps, d.schedule);
     if d.schedule.has_ends() {
@@ -75,7 +85,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         A denoising diffusion probabilistic model (Ho, Jain, Abbeel: \"Denoising Diffusion Probabilistic Models\", \
         2020) that makes pictures{size} like those it was trained on. Trained with ddpm {version} on CPUs.\n\n\
         - Data: {data}\n\
-        - Network: {parameters} parameters, predicting the noise\n\
+        - Network: {parameters} parameters, predicting {predicted}\n\
         - Training: {steps}{total} steps of {batch} pictures{loss}{time}\n\
         - Diffusion: {diffusion}\n\n\
         ## Sampling\n\n\

@@ -1,0 +1,138 @@
+//! Whether guidance draws the digit that was asked for: a small network learns to read the built-in digits, and reads 500
+//! samples of a run that was trained on them with their classes.
+//!
+//! ```sh
+//! cargo run --release -p ddpm --bin ddpm -- train --name digits --set attention.num_class_embeds=10
+//! cargo run --release -p ddpm --example guided_digits -- runs/digits/checkpoints/step-0001200
+//! ```
+
+use ddpm::data::digits::Digits;
+use ddpm::data::{Dataset, Draw};
+use ddpm::generate::{Generator, Request};
+use ddpm::guidance::Guidance;
+use ddpm::nets::{Builder, ConvLayer, Mode};
+use ddpm::sampler::{self, Options};
+use ddpm::train::checkpoint::Which;
+use ddpm::{Error, Result};
+use ddpm_engine::ops::{Activation, Loss};
+use ddpm_engine::{AdamStep, CpuDevice, Device, Draws, Executor, PlanOptions, Region, Tensor, autodiff};
+use std::path::PathBuf;
+
+const BATCH: usize = 100;
+const STEPS: u64 = 1500;
+const SAMPLES: usize = 500;
+
+/// A network of three convolutions that reads digits.
+struct Reader {
+    exec: Box<dyn Executor>,
+    picture: Tensor,
+    class: Tensor,
+    says: Tensor,
+}
+
+impl Reader {
+    fn new(side: usize) -> Result<Self> {
+        let mut b = Builder::new(Mode::Training);
+        let picture = b.graph.input("picture", [BATCH, side, side, 1]);
+        let class = b.graph.input("class", [BATCH, 1, 1, 10]);
+        let h = b.conv("conv1", picture, ConvLayer::new(16, 3).strided(2, 1))?;
+        let h = b.activate("conv1", h, Activation::Relu)?;
+        let h = b.conv("conv2", h, ConvLayer::new(32, 3).strided(2, 1))?;
+        let h = b.activate("conv2", h, Activation::Relu)?;
+        let left = side.div_ceil(2).div_ceil(2);
+        let says = b.conv("conv3", h, ConvLayer::new(10, left).strided(1, 0))?;
+        let loss = b.graph.add("loss", Loss::Mse, &[says, class])?;
+        let built = b.finish(says);
+        let mut graph = built.graph;
+        let gradients = autodiff::backward(&mut graph, loss)?;
+        let options = PlanOptions { gradients: Some(gradients), keep: vec![says], ..PlanOptions::default() };
+        let mut exec = CpuDevice { threads: 0 }.executor(graph, &options)?;
+        for (i, spec) in built.parameters.iter().enumerate() {
+            exec.write_parameter(Region::Weights, i, &spec.init(1, i))?;
+        }
+        Ok(Self { exec, picture, class, says })
+    }
+
+    /// One step of learning on the digits from `first` on.
+    fn learn(&mut self, digits: &Digits, first: usize, step: u64) -> Result<()> {
+        let (pictures, labels) = batch(digits, first)?;
+        let mut one_hot = vec![0.0; BATCH * 10];
+        labels.iter().enumerate().for_each(|(i, &l)| one_hot[i * 10 + l] = 1.0);
+        self.exec.write(self.picture, &pictures)?;
+        self.exec.write(self.class, &one_hot)?;
+        self.exec.run(Draws::default())?;
+        let lr = 2e-3 * (1.0 - step as f64 / STEPS as f64);
+        let (beta1, beta2, eps, weight_decay, decoupled) = (0.9, 0.999, 1e-8, 0.0, false);
+        let (ema_decay, grad_scale, step) = (0.0, 1.0, step + 1);
+        let adam = AdamStep { lr, beta1, beta2, eps, weight_decay, decoupled, step, ema_decay, grad_scale };
+        Ok(self.exec.update(&adam)?)
+    }
+
+    /// What it reads in a batch.
+    fn read(&mut self, pictures: &[f32]) -> Result<Vec<usize>> {
+        self.exec.write(self.picture, pictures)?;
+        self.exec.run(Draws::default())?;
+        let mut says = vec![0.0f32; BATCH * 10];
+        self.exec.read(self.says, &mut says)?;
+        let most = |scores: &[f32]| (0..10).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0);
+        Ok(says.chunks(10).map(most).collect())
+    }
+}
+
+fn batch(digits: &Digits, first: usize) -> Result<(Vec<f32>, Vec<usize>)> {
+    let len = digits.shape().values();
+    let (mut pictures, mut labels) = (vec![0.0; BATCH * len], Vec::new());
+    for (i, out) in pictures.chunks_mut(len).enumerate() {
+        let index = (first + i) % digits.len();
+        digits.read(index, Draw::default(), out)?;
+        labels.push(digits.label(index).unwrap_or(0) as usize);
+    }
+    Ok((pictures, labels))
+}
+
+fn main() -> Result<()> {
+    let usage = |reason: &str| Error::Config { key: "arguments".to_owned(), reason: reason.to_owned() };
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let checkpoint = arguments.next().ok_or_else(|| usage("CHECKPOINT [SAMPLER] [STEPS]"))?;
+    let name = arguments.next().map_or(Some("dpm++2m".to_owned()), |n| n.to_str().map(str::to_owned));
+    let sampler = sampler::find(&name.unwrap_or_default())?;
+    let steps = arguments.next().and_then(|n| n.to_str()?.parse().ok());
+    let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
+    if generator.classes() != Some(10) || generator.shape().channels != 1 {
+        return Err(usage("the run was not trained on the built-in digits with their classes"));
+    }
+
+    // Other digits than the run's own, which have its seed.
+    let side = generator.shape().height;
+    let (digits, others) = (Digits::new(1001, side, 10_000)?, Digits::new(1002, side, 2_000)?);
+    let mut reader = Reader::new(side)?;
+    for step in 0..STEPS {
+        reader.learn(&digits, step as usize * BATCH, step)?;
+    }
+    let mut right = 0;
+    for first in (0..others.len()).step_by(BATCH) {
+        let (pictures, labels) = batch(&others, first)?;
+        right += reader.read(&pictures)?.iter().zip(&labels).filter(|(a, b)| a == b).count();
+    }
+    println!(
+        "the reader reads {:.1} % of {} new digits",
+        100.0 * right as f64 / others.len() as f64,
+        others.len()
+    );
+
+    for scale in [0.0, 1.0, 2.0, 3.0, 5.0] {
+        let guidance = Guidance { scale, ..Guidance::default() };
+        let sampling = Options { sampler, steps, ..Options::default() };
+        let request = Request { count: SAMPLES, seed: 5, guidance, sampling, ..Request::default() };
+        let drawn = generator.draw(request, &mut |_, _| Ok(()))?;
+        let mut right = 0;
+        for (k, pictures) in drawn.chunks(BATCH).enumerate() {
+            let numbers: Vec<f32> =
+                pictures.iter().flat_map(|p| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0)).collect();
+            let read = reader.read(&numbers)?;
+            right += read.iter().enumerate().filter(|&(i, &class)| class == (k * BATCH + i) % 10).count();
+        }
+        println!("guidance {scale}: {:.1} % of {SAMPLES} samples", 100.0 * right as f64 / SAMPLES as f64);
+    }
+    Ok(())
+}

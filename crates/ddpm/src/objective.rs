@@ -1,0 +1,185 @@
+//! What a network learns: its target, and how much each timestep counts.
+//!
+//! Losses of noise, picture and v are the same loss but for a factor (Salimans, Ho 2022, section 4): with the
+//! signal-to-noise ratio `snr = alpha^2 / sigma^2`,
+//! ```text
+//! || eps - eps' ||^2 = snr || x_0 - x_0' ||^2,    || v - v' ||^2 = (snr + 1) || x_0 - x_0' ||^2
+//! ```
+//! so that each weighting is stated once, as that of `|| x_0 - x_0' ||^2`, and serves all three.
+
+use crate::process::Prediction;
+use crate::schedule::{Level, Schedule};
+use crate::train::config::{Config, LossKind};
+use ddpm_engine::ops::Loss;
+use serde::{Deserialize, Serialize};
+
+/// How much a timestep counts in the loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighting {
+    /// All alike, whatever is predicted (Ho et al. 2020, eq. 14).
+    Plain,
+    /// `min(snr, gamma)` (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023, section 3.4).
+    MinSnr,
+    /// `snr / (k + snr)^gamma` (Choi et al., "Perception Prioritized Training of Diffusion Models", 2022, eq. 8).
+    P2,
+    /// `max(snr, 1)` (Salimans, Ho, "Progressive Distillation", 2022, section 4).
+    SnrTruncated,
+}
+
+/// What a network learns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Objective {
+    /// What it tells of a noisy picture.
+    pub prediction: Prediction,
+    /// What is made of the difference from its target.
+    pub loss: Loss,
+    /// How much a timestep counts.
+    pub weighting: Weighting,
+    /// The gamma of min-SNR.
+    pub min_snr_gamma: f64,
+    /// The gamma and the k of P2.
+    pub p2: (f64, f64),
+    /// Size of noise that is alike in all of a picture's pixels, a number a channel, and is added to the noise (Guttenberg,
+    /// "Diffusion with Offset Noise", 2023); 0: none.
+    pub offset_noise: f64,
+    /// Size of noise that is added to the noisy picture and kept from the target (Ning et al., "Input Perturbation
+    /// Reduces Exposure Bias in Diffusion Models", 2023, algorithm 1); 0: none.
+    pub input_perturbation: f64,
+}
+
+impl Default for Objective {
+    /// `L_simple` (Ho et al. 2020, eq. 14).
+    fn default() -> Self {
+        Self {
+            prediction: Prediction::Eps,
+            loss: Loss::Mse,
+            weighting: Weighting::Plain,
+            min_snr_gamma: 5.0,
+            p2: (1.0, 1.0),
+            offset_noise: 0.0,
+            input_perturbation: 0.0,
+        }
+    }
+}
+
+impl Objective {
+    /// The one that the settings describe.
+    pub fn from_config(config: &Config) -> Self {
+        let train = &config.train;
+        Self {
+            prediction: config.diffusion.prediction,
+            loss: match train.loss {
+                LossKind::Mse => Loss::Mse,
+                LossKind::L1 => Loss::L1,
+                LossKind::Huber => Loss::Huber { delta: train.huber_delta as f32 },
+            },
+            weighting: train.loss_weight,
+            min_snr_gamma: train.min_snr_gamma,
+            p2: (train.p2_gamma, train.p2_k),
+            offset_noise: train.offset_noise,
+            input_perturbation: train.input_perturbation,
+        }
+    }
+
+    /// The weight of a level in the loss of what is predicted; infinite only for the noise where nothing is left of the
+    /// picture and [`Weighting::SnrTruncated`] asks for the picture all the same.
+    pub fn weight(&self, level: Level) -> f64 {
+        let snr = (level.alpha / level.sigma).powi(2);
+        // Where nothing is left, snr / snr is its limit, 1.
+        let over_snr = |w: f64| if snr == 0.0 { 1.0 } else { w / snr };
+        let (gamma, k) = self.p2;
+        match (self.weighting, self.prediction) {
+            (Weighting::Plain, _) => 1.0,
+            (Weighting::MinSnr, Prediction::Eps) => over_snr(snr.min(self.min_snr_gamma)),
+            (Weighting::P2, Prediction::Eps) => (k + snr).powf(-gamma),
+            (Weighting::SnrTruncated, Prediction::Eps) => snr.max(1.0) / snr,
+            (weighting, prediction) => {
+                let of_x0 = match weighting {
+                    Weighting::MinSnr => snr.min(self.min_snr_gamma),
+                    Weighting::P2 => snr / (k + snr).powf(gamma),
+                    Weighting::SnrTruncated | Weighting::Plain => snr.max(1.0),
+                };
+                if prediction == Prediction::V { of_x0 / (snr + 1.0) } else { of_x0 }
+            }
+        }
+    }
+
+    /// [`weight`](Self::weight) of every timestep; `None` where all are 1.
+    pub fn weights(&self, schedule: &Schedule) -> Option<Vec<f32>> {
+        if self.weighting == Weighting::Plain {
+            return None;
+        }
+        let of = |t: usize| self.weight(schedule.level(t as f64)) as f32;
+        Some((0..schedule.timesteps()).map(of).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn level(snr: f64) -> Level {
+        let alpha = (snr / (1.0 + snr)).sqrt();
+        Level { t: 0.0, alpha, sigma: (1.0 - alpha * alpha).sqrt() }
+    }
+
+    #[test]
+    fn a_weighting_is_the_same_loss_whatever_is_predicted() {
+        // Powers and roots, a few roundings each.
+        const TOLERANCE: f64 = 1e-12;
+        for weighting in [Weighting::MinSnr, Weighting::P2, Weighting::SnrTruncated] {
+            for snr in [1e-3, 0.5, 1.0, 4.0, 7.0, 1e3] {
+                let level = level(snr);
+                let (x_0, eps, other) = (0.3, -1.1, -0.2);
+                let x_t = level.alpha * x_0 + level.sigma * eps;
+                let mut losses = Prediction::ALL.map(|prediction| {
+                    let objective = Objective { prediction, weighting, ..Objective::default() };
+                    // A network that expects `other`, in its own terms.
+                    let noise = (x_t - level.alpha * other) / level.sigma;
+                    let (target, said) =
+                        (prediction.target(level, x_0, eps), prediction.target(level, other, noise));
+                    objective.weight(level) * (target - said).powi(2)
+                });
+                let first = losses[0];
+                losses.iter_mut().for_each(|l| *l = (*l / first - 1.0).abs());
+                assert!(losses.iter().all(|&l| l < TOLERANCE), "{weighting:?}, {snr}: {losses:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_weights_are_those_of_the_papers() {
+        let with = |prediction, weighting, snr| {
+            Objective { prediction, weighting, p2: (0.5, 2.0), ..Objective::default() }.weight(level(snr))
+        };
+        use Prediction::{Eps, V, X0};
+        for (prediction, weighting, snr, want) in [
+            (Eps, Weighting::Plain, 9.0, 1.0),
+            (X0, Weighting::Plain, 9.0, 1.0),
+            (V, Weighting::Plain, 9.0, 1.0),
+            // Hang et al., section 3.4: min(snr, 5), over snr, over snr + 1.
+            (X0, Weighting::MinSnr, 10.0, 5.0),
+            (X0, Weighting::MinSnr, 2.0, 2.0),
+            (Eps, Weighting::MinSnr, 10.0, 0.5),
+            (Eps, Weighting::MinSnr, 2.0, 1.0),
+            (V, Weighting::MinSnr, 9.0, 0.5),
+            // Choi et al., eq. 8, is 1 / (k + snr)^gamma times the loss of the noise.
+            (Eps, Weighting::P2, 7.0, 1.0 / 3.0),
+            (X0, Weighting::P2, 7.0, 7.0 / 3.0),
+            // Salimans and Ho, section 4.
+            (X0, Weighting::SnrTruncated, 0.25, 1.0),
+            (X0, Weighting::SnrTruncated, 4.0, 4.0),
+            (Eps, Weighting::SnrTruncated, 0.25, 4.0),
+            (V, Weighting::SnrTruncated, 3.0, 0.75),
+            // Nothing left of the picture.
+            (Eps, Weighting::MinSnr, 0.0, 1.0),
+            (V, Weighting::MinSnr, 0.0, 0.0),
+            (V, Weighting::SnrTruncated, 0.0, 1.0),
+            (X0, Weighting::SnrTruncated, 0.0, 1.0),
+        ] {
+            let got = with(prediction, weighting, snr);
+            assert!((got - want).abs() < 1e-12, "{prediction}, {weighting:?}, snr {snr}: {got}, not {want}");
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
+
+use super::drawing::{Drawing, blend};
+use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+use crate::schedule::Posterior;
+
+/// Steps of any length towards the expected picture along the expected noise, with part of it drawn anew: none with eta = 0
+/// (then the same noise gives the same picture in any number of steps, nearly), as much as [`Ddpm`](super::Ddpm) with
+/// eta = 1. Of order 1.
+#[derive(Clone, Debug)]
+pub struct Ddim {
+    /// The levels that are visited.
+    pub levels: Levels,
+    /// Share of [`Ddpm`](super::Ddpm)'s noise, 0 to 1.
+    pub eta: f64,
+    /// What is done about expected pictures outside [-1, 1].
+    pub threshold: Threshold,
+}
+
+impl Sampler for Ddim {
+    /// With `alpha` for the paper's `sqrt(alpha)`:
+    /// ```text
+    /// sigma_t = eta sqrt(beta_tilde_t)                                                              (eq. 16)
+    /// x_{t-1} = alpha_{t-1} x_0 + sqrt(1 - alpha_{t-1}^2 - sigma_t^2) eps_theta(x_t) + sigma_t z    (eq. 12)
+    /// ```
+    /// A threshold changes `x_0` alone and leaves the noise as it was predicted, as in diffusers.
+    fn sample(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        seeds: Seeds,
+        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        for (from, to) in self.levels.pairs() {
+            d.denoise(from)?;
+            let variance = self.eta * self.eta * Posterior::between(from, to).variance;
+            let direction = (to.sigma * to.sigma - variance).max(0.0).sqrt();
+            blend(&mut d.x, 0.0, [(to.alpha, &d.x_0), (direction, &d.eps)]);
+            if variance > 0.0 {
+                d.draw_noise();
+                blend(&mut d.x, 1.0, [(variance.sqrt(), &d.z)]);
+            }
+            d.step(from)?;
+        }
+        Ok(d.x)
+    }
+}

@@ -1,0 +1,123 @@
+//! Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022.
+//!
+//! The expected picture changes slowly along `lambda = ln(alpha / sigma)`; everything else of the way from noise to picture
+//! is solved exactly. With h for the step in lambda:
+//! ```text
+//! x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D,   D of the expected pictures at s and before              (eq. 8, 9)
+//! ```
+//! The step to no noise, of infinite h, goes to the expected picture itself.
+
+use super::drawing::{Drawing, blend};
+use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+use crate::schedule::Level;
+
+/// Algorithm 2, "2M": from two expected pictures, the last step's and this one's. Of order 2, one prediction a step.
+#[derive(Clone, Debug)]
+pub struct DpmSolver2M {
+    /// The levels that are visited.
+    pub levels: Levels,
+    /// Whether noise is drawn anew: the solver of the diffusion SDE (appendix B, "SDE-DPM-Solver++(2M)").
+    pub stochastic: bool,
+    /// What is done about expected pictures outside [-1, 1].
+    pub threshold: Threshold,
+}
+
+/// Algorithm 1, "2S": every second level is half-way to the next but one, and only improves the step there. Of order 2, one
+/// prediction a level.
+#[derive(Clone, Debug)]
+pub struct DpmSolver2S {
+    /// The levels that are visited.
+    pub levels: Levels,
+    /// What is done about expected pictures outside [-1, 1].
+    pub threshold: Threshold,
+}
+
+/// The coefficients of `x_s` and of D.
+fn coefficients(from: Level, to: Level) -> (f64, f64) {
+    let h = to.lambda() - from.lambda();
+    (to.sigma / from.sigma, to.alpha * -(-h).exp_m1())
+}
+
+impl Sampler for DpmSolver2M {
+    /// ```text
+    /// D = (1 + 1 / (2 r)) x_0 - 1 / (2 r) x_0 of the step before,   r = h of the step before / h
+    /// x_t = sigma_t / sigma_s       x_s + alpha_t (1 - e^-h)   D                                       (ODE)
+    /// x_t = sigma_t / sigma_s e^-h  x_s + alpha_t (1 - e^-2h)  D + sigma_t sqrt(1 - e^-2h) z           (SDE)
+    /// ```
+    /// The first step and the last have `D = x_0`.
+    fn sample(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        seeds: Seeds,
+        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut before = d.x_0.clone();
+        let mut h_before = None;
+        for (from, to) in self.levels.pairs() {
+            d.denoise(from)?;
+            let h = to.lambda() - from.lambda();
+            let extra = match h_before {
+                Some(h_before) if to.sigma > 0.0 => h / (2.0 * h_before),
+                _ => 0.0,
+            };
+            let (mut keep, mut gain) = coefficients(from, to);
+            if self.stochastic {
+                (keep, gain) = (keep * (-h).exp(), to.alpha * -(-2.0 * h).exp_m1());
+            }
+            blend(&mut d.x, keep, [(gain * (1.0 + extra), &d.x_0), (-gain * extra, &before)]);
+            if self.stochastic && to.sigma > 0.0 {
+                d.draw_noise();
+                blend(&mut d.x, 1.0, [(to.sigma * (-(-2.0 * h).exp_m1()).sqrt(), &d.z)]);
+            }
+            before.copy_from_slice(&d.x_0);
+            h_before = Some(h);
+            d.step(from)?;
+        }
+        Ok(d.x)
+    }
+}
+
+impl Sampler for DpmSolver2S {
+    /// From level s over m to t, with `r = h of (s, m) / h of (s, t)`:
+    /// ```text
+    /// x_m = sigma_m / sigma_s x_s + alpha_m (1 - e^-rh) x_0(x_s)
+    /// D   = (1 - 1 / (2 r)) x_0(x_s) + 1 / (2 r) x_0(x_m)
+    /// x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D
+    /// ```
+    /// What has no level between it and no noise is done in single steps.
+    fn sample(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        seeds: Seeds,
+        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let steps = self.levels.steps();
+        let mut d = Drawing::new(denoiser, seeds, self.threshold, steps, on_step);
+        let (mut start, mut expected) = (d.x.clone(), d.x_0.clone());
+        let mut i = 0;
+        while i < steps {
+            let (s, m, t) = (self.levels.at(i), self.levels.at(i + 1), self.levels.at(i + 2));
+            d.denoise(s)?;
+            start.copy_from_slice(&d.x);
+            expected.copy_from_slice(&d.x_0);
+            let (keep, gain) = coefficients(s, m);
+            blend(&mut d.x, keep, [(gain, &expected)]);
+            d.step(s)?;
+            i += 1;
+            if i + 1 < steps {
+                d.denoise(m)?;
+                let r = (m.lambda() - s.lambda()) / (t.lambda() - s.lambda());
+                let half = 1.0 / (2.0 * r);
+                let (keep, gain) = coefficients(s, t);
+                let terms = [(keep, &start[..]), (gain * (1.0 - half), &expected), (gain * half, &d.x_0)];
+                blend(&mut d.x, 0.0, terms);
+                d.step(m)?;
+                i += 1;
+            }
+        }
+        Ok(d.x)
+    }
+}

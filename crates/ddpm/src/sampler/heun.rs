@@ -1,0 +1,51 @@
+//! Heun's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
+//! Generative Models", NeurIPS 2022, algorithm 1.
+
+use super::drawing::{Drawing, blend};
+use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use crate::denoiser::Denoiser;
+use crate::error::Result;
+
+/// Each step is made with the mean of the slopes at its two ends. Of order 2, two predictions a step and one in the last.
+#[derive(Clone, Debug)]
+pub struct Heun {
+    /// The levels that are visited.
+    pub levels: Levels,
+    /// What is done about expected pictures outside [-1, 1].
+    pub threshold: Threshold,
+}
+
+impl Sampler for Heun {
+    /// With `y = x / alpha`, `s = sigma / alpha`:
+    /// ```text
+    /// d  = (y - x_0(y, s)) / s,      y' = y + (s' - s) d
+    /// d' = (y' - x_0(y', s')) / s',  y' = y + (s' - s) (d + d') / 2      where s' is not 0
+    /// ```
+    fn sample(
+        &self,
+        denoiser: &mut dyn Denoiser,
+        seeds: Seeds,
+        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let (mut start, mut expected) = (d.x.clone(), d.x_0.clone());
+        for (from, to) in self.levels.pairs() {
+            d.denoise(from)?;
+            start.copy_from_slice(&d.x);
+            expected.copy_from_slice(&d.x_0);
+            let (s, next, alpha) = (from.ratio(), to.ratio(), to.alpha);
+            // The factors of y' are those of x', for y = x / alpha.
+            let step = (next - s) / s;
+            blend(&mut d.x, alpha / from.alpha * (1.0 + step), [(-alpha * step, &expected)]);
+            if next > 0.0 {
+                d.denoise(to)?;
+                let (half, there) = (0.5 * step, 0.5 * (next - s) / next);
+                let slope = [(-alpha * half, &expected[..]), (-alpha * there, &d.x_0)];
+                blend(&mut d.x, there, slope);
+                blend(&mut d.x, 1.0, [(alpha / from.alpha * (1.0 + half), &start)]);
+            }
+            d.step(from)?;
+        }
+        Ok(d.x)
+    }
+}

@@ -1,0 +1,234 @@
+//! The list of samplers by name, and what each can be told.
+
+use super::{
+    Ddim, Ddpm, DpmSolver2M, DpmSolver2S, Euler, Heun, Levels, Pndm, Sampler, Spacing, Threshold, UniPc,
+    Variance,
+};
+use crate::error::{Error, Result};
+use crate::process::Prediction;
+use crate::schedule::Schedule;
+use crate::train::config::suggest;
+
+/// A sampler, as the list has it.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What it is for, in a line.
+    pub about: &'static str,
+    /// Steps where none are asked for; `None`: all of the schedule's.
+    pub steps: Option<usize>,
+    /// The power of the steps' length that its error falls with; `None` where noise is drawn anew.
+    pub order: Option<u32>,
+    /// The spacings that it can take, the one that it takes unasked first.
+    pub spacings: &'static [Spacing],
+    /// What eta is unasked, where it has one.
+    pub eta: Option<f64>,
+    /// Whether its noise has a choice of variances.
+    pub variances: bool,
+    /// Whether it can begin where nothing is left of the picture ([`Schedule::zero_terminal_snr`]); else one timestep before.
+    pub from_nothing: bool,
+    /// The sampler; with eta 0 and the first variance where it has none.
+    make: fn(Parts) -> Box<dyn Sampler>,
+}
+
+/// What a sampler is made of.
+struct Parts {
+    levels: Levels,
+    eta: f64,
+    variance: Variance,
+    threshold: Threshold,
+}
+
+impl Listed {
+    /// An entry without choices.
+    const fn new(name: &'static str, about: &'static str, make: fn(Parts) -> Box<dyn Sampler>) -> Self {
+        let (spacings, steps) = (&LINSPACE_FIRST, None);
+        Self {
+            name,
+            about,
+            steps,
+            order: None,
+            spacings,
+            eta: None,
+            variances: false,
+            from_nothing: false,
+            make,
+        }
+    }
+}
+
+/// All spacings, with the best for what it is named after in front.
+const LINSPACE_FIRST: [Spacing; 7] = Spacing::ALL;
+const TRAILING_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Trailing, Uniform, Linspace, Quadratic, Karras, Exponential, Sigma]
+};
+const KARRAS_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Karras, Exponential, Sigma, Linspace, Uniform, Trailing, Quadratic]
+};
+
+/// Every sampler; the first is taken unasked.
+#[rustfmt::skip]
+pub static SAMPLERS: &[Listed] = &[
+    Listed { variances: true, from_nothing: true, ..Listed::new("ddpm",
+        "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |p| Box::new(
+            Ddpm { levels: p.levels, variance: p.variance, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), from_nothing: true, ..Listed::new("ddim",
+        "the same picture from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
+            Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
+    Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, from_nothing: true, ..Listed::new("dpm++2m",
+        "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2M { levels: p.levels, stochastic: false, threshold: p.threshold })) },
+    Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..Listed::new("dpm++2s",
+        "DPM-Solver++(2S), steadier with strong guidance (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2S { levels: p.levels, threshold: p.threshold })) },
+    Listed { steps: Some(30), spacings: &KARRAS_FIRST, from_nothing: true, ..Listed::new("dpm++2m-sde",
+        "SDE-DPM-Solver++(2M), with fresh noise, better in 30 steps and more (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2M { levels: p.levels, stochastic: true, threshold: p.threshold })) },
+    Listed { steps: Some(10), order: Some(3), spacings: &KARRAS_FIRST, ..Listed::new("unipc",
+        "UniPC-2, good in 5 to 15 steps (Zhao et al. 2023)", |p| Box::new(
+            UniPc { levels: p.levels, p: 2, threshold: p.threshold })) },
+    Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..Listed::new("heun",
+        "Heun's method, two predictions a step (Karras et al. 2022)", |p| Box::new(
+            Heun { levels: p.levels, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(1), spacings: &KARRAS_FIRST, ..Listed::new("euler",
+        "Euler's method: DDIM on Karras et al.'s time axis (2022)", |p| Box::new(
+            Euler { levels: p.levels, eta: 0.0, threshold: p.threshold })) },
+    Listed { steps: Some(50), eta: Some(1.0), spacings: &KARRAS_FIRST, ..Listed::new("euler-ancestral",
+        "Euler's method with fresh noise, eta of it (k-diffusion)", |p| Box::new(
+            Euler { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..Listed::new("pndm",
+        "pseudo numerical methods, nine predictions more than steps (Liu et al. 2022)", |p| Box::new(
+            Pndm { levels: p.levels, warm_up: true, threshold: p.threshold })) },
+    Listed { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..Listed::new("plms",
+        "the same without Runge and Kutta's first steps (latent diffusion)", |p| Box::new(
+            Pndm { levels: p.levels, warm_up: false, threshold: p.threshold })) },
+];
+
+/// How pictures are sampled. What is `None` is the sampler's own choice.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Which sampler.
+    pub sampler: &'static Listed,
+    /// Number of steps.
+    pub steps: Option<usize>,
+    /// Which noise levels they visit.
+    pub spacing: Option<Spacing>,
+    /// Share of noise that is drawn anew.
+    pub eta: Option<f64>,
+    /// Variance of the noise that is drawn anew.
+    pub variance: Option<Variance>,
+    /// What is done about expected pictures outside [-1, 1].
+    pub threshold: Threshold,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (steps, spacing, eta, variance) = (None, None, None, None);
+        Self { sampler: &SAMPLERS[0], steps, spacing, eta, variance, threshold: Threshold::default() }
+    }
+}
+
+/// The sampler of that name.
+///
+/// # Errors
+/// [`Error::Config`] with all names for one that is not there.
+pub fn find(name: &str) -> Result<&'static Listed> {
+    SAMPLERS.iter().find(|s| s.name == name).ok_or_else(|| {
+        let names = || SAMPLERS.iter().map(|s| s.name);
+        let near = suggest::nearest(name, names()).map_or(String::new(), |n| format!("did you mean {n}? "));
+        let all = names().collect::<Vec<_>>().join(", ");
+        refused("sampler", format!("there is no sampler {name:?}; {near}the samplers are {all}"))
+    })
+}
+
+impl Options {
+    /// The sampler, for a schedule and a network that predicts that.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what the sampler does not have or cannot take, with what it can, and as [`Levels::new`].
+    pub fn build(&self, schedule: &Schedule, prediction: Prediction) -> Result<Box<dyn Sampler>> {
+        let Listed { name, .. } = self.sampler;
+        let spacing = self.spacing.unwrap_or(self.sampler.spacings[0]);
+        if !self.sampler.spacings.contains(&spacing) {
+            let can: Vec<_> = self.sampler.spacings.iter().map(|s| s.name()).collect();
+            let reason = format!("{name} cannot take {spacing}; give {}", can.join(" or "));
+            return Err(refused("spacing", reason));
+        }
+        let with = |has: fn(&Listed) -> bool| {
+            let names = SAMPLERS.iter().filter(|s| has(s)).map(|s| s.name);
+            names.collect::<Vec<_>>().join(", ")
+        };
+        if let Some(eta) = self.eta {
+            if self.sampler.eta.is_none() {
+                let can = with(|s| s.eta.is_some());
+                return Err(refused("eta", format!("{name} has no eta; leave it out, or take one of {can}")));
+            }
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(refused("eta", format!("{eta} is out of range; give 0 (no noise) to 1")));
+            }
+        }
+        if self.variance.is_some() && !self.sampler.variances {
+            let can = with(|s| s.variances);
+            let reason = format!("{name} has no choice of variances; leave it out, or take {can}");
+            return Err(refused("variance", reason));
+        }
+        // A choice of its own that is more than there is, is all there is.
+        let own = self.sampler.steps.map(|n| n.min(schedule.timesteps_with_signal()));
+        let visited = if self.sampler.from_nothing { prediction } else { Prediction::Eps };
+        let levels = Levels::new(schedule, visited, self.steps.or(own), spacing)?;
+        let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
+        let variance = self.variance.unwrap_or_default();
+        Ok((self.sampler.make)(Parts { levels, eta, variance, threshold: self.threshold }))
+    }
+}
+
+fn refused(key: &str, reason: String) -> Error {
+    Error::Config { key: key.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_sampler_does_not_have_is_refused_with_what_there_is() {
+        let schedule = Schedule::linear(100, 1e-4, 0.02).unwrap();
+        let refused = |options: Options, part: &str| {
+            let error = options.build(&schedule, Prediction::Eps).err().expect("refused").to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        let of = |name: &str| Options { sampler: find(name).unwrap(), ..Options::default() };
+        refused(
+            Options { eta: Some(0.5), ..of("ddpm") },
+            "eta: ddpm has no eta; leave it out, or take one of ddim",
+        );
+        refused(Options { eta: Some(1.5), ..of("ddim") }, "eta: 1.5 is out of range; give 0");
+        refused(Options { eta: Some(f64::NAN), ..of("ddim") }, "out of range");
+        refused(
+            Options { spacing: Some(Spacing::Karras), ..of("pndm") },
+            "pndm cannot take karras; give uniform",
+        );
+        refused(Options { variance: Some(Variance::Large), ..of("ddim") }, "or take ddpm");
+        for sampler in SAMPLERS {
+            let of = |steps| Options { sampler, steps, ..Options::default() };
+            refused(of(Some(0)), "0 steps: the schedule allows 1 to");
+            refused(of(Some(10_000_000)), "10000000 steps: the schedule allows 1 to");
+            for &spacing in sampler.spacings {
+                for prediction in Prediction::ALL {
+                    let options = Options { spacing: Some(spacing), ..of(None) };
+                    assert!(options.build(&schedule, prediction).is_ok(), "{}, {spacing}", sampler.name);
+                }
+            }
+            let tiny = Schedule::linear(1, 1e-4, 0.02).unwrap();
+            assert!(of(None).build(&tiny, Prediction::Eps).is_ok(), "{}", sampler.name);
+        }
+        let error = find("dddim").unwrap_err().to_string();
+        assert!(
+            error.contains("did you mean ddim?") && error.contains("the samplers are ddpm, ddim"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,274 @@
+//! Which noise levels a sampler visits.
+
+use crate::error::{Error, Result};
+use crate::process::Prediction;
+use crate::schedule::{Level, Schedule};
+
+/// Most steps of a sampling: random numbers count them in 32 bits, and nobody waits for as many.
+const MOST_STEPS: usize = 1_000_000;
+/// Part of the timesteps that [`Spacing::Quadratic`] reaches (Song et al. 2021, appendix D.2: their program).
+const QUADRATIC_REACH: f64 = 0.8;
+/// The `rho` of [`Spacing::Karras`] (Karras et al. 2022, table 1).
+const RHO: f64 = 7.0;
+
+/// How the noise levels of fewer steps are chosen. The first four choose timesteps; the others choose sigmas, the ratio
+/// of noise to signal ([`Level::ratio`]) between the schedule's first and last, whose timesteps lie between two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spacing {
+    /// Evenly, both ends among them.
+    Linspace,
+    /// Every `T / steps`-th from the first, so that the last, where pictures are all noise, is left out: the linear
+    /// subsequence of Song et al. 2021 (appendix D.2); diffusers' `leading`.
+    Uniform,
+    /// Every `T / steps`-th from the last one down (Lin et al. 2023, section 3.3).
+    Trailing,
+    /// As squares, close at low noise, up to 0.8 T (Song et al. 2021, appendix D.2).
+    Quadratic,
+    /// `sigma^(1/7)` evenly (Karras et al. 2022, eq. 5).
+    Karras,
+    /// `ln sigma` evenly, which is the logarithm of the signal-to-noise ratio evenly (Lu et al. 2022).
+    Exponential,
+    /// `sigma` evenly.
+    Sigma,
+}
+
+impl Spacing {
+    /// All spacings.
+    pub const ALL: [Self; 7] = [
+        Self::Linspace,
+        Self::Uniform,
+        Self::Trailing,
+        Self::Quadratic,
+        Self::Karras,
+        Self::Exponential,
+        Self::Sigma,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linspace => "linspace",
+            Self::Uniform => "uniform",
+            Self::Trailing => "trailing",
+            Self::Quadratic => "quadratic",
+            Self::Karras => "karras",
+            Self::Exponential => "exponential",
+            Self::Sigma => "sigma",
+        }
+    }
+
+    /// Whether it chooses whole timesteps, of which there are no more than the schedule has.
+    fn of_timesteps(self) -> bool {
+        matches!(self, Self::Linspace | Self::Uniform | Self::Trailing | Self::Quadratic)
+    }
+
+    /// `n` timesteps below `all`, rising; `n` is 1 to `all`.
+    fn timesteps(self, all: usize, n: usize) -> Vec<usize> {
+        match self {
+            Self::Uniform => (0..n).map(|i| i * (all / n)).collect(),
+            Self::Trailing => {
+                let back = |i: usize| (all as f64 - i as f64 * (all as f64 / n as f64)).round_ties_even();
+                (0..n).rev().map(|i| back(i) as usize - 1).collect()
+            }
+            Self::Quadratic => {
+                let end = (QUADRATIC_REACH * all as f64).sqrt();
+                let square = |i: usize| (end * i as f64 / (n.max(2) - 1) as f64).powi(2) as usize;
+                // The first squares fall together; each timestep is visited once.
+                let mut next = 0;
+                let rising = (0..n).map(|i| {
+                    let t = square(i).clamp(next, all - n + i);
+                    next = t + 1;
+                    t
+                });
+                rising.collect()
+            }
+            _ if n == 1 => vec![all - 1],
+            _ => (0..n).map(|i| (i * (all - 1) + (n - 1) / 2) / (n - 1)).collect(),
+        }
+    }
+
+    /// `n` ratios from `high` down to `low`.
+    fn ratios(self, low: f64, high: f64, n: usize) -> Vec<f64> {
+        let between = |f: fn(f64) -> f64, back: fn(f64) -> f64| {
+            let (low, high) = (f(low), f(high));
+            let last = n.max(2) - 1;
+            (0..n).map(|i| back(high + (low - high) * i as f64 / last as f64)).collect()
+        };
+        match self {
+            Self::Karras => between(|s| s.powf(1.0 / RHO), |s| s.powf(RHO)),
+            Self::Exponential => between(f64::ln, f64::exp),
+            _ => between(|s| s, |s| s),
+        }
+    }
+}
+
+impl std::fmt::Display for Spacing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Spacing {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        // diffusers' name for it, too.
+        let name = if name == "leading" { Self::Uniform.name() } else { name };
+        Self::ALL.into_iter().find(|s| s.name() == name).ok_or_else(|| Error::Config {
+            key: "spacing".to_owned(),
+            reason: format!(
+                "there is no spacing {name:?}; give one of {}",
+                Self::ALL.map(Self::name).join(", ")
+            ),
+        })
+    }
+}
+
+/// The noise levels that a sampler visits, the noisiest first, each less noisy than the one before; at least one. From the
+/// last one it steps to [`Level::CLEAN`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Levels {
+    levels: Vec<Level>,
+    schedule: Schedule,
+}
+
+impl Levels {
+    /// `steps` levels of a schedule (`None`: all), for a network that predicts that.
+    ///
+    /// A last timestep that leaves nothing of the picture ([`Schedule::zero_terminal_snr`]) is not visited where the
+    /// network predicts noise, which says nothing about the picture there, nor where sigmas are spaced, for it has none.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for no steps, or more than there are.
+    pub fn new(
+        schedule: &Schedule,
+        prediction: Prediction,
+        steps: Option<usize>,
+        spacing: Spacing,
+    ) -> Result<Self> {
+        let with_signal = schedule.timesteps_with_signal();
+        let all = match prediction {
+            Prediction::X0 | Prediction::V if spacing.of_timesteps() => schedule.timesteps(),
+            _ => with_signal,
+        };
+        let steps = steps.unwrap_or(all);
+        let most = if spacing.of_timesteps() { all } else { MOST_STEPS };
+        if steps == 0 || steps > most {
+            let mut reason = format!("{steps} steps: the schedule allows 1 to {most}");
+            if all < schedule.timesteps() && spacing.of_timesteps() {
+                reason +=
+                    ", for nothing is left of the picture at later timesteps, where none can be found again";
+            }
+            return Err(Error::Config { key: "steps".to_owned(), reason });
+        }
+        let levels = if spacing.of_timesteps() {
+            let falling = spacing.timesteps(all, steps).into_iter().rev();
+            falling.map(|t| schedule.level(t as f64)).collect()
+        } else {
+            let end = |t: usize| schedule.level(t as f64).ratio();
+            let ratios = spacing.ratios(end(0), end(with_signal - 1), steps);
+            ratios.into_iter().map(|ratio| schedule.level_of_ratio(ratio)).collect()
+        };
+        Ok(Self { levels, schedule: schedule.clone() })
+    }
+
+    /// All of a schedule's, for a network that predicts noise.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn all(schedule: &Schedule) -> Result<Self> {
+        Self::new(schedule, Prediction::Eps, None, Spacing::Linspace)
+    }
+
+    /// Number of steps.
+    pub fn steps(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// Each step: where it begins and where it ends; the last ends at [`Level::CLEAN`].
+    pub fn pairs(&self) -> impl Iterator<Item = (Level, Level)> {
+        let ends = self.levels[1..].iter().chain([&Level::CLEAN]);
+        self.levels.iter().zip(ends).map(|(&from, &to)| (from, to))
+    }
+
+    /// The level half-way between two in t.
+    pub fn midway(&self, from: Level, to: Level) -> Level {
+        self.schedule.level(0.5 * (from.t + to.t))
+    }
+
+    /// Level `i` from the noisiest; [`Level::CLEAN`] behind the last.
+    pub fn at(&self, i: usize) -> Level {
+        self.levels.get(i).copied().unwrap_or(Level::CLEAN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule() -> Schedule {
+        Schedule::linear(1000, 1e-4, 0.02).unwrap()
+    }
+
+    fn timesteps(spacing: Spacing, steps: usize) -> Vec<f64> {
+        let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap();
+        levels.pairs().map(|(from, _)| from.t).collect()
+    }
+
+    #[test]
+    fn every_spacing_falls_in_any_number_of_steps() {
+        for spacing in Spacing::ALL {
+            assert_eq!(spacing.name().parse::<Spacing>().unwrap(), spacing);
+            for steps in [1, 2, 3, 7, 50, 333, 801, 999, 1000] {
+                let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap();
+                assert_eq!(levels.steps(), steps);
+                for (from, to) in levels.pairs() {
+                    assert!(from.ratio() > to.ratio() && to.lambda() > from.lambda(), "{spacing}, {steps}");
+                    assert!((0.0..1000.0).contains(&from.t));
+                }
+                assert_eq!(levels.at(steps), Level::CLEAN);
+            }
+            for steps in [0, usize::MAX] {
+                let error = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap_err();
+                assert!(error.to_string().contains("the schedule allows 1 to 1"), "{error}");
+            }
+        }
+        assert_eq!("leading".parse::<Spacing>().unwrap(), Spacing::Uniform);
+        let error = "evenly".parse::<Spacing>().unwrap_err().to_string();
+        assert!(error.contains("\"evenly\"; give one of linspace, uniform, trailing, quadratic, karras"));
+    }
+
+    #[test]
+    fn timesteps_are_those_of_the_papers() {
+        assert_eq!(timesteps(Spacing::Linspace, 4), [999.0, 666.0, 333.0, 0.0]);
+        assert_eq!(timesteps(Spacing::Uniform, 4), [750.0, 500.0, 250.0, 0.0]);
+        assert_eq!(timesteps(Spacing::Trailing, 4), [999.0, 749.0, 499.0, 249.0]);
+        // (28.28 i / 4)^2.
+        assert_eq!(timesteps(Spacing::Quadratic, 5), [800.0, 450.0, 200.0, 50.0, 0.0]);
+        assert_eq!(timesteps(Spacing::Quadratic, 50)[46..], [3.0, 2.0, 1.0, 0.0], "each once");
+        let (low, high) = (schedule().level(0.0), schedule().level(999.0));
+        for (spacing, middle) in [
+            (Spacing::Karras, ((low.ratio().powf(1.0 / 7.0) + high.ratio().powf(1.0 / 7.0)) / 2.0).powi(7)),
+            (Spacing::Exponential, (low.ratio() * high.ratio()).sqrt()),
+            (Spacing::Sigma, (low.ratio() + high.ratio()) / 2.0),
+        ] {
+            let levels = Levels::new(&schedule(), Prediction::Eps, Some(3), spacing).unwrap();
+            // Roots and logarithms, a few roundings of numbers up to 1e2.
+            for (i, ratio) in [high.ratio(), middle, low.ratio()].into_iter().enumerate() {
+                assert!((levels.at(i).ratio() / ratio - 1.0).abs() < 1e-12, "{spacing}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_level_without_signal_is_visited_where_the_picture_is_predicted() {
+        let zero = schedule().zero_terminal_snr().unwrap();
+        let first = |prediction, spacing| Levels::new(&zero, prediction, Some(10), spacing).unwrap().at(0).t;
+        assert_eq!(first(Prediction::Eps, Spacing::Trailing), 998.0);
+        assert_eq!(first(Prediction::V, Spacing::Trailing), 999.0);
+        assert_eq!(first(Prediction::X0, Spacing::Linspace), 999.0);
+        assert_eq!(first(Prediction::X0, Spacing::Karras), 998.0);
+        let error = Levels::new(&zero, Prediction::Eps, Some(1000), Spacing::Linspace).unwrap_err();
+        assert!(error.to_string().contains("nothing is left"), "{error}");
+    }
+}

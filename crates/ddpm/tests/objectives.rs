@@ -1,0 +1,110 @@
+//! The loss of every objective against its closed form, with a network that gives back what it is given.
+
+use ddpm::Result;
+use ddpm::model::{StepDraws, TrainingGraph};
+use ddpm::nets::{Builder, ConvLayer, Inputs, Network};
+use ddpm::objective::{Objective, Weighting};
+use ddpm::process::Prediction;
+use ddpm::schedule::Schedule;
+use ddpm_engine::ops::Loss;
+use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_engine::{CpuDevice, Device, Draws, Region, Tensor};
+
+/// Relative error of a loss in f32, of numbers whose weights reach 1e3: a few roundings.
+const TOLERANCE: f64 = 1e-5;
+const SHAPE: [usize; 4] = [3, 4, 2, 2];
+const SEED: u64 = 5;
+
+/// Predicts the noisy picture.
+struct Same;
+
+impl Network for Same {
+    fn name(&self) -> &'static str {
+        "same"
+    }
+
+    fn channels(&self) -> usize {
+        SHAPE[3]
+    }
+
+    fn size_factor(&self) -> usize {
+        1
+    }
+
+    fn build(&self, b: &mut Builder, Inputs { x, .. }: Inputs) -> Result<Tensor> {
+        b.conv("same", x, ConvLayer::new(SHAPE[3], 1))
+    }
+}
+
+fn schedule() -> Schedule {
+    Schedule::linear(10, 1e-2, 0.4).expect("a schedule")
+}
+
+fn normal(purpose: Purpose, step: u32, picture: usize, len: usize) -> Vec<f64> {
+    let mut z = vec![0.0; len];
+    Stream::new(SEED, purpose, step, picture as u32).fill_normal(&mut z);
+    z.into_iter().map(f64::from).collect()
+}
+
+/// The loss that the graph computes in step 4 of seed 5, and its closed form.
+fn losses(objective: Objective) -> (f64, f64) {
+    let graph = TrainingGraph::with_objective(&Same, &schedule(), SHAPE, StepDraws::Drawn, objective);
+    let graph = graph.expect("a graph");
+    let mut options = graph.options(false);
+    options.keep.push(graph.t);
+    let mut exec = CpuDevice { threads: 1 }.executor(graph.graph.clone(), &options).expect("an executor");
+    exec.write_parameter(Region::Weights, 0, &[1.0, 0.0, 0.0, 1.0]).expect("weights");
+    exec.write_parameter(Region::Weights, 1, &[0.0, 0.0]).expect("a bias");
+    let (pictures, channels) = (SHAPE[0], SHAPE[3]);
+    let len = SHAPE.iter().product::<usize>() / pictures;
+    let x_0: Vec<f32> = (0..pictures * len).map(|i| ((i * 7 % 13) as f32 - 6.0) / 6.0).collect();
+    exec.write(graph.x_0, &x_0).expect("pictures");
+    exec.run(Draws { seed: SEED, step: 4, first_index: 0 }).expect("a step");
+    let (mut loss, mut t) = ([0.0], vec![0.0; pictures]);
+    exec.read(graph.loss, &mut loss).expect("kept");
+    exec.read(graph.t, &mut t).expect("kept");
+
+    let mut want = 0.0;
+    for i in 0..pictures {
+        let level = schedule().level(f64::from(t[i]));
+        let eps = normal(Purpose::Noise, 4, i, len);
+        let offset = normal(Purpose::OffsetNoise, 4, i, channels);
+        let more = normal(Purpose::InputPerturbation, 4, i, len);
+        for j in 0..len {
+            let x_0 = f64::from(x_0[i * len + j]);
+            let noise = eps[j] + objective.offset_noise * offset[j % channels];
+            let x_t = level.alpha * x_0 + level.sigma * (noise + objective.input_perturbation * more[j]);
+            let d = x_t - objective.prediction.target(level, x_0, noise);
+            let loss = if objective.loss == Loss::L1 { d.abs() } else { d * d };
+            want += objective.weight(level) * loss / (pictures * len) as f64;
+        }
+    }
+    (f64::from(loss[0]), want)
+}
+
+#[test]
+fn every_objective_has_its_closed_form() {
+    let weightings = [Weighting::Plain, Weighting::MinSnr, Weighting::P2, Weighting::SnrTruncated];
+    let mut seen = Vec::new();
+    for prediction in Prediction::ALL {
+        for weighting in weightings {
+            for loss in [Loss::Mse, Loss::L1] {
+                for (offset_noise, input_perturbation) in [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)] {
+                    let objective = Objective {
+                        prediction,
+                        loss,
+                        weighting,
+                        offset_noise,
+                        input_perturbation,
+                        ..Objective::default()
+                    };
+                    let (got, want) = losses(objective);
+                    assert!((got / want - 1.0).abs() < TOLERANCE, "{objective:?}: {got}, not {want}");
+                    seen.push(got);
+                }
+            }
+        }
+    }
+    seen.sort_unstable_by(f64::total_cmp);
+    assert!(seen.windows(2).all(|w| w[0] != w[1]), "every setting does something");
+}

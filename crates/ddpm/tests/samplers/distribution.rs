@@ -1,0 +1,218 @@
+//! What samplers draw: the data's distribution, whatever the schedule, the spacing and the prediction.
+
+use crate::mixture::{Mixture, Part};
+use ddpm::Result;
+use ddpm::denoiser::Denoiser;
+use ddpm::process::Prediction;
+use ddpm::sampler::{Levels, Listed, Options, SAMPLERS, SampleStep, Sampler, Seeds, Spacing, Threshold};
+use ddpm::schedule::{Level, Schedule};
+use ddpm::train::config::{DiffusionConfig, ScheduleKind};
+use ddpm_engine::rng::Purpose;
+
+const MIXTURE: [Part; 2] =
+    [Part { weight: 0.35, mean: -0.6, deviation: 0.2 }, Part { weight: 0.65, mean: 0.4, deviation: 0.1 }];
+
+fn schedule() -> Schedule {
+    Schedule::linear(1000, 1e-4, 0.02).expect("a schedule")
+}
+
+fn built(sampler: &'static Listed, steps: usize, schedule: &Schedule, p: Prediction) -> Box<dyn Sampler> {
+    let options = Options { sampler, steps: Some(steps), threshold: Threshold::None, ..Options::default() };
+    options.build(schedule, p).expect("a sampler")
+}
+
+fn draw(sampler: &dyn Sampler, mixture: &mut Mixture, seed: u64, first: u32) -> Vec<f32> {
+    sampler.sample(mixture, Seeds { seed, first }, &mut |_| Ok(())).expect("samples")
+}
+
+/// The greatest distance of the distribution function of the samples from the mixture's (Kolmogorov and Smirnov).
+fn distance(mixture: &Mixture, mut x: Vec<f32>) -> f64 {
+    x.sort_unstable_by(f32::total_cmp);
+    let n = x.len() as f64;
+    let far = |(i, &x): (usize, &f32)| {
+        let f = mixture.below(f64::from(x), Level::CLEAN);
+        (f - i as f64 / n).abs().max((f - (i + 1) as f64 / n).abs())
+    };
+    x.iter().enumerate().map(far).fold(0.0, f64::max)
+}
+
+#[test]
+fn every_sampler_draws_from_the_datas_distribution() {
+    // 1.95 / sqrt(n) is exceeded by true samples once in 1000; as much again for steps that are not infinitely small.
+    const N: usize = 20_000;
+    let most = 2.0 * 1.95 / (N as f64).sqrt();
+    for sampler in SAMPLERS {
+        let mut mixture = Mixture::new(&schedule(), &MIXTURE, N);
+        let drawn = draw(&*built(sampler, 200, &schedule(), Prediction::Eps), &mut mixture, 4, 0);
+        let far = distance(&mixture, drawn);
+        println!("{:16} {far:.4} of {most:.4}", sampler.name);
+        assert!(far < most, "{}: {far}", sampler.name);
+    }
+}
+
+#[test]
+fn a_single_picture_is_found_by_every_sampler_schedule_and_prediction() {
+    // The expected picture is known to f32's rounding, divided by the signal that is left: 1e-3 at the worst, in the first
+    // step, and made good by later ones. Steps that are so long that they multiply roundings are not asked for.
+    const TOLERANCE: f32 = 1e-4;
+    let point = [Part { weight: 1.0, mean: 0.37, deviation: 0.0 }];
+    for sampler in SAMPLERS {
+        for kind in ScheduleKind::ALL {
+            for zero_terminal_snr in [false, true] {
+                let config = DiffusionConfig { schedule: kind, zero_terminal_snr, ..Default::default() };
+                let schedule = Schedule::from_config(&config).expect("a schedule");
+                for prediction in Prediction::ALL {
+                    for &spacing in sampler.spacings {
+                        for steps in [10, 37] {
+                            let options = Options {
+                                sampler,
+                                steps: Some(steps),
+                                spacing: Some(spacing),
+                                ..Options::default()
+                            };
+                            let mut mixture = Mixture::new(&schedule, &point, 3);
+                            mixture.prediction = prediction;
+                            let built = options.build(&schedule, prediction).expect("a sampler");
+                            let x = draw(&*built, &mut mixture, 1, 0);
+                            let case = format!(
+                                "{} {kind} {zero_terminal_snr} {prediction} {spacing} {steps}",
+                                sampler.name
+                            );
+                            assert!(x.iter().all(|v| (v - 0.37).abs() < TOLERANCE), "{case}: {x:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_picture_does_not_depend_on_its_batch() {
+    for sampler in SAMPLERS {
+        let all = |batch, first| {
+            let mut mixture = Mixture::new(&schedule(), &MIXTURE, batch);
+            draw(&*built(sampler, 20, &schedule(), Prediction::Eps), &mut mixture, 9, first)
+        };
+        let six = all(6, 0);
+        assert_eq!(six[2..5], all(3, 2)[..], "{}", sampler.name);
+        assert_eq!(six[5..], all(1, 5)[..], "{}", sampler.name);
+        assert!(six[0] != six[1]);
+    }
+}
+
+#[test]
+fn all_steps_are_shown_and_an_error_stops_them() {
+    for sampler in SAMPLERS {
+        let mut mixture = Mixture::new(&schedule(), &MIXTURE, 2);
+        let sampler = built(sampler, 12, &schedule(), Prediction::Eps);
+        let mut seen = Vec::new();
+        let mut last = Vec::new();
+        let seeds = Seeds { seed: 1, first: 0 };
+        let x = sampler.sample(&mut mixture, seeds, &mut |step| {
+            seen.push((step.done, step.steps));
+            last = step.x.to_vec();
+            Ok(())
+        });
+        assert_eq!(seen, (1..=12).map(|i| (i, 12)).collect::<Vec<_>>());
+        assert_eq!(x.expect("samples"), last);
+        let asked = mixture.asked;
+        let stopped = sampler.sample(&mut mixture, seeds, &mut |_| Err(ddpm::Error::Interrupted));
+        assert!(stopped.is_err() && mixture.asked - asked <= asked / 2);
+    }
+}
+
+/// The mean distance from where the probability flow ends, for each number of steps, at a level that all visit.
+fn errors(sampler: &'static Listed, steps: &[usize]) -> Vec<f64> {
+    const N: usize = 64;
+    let timesteps = 1024;
+    let schedule = Schedule::linear(timesteps, 1e-4, 0.02).expect("a schedule");
+    // Even steps in t are whole where they divide T, and the level is T / 4.
+    let even = sampler.spacings == [Spacing::Uniform];
+    let spacing = if even { Spacing::Uniform } else { Spacing::Exponential };
+    let of = |&steps: &usize| {
+        let options = Options {
+            sampler,
+            steps: Some(steps),
+            spacing: Some(spacing),
+            threshold: Threshold::None,
+            ..Options::default()
+        };
+        let mut mixture = Mixture::new(&schedule, &MIXTURE, N);
+        let exact = Mixture::new(&schedule, &MIXTURE, N);
+        let levels = Levels::new(&schedule, Prediction::Eps, Some(steps), spacing).expect("levels");
+        // Done steps: those to the last level before no noise, or to T / 4.
+        let compared = if even { 3 * steps / 4 - 1 } else { steps - 1 };
+        let (from, to) = (levels.at(0), levels.at(compared));
+        let seeds = Seeds { seed: 3, first: 0 };
+        let mut start = vec![0.0; N];
+        seeds.fill(Purpose::SampleStart, 0, 1, &mut start);
+        let mut error = f64::NAN;
+        let mut measure = |step: SampleStep<'_>| {
+            if step.done == compared {
+                let far = |(x, start): (&f32, &f32)| {
+                    (f64::from(*x) - exact.flow(f64::from(*start), from, to)).abs()
+                };
+                error = step.x.iter().zip(&start).map(far).sum::<f64>() / N as f64;
+            }
+            Ok(())
+        };
+        options
+            .build(&schedule, Prediction::Eps)
+            .expect("a sampler")
+            .sample(&mut mixture, seeds, &mut measure)
+            .expect("samples");
+        error
+    };
+    steps.iter().map(of).collect()
+}
+
+#[test]
+fn the_measured_order_is_the_declared_one() {
+    // What is left of higher orders at 64 steps and more.
+    const ORDER_TOLERANCE: f64 = 0.25;
+    for sampler in SAMPLERS {
+        let Some(order) = sampler.order else { continue };
+        let steps = [16, 32, 64, 128, 256];
+        let e = errors(sampler, &steps);
+        let slopes: Vec<f64> = e.windows(2).map(|w| (w[0] / w[1]).log2()).collect();
+        let shown: Vec<String> = e.iter().map(|e| format!("{e:.1e}")).collect();
+        println!("{:10} order {order}: errors {}, slopes {slopes:.2?}", sampler.name, shown.join(" "));
+        for slope in &slopes[2..] {
+            assert!((slope - f64::from(order)).abs() < ORDER_TOLERANCE, "{}: {slopes:?}", sampler.name);
+        }
+    }
+}
+
+/// Predicts nothing, at once.
+struct Nothing;
+
+impl Denoiser for Nothing {
+    fn batch(&self) -> usize {
+        64
+    }
+
+    fn picture_len(&self) -> usize {
+        28 * 28
+    }
+
+    fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> Result<()> {
+        output.fill(0.1);
+        Ok(())
+    }
+}
+
+#[test]
+#[ignore = "measures time: cargo test --release -p ddpm --test samplers cost -- --ignored --nocapture"]
+fn what_a_step_costs_beside_the_network() {
+    for sampler in SAMPLERS {
+        let built = built(sampler, 50, &schedule(), Prediction::Eps);
+        let start = std::time::Instant::now();
+        built.sample(&mut Nothing, Seeds { seed: 1, first: 0 }, &mut |_| Ok(())).expect("samples");
+        println!(
+            "{:16} {:.3} ms a step of 64 pictures of 28x28",
+            sampler.name,
+            start.elapsed().as_secs_f64() * 20.0
+        );
+    }
+}

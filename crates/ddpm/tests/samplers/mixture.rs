@@ -1,0 +1,101 @@
+//! Numbers drawn from a mixture of normals, whose best denoiser is known.
+
+use ddpm::Result;
+use ddpm::denoiser::Denoiser;
+use ddpm::process::Prediction;
+use ddpm::schedule::{Level, Schedule};
+
+/// One normal of a mixture.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    pub weight: f64,
+    pub mean: f64,
+    pub deviation: f64,
+}
+
+/// Pictures of independent numbers from one mixture.
+pub struct Mixture {
+    pub schedule: Schedule,
+    pub parts: Vec<Part>,
+    pub prediction: Prediction,
+    pub batch: usize,
+    pub numbers: usize,
+    /// How often it was asked.
+    pub asked: usize,
+}
+
+impl Mixture {
+    /// One number a picture; noise is predicted.
+    pub fn new(schedule: &Schedule, parts: &[Part], batch: usize) -> Self {
+        let schedule = schedule.clone();
+        Self { schedule, parts: parts.to_vec(), prediction: Prediction::Eps, batch, numbers: 1, asked: 0 }
+    }
+
+    /// Mean and variance of a part with noise.
+    fn noisy(part: Part, level: Level) -> (f64, f64) {
+        (level.alpha * part.mean, (level.alpha * part.deviation).powi(2) + level.sigma.powi(2))
+    }
+
+    /// `E[x_0 | x]`.
+    pub fn expected(&self, x: f64, level: Level) -> f64 {
+        let logs = self.parts.iter().map(|&part| {
+            let (mean, variance) = Self::noisy(part, level);
+            part.weight.ln() - 0.5 * variance.ln() - (x - mean).powi(2) / (2.0 * variance)
+        });
+        let logs: Vec<f64> = logs.collect();
+        let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let (mut sum, mut total) = (0.0, 0.0);
+        for (&part, log) in self.parts.iter().zip(logs) {
+            let (mean, variance) = Self::noisy(part, level);
+            let share = (log - most).exp();
+            total += share;
+            sum += share * (part.mean + level.alpha * part.deviation.powi(2) / variance * (x - mean));
+        }
+        sum / total
+    }
+
+    /// The part of all numbers with noise that are below x.
+    pub fn below(&self, x: f64, level: Level) -> f64 {
+        let parts = self.parts.iter().map(|&part| {
+            let (mean, variance) = Self::noisy(part, level);
+            part.weight * 0.5 * libm::erfc((mean - x) / (2.0 * variance).sqrt())
+        });
+        parts.sum()
+    }
+
+    /// Where the probability flow takes x from one level to another: it keeps the part of the numbers that are below.
+    pub fn flow(&self, x: f64, from: Level, to: Level) -> f64 {
+        let wanted = self.below(x, from);
+        let (mut low, mut high) = (-20.0, 20.0);
+        for _ in 0..200 {
+            let middle = 0.5 * (low + high);
+            if self.below(middle, to) < wanted { low = middle } else { high = middle }
+        }
+        0.5 * (low + high)
+    }
+}
+
+impl Denoiser for Mixture {
+    fn batch(&self) -> usize {
+        self.batch
+    }
+
+    fn picture_len(&self) -> usize {
+        self.numbers
+    }
+
+    fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+        self.asked += 1;
+        let level = self.schedule.level(t);
+        for (output, &x) in output.iter_mut().zip(x_t) {
+            let x = f64::from(x);
+            let x_0 = self.expected(x, level);
+            *output = self.prediction.target(level, x_0, (x - level.alpha * x_0) / level.sigma) as f32;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! Losses in which a picture counts by its timestep.
+
+use super::{Loss, Operation, operands, same};
+use crate::autodiff::Backward;
+use crate::cpu::{Cpu, Kernel, Run};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::shape::TensorType;
+use ddpm_kernels::loss;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// The mean over all numbers of `weight[t] loss(prediction - target)`, t that of the number's picture; operands
+/// `prediction, target, t [n]`, result `[1]`. Only the prediction has a gradient.
+#[derive(Clone, Debug)]
+pub struct WeightedLoss {
+    /// The loss of a number.
+    pub loss: Loss,
+    /// The weight of each timestep.
+    pub weight: Arc<[f32]>,
+}
+
+/// The gradient of a [`WeightedLoss`] by the prediction; operands `prediction, target, t, dloss [1]`.
+#[derive(Clone, Debug)]
+pub struct WeightedLossGrad(pub WeightedLoss);
+
+impl WeightedLoss {
+    /// The weight of a picture; a timestep beyond the table takes the last.
+    fn of(&self, t: f32) -> f64 {
+        f64::from(self.weight[(t as usize).min(self.weight.len() - 1)])
+    }
+
+    fn check(&self, a: TensorType, b: TensorType, t: TensorType) -> Result<(), String> {
+        same(a, b)?;
+        match t.shape.dims() == &a.shape.dims()[..1] && !self.weight.is_empty() {
+            true => Ok(()),
+            false => Err("takes one timestep a picture, and a weight for each timestep".to_owned()),
+        }
+    }
+}
+
+impl Operation for WeightedLoss {
+    fn name(&self) -> &'static str {
+        "weighted_loss"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [a, b, t] = operands(inputs)?;
+        self.check(a, b, t)?;
+        Ok(vec![TensorType::f32([1])])
+    }
+
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        if b.wants(1) {
+            return Ok(None);
+        }
+        let operands = [b.input(0), b.input(1), b.input(2), b.dy];
+        let by_prediction = b.graph.add(&b.name(), WeightedLossGrad(self.clone()), &operands)?;
+        Ok(Some(vec![Some(by_prediction), None, None]))
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, op, shape) = (cpu.isa(), self.clone(), inputs[0].shape);
+        let (n, pictures) = (shape.len(), shape.dims()[0]);
+        // Each f64 sum of a picture is kept as two f32, high and low: the arena holds f32.
+        Kernel::new(move |run: &mut Run<'_>| {
+            let [a, b, t] = run.inputs else { unreachable!("three operands") };
+            let sums = &mut run.shared[..2 * pictures];
+            (a.par_chunks(n / pictures), b.par_chunks(n / pictures), t.par_iter(), sums.par_chunks_mut(2))
+                .into_par_iter()
+                .for_each(|(a, b, &t, sum)| {
+                    let total = op.of(t) * loss::sum(isa, op.loss, a, b);
+                    sum[0] = total as f32;
+                    sum[1] = (total - f64::from(sum[0])) as f32;
+                });
+            let total: f64 = sums.chunks(2).map(|s| f64::from(s[0]) + f64::from(s[1])).sum();
+            run.outputs[0][0] = (total / n as f64) as f32;
+        })
+        .shared(2 * pictures)
+    }
+}
+
+impl Operation for WeightedLossGrad {
+    fn name(&self) -> &'static str {
+        "weighted_loss_grad"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [a, b, t, _] = operands(inputs)?;
+        self.0.check(a, b, t)?;
+        Ok(vec![a])
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, op, shape) = (cpu.isa(), self.0.clone(), inputs[0].shape);
+        let (n, picture) = (shape.len(), shape.len() / shape.dims()[0]);
+        Kernel::new(move |run: &mut Run<'_>| {
+            let [a, b, t, dloss] = run.inputs else { unreachable!("four operands") };
+            let share = f64::from(dloss[0]) / n as f64;
+            (
+                a.par_chunks(picture),
+                b.par_chunks(picture),
+                t.par_iter(),
+                run.outputs[0].par_chunks_mut(picture),
+            )
+                .into_par_iter()
+                .for_each(|(a, b, &t, y)| {
+                    loss::slope(isa, op.loss, (op.of(t) * share) as f32, a, b, y);
+                });
+        })
+    }
+}
