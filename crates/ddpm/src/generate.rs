@@ -6,7 +6,7 @@ use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
 use crate::process::Prediction;
-use crate::sampler::{Options, SampleStep, Seeds};
+use crate::sampler::{Options, SampleStep, Sampler, Seeds};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, NamedTensor, Which};
 use crate::train::config::Config;
@@ -115,7 +115,11 @@ impl Generator {
                 Some(_) => {}
             }
         }
-        request.sampling.build(&self.schedule, Prediction::Eps).map(drop)
+        self.sampler(request).map(drop)
+    }
+
+    fn sampler(&self, request: Request) -> Result<Box<dyn Sampler>> {
+        request.sampling.with_defaults(&self.config.sampling).build(&self.schedule, Prediction::Eps)
     }
 
     /// Number of classes that the network is told; `None`: it takes none.
@@ -132,7 +136,7 @@ impl Generator {
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Picture>> {
         self.check(request)?;
-        let sampler = request.sampling.build(&self.schedule, Prediction::Eps)?;
+        let sampler = self.sampler(request)?;
         let mut pictures = Vec::new();
         if request.count == 0 {
             return Ok(pictures);

@@ -67,6 +67,7 @@ pub mod data;
 pub mod denoiser;
 mod error;
 pub mod generate;
+pub mod interop;
 pub mod model;
 pub mod nets;
 pub mod picture;

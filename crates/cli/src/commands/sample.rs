@@ -49,12 +49,12 @@ pub struct Args {
     /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
     #[arg(long, value_name = "SHARE")]
     eta: Option<f64>,
-    /// ddpm's variance of the noise that is drawn anew
+    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given
     #[arg(long, value_name = "WHICH")]
     variance: Option<NoiseVariance>,
-    /// How expected pictures are held within black and white
-    #[arg(long, value_name = "HOW", default_value = "clip")]
-    threshold: Bounds,
+    /// How expected pictures are held within black and white; the run's way (sampling.threshold) if not given
+    #[arg(long, value_name = "HOW")]
+    threshold: Option<Bounds>,
     /// The class of all pictures, by number, of a run that was trained with classes; picture i gets class i if not given
     #[arg(long, value_name = "CLASS")]
     class: Option<u32>,
@@ -81,11 +81,22 @@ pub struct Args {
     runs: PathBuf,
 }
 
+/// Which of a checkpoint's weights, on the command line.
 #[derive(Clone, Copy, ValueEnum)]
-enum Weights {
+pub(super) enum Weights {
     Auto,
     Ema,
     Raw,
+}
+
+impl From<Weights> for Which {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Auto => Self::Auto,
+            Weights::Ema => Self::Ema,
+            Weights::Raw => Self::Raw,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -120,11 +131,11 @@ impl Args {
             NoiseVariance::Small => Variance::Small,
             NoiseVariance::Large => Variance::Large,
         });
-        let threshold = match self.threshold {
+        let threshold = self.threshold.map(|t| match t {
             Bounds::None => Threshold::None,
             Bounds::Clip => Threshold::Clip,
             Bounds::Dynamic => Threshold::Dynamic,
-        };
+        });
         let Self { steps, spacing, eta, .. } = *self;
         Ok(Options { sampler: sampler::find(&self.sampler)?, steps, spacing, eta, variance, threshold })
     }
@@ -142,12 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(name) => run.find_checkpoint(name)?,
         None => newest(&run)?,
     };
-    let which = match args.weights {
-        Weights::Auto => Which::Auto,
-        Weights::Ema => Which::Ema,
-        Weights::Raw => Which::Raw,
-    };
-    let generator = Generator::open(&path, which, args.threads)?;
+    let generator = Generator::open(&path, args.weights.into(), args.threads)?;
     generator.check(request)?;
     let out = args.out.clone().unwrap_or_else(|| run.samples().join(format!("seed-{}", args.seed)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
@@ -197,7 +203,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
+/// The run's newest whole checkpoint; damaged ones are told.
+pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
     let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| {
         format!(
             "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",

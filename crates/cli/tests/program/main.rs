@@ -3,6 +3,7 @@
 mod commands;
 mod data;
 mod errors;
+mod interop;
 #[cfg(unix)]
 mod interruption;
 mod sampling;

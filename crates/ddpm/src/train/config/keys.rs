@@ -4,6 +4,7 @@
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
 use crate::data::{Alpha, OnBadFile, Resize};
+use crate::sampler::{Threshold, Variance};
 use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use serde::{Deserialize, Serialize};
@@ -121,8 +122,18 @@ settings! {
         beta_start: f64 = 1e-4,
         /// beta_T, the variance added by the last step ("cosine" and "sigmoid" have their own).
         beta_end: f64 = 0.02,
+        /// Largest variance that a step of "cosine" and "sigmoid" adds; diffusers takes 0.999.
+        max_beta: f64 = 0.9999,
         /// Whether the schedule is stretched until nothing is left of the picture at step T (sampling starts before it).
         zero_terminal_snr: bool = false,
+    }
+
+    /// How pictures are drawn from the run where nothing else is asked for.
+    sampling: SamplingConfig {
+        /// Variance of the noise that ancestral steps add: "small", the posterior's, or "large", beta_t.
+        variance: Variance = Variance::Small,
+        /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".
+        threshold: Threshold = Threshold::Clip,
     }
 
     /// The network that predicts the noise.

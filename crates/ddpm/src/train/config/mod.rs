@@ -17,8 +17,8 @@ use std::path::Path;
 pub use crate::data::OnBadFile;
 pub use keys::{
     ActFn, AttentionConfig, BlockType, Config, DataConfig, DiffusionConfig, DoubleConvConfig, LossKind,
-    LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, ResampleKind, SECTIONS, ScheduleKind, Section,
-    Setting, SimpleConfig, Size, TimeScaleShift, TrainConfig, Unet2dConfig,
+    LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, ResampleKind, SECTIONS, SamplingConfig,
+    ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift, TrainConfig, Unet2dConfig,
 };
 pub use presets::{PRESETS, Preset};
 
