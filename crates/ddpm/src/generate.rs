@@ -6,7 +6,7 @@ use crate::guidance::{Guidance, Guided};
 use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
-use crate::sampler::{Options, SampleStep, Seeds};
+use crate::sampler::{Options, SampleStep, Sampler, Seeds};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, NamedTensor, Which};
 use crate::train::config::Config;
@@ -155,7 +155,12 @@ impl Generator {
                 return wrong("guidance", reason.to_owned());
             }
         }
-        request.sampling.build(&self.schedule, self.config.diffusion.prediction).map(drop)
+        self.sampler(request).map(drop)
+    }
+
+    fn sampler(&self, request: Request) -> Result<Box<dyn Sampler>> {
+        let sampling = request.sampling.with_defaults(&self.config.sampling);
+        sampling.build(&self.schedule, self.config.diffusion.prediction)
     }
 
     /// The class of that name or number.
@@ -199,7 +204,7 @@ impl Generator {
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Picture>> {
         self.check(request)?;
-        let sampler = request.sampling.build(&self.schedule, self.config.diffusion.prediction)?;
+        let sampler = self.sampler(request)?;
         let mut pictures = Vec::new();
         if request.count == 0 {
             return Ok(pictures);

@@ -14,9 +14,6 @@ use std::f64::consts::FRAC_PI_2;
 /// Smallest variance of a step: below it `1 - beta` is rounded too coarsely for the posterior.
 pub(crate) const LEAST_BETA: f64 = 1e-12;
 
-/// Largest variance of a step where a schedule is given by its signal, which reaches 0 at the end: as Nichol and
-/// Dhariwal 2021, section 3.2, who take 0.999; tutorials take 0.9999.
-const MAX_BETA: f64 = 0.9999;
 /// The `s` of the cosine schedule (Nichol and Dhariwal 2021, section 3.2).
 const COSINE_OFFSET: f64 = 0.008;
 /// How far the sigmoid of [`Schedule::sigmoid_beta`] is followed to both sides.
@@ -124,9 +121,9 @@ impl Schedule {
     ///
     /// # Errors
     /// As [`from_signal`](Self::from_signal).
-    pub fn cosine(timesteps: usize) -> Result<Self> {
+    pub fn cosine(timesteps: usize, max_beta: f64) -> Result<Self> {
         let cos = |u: f64| ((u + COSINE_OFFSET) / (1.0 + COSINE_OFFSET) * FRAC_PI_2).cos();
-        Self::from_signal(timesteps, |u| cos(u).powi(2))
+        Self::from_signal(timesteps, max_beta, |u| cos(u).powi(2))
     }
 
     /// `alpha_bar` falls along a sigmoid from 3 to -3 (Jabri, Fleet, Chen, "Scalable Adaptive Computation for
@@ -134,9 +131,9 @@ impl Schedule {
     ///
     /// # Errors
     /// As [`from_signal`](Self::from_signal).
-    pub fn sigmoid(timesteps: usize) -> Result<Self> {
+    pub fn sigmoid(timesteps: usize, max_beta: f64) -> Result<Self> {
         let (start, end) = SIGMOID_ENDS;
-        Self::from_signal(timesteps, |u| sigmoid(end) - sigmoid(start + (end - start) * u))
+        Self::from_signal(timesteps, max_beta, |u| sigmoid(end) - sigmoid(start + (end - start) * u))
     }
 
     /// The schedule that the settings describe; a new schedule is one more line.
@@ -150,21 +147,22 @@ impl Schedule {
             ScheduleKind::ScaledLinear | ScheduleKind::Quadratic => {
                 Self::scaled_linear(timesteps, start, end)
             }
-            ScheduleKind::Cosine => Self::cosine(timesteps),
-            ScheduleKind::Sigmoid => Self::sigmoid(timesteps),
+            ScheduleKind::Cosine => Self::cosine(timesteps, config.max_beta),
+            ScheduleKind::Sigmoid => Self::sigmoid(timesteps, config.max_beta),
             ScheduleKind::SigmoidBeta => Self::sigmoid_beta(timesteps, start, end),
         }?;
         if config.zero_terminal_snr { schedule.zero_terminal_snr() } else { Ok(schedule) }
     }
 
     /// The schedule that leaves `signal(t / T) / signal(0)` of the picture's variance after t of T steps; `signal`
-    /// falls on [0, 1] and may end at 0. No step adds more than a variance of 0.9999, so that something is left.
+    /// falls on [0, 1] and may end at 0. No step adds more than a variance of `max_beta`, so that something is left (Nichol
+    /// and Dhariwal 2021, section 3.2, and diffusers take 0.999; tutorials take 0.9999).
     ///
     /// # Errors
     /// [`Error::Config`] for no timesteps, and for a signal that does not fall.
-    pub fn from_signal(timesteps: usize, signal: impl Fn(f64) -> f64) -> Result<Self> {
+    pub fn from_signal(timesteps: usize, max_beta: f64, signal: impl Fn(f64) -> f64) -> Result<Self> {
         let at = |t: usize| signal(t as f64 / timesteps as f64);
-        Self::from_betas((0..timesteps).map(|t| (1.0 - at(t + 1) / at(t)).min(MAX_BETA)).collect())
+        Self::from_betas((0..timesteps).map(|t| (1.0 - at(t + 1) / at(t)).min(max_beta)).collect())
     }
 
     /// Any variances between 0 and 1, one a timestep. The last may be 1: then nothing is left of the picture

@@ -6,6 +6,8 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
+pub mod export;
+pub mod import;
 pub mod nearest;
 pub mod sample;
 pub mod show;

@@ -55,12 +55,12 @@ pub struct Args {
     /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     eta: Option<f64>,
-    /// ddpm's variance of the noise that is drawn anew
+    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given
     #[arg(long, value_name = "WHICH")]
     variance: Option<NoiseVariance>,
-    /// How expected pictures are held within black and white
-    #[arg(long, value_name = "HOW", default_value = "clip")]
-    threshold: Bounds,
+    /// How expected pictures are held within black and white; the run's way (sampling.threshold) if not given
+    #[arg(long, value_name = "HOW")]
+    threshold: Option<Bounds>,
     /// The class of all pictures, by name or number, of a run that was trained with classes; all: a row of each; picture i
     /// gets class i if not given
     #[arg(long, value_name = "CLASS")]
@@ -94,11 +94,22 @@ pub struct Args {
     runs: PathBuf,
 }
 
+/// Which of a checkpoint's weights, on the command line.
 #[derive(Clone, Copy, ValueEnum)]
-enum Weights {
+pub(super) enum Weights {
     Auto,
     Ema,
     Raw,
+}
+
+impl From<Weights> for Which {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Auto => Self::Auto,
+            Weights::Ema => Self::Ema,
+            Weights::Raw => Self::Raw,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -133,11 +144,11 @@ impl Args {
             NoiseVariance::Small => Variance::Small,
             NoiseVariance::Large => Variance::Large,
         });
-        let threshold = match self.threshold {
+        let threshold = self.threshold.map(|t| match t {
             Bounds::None => Threshold::None,
             Bounds::Clip => Threshold::Clip,
             Bounds::Dynamic => Threshold::Dynamic,
-        };
+        });
         let Self { steps, spacing, eta, .. } = *self;
         Ok(Options { sampler: sampler::find(&self.sampler)?, steps, spacing, eta, variance, threshold })
     }
@@ -180,12 +191,7 @@ pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
         Some(name) => run.find_checkpoint(name)?,
         None => newest(&run)?,
     };
-    let which = match args.weights {
-        Weights::Auto => Which::Auto,
-        Weights::Ema => Which::Ema,
-        Weights::Raw => Which::Raw,
-    };
-    let generator = Generator::open(&path, which, args.threads)?;
+    let generator = Generator::open(&path, args.weights.into(), args.threads)?;
     let class = match args.class.as_deref() {
         None => Classes::InTurn,
         Some("all") => Classes::Rows(args.count.unwrap_or(ROW * classes(&generator)) / classes(&generator)),
@@ -249,7 +255,8 @@ pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
     Ok(Some(Drawing { generator, pictures, out, stop }))
 }
 
-fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
+/// The run's newest whole checkpoint; damaged ones are told.
+pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
     let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| {
         format!(
             "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",

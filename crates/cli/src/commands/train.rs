@@ -4,6 +4,7 @@ use crate::commands::pairs;
 use crate::progress::{Progress, human_bytes, human_time, thousands};
 use crate::signals::stop_flag;
 use ddpm::data::Summary;
+use ddpm::interop::UNKNOWN_DATA;
 use ddpm::train::config::Config;
 use ddpm::train::run::RUNS;
 use ddpm::train::{Event, Outcome, Session, Start, TrainPlan};
@@ -66,8 +67,8 @@ pub struct Args {
     /// The folder that holds the runs
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
-    /// Start from the weights of this safetensors file
-    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    /// Start from these weights: of a run, or of any file or folder that `ddpm import` reads
+    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Take up this run with everything as it was
     #[arg(long, value_name = "RUN")]
@@ -113,8 +114,8 @@ pub(super) fn absolute_paths(config: &mut Config) {
 }
 
 pub(super) fn absolute(path: &str) -> String {
-    // A folder of that name is ./digits.
-    if path == "digits" {
+    // Folders of these names are ./digits and ./unknown.
+    if path == "digits" || path == UNKNOWN_DATA {
         return path.to_owned();
     }
     let full = std::path::absolute(path).unwrap_or_else(|_| path.into());

@@ -66,6 +66,24 @@ pub trait Network: Send + Sync {
     fn build(&self, b: &mut Builder, inputs: Inputs) -> Result<Tensor>;
 }
 
+/// Names with shapes.
+pub type Shapes = Vec<(String, Vec<usize>)>;
+
+/// A network's state dict by names and PyTorch's shapes: its parameters and its states (PyTorch's buffers).
+///
+/// # Errors
+/// [`Error::Engine`](crate::Error::Engine) for a network too large to be counted.
+pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
+    let (mut b, side) = (Builder::new(Mode::Sampling), net.size_factor());
+    let x = b.graph.input("x_t", [1, side, side, net.channels()]);
+    let t = b.graph.input("t", [1]);
+    let label = net.classes().map(|_| b.graph.input("label", [1]));
+    let prediction = net.build(&mut b, Inputs { x, t, label })?;
+    let built = b.finish(prediction);
+    let parameters = built.parameters.into_iter().map(|p| (p.name, p.shape)).collect();
+    Ok((parameters, built.states.into_iter().map(|s| (s.name, s.shape)).collect()))
+}
+
 /// The network that the settings describe; a new network is one more line.
 pub fn from_config(config: &Config, channels: usize) -> Box<dyn Network> {
     match config.network.name {

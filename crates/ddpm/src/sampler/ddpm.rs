@@ -5,10 +5,12 @@ use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Posterior;
+use serde::{Deserialize, Serialize};
 
 /// The variance of a step's noise, `sigma_t^2`: the two choices of section 3.2, the best ones for the two extremes of data,
 /// and the bounds of what is best for any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Variance {
     /// `beta_tilde_t`, the posterior's: right for a single picture.
     #[default]

@@ -6,12 +6,14 @@ use crate::error::Result;
 use crate::process::{Prediction, no_signal};
 use crate::schedule::Level;
 use ddpm_engine::rng::Purpose;
+use serde::{Deserialize, Serialize};
 
 /// Part of a picture's numbers that [`Threshold::Dynamic`] leaves in their range (Saharia et al. 2022 have 0.995).
 const DYNAMIC_PART: f64 = 0.995;
 
 /// What is done about an expected picture that leaves [-1, 1], where pictures live.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Threshold {
     /// Nothing.
     None,
@@ -25,6 +27,15 @@ pub enum Threshold {
 }
 
 impl Threshold {
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Clip => "clip",
+            Self::Dynamic => "dynamic",
+        }
+    }
+
     /// Applies it to one picture.
     fn apply(self, picture: &mut [f32]) {
         let most = match self {

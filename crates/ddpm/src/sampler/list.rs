@@ -7,7 +7,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::process::Prediction;
 use crate::schedule::Schedule;
-use crate::train::config::suggest;
+use crate::train::config::{SamplingConfig, suggest};
 
 /// A sampler, as the list has it.
 #[derive(Debug)]
@@ -120,14 +120,13 @@ pub struct Options {
     pub eta: Option<f64>,
     /// Variance of the noise that is drawn anew.
     pub variance: Option<Variance>,
-    /// What is done about expected pictures outside [-1, 1].
-    pub threshold: Threshold,
+    /// What is done about expected pictures outside [-1, 1]; [`Threshold::Clip`] where nothing is said.
+    pub threshold: Option<Threshold>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let (steps, spacing, eta, variance) = (None, None, None, None);
-        Self { sampler: &SAMPLERS[0], steps, spacing, eta, variance, threshold: Threshold::default() }
+        Self { sampler: &SAMPLERS[0], steps: None, spacing: None, eta: None, variance: None, threshold: None }
     }
 }
 
@@ -145,6 +144,12 @@ pub fn find(name: &str) -> Result<&'static Listed> {
 }
 
 impl Options {
+    /// These, with a run's settings where nothing is said and the sampler has a choice.
+    pub fn with_defaults(self, run: &SamplingConfig) -> Self {
+        let variance = self.variance.or(self.sampler.variances.then_some(run.variance));
+        Self { variance, threshold: self.threshold.or(Some(run.threshold)), ..self }
+    }
+
     /// The sampler, for a schedule and a network that predicts that.
     ///
     /// # Errors
@@ -181,7 +186,12 @@ impl Options {
         let levels = Levels::new(schedule, visited, self.steps.or(own), spacing)?;
         let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
         let variance = self.variance.unwrap_or_default();
-        Ok((self.sampler.make)(Parts { levels, eta, variance, threshold: self.threshold }))
+        Ok((self.sampler.make)(Parts {
+            levels,
+            eta,
+            variance,
+            threshold: self.threshold.unwrap_or_default(),
+        }))
     }
 }
 
@@ -192,6 +202,19 @@ fn refused(key: &str, reason: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_runs_settings_count_where_nothing_else_is_said() {
+        let run = SamplingConfig { variance: Variance::Large, threshold: Threshold::None };
+        let unsaid = Options::default().with_defaults(&run);
+        assert_eq!((unsaid.variance, unsaid.threshold), (Some(run.variance), Some(run.threshold)));
+        let (variance, threshold) = (Some(Variance::Small), Some(Threshold::Clip));
+        let said = Options { variance, threshold, ..Options::default() }.with_defaults(&run);
+        assert_eq!((said.variance, said.threshold), (variance, threshold));
+        // What a sampler has not is not told to it.
+        let ddim = Options { sampler: find("ddim").unwrap(), ..Options::default() };
+        assert_eq!(ddim.with_defaults(&run).variance, None);
+    }
 
     #[test]
     fn what_a_sampler_does_not_have_is_refused_with_what_there_is() {

@@ -4,6 +4,7 @@ use super::config::{Config, Size};
 use crate::data::digits::Digits;
 use crate::data::{self, Check, CsvOptions, DataOptions, Dataset};
 use crate::error::{Error, Result};
+use crate::interop::UNKNOWN_DATA;
 use std::path::{Path, PathBuf};
 
 /// The value of `data.path` that means the built-in digits.
@@ -55,6 +56,11 @@ impl Config {
 /// As [`data::open`].
 pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     let (d, options) = (&config.data, config.data_options());
+    if d.path == UNKNOWN_DATA {
+        let reason =
+            "is not known, for the run was imported; say which pictures it learns from: --data FOLDER";
+        return Err(Error::Config { key: "data.path".to_owned(), reason: reason.to_owned() });
+    }
     match config.digits_side()? {
         Some(side) => Ok(Box::new(Digits::with_options(config.train.seed, side, d.digits_count, &options)?)),
         None => data::open_within(Path::new(&d.path), &options, d.memory_mib << 20),

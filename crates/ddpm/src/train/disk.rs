@@ -7,13 +7,13 @@ use std::path::Path;
 use crate::{Error, Result};
 
 /// A file being written.
-pub(super) trait Output: Write {
+pub(crate) trait Output: Write {
     /// Waits until what was written is on the disk.
     fn sync(&mut self) -> io::Result<()>;
 }
 
 /// The calls that writing needs. Tests put a disk in its place that fails when told to.
-pub(super) trait Disk {
+pub(crate) trait Disk {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     fn create(&self, path: &Path) -> io::Result<Box<dyn Output>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -22,7 +22,7 @@ pub(super) trait Disk {
 }
 
 /// The operating system's.
-pub(super) struct RealDisk;
+pub(crate) struct RealDisk;
 
 impl Output for File {
     fn sync(&mut self) -> io::Result<()> {
@@ -60,7 +60,7 @@ impl Disk for RealDisk {
 }
 
 /// Writes a whole new file and waits until it is on the disk.
-pub(super) fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = disk.create(path)?;
     for part in bytes.chunks(1 << 20) {
         file.write_all(part)?;
@@ -69,7 +69,7 @@ pub(super) fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()
 }
 
 /// Puts `bytes` in the place of the file at `path`, or makes it, in one step.
-pub(super) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], doing: &'static str) -> Result<()> {
+pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], doing: &'static str) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -84,7 +84,7 @@ pub(super) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], doing: &'stati
 }
 
 /// Reads a file of at most `most` bytes.
-pub(super) fn read(path: &Path, doing: &'static str, most: u64) -> Result<Vec<u8>> {
+pub(crate) fn read(path: &Path, doing: &'static str, most: u64) -> Result<Vec<u8>> {
     let read = || -> io::Result<Vec<u8>> {
         let about = fs::metadata(path)?;
         // Opening a pipe would wait for a writer.

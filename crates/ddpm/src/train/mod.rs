@@ -6,7 +6,7 @@
 pub mod checkpoint;
 pub mod config;
 mod data;
-mod disk;
+pub(crate) mod disk;
 mod ema;
 mod log;
 pub mod rate;

@@ -8,6 +8,7 @@ use super::run::{CardFacts, Metrics, RunFolder, RunLock, write_card};
 use super::trainer::{TrainPlan, Trainer};
 use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
+use crate::interop::read_weights;
 use crate::picture::{grid, save_png};
 use crate::sampler::Options;
 use crate::schedule::Schedule;
@@ -79,7 +80,7 @@ pub enum Outcome {
 pub enum Start<'a> {
     /// With drawn weights.
     Fresh,
-    /// With the weights of a safetensors file.
+    /// With weights of a run, or of another program ([`interop::read_weights`](crate::interop::read_weights)).
     Weights(&'a Path),
 }
 
@@ -142,7 +143,7 @@ impl Session {
     pub fn prepare(config: &Config, start: Start<'_>) -> Result<Trainer> {
         let mut trainer = Trainer::new(config, open_data(config)?)?;
         if let Start::Weights(path) = start {
-            trainer.set_weights(&checkpoint::read_weights_file(path)?, path)?;
+            trainer.set_weights(&read_weights(path)?, path)?;
         }
         Ok(trainer)
     }

@@ -378,8 +378,11 @@ impl Trainer {
     /// Takes up where a checkpoint was made; `origin` names it in errors.
     pub fn restore(&mut self, checkpoint: &Checkpoint, origin: &Path) -> Result<()> {
         self.set_tensors(Region::Weights, &checkpoint.weights, origin)?;
-        self.set_tensors(Region::ExpAvg, &checkpoint.exp_avg, origin)?;
-        self.set_tensors(Region::ExpAvgSq, &checkpoint.exp_avg_sq, origin)?;
+        // Weights from elsewhere have no optimizer's state: it begins as for a new training, at zero.
+        if checkpoint.manifest.step > 0 || !checkpoint.exp_avg.is_empty() {
+            self.set_tensors(Region::ExpAvg, &checkpoint.exp_avg, origin)?;
+            self.set_tensors(Region::ExpAvgSq, &checkpoint.exp_avg_sq, origin)?;
+        }
         if self.has_ema() {
             let ema = if checkpoint.ema.is_empty() { &checkpoint.weights } else { &checkpoint.ema };
             self.set_tensors(Region::Ema, ema, origin)?;

@@ -17,7 +17,8 @@ fn schedule() -> Schedule {
 }
 
 fn built(sampler: &'static Listed, steps: usize, schedule: &Schedule, p: Prediction) -> Box<dyn Sampler> {
-    let options = Options { sampler, steps: Some(steps), threshold: Threshold::None, ..Options::default() };
+    let options =
+        Options { sampler, steps: Some(steps), threshold: Some(Threshold::None), ..Options::default() };
     options.build(schedule, p).expect("a sampler")
 }
 

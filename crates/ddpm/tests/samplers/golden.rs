@@ -25,9 +25,9 @@ fn options(case: &Value) -> Options {
         eta: case["eta"].as_f64(),
         variance: (case["variance"] == "large").then_some(Variance::Large),
         threshold: match case["threshold"].as_str().expect("a name") {
-            "none" => Threshold::None,
-            "clip" => Threshold::Clip,
-            _ => Threshold::Dynamic,
+            "none" => Some(Threshold::None),
+            "clip" => Some(Threshold::Clip),
+            _ => Some(Threshold::Dynamic),
         },
     }
 }

@@ -25,6 +25,7 @@ pub use folder::{
 };
 pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
+pub(crate) use tensors::{check_extent, is_counter, to_bytes};
 
 use super::disk::{self, Disk, RealDisk};
 use crate::{Error, Result};
@@ -40,7 +41,7 @@ const FILES: [&str; 3] = [MODEL, EMA, OPTIMIZER];
 const EXP_AVG: &str = "exp_avg.";
 const EXP_AVG_SQ: &str = "exp_avg_sq.";
 /// Largest file of weights that is read, in bytes.
-const MAX_WEIGHTS: u64 = 8 << 30;
+pub(crate) const MAX_WEIGHTS: u64 = 8 << 30;
 
 /// A run's state after some step.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,9 +134,9 @@ fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Resul
         let path = folder.join(name);
         let bytes = match name {
             EMA if checkpoint.ema.is_empty() => continue,
-            EMA => tensors::to_bytes(checkpoint.ema.iter().map(|t| ("", t))),
-            OPTIMIZER => tensors::to_bytes(moments()),
-            _ => tensors::to_bytes(checkpoint.weights.iter().map(|t| ("", t))),
+            EMA => to_bytes(checkpoint.ema.iter().map(|t| ("", t))),
+            OPTIMIZER => to_bytes(moments()),
+            _ => to_bytes(checkpoint.weights.iter().map(|t| ("", t))),
         };
         let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
         disk::write(disk, &path, &bytes).map_err(io(&path))?;

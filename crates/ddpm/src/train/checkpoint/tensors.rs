@@ -31,8 +31,18 @@ const COUNTER: &str = ".num_batches_tracked";
 
 impl NamedTensor {
     fn dtype(&self) -> Dtype {
-        if self.name.ends_with(COUNTER) { Dtype::I64 } else { Dtype::F32 }
+        if self.is_counter() { Dtype::I64 } else { Dtype::F32 }
     }
+
+    /// Whether PyTorch keeps it as whole numbers.
+    pub(crate) fn is_counter(&self) -> bool {
+        is_counter(&self.name)
+    }
+}
+
+/// Whether PyTorch keeps the tensor of this name as whole numbers.
+pub(crate) fn is_counter(name: &str) -> bool {
+    name.ends_with(COUNTER)
 }
 
 struct Bytes<'a>(&'a NamedTensor);
@@ -60,7 +70,7 @@ impl View for Bytes<'_> {
 }
 
 /// A safetensors file of `tensors`, whose names get their prefix put before them; the error is the reason alone.
-pub(super) fn to_bytes<'a>(
+pub(crate) fn to_bytes<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
 ) -> Result<Vec<u8>, String> {
     let mut seen = HashSet::new();
@@ -107,7 +117,7 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
 
 /// Checks that no tensor ends behind the file's end. The safetensors crate adds up the ends it reads without a check
 /// against overflow, which a hostile header can bring about.
-fn check_extent(bytes: &[u8]) -> Result<(), String> {
+pub(crate) fn check_extent(bytes: &[u8]) -> Result<(), String> {
     #[derive(Deserialize)]
     struct Entry {
         data_offsets: Option<(u64, u64)>,

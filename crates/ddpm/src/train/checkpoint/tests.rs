@@ -181,7 +181,7 @@ fn a_manifest_cannot_point_outside_its_folder() {
 fn tensors_that_do_not_belong_together_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), &checkpoint(1)).unwrap();
-    let file = |set: &[NamedTensor]| tensors::to_bytes(set.iter().map(|t| ("", t))).unwrap();
+    let file = |set: &[NamedTensor]| to_bytes(set.iter().map(|t| ("", t))).unwrap();
     for (name, set, expected) in [
         (
             EMA,

@@ -6,6 +6,7 @@
 use crate::data::{Alpha, OnBadFile, Resize};
 use crate::objective::Weighting;
 use crate::process::Prediction;
+use crate::sampler::{Threshold, Variance};
 use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use ddpm_engine::{Arithmetic, Factors};
@@ -124,10 +125,20 @@ settings! {
         beta_start: f64 = 1e-4,
         /// beta_T, the variance added by the last step ("cosine" and "sigmoid" have their own).
         beta_end: f64 = 0.02,
+        /// Largest variance that a step of "cosine" and "sigmoid" adds; diffusers takes 0.999.
+        max_beta: f64 = 0.9999,
         /// Whether the schedule is stretched until nothing is left of the picture at step T (with "eps" sampling starts before it).
         zero_terminal_snr: bool = false,
         /// What the network predicts: "eps", the noise, "x0", the picture, or "v", both (steadier where little is left of it).
         prediction: Prediction = Prediction::Eps,
+    }
+
+    /// How pictures are drawn from the run where nothing else is asked for.
+    sampling: SamplingConfig {
+        /// Variance of the noise that ancestral steps add: "small", the posterior's, or "large", beta_t.
+        variance: Variance = Variance::Small,
+        /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".
+        threshold: Threshold = Threshold::Clip,
     }
 
     /// The network that predicts the noise.

@@ -18,7 +18,8 @@ pub use crate::data::OnBadFile;
 pub use keys::{
     ActFn, AttentionConfig, BlockType, Config, DataConfig, DiffusionConfig, DoubleConvConfig, EmaKind,
     LossKind, LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, Precision, ResampleKind, SECTIONS,
-    ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift, TrainConfig, Unet2dConfig,
+    SamplingConfig, ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift, TrainConfig,
+    Unet2dConfig,
 };
 pub use presets::{PRESETS, Preset};
 

@@ -366,6 +366,7 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
             "diffusion.beta_end: 0.02 is out of range; give a number between beta_start, 0.5",
         ),
         ("diffusion.beta_end", "1", "diffusion.beta_end: 1 is out of range"),
+        ("diffusion.max_beta", "1", "diffusion.max_beta: 1 is out of range; give a number from 0.5 up to"),
         ("attention.num_heads", "3", "attention.num_heads: 3 heads do not divide"),
         ("attention.num_heads", "0", "attention.num_heads: 0 heads do not divide"),
         (

@@ -100,6 +100,14 @@ impl Config {
             let reason = format!("{end} is out of range; give a number between beta_start, {start}, and 1");
             return refuse("diffusion.beta_end", reason);
         }
+        // Below it the signal schedules would keep most of the picture to the end.
+        if !(0.5..1.0).contains(&diffusion.max_beta) {
+            let reason = format!(
+                "{} is out of range; give a number from 0.5 up to, not including, 1; 0.999 and 0.9999 are usual",
+                diffusion.max_beta
+            );
+            return refuse("diffusion.max_beta", reason);
+        }
         if diffusion.zero_terminal_snr && diffusion.timesteps < 2 {
             let reason = "needs at least 2 timesteps: of one, the picture cannot be both kept and lost";
             return refuse("diffusion.zero_terminal_snr", reason);

@@ -1,0 +1,65 @@
+//! `ddpm export`.
+
+use clap::ValueEnum;
+use ddpm::interop::{self, Format};
+use ddpm::train::checkpoint::Which;
+use ddpm::train::run::{RUNS, RunFolder};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Write a run's weights for another program
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm export runs/run-001 --to diffusers --out my-model   opens with DDPMPipeline.from_pretrained(\"my-model\")\n  \
+    ddpm export runs/run-001 --to pytorch --out model.pth    for torch.load and load_state_dict\n  \
+    ddpm export runs/run-001 --to safetensors --weights raw  in runs/run-001/export")]
+pub struct Args {
+    /// The run (its folder, or its name under runs/)
+    run: PathBuf,
+    /// For which program
+    #[arg(long, value_name = "FORMAT")]
+    to: To,
+    /// The new file or folder; in RUN/export if not given
+    #[arg(short, long, value_name = "PATH")]
+    out: Option<PathBuf>,
+    /// The weights: averaged, as trained, or averaged if there are any
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    weights: super::sample::Weights,
+    /// From this checkpoint (a step) instead of the newest
+    #[arg(long, value_name = "STEP")]
+    checkpoint: Option<String>,
+    /// The folder that holds the runs
+    #[arg(long, value_name = "FOLDER", default_value = RUNS)]
+    runs: PathBuf,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum To {
+    /// A folder for diffusers' pipelines; the network unet2d only
+    Diffusers,
+    /// A state dict, as torch.save writes it
+    Pytorch,
+    /// A state dict as safetensors
+    Safetensors,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let run = RunFolder::open(&args.runs, &args.run)?;
+    let checkpoint = match &args.checkpoint {
+        Some(name) => run.find_checkpoint(name)?,
+        None => super::sample::newest(&run)?,
+    };
+    let format = match args.to {
+        To::Diffusers => Format::Diffusers,
+        To::Pytorch => Format::Pytorch,
+        To::Safetensors => Format::Safetensors,
+    };
+    let which = Which::from(args.weights);
+    let out = args.out.unwrap_or_else(|| run.path().join("export").join(format.file_name()));
+    for note in interop::export(&checkpoint, which, format, &out)? {
+        tell!("note: {note}");
+    }
+    writeln!(std::io::stdout(), "{}", out.display())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,158 @@
+//! `ddpm import`.
+
+use crate::commands::pairs;
+use crate::progress::thousands;
+use anyhow::bail;
+use ddpm::interop::{self, Imported, Options};
+use ddpm::sampler::Variance;
+use ddpm::train::config::Size;
+use ddpm::train::run::RUNS;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Make a run of another program's checkpoint: of PyTorch (.pth, .pt, .ckpt, .bin), safetensors, or diffusers
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm import ddpm_ckpt.pth                           the network and its settings are recognised\n  \
+    ddpm import ddpm-cifar10-32 --out runs/cifar10      a folder of diffusers\n  \
+    ddpm import cars.pt --size 64 --timesteps 300       what a file does not tell\n  \
+    ddpm import last.ckpt --key model                   one of several sets of weights in a file\n\n\
+    Then: ddpm sample RUN, or ddpm train --resume RUN --data FOLDER. No code of a file is ever run.")]
+pub struct Args {
+    /// The file, or the folder of a diffusers pipeline or of its network
+    source: PathBuf,
+    /// The folder of the new run; numbered in runs/ if not given
+    #[arg(short, long, value_name = "RUN")]
+    out: Option<PathBuf>,
+    /// Which of several sets of weights in the file; averaged ones (ema) if not given and there are any
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// Size of the pictures: one side, or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE")]
+    size: Option<String>,
+    /// Number of diffusion steps T that the network was trained with
+    #[arg(long, value_name = "T")]
+    timesteps: Option<usize>,
+    /// Its noise schedule, as linear or cosine (see `ddpm show schedules`)
+    #[arg(long, value_name = "NAME")]
+    schedule: Option<String>,
+    /// Variance that the schedule's first step adds
+    #[arg(long, value_name = "BETA")]
+    beta_start: Option<f64>,
+    /// Variance that the schedule's last step adds
+    #[arg(long, value_name = "BETA")]
+    beta_end: Option<f64>,
+    /// Heads of each attention
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
+    /// Any other setting, as unet2d.norm_eps=1e-6 (see `ddpm config`); may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl Args {
+    fn options(&self) -> anyhow::Result<Options> {
+        let mut overrides = pairs(&self.set)?;
+        let mut flag =
+            |key: &str, value: Option<String>| overrides.extend(value.map(|v| (key.to_owned(), v)));
+        flag("diffusion.timesteps", self.timesteps.map(|v| v.to_string()));
+        flag("diffusion.schedule", self.schedule.clone());
+        flag("diffusion.beta_start", self.beta_start.map(|v| format!("{v:e}")));
+        flag("diffusion.beta_end", self.beta_end.map(|v| format!("{v:e}")));
+        let size = self.size.as_deref().map(size).transpose()?;
+        Ok(Options { key: self.key.clone(), size, heads: self.heads, overrides })
+    }
+}
+
+fn size(text: &str) -> anyhow::Result<Size> {
+    let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
+    match (height.trim().parse(), width.trim().parse()) {
+        (Ok(height), Ok(width)) => Ok(Size { height, width }),
+        _ => bail!("--size {text}: give one side in pixels, or HEIGHTxWIDTH"),
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let options = args.options()?;
+    if let Some(out) = &args.out
+        && out.exists()
+    {
+        bail!("{} is there already; choose another --out, or remove it", out.display());
+    }
+    let imported = interop::read(&args.source, &options)?;
+    tell(&imported);
+    let (root, name) = match &args.out {
+        None => (PathBuf::from(RUNS), None),
+        Some(out) => {
+            let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
+            let name = out.file_name().map(|n| n.to_string_lossy().into_owned());
+            if name.is_none() {
+                bail!("--out {}: give the folder of the new run, as runs/imported", out.display());
+            }
+            (parent.map_or_else(|| PathBuf::from("."), PathBuf::from), name)
+        }
+    };
+    let run = imported.save(&root, name.as_deref())?;
+    let path = run.path().display();
+    tell!("\ndraw pictures:  ddpm sample {path} -n 64 --seed 7");
+    tell!("train it on:    ddpm train --resume {path} --data FOLDER");
+    writeln!(std::io::stdout(), "{path}")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what was found, and what was not.
+fn tell(imported: &Imported) {
+    let (config, channels) = (&imported.config, imported.config.picture_channels().unwrap_or(0));
+    tell!(
+        "weights   {}{}",
+        imported.file.display(),
+        match imported.key.as_str() {
+            "" => String::new(),
+            key => format!(", {key}"),
+        }
+    );
+    if !imported.others.is_empty() {
+        tell!(
+            "          also in the file (--key): {}",
+            imported.others.iter().map(|k| format!("{k:?}")).collect::<Vec<_>>().join(", ")
+        );
+    }
+    tell!("network   {}, {} parameters", config.network_name(), thousands(imported.parameters));
+    for (key, value) in config.network_settings() {
+        tell!("          {key} = {value}");
+    }
+    if let Some(size) = config.picture_size() {
+        tell!("pictures  {size}, {channels} channel{}", if channels == 1 { "" } else { "s" });
+    }
+    let d = &config.diffusion;
+    tell!(
+        "diffusion T = {}, {} schedule{}",
+        d.timesteps,
+        d.schedule,
+        match d.schedule.has_ends() {
+            true => format!(", beta from {} to {}", d.beta_start, d.beta_end),
+            false => String::new(),
+        }
+    );
+    let variance = match config.sampling.variance {
+        Variance::Small => "small",
+        Variance::Large => "large",
+    };
+    tell!("sampling  variance {variance}, threshold {}", config.sampling.threshold.name());
+    for assumed in &imported.assumed {
+        let flag = match assumed.key {
+            "network.im_size" => "--size SIZE".to_owned(),
+            "diffusion.timesteps" => "--timesteps T".to_owned(),
+            "diffusion.schedule" => "--schedule NAME".to_owned(),
+            "diffusion.beta_start" => "--beta-start BETA".to_owned(),
+            "diffusion.beta_end" => "--beta-end BETA".to_owned(),
+            "attention.num_heads" | "double_conv.num_heads" => "--heads N".to_owned(),
+            key => format!("--set {key}=VALUE"),
+        };
+        tell!("assumed   {} = {}, which the file does not tell ({flag})", assumed.key, assumed.value);
+    }
+    for note in &imported.notes {
+        tell!("note: {note}");
+    }
+}

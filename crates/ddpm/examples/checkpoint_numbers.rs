@@ -1,0 +1,114 @@
+//! What a checkpoint computes, as numbers: for checks against other programs (`tools/check_interop.py`).
+//!
+//! ```sh
+//! # x [n, c, h, w], t [n] and, with classes, label [n] of in.safetensors; the prediction y to out.safetensors
+//! cargo run --release -p ddpm --example checkpoint_numbers -- predict CHECKPOINT in.safetensors out.safetensors
+//! # a chain with the noise that it drew: start, noise [steps, n, c, h, w] and the pictures x
+//! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform
+//! ```
+
+use ddpm::denoiser::Denoiser;
+use ddpm::generate::Generator;
+use ddpm::process::Prediction;
+use ddpm::sampler::{self, Options, Seeds};
+use ddpm::schedule::Schedule;
+use ddpm::train::checkpoint::{NamedTensor, Which, read_weights_file};
+use ddpm_engine::rng::Purpose;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use std::error::Error;
+use std::path::Path;
+
+/// Pictures of a chain.
+const PICTURES: usize = 2;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match words[..] {
+        ["predict", checkpoint, input, output] => predict(checkpoint, input, output),
+        ["chain", checkpoint, output, name, steps, spacing] => {
+            let (steps, spacing) = (Some(steps.parse()?), Some(spacing.parse()?));
+            let options = Options { sampler: sampler::find(name)?, steps, spacing, ..Options::default() };
+            chain(checkpoint, output, options)
+        }
+        _ => {
+            println!("predict CHECKPOINT IN OUT, or chain CHECKPOINT OUT SAMPLER STEPS SPACING");
+            Ok(())
+        }
+    }
+}
+
+/// Channels first, as PyTorch has pictures, from channels last; `back` the other way.
+fn turned(x: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for (picture, out) in x.chunks(h * w * c).zip(out.chunks_mut(h * w * c)) {
+        for at in 0..h * w {
+            for ch in 0..c {
+                let (last, first) = (at * c + ch, ch * h * w + at);
+                let (from, to) = if back { (first, last) } else { (last, first) };
+                out[to] = picture[from];
+            }
+        }
+    }
+    out
+}
+
+fn save(path: &str, tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Result<(), Box<dyn Error>> {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, x)| x.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        Ok::<_, Box<dyn Error>>((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?))
+    });
+    std::fs::write(path, safetensors::serialize(views.collect::<Result<Vec<_>, _>>()?, None)?)?;
+    Ok(())
+}
+
+fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Error>> {
+    let generator = Generator::open(Path::new(checkpoint), Which::Auto, 0)?;
+    let given = read_weights_file(Path::new(input))?;
+    let find = |name: &str| given.iter().find(|t: &&NamedTensor| t.name == name);
+    let (Some(x), Some(t)) = (find("x"), find("t")) else { return Err("x and t are needed".into()) };
+    let (mut model, shape) = (generator.model(1)?, generator.shape());
+    let dims = [shape.height, shape.width, shape.channels];
+    if x.shape[1..] != [dims[2], dims[0], dims[1]] {
+        return Err(
+            format!("x is {:?}, the network takes {dims:?} (height, width, channels)", x.shape).into()
+        );
+    }
+    let mut y = Vec::new();
+    for (i, picture) in x.data.chunks(shape.values()).enumerate() {
+        if let Some(label) = find("label") {
+            model.set_labels(&[label.data[i] as u32])?;
+        }
+        let mut one = vec![0.0; shape.values()];
+        model.predict(&turned(picture, dims, true), f64::from(t.data[i]), &mut one)?;
+        y.extend(turned(&one, dims, false));
+    }
+    save(output, &[("y", x.shape.clone(), y)])
+}
+
+fn chain(checkpoint: &str, output: &str, options: Options) -> Result<(), Box<dyn Error>> {
+    let generator = Generator::open(Path::new(checkpoint), Which::Auto, 0)?;
+    let config = generator.config();
+    let schedule = Schedule::from_config(&config.diffusion)?;
+    let sampler = options.with_defaults(&config.sampling).build(&schedule, Prediction::Eps)?;
+    let (mut model, shape) = (generator.model(PICTURES)?, generator.shape());
+    let (seeds, dims) = (Seeds { seed: 7, first: 0 }, [shape.height, shape.width, shape.channels]);
+    let steps = options.steps.unwrap_or(schedule.timesteps());
+    let draw = |purpose, step| {
+        let mut z = vec![0.0; PICTURES * shape.values()];
+        seeds.fill(purpose, step, shape.values(), &mut z);
+        turned(&z, dims, false)
+    };
+    let x = sampler.sample(&mut model, seeds, &mut |_| Ok(()))?;
+    let batch = vec![PICTURES, dims[2], dims[0], dims[1]];
+    // Samplers count the steps that are left.
+    let noise = (0..steps as u32).rev().flat_map(|left| draw(Purpose::SampleNoise, left)).collect();
+    let start = draw(Purpose::SampleStart, 0);
+    let all = [&[steps], &batch[..]].concat();
+    save(
+        output,
+        &[("start", batch.clone(), start), ("noise", all, noise), ("x", batch, turned(&x, dims, false))],
+    )
+}

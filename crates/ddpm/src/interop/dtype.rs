@@ -1,0 +1,123 @@
+//! The kinds of numbers that tensors of other programs have.
+
+use half::{bf16, f16};
+use safetensors::Dtype as SafeDtype;
+
+/// A kind of number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dtype {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U8,
+    Bool,
+}
+
+impl Dtype {
+    pub const ALL: [Self; 10] = [
+        Self::F64,
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::I64,
+        Self::I32,
+        Self::I16,
+        Self::I8,
+        Self::U8,
+        Self::Bool,
+    ];
+
+    /// The one of PyTorch's class of storages of this name.
+    pub fn of_storage(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|d| d.storage() == name)
+    }
+
+    /// The class of its storages in PyTorch.
+    pub fn storage(self) -> &'static str {
+        match self {
+            Self::F64 => "DoubleStorage",
+            Self::F32 => "FloatStorage",
+            Self::F16 => "HalfStorage",
+            Self::Bf16 => "BFloat16Storage",
+            Self::I64 => "LongStorage",
+            Self::I32 => "IntStorage",
+            Self::I16 => "ShortStorage",
+            Self::I8 => "CharStorage",
+            Self::U8 => "ByteStorage",
+            Self::Bool => "BoolStorage",
+        }
+    }
+
+    /// The one of safetensors' kind.
+    pub fn of_safetensors(dtype: SafeDtype) -> Option<Self> {
+        Some(match dtype {
+            SafeDtype::F64 => Self::F64,
+            SafeDtype::F32 => Self::F32,
+            SafeDtype::F16 => Self::F16,
+            SafeDtype::BF16 => Self::Bf16,
+            SafeDtype::I64 => Self::I64,
+            SafeDtype::I32 => Self::I32,
+            SafeDtype::I16 => Self::I16,
+            SafeDtype::I8 => Self::I8,
+            SafeDtype::U8 => Self::U8,
+            SafeDtype::BOOL => Self::Bool,
+            _ => return None,
+        })
+    }
+
+    /// Its name, as safetensors has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "f64",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::I64 => "i64",
+            Self::I32 => "i32",
+            Self::I16 => "i16",
+            Self::I8 => "i8",
+            Self::U8 => "u8",
+            Self::Bool => "bool",
+        }
+    }
+
+    /// Bytes of a number.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// Number `i` of `data`, little end first, as f32: rounded where it has more digits than that.
+    #[inline]
+    pub fn get(self, data: &[u8], i: usize) -> f32 {
+        fn at<const N: usize>(data: &[u8], i: usize) -> [u8; N] {
+            *data[i * N..].first_chunk().expect("indices are checked before")
+        }
+        match self {
+            Self::F64 => f64::from_le_bytes(at(data, i)) as f32,
+            Self::F32 => f32::from_le_bytes(at(data, i)),
+            Self::F16 => f16::from_le_bytes(at(data, i)).to_f32(),
+            Self::Bf16 => bf16::from_le_bytes(at(data, i)).to_f32(),
+            Self::I64 => i64::from_le_bytes(at(data, i)) as f32,
+            Self::I32 => i32::from_le_bytes(at(data, i)) as f32,
+            Self::I16 => i16::from_le_bytes(at(data, i)).into(),
+            Self::I8 => i8::from_le_bytes(at(data, i)).into(),
+            Self::U8 => data[i].into(),
+            Self::Bool => u8::from(data[i] != 0).into(),
+        }
+    }
+
+    /// All numbers of `data` as f32.
+    pub fn all(self, data: &[u8]) -> Vec<f32> {
+        (0..data.len() / self.bytes()).map(|i| self.get(data, i)).collect()
+    }
+}

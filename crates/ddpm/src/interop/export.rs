@@ -1,0 +1,152 @@
+//! From our checkpoints to other programs'.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{diffusers, torch};
+use crate::nets;
+use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes};
+use crate::train::config::{Config, NetworkKind, Size};
+use crate::train::disk::{self, Disk, RealDisk};
+use crate::{Error, Result};
+
+/// What a checkpoint becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A folder that `DDPMPipeline.from_pretrained` opens; of the network `unet2d`.
+    Diffusers,
+    /// A file that `torch.load` reads: the network's state dict.
+    Pytorch,
+    /// The same as safetensors.
+    Safetensors,
+}
+
+impl Format {
+    /// The name of the file or folder where none is given.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Diffusers => "diffusers",
+            Self::Pytorch => "model.pth",
+            Self::Safetensors => "model.safetensors",
+        }
+    }
+}
+
+/// Writes the weights of the checkpoint in the folder `checkpoint` as the new file or folder `out`; gives what a person
+/// should know, a sentence each.
+///
+/// # Errors
+/// [`Error::Checkpoint`] for a checkpoint that cannot be used, and a network that the format is not for;
+/// [`Error::Run`] if there is something at `out` already; [`Error::Io`]. Nothing is left of what was begun.
+pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Result<Vec<String>> {
+    let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, which)?;
+    let config = manifest.config(checkpoint)?;
+    let facts = config.picture_size().zip(config.picture_channels());
+    let (size, channels) = facts.ok_or_else(|| Error::Checkpoint {
+        path: checkpoint.to_owned(),
+        reason: "does not say the size and channels of its pictures".to_owned(),
+    })?;
+    if format == Format::Diffusers && config.network.name != NetworkKind::Unet2d {
+        let reason = "its network is none that diffusers has; only unet2d can go there. Export it to pytorch or safetensors, \
+                      whose names and shapes are those of its tutorial";
+        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
+    }
+    // In the network's order, as state_dict() gives them.
+    let (mut order, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
+    order.extend(states);
+    checkpoint::check_fits(&order, &weights, checkpoint)?;
+    let place: HashMap<_, _> = order.iter().enumerate().map(|(i, t)| (t.0.as_str(), i)).collect();
+    weights.sort_by_key(|t| place.get(t.name.as_str()).copied());
+
+    let taken = |_| {
+        let reason = "is there already; choose another --out, or remove it".to_owned();
+        Error::Run { path: out.to_owned(), reason }
+    };
+    if let Ok(about) = fs::symlink_metadata(out) {
+        return Err(taken(about));
+    }
+    const DOING: &str = "write the export";
+    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = out.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
+    let written = match format {
+        Format::Diffusers => write_pipeline(&temporary, &config, &weights, channels, size),
+        Format::Pytorch => {
+            let folder = out.file_stem().map_or("archive".into(), |s| s.to_string_lossy());
+            write_file(&temporary, |file| torch::write(BufWriter::new(file), &folder, &weights))
+        }
+        Format::Safetensors => write_safetensors(&temporary, &weights),
+    };
+    let done = written.and_then(|()| {
+        RealDisk
+            .rename(&temporary, out)
+            .and_then(|()| RealDisk.sync_dir(parent))
+            .map_err(Error::io(out, DOING))
+    });
+    if done.is_err() {
+        // Best effort; its name says what it is.
+        let _ = if temporary.is_dir() { fs::remove_dir_all(&temporary) } else { fs::remove_file(&temporary) };
+    }
+    done.map(|()| notes(&config, format))
+}
+
+fn notes(config: &Config, format: Format) -> Vec<String> {
+    let mut notes = Vec::new();
+    if format == Format::Diffusers && config.unet2d.num_class_embeds.is_some() {
+        notes.push(
+            "the network is told classes, which DDPMPipeline does not do: call the network yourself, with class_labels".into(),
+        );
+    }
+    notes
+}
+
+fn write_file(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Result<()> {
+    let all = || {
+        let file = File::create_new(path)?;
+        write(&file)?;
+        file.sync_all()
+    };
+    all().map_err(Error::io(path, "write the export"))
+}
+
+fn write_safetensors(path: &Path, weights: &[NamedTensor]) -> Result<()> {
+    let bytes = to_bytes(weights.iter().map(|t| ("", t)));
+    let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
+    disk::write(&RealDisk, path, &bytes).map_err(Error::io(path, "write the export"))
+}
+
+/// The folder of a pipeline.
+fn write_pipeline(
+    folder: &PathBuf,
+    config: &Config,
+    weights: &[NamedTensor],
+    channels: usize,
+    size: Size,
+) -> Result<()> {
+    const DOING: &str = "write the export";
+    let (unet, scheduler) = (folder.join("unet"), folder.join("scheduler"));
+    for path in [folder, &unet, &scheduler] {
+        fs::create_dir(path).map_err(Error::io(path, DOING))?;
+    }
+    write_safetensors(&unet.join("diffusion_pytorch_model.safetensors"), weights)?;
+    for (path, json) in [
+        (unet.join("config.json"), diffusers::unet_json(&config.unet2d, channels, size)),
+        (scheduler.join("scheduler_config.json"), diffusers::scheduler_json(config)?),
+        (folder.join("model_index.json"), diffusers::index_json()),
+    ] {
+        disk::write(&RealDisk, &path, &text(&json)).map_err(Error::io(&path, DOING))?;
+    }
+    [&unet, &scheduler, folder]
+        .into_iter()
+        .try_for_each(|p| RealDisk.sync_dir(p).map_err(Error::io(p, DOING)))
+}
+
+/// JSON as diffusers writes it.
+fn text(json: &Value) -> Vec<u8> {
+    format!("{json:#}\n").into_bytes()
+}

@@ -1,0 +1,250 @@
+//! Which of our networks tensors belong to, and its settings, by names and shapes.
+
+use std::collections::HashMap;
+
+use super::file::{Listed, Set};
+use crate::train::config::{
+    BlockType, Config, NetworkKind, ResampleKind, SimpleConfig, TimeScaleShift, Unet2dConfig,
+};
+
+/// Most stages or layers that are counted; the settings allow fewer.
+const MOST: usize = 100;
+/// A tensor that each network has and the others have not.
+const MARKS: [(NetworkKind, &str); 4] = [
+    (NetworkKind::Attention, "t_proj.0.weight"),
+    (NetworkKind::Simple, "conv0.weight"),
+    (NetworkKind::DoubleConv, "conv1.double_conv.0.weight"),
+    (NetworkKind::Unet2d, "time_embedding.linear_1.weight"),
+];
+
+/// Whether a tensor of this name, with anything before it, says which network it is of.
+pub(super) fn is_mark(name: &str) -> bool {
+    MARKS.iter().any(|(_, mark)| name.ends_with(mark))
+}
+
+/// Weights of one of our networks in a file.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    /// How `--key` calls it: the keys on the way to it, and what all its names begin with; empty for the whole file.
+    pub key: String,
+    pub kind: NetworkKind,
+    /// Its tensors, with the names they have in the file.
+    pub tensors: Vec<Listed>,
+    /// What those names begin with.
+    pub prefix: String,
+}
+
+/// All weights of our networks in a file's sets.
+pub(super) fn candidates(sets: &[Set]) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for set in sets {
+        for (kind, mark) in MARKS {
+            for tensor in &set.tensors {
+                let Some(prefix) = tensor.name.strip_suffix(mark) else { continue };
+                if !(prefix.is_empty() || prefix.ends_with('.')) || found.len() >= 16 {
+                    continue;
+                }
+                let own = set.tensors.iter().filter(|t| t.name.starts_with(prefix)).cloned().collect();
+                let keys = [set.place.as_str(), prefix.trim_end_matches('.')];
+                let key = keys.into_iter().filter(|k| !k.is_empty()).collect::<Vec<_>>().join(".");
+                found.push(Candidate { key, kind, tensors: own, prefix: prefix.to_owned() });
+            }
+        }
+    }
+    found
+}
+
+/// The one that is meant where nothing is said: averaged weights first, for they draw better.
+pub(super) fn preferred(candidates: &[Candidate]) -> Option<&Candidate> {
+    let rank = |c: &Candidate| {
+        let key = c.key.to_lowercase();
+        let has = |word| key.split(['.', '_']).any(|part| part == word);
+        if has("ema") {
+            0
+        } else if has("optimizer") {
+            2
+        } else {
+            1
+        }
+    };
+    candidates.iter().min_by_key(|c| rank(c))
+}
+
+/// Something that shapes do not tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assumed {
+    /// The setting, as `diffusion.timesteps`.
+    pub key: &'static str,
+    /// What was taken for it.
+    pub value: String,
+}
+
+impl Assumed {
+    pub(super) fn new(key: &'static str, value: impl ToString) -> Self {
+        Self { key, value: value.to_string() }
+    }
+}
+
+struct Shapes<'a>(HashMap<&'a str, &'a [usize]>);
+
+impl Shapes<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// An extent of a tensor.
+    fn extent(&self, name: &str, axis: usize) -> Result<usize, String> {
+        let shape = self.0.get(name).ok_or_else(|| format!("has no tensor {name}"))?;
+        shape.get(axis).copied().ok_or_else(|| format!("has a tensor {name} of the shape {shape:?}"))
+    }
+
+    /// Rows of the classes' embedding, if there is one.
+    fn classes(&self) -> Option<usize> {
+        self.extent("class_embedding.weight", 0).ok()
+    }
+
+    /// How many there are of what `name` names by their numbers.
+    fn count(&self, name: impl Fn(usize) -> String) -> usize {
+        (0..MOST).take_while(|&i| self.has(&name(i))).count()
+    }
+}
+
+/// Puts the network and its settings into `config` and tells the channels of its pictures and what was assumed. The error
+/// is the reason alone.
+pub(super) fn settings(found: &Candidate, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
+    let shapes = found.tensors.iter().map(|t| (&t.name[found.prefix.len()..], t.shape.as_slice()));
+    let shapes = Shapes(shapes.collect());
+    config.network.name = found.kind;
+    let (channels, mut assumed) = match found.kind {
+        NetworkKind::Attention => attention(&shapes, config)?,
+        NetworkKind::Simple => {
+            let mut widths = vec![shapes.extent("conv0.weight", 0)?];
+            for i in 0..shapes.count(|i| format!("downs.{i}.conv1.weight")) {
+                widths.push(shapes.extent(&format!("downs.{i}.conv1.weight"), 0)?);
+            }
+            let time_emb_dim = shapes.extent("time_mlp.1.weight", 0)?;
+            let num_class_embeds = shapes.classes();
+            config.simple = SimpleConfig { widths, time_emb_dim, num_class_embeds };
+            // The notebook's.
+            config.diffusion.timesteps = 300;
+            (shapes.extent("conv0.weight", 1)?, Vec::new())
+        }
+        NetworkKind::DoubleConv => {
+            let net = &mut config.double_conv;
+            net.base_channels = shapes.extent("conv1.double_conv.0.weight", 0)?;
+            net.time_emb_dim = shapes.extent("down1.pos_embed.1.weight", 1)?;
+            let heads = Assumed::new("double_conv.num_heads", net.num_heads);
+            (shapes.extent("conv1.double_conv.0.weight", 1)?, vec![heads])
+        }
+        NetworkKind::Unet2d => unet2d(&shapes, config)?,
+    };
+    let d = &config.diffusion;
+    assumed.push(Assumed::new("diffusion.timesteps", d.timesteps));
+    assumed.push(Assumed::new("diffusion.schedule", d.schedule));
+    assumed.push(Assumed::new("diffusion.beta_start", d.beta_start));
+    assumed.push(Assumed::new("diffusion.beta_end", d.beta_end));
+    Ok((channels, assumed))
+}
+
+fn attention(shapes: &Shapes<'_>, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
+    let net = &mut config.attention;
+    let first = |stage: &str, i: usize| format!("{stage}.{i}.resnet_conv_first.0.2.weight");
+    let layers = |stage: &str| shapes.count(|i| format!("{stage}.0.resnet_conv_first.{i}.0.weight"));
+    net.down_channels = vec![shapes.extent("conv_in.weight", 0)?];
+    net.down_sample.clear();
+    for i in 0..shapes.count(|i| first("downs", i)) {
+        net.down_channels.push(shapes.extent(&first("downs", i), 0)?);
+        net.down_sample.push(shapes.has(&format!("downs.{i}.down_sample_conv.weight")));
+    }
+    net.mid_channels = vec![shapes.extent(&first("mids", 0), 1)?];
+    for i in 0..shapes.count(|i| first("mids", i)) {
+        net.mid_channels.push(shapes.extent(&first("mids", i), 0)?);
+    }
+    net.time_emb_dim = shapes.extent("t_proj.0.weight", 1)?;
+    net.num_class_embeds = shapes.classes();
+    net.num_down_layers = layers("downs");
+    net.num_mid_layers = layers("mids").saturating_sub(1);
+    net.num_up_layers = layers("ups");
+    let heads = Assumed::new("attention.num_heads", net.num_heads);
+    Ok((shapes.extent("conv_in.weight", 1)?, vec![heads]))
+}
+
+/// Without a `config.json` beside it: what shapes do not tell is as in `diffusers.UNet2DModel` where nothing is given.
+fn unet2d(shapes: &Shapes<'_>, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
+    if shapes.0.keys().any(|name| name.contains(".attn2.") || name.contains("transformer_blocks")) {
+        return Err(
+            "is a network for text or other conditions (UNet2DConditionModel), which is not read".into()
+        );
+    }
+    let conv = |stage: &str, i: usize| format!("{stage}_blocks.{i}.resnets.0.conv1.weight");
+    let blocks = shapes.count(|i| conv("down", i));
+    let widths = (0..blocks).map(|i| shapes.extent(&conv("down", i), 0)).collect::<Result<Vec<_>, _>>()?;
+    let attends =
+        |stage: &str, i: usize| shapes.has(&format!("{stage}_blocks.{i}.attentions.0.group_norm.weight"));
+    let kinds =
+        |stage, with, without| (0..blocks).map(|i| if attends(stage, i) { with } else { without }).collect();
+    let resample = |stage: &str, part: &str| match (0..blocks)
+        .any(|i| shapes.has(&format!("{stage}_blocks.{i}.{part}.0.conv1.weight")))
+    {
+        true => ResampleKind::Resnet,
+        false => ResampleKind::Conv,
+    };
+    let first = "down_blocks.0.resnets.0";
+    let scale_shift = shapes.extent(&format!("{first}.time_emb_proj.weight"), 0)?
+        == 2 * shapes.extent(&format!("{first}.conv1.weight"), 0)?;
+    // The class's own, or as much of it as divides all channels.
+    let dividing = |all: usize| widths.iter().fold(all, |a, &b| gcd(a, b));
+    let net = Unet2dConfig {
+        norm_num_groups: dividing(32),
+        attention_head_dim: Some(dividing(8)),
+        layers_per_block: shapes.count(|i| format!("down_blocks.0.resnets.{i}.conv1.weight")),
+        block_out_channels: widths.clone(),
+        down_block_types: kinds("down", BlockType::AttnDownBlock2D, BlockType::DownBlock2D),
+        up_block_types: kinds("up", BlockType::AttnUpBlock2D, BlockType::UpBlock2D),
+        add_attention: shapes.has("mid_block.attentions.0.to_q.weight")
+            || shapes.has("mid_block.attentions.0.query.weight"),
+        downsample_type: resample("down", "downsamplers"),
+        upsample_type: resample("up", "upsamplers"),
+        resnet_time_scale_shift: if scale_shift {
+            TimeScaleShift::ScaleShift
+        } else {
+            TimeScaleShift::Default
+        },
+        num_class_embeds: shapes.classes(),
+        ..super::diffusers::defaults()
+    };
+    let mut assumed = vec![
+        Assumed::new(
+            "unet2d.attention_head_dim",
+            net.attention_head_dim.map_or("none".into(), |d| d.to_string()),
+        ),
+        Assumed::new("unet2d.norm_num_groups", net.norm_num_groups),
+        Assumed::new("unet2d.norm_eps", net.norm_eps),
+        Assumed::new("unet2d.act_fn", "silu"),
+        Assumed::new("unet2d.downsample_padding", net.downsample_padding),
+        Assumed::new("unet2d.flip_sin_to_cos", net.flip_sin_to_cos),
+        Assumed::new("unet2d.freq_shift", net.freq_shift),
+    ];
+    if !net.down_block_types.iter().chain(&net.up_block_types).any(|t| t.attends()) && !net.add_attention {
+        assumed.remove(0);
+    }
+    config.unet2d = net;
+    Ok((shapes.extent("conv_in.weight", 1)?, assumed))
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// The name that diffusers gives a tensor today: attentions had others once.
+pub(super) fn today(kind: NetworkKind, name: &str) -> String {
+    const OLD: [(&str, &str); 4] =
+        [(".query.", ".to_q."), (".key.", ".to_k."), (".value.", ".to_v."), (".proj_attn.", ".to_out.0.")];
+    if kind == NetworkKind::Unet2d
+        && name.contains("attentions.")
+        && let Some((old, new)) = OLD.iter().find(|(old, _)| name.contains(old))
+    {
+        return name.replace(old, new);
+    }
+    name.to_owned()
+}

@@ -1,0 +1,275 @@
+//! Checkpoints that real PyTorch and diffusers wrote (`tools/golden/interop.py`): what the networks say of theirs, and the
+//! way there and back.
+
+use ddpm::denoiser::Denoiser;
+use ddpm::generate::Generator;
+use ddpm::interop::{Format, Imported, Options, export, read};
+use ddpm::sampler::{Threshold, Variance};
+use ddpm::train::checkpoint::{self, NamedTensor, Which, read_weights_file};
+use ddpm::train::config::{Config, NetworkKind, ScheduleKind, Size};
+use std::path::{Path, PathBuf};
+
+/// Largest error of the output, relative to its largest number.
+const TOLERANCE: f32 = 1e-4;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/interop").join(name)
+}
+
+fn options(more: &[(&str, &str)]) -> Options {
+    let overrides = more.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+    Options { size: Some(Size { height: 8, width: 8 }), overrides, ..Options::default() }
+}
+
+fn import(name: &str, options: &Options) -> Imported {
+    read(&golden(name), options).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Channels last from channels first, of pictures 8 pixels a side; or back.
+fn turned(x: &[f32], channels: usize, back: bool) -> Vec<f32> {
+    let mut out = vec![0.0; x.len()];
+    for i in 0..x.len() {
+        let (picture, inside) = (i / (64 * channels), i % (64 * channels));
+        let last = picture * 64 * channels + inside % 64 * channels + inside / 64;
+        let (from, to) = if back { (last, i) } else { (i, last) };
+        out[to] = x[from];
+    }
+    out
+}
+
+/// The network's output against PyTorch's for the golden case.
+fn check_output(case: &str, config: &Config, weights: Vec<NamedTensor>) {
+    let expected = read_weights_file(&golden("expected.safetensors")).unwrap();
+    let find = |part: &str| expected.iter().find(|t| t.name == format!("{case}/{part}"));
+    let (x, t, y) = (find("x").unwrap(), find("t").unwrap(), find("y").unwrap());
+    let channels = x.shape[1];
+    let generator = Generator::new(config, weights, Path::new(case), 0).unwrap();
+    let mut model = generator.model(1).unwrap();
+    let (mut worst, largest) = (0f32, y.data.iter().fold(0f32, |m, v| m.max(v.abs())));
+    for i in 0..x.shape[0] {
+        if let Some(label) = find("label") {
+            model.set_labels(&[Some(label.data[i] as u32)]).unwrap();
+        }
+        let n = 64 * channels;
+        let mut out = vec![0.0; n];
+        model
+            .predict(&turned(&x.data[i * n..][..n], channels, false), f64::from(t.data[i]), &mut out)
+            .unwrap();
+        let out = turned(&out, channels, true);
+        worst = out.iter().zip(&y.data[i * n..]).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
+    }
+    println!("{case}: off by {:.1e}", worst / largest);
+    assert!(worst <= TOLERANCE * largest, "{case}: off by {:.1e} of the largest number", worst / largest);
+}
+
+#[test]
+fn files_of_pytorch_are_recognised_and_say_what_pytorch_says() {
+    let heads = Options { heads: Some(2), ..options(&[]) };
+    for (file, case) in [
+        ("attention.pth", "attention"),
+        ("attention-legacy.pth", "attention"),
+        ("attention-half.ckpt", "attention-half"),
+    ] {
+        let read = import(file, &heads);
+        let net = &read.config.attention;
+        assert_eq!(read.config.network.name, NetworkKind::Attention, "{file}");
+        assert_eq!(
+            (&net.down_channels[..], &net.mid_channels[..]),
+            (&[8, 16][..], &[16, 16, 8][..]),
+            "{file}"
+        );
+        assert_eq!((&net.down_sample[..], net.time_emb_dim, net.num_heads), (&[true][..], 8, 2), "{file}");
+        assert_eq!((net.num_down_layers, net.num_mid_layers, net.num_up_layers), (1, 1, 1), "{file}");
+        let assumed: Vec<_> = read.assumed.iter().map(|a| a.key).collect();
+        let unknown =
+            ["diffusion.timesteps", "diffusion.schedule", "diffusion.beta_start", "diffusion.beta_end"];
+        assert_eq!(assumed, unknown, "{file}");
+        let half = case == "attention-half";
+        assert_eq!(
+            (read.key.as_str(), read.notes.len()),
+            (if half { "state_dict.module" } else { "" }, usize::from(half))
+        );
+        check_output(case, &read.config, read.weights);
+    }
+    // What is not said is assumed, and said to be.
+    let read = import("attention.pth", &Options::default());
+    let heads = read.assumed.iter().find(|a| a.key == "attention.num_heads").expect("heads are assumed");
+    assert_eq!((heads.value.as_str(), read.config.attention.num_heads), ("4", 4));
+    assert!(read.assumed.iter().any(|a| a.key == "network.im_size" && a.value == "28"));
+}
+
+#[test]
+fn of_several_sets_of_weights_the_averages_are_taken_unless_another_is_named() {
+    let read = import("simple.ckpt", &options(&[("diffusion.timesteps", "1000")]));
+    assert_eq!((read.key.as_str(), &read.others[..]), ("ema", &["model".to_owned()][..]));
+    assert_eq!((&read.config.simple.widths[..], read.config.simple.time_emb_dim), (&[4, 8, 12][..], 8));
+    assert_eq!(read.config.diffusion.timesteps, 1000);
+    check_output("simple-ema", &read.config, read.weights);
+    let read = import("simple.ckpt", &Options { key: Some("model".into()), ..options(&[]) });
+    assert_eq!((read.key.as_str(), read.config.diffusion.timesteps), ("model", 300));
+    check_output("simple", &read.config, read.weights);
+    let wrong = Options { key: Some("modl".into()), ..options(&[]) };
+    let error = ddpm::interop::read(&golden("simple.ckpt"), &wrong).unwrap_err().to_string();
+    assert!(error.contains("no weights called \"modl\"; --key can be one of \"model\", \"ema\""), "{error}");
+}
+
+#[test]
+fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for case in ["classic", "example", "classes", "options"] {
+        let read = import(case, &Options::default());
+        assert_eq!((&read.assumed[..], &read.notes[..]), (&[][..], &[][..]), "{case}");
+        assert_eq!(read.config.picture_size(), Some(Size { height: 8, width: 8 }));
+        check_output(case, &read.config, read.weights.clone());
+        let (config, weights) = (read.config.clone(), read.weights.clone());
+        let run = read.save(folder.path(), Some(case)).unwrap();
+        assert_eq!(run.read_config().unwrap(), config, "{case}");
+        let newest = checkpoint::newest(&run.checkpoints()).unwrap().unwrap().path;
+        for (format, out) in [
+            (Format::Diffusers, format!("{case}-pipe")),
+            (Format::Pytorch, format!("{case}.pth")),
+            (Format::Safetensors, format!("{case}.safetensors")),
+        ] {
+            let out = folder.path().join(out);
+            let notes = export(&newest, Which::Auto, format, &out).unwrap();
+            assert_eq!(
+                notes.len(),
+                usize::from(case == "classes" && format == Format::Diffusers),
+                "{notes:?}"
+            );
+            // A file alone does not tell the groups, and 32 would not do.
+            let alone = options(&[("unet2d.norm_num_groups", "4")]);
+            let told = if format == Format::Diffusers { Options::default() } else { alone };
+            let back = ddpm::interop::read(&out, &told).unwrap();
+            let sorted = |mut w: Vec<NamedTensor>| {
+                w.sort_by(|a, b| a.name.cmp(&b.name));
+                w
+            };
+            assert!(sorted(back.weights) == sorted(weights.clone()), "{case}, {format:?}");
+            if format == Format::Diffusers {
+                assert_eq!(back.config, config, "{case}");
+            }
+            // A second time, there is something there.
+            let error = export(&newest, Which::Auto, format, &out).unwrap_err().to_string();
+            assert!(error.contains("is there already; choose another --out"), "{error}");
+        }
+    }
+    // Settings of their own.
+    let of = |case| import(case, &Options::default()).config;
+    let (classic, classes, options) = (of("classic"), of("classes"), of("options"));
+    assert_eq!(classic.sampling.variance, Variance::Large);
+    assert_eq!((classic.unet2d.attention_head_dim, classic.unet2d.freq_shift), (None, 1.0));
+    assert_eq!((classes.diffusion.schedule, classes.diffusion.max_beta), (ScheduleKind::Cosine, 0.999));
+    assert_eq!((options.diffusion.timesteps, options.diffusion.schedule), (500, ScheduleKind::SigmoidBeta));
+    assert_eq!(options.sampling.threshold, Threshold::None);
+    // The network's folder alone, and its file alone, which has its settings beside it.
+    for part in ["classic/unet", "classic/unet/diffusion_pytorch_model.bin"] {
+        let read = import(part, &Options::default());
+        assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 4), "{part}");
+        check_output("classic", &read.config, read.weights);
+    }
+}
+
+#[test]
+fn weights_of_a_unet_without_its_settings_are_recognised_and_the_rest_is_assumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("unet.bin");
+    std::fs::copy(golden("classic/unet/diffusion_pytorch_model.bin"), &file).unwrap();
+    let told = [
+        ("unet2d.attention_head_dim", "none"),
+        ("unet2d.norm_num_groups", "4"),
+        ("unet2d.norm_eps", "1e-6"),
+        ("unet2d.downsample_padding", "0"),
+        ("unet2d.flip_sin_to_cos", "false"),
+        ("unet2d.freq_shift", "1"),
+    ];
+    let read = read(&file, &options(&told)).unwrap();
+    assert_eq!(read.config.unet2d, import("classic", &Options::default()).config.unet2d);
+    let assumed: Vec<_> = read.assumed.iter().map(|a| a.key).collect();
+    assert!(assumed.contains(&"unet2d.act_fn") && !assumed.contains(&"unet2d.norm_eps"), "{assumed:?}");
+    check_output("classic", &read.config, read.weights);
+}
+
+#[test]
+fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
+    use ddpm::data::digits::Digits;
+    use ddpm::train::Trainer;
+    let folder = tempfile::tempdir().unwrap();
+    for (name, settings) in [
+        (
+            "attention",
+            &["attention.down_channels=8,16", "attention.mid_channels=16,8", "attention.down_sample=true"][..],
+        ),
+        ("simple", &["simple.widths=4,8"]),
+        (
+            "double-conv",
+            &["double_conv.base_channels=8", "double_conv.time_emb_dim=16", "double_conv.num_heads=2"],
+        ),
+        ("unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
+    ] {
+        let mut pairs = vec![("network.name".to_owned(), name.to_owned())];
+        pairs.extend(
+            settings.iter().map(|s| s.split_once('=').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())),
+        );
+        pairs.extend(
+            [("train.batch_size", "2"), ("train.lr", "1e-3")].map(|(k, v)| (k.to_owned(), v.to_owned())),
+        );
+        let config = Config::load(Some("digits"), None, &pairs).unwrap();
+        let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 8).unwrap())).unwrap();
+        trainer.step().unwrap();
+        let checkpoint = trainer.checkpoint(None).unwrap();
+        let path = checkpoint::save(&folder.path().join(name), &checkpoint).unwrap();
+        for (which, weights) in [(Which::Raw, &checkpoint.weights), (Which::Ema, &checkpoint.ema)] {
+            let out = folder.path().join(format!("{name}-{which:?}.pth"));
+            export(&path, which, Format::Pytorch, &out).unwrap();
+            let back = read(&out, &options(&[])).unwrap();
+            assert_eq!(back.config.network.name, config.network.name);
+            for tensor in weights {
+                let same = back.weights.iter().find(|t| t.name == tensor.name).expect("the tensor");
+                assert!(same == tensor, "{name}: {}", tensor.name);
+            }
+            assert_eq!(back.weights.len(), weights.len());
+        }
+        if name != "unet2d" {
+            let error = export(&path, Which::Raw, Format::Diffusers, &folder.path().join("no"))
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("only unet2d can go there. Export it to pytorch or safetensors"),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_training_goes_on_from_an_imported_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let size = Some(Size { height: 12, width: 12 });
+    let run = import("attention.pth", &Options { heads: Some(2), size, ..options(&[]) });
+    let weights = run.weights.clone();
+    let run = run.save(folder.path(), Some("r")).unwrap();
+    let resume = |change: &dyn Fn(&mut Config) -> ddpm::Result<()>| {
+        ddpm::train::Session::resume(folder.path(), run.path(), None, change)
+    };
+    let error = resume(&|_| Ok(())).err().expect("no data").to_string();
+    assert!(
+        error.contains("data.path: is not known, for the run was imported") && error.contains("--data"),
+        "{error}"
+    );
+    let digits = |config: &mut Config| {
+        config.data.path = "digits".into();
+        config.data.digits_count = 16;
+        (config.train.batch_size, config.train.steps, config.train.epochs) = (2, Some(1), None);
+        config.train.sample_count = 0;
+        Ok(())
+    };
+    let mut session = resume(&digits).unwrap();
+    let begin = session.trainer().tensors(ddpm_engine::Region::Weights).unwrap();
+    for tensor in &weights {
+        assert!(begin.iter().any(|t| t == tensor), "{}", tensor.name);
+    }
+    session.train(&false.into(), &mut |_| {}).unwrap();
+    let path = checkpoint::path_of(&run.checkpoints(), 1);
+    assert!(checkpoint::load(&path).unwrap().exp_avg.iter().any(|t| t.data.iter().any(|&v| v != 0.0)));
+}
