@@ -257,7 +257,7 @@ fn unknown_settings_get_the_nearest_known_one() {
     assert_eq!(set_error("heads", "3"), "heads: no such setting; did you mean attention.num_heads?");
     assert_eq!(
         set_error("qqqqqqqq", "3"),
-        "qqqqqqqq: no such section; the sections are data, diffusion, network, attention, simple, double_conv, unet2d, train"
+        "qqqqqqqq: no such section; the sections are data, diffusion, sampling, network, attention, simple, double_conv, unet2d, train"
     );
     let preset = Config::load(Some("minst"), None, &[]).unwrap_err().to_string();
     assert_eq!(preset, "preset: there is no preset \"minst\"; did you mean mnist?");
