@@ -79,7 +79,7 @@ fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Er
     let mut y = Vec::new();
     for (i, picture) in x.data.chunks(shape.values()).enumerate() {
         if let Some(label) = find("label") {
-            model.set_labels(&[label.data[i] as u32])?;
+            model.set_labels(&[Some(label.data[i] as u32)])?;
         }
         let mut one = vec![0.0; shape.values()];
         model.predict(&turned(picture, dims, true), f64::from(t.data[i]), &mut one)?;

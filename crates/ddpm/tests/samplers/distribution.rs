@@ -136,7 +136,7 @@ fn errors(sampler: &'static Listed, steps: &[usize]) -> Vec<f64> {
             sampler,
             steps: Some(steps),
             spacing: Some(spacing),
-            threshold: Threshold::None,
+            threshold: Some(Threshold::None),
             ..Options::default()
         };
         let mut mixture = Mixture::new(&schedule, &MIXTURE, N);

@@ -2,7 +2,7 @@
 //!
 //! The output is cut into tiles of 4x4. Each takes from 6x6 inputs, whose values at 36 points ("frequencies") are
 //! `V = B^T d B`; the weights' values there are `U = G g G^T`; their products `M = V U`, summed over the channels, are
-//! 36 matrix products `[tiles, cin] [cin, cout]`; and the output is `A^T M A` (see [`transform`]).
+//! 36 matrix products `[tiles, cin] [cin, cout]`; and the output is `A^T M A` (`transform.rs`).
 //!
 //! ```text
 //! pack: U                                       tasks: panels of columns
