@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
 use crate::schedule::Schedule;
 use crate::train::config::{
@@ -371,7 +372,7 @@ pub(super) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
             }
         }
     }
-    r.only("prediction_type", &[json!("epsilon")], "give \"epsilon\"")?;
+    diffusion.prediction = r.choice("prediction_type", Prediction::Eps, &PREDICTIONS)?;
     r.only("predict_epsilon", &[json!(true)], "give true")?; // its name before 0.10
     r.only("thresholding", &[json!(false)], "give false")?;
     for unused in ["dynamic_thresholding_ratio", "sample_max_value", "tensor_format", "timestep_values"] {
@@ -427,6 +428,10 @@ fn with_betas(like: &DiffusionConfig, betas: &[f64]) -> Option<DiffusionConfig> 
     None
 }
 
+/// What networks predict, by diffusers' names.
+const PREDICTIONS: [(&str, Prediction); 3] =
+    [("epsilon", Prediction::Eps), ("sample", Prediction::X0), ("v_prediction", Prediction::V)];
+
 /// `scheduler/scheduler_config.json` of these settings. Schedules that not all of diffusers has are given by their variances.
 pub(super) fn scheduler_json(config: &Config) -> Result<Value> {
     let (d, s) = (&config.diffusion, &config.sampling);
@@ -454,7 +459,7 @@ pub(super) fn scheduler_json(config: &Config) -> Result<Value> {
         "clip_sample_range": 1.0,
         "dynamic_thresholding_ratio": 0.995,
         "num_train_timesteps": d.timesteps,
-        "prediction_type": "epsilon",
+        "prediction_type": PREDICTIONS.iter().find(|p| p.1 == d.prediction).map(|p| p.0),
         "rescale_betas_zero_snr": d.zero_terminal_snr,
         "sample_max_value": 1.0,
         "steps_offset": 0,
@@ -557,9 +562,10 @@ mod tests {
     #[test]
     fn every_schedule_and_sampling_setting_goes_there_and_back() {
         for schedule in ScheduleKind::ALL {
-            for (zero_terminal_snr, max_beta, threshold, variance) in [
-                (false, 0.9999, Threshold::Clip, Variance::Small),
-                (true, 0.999, Threshold::None, Variance::Large),
+            for (zero_terminal_snr, max_beta, threshold, variance, prediction) in [
+                (false, 0.9999, Threshold::Clip, Variance::Small, Prediction::V),
+                (true, 0.999, Threshold::None, Variance::Large, Prediction::X0),
+                (false, 0.999, Threshold::Clip, Variance::Large, Prediction::Eps),
             ] {
                 let mut config = Config::default();
                 config.diffusion = DiffusionConfig {
@@ -567,6 +573,7 @@ mod tests {
                     schedule,
                     zero_terminal_snr,
                     max_beta,
+                    prediction,
                     ..config.diffusion
                 };
                 (config.sampling.threshold, config.sampling.variance) = (threshold, variance);
@@ -577,6 +584,7 @@ mod tests {
                 let of = |c: &Config| Schedule::from_config(&c.diffusion).unwrap();
                 assert_eq!(of(&back), of(&config), "{schedule}");
                 assert_eq!(back.sampling, config.sampling);
+                assert_eq!(back.diffusion.prediction, prediction);
                 assert_eq!(scheduler_json(&back).unwrap(), json);
             }
         }
@@ -587,7 +595,10 @@ mod tests {
         for (json, parts) in [
             (json!({"_class_name": "PNDMScheduler"}), ["PNDMScheduler", "DDIMScheduler are read"]),
             (json!({"beta_schedule": "laplace"}), ["beta_schedule: \"laplace\"", "squaredcos_cap_v2"]),
-            (json!({"prediction_type": "v_prediction"}), ["v_prediction", "epsilon"]),
+            (
+                json!({"prediction_type": "flow_prediction"}),
+                ["flow_prediction", "epsilon, sample, v_prediction"],
+            ),
             (json!({"variance_type": "learned_range"}), ["learned_range", "fixed_small, fixed_large"]),
             (json!({"thresholding": true}), ["thresholding: true", "false"]),
             (json!({"trained_betas": [0.1, 0.9, 0.3]}), ["trained_betas", "none of our schedules"]),
