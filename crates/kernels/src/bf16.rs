@@ -4,7 +4,7 @@
 //! of a 32-bit word. A panel of pairs is a panel of words, kept in slices of f32 whose values mean nothing.
 
 use crate::isa::Isa;
-use crate::tile::{self, Acc, K_RUN};
+use crate::tile::{self, Acc, K_RUN, Product};
 use pulp::Simd;
 
 /// Rounds to bf16, ties to even; NaN stays NaN.
@@ -62,70 +62,74 @@ fn rounded_bits<S: Simd>(s: S, x: S::f32s) -> S::u32s {
     s.and_u32s(s.select_u32s(s.equal_f32s(x, x), sum, quiet), s.splat_u32s(0xffff_0000))
 }
 
-/// As [`tile::blocked`], of pairs: A panel `[k / 32][MR][16 pairs]`, B panel `[k / 2][NV]`.
-#[inline(always)]
-pub(crate) fn blocked<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    isa: Isa,
-    a: &[f32],
-    b: &[S::f32s],
-    acc: &mut Acc<S, MR, NV>,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(native) = isa.bf16() {
-        let (b, acc) = (bytemuck::cast_slice(b), bytemuck::cast_slice_mut(acc.as_flattened_mut()));
-        return native.blocked::<MR, NV>(a, b, acc);
-    }
-    let _ = isa;
-    for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
-        for k in 0..K_RUN {
-            let row = tile::vectors::<S, NV>(&b[k * NV..]);
-            for r in 0..MR {
-                multiply_pairs(s, a[r * K_RUN + k], row, &mut acc[r]);
+/// Words are pairs of bf16.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs(pub Isa);
+
+impl Product for Pairs {
+    /// A panel `[k / 32][MR][16 pairs]`, B panel `[k / 2][NV]`.
+    #[inline(always)]
+    fn blocked<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(native) = self.0.bf16() {
+            let (b, acc) = (bytemuck::cast_slice(b), bytemuck::cast_slice_mut(acc.as_flattened_mut()));
+            return native.blocked::<MR, NV>(a, b, acc);
+        }
+        for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
+            for k in 0..K_RUN {
+                let row = tile::vectors::<S, NV>(&b[k * NV..]);
+                for r in 0..MR {
+                    multiply_pairs(s, a[r * K_RUN + k], row, &mut acc[r]);
+                }
             }
         }
     }
-}
 
-/// As [`tile::columns`], of pairs: A panel `[k / 2][MR]`, B panel `[k / 2][NV]`.
-#[inline(always)]
-pub(crate) fn columns<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    isa: Isa,
-    a: &[f32],
-    b: &[S::f32s],
-    acc: &mut Acc<S, MR, NV>,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(native) = isa.bf16() {
-        let (b, acc) = (bytemuck::cast_slice(b), bytemuck::cast_slice_mut(acc.as_flattened_mut()));
-        return native.columns::<MR, NV>(a, b, acc);
-    }
-    let _ = isa;
-    for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
-        let row = tile::vectors::<S, NV>(b);
-        for r in 0..MR {
-            multiply_pairs(s, a[r], row, &mut acc[r]);
+    /// A panel `[k / 2][MR]`, B panel `[k / 2][NV]`.
+    #[inline(always)]
+    fn columns<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(native) = self.0.bf16() {
+            let (b, acc) = (bytemuck::cast_slice(b), bytemuck::cast_slice_mut(acc.as_flattened_mut()));
+            return native.columns::<MR, NV>(a, b, acc);
+        }
+        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
+            let row = tile::vectors::<S, NV>(b);
+            for r in 0..MR {
+                multiply_pairs(s, a[r], row, &mut acc[r]);
+            }
         }
     }
-}
 
-/// As [`tile::columns_apart`], of pairs: A panel `[k / 2][16]`, of whose columns the first `MR` are used.
-#[inline(always)]
-pub(crate) fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    isa: Isa,
-    a: &[f32],
-    b: &[S::f32s],
-    acc: &mut Acc<S, MR, NV>,
-) {
-    if MR == K_RUN {
-        return columns(s, isa, a, b, acc);
-    }
-    for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
-        let (a, row) = (&a[..MR], tile::vectors::<S, NV>(b));
-        for r in 0..MR {
-            multiply_pairs(s, a[r], row, &mut acc[r]);
+    /// A panel `[k / 2][16]`, of whose columns the first `MR` are used.
+    #[inline(always)]
+    fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    ) {
+        if MR == K_RUN {
+            return self.columns(s, a, b, acc);
+        }
+        for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
+            let (a, row) = (&a[..MR], tile::vectors::<S, NV>(b));
+            for r in 0..MR {
+                multiply_pairs(s, a[r], row, &mut acc[r]);
+            }
         }
     }
 }

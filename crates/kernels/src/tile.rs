@@ -57,8 +57,21 @@ impl TileShape {
     }
 }
 
-/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`].
+/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`]; in the longer form also with the [`Product`] of the
+/// given factors.
 macro_rules! with_tile {
+    ($shape:expr, $factors:expr, $isa:expr, |$product:ident| $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
+        match $factors {
+            crate::conv::Factors::F32 => {
+                let $product = crate::tile::Single;
+                crate::tile::with_tile!($shape, $f::<$s>($($arg),*))
+            }
+            crate::conv::Factors::Bf16 => {
+                let $product = crate::bf16::Pairs($isa);
+                crate::tile::with_tile!($shape, $f::<$s>($($arg),*))
+            }
+        }
+    };
     ($shape:expr, $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
         match ($shape.mr, $shape.nv) {
             (8, 2) => $f::<$s, 8, 2>($($arg),*),
@@ -176,6 +189,76 @@ pub fn rows_strided<S: Simd, const MR: usize, const NV: usize>(
                 acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
             }
         }
+    }
+}
+
+/// How words of A and B panels are multiplied. A type of its own for each way, because accumulators are kept in registers
+/// only where nothing else in the same function takes their address.
+pub trait Product: Copy {
+    /// As [`blocked`].
+    fn blocked<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    );
+
+    /// As [`columns`].
+    fn columns<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    );
+
+    /// As [`columns_apart`].
+    fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    );
+}
+
+/// Words are f32.
+#[derive(Clone, Copy)]
+pub struct Single;
+
+impl Product for Single {
+    #[inline(always)]
+    fn blocked<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    ) {
+        blocked(s, a, b, acc);
+    }
+
+    #[inline(always)]
+    fn columns<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    ) {
+        columns(s, a, b, acc);
+    }
+
+    #[inline(always)]
+    fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
+        self,
+        s: S,
+        a: &[f32],
+        b: &[S::f32s],
+        acc: &mut Acc<S, MR, NV>,
+    ) {
+        columns_apart(s, a, b, acc);
     }
 }
 

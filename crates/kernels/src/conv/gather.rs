@@ -3,7 +3,7 @@
 use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
 use crate::bf16;
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, K_RUN, TileShape, with_tile};
+use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use crate::vector::map2;
 use pulp::Simd;
 
@@ -426,14 +426,24 @@ impl Gather {
         let columns = j * self.nr()..self.cout.min((j + 1) * self.nr());
         let b = S::as_simd_f32s(b).0;
         let row = |pixel: &Pixel| (pixel.out - first) * self.cout + columns.start;
-        with_tile!(self.tile, blocked_panels::<S>(s, self, pixels, a, b, k, &row, columns.len(), out));
+        with_tile!(self.tile, self.factors, self.isa, |product| blocked_panels::<S>(
+            s,
+            product,
+            pixels,
+            a,
+            b,
+            k,
+            &row,
+            columns.len(),
+            out
+        ));
     }
 }
 
 #[inline(always)]
 fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    of: &Gather,
+    product: impl Product,
     pixels: &[Pixel],
     a: &[f32],
     b: &[S::f32s],
@@ -444,10 +454,7 @@ fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     for (a, pixels) in a.chunks_exact(MR * k).zip(pixels.chunks(MR)) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        match of.factors {
-            Factors::F32 => tile::blocked(s, a, b, &mut acc),
-            Factors::Bf16 => bf16::blocked(s, of.isa, a, b, &mut acc),
-        }
+        product.blocked(s, a, b, &mut acc);
         for (acc, pixel) in acc.iter().zip(pixels) {
             let at = row(pixel);
             tile::store_row(s, acc, &mut out[at..at + columns], true);

@@ -3,7 +3,7 @@
 use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
 use crate::bf16;
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, TileShape, with_tile};
+use crate::tile::{self, Product, TileShape, with_tile};
 use pulp::Simd;
 
 /// Pixels of a pass.
@@ -183,7 +183,17 @@ impl WeightGrad {
         for (j, b) in b.chunks_exact(k * nr).take(cout.div_ceil(nr)).enumerate() {
             let b = S::as_simd_f32s(b).0;
             let columns = j * nr..cout.min((j + 1) * nr);
-            with_tile!(self.tile, column_panels::<S>(s, self, rows, k, a, b, columns.clone(), cout, partial));
+            with_tile!(self.tile, self.factors, self.isa, |product| column_panels::<S>(
+                s,
+                product,
+                rows,
+                k,
+                a,
+                b,
+                columns.clone(),
+                cout,
+                partial
+            ));
         }
     }
 
@@ -238,7 +248,7 @@ fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    of: &WeightGrad,
+    product: impl Product,
     rows: usize,
     k: usize,
     a: &[f32],
@@ -249,10 +259,7 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     for (i, a) in a.chunks_exact(MR * k).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        match of.factors {
-            Factors::F32 => tile::columns(s, a, b, &mut acc),
-            Factors::Bf16 => bf16::columns(s, of.isa, a, b, &mut acc),
-        }
+        product.columns(s, a, b, &mut acc);
         for (r, acc) in acc.iter().enumerate().take(rows - i * MR) {
             let at = (i * MR + r) * cout;
             tile::store_row(s, acc, &mut partial[at + columns.start..at + columns.end], true);

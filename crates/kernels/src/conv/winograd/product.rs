@@ -2,9 +2,8 @@
 
 use super::super::{ConvShape, Epilogue, Factors};
 use super::{APART, BLOCK, D, M, POINTS, Tiles, fits, load, pairs, pays, rows_of_block, store, transform};
-use crate::bf16;
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, K_RUN, TileShape, with_tile};
+use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use pulp::Simd;
 use std::ops::Range;
 
@@ -327,7 +326,9 @@ impl Winograd {
         for (j, out) in out.chunks_exact_mut(len).take(panels).enumerate() {
             let b = &packed[(j * POINTS + point) * self.packed_point()..][..self.k * nr];
             let b = S::as_simd_f32s(b).0;
-            with_tile!(self.tile, point_panels::<S>(s, self, point, values, b, out));
+            with_tile!(self.tile, self.factors, self.isa, |product| point_panels::<S>(
+                s, self, product, point, values, b, out
+            ));
         }
     }
 
@@ -409,6 +410,7 @@ impl Winograd {
 fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     of: &Winograd,
+    product: impl Product,
     point: usize,
     values: &[f32],
     b: &[S::f32s],
@@ -418,10 +420,7 @@ fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     for (values, out) in values.chunks_exact(of.values_len()).zip(out.chunks_exact_mut(MR * nr)) {
         let a = &values[point * of.point_len()..][..of.k * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
-        match of.factors {
-            Factors::F32 => tile::blocked(s, a, b, &mut acc),
-            Factors::Bf16 => bf16::blocked(s, of.isa, a, b, &mut acc),
-        }
+        product.blocked(s, a, b, &mut acc);
         for (acc, row) in acc.iter().zip(out.chunks_exact_mut(nr)) {
             tile::store_row(s, acc, row, false);
         }

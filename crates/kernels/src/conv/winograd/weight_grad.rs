@@ -2,9 +2,8 @@
 
 use super::super::{ConvShape, Factors};
 use super::{APART, BLOCK, D, M, POINTS, Tile, Tiles, fits, load, pairs, pays, store, transform};
-use crate::bf16;
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, K_RUN, TileShape, with_tile};
+use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use pulp::Simd;
 use std::ops::Range;
 
@@ -193,7 +192,9 @@ impl WinogradGrad {
     ) {
         let nr = self.tile.nv * S::F32_LANES;
         for j in 0..self.columns / nr {
-            with_tile!(self.tile, column_of_tiles::<S>(s, self, point, j, v, y, sums, add));
+            with_tile!(self.tile, self.factors, self.isa, |product| column_of_tiles::<S>(
+                s, self, product, point, j, v, y, sums, add
+            ));
         }
     }
 
@@ -241,6 +242,7 @@ fn put<S: Simd>(s: S, values: [[S::f32s; D]; D], to: &mut [f32], at: usize, poin
 fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     of: &WinogradGrad,
+    product: impl Product,
     point: usize,
     j: usize,
     v: &[f32],
@@ -257,10 +259,7 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
         for (v, y) in v.chunks_exact(v_run).zip(y.chunks_exact(y_run)) {
             let a = &v[a_start..][..(RUN - 1) * K_RUN + MR];
             let b = S::as_simd_f32s(&y[y_point..][..RUN * nr]).0;
-            match of.factors {
-                Factors::F32 => tile::columns_apart(s, a, b, &mut acc),
-                Factors::Bf16 => bf16::columns_apart(s, of.isa, a, b, &mut acc),
-            }
+            product.columns_apart(s, a, b, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
             let at = (i * MR + r) * of.columns + j * nr;
