@@ -2,7 +2,8 @@
 //! way there and back.
 
 use ddpm::denoiser::Denoiser;
-use ddpm::generate::Generator;
+use ddpm::generate::{Generator, Request};
+use ddpm::guidance::Guidance;
 use ddpm::interop::{Format, Imported, Options, export, read};
 use ddpm::sampler::{Threshold, Variance};
 use ddpm::train::checkpoint::{self, NamedTensor, Which, read_weights_file};
@@ -118,7 +119,10 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
     let folder = tempfile::tempdir().unwrap();
     for case in ["classic", "example", "classes", "options"] {
         let read = import(case, &Options::default());
-        assert_eq!((&read.assumed[..], &read.notes[..]), (&[][..], &[][..]), "{case}");
+        let assumed: Vec<_> = read.assumed.iter().map(|a| (a.key, a.value.as_str())).collect();
+        let dropout = [("train.label_dropout", "0")];
+        assert_eq!(assumed, dropout[..usize::from(case == "classes")], "{case}");
+        assert!(read.notes.is_empty(), "{case}: {:?}", read.notes);
         assert_eq!(read.config.picture_size(), Some(Size { height: 8, width: 8 }));
         check_output(case, &read.config, read.weights.clone());
         let (config, weights) = (read.config.clone(), read.weights.clone());
@@ -168,6 +172,19 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
         assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 4), "{part}");
         check_output("classic", &read.config, read.weights);
     }
+}
+
+#[test]
+fn an_imported_network_with_classes_is_guided_only_where_someone_says_that_it_can_be() {
+    let request = Request { guidance: Guidance { scale: 3.0, ..Guidance::default() }, ..Request::default() };
+    let check = |options: &Options| {
+        let read = import("classes", options);
+        Generator::new(&read.config, read.weights, Path::new("classes"), 0).unwrap().check(request)
+    };
+    let error = check(&Options::default()).unwrap_err().to_string();
+    assert!(error.starts_with("guidance: ") && error.contains("or was imported"), "{error}");
+    check(&options(&[("train.label_dropout", "0.1")])).unwrap();
+    assert_eq!(import("classes", &options(&[("train.label_dropout", "0.1")])).assumed, []);
 }
 
 #[test]

@@ -249,6 +249,11 @@ fn from_bytes(
     (config.network.im_size, config.data.size) = (Some(size), Some(size));
     (config.network.im_channels, config.data.channels) = (Some(channels), Some(channels));
     config.data.path = UNKNOWN_DATA.to_owned();
+    // Nobody says that it learnt pictures without their class, and most have not: what such a network says of them is noise.
+    if nets::from_config(&config, channels).classes().is_some() {
+        config.train.label_dropout = 0.0;
+        assumed.push(Assumed::new("train.label_dropout", 0));
+    }
     let mut overrides = heads(kind, options.heads)?;
     overrides.extend(options.overrides.iter().cloned());
     assumed.retain(|a| !overrides.iter().any(|(key, _)| key.trim() == a.key));
