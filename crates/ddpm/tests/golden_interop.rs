@@ -82,8 +82,13 @@ fn files_of_pytorch_are_recognised_and_say_what_pytorch_says() {
         assert_eq!((&net.down_sample[..], net.time_emb_dim, net.num_heads), (&[true][..], 8, 2), "{file}");
         assert_eq!((net.num_down_layers, net.num_mid_layers, net.num_up_layers), (1, 1, 1), "{file}");
         let assumed: Vec<_> = read.assumed.iter().map(|a| a.key).collect();
-        let unknown =
-            ["diffusion.timesteps", "diffusion.schedule", "diffusion.beta_start", "diffusion.beta_end"];
+        let unknown = [
+            "diffusion.timesteps",
+            "diffusion.schedule",
+            "diffusion.beta_start",
+            "diffusion.beta_end",
+            "diffusion.prediction",
+        ];
         assert_eq!(assumed, unknown, "{file}");
         let half = case == "attention-half";
         assert_eq!(
@@ -169,7 +174,7 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
     // The network's folder alone, and its file alone, which has its settings beside it.
     for part in ["classic/unet", "classic/unet/diffusion_pytorch_model.bin"] {
         let read = import(part, &Options::default());
-        assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 4), "{part}");
+        assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 5), "{part}");
         check_output("classic", &read.config, read.weights);
     }
 }

@@ -20,6 +20,8 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
         "network   attention, ",
         "down_channels = [8, 16]",
         "pictures  12x12, 1 channel\n",
+        "diffusion T = 20, linear schedule, beta from 0.0001 to 0.02, predicting eps\n",
+        "assumed   diffusion.prediction = eps, which the file does not tell (--set diffusion.prediction=x0 or v)",
         "assumed   diffusion.schedule = linear, which the file does not tell (--schedule NAME)",
         "ddpm train --resume runs/r --data FOLDER",
     ] {

@@ -347,7 +347,7 @@ pub(super) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     let (r, mut notes) = (Reader::new(path, json)?, Vec::new());
     let classes = [json!("DDPMScheduler"), json!("DDIMScheduler")];
     let way_out = "the schedulers DDPMScheduler and DDIMScheduler are read; to leave it out, import the folder unet alone \
-                   and give --timesteps, --schedule, --beta-start and --beta-end";
+                   and give --timesteps, --schedule, --beta-start, --beta-end and --set diffusion.prediction=eps (x0, v)";
     r.only("_class_name", &classes, way_out)?;
     let diffusion = &mut config.diffusion;
     diffusion.timesteps = r.whole("num_train_timesteps", 1000)?;

@@ -224,11 +224,7 @@ fn from_bytes(
             config.unet2d = unet.config;
             let mut assumed = Vec::new();
             if !beside.has_scheduler {
-                let d = &config.diffusion;
-                assumed.push(Assumed::new("diffusion.timesteps", d.timesteps));
-                assumed.push(Assumed::new("diffusion.schedule", d.schedule));
-                assumed.push(Assumed::new("diffusion.beta_start", d.beta_start));
-                assumed.push(Assumed::new("diffusion.beta_end", d.beta_end));
+                assumed.extend(recognise::diffusion(&config));
             }
             (unet.channels, assumed, unet.size)
         }

@@ -138,12 +138,20 @@ pub(super) fn settings(found: &Candidate, config: &mut Config) -> Result<(usize,
         }
         NetworkKind::Unet2d => unet2d(&shapes, config)?,
     };
-    let d = &config.diffusion;
-    assumed.push(Assumed::new("diffusion.timesteps", d.timesteps));
-    assumed.push(Assumed::new("diffusion.schedule", d.schedule));
-    assumed.push(Assumed::new("diffusion.beta_start", d.beta_start));
-    assumed.push(Assumed::new("diffusion.beta_end", d.beta_end));
+    assumed.extend(diffusion(config));
     Ok((channels, assumed))
+}
+
+/// What is assumed of the noise where no scheduler's settings are there.
+pub(super) fn diffusion(config: &Config) -> [Assumed; 5] {
+    let d = &config.diffusion;
+    [
+        Assumed::new("diffusion.timesteps", d.timesteps),
+        Assumed::new("diffusion.schedule", d.schedule),
+        Assumed::new("diffusion.beta_start", d.beta_start),
+        Assumed::new("diffusion.beta_end", d.beta_end),
+        Assumed::new("diffusion.prediction", d.prediction),
+    ]
 }
 
 fn attention(shapes: &Shapes<'_>, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
