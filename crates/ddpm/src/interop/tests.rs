@@ -95,6 +95,19 @@ fn what_a_pickle_does_takes_time_and_memory_in_its_length() {
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
 
+#[test]
+fn too_many_dictionaries_are_refused_before_their_places_are_written_down() {
+    // The tensor behind them would be refused for its name, were all of them looked at first.
+    let long = "w".repeat(600);
+    let tensor = format!(
+        "S'{long}'\nctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI4\ntQI0\n(I1\nt(I1\nt\
+         I00\n}}tR"
+    );
+    let of = |lists: usize| format!("}}({}{tensor}u.", "S'k'\n]".repeat(lists));
+    refused(of(5).as_bytes(), "a name of more than 512 bytes");
+    refused(of(5001).as_bytes(), "too many dictionaries inside one another");
+}
+
 /// An archive with one tensor `w` in a storage of four numbers.
 fn one_tensor(call: &str, storage: &str, numbers: &[u8]) -> Vec<u8> {
     use std::io::Write;
