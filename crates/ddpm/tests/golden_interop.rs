@@ -213,6 +213,26 @@ fn weights_of_a_unet_without_its_settings_are_recognised_and_the_rest_is_assumed
 }
 
 #[test]
+fn a_config_json_of_something_else_beside_a_lone_file_is_let_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    std::fs::copy(golden("attention.pth"), place("a.pth")).unwrap();
+    std::fs::copy(golden("classic/unet/diffusion_pytorch_model.bin"), place("unet.bin")).unwrap();
+    for foreign in [r#"{"model_type": "bert", "hidden_size": 768}"#, "no json"] {
+        std::fs::write(place("config.json"), foreign).unwrap();
+        let read = read(&place("a.pth"), &Options::default()).unwrap();
+        assert_eq!((read.config.network.name, &read.notes[..]), (NetworkKind::Attention, &[][..]));
+    }
+    let alone = options(&[("unet2d.norm_num_groups", "4")]);
+    for foreign in [r#"{"_class_name": "UNet2DConditionModel"}"#, r#"{"lr": 1e-4}"#] {
+        std::fs::write(place("config.json"), foreign).unwrap();
+        let read = read(&place("unet.bin"), &alone).unwrap();
+        assert!(read.notes[0].contains("config.json is of no UNet2DModel"), "{:?}", read.notes);
+        assert!(read.assumed.iter().any(|a| a.key == "unet2d.norm_eps"));
+    }
+}
+
+#[test]
 fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
     use ddpm::data::digits::Digits;
     use ddpm::train::Trainer;

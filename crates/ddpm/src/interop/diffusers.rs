@@ -28,6 +28,8 @@ const DYNAMIC_RATIO: f64 = 0.995;
 /// The most that diffusers divides a picture by, where ours knows no most: past every picture of a network that has not gone
 /// wrong, and a float.
 const DYNAMIC_MOST: f64 = 1e30;
+/// Its class of networks that we have.
+const UNET: &str = "UNet2DModel";
 /// The version of diffusers whose files these are.
 const VERSION: &str = "0.42.1";
 
@@ -189,6 +191,11 @@ pub(super) struct Unet {
     pub size: Option<Size>,
 }
 
+/// Whether a `config.json` says that it is of a network that [`unet`] reads.
+pub(super) fn is_unet(json: &Value) -> bool {
+    json.get("_class_name").is_some_and(|class| class == UNET)
+}
+
 /// The network that the `config.json` at `path` describes.
 ///
 /// # Errors
@@ -196,7 +203,7 @@ pub(super) struct Unet {
 pub(super) fn unet(path: &Path, json: &Value) -> Result<Unet> {
     let r = Reader::new(path, json)?;
     if let Some(class) = r.get("_class_name")
-        && class != "UNet2DModel"
+        && class != UNET
     {
         return r.refuse("_class_name", class, "the networks UNet2DModel are read");
     }
@@ -301,7 +308,7 @@ pub(super) fn unet_json(config: &Unet2dConfig, channels: usize, size: Size) -> V
         json!(config.freq_shift)
     };
     json!({
-        "_class_name": "UNet2DModel",
+        "_class_name": UNET,
         "_diffusers_version": VERSION,
         "act_fn": value(&config.act_fn),
         "add_attention": config.add_attention,
