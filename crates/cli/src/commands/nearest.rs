@@ -4,6 +4,7 @@ use super::sample::{self, Drawing};
 use crate::progress::Progress;
 use anyhow::bail;
 use ddpm::data::{Dataset, Draw};
+use ddpm::generate::Generator;
 use ddpm::nearest::{Nearest, among, nearest, quantile};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::train::open_data;
@@ -24,22 +25,33 @@ const ROW: usize = 4;
 #[group(skip)]
 #[command(after_help = "Examples:\n  \
     ddpm nearest runs/run-001                              64 samples, in runs/run-001/samples/seed-0\n  \
-    ddpm nearest runs/run-001 -n 500 --sampler dpm++2m     more, faster")]
+    ddpm nearest runs/run-001 -n 500 --sampler dpm++2m     more, faster\n  \
+    ddpm nearest runs/imported --data photos               of an imported run, whose pictures are not known")]
 pub struct Args {
     #[command(flatten)]
     sample: sample::Args,
+    /// The training pictures, as `ddpm train --data`; the run's own if not given
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Some(Drawing { generator, pictures, out, stop }) = sample::draw(&args.sample)? else {
-        return Ok(ExitCode::from(crate::INTERRUPTED));
-    };
-    let config = generator.config();
-    let data = open_data(config)?;
+/// The pictures that samples are compared with.
+fn open(generator: &Generator, path: Option<String>) -> anyhow::Result<Box<dyn Dataset>> {
+    let path: Vec<_> = path.into_iter().map(|path| ("data.path".to_owned(), path)).collect();
+    let data = open_data(&generator.config().with_overrides(&path)?)?;
     let shape = generator.shape();
     if data.shape() != shape {
         bail!("the data has pictures of {} now, and the run's are of {shape}", data.shape());
     }
+    Ok(data)
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let drawn = sample::draw(&args.sample, |generator| open(generator, args.data))?;
+    let Some((Drawing { generator, pictures, out, stop }, data)) = drawn else {
+        return Ok(ExitCode::from(crate::INTERRUPTED));
+    };
+    let config = generator.config();
     let unit = |p: &Picture| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect();
     let samples: Vec<Vec<f32>> = pictures.iter().map(unit).collect();
     let mut progress = Progress::new("comparing", 0);

@@ -30,6 +30,10 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
     assert!(!done.err.contains("assumed   diffusion.timesteps"), "{}", done.err);
     place.assert_intact("r", 0);
     place.ddpm(&["train", "--resume=r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
+    // Before anything is drawn.
+    place.ddpm(&["nearest", "r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
+    assert!(!place.path("runs/r/samples/seed-0").exists());
+    place.ddpm(&["nearest", "r", "--data=digits", "-n=2", "--steps=2"]).well();
     let flags = ["--set=data.digits_count=16", "--steps=2", "--batch-size=2", "--set=train.sample_count=0"];
     place.ddpm(&[&["train", "--resume=r", "--data=digits"], &flags[..]].concat()).well();
     place.assert_intact("r", 2);
