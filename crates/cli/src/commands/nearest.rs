@@ -112,7 +112,20 @@ fn summary(found: &[Nearest], own: &[Nearest]) -> Vec<String> {
         return lines;
     }
     lines.push(format!("training pictures to their nearest other (of {:5}):  {}", own.len(), range(own)));
-    let limit = quantile(own, NEAR);
+    // Pictures that are in the data twice are not near by chance, and nothing is nearer than they are.
+    let apart: Vec<Nearest> = own.iter().copied().filter(|n| n.distance > 0.0).collect();
+    let twice = own.len() - apart.len();
+    if twice > 0 {
+        lines.push(format!(
+            "{twice} of these {} training pictures have an exact duplicate, which networks learn by heart first; they are left \
+             out of what follows",
+            own.len()
+        ));
+    }
+    if apart.is_empty() {
+        return lines;
+    }
+    let limit = quantile(&apart, NEAR);
     let near = found.iter().filter(|n| n.distance < limit).count();
     let verdict = match near as f64 > (3.0 * NEAR * found.len() as f64).max(1.0) {
         true => "more than chance: the run copies; more pictures, flips and crops, or fewer steps help",
@@ -139,5 +152,14 @@ mod tests {
         let copies: Vec<_> = (0..64).map(|i| at(f64::from(i) * 1e-3)).collect();
         assert!(summary(&copies, &own)[2].contains("the run copies"));
         assert_eq!(summary(&copies, &[]).len(), 1);
+        // Duplicates in the data, more than are near by chance, do not hide copies, and are said.
+        let twice: Vec<_> = (0..1000).map(|i| at(if i < 40 { 0.0 } else { own[i].distance })).collect();
+        let lines = summary(&copies, &twice);
+        assert!(
+            lines[2].starts_with("40 of these 1000 training pictures have an exact duplicate"),
+            "{lines:?}"
+        );
+        assert!(lines[3].contains("the run copies"), "{lines:?}");
+        assert_eq!(summary(&copies, &twice[..40]).len(), 3, "nothing to measure by");
     }
 }
