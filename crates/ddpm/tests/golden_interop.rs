@@ -213,6 +213,25 @@ fn weights_of_a_unet_without_its_settings_are_recognised_and_the_rest_is_assumed
 }
 
 #[test]
+fn noise_that_is_predicted_where_nothing_is_left_goes_to_diffusers_clipped_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = |name: &str, more: &[(&str, &str)]| {
+        let set = [&[("diffusion.zero_terminal_snr", "true")][..], more].concat();
+        let run = import("classic", &options(&set)).save(folder.path(), Some(name)).unwrap();
+        let newest = checkpoint::newest(&run.checkpoints()).unwrap().unwrap().path;
+        export(&newest, Which::Auto, Format::Diffusers, &folder.path().join(name).join("out"))
+    };
+    let notes = export("clip", &[]).unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("divides by zero"), "{notes:?}");
+    for threshold in ["none", "dynamic"] {
+        let error = export(threshold, &[("sampling.threshold", threshold)]).unwrap_err().to_string();
+        assert!(error.contains("divides by zero") && error.contains("sampling.threshold"), "{error}");
+        let v = [("sampling.threshold", threshold), ("diffusion.prediction", "v")];
+        assert_eq!(export(&format!("{threshold}-v"), &v).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
 fn a_config_json_of_something_else_beside_a_lone_file_is_let_be() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
