@@ -256,17 +256,30 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
     use ddpm::data::digits::Digits;
     use ddpm::train::Trainer;
     let folder = tempfile::tempdir().unwrap();
-    for (name, settings) in [
+    for (case, name, settings) in [
         (
+            "attention",
             "attention",
             &["attention.down_channels=8,16", "attention.mid_channels=16,8", "attention.down_sample=true"][..],
         ),
-        ("simple", &["simple.widths=4,8"]),
         (
+            "attention-classes",
+            "attention",
+            &[
+                "attention.down_channels=8,16",
+                "attention.mid_channels=16,8",
+                "attention.down_sample=true",
+                "attention.num_class_embeds=10",
+            ],
+        ),
+        ("simple", "simple", &["simple.widths=4,8"]),
+        ("simple-classes", "simple", &["simple.widths=4,8", "simple.num_class_embeds=10"]),
+        (
+            "double-conv",
             "double-conv",
             &["double_conv.base_channels=8", "double_conv.time_emb_dim=16", "double_conv.num_heads=2"],
         ),
-        ("unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
+        ("unet2d", "unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
     ] {
         let mut pairs = vec![("network.name".to_owned(), name.to_owned())];
         pairs.extend(
@@ -279,15 +292,23 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
         let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 8).unwrap())).unwrap();
         trainer.step().unwrap();
         let checkpoint = trainer.checkpoint(None).unwrap();
-        let path = checkpoint::save(&folder.path().join(name), &checkpoint).unwrap();
+        let path = checkpoint::save(&folder.path().join(case), &checkpoint).unwrap();
         for (which, weights) in [(Which::Raw, &checkpoint.weights), (Which::Ema, &checkpoint.ema)] {
-            let out = folder.path().join(format!("{name}-{which:?}.pth"));
-            export(&path, which, Format::Pytorch, &out).unwrap();
+            let out = folder.path().join(format!("{case}-{which:?}.pth"));
+            let notes = export(&path, which, Format::Pytorch, &out).unwrap();
+            let classes = case.ends_with("classes");
+            assert_eq!(
+                notes.iter().filter(|n| n.contains("class_embedding.weight")).count(),
+                usize::from(classes)
+            );
             let back = read(&out, &options(&[])).unwrap();
             assert_eq!(back.config.network.name, config.network.name);
+            assert_eq!(back.config.attention.num_class_embeds, config.attention.num_class_embeds, "{case}");
+            assert_eq!(back.config.simple.num_class_embeds, config.simple.num_class_embeds, "{case}");
+            assert_eq!(back.assumed.iter().any(|a| a.key == "train.label_dropout"), classes, "{case}");
             for tensor in weights {
                 let same = back.weights.iter().find(|t| t.name == tensor.name).expect("the tensor");
-                assert!(same == tensor, "{name}: {}", tensor.name);
+                assert!(same == tensor, "{case}: {}", tensor.name);
             }
             assert_eq!(back.weights.len(), weights.len());
         }

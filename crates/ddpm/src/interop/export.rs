@@ -113,8 +113,22 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
     let mut notes = Vec::new();
     if format == Format::Diffusers && config.unet2d.num_class_embeds.is_some() {
         notes.push(
-            "the network is told classes, which DDPMPipeline does not do: call the network yourself, with class_labels".into(),
+            "the network is told classes, which DDPMPipeline does not do: call the network yourself, with class_labels; it \
+             cannot be asked without a class there, so that guidance does not travel"
+                .into(),
         );
+    }
+    let classes = match config.network.name {
+        NetworkKind::Attention => config.attention.num_class_embeds,
+        NetworkKind::Simple => config.simple.num_class_embeds,
+        // The first has none, the second has them there too.
+        NetworkKind::DoubleConv | NetworkKind::Unet2d => None,
+    };
+    if let Some(classes) = classes {
+        notes.push(format!(
+            "the network is told classes, which its tutorial's is not: load_state_dict refuses class_embedding.weight there; add \
+             torch.nn.Embedding({classes}, ...) of that name, whose row is added to the timestep's embedding"
+        ));
     }
     if format == Format::Diffusers && divides_by_zero(config) {
         notes.push(
