@@ -29,6 +29,11 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
     }
     assert!(!done.err.contains("assumed   diffusion.timesteps"), "{}", done.err);
     place.assert_intact("r", 0);
+    let card = fs::read_to_string(place.path("runs/r/README.md")).unwrap();
+    assert!(
+        card.contains("- Training: imported") && card.contains("step-0000000/model.safetensors"),
+        "{card}"
+    );
     place.ddpm(&["train", "--resume=r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
     // Before anything is drawn.
     place.ddpm(&["nearest", "r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);

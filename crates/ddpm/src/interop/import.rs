@@ -410,6 +410,8 @@ impl Imported {
             steps: 0,
             loss: None,
             seconds: None,
+            imported: true,
+            has_ema: false,
             checkpoint: Some(PathBuf::from("checkpoints/step-0000000")),
         };
         let made = checkpoint::save(&run.checkpoints(), &checkpoint)

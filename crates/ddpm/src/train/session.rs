@@ -342,6 +342,8 @@ impl Session {
             steps: step,
             loss: self.loss(),
             seconds: (!self.spent.is_zero()).then_some(self.spent.as_secs_f64()),
+            imported: false,
+            has_ema: self.trainer.config().train.ema_decay > 0.0,
             checkpoint: inside,
         };
         write_card(&self.run, self.trainer.config(), &facts)
