@@ -199,7 +199,7 @@ fn unet2d(shapes: &Shapes<'_>, config: &mut Config) -> Result<(usize, Vec<Assume
     };
     let first = "down_blocks.0.resnets.0";
     let scale_shift = shapes.extent(&format!("{first}.time_emb_proj.weight"), 0)?
-        == 2 * shapes.extent(&format!("{first}.conv1.weight"), 0)?;
+        == shapes.extent(&format!("{first}.conv1.weight"), 0)?.saturating_mul(2);
     // The class's own, or as much of it as divides all channels.
     let dividing = |all: usize| widths.iter().fold(all, |a, &b| gcd(a, b));
     let net = Unet2dConfig {

@@ -1,6 +1,7 @@
 //! The readers alone: every kind of tensor, hostile files, and what we write ourselves.
 
 use std::io::Cursor;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::file::Content;
@@ -106,6 +107,24 @@ fn too_many_dictionaries_are_refused_before_their_places_are_written_down() {
     let of = |lists: usize| format!("}}({}{tensor}u.", "S'k'\n]".repeat(lists));
     refused(of(5).as_bytes(), "a name of more than 512 bytes");
     refused(of(5001).as_bytes(), "too many dictionaries inside one another");
+}
+
+#[test]
+fn a_network_of_endless_channels_is_refused() {
+    let empty = |name: &str, rows: usize| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[{rows},0],"data_offsets":[0,0]}}"#)
+    };
+    let tensors = [
+        empty("conv_in.weight", 1),
+        empty("time_embedding.linear_1.weight", 1),
+        empty("down_blocks.0.resnets.0.conv1.weight", usize::MAX),
+        empty("down_blocks.0.resnets.0.time_emb_proj.weight", 1),
+    ];
+    let header = format!("{{{}}}", tensors.join(","));
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let error =
+        super::read_bytes(Path::new("a.safetensors"), &bytes, &super::Options::default()).unwrap_err();
+    assert!(error.to_string().contains("unet2d.block_out_channels"), "{error}");
 }
 
 /// An archive with one tensor `w` in a storage of four numbers.
