@@ -150,8 +150,9 @@ impl Generator {
                 return wrong("guidance", without());
             }
             if self.config.train.label_dropout == 0.0 {
-                let reason = "the run was trained with train.label_dropout = 0: it knows no picture without its \
-                              class, from which guidance goes on";
+                let reason = "the run was trained with train.label_dropout = 0, or was imported (if it did learn pictures \
+                              without their class, import it with --set train.label_dropout=0.1): it knows no \
+                              picture without its class, from which guidance goes on";
                 return wrong("guidance", reason.to_owned());
             }
         }

@@ -2,7 +2,8 @@
 //! way there and back.
 
 use ddpm::denoiser::Denoiser;
-use ddpm::generate::Generator;
+use ddpm::generate::{Generator, Request};
+use ddpm::guidance::Guidance;
 use ddpm::interop::{Format, Imported, Options, export, read};
 use ddpm::sampler::{Threshold, Variance};
 use ddpm::train::checkpoint::{self, NamedTensor, Which, read_weights_file};
@@ -81,8 +82,13 @@ fn files_of_pytorch_are_recognised_and_say_what_pytorch_says() {
         assert_eq!((&net.down_sample[..], net.time_emb_dim, net.num_heads), (&[true][..], 8, 2), "{file}");
         assert_eq!((net.num_down_layers, net.num_mid_layers, net.num_up_layers), (1, 1, 1), "{file}");
         let assumed: Vec<_> = read.assumed.iter().map(|a| a.key).collect();
-        let unknown =
-            ["diffusion.timesteps", "diffusion.schedule", "diffusion.beta_start", "diffusion.beta_end"];
+        let unknown = [
+            "diffusion.timesteps",
+            "diffusion.schedule",
+            "diffusion.beta_start",
+            "diffusion.beta_end",
+            "diffusion.prediction",
+        ];
         assert_eq!(assumed, unknown, "{file}");
         let half = case == "attention-half";
         assert_eq!(
@@ -118,7 +124,10 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
     let folder = tempfile::tempdir().unwrap();
     for case in ["classic", "example", "classes", "options"] {
         let read = import(case, &Options::default());
-        assert_eq!((&read.assumed[..], &read.notes[..]), (&[][..], &[][..]), "{case}");
+        let assumed: Vec<_> = read.assumed.iter().map(|a| (a.key, a.value.as_str())).collect();
+        let dropout = [("train.label_dropout", "0")];
+        assert_eq!(assumed, dropout[..usize::from(case == "classes")], "{case}");
+        assert!(read.notes.is_empty(), "{case}: {:?}", read.notes);
         assert_eq!(read.config.picture_size(), Some(Size { height: 8, width: 8 }));
         check_output(case, &read.config, read.weights.clone());
         let (config, weights) = (read.config.clone(), read.weights.clone());
@@ -165,9 +174,22 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
     // The network's folder alone, and its file alone, which has its settings beside it.
     for part in ["classic/unet", "classic/unet/diffusion_pytorch_model.bin"] {
         let read = import(part, &Options::default());
-        assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 4), "{part}");
+        assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 5), "{part}");
         check_output("classic", &read.config, read.weights);
     }
+}
+
+#[test]
+fn an_imported_network_with_classes_is_guided_only_where_someone_says_that_it_can_be() {
+    let request = Request { guidance: Guidance { scale: 3.0, ..Guidance::default() }, ..Request::default() };
+    let check = |options: &Options| {
+        let read = import("classes", options);
+        Generator::new(&read.config, read.weights, Path::new("classes"), 0).unwrap().check(request)
+    };
+    let error = check(&Options::default()).unwrap_err().to_string();
+    assert!(error.starts_with("guidance: ") && error.contains("or was imported"), "{error}");
+    check(&options(&[("train.label_dropout", "0.1")])).unwrap();
+    assert_eq!(import("classes", &options(&[("train.label_dropout", "0.1")])).assumed, []);
 }
 
 #[test]
@@ -191,21 +213,73 @@ fn weights_of_a_unet_without_its_settings_are_recognised_and_the_rest_is_assumed
 }
 
 #[test]
+fn noise_that_is_predicted_where_nothing_is_left_goes_to_diffusers_clipped_or_not_at_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let export = |name: &str, more: &[(&str, &str)]| {
+        let set = [&[("diffusion.zero_terminal_snr", "true")][..], more].concat();
+        let run = import("classic", &options(&set)).save(folder.path(), Some(name)).unwrap();
+        let newest = checkpoint::newest(&run.checkpoints()).unwrap().unwrap().path;
+        export(&newest, Which::Auto, Format::Diffusers, &folder.path().join(name).join("out"))
+    };
+    let notes = export("clip", &[]).unwrap();
+    assert!(notes.len() == 1 && notes[0].contains("divides by zero"), "{notes:?}");
+    for threshold in ["none", "dynamic"] {
+        let error = export(threshold, &[("sampling.threshold", threshold)]).unwrap_err().to_string();
+        assert!(error.contains("divides by zero") && error.contains("sampling.threshold"), "{error}");
+        let v = [("sampling.threshold", threshold), ("diffusion.prediction", "v")];
+        assert_eq!(export(&format!("{threshold}-v"), &v).unwrap(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn a_config_json_of_something_else_beside_a_lone_file_is_let_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    std::fs::copy(golden("attention.pth"), place("a.pth")).unwrap();
+    std::fs::copy(golden("classic/unet/diffusion_pytorch_model.bin"), place("unet.bin")).unwrap();
+    for foreign in [r#"{"model_type": "bert", "hidden_size": 768}"#, "no json"] {
+        std::fs::write(place("config.json"), foreign).unwrap();
+        let read = read(&place("a.pth"), &Options::default()).unwrap();
+        assert_eq!((read.config.network.name, &read.notes[..]), (NetworkKind::Attention, &[][..]));
+    }
+    let alone = options(&[("unet2d.norm_num_groups", "4")]);
+    for foreign in [r#"{"_class_name": "UNet2DConditionModel"}"#, r#"{"lr": 1e-4}"#] {
+        std::fs::write(place("config.json"), foreign).unwrap();
+        let read = read(&place("unet.bin"), &alone).unwrap();
+        assert!(read.notes[0].contains("config.json is of no UNet2DModel"), "{:?}", read.notes);
+        assert!(read.assumed.iter().any(|a| a.key == "unet2d.norm_eps"));
+    }
+}
+
+#[test]
 fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
     use ddpm::data::digits::Digits;
     use ddpm::train::Trainer;
     let folder = tempfile::tempdir().unwrap();
-    for (name, settings) in [
+    for (case, name, settings) in [
         (
+            "attention",
             "attention",
             &["attention.down_channels=8,16", "attention.mid_channels=16,8", "attention.down_sample=true"][..],
         ),
-        ("simple", &["simple.widths=4,8"]),
         (
+            "attention-classes",
+            "attention",
+            &[
+                "attention.down_channels=8,16",
+                "attention.mid_channels=16,8",
+                "attention.down_sample=true",
+                "attention.num_class_embeds=10",
+            ],
+        ),
+        ("simple", "simple", &["simple.widths=4,8"]),
+        ("simple-classes", "simple", &["simple.widths=4,8", "simple.num_class_embeds=10"]),
+        (
+            "double-conv",
             "double-conv",
             &["double_conv.base_channels=8", "double_conv.time_emb_dim=16", "double_conv.num_heads=2"],
         ),
-        ("unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
+        ("unet2d", "unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
     ] {
         let mut pairs = vec![("network.name".to_owned(), name.to_owned())];
         pairs.extend(
@@ -218,15 +292,23 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
         let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 8).unwrap())).unwrap();
         trainer.step().unwrap();
         let checkpoint = trainer.checkpoint(None).unwrap();
-        let path = checkpoint::save(&folder.path().join(name), &checkpoint).unwrap();
+        let path = checkpoint::save(&folder.path().join(case), &checkpoint).unwrap();
         for (which, weights) in [(Which::Raw, &checkpoint.weights), (Which::Ema, &checkpoint.ema)] {
-            let out = folder.path().join(format!("{name}-{which:?}.pth"));
-            export(&path, which, Format::Pytorch, &out).unwrap();
+            let out = folder.path().join(format!("{case}-{which:?}.pth"));
+            let notes = export(&path, which, Format::Pytorch, &out).unwrap();
+            let classes = case.ends_with("classes");
+            assert_eq!(
+                notes.iter().filter(|n| n.contains("class_embedding.weight")).count(),
+                usize::from(classes)
+            );
             let back = read(&out, &options(&[])).unwrap();
             assert_eq!(back.config.network.name, config.network.name);
+            assert_eq!(back.config.attention.num_class_embeds, config.attention.num_class_embeds, "{case}");
+            assert_eq!(back.config.simple.num_class_embeds, config.simple.num_class_embeds, "{case}");
+            assert_eq!(back.assumed.iter().any(|a| a.key == "train.label_dropout"), classes, "{case}");
             for tensor in weights {
                 let same = back.weights.iter().find(|t| t.name == tensor.name).expect("the tensor");
-                assert!(same == tensor, "{name}: {}", tensor.name);
+                assert!(same == tensor, "{case}: {}", tensor.name);
             }
             assert_eq!(back.weights.len(), weights.len());
         }

@@ -127,13 +127,15 @@ fn tell(imported: &Imported) {
     }
     let d = &config.diffusion;
     tell!(
-        "diffusion T = {}, {} schedule{}",
+        "diffusion T = {}, {} schedule{}{}, predicting {}",
         d.timesteps,
         d.schedule,
         match d.schedule.has_ends() {
             true => format!(", beta from {} to {}", d.beta_start, d.beta_end),
             false => String::new(),
-        }
+        },
+        if d.zero_terminal_snr { ", zero terminal SNR" } else { "" },
+        d.prediction
     );
     let variance = match config.sampling.variance {
         Variance::Small => "small",
@@ -148,6 +150,7 @@ fn tell(imported: &Imported) {
             "diffusion.beta_start" => "--beta-start BETA".to_owned(),
             "diffusion.beta_end" => "--beta-end BETA".to_owned(),
             "attention.num_heads" | "double_conv.num_heads" => "--heads N".to_owned(),
+            "diffusion.prediction" => "--set diffusion.prediction=x0 or v".to_owned(),
             key => format!("--set {key}=VALUE"),
         };
         tell!("assumed   {} = {}, which the file does not tell ({flag})", assumed.key, assumed.value);

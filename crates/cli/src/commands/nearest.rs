@@ -4,6 +4,7 @@ use super::sample::{self, Drawing};
 use crate::progress::Progress;
 use anyhow::bail;
 use ddpm::data::{Dataset, Draw};
+use ddpm::generate::Generator;
 use ddpm::nearest::{Nearest, among, nearest, quantile};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::train::open_data;
@@ -24,22 +25,33 @@ const ROW: usize = 4;
 #[group(skip)]
 #[command(after_help = "Examples:\n  \
     ddpm nearest runs/run-001                              64 samples, in runs/run-001/samples/seed-0\n  \
-    ddpm nearest runs/run-001 -n 500 --sampler dpm++2m     more, faster")]
+    ddpm nearest runs/run-001 -n 500 --sampler dpm++2m     more, faster\n  \
+    ddpm nearest runs/imported --data photos               of an imported run, whose pictures are not known")]
 pub struct Args {
     #[command(flatten)]
     sample: sample::Args,
+    /// The training pictures, as `ddpm train --data`; the run's own if not given
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Some(Drawing { generator, pictures, out, stop }) = sample::draw(&args.sample)? else {
-        return Ok(ExitCode::from(crate::INTERRUPTED));
-    };
-    let config = generator.config();
-    let data = open_data(config)?;
+/// The pictures that samples are compared with.
+fn open(generator: &Generator, path: Option<String>) -> anyhow::Result<Box<dyn Dataset>> {
+    let path: Vec<_> = path.into_iter().map(|path| ("data.path".to_owned(), path)).collect();
+    let data = open_data(&generator.config().with_overrides(&path)?)?;
     let shape = generator.shape();
     if data.shape() != shape {
         bail!("the data has pictures of {} now, and the run's are of {shape}", data.shape());
     }
+    Ok(data)
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let drawn = sample::draw(&args.sample, |generator| open(generator, args.data))?;
+    let Some((Drawing { generator, pictures, out, stop }, data)) = drawn else {
+        return Ok(ExitCode::from(crate::INTERRUPTED));
+    };
+    let config = generator.config();
     let unit = |p: &Picture| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect();
     let samples: Vec<Vec<f32>> = pictures.iter().map(unit).collect();
     let mut progress = Progress::new("comparing", 0);
@@ -100,7 +112,20 @@ fn summary(found: &[Nearest], own: &[Nearest]) -> Vec<String> {
         return lines;
     }
     lines.push(format!("training pictures to their nearest other (of {:5}):  {}", own.len(), range(own)));
-    let limit = quantile(own, NEAR);
+    // Pictures that are in the data twice are not near by chance, and nothing is nearer than they are.
+    let apart: Vec<Nearest> = own.iter().copied().filter(|n| n.distance > 0.0).collect();
+    let twice = own.len() - apart.len();
+    if twice > 0 {
+        lines.push(format!(
+            "{twice} of these {} training pictures have an exact duplicate, which networks learn by heart first; they are left \
+             out of what follows",
+            own.len()
+        ));
+    }
+    if apart.is_empty() {
+        return lines;
+    }
+    let limit = quantile(&apart, NEAR);
     let near = found.iter().filter(|n| n.distance < limit).count();
     let verdict = match near as f64 > (3.0 * NEAR * found.len() as f64).max(1.0) {
         true => "more than chance: the run copies; more pictures, flips and crops, or fewer steps help",
@@ -127,5 +152,14 @@ mod tests {
         let copies: Vec<_> = (0..64).map(|i| at(f64::from(i) * 1e-3)).collect();
         assert!(summary(&copies, &own)[2].contains("the run copies"));
         assert_eq!(summary(&copies, &[]).len(), 1);
+        // Duplicates in the data, more than are near by chance, do not hide copies, and are said.
+        let twice: Vec<_> = (0..1000).map(|i| at(if i < 40 { 0.0 } else { own[i].distance })).collect();
+        let lines = summary(&copies, &twice);
+        assert!(
+            lines[2].starts_with("40 of these 1000 training pictures have an exact duplicate"),
+            "{lines:?}"
+        );
+        assert!(lines[3].contains("the run copies"), "{lines:?}");
+        assert_eq!(summary(&copies, &twice[..40]).len(), 3, "nothing to measure by");
     }
 }

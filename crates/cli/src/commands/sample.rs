@@ -166,7 +166,7 @@ fn interval(text: &str) -> Result<(f64, f64), String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    Ok(draw(&args)?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
+    Ok(draw(&args, |_| Ok(()))?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
 }
 
 /// What was drawn.
@@ -179,8 +179,12 @@ pub(super) struct Drawing {
     pub stop: Arc<AtomicBool>,
 }
 
-/// Draws the pictures and writes them; `None` where it was stopped.
-pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
+/// Draws the pictures and writes them; `None` where it was stopped. `before` is done before the first is drawn: what is needed
+/// behind them should be there.
+pub(super) fn draw<T>(
+    args: &Args,
+    before: impl FnOnce(&Generator) -> anyhow::Result<T>,
+) -> anyhow::Result<Option<(Drawing, T)>> {
     if args.count == Some(0) || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
@@ -206,6 +210,7 @@ pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
     let guidance = Guidance { scale: args.guidance, interval };
     let request = Request { count, seed: args.seed, batch: args.batch_size, class, guidance, sampling };
     generator.check(request)?;
+    let made = before(&generator)?;
     let out = args.out.clone().unwrap_or_else(|| run.samples().join(format!("seed-{}", args.seed)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
 
@@ -252,7 +257,7 @@ pub(super) fn draw(args: &Args) -> anyhow::Result<Option<Drawing>> {
     for path in written {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
-    Ok(Some(Drawing { generator, pictures, out, stop }))
+    Ok(Some((Drawing { generator, pictures, out, stop }, made)))
 }
 
 /// The run's newest whole checkpoint; damaged ones are told.

@@ -20,6 +20,8 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
         "network   attention, ",
         "down_channels = [8, 16]",
         "pictures  12x12, 1 channel\n",
+        "diffusion T = 20, linear schedule, beta from 0.0001 to 0.02, predicting eps\n",
+        "assumed   diffusion.prediction = eps, which the file does not tell (--set diffusion.prediction=x0 or v)",
         "assumed   diffusion.schedule = linear, which the file does not tell (--schedule NAME)",
         "ddpm train --resume runs/r --data FOLDER",
     ] {
@@ -27,7 +29,16 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
     }
     assert!(!done.err.contains("assumed   diffusion.timesteps"), "{}", done.err);
     place.assert_intact("r", 0);
+    let card = fs::read_to_string(place.path("runs/r/README.md")).unwrap();
+    assert!(
+        card.contains("- Training: imported") && card.contains("step-0000000/model.safetensors"),
+        "{card}"
+    );
     place.ddpm(&["train", "--resume=r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
+    // Before anything is drawn.
+    place.ddpm(&["nearest", "r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
+    assert!(!place.path("runs/r/samples/seed-0").exists());
+    place.ddpm(&["nearest", "r", "--data=digits", "-n=2", "--steps=2"]).well();
     let flags = ["--set=data.digits_count=16", "--steps=2", "--batch-size=2", "--set=train.sample_count=0"];
     place.ddpm(&[&["train", "--resume=r", "--data=digits"], &flags[..]].concat()).well();
     place.assert_intact("r", 2);

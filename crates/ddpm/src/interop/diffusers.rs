@@ -23,6 +23,13 @@ const MAX_FILE: u64 = 4 << 20;
 const MAX_BETA: f64 = 0.999;
 /// Relative difference of variances, which diffusers keeps in f32, that counts as none.
 const SAME_BETA: f64 = 1e-6;
+/// The part of a picture's numbers that dynamic thresholding leaves in their range, there and here.
+const DYNAMIC_RATIO: f64 = 0.995;
+/// The most that diffusers divides a picture by, where ours knows no most: past every picture of a network that has not gone
+/// wrong, and a float.
+const DYNAMIC_MOST: f64 = 1e30;
+/// Its class of networks that we have.
+const UNET: &str = "UNet2DModel";
 /// The version of diffusers whose files these are.
 const VERSION: &str = "0.42.1";
 
@@ -184,6 +191,11 @@ pub(super) struct Unet {
     pub size: Option<Size>,
 }
 
+/// Whether a `config.json` says that it is of a network that [`unet`] reads.
+pub(super) fn is_unet(json: &Value) -> bool {
+    json.get("_class_name").is_some_and(|class| class == UNET)
+}
+
 /// The network that the `config.json` at `path` describes.
 ///
 /// # Errors
@@ -191,7 +203,7 @@ pub(super) struct Unet {
 pub(super) fn unet(path: &Path, json: &Value) -> Result<Unet> {
     let r = Reader::new(path, json)?;
     if let Some(class) = r.get("_class_name")
-        && class != "UNet2DModel"
+        && class != UNET
     {
         return r.refuse("_class_name", class, "the networks UNet2DModel are read");
     }
@@ -296,7 +308,7 @@ pub(super) fn unet_json(config: &Unet2dConfig, channels: usize, size: Size) -> V
         json!(config.freq_shift)
     };
     json!({
-        "_class_name": "UNet2DModel",
+        "_class_name": UNET,
         "_diffusers_version": VERSION,
         "act_fn": value(&config.act_fn),
         "add_attention": config.add_attention,
@@ -342,7 +354,7 @@ pub(super) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     let (r, mut notes) = (Reader::new(path, json)?, Vec::new());
     let classes = [json!("DDPMScheduler"), json!("DDIMScheduler")];
     let way_out = "the schedulers DDPMScheduler and DDIMScheduler are read; to leave it out, import the folder unet alone \
-                   and give --timesteps, --schedule, --beta-start and --beta-end";
+                   and give --timesteps, --schedule, --beta-start, --beta-end and --set diffusion.prediction=eps (x0, v)";
     r.only("_class_name", &classes, way_out)?;
     let diffusion = &mut config.diffusion;
     diffusion.timesteps = r.whole("num_train_timesteps", 1000)?;
@@ -374,19 +386,34 @@ pub(super) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     }
     diffusion.prediction = r.choice("prediction_type", Prediction::Eps, &PREDICTIONS)?;
     r.only("predict_epsilon", &[json!(true)], "give true")?; // its name before 0.10
-    r.only("thresholding", &[json!(false)], "give false")?;
-    for unused in ["dynamic_thresholding_ratio", "sample_max_value", "tensor_format", "timestep_values"] {
+    let dynamic = r.flag("thresholding", false)?;
+    let (ratio, most) =
+        (r.number("dynamic_thresholding_ratio", DYNAMIC_RATIO)?, r.number("sample_max_value", 1.0)?);
+    if dynamic && ratio != DYNAMIC_RATIO {
+        let choices = "give 0.995, the part that our dynamic thresholding keeps, or thresholding false";
+        return r.refuse("dynamic_thresholding_ratio", &json!(ratio), choices);
+    }
+    // At 1 nothing is divided by more than 1, which is clipping.
+    if dynamic && most != 1.0 && most < DYNAMIC_MOST {
+        let choices = "with thresholding, give 1.0, which only clips, or 1e30, for our dynamic thresholding knows no most";
+        return r.refuse("sample_max_value", &json!(most), choices);
+    }
+    for unused in ["tensor_format", "timestep_values"] {
         r.get(unused);
     }
     let variances = [("fixed_small", Variance::Small), ("fixed_large", Variance::Large)];
     config.sampling.variance = r.choice("variance_type", Variance::Small, &variances)?;
     let clip = r.flag("clip_sample", true)?;
-    if clip && r.number("clip_sample_range", 1.0)? != 1.0 {
+    if clip && !dynamic && r.number("clip_sample_range", 1.0)? != 1.0 {
         let range = r.get("clip_sample_range").unwrap_or(&Value::Null);
         return r.refuse("clip_sample_range", range, "give 1.0, where pictures end");
     }
     r.get("clip_sample_range");
-    config.sampling.threshold = if clip { Threshold::Clip } else { Threshold::None };
+    config.sampling.threshold = match (dynamic, clip) {
+        (true, _) if most >= DYNAMIC_MOST => Threshold::Dynamic,
+        (true, _) | (_, true) => Threshold::Clip,
+        _ => Threshold::None,
+    };
     let spacings = [("leading", "leading"), ("linspace", "linspace"), ("trailing", "trailing")];
     let spacing = r.choice("timestep_spacing", "leading", &spacings)?;
     let offset = r.whole("steps_offset", 0)?;
@@ -457,13 +484,13 @@ pub(super) fn scheduler_json(config: &Config) -> Result<Value> {
         "beta_start": d.beta_start,
         "clip_sample": s.threshold == Threshold::Clip,
         "clip_sample_range": 1.0,
-        "dynamic_thresholding_ratio": 0.995,
+        "dynamic_thresholding_ratio": DYNAMIC_RATIO,
         "num_train_timesteps": d.timesteps,
         "prediction_type": PREDICTIONS.iter().find(|p| p.1 == d.prediction).map(|p| p.0),
         "rescale_betas_zero_snr": d.zero_terminal_snr,
-        "sample_max_value": 1.0,
+        "sample_max_value": if s.threshold == Threshold::Dynamic { DYNAMIC_MOST } else { 1.0 },
         "steps_offset": 0,
-        "thresholding": false,
+        "thresholding": s.threshold == Threshold::Dynamic,
         "timestep_spacing": "leading",
         "trained_betas": betas,
         "variance_type": match s.variance {
@@ -565,7 +592,7 @@ mod tests {
             for (zero_terminal_snr, max_beta, threshold, variance, prediction) in [
                 (false, 0.9999, Threshold::Clip, Variance::Small, Prediction::V),
                 (true, 0.999, Threshold::None, Variance::Large, Prediction::X0),
-                (false, 0.999, Threshold::Clip, Variance::Large, Prediction::Eps),
+                (false, 0.999, Threshold::Dynamic, Variance::Large, Prediction::Eps),
             ] {
                 let mut config = Config::default();
                 config.diffusion = DiffusionConfig {
@@ -600,7 +627,11 @@ mod tests {
                 ["flow_prediction", "epsilon, sample, v_prediction"],
             ),
             (json!({"variance_type": "learned_range"}), ["learned_range", "fixed_small, fixed_large"]),
-            (json!({"thresholding": true}), ["thresholding: true", "false"]),
+            (json!({"thresholding": true, "sample_max_value": 1.5}), ["sample_max_value: 1.5", "1e30"]),
+            (
+                json!({"thresholding": true, "dynamic_thresholding_ratio": 0.9}),
+                ["dynamic_thresholding_ratio: 0.9", "0.995"],
+            ),
             (json!({"trained_betas": [0.1, 0.9, 0.3]}), ["trained_betas", "none of our schedules"]),
             (json!({"num_train_timesteps": "many"}), ["num_train_timesteps: \"many\"", "whole number"]),
         ] {
@@ -608,6 +639,11 @@ mod tests {
                 scheduler(Path::new("s.json"), &json, &mut Config::default()).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         }
+        // Divided by no more than 1, pictures are clipped.
+        let mut config = Config::default();
+        scheduler(Path::new("s.json"), &json!({"thresholding": true, "clip_sample": false}), &mut config)
+            .unwrap();
+        assert_eq!(config.sampling.threshold, Threshold::Clip);
         let note =
             scheduler(Path::new("s.json"), &json!({"steps_offset": 1}), &mut Config::default()).unwrap();
         assert!(note[0].contains("steps_offset 1"), "{note:?}");

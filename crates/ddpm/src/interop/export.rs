@@ -9,6 +9,8 @@ use serde_json::Value;
 
 use super::{diffusers, torch};
 use crate::nets;
+use crate::process::Prediction;
+use crate::sampler::Threshold;
 use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes};
 use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::disk::{self, Disk, RealDisk};
@@ -55,6 +57,13 @@ pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Re
                       whose names and shapes are those of its tutorial";
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
     }
+    if format == Format::Diffusers && divides_by_zero(&config) && config.sampling.threshold != Threshold::Clip
+    {
+        let reason = "its network predicts noise and its schedule leaves nothing of the picture in the end \
+                      (diffusion.zero_terminal_snr), where diffusers divides by zero and draws no numbers, unless \
+                      sampling.threshold is clip. Export it to pytorch or safetensors";
+        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
+    }
     // In the network's order, as state_dict() gives them.
     let (mut order, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
     order.extend(states);
@@ -95,11 +104,38 @@ pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Re
     done.map(|()| notes(&config, format))
 }
 
+/// Whether diffusers' first step takes a picture from noise in which there is none.
+fn divides_by_zero(config: &Config) -> bool {
+    config.diffusion.zero_terminal_snr && config.diffusion.prediction == Prediction::Eps
+}
+
 fn notes(config: &Config, format: Format) -> Vec<String> {
     let mut notes = Vec::new();
     if format == Format::Diffusers && config.unet2d.num_class_embeds.is_some() {
         notes.push(
-            "the network is told classes, which DDPMPipeline does not do: call the network yourself, with class_labels".into(),
+            "the network is told classes, which DDPMPipeline does not do: call the network yourself, with class_labels; it \
+             cannot be asked without a class there, so that guidance does not travel"
+                .into(),
+        );
+    }
+    let classes = match config.network.name {
+        NetworkKind::Attention => config.attention.num_class_embeds,
+        NetworkKind::Simple => config.simple.num_class_embeds,
+        // The first has none, the second has them there too.
+        NetworkKind::DoubleConv | NetworkKind::Unet2d => None,
+    };
+    if let Some(classes) = classes {
+        notes.push(format!(
+            "the network is told classes, which its tutorial's is not: load_state_dict refuses class_embedding.weight there; add \
+             torch.nn.Embedding({classes}, ...) of that name, whose row is added to the timestep's embedding"
+        ));
+    }
+    if format == Format::Diffusers && divides_by_zero(config) {
+        notes.push(
+            "the network predicts noise and the schedule leaves nothing of the picture in the end \
+             (diffusion.zero_terminal_snr): at the last timestep, where ours does not begin, diffusers divides by zero and \
+             clips what comes of it to black and white"
+                .into(),
         );
     }
     notes

@@ -235,6 +235,7 @@ fn checked(tensors: Vec<Listed>) -> Result<Vec<Listed>, String> {
 
 /// All dictionaries of a pickle that hold tensors.
 fn sets_of(pickle: &Pickle<'_>) -> Result<Vec<Set>, String> {
+    const TOO_MANY: &str = "has too many dictionaries inside one another; save the network's weights alone";
     let (mut sets, mut seen) = (Vec::new(), HashSet::new());
     let mut left = vec![(pickle.root(), String::new(), 0)];
     while let Some((id, place, depth)) = left.pop() {
@@ -256,6 +257,10 @@ fn sets_of(pickle: &Pickle<'_>) -> Result<Vec<Set>, String> {
                     tensors.push(Listed { name, shape, dtype, at: Some(value) });
                 }
                 (Value::Dict(_) | Value::List(_) | Value::Tuple(_), _) if depth < MAX_DEPTH => {
+                    // Before its place is written down: a dictionary may have millions of them under one long name.
+                    if below.len() >= MAX_TENSORS {
+                        return Err(TOO_MANY.into());
+                    }
                     let key = key.filter(|k| k.len() <= MAX_NAME).unwrap_or("?");
                     let dot = if place.is_empty() { "" } else { "." };
                     below.push((value, format!("{place}{dot}{key}"), depth + 1));
@@ -279,9 +284,7 @@ fn sets_of(pickle: &Pickle<'_>) -> Result<Vec<Set>, String> {
             sets.push(Set { place, tensors: checked(tensors)? });
         }
         if sets.len() > MAX_SETS || left.len() + below.len() > MAX_TENSORS {
-            return Err(
-                "has too many dictionaries inside one another; save the network's weights alone".into()
-            );
+            return Err(TOO_MANY.into());
         }
         // In the order of the file.
         left.extend(below.into_iter().rev());

@@ -68,6 +68,8 @@ struct Source {
     weights: PathBuf,
     /// `config.json` of its network, where it is diffusers'.
     unet: Option<PathBuf>,
+    /// `config.json` beside a lone file, which may be anyone's.
+    neighbour: Option<PathBuf>,
     /// `scheduler_config.json`.
     scheduler: Option<PathBuf>,
 }
@@ -93,8 +95,8 @@ impl Source {
     fn find(path: &Path) -> Result<Self> {
         let is_file = |path: &PathBuf| path.is_file();
         if path.is_file() {
-            let unet = Some(path.with_file_name(UNET_CONFIG)).filter(is_file);
-            return Ok(Self { weights: path.to_owned(), unet, scheduler: None });
+            let neighbour = Some(path.with_file_name(UNET_CONFIG)).filter(is_file);
+            return Ok(Self { weights: path.to_owned(), unet: None, neighbour, scheduler: None });
         }
         if !path.is_dir() {
             let hint = "there is no such file or folder; give a file of PyTorch's (.pth, .pt, .ckpt, .bin), a safetensors \
@@ -112,11 +114,16 @@ impl Source {
                 return refuse(&config, "is missing: the network's settings are in it");
             }
             let scheduler = Some(path.join("scheduler").join(SCHEDULER_CONFIG)).filter(is_file);
-            return Ok(Self { weights: model_file(&unet)?, unet: Some(config), scheduler });
+            return Ok(Self { weights: model_file(&unet)?, unet: Some(config), neighbour: None, scheduler });
         }
         let config = path.join(UNET_CONFIG);
         if config.is_file() {
-            return Ok(Self { weights: model_file(path)?, unet: Some(config), scheduler: None });
+            return Ok(Self {
+                weights: model_file(path)?,
+                unet: Some(config),
+                neighbour: None,
+                scheduler: None,
+            });
         }
         if RunFolder::open(path, path).is_ok() {
             return refuse(path, "is a run of ddpm already: use it as it is, with sample and train --resume");
@@ -142,7 +149,9 @@ impl Source {
 /// What is said of the file beside its weights.
 #[derive(Default)]
 struct Beside {
-    unet: Option<(PathBuf, diffusers::Unet)>,
+    unet: Option<diffusers::Unet>,
+    /// See [`Source::neighbour`]; read only for a network of diffusers.
+    neighbour: Option<PathBuf>,
     notes: Vec<String>,
     has_scheduler: bool,
 }
@@ -157,10 +166,9 @@ struct Beside {
 pub fn read(path: &Path, options: &Options) -> Result<Imported> {
     let source = Source::find(path)?;
     let mut config = Config::default();
-    let mut beside = Beside::default();
+    let mut beside = Beside { neighbour: source.neighbour, ..Beside::default() };
     if let Some(path) = &source.unet {
-        let json = diffusers::read_json(path)?;
-        beside.unet = Some((path.clone(), diffusers::unet(path, &json)?));
+        beside.unet = Some(diffusers::unet(path, &diffusers::read_json(path)?)?);
     }
     if let Some(path) = &source.scheduler {
         beside.notes = diffusers::scheduler(path, &diffusers::read_json(path)?, &mut config)?;
@@ -218,17 +226,24 @@ fn from_bytes(
     let mut notes = beside.notes;
     let kind = chosen.kind;
 
-    let (channels, mut assumed, size) = match beside.unet.filter(|_| kind == NetworkKind::Unet2d) {
-        Some((_, unet)) => {
+    let unet = match (kind, beside.neighbour) {
+        (NetworkKind::Unet2d, Some(path)) => {
+            let json = diffusers::read_json(&path)?;
+            let is_its = diffusers::is_unet(&json);
+            if !is_its {
+                notes.push(format!("{} is of no UNet2DModel, and was not looked at", path.display()));
+            }
+            is_its.then(|| diffusers::unet(&path, &json)).transpose()?
+        }
+        _ => beside.unet.filter(|_| kind == NetworkKind::Unet2d),
+    };
+    let (channels, mut assumed, size) = match unet {
+        Some(unet) => {
             config.network.name = kind;
             config.unet2d = unet.config;
             let mut assumed = Vec::new();
             if !beside.has_scheduler {
-                let d = &config.diffusion;
-                assumed.push(Assumed::new("diffusion.timesteps", d.timesteps));
-                assumed.push(Assumed::new("diffusion.schedule", d.schedule));
-                assumed.push(Assumed::new("diffusion.beta_start", d.beta_start));
-                assumed.push(Assumed::new("diffusion.beta_end", d.beta_end));
+                assumed.extend(recognise::diffusion(&config));
             }
             (unet.channels, assumed, unet.size)
         }
@@ -249,6 +264,11 @@ fn from_bytes(
     (config.network.im_size, config.data.size) = (Some(size), Some(size));
     (config.network.im_channels, config.data.channels) = (Some(channels), Some(channels));
     config.data.path = UNKNOWN_DATA.to_owned();
+    // Nobody says that it learnt pictures without their class, and most have not: what such a network says of them is noise.
+    if nets::from_config(&config, channels).classes().is_some() {
+        config.train.label_dropout = 0.0;
+        assumed.push(Assumed::new("train.label_dropout", 0));
+    }
     let mut overrides = heads(kind, options.heads)?;
     overrides.extend(options.overrides.iter().cloned());
     assumed.retain(|a| !overrides.iter().any(|(key, _)| key.trim() == a.key));
@@ -390,6 +410,8 @@ impl Imported {
             steps: 0,
             loss: None,
             seconds: None,
+            imported: true,
+            has_ema: false,
             checkpoint: Some(PathBuf::from("checkpoints/step-0000000")),
         };
         let made = checkpoint::save(&run.checkpoints(), &checkpoint)

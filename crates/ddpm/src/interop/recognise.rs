@@ -138,12 +138,20 @@ pub(super) fn settings(found: &Candidate, config: &mut Config) -> Result<(usize,
         }
         NetworkKind::Unet2d => unet2d(&shapes, config)?,
     };
-    let d = &config.diffusion;
-    assumed.push(Assumed::new("diffusion.timesteps", d.timesteps));
-    assumed.push(Assumed::new("diffusion.schedule", d.schedule));
-    assumed.push(Assumed::new("diffusion.beta_start", d.beta_start));
-    assumed.push(Assumed::new("diffusion.beta_end", d.beta_end));
+    assumed.extend(diffusion(config));
     Ok((channels, assumed))
+}
+
+/// What is assumed of the noise where no scheduler's settings are there.
+pub(super) fn diffusion(config: &Config) -> [Assumed; 5] {
+    let d = &config.diffusion;
+    [
+        Assumed::new("diffusion.timesteps", d.timesteps),
+        Assumed::new("diffusion.schedule", d.schedule),
+        Assumed::new("diffusion.beta_start", d.beta_start),
+        Assumed::new("diffusion.beta_end", d.beta_end),
+        Assumed::new("diffusion.prediction", d.prediction),
+    ]
 }
 
 fn attention(shapes: &Shapes<'_>, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
@@ -191,7 +199,7 @@ fn unet2d(shapes: &Shapes<'_>, config: &mut Config) -> Result<(usize, Vec<Assume
     };
     let first = "down_blocks.0.resnets.0";
     let scale_shift = shapes.extent(&format!("{first}.time_emb_proj.weight"), 0)?
-        == 2 * shapes.extent(&format!("{first}.conv1.weight"), 0)?;
+        == shapes.extent(&format!("{first}.conv1.weight"), 0)?.saturating_mul(2);
     // The class's own, or as much of it as divides all channels.
     let dividing = |all: usize| widths.iter().fold(all, |a, &b| gcd(a, b));
     let net = Unet2dConfig {

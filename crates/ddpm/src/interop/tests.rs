@@ -1,6 +1,7 @@
 //! The readers alone: every kind of tensor, hostile files, and what we write ourselves.
 
 use std::io::Cursor;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::file::Content;
@@ -93,6 +94,37 @@ fn what_a_pickle_does_takes_time_and_memory_in_its_length() {
     refused(&[&list[..], &b"h\x01h\x00\x85R".repeat(1000), b"."].concat(), "copies lists without end");
     refused(&[&b"\x80\x02"[..], &b"N".repeat(5 << 20), b"."].concat(), "more than 4 MiB");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+}
+
+#[test]
+fn too_many_dictionaries_are_refused_before_their_places_are_written_down() {
+    // The tensor behind them would be refused for its name, were all of them looked at first.
+    let long = "w".repeat(600);
+    let tensor = format!(
+        "S'{long}'\nctorch._utils\n_rebuild_tensor_v2\n((S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI4\ntQI0\n(I1\nt(I1\nt\
+         I00\n}}tR"
+    );
+    let of = |lists: usize| format!("}}({}{tensor}u.", "S'k'\n]".repeat(lists));
+    refused(of(5).as_bytes(), "a name of more than 512 bytes");
+    refused(of(5001).as_bytes(), "too many dictionaries inside one another");
+}
+
+#[test]
+fn a_network_of_endless_channels_is_refused() {
+    let empty = |name: &str, rows: usize| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[{rows},0],"data_offsets":[0,0]}}"#)
+    };
+    let tensors = [
+        empty("conv_in.weight", 1),
+        empty("time_embedding.linear_1.weight", 1),
+        empty("down_blocks.0.resnets.0.conv1.weight", usize::MAX),
+        empty("down_blocks.0.resnets.0.time_emb_proj.weight", 1),
+    ];
+    let header = format!("{{{}}}", tensors.join(","));
+    let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let error =
+        super::read_bytes(Path::new("a.safetensors"), &bytes, &super::Options::default()).unwrap_err();
+    assert!(error.to_string().contains("unet2d.block_out_channels"), "{error}");
 }
 
 /// An archive with one tensor `w` in a storage of four numbers.

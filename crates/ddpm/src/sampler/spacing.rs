@@ -148,7 +148,10 @@ impl Levels {
     ) -> Result<Self> {
         let with_signal = schedule.timesteps_with_signal();
         let all = match prediction {
-            Prediction::X0 | Prediction::V if spacing.of_timesteps() => schedule.timesteps(),
+            // One timestep without signal; from a second one there is no way to the first.
+            Prediction::X0 | Prediction::V if spacing.of_timesteps() => {
+                (with_signal + 1).min(schedule.timesteps())
+            }
             _ => with_signal,
         };
         let steps = steps.unwrap_or(all);
@@ -205,6 +208,7 @@ impl Levels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::schedule::Posterior;
 
     fn schedule() -> Schedule {
         Schedule::linear(1000, 1e-4, 0.02).unwrap()
@@ -268,6 +272,16 @@ mod tests {
         assert_eq!(first(Prediction::V, Spacing::Trailing), 999.0);
         assert_eq!(first(Prediction::X0, Spacing::Linspace), 999.0);
         assert_eq!(first(Prediction::X0, Spacing::Karras), 998.0);
+        // Of many without signal, the first alone: half of the picture's variance is lost at each, and all of it at 2^-1022.
+        let long = Schedule::from_betas(vec![0.5; 2000]).unwrap();
+        for spacing in [Spacing::Linspace, Spacing::Trailing] {
+            let levels = Levels::new(&long, Prediction::V, None, spacing).unwrap();
+            assert_eq!((levels.steps(), levels.at(0).t), (1023, 1022.0));
+            for (from, to) in levels.pairs() {
+                let p = Posterior::between(from, to);
+                assert!(p.x0.is_finite() && p.xt.is_finite() && p.variance.is_finite(), "t = {}", from.t);
+            }
+        }
         let error = Levels::new(&zero, Prediction::Eps, Some(1000), Spacing::Linspace).unwrap_err();
         assert!(error.to_string().contains("nothing is left"), "{error}");
     }

@@ -342,6 +342,12 @@ impl Session {
             steps: step,
             loss: self.loss(),
             seconds: (!self.spent.is_zero()).then_some(self.spent.as_secs_f64()),
+            imported: false,
+            // The first checkpoint of an imported run has none, whatever the settings ask for.
+            has_ema: match path.is_dir() {
+                true => path.join(checkpoint::EMA).is_file(),
+                false => self.trainer.config().train.ema_decay > 0.0,
+            },
             checkpoint: inside,
         };
         write_card(&self.run, self.trainer.config(), &facts)

@@ -32,7 +32,7 @@ use crate::{Error, Result};
 use manifest::{FORMAT, sha256};
 
 const MODEL: &str = "model.safetensors";
-const EMA: &str = "ema.safetensors";
+pub(crate) const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 /// The files a manifest may list.

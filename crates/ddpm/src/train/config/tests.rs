@@ -433,6 +433,13 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         set(&infinite).unwrap_err().to_string().starts_with("train.loss_weight: \"snr-truncated\" weighs")
     );
     assert!(set(&[infinite[0], infinite[1], ("diffusion.prediction", "v")]).is_ok());
+    // Without the flag, too: after so many steps nothing is left either.
+    let long = [("diffusion.timesteps", "20000"), ("train.loss_weight", "snr-truncated")];
+    let message = set(&long).unwrap_err().to_string();
+    assert!(message.starts_with("train.loss_weight: \"snr-truncated\" weighs noise infinitely"), "{message}");
+    assert!(set(&[long[0], long[1], ("diffusion.prediction", "x0")]).is_ok());
+    let steep = [("train.loss_weight", "p2"), ("train.p2_k", "0.01"), ("train.p2_gamma", "100")];
+    assert!(set(&steep).unwrap_err().to_string().starts_with("train.loss_weight: weighs t = "));
     let many = set(&[("train.steps", "1e9"), ("train.accumulate", "5")]).unwrap_err().to_string();
     assert!(
         many.starts_with("train.accumulate: 5 is out of range: a run has at most 4294967295 micro-batches")

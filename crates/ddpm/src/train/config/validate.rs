@@ -3,9 +3,8 @@
 use std::fmt::Display;
 
 use super::{Config, Size, networks};
-use crate::objective::Weighting;
-use crate::process::Prediction;
-use crate::schedule::LEAST_BETA;
+use crate::objective::{Objective, Weighting};
+use crate::schedule::{LEAST_BETA, Schedule};
 use crate::{Error, Result, nets};
 
 /// Largest side of a picture, in pixels.
@@ -112,15 +111,25 @@ impl Config {
             let reason = "needs at least 2 timesteps: of one, the picture cannot be both kept and lost";
             return refuse("diffusion.zero_terminal_snr", reason);
         }
-        if diffusion.zero_terminal_snr
-            && diffusion.prediction == Prediction::Eps
-            && self.train.loss_weight == Weighting::SnrTruncated
-        {
-            let reason = "\"snr-truncated\" weighs noise infinitely where nothing is left of the picture \
-                          (diffusion.zero_terminal_snr); use diffusion.prediction = v or x0, or another weight";
-            return refuse("train.loss_weight", reason);
-        }
         Ok(())
+    }
+
+    /// The weights of all timesteps, of settings that are fine each on its own.
+    fn validate_weights(&self) -> Result<()> {
+        // A schedule that cannot be made is refused where it is.
+        let Ok(schedule) = Schedule::from_config(&self.diffusion) else { return Ok(()) };
+        let weights = Objective::from_config(self).weights(&schedule).unwrap_or_default();
+        let Some(t) = weights.iter().position(|w| !w.is_finite()) else { return Ok(()) };
+        let reason = match self.train.loss_weight {
+            Weighting::SnrTruncated => format!(
+                "\"snr-truncated\" weighs noise infinitely where nothing is left of the picture, or hardly anything, here \
+                 from t = {t} on; use diffusion.prediction = v or x0, or another weight"
+            ),
+            _ => format!(
+                "weighs t = {t} infinitely; take train.p2_gamma and train.p2_k nearer to 1, or another weight"
+            ),
+        };
+        refuse("train.loss_weight", reason)
     }
 
     fn validate_network(&self) -> Result<()> {
@@ -207,6 +216,7 @@ impl Config {
                 return refuse(key, reason);
             }
         }
+        self.validate_weights()?;
         within("train.label_dropout", train.label_dropout, 0.0, 1.0)?;
         within("train.offset_noise", train.offset_noise, 0.0, 10.0)?;
         within("train.input_perturbation", train.input_perturbation, 0.0, 10.0)?;

@@ -23,6 +23,10 @@ pub struct CardFacts {
     pub loss: Option<f64>,
     /// Seconds of training, once there are some.
     pub seconds: Option<f64>,
+    /// Whether the weights are another program's, as it left them.
+    pub imported: bool,
+    /// Whether the checkpoints have averaged weights.
+    pub has_ema: bool,
     /// The newest checkpoint's folder inside the run's, as `checkpoints/step-0001000`, once there is one.
     pub checkpoint: Option<PathBuf>,
 }
@@ -67,7 +71,12 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         diffusion += ", zero terminal SNR";
     }
     let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
-    let weights = if config.train.ema_decay > 0.0 { "ema.safetensors" } else { "model.safetensors" };
+    let batch = config.pictures_per_step();
+    let (made, training) = match facts.imported {
+        true => ("Imported", "imported, as another program left it; no steps were made here".to_owned()),
+        false => ("Trained", format!("{steps}{total} steps of {batch} pictures{loss}{time}")),
+    };
+    let weights = if facts.has_ema { "ema.safetensors" } else { "model.safetensors" };
     let checkpoint = match &facts.checkpoint {
         Some(path) => path.display().to_string(),
         None => "checkpoints/step-NNNNNNN".to_owned(),
@@ -83,10 +92,10 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     let mut text = format!(
         "# {name}\n\n\
         A denoising diffusion probabilistic model (Ho, Jain, Abbeel: \"Denoising Diffusion Probabilistic Models\", \
-        2020) that makes pictures{size} like those it was trained on. Trained with ddpm {version} on CPUs.\n\n\
+        2020) that makes pictures{size} like those it was trained on. {made} with ddpm {version} on CPUs.\n\n\
         - Data: {data}\n\
         - Network: {parameters} parameters, predicting {predicted}\n\
-        - Training: {steps}{total} steps of {batch} pictures{loss}{time}\n\
+        - Training: {training}\n\
         - Diffusion: {diffusion}\n\n\
         ## Sampling\n\n\
         ```sh\nddpm sample {path} -n 64 --seed 7\n```\n\n\
@@ -98,9 +107,8 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         model.load_state_dict(load_file(\"{checkpoint}/{weights}\"))\n\
         ```\n\n",
         version = env!("CARGO_PKG_VERSION"),
-        batch = config.pictures_per_step(),
     );
-    if config.train.ema_decay > 0.0 {
+    if facts.has_ema {
         text += "`ema.safetensors` holds the weights averaged over training, which sample better; \
             `model.safetensors` beside it the last ones.\n\n";
     }

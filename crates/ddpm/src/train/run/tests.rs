@@ -214,6 +214,8 @@ fn the_card_tells_how_to_use_the_run() {
         steps: 1000,
         loss: Some(0.0312),
         seconds: Some(90.0),
+        imported: false,
+        has_ema: true,
         checkpoint: Some("checkpoints/step-0001000".into()),
     };
     write_card(&run, &config, &facts).unwrap();
@@ -232,7 +234,8 @@ fn the_card_tells_how_to_use_the_run() {
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
-    config.train.ema_decay = 0.0;
+    // The settings of an imported run ask for an average that it has not yet.
+    facts.has_ema = false;
     facts.checkpoint = None;
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();
@@ -248,4 +251,9 @@ fn the_card_tells_how_to_use_the_run() {
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
+    facts.imported = true;
+    write_card(&run, &config, &facts).unwrap();
+    let text = fs::read_to_string(run.card_path()).unwrap();
+    assert!(text.contains("Imported with ddpm") && text.contains("- Training: imported, "), "{text}");
+    assert!(!text.contains("steps of"), "{text}");
 }
