@@ -111,14 +111,14 @@ fn too_many_dictionaries_are_refused_before_their_places_are_written_down() {
 
 #[test]
 fn a_network_of_endless_channels_is_refused() {
-    let empty = |name: &str, rows: usize| {
-        format!(r#""{name}":{{"dtype":"F32","shape":[{rows},0],"data_offsets":[0,0]}}"#)
+    let empty = |name: &str, shape: [usize; 2]| {
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[0,0]}}"#)
     };
     let tensors = [
-        empty("conv_in.weight", 1),
-        empty("time_embedding.linear_1.weight", 1),
-        empty("down_blocks.0.resnets.0.conv1.weight", usize::MAX),
-        empty("down_blocks.0.resnets.0.time_emb_proj.weight", 1),
+        empty("conv_in.weight", [0, 1]),
+        empty("time_embedding.linear_1.weight", [0, 1]),
+        empty("down_blocks.0.resnets.0.conv1.weight", [usize::MAX, 0]),
+        empty("down_blocks.0.resnets.0.time_emb_proj.weight", [1, 0]),
     ];
     let header = format!("{{{}}}", tensors.join(","));
     let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
