@@ -4,7 +4,7 @@
 //! of a 32-bit word. A panel of pairs is a panel of words, kept in slices of f32 whose values mean nothing.
 
 use crate::isa::Isa;
-use crate::tile::{self, Acc, K_RUN, Product};
+use crate::tile::Product;
 use pulp::Simd;
 
 /// Rounds to bf16, ties to even; NaN stays NaN.
@@ -67,92 +67,51 @@ fn rounded_bits<S: Simd>(s: S, x: S::f32s) -> S::u32s {
 pub(crate) struct Pairs(pub Isa);
 
 impl Product for Pairs {
-    /// A panel `[k / 32][MR][16 pairs]`, B panel `[k / 2][NV]`.
+    /// `acc += even x even + odd x odd`, without an instruction for it: a bf16 is an f32 once it stands in the upper half.
     #[inline(always)]
-    fn blocked<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(native) = self.0.bf16() {
-            let (b, acc) = (bytemuck::cast_slice(b), bytemuck::cast_slice_mut(acc.as_flattened_mut()));
-            return native.blocked::<MR, NV>(a, b, acc);
-        }
-        for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
-            for k in 0..K_RUN {
-                let row = tile::vectors::<S, NV>(&b[k * NV..]);
-                for r in 0..MR {
-                    multiply_pairs(s, a[r * K_RUN + k], row, &mut acc[r]);
-                }
-            }
+    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]) {
+        let (upper, sixteen) = (s.splat_u32s(0xffff_0000), s.splat_u32s(16));
+        let even = s.splat_f32s(f32::from_bits(a.to_bits() << 16));
+        let odd = s.splat_f32s(f32::from_bits(a.to_bits() & 0xffff_0000));
+        for v in 0..NV {
+            let bits = s.transmute_u32s_f32s(b[v]);
+            let b_even = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, sixteen));
+            let b_odd = s.transmute_f32s_u32s(s.and_u32s(bits, upper));
+            acc[v] = s.mul_add_e_f32s(even, b_even, acc[v]);
+            acc[v] = s.mul_add_e_f32s(odd, b_odd, acc[v]);
         }
     }
 
-    /// A panel `[k / 2][MR]`, B panel `[k / 2][NV]`.
     #[inline(always)]
-    fn columns<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    ) {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(native) = self.0.bf16() {
-            let (b, acc) = (bytemuck::cast_slice(b), bytemuck::cast_slice_mut(acc.as_flattened_mut()));
-            return native.columns::<MR, NV>(a, b, acc);
-        }
-        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
-            let row = tile::vectors::<S, NV>(b);
-            for r in 0..MR {
-                multiply_pairs(s, a[r], row, &mut acc[r]);
-            }
-        }
-    }
-
-    /// A panel `[k / 2][16]`, of whose columns the first `MR` are used.
-    #[inline(always)]
-    fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    ) {
-        if MR == K_RUN {
-            return self.columns(s, a, b, acc);
-        }
-        for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
-            let (a, row) = (&a[..MR], tile::vectors::<S, NV>(b));
-            for r in 0..MR {
-                multiply_pairs(s, a[r], row, &mut acc[r]);
-            }
-        }
+    fn native(self) -> Option<Native> {
+        self.0.bf16()
     }
 }
 
-/// `acc += even x even + odd x odd`, without an instruction for it: a bf16 is an f32 once it stands in the upper half.
-#[inline(always)]
-fn multiply_pairs<S: Simd, const NV: usize>(s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]) {
-    let (upper, sixteen) = (s.splat_u32s(0xffff_0000), s.splat_u32s(16));
-    let even = s.splat_f32s(f32::from_bits(a.to_bits() << 16));
-    let odd = s.splat_f32s(f32::from_bits(a.to_bits() & 0xffff_0000));
-    for v in 0..NV {
-        let bits = s.transmute_u32s_f32s(b[v]);
-        let b_even = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, sixteen));
-        let b_odd = s.transmute_f32s_u32s(s.and_u32s(bits, upper));
-        acc[v] = s.mul_add_e_f32s(even, b_even, acc[v]);
-        acc[v] = s.mul_add_e_f32s(odd, b_odd, acc[v]);
-    }
-}
-
-/// The instruction for it: AVX-512's extension BF16. Holding a value proves its detection.
+/// The instruction for products of pairs: AVX-512's extension BF16. Holding a value proves its detection.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
-pub(crate) struct Native(());
+pub struct Native(());
+
+/// There is none on this architecture, and no value of this type.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Clone, Copy)]
+pub enum Native {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Native {
+    pub(crate) fn blocked<const MR: usize, const NV: usize>(self, _: &[f32], _: &[f32], _: &mut [f32]) {
+        match self {}
+    }
+
+    pub(crate) fn columns<const MR: usize, const NV: usize>(self, _: &[f32], _: &[f32], _: &mut [f32]) {
+        match self {}
+    }
+
+    fn rounds(self, _: u64) -> u64 {
+        match self {}
+    }
+}
 
 #[cfg(target_arch = "x86_64")]
 #[allow(
@@ -160,7 +119,8 @@ pub(crate) struct Native(());
     reason = "pulp does not have this extension: functions compiled for it are called from here"
 )]
 mod native {
-    use super::{K_RUN, Native};
+    use super::Native;
+    use crate::tile::K_RUN;
     use std::arch::x86_64::{
         __m512, __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
         _mm512_storeu_ps,
@@ -288,13 +248,7 @@ mod native {
 /// As [`multiply_add_rounds`](crate::elementwise::multiply_add_rounds), of pairs where the machine has an instruction
 /// for them.
 pub fn multiply_add_rounds(isa: Isa, rounds: u64) -> Option<u64> {
-    #[cfg(target_arch = "x86_64")]
-    return isa.bf16().map(|native| native.rounds(rounds));
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (isa, rounds);
-        None
-    }
+    isa.bf16().map(|native| native.rounds(rounds))
 }
 
 #[cfg(test)]

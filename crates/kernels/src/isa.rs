@@ -104,13 +104,13 @@ impl Isa {
 
     /// Whether there is an instruction for products of bf16 pairs.
     pub fn has_bf16(self) -> bool {
-        crate::bf16::multiply_add_rounds(self, 0).is_some()
+        self.bf16().is_some()
     }
 
     /// The instruction for products of bf16 pairs.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn bf16(self) -> Option<crate::bf16::Native> {
         match self.0 {
+            #[cfg(target_arch = "x86_64")]
             Token::Avx512Bf16(_, native) => Some(native),
             _ => None,
         }

@@ -14,6 +14,7 @@
 //! - *columns*, `[k][MR]`: made from rows that are contiguous along MR (the weight gradient's channels), or of runs
 //!   `[k][16]` of which `MR` are used (Winograd's weight gradient).
 
+use crate::bf16::Native;
 use pulp::Simd;
 
 /// The run of `k` that a blocked A panel copies at once.
@@ -103,24 +104,56 @@ pub fn vectors<S: Simd, const NV: usize>(b: &[S::f32s]) -> [S::f32s; NV] {
     row
 }
 
+/// How words of A and B panels are multiplied. A type of its own for each way, because accumulators are kept in registers
+/// only where nothing else in the same function takes their address.
+pub trait Product: Copy {
+    /// `acc += a b` for a word of A and a row of B.
+    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]);
+
+    /// Instructions of its own for whole tiles.
+    #[inline(always)]
+    fn native(self) -> Option<Native> {
+        None
+    }
+}
+
+/// Words are f32.
+#[derive(Clone, Copy)]
+pub struct Single;
+
+impl Product for Single {
+    #[inline(always)]
+    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]) {
+        let a = s.splat_f32s(a);
+        for v in 0..NV {
+            acc[v] = s.mul_add_e_f32s(a, b[v], acc[v]);
+        }
+    }
+}
+
 /// `acc += A B` with a blocked A panel `[k / 16][MR][16]` and a B panel `[k][NV]`; `k` is `b.len() / NV`, a multiple
 /// of 16.
 #[inline(always)]
 pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    product: impl Product,
     a: &[f32],
     b: &[S::f32s],
     acc: &mut Acc<S, MR, NV>,
 ) {
     debug_assert_eq!(a.len() * NV, b.len() * MR);
+    if let Some(native) = product.native() {
+        return native.blocked::<MR, NV>(
+            a,
+            bytemuck::cast_slice(b),
+            bytemuck::cast_slice_mut(acc.as_flattened_mut()),
+        );
+    }
     for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
         for k in 0..K_RUN {
             let row = vectors::<S, NV>(&b[k * NV..]);
             for r in 0..MR {
-                let x = s.splat_f32s(a[r * K_RUN + k]);
-                for v in 0..NV {
-                    acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
-                }
+                product.multiply(s, a[r * K_RUN + k], row, &mut acc[r]);
             }
         }
     }
@@ -130,18 +163,23 @@ pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 pub fn columns<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    product: impl Product,
     a: &[f32],
     b: &[S::f32s],
     acc: &mut Acc<S, MR, NV>,
 ) {
     debug_assert_eq!(a.len() * NV, b.len() * MR);
+    if let Some(native) = product.native() {
+        return native.columns::<MR, NV>(
+            a,
+            bytemuck::cast_slice(b),
+            bytemuck::cast_slice_mut(acc.as_flattened_mut()),
+        );
+    }
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
         let row = vectors::<S, NV>(b);
         for r in 0..MR {
-            let x = s.splat_f32s(a[r]);
-            for v in 0..NV {
-                acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
-            }
+            product.multiply(s, a[r], row, &mut acc[r]);
         }
     }
 }
@@ -150,18 +188,19 @@ pub fn columns<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 pub fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    product: impl Product,
     a: &[f32],
     b: &[S::f32s],
     acc: &mut Acc<S, MR, NV>,
 ) {
+    if MR == K_RUN {
+        return columns(s, product, a, b, acc);
+    }
     for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
         let row = vectors::<S, NV>(b);
         let a = &a[..MR];
         for r in 0..MR {
-            let x = s.splat_f32s(a[r]);
-            for v in 0..NV {
-                acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
-            }
+            product.multiply(s, a[r], row, &mut acc[r]);
         }
     }
 }
@@ -189,76 +228,6 @@ pub fn rows_strided<S: Simd, const MR: usize, const NV: usize>(
                 acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
             }
         }
-    }
-}
-
-/// How words of A and B panels are multiplied. A type of its own for each way, because accumulators are kept in registers
-/// only where nothing else in the same function takes their address.
-pub trait Product: Copy {
-    /// As [`blocked`].
-    fn blocked<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    );
-
-    /// As [`columns`].
-    fn columns<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    );
-
-    /// As [`columns_apart`].
-    fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    );
-}
-
-/// Words are f32.
-#[derive(Clone, Copy)]
-pub struct Single;
-
-impl Product for Single {
-    #[inline(always)]
-    fn blocked<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    ) {
-        blocked(s, a, b, acc);
-    }
-
-    #[inline(always)]
-    fn columns<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    ) {
-        columns(s, a, b, acc);
-    }
-
-    #[inline(always)]
-    fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
-        self,
-        s: S,
-        a: &[f32],
-        b: &[S::f32s],
-        acc: &mut Acc<S, MR, NV>,
-    ) {
-        columns_apart(s, a, b, acc);
     }
 }
 

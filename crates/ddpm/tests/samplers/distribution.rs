@@ -1,8 +1,6 @@
 //! What samplers draw: the data's distribution, whatever the schedule, the spacing and the prediction.
 
 use crate::mixture::{Mixture, Part};
-use ddpm::Result;
-use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::sampler::{Levels, Listed, Options, SAMPLERS, SampleStep, Sampler, Seeds, Spacing, Threshold};
 use ddpm::schedule::{Level, Schedule};
@@ -182,38 +180,5 @@ fn the_measured_order_is_the_declared_one() {
         for slope in &slopes[2..] {
             assert!((slope - f64::from(order)).abs() < ORDER_TOLERANCE, "{}: {slopes:?}", sampler.name);
         }
-    }
-}
-
-/// Predicts nothing, at once.
-struct Nothing;
-
-impl Denoiser for Nothing {
-    fn batch(&self) -> usize {
-        64
-    }
-
-    fn picture_len(&self) -> usize {
-        28 * 28
-    }
-
-    fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> Result<()> {
-        output.fill(0.1);
-        Ok(())
-    }
-}
-
-#[test]
-#[ignore = "measures time: cargo test --release -p ddpm --test samplers cost -- --ignored --nocapture"]
-fn what_a_step_costs_beside_the_network() {
-    for sampler in SAMPLERS {
-        let built = built(sampler, 50, &schedule(), Prediction::Eps);
-        let start = std::time::Instant::now();
-        built.sample(&mut Nothing, Seeds { seed: 1, first: 0 }, &mut |_| Ok(())).expect("samples");
-        println!(
-            "{:16} {:.3} ms a step of 64 pictures of 28x28",
-            sampler.name,
-            start.elapsed().as_secs_f64() * 20.0
-        );
     }
 }

@@ -454,7 +454,7 @@ fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     for (a, pixels) in a.chunks_exact(MR * k).zip(pixels.chunks(MR)) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        product.blocked(s, a, b, &mut acc);
+        tile::blocked(s, product, a, b, &mut acc);
         for (acc, pixel) in acc.iter().zip(pixels) {
             let at = row(pixel);
             tile::store_row(s, acc, &mut out[at..at + columns], true);

@@ -259,7 +259,7 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     for (i, a) in a.chunks_exact(MR * k).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        product.columns(s, a, b, &mut acc);
+        tile::columns(s, product, a, b, &mut acc);
         for (r, acc) in acc.iter().enumerate().take(rows - i * MR) {
             let at = (i * MR + r) * cout;
             tile::store_row(s, acc, &mut partial[at + columns.start..at + columns.end], true);

@@ -420,7 +420,7 @@ fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     for (values, out) in values.chunks_exact(of.values_len()).zip(out.chunks_exact_mut(MR * nr)) {
         let a = &values[point * of.point_len()..][..of.k * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
-        product.blocked(s, a, b, &mut acc);
+        tile::blocked(s, product, a, b, &mut acc);
         for (acc, row) in acc.iter().zip(out.chunks_exact_mut(nr)) {
             tile::store_row(s, acc, row, false);
         }

@@ -259,7 +259,7 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
         for (v, y) in v.chunks_exact(v_run).zip(y.chunks_exact(y_run)) {
             let a = &v[a_start..][..(RUN - 1) * K_RUN + MR];
             let b = S::as_simd_f32s(&y[y_point..][..RUN * nr]).0;
-            product.columns_apart(s, a, b, &mut acc);
+            tile::columns_apart(s, product, a, b, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
             let at = (i * MR + r) * of.columns + j * nr;

@@ -1,0 +1,44 @@
+//! What a step of each sampler costs beside the network: the time of sampling with a network that does nothing.
+//!
+//!     cargo run --release -p ddpm --example sampler_cost
+//!
+//! To be set beside a denoising step of `ddpm bench --only sample`.
+
+use ddpm::denoiser::Denoiser;
+use ddpm::process::Prediction;
+use ddpm::sampler::{Options, SAMPLERS, Seeds};
+use ddpm::schedule::Schedule;
+use std::time::Instant;
+
+const STEPS: usize = 50;
+
+/// Predicts the same for every picture.
+struct Nothing;
+
+impl Denoiser for Nothing {
+    fn batch(&self) -> usize {
+        64
+    }
+
+    fn picture_len(&self) -> usize {
+        28 * 28
+    }
+
+    fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> ddpm::Result<()> {
+        output.fill(0.1);
+        Ok(())
+    }
+}
+
+fn main() -> ddpm::Result<()> {
+    let schedule = Schedule::linear(1000, 1e-4, 0.02)?;
+    for sampler in SAMPLERS {
+        let options = Options { sampler, steps: Some(STEPS), ..Options::default() };
+        let built = options.build(&schedule, Prediction::Eps)?;
+        let start = Instant::now();
+        built.sample(&mut Nothing, Seeds { seed: 1, first: 0 }, &mut |_| Ok(()))?;
+        let step = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
+        println!("{:16} {step:.3} ms a step of 64 pictures of 28x28", sampler.name);
+    }
+    Ok(())
+}
