@@ -3,7 +3,8 @@
 //! Numbers that are multiplied with one another stand in *pairs*: two neighbours along k, the even one in the lower half
 //! of a 32-bit word. A panel of pairs is a panel of words, kept in slices of f32 whose values mean nothing.
 
-use crate::isa::Isa;
+use crate::conv::Factors;
+use crate::isa::{Isa, dispatch};
 use crate::tile::Product;
 use pulp::Simd;
 
@@ -44,74 +45,56 @@ pub(crate) fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
     }
 }
 
-/// Words of two vectors.
+/// Every lane rounded to bf16.
 #[inline(always)]
-pub(crate) fn pair_vectors<S: Simd>(s: S, even: S::f32s, odd: S::f32s) -> S::f32s {
-    let (even, odd) = (rounded_bits(s, even), rounded_bits(s, odd));
-    let even = s.wrapping_dyn_shr_u32s(even, s.splat_u32s(16));
-    s.transmute_f32s_u32s(s.or_u32s(even, odd))
-}
-
-/// The bits of every lane rounded to bf16, the lower half zero.
-#[inline(always)]
-fn rounded_bits<S: Simd>(s: S, x: S::f32s) -> S::u32s {
+pub(crate) fn round_vector<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let bits = s.transmute_u32s_f32s(x);
     let last = s.and_u32s(s.wrapping_dyn_shr_u32s(bits, s.splat_u32s(16)), s.splat_u32s(1));
     let sum = s.add_u32s(bits, s.add_u32s(last, s.splat_u32s(0x7fff)));
     let quiet = s.or_u32s(bits, s.splat_u32s(0x40_0000));
-    s.and_u32s(s.select_u32s(s.equal_f32s(x, x), sum, quiet), s.splat_u32s(0xffff_0000))
+    let rounded = s.select_u32s(s.equal_f32s(x, x), sum, quiet);
+    s.transmute_f32s_u32s(s.and_u32s(rounded, s.splat_u32s(0xffff_0000)))
 }
 
-/// Words are pairs of bf16.
-#[derive(Clone, Copy)]
-pub(crate) struct Pairs(pub Isa);
+/// How the factors of a product stand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Words {
+    /// One number a word.
+    Single,
+    /// One number a word, rounded to bf16: for instruction sets that do not multiply pairs.
+    Rounded,
+    /// Two numbers of bf16.
+    Pairs,
+}
 
-impl Product for Pairs {
-    /// `acc += even x even + odd x odd`, without an instruction for it: a bf16 is an f32 once it stands in the upper half.
-    #[inline(always)]
-    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]) {
-        let (upper, sixteen) = (s.splat_u32s(0xffff_0000), s.splat_u32s(16));
-        let even = s.splat_f32s(f32::from_bits(a.to_bits() << 16));
-        let odd = s.splat_f32s(f32::from_bits(a.to_bits() & 0xffff_0000));
-        for v in 0..NV {
-            let bits = s.transmute_u32s_f32s(b[v]);
-            let b_even = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, sixteen));
-            let b_odd = s.transmute_f32s_u32s(s.and_u32s(bits, upper));
-            acc[v] = s.mul_add_e_f32s(even, b_even, acc[v]);
-            acc[v] = s.mul_add_e_f32s(odd, b_odd, acc[v]);
+impl Words {
+    /// Those for such factors on an instruction set.
+    pub(crate) fn of(isa: Isa, factors: Factors) -> Self {
+        match factors {
+            Factors::F32 => Self::Single,
+            Factors::Bf16 if isa.has_bf16() => Self::Pairs,
+            Factors::Bf16 => Self::Rounded,
         }
     }
 
+    /// Numbers of a word.
+    pub(crate) fn numbers(self) -> usize {
+        if self == Self::Pairs { 2 } else { 1 }
+    }
+
+    /// Rounds words that were copied, where that is asked for.
     #[inline(always)]
-    fn native(self) -> Option<Native> {
-        self.0.bf16()
+    pub(crate) fn round(self, numbers: &mut [f32]) {
+        if self == Self::Rounded {
+            for x in numbers {
+                *x = widen(round(*x));
+            }
+        }
     }
 }
 
-/// The instruction for products of pairs: AVX-512's extension BF16. Holding a value proves its detection.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub struct Native(());
-
-/// There is none on this architecture, and no value of this type.
-#[cfg(not(target_arch = "x86_64"))]
-#[derive(Clone, Copy)]
-pub enum Native {}
-
-#[cfg(not(target_arch = "x86_64"))]
-impl Native {
-    pub(crate) fn blocked<const MR: usize, const NV: usize>(self, _: &[f32], _: &[f32], _: &mut [f32]) {
-        match self {}
-    }
-
-    pub(crate) fn columns<const MR: usize, const NV: usize>(self, _: &[f32], _: &[f32], _: &mut [f32]) {
-        match self {}
-    }
-
-    fn rounds(self, _: u64) -> u64 {
-        match self {}
-    }
-}
+pub(crate) use native::Native;
 
 #[cfg(target_arch = "x86_64")]
 #[allow(
@@ -119,136 +102,144 @@ impl Native {
     reason = "pulp does not have this extension: functions compiled for it are called from here"
 )]
 mod native {
-    use super::Native;
-    use crate::tile::K_RUN;
+    use super::round_run;
+    use crate::tile::Product;
+    use pulp::Simd;
     use std::arch::x86_64::{
-        __m512, __m512bh, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
+        _mm512_permutexvar_epi16, _mm512_set_epi16,
     };
+    use std::mem::transmute;
 
-    /// f32 lanes, and pairs, of a vector.
-    const LANES: usize = 16;
+    /// AVX-512 with its extension BF16, and products of pairs by its instruction. Holding a value proves that the machine has
+    /// both.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Native(());
 
     impl Native {
-        /// The extension, if this machine has it.
+        /// The extension, if this machine has it and all of what pulp calls `V4`.
         pub(crate) fn try_new() -> Option<Self> {
-            (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"))
-                .then_some(Self(()))
+            (pulp::x86::V4::try_new().is_some() && is_x86_feature_detected!("avx512bf16")).then_some(Self(()))
         }
 
-        /// `acc [MR][NV][16] += A B` of pairs, A `[k / 32][MR][16]`.
+        /// Calls `f` inside a function that is compiled for the extension, and for what pulp's `V4` stands for.
         #[inline(always)]
-        pub(crate) fn blocked<const MR: usize, const NV: usize>(self, a: &[f32], b: &[f32], acc: &mut [f32]) {
+        pub(crate) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
             // SAFETY: the value proves that the machine has the features that the function is compiled for.
-            unsafe { blocked::<MR, NV>(a, b, acc) }
+            unsafe { vectorize(f) }
         }
+    }
 
-        /// `acc [MR][NV][16] += A B` of pairs, A `[k / 2][MR]`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+    #[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt,fxsr")]
+    fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    /// The bits of a vector of pulp's.
+    #[inline(always)]
+    fn bits<V: bytemuck::NoUninit>(v: V) -> __m512i {
+        assert_eq!(size_of::<V>(), size_of::<__m512i>(), "the extension's vectors are of 512 bits");
+        // SAFETY: both have one size, V has a value in every byte, and the result may have any.
+        unsafe { std::mem::transmute_copy(&v) }
+    }
+
+    /// The counterpart of [`bits`].
+    #[inline(always)]
+    fn vector<V: bytemuck::AnyBitPattern>(x: __m512i) -> V {
+        assert_eq!(size_of::<V>(), size_of::<__m512i>(), "the extension's vectors are of 512 bits");
+        // SAFETY: both have one size, and V may hold any bits.
+        unsafe { std::mem::transmute_copy(&x) }
+    }
+
+    impl Product for Native {
+        const PER_WORD: usize = 2;
+
         #[inline(always)]
-        pub(crate) fn columns<const MR: usize, const NV: usize>(self, a: &[f32], b: &[f32], acc: &mut [f32]) {
-            // SAFETY: as above.
-            unsafe { columns::<MR, NV>(a, b, acc) }
-        }
-
-        /// As [`multiply_add_rounds`](crate::elementwise::multiply_add_rounds), with this instruction.
-        pub(crate) fn rounds(self, rounds: u64) -> u64 {
-            // SAFETY: as above.
-            unsafe { rounds_(rounds) }
-        }
-    }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn blocked<const MR: usize, const NV: usize>(a: &[f32], b: &[f32], acc: &mut [f32]) {
-        let mut c = get::<MR, NV>(acc);
-        for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * LANES * K_RUN)) {
-            for k in 0..K_RUN {
-                let row = vectors::<NV>(&b[k * NV * LANES..]);
-                for r in 0..MR {
-                    let x = _mm512_set1_ps(a[r * K_RUN + k]);
-                    for v in 0..NV {
-                        c[r][v] = _mm512_dpbf16_ps(c[r][v], pairs(x), pairs(row[v]));
-                    }
-                }
+        fn multiply_vectors<S: Simd, const NV: usize>(
+            self,
+            _: S,
+            a: S::f32s,
+            b: [S::f32s; NV],
+            acc: &mut [S::f32s; NV],
+        ) {
+            let a = bits(a);
+            for v in 0..NV {
+                acc[v] = vector(multiply_pairs(self, bits(acc[v]), a, bits(b[v])));
             }
         }
-        put(&c, acc);
-    }
 
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn columns<const MR: usize, const NV: usize>(a: &[f32], b: &[f32], acc: &mut [f32]) {
-        let mut c = get::<MR, NV>(acc);
-        for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV * LANES)) {
-            let row = vectors::<NV>(b);
-            for r in 0..MR {
-                let x = _mm512_set1_ps(a[r]);
-                for v in 0..NV {
-                    c[r][v] = _mm512_dpbf16_ps(c[r][v], pairs(x), pairs(row[v]));
-                }
+        #[inline(always)]
+        fn pair<S: Simd>(self, _: S, even: S::f32s, odd: S::f32s) -> S::f32s {
+            let both = round_two(self, bits(even), bits(odd));
+            // SAFETY: the value proves that the machine has what pulp's `V4` stands for.
+            vector(unsafe { _mm512_permutexvar_epi16(interleaved(), both) })
+        }
+
+        #[inline(always)]
+        fn pair_lanes<S: Simd>(self, _: S, from: &[f32], to: &mut [f32]) {
+            let whole = from.len() / (2 * S::F32_LANES);
+            let (pairs, rest) = from.split_at(2 * S::F32_LANES * whole);
+            let (words, last) = to.split_at_mut(S::F32_LANES * whole);
+            let words = S::as_mut_simd_f32s(words).0.iter_mut();
+            for (word, pair) in words.zip(S::as_simd_f32s(pairs).0.chunks_exact(2)) {
+                *word = vector(round_two(self, bits(pair[0]), bits(pair[1])));
             }
+            round_run(rest, last);
         }
-        put(&c, acc);
     }
 
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn rounds_(rounds: u64) -> u64 {
-        const SUMS: usize = 12;
-        let a = pairs(_mm512_set1_ps(std::hint::black_box(0.5)));
-        let mut sums = [_mm512_setzero_ps(); SUMS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                *sum = _mm512_dpbf16_ps(*sum, a, a);
-            }
+    /// `acc + even x even + odd x odd` of every pair.
+    #[inline(always)]
+    fn multiply_pairs(_: Native, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the value proves that the machine has the instruction; the transmutations keep all 512 bits, any of which
+        // are valid.
+        unsafe {
+            let [a, b] = [a, b].map(|x| transmute::<__m512i, __m512bh>(x));
+            _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(acc), a, b))
         }
-        std::hint::black_box(sums);
-        rounds * (4 * SUMS * LANES) as u64
     }
 
-    /// The same bits, as pairs.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn pairs(x: __m512) -> __m512bh {
-        // SAFETY: both are 64 bytes, any of whose bits are valid.
-        unsafe { std::mem::transmute(x) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn vectors<const NV: usize>(b: &[f32]) -> [__m512; NV] {
-        let b = &b[..NV * LANES];
-        let mut row = [_mm512_setzero_ps(); NV];
-        for v in 0..NV {
-            // SAFETY: v * LANES .. + LANES is inside of the slice, whose length was just checked.
-            row[v] = unsafe { _mm512_loadu_ps(b.as_ptr().add(v * LANES)) };
+    /// The numbers of two vectors rounded, those of the first in the lower half.
+    #[inline(always)]
+    fn round_two(_: Native, first: __m512i, second: __m512i) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            let [first, second] = [first, second].map(|x| _mm512_castsi512_ps(x));
+            transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first))
         }
-        row
     }
 
+    /// The places of the numbers 0, 16, 1, 17, .. of a vector of 32.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn get<const MR: usize, const NV: usize>(acc: &[f32]) -> [[__m512; NV]; MR] {
-        let acc = &acc[..MR * NV * LANES];
-        let mut c = [[_mm512_setzero_ps(); NV]; MR];
-        for r in 0..MR {
-            c[r] = vectors::<NV>(&acc[r * NV * LANES..]);
-        }
-        c
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn put<const MR: usize, const NV: usize>(c: &[[__m512; NV]; MR], acc: &mut [f32]) {
-        let acc = &mut acc[..MR * NV * LANES];
-        for (c, to) in c.as_flattened().iter().zip(acc.chunks_exact_mut(LANES)) {
-            // SAFETY: the chunk has LANES numbers.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), *c) }
-        }
+    fn interleaved() -> __m512i {
+        _mm512_set_epi16(
+            31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3,
+            18, 2, 17, 1, 16, 0,
+        )
     }
 }
 
 /// As [`multiply_add_rounds`](crate::elementwise::multiply_add_rounds), of pairs where the machine has an instruction
 /// for them.
 pub fn multiply_add_rounds(isa: Isa, rounds: u64) -> Option<u64> {
-    isa.bf16().map(|native| native.rounds(rounds))
+    /// As there.
+    const SUMS: usize = 12;
+    #[inline(always)]
+    fn run<S: Simd>(s: S, product: impl Product, rounds: u64) -> u64 {
+        let a = std::hint::black_box(0.5);
+        let b = s.splat_f32s(a);
+        let mut sums = [[b]; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                product.multiply(s, a, [b], sum);
+            }
+        }
+        std::hint::black_box(sums);
+        rounds * (4 * SUMS * S::F32_LANES) as u64
+    }
+    isa.has_bf16().then(|| dispatch!(isa, Words::Pairs, s, product => run(s, product, rounds)))
 }
 
 #[cfg(test)]

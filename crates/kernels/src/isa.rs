@@ -104,15 +104,10 @@ impl Isa {
 
     /// Whether there is an instruction for products of bf16 pairs.
     pub fn has_bf16(self) -> bool {
-        self.bf16().is_some()
-    }
-
-    /// The instruction for products of bf16 pairs.
-    pub(crate) fn bf16(self) -> Option<crate::bf16::Native> {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Token::Avx512Bf16(_, native) => Some(native),
-            _ => None,
+            Token::Avx512Bf16(..) => true,
+            _ => false,
         }
     }
 }
@@ -139,11 +134,31 @@ impl Once {
 }
 
 /// Calls a generic kernel with the token of `isa`, inside a function compiled for that instruction set: the only
-/// place where the CPU decides which code runs.
+/// place where the CPU decides which code runs. In the longer form also with the [`Product`](crate::tile::Product) of such
+/// [`Words`](crate::bf16::Words).
 ///
 /// Kernels must be compiled there too: every function and closure below that handles vectors is `#[inline(always)]`,
 /// and none is handed to an iterator adapter.
 macro_rules! dispatch {
+    ($isa:expr, $words:expr, $simd:ident, $product:ident => $call:expr) => {
+        match $isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            crate::isa::Token::Avx512Bf16($simd, $product) if $words == crate::bf16::Words::Pairs => {
+                let once = crate::isa::Once;
+                $product.vectorize(
+                    #[inline(always)]
+                    || {
+                        once.spend();
+                        $call
+                    },
+                )
+            }
+            _ => {
+                let $product = crate::tile::Single;
+                crate::isa::dispatch!($isa, $simd => $call)
+            }
+        }
+    };
     ($isa:expr, $simd:ident => $call:expr) => {
         match $isa.0 {
             crate::isa::Token::Portable => {

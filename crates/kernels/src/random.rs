@@ -7,9 +7,15 @@ use pulp::Simd;
 /// One Philox 4x32-10 block: ten rounds on `counter` under `key`.
 #[inline(always)]
 pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    philox::<10>(counter, key)
+}
+
+/// The same with any number of rounds.
+#[inline(always)]
+fn philox<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
     let [mut k0, mut k1] = key;
-    for _ in 0..10 {
+    for _ in 0..ROUNDS {
         let p0 = u64::from(c0) * 0xD251_1F53;
         let p1 = u64::from(c2) * 0xCD9E_8D57;
         (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
@@ -42,6 +48,31 @@ fn philox_lanes(first: [u32; LANES], rest: [u32; 3], key: [u32; 2]) -> [[u32; LA
     c
 }
 
+/// [`philox`] on a vector of counters.
+#[inline(always)]
+fn philox_vectors<S: Simd, const ROUNDS: usize>(
+    s: S,
+    [mut c0, mut c1, mut c2, mut c3]: [S::u32s; 4],
+    [mut k0, mut k1]: [u32; 2],
+) -> [S::u32s; 4] {
+    for _ in 0..ROUNDS {
+        let (low0, high0) = s.widening_mul_u32s(c0, s.splat_u32s(0xD251_1F53));
+        let (low1, high1) = s.widening_mul_u32s(c2, s.splat_u32s(0xCD9E_8D57));
+        c0 = s.xor_u32s(s.xor_u32s(high1, c1), s.splat_u32s(k0));
+        c2 = s.xor_u32s(s.xor_u32s(high0, c3), s.splat_u32s(k1));
+        (c1, c3) = (low1, low0);
+        k0 = k0.wrapping_add(0x9E37_79B9);
+        k1 = k1.wrapping_add(0xBB67_AE85);
+    }
+    [c0, c1, c2, c3]
+}
+
+/// Rounds for the masks of attention's weights, of which there are so many that they take as long as the products: the
+/// fewest with which Philox passes all of BigCrush (Salmon et al. 2011, table 2).
+const WEIGHT_ROUNDS: usize = 7;
+/// Weights of a counter, in neighbouring keys; each has 16 bits of it.
+const PER_COUNTER: usize = 8;
+
 /// The dropout masks of one node in one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
@@ -49,6 +80,9 @@ pub struct Dropout {
     threshold: u32,
     /// What the kept numbers are multiplied by: `1 / (1 - p)`.
     scale: f32,
+    /// The same two for attention's weights, whose words have 16 bits; for exactly the probability that they stand for.
+    weight_threshold: u32,
+    weight_scale: f32,
     /// The last three words of the counter: index of the picture, step, purpose.
     rest: [u32; 3],
     key: [u32; 2],
@@ -59,7 +93,15 @@ impl Dropout {
     /// and the counter's last words `rest` alone.
     pub fn new(p: f64, rest: [u32; 3], key: [u32; 2]) -> Self {
         assert!((0.0..1.0).contains(&p), "a probability below 1");
-        Self { threshold: (p * 4_294_967_296.0) as u32, scale: (1.0 / (1.0 - p)) as f32, rest, key }
+        let weight_threshold = ((p * 65_536.0).round() as u32).min(65_535);
+        Self {
+            threshold: (p * 4_294_967_296.0) as u32,
+            scale: (1.0 / (1.0 - p)) as f32,
+            weight_threshold,
+            weight_scale: 65_536.0 / (65_536 - weight_threshold) as f32,
+            rest,
+            key,
+        }
     }
 
     /// The same for another picture: `index` is added to the first of the counter's last words.
@@ -95,40 +137,56 @@ impl Dropout {
         }
     }
 
-    /// Multiplies weights `[keys][queries]` (`nr` queries a row) of a head with their factors: keys `key ..`, a multiple
-    /// of 4, and queries `query ..`. See [`weight_factor`](Self::weight_factor).
+    /// Multiplies weights `[keys][queries]` (`columns` vectors of queries a row) of a head with their factors: keys `key ..`,
+    /// a multiple of 8, and queries `query ..`. See [`weight_factor`](Self::weight_factor).
     #[inline(always)]
-    pub(crate) fn apply_weights(
+    pub(crate) fn apply_weights<S: Simd>(
         &self,
+        s: S,
         head: usize,
         tokens: usize,
         key: usize,
         query: usize,
-        nr: usize,
-        weights: &mut [f32],
+        columns: usize,
+        weights: &mut [S::f32s],
     ) {
-        let fours = tokens.div_ceil(4);
-        for (four, rows) in weights.chunks_mut(4 * nr).enumerate() {
-            for start in (0..nr).step_by(LANES) {
-                let mut first = [0; LANES];
-                for (lane, v) in first.iter_mut().enumerate() {
-                    *v = ((head * tokens + query + start + lane) * fours + key / 4 + four) as u32;
-                }
-                let words = philox_lanes(first, self.rest, self.key);
-                for (words, row) in words.iter().zip(rows.chunks_mut(nr)) {
-                    for (word, w) in words.iter().zip(&mut row[start..nr.min(start + LANES)]) {
-                        *w *= self.keep(*word);
-                    }
+        let step = tokens.div_ceil(PER_COUNTER);
+        let mut lanes = [0; LANES];
+        for (lane, v) in lanes.iter_mut().enumerate().take(S::F32_LANES) {
+            *v = (lane * step) as u32;
+        }
+        let lanes = S::as_simd_u32s(&lanes[..S::F32_LANES]).0[0];
+        let [rest0, rest1, rest2] = self.rest;
+        let rest = [s.splat_u32s(rest0), s.splat_u32s(rest1), s.splat_u32s(rest2)];
+        let (threshold, low) = (s.splat_u32s(self.weight_threshold), s.splat_u32s(0xffff));
+        let (drop, keep) = (s.splat_f32s(0.0), s.splat_f32s(self.weight_scale));
+        for (i, rows) in weights.chunks_mut(PER_COUNTER * columns).enumerate() {
+            for v in 0..columns {
+                let first = (head * tokens + query + v * S::F32_LANES) * step + key / PER_COUNTER + i;
+                let counter = s.add_u32s(s.splat_u32s(first as u32), lanes);
+                let words = [counter, rest[0], rest[1], rest[2]];
+                let words = philox_vectors::<S, WEIGHT_ROUNDS>(s, words, self.key);
+                for (r, weight) in rows[v..].iter_mut().step_by(columns).enumerate() {
+                    let word = words[r / 2];
+                    let bits = match r % 2 {
+                        0 => s.and_u32s(word, low),
+                        _ => s.wrapping_dyn_shr_u32s(word, s.splat_u32s(16)),
+                    };
+                    let factor = s.select_f32s(s.less_than_u32s(bits, threshold), drop, keep);
+                    *weight = s.mul_f32s(*weight, factor);
                 }
             }
         }
     }
 
-    /// The factor of weight (head, query, key) of an attention over `tokens` tokens: that of word `key % 4` of the counter
-    /// `(head * tokens + query) * ceil(tokens / 4) + key / 4`.
+    /// The factor of weight (head, query, key) of an attention over `tokens` tokens: that of half `key % 8` of the words of
+    /// the counter `(head * tokens + query) * ceil(tokens / 8) + key / 8`, the lower half of a word first.
     pub fn weight_factor(&self, head: usize, tokens: usize, query: usize, key: usize) -> f32 {
-        let first = ((head * tokens + query) * tokens.div_ceil(4) + key / 4) as u32;
-        self.keep(philox4x32([first, self.rest[0], self.rest[1], self.rest[2]], self.key)[key % 4])
+        let first = (head * tokens + query) * tokens.div_ceil(PER_COUNTER) + key / PER_COUNTER;
+        let counter = [first as u32, self.rest[0], self.rest[1], self.rest[2]];
+        let half = key % PER_COUNTER;
+        let bits = philox::<WEIGHT_ROUNDS>(counter, self.key)[half / 2] >> (16 * (half % 2)) & 0xffff;
+        if bits < self.weight_threshold { 0.0 } else { self.weight_scale }
     }
 }
 

@@ -14,7 +14,6 @@
 //! - *columns*, `[k][MR]`: made from rows that are contiguous along MR (the weight gradient's channels), or of runs
 //!   `[k][16]` of which `MR` are used (Winograd's weight gradient).
 
-use crate::bf16::Native;
 use pulp::Simd;
 
 /// The run of `k` that a blocked A panel copies at once.
@@ -58,21 +57,8 @@ impl TileShape {
     }
 }
 
-/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`]; in the longer form also with the [`Product`] of the
-/// given factors.
+/// Calls `$f::<S, MR, NV>($args)` with the constants of a [`TileShape`].
 macro_rules! with_tile {
-    ($shape:expr, $factors:expr, $isa:expr, |$product:ident| $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
-        match $factors {
-            crate::conv::Factors::F32 => {
-                let $product = crate::tile::Single;
-                crate::tile::with_tile!($shape, $f::<$s>($($arg),*))
-            }
-            crate::conv::Factors::Bf16 => {
-                let $product = crate::bf16::Pairs($isa);
-                crate::tile::with_tile!($shape, $f::<$s>($($arg),*))
-            }
-        }
-    };
     ($shape:expr, $f:ident::<$s:ident>($($arg:expr),* $(,)?)) => {
         match ($shape.mr, $shape.nv) {
             (8, 2) => $f::<$s, 8, 2>($($arg),*),
@@ -104,17 +90,32 @@ pub fn vectors<S: Simd, const NV: usize>(b: &[S::f32s]) -> [S::f32s; NV] {
     row
 }
 
-/// How words of A and B panels are multiplied. A type of its own for each way, because accumulators are kept in registers
-/// only where nothing else in the same function takes their address.
+/// How words of A and B panels are multiplied, and how numbers become words. A type of its own for each way, because
+/// accumulators are kept in registers only where nothing else in the same function takes their address.
 pub trait Product: Copy {
-    /// `acc += a b` for a word of A and a row of B.
-    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]);
+    /// Numbers of a word.
+    const PER_WORD: usize;
 
-    /// Instructions of its own for whole tiles.
+    /// `acc += a b` for a word of A and a row of B.
     #[inline(always)]
-    fn native(self) -> Option<Native> {
-        None
+    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]) {
+        self.multiply_vectors(s, s.splat_f32s(a), b, acc);
     }
+
+    /// `acc += a b` for a vector of words of A, lane by lane.
+    fn multiply_vectors<S: Simd, const NV: usize>(
+        self,
+        s: S,
+        a: S::f32s,
+        b: [S::f32s; NV],
+        acc: &mut [S::f32s; NV],
+    );
+
+    /// The words of two neighbouring rows, lane by lane, where a word has two numbers.
+    fn pair<S: Simd>(self, s: S, even: S::f32s, odd: S::f32s) -> S::f32s;
+
+    /// The words of neighbouring lanes.
+    fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]);
 }
 
 /// Words are f32.
@@ -122,12 +123,29 @@ pub trait Product: Copy {
 pub struct Single;
 
 impl Product for Single {
+    const PER_WORD: usize = 1;
+
     #[inline(always)]
-    fn multiply<S: Simd, const NV: usize>(self, s: S, a: f32, b: [S::f32s; NV], acc: &mut [S::f32s; NV]) {
-        let a = s.splat_f32s(a);
+    fn multiply_vectors<S: Simd, const NV: usize>(
+        self,
+        s: S,
+        a: S::f32s,
+        b: [S::f32s; NV],
+        acc: &mut [S::f32s; NV],
+    ) {
         for v in 0..NV {
             acc[v] = s.mul_add_e_f32s(a, b[v], acc[v]);
         }
+    }
+
+    #[inline(always)]
+    fn pair<S: Simd>(self, _: S, even: S::f32s, _: S::f32s) -> S::f32s {
+        even
+    }
+
+    #[inline(always)]
+    fn pair_lanes<S: Simd>(self, _: S, from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
     }
 }
 
@@ -142,13 +160,6 @@ pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
     acc: &mut Acc<S, MR, NV>,
 ) {
     debug_assert_eq!(a.len() * NV, b.len() * MR);
-    if let Some(native) = product.native() {
-        return native.blocked::<MR, NV>(
-            a,
-            bytemuck::cast_slice(b),
-            bytemuck::cast_slice_mut(acc.as_flattened_mut()),
-        );
-    }
     for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
         for k in 0..K_RUN {
             let row = vectors::<S, NV>(&b[k * NV..]);
@@ -169,13 +180,6 @@ pub fn columns<S: Simd, const MR: usize, const NV: usize>(
     acc: &mut Acc<S, MR, NV>,
 ) {
     debug_assert_eq!(a.len() * NV, b.len() * MR);
-    if let Some(native) = product.native() {
-        return native.columns::<MR, NV>(
-            a,
-            bytemuck::cast_slice(b),
-            bytemuck::cast_slice_mut(acc.as_flattened_mut()),
-        );
-    }
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
         let row = vectors::<S, NV>(b);
         for r in 0..MR {
@@ -201,32 +205,6 @@ pub fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
         let a = &a[..MR];
         for r in 0..MR {
             product.multiply(s, a[r], row, &mut acc[r]);
-        }
-    }
-}
-
-/// `acc += A B` with A's rows `k` numbers each, one behind the other, and B's rows `b_stride` vectors apart, of which
-/// the first `NV` are used.
-#[inline(always)]
-pub fn rows_strided<S: Simd, const MR: usize, const NV: usize>(
-    s: S,
-    a: &[f32],
-    k: usize,
-    b: &[S::f32s],
-    b_stride: usize,
-    acc: &mut Acc<S, MR, NV>,
-) {
-    let mut rows = [a; MR];
-    for r in 0..MR {
-        rows[r] = &a[r * k..][..k];
-    }
-    for (k, b) in b.chunks(b_stride).take(k).enumerate() {
-        let row = vectors::<S, NV>(b);
-        for r in 0..MR {
-            let x = s.splat_f32s(rows[r][k]);
-            for v in 0..NV {
-                acc[r][v] = s.mul_add_e_f32s(x, row[v], acc[r][v]);
-            }
         }
     }
 }

@@ -43,29 +43,49 @@ pub const EXP2_ULP: u32 = 3;
 /// 0, fitted by `tools/fit/exp2.py` (relative error 9.2e-8); n is added to its exponent.
 #[inline(always)]
 pub fn exp2<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    let least = s.splat_f32s(-125.0);
+    exp2_above(s, at_least(s, -125.0, x))
+}
+
+/// The larger of every lane and a number; NaN stays NaN.
+#[inline(always)]
+pub fn at_least<S: Simd>(s: S, least: f32, x: S::f32s) -> S::f32s {
+    let least = s.splat_f32s(least);
     // On x86 a maximum with NaN is its second operand, elsewhere it is NaN, but for the scalar one, which loses it.
-    exp2_above(
-        s,
-        match S::F32_LANES {
-            1 => s.select_f32s(s.less_than_f32s(x, least), least, x),
-            _ => s.max_f32s(least, x),
-        },
-    )
+    match S::F32_LANES {
+        1 => s.select_f32s(s.less_than_f32s(x, least), least, x),
+        _ => s.max_f32s(least, x),
+    }
 }
 
 /// [`exp2`] where x is known to be at least -125.
 #[inline(always)]
 #[allow(clippy::approx_constant, reason = "a fitted coefficient near ln 2, not ln 2")]
 pub fn exp2_above<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    exp2_by(s, x, [0.001_326_472_7, 0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147])
+}
+
+/// Largest relative error of [`exp2_above_rough`].
+pub const EXP2_ROUGH: f64 = 1.1e-4;
+
+/// [`exp2_above`] with a polynomial of degree 3, for factors that are rounded to bf16, which is ten times coarser.
+#[inline(always)]
+#[allow(clippy::approx_constant, reason = "a fitted coefficient near ln 2, not ln 2")]
+pub fn exp2_above_rough<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+    exp2_by(s, x, [0.055_008_93, 0.242_210_96, 0.693_282_9])
+}
+
+/// `2^x` by a polynomial with these coefficients, of the highest power first, and 1.
+#[inline(always)]
+fn exp2_by<S: Simd, const N: usize>(s: S, x: S::f32s, coefficients: [f32; N]) -> S::f32s {
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
     let magic = s.splat_f32s(12_582_912.0);
     let shifted = s.add_f32s(x, magic);
     let r = s.sub_f32s(x, s.sub_f32s(shifted, magic));
-    let mut p = s.splat_f32s(0.001_326_472_7);
-    for c in [0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147, 1.0] {
-        p = s.mul_add_e_f32s(p, r, s.splat_f32s(c));
+    let mut p = s.splat_f32s(coefficients[0]);
+    for i in 1..N {
+        p = s.mul_add_e_f32s(p, r, s.splat_f32s(coefficients[i]));
     }
+    p = s.mul_add_e_f32s(p, r, s.splat_f32s(1.0));
     let n = s.wrapping_dyn_shl_u32s(s.transmute_u32s_f32s(shifted), s.splat_u32s(23));
     s.transmute_f32s_u32s(s.add_u32s(s.transmute_u32s_f32s(p), n))
 }

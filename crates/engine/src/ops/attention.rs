@@ -61,12 +61,12 @@ impl Operation for Attention {
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (_, tokens, c) = sizes(inputs[0].shape);
-        let (tiles, heads, dropout) =
-            (Tiles::new(cpu.isa(), tokens, c, self.heads), self.heads, self.dropout);
+        let (n, tokens, c) = sizes(inputs[0].shape);
+        let (heads, dropout) = (self.heads, self.dropout);
+        let tiles = Tiles::new(cpu.isa(), cpu.arithmetic().factors, tokens, c, heads);
         // A task is a picture's run of queries; every picture begins a new one.
-        let blocks = tokens.div_ceil(tiles.task_queries());
-        let queries = tiles.task_queries();
+        let queries = tiles.task_queries(n);
+        let blocks = tokens.div_ceil(queries);
         Kernel::new(move |run: &mut Run<'_>| {
             let (qkv, scratch) = (run.inputs[0], run.scratch);
             let [o, lse] = run.outputs else { unreachable!("two results") };
@@ -104,7 +104,7 @@ impl Operation for AttentionGrad {
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (n, tokens, c) = sizes(inputs[0].shape);
         let (heads, dropout) = (self.0.heads, self.0.dropout);
-        let tiles = Tiles::new(cpu.isa(), tokens, c, heads);
+        let tiles = Tiles::new(cpu.isa(), cpu.arithmetic().factors, tokens, c, heads);
         let per_thread = tiles.backward_scratch_len();
         // Few pictures are split into heads and ranges of keys; each makes a part of dqkv, and these are added in order.
         let ranges = tiles.key_ranges(n);

@@ -300,6 +300,9 @@ mod attention {
     use super::*;
     use ddpm_kernels::attention::{Attention, Saved};
 
+    /// Pictures of a batch, as far as the split into tasks goes.
+    const BATCH: usize = 16;
+
     /// Tokens, channels and heads.
     #[derive(Clone, Copy)]
     struct Sizes(usize, usize, usize);
@@ -310,9 +313,10 @@ mod attention {
         }
     }
 
-    /// Those of the networks: heads of 4, 16, 32, 64, 256, 16, 32 numbers.
-    const SIZES: [Sizes; 7] = [
+    /// Those of the networks: heads of 4, 8, 16, 32, 64, 256, 16, 32 numbers.
+    const SIZES: [Sizes; 8] = [
         Sizes(784, 16, 4),
+        Sizes(784, 32, 4),
         Sizes(784, 64, 4),
         Sizes(196, 128, 4),
         Sizes(49, 256, 4),
@@ -332,7 +336,7 @@ mod attention {
         }
     }
 
-    /// One forward pass, task by task.
+    /// One forward pass, task by task, as in a large batch.
     fn forward_pass(
         of: &Attention,
         channels: usize,
@@ -341,17 +345,16 @@ mod attention {
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (queries, heads) = (of.task_queries(), lse.len() / (o.len() / channels));
+        let (queries, heads) = (of.task_queries(BATCH), lse.len() / (o.len() / channels));
         let tasks = o.chunks_mut(queries * channels).zip(lse.chunks_mut(queries * heads));
         for (i, (o, lse)) in tasks.enumerate() {
             of.forward(qkv, i * queries, None, o, lse, scratch);
         }
     }
 
-    #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
-    fn forward(bencher: Bencher<'_, '_>, sizes: Sizes) {
+    fn forward_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: Factors) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let of = Attention::new(isa(), tokens, channels, heads);
+        let of = Attention::new(isa(), factors, tokens, channels, heads);
         let qkv = numbers(tokens * 3 * channels);
         let (mut o, mut lse) = (vec![0.0; tokens * channels], vec![0.0; tokens * heads]);
         let mut scratch = vec![0.0; of.scratch_len()];
@@ -360,10 +363,9 @@ mod attention {
             .bench_local(|| forward_pass(&of, channels, &qkv, &mut o, &mut lse, &mut scratch));
     }
 
-    #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
-    fn gradient(bencher: Bencher<'_, '_>, sizes: Sizes) {
+    fn gradient_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: Factors) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let of = Attention::new(isa(), tokens, channels, heads);
+        let of = Attention::new(isa(), factors, tokens, channels, heads);
         let qkv = numbers(tokens * 3 * channels);
         let (mut o, mut lse) = (vec![0.0; tokens * channels], vec![0.0; tokens * heads]);
         let mut scratch = vec![0.0; of.scratch_len().max(of.backward_scratch_len())];
@@ -371,5 +373,33 @@ mod attention {
         let (d_o, mut dqkv) = (numbers(o.len()), qkv.clone());
         let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
         bencher.counter(sizes.flops(5)).bench_local(|| of.backward(&saved, &mut dqkv, &mut scratch));
+    }
+
+    mod forward {
+        use super::*;
+
+        #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
+        fn f32(bencher: Bencher<'_, '_>, sizes: Sizes) {
+            forward_of(bencher, sizes, Factors::F32);
+        }
+
+        #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
+        fn bf16(bencher: Bencher<'_, '_>, sizes: Sizes) {
+            forward_of(bencher, sizes, Factors::Bf16);
+        }
+    }
+
+    mod gradient {
+        use super::*;
+
+        #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
+        fn f32(bencher: Bencher<'_, '_>, sizes: Sizes) {
+            gradient_of(bencher, sizes, Factors::F32);
+        }
+
+        #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
+        fn bf16(bencher: Bencher<'_, '_>, sizes: Sizes) {
+            gradient_of(bencher, sizes, Factors::Bf16);
+        }
     }
 }

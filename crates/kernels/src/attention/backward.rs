@@ -3,30 +3,38 @@
 //! It recomputes the weights from the logarithms of the denominators (Dao et al. 2022):
 //!
 //! ```text
-//! for each block of keys:
-//!     for each query tile:
-//!         p[key][query]  = 2^(k[key] . q[query] - lse)                      in registers
-//!         ds[key][query] = p (v[key] . do[query] - do . o)
-//!         dq[d][query]  += sum over keys of ds k
-//!         dk[key][d]    += sum over queries of ds q;    dv[key][d] += sum over queries of p do
+//! for each chunk of queries:                    as many as the second-level cache holds
+//!     for each block of keys:
+//!         for each query tile of the chunk:
+//!             p[key][query]  = 2^(k[key] . q[query] - lse)                      in registers
+//!             ds[key][query] = p (v[key] . do[query] - do . o)
+//!             dq[d][query]  += sum over keys of ds k
+//!             dk[key][d]    += sum over queries of ds q;    dv[key][d] += sum over queries of p do
 //! ```
 //!
 //! `-lse` and `-do . o` are what the products begin with. The sums over queries run across the lanes: for a head
 //! narrower than a vector every lane has its own sums `[key][d][lane]`, which are added when the block of keys is done;
-//! for others they are products with rows of q and do, d across the lanes.
+//! for others they are products with rows of q and do, d across the lanes. With words of two numbers p and ds are paired
+//! both ways: neighbouring keys for dq, neighbouring queries for dk and dv.
 
-use super::product::{columns, in_rows, load, row, short_rows, store};
+use super::product::{PANEL, columns, in_rows, load, pair_lanes, pair_rows, power, row, short_rows, store};
 use super::ranges::Layout;
-use super::{Attention, Splitter, pack_columns, pack_rows, vectors, vectors_mut};
+use super::{Attention, Rows, Splitter, vectors, vectors_mut};
+use crate::bf16::Words;
 use crate::random::Dropout;
-use crate::tile::{self, Acc, TileShape, with_tile};
-use crate::vector;
+use crate::tile::{self, Acc, Product, Single, TileShape, with_tile};
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
-/// Keys of a block, a multiple of the 4 that dropout draws at once.
+/// Numbers of what belongs to a chunk of queries: less than half of a second-level cache.
+const CHUNK: usize = 96 << 10;
+
+/// Keys of a block, a multiple of the 8 that dropout draws at once.
 pub(super) const KEY_BLOCK: usize = 32;
+
+/// Most numbers that a tile of queries of a narrow head has.
+const MOST_NARROW: usize = 64 * 15;
 
 /// Vectors of queries in a tile.
 const fn tile_vectors(lanes: usize) -> usize {
@@ -59,9 +67,11 @@ impl Attention {
         tile_vectors(self.isa.lanes()) * self.isa.lanes()
     }
 
-    /// Tokens in whole backward tiles.
-    fn padded_tokens(&self) -> usize {
-        self.tokens.next_multiple_of(self.columns())
+    /// Queries of a chunk, in whole tiles.
+    fn chunk(&self) -> usize {
+        let most = CHUNK / (3 * self.width() + 2 * self.row_width());
+        let chunks = self.tokens.div_ceil(most.max(self.columns()));
+        self.tokens.div_ceil(chunks).next_multiple_of(self.columns())
     }
 
     /// Tile of the products with d across the lanes.
@@ -69,9 +79,13 @@ impl Attention {
         TileShape::pick(self.isa.lanes(), self.width())
     }
 
-    /// The width in whole tiles of these products.
-    fn padded_width(&self) -> usize {
-        self.width().next_multiple_of(self.wide_tile().nv * self.isa.lanes())
+    /// Numbers of a row of q or do: the width in whole tiles of these products. (For narrow heads, of what a query has in
+    /// columns of words of neighbouring queries.)
+    fn row_width(&self) -> usize {
+        match self.narrow() {
+            true => self.width(),
+            false => self.width().next_multiple_of(self.wide_tile().nv * self.isa.lanes()),
+        }
     }
 
     /// Numbers of a backward task's scratch memory.
@@ -79,22 +93,30 @@ impl Attention {
         Splitter::total(&self.backward_parts())
     }
 
-    /// Numbers and lengths of the parts of the scratch memory: keys and values; q, do and dq with queries side by side;
-    /// lse and delta; p, ds and masks; rows of q and do; sums of dk and dv.
-    fn backward_parts(&self) -> [(usize, usize); 6] {
-        let (width, lanes, padded) = (self.width(), self.isa.lanes(), self.padded_tokens());
-        let (rows, sums) = match self.narrow() {
-            true => (0, KEY_BLOCK * width * lanes),
-            false => (self.tokens * self.padded_width(), KEY_BLOCK * width),
-        };
+    /// Numbers and lengths of the parts of the scratch memory: panels of keys and values, and rows of keys; q, do and dq with
+    /// queries side by side; rows of q and do; lse and delta; p, ds and masks, and words of them; sums of dk and dv.
+    fn backward_parts(&self) -> [(usize, usize); 7] {
+        let (width, lanes, chunk) = (self.width(), self.isa.lanes(), self.chunk());
         let block = KEY_BLOCK * self.columns();
-        [(2, self.tokens * width), (3, padded * width), (2, padded), (3, block), (2, rows), (2, sums)]
+        let words = if self.words == Words::Pairs { block / 2 } else { 0 };
+        let rows = if self.narrow() && words == 0 { 0 } else { chunk * self.row_width() };
+        let sums = KEY_BLOCK * width * if self.narrow() { lanes } else { 1 };
+        [
+            (3, self.tokens.next_multiple_of(PANEL) * width),
+            (3, chunk * width),
+            (2, rows),
+            (2, chunk),
+            (3, block),
+            (3, words),
+            (2, sums),
+        ]
     }
 
     #[inline(always)]
     pub(super) fn backward_picture<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         saved: &Saved<'_>,
         dqkv: &mut [f32],
         scratch: &mut [f32],
@@ -102,7 +124,7 @@ impl Attention {
         for head in 0..self.heads {
             let begin = [0, 1, 2].map(|part| self.part(part, head));
             let layout = Layout { begin, stride: 3 * self.channels };
-            self.backward_head(s, saved, head, 0..self.tokens, layout, dqkv, scratch);
+            self.backward_head(s, product, saved, head, 0..self.tokens, layout, dqkv, scratch);
         }
     }
 
@@ -110,6 +132,7 @@ impl Attention {
     pub(super) fn backward_partial<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         saved: &Saved<'_>,
         task: usize,
         ranges: usize,
@@ -117,14 +140,15 @@ impl Attention {
         scratch: &mut [f32],
     ) {
         let keys = self.key_range(ranges, task % ranges);
-        self.backward_head(s, saved, task / ranges, keys, self.partial_layout(ranges), out, scratch);
+        self.backward_head(s, product, saved, task / ranges, keys, self.partial_layout(ranges), out, scratch);
     }
 
     /// A head's `dq` as far as some keys make it, and these keys' `dk` and `dv`.
     #[inline(always)]
-    fn backward_head<S: Simd>(
+    fn backward_head<S: Simd, P: Product>(
         &self,
         s: S,
+        product: P,
         saved: &Saved<'_>,
         head: usize,
         keys: Range<usize>,
@@ -133,15 +157,16 @@ impl Attention {
         scratch: &mut [f32],
     ) {
         match S::F32_LANES {
-            1 => self.backward_tiles::<S, 8>(s, saved, head, keys, layout, out, scratch),
-            _ => self.backward_tiles::<S, 2>(s, saved, head, keys, layout, out, scratch),
+            1 => self.backward_tiles::<S, P, 8>(s, product, saved, head, keys, layout, out, scratch),
+            _ => self.backward_tiles::<S, P, 2>(s, product, saved, head, keys, layout, out, scratch),
         }
     }
 
     #[inline(always)]
-    fn backward_tiles<S: Simd, const NV: usize>(
+    fn backward_tiles<S: Simd, P: Product, const NV: usize>(
         &self,
         s: S,
+        product: P,
         &Saved { qkv, o, lse, d_o, dropout }: &Saved<'_>,
         head: usize,
         range: Range<usize>,
@@ -149,103 +174,142 @@ impl Attention {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (width, tokens, stride, c) = (self.width(), self.tokens, 3 * self.channels, self.channels);
+        let (width, tokens, c) = (self.width(), self.tokens, self.channels);
         let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
-        let narrow = width < S::F32_LANES;
+        let (words, narrow) = (width.div_ceil(P::PER_WORD), width < S::F32_LANES);
         let mut split = Splitter(scratch);
-        let [tokens_len, columns_len, padded_len, block_len, rows_len, sums_len] =
+        let [tokens_len, columns_len, rows_len, chunk_len, block_len, words_len, sums_len] =
             self.backward_parts().map(|(_, len)| len);
-        let [keys, values] = split.take(tokens_len);
+        let [keys, values, key_rows] = split.take(tokens_len);
         let [q_columns, do_columns, dq] = split.take(columns_len);
-        let [shift, delta] = split.take(padded_len);
-        let [p, ds, mask] = split.take(block_len);
         let [q_rows, do_rows] = split.take(rows_len);
+        let [shift, delta] = split.take(chunk_len);
+        let [p, ds, mask] = split.take(block_len);
+        let [p_lanes, ds_lanes, ds_rows] = split.take(words_len);
         let [dk, dv] = split.take(sums_len);
-        pack_rows(width, qkv, stride, self.part(1, head), keys);
-        pack_rows(width, qkv, stride, self.part(2, head), values);
-        for first in (0..tokens).step_by(nr) {
-            let count = nr.min(tokens - first);
-            let range = first * width..(first + nr) * width;
-            let (at, scale) = (self.part(0, head), self.scale() * LOG2_E);
-            pack_columns(width, qkv, stride, at, first, count, scale, nr, &mut q_columns[range.clone()]);
-            pack_columns(width, d_o, c, head * width, first, count, 1.0, nr, &mut do_columns[range]);
+        let [q, k, v] = [0, 1, 2].map(|part| self.rows(qkv, part, head));
+        let gradients = Rows { x: d_o, stride: c, at: head * width, width };
+        k.panels::<P>(&mut keys[..tokens.div_ceil(PANEL) * words * PANEL]);
+        v.panels::<P>(&mut values[..tokens.div_ceil(PANEL) * words * PANEL]);
+        k.down::<P>(width, &mut key_rows[..tokens.div_ceil(P::PER_WORD) * width]);
+        let factors = self.words;
+        for x in [&mut *keys, values, key_rows] {
+            factors.round(x);
         }
-        if !narrow {
-            let pack = |x: &[f32], stride: usize, at: usize, out: &mut [f32]| {
-                for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(self.padded_width())) {
-                    out[..width].copy_from_slice(&row[at..][..width]);
-                    out[width..].fill(0.0);
-                }
-            };
-            pack(qkv, stride, self.part(0, head), q_rows);
-            pack(d_o, c, head * width, do_rows);
-        }
-        // A query behind the last one has zero queries and gradients, so whatever p is, it adds nothing.
-        shift.fill(0.0);
-        delta.fill(0.0);
-        for token in 0..tokens {
-            let at = token * c + head * width;
-            shift[token] = -lse[token * self.heads + head] * LOG2_E;
-            let dot = |(d_o, o): (&f32, &f32)| d_o * o;
-            delta[token] = -d_o[at..][..width].iter().zip(&o[at..][..width]).map(dot).sum::<f32>();
-        }
-        dq.fill(0.0);
-        for key in range.clone().step_by(KEY_BLOCK) {
-            let block = KEY_BLOCK.min(range.end - key);
-            let (keys, values) = (&keys[key * width..], &values[key * width..]);
-            dk.fill(0.0);
-            dv.fill(0.0);
-            for first in (0..tokens).step_by(nr) {
-                let count = nr.min(tokens - first);
-                // The vectors of the tile that hold queries.
-                let used = count.div_ceil(NV * S::F32_LANES) * NV;
-                let range = first * width..(first + nr) * width;
-                let (q, d_o) = (&q_columns[range.clone()], &do_columns[range.clone()]);
-                let (shift, delta) = (&shift[first..][..nr], &delta[first..][..nr]);
-                let masks = dropout.map(|masks| {
-                    mask.fill(1.0);
-                    masks.apply_weights(head, tokens, key, first, nr, &mut mask[..block * nr]);
-                    &*mask
-                });
-                weights_and_gradients::<S, NV>(
-                    s, width, block, used, keys, values, q, d_o, shift, delta, masks, p, ds,
-                );
-                add_keys::<S, NV>(s, width, block, used, keys, ds, &mut dq[range]);
-                if narrow {
-                    add_lanes(s, width, block, used, ds, q, dk);
-                    add_lanes(s, width, block, used, p, d_o, dv);
-                } else {
-                    let columns = self.padded_width();
-                    let (q, d_o) = (&q_rows[first * columns..], &do_rows[first * columns..]);
-                    let tile = self.wide_tile();
-                    with_tile!(tile, add_rows::<S>(s, width, count, block, ds, nr, q, columns, dk));
-                    with_tile!(tile, add_rows::<S>(s, width, count, block, p, nr, d_o, columns, dv));
+        for start in (0..tokens).step_by(self.chunk()) {
+            let chunk = self.chunk().min(tokens - start);
+            let (q, gradients) = (q.part(start, chunk), gradients.part(start, chunk));
+            let scale = self.scale() * LOG2_E;
+            for first in (0..chunk).step_by(nr) {
+                let range = first * words..(first + nr) * words;
+                q.columns::<P>(first, nr, scale, &mut q_columns[range.clone()]);
+                gradients.columns::<P>(first, nr, 1.0, &mut do_columns[range]);
+                // Of narrow heads words of neighbouring queries, if a word has two numbers.
+                if narrow && P::PER_WORD == 2 {
+                    let range = first * width / 2..(first + nr) * width / 2;
+                    let mut numbers = [0.0; MOST_NARROW];
+                    let numbers = &mut numbers[..nr * width];
+                    q.columns::<Single>(first, nr, scale, numbers);
+                    product.pair_lanes(s, numbers, &mut q_rows[range.clone()]);
+                    gradients.columns::<Single>(first, nr, 1.0, numbers);
+                    product.pair_lanes(s, numbers, &mut do_rows[range]);
                 }
             }
-            // In the columns q is times log2(e) / sqrt(width); in the rows it is not.
-            let scale = if narrow { LN_2 } else { self.scale() };
-            for k in 0..block {
-                for (part, sums, scale) in [(1, &*dk, scale), (2, &*dv, 1.0)] {
-                    let at = layout.begin[part] + (key - range.start + k) * layout.stride;
-                    let to = &mut out[at..][..width];
+            if !narrow {
+                let len = chunk.div_ceil(P::PER_WORD) * self.row_width();
+                q.down::<P>(self.row_width(), &mut q_rows[..len]);
+                gradients.down::<P>(self.row_width(), &mut do_rows[..len]);
+            }
+            for x in [&mut *q_columns, do_columns, q_rows, do_rows] {
+                factors.round(x);
+            }
+            // A query behind the last one has zero queries and gradients, so whatever p is, it adds nothing.
+            shift.fill(0.0);
+            delta.fill(0.0);
+            for token in 0..chunk {
+                let at = (start + token) * c + head * width;
+                shift[token] = -lse[(start + token) * self.heads + head] * LOG2_E;
+                let dot = |(d_o, o): (&f32, &f32)| d_o * o;
+                delta[token] = -d_o[at..][..width].iter().zip(&o[at..][..width]).map(dot).sum::<f32>();
+            }
+            dq.fill(0.0);
+            for key in range.clone().step_by(KEY_BLOCK) {
+                let block = KEY_BLOCK.min(range.end - key);
+                let (keys, values) = (&keys[key * words..], &values[key * words..]);
+                let key_rows = &key_rows[key / P::PER_WORD * width..];
+                dk.fill(0.0);
+                dv.fill(0.0);
+                for first in (0..chunk).step_by(nr) {
+                    let count = nr.min(chunk - first);
+                    // The vectors of the tile that hold queries.
+                    let used = count.div_ceil(NV * S::F32_LANES) * NV;
+                    let range = first * words..(first + nr) * words;
+                    let (q, d_o) = (&q_columns[range.clone()], &do_columns[range]);
+                    let (shift, delta) = (&shift[first..][..nr], &delta[first..][..nr]);
+                    if let Some(masks) = dropout {
+                        mask.fill(1.0);
+                        let (mask, columns) =
+                            (vectors_mut::<S>(&mut mask[..block * nr]), tile_vectors(S::F32_LANES));
+                        masks.apply_weights(s, head, tokens, key, start + first, columns, mask);
+                    }
+                    let masks = if dropout.is_some() { Some(&*mask) } else { None };
+                    let (p, ds) = (&mut p[..block * nr], &mut ds[..block * nr]);
+                    weights_and_gradients::<S, P, NV>(
+                        s, product, words, block, used, keys, values, q, d_o, shift, delta, masks, p, ds,
+                    );
+                    for x in [&mut *p, ds] {
+                        factors.round(x);
+                    }
+                    let dq = &mut dq[first * width..(first + nr) * width];
+                    add_keys::<S, P, NV>(s, product, width, block, used, key_rows, ds, ds_rows, dq);
+                    let ds = pair_lanes::<S, P>(s, product, ds, ds_lanes);
+                    let p = pair_lanes::<S, P>(s, product, p, p_lanes);
                     if narrow {
-                        let sums = &vectors::<S>(sums)[k * width..][..width];
-                        for (v, sum) in to.iter_mut().zip(sums) {
-                            *v = s.reduce_sum_f32s(*sum) * scale;
-                        }
+                        let range = first * width / 2..(first + nr) * width / 2;
+                        let (q, d_o) = match P::PER_WORD {
+                            1 => (q, d_o),
+                            _ => (&q_rows[range.clone()], &do_rows[range]),
+                        };
+                        let used = used.div_ceil(P::PER_WORD);
+                        add_lanes(s, product, width, block, used, ds, q, dk);
+                        add_lanes(s, product, width, block, used, p, d_o, dv);
                     } else {
-                        for (v, sum) in to.iter_mut().zip(&sums[k * width..]) {
-                            *v = sum * scale;
+                        let at = first / P::PER_WORD * self.row_width();
+                        let (q, d_o) = (&q_rows[at..], &do_rows[at..]);
+                        let count = count.div_ceil(P::PER_WORD);
+                        let (tile, columns) = (self.wide_tile(), self.row_width());
+                        with_tile!(tile, add_rows::<S>(s, product, width, count, block, ds, q, columns, dk));
+                        with_tile!(tile, add_rows::<S>(s, product, width, count, block, p, d_o, columns, dv));
+                    }
+                }
+                // In the columns q is times log2(e) / sqrt(width); in the rows it is not.
+                let scale = if narrow { LN_2 } else { self.scale() };
+                for k in 0..block {
+                    for (part, sums, scale) in [(1, &*dk, scale), (2, &*dv, 1.0)] {
+                        let at = layout.begin[part] + (key - range.start + k) * layout.stride;
+                        let to = &mut out[at..][..width];
+                        if start == 0 {
+                            to.fill(0.0);
+                        }
+                        if narrow {
+                            let sums = &vectors::<S>(sums)[k * width..][..width];
+                            for (v, sum) in to.iter_mut().zip(sums) {
+                                *v += s.reduce_sum_f32s(*sum) * scale;
+                            }
+                        } else {
+                            for (v, sum) in to.iter_mut().zip(&sums[k * width..]) {
+                                *v += sum * scale;
+                            }
                         }
                     }
                 }
             }
-        }
-        for (tile, dq) in dq.chunks_exact(nr * width).enumerate() {
-            for q in 0..nr.min(tokens - tile * nr) {
-                let row = &mut out[layout.begin[0] + (tile * nr + q) * layout.stride..][..width];
-                for (d, v) in row.iter_mut().enumerate() {
-                    *v = dq[d * nr + q] * self.scale();
+            for (first, dq) in (0..chunk).step_by(nr).zip(dq.chunks_exact(nr * width)) {
+                for q in 0..nr.min(chunk - first) {
+                    let at = layout.begin[0] + (start + first + q) * layout.stride;
+                    for (d, v) in out[at..][..width].iter_mut().enumerate() {
+                        *v = dq[d * nr + q] * self.scale();
+                    }
                 }
             }
         }
@@ -255,9 +319,10 @@ impl Attention {
 /// `p = 2^(k . q + shift)` and `ds = p (v . do + delta)` of a block of keys, `[keys][queries]`. With dropout's factors
 /// D in `masks`, `p` becomes `p D`, and `v . do` is multiplied with D.
 #[inline(always)]
-fn weights_and_gradients<S: Simd, const NV: usize>(
+fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
     s: S,
-    width: usize,
+    product: P,
+    words: usize,
     block: usize,
     used: usize,
     keys: &[f32],
@@ -271,81 +336,85 @@ fn weights_and_gradients<S: Simd, const NV: usize>(
     ds: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
         s: S,
-        width: usize,
-        columns: usize,
+        product: P,
+        words: usize,
         [keys, values]: [&[f32]; 2],
         [q, d_o, shift, delta]: [&[S::f32s]; 4],
         masks: Option<&[S::f32s]>,
         p: &mut [S::f32s],
         ds: &mut [S::f32s],
     ) {
+        let stride = tile_vectors(S::F32_LANES);
         let mut score = [row::<S, NV>(shift); MR];
-        tile::rows_strided(s, keys, width, q, columns, &mut score);
+        columns(s, product, keys, PANEL, q, stride, words, &mut score);
         let delta = row::<S, NV>(delta);
         let Some(masks) = masks else {
             let mut gradient = [delta; MR];
-            tile::rows_strided(s, values, width, d_o, columns, &mut gradient);
+            columns(s, product, values, PANEL, d_o, stride, words, &mut gradient);
             for r in 0..MR {
                 for v in 0..NV {
-                    score[r][v] = vector::exp2(s, score[r][v]);
+                    score[r][v] = power::<S, P>(s, score[r][v]);
                     gradient[r][v] = s.mul_f32s(score[r][v], gradient[r][v]);
                 }
             }
-            store::<S, MR, NV>(&score, p, columns);
-            store::<S, MR, NV>(&gradient, ds, columns);
+            store::<S, MR, NV>(&score, p, stride);
+            store::<S, MR, NV>(&gradient, ds, stride);
             return;
         };
         let mut gradient = tile::zero::<S, MR, NV>(s);
-        tile::rows_strided(s, values, width, d_o, columns, &mut gradient);
+        columns(s, product, values, PANEL, d_o, stride, words, &mut gradient);
         for r in 0..MR {
-            let mask = row::<S, NV>(&masks[r * columns..]);
+            let mask = row::<S, NV>(&masks[r * stride..]);
             for v in 0..NV {
-                let weight = vector::exp2(s, score[r][v]);
+                let weight = power::<S, P>(s, score[r][v]);
                 gradient[r][v] = s.mul_f32s(weight, s.mul_add_e_f32s(gradient[r][v], mask[v], delta[v]));
                 score[r][v] = s.mul_f32s(weight, mask[v]);
             }
         }
-        store::<S, MR, NV>(&score, p, columns);
-        store::<S, MR, NV>(&gradient, ds, columns);
+        store::<S, MR, NV>(&score, p, stride);
+        store::<S, MR, NV>(&gradient, ds, stride);
     }
     // Of a short row all operands stay in registers, for p and then for ds; for both at once there are not enough.
     #[inline(always)]
-    fn short_p<S: Simd, const MR: usize, const D: usize>(
+    fn short_p<S: Simd, P: Product, const MR: usize, const W: usize>(
         s: S,
+        product: P,
         keys: &[f32],
-        q: &Acc<S, D, 1>,
+        q: &Acc<S, W, 1>,
         shift: S::f32s,
         p: &mut [S::f32s],
     ) {
         let mut score = [[shift]; MR];
-        short_rows(s, keys, q, &mut score);
+        short_rows(s, product, keys, q, &mut score);
         for r in 0..MR {
-            score[r][0] = vector::exp2(s, score[r][0]);
+            score[r][0] = power::<S, P>(s, score[r][0]);
         }
         store::<S, MR, 1>(&score, p, tile_vectors(S::F32_LANES));
     }
     #[inline(always)]
-    fn short_ds<S: Simd, const MR: usize, const D: usize>(
+    fn short_ds<S: Simd, P: Product, const MR: usize, const W: usize>(
         s: S,
+        product: P,
         values: &[f32],
-        d_o: &Acc<S, D, 1>,
+        d_o: &Acc<S, W, 1>,
         delta: S::f32s,
         p: &[S::f32s],
         ds: &mut [S::f32s],
     ) {
         let columns = tile_vectors(S::F32_LANES);
         let (mut gradient, p) = ([[delta]; MR], load::<S, MR, 1>(p, columns));
-        short_rows(s, values, d_o, &mut gradient);
+        short_rows(s, product, values, d_o, &mut gradient);
         for r in 0..MR {
             gradient[r][0] = s.mul_f32s(p[r][0], gradient[r][0]);
         }
         store::<S, MR, 1>(&gradient, ds, columns);
     }
     #[inline(always)]
-    fn all_short<S: Simd, const D: usize>(
+    fn all_short<S: Simd, P: Product, const W: usize>(
         s: S,
+        product: P,
         block: usize,
         used: usize,
         [keys, values]: [&[f32]; 2],
@@ -355,92 +424,124 @@ fn weights_and_gradients<S: Simd, const NV: usize>(
     ) {
         let columns = tile_vectors(S::F32_LANES);
         for v in 0..used {
-            let q = load::<S, D, 1>(&q[v..], columns);
-            let keys = |i: usize| &keys[i * D..];
             let at = |i: usize| i * columns + v;
-            in_rows!(S, [D], block, most_rows::<S>(), short_p(i, s, keys(i), &q, shift[v], &mut p[at(i)..]));
-            let d_o = load::<S, D, 1>(&d_o[v..], columns);
+            let q = load::<S, W, 1>(&q[v..], columns);
             in_rows!(
                 S,
-                [D],
+                P,
+                [W],
                 block,
                 most_rows::<S>(),
-                short_ds(i, s, &values[i * D..], &d_o, delta[v], &p[at(i)..], &mut ds[at(i)..])
+                short_p(i, s, product, &keys[panel_at(i, W)..], &q, shift[v], &mut p[at(i)..])
+            );
+            let d_o = load::<S, W, 1>(&d_o[v..], columns);
+            in_rows!(
+                S,
+                P,
+                [W],
+                block,
+                most_rows::<S>(),
+                short_ds(
+                    i,
+                    s,
+                    product,
+                    &values[panel_at(i, W)..],
+                    &d_o,
+                    delta[v],
+                    &p[at(i)..],
+                    &mut ds[at(i)..]
+                )
             );
         }
     }
     let [q, d_o, shift, delta] = [q, d_o, shift, delta].map(|x| vectors::<S>(x));
     let masks = masks.map(|x| vectors::<S>(x));
     let (p, ds) = (vectors_mut::<S>(p), vectors_mut::<S>(ds));
-    let columns = tile_vectors(S::F32_LANES);
-    match (width, masks) {
-        (4, None) => return all_short::<S, 4>(s, block, used, [keys, values], [q, d_o, shift, delta], p, ds),
-        (8, None) => return all_short::<S, 8>(s, block, used, [keys, values], [q, d_o, shift, delta], p, ds),
+    let (panels, columns) = ([keys, values], [q, d_o, shift, delta]);
+    match (words, masks) {
+        (2, None) => return all_short::<S, P, 2>(s, product, block, used, panels, columns, p, ds),
+        (4, None) => return all_short::<S, P, 4>(s, product, block, used, panels, columns, p, ds),
+        (8, None) => return all_short::<S, P, 8>(s, product, block, used, panels, columns, p, ds),
         _ => {}
     }
+    let stride = tile_vectors(S::F32_LANES);
     for v in (0..used).step_by(NV) {
         in_rows!(
             S,
+            P,
             [NV],
             block,
             most_rows::<S>() / 2,
             rows(
                 i,
                 s,
-                width,
-                columns,
-                [&keys[i * width..], &values[i * width..]],
-                [&q[v..], &d_o[v..], &shift[v..], &delta[v..]],
-                masks.map(|m| &m[i * columns + v..]),
-                &mut p[i * columns + v..],
-                &mut ds[i * columns + v..],
+                product,
+                words,
+                panels.map(|x| &x[panel_at(i, words)..]),
+                columns.map(|x| &x[v..]),
+                masks.map(|m| &m[i * stride + v..]),
+                &mut p[i * stride + v..],
+                &mut ds[i * stride + v..],
             )
         );
     }
 }
 
+/// Where token `i` begins in panels of so many words.
+#[inline(always)]
+fn panel_at(i: usize, words: usize) -> usize {
+    i / PANEL * PANEL * words + i % PANEL
+}
+
 /// `dq[d][query] += sum over a block of keys of keys[key][d] ds[key][query]`.
 #[inline(always)]
-fn add_keys<S: Simd, const NV: usize>(
+fn add_keys<S: Simd, P: Product, const NV: usize>(
     s: S,
+    product: P,
     width: usize,
     block: usize,
     used: usize,
     keys: &[f32],
     ds: &[f32],
+    words: &mut [f32],
     dq: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
         s: S,
+        product: P,
         width: usize,
         block: usize,
         keys: &[f32],
         ds: &[S::f32s],
-        columns_of: usize,
         dq: &mut [S::f32s],
     ) {
-        let mut acc = load::<S, MR, NV>(dq, columns_of);
-        columns(s, keys, width, ds, columns_of, block, &mut acc);
-        store::<S, MR, NV>(&acc, dq, columns_of);
+        let stride = tile_vectors(S::F32_LANES);
+        let mut acc = load::<S, MR, NV>(dq, stride);
+        columns(s, product, keys, width, ds, stride, block, &mut acc);
+        store::<S, MR, NV>(&acc, dq, stride);
     }
-    let (ds, dq) = (vectors::<S>(ds), vectors_mut::<S>(dq));
     let stride = tile_vectors(S::F32_LANES);
+    let (ds, dq) = (vectors::<S>(ds), vectors_mut::<S>(dq));
+    let ds = pair_rows(s, product, ds, stride, vectors_mut::<S>(words));
+    let block = block.div_ceil(P::PER_WORD);
     for v in (0..used).step_by(NV) {
         in_rows!(
             S,
+            P,
             [NV],
             width,
             most_rows::<S>(),
-            rows(i, s, width, block, &keys[i..], &ds[v..], stride, &mut dq[i * stride + v..])
+            rows(i, s, product, width, block, &keys[i..], &ds[v..], &mut dq[i * stride + v..])
         );
     }
 }
 
 /// `sums[key][d][lane] += sum over the tile's vectors of weights[key] columns[d]`.
 #[inline(always)]
-fn add_lanes<S: Simd>(
+fn add_lanes<S: Simd, P: Product>(
     s: S,
+    product: P,
     width: usize,
     block: usize,
     used: usize,
@@ -449,46 +550,44 @@ fn add_lanes<S: Simd>(
     sums: &mut [f32],
 ) {
     #[inline(always)]
-    fn tile<S: Simd, const K: usize, const D: usize>(
+    fn tile<S: Simd, P: Product, const K: usize, const D: usize>(
         s: S,
+        product: P,
         width: usize,
-        stride: usize,
         used: usize,
         weights: &[S::f32s],
         columns: &[S::f32s],
         sums: &mut [S::f32s],
     ) {
+        let stride = (tile_vectors(S::F32_LANES) / P::PER_WORD).max(1);
         let mut acc = load::<S, K, D>(sums, width);
-        let (mut w, mut c) = ([weights; K], [columns; D]);
-        for k in 0..K {
-            w[k] = &weights[k * stride..][..used];
-        }
-        for d in 0..D {
-            c[d] = &columns[d * stride..][..used];
-        }
-        for v in 0..used {
+        let (weights, columns) = (&weights[..K * stride], &columns[..D * stride]);
+        for v in 0..used.min(stride) {
+            let mut c = [weights[0]; D];
+            for d in 0..D {
+                c[d] = columns[d * stride + v];
+            }
             for k in 0..K {
-                for d in 0..D {
-                    acc[k][d] = s.mul_add_e_f32s(w[k][v], c[d][v], acc[k][d]);
-                }
+                product.multiply_vectors(s, weights[k * stride + v], c, &mut acc[k]);
             }
         }
         store::<S, K, D>(&acc, sums, width);
     }
     let (weights, columns, sums) = (vectors::<S>(weights), vectors::<S>(columns), vectors_mut::<S>(sums));
-    let stride = tile_vectors(S::F32_LANES);
+    let stride = (tile_vectors(S::F32_LANES) / P::PER_WORD).max(1);
     let mut d = 0;
     while d + 4 <= width {
         in_rows!(
             S,
+            P,
             [4],
             block,
             4,
             tile(
                 k,
                 s,
+                product,
                 width,
-                stride,
                 used,
                 &weights[k * stride..],
                 &columns[d * stride..],
@@ -500,14 +599,15 @@ fn add_lanes<S: Simd>(
     while d < width {
         in_rows!(
             S,
+            P,
             [1],
             block,
             4,
             tile(
                 k,
                 s,
+                product,
                 width,
-                stride,
                 used,
                 &weights[k * stride..],
                 &columns[d * stride..],
@@ -518,43 +618,39 @@ fn add_lanes<S: Simd>(
     }
 }
 
-/// `out[key][d] += sum over count queries of weights[key][query] rows[query][d]`; `out` is `[keys, width]`.
+/// `out[key][d] += sum over count words of queries of weights[key][query] rows[query][d]`; `out` is `[keys, width]`.
 #[inline(always)]
 fn add_rows<S: Simd, const MR: usize, const NV: usize>(
     s: S,
+    product: impl Product,
     width: usize,
     count: usize,
     block: usize,
     weights: &[f32],
-    stride: usize,
     rows: &[f32],
     columns: usize,
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn tile<S: Simd, const MR: usize, const NV: usize>(
+    fn tile<S: Simd, P: Product, const MR: usize, const NV: usize>(
         s: S,
+        product: P,
         width: usize,
         count: usize,
         weights: &[f32],
-        stride: usize,
         rows: &[S::f32s],
         columns: usize,
         at: Range<usize>,
         out: &mut [f32],
     ) {
+        // Constants: all rows are addressed from one register, and checked at once.
+        let stride = tile_vectors(S::F32_LANES) * S::F32_LANES / P::PER_WORD;
+        let weights = &weights[..MR * stride];
         let mut acc = tile::zero::<S, MR, NV>(s);
-        let mut a = [weights; MR];
-        for r in 0..MR {
-            a[r] = &weights[r * stride..][..count];
-        }
-        for (q, b) in rows.chunks(columns).take(count).enumerate() {
+        for (q, b) in rows.chunks(columns).take(count.min(stride)).enumerate() {
             let b = row::<S, NV>(b);
             for r in 0..MR {
-                let x = s.splat_f32s(a[r][q]);
-                for v in 0..NV {
-                    acc[r][v] = s.mul_add_e_f32s(x, b[v], acc[r][v]);
-                }
+                product.multiply(s, weights[r * stride + q], b, &mut acc[r]);
             }
         }
         for (r, acc) in acc.iter().enumerate() {
@@ -562,35 +658,18 @@ fn add_rows<S: Simd, const MR: usize, const NV: usize>(
         }
     }
     let (rows, vectors) = (vectors::<S>(rows), columns / S::F32_LANES);
+    let stride = weights.len() / block;
     for v in (0..vectors).step_by(NV) {
         let at = v * S::F32_LANES..width.min((v + NV) * S::F32_LANES);
         let mut k = 0;
         while k + MR <= block {
-            tile::<S, MR, NV>(
-                s,
-                width,
-                count,
-                &weights[k * stride..],
-                stride,
-                &rows[v..],
-                vectors,
-                at.clone(),
-                &mut out[k * width..],
-            );
+            let (weights, out) = (&weights[k * stride..], &mut out[k * width..]);
+            tile::<S, _, MR, NV>(s, product, width, count, weights, &rows[v..], vectors, at.clone(), out);
             k += MR;
         }
         while k < block {
-            tile::<S, 1, NV>(
-                s,
-                width,
-                count,
-                &weights[k * stride..],
-                stride,
-                &rows[v..],
-                vectors,
-                at.clone(),
-                &mut out[k * width..],
-            );
+            let (weights, out) = (&weights[k * stride..], &mut out[k * width..]);
+            tile::<S, _, 1, NV>(s, product, width, count, weights, &rows[v..], vectors, at.clone(), out);
             k += 1;
         }
     }

@@ -13,10 +13,13 @@
 //! (Cauchy and Schwarz), is small, m is 0, and there is neither a maximum to find nor anything to scale again. Only
 //! other queries need the running maximum and the rescaling of the online softmax (Milakov and Gimelshein 2018).
 
-use super::product::{columns, in_rows, load, row, store};
-use super::{Attention, Splitter, pack_columns, pack_rows, vectors, vectors_mut};
+use super::product::{
+    PANEL, Rows, columns, in_rows, load, pair_rows, power, power_above, row, short_rows, store,
+};
+use super::{Attention, Splitter, vectors, vectors_mut};
+use crate::bf16::Words;
 use crate::random::Dropout;
-use crate::tile;
+use crate::tile::{self, Product};
 use crate::vector;
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
@@ -39,9 +42,13 @@ impl Attention {
         tile_vectors(self.isa.lanes()) * self.isa.lanes()
     }
 
-    /// Queries of a forward task, a multiple of the tile: fixed, so that tasks do not depend on the machine.
-    pub fn task_queries(&self) -> usize {
-        self.nr() * 128usize.div_ceil(self.nr())
+    /// Queries of a forward task of a batch of pictures, a multiple of the tile: enough tasks for many threads, and so many
+    /// queries that packing the keys and values anew does not count.
+    pub fn task_queries(&self, pictures: usize) -> usize {
+        const TASKS: usize = 16;
+        const LEAST: usize = 128;
+        let parts = TASKS.div_ceil(pictures).min(self.tokens / LEAST).max(1);
+        self.tokens.div_ceil(parts).next_multiple_of(self.nr())
     }
 
     /// Numbers of a forward task's scratch memory.
@@ -49,17 +56,19 @@ impl Attention {
         Splitter::total(&self.parts())
     }
 
-    /// Numbers and lengths of the parts of the scratch memory: keys and values; queries and output; weights; maxima,
-    /// sums and bounds.
-    fn parts(&self) -> [(usize, usize); 4] {
-        let (width, nr) = (self.width(), self.nr());
-        [(2, self.tokens * width), (2, width * nr), (1, KEY_BLOCK * nr), (3, nr)]
+    /// Numbers and lengths of the parts of the scratch memory: panels of keys, and values; queries and output; weights, and
+    /// their words; maxima, sums and bounds.
+    fn parts(&self) -> [(usize, usize); 5] {
+        let (width, nr, block) = (self.width(), self.nr(), KEY_BLOCK * self.nr());
+        let words = if self.words == Words::Pairs { block / 2 } else { 0 };
+        [(2, self.tokens.next_multiple_of(PANEL) * width), (2, width * nr), (1, block), (1, words), (3, nr)]
     }
 
     #[inline(always)]
-    pub(super) fn forward_generic<S: Simd>(
+    pub(super) fn forward_generic<S: Simd, P: Product>(
         &self,
         s: S,
+        product: P,
         qkv: &[f32],
         first: usize,
         dropout: Option<Dropout>,
@@ -68,15 +77,16 @@ impl Attention {
         scratch: &mut [f32],
     ) {
         match S::F32_LANES {
-            1 => self.forward_tiles::<S, 8>(s, qkv, first, dropout, o, lse, scratch),
-            _ => self.forward_tiles::<S, 2>(s, qkv, first, dropout, o, lse, scratch),
+            1 => self.forward_tiles::<S, P, 8>(s, product, qkv, first, dropout, o, lse, scratch),
+            _ => self.forward_tiles::<S, P, 2>(s, product, qkv, first, dropout, o, lse, scratch),
         }
     }
 
     #[inline(always)]
-    fn forward_tiles<S: Simd, const NV: usize>(
+    fn forward_tiles<S: Simd, P: Product, const NV: usize>(
         &self,
         s: S,
+        product: P,
         qkv: &[f32],
         first: usize,
         dropout: Option<Dropout>,
@@ -84,85 +94,98 @@ impl Attention {
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (width, nr, stride, c) = (self.width(), NV * S::F32_LANES, 3 * self.channels, self.channels);
+        let (width, nr, c) = (self.width(), NV * S::F32_LANES, self.channels);
+        let width_words = width.div_ceil(P::PER_WORD);
         let mut split = Splitter(scratch);
-        let [rows, tiles, block, lanes] = self.parts().map(|(_, len)| len);
+        let [rows, tiles, block, words, lanes] = self.parts().map(|(_, len)| len);
         let [keys, values] = split.take(rows);
         let [queries, out] = split.take(tiles);
         let [weights] = split.take(block);
+        let [words] = split.take(words);
         let [max, sum, bound] = split.take(lanes);
-        let count = o.len() / c;
+        let keys = &mut keys[..self.tokens.div_ceil(PANEL) * width_words * PANEL];
+        let values = &mut values[..self.tokens.div_ceil(P::PER_WORD) * width];
+        let (count, factors) = (o.len() / c, self.words);
         for head in 0..self.heads {
-            pack_rows(width, qkv, stride, self.part(1, head), keys);
-            pack_rows(width, qkv, stride, self.part(2, head), values);
-            let longest = longest(s, width, keys);
+            let part = |part: usize| self.rows(qkv, part, head);
+            part(1).panels::<P>(keys);
+            part(2).down::<P>(width, values);
+            factors.round(keys);
+            factors.round(values);
+            let longest = part(1).longest(s);
             for start in (0..count).step_by(nr) {
                 let tile = nr.min(count - start);
-                let (at, scale) = (self.part(0, head), self.scale() * LOG2_E);
-                pack_columns(width, qkv, stride, at, first + start, tile, scale, nr, queries);
-                out.fill(0.0);
-                sum.fill(0.0);
-                bound.fill(0.0);
-                for row in queries.chunks_exact(nr) {
-                    vector::map2(
-                        s,
-                        bound,
-                        row,
-                        #[inline(always)]
-                        |sum, q| s.mul_add_e_f32s(q, q, sum),
-                    );
-                }
+                let scale = self.scale() * LOG2_E;
+                bounds(s, part(0).part(first + start, tile), scale * longest, bound);
                 let mut bounded = true;
-                for (bound, max) in bound.iter_mut().zip(&mut *max) {
-                    *bound = bound.sqrt() * longest;
+                for (bound, max) in bound.iter().zip(&mut *max) {
                     let small = *bound <= BOUND;
                     *max = if small { 0.0 } else { f32::NEG_INFINITY };
                     bounded &= small;
                 }
-                if bounded && dropout.is_none() && (width == 4 || width == 8) {
-                    if width == 4 {
-                        fused::<S, 4, NV, NV>(s, keys, values, queries, sum, out);
-                    } else {
-                        fused::<S, 8, NV, 1>(s, keys, values, queries, sum, out);
-                    }
-                    self.finish::<S>(
-                        s,
-                        width,
-                        head,
-                        tile,
-                        max,
-                        sum,
-                        out,
-                        &mut o[start * c..],
-                        &mut lse[start * self.heads..],
-                    );
-                    continue;
-                }
-                for key in (0..self.tokens).step_by(KEY_BLOCK) {
-                    let block = KEY_BLOCK.min(self.tokens - key);
-                    let (keys, values) = (&keys[key * width..], &values[key * width..]);
-                    let weights = &mut weights[..block * nr];
-                    if bounded {
-                        bounded_weights::<S, NV>(s, width, keys, queries, weights, sum);
-                    } else {
-                        online_weights::<S, NV>(s, width, keys, queries, weights, bound, max, sum, out);
-                    }
-                    if let Some(masks) = dropout {
-                        masks.apply_weights(head, self.tokens, key, first + start, nr, weights);
-                    }
-                    add_values::<S, NV>(s, width, values, weights, out);
-                }
-                self.finish::<S>(
-                    s,
-                    width,
-                    head,
-                    tile,
-                    max,
-                    sum,
-                    out,
-                    &mut o[start * c..],
-                    &mut lse[start * self.heads..],
+                part(0).part(first + start, tile).columns::<P>(
+                    0,
+                    nr,
+                    scale,
+                    &mut queries[..width_words * nr],
                 );
+                factors.round(queries);
+                out.fill(0.0);
+                sum.fill(0.0);
+                match (bounded && dropout.is_none() && factors != Words::Rounded, P::PER_WORD, width) {
+                    (true, 1, 4) => {
+                        fused::<S, P, 4, 4, NV, NV>(s, product, self.tokens, keys, values, queries, sum, out)
+                    }
+                    (true, 1, 8) => {
+                        fused::<S, P, 8, 8, NV, 1>(s, product, self.tokens, keys, values, queries, sum, out)
+                    }
+                    (true, 2, 4) => {
+                        fused::<S, P, 2, 4, NV, NV>(s, product, self.tokens, keys, values, queries, sum, out)
+                    }
+                    (true, 2, 8) => {
+                        fused::<S, P, 4, 8, NV, 1>(s, product, self.tokens, keys, values, queries, sum, out)
+                    }
+                    _ => {
+                        for key in (0..self.tokens).step_by(KEY_BLOCK) {
+                            let block = KEY_BLOCK.min(self.tokens - key);
+                            let keys = &keys[key * width_words..];
+                            let values = &values[key / P::PER_WORD * width..];
+                            let weights = &mut weights[..block * nr];
+                            if bounded {
+                                bounded_weights::<S, P, NV>(
+                                    s,
+                                    product,
+                                    width_words,
+                                    keys,
+                                    queries,
+                                    weights,
+                                    sum,
+                                );
+                            } else {
+                                online_weights::<S, P, NV>(
+                                    s,
+                                    product,
+                                    width_words,
+                                    keys,
+                                    queries,
+                                    weights,
+                                    bound,
+                                    max,
+                                    sum,
+                                    out,
+                                );
+                            }
+                            if let Some(masks) = dropout {
+                                let weights = vectors_mut::<S>(weights);
+                                masks.apply_weights(s, head, self.tokens, key, first + start, NV, weights);
+                            }
+                            factors.round(weights);
+                            add_values::<S, P, NV>(s, product, width, values, weights, words, out);
+                        }
+                    }
+                }
+                let (o, lse) = (&mut o[start * c..], &mut lse[start * self.heads..]);
+                self.finish::<S>(s, width, head, tile, max, sum, out, o, lse);
             }
         }
     }
@@ -203,67 +226,41 @@ impl Attention {
     }
 }
 
-/// The length of the longest row.
+/// What no score of each query exceeds: the query's length times `scale`; 0 behind the last query.
 #[inline(always)]
-fn longest<S: Simd>(s: S, width: usize, rows: &[f32]) -> f32 {
-    #[inline(always)]
-    fn short(width: usize, rows: &[f32]) -> f32 {
-        let mut most = 0.0_f32;
-        for row in rows.chunks_exact(width) {
-            let mut square = 0.0;
-            for v in row {
-                square += v * v;
-            }
-            most = if square > most { square } else { most };
-        }
-        most
+fn bounds<S: Simd>(s: S, queries: Rows<'_>, scale: f32, bound: &mut [f32]) {
+    bound.fill(0.0);
+    for (q, bound) in bound.iter_mut().enumerate().take(queries.count()) {
+        *bound = queries.part(q, 1).longest(s) * scale;
     }
-    let most = match width {
-        4 => short(4, rows),
-        8 => short(8, rows),
-        _ if width < S::F32_LANES => short(width, rows),
-        _ => {
-            let mut most = 0.0_f32;
-            for row in rows.chunks_exact(width) {
-                let (whole, rest) = S::as_simd_f32s(row);
-                let rest = s.partial_load_f32s(rest);
-                let mut squares = s.mul_f32s(rest, rest);
-                for v in whole {
-                    squares = s.mul_add_e_f32s(*v, *v, squares);
-                }
-                let square = s.reduce_sum_f32s(squares);
-                most = if square > most { square } else { most };
-            }
-            most
-        }
-    };
-    most.sqrt()
 }
 
 /// `weights[key][query] = 2^(k . q)`, and the sums over keys.
 #[inline(always)]
-fn bounded_weights<S: Simd, const NV: usize>(
+fn bounded_weights<S: Simd, P: Product, const NV: usize>(
     s: S,
-    width: usize,
+    product: P,
+    words: usize,
     keys: &[f32],
     queries: &[f32],
     weights: &mut [f32],
     sum: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
         s: S,
-        width: usize,
+        product: P,
+        words: usize,
         keys: &[f32],
         queries: &[S::f32s],
         weights: &mut [S::f32s],
         sum: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::rows_strided(s, keys, width, queries, NV, &mut acc);
+        columns(s, product, keys, PANEL, queries, NV, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
-                acc[r][v] = vector::exp2_above(s, acc[r][v]);
+                acc[r][v] = power_above::<S, P>(s, acc[r][v]);
                 sum[v] = s.add_f32s(sum[v], acc[r][v]);
             }
         }
@@ -271,12 +268,14 @@ fn bounded_weights<S: Simd, const NV: usize>(
     }
     let (queries, weights, sum) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(sum));
     let mut total = row::<S, NV>(sum);
+    let at = |i: usize| &keys[i / PANEL * PANEL * words + i % PANEL..];
     in_rows!(
         S,
+        P,
         [NV],
         weights.len() / NV,
         most_rows::<S>(),
-        rows(i, s, width, &keys[i * width..], queries, &mut weights[i * NV..], &mut total)
+        rows(i, s, product, words, at(i), queries, &mut weights[i * NV..], &mut total)
     );
     sum.copy_from_slice(&total);
 }
@@ -284,9 +283,10 @@ fn bounded_weights<S: Simd, const NV: usize>(
 /// The same with a running maximum: `weights[key][query] = 2^(k . q - max)`; what was summed before is scaled to the new
 /// maximum. Where `bound` is small the maximum stays 0.
 #[inline(always)]
-fn online_weights<S: Simd, const NV: usize>(
+fn online_weights<S: Simd, P: Product, const NV: usize>(
     s: S,
-    width: usize,
+    product: P,
+    words: usize,
     keys: &[f32],
     queries: &[f32],
     weights: &mut [f32],
@@ -296,16 +296,17 @@ fn online_weights<S: Simd, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
         s: S,
-        width: usize,
+        product: P,
+        words: usize,
         keys: &[f32],
         queries: &[S::f32s],
         scores: &mut [S::f32s],
         max: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::rows_strided(s, keys, width, queries, NV, &mut acc);
+        columns(s, product, keys, PANEL, queries, NV, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 max[v] = s.max_f32s(max[v], acc[r][v]);
@@ -316,12 +317,14 @@ fn online_weights<S: Simd, const NV: usize>(
     let (queries, weights, out) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(out));
     let (bound, max, sum) = (vectors::<S>(bound), vectors_mut::<S>(max), vectors_mut::<S>(sum));
     let mut most = row::<S, NV>(max);
+    let at = |i: usize| &keys[i / PANEL * PANEL * words + i % PANEL..];
     in_rows!(
         S,
+        P,
         [NV],
         weights.len() / NV,
         most_rows::<S>(),
-        rows(i, s, width, &keys[i * width..], queries, &mut weights[i * NV..], &mut most)
+        rows(i, s, product, words, at(i), queries, &mut weights[i * NV..], &mut most)
     );
     let (mut total, mut rescale) = (row::<S, NV>(sum), most);
     for v in 0..NV {
@@ -337,7 +340,7 @@ fn online_weights<S: Simd, const NV: usize>(
     }
     for row in weights.chunks_exact_mut(NV) {
         for v in 0..NV {
-            row[v] = vector::exp2(s, s.sub_f32s(row[v], most[v]));
+            row[v] = power::<S, P>(s, s.sub_f32s(row[v], most[v]));
             total[v] = s.add_f32s(total[v], row[v]);
         }
     }
@@ -347,27 +350,117 @@ fn online_weights<S: Simd, const NV: usize>(
 
 /// `out[d][query] += sum over keys of values[key][d] weights[key][query]`.
 #[inline(always)]
-fn add_values<S: Simd, const NV: usize>(
+fn add_values<S: Simd, P: Product, const NV: usize>(
     s: S,
+    product: P,
     width: usize,
     values: &[f32],
     weights: &[f32],
+    words: &mut [f32],
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
         s: S,
+        product: P,
         width: usize,
         values: &[f32],
         weights: &[S::f32s],
         out: &mut [S::f32s],
     ) {
         let mut acc = load::<S, MR, NV>(out, NV);
-        columns(s, values, width, weights, NV, weights.len() / NV, &mut acc);
+        columns(s, product, values, width, weights, NV, weights.len() / NV, &mut acc);
         store::<S, MR, NV>(&acc, out, NV);
     }
     let (weights, out) = (vectors::<S>(weights), vectors_mut::<S>(out));
-    in_rows!(S, [NV], width, most_rows::<S>(), rows(i, s, width, &values[i..], weights, &mut out[i * NV..]));
+    let count = (weights.len() / NV).div_ceil(P::PER_WORD);
+    let weights = &pair_rows(s, product, weights, NV, vectors_mut::<S>(words))[..count * NV];
+    in_rows!(
+        S,
+        P,
+        [NV],
+        width,
+        most_rows::<S>(),
+        rows(i, s, product, width, &values[i..], weights, &mut out[i * NV..])
+    );
+}
+
+/// All keys at once, everything in registers: `W` words of `D` numbers.
+#[inline(always)]
+fn fused<S: Simd, P: Product, const W: usize, const D: usize, const NV: usize, const V: usize>(
+    s: S,
+    product: P,
+    tokens: usize,
+    keys: &[f32],
+    values: &[f32],
+    queries: &[f32],
+    sum: &mut [f32],
+    out: &mut [f32],
+) {
+    #[inline(always)]
+    fn group<S: Simd, P: Product, const MR: usize, const W: usize, const D: usize, const V: usize>(
+        s: S,
+        product: P,
+        keys: &[f32],
+        values: &[f32],
+        q: &[[S::f32s; V]; W],
+        o: &mut [[S::f32s; V]; D],
+        sum: &mut [S::f32s; V],
+    ) {
+        let mut acc = tile::zero::<S, MR, V>(s);
+        short_rows(s, product, keys, q, &mut acc);
+        for r in 0..MR {
+            for v in 0..V {
+                acc[r][v] = power_above::<S, P>(s, acc[r][v]);
+                sum[v] = s.add_f32s(sum[v], acc[r][v]);
+            }
+        }
+        let values = &values[..MR.div_ceil(P::PER_WORD) * D];
+        for r in (0..MR).step_by(P::PER_WORD) {
+            let mut weights = acc[r];
+            if P::PER_WORD == 2 {
+                for v in 0..V {
+                    let odd = if r + 1 < MR { acc[r + 1][v] } else { s.splat_f32s(0.0) };
+                    weights[v] = product.pair(s, acc[r][v], odd);
+                }
+            }
+            for d in 0..D {
+                product.multiply(s, values[r / P::PER_WORD * D + d], weights, &mut o[d]);
+            }
+        }
+    }
+    let (queries, sum, out) = (vectors::<S>(queries), vectors_mut::<S>(sum), vectors_mut::<S>(out));
+    let whole = tokens / PANEL;
+    let (panels, last_keys) = keys.split_at(whole * PANEL * W);
+    let (blocks, last_values) = values.split_at(whole * PANEL / P::PER_WORD * D);
+    for v in (0..NV).step_by(V) {
+        let q = load::<S, W, V>(&queries[v..], NV);
+        let mut o = load::<S, D, V>(&out[v..], NV);
+        let mut total = row::<S, V>(&sum[v..]);
+        let blocks = blocks.chunks_exact(PANEL / P::PER_WORD * D);
+        for (k, x) in panels.chunks_exact(PANEL * W).zip(blocks) {
+            group::<S, P, PANEL, W, D, V>(s, product, k, x, &q, &mut o, &mut total);
+        }
+        in_rows!(
+            S,
+            P,
+            [W, D, V],
+            tokens - whole * PANEL,
+            2,
+            group(
+                i,
+                s,
+                product,
+                &last_keys[i..],
+                &last_values[i / P::PER_WORD * D..],
+                &q,
+                &mut o,
+                &mut total
+            )
+        );
+        store::<S, D, V>(&o, &mut out[v..], NV);
+        sum[v..][..V].copy_from_slice(&total);
+    }
 }
 
 /// Rows of a tile that fills the registers.
@@ -376,72 +469,5 @@ fn most_rows<S: Simd>() -> usize {
     match S::F32_LANES {
         16 | 4 => 8,
         _ => 4,
-    }
-}
-
-/// All keys at once, everything in registers.
-#[inline(always)]
-fn fused<S: Simd, const D: usize, const NV: usize, const V: usize>(
-    s: S,
-    keys: &[f32],
-    values: &[f32],
-    queries: &[f32],
-    sum: &mut [f32],
-    out: &mut [f32],
-) {
-    #[inline(always)]
-    fn group<S: Simd, const D: usize, const V: usize, const MR: usize>(
-        s: S,
-        keys: &[f32],
-        values: &[f32],
-        q: &[[S::f32s; V]; D],
-        o: &mut [[S::f32s; V]; D],
-        sum: &mut [S::f32s; V],
-    ) {
-        let (keys, values) = (&keys[..MR * D], &values[..MR * D]);
-        let mut acc = [[sum[0]; V]; MR];
-        for r in 0..MR {
-            for v in 0..V {
-                acc[r][v] = s.mul_f32s(s.splat_f32s(keys[r * D]), q[0][v]);
-            }
-        }
-        for d in 1..D {
-            for r in 0..MR {
-                let x = s.splat_f32s(keys[r * D + d]);
-                for v in 0..V {
-                    acc[r][v] = s.mul_add_e_f32s(x, q[d][v], acc[r][v]);
-                }
-            }
-        }
-        for r in 0..MR {
-            for v in 0..V {
-                acc[r][v] = vector::exp2_above(s, acc[r][v]);
-                sum[v] = s.add_f32s(sum[v], acc[r][v]);
-            }
-        }
-        for r in 0..MR {
-            for d in 0..D {
-                let x = s.splat_f32s(values[r * D + d]);
-                for v in 0..V {
-                    o[d][v] = s.mul_add_e_f32s(x, acc[r][v], o[d][v]);
-                }
-            }
-        }
-    }
-    let (queries, sum, out) = (vectors::<S>(queries), vectors_mut::<S>(sum), vectors_mut::<S>(out));
-    for v in (0..NV).step_by(V) {
-        let q = load::<S, D, V>(&queries[v..], NV);
-        let mut o = load::<S, D, V>(&out[v..], NV);
-        let mut total = row::<S, V>(&sum[v..]);
-        let whole = keys.len() / (8 * D) * 8 * D;
-        let groups = keys[..whole].chunks_exact(8 * D).zip(values[..whole].chunks_exact(8 * D));
-        for (k, x) in groups {
-            group::<S, D, V, 8>(s, k, x, &q, &mut o, &mut total);
-        }
-        for (k, x) in keys[whole..].chunks_exact(D).zip(values[whole..].chunks_exact(D)) {
-            group::<S, D, V, 1>(s, k, x, &q, &mut o, &mut total);
-        }
-        store::<S, D, V>(&o, &mut out[v..], NV);
-        sum[v..][..V].copy_from_slice(&total);
     }
 }

@@ -8,6 +8,8 @@
 //! maxima, sums and rescaling work lane by lane and a head of width 4 fills the vectors as well as one of width 64.
 //! All exponents are to base 2: queries are multiplied by `log2(e) / sqrt(width)` when they are packed.
 //!
+//! With bf16 factors all five products are of pairs (`product.rs`); scores, sums and the powers themselves stay f32.
+//!
 //! Dropout multiplies the softmax's results with factors D that are drawn tile by tile, in both passes the same ones:
 //! `o = (p D) v`, `dv += (p D) do`, `dp = D (v . do)`; the sums of p, and `do . o` in ds, need no change.
 
@@ -18,6 +20,9 @@ mod ranges;
 
 pub use backward::Saved;
 
+use self::product::Rows;
+use crate::bf16::Words;
+use crate::conv::Factors;
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
@@ -26,6 +31,7 @@ use pulp::Simd;
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     isa: Isa,
+    words: Words,
     tokens: usize,
     channels: usize,
     heads: usize,
@@ -33,9 +39,9 @@ pub struct Attention {
 
 impl Attention {
     /// Prepares; `heads` must divide `channels`.
-    pub fn new(isa: Isa, tokens: usize, channels: usize, heads: usize) -> Self {
+    pub fn new(isa: Isa, factors: Factors, tokens: usize, channels: usize, heads: usize) -> Self {
         assert_eq!(channels % heads, 0, "heads divide channels");
-        Self { isa, tokens, channels, heads }
+        Self { isa, words: Words::of(isa, factors), tokens, channels, heads }
     }
 
     fn width(&self) -> usize {
@@ -55,14 +61,16 @@ impl Attention {
     ) {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!(o.len() * self.heads, lse.len() * self.channels);
-        dispatch!(self.isa, s => self.forward_generic(s, qkv, first, dropout, o, lse, scratch));
+        dispatch!(self.isa, self.words, s, product => self.forward_generic(
+            s, product, qkv, first, dropout, o, lse, scratch
+        ));
     }
 
     /// Backward pass of one picture; `dqkv` is `[tokens, 3 * channels]`.
     pub fn backward(&self, saved: &Saved<'_>, dqkv: &mut [f32], scratch: &mut [f32]) {
         self.check(saved);
         assert_eq!(dqkv.len(), saved.qkv.len());
-        dispatch!(self.isa, s => self.backward_picture(s, saved, dqkv, scratch));
+        dispatch!(self.isa, self.words, s, product => self.backward_picture(s, product, saved, dqkv, scratch));
     }
 
     /// Part `task` of the backward pass of one picture, of `heads * ranges`: head `task / ranges`, and of its keys range
@@ -78,7 +86,9 @@ impl Attention {
     ) {
         self.check(saved);
         assert_eq!(out.len(), self.partial_len(ranges));
-        dispatch!(self.isa, s => self.backward_partial(s, saved, task, ranges, out, scratch));
+        dispatch!(self.isa, self.words, s, product => self.backward_partial(
+            s, product, saved, task, ranges, out, scratch
+        ));
     }
 
     fn check(&self, saved: &Saved<'_>) {
@@ -92,51 +102,14 @@ impl Attention {
         1.0 / (self.width() as f32).sqrt()
     }
 
+    /// Queries (0), keys (1) or values (2) of a head.
+    fn rows<'a>(&self, qkv: &'a [f32], part: usize, head: usize) -> Rows<'a> {
+        Rows { x: qkv, stride: 3 * self.channels, at: self.part(part, head), width: self.width() }
+    }
+
     /// Where part `part` (0 queries, 1 keys, 2 values) of `head` begins in a token's row.
     fn part(&self, part: usize, head: usize) -> usize {
         part * self.channels + head * self.width()
-    }
-}
-
-/// A head's numbers of every token, one token behind the other: `out` is `[tokens, width]`.
-#[inline(always)]
-fn pack_rows(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
-    #[inline(always)]
-    fn pack(width: usize, x: &[f32], stride: usize, at: usize, out: &mut [f32]) {
-        for (row, out) in x.chunks_exact(stride).zip(out.chunks_exact_mut(width)) {
-            out.copy_from_slice(&row[at..][..width]);
-        }
-    }
-    // A copy of a constant length is no call.
-    match width {
-        4 => pack(4, x, stride, at, out),
-        8 => pack(8, x, stride, at, out),
-        16 => pack(16, x, stride, at, out),
-        _ => pack(width, x, stride, at, out),
-    }
-}
-
-/// `count` tokens from `first` on side by side, `[width, columns]`, times `scale`; zeros behind the last.
-#[inline(always)]
-fn pack_columns(
-    width: usize,
-    x: &[f32],
-    stride: usize,
-    at: usize,
-    first: usize,
-    count: usize,
-    scale: f32,
-    columns: usize,
-    out: &mut [f32],
-) {
-    if count < columns {
-        out.fill(0.0);
-    }
-    for q in 0..count {
-        let row = &x[(first + q) * stride + at..][..width];
-        for (d, v) in row.iter().enumerate() {
-            out[d * columns + q] = v * scale;
-        }
     }
 }
 

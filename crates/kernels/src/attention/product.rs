@@ -1,7 +1,179 @@
-//! The products of a tile with a strided operand, and the loops over rows of results.
+//! Packing of operands, the products of a tile with a strided operand, and the loops over rows of results.
+//!
+//! Operands are packed into words of the [`Product`]: a number, or two neighbours of those that are summed over.
 
-use crate::tile::Acc;
+use crate::bf16;
+use crate::tile::{Acc, Product};
+use crate::vector;
 use pulp::Simd;
+
+/// Tokens of a panel.
+pub(super) const PANEL: usize = 8;
+
+/// The word of two neighbours.
+#[inline(always)]
+fn word<P: Product>(even: f32, odd: Option<f32>) -> f32 {
+    if P::PER_WORD == 1 { even } else { bf16::pair(even, odd.unwrap_or(0.0)) }
+}
+
+/// A head's numbers of some tokens: `width` of each from `at` on, `stride` from token to token.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub x: &'a [f32],
+    pub stride: usize,
+    pub at: usize,
+    pub width: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Number of tokens.
+    #[inline(always)]
+    pub fn count(&self) -> usize {
+        self.x.len() / self.stride
+    }
+
+    #[inline(always)]
+    pub fn row(&self, token: usize) -> &'a [f32] {
+        &self.x[token * self.stride + self.at..][..self.width]
+    }
+
+    /// Those from `first` on, `count` at most.
+    #[inline(always)]
+    pub fn part(&self, first: usize, count: usize) -> Self {
+        let end = self.count().min(first + count);
+        Self { x: &self.x[first * self.stride..end * self.stride], ..*self }
+    }
+
+    /// Panels of tokens side by side, `[tokens / 8][words of the width][8]`; zeros behind the last.
+    #[inline(always)]
+    pub fn panels<P: Product>(&self, out: &mut [f32]) {
+        let words = self.width.div_ceil(P::PER_WORD);
+        for (panel, out) in out.chunks_exact_mut(words * PANEL).enumerate() {
+            self.columns::<P>(panel * PANEL, PANEL, 1.0, out);
+        }
+    }
+
+    /// The `columns` tokens from `first` on side by side, `[words of the width][columns]`, times `scale`; zeros behind the
+    /// last.
+    #[inline(always)]
+    pub fn columns<P: Product>(&self, first: usize, columns: usize, scale: f32, out: &mut [f32]) {
+        let count = columns.min(self.count().saturating_sub(first));
+        if count < columns {
+            out.fill(0.0);
+        }
+        for q in 0..count {
+            let row = self.row(first + q).chunks(P::PER_WORD);
+            for (row, out) in row.zip(out.chunks_exact_mut(columns)) {
+                out[q] = word::<P>(row[0] * scale, row.get(1).map(|x| x * scale));
+            }
+        }
+    }
+
+    /// Rows of `columns` numbers below each other, `[words of the tokens][columns]`; zeros behind the width, and behind the
+    /// last token.
+    #[inline(always)]
+    pub fn down<P: Product>(&self, columns: usize, out: &mut [f32]) {
+        #[inline(always)]
+        fn pack<P: Product>(of: &Rows<'_>, width: usize, columns: usize, out: &mut [f32]) {
+            for (i, out) in out.chunks_exact_mut(columns).enumerate() {
+                let token = i * P::PER_WORD;
+                if token >= of.count() {
+                    out.fill(0.0);
+                    continue;
+                }
+                let (out, rest) = out.split_at_mut(width);
+                rest.fill(0.0);
+                let even = &of.row(token)[..width];
+                if P::PER_WORD == 1 {
+                    out.copy_from_slice(even);
+                } else if token + 1 < of.count() {
+                    bf16::pair_rows(even, &of.row(token + 1)[..width], out);
+                } else {
+                    even.iter().zip(out).for_each(|(even, out)| *out = bf16::pair(*even, 0.0));
+                }
+            }
+        }
+        // A copy of a constant length is no call.
+        match self.width {
+            4 => pack::<P>(self, 4, columns, out),
+            8 => pack::<P>(self, 8, columns, out),
+            16 => pack::<P>(self, 16, columns, out),
+            width => pack::<P>(self, width, columns, out),
+        }
+    }
+
+    /// The length of the longest row.
+    #[inline(always)]
+    pub fn longest<S: Simd>(&self, s: S) -> f32 {
+        let mut most = 0.0_f32;
+        for token in 0..self.count() {
+            let (whole, rest) = S::as_simd_f32s(self.row(token));
+            let rest = s.partial_load_f32s(rest);
+            let mut squares = s.mul_f32s(rest, rest);
+            for v in whole {
+                squares = s.mul_add_e_f32s(*v, *v, squares);
+            }
+            let square = s.reduce_sum_f32s(squares);
+            most = if square > most { square } else { most };
+        }
+        most.sqrt()
+    }
+}
+
+/// The words of neighbouring rows, `[rows / 2][columns]`, where a word has two numbers; else the rows as they are.
+#[inline(always)]
+pub(super) fn pair_rows<'a, S: Simd, P: Product>(
+    s: S,
+    product: P,
+    rows: &'a [S::f32s],
+    columns: usize,
+    words: &'a mut [S::f32s],
+) -> &'a [S::f32s] {
+    if P::PER_WORD == 1 {
+        return rows;
+    }
+    for (rows, words) in rows.chunks(2 * columns).zip(words.chunks_exact_mut(columns)) {
+        let (even, odd) = rows.split_at(columns);
+        if odd.len() == columns {
+            for v in 0..columns {
+                words[v] = product.pair(s, even[v], odd[v]);
+            }
+        } else {
+            for v in 0..columns {
+                words[v] = product.pair(s, even[v], s.splat_f32s(0.0));
+            }
+        }
+    }
+    words
+}
+
+/// The words of neighbouring lanes, where a word has two numbers; else the numbers as they are.
+#[inline(always)]
+pub(super) fn pair_lanes<'a, S: Simd, P: Product>(
+    s: S,
+    product: P,
+    numbers: &'a [f32],
+    words: &'a mut [f32],
+) -> &'a [f32] {
+    if P::PER_WORD == 1 {
+        return numbers;
+    }
+    let words = &mut words[..numbers.len() / 2];
+    product.pair_lanes(s, numbers, words);
+    words
+}
+
+/// `2^x`, as exactly as the words are, where x is known to be at least -125.
+#[inline(always)]
+pub(super) fn power_above<S: Simd, P: Product>(s: S, x: S::f32s) -> S::f32s {
+    if P::PER_WORD == 1 { vector::exp2_above(s, x) } else { vector::exp2_above_rough(s, x) }
+}
+
+/// `2^x`, as exactly as the words are; at least 2^-125.
+#[inline(always)]
+pub(super) fn power<S: Simd, P: Product>(s: S, x: S::f32s) -> S::f32s {
+    power_above::<S, P>(s, vector::at_least(s, -125.0, x))
+}
 
 /// The first `NV` vectors of a slice.
 #[inline(always)]
@@ -39,29 +211,28 @@ pub(super) fn store<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// `acc[r] += sum over d of a[r][d] b[d]` with A's rows of D numbers one behind the other; all of B is in registers.
+/// `acc[r] += sum over w of a[w][r] b[w]` with rows of A [`PANEL`] words apart; all of B is in registers.
 #[inline(always)]
-pub(super) fn short_rows<S: Simd, const MR: usize, const NV: usize, const D: usize>(
+pub(super) fn short_rows<S: Simd, P: Product, const MR: usize, const NV: usize, const W: usize>(
     s: S,
+    product: P,
     a: &[f32],
-    b: &Acc<S, D, NV>,
+    b: &Acc<S, W, NV>,
     acc: &mut Acc<S, MR, NV>,
 ) {
-    let a = &a[..MR * D];
-    for d in 0..D {
+    let a = &a[..(W - 1) * PANEL + MR];
+    for w in 0..W {
         for r in 0..MR {
-            let x = s.splat_f32s(a[r * D + d]);
-            for v in 0..NV {
-                acc[r][v] = s.mul_add_e_f32s(x, b[d][v], acc[r][v]);
-            }
+            product.multiply(s, a[w * PANEL + r], b[w], &mut acc[r]);
         }
     }
 }
 
-/// `acc[r] += sum over k of a[k][r] b[k]` with rows of A `a_stride` numbers apart, of B `b_stride` vectors.
+/// `acc[r] += sum over w of a[w][r] b[w]` with rows of A `a_stride` words apart, of B `b_stride` vectors.
 #[inline(always)]
-pub(super) fn columns<S: Simd, const MR: usize, const NV: usize>(
+pub(super) fn columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
     s: S,
+    product: P,
     a: &[f32],
     a_stride: usize,
     b: &[S::f32s],
@@ -72,41 +243,35 @@ pub(super) fn columns<S: Simd, const MR: usize, const NV: usize>(
     for (a, b) in a.chunks(a_stride).zip(b.chunks(b_stride)).take(count) {
         let (a, b) = (&a[..MR], row::<S, NV>(b));
         for r in 0..MR {
-            let x = s.splat_f32s(a[r]);
-            for v in 0..NV {
-                acc[r][v] = s.mul_add_e_f32s(x, b[v], acc[r][v]);
-            }
+            product.multiply(s, a[r], b, &mut acc[r]);
         }
     }
 }
 
-/// Calls `$f::<S, rows, NV>($i, ..)` for the rows `$i` of `$count`: so many at a time that the tile fills the registers,
-/// then the rest with ever smaller tiles.
+/// Calls `$f::<S, P, rows, ..>($i, ..)` for the rows `$i` of `$count`: so many at a time that the tile fills the registers,
+/// then the rest with ever smaller tiles; each begins at a multiple of its rows.
 macro_rules! in_rows {
-    ($s:ident, [$($size:tt),+], $count:expr, $most:expr, $f:ident($i:ident $(, $arg:expr)* $(,)?)) => {{
+    ($s:ident, $p:ident, [$($size:tt),+], $count:expr, $most:expr, $f:ident($i:ident $(, $arg:expr)* $(,)?)) => {{
         let mut $i = 0;
         let count = $count;
         if $most >= 8 {
             while $i + 8 <= count {
-                $f::<$s, 8, $($size),+>($($arg),*);
+                $f::<$s, $p, 8, $($size),+>($($arg),*);
                 $i += 8;
             }
         }
         if $most >= 4 {
             while $i + 4 <= count {
-                $f::<$s, 4, $($size),+>($($arg),*);
+                $f::<$s, $p, 4, $($size),+>($($arg),*);
                 $i += 4;
             }
         }
-        if $most == 2 {
-            while $i + 2 <= count {
-                $f::<$s, 2, $($size),+>($($arg),*);
-                $i += 2;
-            }
+        while $i + 2 <= count {
+            $f::<$s, $p, 2, $($size),+>($($arg),*);
+            $i += 2;
         }
-        while $i < count {
-            $f::<$s, 1, $($size),+>($($arg),*);
-            $i += 1;
+        if $i < count {
+            $f::<$s, $p, 1, $($size),+>($($arg),*);
         }
     }};
 }

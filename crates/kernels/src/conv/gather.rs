@@ -1,7 +1,7 @@
 //! Convolution and data gradient: register tiles over gathered pixels.
 
 use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
-use crate::bf16;
+use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use crate::vector::map2;
@@ -35,7 +35,7 @@ struct Phase {
 pub struct Gather {
     isa: Isa,
     tile: TileShape,
-    factors: Factors,
+    words: Words,
     shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places.
     transposed: bool,
@@ -113,13 +113,13 @@ impl Gather {
             false => (input, output, cin, cout, stride, (1, 1)),
             true => (output, input, cout, cin, (1, 1), stride),
         };
-        let tile = TileShape::pick(isa.lanes(), cout);
+        let (tile, words) = (TileShape::pick(isa.lanes(), cout), Words::of(isa, factors));
         let columns = cout.next_multiple_of(tile.nv * isa.lanes());
         let mut packed_len = 0;
         let phases = phases
             .into_iter()
             .map(|(remainder, taps)| {
-                let k = (taps.len() * cin).div_ceil(factors.per_word()).next_multiple_of(K_RUN);
+                let k = (taps.len() * cin).div_ceil(words.numbers()).next_multiple_of(K_RUN);
                 let packed = packed_len;
                 packed_len += k * columns;
                 Phase { remainder, taps, packed, k }
@@ -128,7 +128,7 @@ impl Gather {
         Self {
             isa,
             tile,
-            factors,
+            words,
             shape,
             transposed,
             n,
@@ -197,14 +197,15 @@ impl Gather {
         let (nr, phase) = (self.nr(), &self.phases[phase]);
         let columns = panel * nr..self.cout.min((panel + 1) * nr);
         let rows = phase.taps.len() * self.cin;
-        match self.factors {
-            Factors::F32 => {
+        match self.words {
+            Words::Single | Words::Rounded => {
                 out[rows * nr..].fill(0.0);
                 for (row, out) in out.chunks_exact_mut(nr).take(rows).enumerate() {
                     self.weight_row(phase, row, columns.clone(), weights, out);
                 }
+                self.words.round(&mut out[..rows * nr]);
             }
-            Factors::Bf16 => {
+            Words::Pairs => {
                 let mut pair = [[0.0; MOST_COLUMNS]; 2];
                 for (word, out) in out.chunks_exact_mut(nr).enumerate() {
                     for (i, half) in pair.iter_mut().enumerate() {
@@ -313,13 +314,16 @@ impl Gather {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        dispatch!(self.isa, s => self.block_generic(s, phase, pixels, input, packed, epilogue, first, out, scratch))
+        dispatch!(self.isa, self.words, s, product => self.block_generic(
+            s, product, phase, pixels, input, packed, epilogue, first, out, scratch
+        ))
     }
 
     #[inline(always)]
     fn block_generic<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         phase: &Phase,
         pixels: &[Pixel],
         input: &[f32],
@@ -341,10 +345,11 @@ impl Gather {
             let a = &mut scratch[..panels * self.tile.mr * k];
             for (panel, pixels) in a.chunks_exact_mut(self.tile.mr * k).zip(pixels.chunks(self.tile.mr)) {
                 self.gather(phase, pixels, input, k0, k, panel);
+                self.words.round(panel);
             }
             for j in 0..columns {
                 let b = &packed[phase.packed + (j * phase.k + k0) * self.nr()..][..k * self.nr()];
-                self.panel(s, pixels, a, b, k, j, first, out);
+                self.panel(s, product, pixels, a, b, k, j, first, out);
             }
         }
     }
@@ -380,10 +385,10 @@ impl Gather {
     #[inline(always)]
     fn gather(&self, phase: &Phase, pixels: &[Pixel], input: &[f32], k0: usize, k: usize, panel: &mut [f32]) {
         let (mr, (h, w), cin) = (self.tile.mr, self.from, self.cin);
-        let (k0, k) = (k0 * self.factors.per_word(), k * self.factors.per_word());
+        let (k0, k) = (k0 * self.words.numbers(), k * self.words.numbers());
         let (first_tap, first_channel) = (k0 / cin, k0 % cin);
         for r in 0..mr {
-            let mut to = Row { panel, mr, r, factors: self.factors };
+            let mut to = Row { panel, mr, r, words: self.words };
             let Some(pixel) = pixels.get(r) else {
                 to.put(0, k, None);
                 continue;
@@ -415,6 +420,7 @@ impl Gather {
     fn panel<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         pixels: &[Pixel],
         a: &[f32],
         b: &[f32],
@@ -426,17 +432,7 @@ impl Gather {
         let columns = j * self.nr()..self.cout.min((j + 1) * self.nr());
         let b = S::as_simd_f32s(b).0;
         let row = |pixel: &Pixel| (pixel.out - first) * self.cout + columns.start;
-        with_tile!(self.tile, self.factors, self.isa, |product| blocked_panels::<S>(
-            s,
-            product,
-            pixels,
-            a,
-            b,
-            k,
-            &row,
-            columns.len(),
-            out
-        ));
+        with_tile!(self.tile, blocked_panels::<S>(s, product, pixels, a, b, k, &row, columns.len(), out));
     }
 }
 
@@ -467,27 +463,27 @@ struct Row<'a> {
     panel: &'a mut [f32],
     mr: usize,
     r: usize,
-    factors: Factors,
+    words: Words,
 }
 
 impl Row<'_> {
     /// Puts `len` numbers (zeros without a source) to the places `at ..`.
     #[inline(always)]
     fn put(&mut self, at: usize, len: usize, source: Option<&[f32]>) {
-        let run = K_RUN * self.factors.per_word();
+        let run = K_RUN * self.words.numbers();
         if len == 0 {
             return;
         }
         if at.is_multiple_of(run) && len.is_multiple_of(run) {
             let first = (at / run * self.mr + self.r) * K_RUN;
             let runs = self.panel[first..].chunks_mut(self.mr * K_RUN).take(len / run);
-            match (source, self.factors) {
-                (Some(source), Factors::F32) => {
+            match (source, self.words) {
+                (Some(source), Words::Single | Words::Rounded) => {
                     for (to, from) in runs.zip(source.chunks_exact(K_RUN)) {
                         to[..K_RUN].copy_from_slice(from);
                     }
                 }
-                (Some(source), Factors::Bf16) => {
+                (Some(source), Words::Pairs) => {
                     for (to, from) in runs.zip(source.chunks_exact(2 * K_RUN)) {
                         bf16::round_run(from, &mut to[..K_RUN]);
                     }
@@ -500,9 +496,9 @@ impl Row<'_> {
             let (k, x) = (at + i, source.map_or(0.0, |s| s[i]));
             let first = (k / run * self.mr + self.r) * K_RUN;
             let to = &mut self.panel[first..first + K_RUN];
-            match self.factors {
-                Factors::F32 => to[k % run] = x,
-                Factors::Bf16 => bytemuck::cast_slice_mut::<f32, u16>(to)[k % run] = bf16::round(x),
+            match self.words {
+                Words::Single | Words::Rounded => to[k % run] = x,
+                Words::Pairs => bytemuck::cast_slice_mut::<f32, u16>(to)[k % run] = bf16::round(x),
             }
         }
     }

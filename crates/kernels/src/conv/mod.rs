@@ -67,16 +67,6 @@ pub enum Factors {
     Bf16,
 }
 
-impl Factors {
-    /// Numbers in a word of 32 bits.
-    fn per_word(self) -> usize {
-        match self {
-            Self::F32 => 1,
-            Self::Bf16 => 2,
-        }
-    }
-}
-
 /// Columns of the widest panel of a tile shape.
 const MOST_COLUMNS: usize = 32;
 

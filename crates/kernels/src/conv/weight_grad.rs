@@ -1,7 +1,7 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
 use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
-use crate::bf16;
+use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, Product, TileShape, with_tile};
 use pulp::Simd;
@@ -18,7 +18,7 @@ const GRAD_PIXELS: usize = 256;
 pub struct WeightGrad {
     isa: Isa,
     tile: TileShape,
-    factors: Factors,
+    words: Words,
     shape: ConvShape,
     /// `kh * kw * cin + 1`.
     m: usize,
@@ -39,7 +39,7 @@ impl WeightGrad {
         let range = m.div_ceil(ranges).next_multiple_of(tile.mr);
         let ranges = m.div_ceil(range);
         let groups = 8usize.div_ceil(ranges).min(pixels.div_ceil(GRAD_PIXELS)).max(1);
-        Self { isa, tile, factors, shape, m, groups, ranges, range }
+        Self { isa, tile, words: Words::of(isa, factors), shape, m, groups, ranges, range }
     }
 
     /// Tasks; each has its own part of the partial results.
@@ -77,7 +77,9 @@ impl WeightGrad {
         let end = pixels.min((group + 1) * share);
         for start in (group * share..end).step_by(GRAD_PIXELS) {
             let k = GRAD_PIXELS.min(end - start);
-            dispatch!(self.isa, s => self.block(s, rows.clone(), start, k, input, dy, a, b, row, partial));
+            dispatch!(self.isa, self.words, s, product => self.block(
+                s, product, rows.clone(), start, k, input, dy, a, b, row, partial
+            ));
         }
     }
 
@@ -86,6 +88,7 @@ impl WeightGrad {
     fn block<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         rows: std::ops::Range<usize>,
         start: usize,
         k: usize,
@@ -102,20 +105,22 @@ impl WeightGrad {
         let (even, rest) = row.split_at_mut(row.len() / 3);
         let (odd, pairs) = rest.split_at_mut(even.len());
         let dy = |p: usize| &dy[(start + p) * cout..][..cout];
-        let words = k.div_ceil(self.factors.per_word());
+        let words = k.div_ceil(self.words.numbers());
         for word in 0..words {
-            let p = word * self.factors.per_word();
+            let p = word * self.words.numbers();
             self.gather_row(start + p, first_tap, first_channel, rows.len(), input, even);
-            match self.factors {
-                Factors::F32 => {
+            match self.words {
+                Words::Single | Words::Rounded => {
+                    self.words.round(even);
                     with_tile!(self.tile, scatter_row::<S>(s, even, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
                         let to = &mut b[(j * words + word) * nr..][..nr];
                         copy_short(&mut to[..part.len()], part);
                         to[part.len()..].fill(0.0);
+                        self.words.round(to);
                     }
                 }
-                Factors::Bf16 => {
+                Words::Pairs => {
                     let last = p + 1 == k;
                     match last {
                         true => odd.fill(0.0),
@@ -136,7 +141,7 @@ impl WeightGrad {
                 }
             }
         }
-        self.product(s, rows.len(), words, a, b, partial);
+        self.product(s, product, rows.len(), words, a, b, partial);
     }
 
     /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
@@ -177,23 +182,25 @@ impl WeightGrad {
     }
 
     #[inline(always)]
-    fn product<S: Simd>(&self, s: S, rows: usize, k: usize, a: &[f32], b: &[f32], partial: &mut [f32]) {
+    fn product<S: Simd>(
+        &self,
+        s: S,
+        product: impl Product,
+        rows: usize,
+        k: usize,
+        a: &[f32],
+        b: &[f32],
+        partial: &mut [f32],
+    ) {
         let cout = self.shape.cout;
         let nr = self.tile.nv * S::F32_LANES;
         for (j, b) in b.chunks_exact(k * nr).take(cout.div_ceil(nr)).enumerate() {
             let b = S::as_simd_f32s(b).0;
             let columns = j * nr..cout.min((j + 1) * nr);
-            with_tile!(self.tile, self.factors, self.isa, |product| column_panels::<S>(
-                s,
-                product,
-                rows,
-                k,
-                a,
-                b,
-                columns.clone(),
-                cout,
-                partial
-            ));
+            with_tile!(
+                self.tile,
+                column_panels::<S>(s, product, rows, k, a, b, columns.clone(), cout, partial)
+            );
         }
     }
 

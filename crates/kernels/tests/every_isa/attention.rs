@@ -3,6 +3,7 @@
 use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::attention::{Attention, Saved};
+use ddpm_kernels::conv::Factors;
 use ddpm_kernels::reference::{self, AttentionShape};
 
 /// An error of a score, in units of `sum |q| |k| / sqrt(width)`, is the same relative error of its `e^s`. So all
@@ -20,7 +21,7 @@ const TOKENS: [usize; 16] = [1, 2, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 97, 1
 /// `o` and `lse`, in tasks of `part` queries.
 fn run_forward(isa: Isa, shape: AttentionShape, qkv: &[f32], part: usize) -> (Vec<f32>, Vec<f32>) {
     let AttentionShape { tokens, channels, heads } = shape;
-    let tiles = Attention::new(isa, tokens, channels, heads);
+    let tiles = Attention::new(isa, Factors::F32, tokens, channels, heads);
     let (mut o, mut lse) = (unwritten(tokens * channels), unwritten(tokens * heads));
     let parts = o.chunks_mut(part * channels).zip(lse.chunks_mut(part * heads));
     for (i, (o, lse)) in parts.enumerate() {
@@ -37,7 +38,7 @@ fn run_backward(
     lse: &[f32],
     d_o: &[f32],
 ) -> Vec<f32> {
-    let tiles = Attention::new(isa, shape.tokens, shape.channels, shape.heads);
+    let tiles = Attention::new(isa, Factors::F32, shape.tokens, shape.channels, shape.heads);
     let mut dqkv = unwritten(qkv.len());
     let saved = Saved { qkv, o, lse, d_o, dropout: None };
     tiles.backward(&saved, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
@@ -52,7 +53,7 @@ fn run_backward_in_ranges(
     ranges: usize,
     rows: usize,
 ) -> Vec<f32> {
-    let tiles = Attention::new(isa, shape.tokens, shape.channels, shape.heads);
+    let tiles = Attention::new(isa, Factors::F32, shape.tokens, shape.channels, shape.heads);
     let len = tiles.partial_len(ranges);
     let mut partials = unwritten(shape.heads * ranges * len);
     for (task, out) in partials.chunks_mut(len).enumerate() {
@@ -155,7 +156,7 @@ fn a_run_in_parts_gives_the_same_bits() {
         }
         for isa in Isa::all() {
             let (o, lse) = run_forward(isa, shape, &qkv, tokens);
-            let task = Attention::new(isa, tokens, shape.channels, heads).task_queries();
+            let task = Attention::new(isa, Factors::F32, tokens, shape.channels, heads).task_queries(16);
             for part in [1, 7, 16, 31, 50, task] {
                 let (part_o, part_lse) = run_forward(isa, shape, &qkv, part);
                 assert_eq!(bits(&part_o), bits(&o), "{isa}, {part} queries of {shape:?}");

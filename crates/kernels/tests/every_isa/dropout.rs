@@ -3,6 +3,7 @@
 use crate::{Rng, Within, bits, magnitudes, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::attention::{Attention, Saved};
+use ddpm_kernels::conv::Factors;
 use ddpm_kernels::random::{Dropout, dropout};
 use ddpm_kernels::reference::{self, AttentionShape};
 
@@ -76,7 +77,7 @@ fn attention_with_dropout_agrees_with_the_oracle() {
         let unit = (1.0 + (width as f64).sqrt()) * 2.0;
         let largest = |v: &[f64]| v.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(0.1);
         for isa in Isa::all() {
-            let tiles = Attention::new(isa, tokens, shape.channels, heads);
+            let tiles = Attention::new(isa, Factors::F32, tokens, shape.channels, heads);
             let (mut got, mut lse) = (unwritten(o.len()), unwritten(tokens * heads));
             tiles.forward(&qkv, 0, Some(masks), &mut got, &mut lse, &mut unwritten(tiles.scratch_len()));
             o_within.check(isa, &shape, &got, &o, &vec![unit * largest(&magnitudes(&d_o)); o.len()]);

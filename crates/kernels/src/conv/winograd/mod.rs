@@ -28,9 +28,9 @@ mod weight_grad;
 pub use product::Winograd;
 pub use weight_grad::WinogradGrad;
 
-use super::{ConvShape, Factors};
-use crate::bf16;
-use crate::isa::Isa;
+use super::ConvShape;
+use crate::bf16::{self, Words};
+use crate::tile::Product;
 use pulp::Simd;
 
 /// Outputs of a tile in each direction.
@@ -161,16 +161,28 @@ fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
     }
 }
 
-/// The words of two sets of values.
+/// The words of values, and of the other values that share the words if they are pairs.
 #[inline(always)]
-fn pairs<S: Simd>(s: S, even: [[S::f32s; D]; D], odd: [[S::f32s; D]; D]) -> [[S::f32s; D]; D] {
-    let mut words = even;
+fn words_of<S: Simd, P: Product>(
+    s: S,
+    product: P,
+    words: Words,
+    mut values: [[S::f32s; D]; D],
+    other: impl FnOnce() -> [[S::f32s; D]; D],
+) -> [[S::f32s; D]; D] {
+    if P::PER_WORD == 1 && words != Words::Rounded {
+        return values;
+    }
+    let odd = if P::PER_WORD == 1 { values } else { other() };
     for i in 0..D {
         for j in 0..D {
-            words[i][j] = bf16::pair_vectors(s, even[i][j], odd[i][j]);
+            values[i][j] = match P::PER_WORD {
+                1 => bf16::round_vector(s, values[i][j]),
+                _ => product.pair(s, values[i][j], odd[i][j]),
+            };
         }
     }
-    words
+    values
 }
 
 /// Rows of tiles in a block: `wanted` tiles in all (a row at least), or up to a quarter less if that fills the last
@@ -194,13 +206,13 @@ fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
 /// Costs are in fused multiply-adds of one lane, fitted to measurements: bringing a number to or from its points costs
 /// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold (6 where they are kept and
 /// only read).
-fn pays(isa: Isa, [plain, own]: [Factors; 2], kept: bool, tiles: &Tiles, cin: usize, cout: usize) -> bool {
+fn pays([plain, own]: [Words; 2], kept: bool, tiles: &Tiles, cin: usize, cout: usize) -> bool {
     if cin < 16 || cout < 16 {
         return false;
     }
     let (cin, cout, count) = (cin as f64, cout as f64, tiles.count() as f64);
     let pixels = (tiles.n * tiles.to.0 * tiles.to.1) as f64;
-    let cost = |factors: Factors| if factors == Factors::Bf16 && isa.has_bf16() { 0.65 } else { 1.15 };
+    let cost = |words: Words| if words == Words::Pairs { 0.65 } else { 1.15 };
     let plain = cost(plain) * 9.0 * pixels * cin * cout;
     let products = (cost(own) * count + if kept { 6.0 } else { 20.0 }) * cin * cout;
     let winograd = POINTS as f64 * (products + 6.0 * count * (cin + cout));

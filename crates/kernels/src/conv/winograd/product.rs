@@ -1,7 +1,8 @@
 //! Forward pass and data gradient.
 
 use super::super::{ConvShape, Epilogue, Factors};
-use super::{APART, BLOCK, D, M, POINTS, Tiles, fits, load, pairs, pays, rows_of_block, store, transform};
+use super::{APART, BLOCK, D, M, POINTS, Tiles, fits, load, pays, rows_of_block, store, transform, words_of};
+use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use pulp::Simd;
@@ -23,7 +24,7 @@ const GROUP: usize = 4 << 20;
 pub struct Winograd {
     isa: Isa,
     tile: TileShape,
-    factors: Factors,
+    words: Words,
     shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places, the weights are turned round.
     transposed: bool,
@@ -67,7 +68,8 @@ impl Winograd {
     ) -> Self {
         let tile = TileShape::pick(isa.lanes(), cout);
         let nr = tile.nv * isa.lanes();
-        let numbers = factors.per_word() * isa.lanes();
+        let words = Words::of(isa, factors);
+        let numbers = words.numbers() * isa.lanes();
         let k = (cin.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
         let panels = cout.div_ceil(nr);
         let wanted = (BLOCK / (POINTS * (k + panels * nr))).max(FEWEST);
@@ -79,7 +81,7 @@ impl Winograd {
         Self {
             isa,
             tile,
-            factors,
+            words,
             shape,
             transposed,
             tiles,
@@ -124,7 +126,14 @@ impl Winograd {
             false => self.tiles,
         };
         let small = !self.fixed_weights || self.panels() * self.panel_len() <= MOST_KEPT;
-        small && pays(self.isa, [factors, self.factors], self.fixed_weights, &tiles, self.cin, self.cout)
+        small
+            && pays(
+                [Words::of(self.isa, factors), self.words],
+                self.fixed_weights,
+                &tiles,
+                self.cin,
+                self.cout,
+            )
     }
 
     fn nr(&self) -> usize {
@@ -209,23 +218,33 @@ impl Winograd {
     pub fn pack_panel(&self, panel: usize, weights: &[f32], out: &mut [f32]) {
         assert_eq!(weights.len(), self.shape.weights());
         assert_eq!(out.len(), self.panel_len());
-        dispatch!(self.isa, s => self.pack_generic(s, panel, weights, out))
+        dispatch!(self.isa, self.words, s, product => self.pack_generic(s, product, panel, weights, out))
     }
 
     #[inline(always)]
-    fn pack_generic<S: Simd>(&self, s: S, panel: usize, weights: &[f32], out: &mut [f32]) {
+    fn pack_generic<S: Simd, P: Product>(
+        &self,
+        s: S,
+        product: P,
+        panel: usize,
+        weights: &[f32],
+        out: &mut [f32],
+    ) {
         let nr = self.nr();
         for v in 0..self.tile.nv {
             let column = panel * nr + v * S::F32_LANES;
             for word in 0..self.k {
-                let u = match self.factors {
-                    Factors::F32 => self.weights_at_points(s, word, column, weights),
-                    Factors::Bf16 => {
-                        let even = word / S::F32_LANES * (2 * S::F32_LANES) + word % S::F32_LANES;
-                        let odd = self.weights_at_points(s, even + S::F32_LANES, column, weights);
-                        pairs(s, self.weights_at_points(s, even, column, weights), odd)
-                    }
-                };
+                // The channels of a word are a vector apart.
+                let channel = word / S::F32_LANES * (P::PER_WORD * S::F32_LANES) + word % S::F32_LANES;
+                let u = self.weights_at_points(s, channel, column, weights);
+                let u = words_of(
+                    s,
+                    product,
+                    self.words,
+                    u,
+                    #[inline(always)]
+                    || self.weights_at_points(s, channel + S::F32_LANES, column, weights),
+                );
                 for i in 0..D {
                     for j in 0..D {
                         let at = (i * D + j) * self.packed_point() + word * nr + v * S::F32_LANES;
@@ -277,24 +296,35 @@ impl Winograd {
         let (h, w) = self.tiles.from;
         assert_eq!(input.len(), self.tiles.n * h * w * self.cin);
         assert_eq!(out.len(), self.values_len());
-        dispatch!(self.isa, s => self.values_generic(s, first_row, group, input, out))
+        dispatch!(self.isa, self.words, s, product => self.values_generic(s, product, first_row, group, input, out))
     }
 
     #[inline(always)]
-    fn values_generic<S: Simd>(&self, s: S, first_row: usize, group: usize, input: &[f32], out: &mut [f32]) {
+    fn values_generic<S: Simd, P: Product>(
+        &self,
+        s: S,
+        product: P,
+        first_row: usize,
+        group: usize,
+        input: &[f32],
+        out: &mut [f32],
+    ) {
         let mr = self.tile.mr;
         let first = first_row * self.tiles.grid.1 + group * mr;
         for r in 0..mr {
             let tile = self.tiles.get(first + r);
             for word in (0..self.k).step_by(S::F32_LANES) {
                 // Of which channels a word is made is nobody's business, as long as it is the same in U.
-                let v = match self.factors {
-                    Factors::F32 => self.tiles.values(s, tile, input, self.cin, word),
-                    Factors::Bf16 => {
-                        let odd = self.tiles.values(s, tile, input, self.cin, 2 * word + S::F32_LANES);
-                        pairs(s, self.tiles.values(s, tile, input, self.cin, 2 * word), odd)
-                    }
-                };
+                let channel = P::PER_WORD * word;
+                let v = self.tiles.values(s, tile, input, self.cin, channel);
+                let v = words_of(
+                    s,
+                    product,
+                    self.words,
+                    v,
+                    #[inline(always)]
+                    || self.tiles.values(s, tile, input, self.cin, channel + S::F32_LANES),
+                );
                 let at = (word / K_RUN * mr + r) * K_RUN + word % K_RUN;
                 for i in 0..D {
                     for j in 0..D {
@@ -308,13 +338,16 @@ impl Winograd {
 
     /// M at one point, `[panels][tiles][nr]`, for the `panels` panels that `packed` holds.
     pub fn multiply(&self, point: usize, panels: usize, values: &[f32], packed: &[f32], out: &mut [f32]) {
-        dispatch!(self.isa, s => self.multiply_generic(s, point, panels, values, packed, out))
+        dispatch!(self.isa, self.words, s, product => self.multiply_generic(
+            s, product, point, panels, values, packed, out
+        ))
     }
 
     #[inline(always)]
     fn multiply_generic<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         point: usize,
         panels: usize,
         values: &[f32],
@@ -326,9 +359,7 @@ impl Winograd {
         for (j, out) in out.chunks_exact_mut(len).take(panels).enumerate() {
             let b = &packed[(j * POINTS + point) * self.packed_point()..][..self.k * nr];
             let b = S::as_simd_f32s(b).0;
-            with_tile!(self.tile, self.factors, self.isa, |product| point_panels::<S>(
-                s, self, product, point, values, b, out
-            ));
+            with_tile!(self.tile, point_panels::<S>(s, self, product, point, values, b, out));
         }
     }
 

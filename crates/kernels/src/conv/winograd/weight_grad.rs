@@ -1,7 +1,8 @@
 //! Weight gradient.
 
 use super::super::{ConvShape, Factors};
-use super::{APART, BLOCK, D, M, POINTS, Tile, Tiles, fits, load, pairs, pays, store, transform};
+use super::{APART, BLOCK, D, M, POINTS, Tile, Tiles, fits, load, pays, store, transform, words_of};
+use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use pulp::Simd;
@@ -17,7 +18,7 @@ const FEWEST: usize = 128;
 pub struct WinogradGrad {
     isa: Isa,
     tile: TileShape,
-    factors: Factors,
+    words: Words,
     shape: ConvShape,
     tiles: Tiles,
     /// `cin` and `cout`, rounded up to whole runs and panels.
@@ -38,9 +39,10 @@ impl WinogradGrad {
         let rows = shape.cin.next_multiple_of(K_RUN);
         let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
         let wanted = (BLOCK / (POINTS * (rows + columns))).max(FEWEST);
-        let run = RUN * factors.per_word();
+        let words = Words::of(isa, factors);
+        let run = RUN * words.numbers();
         let runs = (wanted / run).min(tiles.count().div_ceil(run));
-        Some(Self { isa, tile, factors, shape, tiles, rows, columns, runs })
+        Some(Self { isa, tile, words, shape, tiles, rows, columns, runs })
     }
 
     /// With blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
@@ -51,7 +53,7 @@ impl WinogradGrad {
 
     /// Whether this is expected to take less time than the plain way with such factors.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays(self.isa, [factors, self.factors], false, &self.tiles, self.shape.cin, self.shape.cout)
+        pays([Words::of(self.isa, factors), self.words], false, &self.tiles, self.shape.cin, self.shape.cout)
     }
 
     /// Blocks of runs of tiles.
@@ -61,7 +63,7 @@ impl WinogradGrad {
     }
 
     fn all_runs(&self) -> usize {
-        self.tiles.count().div_ceil(RUN * self.factors.per_word())
+        self.tiles.count().div_ceil(RUN * self.words.numbers())
     }
 
     fn input_point(&self) -> usize {
@@ -105,13 +107,14 @@ impl WinogradGrad {
         assert_eq!(input.len(), n * h * w * cin);
         assert_eq!(dy.len(), n * oh * ow * cout);
         assert_eq!([v.len(), y.len(), bias.len()], self.run_len());
-        dispatch!(self.isa, s => self.values_generic(s, run, input, dy, v, y, bias))
+        dispatch!(self.isa, self.words, s, product => self.values_generic(s, product, run, input, dy, v, y, bias))
     }
 
     #[inline(always)]
     fn values_generic<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         run: usize,
         input: &[f32],
         dy: &[f32],
@@ -122,21 +125,31 @@ impl WinogradGrad {
         let (cin, nr) = (self.shape.cin, self.tile.nv * S::F32_LANES);
         bias.fill(0.0);
         for word in 0..RUN {
-            let first = (run * RUN + word) * self.factors.per_word();
+            let first = (run * RUN + word) * self.words.numbers();
             let (tile, odd) = (self.tiles.get(first), self.tiles.get(first + 1));
             for c in (0..self.rows).step_by(S::F32_LANES) {
-                let mut values = self.tiles.values(s, tile, input, cin, c);
-                if self.factors == Factors::Bf16 {
-                    values = pairs(s, values, self.tiles.values(s, odd, input, cin, c));
-                }
+                let values = self.tiles.values(s, tile, input, cin, c);
+                let values = words_of(
+                    s,
+                    product,
+                    self.words,
+                    values,
+                    #[inline(always)]
+                    || self.tiles.values(s, odd, input, cin, c),
+                );
                 let at = (c / K_RUN * RUN + word) * K_RUN + c % K_RUN;
                 put(s, values, v, at, self.input_point());
             }
             for c in (0..self.columns).step_by(S::F32_LANES) {
-                let mut values = self.gradients(s, tile, dy, c, bias);
-                if self.factors == Factors::Bf16 {
-                    values = pairs(s, values, self.gradients(s, odd, dy, c, bias));
-                }
+                let values = self.gradients(s, tile, dy, c, bias);
+                let values = words_of(
+                    s,
+                    product,
+                    self.words,
+                    values,
+                    #[inline(always)]
+                    || self.gradients(s, odd, dy, c, bias),
+                );
                 put(s, values, y, (c / nr * RUN + word) * nr + c % nr, self.output_point());
             }
         }
@@ -177,13 +190,14 @@ impl WinogradGrad {
     /// The sums over a block's tiles at one point, `[rows][columns]`: added to `sums`, or put there.
     pub fn multiply(&self, point: usize, v: &[f32], y: &[f32], sums: &mut [f32], add: bool) {
         assert_eq!(sums.len(), self.sums_len().0);
-        dispatch!(self.isa, s => self.multiply_generic(s, point, v, y, sums, add))
+        dispatch!(self.isa, self.words, s, product => self.multiply_generic(s, product, point, v, y, sums, add))
     }
 
     #[inline(always)]
     fn multiply_generic<S: Simd>(
         &self,
         s: S,
+        product: impl Product,
         point: usize,
         v: &[f32],
         y: &[f32],
@@ -192,9 +206,7 @@ impl WinogradGrad {
     ) {
         let nr = self.tile.nv * S::F32_LANES;
         for j in 0..self.columns / nr {
-            with_tile!(self.tile, self.factors, self.isa, |product| column_of_tiles::<S>(
-                s, self, product, point, j, v, y, sums, add
-            ));
+            with_tile!(self.tile, column_of_tiles::<S>(s, self, product, point, j, v, y, sums, add));
         }
     }
 
