@@ -1,10 +1,9 @@
 //! Convolution and data gradient: register tiles over gathered pixels.
 
-use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
+use super::{ConvShape, Factors, MOST_COLUMNS};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
-use crate::vector::map2;
 use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
@@ -333,8 +332,13 @@ impl Gather {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        for pixel in pixels {
-            self.start(s, pixel, epilogue, &mut out[(pixel.out - first) * self.cout..][..self.cout]);
+        if phase.k == 0 {
+            // No tap: all there is is what is added.
+            for pixel in pixels {
+                let row = &mut out[(pixel.out - first) * self.cout..][..self.cout];
+                row.fill(0.0);
+                epilogue.add(s, pixel, 0, self.cout, row);
+            }
         }
         let columns = self.cout.div_ceil(self.nr());
         let blocks = phase.k.div_ceil(K_BLOCK).max(1);
@@ -349,35 +353,9 @@ impl Gather {
             }
             for j in 0..columns {
                 let b = &packed[phase.packed + (j * phase.k + k0) * self.nr()..][..k * self.nr()];
-                self.panel(s, product, pixels, a, b, k, j, first, out);
+                let epilogue = (k0 == 0).then_some(epilogue);
+                self.panel(s, product, epilogue, pixels, a, b, k, j, first, out);
             }
-        }
-    }
-
-    /// Puts what the epilogue adds into an output pixel, so that all blocks of k only add.
-    #[inline(always)]
-    fn start<S: Simd>(&self, s: S, pixel: &Pixel, epilogue: Epilogue<'_>, out: &mut [f32]) {
-        match epilogue.bias {
-            Some(bias) => copy_short(out, bias),
-            None => out.fill(0.0),
-        }
-        if let Some(b) = epilogue.picture_bias {
-            map2(
-                s,
-                out,
-                &b[pixel.picture * self.cout..][..self.cout],
-                #[inline(always)]
-                |o, a| s.add_f32s(o, a),
-            );
-        }
-        if let Some(r) = epilogue.residual {
-            map2(
-                s,
-                out,
-                &r[pixel.out * self.cout..][..self.cout],
-                #[inline(always)]
-                |o, a| s.add_f32s(o, a),
-            );
         }
     }
 
@@ -421,6 +399,7 @@ impl Gather {
         &self,
         s: S,
         product: impl Product,
+        epilogue: Option<Epilogue<'_>>,
         pixels: &[Pixel],
         a: &[f32],
         b: &[f32],
@@ -431,29 +410,86 @@ impl Gather {
     ) {
         let columns = j * self.nr()..self.cout.min((j + 1) * self.nr());
         let b = S::as_simd_f32s(b).0;
-        let row = |pixel: &Pixel| (pixel.out - first) * self.cout + columns.start;
-        with_tile!(self.tile, blocked_panels::<S>(s, product, pixels, a, b, k, &row, columns.len(), out));
+        let place = |pixel: &Pixel| (pixel.out - first) * self.cout + columns.start;
+        with_tile!(
+            self.tile,
+            blocked_panels::<S>(
+                s,
+                product,
+                epilogue,
+                self.cout,
+                pixels,
+                a,
+                b,
+                k,
+                &place,
+                columns.clone(),
+                out
+            )
+        );
     }
 }
 
+/// One B panel; the first block of k begins with what the epilogue adds, the others add to what is there.
 #[inline(always)]
 fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     product: impl Product,
+    epilogue: Option<Epilogue<'_>>,
+    cout: usize,
     pixels: &[Pixel],
     a: &[f32],
     b: &[S::f32s],
     k: usize,
-    row: &impl Fn(&Pixel) -> usize,
-    columns: usize,
+    place: &impl Fn(&Pixel) -> usize,
+    columns: std::ops::Range<usize>,
     out: &mut [f32],
 ) {
     for (a, pixels) in a.chunks_exact(MR * k).zip(pixels.chunks(MR)) {
         let mut acc = tile::zero::<S, MR, NV>(s);
         tile::blocked(s, product, a, b, &mut acc);
         for (acc, pixel) in acc.iter().zip(pixels) {
-            let at = row(pixel);
-            tile::store_row(s, acc, &mut out[at..at + columns], true);
+            let row = &mut out[place(pixel)..][..columns.len()];
+            match epilogue {
+                Some(epilogue) => {
+                    tile::store_row(s, acc, row, false);
+                    epilogue.add(s, pixel, columns.start, cout, row);
+                }
+                None => tile::store_row(s, acc, row, true),
+            }
+        }
+    }
+}
+
+impl Epilogue<'_> {
+    /// Adds to an output pixel's columns from `from` on: first to each other, then to what is there.
+    #[inline(always)]
+    fn add<S: Simd>(&self, s: S, pixel: &Pixel, from: usize, cout: usize, row: &mut [f32]) {
+        let len = row.len();
+        let bias = self.bias.map(|b| &b[from..from + len]);
+        let picture_bias = self.picture_bias.map(|b| &b[pixel.picture * cout + from..][..len]);
+        let residual = self.residual.map(|r| &r[pixel.out * cout + from..][..len]);
+        let addends = [bias, picture_bias, residual];
+        let (whole, rest) = S::as_mut_simd_f32s(row);
+        for (v, y) in whole.iter_mut().enumerate() {
+            let mut sum = s.splat_f32s(0.0);
+            for i in 0..addends.len() {
+                if let Some(x) = addends[i] {
+                    let x = &x[v * S::F32_LANES..][..S::F32_LANES];
+                    sum = s.add_f32s(sum, S::as_simd_f32s(x).0[0]);
+                }
+            }
+            *y = s.add_f32s(*y, sum);
+        }
+        if !rest.is_empty() {
+            let mut sum = s.splat_f32s(0.0);
+            for i in 0..addends.len() {
+                if let Some(x) = addends[i] {
+                    sum = s.add_f32s(sum, s.partial_load_f32s(&x[len - rest.len()..]));
+                }
+            }
+            let y = s.add_f32s(s.partial_load_f32s(rest), sum);
+            s.partial_store_f32s(rest, y);
         }
     }
 }

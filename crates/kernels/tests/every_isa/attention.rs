@@ -143,6 +143,53 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
     }
 }
 
+/// With bf16 factors, in units of the formula with every term's absolute value: each of the two factors of a product is off by
+/// 2^-9 at most, and a score's error is one of its weight.
+#[test]
+fn bf16_factors_err_by_their_rounding() {
+    const ROUNDING: f64 = 1.0 / 512.0;
+    let mut rng = Rng::new(36);
+    let mut worst = [0.0_f64; 2];
+    for (tokens, heads, width) in [
+        (1, 1, 4),
+        (2, 2, 5),
+        (17, 2, 4),
+        (33, 3, 8),
+        (49, 1, 64),
+        (65, 2, 16),
+        (97, 1, 20),
+        (130, 2, 16),
+        (196, 1, 32),
+        (1300, 1, 48),
+    ] {
+        let shape = AttentionShape { tokens, channels: heads * width, heads };
+        let (qkv, d_o) = (rng.vec(tokens * 3 * shape.channels), rng.vec(tokens * shape.channels));
+        let (o, _) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
+        let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
+        let (o_mag, d_mag) = result_magnitudes(shape, &qkv, &d_o);
+        let unit = 1.0 + score_magnitude(shape, &qkv);
+        for isa in Isa::all() {
+            let of = Attention::new(isa, Factors::Bf16, tokens, shape.channels, heads);
+            let (mut got, mut lse) = (unwritten(o.len()), unwritten(tokens * heads));
+            of.forward(&qkv, 0, None, &mut got, &mut lse, &mut unwritten(of.scratch_len()));
+            let mut d = unwritten(qkv.len());
+            let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: None };
+            of.backward(&saved, &mut d, &mut unwritten(of.backward_scratch_len()));
+            for (worst, (got, want, mag)) in worst.iter_mut().zip([(&got, &o, &o_mag), (&d, &dqkv, &d_mag)]) {
+                for ((got, want), mag) in got.iter().zip(want).zip(mag) {
+                    let error = (f64::from(*got) - want).abs() / (ROUNDING * unit * mag.max(1e-9));
+                    assert!(error <= 4.0, "{isa}, {shape:?}: {got}, not {want}: {error}");
+                    *worst = worst.max(error);
+                }
+            }
+            // Not computed in f32, unless one key makes every weight 1.
+            let exactly = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-5 * want.abs();
+            assert!(tokens < 17 || !got.iter().zip(&o).all(exactly), "{isa}, {shape:?}");
+        }
+    }
+    println!("attention with bf16 factors: worst {worst:.2?} of its rounding");
+}
+
 #[test]
 fn a_run_in_parts_gives_the_same_bits() {
     let mut rng = Rng::new(31);
