@@ -59,6 +59,9 @@ impl Default for Request {
     }
 }
 
+/// What makes the numbers of a batch, with the network and the batch's random numbers.
+pub type BatchDrawing<'a> = dyn FnMut(&mut dyn Denoiser, Seeds) -> Result<Vec<f32>> + 'a;
+
 impl Request {
     /// Number of batches, and pictures in each: batches of one size, so that one plan serves them all; the last may
     /// draw a few too many.
@@ -242,11 +245,7 @@ impl Generator {
     ///
     /// # Errors
     /// As [`check`](Self::check), and what `draw` gives.
-    pub fn in_batches(
-        &self,
-        request: Request,
-        draw: &mut dyn FnMut(&mut dyn Denoiser, Seeds) -> Result<Vec<f32>>,
-    ) -> Result<Vec<f32>> {
+    pub fn in_batches(&self, request: Request, draw: &mut BatchDrawing<'_>) -> Result<Vec<f32>> {
         self.check(request)?;
         let mut all = Vec::new();
         if request.count == 0 {

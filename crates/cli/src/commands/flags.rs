@@ -243,8 +243,10 @@ impl EditFlags {
     }
 }
 
-/// The step watcher that a drawing is given.
-pub(super) type OnStep<'a> = &'a mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>;
+/// What is told of each step.
+type OnStep<'a> = &'a mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>;
+/// What makes the numbers of a batch, and tells its steps.
+type Edit<'a> = dyn FnMut(&mut dyn Denoiser, Seeds, OnStep<'_>) -> ddpm::Result<Vec<f32>> + 'a;
 
 impl Editor<'_> {
     /// A picture file in the form of the run's; what was done to it is told.
@@ -261,11 +263,11 @@ impl Editor<'_> {
         &self,
         request: Request,
         what: &'static str,
-        draw: &mut dyn FnMut(&mut dyn Denoiser, Seeds, OnStep<'_>) -> ddpm::Result<Vec<f32>>,
+        edit: &mut Edit<'_>,
     ) -> anyhow::Result<Option<Vec<f32>>> {
         let mut progress = Progress::new(what, 0);
         let drawn = self.generator.in_batches(request, &mut |denoiser, seeds| {
-            draw(denoiser, seeds, &mut |step| {
+            edit(denoiser, seeds, &mut |step| {
                 tell_step(&mut progress, &request, seeds.first as usize, &step);
                 if self.stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
             })

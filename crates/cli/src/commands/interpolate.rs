@@ -1,6 +1,7 @@
 //! `ddpm interpolate`.
 
-use super::flags::{EditFlags, stem};
+use super::flags::{EditFlags, Editor, stem};
+use anyhow::{Context, bail};
 use ddpm::edit::{Inversion, slerp};
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
@@ -30,7 +31,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Most iterations with which a step back is solved; it ends before where the step forward undoes it
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 200)]
     iterations: usize,
     #[command(flatten)]
     edit: EditFlags,
@@ -38,80 +39,101 @@ pub struct Args {
 
 /// Steps unless others are asked for.
 const STEPS: usize = 50;
-/// The error of a number in [-1, 1] at which a step back is good enough: a hundredth of what one of 255 is.
+/// The error of a number in [-1, 1] at which a step back is good enough: an eightieth of what one of 255 is.
 const TOLERANCE: f32 = 1e-4;
 
 /// An end of the way.
 enum End {
+    /// What the run draws from a seed.
     Seed(u64),
-    File(Vec<f32>),
+    /// A picture, in the run's form.
+    Picture(Vec<f32>),
 }
 
-/// The name of an end in the folder's.
-fn name(end: &Path) -> String {
-    stem(Path::new(&end.to_string_lossy().replace(':', "-")))
+impl End {
+    fn open(path: &Path, editor: &Editor<'_>) -> anyhow::Result<Self> {
+        match path.to_str().and_then(|text| text.strip_prefix("seed:")) {
+            Some(seed) => {
+                let number = seed.parse().ok();
+                Ok(Self::Seed(
+                    number.with_context(|| format!("seed:{seed}: give a whole number, as seed:3"))?,
+                ))
+            }
+            None => Ok(Self::Picture(editor.picture(path)?.numbers)),
+        }
+    }
+
+    fn picture(&self) -> Option<&[f32]> {
+        if let Self::Picture(x_0) = self { Some(x_0) } else { None }
+    }
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sampler = find("ddim")?;
     let threshold = Some(Threshold::None);
-    let sampling = Options { sampler, steps: args.steps, threshold, ..Options::default() };
+    let sampling = Options { sampler: find("ddim")?, steps: args.steps, threshold, ..Options::default() };
     let editor = args.edit.open(Request { count: args.count, sampling, ..Request::default() })?;
-    let (generator, request) = (&editor.generator, editor.request);
+    if args.count < 2 {
+        bail!("-n {}: the two ends are among the pictures; give at least 2", args.count);
+    }
+    let (generator, request, interrupted) = (&editor.generator, editor.request, crate::INTERRUPTED);
     let schedule = generator.schedule();
     let steps = args.steps.unwrap_or(STEPS.min(schedule.timesteps_with_signal()));
-    // As for a network that predicts noise: where nothing is left of a picture it cannot be found again.
+    // As for a network that predicts noise: from where nothing is left of a picture there is no way back to it.
     let levels = Options { steps: Some(steps), ..sampling }.levels(schedule, Prediction::Eps)?;
-    let ends = [&args.from, &args.to].map(|path| match path.to_str().and_then(|p| p.strip_prefix("seed:")) {
-        Some(seed) => seed.parse().map(End::Seed).map_err(|_| anyhow::anyhow!("seed:{seed}: give a whole number, as seed:3")),
-        None => editor.picture(path).map(|picture| End::File(picture.numbers)),
-    });
-    let [from, to] = ends;
-    let ends = [from?, to?];
+    let paths = [&args.from, &args.to];
+    let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
 
-    let inversion = Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
-    let files: Vec<f32> = ends.iter().flat_map(|end| if let End::File(x_0) = end { &x_0[..] } else { &[] }).copied().collect();
     let values = generator.shape().values();
+    let pictures: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
     let mut noises = Vec::new();
-    if !files.is_empty() {
-        let request = Request { count: files.len() / values, ..request };
+    if !pictures.is_empty() {
+        let inversion =
+            Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
+        let request = Request { count: pictures.len() / values, ..request };
         let found = editor.draw(request, "finding the noise", &mut |denoiser, _, on_step| {
-            inversion.invert(denoiser, &files, on_step)
+            inversion.invert(denoiser, &pictures, on_step)
         })?;
-        let Some(found) = found else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
+        let Some(found) = found else { return Ok(ExitCode::from(interrupted)) };
         noises = found;
     }
     let mut found = noises.chunks(values);
-    let [a, b] = [0, 1].map(|i| match &ends[i] {
-        End::File(_) => found.next().unwrap_or_default().to_vec(),
+    let mut noise = |end: &End| match end {
+        End::Picture(_) => found.next().unwrap_or_default().to_vec(),
         End::Seed(seed) => {
             let mut x = vec![0.0; values];
             Seeds { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
             x
         }
-    });
+    };
+    let (a, b) = (noise(&ends[0]), noise(&ends[1]));
 
     let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None };
     let made = editor.draw(request, "drawing", &mut |denoiser, seeds, on_step| {
-        let last = (args.count.max(2) - 1) as f64;
-        let part = |i: usize| ((seeds.first as usize + i) as f64 / last).min(1.0);
+        // A last batch may have more places than there are pictures left.
+        let part = |i: usize| ((seeds.first as usize + i) as f64 / (args.count - 1) as f64).min(1.0);
         let x: Vec<f32> = (0..denoiser.batch()).flat_map(|i| slerp(&a, &b, part(i))).collect();
         ddim.sample_from(Some(&x), denoiser, seeds, on_step)
     })?;
-    let Some(made) = made else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
-    let pictures = generator.pictures(&made);
-    let mut sheet = pictures.clone();
-    for (i, end) in ends.iter().enumerate() {
-        if let End::File(x_0) = end {
-            let again = &made[if i == 0 { 0 } else { made.len() - values }..][..values];
-            let off = x_0.iter().zip(again).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs()).fold(0.0, f32::max);
-            let rms = (x_0.iter().zip(again).map(|(a, b)| f64::from(a - b.clamp(-1.0, 1.0)).powi(2)).sum::<f64>() / values as f64).sqrt();
-            tell!("end {i}: max off {:.2} of 255, rms {:.3} of 255; noise max {:.2}", off * 127.5, rms * 127.5, if i == 0 {&a} else {&b}.iter().fold(0f32, |m, x| m.max(x.abs())));
-            let own = Picture::from_unit(x_0, generator.shape());
-            if i == 0 { sheet.insert(0, own) } else { sheet.push(own) }
+    let Some(made) = made else { return Ok(ExitCode::from(interrupted)) };
+
+    let shape = generator.shape();
+    let mut sheet = generator.pictures(&made);
+    let mut own = |end: &End, path: &Path, again: &[f32], at: usize| {
+        if let Some(x_0) = end.picture() {
+            tell!("{} is met within {:.2} of 255", path.display(), 127.5 * farthest(x_0, again));
+            sheet.insert(at, Picture::from_unit(x_0, shape));
         }
-    }
+    };
+    own(&ends[1], paths[1], &made[made.len() - values..], args.count);
+    own(&ends[0], paths[0], &made[..values], 0);
+    let name = |path: &Path| stem(path).replace(':', "-");
+    let folder = format!("interpolate-{}-{}", name(paths[0]), name(paths[1]));
     let row = sheet.len();
-    editor.write(&format!("interpolate-{}-{}", name(&args.from), name(&args.to)), &pictures, &sheet, row)?;
+    editor.write(&folder, &generator.pictures(&made), &sheet, row)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The greatest difference of two pictures' numbers, of what can be seen of them.
+fn farthest(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs()).fold(0.0, f32::max)
 }

@@ -96,7 +96,11 @@ fn the_ends_of_an_interpolation_are_the_pictures() {
     let (done, made) = go("a.png", "b.png");
     assert!(off(&a, &made[0]) <= 1 && off(&b, &made[4]) <= 1, "{}", done.err);
     assert!(made[2] != made[0] && made[2] != made[4]);
-    assert!(done.err.contains("a.png is met within") && done.err.contains("b.png is met within"), "{}", done.err);
+    assert!(
+        done.err.contains("a.png is met within") && done.err.contains("b.png is met within"),
+        "{}",
+        done.err
+    );
     assert_eq!(sheet(&place, "out/sheet.png"), (7 * 14 + 2, 16), "the pictures themselves at both ends");
     // Drawn pictures are those of `ddpm sample`.
     let args = ["--sampler", "ddim", "--steps", "20", "--threshold", "none", "--out", "drawn"];
@@ -132,7 +136,9 @@ fn pictures_are_brought_to_the_runs_form_and_it_is_said() {
     let place = place(&[]);
     let wide = image::RgbImage::from_fn(40, 24, |x, y| image::Rgb([(6 * x) as u8, (9 * y) as u8, 30]));
     wide.save(place.path("wide.png")).unwrap();
-    GrayImage::from_fn(40, 24, |x, _| Luma([if x > 20 { 255 } else { 0 }])).save(place.path("m.png")).unwrap();
+    GrayImage::from_fn(40, 24, |x, _| Luma([if x > 20 { 255 } else { 0 }]))
+        .save(place.path("m.png"))
+        .unwrap();
     let told = "wide.png: brought from 24x40 to 12x12 and made grey from RGB, as the run's pictures";
     for args in [
         &["inpaint", "r", "wide.png", "--mask", "m.png", "-n", "1", "--steps", "2"][..],
@@ -155,10 +161,16 @@ fn what_cannot_be_edited_is_refused_with_the_choices() {
     GrayImage::new(12, 12).save(place.path("black.png")).unwrap();
     fs::write(place.path("text.png"), "no picture").unwrap();
     refused("inpaint r a.png --mask small.png", &["small.png: the mask is 14x10 and the picture 12x12"]);
-    refused("inpaint r a.png --mask black.png", &["black.png: nothing is to be filled", "white is what is filled"]);
+    refused(
+        "inpaint r a.png --mask black.png",
+        &["black.png: nothing is to be filled", "white is what is filled"],
+    );
     refused("inpaint r a.png --mask gone.png", &["gone.png: cannot be read"]);
     refused("inpaint r a.png --mask mask.png --steps 0", &["0 steps: the schedule allows 1 to 20"]);
-    refused("inpaint r a.png --mask mask.png --jump 20", &["jump: 20 is out of range; of 20 steps give 1 to 19"]);
+    refused(
+        "inpaint r a.png --mask mask.png --jump 20",
+        &["jump: 20 is out of range; of 20 steps give 1 to 19"],
+    );
     refused("inpaint r a.png --mask mask.png --resamplings 0", &["resamplings: 0 is out of range"]);
     refused("inpaint r a.png --mask mask.png -n 0", &["must be at least 1"]);
     refused("vary r text.png", &["text.png: is not a picture"]);
@@ -194,5 +206,7 @@ fn a_run_with_classes_is_told_the_class_that_is_given() {
     refused(&["--class", "10"], "class: 10 is out of range; the run has the classes 0 to 9");
     refused(&["--guidance", "3"], "guidance: goes towards a class, and none is given (--class)");
     place.train("told", 1, 0, &["--set=attention.num_class_embeds=10", "--set=train.label_dropout=0"]).well();
-    place.ddpm(&["vary", "told", "a.png"]).fails(1, &["class: none is given (--class)", "the classes 0 to 9"]);
+    place
+        .ddpm(&["vary", "told", "a.png"])
+        .fails(1, &["class: none is given (--class)", "the classes 0 to 9"]);
 }

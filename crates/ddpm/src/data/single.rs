@@ -26,7 +26,8 @@ pub struct Single {
 /// [`Error::Data`](crate::Error::Data) for a file that is not there or no picture, [`Error::Config`](crate::Error::Config) for
 /// options out of range.
 pub fn open_picture(path: &Path, options: &DataOptions) -> Result<Single> {
-    let options = DataOptions { random_crop_scale: None, horizontal_flip: false, csv: None, ..options.clone() };
+    let options =
+        DataOptions { random_crop_scale: None, horizontal_flip: false, csv: None, ..options.clone() };
     options.check()?;
     let wrong = |reason: String| unusable(path, reason);
     let bytes = read_capped(path).map_err(wrong)?;
@@ -87,7 +88,9 @@ mod tests {
     fn what_is_no_picture_is_named() {
         let folder = TempDir::new().unwrap();
         std::fs::write(folder.path().join("text.png"), "no picture").unwrap();
-        for (name, part) in [("text.png", "is not a picture"), ("gone.png", "cannot be read"), ("", "regular")] {
+        for (name, part) in
+            [("text.png", "is not a picture"), ("gone.png", "cannot be read"), ("", "regular")]
+        {
             let path = folder.path().join(name);
             let error = open_picture(&path, &DataOptions::default()).unwrap_err().to_string();
             assert!(error.starts_with(&path.display().to_string()) && error.contains(part), "{error}");

@@ -147,8 +147,10 @@ pub fn estimate_sigma(picture: &[f32], shape: PictureShape) -> f64 {
     let PictureShape { height, width, channels } = shape;
     let colours = if channels >= 3 { 3 } else { 1 };
     let at = |y: usize, x: usize, c: usize| f64::from(picture[(y * width + x) * channels + c]);
-    let all = || (0..height).flat_map(move |y| (0..width).flat_map(move |x| (0..colours).map(move |c| (y, x, c))));
-    let many = |end: f64| 4 * all().filter(|&(y, x, c)| at(y, x, c) == end).count() >= height * width * colours;
+    let all =
+        || (0..height).flat_map(move |y| (0..width).flat_map(move |x| (0..colours).map(move |c| (y, x, c))));
+    let many =
+        |end: f64| 4 * all().filter(|&(y, x, c)| at(y, x, c) == end).count() >= height * width * colours;
     let deviation = if let Some(end) = ENDS.into_iter().find(|&end| many(end)) {
         let mut off = Vec::new();
         for (y, x, c) in all().filter(|&(y, x, c)| at(y, x, c) == end) {
@@ -159,7 +161,8 @@ pub fn estimate_sigma(picture: &[f32], shape: PictureShape) -> f64 {
         nth(&mut off, cut_off + cut_off / 2)
     } else {
         let corners = all().filter(|(y, x, _)| y % 2 == 0 && x % 2 == 0 && y + 1 < height && x + 1 < width);
-        let blocks = corners.map(|(y, x, c)| [at(y, x, c), at(y, x + 1, c), at(y + 1, x, c), at(y + 1, x + 1, c)]);
+        let blocks =
+            corners.map(|(y, x, c)| [at(y, x, c), at(y, x + 1, c), at(y + 1, x, c), at(y + 1, x + 1, c)]);
         let whole = blocks.filter(|block| block.iter().all(|v| !ENDS.contains(v)));
         let mut details: Vec<f64> = whole.map(|[a, b, c, d]| 0.5 * (a - b - c + d).abs()).collect();
         let middle = details.len() / 2;

@@ -31,10 +31,8 @@ impl RePaint {
         const MOST: usize = 1000;
         let steps = self.levels.steps();
         if self.resamplings == 0 || self.resamplings > MOST {
-            let reason = format!(
-                "{} is out of range; give 1 (none) to {MOST}, 5 to 10 being usual",
-                self.resamplings
-            );
+            let reason =
+                format!("{} is out of range; give 1 (none) to {MOST}, 5 to 10 being usual", self.resamplings);
             return Err(refused("resamplings", reason));
         }
         if self.jump == 0 || (self.resamplings > 1 && self.jump >= steps) {
@@ -208,7 +206,9 @@ mod tests {
         let fill = |n, first| {
             let mut gaussian = Gaussian::correlated(n, Prediction::Eps);
             let seeds = Seeds { seed: 5, first };
-            repaint(20, 4, 3).fill(&mut gaussian, seeds, &[0.1, 0.0], &[false, true], &mut |_| Ok(())).unwrap()
+            repaint(20, 4, 3)
+                .fill(&mut gaussian, seeds, &[0.1, 0.0], &[false, true], &mut |_| Ok(()))
+                .unwrap()
         };
         let four = fill(4, 0);
         assert_eq!(four[2..6], fill(2, 1)[..]);

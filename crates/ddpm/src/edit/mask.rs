@@ -21,7 +21,8 @@ pub fn open_mask(path: &Path, picture: &Single, options: &DataOptions) -> Result
         )));
     }
     let channels = picture.shape.channels;
-    let filled: Vec<bool> = mask.numbers.iter().flat_map(|&m| std::iter::repeat_n(m > 0.0, channels)).collect();
+    let filled: Vec<bool> =
+        mask.numbers.iter().flat_map(|&m| std::iter::repeat_n(m > 0.0, channels)).collect();
     if !filled.contains(&true) {
         let reason = "nothing is to be filled: the mask is black, and white is what is filled";
         return Err(wrong(reason.to_owned()));

@@ -24,15 +24,11 @@ impl Vary {
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) for a strength that is not 0 to 1, and as [`Options::build`].
-    pub fn new(
-        options: Options,
-        schedule: &Schedule,
-        prediction: Prediction,
-        strength: f64,
-    ) -> Result<Self> {
+    pub fn new(options: Options, schedule: &Schedule, prediction: Prediction, strength: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&strength) {
-            let reason =
-                format!("{strength} is out of range; give 0 (the picture as it is) to 1 (nothing of it is left)");
+            let reason = format!(
+                "{strength} is out of range; give 0 (the picture as it is) to 1 (nothing of it is left)"
+            );
             return Err(refused("strength", reason));
         }
         let whole = options.build(schedule, prediction)?;
@@ -132,7 +128,10 @@ mod tests {
                 vary(options, N, x_0, 0.4).chunks(2).map(|p| f64::from(p[0]) + f64::from(p[1])).collect();
             let m = sums.iter().sum::<f64>() / N as f64;
             let d = (sums.iter().map(|s| (s - m).powi(2)).sum::<f64>() / N as f64).sqrt();
-            println!("{:16} t = {:3}: {m:.4} for {mean:.4}, {d:.4} for {deviation:.4}", sampler.name, level.t);
+            println!(
+                "{:16} t = {:3}: {m:.4} for {mean:.4}, {d:.4} for {deviation:.4}",
+                sampler.name, level.t
+            );
             assert!((380.0..400.0).contains(&level.t), "{}: {}", sampler.name, level.t);
             // Four standard errors of 4000 draws, 0.04 and 0.03 here, and a little for 80 steps.
             assert!((m - mean).abs() < 4.0 * deviation / (N as f64).sqrt() + 0.01, "{}", sampler.name);
@@ -151,7 +150,8 @@ mod tests {
         for sampler in SAMPLERS {
             for (strength, steps) in [(0.0004, 0), (0.001, 1), (0.25, 5), (0.26, 6), (0.999, 20)] {
                 let mut seen = 0;
-                let vary = Vary::new(options(sampler.name, 20), &schedule(), Prediction::X0, strength).unwrap();
+                let vary =
+                    Vary::new(options(sampler.name, 20), &schedule(), Prediction::X0, strength).unwrap();
                 let mut gaussian = Gaussian::correlated(1, Prediction::X0);
                 let seeds = Seeds { seed: 2, first: 0 };
                 let on_step = &mut |_: SampleStep<'_>| {
