@@ -10,9 +10,9 @@ use std::process::ExitCode;
 /// Take the noise from a picture: the expected clean one, or with a sampler or steps one that it may have been
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm denoise runs/run-001 noisy.png                    the noise is estimated, the expected clean picture written\n  \
-    ddpm denoise runs/run-001 noisy.png --sigma 25/255     noise of a known standard deviation\n  \
-    ddpm denoise runs/run-001 noisy.png --steps 20 --sampler dpm++2m   sharper: one of the clean pictures that it may be")]
+    ddpm denoise runs/run-001 noisy.png                    the expected clean picture\n  \
+    ddpm denoise runs/run-001 noisy.png --sigma 25/255     whose noise is known\n  \
+    ddpm denoise runs/run-001 noisy.png --sampler dpm++2m   one that it may have been: sharper")]
 pub struct Args {
     /// The noisy picture
     #[arg(index = 2)]

@@ -17,9 +17,9 @@ const GAP: u8 = 128;
 /// Fill a part of a picture with what a run expects beside the rest (RePaint)
 #[derive(clap::Args)]
 #[command(after_help = "White in the mask is what is filled; black is kept as it is.\n\nExamples:\n  \
-    ddpm inpaint runs/run-001 cat.png --mask mask.png          four fillings, in runs/run-001/samples/inpaint-cat-seed-0\n  \
-    ddpm inpaint runs/run-001 cat.png --mask mask.png -n 16 --seed 7\n  \
-    ddpm inpaint runs/run-001 cat.png --mask mask.png --steps 250 --jump 10 --resamplings 10   as the paper")]
+    ddpm inpaint runs/run-001 cat.png --mask mask.png                four fillings, and a sheet of them\n  \
+    ddpm inpaint runs/run-001 cat.png --mask mask.png -n 16 --seed 7 others\n  \
+    ddpm inpaint runs/run-001 cat.png --mask mask.png --resamplings 10   fits better, takes longer")]
 pub struct Args {
     /// The picture
     #[arg(index = 2)]
@@ -60,6 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling = Options { steps: Some(steps), ..sampling };
     let levels = sampling.levels(schedule, generator.config().diffusion.prediction)?;
     let jump = args.jump.unwrap_or(JUMP.min(steps / 2).max(1));
+    // A single step has nothing to go back to.
     let resamplings = if args.jump.is_none() && steps == 1 { 1 } else { args.resamplings };
     let threshold = sampling.threshold.unwrap_or_default();
     let repaint = RePaint { levels, jump, resamplings, threshold };

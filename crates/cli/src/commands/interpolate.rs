@@ -14,7 +14,7 @@ use std::process::ExitCode;
 /// Go from one picture to another, through the noise that they come from
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm interpolate runs/run-001 a.png b.png            eight pictures, in runs/run-001/samples/interpolate-a-b\n  \
+    ddpm interpolate runs/run-001 a.png b.png            eight pictures, and a sheet of them\n  \
     ddpm interpolate runs/run-001 seed:3 seed:4 -n 16    between the pictures that two seeds draw\n  \
     ddpm interpolate runs/run-001 a.png seed:7           from a picture to a drawn one")]
 pub struct Args {
@@ -84,14 +84,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
 
     let values = generator.shape().values();
-    let pictures: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
+    let x_0: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
     let mut noises = Vec::new();
-    if !pictures.is_empty() {
+    if !x_0.is_empty() {
         let inversion =
             Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
-        let request = Request { count: pictures.len() / values, ..request };
+        let request = Request { count: x_0.len() / values, ..request };
         let found = editor.draw(request, "finding the noise", &mut |denoiser, _, on_step| {
-            inversion.invert(denoiser, &pictures, on_step)
+            inversion.invert(denoiser, &x_0, on_step)
         })?;
         let Some(found) = found else { return Ok(ExitCode::from(interrupted)) };
         noises = found;
@@ -116,20 +116,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     })?;
     let Some(made) = made else { return Ok(ExitCode::from(interrupted)) };
 
-    let shape = generator.shape();
-    let mut sheet = generator.pictures(&made);
-    let mut own = |end: &End, path: &Path, again: &[f32], at: usize| {
-        if let Some(x_0) = end.picture() {
-            tell!("{} is met within {:.2} of 255", path.display(), 127.5 * farthest(x_0, again));
-            sheet.insert(at, Picture::from_unit(x_0, shape));
-        }
+    let own = |i: usize, again: &[f32]| {
+        let x_0 = ends[i].picture()?;
+        tell!("{} is met within {:.2} of 255", paths[i].display(), 127.5 * farthest(x_0, again));
+        Some(Picture::from_unit(x_0, generator.shape()))
     };
-    own(&ends[1], paths[1], &made[made.len() - values..], args.count);
-    own(&ends[0], paths[0], &made[..values], 0);
+    let (first, last) = (own(0, &made[..values]), own(1, &made[made.len() - values..]));
+    let pictures = generator.pictures(&made);
+    let sheet: Vec<Picture> = first.into_iter().chain(pictures.iter().cloned()).chain(last).collect();
     let name = |path: &Path| stem(path).replace(':', "-");
     let folder = format!("interpolate-{}-{}", name(paths[0]), name(paths[1]));
-    let row = sheet.len();
-    editor.write(&folder, &generator.pictures(&made), &sheet, row)?;
+    editor.write(&folder, &pictures, &sheet, sheet.len())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -10,9 +10,9 @@ use std::process::ExitCode;
 /// Vary a picture: noise it, and draw on from there (SDEdit)
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm vary runs/run-001 cat.png                   seven variations, in runs/run-001/samples/vary-cat-seed-0\n  \
+    ddpm vary runs/run-001 cat.png                   seven variations, and a sheet of them\n  \
     ddpm vary runs/run-001 cat.png --strength 0.3    nearer to the picture\n  \
-    ddpm vary runs/run-001 sketch.png --strength 0.7 --sampler dpm++2m   what the run makes of a sketch")]
+    ddpm vary runs/run-001 sketch.png --strength 0.7   what the run makes of a sketch")]
 pub struct Args {
     /// The picture
     #[arg(index = 2)]

@@ -174,7 +174,7 @@ mod tests {
     fn what_is_filled_has_the_conditional_distribution_and_the_rest_stays() {
         // Two numbers of deviation 0.4 and correlation 0.9; the first is known. Then the second is normal with mean
         // 0.2 + 0.9 (0.5 - 0.1) = 0.56 and deviation 0.4 sqrt(1 - 0.81) = 0.174.
-        const N: usize = 2000;
+        const N: usize = 1000;
         let (known, mean, deviation) = (0.5f32, 0.56, 0.4 * (1.0f64 - 0.81).sqrt());
         for prediction in Prediction::ALL {
             let fill = |steps, jump, resamplings| {
@@ -194,9 +194,9 @@ mod tests {
             let (m, d) = fill(250, 10, 10);
             // Without going back the parts do not agree: the mean stays near where it would be without the known one.
             assert!((plain - mean).abs() > 0.08, "{plain}");
-            // Four standard errors of 2000 draws are 0.016, and as much is what the paper's way leaves, for it noises the known
+            // Four standard errors of 1000 draws are 0.022, and 0.016 is what the paper's way leaves, for it noises the known
             // number anew at each step.
-            assert!((m - mean).abs() < 0.032, "{prediction}: {m}");
+            assert!((m - mean).abs() < 0.038, "{prediction}: {m}");
             assert!((d / deviation - 1.0).abs() < 0.1, "{prediction}: {d} for {deviation}");
         }
     }
