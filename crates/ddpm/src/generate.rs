@@ -1,6 +1,7 @@
 //! New pictures from a trained network.
 
 use crate::data::PictureShape;
+use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::guidance::{Guidance, Guided};
 use crate::model::Model;
@@ -20,6 +21,8 @@ pub const BATCH: usize = 64;
 pub enum Classes {
     /// Picture i has class i.
     InTurn,
+    /// They are not told.
+    Untold,
     /// All have this one.
     One(u32),
     /// So many pictures of each, one class after the other.
@@ -55,6 +58,9 @@ impl Default for Request {
         }
     }
 }
+
+/// What makes the numbers of a batch, with the network and the batch's random numbers.
+pub type BatchDrawing<'a> = dyn FnMut(&mut dyn Denoiser, Seeds) -> Result<Vec<f32>> + 'a;
 
 impl Request {
     /// Number of batches, and pictures in each: batches of one size, so that one plan serves them all; the last may
@@ -134,7 +140,18 @@ impl Generator {
         let classes = self.classes();
         let without = || "the run was trained without classes; leave it out".to_owned();
         match (request.class, classes) {
-            (Classes::InTurn, _) => {}
+            (Classes::InTurn, _) | (Classes::Untold, None) => {}
+            (Classes::Untold, Some(n)) => {
+                if self.config.train.label_dropout == 0.0 {
+                    let reason = "none is given (--class), and the run was trained with train.label_dropout = 0, or was imported: it \
+                                  knows no picture without its class; it has";
+                    return wrong("class", format!("{reason} {}", self.class_list(n)));
+                }
+                if request.guidance != Guidance::default() {
+                    let reason = "goes towards a class, and none is given (--class); the run has";
+                    return wrong("guidance", format!("{reason} {}", self.class_list(n)));
+                }
+            }
             (_, None) => return wrong("class", without()),
             (Classes::One(class), Some(n)) if class >= n => {
                 return wrong(
@@ -160,8 +177,17 @@ impl Generator {
     }
 
     fn sampler(&self, request: Request) -> Result<Box<dyn Sampler>> {
-        let sampling = request.sampling.with_defaults(&self.config.sampling);
-        sampling.build(&self.schedule, self.config.diffusion.prediction)
+        self.sampling(request).build(&self.schedule, self.config.diffusion.prediction)
+    }
+
+    /// How a request's pictures are sampled, with the run's settings where it says nothing.
+    pub fn sampling(&self, request: Request) -> Options {
+        request.sampling.with_defaults(&self.config.sampling)
+    }
+
+    /// The noise schedule.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
     }
 
     /// The class of that name or number.
@@ -199,40 +225,58 @@ impl Generator {
 
     /// Draws pictures. `on_step` sees each step of each batch and the index of the batch's first picture; an error of
     /// its stops the drawing.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and what `on_step` gives.
     pub fn draw(
         &self,
         request: Request,
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Picture>> {
-        self.check(request)?;
         let sampler = self.sampler(request)?;
-        let mut pictures = Vec::new();
+        let x = self.in_batches(request, &mut |denoiser, seeds| {
+            sampler.sample(denoiser, seeds, &mut |step| on_step(seeds.first as usize, step))
+        })?;
+        Ok(self.pictures(&x))
+    }
+
+    /// The numbers that `draw` makes of each batch, one picture behind the other, without those of a last batch that are too
+    /// many; the network is told the classes that the request has for them.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and what `draw` gives.
+    pub fn in_batches(&self, request: Request, draw: &mut BatchDrawing<'_>) -> Result<Vec<f32>> {
+        self.check(request)?;
+        let mut all = Vec::new();
         if request.count == 0 {
-            return Ok(pictures);
+            return Ok(all);
         }
         let (_, batch) = request.batches();
         let classes = self.classes();
         let mut model = self.model(batch)?;
         for first in (0..request.count).step_by(batch) {
             let seeds = Seeds { seed: request.seed, first: first as u32 };
-            let mut on_step = |step: SampleStep<'_>| on_step(first, step);
             let x = match classes {
-                None => sampler.sample(&mut model, seeds, &mut on_step)?,
+                None => draw(&mut model, seeds)?,
                 Some(classes) => {
                     let of = |i: usize| match request.class {
-                        Classes::One(class) => class,
-                        Classes::InTurn => (i % classes as usize) as u32,
-                        Classes::Rows(row) => (i / row.max(1) % classes as usize) as u32,
+                        Classes::One(class) => Some(class),
+                        Classes::InTurn => Some((i % classes as usize) as u32),
+                        Classes::Rows(row) => Some((i / row.max(1) % classes as usize) as u32),
+                        Classes::Untold => None,
                     };
-                    let labels = (first..first + batch).map(|i| Some(of(i))).collect();
+                    let labels = (first..first + batch).map(of).collect();
                     let mut guided = Guided::new(&mut model, &self.schedule, labels, request.guidance);
-                    sampler.sample(&mut guided, seeds, &mut on_step)?
+                    draw(&mut guided, seeds)?
                 }
             };
-            let left = request.count - first;
-            pictures
-                .extend(x.chunks(self.shape.values()).take(left).map(|p| Picture::from_unit(p, self.shape)));
+            all.extend(x.into_iter().take((request.count - first) * self.shape.values()));
         }
-        Ok(pictures)
+        Ok(all)
+    }
+
+    /// The pictures of numbers in [-1, 1], one behind the other.
+    pub fn pictures(&self, numbers: &[f32]) -> Vec<Picture> {
+        numbers.chunks(self.shape.values()).map(|p| Picture::from_unit(p, self.shape)).collect()
     }
 }

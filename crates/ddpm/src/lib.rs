@@ -32,7 +32,8 @@
 //!
 //! Sampling ([`sampler::Ddpm`], algorithm 2) walks it from pure noise, with the picture that the predicted noise
 //! implies in the place of `x_0` ([`process::predict_x0`], eq. 15). [`sampler::SAMPLERS`] lists it and those that need fewer
-//! steps; [`objective::Objective`] what else a network may learn, [`guidance`] how it is told classes.
+//! steps; [`objective::Objective`] what else a network may learn, [`guidance`] how it is told classes; [`edit`] what else than
+//! drawing from noise can be done with it.
 //!
 //! # From pictures to pictures
 //!
@@ -66,6 +67,7 @@
 
 pub mod data;
 pub mod denoiser;
+pub mod edit;
 mod error;
 pub mod generate;
 pub mod guidance;

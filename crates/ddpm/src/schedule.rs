@@ -229,6 +229,16 @@ impl Schedule {
         Self::from_betas(beta.collect())
     }
 
+    /// Its first `n` timesteps alone: what is left to do from pictures with less noise than all.
+    ///
+    /// # Panics
+    /// If `n` is not 1 to T.
+    #[must_use]
+    pub fn first(&self, n: usize) -> Self {
+        assert!(n > 0, "a schedule needs at least one timestep");
+        Self { beta: self.beta[..n].to_vec(), alpha_bar: self.alpha_bar[..n].to_vec() }
+    }
+
     /// T, the number of timesteps.
     pub fn timesteps(&self) -> usize {
         self.beta.len()

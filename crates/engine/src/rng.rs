@@ -35,6 +35,8 @@ pub enum Purpose {
     OffsetNoise = 11,
     /// Noise of a training step that the network is not told of; `index` is the picture's place in the batch.
     InputPerturbation = 12,
+    /// Noise that is added again to fill a part of a picture; `index` is the picture's number, `step` how many moves follow.
+    Resample = 20,
     /// Numbers made up in tests and benchmarks.
     Test = 100,
 }

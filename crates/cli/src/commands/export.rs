@@ -25,7 +25,7 @@ pub struct Args {
     out: Option<PathBuf>,
     /// The weights: averaged, as trained, or averaged if there are any
     #[arg(long, value_name = "WHICH", default_value = "auto")]
-    weights: super::sample::Weights,
+    weights: super::flags::Weights,
     /// From this checkpoint (a step) instead of the newest
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<String>,
@@ -48,7 +48,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let run = RunFolder::open(&args.runs, &args.run)?;
     let checkpoint = match &args.checkpoint {
         Some(name) => run.find_checkpoint(name)?,
-        None => super::sample::newest(&run)?,
+        None => super::flags::newest(&run)?,
     };
     let format = match args.to {
         To::Diffusers => Format::Diffusers,

@@ -6,12 +6,17 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
+pub mod denoise;
 pub mod export;
+mod flags;
 pub mod import;
+pub mod inpaint;
+pub mod interpolate;
 pub mod nearest;
 pub mod sample;
 pub mod show;
 pub mod train;
+pub mod vary;
 
 /// The settings that `--set KEY=VALUE` gives.
 fn pairs(set: &[String]) -> anyhow::Result<Vec<(String, String)>> {

@@ -3,6 +3,7 @@
 mod bench;
 mod commands;
 mod data;
+mod editing;
 mod errors;
 mod interop;
 #[cfg(unix)]

@@ -7,7 +7,7 @@
 //! path, and [`loader::Loader`] reads ahead of a training.
 //!
 //! `source` knows the formats, `decode`, `transform` and `resize` make one picture of a file, `form` and `pictures` a
-//! set of many.
+//! set of many; [`open_picture`] is for a file alone.
 
 mod check;
 mod decode;
@@ -18,6 +18,7 @@ mod options;
 mod order;
 mod pictures;
 mod resize;
+mod single;
 mod source;
 #[cfg(test)]
 mod support;
@@ -33,6 +34,7 @@ use crate::error::{Error, Result};
 pub use check::{Check, check};
 pub use options::{Alpha, CsvOptions, DataOptions, OnBadFile, Resize};
 pub use order::{Draw, Order, Turn};
+pub use single::{Single, open_picture};
 
 /// Decoded pictures are kept in memory up to this many bytes in all (2 GiB); see [`open_within`].
 pub const DEFAULT_MEMORY: u64 = 2 << 30;

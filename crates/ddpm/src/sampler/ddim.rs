@@ -26,13 +26,14 @@ impl Sampler for Ddim {
     /// x_{t-1} = alpha_{t-1} x_0 + sqrt(1 - alpha_{t-1}^2 - sigma_t^2) eps_theta(x_t) + sigma_t z    (eq. 12)
     /// ```
     /// A threshold changes `x_0` alone and leaves the noise as it was predicted, as in diffusers.
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             let variance = self.eta * self.eta * Posterior::between(from, to).variance;

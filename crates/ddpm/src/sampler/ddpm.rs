@@ -42,13 +42,14 @@ impl Sampler for Ddpm {
     /// ```
     /// Without a threshold, the two equations put into one are line 4 of algorithm 2 (eq. 11). The algorithm as printed
     /// does not clip; the authors' program does.
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             let posterior = Posterior::between(from, to);

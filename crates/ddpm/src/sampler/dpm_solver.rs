@@ -47,13 +47,14 @@ impl Sampler for DpmSolver2M {
     /// x_t = sigma_t / sigma_s e^-h  x_s + alpha_t (1 - e^-2h)  D + sigma_t sqrt(1 - e^-2h) z           (SDE)
     /// ```
     /// The first step and the last have `D = x_0`.
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         let mut before = d.x_0.clone();
         let mut h_before = None;
         for (from, to) in self.levels.pairs() {
@@ -88,14 +89,15 @@ impl Sampler for DpmSolver2S {
     /// x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D
     /// ```
     /// What has no level between it and no noise is done in single steps.
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let steps = self.levels.steps();
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, steps, on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step);
         let (mut start, mut expected) = (d.x.clone(), d.x_0.clone());
         let mut i = 0;
         while i < steps {

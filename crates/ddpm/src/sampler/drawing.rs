@@ -58,7 +58,7 @@ fn quantile(numbers: &[f32], part: f64) -> f32 {
 }
 
 /// `x = keep x + sum of c y`, each number in f64 and rounded once.
-pub(super) fn blend<const N: usize>(x: &mut [f32], keep: f64, terms: [(f64, &[f32]); N]) {
+pub(crate) fn blend<const N: usize>(x: &mut [f32], keep: f64, terms: [(f64, &[f32]); N]) {
     for (i, x) in x.iter_mut().enumerate() {
         let mut sum = keep * f64::from(*x);
         for (c, y) in terms {
@@ -69,7 +69,7 @@ pub(super) fn blend<const N: usize>(x: &mut [f32], keep: f64, terms: [(f64, &[f3
 }
 
 /// A batch on its way from noise to pictures.
-pub(super) struct Drawing<'a> {
+pub(crate) struct Drawing<'a> {
     denoiser: &'a mut dyn Denoiser,
     on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     seeds: Seeds,
@@ -88,8 +88,12 @@ pub(super) struct Drawing<'a> {
 }
 
 impl<'a> Drawing<'a> {
-    /// A batch of pure noise, for so many steps.
+    /// A batch for so many steps: one that is given, or else pure noise.
+    ///
+    /// # Panics
+    /// If `start` has another length than the denoiser's batches.
     pub fn new(
+        start: Option<&[f32]>,
         denoiser: &'a mut dyn Denoiser,
         seeds: Seeds,
         threshold: Threshold,
@@ -97,7 +101,10 @@ impl<'a> Drawing<'a> {
         on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Self {
         let mut x = vec![0.0; denoiser.batch() * denoiser.picture_len()];
-        seeds.fill(Purpose::SampleStart, 0, denoiser.picture_len(), &mut x);
+        match start {
+            Some(start) => x.copy_from_slice(start),
+            None => seeds.fill(Purpose::SampleStart, 0, denoiser.picture_len(), &mut x),
+        }
         let (output, x_0, eps, z) = (x.clone(), x.clone(), x.clone(), Vec::new());
         Self { denoiser, on_step, seeds, threshold, steps, done: 0, output, x, x_0, eps, z }
     }

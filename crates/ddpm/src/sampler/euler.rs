@@ -25,13 +25,14 @@ impl Sampler for Euler {
     /// s_up   = eta s' sqrt(1 - s'^2 / s^2),   s_down = sqrt(s'^2 - s_up^2)
     /// y'     = y + (s_down - s) (y - x_0) / s + s_up z                                  (algorithm 1, lines 4 and 5)
     /// ```
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             let (s, next) = (from.ratio(), to.ratio());

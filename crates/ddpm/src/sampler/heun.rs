@@ -21,13 +21,14 @@ impl Sampler for Heun {
     /// d  = (y - x_0(y, s)) / s,      y' = y + (s' - s) d
     /// d' = (y' - x_0(y', s')) / s',  y' = y + (s' - s) (d + d') / 2      where s' is not 0
     /// ```
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         let (mut start, mut expected) = (d.x.clone(), d.x_0.clone());
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;

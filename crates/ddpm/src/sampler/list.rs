@@ -150,18 +150,39 @@ impl Options {
         Self { variance, threshold: self.threshold.or(Some(run.threshold)), ..self }
     }
 
-    /// The sampler, for a schedule and a network that predicts that.
+    /// The noise levels that the sampler visits, of a schedule and with a network that predicts that.
     ///
     /// # Errors
-    /// [`Error::Config`] for what the sampler does not have or cannot take, with what it can, and as [`Levels::new`].
-    pub fn build(&self, schedule: &Schedule, prediction: Prediction) -> Result<Box<dyn Sampler>> {
-        let Listed { name, .. } = self.sampler;
-        let spacing = self.spacing.unwrap_or(self.sampler.spacings[0]);
-        if !self.sampler.spacings.contains(&spacing) {
-            let can: Vec<_> = self.sampler.spacings.iter().map(|s| s.name()).collect();
+    /// [`Error::Config`] for a spacing that the sampler cannot take, with those that it can, and as [`Levels::new`].
+    pub fn levels(&self, schedule: &Schedule, prediction: Prediction) -> Result<Levels> {
+        let Listed { name, spacings, .. } = self.sampler;
+        let spacing = self.spacing.unwrap_or(spacings[0]);
+        if !spacings.contains(&spacing) {
+            let can: Vec<_> = spacings.iter().map(|s| s.name()).collect();
             let reason = format!("{name} cannot take {spacing}; give {}", can.join(" or "));
             return Err(refused("spacing", reason));
         }
+        // A choice of its own that is more than there is, is all there is.
+        let own = self.sampler.steps.map(|n| n.min(schedule.timesteps_with_signal()));
+        let visited = if self.sampler.from_nothing { prediction } else { Prediction::Eps };
+        Levels::new(schedule, visited, self.steps.or(own), spacing)
+    }
+
+    /// These for the first `n` timesteps of a schedule alone, with as large a part of the steps: what samplers need that go
+    /// on from pictures with less noise than all.
+    #[must_use]
+    pub fn for_first(self, n: usize, schedule: &Schedule) -> Self {
+        let part = |steps: usize| (steps * n).div_ceil(schedule.timesteps()).clamp(1, n.max(1));
+        Self { steps: self.steps.or(self.sampler.steps).map(part), ..self }
+    }
+
+    /// The sampler, for a schedule and a network that predicts that.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for what the sampler does not have, and as [`levels`](Self::levels).
+    pub fn build(&self, schedule: &Schedule, prediction: Prediction) -> Result<Box<dyn Sampler>> {
+        let Listed { name, .. } = self.sampler;
+        let levels = self.levels(schedule, prediction)?;
         let with = |has: fn(&Listed) -> bool| {
             let names = SAMPLERS.iter().filter(|s| has(s)).map(|s| s.name);
             names.collect::<Vec<_>>().join(", ")
@@ -180,10 +201,6 @@ impl Options {
             let reason = format!("{name} has no choice of variances; leave it out, or take {can}");
             return Err(refused("variance", reason));
         }
-        // A choice of its own that is more than there is, is all there is.
-        let own = self.sampler.steps.map(|n| n.min(schedule.timesteps_with_signal()));
-        let visited = if self.sampler.from_nothing { prediction } else { Prediction::Eps };
-        let levels = Levels::new(schedule, visited, self.steps.or(own), spacing)?;
         let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
         let variance = self.variance.unwrap_or_default();
         Ok((self.sampler.make)(Parts {

@@ -8,7 +8,7 @@
 mod ddim;
 mod ddpm;
 mod dpm_solver;
-mod drawing;
+pub(crate) mod drawing;
 mod euler;
 mod heun;
 mod list;
@@ -71,6 +71,21 @@ pub trait Sampler {
     /// `batch * picture_len` numbers, nominally in [-1, 1].
     fn sample(
         &self,
+        denoiser: &mut dyn Denoiser,
+        seeds: Seeds,
+        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    ) -> Result<Vec<f32>> {
+        self.sample_from(None, denoiser, seeds, on_step)
+    }
+
+    /// The same from a batch that is at the noisiest of the sampler's levels already; from pure noise where none is given.
+    /// Fewer levels than all are those of a schedule that ends earlier ([`Schedule::first`](crate::schedule::Schedule::first)).
+    ///
+    /// # Panics
+    /// If `start` has not `batch * picture_len` numbers.
+    fn sample_from(
+        &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,

@@ -78,13 +78,14 @@ impl Sampler for Pndm {
     /// e' = (55 e_t - 59 e_(t+1) + 37 e_(t+2) - 9 e_(t+3)) / 24                         (eq. 12)
     /// x  = phi(x_t, e', t, t - 1)                                                      (eq. 11)
     /// ```
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         let mut past: Vec<Vec<f32>> = Vec::new();
         for (i, (from, to)) in self.levels.pairs().enumerate() {
             let eps = noise(&mut d, from)?;

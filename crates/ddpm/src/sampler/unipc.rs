@@ -106,14 +106,15 @@ impl Sampler for UniPc {
     ///     x = the step to the next level                      (UniP-p)
     /// ```
     /// The first steps and the last look back on as many as there are, or are needed.
-    fn sample(
+    fn sample_from(
         &self,
+        start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let steps = self.levels.steps();
-        let mut d = Drawing::new(denoiser, seeds, self.threshold, steps, on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step);
         let (mut past, mut start, mut p) = (Past::default(), d.x.clone(), 1);
         for (i, (from, to)) in self.levels.pairs().enumerate() {
             d.denoise(from)?;

@@ -1,0 +1,95 @@
+//! `ddpm denoise`.
+
+use super::flags::{EditFlags, SamplerFlags, stem};
+use ddpm::edit::{Denoise, estimate_sigma};
+use ddpm::generate::Request;
+use ddpm::picture::Picture;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Take the noise from a picture: the expected clean one, or with a sampler or steps one that it may have been
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm denoise runs/run-001 noisy.png                    the expected clean picture\n  \
+    ddpm denoise runs/run-001 noisy.png --sigma 25/255     whose noise is known\n  \
+    ddpm denoise runs/run-001 noisy.png --sampler dpm++2m   one that it may have been: sharper")]
+pub struct Args {
+    /// The noisy picture
+    #[arg(index = 2)]
+    picture: PathBuf,
+    /// Standard deviation of the noise, as a part of the range from black to white (0.1 or 25/255); auto estimates it
+    #[arg(long, value_name = "SIGMA", default_value = "auto", value_parser = sigma, allow_hyphen_values = true)]
+    sigma: Sigma,
+    /// Seed of what a sampler draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    sampler: SamplerFlags,
+    #[command(flatten)]
+    edit: EditFlags,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sigma {
+    Auto,
+    Of(f64),
+}
+
+/// `auto`, a number, or a fraction.
+fn sigma(text: &str) -> Result<Sigma, String> {
+    if text == "auto" {
+        return Ok(Sigma::Auto);
+    }
+    let number = |text: &str| text.trim().parse::<f64>().ok();
+    let sigma = match text.split_once('/') {
+        Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
+        None => number(text),
+    };
+    sigma.map(Sigma::Of).ok_or_else(|| "give a number, as 0.1, a fraction, as 25/255, or auto".to_owned())
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let sampling = args.sampler.options()?;
+    let editor = args.edit.open(Request { seed: args.seed, sampling, ..Request::default() })?;
+    let generator = &editor.generator;
+    let (schedule, prediction) = (generator.schedule(), generator.config().diffusion.prediction);
+    let picture = editor.picture(&args.picture)?;
+    let (sigma, whence) = match args.sigma {
+        Sigma::Auto => (estimate_sigma(&picture.numbers, picture.shape), ", estimated from the picture"),
+        Sigma::Of(sigma) => (sigma, ""),
+    };
+    let sampling = editor.request.sampling;
+    let denoise = match args.sampler.any() {
+        false => Denoise::expected(schedule, sigma, sampling.threshold.unwrap_or_default())?,
+        true => Denoise::sampled(sampling, schedule, prediction, sigma)?,
+    };
+    tell!(
+        "noise of sigma {sigma:.4} ({:.1} of 255){whence}: t = {:.1} of {}",
+        255.0 * sigma,
+        denoise.level().t,
+        schedule.timesteps()
+    );
+    let made = editor.draw(editor.request, "denoising", &mut |denoiser, seeds, on_step| {
+        denoise.apply(denoiser, seeds, &picture.numbers, on_step)
+    })?;
+    let Some(made) = made else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
+    let pictures = generator.pictures(&made);
+    let sheet = [&[Picture::from_unit(&picture.numbers, picture.shape)], &pictures[..]].concat();
+    editor.write(&format!("denoise-{}", stem(&args.picture)), &pictures, &sheet, 2)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sigmas_are_numbers_fractions_or_auto() {
+        assert_eq!(sigma("auto"), Ok(Sigma::Auto));
+        assert_eq!(sigma("0.1"), Ok(Sigma::Of(0.1)));
+        assert_eq!(sigma("51/255"), Ok(Sigma::Of(0.2)));
+        for bad in ["", "much", "1/2/3", "1/"] {
+            assert!(sigma(bad).is_err(), "{bad}");
+        }
+    }
+}

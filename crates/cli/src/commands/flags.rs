@@ -1,0 +1,327 @@
+//! What the commands that draw with a run share: flags, progress, files.
+
+use crate::progress::Progress;
+use crate::signals::stop_flag;
+use anyhow::Context;
+use clap::ValueEnum;
+use ddpm::data::{Single, open_picture};
+use ddpm::denoiser::Denoiser;
+use ddpm::generate::{BATCH, Classes, Generator, Request};
+use ddpm::guidance::Guidance;
+use ddpm::picture::{Picture, grid, save_png};
+use ddpm::sampler::{self, Listed, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance};
+use ddpm::train::checkpoint::{self, Which};
+use ddpm::train::run::{RUNS, RunFolder};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Pictures in a row of a sheet, and pixels between them.
+pub(super) const ROW: usize = 8;
+pub(super) const PADDING: usize = 2;
+
+/// The run, its weights, and where it is.
+#[derive(clap::Args)]
+pub(super) struct RunFlags {
+    /// The run (its folder, or its name under runs/)
+    #[arg(index = 1)]
+    run: PathBuf,
+    /// Threads; 0 takes all cores
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// The weights: averaged, as trained, or averaged if there are any
+    #[arg(long, value_name = "WHICH", default_value = "auto")]
+    weights: Weights,
+    /// From this checkpoint (a step) instead of the newest
+    #[arg(long, value_name = "STEP")]
+    checkpoint: Option<String>,
+    /// The folder that holds the runs
+    #[arg(long, value_name = "FOLDER", default_value = RUNS)]
+    runs: PathBuf,
+}
+
+impl RunFlags {
+    /// The run and its network.
+    pub fn open(&self) -> anyhow::Result<(RunFolder, Generator)> {
+        let run = RunFolder::open(&self.runs, &self.run)?;
+        let path = match &self.checkpoint {
+            Some(name) => run.find_checkpoint(name)?,
+            None => newest(&run)?,
+        };
+        let generator = Generator::open(&path, self.weights.into(), self.threads)?;
+        Ok((run, generator))
+    }
+}
+
+/// The run's newest whole checkpoint; damaged ones are told.
+pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
+    let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| {
+        format!(
+            "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",
+            run.path().display(),
+            run.path().display()
+        )
+    })?;
+    for (path, reason) in &newest.skipped {
+        tell!("warning: {} is damaged and was passed over: {reason}", path.display());
+    }
+    Ok(newest.path)
+}
+
+/// Which of a checkpoint's weights, on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum Weights {
+    Auto,
+    Ema,
+    Raw,
+}
+
+impl From<Weights> for Which {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Auto => Self::Auto,
+            Weights::Ema => Self::Ema,
+            Weights::Raw => Self::Raw,
+        }
+    }
+}
+
+/// The sampler and what it can be told.
+#[derive(clap::Args)]
+pub(super) struct SamplerFlags {
+    /// How pictures are drawn, by the sampler's name; ddpm if not given
+    #[arg(long, value_name = "NAME", long_help = samplers())]
+    sampler: Option<String>,
+    /// Denoising steps; the sampler's own number if not given, all of the schedule's with ddpm
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    eta: Option<f64>,
+    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given
+    #[arg(long, value_name = "WHICH")]
+    variance: Option<NoiseVariance>,
+    #[command(flatten)]
+    levels: LevelFlags,
+}
+
+/// What every way of drawing can be told.
+#[derive(clap::Args)]
+pub(super) struct LevelFlags {
+    /// Which noise levels the steps visit: linspace, uniform, trailing, quadratic, karras, exponential or sigma
+    #[arg(long, value_name = "NAME")]
+    pub spacing: Option<Spacing>,
+    /// How expected pictures are held within black and white; the run's way (sampling.threshold) if not given
+    #[arg(long, value_name = "HOW")]
+    threshold: Option<Bounds>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum NoiseVariance {
+    Small,
+    Large,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Bounds {
+    None,
+    Clip,
+    Dynamic,
+}
+
+/// Every sampler with what it is for.
+fn samplers() -> String {
+    let line = |s: &Listed| format!("\n  {:16} {}", s.name, s.about);
+    let lines: String = SAMPLERS.iter().map(line).collect();
+    format!("How pictures are drawn, by the sampler's name; {} if not given:{lines}", SAMPLERS[0].name)
+}
+
+impl SamplerFlags {
+    /// Whether any is given.
+    pub fn any(&self) -> bool {
+        let (of_sampler, of_noise) = (self.sampler.is_some(), self.eta.is_some() || self.variance.is_some());
+        of_sampler || of_noise || self.steps.is_some() || self.levels.spacing.is_some()
+    }
+
+    pub fn options(&self) -> ddpm::Result<Options> {
+        let variance = self.variance.map(|v| match v {
+            NoiseVariance::Small => Variance::Small,
+            NoiseVariance::Large => Variance::Large,
+        });
+        let sampler = self.sampler.as_deref().map_or(Ok(&SAMPLERS[0]), sampler::find)?;
+        let threshold = self.levels.threshold();
+        let Self { steps, eta, .. } = *self;
+        Ok(Options { sampler, steps, spacing: self.levels.spacing, eta, variance, threshold })
+    }
+}
+
+impl LevelFlags {
+    pub fn threshold(&self) -> Option<Threshold> {
+        self.threshold.map(|t| match t {
+            Bounds::None => Threshold::None,
+            Bounds::Clip => Threshold::Clip,
+            Bounds::Dynamic => Threshold::Dynamic,
+        })
+    }
+}
+
+/// How far pictures go towards their class.
+#[derive(clap::Args)]
+pub(super) struct GuidanceFlags {
+    /// How far pictures go towards their class: 1 as told, 2 to 5 further and less varied, 0 not told
+    #[arg(long = "guidance", value_name = "SCALE", default_value_t = 1.0, allow_negative_numbers = true)]
+    scale: f64,
+    /// Guide only where the noise is within these sigmas, noise to signal, as 0.3,5
+    #[arg(long = "guidance-interval", value_name = "LOW,HIGH", value_parser = interval, allow_hyphen_values = true)]
+    interval: Option<(f64, f64)>,
+}
+
+impl GuidanceFlags {
+    pub fn guidance(&self) -> Guidance {
+        Guidance { scale: self.scale, interval: self.interval.unwrap_or(Guidance::default().interval) }
+    }
+}
+
+/// Two numbers as `0.3,5`.
+fn interval(text: &str) -> Result<(f64, f64), String> {
+    let both = text.split_once(',').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+    both.ok_or_else(|| "give two sigmas, the lower first, as 0.3,5".to_owned())
+}
+
+/// Seed and batch of many pictures from one.
+#[derive(clap::Args)]
+pub(super) struct ManyFlags {
+    /// Seed; picture i depends on it and on i alone
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Most pictures at once
+    #[arg(long, value_name = "N", default_value_t = BATCH)]
+    pub batch_size: usize,
+}
+
+/// What the commands share that begin with a picture: the class that the network is told, the run, where the result goes.
+#[derive(clap::Args)]
+pub(super) struct EditFlags {
+    /// The class that the network is told, by name or number, of a run that was trained with classes; none if not given
+    #[arg(long, value_name = "CLASS")]
+    class: Option<String>,
+    #[command(flatten)]
+    guidance: GuidanceFlags,
+    /// Where the pictures go; a folder of their own in RUN/samples if not given
+    #[arg(short, long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunFlags,
+}
+
+/// A run that pictures are edited with.
+pub(super) struct Editor<'a> {
+    flags: &'a EditFlags,
+    run: RunFolder,
+    pub generator: Generator,
+    pub request: Request,
+    stop: Arc<AtomicBool>,
+}
+
+impl EditFlags {
+    /// Opens the run for a request, with the class that is given. What cannot be done is refused.
+    pub fn open(&self, request: Request) -> anyhow::Result<Editor<'_>> {
+        if request.count == 0 || request.batch == 0 {
+            anyhow::bail!("-n and --batch-size must be at least 1");
+        }
+        let stop = stop_flag()?;
+        let (run, generator) = self.run.open()?;
+        let class = match self.class.as_deref() {
+            None => Classes::Untold,
+            Some(name) => Classes::One(generator.class(name)?),
+        };
+        let request = Request { class, guidance: self.guidance.guidance(), ..request };
+        generator.check(request)?;
+        let request = Request { sampling: generator.sampling(request), ..request };
+        Ok(Editor { flags: self, run, generator, request, stop })
+    }
+}
+
+/// What is told of each step.
+type OnStep<'a> = &'a mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>;
+/// What makes the numbers of a batch, and tells its steps.
+type Edit<'a> = dyn FnMut(&mut dyn Denoiser, Seeds, OnStep<'_>) -> ddpm::Result<Vec<f32>> + 'a;
+
+impl Editor<'_> {
+    /// A picture file in the form of the run's; what was done to it is told.
+    pub fn picture(&self, path: &Path) -> anyhow::Result<Single> {
+        let picture = open_picture(path, &self.generator.config().data_options())?;
+        if let Some(changes) = picture.changes() {
+            tell!("{}: {changes}, as the run's pictures", path.display());
+        }
+        Ok(picture)
+    }
+
+    /// Draws the request's pictures in batches; `None` where Ctrl-C stopped it.
+    pub fn draw(
+        &self,
+        request: Request,
+        what: &'static str,
+        edit: &mut Edit<'_>,
+    ) -> anyhow::Result<Option<Vec<f32>>> {
+        let mut progress = Progress::new(what, 0);
+        let drawn = self.generator.in_batches(request, &mut |denoiser, seeds| {
+            edit(denoiser, seeds, &mut |step| {
+                tell_step(&mut progress, &request, seeds.first as usize, &step);
+                if self.stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
+            })
+        });
+        progress.finish();
+        match drawn {
+            Err(ddpm::Error::Interrupted) => {
+                tell!("stopped; nothing was written");
+                Ok(None)
+            }
+            other => Ok(Some(other?)),
+        }
+    }
+
+    /// Writes the pictures and the sheet, and says where; unless it is said where, to a folder of that name.
+    pub fn write(
+        &self,
+        name: &str,
+        pictures: &[Picture],
+        sheet: &[Picture],
+        row: usize,
+    ) -> anyhow::Result<()> {
+        let out = self.flags.out.clone().unwrap_or_else(|| self.run.samples().join(name));
+        make_folder(&out)?;
+        write_numbered(pictures, &out)?;
+        let path = out.join("sheet.png");
+        save_png(&grid(sheet, row, PADDING), &path)?;
+        writeln!(std::io::stdout(), "{}", path.display())?;
+        Ok(())
+    }
+}
+
+/// The name of a file without its folder and its ending, for the name of a folder.
+pub(super) fn stem(path: &Path) -> String {
+    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Makes a folder for pictures.
+pub(super) fn make_folder(out: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))
+}
+
+/// Writes pictures as `0000.png` and so on.
+pub(super) fn write_numbered(pictures: &[Picture], out: &Path) -> anyhow::Result<()> {
+    let digits = pictures.len().saturating_sub(1).to_string().len().max(4);
+    for (i, picture) in pictures.iter().enumerate() {
+        save_png(picture, &out.join(format!("{i:0digits$}.png")))?;
+    }
+    Ok(())
+}
+
+/// Shows a step of the batch whose first picture is `first`.
+pub(super) fn tell_step(progress: &mut Progress, request: &Request, first: usize, step: &SampleStep<'_>) {
+    let (batches, batch) = request.batches();
+    let (done, all) = (first / batch * step.steps + step.done, batches * step.steps);
+    progress.set(done as u64, all as u64, String::new);
+}

@@ -1,0 +1,82 @@
+//! `ddpm inpaint`.
+
+use super::flags::{EditFlags, LevelFlags, ManyFlags, ROW, stem};
+use ddpm::edit::{RePaint, open_mask};
+use ddpm::generate::Request;
+use ddpm::picture::Picture;
+use ddpm::sampler::Options;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Steps and the length of a jump unless others are asked for; fewer where the schedule or the steps allow fewer.
+const STEPS: usize = 100;
+const JUMP: usize = 5;
+/// What is to be filled, as the sheet shows it.
+const GAP: u8 = 128;
+
+/// Fill a part of a picture with what a run expects beside the rest (RePaint)
+#[derive(clap::Args)]
+#[command(after_help = "White in the mask is what is filled; black is kept as it is.\n\nExamples:\n  \
+    ddpm inpaint runs/run-001 cat.png --mask mask.png                four fillings, and a sheet of them\n  \
+    ddpm inpaint runs/run-001 cat.png --mask mask.png -n 16 --seed 7 others\n  \
+    ddpm inpaint runs/run-001 cat.png --mask mask.png --resamplings 10   fits better, takes longer")]
+pub struct Args {
+    /// The picture
+    #[arg(index = 2)]
+    picture: PathBuf,
+    /// A picture of the same size: white is filled, black is kept
+    #[arg(long, value_name = "FILE")]
+    mask: PathBuf,
+    /// How many fillings
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 4)]
+    count: usize,
+    /// Denoising steps from noise to picture; 100 if not given
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// So many steps are taken back at once; 5 if not given
+    #[arg(long, value_name = "N")]
+    jump: Option<usize>,
+    /// How often each stretch of so many steps is walked: more fits the filling better to the rest, and takes as many times
+    /// longer; 1 takes nothing back, the paper has 10
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    resamplings: usize,
+    #[command(flatten)]
+    levels: LevelFlags,
+    #[command(flatten)]
+    many: ManyFlags,
+    #[command(flatten)]
+    edit: EditFlags,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let (spacing, threshold) = (args.levels.spacing, args.levels.threshold());
+    let sampling = Options { steps: args.steps, spacing, threshold, ..Options::default() };
+    let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
+    let editor = args.edit.open(Request { count, seed, batch, sampling, ..Request::default() })?;
+    let generator = &editor.generator;
+    let schedule = generator.schedule();
+    let sampling = editor.request.sampling;
+    let steps = sampling.steps.unwrap_or(STEPS.min(schedule.timesteps_with_signal()));
+    let sampling = Options { steps: Some(steps), ..sampling };
+    let levels = sampling.levels(schedule, generator.config().diffusion.prediction)?;
+    let jump = args.jump.unwrap_or(JUMP.min(steps / 2).max(1));
+    // A single step has nothing to go back to.
+    let resamplings = if args.jump.is_none() && steps == 1 { 1 } else { args.resamplings };
+    let threshold = sampling.threshold.unwrap_or_default();
+    let repaint = RePaint { levels, jump, resamplings, threshold };
+    repaint.check()?;
+    let picture = editor.picture(&args.picture)?;
+    let unknown = open_mask(&args.mask, &picture, &generator.config().data_options())?;
+
+    let filled = editor.draw(editor.request, "filling", &mut |denoiser, seeds, on_step| {
+        repaint.fill(denoiser, seeds, &picture.numbers, &unknown, on_step)
+    })?;
+    let Some(filled) = filled else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
+    let pictures = generator.pictures(&filled);
+    let whole = Picture::from_unit(&picture.numbers, picture.shape);
+    let mut gap = whole.clone();
+    gap.data.iter_mut().zip(&unknown).filter(|(_, unknown)| **unknown).for_each(|(v, _)| *v = GAP);
+    let sheet = [&[whole, gap], &pictures[..]].concat();
+    editor.write(&format!("inpaint-{}-seed-{seed}", stem(&args.picture)), &pictures, &sheet, ROW)?;
+    Ok(ExitCode::SUCCESS)
+}

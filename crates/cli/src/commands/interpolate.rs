@@ -1,0 +1,136 @@
+//! `ddpm interpolate`.
+
+use super::flags::{EditFlags, Editor, stem};
+use anyhow::{Context, bail};
+use ddpm::edit::{Inversion, slerp};
+use ddpm::generate::Request;
+use ddpm::picture::Picture;
+use ddpm::process::Prediction;
+use ddpm::sampler::{Ddim, Options, Sampler, Seeds, Threshold, find};
+use ddpm_engine::rng::Purpose;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Go from one picture to another, through the noise that they come from
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm interpolate runs/run-001 a.png b.png            eight pictures, and a sheet of them\n  \
+    ddpm interpolate runs/run-001 seed:3 seed:4 -n 16    between the pictures that two seeds draw\n  \
+    ddpm interpolate runs/run-001 a.png seed:7           from a picture to a drawn one")]
+pub struct Args {
+    /// The first picture: a file, or seed:N for what the run draws from that seed
+    #[arg(index = 2, value_name = "A")]
+    from: PathBuf,
+    /// The last picture
+    #[arg(index = 3, value_name = "B")]
+    to: PathBuf,
+    /// How many pictures, the two ends among them
+    #[arg(short = 'n', long = "n", alias = "count", value_name = "N", default_value_t = 8)]
+    count: usize,
+    /// DDIM's steps from noise to picture; 50 if not given
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Most iterations with which a step back is solved; it ends before where the step forward undoes it
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    iterations: usize,
+    #[command(flatten)]
+    edit: EditFlags,
+}
+
+/// Steps unless others are asked for.
+const STEPS: usize = 50;
+/// The error of a number in [-1, 1] at which a step back is good enough: an eightieth of what one of 255 is.
+const TOLERANCE: f32 = 1e-4;
+
+/// An end of the way.
+enum End {
+    /// What the run draws from a seed.
+    Seed(u64),
+    /// A picture, in the run's form.
+    Picture(Vec<f32>),
+}
+
+impl End {
+    fn open(path: &Path, editor: &Editor<'_>) -> anyhow::Result<Self> {
+        match path.to_str().and_then(|text| text.strip_prefix("seed:")) {
+            Some(seed) => {
+                let number = seed.parse().ok();
+                Ok(Self::Seed(
+                    number.with_context(|| format!("seed:{seed}: give a whole number, as seed:3"))?,
+                ))
+            }
+            None => Ok(Self::Picture(editor.picture(path)?.numbers)),
+        }
+    }
+
+    fn picture(&self) -> Option<&[f32]> {
+        if let Self::Picture(x_0) = self { Some(x_0) } else { None }
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let threshold = Some(Threshold::None);
+    let sampling = Options { sampler: find("ddim")?, steps: args.steps, threshold, ..Options::default() };
+    let editor = args.edit.open(Request { count: args.count, sampling, ..Request::default() })?;
+    if args.count < 2 {
+        bail!("-n {}: the two ends are among the pictures; give at least 2", args.count);
+    }
+    let (generator, request, interrupted) = (&editor.generator, editor.request, crate::INTERRUPTED);
+    let schedule = generator.schedule();
+    let steps = args.steps.unwrap_or(STEPS.min(schedule.timesteps_with_signal()));
+    // As for a network that predicts noise: from where nothing is left of a picture there is no way back to it.
+    let levels = Options { steps: Some(steps), ..sampling }.levels(schedule, Prediction::Eps)?;
+    let paths = [&args.from, &args.to];
+    let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
+
+    let values = generator.shape().values();
+    let x_0: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
+    let mut noises = Vec::new();
+    if !x_0.is_empty() {
+        let inversion =
+            Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
+        let request = Request { count: x_0.len() / values, ..request };
+        let found = editor.draw(request, "finding the noise", &mut |denoiser, _, on_step| {
+            inversion.invert(denoiser, &x_0, on_step)
+        })?;
+        let Some(found) = found else { return Ok(ExitCode::from(interrupted)) };
+        noises = found;
+    }
+    let mut found = noises.chunks(values);
+    let mut noise = |end: &End| match end {
+        End::Picture(_) => found.next().unwrap_or_default().to_vec(),
+        End::Seed(seed) => {
+            let mut x = vec![0.0; values];
+            Seeds { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
+            x
+        }
+    };
+    let (a, b) = (noise(&ends[0]), noise(&ends[1]));
+
+    let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None };
+    let made = editor.draw(request, "drawing", &mut |denoiser, seeds, on_step| {
+        // A last batch may have more places than there are pictures left.
+        let part = |i: usize| ((seeds.first as usize + i) as f64 / (args.count - 1) as f64).min(1.0);
+        let x: Vec<f32> = (0..denoiser.batch()).flat_map(|i| slerp(&a, &b, part(i))).collect();
+        ddim.sample_from(Some(&x), denoiser, seeds, on_step)
+    })?;
+    let Some(made) = made else { return Ok(ExitCode::from(interrupted)) };
+
+    let own = |i: usize, again: &[f32]| {
+        let x_0 = ends[i].picture()?;
+        tell!("{} is met within {:.2} of 255", paths[i].display(), 127.5 * farthest(x_0, again));
+        Some(Picture::from_unit(x_0, generator.shape()))
+    };
+    let (first, last) = (own(0, &made[..values]), own(1, &made[made.len() - values..]));
+    let pictures = generator.pictures(&made);
+    let sheet: Vec<Picture> = first.into_iter().chain(pictures.iter().cloned()).chain(last).collect();
+    let name = |path: &Path| stem(path).replace(':', "-");
+    let folder = format!("interpolate-{}-{}", name(paths[0]), name(paths[1]));
+    editor.write(&folder, &pictures, &sheet, sheet.len())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The greatest difference of two pictures' numbers, of what can be seen of them.
+fn farthest(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs()).fold(0.0, f32::max)
+}

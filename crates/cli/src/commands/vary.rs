@@ -1,0 +1,50 @@
+//! `ddpm vary`.
+
+use super::flags::{EditFlags, ManyFlags, ROW, SamplerFlags, stem};
+use ddpm::edit::Vary;
+use ddpm::generate::Request;
+use ddpm::picture::Picture;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Vary a picture: noise it, and draw on from there (SDEdit)
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    ddpm vary runs/run-001 cat.png                   seven variations, and a sheet of them\n  \
+    ddpm vary runs/run-001 cat.png --strength 0.3    nearer to the picture\n  \
+    ddpm vary runs/run-001 sketch.png --strength 0.7   what the run makes of a sketch")]
+pub struct Args {
+    /// The picture
+    #[arg(index = 2)]
+    picture: PathBuf,
+    /// Part of the timesteps that the picture is noised by: 0 gives it back, 1 is a drawing from noise
+    #[arg(long, value_name = "PART", default_value_t = 0.5, allow_negative_numbers = true)]
+    strength: f64,
+    /// How many variations
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 7)]
+    count: usize,
+    #[command(flatten)]
+    sampler: SamplerFlags,
+    #[command(flatten)]
+    many: ManyFlags,
+    #[command(flatten)]
+    edit: EditFlags,
+}
+
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let sampling = args.sampler.options()?;
+    let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
+    let editor = args.edit.open(Request { count, seed, batch, sampling, ..Request::default() })?;
+    let generator = &editor.generator;
+    let prediction = generator.config().diffusion.prediction;
+    let vary = Vary::new(editor.request.sampling, generator.schedule(), prediction, args.strength)?;
+    let picture = editor.picture(&args.picture)?;
+    let varied = editor.draw(editor.request, "varying", &mut |denoiser, seeds, on_step| {
+        vary.draw(denoiser, seeds, &picture.numbers, on_step)
+    })?;
+    let Some(varied) = varied else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
+    let pictures = generator.pictures(&varied);
+    let sheet = [&[Picture::from_unit(&picture.numbers, picture.shape)], &pictures[..]].concat();
+    editor.write(&format!("vary-{}-seed-{seed}", stem(&args.picture)), &pictures, &sheet, ROW)?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,212 @@
+//! `ddpm inpaint`, `vary`, `interpolate` and `denoise`.
+
+use crate::support::{Place, names, picture};
+use image::{GrayImage, Luma};
+use std::fs;
+
+/// A run of pictures of 12x12, two pictures of that size, and a mask of which the right half is white.
+fn place(more: &[&str]) -> Place {
+    let place = Place::new();
+    place.train("r", 3, 0, more).well();
+    picture(&place.path("a.png"), 12, 12, 60);
+    picture(&place.path("b.png"), 12, 12, 180);
+    let mask = GrayImage::from_fn(12, 12, |x, _| Luma([if x >= 6 { 255 } else { 0 }]));
+    mask.save(place.path("mask.png")).unwrap();
+    place
+}
+
+fn grey(place: &Place, path: &str) -> GrayImage {
+    image::open(place.path(path)).expect(path).into_luma8()
+}
+
+/// The size of a sheet of so many pictures in a row.
+fn sheet(place: &Place, path: &str) -> (u32, u32) {
+    image::image_dimensions(place.path(path)).expect(path)
+}
+
+#[test]
+fn a_filled_picture_has_the_known_pixels_and_others_by_the_seed() {
+    let place = place(&["--set=diffusion.prediction=v"]);
+    let fill = |out: &str, more: &[&str]| {
+        let args = ["inpaint", "r", "a.png", "--mask", "mask.png", "--resamplings", "2", "--out", out];
+        let done = place.ddpm(&[&args, more].concat()).well();
+        assert_eq!(done.out, format!("{out}/sheet.png\n"));
+        (0..2).map(|i| grey(&place, &format!("{out}/000{i}.png"))).collect::<Vec<_>>()
+    };
+    let (input, made) = (grey(&place, "a.png"), fill("one", &["-n", "2"]));
+    for filled in &made {
+        for (x, y, pixel) in filled.enumerate_pixels().filter(|(x, ..)| *x < 6) {
+            assert_eq!(pixel, input.get_pixel(x, y), "{x}, {y}");
+        }
+        assert!(filled != &input);
+    }
+    assert!(made[0] != made[1]);
+    assert!(fill("again", &["-n", "2", "--batch-size", "1", "--threads", "1"]) == made);
+    assert!(fill("other", &["-n", "2", "--seed", "1"]) != made);
+    assert!(fill("few", &["-n", "2", "--steps", "4", "--jump", "1"]) != made);
+    assert_eq!(sheet(&place, "one/sheet.png"), (4 * 14 + 2, 16), "picture, gap and two fillings");
+    // In a folder of the run unless another is named.
+    let done = place.ddpm(&["inpaint", "r", "a.png", "--mask", "mask.png", "-n", "1", "--steps", "1"]).well();
+    assert_eq!(done.out, "runs/r/samples/inpaint-a-seed-0/sheet.png\n");
+    assert_eq!(names(&place.path("runs/r/samples/inpaint-a-seed-0")), ["0000.png", "sheet.png"]);
+}
+
+#[test]
+fn a_variation_of_no_strength_is_the_picture_and_of_all_a_sample() {
+    let place = place(&[]);
+    let vary = |strength: &str, more: &[&str]| {
+        let args = ["vary", "r", "a.png", "-n", "2", "--out", "out", "--strength", strength];
+        place.ddpm(&[&args, more].concat()).well();
+        assert_eq!(sheet(&place, "out/sheet.png"), (3 * 14 + 2, 16));
+        [grey(&place, "out/0000.png"), grey(&place, "out/0001.png")]
+    };
+    let input = grey(&place, "a.png");
+    assert!(vary("0", &[]) == [input.clone(), input.clone()]);
+    for sampler in ["ddpm", "dpm++2m", "pndm"] {
+        let more = ["--sampler", sampler, "--steps", "6", "--seed", "3"];
+        let drawn = [&["sample", "r", "-n", "2", "--out", "drawn"][..], &more].concat();
+        place.ddpm(&drawn).well();
+        let drawn = [grey(&place, "drawn/0000.png"), grey(&place, "drawn/0001.png")];
+        assert!(vary("1", &more) == drawn, "{sampler}");
+        let half = vary("0.5", &more);
+        assert!(half != drawn && half[0] != half[1] && half[0] != input, "{sampler}");
+    }
+}
+
+#[test]
+fn the_ends_of_an_interpolation_are_the_pictures() {
+    // Sixty steps of training, so that the network is not what it began as.
+    let place = Place::new();
+    place.train("r", 60, 0, &["--set=diffusion.timesteps=200"]).well();
+    place.ddpm(&["data", "show", "digits", "--size", "12", "-n", "2", "-o", "digits.png"]).well();
+    let digits = grey(&place, "digits.png");
+    for (name, left) in [("a.png", 2), ("b.png", 16)] {
+        image::imageops::crop_imm(&digits, left, 2, 12, 12).to_image().save(place.path(name)).unwrap();
+    }
+    let go = |from: &str, to: &str| {
+        let args = ["interpolate", "r", from, to, "-n", "5", "--steps", "20", "--out", "out"];
+        let done = place.ddpm(&args).well();
+        (done, (0..5).map(|i| grey(&place, &format!("out/000{i}.png"))).collect::<Vec<_>>())
+    };
+    let off = |a: &GrayImage, b: &GrayImage| {
+        let off = |(a, b): (&u8, &u8)| a.abs_diff(*b);
+        a.as_raw().iter().zip(b.as_raw()).map(off).max().unwrap()
+    };
+    let (a, b) = (grey(&place, "a.png"), grey(&place, "b.png"));
+    let (done, made) = go("a.png", "b.png");
+    assert!(off(&a, &made[0]) <= 1 && off(&b, &made[4]) <= 1, "{}", done.err);
+    assert!(made[2] != made[0] && made[2] != made[4]);
+    assert!(
+        done.err.contains("a.png is met within") && done.err.contains("b.png is met within"),
+        "{}",
+        done.err
+    );
+    assert_eq!(sheet(&place, "out/sheet.png"), (7 * 14 + 2, 16), "the pictures themselves at both ends");
+    // Drawn pictures are those of `ddpm sample`.
+    let args = ["--sampler", "ddim", "--steps", "20", "--threshold", "none", "--out", "drawn"];
+    place.ddpm(&[&["sample", "r", "-n", "1", "--seed", "3"][..], &args].concat()).well();
+    let (_, made) = go("seed:3", "a.png");
+    assert!(made[0] == grey(&place, "drawn/0000.png") && off(&a, &made[4]) <= 1);
+    let (_, made) = go("seed:3", "seed:3");
+    assert!(made.iter().all(|p| off(p, &made[0]) <= 1));
+}
+
+#[test]
+fn noise_is_estimated_told_and_taken() {
+    let place = place(&[]);
+    let denoise = |more: &[&str]| {
+        let done = place.ddpm(&[&["denoise", "r", "a.png", "--out", "out"], more].concat()).well();
+        assert_eq!(sheet(&place, "out/sheet.png"), (2 * 14 + 2, 16), "the picture and the result");
+        (done.err, grey(&place, "out/0000.png"))
+    };
+    let input = grey(&place, "a.png");
+    let (told, made) = denoise(&[]);
+    assert!(told.contains("noise of sigma 0.0000 (0.0 of 255), estimated from the picture"), "{told}");
+    assert!(made == input, "no noise, nothing to take");
+    let (told, fraction) = denoise(&["--sigma", "51/255"]);
+    assert!(told.contains("noise of sigma 0.2000 (51.0 of 255): t = "), "{told}");
+    let (_, number) = denoise(&["--sigma", "0.2"]);
+    assert!(fraction == number && number != input);
+    let (_, drawn) = denoise(&["--sigma", "0.2", "--sampler", "heun", "--steps", "3"]);
+    assert!(drawn != number);
+}
+
+#[test]
+fn pictures_are_brought_to_the_runs_form_and_it_is_said() {
+    let place = place(&[]);
+    let wide = image::RgbImage::from_fn(40, 24, |x, y| image::Rgb([(6 * x) as u8, (9 * y) as u8, 30]));
+    wide.save(place.path("wide.png")).unwrap();
+    GrayImage::from_fn(40, 24, |x, _| Luma([if x > 20 { 255 } else { 0 }]))
+        .save(place.path("m.png"))
+        .unwrap();
+    let told = "wide.png: brought from 24x40 to 12x12 and made grey from RGB, as the run's pictures";
+    for args in [
+        &["inpaint", "r", "wide.png", "--mask", "m.png", "-n", "1", "--steps", "2"][..],
+        &["vary", "r", "wide.png", "-n", "1"],
+        &["denoise", "r", "wide.png"],
+        &["interpolate", "r", "wide.png", "a.png", "-n", "2", "--steps", "2"],
+    ] {
+        let done = place.ddpm(args).well();
+        assert!(done.err.contains(told), "{args:?}: {}", done.err);
+    }
+}
+
+#[test]
+fn what_cannot_be_edited_is_refused_with_the_choices() {
+    let place = place(&[]);
+    let refused = |args: &str, parts: &[&str]| {
+        place.ddpm(&args.split(' ').collect::<Vec<_>>()).fails(1, parts);
+    };
+    GrayImage::new(10, 14).save(place.path("small.png")).unwrap();
+    GrayImage::new(12, 12).save(place.path("black.png")).unwrap();
+    fs::write(place.path("text.png"), "no picture").unwrap();
+    refused("inpaint r a.png --mask small.png", &["small.png: the mask is 14x10 and the picture 12x12"]);
+    refused(
+        "inpaint r a.png --mask black.png",
+        &["black.png: nothing is to be filled", "white is what is filled"],
+    );
+    refused("inpaint r a.png --mask gone.png", &["gone.png: cannot be read"]);
+    refused("inpaint r a.png --mask mask.png --steps 0", &["0 steps: the schedule allows 1 to 20"]);
+    refused(
+        "inpaint r a.png --mask mask.png --jump 20",
+        &["jump: 20 is out of range; of 20 steps give 1 to 19"],
+    );
+    refused("inpaint r a.png --mask mask.png --resamplings 0", &["resamplings: 0 is out of range"]);
+    refused("inpaint r a.png --mask mask.png -n 0", &["must be at least 1"]);
+    refused("vary r text.png", &["text.png: is not a picture"]);
+    refused("vary r a.png --strength 1.5", &["strength: 1.5 is out of range; give 0"]);
+    refused("vary r a.png --steps 21", &["the schedule allows 1 to 20"]);
+    refused("vary r a.png --sampler ddin", &["did you mean ddim?", "the samplers are ddpm"]);
+    refused("vary r a.png --sampler pndm --spacing karras", &["pndm cannot take karras; give uniform"]);
+    refused("vary r a.png --class 3", &["trained without classes"]);
+    refused("interpolate r a.png seed:x", &["seed:x: give a whole number, as seed:3"]);
+    refused("interpolate r a.png gone.png", &["gone.png: cannot be read"]);
+    refused("interpolate r a.png b.png --steps 0", &["0 steps: the schedule allows 1 to 20"]);
+    refused("interpolate r a.png b.png -n 1", &["give at least 2"]);
+    refused("denoise r a.png --sigma 99", &["sigma: 99 is out of range"]);
+    refused("denoise r a.png --sigma -1", &["sigma: -1 is out of range"]);
+    place.ddpm(&["denoise", "r", "a.png", "--sigma", "much"]).fails(2, &["25/255, or auto"]);
+    assert!(names(&place.path("runs/r/samples")).is_empty(), "nothing was begun");
+}
+
+#[test]
+fn a_run_with_classes_is_told_the_class_that_is_given() {
+    let place = place(&["--set=attention.num_class_embeds=10"]);
+    let vary = |more: &[&str]| {
+        let args = ["vary", "r", "a.png", "-n", "1", "--out", "out", "--sampler", "ddim", "--steps", "4"];
+        place.ddpm(&[&args, more].concat()).well();
+        fs::read(place.path("out/0000.png")).unwrap()
+    };
+    let three = vary(&["--class", "3"]);
+    assert!(vary(&[]) != three && vary(&["--class", "3", "--guidance", "4"]) != three);
+    assert!(vary(&["--class", "3", "--guidance", "0"]) == vary(&[]), "not told");
+    let refused = |args: &[&str], part: &str| {
+        place.ddpm(&[&["vary", "r", "a.png"], args].concat()).fails(1, &[part]);
+    };
+    refused(&["--class", "10"], "class: 10 is out of range; the run has the classes 0 to 9");
+    refused(&["--guidance", "3"], "guidance: goes towards a class, and none is given (--class)");
+    place.train("told", 1, 0, &["--set=attention.num_class_embeds=10", "--set=train.label_dropout=0"]).well();
+    place
+        .ddpm(&["vary", "told", "a.png"])
+        .fails(1, &["class: none is given (--class)", "the classes 0 to 9"]);
+}
