@@ -2,10 +2,12 @@
 
 use anyhow::Context;
 
+pub mod average;
 pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
+pub mod eval;
 pub mod export;
 pub mod import;
 pub mod nearest;

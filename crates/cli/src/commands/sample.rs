@@ -55,7 +55,7 @@ pub struct Args {
     /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     eta: Option<f64>,
-    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given
+    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given, learned where it is
     #[arg(long, value_name = "WHICH")]
     variance: Option<NoiseVariance>,
     /// How expected pictures are held within black and white; the run's way (sampling.threshold) if not given
@@ -77,9 +77,10 @@ pub struct Args {
     /// Threads; 0 takes all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// The weights: averaged, as trained, or averaged if there are any
+    /// The weights: ema (averaged), raw (as trained), auto (averaged if there are any), another average of the run's by its name,
+    /// as ema-0.999 or power-0.05, or a .safetensors file, as `ddpm average` makes
     #[arg(long, value_name = "WHICH", default_value = "auto")]
-    weights: Weights,
+    weights: Which,
     /// From this checkpoint (a step) instead of the newest
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<String>,
@@ -94,24 +95,6 @@ pub struct Args {
     runs: PathBuf,
 }
 
-/// Which of a checkpoint's weights, on the command line.
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum Weights {
-    Auto,
-    Ema,
-    Raw,
-}
-
-impl From<Weights> for Which {
-    fn from(weights: Weights) -> Self {
-        match weights {
-            Weights::Auto => Self::Auto,
-            Weights::Ema => Self::Ema,
-            Weights::Raw => Self::Raw,
-        }
-    }
-}
-
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Show {
     X0,
@@ -119,16 +102,37 @@ enum Show {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum NoiseVariance {
+pub(super) enum NoiseVariance {
     Small,
     Large,
+    Learned,
+}
+
+impl From<NoiseVariance> for Variance {
+    fn from(variance: NoiseVariance) -> Self {
+        match variance {
+            NoiseVariance::Small => Self::Small,
+            NoiseVariance::Large => Self::Large,
+            NoiseVariance::Learned => Self::Learned,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Bounds {
+pub(super) enum Bounds {
     None,
     Clip,
     Dynamic,
+}
+
+impl From<Bounds> for Threshold {
+    fn from(bounds: Bounds) -> Self {
+        match bounds {
+            Bounds::None => Self::None,
+            Bounds::Clip => Self::Clip,
+            Bounds::Dynamic => Self::Dynamic,
+        }
+    }
 }
 
 /// Every sampler with what it is for.
@@ -140,15 +144,7 @@ fn samplers() -> String {
 
 impl Args {
     fn sampling(&self) -> ddpm::Result<Options> {
-        let variance = self.variance.map(|v| match v {
-            NoiseVariance::Small => Variance::Small,
-            NoiseVariance::Large => Variance::Large,
-        });
-        let threshold = self.threshold.map(|t| match t {
-            Bounds::None => Threshold::None,
-            Bounds::Clip => Threshold::Clip,
-            Bounds::Dynamic => Threshold::Dynamic,
-        });
+        let (variance, threshold) = (self.variance.map(Variance::from), self.threshold.map(Threshold::from));
         let Self { steps, spacing, eta, .. } = *self;
         Ok(Options { sampler: sampler::find(&self.sampler)?, steps, spacing, eta, variance, threshold })
     }
@@ -195,7 +191,7 @@ pub(super) fn draw<T>(
         Some(name) => run.find_checkpoint(name)?,
         None => newest(&run)?,
     };
-    let generator = Generator::open(&path, args.weights.into(), args.threads)?;
+    let generator = Generator::open(&path, args.weights.clone(), args.threads)?;
     let class = match args.class.as_deref() {
         None => Classes::InTurn,
         Some("all") => Classes::Rows(args.count.unwrap_or(ROW * classes(&generator)) / classes(&generator)),

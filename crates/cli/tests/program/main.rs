@@ -4,6 +4,7 @@ mod bench;
 mod commands;
 mod data;
 mod errors;
+mod eval;
 mod interop;
 #[cfg(unix)]
 mod interruption;
