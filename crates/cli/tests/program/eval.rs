@@ -90,7 +90,8 @@ fn what_cannot_be_measured_is_refused() {
 fn averages_are_chosen_by_name_and_made_afterwards() {
     let place = Place::new();
     let settings = [
-        "--set=train.ema_decays=0.9, 0.99",
+        "--set=train.ema=fixed",
+        "--set=train.ema_decays=0.5, 0.9",
         "--set=train.power_ema=0.05, 0.1",
         "--set=train.snapshot_every=4",
     ];
@@ -100,9 +101,13 @@ fn averages_are_chosen_by_name_and_made_afterwards() {
         place.ddpm(&args).well();
         fs::read(place.path("o/0000.png")).unwrap()
     };
-    let pictures = ["raw", "ema", "ema-0.9", "ema-0.99", "power-0.05", "power-0.1"].map(sample);
-    for (i, a) in pictures.iter().enumerate() {
-        assert!(!pictures[..i].contains(a), "{i}");
+    for weights in ["raw", "ema", "ema-0.5", "ema-0.9", "power-0.05", "power-0.1"] {
+        sample(weights);
+    }
+    let files = ["model", "ema", "ema-0.5", "ema-0.9", "power-0.05", "power-0.1"];
+    let files = files.map(|f| fs::read(place.checkpoint("r", 18).join(format!("{f}.safetensors"))).unwrap());
+    for (i, a) in files.iter().enumerate() {
+        assert!(!files[..i].contains(a), "{i}");
     }
     let steps: Vec<String> = [4, 8, 12, 16, 18].map(|s| format!("step-{s:07}")).into();
     assert_eq!(names(&place.path("runs/r/snapshots")), steps);
@@ -132,8 +137,8 @@ fn averages_are_chosen_by_name_and_made_afterwards() {
         &["no snapshot of step 5", "there are: 4, 8, 12"],
     );
     refused(
-        &["sample", "r", "--weights", "ema-0.5"],
-        &["no average \"ema-0.5\"; there are ema-0.9, ema-0.99"],
+        &["sample", "r", "--weights", "ema-0.7"],
+        &["no average \"ema-0.7\"; there are ema-0.5, ema-0.9, power-0.05"],
     );
     place.train("plain", 1, 0, &[]).well();
     refused(&["average", "plain", "--sigma-rel", "0.1"], &["has no snapshots", "train.power_ema=0.05,0.1"]);
