@@ -214,6 +214,42 @@ for b, c, size in [(2, 5, (3, 4)), (3, 16, (1, 5))]:
     case(f'scale_channels_b{b}_c{c}_{size[0]}x{size[1]}', 'scale_channels', {'x': draw(b, c, *size), 'b': draw(b, c)},
          lambda x, b: x * (1 + b[:, :, None, None]))
 
+# --- The bound with a learned variance ------------------------------------------------------------
+def variational_bound(output, v, x_0, x_t, t, steps, first, last, scale):
+    """scale * mean of L_t in bits, noise being predicted; only v has a gradient (Nichol, Dhariwal 2021, their program's
+    `_vb_terms_bpd` with the exact normal distribution for its approximation)."""
+    betas = torch.linspace(first, last, steps, dtype=torch.float64)
+    bar = torch.cumprod(1 - betas, 0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), bar[:-1]])
+    tilde = betas * (1 - before) / (1 - bar)
+    tilde[0] = tilde[1]
+    at = lambda table: table[t][:, None, None, None]
+    nothing = 0 * (output.sum() + x_0.sum() + x_t.sum())  # their gradients are 0
+    x_0, x_t, eps = x_0.detach(), x_t.detach(), output.detach()
+    expected = (x_t - (1 - at(bar)).sqrt() * eps) / at(bar).sqrt()
+    mean = lambda x: at(before.sqrt() * betas / (1 - bar)) * x + at((1 - betas).sqrt() * (1 - before) / (1 - bar)) * x_t
+    part = (v + 1) / 2
+    log_variance = part * at(betas.log()) + (1 - part) * at(tilde.log())
+    difference = mean(x_0) - mean(expected)
+    kl = 0.5 * (-1 + log_variance - at(tilde.log()) + (at(tilde.log()) - log_variance).exp()
+                + difference ** 2 * (-log_variance).exp())
+    # Mirrored where the level lies above the mean: shares near 1 have no digits for the rest.
+    sign = torch.where(x_0 > expected, -1.0, 1.0)
+    x, m, inverse = sign * x_0, sign * expected, (-0.5 * log_variance).exp()
+    below = lambda z: 0.5 * torch.special.erfc(-z / math.sqrt(2))
+    to = torch.where(x > 0.999, 1.0, below((x - m + 1 / 255) * inverse))
+    since = torch.where(x < -0.999, 0.0, below((x - m - 1 / 255) * inverse))
+    decoder = -(to - since).clamp(min=1e-12).log()
+    first_step = torch.tensor([i == 0 for i in t])[:, None, None, None]
+    return scale * torch.where(first_step, decoder, kl).mean() / math.log(2) + nothing
+
+
+for t, shape in [([0, 1, 7, 0], (4, 3, 5, 2)), ([9, 0, 3], (3, 1, 3, 4))]:
+    params = {'t': t, 'steps': 10, 'first': 1e-2, 'last': 0.3, 'scale': 0.7}
+    case('variational_bound_' + 'x'.join(map(str, shape)), 'variational_bound',
+         {'output': draw(*shape), 'v': draw(*shape), 'x_0': draw(*shape, scale=0.6), 'x_t': draw(*shape)},
+         lambda **inputs: variational_bound(**inputs, **params), params, output='loss')
+
 OUT.parent.mkdir(parents=True, exist_ok=True)
 save_file(tensors, OUT, metadata={'cases': json.dumps(cases)})
 print(f'{OUT}: {len(cases)} cases, {len(tensors)} tensors, {OUT.stat().st_size:,} bytes')

@@ -62,6 +62,11 @@ def output(kind, x, alpha, sigma, scale):
     return {'epsilon': eps, 'sample': x0, 'v_prediction': alpha * eps - sigma * x0}[kind]
 
 
+def told_variance(x):
+    """What the denoiser says of the variance, where it does."""
+    return torch.sin(3 * x)
+
+
 def spaced(spacing, n):
     """Our timesteps, falling: crates/ddpm/src/sampler/spacing.rs."""
     if spacing == 'linspace':
@@ -101,6 +106,8 @@ def discrete(make, kind, case):
     states = []
     for i, t in enumerate(ts):
         y = output(kind, x, *level(t), case['scale'])
+        if case.get('variance') == 'learned':
+            y = torch.cat([y, told_variance(x)], dim=1)
         z = draws(NOISE, n - 1 - i)
         if isinstance(scheduler, S.DDIMScheduler):
             # It takes T // steps for the distance to the next timestep, whatever that is.
@@ -209,6 +216,9 @@ def ddpm_cases():
     add(discrete, make(clip_sample=True), sampler='ddpm', steps=10, spacing='uniform', threshold='clip', scale=2.0)
     add(discrete, make(clip_sample=False, thresholding=True, sample_max_value=1e9), sampler='ddpm', steps=10,
         spacing='uniform', threshold='dynamic', scale=2.0)
+    for spacing, n in [('linspace', 10), ('trailing', 7), ('linspace', 1000)]:
+        add(discrete, make(clip_sample=False, variance_type='learned_range'), sampler='ddpm', steps=n, spacing=spacing,
+            threshold='none', variance='learned')
 
 
 def ddim_cases():

@@ -48,7 +48,7 @@ fn main() -> Result<()> {
 
     // Unclipped: these "pictures" may leave [-1, 1].
     let levels = Levels::all(&schedule)?;
-    let sampler = Ddpm { levels, variance: Variance::Small, threshold: Threshold::None };
+    let sampler = Ddpm { levels, variance: Some(Variance::Small), threshold: Threshold::None };
     let x = sampler.sample(&mut gaussian, Seeds { seed: 7, first: 0 }, &mut |_| Ok(()))?;
 
     println!("number   mean (true)       deviation (true)");

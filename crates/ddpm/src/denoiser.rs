@@ -20,4 +20,10 @@ pub trait Denoiser {
     /// `eps_theta(x_t, t)`: the predicted noise of each picture (or the other [`prediction`](Self::prediction)); `x_t` and
     /// `output` hold `batch * picture_len` numbers, all pictures at timestep `t`, which may lie between two.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()>;
+
+    /// The variance of a step back from what was predicted last, a number for each of `output`'s, where the network tells it
+    /// too: at -1 it is `beta_tilde_t`, at 1 `beta_t`, and its logarithm is linear in it (Nichol, Dhariwal 2021, eq. 15).
+    fn variance(&self) -> Option<&[f32]> {
+        None
+    }
 }

@@ -7,7 +7,7 @@ use crate::guidance::{Guidance, Guided};
 use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
-use crate::sampler::{Options, SampleStep, Sampler, Seeds};
+use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, NamedTensor, Which};
 use crate::train::config::Config;
@@ -172,6 +172,9 @@ impl Generator {
                               picture without its class, from which guidance goes on";
                 return wrong("guidance", reason.to_owned());
             }
+        }
+        if request.sampling.variance == Some(Variance::Learned) && !self.config.diffusion.learned_variance {
+            return Err(Variance::not_learned());
         }
         self.sampler(request).map(drop)
     }

@@ -53,6 +53,8 @@ pub struct Guided<'a> {
     pub guidance: Guidance,
     /// What is predicted without the class.
     without: Vec<f32>,
+    /// What the network said of the variance, told the class.
+    variance: Vec<f32>,
 }
 
 impl<'a> Guided<'a> {
@@ -63,7 +65,7 @@ impl<'a> Guided<'a> {
         labels: Vec<Option<u32>>,
         guidance: Guidance,
     ) -> Self {
-        Self { model, schedule, labels, guidance, without: Vec::new() }
+        Self { model, schedule, labels, guidance, without: Vec::new(), variance: Vec::new() }
     }
 }
 
@@ -84,24 +86,41 @@ impl Denoiser for Guided<'_> {
     /// eps(x) + w (eps(x, c) - eps(x))                                                       (Ho, Salimans, eq. 6)
     /// ```
     /// with w = 1 for the class alone, where the paper writes 1 + w. Pictures and v are linear in the noise, so that the
-    /// same holds for them.
+    /// same holds for them. A learned variance is that of the class as told.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         let (sigma, (low, high)) = (self.schedule.level(t).ratio(), self.guidance.interval);
         let scale = if sigma >= low && sigma <= high { self.guidance.scale } else { 1.0 };
         if scale != 0.0 {
             self.model.set_labels(&self.labels)?;
             self.model.predict(x_t, t, output)?;
+            self.keep_variance();
         }
         if scale != 1.0 {
             self.without.resize(output.len(), 0.0);
             self.model.set_labels(&vec![None; self.labels.len()])?;
             self.model.predict(x_t, t, &mut self.without)?;
+            if scale == 0.0 {
+                self.keep_variance();
+            }
             let with = if scale == 0.0 { 0.0 } else { scale as f32 };
             for (y, u) in output.iter_mut().zip(&self.without) {
                 *y = if with == 0.0 { *u } else { u + with * (*y - u) };
             }
         }
         Ok(())
+    }
+
+    fn variance(&self) -> Option<&[f32]> {
+        (!self.variance.is_empty()).then_some(&self.variance)
+    }
+}
+
+impl Guided<'_> {
+    fn keep_variance(&mut self) {
+        if let Some(v) = self.model.variance() {
+            self.variance.clear();
+            self.variance.extend_from_slice(v);
+        }
     }
 }
 

@@ -65,6 +65,7 @@
 //! changes a bit of the result. Nothing in the library prints.
 #![forbid(unsafe_code)]
 
+pub mod bound;
 pub mod data;
 pub mod denoiser;
 pub mod edit;

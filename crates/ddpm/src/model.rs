@@ -1,5 +1,6 @@
 //! A network ready to run: for sampling ([`Model`]) and for training ([`TrainingGraph`]).
 
+use crate::bound;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
@@ -7,7 +8,9 @@ use crate::objective::Objective;
 use crate::process::Prediction;
 use crate::schedule::{Level, Schedule};
 use crate::train::checkpoint::{NamedTensor, check_fits};
-use ddpm_engine::ops::{Add, AddPicture, Affine, DrawNormal, DrawTimestep, QSample, WeightedLoss};
+use ddpm_engine::ops::{
+    Add, AddPicture, Affine, DrawNormal, DrawTimestep, QSample, Slice, VariationalBound, WeightedLoss,
+};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
     Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
@@ -95,6 +98,16 @@ fn drawn(graph: &mut Graph, name: &str, shape: Shape, purpose: Purpose, size: f6
     Ok(graph.add(name, Affine { scale: size as f32, shift: 0.0 }, &[z])?)
 }
 
+/// What a network said of the pictures, and of the variance where it learns that.
+fn halves(graph: &mut Graph, net: &dyn Network, output: Tensor) -> Result<(Tensor, Option<Tensor>)> {
+    if !net.learned_variance() {
+        return Ok((output, None));
+    }
+    let len = net.channels();
+    let prediction = graph.add("prediction", Slice { from: 0, len }, &[output])?;
+    Ok((prediction, Some(graph.add("variance", Slice { from: len, len }, &[output])?)))
+}
+
 /// Where a training step's noise and timesteps come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StepDraws {
@@ -124,6 +137,8 @@ pub struct TrainingGraph {
     pub eps: Tensor,
     /// The predicted noise, or what the objective has for it.
     pub prediction: Tensor,
+    /// What the network said of the variance, where it learns that.
+    pub variance: Option<Tensor>,
     /// The loss, `[1]`.
     pub loss: Tensor,
 }
@@ -140,7 +155,8 @@ impl TrainingGraph {
     }
 
     /// As [`new`](Self::new), with another objective: another target, another loss in the place of the square, a weight for
-    /// each timestep, other noise; also a mean over all numbers.
+    /// each timestep, other noise; also a mean over all numbers. Where the network learns the variance, T times the mean of the
+    /// variational bound's terms is added, weighted, from which only the variance learns.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -191,16 +207,24 @@ impl TrainingGraph {
             Prediction::V => b.graph.add("v", mix(&|l| -l.sigma, &|l| l.alpha), &[x_0, noise, t])?,
         };
         let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
-        let prediction = net.build(&mut b, Inputs { x: x_t, t, label })?;
-        let loss = match objective.weights(schedule) {
+        let output = net.build(&mut b, Inputs { x: x_t, t, label })?;
+        let (prediction, variance) = halves(&mut b.graph, net, output)?;
+        let mut loss = match objective.weights(schedule) {
             None => b.graph.add("loss", objective.loss, &[prediction, target])?,
             Some(weight) => {
                 let op = WeightedLoss { loss: objective.loss, weight: weight.into() };
                 b.graph.add("loss", op, &[prediction, target, t])?
             }
         };
-        let built = b.finish(prediction);
-        let mut graph = ddpm_engine::fuse::fuse(built.graph, &[prediction, loss])?;
+        if let Some(v) = variance {
+            let steps = bound::steps(schedule, objective.prediction).into();
+            let op = VariationalBound { steps, scale: objective.vlb_weight * schedule.timesteps() as f64 };
+            let vlb = b.graph.add("vlb", op, &[prediction, v, x_0, x_t, t])?;
+            loss = b.graph.add("hybrid", Add, &[loss, vlb])?;
+        }
+        let built = b.finish(output);
+        let keep: Vec<Tensor> = [prediction, loss].into_iter().chain(variance).collect();
+        let mut graph = ddpm_engine::fuse::fuse(built.graph, &keep)?;
         let forward = graph.nodes().len();
         let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
         ddpm_engine::recompute::recompute(&mut graph, forward);
@@ -215,13 +239,14 @@ impl TrainingGraph {
             t,
             eps,
             prediction,
+            variance,
             loss,
         })
     }
 
     /// What the plan must keep and train.
     pub fn options(&self, ema: bool) -> PlanOptions {
-        let keep = vec![self.prediction, self.loss];
+        let keep = [self.prediction, self.loss].into_iter().chain(self.variance).collect();
         PlanOptions { gradients: Some(self.gradients.clone()), ema, keep, ..PlanOptions::default() }
     }
 }
@@ -255,6 +280,7 @@ pub struct Model {
     label: Option<Tensor>,
     t: Tensor,
     prediction: Tensor,
+    variance: Option<(Tensor, Vec<f32>)>,
     shape: [usize; 4],
     timesteps: Vec<f32>,
     predicts: Prediction,
@@ -278,10 +304,12 @@ impl Model {
         let x = b.graph.input("x_t", shape);
         let t = b.graph.input("t", [shape[0]]);
         let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
-        let prediction = net.build(&mut b, Inputs { x, t, label })?;
-        let built = b.finish(prediction);
-        let graph = ddpm_engine::fuse::fuse(built.graph, &[prediction])?;
-        let options = PlanOptions { keep: vec![prediction], arithmetic, ..PlanOptions::default() };
+        let output = net.build(&mut b, Inputs { x, t, label })?;
+        let (prediction, variance) = halves(&mut b.graph, net, output)?;
+        let built = b.finish(output);
+        let keep: Vec<Tensor> = [prediction].into_iter().chain(variance).collect();
+        let graph = ddpm_engine::fuse::fuse(built.graph, &keep)?;
+        let options = PlanOptions { keep, arithmetic, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         let exec = device(threads).executor(graph, &options)?;
         Ok(Self {
@@ -292,6 +320,7 @@ impl Model {
             label,
             t,
             prediction,
+            variance: variance.map(|v| (v, vec![0.0; shape.iter().product()])),
             shape,
             timesteps: vec![0.0; shape[0]],
             predicts: Prediction::Eps,
@@ -364,6 +393,13 @@ impl Denoiser for Model {
         self.exec.write(self.x, x_t)?;
         self.exec.write(self.t, &self.timesteps)?;
         self.exec.run(Draws::default())?;
+        if let Some((v, numbers)) = &mut self.variance {
+            self.exec.read(*v, numbers)?;
+        }
         Ok(self.exec.read(self.prediction, output)?)
+    }
+
+    fn variance(&self) -> Option<&[f32]> {
+        self.variance.as_ref().map(|(_, numbers)| numbers.as_slice())
     }
 }

@@ -46,6 +46,10 @@ pub struct Objective {
     /// Size of noise that is added to the noisy picture and kept from the target (Ning et al., "Input Perturbation
     /// Reduces Exposure Bias in Diffusion Models", 2023, algorithm 1); 0: none.
     pub input_perturbation: f64,
+    /// Weight of the variational bound beside that loss, of a network that learns the variance too: the hybrid loss
+    /// `L_simple + weight L_vlb` (Nichol, Dhariwal 2021, eq. 16), both as means over all numbers, `L_vlb` in bits, as in
+    /// their program.
+    pub vlb_weight: f64,
 }
 
 impl Default for Objective {
@@ -59,6 +63,7 @@ impl Default for Objective {
             p2: (1.0, 1.0),
             offset_noise: 0.0,
             input_perturbation: 0.0,
+            vlb_weight: 0.001,
         }
     }
 }
@@ -79,6 +84,7 @@ impl Objective {
             p2: (train.p2_gamma, train.p2_k),
             offset_noise: train.offset_noise,
             input_perturbation: train.input_perturbation,
+            vlb_weight: train.vlb_weight,
         }
     }
 

@@ -44,6 +44,15 @@ impl Prediction {
         }
     }
 
+    /// What `x_t` and the output are multiplied by in the picture that they mean ([`x_0`](Self::x_0)).
+    pub fn to_x_0(self, level: Level) -> (f64, f64) {
+        match self {
+            Self::Eps => (1.0 / level.alpha, -level.sigma / level.alpha),
+            Self::X0 => (0.0, 1.0),
+            Self::V => (level.alpha, -level.sigma),
+        }
+    }
+
     /// The picture that it means; not finite for [`Eps`](Self::Eps) where nothing is left of the picture.
     pub fn x_0(self, level: Level, x_t: f64, output: f64) -> f64 {
         match self {
@@ -137,6 +146,8 @@ mod tests {
                 for prediction in Prediction::ALL {
                     let output = prediction.target(level, x_0, eps);
                     assert!((prediction.x_0(level, x_t, output) - x_0).abs() < TOLERANCE, "{prediction}");
+                    let (by_x_t, by_output) = prediction.to_x_0(level);
+                    assert!((by_x_t * x_t + by_output * output - x_0).abs() < TOLERANCE, "{prediction}");
                     assert!((prediction.eps(level, x_t, output) - eps).abs() < TOLERANCE, "{prediction}");
                 }
             }

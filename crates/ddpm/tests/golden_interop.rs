@@ -166,7 +166,7 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
     // Settings of their own.
     let of = |case| import(case, &Options::default()).config;
     let (classic, classes, options) = (of("classic"), of("classes"), of("options"));
-    assert_eq!(classic.sampling.variance, Variance::Large);
+    assert_eq!(classic.sampling.variance, Some(Variance::Large));
     assert_eq!((classic.unet2d.attention_head_dim, classic.unet2d.freq_shift), (None, 1.0));
     assert_eq!((classes.diffusion.schedule, classes.diffusion.max_beta), (ScheduleKind::Cosine, 0.999));
     assert_eq!((options.diffusion.timesteps, options.diffusion.schedule), (500, ScheduleKind::SigmoidBeta));
@@ -280,7 +280,34 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
             &["double_conv.base_channels=8", "double_conv.time_emb_dim=16", "double_conv.num_heads=2"],
         ),
         ("unet2d", "unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
+        (
+            "attention-variance",
+            "attention",
+            &[
+                "attention.down_channels=8,16",
+                "attention.mid_channels=16,8",
+                "attention.down_sample=true",
+                "diffusion.learned_variance=true",
+            ],
+        ),
+        ("simple-variance", "simple", &["simple.widths=4,8", "diffusion.learned_variance=true"]),
+        (
+            "double-conv-variance",
+            "double-conv",
+            &[
+                "double_conv.base_channels=8",
+                "double_conv.time_emb_dim=16",
+                "double_conv.num_heads=2",
+                "diffusion.learned_variance=true",
+            ],
+        ),
+        (
+            "unet2d-variance",
+            "unet2d",
+            &["unet2d.block_out_channels=32,32,32,32", "diffusion.learned_variance=true"],
+        ),
     ] {
+        let learned = case.ends_with("variance");
         let mut pairs = vec![("network.name".to_owned(), name.to_owned())];
         pairs.extend(
             settings.iter().map(|s| s.split_once('=').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())),
@@ -301,7 +328,12 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
                 notes.iter().filter(|n| n.contains("class_embedding.weight")).count(),
                 usize::from(classes)
             );
+            assert_eq!(
+                notes.iter().filter(|n| n.contains("learns the variance")).count(),
+                usize::from(learned)
+            );
             let back = read(&out, &options(&[])).unwrap();
+            assert_eq!(back.config.diffusion.learned_variance, learned, "{case}");
             assert_eq!(back.config.network.name, config.network.name);
             assert_eq!(back.config.attention.num_class_embeds, config.attention.num_class_embeds, "{case}");
             assert_eq!(back.config.simple.num_class_embeds, config.simple.num_class_embeds, "{case}");
@@ -311,6 +343,16 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
                 assert!(same == tensor, "{case}: {}", tensor.name);
             }
             assert_eq!(back.weights.len(), weights.len());
+        }
+        if learned && name == "unet2d" {
+            let out = folder.path().join("learned-pipe");
+            assert_eq!(export(&path, Which::Raw, Format::Diffusers, &out).unwrap(), Vec::<String>::new());
+            let back = read(&out, &Options::default()).unwrap();
+            assert_eq!(back.config.sampling.variance, Some(Variance::Learned));
+            assert_eq!(
+                (back.config.unet2d, back.config.diffusion),
+                (config.unet2d.clone(), config.diffusion.clone())
+            );
         }
         if name != "unet2d" {
             let error = export(&path, Which::Raw, Format::Diffusers, &folder.path().join("no"))

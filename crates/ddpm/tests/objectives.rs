@@ -15,8 +15,10 @@ const TOLERANCE: f64 = 1e-5;
 const SHAPE: [usize; 4] = [3, 4, 2, 2];
 const SEED: u64 = 5;
 
-/// Predicts the noisy picture.
-struct Same;
+/// Predicts the noisy picture, and of its variance the picture's half with the sign changed.
+struct Same {
+    learned_variance: bool,
+}
 
 impl Network for Same {
     fn name(&self) -> &'static str {
@@ -27,17 +29,41 @@ impl Network for Same {
         SHAPE[3]
     }
 
+    fn learned_variance(&self) -> bool {
+        self.learned_variance
+    }
+
     fn size_factor(&self) -> usize {
         1
     }
 
     fn build(&self, b: &mut Builder, Inputs { x, .. }: Inputs) -> Result<Tensor> {
-        b.conv("same", x, ConvLayer::new(SHAPE[3], 1))
+        b.conv("same", x, ConvLayer::new(self.out_channels(), 1))
     }
 }
 
+const TIMESTEPS: usize = 10;
+
 fn schedule() -> Schedule {
-    Schedule::linear(10, 1e-2, 0.4).expect("a schedule")
+    Schedule::linear(TIMESTEPS, 1e-2, 0.4).expect("a schedule")
+}
+
+/// A number's term of the variational bound in bits (Ho et al. 2020, eq. 5 and 13; Nichol, Dhariwal 2021, eq. 15).
+fn bound(t: usize, x_0: f64, mean: f64, v: f64) -> f64 {
+    let s = schedule();
+    let tilde = |t: usize| (1.0 - s.alpha_bar_before(t)) / (1.0 - s.alpha_bar(t)) * s.beta(t);
+    let low = tilde(t.max(1));
+    let variance = (low.ln() * (1.0 - v) / 2.0 + s.beta(t).ln() * (1.0 + v) / 2.0).exp();
+    let nats = if t == 0 {
+        let below = |x: f64| 0.5 * libm::erfc((mean - x) / (2.0 * variance).sqrt());
+        let from = if x_0 < -0.999 { 0.0 } else { below(x_0 - 1.0 / 255.0) };
+        let to = if x_0 > 0.999 { 1.0 } else { below(x_0 + 1.0 / 255.0) };
+        -(to - from).max(1e-12).ln()
+    } else {
+        let difference = s.alpha_bar_before(t).sqrt() * s.beta(t) / (1.0 - s.alpha_bar(t)) * (x_0 - mean);
+        0.5 * ((variance / low).ln() + (low + difference * difference) / variance - 1.0)
+    };
+    nats / std::f64::consts::LN_2
 }
 
 fn normal(purpose: Purpose, step: u32, picture: usize, len: usize) -> Vec<f64> {
@@ -47,14 +73,19 @@ fn normal(purpose: Purpose, step: u32, picture: usize, len: usize) -> Vec<f64> {
 }
 
 /// The loss that the graph computes in step 4 of seed 5, and its closed form.
-fn losses(objective: Objective) -> (f64, f64) {
-    let graph = TrainingGraph::with_objective(&Same, &schedule(), SHAPE, StepDraws::Drawn, objective);
+fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
+    let net = Same { learned_variance };
+    let graph = TrainingGraph::with_objective(&net, &schedule(), SHAPE, StepDraws::Drawn, objective);
     let graph = graph.expect("a graph");
     let mut options = graph.options(false);
     options.keep.push(graph.t);
     let mut exec = CpuDevice { threads: 1 }.executor(graph.graph.clone(), &options).expect("an executor");
-    exec.write_parameter(Region::Weights, 0, &[1.0, 0.0, 0.0, 1.0]).expect("weights");
-    exec.write_parameter(Region::Weights, 1, &[0.0, 0.0]).expect("a bias");
+    let weights: &[f32] = match learned_variance {
+        true => &[1.0, 0.0, -0.5, 0.0, 0.0, 1.0, 0.0, -0.5],
+        false => &[1.0, 0.0, 0.0, 1.0],
+    };
+    exec.write_parameter(Region::Weights, 0, weights).expect("weights");
+    exec.write_parameter(Region::Weights, 1, &vec![0.0; net.out_channels()]).expect("a bias");
     let (pictures, channels) = (SHAPE[0], SHAPE[3]);
     let len = SHAPE.iter().product::<usize>() / pictures;
     let x_0: Vec<f32> = (0..pictures * len).map(|i| ((i * 7 % 13) as f32 - 6.0) / 6.0).collect();
@@ -77,6 +108,11 @@ fn losses(objective: Objective) -> (f64, f64) {
             let d = x_t - objective.prediction.target(level, x_0, noise);
             let loss = if objective.loss == Loss::L1 { d.abs() } else { d * d };
             want += objective.weight(level) * loss / (pictures * len) as f64;
+            if learned_variance {
+                let mean = objective.prediction.x_0(level, x_t, x_t);
+                let term = bound(t[i] as usize, x_0, mean, -0.5 * x_t);
+                want += objective.vlb_weight * TIMESTEPS as f64 * term / (pictures * len) as f64;
+            }
         }
     }
     (f64::from(loss[0]), want)
@@ -98,7 +134,7 @@ fn every_objective_has_its_closed_form() {
                         input_perturbation,
                         ..Objective::default()
                     };
-                    let (got, want) = losses(objective);
+                    let (got, want) = losses(objective, false);
                     assert!((got / want - 1.0).abs() < TOLERANCE, "{objective:?}: {got}, not {want}");
                     seen.push(got);
                 }
@@ -107,4 +143,19 @@ fn every_objective_has_its_closed_form() {
     }
     seen.sort_unstable_by(f64::total_cmp);
     assert!(seen.windows(2).all(|w| w[0] != w[1]), "every setting does something");
+}
+
+#[test]
+fn the_hybrid_loss_adds_the_bound() {
+    for prediction in Prediction::ALL {
+        for (weighting, vlb_weight) in
+            [(Weighting::Plain, 0.001), (Weighting::MinSnr, 0.5), (Weighting::Plain, 0.0)]
+        {
+            let objective = Objective { prediction, weighting, vlb_weight, ..Objective::default() };
+            let (got, want) = losses(objective, true);
+            assert!((got / want - 1.0).abs() < TOLERANCE, "{objective:?}: {got}, not {want}");
+            let (simple, _) = losses(objective, false);
+            assert_eq!(got == simple, vlb_weight == 0.0, "{objective:?}: {got}, {simple}");
+        }
+    }
 }

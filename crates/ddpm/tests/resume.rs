@@ -25,11 +25,13 @@ const EVERYTHING: &[(&str, &str)] = &[
     ("train.plateau_factor", "0.5"),
     ("train.plateau_threshold", "0.5"),
     ("diffusion.prediction", "v"),
+    ("diffusion.learned_variance", "true"),
     ("train.loss_weight", "snr-truncated"),
     ("train.offset_noise", "0.1"),
     ("train.input_perturbation", "0.1"),
     ("train.ema", "half-life"),
     ("train.ema_half_life", "100"),
+    ("train.power_ema", "0.05, 0.1"),
     ("attention.num_class_embeds", "10"),
     ("train.label_dropout", "0.3"),
 ];
@@ -82,6 +84,7 @@ fn assert_same(a: &Checkpoint, b: &Checkpoint) {
         assert!(!a.is_empty(), "{name}");
         assert!(a == b, "the {name} differ");
     }
+    assert!(a.averages == b.averages, "the other averages differ");
 }
 
 #[test]

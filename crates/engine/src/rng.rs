@@ -35,6 +35,10 @@ pub enum Purpose {
     OffsetNoise = 11,
     /// Noise of a training step that the network is not told of; `index` is the picture's place in the batch.
     InputPerturbation = 12,
+    /// Noise of the pictures whose variational bound is measured; `index` is the picture's number, `step` the timestep.
+    Bound = 13,
+    /// Which timesteps' terms of the variational bound are measured; `index` is the group of pictures' number.
+    BoundTimestep = 14,
     /// Noise that is added again to fill a part of a picture; `index` is the picture's number, `step` how many moves follow.
     Resample = 20,
     /// Numbers made up in tests and benchmarks.

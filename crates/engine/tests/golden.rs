@@ -244,6 +244,26 @@ fn run_case(golden: &Golden, name: &str, op: &str, spec: &Value, isa: Isa) -> f3
             };
             c.graph.add(name, loss, &operands)
         }
+        "variational_bound" => {
+            result = ("loss", "", &[]);
+            let operands = ["output", "v", "x_0", "x_t"].map(|name| c.input(name, PICTURE));
+            let number = |key: &str| spec[key].as_f64().expect(key);
+            let t: Vec<f32> =
+                spec["t"].as_array().expect("t").iter().map(|v| v.as_f64().expect("t") as f32).collect();
+            let t = constant(&mut c, "t", t);
+            let (steps, first, last) = (number("steps") as usize, number("first"), number("last"));
+            let beta = |i: usize| first + (last - first) * i as f64 / (steps - 1) as f64;
+            let bar = |n: usize| (0..n).map(|i| 1.0 - beta(i)).product::<f64>();
+            let tilde = |i: usize| beta(i) * (1.0 - bar(i)) / (1.0 - bar(i + 1));
+            let step = |i: usize| BoundStep {
+                to_x_0: (1.0 / bar(i + 1).sqrt(), -((1.0 - bar(i + 1)) / bar(i + 1)).sqrt()),
+                posterior_x_0: bar(i).sqrt() * beta(i) / (1.0 - bar(i + 1)),
+                log_variance: (tilde(i.max(1)).ln(), beta(i).ln()),
+                decoder: i == 0,
+            };
+            let op = VariationalBound { steps: (0..steps).map(step).collect(), scale: number("scale") };
+            c.graph.add(name, op, &[operands[0], operands[1], operands[2], operands[3], t])
+        }
         "q_sample" => {
             result = ("x_t", "", PICTURE);
             let operands = [c.input("x0", PICTURE), c.input("eps", PICTURE)];

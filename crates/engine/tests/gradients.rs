@@ -70,6 +70,17 @@ fn weights() -> Arc<[f32]> {
     (0..20).map(|t| 0.3 + 0.5 * t as f32).collect()
 }
 
+/// The terms of as many timesteps, every second a decoder's.
+fn bound() -> VariationalBound {
+    let step = |t: usize| BoundStep {
+        to_x_0: (1.0 + 0.1 * t as f64, -0.2 * t as f64),
+        posterior_x_0: 0.3,
+        log_variance: (-1.5 - 0.1 * t as f64, 0.5),
+        decoder: t % 2 == 0,
+    };
+    VariationalBound { steps: (0..20).map(step).collect(), scale: 0.7 }
+}
+
 type Case = (&'static str, fn(&mut Build) -> Tensor);
 
 /// Checks all gradients of `mse(y, target)`.
@@ -150,7 +161,7 @@ fn check((name, case): (&str, impl Fn(&mut Build) -> Tensor)) {
 
 #[test]
 fn pointwise_operations() {
-    let cases: [Case; 15] = [
+    let cases: [Case; 17] = [
         ("silu", |b| {
             let x = b.p([2, 3, 5, 7]);
             b.add(Activate(Activation::Silu), &[x])
@@ -201,6 +212,18 @@ fn pointwise_operations() {
             let (x, y, t) = (b.p([5, 1]), b.input([5, 1]), b.input([5]));
             b.add(WeightedLoss { loss: Loss::Huber { delta: 0.8 }, weight: weights() }, &[x, y, t])
         }),
+        ("variational bound of five pictures", |b| {
+            let (output, v) = (b.input([5, 2, 3, 2]), b.p([5, 2, 3, 2]));
+            let (x_0, x_t, t) = (b.input([5, 2, 3, 2]), b.input([5, 2, 3, 2]), b.input([5]));
+            b.add(bound(), &[output, v, x_0, x_t, t])
+        }),
+        ("variational bound of half of the channels", |b| {
+            let x = b.p([4, 2, 2, 6]);
+            let v = b.add(Slice { from: 3, len: 3 }, &[x]);
+            let (output, x_0, x_t) = (b.input([4, 2, 2, 3]), b.input([4, 2, 2, 3]), b.input([4, 2, 2, 3]));
+            let t = b.input([4]);
+            b.add(bound(), &[output, v, x_0, x_t, t])
+        }),
         ("mse of a tensor with itself", |b| {
             let (x, y) = (b.p([5, 3]), b.p([1]));
             let zero = b.add(Loss::Mse, &[x, x]);
@@ -215,6 +238,29 @@ fn pointwise_operations() {
     for case in cases {
         check(case);
     }
+}
+
+#[test]
+fn only_the_variance_learns_from_the_bound() {
+    let mut b = Build { graph: Graph::new(), inputs: Vec::new() };
+    let (output, v) = (b.p([5, 2]), b.p([5, 2]));
+    let (x_0, x_t, t) = (b.input([5, 2]), b.input([5, 2]), b.input([5]));
+    let loss = b.add(bound(), &[output, v, x_0, x_t, t]);
+    let mut graph = b.graph;
+    let options =
+        PlanOptions { gradients: Some(backward(&mut graph, loss).unwrap()), ..PlanOptions::default() };
+    let mut executor = CpuExecutor::with_isa(graph, &options, 1, Isa::best()).unwrap();
+    for (i, x) in [output, v, x_0, x_t].into_iter().enumerate() {
+        executor.write(x, &normal(i, 10)).unwrap();
+    }
+    executor.write(t, &[1.0; 5]).unwrap();
+    executor.run(Draws::default()).unwrap();
+    let [of_output, of_v] = [0, 1].map(|i| {
+        let mut gradient = vec![f32::NAN; 10];
+        executor.read_parameter(Region::Gradients, i, &mut gradient).unwrap();
+        gradient
+    });
+    assert!(of_output.iter().all(|g| *g == 0.0) && of_v.iter().all(|g| *g != 0.0), "{of_output:?}, {of_v:?}");
 }
 
 #[test]

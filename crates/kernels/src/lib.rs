@@ -13,6 +13,7 @@ pub mod activation;
 pub mod attention;
 pub mod batch_norm;
 pub mod bf16;
+pub mod bound;
 pub mod conv;
 pub mod elementwise;
 pub mod isa;

@@ -11,6 +11,7 @@
 //! | `kh, kw` | kernel height and width |
 
 use crate::activation::Activation;
+use crate::bound::BoundStep;
 use crate::conv::ConvShape;
 use crate::elementwise::AdamStep;
 use crate::loss::Loss;
@@ -459,6 +460,30 @@ pub fn max_pool(h: usize, w: usize, channels: usize, x: &[f64]) -> (Vec<f64>, Ve
         }
     }
     (places.iter().map(|&at| x[at]).collect(), places)
+}
+
+// --------------------------------------------------------------------------------------------- variational bound
+
+/// The sum of a picture's terms of the variational bound, in nats (Ho et al. 2020, eq. 5 and 13), from variances and not
+/// from their logarithms.
+pub fn bound_sum(step: &BoundStep, output: &[f64], v: &[f64], x_0: &[f64], x_t: &[f64]) -> f64 {
+    let (low, high) = (step.log_variance.0.exp(), step.log_variance.1.exp());
+    let below = |z: f64| 0.5 * libm::erfc(-z / 2f64.sqrt());
+    let term = |i: usize| {
+        let mean = step.to_x_0.0 * x_t[i] + step.to_x_0.1 * output[i];
+        let variance = low.powf(0.5 - 0.5 * v[i]) * high.powf(0.5 + 0.5 * v[i]);
+        if !step.decoder {
+            let difference = step.posterior_x_0 * (x_0[i] - mean);
+            return 0.5 * ((variance / low).ln() + (low + difference * difference) / variance - 1.0);
+        }
+        // Mirrored where it lies above the mean: a share near 1 has no digits for the rest.
+        let (x, mean) = if x_0[i] > mean { (-x_0[i], -mean) } else { (x_0[i], mean) };
+        let edge = |side: f64| below((x + side / 255.0 - mean) / variance.sqrt());
+        let from = if x < -0.999 { 0.0 } else { edge(-1.0) };
+        let to = if x > 0.999 { 1.0 } else { edge(1.0) };
+        -(to - from).max(1e-12).ln()
+    };
+    (0..x_0.len()).map(term).sum()
 }
 
 // ------------------------------------------------------------------------------------------------------ optimizer

@@ -23,9 +23,9 @@ pub struct Args {
     /// The new file or folder; in RUN/export if not given
     #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// The weights: averaged, as trained, or averaged if there are any
+    /// The weights: auto, ema, raw, another average by its name, or a .safetensors file (as `ddpm sample --weights`)
     #[arg(long, value_name = "WHICH", default_value = "auto")]
-    weights: super::flags::Weights,
+    weights: Which,
     /// From this checkpoint (a step) instead of the newest
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<String>,
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         To::Pytorch => Format::Pytorch,
         To::Safetensors => Format::Safetensors,
     };
-    let which = Which::from(args.weights);
+    let which = args.weights;
     let out = args.out.unwrap_or_else(|| run.path().join("export").join(format.file_name()));
     for note in interop::export(&checkpoint, which, format, &out)? {
         tell!("note: {note}");

@@ -30,9 +30,10 @@ pub(super) struct RunFlags {
     /// Threads; 0 takes all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// The weights: averaged, as trained, or averaged if there are any
+    /// The weights: ema (averaged), raw (as trained), auto (averaged if there are any), another average of the run's by its name,
+    /// as ema-0.999 or power-0.05, or a .safetensors file, as `ddpm average` makes
     #[arg(long, value_name = "WHICH", default_value = "auto")]
-    weights: Weights,
+    weights: Which,
     /// From this checkpoint (a step) instead of the newest
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<String>,
@@ -44,13 +45,18 @@ pub(super) struct RunFlags {
 impl RunFlags {
     /// The run and its network.
     pub fn open(&self) -> anyhow::Result<(RunFolder, Generator)> {
+        self.open_checkpoint().map(|(run, _, generator)| (run, generator))
+    }
+
+    /// The run, the checkpoint that is meant, and its network.
+    pub fn open_checkpoint(&self) -> anyhow::Result<(RunFolder, PathBuf, Generator)> {
         let run = RunFolder::open(&self.runs, &self.run)?;
         let path = match &self.checkpoint {
             Some(name) => run.find_checkpoint(name)?,
             None => newest(&run)?,
         };
-        let generator = Generator::open(&path, self.weights.into(), self.threads)?;
-        Ok((run, generator))
+        let generator = Generator::open(&path, self.weights.clone(), self.threads)?;
+        Ok((run, path, generator))
     }
 }
 
@@ -69,24 +75,6 @@ pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
     Ok(newest.path)
 }
 
-/// Which of a checkpoint's weights, on the command line.
-#[derive(Clone, Copy, ValueEnum)]
-pub(super) enum Weights {
-    Auto,
-    Ema,
-    Raw,
-}
-
-impl From<Weights> for Which {
-    fn from(weights: Weights) -> Self {
-        match weights {
-            Weights::Auto => Self::Auto,
-            Weights::Ema => Self::Ema,
-            Weights::Raw => Self::Raw,
-        }
-    }
-}
-
 /// The sampler and what it can be told.
 #[derive(clap::Args)]
 pub(super) struct SamplerFlags {
@@ -99,7 +87,7 @@ pub(super) struct SamplerFlags {
     /// Share of noise that is drawn anew, 0 to 1, of samplers that have a choice
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     eta: Option<f64>,
-    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given
+    /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given, learned where it is
     #[arg(long, value_name = "WHICH")]
     variance: Option<NoiseVariance>,
     #[command(flatten)]
@@ -118,16 +106,37 @@ pub(super) struct LevelFlags {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum NoiseVariance {
+pub(super) enum NoiseVariance {
     Small,
     Large,
+    Learned,
+}
+
+impl From<NoiseVariance> for Variance {
+    fn from(variance: NoiseVariance) -> Self {
+        match variance {
+            NoiseVariance::Small => Self::Small,
+            NoiseVariance::Large => Self::Large,
+            NoiseVariance::Learned => Self::Learned,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Bounds {
+pub(super) enum Bounds {
     None,
     Clip,
     Dynamic,
+}
+
+impl From<Bounds> for Threshold {
+    fn from(bounds: Bounds) -> Self {
+        match bounds {
+            Bounds::None => Self::None,
+            Bounds::Clip => Self::Clip,
+            Bounds::Dynamic => Self::Dynamic,
+        }
+    }
 }
 
 /// Every sampler with what it is for.
@@ -145,10 +154,7 @@ impl SamplerFlags {
     }
 
     pub fn options(&self) -> ddpm::Result<Options> {
-        let variance = self.variance.map(|v| match v {
-            NoiseVariance::Small => Variance::Small,
-            NoiseVariance::Large => Variance::Large,
-        });
+        let variance = self.variance.map(Variance::from);
         let sampler = self.sampler.as_deref().map_or(Ok(&SAMPLERS[0]), sampler::find)?;
         let threshold = self.levels.threshold();
         let Self { steps, eta, .. } = *self;
@@ -158,11 +164,7 @@ impl SamplerFlags {
 
 impl LevelFlags {
     pub fn threshold(&self) -> Option<Threshold> {
-        self.threshold.map(|t| match t {
-            Bounds::None => Threshold::None,
-            Bounds::Clip => Threshold::Clip,
-            Bounds::Dynamic => Threshold::Dynamic,
-        })
+        self.threshold.map(Threshold::from)
     }
 }
 

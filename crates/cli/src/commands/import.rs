@@ -138,10 +138,10 @@ fn tell(imported: &Imported) {
         d.prediction
     );
     let variance = match config.sampling.variance {
-        Variance::Small => "small",
-        Variance::Large => "large",
+        None if config.diffusion.learned_variance => Variance::Learned,
+        given => given.unwrap_or(Variance::Small),
     };
-    tell!("sampling  variance {variance}, threshold {}", config.sampling.threshold.name());
+    tell!("sampling  variance {}, threshold {}", variance.name(), config.sampling.threshold.name());
     for assumed in &imported.assumed {
         let flag = match assumed.key {
             "network.im_size" => "--size SIZE".to_owned(),

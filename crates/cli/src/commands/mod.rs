@@ -2,11 +2,13 @@
 
 use anyhow::Context;
 
+pub mod average;
 pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
 pub mod denoise;
+pub mod eval;
 pub mod export;
 mod flags;
 pub mod import;

@@ -5,6 +5,7 @@ mod commands;
 mod data;
 mod editing;
 mod errors;
+mod eval;
 mod interop;
 #[cfg(unix)]
 mod interruption;

@@ -188,6 +188,8 @@ fn block(value: &Value) -> Option<BlockType> {
 pub(super) struct Unet {
     pub config: Unet2dConfig,
     pub channels: usize,
+    /// Whether it has as many channels more, for the variance.
+    pub learned_variance: bool,
     pub size: Option<Size>,
 }
 
@@ -214,11 +216,12 @@ pub(super) fn unet(path: &Path, json: &Value) -> Result<Unet> {
     };
     let size = r.or("sample_size", None, "give a side or [height, width]", size)?;
     let channels = r.whole("in_channels", 3)?;
-    if r.whole("out_channels", 3)? != channels {
-        let out = r.get("out_channels").unwrap_or(&Value::Null);
+    let out = r.whole("out_channels", 3)?;
+    let twice = channels.saturating_mul(2);
+    if out != channels && out != twice {
         let choices =
-            format!("give {channels}, as many as in_channels: learned variances and the like are not read");
-        return r.refuse("out_channels", out, &choices);
+            format!("give {channels}, as many as in_channels, or {twice}, where it learns the variance too");
+        return r.refuse("out_channels", &json!(out), &choices);
     }
     let downs = "its blocks may be DownBlock2D, AttnDownBlock2D";
     let ups = "its blocks may be UpBlock2D, AttnUpBlock2D";
@@ -295,11 +298,11 @@ pub(super) fn unet(path: &Path, json: &Value) -> Result<Unet> {
         );
     }
     r.finish()?;
-    Ok(Unet { config, channels, size })
+    Ok(Unet { config, channels, learned_variance: out != channels, size })
 }
 
 /// `unet/config.json` of a network.
-pub(super) fn unet_json(config: &Unet2dConfig, channels: usize, size: Size) -> Value {
+pub(super) fn unet_json(config: &Unet2dConfig, channels: usize, learned_variance: bool, size: Size) -> Value {
     let side = if size.height == size.width { json!(size.height) } else { json!([size.height, size.width]) };
     // Whole, as the class has it.
     let shift = if config.freq_shift.fract() == 0.0 {
@@ -331,7 +334,7 @@ pub(super) fn unet_json(config: &Unet2dConfig, channels: usize, size: Size) -> V
         "norm_num_groups": config.norm_num_groups,
         "num_class_embeds": config.num_class_embeds,
         "num_train_timesteps": null,
-        "out_channels": channels,
+        "out_channels": if learned_variance { 2 * channels } else { channels },
         "resnet_time_scale_shift": value(&config.resnet_time_scale_shift),
         "sample_size": side,
         "time_embedding_dim": null,
@@ -401,8 +404,12 @@ pub(super) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     for unused in ["tensor_format", "timestep_values"] {
         r.get(unused);
     }
-    let variances = [("fixed_small", Variance::Small), ("fixed_large", Variance::Large)];
-    config.sampling.variance = r.choice("variance_type", Variance::Small, &variances)?;
+    let variances = [
+        ("fixed_small", Variance::Small),
+        ("fixed_large", Variance::Large),
+        ("learned_range", Variance::Learned),
+    ];
+    config.sampling.variance = Some(r.choice("variance_type", Variance::Small, &variances)?);
     let clip = r.flag("clip_sample", true)?;
     if clip && !dynamic && r.number("clip_sample_range", 1.0)? != 1.0 {
         let range = r.get("clip_sample_range").unwrap_or(&Value::Null);
@@ -494,8 +501,11 @@ pub(super) fn scheduler_json(config: &Config) -> Result<Value> {
         "timestep_spacing": "leading",
         "trained_betas": betas,
         "variance_type": match s.variance {
-            Variance::Small => "fixed_small",
-            Variance::Large => "fixed_large",
+            // Any other cannot take that network's output there.
+            _ if d.learned_variance => "learned_range",
+            Some(Variance::Learned) => "learned_range",
+            Some(Variance::Small) | None => "fixed_small",
+            Some(Variance::Large) => "fixed_large",
         },
     }))
 }
@@ -538,7 +548,7 @@ mod tests {
             (json!({"class_embed_type": "timestep"}), ["class_embed_type: \"timestep\"", "num_class_embeds"]),
             (json!({"class_embed_type": "identity"}), ["class_embed_type: \"identity\"", "null"]),
             (json!({"time_embedding_type": "fourier"}), ["time_embedding_type: \"fourier\"", "positional"]),
-            (json!({"out_channels": 6}), ["out_channels: 6", "learned variances"]),
+            (json!({"out_channels": 5}), ["out_channels: 5", "give 3, as many as in_channels, or 6"]),
             (json!({"down_block_types": ["SkipDownBlock2D"]}), ["SkipDownBlock2D", "AttnDownBlock2D"]),
             (json!({"mid_block_type": null}), ["mid_block_type: null", "UNetMidBlock2D"]),
             (json!({"act_fn": "elu"}), ["act_fn: \"elu\"", "silu, swish, relu, gelu, mish"]),
@@ -577,8 +587,12 @@ mod tests {
                 Size { height: 8, width: 8 },
             ),
         ] {
-            let back = unet(Path::new("config.json"), &unet_json(&config, channels, size)).unwrap();
-            assert_eq!((back.config, back.channels, back.size), (config, channels, Some(size)));
+            for learned in [false, true] {
+                let json = unet_json(&config, channels, learned, size);
+                let back = unet(Path::new("config.json"), &json).unwrap();
+                assert_eq!((back.channels, back.learned_variance), (channels, learned));
+                assert_eq!((back.config, back.size), (config.clone(), Some(size)));
+            }
         }
         // The first versions of diffusers named blocks otherwise.
         let old = json!({"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]});
@@ -593,6 +607,7 @@ mod tests {
                 (false, 0.9999, Threshold::Clip, Variance::Small, Prediction::V),
                 (true, 0.999, Threshold::None, Variance::Large, Prediction::X0),
                 (false, 0.999, Threshold::Dynamic, Variance::Large, Prediction::Eps),
+                (false, 0.999, Threshold::Clip, Variance::Learned, Prediction::Eps),
             ] {
                 let mut config = Config::default();
                 config.diffusion = DiffusionConfig {
@@ -603,7 +618,7 @@ mod tests {
                     prediction,
                     ..config.diffusion
                 };
-                (config.sampling.threshold, config.sampling.variance) = (threshold, variance);
+                (config.sampling.threshold, config.sampling.variance) = (threshold, Some(variance));
                 let json = scheduler_json(&config).unwrap();
                 let mut back = Config::default();
                 assert_eq!(scheduler(Path::new("s.json"), &json, &mut back).unwrap(), Vec::<String>::new());
@@ -626,7 +641,7 @@ mod tests {
                 json!({"prediction_type": "flow_prediction"}),
                 ["flow_prediction", "epsilon, sample, v_prediction"],
             ),
-            (json!({"variance_type": "learned_range"}), ["learned_range", "fixed_small, fixed_large"]),
+            (json!({"variance_type": "learned"}), ["\"learned\"", "fixed_small, fixed_large, learned_range"]),
             (json!({"thresholding": true, "sample_max_value": 1.5}), ["sample_max_value: 1.5", "1e30"]),
             (
                 json!({"thresholding": true, "dynamic_thresholding_ratio": 0.9}),

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::{diffusers, torch};
 use crate::nets;
 use crate::process::Prediction;
-use crate::sampler::Threshold;
+use crate::sampler::{Threshold, Variance};
 use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes};
 use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::disk::{self, Disk, RealDisk};
@@ -130,6 +130,21 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
              torch.nn.Embedding({classes}, ...) of that name, whose row is added to the timestep's embedding"
         ));
     }
+    if config.diffusion.learned_variance {
+        let own = config.sampling.variance.filter(|v| *v != Variance::Learned);
+        notes.extend(match (format, own) {
+            (Format::Diffusers, Some(own)) => Some(format!(
+                "the network learns the variance, which diffusers takes whatever sampling.variance says ({})",
+                own.name()
+            )),
+            (Format::Diffusers, None) => None,
+            _ => Some(
+                "the network learns the variance: its last convolution has twice the pictures' channels, the second half \
+                 for the variance"
+                    .to_owned(),
+            ),
+        });
+    }
     if format == Format::Diffusers && divides_by_zero(config) {
         notes.push(
             "the network predicts noise and the schedule leaves nothing of the picture in the end \
@@ -169,9 +184,10 @@ fn write_pipeline(
     for path in [folder, &unet, &scheduler] {
         fs::create_dir(path).map_err(Error::io(path, DOING))?;
     }
+    let learned = config.diffusion.learned_variance;
     write_safetensors(&unet.join("diffusion_pytorch_model.safetensors"), weights)?;
     for (path, json) in [
-        (unet.join("config.json"), diffusers::unet_json(&config.unet2d, channels, size)),
+        (unet.join("config.json"), diffusers::unet_json(&config.unet2d, channels, learned, size)),
         (scheduler.join("scheduler_config.json"), diffusers::scheduler_json(config)?),
         (folder.join("model_index.json"), diffusers::index_json()),
     ] {

@@ -197,6 +197,7 @@ pub fn read_settings(unet: (&Path, &[u8]), scheduler: (&Path, &[u8])) -> Result<
     let read = diffusers::unet(unet.0, &diffusers::parse_json(unet.0, unet.1)?)?;
     config.network.name = NetworkKind::Unet2d;
     (config.unet2d, config.network.im_size) = (read.config, read.size);
+    config.diffusion.learned_variance = read.learned_variance;
     config.network.im_channels = Some(read.channels);
     config.validate()?;
     let (parameters, _) = nets::tensors_of(&*nets::from_config(&config, read.channels))?;
@@ -241,6 +242,7 @@ fn from_bytes(
         Some(unet) => {
             config.network.name = kind;
             config.unet2d = unet.config;
+            config.diffusion.learned_variance = unet.learned_variance;
             let mut assumed = Vec::new();
             if !beside.has_scheduler {
                 assumed.extend(recognise::diffusion(&config));
@@ -401,6 +403,7 @@ impl Imported {
             manifest,
             weights: self.weights,
             ema: no_state(),
+            averages: Vec::new(),
             exp_avg: no_state(),
             exp_avg_sq: no_state(),
         };

@@ -139,6 +139,12 @@ pub(super) fn settings(found: &Candidate, config: &mut Config) -> Result<(usize,
         NetworkKind::Unet2d => unet2d(&shapes, config)?,
     };
     assumed.extend(diffusion(config));
+    let last = match found.kind {
+        NetworkKind::Attention | NetworkKind::Unet2d => "conv_out.weight",
+        NetworkKind::Simple => "output.weight",
+        NetworkKind::DoubleConv => "convOut.weight",
+    };
+    config.diffusion.learned_variance = shapes.extent(last, 0) == Ok(channels.saturating_mul(2));
     Ok((channels, assumed))
 }
 

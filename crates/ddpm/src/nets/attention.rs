@@ -18,6 +18,8 @@ pub(crate) const LAST_CHANNELS: usize = 16;
 pub struct AttentionUnet {
     /// Channels of the pictures.
     pub channels: usize,
+    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    pub learned_variance: bool,
     /// Its settings, with the tutorial's names.
     pub config: AttentionConfig,
 }
@@ -85,6 +87,10 @@ impl Network for AttentionUnet {
         self.channels
     }
 
+    fn learned_variance(&self) -> bool {
+        self.learned_variance
+    }
+
     fn size_factor(&self) -> usize {
         1 << self.config.down_sample.iter().filter(|&&d| d).count()
     }
@@ -136,6 +142,6 @@ impl Network for AttentionUnet {
         assert!(skips.is_empty(), "every skip is used");
         let x = b.group_norm("norm_out", x, GROUPS, blocks::EPS)?;
         let x = b.silu("act_out", x)?;
-        b.conv("conv_out", x, ConvLayer::new(self.channels, 3))
+        b.conv("conv_out", x, ConvLayer::new(self.out_channels(), 3))
     }
 }

@@ -13,6 +13,8 @@ use ddpm_engine::ops::{Activation, SinusoidalEmbedding, Taps};
 pub struct DoubleConvUnet {
     /// Channels of the pictures.
     pub channels: usize,
+    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    pub learned_variance: bool,
     /// Its settings.
     pub config: DoubleConvConfig,
 }
@@ -98,6 +100,10 @@ impl Network for DoubleConvUnet {
         self.channels
     }
 
+    fn learned_variance(&self) -> bool {
+        self.learned_variance
+    }
+
     fn size_factor(&self) -> usize {
         8
     }
@@ -122,6 +128,6 @@ impl Network for DoubleConvUnet {
             x = self.up(b, &format!("up{}", i + 1), x, skip, t, out)?;
             x = self.attend(b, &format!("att{}", i + 4), x)?;
         }
-        b.conv("convOut", x, ConvLayer::new(self.channels, 1))
+        b.conv("convOut", x, ConvLayer::new(self.out_channels(), 1))
     }
 }

@@ -31,7 +31,7 @@ pub struct Built {
     pub parameters: Vec<ParameterSpec>,
     /// All states (PyTorch's buffers), in the order in which the graph has them.
     pub states: Vec<StateSpec>,
-    /// The predicted noise, of the input's shape.
+    /// The predicted noise, of the input's shape, with as many channels more where the variance is learnt.
     pub prediction: Tensor,
 }
 
@@ -54,6 +54,17 @@ pub trait Network: Send + Sync {
     /// Channels of its pictures.
     fn channels(&self) -> usize;
 
+    /// Whether it tells the variance of a step back too, in as many channels more, behind the others
+    /// ([`Denoiser::variance`](crate::denoiser::Denoiser::variance)).
+    fn learned_variance(&self) -> bool {
+        false
+    }
+
+    /// Channels of its output.
+    fn out_channels(&self) -> usize {
+        self.channels() * if self.learned_variance() { 2 } else { 1 }
+    }
+
     /// What heights and widths must be divisible by.
     fn size_factor(&self) -> usize;
 
@@ -62,7 +73,8 @@ pub trait Network: Send + Sync {
         None
     }
 
-    /// Adds the network to a graph: pictures, timesteps and classes to the predicted noise `[n, h, w, c]`.
+    /// Adds the network to a graph: pictures, timesteps and classes to the predicted noise `[n, h, w, c]`, c being
+    /// [`out_channels`](Self::out_channels).
     fn build(&self, b: &mut Builder, inputs: Inputs) -> Result<Tensor>;
 }
 
@@ -86,10 +98,17 @@ pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
 
 /// The network that the settings describe; a new network is one more line.
 pub fn from_config(config: &Config, channels: usize) -> Box<dyn Network> {
+    let learned_variance = config.diffusion.learned_variance;
     match config.network.name {
-        NetworkKind::Attention => Box::new(AttentionUnet { channels, config: config.attention.clone() }),
-        NetworkKind::Simple => Box::new(SimpleUnet { channels, config: config.simple.clone() }),
-        NetworkKind::DoubleConv => Box::new(DoubleConvUnet { channels, config: config.double_conv.clone() }),
-        NetworkKind::Unet2d => Box::new(Unet2d { channels, config: config.unet2d.clone() }),
+        NetworkKind::Attention => {
+            Box::new(AttentionUnet { channels, learned_variance, config: config.attention.clone() })
+        }
+        NetworkKind::Simple => {
+            Box::new(SimpleUnet { channels, learned_variance, config: config.simple.clone() })
+        }
+        NetworkKind::DoubleConv => {
+            Box::new(DoubleConvUnet { channels, learned_variance, config: config.double_conv.clone() })
+        }
+        NetworkKind::Unet2d => Box::new(Unet2d { channels, learned_variance, config: config.unet2d.clone() }),
     }
 }

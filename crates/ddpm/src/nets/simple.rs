@@ -13,6 +13,8 @@ use ddpm_engine::ops::{Activation, SinusoidalEmbedding};
 pub struct SimpleUnet {
     /// Channels of the pictures.
     pub channels: usize,
+    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    pub learned_variance: bool,
     /// Its settings.
     pub config: SimpleConfig,
 }
@@ -53,6 +55,10 @@ impl Network for SimpleUnet {
         self.channels
     }
 
+    fn learned_variance(&self) -> bool {
+        self.learned_variance
+    }
+
     fn size_factor(&self) -> usize {
         1 << (self.config.widths.len() - 1)
     }
@@ -80,6 +86,6 @@ impl Network for SimpleUnet {
             x = b.concat(&name, x, skip)?;
             x = self.block(b, &name, x, t, out, true)?;
         }
-        b.conv("output", x, ConvLayer::new(self.channels, 1))
+        b.conv("output", x, ConvLayer::new(self.out_channels(), 1))
     }
 }

@@ -13,6 +13,8 @@ use ddpm_engine::ops::{Activation, Padding, SinusoidalEmbedding, Taps};
 pub struct Unet2d {
     /// Channels of the pictures.
     pub channels: usize,
+    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    pub learned_variance: bool,
     /// Its settings.
     pub config: Unet2dConfig,
 }
@@ -164,6 +166,10 @@ impl Network for Unet2d {
         self.channels
     }
 
+    fn learned_variance(&self) -> bool {
+        self.learned_variance
+    }
+
     fn size_factor(&self) -> usize {
         1 << (self.config.block_out_channels.len() - 1)
     }
@@ -228,6 +234,6 @@ impl Network for Unet2d {
         assert!(skips.is_empty(), "every skip is used");
         let x = self.group_norm(b, "conv_norm_out", x, config.norm_num_groups)?;
         let x = b.silu("conv_act", x)?;
-        b.conv("conv_out", x, ConvLayer::new(self.channels, 3))
+        b.conv("conv_out", x, ConvLayer::new(self.out_channels(), 3))
     }
 }

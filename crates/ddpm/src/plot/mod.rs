@@ -5,6 +5,7 @@
 //! every machine.
 
 mod axis;
+mod bound;
 mod chart;
 mod distances;
 mod loss;
@@ -18,6 +19,7 @@ use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, W
 use plotters::style::{FontStyle, IntoFont, TextStyle, register_font};
 use std::sync::LazyLock;
 
+pub use bound::bound;
 pub use distances::distances;
 pub use loss::LossCurve;
 pub use schedules::schedules;

@@ -3,20 +3,38 @@
 use super::drawing::{Drawing, blend};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::schedule::Posterior;
 use serde::{Deserialize, Serialize};
 
 /// The variance of a step's noise, `sigma_t^2`: the two choices of section 3.2, the best ones for the two extremes of data,
-/// and the bounds of what is best for any.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// and the bounds of what is best for any; or what the network has learnt, between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variance {
     /// `beta_tilde_t`, the posterior's: right for a single picture.
-    #[default]
     Small,
     /// `beta_t`: right for pictures that are noise themselves.
     Large,
+    /// The network's own, for each number, in the logarithm between the two (Nichol, Dhariwal 2021, eq. 15).
+    Learned,
+}
+
+impl Variance {
+    /// Its name in the settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Large => "large",
+            Self::Learned => "learned",
+        }
+    }
+
+    /// The error of asking for what the network has not learnt.
+    pub(crate) fn not_learned() -> Error {
+        let reason = "the network has learnt no variance (diffusion.learned_variance); give small or large";
+        Error::Config { key: "variance".to_owned(), reason: reason.to_owned() }
+    }
 }
 
 /// Ancestral sampling, in all T steps or in fewer.
@@ -27,8 +45,8 @@ pub enum Variance {
 pub struct Ddpm {
     /// The levels that are visited.
     pub levels: Levels,
-    /// The variance of a step.
-    pub variance: Variance,
+    /// The variance of a step; `None`: the network's own, where it has learnt one, else the small one.
+    pub variance: Option<Variance>,
     /// What is done about expected pictures outside [-1, 1].
     pub threshold: Threshold,
 }
@@ -55,15 +73,114 @@ impl Sampler for Ddpm {
             let posterior = Posterior::between(from, to);
             blend(&mut d.x, posterior.xt, [(posterior.x0, &d.x_0)]);
             if to.sigma > 0.0 {
-                let variance = match self.variance {
-                    Variance::Small => posterior.variance,
-                    Variance::Large => 1.0 - (from.alpha / to.alpha).powi(2),
-                };
+                let (small, large) = (posterior.variance, 1.0 - (from.alpha / to.alpha).powi(2));
                 d.draw_noise();
-                blend(&mut d.x, 1.0, [(variance.sqrt(), &d.z)]);
+                let deviation = |v: f32| {
+                    let part = (f64::from(v) + 1.0) / 2.0;
+                    (0.5 * (part * large.ln() + (1.0 - part) * small.ln())).exp()
+                };
+                let learned = match self.variance {
+                    None | Some(Variance::Learned) => d.variance(),
+                    Some(Variance::Small | Variance::Large) => None,
+                };
+                let noise = learned.map(|v| -> Vec<f32> {
+                    d.z.iter().zip(v).map(|(z, v)| (deviation(*v) * f64::from(*z)) as f32).collect()
+                });
+                match (noise, self.variance) {
+                    (Some(noise), _) => blend(&mut d.x, 1.0, [(1.0, &noise)]),
+                    (None, Some(Variance::Learned)) => return Err(Variance::not_learned()),
+                    (None, Some(Variance::Large)) => blend(&mut d.x, 1.0, [(large.sqrt(), &d.z)]),
+                    (None, Some(Variance::Small) | None) => blend(&mut d.x, 1.0, [(small.sqrt(), &d.z)]),
+                }
             }
             d.step(from)?;
         }
         Ok(d.x)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Prediction;
+    use crate::sampler::Spacing;
+    use crate::schedule::Schedule;
+
+    /// Expects a grey picture, and has learnt that variance.
+    struct Grey(Option<Vec<f32>>);
+
+    impl Denoiser for Grey {
+        fn batch(&self) -> usize {
+            1
+        }
+
+        fn picture_len(&self) -> usize {
+            64
+        }
+
+        fn prediction(&self) -> Prediction {
+            Prediction::X0
+        }
+
+        fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> Result<()> {
+            output.fill(0.25);
+            Ok(())
+        }
+
+        fn variance(&self) -> Option<&[f32]> {
+            self.0.as_deref()
+        }
+    }
+
+    fn drawn(steps: usize, variance: Option<Variance>, learned: Option<f32>) -> Result<Vec<Vec<f32>>> {
+        let schedule = Schedule::linear(40, 1e-3, 0.2)?;
+        let levels = Levels::new(&schedule, Prediction::X0, Some(steps), Spacing::Linspace)?;
+        let mut all = Vec::new();
+        let sampler = Ddpm { levels, variance, threshold: Threshold::None };
+        let mut denoiser = Grey(learned.map(|v| vec![v; 64]));
+        sampler.sample(&mut denoiser, Seeds { seed: 1, first: 0 }, &mut |step| {
+            all.push(step.x.to_vec());
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    #[test]
+    fn learned_variances_lie_between_the_two_of_the_steps_that_are_made() {
+        for steps in [2, 7, 40] {
+            let of = |variance, learned| drawn(steps, variance, learned).unwrap();
+            let (small, large) = (of(Some(Variance::Small), Some(0.0)), of(Some(Variance::Large), None));
+            let near = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+                a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-5)
+            };
+            assert!(!near(&small, &large) && near(&small, &of(None, None)));
+            assert!(near(&of(None, Some(-1.0)), &small) && near(&of(None, Some(1.0)), &large));
+            assert!(near(&of(Some(Variance::Learned), Some(1.0)), &large));
+            // Of the first step, whose mean and noise are alike: the geometric mean.
+            let middle = of(None, Some(0.0));
+            let mean = |i: usize| {
+                // small = mean + s z, large = mean + l z, middle = mean + sqrt(s l) z.
+                let (a, b, c) = (small[0][i], large[0][i], middle[0][i]);
+                (f64::from(c) - f64::from(a)) / (f64::from(b) - f64::from(a))
+            };
+            let levels = Levels::new(
+                &Schedule::linear(40, 1e-3, 0.2).unwrap(),
+                Prediction::X0,
+                Some(steps),
+                Spacing::Linspace,
+            );
+            let (from, to) = levels.unwrap().pairs().next().unwrap();
+            let s = Posterior::between(from, to).variance.sqrt();
+            let l = (1.0 - (from.alpha / to.alpha).powi(2)).sqrt();
+            let want = ((s * l).sqrt() - s) / (l - s);
+            let i = (0..64).max_by(|&a, &b| {
+                let far = |i: usize| (large[0][i] - small[0][i]).abs();
+                far(a).total_cmp(&far(b))
+            });
+            // Differences of f32, the largest of which are compared.
+            assert!((mean(i.unwrap()) - want).abs() < 0.02, "{steps}: {} not {want}", mean(i.unwrap()));
+        }
+        let error = drawn(3, Some(Variance::Learned), None).unwrap_err().to_string();
+        assert!(error.contains("learnt no variance"), "{error}");
     }
 }

@@ -37,7 +37,7 @@ impl Threshold {
     }
 
     /// Applies it to one picture.
-    fn apply(self, picture: &mut [f32]) {
+    pub(crate) fn apply(self, picture: &mut [f32]) {
         let most = match self {
             Self::None => return,
             Self::Clip => 1.0,
@@ -125,6 +125,11 @@ impl<'a> Drawing<'a> {
         let picture = self.denoiser.picture_len();
         self.x_0.chunks_mut(picture.max(1)).for_each(|p| self.threshold.apply(p));
         Ok(())
+    }
+
+    /// What the network told of the variance when it was asked last.
+    pub fn variance(&self) -> Option<&[f32]> {
+        self.denoiser.variance()
     }
 
     /// Draws `z` for the step that is being made.

@@ -36,7 +36,7 @@ pub struct Listed {
 struct Parts {
     levels: Levels,
     eta: f64,
-    variance: Variance,
+    variance: Option<Variance>,
     threshold: Threshold,
 }
 
@@ -146,7 +146,7 @@ pub fn find(name: &str) -> Result<&'static Listed> {
 impl Options {
     /// These, with a run's settings where nothing is said and the sampler has a choice.
     pub fn with_defaults(self, run: &SamplingConfig) -> Self {
-        let variance = self.variance.or(self.sampler.variances.then_some(run.variance));
+        let variance = self.variance.or(if self.sampler.variances { run.variance } else { None });
         Self { variance, threshold: self.threshold.or(Some(run.threshold)), ..self }
     }
 
@@ -202,11 +202,10 @@ impl Options {
             return Err(refused("variance", reason));
         }
         let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
-        let variance = self.variance.unwrap_or_default();
         Ok((self.sampler.make)(Parts {
             levels,
             eta,
-            variance,
+            variance: self.variance,
             threshold: self.threshold.unwrap_or_default(),
         }))
     }
@@ -222,9 +221,9 @@ mod tests {
 
     #[test]
     fn a_runs_settings_count_where_nothing_else_is_said() {
-        let run = SamplingConfig { variance: Variance::Large, threshold: Threshold::None };
+        let run = SamplingConfig { variance: Some(Variance::Large), threshold: Threshold::None };
         let unsaid = Options::default().with_defaults(&run);
-        assert_eq!((unsaid.variance, unsaid.threshold), (Some(run.variance), Some(run.threshold)));
+        assert_eq!((unsaid.variance, unsaid.threshold), (run.variance, Some(run.threshold)));
         let (variance, threshold) = (Some(Variance::Small), Some(Threshold::Clip));
         let said = Options { variance, threshold, ..Options::default() }.with_defaults(&run);
         assert_eq!((said.variance, said.threshold), (variance, threshold));

@@ -7,10 +7,15 @@ const RAMP_UP: f64 = 0.05;
 
 /// What the average keeps of itself in step `step`, counted from 0, of so many pictures.
 pub(super) fn decay(train: &TrainConfig, step: u64, pictures: usize) -> f64 {
+    decay_of(train, train.ema_decay, step, pictures)
+}
+
+/// The same for another decay than `train.ema_decay`.
+pub(super) fn decay_of(train: &TrainConfig, decay: f64, step: u64, pictures: usize) -> f64 {
     match train.ema {
-        EmaKind::Fixed => train.ema_decay,
+        EmaKind::Fixed => decay,
         // It follows closely at first, so that early samples are not those of the first weights.
-        EmaKind::WarmUp => train.ema_decay.min((1.0 + step as f64) / (10.0 + step as f64)),
+        EmaKind::WarmUp => decay.min((1.0 + step as f64) / (10.0 + step as f64)),
         EmaKind::HalfLife => {
             let pictures = pictures as f64;
             let half_life = train.ema_half_life.min(step as f64 * pictures * RAMP_UP);

@@ -3,12 +3,14 @@
 //! [`trainer::Trainer`] makes steps and knows no files; [`session`] runs it in a run folder and reports plain
 //! [`session::Event`]s, which the command line renders.
 
+mod averages;
 pub mod checkpoint;
 pub mod config;
 mod data;
 pub(crate) mod disk;
 mod ema;
 mod log;
+pub mod posthoc;
 pub mod rate;
 pub mod run;
 pub mod session;

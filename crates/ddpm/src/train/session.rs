@@ -199,6 +199,9 @@ impl Session {
         for path in checkpoint::set_aside_after(&run.checkpoints(), step)? {
             warnings.push(format!("set aside {}, which is newer than the one taken up", path.display()));
         }
+        // Of steps that are made again, perhaps in another way.
+        checkpoint::sweep_orphans(&run.snapshots())?;
+        checkpoint::set_aside_after(&run.snapshots(), step)?;
         run.write_config(trainer.config())?;
         let (log, earlier) = RunLog::open(&run, trainer.config().train.tensorboard, Some(step))?;
         let losses = earlier.iter().rev().take(WINDOW).rev().map(|m| m.loss).collect();
@@ -286,6 +289,10 @@ impl Session {
             on_event(Event::Step { step: step + 1, steps, loss, images_per_second, left });
 
             let done = step + 1;
+            let train = &self.trainer.config().train;
+            if !train.power_ema.is_empty() && self.due(done, train.snapshot_every) {
+                checkpoint::save_snapshot(&self.run.snapshots(), done, &self.trainer.power_averages()?)?;
+            }
             if self.due(done, self.trainer.config().train.checkpoint_every) {
                 self.save(on_event)?;
                 saved = done;

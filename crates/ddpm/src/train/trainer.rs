@@ -1,5 +1,6 @@
 //! Training steps: algorithm 1 of Ho et al. 2020 on a data set, without files.
 
+use super::averages::Averages;
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
 use super::config::{Config, DataFacts, OptimizerKind, Size};
 use super::ema;
@@ -59,6 +60,7 @@ pub struct Trainer {
     graph: TrainingGraph,
     exec: Box<dyn Executor>,
     rate: LearningRate,
+    averages: Averages,
     /// Steps made.
     step: u64,
     weights_given: bool,
@@ -125,11 +127,13 @@ impl Prepared {
 /// As [`Trainer::new`].
 pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
     let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
+    let parameters = graph.graph.parameter_count();
     let network = ddpm_engine::cpu::footprint(graph.graph, &options, config.train.threads)?;
     let data: Arc<dyn Dataset> = Arc::from(data);
     let pictures = data.summary().memory_bytes;
     let ahead = Loader::new(data, config.train.seed, config.train.batch_size).memory();
-    Ok(((network.arena_bytes + network.scratch_bytes) as u64, pictures + ahead))
+    let averages = (config.train.ema_decays.len() + config.train.power_ema.len()) * parameters * 4;
+    Ok(((network.arena_bytes + network.scratch_bytes + averages) as u64, pictures + ahead))
 }
 
 impl Trainer {
@@ -148,9 +152,11 @@ impl Trainer {
             exec.write(*t, &vec![spec.value; spec.numbers()])?;
         }
         let rate = LearningRate::new(&config.train);
+        let mut averages = Averages::new(&config.train)?;
+        averages.start(&*exec, &graph.parameters)?;
         let data: Arc<dyn Dataset> = Arc::from(data);
         let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
-        Ok(Self { config, data, loader, graph, exec, rate, step: 0, weights_given: false })
+        Ok(Self { config, data, loader, graph, exec, rate, averages, step: 0, weights_given: false })
     }
 
     /// The complete settings.
@@ -196,7 +202,8 @@ impl Trainer {
     pub fn plan(&mut self) -> Result<TrainPlan> {
         let footprint = self.exec.footprint();
         let parameters = self.graph.graph.parameter_count();
-        let copies = if self.has_ema() { 4 } else { 3 };
+        let copies = if self.has_ema() { 4 } else { 3 } + self.averages.len();
+        let averages = self.averages.len() * parameters * 4;
         let states = self.states()?;
         self.gradients(u32::MAX)?;
         let start = Instant::now();
@@ -206,7 +213,7 @@ impl Trainer {
         self.set_states(&states)?;
         Ok(TrainPlan {
             parameters,
-            arena_bytes: footprint.arena_bytes as u64,
+            arena_bytes: (footprint.arena_bytes + averages) as u64,
             scratch_bytes: footprint.scratch_bytes as u64,
             data_bytes: self.data_memory(),
             checkpoint_bytes: (copies * parameters * 4) as u64,
@@ -316,6 +323,8 @@ impl Trainer {
             ema_decay: ema::decay(t, self.step, self.config.pictures_per_step()),
             grad_scale: mean * clip_scale(t.clip_norm, grad_norm),
         })?;
+        let pictures = self.config.pictures_per_step();
+        self.averages.follow(&*self.exec, &self.graph.parameters, &self.config.train, self.step, pictures)?;
         self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
         self.step += 1;
         Ok(StepReport { loss, learning_rate, grad_norm })
@@ -345,6 +354,7 @@ impl Trainer {
         if self.has_ema() {
             self.set_tensors(Region::Ema, weights, origin)?;
         }
+        self.averages.start(&*self.exec, &self.graph.parameters)?;
         self.weights_given = true;
         Ok(())
     }
@@ -352,6 +362,16 @@ impl Trainer {
     /// Whether it started from given weights.
     pub fn weights_given(&self) -> bool {
         self.weights_given
+    }
+
+    /// The averages besides the first, by name.
+    fn averages(&self) -> Result<Vec<(String, Vec<NamedTensor>)>> {
+        Ok(self.averages.tensors(&self.graph.parameters, &self.states()?))
+    }
+
+    /// The power-function averages, by name.
+    pub(super) fn power_averages(&self) -> Result<Vec<(String, Vec<NamedTensor>)>> {
+        Ok(self.averages()?.into_iter().filter(|(name, _)| Averages::is_power(name)).collect())
     }
 
     /// Everything that the rest of the training depends on. Refuses weights that are not finite.
@@ -370,6 +390,7 @@ impl Trainer {
             manifest,
             weights,
             ema: if self.has_ema() { self.tensors(Region::Ema)? } else { Vec::new() },
+            averages: self.averages()?,
             exp_avg: self.tensors(Region::ExpAvg)?,
             exp_avg_sq: self.tensors(Region::ExpAvgSq)?,
         })
@@ -387,6 +408,7 @@ impl Trainer {
             let ema = if checkpoint.ema.is_empty() { &checkpoint.weights } else { &checkpoint.ema };
             self.set_tensors(Region::Ema, ema, origin)?;
         }
+        self.averages.restore(&*self.exec, &self.graph.parameters, &checkpoint.averages, origin)?;
         let damaged = |reason| Error::Checkpoint { path: origin.to_owned(), reason };
         self.rate.restore(checkpoint.manifest.plateau).map_err(damaged)?;
         self.step = checkpoint.manifest.step;
@@ -458,5 +480,55 @@ mod tests {
         );
         assert_eq!((trainer.steps_done(), trainer.tensors(Region::Weights).unwrap()), (0, weights));
         assert!(trainer.tensors(Region::ExpAvg).unwrap().iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
+    }
+
+    #[test]
+    fn every_average_follows_the_weights_by_its_own_decay() {
+        let settings = [
+            ("train.ema", "fixed"),
+            ("train.ema_decay", "0.5"),
+            ("train.ema_decays", "0.5, 0.9"),
+            ("train.power_ema", "0.05, 0.2"),
+        ];
+        let mut trainer = trainer(&settings);
+        let flat = |tensors: &[NamedTensor]| -> Vec<f64> {
+            tensors.iter().flat_map(|t| &t.data).map(|x| f64::from(*x)).collect()
+        };
+        let mut weights = vec![flat(&trainer.tensors(Region::Weights).unwrap())];
+        for _ in 0..4 {
+            trainer.step().unwrap();
+            weights.push(flat(&trainer.tensors(Region::Weights).unwrap()));
+        }
+        let checkpoint = trainer.checkpoint(None).unwrap();
+        let names: Vec<&str> = checkpoint.averages.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["ema-0.5", "ema-0.9", "power-0.05", "power-0.2"]);
+        let want = |keeps: &dyn Fn(i32) -> f64| {
+            let mut average = weights[0].clone();
+            for (t, weights) in (1..).zip(&weights[1..]) {
+                average.iter_mut().zip(weights).for_each(|(a, w)| *a = keeps(t) * *a + (1.0 - keeps(t)) * w);
+            }
+            average
+        };
+        // gamma of a relative width, from the root of its cubic (Karras et al. 2024, appendix C).
+        let power = |width: f64| {
+            let cubic = |g: f64| ((g + 7.0) * g + 16.0 - width.powi(-2)) * g + 12.0 - width.powi(-2);
+            let (mut low, mut high) = (0.0, 100.0);
+            for _ in 0..100 {
+                let middle = 0.5 * (low + high);
+                if cubic(middle) < 0.0 { low = middle } else { high = middle }
+            }
+            low
+        };
+        let of_power = |width: f64, t: i32| (1.0 - 1.0 / f64::from(t)).powf(power(width) + 1.0);
+        let wanted =
+            [want(&|_| 0.5), want(&|_| 0.9), want(&|t| of_power(0.05, t)), want(&|t| of_power(0.2, t))];
+        for ((name, got), want) in checkpoint.averages.iter().zip(&wanted) {
+            let far = flat(got).iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            // Four roundings of numbers up to about 1.
+            assert!(far < 5e-7, "{name}: {far}");
+        }
+        let far =
+            flat(&checkpoint.ema).iter().zip(&wanted[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(far < 5e-7, "the executor's: {far}");
     }
 }

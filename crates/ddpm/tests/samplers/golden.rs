@@ -23,7 +23,11 @@ fn options(case: &Value) -> Options {
         steps: Some(count(&case["steps"])),
         spacing: Some(case["spacing"].as_str().expect("a name").parse().expect("a spacing")),
         eta: case["eta"].as_f64(),
-        variance: (case["variance"] == "large").then_some(Variance::Large),
+        variance: match case["variance"].as_str() {
+            Some("large") => Some(Variance::Large),
+            Some("learned") => Some(Variance::Learned),
+            _ => None,
+        },
         threshold: match case["threshold"].as_str().expect("a name") {
             "none" => Some(Threshold::None),
             "clip" => Some(Threshold::Clip),
@@ -51,6 +55,7 @@ fn every_trajectory_is_diffusers() {
             let sampler = options.build(&schedule, prediction).expect("a sampler");
             let mut mixture = Mixture::new(&schedule, &parts, count(&golden["pictures"]));
             (mixture.prediction, mixture.numbers) = (prediction, count(&golden["numbers"]));
+            mixture.tells_variance = options.variance == Some(Variance::Learned);
             let mut met = 0;
             let seeds = Seeds { seed: golden["seed"].as_u64().expect("a seed"), first: 0 };
             let last = sampler.sample(&mut mixture, seeds, &mut |step| {

@@ -22,13 +22,25 @@ pub struct Mixture {
     pub numbers: usize,
     /// How often it was asked.
     pub asked: usize,
+    /// Whether it tells a variance, the sine of three times a number.
+    pub tells_variance: bool,
+    variance: Vec<f32>,
 }
 
 impl Mixture {
     /// One number a picture; noise is predicted.
     pub fn new(schedule: &Schedule, parts: &[Part], batch: usize) -> Self {
         let schedule = schedule.clone();
-        Self { schedule, parts: parts.to_vec(), prediction: Prediction::Eps, batch, numbers: 1, asked: 0 }
+        Self {
+            schedule,
+            parts: parts.to_vec(),
+            prediction: Prediction::Eps,
+            batch,
+            numbers: 1,
+            asked: 0,
+            tells_variance: false,
+            variance: Vec::new(),
+        }
     }
 
     /// Mean and variance of a part with noise.
@@ -96,6 +108,11 @@ impl Denoiser for Mixture {
             let x_0 = self.expected(x, level);
             *output = self.prediction.target(level, x_0, (x - level.alpha * x_0) / level.sigma) as f32;
         }
+        self.variance = x_t.iter().map(|&x| (3.0 * f64::from(x)).sin() as f32).collect();
         Ok(())
+    }
+
+    fn variance(&self) -> Option<&[f32]> {
+        self.tells_variance.then_some(&self.variance)
     }
 }

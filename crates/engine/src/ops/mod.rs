@@ -16,6 +16,7 @@ mod norm;
 mod pointwise;
 mod resample;
 mod sum;
+mod variational_bound;
 mod weighted_loss;
 mod winograd;
 
@@ -35,6 +36,7 @@ pub use pointwise::{
 };
 pub use resample::{MaxPool, MaxPoolGrad, Resample, Taps};
 pub use sum::{SumPixels, SumRows};
+pub use variational_bound::{BoundStep, VariationalBound, VariationalBoundGrad, kl, log_likelihood};
 pub use weighted_loss::{WeightedLoss, WeightedLossGrad};
 
 use crate::autodiff::Backward;
@@ -102,7 +104,7 @@ operations! {
     Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
     LayerNorm, LayerNormGrad, Loss, LossGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
     RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows,
-    WeightedLoss, WeightedLossGrad,
+    VariationalBound, VariationalBoundGrad, WeightedLoss, WeightedLossGrad,
 }
 
 /// Checks the number of operands.

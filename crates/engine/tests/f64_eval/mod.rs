@@ -88,6 +88,14 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
                 .map(|((a, b), &t)| f64::from(op.weight[t as usize]) * reference::loss_mean(op.loss, a, b));
             vec![weighted.sum::<f64>() / shape(0).dims()[0] as f64]
         }
+        Op::VariationalBound(op) => {
+            let picture = x(0).len() / shape(0).dims()[0];
+            let of = |i: usize, p: usize| &x(i)[p * picture..(p + 1) * picture];
+            let terms = x(4).iter().enumerate().map(|(p, &t)| {
+                reference::bound_sum(&op.steps[t as usize], of(0, p), of(1, p), of(2, p), of(3, p))
+            });
+            vec![op.scale * terms.sum::<f64>() / x(0).len() as f64 / 2f64.ln()]
+        }
         Op::Conv2d(op) => {
             let mut addends = (2..node.inputs.len()).map(x);
             let mut when = |there: bool| if there { addends.next() } else { None };

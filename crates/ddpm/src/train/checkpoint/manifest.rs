@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{FILES, MANIFEST, MODEL, OPTIMIZER};
+use super::{FILES, MANIFEST, MODEL, OPTIMIZER, average_of};
 use crate::train::config::Config;
 use crate::train::disk;
 use crate::train::rate::Plateau;
@@ -125,7 +125,9 @@ impl Manifest {
             return Err(format!("{MANIFEST}: is damaged: its hash is wrong"));
         }
         let manifest: Self = serde_json::from_str(text).map_err(|e| format!("{MANIFEST}: {e}"))?;
-        if let Some(name) = manifest.files.keys().find(|name| !FILES.contains(&name.as_str())) {
+        if let Some(name) =
+            manifest.files.keys().find(|name| !FILES.contains(&name.as_str()) && average_of(name).is_none())
+        {
             return Err(format!("{MANIFEST}: lists a file {name:?} that no checkpoint has"));
         }
         for name in [MODEL, OPTIMIZER] {

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `model.safetensors` | the weights, PyTorch's names and layouts, f32 |
 //! | `ema.safetensors` | the averaged weights, if there are any |
+//! | `ema-0.999.safetensors`, `power-0.05.safetensors` | other averages, if the settings ask for them |
 //! | `optimizer.safetensors` | Adam's running means, `exp_avg.NAME` and `exp_avg_sq.NAME` |
 //! | `manifest.json` | [`Manifest`]: the step, the settings, each file's hash, its own hash |
 //!
@@ -37,6 +38,10 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
 /// The files a manifest may list.
 const FILES: [&str; 3] = [MODEL, EMA, OPTIMIZER];
+/// What the names of other averages begin with: those with a decay of their own, and power-function averages.
+pub(crate) const DECAY: &str = "ema-";
+pub(crate) const POWER: &str = "power-";
+pub(crate) const SAFETENSORS: &str = ".safetensors";
 /// Prefixes of the optimiser's tensors.
 const EXP_AVG: &str = "exp_avg.";
 const EXP_AVG_SQ: &str = "exp_avg_sq.";
@@ -52,14 +57,29 @@ pub struct Checkpoint {
     pub weights: Vec<NamedTensor>,
     /// The averaged weights, of the same names and shapes; empty without averaging.
     pub ema: Vec<NamedTensor>,
+    /// Other averages by name, as `ema-0.999`; of the same names and shapes.
+    pub averages: Vec<(String, Vec<NamedTensor>)>,
     /// Adam's running mean of the gradients, named as the weights.
     pub exp_avg: Vec<NamedTensor>,
     /// Adam's running mean of the squared gradients, named as `exp_avg`.
     pub exp_avg_sq: Vec<NamedTensor>,
 }
 
+/// Whether a name is of an average besides the first, as `ema-0.999`; then it is a file's name without its end, too.
+fn is_average(name: &str) -> bool {
+    let number = name.strip_prefix(DECAY).or_else(|| name.strip_prefix(POWER));
+    number.is_some_and(|n| {
+        !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'-'))
+    })
+}
+
+/// The average whose file has this name.
+fn average_of(file: &str) -> Option<&str> {
+    file.strip_suffix(SAFETENSORS).filter(|name| is_average(name))
+}
+
 /// Which of a checkpoint's weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
     /// The averaged ones.
     Ema,
@@ -67,6 +87,31 @@ pub enum Which {
     Raw,
     /// The averaged ones where there are any, else the raw ones.
     Auto,
+    /// Another average, by its name: `ema-0.999`, `power-0.05`.
+    Average(String),
+    /// Those of a `.safetensors` file that belongs to no checkpoint ([`posthoc`](crate::train::posthoc)).
+    File(PathBuf),
+}
+
+impl std::str::FromStr for Which {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "auto" => Self::Auto,
+            "ema" => Self::Ema,
+            "raw" => Self::Raw,
+            name if is_average(name) => Self::Average(name.to_owned()),
+            path if path.ends_with(SAFETENSORS) => Self::File(path.into()),
+            _ => {
+                let reason = format!(
+                    "{text:?} is none; give auto, ema, raw, the name of another average as ema-0.999 or power-0.05, or a \
+                     {SAFETENSORS} file"
+                );
+                return Err(Error::Config { key: "weights".to_owned(), reason });
+            }
+        })
+    }
 }
 
 /// Writes `checkpoint` as the folder `dir/step-…` and gives its path. One of the same step is replaced.
@@ -126,22 +171,24 @@ fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Resul
     // JSON has no number for these.
     manifest.loss = manifest.loss.filter(|l| l.is_finite());
     manifest.files.clear();
+    let averages = checkpoint.averages.iter().map(|(name, set)| (format!("{name}{SAFETENSORS}"), Some(set)));
     let moments = || {
         let first = checkpoint.exp_avg.iter().map(|t| (EXP_AVG, t));
         first.chain(checkpoint.exp_avg_sq.iter().map(|t| (EXP_AVG_SQ, t)))
     };
-    for name in FILES {
-        let path = folder.join(name);
-        let bytes = match name {
-            EMA if checkpoint.ema.is_empty() => continue,
-            EMA => to_bytes(checkpoint.ema.iter().map(|t| ("", t))),
-            OPTIMIZER => to_bytes(moments()),
+    for (name, average) in FILES.into_iter().map(|name| (name.to_owned(), None)).chain(averages) {
+        let path = folder.join(&name);
+        let bytes = match (name.as_str(), average) {
+            (_, Some(set)) => to_bytes(set.iter().map(|t| ("", t))),
+            (EMA, _) if checkpoint.ema.is_empty() => continue,
+            (EMA, _) => to_bytes(checkpoint.ema.iter().map(|t| ("", t))),
+            (OPTIMIZER, _) => to_bytes(moments()),
             _ => to_bytes(checkpoint.weights.iter().map(|t| ("", t))),
         };
         let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
         disk::write(disk, &path, &bytes).map_err(io(&path))?;
         let facts = FileFacts { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
-        manifest.files.insert(name.to_owned(), facts);
+        manifest.files.insert(name, facts);
     }
     let path = folder.join(MANIFEST);
     let bytes =
@@ -156,7 +203,8 @@ fn helpful(error: Error, checkpoint: &Checkpoint) -> Error {
     match error {
         Error::Io { path, doing, source } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
             let sets = [&checkpoint.weights, &checkpoint.ema, &checkpoint.exp_avg, &checkpoint.exp_avg_sq];
-            let values: u64 = sets.into_iter().flatten().map(|t| t.data.len() as u64).sum();
+            let sets = sets.into_iter().chain(checkpoint.averages.iter().map(|(_, set)| set));
+            let values: u64 = sets.flatten().map(|t| t.data.len() as u64).sum();
             let megabytes = (values * 4).div_ceil(1_000_000).max(1);
             let help = format!(
                 "{source}; a checkpoint of this run takes {megabytes} MB: make room and resume; the checkpoints before it are whole"
@@ -195,6 +243,14 @@ fn consistent(checkpoint: &Checkpoint) -> Result<(), String> {
             return Err(format!("{a_file} has the tensor {tensor}, {b_file} has not"));
         }
     }
+    for (name, set) in &checkpoint.averages {
+        if !is_average(name) {
+            return Err(format!("{name:?} is no name of an average"));
+        }
+        if shapes(set) != weights {
+            return Err(format!("{name}{SAFETENSORS} has other tensors than {MODEL}"));
+        }
+    }
     Ok(())
 }
 
@@ -219,6 +275,11 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
         };
         let weights = file(MODEL)?;
         let ema = if manifest.has_ema() { file(EMA)? } else { Vec::new() };
+        let names = manifest.files.keys().filter_map(|f| average_of(f).map(str::to_owned));
+        let averages = names.map(|name| Ok((file(&format!("{name}{SAFETENSORS}"))?, name)));
+        let averages: Vec<_> = averages
+            .map(|r: Result<_, String>| r.map(|(set, name)| (name, set)))
+            .collect::<Result<_, _>>()?;
         let (mut exp_avg, mut exp_avg_sq) = (Vec::new(), Vec::new());
         for mut tensor in file(OPTIMIZER)? {
             let (set, name) = match (tensor.name.strip_prefix(EXP_AVG), tensor.name.strip_prefix(EXP_AVG_SQ))
@@ -230,7 +291,7 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
             tensor.name = name;
             set.push(tensor);
         }
-        let checkpoint = Checkpoint { manifest, weights, ema, exp_avg, exp_avg_sq };
+        let checkpoint = Checkpoint { manifest, weights, ema, averages, exp_avg, exp_avg_sq };
         consistent(&checkpoint)?;
         Ok(checkpoint)
     };
@@ -244,7 +305,23 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
 /// As [`load`]; [`Which::Ema`] where the run kept no averages.
 pub fn load_weights_only(path: &Path, which: Which) -> Result<(Manifest, Vec<NamedTensor>)> {
     let manifest = Manifest::read(path).map_err(|reason| folder::unusable(path, reason))?;
+    let other;
     let name = match which {
+        Which::File(file) => return Ok((manifest, read_weights_file(&file)?)),
+        Which::Average(name) => {
+            other = format!("{name}{SAFETENSORS}");
+            if !manifest.files.contains_key(&other) {
+                let there: Vec<&str> = manifest.files.keys().filter_map(|f| average_of(f)).collect();
+                let reason = match there.is_empty() {
+                    true => {
+                        format!("has no average {name:?}, nor any other (train.ema_decays, train.power_ema)")
+                    }
+                    false => format!("has no average {name:?}; there are {}", there.join(", ")),
+                };
+                return Err(Error::Checkpoint { path: path.to_owned(), reason });
+            }
+            other.as_str()
+        }
         Which::Raw => MODEL,
         Which::Auto if !manifest.has_ema() => MODEL,
         Which::Ema if !manifest.has_ema() => {
@@ -256,6 +333,39 @@ pub fn load_weights_only(path: &Path, which: Which) -> Result<(Manifest, Vec<Nam
     let read = manifest.read_file(path, name);
     let weights = read.and_then(|b| tensors::from_bytes(&b).map_err(|reason| format!("{name}: {reason}")));
     Ok((manifest, weights.map_err(|reason| folder::unusable(path, reason))?))
+}
+
+/// Writes averages as the folder `dir/step-…`, a file each, and gives its path: what [`posthoc`](crate::train::posthoc) makes
+/// others of. One of the same step is replaced.
+///
+/// # Errors
+/// [`Error::Io`]; nothing that was there is changed then.
+pub fn save_snapshot(dir: &Path, step: u64, averages: &[(String, Vec<NamedTensor>)]) -> Result<PathBuf> {
+    const DOING: &str = "write the snapshot";
+    let path = path_of(dir, step);
+    let temporary = folder::temporary(&path);
+    let write = || -> Result<()> {
+        fs::create_dir_all(&temporary).map_err(Error::io(&temporary, DOING))?;
+        for (name, set) in averages {
+            let file = temporary.join(format!("{name}{SAFETENSORS}"));
+            let bytes = to_bytes(set.iter().map(|t| ("", t)))
+                .map_err(|reason| Error::Checkpoint { path: file.clone(), reason })?;
+            disk::write(&RealDisk, &file, &bytes).map_err(Error::io(&file, DOING))?;
+        }
+        RealDisk.sync_dir(&temporary).map_err(Error::io(&temporary, DOING))?;
+        if path.exists() {
+            // Made again by a run that was taken up before it: the same.
+            fs::remove_dir_all(&path).map_err(Error::io(&path, DOING))?;
+        }
+        RealDisk.rename(&temporary, &path).map_err(Error::io(&path, DOING))?;
+        RealDisk.sync_dir(dir).map_err(Error::io(dir, DOING))
+    };
+    let done = write();
+    if done.is_err() {
+        // Best effort: the next start sweeps it otherwise.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    done.map(|()| path)
 }
 
 /// Reads a `.safetensors` file of weights that belongs to no checkpoint, in the order of their names.

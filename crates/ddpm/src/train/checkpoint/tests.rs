@@ -21,6 +21,7 @@ fn checkpoint(step: u64) -> Checkpoint {
         manifest,
         weights: set(first),
         ema: set(first + 0.5),
+        averages: Vec::new(),
         exp_avg: set(-first),
         exp_avg_sq: set(0.125),
     }
@@ -454,4 +455,50 @@ fn a_full_disk_at_any_call_leaves_the_old_checkpoints_and_nothing_else() {
             fails_at += 1;
         }
     }
+}
+
+#[test]
+fn other_averages_are_kept_and_read_by_their_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut all = checkpoint(3);
+    all.averages = vec![("ema-0.999".into(), all.weights.clone()), ("power-0.05".into(), all.ema.clone())];
+    let path = save(folder.path(), &all).unwrap();
+    assert_eq!(load(&path).unwrap().averages, all.averages);
+    let read = |which: &str| load_weights_only(&path, which.parse().unwrap()).map(|(_, weights)| weights);
+    assert_eq!(read("ema-0.999").unwrap(), all.averages[0].1);
+    assert_eq!(read("power-0.05").unwrap(), all.averages[1].1);
+    let file = path.join("power-0.05.safetensors").display().to_string();
+    assert_eq!(read(&file).unwrap(), all.averages[1].1);
+    let error = read("ema-0.9").unwrap_err().to_string();
+    assert!(error.contains("no average \"ema-0.9\"; there are ema-0.999, power-0.05"), "{error}");
+    let none = save(folder.path(), &checkpoint(4)).unwrap();
+    let error = load_weights_only(&none, Which::Average("ema-0.9".into())).unwrap_err().to_string();
+    assert!(error.contains("nor any other (train.ema_decays, train.power_ema)"), "{error}");
+    for wrong in ["ema-", "ema-../x", "rw", "power-0.05/../../x"] {
+        let error = wrong.parse::<Which>().unwrap_err().to_string();
+        assert!(error.contains("give auto, ema, raw"), "{error}");
+    }
+    // Names that would leave the folder, and other tensors, are not written.
+    let mut odd = checkpoint(5);
+    for (name, set, part) in [
+        ("../x", odd.weights.clone(), "no name of an average"),
+        ("ema-0.5", odd.weights[..1].to_vec(), "other tensors than model"),
+    ] {
+        odd.averages = vec![(name.into(), set)];
+        let error = save(folder.path(), &odd).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn snapshots_are_whole_and_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("snapshots");
+    let all = checkpoint(1);
+    for set in [&all.weights, &all.ema] {
+        let path = save_snapshot(&dir, 7, &[("power-0.1".into(), set.clone())]).unwrap();
+        assert_eq!(read_weights_file(&path.join("power-0.1.safetensors")).unwrap(), *set);
+    }
+    assert_eq!((names(&dir), list(&dir).unwrap()), (vec!["step-0000007".to_owned()], vec![7]));
+    assert!(save_snapshot(Path::new("/proc/nowhere"), 7, &[]).is_err());
 }

@@ -131,12 +131,14 @@ settings! {
         zero_terminal_snr: bool = false,
         /// What the network predicts: "eps", the noise, "x0", the picture, or "v", both (steadier where little is left of it).
         prediction: Prediction = Prediction::Eps,
+        /// Whether the network learns the variance of the steps back too, in as many channels more (Nichol, Dhariwal 2021).
+        learned_variance: bool = false,
     }
 
     /// How pictures are drawn from the run where nothing else is asked for.
     sampling: SamplingConfig {
-        /// Variance of the noise that ancestral steps add: "small", the posterior's, or "large", beta_t.
-        variance: Variance = Variance::Small,
+        /// Variance of the noise that ancestral steps add: "small", the posterior's, "large", beta_t, or "learned"; unset: learned where it is, else small.
+        variance: Option<Variance> = None,
         /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".
         threshold: Threshold = Threshold::Clip,
     }
@@ -263,6 +265,8 @@ settings! {
         p2_gamma: f64 = 1.0,
         /// Signal-to-noise ratio at which they begin to fall with "p2".
         p2_k: f64 = 1.0,
+        /// Weight of the variational bound in the loss, from which a learned variance learns; 0.001 is the paper's.
+        vlb_weight: f64 = 0.001,
         /// Size of noise alike in all pixels that is added to the noise, so that very dark and bright pictures are learnt; 0: none, 0.1 is usual.
         offset_noise: f64 = 0.0,
         /// Size of noise that is added to the noisy picture unsaid, as errors of sampling are; 0: none, 0.1 is usual.
@@ -303,6 +307,12 @@ settings! {
         ema: EmaKind = EmaKind::WarmUp,
         /// Pictures after which half of the average is new with "half-life", approached from below.
         ema_half_life: f64 = 500_000.0,
+        /// More averages of the weights, each with its own decay, as [0.999, 0.9999]; `ddpm sample --weights ema-0.999` draws with one.
+        ema_decays: Vec<f64> = Vec::new(),
+        /// Relative widths of power-function averages, as [0.05, 0.1], of which `ddpm average` makes others afterwards (Karras et al. 2024).
+        power_ema: Vec<f64> = Vec::new(),
+        /// Steps between the snapshots of these that are kept; 0: only at the end.
+        snapshot_every: u64 = 200,
         /// Seed of every random number of the run.
         seed: u64 = 0,
         /// Threads to compute with; 0: all of the machine's.

@@ -2,9 +2,12 @@
 
 use std::fmt::Display;
 
-use super::{Config, Size, networks};
+use super::{Config, EmaKind, Size, networks};
 use crate::objective::{Objective, Weighting};
+use crate::process::Prediction;
+use crate::sampler::Variance;
 use crate::schedule::{LEAST_BETA, Schedule};
+use crate::train::posthoc;
 use crate::{Error, Result, nets};
 
 /// Largest side of a picture, in pixels.
@@ -111,6 +114,20 @@ impl Config {
             let reason = "needs at least 2 timesteps: of one, the picture cannot be both kept and lost";
             return refuse("diffusion.zero_terminal_snr", reason);
         }
+        if diffusion.learned_variance && diffusion.prediction == Prediction::Eps {
+            // A schedule that cannot be made is refused where it is.
+            let lost = |s: Schedule| s.timesteps_with_signal() < s.timesteps();
+            if Schedule::from_config(diffusion).is_ok_and(lost) {
+                let reason = "learns from the picture that the noise means, and at the last timesteps nothing is left of it; \
+                              use diffusion.prediction = v or x0, or a schedule without diffusion.zero_terminal_snr";
+                return refuse("diffusion.learned_variance", reason);
+            }
+        }
+        if self.sampling.variance == Some(Variance::Learned) && !diffusion.learned_variance {
+            let reason = "is learned, but the network learns none (diffusion.learned_variance); give small or large, or leave \
+                          it unset";
+            return refuse("sampling.variance", reason);
+        }
         Ok(())
     }
 
@@ -175,6 +192,32 @@ impl Config {
         Ok(())
     }
 
+    /// The averages that are kept besides the first.
+    fn validate_averages(&self) -> Result<()> {
+        // Each takes the memory of the weights.
+        const MOST: usize = 8;
+        let train = &self.train;
+        train.ema_decays.iter().try_for_each(|&d| decay("train.ema_decays", d))?;
+        if !train.ema_decays.is_empty() && train.ema == EmaKind::HalfLife {
+            let reason =
+                "are not looked at with train.ema = half-life; leave them out, or use warm-up or fixed";
+            return refuse("train.ema_decays", reason);
+        }
+        for &width in &train.power_ema {
+            posthoc::gamma(width).map_err(|e| match e {
+                Error::Config { reason, .. } => Error::Config { key: "train.power_ema".into(), reason },
+                other => other,
+            })?;
+        }
+        for (key, all) in [("train.ema_decays", &train.ema_decays), ("train.power_ema", &train.power_ema)] {
+            within(key, all.len(), 0, MOST)?;
+            if let Some(twice) = all.iter().enumerate().find(|(i, x)| all[..*i].contains(x)) {
+                return refuse(key, format!("{} is there twice", twice.1));
+            }
+        }
+        Ok(())
+    }
+
     fn validate_train(&self) -> Result<()> {
         let train = &self.train;
         // Steps and epochs are 32-bit words in the random numbers' counter.
@@ -218,6 +261,7 @@ impl Config {
         }
         self.validate_weights()?;
         within("train.label_dropout", train.label_dropout, 0.0, 1.0)?;
+        within("train.vlb_weight", train.vlb_weight, 0.0, 1e3)?;
         within("train.offset_noise", train.offset_noise, 0.0, 10.0)?;
         within("train.input_perturbation", train.input_perturbation, 0.0, 10.0)?;
         if !(train.lr > 0.0 && train.lr <= 10.0) {
@@ -243,6 +287,7 @@ impl Config {
         within("train.weight_decay", train.weight_decay, 0.0, 1e3)?;
         within("train.clip_norm", train.clip_norm, 0.0, 1e9)?;
         decay("train.ema_decay", train.ema_decay)?;
+        self.validate_averages()?;
         if i64::try_from(train.seed).is_err() {
             return refuse("train.seed", format!("{} is out of range; give 0 to {}", train.seed, i64::MAX));
         }

@@ -70,6 +70,9 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     if d.zero_terminal_snr {
         diffusion += ", zero terminal SNR";
     }
+    if d.learned_variance {
+        diffusion += ", learned variance";
+    }
     let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
     let batch = config.pictures_per_step();
     let (made, training) = match facts.imported {

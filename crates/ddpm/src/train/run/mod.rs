@@ -229,6 +229,11 @@ impl RunFolder {
         self.path.join(CHECKPOINTS)
     }
 
+    /// The folder of snapshots of power-function averages, for [`posthoc`](super::posthoc); only with `train.power_ema`.
+    pub fn snapshots(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+
     /// The folder of the checkpoint a user names: a path, or `step-0001000`, or `1000`.
     ///
     /// # Errors

@@ -1,0 +1,360 @@
+//! Averages of a training's weights of any length, made when it is over: Karras et al., "Analyzing and Improving the
+//! Training Dynamics of Diffusion Models", 2024, section 3 and appendix C.
+//!
+//! A power-function average weighs the weights of step s of t by `(gamma + 1) s^gamma / t^(gamma + 1)` (section 3.1), so that it stays
+//! as long as its training is, in proportion: its relative width [`sigma_rel`] is the deviation of that profile over t. Two
+//! are kept during training, and snapshots of them ([`snapshots`]); the combination of the snapshots whose profile is
+//! nearest to a wanted one is near to the average that would have been kept with it.
+
+use super::checkpoint::{self, NamedTensor, read_weights_file};
+use super::config::Config;
+use super::run::RunFolder;
+use crate::error::{Error, Result};
+use crate::nets;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// What is added to a profile's product with itself, in parts of it: the rounding of snapshots to f32, squared, is far below, and
+/// without it hundreds of profiles that are nearly alike would be told apart by that rounding.
+const RIDGE: f64 = 1e-12;
+/// The relative widths that are taken: those of profiles that rise, and not so steeply that they are the last steps alone.
+pub const SIGMA_REL: (f64, f64) = (0.005, 0.28);
+
+/// The relative width of the profile of that exponent: `(gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)` (section 3.1).
+pub fn sigma_rel(gamma: f64) -> f64 {
+    (gamma + 1.0).sqrt() / (gamma + 2.0) / (gamma + 3.0).sqrt()
+}
+
+/// The exponent of the profile of that relative width (appendix C), which falls as the width grows.
+///
+/// # Errors
+/// [`Error::Config`] for a width outside [`SIGMA_REL`].
+pub fn gamma(width: f64) -> Result<f64> {
+    if !(SIGMA_REL.0..=SIGMA_REL.1).contains(&width) {
+        let reason = format!(
+            "{width} is out of range; give {} (the last weights) to {} (nearly all alike), 0.05 to 0.15 being usual",
+            SIGMA_REL.0, SIGMA_REL.1
+        );
+        return Err(Error::Config { key: "sigma-rel".to_owned(), reason });
+    }
+    let (mut low, mut high) = (0.0, 1.0 / width);
+    for _ in 0..200 {
+        let middle = 0.5 * (low + high);
+        if sigma_rel(middle) > width { low = middle } else { high = middle }
+    }
+    Ok(0.5 * (low + high))
+}
+
+/// What such an average keeps of itself in step `t`, counted from 1 (section 3.1). With it the weights of step s have in the
+/// average exactly the integral of the profile from s - 1 to s.
+pub fn decay(gamma: f64, t: u64) -> f64 {
+    (1.0 - 1.0 / t as f64).powf(gamma + 1.0)
+}
+
+/// How an average weighs the steps up to t.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Profile {
+    /// The steps that it is over.
+    pub t: f64,
+    /// The exponent.
+    pub gamma: f64,
+}
+
+impl Profile {
+    /// The integral of two profiles' product (appendix C).
+    fn dot(self, other: Self) -> f64 {
+        let (first, last) = if self.t < other.t { (self, other) } else { (other, self) };
+        (self.gamma + 1.0) * (other.gamma + 1.0) * (first.t / last.t).powf(last.gamma)
+            / ((self.gamma + other.gamma + 1.0) * last.t)
+    }
+}
+
+/// By how much each kept average counts in the combination that is nearest to the wanted one, and how far its profile is
+/// from the wanted, in parts of that (appendix C, least squares).
+///
+/// # Errors
+/// [`Error::Config`] where nothing is kept.
+pub fn coefficients(kept: &[Profile], wanted: Profile) -> Result<(Vec<f64>, f64)> {
+    let size: Vec<f64> = kept.iter().map(|p| p.dot(*p).sqrt()).collect();
+    let whole = wanted.dot(wanted).sqrt();
+    let row = |i: usize| -> Vec<f64> {
+        let product =
+            |j: usize| kept[i].dot(kept[j]) / (size[i] * size[j]) + if i == j { RIDGE } else { 0.0 };
+        (0..kept.len()).map(product).collect()
+    };
+    let right: Vec<f64> = kept.iter().zip(&size).map(|(p, s)| p.dot(wanted) / (s * whole)).collect();
+    let x = solve((0..kept.len()).map(row).collect(), right.clone());
+    if kept.is_empty() || x.iter().any(|x| !x.is_finite()) {
+        let reason = "there are no snapshots that could make it; train with train.power_ema = [0.05, 0.1]";
+        return Err(Error::Config { key: "sigma-rel".to_owned(), reason: reason.to_owned() });
+    }
+    // |p - w|^2 = w w - 2 x b + x A x, of sizes 1.
+    let square = |i: usize| -> f64 {
+        (0..kept.len()).map(|j| x[i] * x[j] * kept[i].dot(kept[j]) / (size[i] * size[j])).sum()
+    };
+    let far = 1.0 - 2.0 * x.iter().zip(&right).map(|(x, b)| x * b).sum::<f64>()
+        + (0..kept.len()).map(square).sum::<f64>();
+    let counts = x.iter().zip(&size).map(|(x, s)| x * whole / s).collect();
+    Ok((counts, far.max(0.0).sqrt()))
+}
+
+/// `A x = b` by elimination with the largest pivot of each column; not finite where A has none.
+fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
+    let n = b.len();
+    for k in 0..n {
+        let pivot = (k..n).max_by(|&i, &j| a[i][k].abs().total_cmp(&a[j][k].abs())).unwrap_or(k);
+        a.swap(k, pivot);
+        b.swap(k, pivot);
+        for i in k + 1..n {
+            let factor = a[i][k] / a[k][k];
+            for j in k..n {
+                a[i][j] -= factor * a[k][j];
+            }
+            b[i] -= factor * b[k];
+        }
+    }
+    for k in (0..n).rev() {
+        let known: f64 = (k + 1..n).map(|j| a[k][j] * b[j]).sum();
+        b[k] = (b[k] - known) / a[k][k];
+    }
+    b
+}
+
+/// One kept average.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Its profile.
+    pub profile: Profile,
+    /// Its file of weights.
+    pub path: PathBuf,
+}
+
+/// All snapshots of a run, by step.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn snapshots(run: &RunFolder) -> Result<Vec<Snapshot>> {
+    let dir = run.snapshots();
+    let mut all = Vec::new();
+    for step in checkpoint::list(&dir)? {
+        let folder = checkpoint::path_of(&dir, step);
+        let files = std::fs::read_dir(&folder).map_err(Error::io(&folder, "list the snapshots"))?;
+        let mut names: Vec<String> =
+            files.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
+        names.sort();
+        for name in names {
+            let Some(Ok(gamma)) = power_width(&name).map(gamma) else { continue };
+            all.push(Snapshot { profile: Profile { t: step as f64, gamma }, path: folder.join(name) });
+        }
+    }
+    Ok(all)
+}
+
+/// The relative width in the name of a file `power-0.05.safetensors`.
+fn power_width(name: &str) -> Option<f64> {
+    name.strip_prefix(checkpoint::POWER)?.strip_suffix(checkpoint::SAFETENSORS)?.parse().ok()
+}
+
+/// An average that was made of snapshots.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Averaged {
+    /// The weights; what no training step moves (running statistics) is as in the last snapshot.
+    pub weights: Vec<NamedTensor>,
+    /// The step that the average ends with.
+    pub step: u64,
+    /// Snapshots that it was made of.
+    pub snapshots: usize,
+    /// How far its profile is from the wanted one, in parts of that.
+    pub error: f64,
+}
+
+/// The average of that relative width at a step that has snapshots, the last if none is said.
+///
+/// # Errors
+/// [`Error::Config`] for a width outside [`SIGMA_REL`]; [`Error::Run`] for a run without snapshots there;
+/// [`Error::Checkpoint`] for snapshots that are damaged.
+pub fn average(run: &RunFolder, config: &Config, width: f64, step: Option<u64>) -> Result<Averaged> {
+    let wanted_gamma = gamma(width)?;
+    let all = snapshots(run)?;
+    let steps = checkpoint::list(&run.snapshots())?;
+    let refuse = |reason: String| Error::Run { path: run.path().to_owned(), reason };
+    let Some(&last) = steps.last() else {
+        let reason = "has no snapshots of power-function averages; train with --set train.power_ema=0.05,0.1, which keeps some \
+                      every train.snapshot_every steps";
+        return Err(refuse(reason.to_owned()));
+    };
+    let step = step.unwrap_or(last);
+    if !steps.contains(&step) {
+        let there: Vec<String> = steps.iter().map(u64::to_string).collect();
+        return Err(refuse(format!("has no snapshot of step {step}; there are: {}", there.join(", "))));
+    }
+    let used: Vec<Snapshot> = all.into_iter().filter(|s| s.profile.t <= step as f64).collect();
+    let profiles: Vec<Profile> = used.iter().map(|s| s.profile).collect();
+    let (counts, error) = coefficients(&profiles, Profile { t: step as f64, gamma: wanted_gamma })?;
+    let channels = config.picture_channels().unwrap_or(1);
+    let (_, states) = nets::tensors_of(&*nets::from_config(config, channels))?;
+    let states: Vec<&str> = states.iter().map(|(name, _)| name.as_str()).collect();
+    let weights = combine(&used, &counts, &states)?;
+    Ok(Averaged { weights, step, snapshots: used.len(), error })
+}
+
+/// The sum of the snapshots' tensors times their counts, in f64; the tensors called `as_they_are` are the last's.
+fn combine(used: &[Snapshot], counts: &[f64], as_they_are: &[&str]) -> Result<Vec<NamedTensor>> {
+    let mut sums: Vec<(NamedTensor, Vec<f64>)> = Vec::new();
+    let mut place: HashMap<String, usize> = HashMap::new();
+    for (i, (snapshot, &count)) in used.iter().zip(counts).enumerate() {
+        let tensors = read_weights_file(&snapshot.path)?;
+        let odd = |reason: String| Error::Checkpoint { path: snapshot.path.clone(), reason };
+        if i > 0 && tensors.len() != sums.len() {
+            return Err(odd(format!("has {} tensors, where the others have {}", tensors.len(), sums.len())));
+        }
+        for tensor in tensors {
+            let (at, fresh) = match place.get(&tensor.name) {
+                Some(&at) => (at, false),
+                None if i == 0 => {
+                    place.insert(tensor.name.clone(), sums.len());
+                    sums.push((tensor.clone(), vec![0.0; tensor.data.len()]));
+                    (sums.len() - 1, true)
+                }
+                None => return Err(odd(format!("has the tensor {}, and the others have not", tensor.name))),
+            };
+            let (of, sum) = &mut sums[at];
+            if !fresh && of.shape != tensor.shape {
+                return Err(odd(format!(
+                    "{} is {:?}, and {:?} in the others",
+                    tensor.name, tensor.shape, of.shape
+                )));
+            }
+            for (s, &x) in sum.iter_mut().zip(&tensor.data) {
+                *s += count * f64::from(x);
+            }
+            of.data = tensor.data;
+        }
+    }
+    let rounded = |(tensor, sum): (NamedTensor, Vec<f64>)| match as_they_are.contains(&tensor.name.as_str()) {
+        true => tensor,
+        false => NamedTensor { data: sum.into_iter().map(|x| x as f32).collect(), ..tensor },
+    };
+    Ok(sums.into_iter().map(rounded).collect())
+}
+
+/// Writes an average where `ddpm sample --weights` takes it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write(weights: &[NamedTensor], path: &Path) -> Result<()> {
+    let bytes = checkpoint::to_bytes(weights.iter().map(|t| ("", t)));
+    let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
+    }
+    super::disk::replace(&super::disk::RealDisk, path, &bytes, "write the averaged weights")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_and_exponents_are_those_of_the_paper() {
+        // Section 3: sigma_rel = 0.05 and 0.10 are gamma = 16.97 and 6.94.
+        for (width, want) in [(0.05, 16.97), (0.10, 6.94)] {
+            assert!((gamma(width).unwrap() - want).abs() < 0.005, "{width}: {}", gamma(width).unwrap());
+        }
+        for width in [0.005, 0.02, 0.15, 0.25, 0.28] {
+            let gamma = gamma(width).unwrap();
+            assert!((sigma_rel(gamma) / width - 1.0).abs() < 1e-12 && gamma > 0.0);
+            // The deviation of the profile over t, from its moments: E[s] = (g + 1) / (g + 2), E[s^2] = (g + 1) / (g + 3).
+            let (mean, square) = ((gamma + 1.0) / (gamma + 2.0), (gamma + 1.0) / (gamma + 3.0));
+            assert!(((square - mean * mean).sqrt() / width - 1.0).abs() < 1e-9);
+        }
+        for bad in [0.0, 0.3, -1.0, f64::NAN] {
+            assert!(gamma(bad).unwrap_err().to_string().contains("0.05 to 0.15 being usual"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn products_of_profiles_are_their_integrals() {
+        const N: usize = 200_000;
+        for (a, b) in
+            [((100.0, 7.0), (100.0, 17.0)), ((40.0, 3.0), (100.0, 0.5)), ((100.0, 2.0), (70.0, 30.0))]
+        {
+            let (a, b) = (Profile { t: a.0, gamma: a.1 }, Profile { t: b.0, gamma: b.1 });
+            let at = |p: Profile, s: f64| {
+                if s > p.t { 0.0 } else { (p.gamma + 1.0) * s.powf(p.gamma) / p.t.powf(p.gamma + 1.0) }
+            };
+            let h = a.t.min(b.t) / N as f64;
+            let sum: f64 = (0..N).map(|i| (i as f64 + 0.5) * h).map(|s| at(a, s) * at(b, s) * h).sum();
+            assert!((a.dot(b) / sum - 1.0).abs() < 1e-7 && a.dot(b) == b.dot(a), "{a:?}, {b:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_made_of_snapshots_is_what_would_have_been_kept() {
+        const STEPS: u64 = 2000;
+        const EVERY: u64 = 100;
+        // Weights that move quickly at first and wander: as those of a training.
+        let mut noise = 1u32;
+        let mut wander = 0.0;
+        let weights: Vec<f64> = (1..=STEPS)
+            .map(|t| {
+                noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                wander += (f64::from(noise) / f64::from(u32::MAX) - 0.5) * 0.05;
+                2.0 * (1.0 - (-(t as f64) / 300.0).exp()) + (t as f64 / 150.0).sin() * 0.1 + wander
+            })
+            .collect();
+        let kept = |gamma: f64| -> Vec<f64> {
+            let mut average = f64::NAN;
+            let follow = |(t, w): (u64, &f64)| {
+                let keeps = decay(gamma, t);
+                average = if keeps == 0.0 { *w } else { keeps * average + (1.0 - keeps) * w };
+                average
+            };
+            (1..=STEPS).zip(&weights).map(follow).collect()
+        };
+        let (mut profiles, mut numbers) = (Vec::new(), Vec::new());
+        for width in [0.05, 0.10] {
+            let gamma = gamma(width).unwrap();
+            let all = kept(gamma);
+            for t in (EVERY..=STEPS).step_by(EVERY as usize) {
+                profiles.push(Profile { t: t as f64, gamma });
+                // As a file keeps it.
+                numbers.push(f64::from(all[t as usize - 1] as f32));
+            }
+        }
+        let spread = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max)
+            - weights.iter().copied().fold(f64::INFINITY, f64::min);
+        for t in [2000u64, 1300] {
+            let up_to = |p: &&Profile| p.t <= t as f64;
+            let used: Vec<Profile> = profiles.iter().filter(up_to).copied().collect();
+            let of: Vec<f64> =
+                profiles.iter().zip(&numbers).filter(|(p, _)| up_to(p)).map(|(_, n)| *n).collect();
+            for (width, profile_error, error) in [
+                (0.05, 1e-5, 1e-5),
+                (0.08, 1e-2, 1e-3),
+                (0.10, 1e-5, 1e-5),
+                (0.15, 0.05, 3e-3),
+                (0.2, 0.1, 1e-2),
+            ] {
+                let gamma = gamma(width).unwrap();
+                let (counts, far) = coefficients(&used, Profile { t: t as f64, gamma }).unwrap();
+                let made: f64 = counts.iter().zip(&of).map(|(c, n)| c * n).sum();
+                let want = kept(gamma)[t as usize - 1];
+                println!("{width} at {t}: profile {far:.1e}, weights {:.1e}", (made - want).abs() / spread);
+                assert!(far < profile_error, "{width} at {t}: {far}");
+                assert!((made - want).abs() < error * spread, "{width} at {t}: {made}, not {want}");
+                assert!((counts.iter().sum::<f64>() - 1.0).abs() < 0.02, "{width} at {t}");
+            }
+        }
+        assert!(coefficients(&[], Profile { t: 1.0, gamma: 7.0 }).is_err());
+    }
+
+    #[test]
+    fn linear_equations_are_solved_with_pivots() {
+        let a = vec![vec![0.0, 2.0, 1.0], vec![1.0, 1.0, 0.0], vec![3.0, 0.0, -1.0]];
+        let x = [1.0, -2.0, 3.0];
+        let b = a.iter().map(|row| row.iter().zip(x).map(|(a, x)| a * x).sum()).collect();
+        assert!(solve(a, b).iter().zip(x).all(|(got, x)| (got - x).abs() < 1e-14));
+        assert!(solve(vec![vec![0.0]], vec![1.0])[0].is_infinite());
+    }
+}
