@@ -68,7 +68,7 @@ def main():
                 'of bf16 where factors are bf16. Shapes are pictures x height x width, channels in-out, kernel and stride.', '']
         head = ['shape'] + [f'{p.replace("_", " ")}, {way.replace("_", " ")}' for p in passes for way in WAYS]
         out += table(head, [[s] + [share(found.get((p, way, s), 0), way) for p in passes for way in WAYS] for s in shapes])
-    sizes = list(dict.fromkeys(p[2] for p in found if p[0] == 'attention'))
+    sizes = list(dict.fromkeys(p[3] for p in found if p[0] == 'attention'))
     if sizes:
         out += ['## Attention', '', 'A picture: 2 products of tokens with tokens forward, 5 in the gradient; an exponential for each pair of',
                 'tokens and head in both.', '']
@@ -77,10 +77,12 @@ def main():
             tokens, channels, heads = map(int, re.findall(r'\d+', s))
             row = [str(tokens), str(channels), str(heads), str(channels // heads)]
             for name, products in (('forward', 2), ('gradient', 5)):
-                rate = found.get(('attention', name, s), 0)
-                row += [share(rate), f'{rate / (2 * products * channels / heads) / 1e9:.2f}']
+                for way in ('f32', 'bf16'):
+                    rate = found.get(('attention', name, way, s), 0)
+                    row += [share(rate, way), f'{rate / (2 * products * channels / heads) / 1e9:.2f}']
             rows.append(row)
-        out += table(['tokens', 'channels', 'heads', 'width', 'forward, GFLOP/s', 'Gexp/s', 'gradient, GFLOP/s', 'Gexp/s'], rows)
+        head = [h for name in ('forward', 'gradient') for way in ('f32', 'bf16') for h in (f'{name}, {way}, GFLOP/s', 'Gexp/s')]
+        out += table(['tokens', 'channels', 'heads', 'width', *head], rows)
     others = [(p[1:], rate) for p, rate in found.items() if p[0] == 'passes']
     if others:
         out += ['## Passes over memory', '']
