@@ -345,7 +345,7 @@ impl Measure {
     /// What was measured.
     pub fn finish(&self) -> Bound {
         let [total, prior, steps, decoder] = self.sums.map(|m| m.estimate());
-        let places = [0..1].into_iter().chain(self.parts.iter().cloned());
+        let places = std::iter::once(0..1).chain(self.parts.iter().cloned());
         let term = |(place, m): (Range<usize>, &TermMoments)| Term {
             first: place.start,
             last: place.end - 1,

@@ -76,7 +76,7 @@ fn bound() -> VariationalBound {
         to_x_0: (1.0 + 0.1 * t as f64, -0.2 * t as f64),
         posterior_x_0: 0.3,
         log_variance: (-1.5 - 0.1 * t as f64, 0.5),
-        decoder: t % 2 == 0,
+        decoder: t.is_multiple_of(2),
     };
     VariationalBound { steps: (0..20).map(step).collect(), scale: 0.7 }
 }
