@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example sampler_table -- runs/run-001/checkpoints/step-0001200 2000 table.png
+//! cargo run --release -p ddpm --example sampler_table -- CHECKPOINT 500 table.png ddpm dpm++2m unipc   # these alone
 //! ```
 //!
 //! The distance is Fréchet's between normals of the mean and the covariance of features (Heusel et al. 2017). The features
@@ -12,7 +13,7 @@ use ddpm::data::{Dataset, Draw, PictureShape};
 use ddpm::generate::{BATCH, Generator, Request};
 use ddpm::picture::save_png;
 use ddpm::plot;
-use ddpm::sampler::{Options, SAMPLERS};
+use ddpm::sampler::{Listed, Options, SAMPLERS, find};
 use ddpm::train::checkpoint::Which;
 use ddpm::train::open_data;
 use ddpm::{Error, Result};
@@ -137,10 +138,13 @@ fn features_of_data(data: &dyn Dataset, from: usize, count: usize) -> Result<Vec
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
     let usage = |reason: &str| Error::Config { key: "arguments".to_owned(), reason: reason.to_owned() };
-    let checkpoint = arguments.next().ok_or_else(|| usage("CHECKPOINT [PICTURES] [PLOT.png]"))?;
+    let checkpoint = arguments.next().ok_or_else(|| usage("CHECKPOINT [PICTURES] [PLOT.png] [SAMPLERS]"))?;
     let count = arguments.next().map_or(Some(1000), |n| n.to_str()?.parse().ok());
     let count: usize = count.filter(|&n| n > 1).ok_or_else(|| usage("PICTURES is a number above 1"))?;
     let plot = arguments.next().unwrap_or_else(|| "samplers.png".into());
+    let named: Vec<&Listed> =
+        arguments.map(|name| find(name.to_str().unwrap_or_default())).collect::<Result<_>>()?;
+    let samplers = if named.is_empty() { SAMPLERS.iter().collect() } else { named };
 
     let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
     let data = open_data(generator.config())?;
@@ -150,12 +154,12 @@ fn main() -> Result<()> {
     println!("| sampler | spacing | steps | distance |\n| --- | --- | --- | --- |");
 
     let mut lines = Vec::new();
-    for (i, sampler) in SAMPLERS.iter().enumerate() {
+    for sampler in samplers {
         let all = generator.config().diffusion.timesteps;
         // Each as it is unless something is said: with the spacing that is its own.
         let spacing = sampler.spacings[0];
         let mut points = Vec::new();
-        for steps in STEPS.into_iter().chain((i == 0).then_some(all)) {
+        for steps in STEPS.into_iter().chain((sampler.name == SAMPLERS[0].name).then_some(all)) {
             let sampling = Options { sampler, steps: Some(steps), ..Options::default() };
             let request = Request { count, seed: 1, batch: BATCH, sampling, ..Request::default() };
             let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
