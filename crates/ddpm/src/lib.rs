@@ -69,6 +69,7 @@ pub mod denoiser;
 mod error;
 pub mod generate;
 pub mod guidance;
+pub mod hardware;
 pub mod interop;
 pub mod model;
 pub mod nearest;

@@ -21,8 +21,9 @@ pub fn available() -> Result<(), String> {
 pub fn compile(source: &Source, (major, minor): (i32, i32)) -> Result<Vec<u8>, String> {
     available()?;
     let options = [format!("--gpu-architecture=sm_{major}{minor}"), "--std=c++17".to_owned()];
-    ffi::compile(&source.whole(), source.name, &options)
-        .map_err(|e| format!("{} cannot be compiled for compute capability {major}.{minor}: {e}", source.name))
+    ffi::compile(&source.whole(), source.name, &options).map_err(|e| {
+        format!("{} cannot be compiled for compute capability {major}.{minor}: {e}", source.name)
+    })
 }
 
 /// The sources of these kernels, each once.

@@ -32,7 +32,9 @@ impl CudaDevice {
     /// That the driver's library is missing, that the driver is too old, or what it says.
     pub fn count() -> Result<usize, String> {
         if !ffi::has_driver() {
-            return Err("the NVIDIA driver (libcuda.so) cannot be found: install it, or use --device cpu".to_owned());
+            return Err(
+                "the NVIDIA driver (libcuda.so) cannot be found: install it, or use --device cpu".to_owned()
+            );
         }
         let count = CudaContext::device_count().map_err(|e| says(e))?;
         Ok(usize::try_from(count).unwrap_or(0))
@@ -47,7 +49,9 @@ impl CudaDevice {
         match Self::count().map_err(error)? {
             0 => return Err(error("there is no NVIDIA GPU: use --device cpu".to_owned())),
             n if self.index >= n => {
-                return Err(error(format!("there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them")));
+                return Err(error(format!(
+                    "there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them"
+                )));
             }
             _ => {}
         }

@@ -150,8 +150,8 @@ impl<G: Gpu> GpuExecutor<G> {
 
     /// The gradients that an update follows.
     fn update_gradients(&self) -> Result<Range<usize>> {
-        let [sum, last, weights] = [Region::GradientSum, Region::Gradients, Region::Weights]
-            .map(|r| self.laid.plan.region(r));
+        let [sum, last, weights] =
+            [Region::GradientSum, Region::Gradients, Region::Weights].map(|r| self.laid.plan.region(r));
         if last.is_empty() && !weights.is_empty() {
             return Err(Error::Resources("the plan was not made for training".to_owned()));
         }
@@ -262,7 +262,13 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         self.gpu.write(control::ADAM, bytemuck::bytes_of(&control::adam(step)))?;
         let region = |r| self.laid.plan.region(r);
         let ema = region(Region::Ema);
-        let places = [gradients, region(Region::Weights), region(Region::ExpAvg), region(Region::ExpAvgSq), ema.clone()];
+        let places = [
+            gradients,
+            region(Region::Weights),
+            region(Region::ExpAvg),
+            region(Region::ExpAvgSq),
+            ema.clone(),
+        ];
         let mut args: Vec<Arg<usize>> = places.iter().map(|r| Arg::At(self.byte(r.start))).collect();
         args.extend([int(n), int(usize::from(!ema.is_empty())), Arg::At(0)]);
         self.launch("adam", self.blocks(n), args)

@@ -2,7 +2,9 @@
 #![allow(unsafe_code, reason = "foreign functions; every block says why it may call them")]
 
 use crate::gpu::{Arg, Launch};
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PushKernelArg,
+};
 use cudarc::nvrtc::result as nvrtc;
 use cudarc::nvrtc::sys as nvrtc_sys;
 use std::ffi::{CString, c_char};
@@ -111,11 +113,8 @@ pub fn launch(
         };
     }
     let tuple = |[x, y, z]: [u32; 3]| (x, y, z);
-    let config = LaunchConfig {
-        grid_dim: tuple(launch.grid),
-        block_dim: tuple(launch.block),
-        shared_mem_bytes: 0,
-    };
+    let config =
+        LaunchConfig { grid_dim: tuple(launch.grid), block_dim: tuple(launch.block), shared_mem_bytes: 0 };
     // SAFETY: number and types of the arguments are those of the kernel's signature, and the places lie in the GPU's one
     // piece of memory, which outlives the stream: `tests/emulated.rs` checks both for every kernel.
     unsafe { builder.launch(config) }.map(|_| ())

@@ -37,7 +37,9 @@ fn version(v: i32) -> String {
 /// The libraries, there or not.
 pub fn libraries() -> Vec<Library> {
     let driver = match ffi::has_driver() {
-        true => ffi::driver_version().map(|v| format!("takes CUDA up to {}", version(v))).map_err(|e| e.to_string()),
+        true => ffi::driver_version()
+            .map(|v| format!("takes CUDA up to {}", version(v)))
+            .map_err(|e| e.to_string()),
         false => Err("libcuda.so cannot be found".to_owned()),
     };
     let nvrtc = match ffi::has_nvrtc() {

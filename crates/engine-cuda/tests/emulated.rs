@@ -4,6 +4,7 @@
 #[path = "../../engine/tests/cases/mod.rs"]
 mod cases;
 mod emulator;
+mod networks;
 mod table;
 
 use cases::{Golden, run_case};
@@ -69,6 +70,14 @@ fn training_steps_agree_with_the_cpu() {
     table::train(&make(Choices::default()));
 }
 
+#[test]
+fn networks_agree_with_the_cpu() {
+    if Emulator::new().is_none() {
+        return;
+    }
+    networks::agree(2e-4, &make(Choices::default()));
+}
+
 /// The table has every operation.
 #[test]
 fn no_operation_is_left_out() {
@@ -76,13 +85,55 @@ fn no_operation_is_left_out() {
     seen.sort_unstable();
     seen.dedup();
     for name in [
-        "silu", "relu", "gelu", "mish", "silu_grad", "relu_grad", "gelu_grad", "mish_grad", "add", "add_picture",
-        "affine", "attention", "attention_grad", "batch_norm", "batch_norm_fixed", "batch_norm_grad", "concat",
-        "conv2d", "conv2d_transpose", "conv2d_weight_grad", "draw_normal", "draw_timestep", "dropout", "fill",
-        "group_norm", "group_norm_grad", "group_norm_silu", "group_norm_silu_grad", "layer_norm", "layer_norm_grad",
-        "mse", "l1", "huber", "loss_grad", "lookup", "lookup_grad", "max_pool", "max_pool_grad", "multiply",
-        "q_sample", "resample", "running_average", "scale_picture", "sinusoidal_embedding", "slice", "sum_pixels",
-        "sum_rows", "weighted_loss", "weighted_loss_grad",
+        "silu",
+        "relu",
+        "gelu",
+        "mish",
+        "silu_grad",
+        "relu_grad",
+        "gelu_grad",
+        "mish_grad",
+        "add",
+        "add_picture",
+        "affine",
+        "attention",
+        "attention_grad",
+        "batch_norm",
+        "batch_norm_fixed",
+        "batch_norm_grad",
+        "concat",
+        "conv2d",
+        "conv2d_transpose",
+        "conv2d_weight_grad",
+        "draw_normal",
+        "draw_timestep",
+        "dropout",
+        "fill",
+        "group_norm",
+        "group_norm_grad",
+        "group_norm_silu",
+        "group_norm_silu_grad",
+        "layer_norm",
+        "layer_norm_grad",
+        "mse",
+        "l1",
+        "huber",
+        "loss_grad",
+        "lookup",
+        "lookup_grad",
+        "max_pool",
+        "max_pool_grad",
+        "multiply",
+        "q_sample",
+        "resample",
+        "running_average",
+        "scale_picture",
+        "sinusoidal_embedding",
+        "slice",
+        "sum_pixels",
+        "sum_rows",
+        "weighted_loss",
+        "weighted_loss_grad",
     ] {
         assert!(seen.contains(&name), "{name}");
     }

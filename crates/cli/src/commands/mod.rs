@@ -6,6 +6,7 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod data;
+pub mod doctor;
 pub mod export;
 pub mod import;
 pub mod nearest;

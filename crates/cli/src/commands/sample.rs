@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
 use ddpm::guidance::Guidance;
+use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::picture::{Picture, grid, save_gif, save_png};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, Spacing, Threshold, Variance};
 use ddpm::train::checkpoint::{self, Which};
@@ -74,6 +75,9 @@ pub struct Args {
     /// Most pictures at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
+    /// What computes: auto, cpu, cuda or cuda:1
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
     /// Threads; 0 takes all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -195,7 +199,8 @@ pub(super) fn draw<T>(
         Some(name) => run.find_checkpoint(name)?,
         None => newest(&run)?,
     };
-    let generator = Generator::open(&path, args.weights.into(), args.threads)?;
+    let hardware = Hardware { device: args.device, threads: args.threads, tf32: false };
+    let generator = Generator::open(&path, args.weights.into(), hardware)?;
     let class = match args.class.as_deref() {
         None => Classes::InTurn,
         Some("all") => Classes::Rows(args.count.unwrap_or(ROW * classes(&generator)) / classes(&generator)),

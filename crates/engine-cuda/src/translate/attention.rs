@@ -52,18 +52,7 @@ impl Translation<'_> {
         let (n, tokens, c, kernels) = self.attention_sizes(op)?;
         let [purpose, threshold, scale] = dropout(op.dropout.as_ref());
         let [tokens_, c, heads] = [tokens, c, op.heads].map(int);
-        let args = [
-            input(0),
-            output(0),
-            output(1),
-            tokens_,
-            c,
-            heads,
-            CONTROL,
-            purpose,
-            threshold,
-            scale,
-        ];
+        let args = [input(0), output(0), output(1), tokens_, c, heads, CONTROL, purpose, threshold, scale];
         let grid = [tokens.div_ceil(BLOCK / kernels.threads), op.heads, n];
         self.launch(kernels.names[0], grid, [BLOCK, 1, 1], args);
         Ok(())
@@ -80,20 +69,8 @@ impl Translation<'_> {
         let [tokens_, c, heads] = [tokens, c, op.heads].map(int);
         let grid = [tokens.div_ceil(BLOCK / kernels.threads), op.heads, n];
         for name in &kernels.names[1..] {
-            let args = [
-                qkv,
-                lse,
-                delta,
-                d_o,
-                output(0),
-                tokens_,
-                c,
-                heads,
-                CONTROL,
-                purpose,
-                threshold,
-                scale,
-            ];
+            let args =
+                [qkv, lse, delta, d_o, output(0), tokens_, c, heads, CONTROL, purpose, threshold, scale];
             self.launch(name, grid, [BLOCK, 1, 1], args);
         }
         Ok(())

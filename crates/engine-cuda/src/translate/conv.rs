@@ -183,8 +183,7 @@ impl Translation<'_> {
             columns: s.output.1,
             stride: op.stride,
         };
-        let target =
-            Target { channels: s.cout, size: s.output, first: (0, 0), step: (1, 1), addends };
+        let target = Target { channels: s.cout, size: s.output, first: (0, 0), step: (1, 1), addends };
         self.gather(&FORWARD, &source, &s.taps(op.pad), &target);
     }
 
@@ -215,13 +214,8 @@ impl Translation<'_> {
                     columns: (s.input.1 - x).div_ceil(op.stride.1),
                     stride: (1, 1),
                 };
-                let target = Target {
-                    channels: s.cin,
-                    size: s.input,
-                    first: (y, x),
-                    step: op.stride,
-                    addends,
-                };
+                let target =
+                    Target { channels: s.cin, size: s.input, first: (y, x), step: op.stride, addends };
                 self.gather(&TRANSPOSED, &source, &taps, &target);
             }
         }

@@ -9,8 +9,7 @@ impl Translation<'_> {
         let (c, pixels) = (x.channels(), x.len() / n / x.channels());
         let [pixels, c, groups, silu] = [pixels, c, op.groups, op.silu.into()].map(int);
         let eps = Arg::Float(op.eps);
-        let args =
-            [input(0), input(1), input(2), output(0), output(1), pixels, c, groups, eps, silu];
+        let args = [input(0), input(1), input(2), output(0), output(1), pixels, c, groups, eps, silu];
         self.launch("group_norm", [op.groups, n, 1], [THREADS, 1, 1], args);
     }
 
@@ -37,8 +36,7 @@ impl Translation<'_> {
     pub(super) fn layer_norm(&mut self, eps: f32) {
         let c = self.inputs[0].channels();
         let rows = self.inputs[0].len() / c;
-        let args =
-            [input(0), input(1), input(2), output(0), output(1), int(rows), int(c), Arg::Float(eps)];
+        let args = [input(0), input(1), input(2), output(0), output(1), int(rows), int(c), Arg::Float(eps)];
         self.launch("layer_norm", [rows.div_ceil(8), 1, 1], [32, 8, 1], args);
     }
 
@@ -86,8 +84,7 @@ impl Translation<'_> {
         self.column_sums(dy, of_dy, 1, rows, c, RUN);
         let args = [x_, dy, mean, of_product, rows_, c_, int(RUN), int(1)];
         self.launch("batch_norm_parts", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
-        let args =
-            [of_dy, of_product, gamma, rstd, output(1), output(2), terms, rows_, c_, runs_];
+        let args = [of_dy, of_product, gamma, rstd, output(1), output(2), terms, rows_, c_, runs_];
         self.each("batch_norm_grad_terms", c, args);
         let args = [dy, x_, mean, terms, output(0), int(x.len()), c_];
         self.each("batch_norm_grad", x.len(), args);

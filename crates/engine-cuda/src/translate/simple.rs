@@ -3,7 +3,7 @@
 use super::{Arg, CONTROL, Place, RUN, THREADS, Translation, input, int, output};
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{
-    Activation, Affine, DrawNormal, DrawTimestep, Dropout, Fill, Loss, LookupGrad, QSample, Resample,
+    Activation, Affine, DrawNormal, DrawTimestep, Dropout, Fill, LookupGrad, Loss, QSample, Resample,
     RunningAverage, SinusoidalEmbedding, Slice, Taps,
 };
 use ddpm_engine::rng::Purpose;
@@ -142,11 +142,7 @@ impl Translation<'_> {
         let frequencies: Vec<f64> = (0..half).map(|i| libm::pow(1e4, -(i as f64) / divisor)).collect();
         let table = self.constants.push(&frequencies);
         let cosines_first = int(op.cosines_first.into());
-        self.each(
-            "embedding",
-            n * half,
-            [input(0), output(0), int(n), int(half), table, cosines_first],
-        );
+        self.each("embedding", n * half, [input(0), output(0), int(n), int(half), table, cosines_first]);
     }
 
     pub(super) fn lookup(&mut self) {
@@ -203,14 +199,7 @@ impl Translation<'_> {
     }
 
     /// `x [pictures, rows, c]` to `out [pictures, c]`.
-    pub(super) fn sum(
-        &mut self,
-        pictures: usize,
-        rows: usize,
-        c: usize,
-        x: Arg<Place>,
-        out: Arg<Place>,
-    ) {
+    pub(super) fn sum(&mut self, pictures: usize, rows: usize, c: usize, x: Arg<Place>, out: Arg<Place>) {
         let runs = rows.div_ceil(RUN);
         if runs == 1 {
             return self.column_sums(x, out, pictures, rows, c, RUN);
@@ -233,8 +222,7 @@ impl Translation<'_> {
         let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
         let parts = self.scratch(2 * count); // f64
         let sizes = [int(x.len()), int(picture(x))];
-        let args =
-            [input(0), input(1), t, table, parts, sizes[0], sizes[1], steps, kind, delta, int(PART)];
+        let args = [input(0), input(1), t, table, parts, sizes[0], sizes[1], steps, kind, delta, int(PART)];
         self.launch("loss_parts", [count, 1, 1], [THREADS, 1, 1], args);
         self.launch("loss_mean", [1; 3], [THREADS, 1, 1], [parts, output(0), int(count), int(x.len())]);
     }
@@ -244,8 +232,7 @@ impl Translation<'_> {
         let dloss = input(if weights.is_some() { 3 } else { 2 });
         let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
         let sizes = [int(x.len()), int(picture(x))];
-        let args =
-            [input(0), input(1), t, table, dloss, output(0), sizes[0], sizes[1], steps, kind, delta];
+        let args = [input(0), input(1), t, table, dloss, output(0), sizes[0], sizes[1], steps, kind, delta];
         self.each("loss_grad", x.len(), args);
     }
 }

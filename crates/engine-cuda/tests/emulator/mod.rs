@@ -32,11 +32,9 @@ fn build() -> Option<PathBuf> {
         }
     }
     let shim = include_str!("shim.h");
-    let defines: String =
-        SOURCES.iter().filter_map(|s| s.define).map(|d| format!("#define {d}\n")).collect();
+    let defines: String = SOURCES.iter().filter_map(|s| s.define).map(|d| format!("#define {d}\n")).collect();
     let whole = format!("{defines}{shim}\n{COMMON}\n{}\n{}", texts.join("\n"), include_str!("machine.cpp"));
-    let entries: String =
-        SOURCES.iter().flat_map(|s| s.kernels).map(|k| format!("ENTRY({k})\n")).collect();
+    let entries: String = SOURCES.iter().flat_map(|s| s.kernels).map(|k| format!("ENTRY({k})\n")).collect();
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("emulator");
     let (source, program) = (folder.join("emulator.cpp"), folder.join("emulator"));
     std::fs::create_dir_all(&folder).expect("a folder for the emulator");

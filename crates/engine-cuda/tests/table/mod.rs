@@ -156,7 +156,8 @@ pub fn convolutions() -> Vec<Case> {
             if bias {
                 operands.push(b.p([channels]));
             }
-            let op = Conv2dTranspose { stride: (stride, stride), pad: Padding::even(pad), size, like: None, bias };
+            let op =
+                Conv2dTranspose { stride: (stride, stride), pad: Padding::even(pad), size, like: None, bias };
             b.add(op, &operands)
         }));
     }
@@ -298,7 +299,8 @@ pub fn cases() -> Vec<Case> {
     }));
     cases.push(case("rows of a transposed convolution's bias", |b| {
         let (x, w, bias) = (b.input([2, 15, 15, 3]), b.p([2, 2, 4, 3]), b.p([4]));
-        let op = Conv2dTranspose { stride: (2, 2), pad: Padding::even(0), size: (30, 30), like: None, bias: true };
+        let op =
+            Conv2dTranspose { stride: (2, 2), pad: Padding::even(0), size: (30, 30), like: None, bias: true };
         b.add(op, &[x, w, bias])
     }));
     for loss in [Loss::Mse, Loss::L1, Loss::Huber { delta: 0.8 }] {
@@ -395,7 +397,10 @@ pub fn agree(case: &Case, arithmetic: Arithmetic, tolerance: f32, make: Make<'_>
         arithmetic,
         ..PlanOptions::default()
     };
-    let want = run(case, &mut *on_cpu(&case.graph, &PlanOptions { arithmetic: Arithmetic::default(), ..options.clone() }));
+    let want = run(
+        case,
+        &mut *on_cpu(&case.graph, &PlanOptions { arithmetic: Arithmetic::default(), ..options.clone() }),
+    );
     let got = run(case, &mut *make(case.graph.clone(), &options));
     for ((what, got), (_, want)) in got.iter().zip(&want) {
         let scale = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
@@ -472,11 +477,11 @@ pub fn train(make: Make<'_>) {
             let norm = exec.gradient_norm().expect("a norm");
             seen.push((format!("norm of step {step}"), vec![norm as f32]));
             let step = AdamStep {
-                lr: 1e-3,
+                lr: 1e-2,
                 beta1: 0.9,
                 beta2: 0.999,
                 eps: 1e-4,
-                weight_decay: 0.01,
+                weight_decay: 0.5,
                 decoupled: step == 1,
                 step,
                 ema_decay: 0.9,
