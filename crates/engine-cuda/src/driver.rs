@@ -181,7 +181,7 @@ impl Gpu for CudaGpu {
         let capability = self.context.compute_capability().map_err(|e| self.error(e))?;
         let sources = compile::sources_of(kernels);
         // The compiler takes seconds for a source: all at once.
-        let compiled: Vec<Result<Vec<u8>, String>> = thread::scope(|scope| {
+        let compiled: Vec<Result<Arc<[u8]>, String>> = thread::scope(|scope| {
             let all: Vec<_> =
                 sources.iter().map(|source| scope.spawn(|| compile::compile(source, capability))).collect();
             let panicked = |_| Err("the compiler's thread ended early".to_owned());
@@ -190,7 +190,8 @@ impl Gpu for CudaGpu {
         for (source, code) in sources.iter().zip(compiled) {
             let device = format!("cuda:{}", self.index);
             let code = code.map_err(|reason| Error::Device { device, reason })?;
-            let module = self.context.load_module(Ptx::from_binary(code)).map_err(|e| self.error(e))?;
+            let module =
+                self.context.load_module(Ptx::from_binary(code.to_vec())).map_err(|e| self.error(e))?;
             for kernel in source.kernels.iter().filter(|k| kernels.contains(k)) {
                 let function = module.load_function(kernel).map_err(|e| self.error(e))?;
                 self.functions.insert(kernel, function);

@@ -36,8 +36,24 @@ macro_rules! attention {
     };
 }
 
+/// The same on tensor cores.
+macro_rules! attention_bf16 {
+    ($width:literal) => {
+        Source {
+            name: concat!("attention_mma.cu (", $width, ")"),
+            text: include_str!("kernels/attention_mma.cu"),
+            define: Some(concat!("ATTENTION_BF16_", $width)),
+            kernels: &[
+                concat!("attention_bf16_", $width),
+                concat!("attention_bf16_dq_", $width),
+                concat!("attention_bf16_dkv_", $width),
+            ],
+        }
+    };
+}
+
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 17] = [
+pub const SOURCES: [Source; 21] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -125,6 +141,10 @@ pub const SOURCES: [Source; 17] = [
     attention!(128),
     attention!(256),
     attention!(512),
+    attention_bf16!(16),
+    attention_bf16!(32),
+    attention_bf16!(64),
+    attention_bf16!(128),
     Source {
         name: "conv.cu",
         text: CONV,

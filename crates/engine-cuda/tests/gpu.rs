@@ -70,6 +70,10 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
             table::agree(&case, bf16, 1.5e-2, &make(Choices { tf32: false, blocks }));
         }
     }
+    // Softmax makes an error of the scores a relative one of the weights.
+    for case in table::attentions() {
+        table::agree(&case, bf16, 3e-2, &make(Choices::default()));
+    }
 }
 
 #[test]

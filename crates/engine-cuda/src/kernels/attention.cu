@@ -71,20 +71,6 @@ template <int E, int T> __device__ __forceinline__ void add_row(float p, const f
     }
 }
 
-// Dropout's factors of a head's weights, as ddpm_kernels::random::Dropout::weight_factor. No dropout: threshold 0, scale 1.
-struct Drop {
-    u32 purpose, threshold;
-    float scale;
-};
-
-__device__ __forceinline__ float drop_factor(const Drop &drop, const Control *control, int head, int tokens, int query, int key) {
-    if (drop.threshold == 0) return drop.scale;
-    u32 first = (u32)((head * tokens + query) * ceil_div(tokens, 4) + key / 4);
-    uint4 words = philox(first, control->first_index + blockIdx.z, control->step, drop.purpose, control->seed[0], control->seed[1]);
-    int j = key % 4;
-    return keep(j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w, drop.threshold, drop.scale);
-}
-
 // Block x: queries; y: head; z: picture.
 template <int E, int T>
 __device__ void attention_forward(const float *qkv, float *o, float *lse, int tokens, int c, int heads, const Control *control,

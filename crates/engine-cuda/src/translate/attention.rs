@@ -2,12 +2,13 @@
 
 use super::{Arg, CONTROL, Place, Translation, input, int, output};
 use crate::translate::simple::thresholds;
+use ddpm_engine::Factors;
 use ddpm_engine::ops::{Attention, Dropout};
 
 /// Threads of a block, as in `attention.cu`.
 const BLOCK: usize = 128;
 
-/// Kernels for heads up to a width: forward, dq, dk and dv; threads that share a query.
+/// Kernels for heads up to a width: forward, dq, dk and dv; how many threads there are for each query.
 struct Kernels {
     width: usize,
     threads: usize,
@@ -15,20 +16,23 @@ struct Kernels {
 }
 
 macro_rules! kernels {
-    ($($width:literal $threads:literal),*) => {
+    ($kind:literal : $($width:literal $threads:literal),*) => {
         [$(Kernels {
             width: $width,
             threads: $threads,
             names: [
-                concat!("attention_", $width),
-                concat!("attention_dq_", $width),
-                concat!("attention_dkv_", $width),
+                concat!("attention_", $kind, $width),
+                concat!("attention_", $kind, "dq_", $width),
+                concat!("attention_", $kind, "dkv_", $width),
             ],
         }),*]
     };
 }
 
-const KERNELS: [Kernels; 8] = kernels![4 1, 8 1, 16 1, 32 1, 64 2, 128 4, 256 8, 512 16];
+const KERNELS: [Kernels; 8] = kernels!["" : 4 1, 8 1, 16 1, 32 1, 64 2, 128 4, 256 8, 512 16];
+
+/// On tensor cores; a block has 64 queries.
+const TENSOR_CORES: [Kernels; 4] = kernels!["bf16_" : 16 2, 32 2, 64 2, 128 2];
 
 fn dropout(op: Option<&Dropout>) -> [Arg<Place>; 3] {
     op.map_or([Arg::Uint(0), Arg::Uint(0), Arg::Float(1.0)], thresholds)
@@ -39,7 +43,9 @@ impl Translation<'_> {
     fn attention_sizes(&self, op: &Attention) -> Result<(usize, usize, usize, &'static Kernels), String> {
         let (n, c) = (self.inputs[0].dims()[0], self.inputs[0].channels() / 3);
         let (tokens, width) = (self.inputs[0].len() / n / (3 * c), c / op.heads);
-        let kernels = KERNELS.iter().find(|k| k.width >= width).ok_or_else(|| {
+        let fast = self.arithmetic.factors == Factors::Bf16;
+        let fast = TENSOR_CORES.iter().filter(|_| fast);
+        let kernels = fast.chain(&KERNELS).find(|k| k.width >= width).ok_or_else(|| {
             format!("its heads are {width} numbers wide, and its kernels take 512 at most: take more heads")
         })?;
         if op.heads > 65_535 {

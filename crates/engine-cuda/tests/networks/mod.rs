@@ -2,7 +2,7 @@
 
 use crate::table::Make;
 use ddpm::model::{StepDraws, TrainingGraph};
-use ddpm::nets::{self, parameters::ParameterSpec};
+use ddpm::nets;
 use ddpm::objective::Objective;
 use ddpm::schedule::Schedule;
 use ddpm::train::config::Config;
@@ -45,8 +45,8 @@ const SMALL: [Small; 6] = [
         &[
             ("network.name", "unet2d"),
             ("unet2d.block_out_channels", "8, 16"),
-            ("unet2d.down_block_types", "DownBlock2D, AttnDownBlock2D"),
-            ("unet2d.up_block_types", "AttnUpBlock2D, UpBlock2D"),
+            ("unet2d.down_block_types", "[\"DownBlock2D\", \"AttnDownBlock2D\"]"),
+            ("unet2d.up_block_types", "[\"AttnUpBlock2D\", \"UpBlock2D\"]"),
             ("unet2d.norm_num_groups", "4"),
             ("unet2d.layers_per_block", "1"),
             ("unet2d.dropout", "0.1"),
@@ -58,8 +58,8 @@ const SMALL: [Small; 6] = [
         &[
             ("network.name", "unet2d"),
             ("unet2d.block_out_channels", "8, 16"),
-            ("unet2d.down_block_types", "AttnDownBlock2D, DownBlock2D"),
-            ("unet2d.up_block_types", "UpBlock2D, AttnUpBlock2D"),
+            ("unet2d.down_block_types", "[\"AttnDownBlock2D\", \"DownBlock2D\"]"),
+            ("unet2d.up_block_types", "[\"UpBlock2D\", \"AttnUpBlock2D\"]"),
             ("unet2d.norm_num_groups", "4"),
             ("unet2d.layers_per_block", "1"),
             ("unet2d.attention_head_dim", "8"),
@@ -117,10 +117,10 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
                 exec.read(t, &mut x).expect("its length");
                 seen.push((what.to_owned(), x));
             }
-            for (i, ParameterSpec { name, .. }) in graph.parameters.iter().enumerate() {
+            for (i, spec) in graph.parameters.iter().enumerate() {
                 let mut x = vec![f32::NAN; graph.graph.shape(graph.graph.parameters()[i]).len()];
                 exec.read_parameter(Region::Gradients, i, &mut x).expect("its length");
-                seen.push((format!("gradient of {name}"), x));
+                seen.push((format!("gradient of {}", spec.name), x));
             }
             for (spec, t) in &graph.states {
                 let mut x = vec![f32::NAN; spec.numbers()];

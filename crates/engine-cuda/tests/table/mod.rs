@@ -164,6 +164,32 @@ pub fn convolutions() -> Vec<Case> {
     cases
 }
 
+/// Attentions: heads as wide as kernels are made for and less, more tokens than a tile and fewer, with dropout.
+pub fn attentions() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let attentions = [
+        ([2, 3, 5, 12], 1),
+        ([1, 5, 5, 24], 2),
+        ([2, 8, 9, 48], 4),
+        ([1, 1, 1, 9], 3),
+        ([1, 12, 12, 96], 2),
+        ([1, 6, 7, 192], 2),
+        ([1, 5, 5, 99], 1),
+        ([1, 5, 4, 384], 1),
+        ([1, 3, 3, 771], 1),
+        ([1, 3, 3, 1536], 1),
+    ];
+    for (shape, heads) in attentions {
+        for dropout in [None, Some(Dropout { p: 0.4, site: 3 })] {
+            cases.push(case(&format!("attention {shape:?} {heads} {dropout:?}"), move |b| {
+                let x = b.p(shape);
+                b.add(Attention { heads, dropout }, &[x])
+            }));
+        }
+    }
+    cases
+}
+
 /// Every operation.
 pub fn cases() -> Vec<Case> {
     let mut cases = convolutions();
@@ -237,26 +263,7 @@ pub fn cases() -> Vec<Case> {
             b.add(BatchNormFixed { eps: 1e-2 }, &operands)
         }));
     }
-    let attentions = [
-        ([2, 3, 5, 12], 1),
-        ([1, 5, 5, 24], 2),
-        ([2, 8, 9, 48], 4),
-        ([1, 1, 1, 9], 3),
-        ([1, 12, 12, 96], 2),
-        ([1, 6, 7, 192], 2),
-        ([1, 5, 5, 99], 1),
-        ([1, 5, 4, 384], 1),
-        ([1, 3, 3, 771], 1),
-        ([1, 3, 3, 1536], 1),
-    ];
-    for (shape, heads) in attentions {
-        for dropout in [None, Some(Dropout { p: 0.4, site: 3 })] {
-            cases.push(case(&format!("attention {shape:?} {heads} {dropout:?}"), move |b| {
-                let x = b.p(shape);
-                b.add(Attention { heads, dropout }, &[x])
-            }));
-        }
-    }
+    cases.extend(attentions());
     cases.push(case("draws", |b| {
         let t = b.add(DrawTimestep { n: 3, steps: 20 }, &[]);
         let eps = b.add(DrawNormal { shape: [3, 4, 5, 3].into(), purpose: Purpose::Noise }, &[]);
