@@ -36,7 +36,7 @@ impl CudaDevice {
                 "the NVIDIA driver (libcuda.so) cannot be found: install it, or use --device cpu".to_owned()
             );
         }
-        let count = CudaContext::device_count().map_err(|e| says(e))?;
+        let count = CudaContext::device_count().map_err(says)?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
@@ -50,7 +50,7 @@ impl CudaDevice {
             0 => return Err(error("there is no NVIDIA GPU: use --device cpu".to_owned())),
             n if self.index >= n => {
                 return Err(error(format!(
-                    "there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them"
+                    "there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them (or use --device cpu)"
                 )));
             }
             _ => {}

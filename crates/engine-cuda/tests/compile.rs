@@ -2,7 +2,7 @@
 //! `tools/check_cuda_kernels.sh` fetches it. Skipped, with a line, where it is not found.
 
 use ddpm_engine_cuda::compile::{available, compile};
-use ddpm_engine_cuda::source::{COMMON, SOURCES};
+use ddpm_engine_cuda::source::SOURCES;
 
 const CAPABILITIES: [(i32, i32); 2] = [(8, 0), (9, 0)];
 
@@ -38,24 +38,12 @@ fn errors_of_the_compiler_are_told() {
     assert!(error.contains("pointwise.cu") && error.contains("1.0"), "{error}");
 }
 
-/// Each kernel stands in one list, and in a text.
+/// Each kernel stands in one list. (That each is in its text, the emulator's table and the test above show.)
 #[test]
-fn the_lists_of_kernels_are_true() {
+fn no_kernel_is_listed_twice() {
     let mut all: Vec<&str> = SOURCES.iter().flat_map(|s| s.kernels).copied().collect();
     let count = all.len();
     all.sort_unstable();
     all.dedup();
-    assert_eq!(all.len(), count, "a kernel stands in two lists");
-    for source in SOURCES {
-        let in_macro =
-            |kernel: &str| source.text.contains("##NAME") && kernel.contains(['0', '1', '2', '4', '6', '8']);
-        for kernel in source.kernels {
-            assert!(
-                source.text.contains(&format!("{kernel}(")) || in_macro(kernel),
-                "{}: {kernel} is not in its text",
-                source.name
-            );
-        }
-    }
-    assert!(COMMON.contains("struct Control"));
+    assert_eq!(all.len(), count);
 }
