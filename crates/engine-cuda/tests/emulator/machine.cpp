@@ -24,6 +24,7 @@ Fiber fibers[MOST_THREADS];
 Group warps[MOST_THREADS / 32], block;
 jmp_buf scheduler;
 int current, threads;
+bool backwards; // the order in which threads run
 void (*body)(const void *);
 const void *body_args;
 uint64_t slots[MOST_THREADS];
@@ -65,7 +66,8 @@ void run_block() {
     block = {threads, 0};
     while (block.alive > 0) {
         bool any = false;
-        for (current = 0; current < threads; current++) {
+        for (int turn = 0; turn < threads; turn++) {
+            current = backwards ? threads - 1 - turn : turn;
             Fiber &fiber = fibers[current];
             if (fiber.status != READY) continue;
             any = true;
@@ -265,7 +267,8 @@ std::string launch() {
 
 } // namespace
 
-int main() {
+int main(int argc, char **) {
+    backwards = argc > 1;
     make_fibers();
     for (;;) {
         switch (input<char>()) {

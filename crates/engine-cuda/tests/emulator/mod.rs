@@ -49,7 +49,17 @@ fn build() -> Option<PathBuf> {
     std::fs::write(mine.join("emulator.cpp"), &whole).expect("the emulator's source");
     std::fs::write(mine.join("entries.h"), &entries).expect("the list of kernels");
     let made = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-U_FORTIFY_SOURCE", "-w", "-o", "emulator", "emulator.cpp"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-U_FORTIFY_SOURCE",
+            "-fsanitize=alignment",
+            "-fsanitize-undefined-trap-on-error",
+            "-w",
+            "-o",
+            "emulator",
+            "emulator.cpp",
+        ])
         .current_dir(&mine)
         .output()
         .expect("the compiler runs");
@@ -67,6 +77,15 @@ struct Pipes {
     from: BufReader<ChildStdout>,
 }
 
+/// In which order a block's threads run between two barriers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Order {
+    /// From the first on.
+    Forwards,
+    /// From the last on.
+    Backwards,
+}
+
 /// An emulated GPU.
 pub struct Emulator {
     pipes: Mutex<Pipes>,
@@ -75,7 +94,13 @@ pub struct Emulator {
 impl Emulator {
     /// A new one; `None` where there is no C++ compiler, which a test says and ends.
     pub fn new() -> Option<Self> {
+        Self::with(Order::Forwards)
+    }
+
+    /// The same, with another order of threads.
+    pub fn with(order: Order) -> Option<Self> {
         let mut child = Command::new(program()?)
+            .args((order == Order::Backwards).then_some("backwards"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -24,7 +24,7 @@ pub struct Case {
 
 impl Case {
     /// The names of its operations.
-    pub fn operations(&self) -> Vec<&'static str> {
+    fn operations(&self) -> Vec<&'static str> {
         self.graph.nodes().iter().map(|n| n.op.operation().name()).collect()
     }
 }
@@ -514,5 +514,66 @@ pub fn train(make: Make<'_>) {
         for (g, w) in got.iter().zip(want) {
             assert!((g - w).abs() <= 2e-4 * scale, "{what}: {g}, not {w} (largest {scale})");
         }
+    }
+}
+
+/// The table has every operation.
+#[test]
+fn no_operation_is_left_out() {
+    let mut seen: Vec<&str> = cases().iter().flat_map(Case::operations).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    for name in [
+        "silu",
+        "relu",
+        "gelu",
+        "mish",
+        "silu_grad",
+        "relu_grad",
+        "gelu_grad",
+        "mish_grad",
+        "add",
+        "add_picture",
+        "affine",
+        "attention",
+        "attention_grad",
+        "batch_norm",
+        "batch_norm_fixed",
+        "batch_norm_grad",
+        "concat",
+        "conv2d",
+        "conv2d_transpose",
+        "conv2d_weight_grad",
+        "draw_normal",
+        "draw_timestep",
+        "dropout",
+        "fill",
+        "group_norm",
+        "group_norm_grad",
+        "group_norm_silu",
+        "group_norm_silu_grad",
+        "layer_norm",
+        "layer_norm_grad",
+        "mse",
+        "l1",
+        "huber",
+        "loss_grad",
+        "lookup",
+        "lookup_grad",
+        "max_pool",
+        "max_pool_grad",
+        "multiply",
+        "q_sample",
+        "resample",
+        "running_average",
+        "scale_picture",
+        "sinusoidal_embedding",
+        "slice",
+        "sum_pixels",
+        "sum_rows",
+        "weighted_loss",
+        "weighted_loss_grad",
+    ] {
+        assert!(seen.contains(&name), "{name}");
     }
 }
