@@ -79,6 +79,8 @@ def ours(a, network, part, precision, batch=None):
     preset, own_batch, channels, size = SETTINGS[network]
     settings = {'network.name': network, 'data.size': size, 'data.channels': channels, 'train.batch_size': batch or own_batch,
                 'train.threads': a.threads, 'train.ema_decay': 0}  # PyTorch keeps no average either
+    if a.device != 'cpu':
+        settings['train.device'] = a.device
     if a.has_precision:
         settings['train.precision'] = precision
     command = [a.ddpm, 'bench', '--random-data', '--json', '--loop=on-line', '--only', part, '--preset', preset]
@@ -87,7 +89,7 @@ def ours(a, network, part, precision, batch=None):
 
 
 def theirs(a, network, part, precision, flags, batch=None):
-    command = [sys.executable, HERE / 'rival.py', network, part, '--threads', a.threads, *flags]
+    command = [sys.executable, HERE / 'rival.py', network, part, '--threads', a.threads, '--device', a.device, *flags]
     return command + (['--bf16'] if precision == 'bf16' else []) + (['--batch', batch] if batch else [])
 
 
@@ -252,6 +254,7 @@ def main():
                     default=['train', 'forward', 'sample', 'start'])
     ap.add_argument('--rounds', type=int, default=5, help='steps of each program that are counted')
     ap.add_argument('--threads', type=int, default=len(machine.cores()))
+    ap.add_argument('--device', default='cpu', help='cpu or cuda, for both programs; ours must be built with --features cuda')
     ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a setting of ours, such as train.winograd=false')
     ap.add_argument('--again', action='store_true', help="look for PyTorch's fastest form again")
     ap.add_argument('--out', type=pathlib.Path, help=f'where the tables go; bench/{RESULTS.name} if all was measured')

@@ -5,7 +5,7 @@
     python rival.py attention start --weights model.safetensors
 
 For each line one step is made and one line of JSON is written: `part`, `seconds`, `resident_bytes` (the most memory that
-the process has held). A step of `train` draws timesteps and noise, makes the noisy pictures, and does forward, MSE,
+the process has held; with --device cuda, of the GPU). A step of `train` draws timesteps and noise, makes the noisy pictures, and does forward, MSE,
 backward and Adam; `forward` is the network alone; `sample` is a step of ancestral sampling. `start` loads weights and
 makes one such step, with nothing to wait for.
 
@@ -61,10 +61,13 @@ class Rival:
     def __init__(self, a):
         make, batch, c, size = CASES[a.case]
         self.bf16, self.batch = a.bf16, a.batch or batch
+        self.device = torch.device(a.device)
+        torch.set_default_device(self.device)
+        torch.backends.cudnn.benchmark = True
         self.net = make()
         if a.weights:
             from safetensors.torch import load_file
-            self.net.load_state_dict(load_file(a.weights))
+            self.net.load_state_dict(load_file(a.weights, device=a.device))
         if a.fused_attention:
             fuse_attention(self.net)
         self.x = torch.randn(self.batch, c, size, size)
@@ -75,13 +78,16 @@ class Rival:
         if a.part == 'train':
             self.optimizer = torch.optim.Adam(self.net.parameters(), lr=1e-4, fused=True)
         if a.compile:
-            self.net = torch.compile(self.net)
+            self.net = torch.compile(self.net, mode='max-autotune' if self.device.type == 'cuda' else None)
         self.beta = torch.linspace(1e-4, 0.02, T)
         self.alpha_bar = torch.cumprod(1 - self.beta, 0)
         self.t = T
 
+    def memory(self):
+        return torch.cuda.max_memory_reserved() if self.device.type == 'cuda' else resident()
+
     def predict(self, x, t):
-        with torch.autocast('cpu', torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             y = self.net(x, t)
             return getattr(y, 'sample', y).float()
 
@@ -117,6 +123,7 @@ def main():
     ap.add_argument('--batch', type=int)
     ap.add_argument('--threads', type=int)
     ap.add_argument('--weights')
+    ap.add_argument('--device', default='cpu')
     for flag in ('bf16', 'channels-last', 'fused-attention', 'compile'):
         ap.add_argument('--' + flag, action='store_true')
     a = ap.parse_args()
@@ -131,8 +138,10 @@ def main():
     for _ in sys.stdin:
         start = time.perf_counter()
         step()
+        if rival.device.type == 'cuda':
+            torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        print(json.dumps({'part': a.part, 'seconds': seconds, 'resident_bytes': resident()}), flush=True)
+        print(json.dumps({'part': a.part, 'seconds': seconds, 'resident_bytes': rival.memory()}), flush=True)
 
 
 main()

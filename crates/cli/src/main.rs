@@ -57,6 +57,7 @@ enum Command {
     Config(commands::config::Args),
     Show(commands::show::Args),
     Bench(commands::bench::Args),
+    Doctor(commands::doctor::Args),
     Completions(commands::completions::Args),
 }
 
@@ -77,6 +78,7 @@ fn main() -> ExitCode {
         Command::Config(args) => commands::config::run(args),
         Command::Show(args) => commands::show::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
         Command::Completions(args) => commands::completions::run(args),
     };
     match result {

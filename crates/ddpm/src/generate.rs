@@ -4,6 +4,7 @@ use crate::data::PictureShape;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::guidance::{Guidance, Guided};
+use crate::hardware::Hardware;
 use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
@@ -79,19 +80,24 @@ pub struct Generator {
     weights: Vec<NamedTensor>,
     class_names: Vec<String>,
     origin: std::path::PathBuf,
-    threads: usize,
+    hardware: Hardware,
 }
 
 impl Generator {
-    /// From a checkpoint of a run. `threads` 0 takes all cores.
-    pub fn open(path: &Path, which: Which, threads: usize) -> Result<Self> {
+    /// From a checkpoint of a run. A number of threads as `hardware` is the CPU with so many, 0 all of its cores.
+    pub fn open(path: &Path, which: Which, hardware: impl Into<Hardware>) -> Result<Self> {
         let (manifest, weights) = checkpoint::load_weights_only(path, which)?;
-        let generator = Self::new(&manifest.config(path)?, weights, path, threads)?;
+        let generator = Self::new(&manifest.config(path)?, weights, path, hardware)?;
         Ok(Self { class_names: manifest.classes, ..generator })
     }
 
     /// From weights that are at hand; `origin` names them in errors.
-    pub fn new(config: &Config, weights: Vec<NamedTensor>, origin: &Path, threads: usize) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        weights: Vec<NamedTensor>,
+        origin: &Path,
+        hardware: impl Into<Hardware>,
+    ) -> Result<Self> {
         config.validate()?;
         let missing = |key: &str| Error::Config {
             key: key.to_owned(),
@@ -102,7 +108,9 @@ impl Generator {
         let shape = PictureShape { height: size.height, width: size.width, channels };
         let schedule = Schedule::from_config(&config.diffusion)?;
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
-        Ok(Self { config, shape, schedule, weights, class_names, origin, threads })
+        // Arithmetic belongs to the training's settings, the device to whoever draws.
+        let hardware = Hardware { tf32: config.train.hardware().tf32, ..hardware.into() };
+        Ok(Self { config, shape, schedule, weights, class_names, origin, hardware })
     }
 
     /// The pictures' shape.
@@ -120,7 +128,7 @@ impl Generator {
         let net = nets::from_config(&self.config, self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
         let arithmetic = self.config.train.arithmetic();
-        let model = Model::with_arithmetic(&*net, shape, self.threads, arithmetic)?;
+        let model = Model::with_arithmetic(&*net, shape, self.hardware, arithmetic)?;
         let mut model = model.predicting(self.config.diffusion.prediction);
         model.set_weights(&self.weights, &self.origin)?;
         Ok(model)

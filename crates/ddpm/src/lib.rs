@@ -72,6 +72,7 @@ pub mod edit;
 mod error;
 pub mod generate;
 pub mod guidance;
+pub mod hardware;
 pub mod interop;
 pub mod model;
 pub mod nearest;

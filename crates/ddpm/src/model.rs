@@ -3,6 +3,7 @@
 use crate::bound;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
+use crate::hardware::{DeviceChoice, Hardware};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
 use crate::objective::Objective;
 use crate::process::Prediction;
@@ -84,9 +85,36 @@ pub(crate) fn load_tensors(
     Ok(())
 }
 
-/// What networks run on; `threads` 0 takes all cores. The only place that chooses.
-pub(crate) fn device(threads: usize) -> Box<dyn Device> {
-    Box::new(CpuDevice { threads })
+/// What networks run on. The only place that chooses.
+///
+/// # Errors
+/// [`ddpm_engine::Error::Device`] where a GPU is asked for and this program was not built for them, or none can be used.
+pub(crate) fn device(hardware: Hardware) -> Result<Box<dyn Device>> {
+    let cpu = || Box::new(CpuDevice { threads: hardware.threads });
+    #[cfg(feature = "cuda")]
+    {
+        use ddpm_engine_cuda::{CudaDevice, translate::Choices};
+        let choices = Choices { tf32: hardware.tf32, ..Choices::default() };
+        let gpu = |index| CudaDevice { index, choices };
+        match hardware.device {
+            DeviceChoice::Cpu => Ok(cpu()),
+            DeviceChoice::Auto if gpu(0).check().is_err() => Ok(cpu()),
+            DeviceChoice::Auto => Ok(Box::new(gpu(0))),
+            DeviceChoice::Cuda(index) => {
+                gpu(index).check()?;
+                Ok(Box::new(gpu(index)))
+            }
+        }
+    }
+    #[cfg(not(feature = "cuda"))]
+    match hardware.device {
+        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(cpu()),
+        DeviceChoice::Cuda(_) => {
+            let reason = "this program was built without NVIDIA GPUs: build it with --features cuda, or use --device cpu";
+            let device = hardware.device.to_string();
+            Err(ddpm_engine::Error::Device { device, reason: reason.to_owned() }.into())
+        }
+    }
 }
 
 /// The label of a picture whose class is not told: no row of the embedding, which gives zeros.
@@ -271,7 +299,7 @@ pub fn first_weights(net: &dyn Network, shape: [usize; 4], seed: u64) -> Result<
     Ok(parameters.chain(states).collect())
 }
 
-/// A network with weights that predicts noise, `eps_theta`, or the like, on the CPU: the forward pass alone.
+/// A network with weights that predicts noise, `eps_theta`, or the like: the forward pass alone.
 pub struct Model {
     exec: Box<dyn Executor>,
     parameters: Vec<ParameterSpec>,
@@ -287,16 +315,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// A network for batches `[n, h, w, c]`; its weights are zero until they are set. `threads` 0 takes all cores.
-    pub fn new(net: &dyn Network, shape: [usize; 4], threads: usize) -> Result<Self> {
-        Self::with_arithmetic(net, shape, threads, Arithmetic::default())
+    /// A network for batches `[n, h, w, c]`; its weights are zero until they are set. A number of threads as `hardware` is
+    /// the CPU with so many, 0 all of its cores.
+    pub fn new(net: &dyn Network, shape: [usize; 4], hardware: impl Into<Hardware>) -> Result<Self> {
+        Self::with_arithmetic(net, shape, hardware, Arithmetic::default())
     }
 
     /// As [`new`](Self::new), computing in another way.
     pub fn with_arithmetic(
         net: &dyn Network,
         shape: [usize; 4],
-        threads: usize,
+        hardware: impl Into<Hardware>,
         arithmetic: Arithmetic,
     ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
@@ -311,7 +340,7 @@ impl Model {
         let graph = ddpm_engine::fuse::fuse(built.graph, &keep)?;
         let options = PlanOptions { keep, arithmetic, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
-        let exec = device(threads).executor(graph, &options)?;
+        let exec = device(hardware.into())?.executor(graph, &options)?;
         Ok(Self {
             exec,
             parameters: built.parameters,

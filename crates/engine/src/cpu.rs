@@ -154,6 +154,10 @@ impl Device for CpuDevice {
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>> {
         Ok(Box::new(CpuExecutor::new(graph, options, self.threads)?))
     }
+
+    fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
+        footprint(graph, options, self.threads)
+    }
 }
 
 /// Runs a plan on the CPU's cores.

@@ -36,6 +36,18 @@ pub enum Error {
         /// The number format.
         dtype: crate::shape::DType,
     },
+    /// An executor has no arithmetic for an operation, or not for these sizes.
+    #[error("{node} ({operation}): the {executor} executor does not take it: {reason}")]
+    Unsupported {
+        /// The node's name.
+        node: String,
+        /// The operation's name.
+        operation: &'static str,
+        /// The executor's name.
+        executor: &'static str,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// Data of the wrong length was written to or read from a tensor.
     #[error("{tensor}: {given} numbers for a tensor of shape {shape} ({expected} numbers)")]
     Length {
@@ -54,6 +66,14 @@ pub enum Error {
     /// The memory or threads that the plan needs cannot be had.
     #[error("{0}")]
     Resources(String),
+    /// A device is not there, cannot be used or was lost.
+    #[error("{device}: {reason}")]
+    Device {
+        /// The device, as a setting names it.
+        device: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
 }
 
 /// The engine's result.

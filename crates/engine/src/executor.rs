@@ -47,6 +47,9 @@ pub struct NodeTime {
 pub trait Device {
     /// Plans a graph and takes the memory.
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>>;
+
+    /// Memory and arithmetic of a plan, without taking the memory.
+    fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint>;
 }
 
 /// Runs a plan many times.

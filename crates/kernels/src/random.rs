@@ -73,6 +73,13 @@ const WEIGHT_ROUNDS: usize = 7;
 /// Weights of a counter, in neighbouring keys; each has 16 bits of it.
 const PER_COUNTER: usize = 8;
 
+/// Below which number of 16 bits a weight of an attention is dropped with probability `p`, and what the others are multiplied
+/// by.
+pub fn weight_threshold(p: f64) -> (u32, f32) {
+    let threshold = ((p * 65_536.0).round() as u32).min(65_535);
+    (threshold, 65_536.0 / (65_536 - threshold) as f32)
+}
+
 /// The dropout masks of one node in one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
@@ -93,12 +100,12 @@ impl Dropout {
     /// and the counter's last words `rest` alone.
     pub fn new(p: f64, rest: [u32; 3], key: [u32; 2]) -> Self {
         assert!((0.0..1.0).contains(&p), "a probability below 1");
-        let weight_threshold = ((p * 65_536.0).round() as u32).min(65_535);
+        let (weight_threshold, weight_scale) = weight_threshold(p);
         Self {
             threshold: (p * 4_294_967_296.0) as u32,
             scale: (1.0 / (1.0 - p)) as f32,
             weight_threshold,
-            weight_scale: 65_536.0 / (65_536 - weight_threshold) as f32,
+            weight_scale,
             rest,
             key,
         }

@@ -8,6 +8,7 @@ use ddpm::data::{Single, open_picture};
 use ddpm::denoiser::Denoiser;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
 use ddpm::guidance::Guidance;
+use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance};
 use ddpm::train::checkpoint::{self, Which};
@@ -27,6 +28,9 @@ pub(super) struct RunFlags {
     /// The run (its folder, or its name under runs/)
     #[arg(index = 1)]
     run: PathBuf,
+    /// What computes: auto, cpu, cuda or cuda:1
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    device: DeviceChoice,
     /// Threads; 0 takes all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
@@ -55,7 +59,8 @@ impl RunFlags {
             Some(name) => run.find_checkpoint(name)?,
             None => newest(&run)?,
         };
-        let generator = Generator::open(&path, self.weights.clone(), self.threads)?;
+        let hardware = Hardware { device: self.device, threads: self.threads, tf32: false };
+        let generator = Generator::open(&path, self.weights.clone(), hardware)?;
         Ok((run, path, generator))
     }
 }

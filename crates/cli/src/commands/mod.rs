@@ -8,6 +8,7 @@ pub mod completions;
 pub mod config;
 pub mod data;
 pub mod denoise;
+pub mod doctor;
 pub mod eval;
 pub mod export;
 mod flags;

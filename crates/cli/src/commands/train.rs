@@ -4,6 +4,7 @@ use crate::commands::pairs;
 use crate::progress::{Progress, human_bytes, human_time, thousands};
 use crate::signals::stop_flag;
 use ddpm::data::Summary;
+use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
 use ddpm::train::config::Config;
 use ddpm::train::run::RUNS;
@@ -55,6 +56,9 @@ pub struct Args {
     /// Seed of all random numbers
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// What computes: auto, cpu, cuda or cuda:1
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceChoice>,
     /// Threads; 0 takes all cores
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -95,6 +99,7 @@ impl Args {
         flag("train.batch_size", self.batch_size.map(|v| v.to_string()));
         flag("train.lr", self.lr.map(|v| format!("{v:e}")));
         flag("train.seed", self.seed.map(|v| v.to_string()));
+        flag("train.device", self.device.map(|v| v.to_string()));
         flag("train.threads", self.threads.map(|v| v.to_string()));
         Ok(all)
     }

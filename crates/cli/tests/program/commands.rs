@@ -188,3 +188,11 @@ fn without_a_terminal_progress_is_plain_lines() {
     let drawn = place.ddpm(&["sample", "r", "-n", "2"]).well();
     assert!(plain(&drawn.err) && plain(&drawn.out));
 }
+
+#[test]
+fn the_doctor_tells_what_the_machine_has() {
+    let done = Place::new().ddpm(&["doctor"]).well();
+    for part in ["threads", "memory", "portable", " is used\n", "NVIDIA GPUs"] {
+        assert!(done.out.contains(part), "{part}: {}", done.out);
+    }
+}

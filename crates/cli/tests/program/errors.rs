@@ -311,3 +311,15 @@ fn a_run_taken_up_with_other_pictures_is_told() {
     let same = place.ddpm(&["train", "--resume", "r", "--steps=5"]).well();
     assert!(!same.err.contains("warning"), "{}", same.err);
 }
+
+#[test]
+fn a_device_that_is_not_there_is_told_with_what_to_do() {
+    let place = Place::new();
+    // Another GPU than any machine has, so that it is missing with the feature `cuda`, too.
+    place
+        .ddpm(&with(&["--steps", "1", "--device", "cuda:99", "--name", "r"]))
+        .fails(1, &["cuda:99", "--device cpu"]);
+    place.ddpm(&with(&["--steps", "1", "--set", "train.device=gpu"])).fails(1, &["train.device", "cuda:1"]);
+    place.ddpm(&["train", "--device", "tpu"]).fails(2, &["tpu", "auto, cpu, cuda"]);
+    place.ddpm(&with(&["--steps", "1", "--device", "cpu", "--name", "r"])).well();
+}

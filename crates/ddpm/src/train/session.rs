@@ -366,7 +366,7 @@ impl Session {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
         let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
-        let generator = Generator::new(&config, weights, self.run.path(), config.train.threads)?;
+        let generator = Generator::new(&config, weights, self.run.path(), config.train.hardware())?;
         let t = &config.train;
         let most = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
         let steps = (t.sample_steps > 0 && t.sample_steps < most).then_some(t.sample_steps);

@@ -128,7 +128,7 @@ impl Prepared {
 pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
     let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
     let parameters = graph.graph.parameter_count();
-    let network = ddpm_engine::cpu::footprint(graph.graph, &options, config.train.threads)?;
+    let network = device(config.train.hardware())?.footprint(graph.graph, &options)?;
     let data: Arc<dyn Dataset> = Arc::from(data);
     let pictures = data.summary().memory_bytes;
     let ahead = Loader::new(data, config.train.seed, config.train.batch_size).memory();
@@ -140,7 +140,7 @@ impl Trainer {
     /// Prepares to train from the start: settings are completed from the data, and the weights are drawn.
     pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
         let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
-        let mut exec = device(config.train.threads).executor(graph.graph.clone(), &options)?;
+        let mut exec = device(config.train.hardware())?.executor(graph.graph.clone(), &options)?;
         for (i, spec) in graph.parameters.iter().enumerate() {
             let weights = spec.init(config.train.seed, i);
             exec.write_parameter(Region::Weights, i, &weights)?;

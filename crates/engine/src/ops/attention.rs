@@ -21,7 +21,7 @@ pub struct Attention {
 
 /// The gradient of [`Attention`]; operands `qkv, o, logarithms, do`; result `dqkv`.
 #[derive(Clone, Debug)]
-pub struct AttentionGrad(Attention);
+pub struct AttentionGrad(pub Attention);
 
 /// From so many pictures on, the backward pass of each is one task, and needs no memory for parts.
 const MANY_PICTURES: usize = 16;

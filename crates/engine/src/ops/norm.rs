@@ -23,7 +23,7 @@ pub struct GroupNorm {
 
 /// The gradient of [`GroupNorm`]; operands `x, dy, gamma, beta, statistics`; results `dx, dgamma, dbeta`.
 #[derive(Clone, Debug)]
-pub struct GroupNormGrad(GroupNorm);
+pub struct GroupNormGrad(pub GroupNorm);
 
 impl GroupNorm {
     fn shape(&self, x: Shape) -> NormShape {

@@ -168,7 +168,7 @@ pub fn model(config: &Config, shape: PictureShape, pictures: usize) -> anyhow::R
     forget_peak_resident();
     let net = nets::from_config(config, shape.channels);
     let shape = [pictures, shape.height, shape.width, shape.channels];
-    let mut model = Model::with_arithmetic(&*net, shape, config.train.threads, config.train.arithmetic())?;
+    let mut model = Model::with_arithmetic(&*net, shape, config.train.hardware(), config.train.arithmetic())?;
     model.set_weights(&first_weights(&*net, shape, config.train.seed)?, Path::new("first weights"))?;
     Ok(model)
 }

@@ -4,6 +4,7 @@
 //! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
 
 use crate::data::{Alpha, OnBadFile, Resize};
+use crate::hardware::{DeviceChoice, Hardware};
 use crate::objective::Weighting;
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
@@ -315,9 +316,11 @@ settings! {
         snapshot_every: u64 = 200,
         /// Seed of every random number of the run.
         seed: u64 = 0,
+        /// What computes: "cpu", "cuda" (an NVIDIA GPU; "cuda:1" is the second), or "auto": a GPU if there is one and the program was built for it.
+        device: DeviceChoice = DeviceChoice::Auto,
         /// Threads to compute with; 0: all of the machine's.
         threads: usize = 0,
-        /// What factors are rounded to before they are multiplied: "f32" (nothing), or "bf16", faster where the CPU has AVX512-BF16.
+        /// What factors are rounded to before they are multiplied: "f32" (nothing), "bf16", faster on GPUs and where the CPU has AVX512-BF16, or "tf32", on GPUs alone.
         precision: Precision = Precision::F32,
         /// Whether 3x3 convolutions may take Winograd's way: up to 3 times as fast, about 5 times the rounding error of f32.
         winograd: bool = true,
@@ -582,16 +585,23 @@ pub enum Precision {
     F32,
     /// bf16: 8 bits of mantissa.
     Bf16,
+    /// tf32 on GPUs: 11 bits of mantissa. Nothing on the CPU.
+    Tf32,
 }
 
 impl TrainConfig {
     /// How an executor may compute.
     pub fn arithmetic(&self) -> Arithmetic {
         let factors = match self.precision {
-            Precision::F32 => Factors::F32,
+            Precision::F32 | Precision::Tf32 => Factors::F32,
             Precision::Bf16 => Factors::Bf16,
         };
         Arithmetic { winograd: self.winograd, factors }
+    }
+
+    /// What it computes on.
+    pub fn hardware(&self) -> Hardware {
+        Hardware { device: self.device, threads: self.threads, tf32: self.precision == Precision::Tf32 }
     }
 }
 

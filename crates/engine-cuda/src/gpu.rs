@@ -1,0 +1,74 @@
+//! What an executor needs of a GPU, small enough that the tests have another one: the same kernels compiled as C++ for
+//! the CPU (`tests/emulator`).
+
+use ddpm_engine::Result;
+
+/// An argument of a kernel. Places are byte offsets into the GPU's one piece of memory, once a plan is laid out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arg<Place> {
+    /// A pointer.
+    At(Place),
+    /// An `int`.
+    Int(i32),
+    /// An `unsigned int`.
+    Uint(u32),
+    /// A `float`.
+    Float(f32),
+}
+
+/// One kernel call.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch<Place> {
+    /// The kernel's name.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Its arguments, in order.
+    pub args: Vec<Arg<Place>>,
+}
+
+impl<P: Copy> Launch<P> {
+    /// The same with every place replaced.
+    pub fn placed<Q>(&self, place: impl Fn(P) -> Q) -> Launch<Q> {
+        let args = self.args.iter().map(|&arg| match arg {
+            Arg::At(p) => Arg::At(place(p)),
+            Arg::Int(v) => Arg::Int(v),
+            Arg::Uint(v) => Arg::Uint(v),
+            Arg::Float(v) => Arg::Float(v),
+        });
+        Launch { kernel: self.kernel, grid: self.grid, block: self.block, args: args.collect() }
+    }
+}
+
+/// A GPU with one piece of memory. Calls are carried out in order; all but [`read`](Self::read) and
+/// [`finish`](Self::finish) may return before they are done.
+pub trait Gpu: Send {
+    /// For a person: "NVIDIA H200, driver 12.8".
+    fn describe(&self) -> String;
+
+    /// Takes the memory, all zeros.
+    fn reserve(&mut self, bytes: usize) -> Result<()>;
+
+    /// Makes these kernels ready to launch.
+    fn prepare(&mut self, kernels: &[&'static str]) -> Result<()>;
+
+    /// Copies to the GPU.
+    fn write(&self, at: usize, data: &[u8]) -> Result<()>;
+
+    /// Copies from the GPU.
+    fn read(&self, at: usize, out: &mut [u8]) -> Result<()>;
+
+    /// Starts a kernel.
+    fn launch(&self, launch: &Launch<usize>) -> Result<()>;
+
+    /// Makes one graph of many launches, and gives its number; `None` where there is no such thing.
+    fn record(&mut self, launches: &[Launch<usize>]) -> Result<Option<usize>>;
+
+    /// Starts all launches of a graph.
+    fn replay(&self, graph: usize) -> Result<()>;
+
+    /// Waits until everything is done.
+    fn finish(&self) -> Result<()>;
+}

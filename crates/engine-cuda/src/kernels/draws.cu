@@ -1,0 +1,68 @@
+// Random draws, the forward process, embeddings.
+
+__device__ __forceinline__ double unit(u32 word) { return ((double)word + 0.5) * (1.0 / 4294967296.0); }
+
+// Standard normal numbers by Box-Muller in f64, as ddpm_engine::rng. blockIdx.y is the picture.
+extern "C" __global__ void draw_normal(float *y, int picture, const Control *control, u32 purpose) {
+    u32 index = control->first_index + blockIdx.y;
+    float *out = y + blockIdx.y * picture;
+    for (int b = thread_of_grid(); b < ceil_div(picture, 4); b += threads_of_grid()) {
+        uint4 words = philox(b, index, control->step, purpose, control->seed[0], control->seed[1]);
+        double r0 = sqrt(-2.0 * log(unit(words.x))), r1 = sqrt(-2.0 * log(unit(words.z)));
+        double s0, c0, s1, c1;
+        sincos(6.283185307179586 * unit(words.y), &s0, &c0);
+        sincos(6.283185307179586 * unit(words.w), &s1, &c1);
+        double z[4] = {r0 * c0, r0 * s0, r1 * c1, r1 * s1};
+        for (int j = 0; j < 4; j++)
+            if (4 * b + j < picture) out[4 * b + j] = (float)z[j];
+    }
+}
+
+extern "C" __global__ void draw_timestep(float *t, int n, const Control *control, u32 purpose, u32 steps) {
+    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+        u32 index = control->first_index + i;
+        u32 word = philox(0, index, control->step, purpose, control->seed[0], control->seed[1]).x;
+        t[i] = (float)(u32)(((u64)word * steps) >> 32);
+    }
+}
+
+// y = a[t] x + b[t] eps, t that of the picture.
+extern "C" __global__ void q_sample(const float *x, const float *eps, const float *t, float *y, int n, int picture,
+                                    const float *a, const float *b, int steps) {
+    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+        int at = min((int)t[i / picture], steps - 1);
+        y[i] = fmaf(a[at], x[i], b[at] * eps[i]);
+    }
+}
+
+// Sines and cosines of t f_i: y [n, 2 half].
+extern "C" __global__ void embedding(const float *t, float *y, int n, int half, const double *frequencies, int cosines_first) {
+    for (int i = thread_of_grid(); i < n * half; i += threads_of_grid()) {
+        int row = i / half, j = i % half;
+        double s, c;
+        sincos((double)t[row] * frequencies[j], &s, &c);
+        y[row * 2 * half + (cosines_first ? half : 0) + j] = (float)s;
+        y[row * 2 * half + (cosines_first ? 0 : half) + j] = (float)c;
+    }
+}
+
+// Rows of a table by number; zeros for what is no number of a row.
+__device__ __forceinline__ int row_of(float label, int rows) {
+    return label >= 0.0f && label < (float)rows && truncf(label) == label ? (int)label : -1;
+}
+
+extern "C" __global__ void lookup(const float *table, const float *label, float *y, int n, int c, int rows) {
+    for (int i = thread_of_grid(); i < n * c; i += threads_of_grid()) {
+        int row = row_of(label[i / c], rows);
+        y[i] = row < 0 ? 0.0f : table[row * c + i % c];
+    }
+}
+
+extern "C" __global__ void lookup_grad(const float *dy, const float *label, float *y, int n, int c, int rows) {
+    for (int i = thread_of_grid(); i < rows * c; i += threads_of_grid()) {
+        float sum = 0.0f;
+        for (int j = 0; j < n; j++)
+            if (row_of(label[j], rows) == i / c) sum += dy[j * c + i % c];
+        y[i] = sum;
+    }
+}

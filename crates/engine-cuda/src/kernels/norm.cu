@@ -1,0 +1,288 @@
+// Group, layer and batch normalisation, forward and backward.
+
+// ------------------------------------------------------------------------------------------- group normalisation
+
+// The values of a group of a picture, one by one or in fours: place i of `count` in x.
+template <int V> __device__ __forceinline__ int place_in_group(int i, int per_group, int c) {
+    int of_pixel = per_group / V;
+    return i / of_pixel * c + i % of_pixel * V;
+}
+
+template <int V>
+__device__ void group_norm_of(const float *x, const float *gamma, const float *beta, float *y, float *stats, int pixels,
+                              int c, int groups, float eps, int with_silu) {
+    __shared__ float shared[32];
+    int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups, count = pixels * per_group;
+    int from = picture * pixels * c + group * per_group;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
+        const float *v = x + from + place_in_group<V>(i, per_group, c);
+        if (V == 4) {
+            float4 f = *(const float4 *)v;
+            sum += (f.x + f.y) + (f.z + f.w);
+        } else {
+            sum += *v;
+        }
+    }
+    float mean = (float)((double)block_sum(sum, shared) / count);
+    float squares = 0.0f;
+    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
+        const float *v = x + from + place_in_group<V>(i, per_group, c);
+        for (int j = 0; j < V; j++) squares = fmaf(v[j] - mean, v[j] - mean, squares);
+    }
+    double variance = (double)block_sum(squares, shared) / count;
+    float rstd = (float)(1.0 / sqrt(variance + (double)eps));
+    if (threadIdx.x == 0) {
+        stats[picture * 2 * groups + group] = mean;
+        stats[picture * 2 * groups + groups + group] = rstd;
+    }
+    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
+        int at = place_in_group<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
+        float out[V];
+        for (int j = 0; j < V; j++) {
+            float z = fmaf((x[from + at + j] - mean) * rstd, gamma[ch + j], beta[ch + j]);
+            out[j] = with_silu ? silu(z) : z;
+        }
+        if (V == 4)
+            *(float4 *)(y + from + at) = make_float4(out[0], out[V > 1 ? 1 : 0], out[V > 2 ? 2 : 0], out[V > 3 ? 3 : 0]);
+        else
+            y[from + at] = out[0];
+    }
+}
+
+// A block for each group (x) of each picture (y).
+extern "C" __global__ void group_norm(const float *x, const float *gamma, const float *beta, float *y, float *stats,
+                                      int pixels, int c, int groups, float eps, int with_silu) {
+    if (c / groups % 4 == 0)
+        group_norm_of<4>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
+    else
+        group_norm_of<1>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
+}
+
+// x_hat, and the gradient in front of the activation function.
+__device__ __forceinline__ void before_activation(float x, float dy, float mean, float rstd, float gamma, float beta,
+                                                  int with_silu, float &x_hat, float &dz) {
+    x_hat = (x - mean) * rstd;
+    dz = with_silu ? dy * silu_slope(fmaf(x_hat, gamma, beta)) : dy;
+}
+
+// For each picture (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [picture, run, 2, c].
+// Blocks of 32 channels by 8 pixels.
+extern "C" __global__ void group_norm_grad_parts(const float *x, const float *dy, const float *gamma, const float *beta,
+                                                 const float *stats, float *parts, int pixels, int c, int groups,
+                                                 int run, int with_silu) {
+    __shared__ float of_dz[8][32], of_product[8][32];
+    int ch = blockIdx.x * 32 + threadIdx.x, picture = blockIdx.z;
+    int last = min(pixels, (int)(blockIdx.y + 1) * run);
+    float sum = 0.0f, product = 0.0f;
+    if (ch < c) {
+        int group = ch / (c / groups);
+        float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
+        float g = gamma[ch], b = beta[ch];
+        for (int p = blockIdx.y * run + threadIdx.y; p < last; p += 8) {
+            int at = (picture * pixels + p) * c + ch;
+            float x_hat, dz;
+            before_activation(x[at], dy[at], mean, rstd, g, b, with_silu, x_hat, dz);
+            sum += dz;
+            product = fmaf(dz, x_hat, product);
+        }
+    }
+    of_dz[threadIdx.y][threadIdx.x] = sum;
+    of_product[threadIdx.y][threadIdx.x] = product;
+    __syncthreads();
+    if (threadIdx.y == 0 && ch < c) {
+        for (int i = 1; i < 8; i++) {
+            sum += of_dz[i][threadIdx.x];
+            product += of_product[i][threadIdx.x];
+        }
+        float *out = parts + (picture * gridDim.y + blockIdx.y) * 2 * c;
+        out[ch] = sum;
+        out[c + ch] = product;
+    }
+}
+
+// Adds the runs of each picture (y) up, shares [picture, 2, c], and makes the means over each group (x) of dz gamma and
+// dz gamma x_hat, means [picture, groups, 2].
+extern "C" __global__ void group_norm_grad_means(const float *parts, const float *gamma, float *shares, float *means,
+                                                 int pixels, int c, int groups, int runs) {
+    __shared__ double shared[32];
+    int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups;
+    double first = 0.0, second = 0.0;
+    for (int i = threadIdx.x; i < per_group; i += blockDim.x) {
+        int ch = group * per_group + i;
+        double sum = 0.0, product = 0.0;
+        for (int r = 0; r < runs; r++) {
+            const float *part = parts + (picture * runs + r) * 2 * c;
+            sum += (double)part[ch];
+            product += (double)part[c + ch];
+        }
+        shares[picture * 2 * c + ch] = (float)sum;
+        shares[picture * 2 * c + c + ch] = (float)product;
+        first += sum * (double)gamma[ch];
+        second += product * (double)gamma[ch];
+    }
+    first = block_sum(first, shared);
+    second = block_sum(second, shared);
+    if (threadIdx.x == 0) {
+        double count = (double)pixels * per_group;
+        means[(picture * groups + group) * 2] = (float)(first / count);
+        means[(picture * groups + group) * 2 + 1] = (float)(second / count);
+    }
+}
+
+// dx = rstd (dz gamma - mean(dz gamma) - x_hat mean(dz gamma x_hat)).
+extern "C" __global__ void group_norm_grad(const float *x, const float *dy, const float *gamma, const float *beta,
+                                           const float *stats, const float *means, float *dx, int n, int pixels, int c,
+                                           int groups, int with_silu) {
+    for (int i = thread_of_grid(); i < n * pixels * c; i += threads_of_grid()) {
+        int ch = i % c, picture = i / (pixels * c), group = ch / (c / groups);
+        float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
+        const float *of_group = means + (picture * groups + group) * 2;
+        float x_hat, dz;
+        before_activation(x[i], dy[i], mean, rstd, gamma[ch], beta[ch], with_silu, x_hat, dz);
+        dx[i] = rstd * (dz * gamma[ch] - of_group[0] - x_hat * of_group[1]);
+    }
+}
+
+// ------------------------------------------------------------------------------------------- layer normalisation
+
+// A warp for each row; blocks of 32 by 8.
+extern "C" __global__ void layer_norm(const float *x, const float *gamma, const float *beta, float *y, float *stats,
+                                      int rows, int c, float eps) {
+    int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x;
+    if (row >= rows) return;
+    x += row * c;
+    float sum = 0.0f, squares = 0.0f;
+    for (int i = lane; i < c; i += 32) sum += x[i];
+    float mean = warp_sum(sum) / c;
+    for (int i = lane; i < c; i += 32) squares = fmaf(x[i] - mean, x[i] - mean, squares);
+    float rstd = 1.0f / sqrtf(warp_sum(squares) / c + eps);
+    for (int i = lane; i < c; i += 32) y[row * c + i] = fmaf((x[i] - mean) * rstd, gamma[i], beta[i]);
+    if (lane == 0) {
+        stats[2 * row] = mean;
+        stats[2 * row + 1] = rstd;
+    }
+}
+
+// dx = rstd (g - mean(g) - x_hat mean(g x_hat)), g = dy gamma.
+extern "C" __global__ void layer_norm_grad(const float *dy, const float *x, const float *gamma, const float *stats,
+                                           float *dx, int rows, int c) {
+    int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x;
+    if (row >= rows) return;
+    float mean = stats[2 * row], rstd = stats[2 * row + 1], first = 0.0f, second = 0.0f;
+    dy += row * c;
+    x += row * c;
+    for (int i = lane; i < c; i += 32) {
+        float g = dy[i] * gamma[i];
+        first += g;
+        second = fmaf(g, (x[i] - mean) * rstd, second);
+    }
+    first = warp_sum(first) / c;
+    second = warp_sum(second) / c;
+    for (int i = lane; i < c; i += 32)
+        dx[row * c + i] = rstd * (dy[i] * gamma[i] - first - (x[i] - mean) * rstd * second);
+}
+
+// For each run of rows (y) and channel: sums of dy x_hat and of dy, parts [run, 2, c]. Blocks of 32 channels by 8 rows.
+extern "C" __global__ void layer_norm_grad_parts(const float *dy, const float *x, const float *stats, float *parts,
+                                                 int rows, int c, int run) {
+    __shared__ float of_product[8][32], of_dy[8][32];
+    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
+    float product = 0.0f, sum = 0.0f;
+    if (ch < c)
+        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
+            float g = dy[r * c + ch];
+            product = fmaf(g, (x[r * c + ch] - stats[2 * r]) * stats[2 * r + 1], product);
+            sum += g;
+        }
+    of_product[threadIdx.y][threadIdx.x] = product;
+    of_dy[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && ch < c) {
+        for (int i = 1; i < 8; i++) {
+            product += of_product[i][threadIdx.x];
+            sum += of_dy[i][threadIdx.x];
+        }
+        parts[blockIdx.y * 2 * c + ch] = product;
+        parts[blockIdx.y * 2 * c + c + ch] = sum;
+    }
+}
+
+// ------------------------------------------------------------------------------------------- batch normalisation
+
+// For each run of rows (y) and channel: the sum of (x - mean)^2 (`kind` 0) or of dy (x - mean) (1). Blocks of 32 by 8.
+extern "C" __global__ void batch_norm_parts(const float *x, const float *dy, const float *mean, float *parts, int rows,
+                                            int c, int run, int kind) {
+    __shared__ float shared[8][32];
+    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
+    float sum = 0.0f;
+    if (ch < c)
+        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
+            float d = x[r * c + ch] - mean[ch];
+            sum = fmaf(kind == 0 ? d : dy[r * c + ch], d, sum);
+        }
+    shared[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && ch < c) {
+        for (int i = 1; i < 8; i++) sum += shared[i][threadIdx.x];
+        parts[blockIdx.y * c + ch] = sum;
+    }
+}
+
+__device__ __forceinline__ double add_runs(const float *parts, int runs, int c, int ch) {
+    double sum = 0.0;
+    for (int r = 0; r < runs; r++) sum += (double)parts[r * c + ch];
+    return sum;
+}
+
+extern "C" __global__ void batch_norm_mean(const float *parts, float *mean, int rows, int c, int runs) {
+    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid())
+        mean[ch] = (float)(add_runs(parts, runs, c, ch) / rows);
+}
+
+extern "C" __global__ void batch_norm_variance(const float *parts, const float *gamma, float *rstd, float *unbiased,
+                                               float *scale, int rows, int c, int runs, float eps) {
+    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid()) {
+        double sum = add_runs(parts, runs, c, ch), r = 1.0 / sqrt(sum / rows + (double)eps);
+        rstd[ch] = (float)r;
+        unbiased[ch] = (float)(sum / (rows - 1));
+        scale[ch] = (float)(r * (double)gamma[ch]);
+    }
+}
+
+extern "C" __global__ void batch_norm_fixed_scale(const float *gamma, const float *variance, float *scale, int c, float eps) {
+    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid())
+        scale[ch] = (float)((double)gamma[ch] / sqrt((double)variance[ch] + (double)eps));
+}
+
+// y = (x - mean) scale + shift, channel by channel.
+extern "C" __global__ void normalise(const float *x, const float *mean, const float *scale, const float *shift, float *y,
+                                     int n, int c) {
+    for (int i = thread_of_grid(); i < n; i += threads_of_grid())
+        y[i] = fmaf(x[i] - mean[i % c], scale[i % c], shift[i % c]);
+}
+
+// From the sums of dy and of dy (x - mean): dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) + offset,
+// terms [3, c].
+extern "C" __global__ void batch_norm_grad_terms(const float *of_dy, const float *of_product, const float *gamma,
+                                                 const float *rstd, float *dgamma, float *dbeta, float *terms, int rows,
+                                                 int c, int runs) {
+    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid()) {
+        double sum = add_runs(of_dy, runs, c, ch), product = add_runs(of_product, runs, c, ch);
+        double r = rstd[ch], all = (double)gamma[ch] * r;
+        dbeta[ch] = (float)sum;
+        dgamma[ch] = (float)(product * r);
+        terms[ch] = (float)all;
+        terms[c + ch] = (float)(-all * r * r * product / rows);
+        terms[2 * c + ch] = (float)(-all * sum / rows);
+    }
+}
+
+extern "C" __global__ void batch_norm_grad(const float *dy, const float *x, const float *mean, const float *terms, float *dx,
+                                           int n, int c) {
+    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+        int ch = i % c;
+        float d = x[i] - mean[ch];
+        dx[i] = fmaf(terms[ch], dy[i], fmaf(terms[c + ch], d, terms[2 * c + ch]));
+    }
+}

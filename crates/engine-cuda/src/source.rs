@@ -1,0 +1,201 @@
+//! The kernels' sources: CUDA C++, a file a family, each compiled with `common.cu` before it.
+
+/// A source and the kernels in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// Its name in errors.
+    pub name: &'static str,
+    /// What is compiled; `common.cu` belongs before it.
+    pub text: &'static str,
+    /// A macro to define: which kernels of the file are wanted.
+    pub define: Option<&'static str>,
+    /// The kernels' names.
+    pub kernels: &'static [&'static str],
+}
+
+/// What every source begins with.
+pub const COMMON: &str = include_str!("kernels/common.cu");
+
+const CONV: &str = include_str!("kernels/conv.cu");
+
+const ATTENTION: &str = include_str!("kernels/attention.cu");
+
+/// The kernels for heads of one width: many registers, which take the compiler long.
+macro_rules! attention {
+    ($width:literal) => {
+        Source {
+            name: concat!("attention.cu (", $width, ")"),
+            text: ATTENTION,
+            define: Some(concat!("ATTENTION_", $width)),
+            kernels: &[
+                concat!("attention_", $width),
+                concat!("attention_dq_", $width),
+                concat!("attention_dkv_", $width),
+            ],
+        }
+    };
+}
+
+/// The same on tensor cores.
+macro_rules! attention_bf16 {
+    ($width:literal) => {
+        Source {
+            name: concat!("attention_mma.cu (", $width, ")"),
+            text: include_str!("kernels/attention_mma.cu"),
+            define: Some(concat!("ATTENTION_BF16_", $width)),
+            kernels: &[
+                concat!("attention_bf16_", $width),
+                concat!("attention_bf16_dq_", $width),
+                concat!("attention_bf16_dkv_", $width),
+            ],
+        }
+    };
+}
+
+/// All sources. The executor compiles those whose kernels a plan needs.
+pub const SOURCES: [Source; 21] = [
+    Source {
+        name: "pointwise.cu",
+        text: include_str!("kernels/pointwise.cu"),
+        define: None,
+        kernels: &[
+            "add",
+            "multiply",
+            "affine",
+            "running_average",
+            "fill",
+            "copy",
+            "add_picture",
+            "scale_picture",
+            "silu_forward",
+            "relu_forward",
+            "gelu_forward",
+            "mish_forward",
+            "silu_backward",
+            "relu_backward",
+            "gelu_backward",
+            "mish_backward",
+            "copy_columns",
+            "dropout",
+        ],
+    },
+    Source {
+        name: "draws.cu",
+        text: include_str!("kernels/draws.cu"),
+        define: None,
+        kernels: &["draw_normal", "draw_timestep", "q_sample", "embedding", "lookup", "lookup_grad"],
+    },
+    Source {
+        name: "resample.cu",
+        text: include_str!("kernels/resample.cu"),
+        define: None,
+        kernels: &["resample", "max_pool", "max_pool_grad"],
+    },
+    Source {
+        name: "sums.cu",
+        text: include_str!("kernels/sums.cu"),
+        define: None,
+        kernels: &[
+            "column_sums",
+            "add_parts",
+            "loss_parts",
+            "loss_mean",
+            "loss_grad",
+            "square_parts",
+            "squared_norm",
+            "adam",
+        ],
+    },
+    Source {
+        name: "norm.cu",
+        text: include_str!("kernels/norm.cu"),
+        define: None,
+        kernels: &[
+            "group_norm",
+            "group_norm_grad_parts",
+            "group_norm_grad_means",
+            "group_norm_grad",
+            "layer_norm",
+            "layer_norm_grad",
+            "layer_norm_grad_parts",
+            "batch_norm_parts",
+            "batch_norm_mean",
+            "batch_norm_variance",
+            "batch_norm_fixed_scale",
+            "normalise",
+            "batch_norm_grad_terms",
+            "batch_norm_grad",
+        ],
+    },
+    Source {
+        name: "attention.cu",
+        text: ATTENTION,
+        define: Some("ATTENTION_DELTA"),
+        kernels: &["attention_delta"],
+    },
+    attention!(4),
+    attention!(8),
+    attention!(16),
+    attention!(32),
+    attention!(64),
+    attention!(128),
+    attention!(256),
+    attention!(512),
+    attention_bf16!(16),
+    attention_bf16!(32),
+    attention_bf16!(64),
+    attention_bf16!(128),
+    Source {
+        name: "conv.cu",
+        text: CONV,
+        define: Some("CONV_F32"),
+        kernels: &[
+            "conv_f32_64",
+            "conv_f32_128",
+            "conv_transposed_f32_64",
+            "conv_transposed_f32_128",
+            "conv_weights_f32_64",
+            "conv_weights_f32_128",
+            "conv_finish",
+        ],
+    },
+    Source {
+        name: "conv.cu (tf32)",
+        text: CONV,
+        define: Some("CONV_TF32"),
+        kernels: &[
+            "conv_tf32_64",
+            "conv_tf32_128",
+            "conv_transposed_tf32_64",
+            "conv_transposed_tf32_128",
+            "conv_weights_tf32_64",
+            "conv_weights_tf32_128",
+        ],
+    },
+    Source {
+        name: "conv.cu (bf16)",
+        text: CONV,
+        define: Some("CONV_BF16"),
+        kernels: &[
+            "conv_bf16_64",
+            "conv_bf16_128",
+            "conv_transposed_bf16_64",
+            "conv_transposed_bf16_128",
+            "conv_weights_bf16_64",
+            "conv_weights_bf16_128",
+        ],
+    },
+];
+
+impl Source {
+    /// What the compiler is given.
+    pub fn whole(&self) -> String {
+        let define = self.define.map(|d| format!("#define {d}\n")).unwrap_or_default();
+        format!("{define}{COMMON}\n{}", self.text)
+    }
+
+    /// The source that has this kernel.
+    pub fn of(kernel: &str) -> Option<&'static Self> {
+        SOURCES.iter().find(|s| s.kernels.contains(&kernel))
+    }
+}

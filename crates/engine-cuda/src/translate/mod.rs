@@ -1,0 +1,251 @@
+//! From operations to kernel calls: which kernels, with which arguments, and how much scratch memory.
+
+mod attention;
+mod conv;
+mod norm;
+mod simple;
+
+use crate::gpu::{Arg, Launch};
+use bytemuck::Pod;
+use ddpm_engine::graph::{Graph, Node};
+use ddpm_engine::ops::Op;
+use ddpm_engine::{Arithmetic, DType, Error, Result, Shape};
+
+/// How the executor computes, beyond what the plan says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choices {
+    /// Whether the factors of f32 products may be rounded to tf32 (10 bits behind the point), which tensor cores take.
+    pub tf32: bool,
+    /// Blocks that fill a GPU: products with fewer tiles are split. The same for every GPU, so that results are.
+    pub blocks: usize,
+}
+
+impl Default for Choices {
+    fn default() -> Self {
+        Self { tf32: false, blocks: 264 }
+    }
+}
+
+/// Where something is, before the plan is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The node's operand.
+    Input(usize),
+    /// The node's result.
+    Output(usize),
+    /// The node's scratch memory, from this number (4 bytes each) on.
+    Scratch(usize),
+    /// The plan's constants, from this byte on.
+    Constant(usize),
+    /// The control block.
+    Control,
+}
+
+/// A node's kernel calls, and the scratch memory that they need (numbers of 4 bytes).
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// The calls, in order.
+    pub launches: Vec<Launch<Place>>,
+    /// Scratch memory.
+    pub scratch: usize,
+}
+
+/// Tables that kernels read.
+#[derive(Clone, Debug, Default)]
+pub struct Constants {
+    bytes: Vec<u8>,
+}
+
+impl Constants {
+    fn push<T: Pod>(&mut self, table: &[T]) -> Arg<Place> {
+        self.bytes.resize(self.bytes.len().next_multiple_of(16), 0);
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(bytemuck::cast_slice(table));
+        Arg::At(Place::Constant(at))
+    }
+
+    /// The tables, one behind the other.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Threads of a block of kernels that go number by number.
+const THREADS: usize = 256;
+/// Most blocks of such a kernel: the threads go round.
+const MOST_BLOCKS: usize = 4096;
+/// Rows or pixels whose sums are one part.
+const RUN: usize = 256;
+
+/// A node under translation.
+struct Translation<'a> {
+    inputs: Vec<Shape>,
+    outputs: Vec<Shape>,
+    arithmetic: Arithmetic,
+    choices: Choices,
+    constants: &'a mut Constants,
+    work: Work,
+}
+
+fn input(i: usize) -> Arg<Place> {
+    Arg::At(Place::Input(i))
+}
+
+fn output(i: usize) -> Arg<Place> {
+    Arg::At(Place::Output(i))
+}
+
+const CONTROL: Arg<Place> = Arg::At(Place::Control);
+
+fn int(v: usize) -> Arg<Place> {
+    Arg::Int(i32::try_from(v).expect("sizes were checked"))
+}
+
+impl Translation<'_> {
+    fn launch<const N: usize>(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: [usize; 3],
+        args: [Arg<Place>; N],
+    ) {
+        let narrow = |v: [usize; 3]| v.map(|v| u32::try_from(v).expect("sizes were checked"));
+        let launch = Launch { kernel, grid: narrow(grid), block: narrow(block), args: args.to_vec() };
+        self.work.launches.push(launch);
+    }
+
+    /// A kernel whose threads go over `count` items.
+    fn each<const N: usize>(&mut self, kernel: &'static str, count: usize, args: [Arg<Place>; N]) {
+        let blocks = count.div_ceil(THREADS).clamp(1, MOST_BLOCKS);
+        self.launch(kernel, [blocks, 1, 1], [THREADS, 1, 1], args);
+    }
+
+    /// Scratch memory for so many numbers, beginning at a cache line.
+    fn scratch(&mut self, numbers: usize) -> Arg<Place> {
+        let at = self.work.scratch;
+        self.work.scratch = (at + numbers).next_multiple_of(16);
+        Arg::At(Place::Scratch(at))
+    }
+
+    /// Sums of runs of rows: `x [pictures, rows, c]` to `[pictures, runs, c]`; the number of runs.
+    fn column_sums(
+        &mut self,
+        x: Arg<Place>,
+        out: Arg<Place>,
+        pictures: usize,
+        rows: usize,
+        c: usize,
+        run: usize,
+    ) {
+        let grid = [c.div_ceil(32), rows.div_ceil(run), pictures];
+        self.launch("column_sums", grid, [32, 8, 1], [x, out, int(rows), int(c), int(run)]);
+    }
+
+    /// Adds parts up in order: `parts [pictures, count, stride]`, of which columns `from .. from + c`.
+    fn add_parts(
+        &mut self,
+        parts: Arg<Place>,
+        out: Arg<Place>,
+        pictures: usize,
+        count: usize,
+        stride: usize,
+        from: usize,
+        c: usize,
+    ) {
+        let grid = [c.div_ceil(THREADS), pictures, 1];
+        let args = [parts, out, int(count), int(stride), int(from), int(c)];
+        self.launch("add_parts", grid, [THREADS, 1, 1], args);
+    }
+}
+
+/// The kernel calls of a node.
+///
+/// # Errors
+/// [`Error::Unsupported`] for what has no kernel, or sizes beyond what its kernel counts to.
+pub fn translate(
+    graph: &Graph,
+    node: &Node,
+    arithmetic: Arithmetic,
+    choices: Choices,
+    constants: &mut Constants,
+) -> Result<Work> {
+    let unsupported = |reason: String| Error::Unsupported {
+        node: node.name.clone(),
+        operation: node.op.operation().name(),
+        executor: "CUDA",
+        reason,
+    };
+    let all = node.inputs.iter().chain(&node.outputs);
+    if let Some(ty) = all.clone().map(|&t| graph.ty(t)).find(|ty| ty.dtype != DType::F32) {
+        return Err(Error::DType { node: node.name.clone(), executor: "CUDA", dtype: ty.dtype });
+    }
+    for &t in all {
+        let (shape, most) = (graph.shape(t), i32::MAX as usize);
+        if shape.len() > most {
+            return Err(unsupported(format!(
+                "{shape} has more than {most} numbers, to which its kernels count: take a smaller batch"
+            )));
+        }
+        if shape.dims().len() > 1 && shape.dims().len() == 4 && shape.dims()[0] > 65_535 {
+            return Err(unsupported(format!("{shape} has more than 65,535 pictures: take a smaller batch")));
+        }
+    }
+    let shapes = |t: &[ddpm_engine::Tensor]| t.iter().map(|&t| graph.shape(t)).collect::<Vec<_>>();
+    let mut t = Translation {
+        inputs: shapes(&node.inputs),
+        outputs: shapes(&node.outputs),
+        arithmetic,
+        choices,
+        constants,
+        work: Work::default(),
+    };
+    match &node.op {
+        Op::Activate(op) => t.activate(op.0),
+        Op::ActivateGrad(op) => t.activate_grad(op.0),
+        Op::Add(_) => t.pairwise("add"),
+        Op::Multiply(_) => t.pairwise("multiply"),
+        Op::AddPicture(_) => t.by_picture("add_picture"),
+        Op::ScalePicture(_) => t.by_picture("scale_picture"),
+        Op::Affine(op) => t.affine(op),
+        Op::Fill(op) => t.fill(op),
+        Op::Concat(_) => t.concat(),
+        Op::Slice(op) => t.slice(op),
+        Op::Dropout(op) => t.dropout(op),
+        Op::RunningAverage(op) => t.running_average(op),
+        Op::DrawNormal(op) => t.draw_normal(op),
+        Op::DrawTimestep(op) => t.draw_timestep(op),
+        Op::QSample(op) => t.q_sample(op),
+        Op::SinusoidalEmbedding(op) => t.embedding(op),
+        Op::Lookup(_) => t.lookup(),
+        Op::LookupGrad(op) => t.lookup_grad(op),
+        Op::Resample(op) => t.resample(op),
+        Op::MaxPool(_) => t.max_pool(),
+        Op::MaxPoolGrad(_) => t.max_pool_grad(),
+        Op::SumPixels(_) => t.sum_pixels(),
+        Op::SumRows(_) => t.sum_rows(),
+        Op::Loss(op) => t.loss(*op, None),
+        Op::LossGrad(op) => t.loss_grad(op.0, None),
+        Op::WeightedLoss(op) => t.loss(op.loss, Some(&op.weight)),
+        Op::WeightedLossGrad(op) => t.loss_grad(op.0.loss, Some(&op.0.weight)),
+        Op::GroupNorm(op) => t.group_norm(op),
+        Op::GroupNormGrad(op) => t.group_norm_grad(&op.0),
+        Op::LayerNorm(op) => t.layer_norm(op.eps),
+        Op::LayerNormGrad(_) => t.layer_norm_grad(),
+        Op::BatchNorm(op) => t.batch_norm(op.eps),
+        Op::BatchNormGrad(_) => t.batch_norm_grad(),
+        Op::BatchNormFixed(op) => t.batch_norm_fixed(op.eps),
+        Op::Attention(op) => t.attention(op).map_err(unsupported)?,
+        Op::AttentionGrad(op) => t.attention_grad(&op.0).map_err(unsupported)?,
+        Op::Conv2d(op) => t.conv(op),
+        Op::Conv2dTranspose(op) => t.conv_transpose(op),
+        Op::Conv2dWeightGrad(op) => t.conv_weight_grad(op),
+        // No kernel yet: the loss of a learned variance.
+        Op::VariationalBound(_) | Op::VariationalBoundGrad(_) => {
+            return Err(unsupported("it has no kernel: use --device cpu".to_owned()));
+        }
+    }
+    if t.work.scratch > i32::MAX as usize {
+        return Err(unsupported("its kernels need too much scratch memory: take a smaller batch".to_owned()));
+    }
+    Ok(t.work)
+}

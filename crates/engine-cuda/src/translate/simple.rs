@@ -1,0 +1,238 @@
+//! Operations number by number, draws, sums, losses, changes of size.
+
+use super::{Arg, CONTROL, Place, RUN, THREADS, Translation, input, int, output};
+use ddpm_engine::Shape;
+use ddpm_engine::ops::{
+    Activation, Affine, DrawNormal, DrawTimestep, Dropout, Fill, LookupGrad, Loss, QSample, Resample,
+    RunningAverage, SinusoidalEmbedding, Slice, Taps,
+};
+use ddpm_engine::rng::Purpose;
+
+/// Numbers whose losses or squares are one part.
+pub(crate) const PART: usize = 8192;
+
+/// The probability as a threshold of words, and what kept numbers are multiplied by, as on the CPU.
+pub(super) fn thresholds(op: &Dropout) -> [Arg<Place>; 3] {
+    let purpose = Purpose::Dropout as u32 | op.site << 8;
+    let threshold = (op.p * 4_294_967_296.0) as u32;
+    [Arg::Uint(purpose), Arg::Uint(threshold), Arg::Float((1.0 / (1.0 - op.p)) as f32)]
+}
+
+/// Numbers of a picture, the first size counting pictures.
+fn picture(x: Shape) -> usize {
+    x.len() / x.dims()[0]
+}
+
+fn nhwc(x: Shape) -> [usize; 4] {
+    x.nhwc().expect("checked when the node was added")
+}
+
+fn kind(loss: Loss) -> [Arg<Place>; 2] {
+    let (kind, delta) = match loss {
+        Loss::Mse => (0, 0.0),
+        Loss::L1 => (1, 0.0),
+        Loss::Huber { delta } => (2, delta),
+    };
+    [int(kind), Arg::Float(delta)]
+}
+
+impl Translation<'_> {
+    pub(super) fn activate(&mut self, act: Activation) {
+        let n = self.outputs[0].len();
+        let kernel = match act {
+            Activation::Silu => "silu_forward",
+            Activation::Relu => "relu_forward",
+            Activation::Gelu => "gelu_forward",
+            Activation::Mish => "mish_forward",
+        };
+        self.each(kernel, n.div_ceil(4), [input(0), output(0), int(n)]);
+    }
+
+    pub(super) fn activate_grad(&mut self, act: Activation) {
+        self.pairwise(match act {
+            Activation::Silu => "silu_backward",
+            Activation::Relu => "relu_backward",
+            Activation::Gelu => "gelu_backward",
+            Activation::Mish => "mish_backward",
+        });
+    }
+
+    pub(super) fn pairwise(&mut self, kernel: &'static str) {
+        let n = self.outputs[0].len();
+        self.each(kernel, n.div_ceil(4), [input(0), input(1), output(0), int(n)]);
+    }
+
+    pub(super) fn by_picture(&mut self, kernel: &'static str) {
+        let x = self.inputs[0];
+        let sizes = [int(x.len()), int(picture(x)), int(x.channels())];
+        self.each(kernel, x.len(), [input(0), input(1), output(0), sizes[0], sizes[1], sizes[2]]);
+    }
+
+    pub(super) fn affine(&mut self, op: &Affine) {
+        let n = self.outputs[0].len();
+        let numbers = [Arg::Float(op.scale), Arg::Float(op.shift)];
+        self.each("affine", n.div_ceil(4), [input(0), output(0), int(n), numbers[0], numbers[1]]);
+    }
+
+    pub(super) fn fill(&mut self, op: &Fill) {
+        let n = self.outputs[0].len();
+        self.each("fill", n, [output(0), int(n), Arg::Float(op.value)]);
+    }
+
+    pub(super) fn running_average(&mut self, op: &RunningAverage) {
+        let n = self.outputs[0].len();
+        let args = [input(0), input(1), output(0), int(n), Arg::Float(op.momentum)];
+        self.each("running_average", n.div_ceil(4), args);
+    }
+
+    /// Columns `from.1 ..` of `from.0` to columns `to.1 ..` of `to.0`.
+    fn copy_columns(
+        &mut self,
+        columns: usize,
+        (from, from_stride, from_from): (Arg<Place>, usize, usize),
+        (to, to_stride, to_from): (Arg<Place>, usize, usize),
+    ) {
+        let rows = self.outputs[0].len() / self.outputs[0].channels();
+        let sizes = [rows, columns, from_stride, from_from, to_stride, to_from].map(int);
+        let [a, b, c, d, e, f] = sizes;
+        self.each("copy_columns", (rows * columns).div_ceil(4), [from, to, a, b, c, d, e, f]);
+    }
+
+    pub(super) fn concat(&mut self) {
+        let (a, b) = (self.inputs[0].channels(), self.inputs[1].channels());
+        self.copy_columns(a, (input(0), a, 0), (output(0), a + b, 0));
+        self.copy_columns(b, (input(1), b, 0), (output(0), a + b, a));
+    }
+
+    pub(super) fn slice(&mut self, op: &Slice) {
+        let c = self.inputs[0].channels();
+        self.copy_columns(op.len, (input(0), c, op.from), (output(0), op.len, 0));
+    }
+
+    pub(super) fn dropout(&mut self, op: &Dropout) {
+        let (x, [purpose, threshold, scale]) = (self.inputs[0], thresholds(op));
+        let counters = picture(x).div_ceil(64) * 16;
+        let args = [input(0), output(0), int(picture(x)), CONTROL, purpose, threshold, scale];
+        self.launch("dropout", [counters.div_ceil(THREADS), x.dims()[0], 1], [THREADS, 1, 1], args);
+    }
+
+    pub(super) fn draw_normal(&mut self, op: &DrawNormal) {
+        let (n, picture) = (op.shape.dims()[0], picture(op.shape));
+        let args = [output(0), int(picture), CONTROL, Arg::Uint(op.purpose as u32)];
+        self.launch("draw_normal", [picture.div_ceil(4 * THREADS), n, 1], [THREADS, 1, 1], args);
+    }
+
+    pub(super) fn draw_timestep(&mut self, op: &DrawTimestep) {
+        let purpose = Arg::Uint(Purpose::Timestep as u32);
+        self.each("draw_timestep", op.n, [output(0), int(op.n), CONTROL, purpose, Arg::Uint(op.steps)]);
+    }
+
+    pub(super) fn q_sample(&mut self, op: &QSample) {
+        let x = self.inputs[0];
+        let (a, b) =
+            (self.constants.push(&op.sqrt_alpha_bar), self.constants.push(&op.sqrt_one_minus_alpha_bar));
+        let sizes = [x.len(), picture(x), op.sqrt_alpha_bar.len()].map(int);
+        let args = [input(0), input(1), input(2), output(0), sizes[0], sizes[1], a, b, sizes[2]];
+        self.each("q_sample", x.len(), args);
+    }
+
+    pub(super) fn embedding(&mut self, op: &SinusoidalEmbedding) {
+        let (n, half) = (self.inputs[0].len(), op.dim / 2);
+        let divisor = half as f64 - op.shift;
+        let frequencies: Vec<f64> = (0..half).map(|i| libm::pow(1e4, -(i as f64) / divisor)).collect();
+        let table = self.constants.push(&frequencies);
+        let cosines_first = int(op.cosines_first.into());
+        self.each("embedding", n * half, [input(0), output(0), int(n), int(half), table, cosines_first]);
+    }
+
+    pub(super) fn lookup(&mut self) {
+        let (rows, n, c) = (self.inputs[0].dims()[0], self.inputs[1].len(), self.inputs[0].channels());
+        self.each("lookup", n * c, [input(0), input(1), output(0), int(n), int(c), int(rows)]);
+    }
+
+    pub(super) fn lookup_grad(&mut self, op: &LookupGrad) {
+        let (n, c) = (self.inputs[1].len(), self.inputs[0].channels());
+        let args = [input(0), input(1), output(0), int(n), int(c), int(op.rows)];
+        self.each("lookup_grad", op.rows * c, args);
+    }
+
+    /// Taps as three tables: where each position's begin, the input positions, the weights.
+    fn taps(&mut self, taps: &Taps) -> [Arg<Place>; 3] {
+        let (mut starts, mut places, mut weights) = (vec![0i32], Vec::new(), Vec::new());
+        for o in 0..taps.outputs() {
+            for &(place, weight) in taps.of(o) {
+                places.push(place as i32);
+                weights.push(weight);
+            }
+            starts.push(places.len() as i32);
+        }
+        [self.constants.push(&starts), self.constants.push(&places), self.constants.push(&weights)]
+    }
+
+    pub(super) fn resample(&mut self, op: &Resample) {
+        let ([n, h, w, c], [_, oh, ow, _]) = (nhwc(self.inputs[0]), nhwc(self.outputs[0]));
+        let ([r0, r1, r2], [c0, c1, c2]) = (self.taps(&op.rows), self.taps(&op.columns));
+        let [n_, h, w, oh_, ow_, c_] = [n, h, w, oh, ow, c].map(int);
+        let args = [input(0), output(0), n_, h, w, oh_, ow_, c_, r0, r1, r2, c0, c1, c2];
+        self.each("resample", n * oh * ow * c, args);
+    }
+
+    pub(super) fn max_pool(&mut self) {
+        let [n, h, w, c] = nhwc(self.inputs[0]).map(int);
+        self.each("max_pool", self.outputs[0].len(), [input(0), output(0), n, h, w, c]);
+    }
+
+    pub(super) fn max_pool_grad(&mut self) {
+        let [n, h, w, c] = nhwc(self.inputs[1]).map(int);
+        let count = self.inputs[1].len().div_ceil(4);
+        self.each("max_pool_grad", count, [input(0), input(1), output(0), n, h, w, c]);
+    }
+
+    pub(super) fn sum_pixels(&mut self) {
+        let [n, h, w, c] = nhwc(self.inputs[0]);
+        self.sum(n, h * w, c, input(0), output(0));
+    }
+
+    pub(super) fn sum_rows(&mut self) {
+        let c = self.inputs[0].channels();
+        self.sum(1, self.inputs[0].len() / c, c, input(0), output(0));
+    }
+
+    /// `x [pictures, rows, c]` to `out [pictures, c]`.
+    pub(super) fn sum(&mut self, pictures: usize, rows: usize, c: usize, x: Arg<Place>, out: Arg<Place>) {
+        let runs = rows.div_ceil(RUN);
+        if runs == 1 {
+            return self.column_sums(x, out, pictures, rows, c, RUN);
+        }
+        let parts = self.scratch(pictures * runs * c);
+        self.column_sums(x, parts, pictures, rows, c, RUN);
+        self.add_parts(parts, out, pictures, runs, c, 0, c);
+    }
+
+    /// Timesteps and weights of a weighted loss, and the number of weights; 0 of a plain one.
+    fn weights(&mut self, weights: Option<&[f32]>) -> [Arg<Place>; 3] {
+        match weights {
+            Some(w) => [input(2), self.constants.push(w), int(w.len())],
+            None => [CONTROL, CONTROL, int(0)],
+        }
+    }
+
+    pub(super) fn loss(&mut self, loss: Loss, weights: Option<&[f32]>) {
+        let (x, count) = (self.inputs[0], self.inputs[0].len().div_ceil(PART));
+        let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
+        let parts = self.scratch(2 * count); // f64
+        let sizes = [int(x.len()), int(picture(x))];
+        let args = [input(0), input(1), t, table, parts, sizes[0], sizes[1], steps, kind, delta, int(PART)];
+        self.launch("loss_parts", [count, 1, 1], [THREADS, 1, 1], args);
+        self.launch("loss_mean", [1; 3], [THREADS, 1, 1], [parts, output(0), int(count), int(x.len())]);
+    }
+
+    pub(super) fn loss_grad(&mut self, loss: Loss, weights: Option<&[f32]>) {
+        let x = self.inputs[0];
+        let dloss = input(if weights.is_some() { 3 } else { 2 });
+        let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
+        let sizes = [int(x.len()), int(picture(x))];
+        let args = [input(0), input(1), t, table, dloss, output(0), sizes[0], sizes[1], steps, kind, delta];
+        self.each("loss_grad", x.len(), args);
+    }
+}

@@ -1,0 +1,54 @@
+// CUDA C++ as C++ for the CPU: enough of it for the kernels of this crate. A block's threads are fibers that one thread
+// of the machine runs in turn; they change places where threads wait for each other.
+#include <math.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#define DDPM_EMULATOR
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __noinline__ inline
+#define __shared__ static
+#define __launch_bounds__(n)
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct dim3 {
+    unsigned x, y, z;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+void __syncthreads();
+void wait_for_warp();
+uint64_t exchange(uint64_t mine, int lane_of_other);
+
+template <class T> T __shfl_xor_sync(unsigned, T v, int other) {
+    static_assert(sizeof(T) <= 8, "one or two words");
+    uint64_t bits = 0;
+    memcpy(&bits, &v, sizeof v);
+    unsigned linear = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    bits = exchange(bits, (linear % 32) ^ other);
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}

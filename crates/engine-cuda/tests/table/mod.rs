@@ -1,0 +1,579 @@
+//! Graphs with every operation, for comparing an executor with the CPU's, number by number.
+
+use ddpm_engine::autodiff::backward;
+use ddpm_engine::graph::Kind;
+use ddpm_engine::ops::*;
+use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_engine::{
+    AdamStep, Arithmetic, CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
+};
+use std::sync::Arc;
+
+/// Makes an executor.
+pub type Make<'a> = &'a dyn Fn(Graph, &PlanOptions) -> Box<dyn Executor>;
+
+const DRAWS: Draws = Draws { seed: 0x1234_5678_9abc, step: 5, first_index: 3 };
+
+/// A graph, its gradients, and what is looked at.
+pub struct Case {
+    name: String,
+    graph: Graph,
+    gradients: Option<Vec<Tensor>>,
+    keep: Vec<Tensor>,
+}
+
+impl Case {
+    /// The names of its operations.
+    fn operations(&self) -> Vec<&'static str> {
+        self.graph.nodes().iter().map(|n| n.op.operation().name()).collect()
+    }
+}
+
+/// Adds nodes to a graph, naming everything by its number.
+struct Build {
+    graph: Graph,
+    inputs: usize,
+}
+
+impl Build {
+    fn p(&mut self, shape: impl Into<Shape>) -> Tensor {
+        let name = format!("p{}", self.graph.parameters().len());
+        self.graph.parameter(&name, shape)
+    }
+
+    fn input(&mut self, shape: impl Into<Shape>) -> Tensor {
+        self.inputs += 1;
+        self.graph.input(&format!("x{}", self.inputs), shape)
+    }
+
+    /// An input of whole numbers from 0 on.
+    fn numbers(&mut self, n: usize) -> Tensor {
+        self.inputs += 1;
+        self.graph.input(&format!("t{}", self.inputs), [n])
+    }
+
+    fn all(&mut self, op: impl Into<Op>, inputs: &[Tensor]) -> Vec<Tensor> {
+        let name = format!("node{}", self.graph.nodes().len());
+        self.graph.add_all(&name, op, inputs).expect("the case's shapes fit")
+    }
+
+    fn add(&mut self, op: impl Into<Op>, inputs: &[Tensor]) -> Tensor {
+        self.all(op, inputs)[0]
+    }
+
+    fn conv(&mut self, x: Tensor, kernel: (usize, usize), cout: usize, stride: usize, pad: usize) -> Tensor {
+        let cin = self.graph.shape(x).channels();
+        let (w, b) = (self.p([kernel.0, kernel.1, cin, cout]), self.p([cout]));
+        self.add(Conv2d::new(stride, pad), &[x, w, b])
+    }
+
+    fn norm(&mut self, x: Tensor, groups: usize, silu: bool) -> Tensor {
+        let c = self.graph.shape(x).channels();
+        let (gamma, beta) = (self.p([c]), self.p([c]));
+        self.add(GroupNorm { groups, eps: 1e-5, silu }, &[x, gamma, beta])
+    }
+}
+
+fn case(name: &str, build: impl Fn(&mut Build) -> Tensor) -> Case {
+    let mut b = Build { graph: Graph::new(), inputs: 0 };
+    let y = build(&mut b);
+    let target = b.input(b.graph.shape(y));
+    let loss = b.add(Loss::Mse, &[y, target]);
+    let keep = b.graph.nodes().iter().flat_map(|n| n.outputs.clone()).collect();
+    let gradients = b
+        .graph
+        .info(loss)
+        .differentiable
+        .then(|| backward(&mut b.graph, loss).expect("every operation of the case has a gradient"));
+    Case { name: name.to_owned(), graph: b.graph, gradients, keep }
+}
+
+fn weights() -> Arc<[f32]> {
+    (0..20).map(|t| 0.3 + 0.5 * t as f32).collect()
+}
+
+/// Convolutions, transposed ones and linear layers: kernels, strides, paddings, channels that are multiples of nothing,
+/// several tiles and parts of k.
+pub fn convolutions() -> Vec<Case> {
+    let mut cases = Vec::new();
+    type Layer = ([usize; 4], (usize, usize), usize, usize, usize);
+    let layers: [Layer; 12] = [
+        ([2, 5, 6, 3], (3, 3), 5, 1, 1),
+        ([2, 8, 8, 8], (3, 3), 12, 1, 1),
+        ([1, 7, 9, 17], (3, 3), 33, 2, 1),
+        ([2, 12, 10, 16], (4, 4), 24, 2, 1),
+        ([3, 5, 5, 4], (1, 1), 7, 1, 0),
+        ([2, 4, 6, 20], (2, 3), 8, 1, 0),
+        ([1, 9, 9, 2], (7, 7), 3, 1, 3),
+        ([2, 16, 16, 12], (3, 3), 68, 1, 1),
+        ([1, 10, 11, 40], (3, 3), 132, 1, 1),
+        ([2, 6, 6, 128], (3, 3), 8, 3, 1),
+        ([1, 1, 1, 300], (1, 1), 5, 1, 0),
+        ([1, 2, 2, 6], (2, 2), 9, 5, 4),
+    ];
+    for (shape, kernel, cout, stride, pad) in layers {
+        let name = format!("convolution {shape:?} {kernel:?} {cout} {stride} {pad}");
+        cases.push(case(&name, move |b| {
+            let x = b.p(shape);
+            b.conv(x, kernel, cout, stride, pad)
+        }));
+    }
+    cases.push(case("everything added to a convolution", |b| {
+        let (x, w, bias) = (b.p([2, 5, 4, 6]), b.p([3, 3, 6, 9]), b.p([9]));
+        let (picture, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
+        let op = Conv2d { picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
+        b.add(op, &[x, w, bias, picture, residual])
+    }));
+    cases.push(case("everything added to a convolution in parts", |b| {
+        let (x, w) = (b.p([2, 5, 4, 64]), b.p([3, 3, 64, 9]));
+        let (picture, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
+        let op = Conv2d { bias: false, picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
+        b.add(op, &[x, w, picture, residual])
+    }));
+    cases.push(case("padding behind", |b| {
+        let (x, w, bias) = (b.p([2, 6, 6, 4]), b.p([3, 3, 4, 8]), b.p([8]));
+        let pad = Padding { before: (0, 0), after: (1, 1) };
+        b.add(Conv2d { stride: (2, 2), pad, bias: true, ..Conv2d::default() }, &[x, w, bias])
+    }));
+    cases.push(case("linear layers", |b| {
+        let (x, w, bias) = (b.p([37, 19]), b.p([1, 1, 19, 70]), b.p([70]));
+        let y = b.add(Conv2d::linear(), &[x, w, bias]);
+        let (w, bias) = (b.p([1, 1, 70, 4]), b.p([4]));
+        b.add(Conv2d::linear(), &[y, w, bias])
+    }));
+    type Transpose = ([usize; 4], usize, (usize, usize), usize, usize, (usize, usize), bool);
+    let transposes: [Transpose; 5] = [
+        ([2, 3, 4, 5], 6, (4, 4), 2, 1, (6, 8), true),
+        ([1, 4, 4, 16], 12, (2, 2), 2, 0, (8, 8), true),
+        ([2, 3, 3, 8], 3, (3, 3), 2, 1, (6, 6), false),
+        ([1, 2, 3, 130], 70, (3, 3), 3, 0, (6, 9), true),
+        ([1, 4, 4, 4], 4, (2, 2), 3, 0, (11, 11), true),
+    ];
+    for (shape, channels, kernel, stride, pad, size, bias) in transposes {
+        cases.push(case(&format!("transposed convolution {shape:?} {kernel:?} {stride} {pad}"), move |b| {
+            let (x, w) = (b.p(shape), b.p([kernel.0, kernel.1, channels, shape[3]]));
+            let mut operands = vec![x, w];
+            if bias {
+                operands.push(b.p([channels]));
+            }
+            let op =
+                Conv2dTranspose { stride: (stride, stride), pad: Padding::even(pad), size, like: None, bias };
+            b.add(op, &operands)
+        }));
+    }
+    cases
+}
+
+/// Attentions: heads as wide as kernels are made for and less, more tokens than a tile and fewer, with dropout.
+pub fn attentions() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let attentions = [
+        ([2, 3, 5, 12], 1),
+        ([1, 5, 5, 24], 2),
+        ([2, 8, 9, 48], 4),
+        ([1, 1, 1, 9], 3),
+        ([1, 12, 12, 96], 2),
+        ([1, 6, 7, 192], 2),
+        ([1, 5, 5, 99], 1),
+        ([1, 5, 4, 384], 1),
+        ([1, 3, 3, 771], 1),
+        ([1, 3, 3, 1536], 1),
+    ];
+    for (shape, heads) in attentions {
+        for dropout in [None, Some(Dropout { p: 0.4, site: 3 })] {
+            cases.push(case(&format!("attention {shape:?} {heads} {dropout:?}"), move |b| {
+                let x = b.p(shape);
+                b.add(Attention { heads, dropout }, &[x])
+            }));
+        }
+    }
+    cases
+}
+
+/// Every operation.
+pub fn cases() -> Vec<Case> {
+    let mut cases = convolutions();
+    for shape in [&[2, 3, 5, 7][..], &[1], &[3, 17], &[2, 20, 24, 16]] {
+        for act in Activation::ALL {
+            cases.push(case(act.name(), move |b| {
+                let x = b.p(Shape::new(shape));
+                b.add(Activate(act), &[x])
+            }));
+        }
+        cases.push(case("sums and products", move |b| {
+            let (x, y) = (b.p(Shape::new(shape)), b.p(Shape::new(shape)));
+            let z = b.add(Add, &[x, y]);
+            let z = b.add(Multiply, &[z, y]);
+            let z = b.add(Affine { scale: -0.7, shift: 0.3 }, &[z]);
+            let z = b.add(Activate(Activation::Silu), &[z]);
+            b.add(Add, &[z, z])
+        }));
+    }
+    for shape in [[3, 2, 5, 7], [2, 16, 17, 8], [1, 1, 1, 1], [2, 30, 30, 33]] {
+        cases.push(case("by picture", move |b| {
+            let (x, r, s) = (b.p(shape), b.p([shape[0], shape[3]]), b.p([shape[0], shape[3]]));
+            let y = b.add(AddPicture, &[x, r]);
+            b.add(ScalePicture, &[y, s])
+        }));
+        cases.push(case("dropout", move |b| {
+            let x = b.p(shape);
+            let y = b.add(Dropout { p: 0.3, site: 7 }, &[x]);
+            b.add(Dropout { p: 0.5, site: 2 }, &[y])
+        }));
+        cases.push(case("layer norm", move |b| {
+            let (x, gamma, beta) = (b.p(shape), b.p([shape[3]]), b.p([shape[3]]));
+            b.add(LayerNorm { eps: 1e-2 }, &[x, gamma, beta])
+        }));
+    }
+    cases.push(case("parts of channels", |b| {
+        let (x, y) = (b.p([2, 3, 4, 8]), b.p([2, 3, 4, 12]));
+        let z = b.add(Concat, &[x, y]);
+        let first = b.add(Slice { from: 4, len: 8 }, &[z]);
+        let y = b.p([2, 3, 4, 5]);
+        let z = b.add(Concat, &[first, y]);
+        b.add(Slice { from: 3, len: 7 }, &[z])
+    }));
+    for (shape, groups) in [
+        ([2, 3, 5, 8], 2),
+        ([2, 7, 3, 9], 3),
+        ([1, 1, 1, 12], 3),
+        ([2, 20, 20, 32], 8),
+        ([1, 4, 4, 70], 1),
+        ([3, 2, 2, 6], 6),
+    ] {
+        for silu in [false, true] {
+            cases.push(case(&format!("group norm {shape:?} {groups} {silu}"), move |b| {
+                let x = b.p(shape);
+                b.norm(x, groups, silu)
+            }));
+        }
+    }
+    for shape in [[2, 3, 5, 7], [3, 16, 17, 33], [5, 1, 1, 4]] {
+        cases.push(case("batch norm", move |b| {
+            let c = shape[3];
+            let (x, gamma, beta) = (b.p(shape), b.p([c]), b.p([c]));
+            let state = b.graph.state("running", [c]);
+            let made = b.all(BatchNorm { eps: 1e-5 }, &[x, gamma, beta]);
+            b.add(RunningAverage { momentum: 0.1 }, &[state, made[1]]);
+            b.add(Activate(Activation::Silu), &[made[0]])
+        }));
+        cases.push(case("batch norm with given statistics", move |b| {
+            let c = shape[3];
+            let operands = [b.input(shape), b.input([c]), b.input([c]), b.input([c]), b.numbers(c)];
+            b.add(BatchNormFixed { eps: 1e-2 }, &operands)
+        }));
+    }
+    cases.extend(attentions());
+    cases.push(case("draws", |b| {
+        let t = b.add(DrawTimestep { n: 3, steps: 20 }, &[]);
+        let eps = b.add(DrawNormal { shape: [3, 4, 5, 3].into(), purpose: Purpose::Noise }, &[]);
+        let x = b.input([3, 4, 5, 3]);
+        let table = |f: fn(f32) -> f32| (0..20).map(|t| f(t as f32 / 20.0)).collect::<Arc<[f32]>>();
+        let op = QSample { sqrt_alpha_bar: table(|t| 1.0 - t), sqrt_one_minus_alpha_bar: table(|t| t) };
+        b.add(op, &[x, eps, t])
+    }));
+    for cosines_first in [false, true] {
+        cases.push(case("embedding", move |b| {
+            let t = b.numbers(5);
+            b.add(SinusoidalEmbedding { dim: 10, shift: 1.0, cosines_first }, &[t])
+        }));
+    }
+    cases.push(case("lookup", |b| {
+        let (table, label) = (b.p([4, 7]), b.numbers(9));
+        b.add(Lookup, &[table, label])
+    }));
+    type MakeTaps = fn(usize) -> Taps;
+    for taps in [Taps::nearest_double as MakeTaps, Taps::linear_double, Taps::mean_half] {
+        cases.push(case("resample", move |b| {
+            let x = b.p([2, 6, 5, 3]);
+            b.add(Resample::both(taps, 6, 5), &[x])
+        }));
+    }
+    for shape in [[2, 6, 4, 3], [1, 5, 7, 2], [1, 2, 2, 1]] {
+        cases.push(case("max pool", move |b| {
+            let x = b.p(shape);
+            b.add(MaxPool, &[x])
+        }));
+    }
+    cases.push(case("sums", |b| {
+        // The gradients of biases and of what is added to whole pictures: many rows, many pixels.
+        let (x, w, r) = (b.input([2, 30, 31, 5]), b.p([1, 1, 5, 35]), b.p([2, 35]));
+        let y = b.add(Conv2d { bias: false, ..Conv2d::new(1, 0) }, &[x, w]);
+        let y = b.add(AddPicture, &[y, r]);
+        let y = b.add(SumPixels, &[y.to_owned()].map(|_| x));
+        let z = b.p([2, 5]);
+        b.add(Add, &[z, y])
+    }));
+    cases.push(case("rows of a transposed convolution's bias", |b| {
+        let (x, w, bias) = (b.input([2, 15, 15, 3]), b.p([2, 2, 4, 3]), b.p([4]));
+        let op =
+            Conv2dTranspose { stride: (2, 2), pad: Padding::even(0), size: (30, 30), like: None, bias: true };
+        b.add(op, &[x, w, bias])
+    }));
+    for loss in [Loss::Mse, Loss::L1, Loss::Huber { delta: 0.8 }] {
+        cases.push(case(&format!("{loss:?}"), move |b| {
+            let (x, y) = (b.p([5, 30, 30, 3]), b.p([5, 30, 30, 3]));
+            b.add(loss, &[x, y])
+        }));
+        cases.push(case(&format!("weighted {loss:?}"), move |b| {
+            let (x, y, t) = (b.p([5, 30, 30, 3]), b.input([5, 30, 30, 3]), b.numbers(5));
+            b.add(WeightedLoss { loss, weight: weights() }, &[x, y, t])
+        }));
+    }
+    cases
+}
+
+fn normal(index: usize, len: usize) -> Vec<f32> {
+    let mut x = vec![0.0; len];
+    Stream::new(11, Purpose::Test, 0, index as u32).fill_normal(&mut x);
+    x
+}
+
+/// Inputs, states and parameters of a graph, made up. Weights are small enough that what goes through them keeps its size.
+fn given(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
+    let computed: Vec<Tensor> = graph.nodes().iter().flat_map(|n| n.outputs.clone()).collect();
+    let read = graph.nodes().iter().flat_map(|n| n.inputs.clone());
+    let mut all: Vec<Tensor> =
+        read.chain(graph.parameters().iter().copied()).filter(|t| !computed.contains(t)).collect();
+    all.sort();
+    all.dedup();
+    let one = |(i, t): (usize, Tensor)| {
+        let (info, shape) = (graph.info(t), graph.shape(t));
+        let mut x = normal(i, shape.len());
+        if info.name.starts_with('t') {
+            x.iter_mut().for_each(|v| *v = (v.abs() * 3.0).floor());
+        } else if shape.dims().len() == 4 && graph.nodes().iter().any(|n| n.inputs.get(1) == Some(&t)) {
+            let fan_in: usize = shape.dims()[..3].iter().product();
+            x.iter_mut().for_each(|v| *v /= (fan_in as f32).sqrt());
+        }
+        (t, x)
+    };
+    all.into_iter().enumerate().map(one).collect()
+}
+
+/// The plain CPU executor.
+fn on_cpu(graph: &Graph, options: &PlanOptions) -> Box<dyn Executor> {
+    let arithmetic = Arithmetic { winograd: false, ..Arithmetic::default() };
+    let options = PlanOptions { arithmetic, ..options.clone() };
+    Box::new(CpuExecutor::new(graph.clone(), &options, 1).expect("a small plan"))
+}
+
+/// What an executor makes of a case: each tensor and gradient with its name.
+fn run(case: &Case, exec: &mut dyn Executor) -> Vec<(String, Vec<f32>)> {
+    let graph = &case.graph;
+    for &t in &case.keep {
+        // What no kernel writes stays NaN.
+        if graph.info(t).kind == Kind::Computed {
+            exec.write(t, &vec![f32::NAN; graph.shape(t).len()]).expect("its length");
+        }
+    }
+    for (t, x) in given(graph) {
+        exec.write(t, &x).expect("its length");
+    }
+    exec.run(DRAWS).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let mut results = Vec::new();
+    for node in graph.nodes() {
+        for (i, &t) in node.outputs.iter().enumerate().filter(|(_, t)| case.keep.contains(t)) {
+            let mut x = vec![f32::NAN; graph.shape(t).len()];
+            exec.read(t, &mut x).expect("its length");
+            results.push((format!("{} ({}), result {i}", node.name, node.op.operation().name()), x));
+        }
+    }
+    for (i, &p) in graph.parameters().iter().enumerate().filter(|_| case.gradients.is_some()) {
+        let mut x = vec![f32::NAN; graph.shape(p).len()];
+        exec.read_parameter(Region::Gradients, i, &mut x).expect("its length");
+        results.push((format!("gradient of {}", graph.info(p).name), x));
+    }
+    // Nothing may write to an input or a weight.
+    for (t, x) in given(graph) {
+        if graph.info(t).kind != Kind::State {
+            let mut after = vec![f32::NAN; x.len()];
+            exec.read(t, &mut after).expect("its length");
+            assert_eq!(after, x, "{}: {} was overwritten", case.name, graph.info(t).name);
+        }
+    }
+    results
+}
+
+/// Runs a case on both executors; every number may differ by `tolerance` of its tensor's largest (or of 1e-3, where all
+/// are smaller: what cancels to nothing has no relative precision).
+pub fn agree(case: &Case, arithmetic: Arithmetic, tolerance: f32, make: Make<'_>) {
+    let options = PlanOptions {
+        gradients: case.gradients.clone(),
+        keep: case.keep.clone(),
+        arithmetic,
+        ..PlanOptions::default()
+    };
+    let want = run(
+        case,
+        &mut *on_cpu(&case.graph, &PlanOptions { arithmetic: Arithmetic::default(), ..options.clone() }),
+    );
+    let got = run(case, &mut *make(case.graph.clone(), &options));
+    for ((what, got), (_, want)) in got.iter().zip(&want) {
+        let scale = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
+        for (i, (g, w)) in got.iter().zip(want).enumerate() {
+            assert!(
+                (g - w).abs() <= tolerance * scale,
+                "{}: {what}: number {i} is {g}, not {w} (largest {scale})",
+                case.name
+            );
+        }
+    }
+    // A second run gives the same bits.
+    assert_eq!(got.len(), want.len());
+}
+
+/// A small U-Net with everything that training needs: two updates of two micro-batches each, against the CPU's.
+pub fn train(make: Make<'_>) {
+    const N: usize = 3;
+    const C: usize = 16;
+    let mut b = Build { graph: Graph::new(), inputs: 0 };
+    let x0 = b.input([N, 8, 8, 3]);
+    let t = b.add(DrawTimestep { n: N, steps: 50 }, &[]);
+    let eps = b.add(DrawNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
+    let table = |f: fn(f32) -> f32| (0..50).map(|t| f(1.0 - t as f32 / 50.0)).collect::<Arc<[f32]>>();
+    let op =
+        QSample { sqrt_alpha_bar: table(f32::sqrt), sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()) };
+    let xt = b.add(op, &[x0, eps, t]);
+    let e = b.add(SinusoidalEmbedding { dim: 16, shift: 0.0, cosines_first: false }, &[t]);
+    let (w, bias) = (b.p([1, 1, 16, C]), b.p([C]));
+    let e = b.add(Conv2d::linear(), &[e, w, bias]);
+    let e = b.add(Activate(Activation::Silu), &[e]);
+    let x = b.conv(xt, (3, 3), C, 1, 1);
+    let x = b.add(AddPicture, &[x, e]);
+    let h = b.norm(x, 4, true);
+    let h = b.add(Dropout { p: 0.1, site: 1 }, &[h]);
+    let h = b.conv(h, (3, 3), C, 1, 1);
+    let x = b.add(Add, &[h, x]);
+    let qkv = b.conv(x, (1, 1), 3 * C, 1, 0);
+    let o = b.add(Attention { heads: 4, dropout: Some(Dropout { p: 0.1, site: 2 }) }, &[qkv]);
+    let o = b.conv(o, (1, 1), C, 1, 0);
+    let x = b.add(Add, &[x, o]);
+    let down = b.conv(x, (3, 3), C, 2, 1);
+    let (w, bias) = (b.p([4, 4, C, C]), b.p([C]));
+    let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (8, 8), like: None, bias: true };
+    let up = b.add(up, &[down, w, bias]);
+    let x = b.add(Concat, &[up, x]);
+    let x = b.norm(x, 4, true);
+    let y = b.conv(x, (3, 3), 3, 1, 1);
+    let loss = b.add(Loss::Mse, &[y, eps]);
+    let mut graph = ddpm_engine::fuse::fuse(b.graph, &[y, loss]).expect("fuses");
+    let forward = graph.nodes().len();
+    let gradients = backward(&mut graph, loss).expect("gradients");
+    ddpm_engine::recompute::recompute(&mut graph, forward);
+    let options = PlanOptions {
+        gradients: Some(gradients),
+        accumulate: true,
+        ema: true,
+        keep: vec![y, loss],
+        ..PlanOptions::default()
+    };
+    let steps = |exec: &mut dyn Executor| {
+        let mut seen = Vec::new();
+        for (t, x) in given(&graph) {
+            exec.write(t, &x).expect("its length");
+        }
+        for step in 1..=2u64 {
+            for micro in 0..2u32 {
+                exec.run(Draws { seed: 7, step: 2 * step as u32 + micro, first_index: 0 }).expect("a run");
+                exec.accumulate(micro == 0).expect("a sum");
+                let mut value = [f32::NAN];
+                exec.read(loss, &mut value).expect("one number");
+                seen.push((format!("loss of step {step}"), value.to_vec()));
+            }
+            let norm = exec.gradient_norm().expect("a norm");
+            seen.push((format!("norm of step {step}"), vec![norm as f32]));
+            let step = AdamStep {
+                lr: 1e-2,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-4,
+                weight_decay: 0.5,
+                decoupled: step == 1,
+                step,
+                ema_decay: 0.9,
+                grad_scale: 0.5 / norm,
+            };
+            exec.update(&step).expect("an update");
+        }
+        for region in [Region::Weights, Region::GradientSum, Region::ExpAvg, Region::ExpAvgSq, Region::Ema] {
+            for (i, &p) in graph.parameters().iter().enumerate() {
+                let mut x = vec![f32::NAN; graph.shape(p).len()];
+                exec.read_parameter(region, i, &mut x).expect("its length");
+                seen.push((format!("{region:?} of {}", graph.info(p).name), x));
+            }
+        }
+        seen
+    };
+    let want = steps(&mut *on_cpu(&graph, &options));
+    let got = steps(&mut *make(graph.clone(), &options));
+    let again = steps(&mut *make(graph.clone(), &options));
+    assert!(got == again, "a second training differs from the first");
+    for ((what, got), (_, want)) in got.iter().zip(&want) {
+        let scale = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() <= 2e-4 * scale, "{what}: {g}, not {w} (largest {scale})");
+        }
+    }
+}
+
+/// The table has every operation.
+#[test]
+fn no_operation_is_left_out() {
+    let mut seen: Vec<&str> = cases().iter().flat_map(Case::operations).collect();
+    seen.sort_unstable();
+    seen.dedup();
+    for name in [
+        "silu",
+        "relu",
+        "gelu",
+        "mish",
+        "silu_grad",
+        "relu_grad",
+        "gelu_grad",
+        "mish_grad",
+        "add",
+        "add_picture",
+        "affine",
+        "attention",
+        "attention_grad",
+        "batch_norm",
+        "batch_norm_fixed",
+        "batch_norm_grad",
+        "concat",
+        "conv2d",
+        "conv2d_transpose",
+        "conv2d_weight_grad",
+        "draw_normal",
+        "draw_timestep",
+        "dropout",
+        "fill",
+        "group_norm",
+        "group_norm_grad",
+        "group_norm_silu",
+        "group_norm_silu_grad",
+        "layer_norm",
+        "layer_norm_grad",
+        "mse",
+        "l1",
+        "huber",
+        "loss_grad",
+        "lookup",
+        "lookup_grad",
+        "max_pool",
+        "max_pool_grad",
+        "multiply",
+        "q_sample",
+        "resample",
+        "running_average",
+        "scale_picture",
+        "sinusoidal_embedding",
+        "slice",
+        "sum_pixels",
+        "sum_rows",
+        "weighted_loss",
+        "weighted_loss_grad",
+    ] {
+        assert!(seen.contains(&name), "{name}");
+    }
+}
