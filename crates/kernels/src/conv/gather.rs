@@ -9,7 +9,7 @@ use pulp::Simd;
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
 const PIXEL_BLOCK: usize = 192;
 /// Longest run of k in one pass, so that a B panel stays in the first-level cache.
-const K_BLOCK: usize = 288;
+const K_BLOCK: usize = 576;
 
 /// One tap of a phase: which weights, and which input pixel relative to the output pixel.
 #[derive(Clone, Copy, Debug)]
