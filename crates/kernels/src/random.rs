@@ -1,5 +1,6 @@
 //! Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), and dropout
-//! masks drawn from it where they are needed, so that the backward pass draws the same ones again.
+//! masks drawn from it (those of attention's weights with fewer rounds) where they are needed, so that the backward pass draws the
+//! same ones again.
 
 use crate::isa::{Isa, dispatch};
 use pulp::Simd;
