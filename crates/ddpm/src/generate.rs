@@ -85,8 +85,9 @@ pub struct Generator {
 impl Generator {
     /// From a checkpoint of a run. `threads` 0 takes all cores.
     pub fn open(path: &Path, which: Which, threads: usize) -> Result<Self> {
+        let origin = which.origin(path).to_owned();
         let (manifest, weights) = checkpoint::load_weights_only(path, which)?;
-        let generator = Self::new(&manifest.config(path)?, weights, path, threads)?;
+        let generator = Self::new(&manifest.config(path)?, weights, &origin, threads)?;
         Ok(Self { class_names: manifest.classes, ..generator })
     }
 
