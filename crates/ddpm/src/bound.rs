@@ -371,7 +371,7 @@ impl Measure {
 ///
 /// # Errors
 /// As [`Measure::new`] and [`Measure::add`]; [`Error::Config`] for data with other classes, [`Error::Data`] for pictures of another
-/// shape.
+/// shape, and for those without classes where the network knows none without.
 pub fn of_run(
     generator: &Generator,
     data: &dyn Dataset,
@@ -393,6 +393,16 @@ pub fn of_run(
         let reason =
             format!("the data has {} classes, and the run {n}; give its own data", data.classes().len());
         return Err(Error::Config { key: "data".to_owned(), reason });
+    }
+    if let Some(n) = classes
+        && data.classes().is_empty()
+        && config.train.label_dropout == 0.0
+    {
+        let reason = format!(
+            "has no classes, and the run was trained with train.label_dropout = 0, or was imported: it knows no picture without \
+             its class; give pictures in a folder for each of its {n} classes"
+        );
+        return Err(Error::Data { path: data.summary().source.clone().into(), reason });
     }
     let count = count.clamp(1, data.len());
     let schedule = Schedule::from_config(&config.diffusion)?;

@@ -86,8 +86,9 @@ pub struct Generator {
 impl Generator {
     /// From a checkpoint of a run. A number of threads as `hardware` is the CPU with so many, 0 all of its cores.
     pub fn open(path: &Path, which: Which, hardware: impl Into<Hardware>) -> Result<Self> {
+        let origin = which.origin(path).to_owned();
         let (manifest, weights) = checkpoint::load_weights_only(path, which)?;
-        let generator = Self::new(&manifest.config(path)?, weights, path, hardware)?;
+        let generator = Self::new(&manifest.config(path)?, weights, &origin, hardware)?;
         Ok(Self { class_names: manifest.classes, ..generator })
     }
 

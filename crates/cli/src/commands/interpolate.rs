@@ -42,6 +42,9 @@ const STEPS: usize = 50;
 /// The error of a number in [-1, 1] at which a step back is good enough: an eightieth of what one of 255 is.
 const TOLERANCE: f32 = 1e-4;
 
+/// Of 255: how far off an end may be before it is said what helps.
+const FAR: f32 = 8.0;
+
 /// An end of the way.
 enum End {
     /// What the run draws from a seed.
@@ -118,7 +121,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let own = |i: usize, again: &[f32]| {
         let x_0 = ends[i].picture()?;
-        tell!("{} is met within {:.2} of 255", paths[i].display(), 127.5 * farthest(x_0, again));
+        let off = 127.5 * farthest(x_0, again);
+        let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
+        tell!("{} is met within {off:.2} of 255{more}", paths[i].display());
         Some(Picture::from_unit(x_0, generator.shape()))
     };
     let (first, last) = (own(0, &made[..values]), own(1, &made[made.len() - values..]));
@@ -130,7 +135,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The greatest difference of two pictures' numbers, of what can be seen of them.
+/// The greatest difference of two pictures' numbers, of what can be seen of them; NaN where a number is none.
 fn farthest(a: &[f32], b: &[f32]) -> f32 {
-    a.iter().zip(b).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs()).fold(0.0, f32::max)
+    // A maximum would pass over a NaN.
+    let off = a.iter().zip(b).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs());
+    off.fold(0.0, |most, off| if off > most || off.is_nan() { off } else { most })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_not_met() {
+        assert_eq!(farthest(&[0.5, -1.0], &[0.25, -3.0]), 0.25);
+        assert!(farthest(&[0.5, 0.0], &[f32::NAN, 0.0]).is_nan());
+        assert!(farthest(&[0.0, 0.5], &[0.0, f32::NAN]).is_nan());
+    }
 }

@@ -1,6 +1,6 @@
 //! `ddpm eval`.
 
-use crate::support::{Place, names};
+use crate::support::{Place, names, picture};
 use std::fs;
 
 /// The number behind a name in the table of sums.
@@ -84,6 +84,18 @@ fn what_cannot_be_measured_is_refused() {
     refused(&["--nll", "--terms", "few"], &["--terms few: give a number, or all"]);
     refused(&["--nll", "--data", "nowhere"], &["nowhere"]);
     refused(&["--nll", "--checkpoint", "7"], &["there is no checkpoint \"7\"; there are: step-0000001"]);
+    // Pictures without the classes that the network must be told.
+    fs::create_dir(place.path("held-out")).unwrap();
+    picture(&place.path("held-out/a.png"), 12, 12, 60);
+    for (run, dropout) in [("told", "0"), ("both", "0.1")] {
+        let dropout = format!("--set=train.label_dropout={dropout}");
+        place.train(run, 1, 0, &["--set=attention.num_class_embeds=10", &dropout]).well();
+    }
+    let eval = ["--nll", "--data", "held-out", "--terms", "1"];
+    place.ddpm(&[&["eval", "both"], &eval[..]].concat()).well();
+    let parts =
+        ["held-out: has no classes", "train.label_dropout = 0", "a folder for each of its 10 classes"];
+    place.ddpm(&[&["eval", "told"], &eval[..]].concat()).fails(1, &parts);
 }
 
 #[test]
@@ -140,6 +152,13 @@ fn averages_are_chosen_by_name_and_made_afterwards() {
         &["sample", "r", "--weights", "ema-0.7"],
         &["no average \"ema-0.7\"; there are ema-0.5, ema-0.9, power-0.05"],
     );
+    // A file of other weights is named, and not the checkpoint.
+    let other = "runs/r/checkpoints/step-0000018/optimizer.safetensors";
+    for command in [&["sample", "r"][..], &["export", "r", "--to", "safetensors"]] {
+        let parts =
+            ["ddpm: runs/r/checkpoints/step-0000018/optimizer.safetensors: these are another network's"];
+        refused(&[command, &["--weights", other]].concat(), &parts);
+    }
     place.train("plain", 1, 0, &[]).well();
     refused(&["average", "plain", "--sigma-rel", "0.1"], &["has no snapshots", "train.power_ema=0.05,0.1"]);
     place

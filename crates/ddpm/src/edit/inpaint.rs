@@ -54,11 +54,11 @@ impl RePaint {
     fn walk(&self) -> Vec<usize> {
         let (steps, jump) = (self.levels.steps(), self.jump.max(1));
         let mut again = vec![0; steps + 1];
-        for left in (0..steps.saturating_sub(jump)).step_by(jump) {
+        for left in (1..=steps.saturating_sub(jump)).step_by(jump) {
             again[left] = self.resamplings.saturating_sub(1);
         }
         let (mut left, mut way) = (steps, vec![steps]);
-        while left > 0 || again[0] > 0 {
+        while left > 0 {
             if again[left] > 0 {
                 again[left] -= 1;
                 left += jump;
@@ -82,7 +82,8 @@ impl RePaint {
     ///     at every j-th level, r - 1 times, back and down again:
     ///         x_{t-1+j} = alpha_{t-1+j} / alpha_{t-1} x_{t-1} + sqrt(1 - (alpha_{t-1+j} / alpha_{t-1})^2) z
     /// ```
-    /// Where the steps back are taken is as in the authors' program (appendix B), which goes back from the finished picture too.
+    /// Where the steps back are taken is as in the authors' program (appendix B): from the last noisy level on, and never from the
+    /// finished picture (t > 1 in algorithm 1).
     ///
     /// # Errors
     /// As [`check`](Self::check), and what the denoiser and `on_step` give.
@@ -148,10 +149,11 @@ mod tests {
     #[test]
     fn the_way_goes_back_at_every_jth_level() {
         assert_eq!(repaint(6, 2, 1).walk(), [6, 5, 4, 3, 2, 1, 0]);
-        assert_eq!(repaint(6, 2, 2).walk(), [6, 5, 4, 3, 2, 4, 3, 2, 1, 0, 2, 1, 0]);
-        assert_eq!(repaint(3, 1, 3).walk(), [3, 2, 1, 2, 1, 2, 1, 0, 1, 0, 1, 0]);
+        assert_eq!(repaint(6, 2, 2).walk(), [6, 5, 4, 3, 5, 4, 3, 2, 1, 3, 2, 1, 0]);
+        assert_eq!(repaint(3, 1, 3).walk(), [3, 2, 3, 2, 3, 2, 1, 2, 1, 2, 1, 0]);
         // The paper's: 250 steps, j = r = 10, 24 places to go back from.
         assert_eq!(repaint(250, 10, 10).predictions(), 250 + 24 * 9 * 10);
+        assert_eq!(repaint(250, 10, 10).walk().iter().filter(|&&left| left == 0).count(), 1);
         assert_eq!(repaint(1, 1, 1).walk(), [1, 0]);
     }
 

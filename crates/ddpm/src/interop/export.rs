@@ -45,6 +45,7 @@ impl Format {
 /// [`Error::Checkpoint`] for a checkpoint that cannot be used, and a network that the format is not for;
 /// [`Error::Run`] if there is something at `out` already; [`Error::Io`]. Nothing is left of what was begun.
 pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Result<Vec<String>> {
+    let origin = which.origin(checkpoint).to_owned();
     let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, which)?;
     let config = manifest.config(checkpoint)?;
     let facts = config.picture_size().zip(config.picture_channels());
@@ -67,7 +68,7 @@ pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Re
     // In the network's order, as state_dict() gives them.
     let (mut order, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
     order.extend(states);
-    checkpoint::check_fits(&order, &weights, checkpoint)?;
+    checkpoint::check_fits(&order, &weights, &origin)?;
     let place: HashMap<_, _> = order.iter().enumerate().map(|(i, t)| (t.0.as_str(), i)).collect();
     weights.sort_by_key(|t| place.get(t.name.as_str()).copied());
 

@@ -93,6 +93,13 @@ pub enum Which {
     File(PathBuf),
 }
 
+impl Which {
+    /// Where they are read from, for errors: the checkpoint, or the file.
+    pub fn origin<'a>(&'a self, checkpoint: &'a Path) -> &'a Path {
+        if let Self::File(file) = self { file } else { checkpoint }
+    }
+}
+
 impl std::str::FromStr for Which {
     type Err = Error;
 
