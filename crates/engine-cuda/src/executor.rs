@@ -282,16 +282,6 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
     }
 
     fn profile(&self) -> Vec<NodeTime> {
-        let graph = self.laid.plan.graph();
-        let nodes = graph.nodes().iter().zip(&self.times);
-        nodes
-            .map(|(node, &(runs, time))| NodeTime {
-                name: node.name.clone(),
-                operation: node.op.operation().name(),
-                runs,
-                time,
-                multiply_adds: graph.node_multiply_adds(node),
-            })
-            .collect()
+        NodeTime::of_nodes(self.laid.plan.graph(), &self.times)
     }
 }

@@ -406,17 +406,7 @@ impl Executor for CpuExecutor {
     }
 
     fn profile(&self) -> Vec<NodeTime> {
-        let graph = self.plan.graph();
-        let nodes = graph.nodes().iter().zip(&self.times);
-        nodes
-            .map(|(node, &(runs, time))| NodeTime {
-                name: node.name.clone(),
-                operation: node.op.operation().name(),
-                runs,
-                time,
-                multiply_adds: graph.node_multiply_adds(node),
-            })
-            .collect()
+        NodeTime::of_nodes(self.plan.graph(), &self.times)
     }
 }
 

@@ -43,6 +43,22 @@ pub struct NodeTime {
     pub multiply_adds: u64,
 }
 
+impl NodeTime {
+    /// Those of a graph's nodes, from how often each ran and how long in all.
+    pub fn of_nodes(graph: &Graph, times: &[(u64, Duration)]) -> Vec<Self> {
+        let nodes = graph.nodes().iter().zip(times);
+        nodes
+            .map(|(node, &(runs, time))| Self {
+                name: node.name.clone(),
+                operation: node.op.operation().name(),
+                runs,
+                time,
+                multiply_adds: graph.node_multiply_adds(node),
+            })
+            .collect()
+    }
+}
+
 /// Something that plans can run on.
 pub trait Device {
     /// Plans a graph and takes the memory.
