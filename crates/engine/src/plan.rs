@@ -16,8 +16,8 @@ pub(crate) const ALIGN: usize = 16;
 /// How executors may compute what f32 sums define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arithmetic {
-    /// 3x3 convolutions may go through Winograd's tiles where that is faster: a quarter of the products, about five times
-    /// the rounding error.
+    /// Convolutions of 3x3, and of 4x4 with stride 2, may go through Winograd's tiles where that is faster: a quarter of the
+    /// products, or two fifths, for three to five times the rounding error.
     pub winograd: bool,
     /// What the factors of convolutions (but those that go forward through Winograd's tiles) and of linear layers are
     /// rounded to; sums are of f32.

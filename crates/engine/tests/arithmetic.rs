@@ -72,12 +72,15 @@ const PLAIN: Arithmetic = Arithmetic { winograd: false, factors: Factors::F32 };
 const WINOGRAD: Arithmetic = Arithmetic { winograd: true, ..PLAIN };
 const BF16: Arithmetic = Arithmetic { factors: Factors::Bf16, ..PLAIN };
 
-/// 3x3 convolutions: with one block of tiles and with several, with weights in one group and in several.
-const TILED: [([usize; 4], [Layer; 2]); 4] = [
+/// 3x3 convolutions, and 4x4 ones of stride 2: with one block of tiles and with several, with weights in one group and in
+/// several.
+const TILED: [([usize; 4], [Layer; 2]); 6] = [
     ([3, 12, 10, 32], [(3, 1, 1, 48), (3, 1, 1, 40)]),
     ([3, 96, 96, 16], [(3, 1, 1, 32), (3, 1, 1, 16)]),
     ([8, 8, 8, 512], [(3, 1, 1, 512), (3, 1, 1, 32)]),
     ([8, 16, 16, 256], [(3, 1, 1, 256), (3, 1, 1, 32)]),
+    ([4, 48, 32, 32], [(4, 2, 1, 48), (4, 2, 1, 32)]),
+    ([8, 16, 16, 128], [(4, 2, 1, 160), (3, 1, 1, 32)]),
 ];
 
 /// Other convolutions, with odd numbers of channels and pixels.
@@ -107,8 +110,9 @@ fn winograd_agrees_with_the_plain_way() {
 
 /// That forward pass, data gradient and weight gradient of a layer go through Winograd's tiles.
 fn all_passes_take_this_way(isa: Isa, [n, h, w, cin]: [usize; 4], (kernel, stride, pad, cout): Layer) {
+    let output = (h / stride, w / stride);
     let (kernel, stride, pad) = ((kernel, kernel), (stride, stride), (pad, pad));
-    let shape = ConvShape { n, input: (h, w), output: (h, w), cin, cout, kernel, stride, pad };
+    let shape = ConvShape { n, input: (h, w), output, cin, cout, kernel, stride, pad };
     let f32 = Factors::F32;
     assert!(Winograd::forward(isa, f32, shape).is_some_and(|w| w.pays(f32)), "{isa}: {shape:?} forward");
     assert!(Winograd::data_grad(isa, f32, shape).is_some_and(|w| w.pays(f32)), "{isa}: {shape:?} data");

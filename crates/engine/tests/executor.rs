@@ -99,7 +99,14 @@ fn network() -> Result<Network> {
     let (w, b) = (p(&mut g, &[3, 3, C, C + 8]), p(&mut g, &[C + 8]));
     let down = g.add("down", Conv2d::new(2, 1), &[x, w, b])?;
     let (w, b) = (p(&mut g, &[4, 4, C, C + 8]), p(&mut g, &[C]));
-    let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (16, 16), like: None, bias: true };
+    let up = Conv2dTranspose {
+        stride: (2, 2),
+        pad: (1, 1).into(),
+        size: (16, 16),
+        like: None,
+        gradient: false,
+        bias: true,
+    };
     let up = g.add("up", up, &[down, w, b])?;
     let x = g.add("concat", Concat, &[up, x])?;
     let (gamma, beta) = (p(&mut g, &[2 * C]), p(&mut g, &[2 * C]));
@@ -621,6 +628,7 @@ fn shape_errors_name_the_node_the_operation_and_the_shapes() {
                 pad: (1, 1).into(),
                 size: (9, 12),
                 like: None,
+                gradient: false,
                 bias: false,
             };
             g.add("the.node", op, &x)

@@ -482,32 +482,62 @@ fn transposed_convolutions() {
     let cases: [Case; 5] = [
         ("transposed conv 4x4, stride 2", |b| {
             let (x, w, bias) = (b.p([2, 3, 4, 5]), b.p([4, 4, 3, 5]), b.p([3]));
-            let op =
-                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (6, 8), like: None, bias: true };
+            let op = Conv2dTranspose {
+                stride: (2, 2),
+                pad: (1, 1).into(),
+                size: (6, 8),
+                like: None,
+                gradient: false,
+                bias: true,
+            };
             b.add(op, &[x, w, bias])
         }),
         ("transposed conv 3x3, stride 2, no bias", |b| {
             let (x, w) = (b.p([1, 3, 2, 2]), b.p([3, 3, 4, 2]));
-            let op =
-                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (6, 3), like: None, bias: false };
+            let op = Conv2dTranspose {
+                stride: (2, 2),
+                pad: (1, 1).into(),
+                size: (6, 3),
+                like: None,
+                gradient: false,
+                bias: false,
+            };
             b.add(op, &[x, w])
         }),
         ("transposed conv 5x3, stride 2x1", |b| {
             let (x, w, bias) = (b.p([1, 4, 6, 3]), b.p([5, 3, 2, 3]), b.p([2]));
-            let op =
-                Conv2dTranspose { stride: (2, 1), pad: (2, 1).into(), size: (7, 6), like: None, bias: true };
+            let op = Conv2dTranspose {
+                stride: (2, 1),
+                pad: (2, 1).into(),
+                size: (7, 6),
+                like: None,
+                gradient: false,
+                bias: true,
+            };
             b.add(op, &[x, w, bias])
         }),
         ("transposed conv 1x1, stride 2: most pixels are the bias", |b| {
             let (x, w, bias) = (b.p([1, 2, 3, 3]), b.p([1, 1, 2, 3]), b.p([2]));
-            let op =
-                Conv2dTranspose { stride: (2, 2), pad: (0, 0).into(), size: (4, 5), like: None, bias: true };
+            let op = Conv2dTranspose {
+                stride: (2, 2),
+                pad: (0, 0).into(),
+                size: (4, 5),
+                like: None,
+                gradient: false,
+                bias: true,
+            };
             b.add(op, &[x, w, bias])
         }),
         ("transposed conv of an input", |b| {
             let (x, w, bias) = (b.input([2, 2, 2, 3]), b.p([4, 4, 2, 3]), b.p([2]));
-            let op =
-                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (4, 4), like: None, bias: true };
+            let op = Conv2dTranspose {
+                stride: (2, 2),
+                pad: (1, 1).into(),
+                size: (4, 4),
+                like: None,
+                gradient: false,
+                bias: true,
+            };
             b.add(op, &[x, w, bias])
         }),
     ];
@@ -638,8 +668,14 @@ fn composite_graphs() {
             let down = b.conv(x, (3, 3), 8, 2, 1);
             let down = b.norm(down, 2, true);
             let (w, bias) = (b.p([4, 4, 6, 8]), b.p([6]));
-            let up =
-                Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (4, 6), like: None, bias: true };
+            let up = Conv2dTranspose {
+                stride: (2, 2),
+                pad: (1, 1).into(),
+                size: (4, 6),
+                like: None,
+                gradient: false,
+                bias: true,
+            };
             let up = b.add(up, &[down, w, bias]);
             let x = b.add(Concat, &[up, x]);
             let x = b.norm(x, 4, true);

@@ -156,8 +156,14 @@ pub fn convolutions() -> Vec<Case> {
             if bias {
                 operands.push(b.p([channels]));
             }
-            let op =
-                Conv2dTranspose { stride: (stride, stride), pad: Padding::even(pad), size, like: None, bias };
+            let op = Conv2dTranspose {
+                stride: (stride, stride),
+                pad: Padding::even(pad),
+                size,
+                like: None,
+                gradient: false,
+                bias,
+            };
             b.add(op, &operands)
         }));
     }
@@ -306,8 +312,14 @@ pub fn cases() -> Vec<Case> {
     }));
     cases.push(case("rows of a transposed convolution's bias", |b| {
         let (x, w, bias) = (b.input([2, 15, 15, 3]), b.p([2, 2, 4, 3]), b.p([4]));
-        let op =
-            Conv2dTranspose { stride: (2, 2), pad: Padding::even(0), size: (30, 30), like: None, bias: true };
+        let op = Conv2dTranspose {
+            stride: (2, 2),
+            pad: Padding::even(0),
+            size: (30, 30),
+            like: None,
+            gradient: false,
+            bias: true,
+        };
         b.add(op, &[x, w, bias])
     }));
     for loss in [Loss::Mse, Loss::L1, Loss::Huber { delta: 0.8 }] {
@@ -451,7 +463,14 @@ pub fn train(make: Make<'_>) {
     let x = b.add(Add, &[x, o]);
     let down = b.conv(x, (3, 3), C, 2, 1);
     let (w, bias) = (b.p([4, 4, C, C]), b.p([C]));
-    let up = Conv2dTranspose { stride: (2, 2), pad: (1, 1).into(), size: (8, 8), like: None, bias: true };
+    let up = Conv2dTranspose {
+        stride: (2, 2),
+        pad: (1, 1).into(),
+        size: (8, 8),
+        like: None,
+        gradient: false,
+        bias: true,
+    };
     let up = b.add(up, &[down, w, bias]);
     let x = b.add(Concat, &[up, x]);
     let x = b.norm(x, 4, true);

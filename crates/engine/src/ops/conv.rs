@@ -64,6 +64,8 @@ pub struct Conv2dTranspose {
     pub size: (usize, usize),
     /// The result's shape where the convolution's input was no picture batch.
     pub like: Option<Shape>,
+    /// Whether it is a gradient, which may be made with less exact factors than a result.
+    pub gradient: bool,
     /// Adds a bias to every pixel.
     pub bias: bool,
 }
@@ -188,7 +190,14 @@ impl Operation for Conv2d {
             let like = b.graph.shape(x);
             let [_, h, w_, _] = pixels(like);
             let like = like.nhwc().is_none().then_some(like);
-            let op = Conv2dTranspose { stride: self.stride, pad: self.pad, size: (h, w_), like, bias: false };
+            let op = Conv2dTranspose {
+                stride: self.stride,
+                pad: self.pad,
+                size: (h, w_),
+                like,
+                gradient: true,
+                bias: false,
+            };
             shares[0] = Some(b.graph.add(&name, op, &[dy, w])?);
         }
         Ok(Some(shares))
@@ -312,9 +321,9 @@ impl Operation for Conv2dTranspose {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
-        // Of 3x3 with stride 1 the networks have it as data gradient only, for which Winograd's way will do in bf16 too.
         let factors = cpu.arithmetic().factors;
-        match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), factors, shape)) {
+        let at_points = if self.gradient { factors } else { Factors::F32 };
+        match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), at_points, shape)) {
             Some(conv) => winograd::product_kernel(conv, addends),
             None => gather_kernel(cpu, Gather::data_grad(cpu.isa(), factors, shape), addends),
         }

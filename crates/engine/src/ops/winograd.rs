@@ -28,8 +28,9 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
         let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
         let epilogue = Epilogue { bias, picture_bias, residual };
         let one_block = conv.blocks().count() == 1;
-        for (i, panels) in conv.groups().enumerate() {
-            let packed = &mut packed[..panels.len() * conv.panel_len()];
+        for (panels, first_of_part) in conv.groups() {
+            let start = if keep { panels.start * conv.panel_len() } else { 0 };
+            let packed = &mut packed[start..][..panels.len() * conv.panel_len()];
             if !keep || run.new_weights {
                 packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
                     conv.pack_panel(panels.start + panel, w, to);
@@ -38,9 +39,9 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
             let (packed, mut rest) = (&*packed, &mut *run.outputs[0]);
             for rows in conv.blocks() {
                 let values = &mut values[..conv.value_groups(rows.len()) * conv.values_len()];
-                if i == 0 || !one_block {
+                if first_of_part || !one_block {
                     values.par_chunks_exact_mut(conv.values_len()).enumerate().for_each(|(group, to)| {
-                        conv.values(rows.start, group, x, to);
+                        conv.values(rows.start, group, panels.start, x, to);
                     });
                 }
                 let len = conv.products_len(rows.len(), panels.len());
@@ -95,31 +96,38 @@ pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel
         if let Some(db) = &mut db {
             db.fill(0.0);
         }
-        for (i, runs) in grad.blocks().enumerate() {
-            let n = runs.len();
-            let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
-            (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
-                .into_par_iter()
-                .enumerate()
-                .for_each(|(j, (v, y, b))| grad.values(runs.start + j, x, dy, v, y, b));
-            let (v, y) = (&*v, &*y);
-            sums.par_chunks_exact_mut(sums_len).take(points).enumerate().for_each(|(point, sums)| {
-                grad.multiply(point, v, y, sums, i > 0);
-            });
-            if let Some(db) = &mut db {
-                for part in b.chunks_exact(b_len) {
-                    db.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
+        for part in 0..grad.parts() {
+            for (i, runs) in grad.blocks().enumerate() {
+                let n = runs.len();
+                let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
+                (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
+                    .into_par_iter()
+                    .enumerate()
+                    .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
+                let (v, y) = (&*v, &*y);
+                sums.par_chunks_exact_mut(sums_len).take(points).enumerate().for_each(|(point, sums)| {
+                    grad.multiply(point, v, y, sums, i > 0);
+                });
+                if let Some(db) = db.as_mut().filter(|_| part == 0) {
+                    for share in b.chunks_exact(b_len) {
+                        db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
+                    }
                 }
             }
+            let (sums, taps) = (&*sums, grad.taps());
+            by_row
+                .par_chunks_exact_mut(taps * cout)
+                .enumerate()
+                .for_each(|(ci, to)| grad.reduce(ci, sums, to));
+            let by_row = &*by_row;
+            let place = |tap: usize| grad.place(part, tap);
+            dw.par_chunks_exact_mut(cin * cout).enumerate().for_each(|(k, dw)| {
+                let Some(tap) = (0..taps).find(|&tap| place(tap) == k) else { return };
+                for (to, from) in dw.chunks_exact_mut(cout).zip(by_row.chunks_exact(taps * cout)) {
+                    to.copy_from_slice(&from[tap * cout..][..cout]);
+                }
+            });
         }
-        let sums = &*sums;
-        by_row.par_chunks_exact_mut(9 * cout).enumerate().for_each(|(ci, to)| grad.reduce(ci, sums, to));
-        let by_row = &*by_row;
-        dw.par_chunks_exact_mut(cin * cout).enumerate().for_each(|(k, dw)| {
-            for (to, from) in dw.chunks_exact_mut(cout).zip(by_row.chunks_exact(9 * cout)) {
-                to.copy_from_slice(&from[k * cout..][..cout]);
-            }
-        });
     })
     .shared(shared.iter().sum())
 }

@@ -132,7 +132,14 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             }
             let (y, _) = golden.tensor(name, "y").expect("y");
             let (stride, pad) = (usizes(spec, "stride"), Padding::from(usizes(spec, "padding")));
-            let op = Conv2dTranspose { stride, pad, size: (y[2], y[3]), like: None, bias: has_bias };
+            let op = Conv2dTranspose {
+                stride,
+                pad,
+                size: (y[2], y[3]),
+                like: None,
+                gradient: false,
+                bias: has_bias,
+            };
             c.graph.add(name, op, &operands)
         }
         "linear" => {

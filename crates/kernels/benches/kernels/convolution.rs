@@ -7,6 +7,9 @@ use ddpm_kernels::conv::{ConvShape, Epilogue, Factors, Gather, WeightGrad};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
+/// What is benched so is 3x3 with stride 1, or 4x4 with stride 2.
+const WAY: &str = "a way through Winograd's tiles";
+
 fn flops(shape: ConvShape) -> ItemsCount {
     ItemsCount::new(2 * shape.multiply_adds())
 }
@@ -52,74 +55,25 @@ pub fn weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Fact
 }
 
 pub fn winograd_forward(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
-    let of = Winograd::forward(isa(), factors, shape).expect("3x3, stride 1");
+    let of = Winograd::forward(isa(), factors, shape).expect(WAY);
     winograd(bencher, shape, lens(shape)[0], &of);
 }
 
 pub fn winograd_data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
-    let of = Winograd::data_grad(isa(), factors, shape).expect("3x3, stride 1");
+    let of = Winograd::data_grad(isa(), factors, shape).expect(WAY);
     winograd(bencher, shape, lens(shape)[1], &of);
 }
 
 fn winograd(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, of: &Winograd) {
     let (x, w) = (numbers(input), numbers(shape.weights()));
-    let [mut packed, mut values, mut products] = of.shared_len().map(|len| vec![0.0; len]);
-    let mut out = vec![0.0; of.output_len()];
-    let one_block = of.blocks().count() == 1;
-    bencher.counter(flops(shape)).bench_local(|| {
-        for (i, panels) in of.groups().enumerate() {
-            for (panel, to) in panels.clone().zip(packed.chunks_exact_mut(of.panel_len())) {
-                of.pack_panel(panel, &w, to);
-            }
-            let packed = &packed[..panels.len() * of.panel_len()];
-            let mut rest = &mut out[..];
-            for rows in of.blocks() {
-                let values = &mut values[..of.value_groups(rows.len()) * of.values_len()];
-                if i == 0 || !one_block {
-                    for (group, to) in values.chunks_exact_mut(of.values_len()).enumerate() {
-                        of.values(rows.start, group, &x, to);
-                    }
-                }
-                let len = of.products_len(rows.len(), panels.len());
-                let products = &mut products[..of.points() * len];
-                for (point, to) in products.chunks_exact_mut(len).enumerate() {
-                    of.multiply(point, panels.len(), values, packed, to);
-                }
-                for row in rows.clone() {
-                    let (part, tail) = rest.split_at_mut(of.row_len(row));
-                    of.outputs(rows.start, row, panels.clone(), products, Epilogue::default(), part);
-                    rest = tail;
-                }
-            }
-        }
-    });
+    let (mut out, mut memory) = (vec![0.0; of.output_len()], vec![0.0; of.shared_len().iter().sum()]);
+    bencher.counter(flops(shape)).bench_local(|| of.run(&x, &w, Epilogue::default(), &mut out, &mut memory));
 }
 
 pub fn winograd_weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
-    let of = WinogradGrad::new(isa(), factors, shape).expect("3x3, stride 1");
+    let of = WinogradGrad::new(isa(), factors, shape).expect(WAY);
     let [x, dy] = lens(shape).map(numbers);
-    let [mut v, mut y, mut b, mut sums, _] = of.shared_len().map(|len| vec![0.0; len]);
-    let [v_len, y_len, b_len] = of.run_len();
-    let (sums_len, points) = of.sums_len();
-    let (mut dw, mut by_row) = (vec![0.0; shape.weights()], vec![0.0; 9 * shape.cout]);
-    bencher.counter(flops(shape)).bench_local(|| {
-        for (i, runs) in of.blocks().enumerate() {
-            let n = runs.len();
-            let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
-            let parts =
-                v.chunks_exact_mut(v_len).zip(y.chunks_exact_mut(y_len)).zip(b.chunks_exact_mut(b_len));
-            for (run, ((v, y), b)) in runs.zip(parts) {
-                of.values(run, &x, &dy, v, y, b);
-            }
-            for (point, sums) in sums.chunks_exact_mut(sums_len).take(points).enumerate() {
-                of.multiply(point, v, y, sums, i > 0);
-            }
-        }
-        for ci in 0..shape.cin {
-            of.reduce(ci, &sums, &mut by_row);
-            for (k, row) in by_row.chunks_exact(shape.cout).enumerate() {
-                dw[(k * shape.cin + ci) * shape.cout..][..shape.cout].copy_from_slice(row);
-            }
-        }
-    });
+    let (mut dw, mut db) = (vec![0.0; shape.weights()], vec![0.0; shape.cout]);
+    let mut memory = vec![0.0; of.shared_len().iter().sum()];
+    bencher.counter(flops(shape)).bench_local(|| of.run(&x, &dy, &mut dw, &mut db, &mut memory));
 }

@@ -133,7 +133,7 @@ mod forward {
         convolution::forward(bencher, conv.shape(), Factors::Bf16);
     }
 
-    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::winograd_forward(bencher, conv.shape(), Factors::F32);
     }
@@ -153,12 +153,12 @@ mod data_gradient {
         convolution::data_gradient(bencher, conv.shape(), Factors::Bf16);
     }
 
-    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::winograd_data_gradient(bencher, conv.shape(), Factors::F32);
     }
 
-    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::winograd_data_gradient(bencher, conv.shape(), Factors::Bf16);
     }
@@ -178,12 +178,12 @@ mod weight_gradient {
         convolution::weight_gradient(bencher, conv.shape(), Factors::Bf16);
     }
 
-    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::winograd_weight_gradient(bencher, conv.shape(), Factors::F32);
     }
 
-    #[divan::bench(args = HOTTEST.into_iter().filter(|c| c.stride == 1), sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::winograd_weight_gradient(bencher, conv.shape(), Factors::Bf16);
     }

@@ -1,8 +1,8 @@
 //! Convolution, its data gradient and its weight gradient, as matrix products over gathered pixels ("implicit GEMM").
 //!
-//! The plain way. (3x3 convolutions of stride 1 have another, [`winograd`].) Forward and data gradient are one algorithm,
-//! [`Gather`]. Every output pixel is a sum over *taps*: input pixels at
-//! fixed offsets, each times its own matrix `[cin][cout]`. For the convolution the taps are the kernel's positions.
+//! The plain way. (Convolutions of 3x3, and of 4x4 with stride 2, have another, [`winograd`].) Forward and data gradient are
+//! one algorithm, [`Gather`]. Every output pixel is a sum over *taps*: input pixels at fixed offsets, each times its own
+//! matrix `[cin][cout]`. For the convolution the taps are the kernel's positions.
 //! For the data gradient they are the same positions seen backwards; with a stride, output pixels of different
 //! remainders have different taps, which makes `stride_y * stride_x` *phases*. A transposed convolution is the data
 //! gradient of the convolution with its weights, so it needs nothing of its own.

@@ -1,4 +1,4 @@
-//! The three passes of a 3x3 convolution by Winograd's tiles.
+//! The three passes of a convolution by Winograd's tiles, of 3x3 with stride 1 and of 4x4 with stride 2.
 
 use crate::conv::{Case, shape};
 use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
@@ -6,97 +6,35 @@ use ddpm_kernels::Isa;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 use ddpm_kernels::conv::{ConvShape, Epilogue};
 
+/// What is tested here is 3x3 with stride 1, or 4x4 with stride 2 and enough channels.
+const WAY: &str = "a way through Winograd's tiles";
 /// The values at the points are larger than what is left of them in the end, so that the error is in units of the
 /// largest `sum |a| |b|` of the whole result, not of each number's own.
 const PRODUCT: f64 = 16.0;
 
-/// Runs the phases one after the other, as the executor does side by side.
-pub fn run(of: &Winograd, x: &[f32], w: &[f32], epilogue: Epilogue<'_>) -> Vec<f32> {
-    let [packed_len, values_len, products_len] = of.shared_len();
+fn run(of: &Winograd, x: &[f32], w: &[f32], epilogue: Epilogue<'_>) -> Vec<f32> {
     let mut out = unwritten(of.output_len());
-    let mut values = unwritten(values_len);
-    for (i, panels) in of.groups().enumerate() {
-        let mut packed = unwritten(packed_len);
-        for (panel, to) in panels.clone().zip(packed.chunks_exact_mut(of.panel_len())) {
-            of.pack_panel(panel, w, to);
-        }
-        let mut rest = &mut out[..];
-        for rows in of.blocks() {
-            let values = &mut values[..of.value_groups(rows.len()) * of.values_len()];
-            if i == 0 || of.blocks().count() > 1 {
-                values.fill(f32::NAN);
-                for (group, to) in values.chunks_exact_mut(of.values_len()).enumerate() {
-                    of.values(rows.start, group, x, to);
-                }
-            }
-            let mut products = unwritten(products_len);
-            let len = of.products_len(rows.len(), panels.len());
-            for (point, to) in products.chunks_exact_mut(len).take(of.points()).enumerate() {
-                of.multiply(point, panels.len(), values, &packed, to);
-            }
-            for row in rows.clone() {
-                let (part, tail) = rest.split_at_mut(of.row_len(row));
-                of.outputs(rows.start, row, panels.clone(), &products[..of.points() * len], epilogue, part);
-                rest = tail;
-            }
-        }
-    }
+    of.run(x, w, epilogue, &mut out, &mut unwritten(of.shared_len().iter().sum()));
     out
 }
 
-/// `dw`, then `db`.
-pub fn run_grad(of: &WinogradGrad, shape: ConvShape, x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let [v_len, y_len, b_len] = of.run_len();
-    let (sums_len, points) = of.sums_len();
-    let mut sums = unwritten(sums_len * points);
-    let mut db = vec![0.0; shape.cout];
-    for (i, runs) in of.blocks().enumerate() {
-        let n = runs.len();
-        let (mut v, mut y, mut b) = (unwritten(n * v_len), unwritten(n * y_len), unwritten(n * b_len));
-        for (j, run) in runs.enumerate() {
-            of.values(
-                run,
-                x,
-                dy,
-                &mut v[j * v_len..][..v_len],
-                &mut y[j * y_len..][..y_len],
-                &mut b[j * b_len..][..b_len],
-            );
-        }
-        for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {
-            of.multiply(point, &v, &y, sums, i > 0);
-        }
-        for part in b.chunks_exact(b_len) {
-            db.iter_mut().zip(part).for_each(|(sum, part)| *sum += part);
-        }
-    }
-    let mut dw = unwritten(shape.weights());
-    let mut by_row = unwritten(9 * shape.cout);
-    for ci in 0..shape.cin {
-        of.reduce(ci, &sums, &mut by_row);
-        for (k, row) in by_row.chunks_exact(shape.cout).enumerate() {
-            dw[(k * shape.cin + ci) * shape.cout..][..shape.cout].copy_from_slice(row);
-        }
-    }
-    dw.extend(db);
-    dw
-}
-
 fn run_forward(case: &Case, isa: Isa, rows: usize, panels: usize) -> Vec<f32> {
-    let of = Winograd::forward(isa, case.factors, case.shape).expect("3x3, stride 1").in_blocks(rows, panels);
+    let of = Winograd::forward(isa, case.factors, case.shape).expect(WAY).in_blocks(rows, panels);
     run(&of, &case.x, &case.w, case.epilogue())
 }
 
 fn run_data_grad(case: &Case, isa: Isa, rows: usize, panels: usize) -> Vec<f32> {
-    let of =
-        Winograd::data_grad(isa, case.factors, case.shape).expect("3x3, stride 1").in_blocks(rows, panels);
+    let of = Winograd::data_grad(isa, case.factors, case.shape).expect(WAY).in_blocks(rows, panels);
     let epilogue = Epilogue { bias: case.input_bias.as_deref(), ..Epilogue::default() };
     run(&of, &case.dy, &case.w, epilogue)
 }
 
 fn run_weight_grad(case: &Case, isa: Isa, runs: usize) -> Vec<f32> {
-    let of = WinogradGrad::new(isa, case.factors, case.shape).expect("3x3, stride 1").in_blocks(runs);
-    run_grad(&of, case.shape, &case.x, &case.dy)
+    let of = WinogradGrad::new(isa, case.factors, case.shape).expect(WAY).in_blocks(runs);
+    let (mut dw, mut db) = (unwritten(case.shape.weights()), unwritten(case.shape.cout));
+    of.run(&case.x, &case.dy, &mut dw, &mut db, &mut unwritten(of.shared_len().iter().sum()));
+    dw.extend(db);
+    dw
 }
 
 /// Pictures around the edges of tiles, with every padding.
@@ -114,6 +52,23 @@ fn pictures(c: (usize, usize)) -> Vec<ConvShape> {
         (1, (28, 17), (1, 1)),
     ];
     pictures.map(|(n, input, pad)| shape(n, input, (3, 3), (1, 1), pad, c)).into()
+}
+
+/// The same of stride 2.
+fn halved(c: (usize, usize)) -> Vec<ConvShape> {
+    let pictures = [
+        (1, (2, 2), (1, 1)),
+        (1, (2, 2), (2, 2)),
+        (2, (4, 6), (1, 1)),
+        (1, (8, 8), (1, 1)),
+        (3, (10, 16), (1, 1)),
+        (2, (16, 18), (2, 0)),
+        (1, (12, 12), (0, 0)),
+        (1, (22, 14), (0, 1)),
+        (2, (18, 24), (1, 2)),
+        (1, (30, 34), (1, 1)),
+    ];
+    pictures.map(|(n, input, pad)| shape(n, input, (4, 4), (2, 2), pad, c)).into()
 }
 
 fn check(name: &'static str, cases: Vec<(Case, usize, usize)>) {
@@ -143,6 +98,12 @@ fn every_picture_and_number_of_channels_agrees_with_the_oracle() {
             cases.push((Case::new(&mut rng, shape, (i + g) % 8), usize::MAX, usize::MAX));
         }
     }
+    for (i, cin) in [16, 32, 48].into_iter().enumerate() {
+        for (g, shape) in halved((cin, 1)).into_iter().enumerate() {
+            let shape = ConvShape { cout: channels[(4 * i + g) % channels.len()], ..shape };
+            cases.push((Case::new(&mut rng, shape, (i + g) % 8), usize::MAX, usize::MAX));
+        }
+    }
     check("Winograd", cases);
 }
 
@@ -153,6 +114,10 @@ fn blocks_and_groups_agree_with_the_oracle() {
     for (rows, panels) in [(1, 1), (2, 1), (3, 2), (5, 3), (usize::MAX, 1), (usize::MAX, 2)] {
         for c in [(16, 80), (33, 17), (70, 65)] {
             let shape = shape(3, (10, 15), (3, 3), (1, 1), (1, 1), c);
+            cases.push((Case::new(&mut rng, shape, 7), rows, panels));
+        }
+        for c in [(16, 80), (80, 17)] {
+            let shape = shape(3, (20, 30), (4, 4), (2, 2), (1, 1), c);
             cases.push((Case::new(&mut rng, shape, 7), rows, panels));
         }
     }
@@ -174,7 +139,8 @@ fn with_bf16_factors_the_error_is_a_small_part_of_the_typical_number() {
     let mut rng = Rng::new(6);
     let mut worst = 0.0f64;
     for (i, &cin) in [1, 15, 16, 17, 31, 32, 33, 48, 64, 65].iter().enumerate() {
-        for (g, shape) in pictures((cin, 1)).into_iter().enumerate() {
+        let halved = if cin % 16 == 0 { halved((cin, 1)) } else { Vec::new() };
+        for (g, shape) in pictures((cin, 1)).into_iter().chain(halved).enumerate() {
             let shape = ConvShape { cout: [1, 8, 16, 33, 40][(i + g) % 5], ..shape };
             if shape.input.0 < 3 {
                 continue; // too few numbers for a typical one
@@ -203,7 +169,14 @@ fn with_bf16_factors_the_error_is_a_small_part_of_the_typical_number() {
 fn the_typical_error_is_what_the_documentation_says() {
     // Normal weights and pictures; the error against f64 in units of the typical output.
     let mut rng = Rng::new(3);
-    let mut case = Case::new(&mut rng, shape(1, (16, 16), (3, 3), (1, 1), (1, 1), (128, 64)), 0);
+    let three = shape(1, (16, 16), (3, 3), (1, 1), (1, 1), (128, 64));
+    let four = shape(1, (16, 16), (4, 4), (2, 2), (1, 1), (128, 64));
+    for shape in [three, four] {
+        typical_error(Case::new(&mut rng, shape, 0), &mut rng);
+    }
+}
+
+fn typical_error(mut case: Case, rng: &mut Rng) {
     for x in [&mut case.x, &mut case.w, &mut case.dy] {
         let uniform: Vec<Vec<f32>> = (0..6).map(|_| rng.vec(x.len())).collect();
         x.iter_mut().enumerate().for_each(|(i, x)| *x = uniform.iter().map(|u| u[i]).sum());
@@ -216,7 +189,8 @@ fn the_typical_error_is_what_the_documentation_says() {
         ] {
             let (rms, largest) = errors(&got, &want);
             println!(
-                "Winograd {name} on {isa}: error {rms:.2e} of the typical number, at most {largest:.2e}"
+                "Winograd {:?} {name} on {isa}: error {rms:.2e} of the typical number, at most {largest:.2e}",
+                case.shape.kernel
             );
             assert!(rms < 2e-6 && largest < 1.5e-5, "{name} on {isa}: {rms:.2e}, {largest:.2e}");
         }
@@ -226,8 +200,12 @@ fn the_typical_error_is_what_the_documentation_says() {
 #[test]
 fn blocks_change_no_bit_of_the_forward_pass() {
     let mut rng = Rng::new(4);
-    let case = Case::new(&mut rng, shape(2, (14, 13), (3, 3), (1, 1), (1, 1), (24, 40)), 7);
-    for isa in Isa::all() {
+    let three = shape(2, (14, 13), (3, 3), (1, 1), (1, 1), (24, 40));
+    let four = shape(2, (28, 26), (4, 4), (2, 2), (1, 1), (32, 40));
+    for (shape, isa) in
+        [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
+    {
+        let case = Case::new(&mut rng, shape, 7);
         let (y, dx) = (run_forward(&case, isa, 99, 99), run_data_grad(&case, isa, 99, 99));
         for (rows, panels) in [(1, 1), (3, 1), (99, 1), (99, 2)] {
             assert_eq!(bits(&run_forward(&case, isa, rows, panels)), bits(&y), "{isa}");
@@ -240,10 +218,14 @@ fn blocks_change_no_bit_of_the_forward_pass() {
 fn a_nan_reaches_what_depends_on_it() {
     // More than that: the whole tile, because all outputs of a tile are made from the same values.
     let mut rng = Rng::new(5);
-    let mut case = Case::new(&mut rng, shape(2, (9, 7), (3, 3), (1, 1), (1, 1), (17, 33)), 0);
-    let at = rng.below(case.x.len());
-    case.x[at] = f32::NAN;
-    for isa in Isa::all() {
+    let three = shape(2, (9, 7), (3, 3), (1, 1), (1, 1), (17, 33));
+    let four = shape(2, (18, 14), (4, 4), (2, 2), (1, 1), (16, 33));
+    for (shape, isa) in
+        [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
+    {
+        let mut case = Case::new(&mut rng, shape, 0);
+        let at = rng.below(case.x.len());
+        case.x[at] = f32::NAN;
         let want = nans(case.forward(wide));
         let got = nans(wide(&run_forward(&case, isa, 9, 9)));
         assert!(want.iter().zip(&got).all(|(w, g)| !w || *g), "{isa}: a NaN was lost");

@@ -322,7 +322,7 @@ settings! {
         threads: usize = 0,
         /// What factors are rounded to before they are multiplied: "f32" (nothing), "bf16", faster on GPUs and where the CPU has AVX512-BF16, or "tf32", on GPUs alone.
         precision: Precision = Precision::F32,
-        /// Whether 3x3 convolutions may take Winograd's way: up to 3 times as fast, about 5 times the rounding error of f32.
+        /// Whether convolutions of 3x3, and of 4x4 with stride 2, may take Winograd's way: up to 3 times as fast, about 5 times the rounding error of f32.
         winograd: bool = true,
         /// Steps between sample sheets; 0: only at the end.
         sample_every: u64 = 1000,

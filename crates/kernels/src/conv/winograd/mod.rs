@@ -1,4 +1,5 @@
-//! Convolutions of 3x3 with stride 1 by Winograd's F(4x4, 3x3): 36 products where the plain way takes 144.
+//! Convolutions by Winograd's tiles: of 3x3 with stride 1 by F(4x4, 3x3), 36 products where the plain way takes 144, and of
+//! 4x4 with stride 2 by F(4x4, 2x2), 25 for 64.
 //!
 //! The output is cut into tiles of 4x4. Each takes from 6x6 inputs, whose values at 36 points ("frequencies") are
 //! `V = B^T d B`; the weights' values there are `U = G g G^T`; their products `M = V U`, summed over the channels, are
@@ -15,13 +16,19 @@
 //! The data gradient is the same with the weights turned round. The weight gradient is `G^T (V^T (A dy A^T)) G`, the
 //! sum over tiles being the matrix product ([`WinogradGrad`]).
 //!
+//! **Stride 2.** Every other row and column of the input, from the first or the second on, makes four pictures (*parts*), and
+//! every other tap four kernels of 2x2; the convolution is the sum of the four plain ones of part with part. Forward the
+//! parts stand beside each other as four times as many channels; in the data gradient each is a result of its own.
+//!
 //! **Error.** The sums are of f32 as everywhere, but their terms are larger than what is left of them: the root mean
-//! square error is about 5 times, the largest about 5 times that of the plain sum (1.1e-6 and 7e-6 of the typical
-//! output for 128 channels). The tests bound it against f64. With bf16 factors it is 1.2e-2, five times that of the plain way
+//! square error of 3x3 is about 5 times, the largest about 5 times that of the plain sum (1.1e-6 and 9e-6 of the typical
+//! output for 128 channels), of 4x4 about 3 times (1.3e-6 and 1.1e-5 for 128 channels, which are 4 times as many terms as
+//! make a point of 3x3). The tests bound it against f64. With bf16 factors it is 1.2e-2, five times that of the plain way
 //! with such factors: good enough for gradients, whose noise from the choice of the batch is far larger, and not for the
 //! forward pass.
 
 mod product;
+mod serial;
 mod transform;
 mod weight_grad;
 
@@ -30,33 +37,95 @@ pub use weight_grad::WinogradGrad;
 
 use super::ConvShape;
 use crate::bf16::{self, Words};
-use crate::tile::Product;
+use crate::tile::{K_RUN, Product};
 use pulp::Simd;
+use transform::Maps;
 
 /// Outputs of a tile in each direction.
 const M: usize = 4;
-/// Inputs of a tile in each direction.
-const D: usize = 6;
 /// Numbers of values and products of a block: they are written once and read a few times, so they should stay in the
 /// last-level cache, while the weights should be read for as many tiles as possible.
 const BLOCK: usize = 2 << 20;
-/// Points: products of a tile and a pair of channels.
-const POINTS: usize = D * D;
 /// Numbers between what belongs to different points, so that they do not all lie in the same set of a cache.
 const APART: usize = 16;
 
-/// Whether this convolution is one of 3x3 with stride 1.
-fn fits(shape: &ConvShape) -> bool {
-    shape.kernel == (3, 3) && shape.stride == (1, 1) && shape.pad.0 <= 2 && shape.pad.1 <= 2
+/// Which convolutions there is a way for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// 3x3 with stride 1.
+    Three,
+    /// 4x4 with stride 2.
+    Four,
+}
+
+/// Calls with the maps of a [`Kind`].
+macro_rules! with_maps {
+    ($kind:expr, $maps:ident => $call:expr) => {
+        match $kind {
+            Kind::Three => {
+                let $maps = transform::F43;
+                $call
+            }
+            Kind::Four => {
+                let $maps = transform::F42;
+                $call
+            }
+        }
+    };
+}
+use with_maps;
+
+impl Kind {
+    fn of(shape: &ConvShape) -> Option<Self> {
+        let ConvShape { input: (h, w), kernel, stride, pad, cin, .. } = *shape;
+        if pad.0 > 2 || pad.1 > 2 {
+            return None;
+        }
+        match (kernel, stride) {
+            ((3, 3), (1, 1)) => Some(Self::Three),
+            // Parts of the same size, in each of which vectors of channels end with it.
+            ((4, 4), (2, 2)) if h % 2 == 0 && w % 2 == 0 && cin % K_RUN == 0 => Some(Self::Four),
+            _ => None,
+        }
+    }
+
+    fn stride(self) -> usize {
+        match self {
+            Self::Three => 1,
+            Self::Four => 2,
+        }
+    }
+
+    /// Weights of a part in each direction.
+    fn taps(self) -> usize {
+        match self {
+            Self::Three => 3,
+            Self::Four => 2,
+        }
+    }
+
+    /// Points: products of a tile and a pair of channels.
+    fn points(self) -> usize {
+        (M + self.taps() - 1).pow(2)
+    }
+
+    /// The first tap of each part, by rows and columns.
+    fn parts(self) -> impl Iterator<Item = (usize, usize)> {
+        let stride = self.stride();
+        (0..stride).flat_map(move |y| (0..stride).map(move |x| (y, x)))
+    }
 }
 
 /// Where the tiles of a batch of pictures lie.
 #[derive(Clone, Copy, Debug)]
 struct Tiles {
     n: usize,
+    /// Height and width of the input.
     from: (usize, usize),
+    /// Rows and columns of the input between those that a tile takes.
+    step: usize,
+    /// Height and width of the output, or of a part of it.
     to: (usize, usize),
-    pad: (usize, usize),
     /// Rows and columns of tiles of a picture.
     grid: (usize, usize),
 }
@@ -70,8 +139,13 @@ struct Tile {
 }
 
 impl Tiles {
-    fn new(n: usize, from: (usize, usize), to: (usize, usize), pad: (usize, usize)) -> Self {
-        Self { n, from, to, pad, grid: (to.0.div_ceil(M), to.1.div_ceil(M)) }
+    fn new(n: usize, from: (usize, usize), step: usize, to: (usize, usize)) -> Self {
+        Self { n, from, step, to, grid: (to.0.div_ceil(M), to.1.div_ceil(M)) }
+    }
+
+    /// The tiles of a convolution's output.
+    fn of_output(kind: Kind, shape: &ConvShape) -> Self {
+        Self::new(shape.n, shape.input, kind.stride(), shape.output)
     }
 
     /// Rows of tiles in all pictures.
@@ -98,13 +172,15 @@ impl Tiles {
         M.min(self.to.0 - row % self.grid.0 * M)
     }
 
-    /// `B^T d B` of a vector of channels from `c` of a tile's inputs; zero outside of the picture, without a tile, and for
-    /// channels that are not there.
+    /// `B^T d B` of a vector of channels from `c` of a tile's inputs, of which those of the output's first pixel begin at the
+    /// row and column `first`; zero outside of the picture, without a tile, and for channels that are not there.
     #[inline(always)]
-    fn values<S: Simd>(
+    fn values<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
+        _: F,
         tile: Option<Tile>,
+        first: (isize, isize),
         input: &[f32],
         cin: usize,
         c: usize,
@@ -112,28 +188,26 @@ impl Tiles {
         let Some(tile) = tile.filter(|_| c < cin) else {
             return [[s.splat_f32s(0.0); D]; D];
         };
-        let (h, w) = self.from;
+        let ((h, w), step) = (self.from, self.step);
         let mut d = [[s.splat_f32s(0.0); D]; D];
         let lanes = S::F32_LANES.min(cin - c);
-        if tile.y >= self.pad.0
-            && tile.x >= self.pad.1
-            && tile.y + D <= h + self.pad.0
-            && tile.x + D <= w + self.pad.1
-            && lanes == S::F32_LANES
-        {
-            let first = ((tile.picture * h + tile.y - self.pad.0) * w + tile.x - self.pad.1) * cin + c;
+        // Above or left of the picture wraps around to beyond its other end.
+        let top = (step * tile.y).wrapping_add_signed(first.0);
+        let left = (step * tile.x).wrapping_add_signed(first.1);
+        let span = step * (D - 1);
+        if top < h && left < w && top + span < h && left + span < w && lanes == S::F32_LANES {
+            let first = ((tile.picture * h + top) * w + left) * cin + c;
             for i in 0..D {
-                let row = &input[first + i * w * cin..][..(D - 1) * cin + lanes];
+                let row = &input[first + i * step * w * cin..][..span * cin + lanes];
                 for j in 0..D {
-                    d[i][j] = S::as_simd_f32s(&row[j * cin..][..S::F32_LANES]).0[0];
+                    d[i][j] = S::as_simd_f32s(&row[j * step * cin..][..S::F32_LANES]).0[0];
                 }
             }
         } else {
             for i in 0..D {
-                // Above or left of the picture wraps around to beyond its other end.
-                let y = (tile.y + i).wrapping_sub(self.pad.0);
+                let y = top.wrapping_add(step * i);
                 for j in 0..D {
-                    let x = (tile.x + j).wrapping_sub(self.pad.1);
+                    let x = left.wrapping_add(step * j);
                     if y < h && x < w {
                         let at = ((tile.picture * h + y) * w + x) * cin + c;
                         d[i][j] = load(s, &input[at..at + lanes]);
@@ -141,7 +215,7 @@ impl Tiles {
                 }
             }
         }
-        transform::input(s, d)
+        F::input(s, d)
     }
 }
 
@@ -163,7 +237,7 @@ fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
 
 /// The words of values, and of the other values that share the words if they are pairs.
 #[inline(always)]
-fn words_of<S: Simd, P: Product>(
+fn words_of<S: Simd, P: Product, const D: usize>(
     s: S,
     product: P,
     words: Words,
@@ -202,19 +276,26 @@ fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
 }
 
 /// Whether the way through Winograd's tiles takes less time than the plain one, by counting; each with its own factors.
+/// `brought` are the channels that are brought to the points or from them, for each tile.
 ///
 /// Costs are in fused multiply-adds of one lane, fitted to measurements: bringing a number to or from its points costs
 /// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold (6 where they are kept and
 /// only read).
-fn pays([plain, own]: [Words; 2], kept: bool, tiles: &Tiles, cin: usize, cout: usize) -> bool {
-    if cin < 16 || cout < 16 {
+fn pays(
+    [plain, own]: [Words; 2],
+    kept: bool,
+    kind: Kind,
+    shape: &ConvShape,
+    tiles: usize,
+    brought: usize,
+) -> bool {
+    if shape.cin < 16 || shape.cout < 16 {
         return false;
     }
-    let (cin, cout, count) = (cin as f64, cout as f64, tiles.count() as f64);
-    let pixels = (tiles.n * tiles.to.0 * tiles.to.1) as f64;
+    let (count, pairs) = (tiles as f64, (kind.stride().pow(2) * shape.cin * shape.cout) as f64);
     let cost = |words: Words| if words == Words::Pairs { 0.65 } else { 1.15 };
-    let plain = cost(plain) * 9.0 * pixels * cin * cout;
-    let products = (cost(own) * count + if kept { 6.0 } else { 20.0 }) * cin * cout;
-    let winograd = POINTS as f64 * (products + 6.0 * count * (cin + cout));
+    let plain = cost(plain) * shape.multiply_adds() as f64;
+    let products = (cost(own) * count + if kept { 6.0 } else { 20.0 }) * pairs;
+    let winograd = kind.points() as f64 * (products + 6.0 * count * brought as f64);
     winograd < plain
 }

@@ -1,7 +1,10 @@
 //! Forward pass and data gradient.
 
 use super::super::{ConvShape, Epilogue, Factors};
-use super::{APART, BLOCK, D, M, POINTS, Tiles, fits, load, pays, rows_of_block, store, transform, words_of};
+use super::{
+    APART, BLOCK, Kind, M, Maps, Tile, Tiles, load, pays, rows_of_block, store, transform, with_maps,
+    words_of,
+};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
@@ -9,29 +12,37 @@ use pulp::Simd;
 use std::ops::Range;
 
 /// Tiles of a block of many channels, if there are as many.
-const FEWEST: usize = 96;
+const FEWEST: usize = 128;
 /// Tiles beside which making U does not count.
 const MANY_TILES: usize = 1024;
-/// Most numbers of U that are made of weights that do not change, each four times: sampling should take little memory.
+/// Most numbers of U that are kept of weights that do not change, each up to four times: sampling should take little memory.
 const MOST_KEPT: usize = 8 << 20;
 /// Pictures of a batch, as far as the choice of the way to compute goes where weights do not change.
 const NOMINAL_BATCH: usize = 16;
 /// Numbers of U that are made at a time where one block of tiles is all there is.
 const GROUP: usize = 4 << 20;
+/// Panels that are made at a time at least, side by side.
+const FEWEST_PANELS: usize = 4;
 
-/// A 3x3 convolution of stride 1, or its data gradient, prepared for one instruction set.
+/// A convolution, or its data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
 pub struct Winograd {
     isa: Isa,
+    kind: Kind,
     tile: TileShape,
     words: Words,
     shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places, the weights are turned round.
     transposed: bool,
     tiles: Tiles,
+    /// Height and width of the output.
+    to: (usize, usize),
+    /// The inputs' parts forward, the outputs' in the data gradient.
+    parts: Vec<Part>,
+    /// Channels of the input, and of the output.
     cin: usize,
     cout: usize,
-    /// Words of `cin` numbers, rounded up to [`K_RUN`].
+    /// Words of all channels that are summed over, rounded up to [`K_RUN`].
     k: usize,
     /// Rows of tiles of a block.
     block_rows: usize,
@@ -41,50 +52,83 @@ pub struct Winograd {
     fixed_weights: bool,
 }
 
+/// Every other row and column, or all.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    /// Its first tap.
+    tap: (usize, usize),
+    /// The row and column of the input where the first output's inputs begin.
+    first: (isize, isize),
+}
+
 impl Winograd {
-    /// The convolution `y = x * w`, if it is of this kind.
+    /// The convolution `y = x * w`, if there is a way for it.
     pub fn forward(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
-        let tiles = Tiles::new(shape.n, shape.input, shape.output, shape.pad);
-        fits(&shape).then(|| Self::new(isa, factors, shape, false, tiles, shape.cin, shape.cout))
+        let kind = Kind::of(&shape)?;
+        let tiles = Tiles::of_output(kind, &shape);
+        let part = |tap: (usize, usize)| {
+            let first = (tap.0 as isize - shape.pad.0 as isize, tap.1 as isize - shape.pad.1 as isize);
+            Part { tap, first }
+        };
+        let parts = kind.parts().map(part).collect();
+        Some(Self::new(isa, factors, kind, shape, false, tiles, parts))
     }
 
-    /// The data gradient `dx` from `dy`, if the convolution is of this kind.
+    /// The data gradient `dx` from `dy`, if there is a way for the convolution.
     pub fn data_grad(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
-        fits(&shape).then(|| {
-            let pad = (2 - shape.pad.0, 2 - shape.pad.1);
-            let tiles = Tiles::new(shape.n, shape.output, shape.input, pad);
-            Self::new(isa, factors, shape, true, tiles, shape.cout, shape.cin)
-        })
+        let kind = Kind::of(&shape)?;
+        let (stride, taps) = (kind.stride(), kind.taps());
+        let to = (shape.input.0 / stride, shape.input.1 / stride);
+        let tiles = Tiles::new(shape.n, shape.output, 1, to);
+        // Row `stride i + r` takes from row o where it is `stride o + k - pad`: with the taps k = tap + stride a,
+        // o = i + (r + pad - tap) / stride - a.
+        let row = |r: usize, pad: usize| {
+            let tap = (r + pad) % stride;
+            (tap, ((r + pad - tap) / stride) as isize - (taps as isize - 1))
+        };
+        let part = |r: (usize, usize)| {
+            let (y, x) = (row(r.0, shape.pad.0), row(r.1, shape.pad.1));
+            Part { tap: (y.0, x.0), first: (y.1, x.1) }
+        };
+        let parts = kind.parts().map(part).collect();
+        Some(Self::new(isa, factors, kind, shape, true, tiles, parts))
     }
 
     fn new(
         isa: Isa,
         factors: Factors,
+        kind: Kind,
         shape: ConvShape,
         transposed: bool,
         tiles: Tiles,
-        cin: usize,
-        cout: usize,
+        parts: Vec<Part>,
     ) -> Self {
+        let (cin, cout, to, summed) = match transposed {
+            false => (shape.cin, shape.cout, shape.output, parts.len() * shape.cin),
+            true => (shape.cout, shape.cin, shape.input, shape.cout),
+        };
         let tile = TileShape::pick(isa.lanes(), cout);
         let nr = tile.nv * isa.lanes();
         let words = Words::of(isa, factors);
         let numbers = words.numbers() * isa.lanes();
-        let k = (cin.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
+        let k = (summed.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
         let panels = cout.div_ceil(nr);
-        let wanted = (BLOCK / (POINTS * (k + panels * nr))).max(FEWEST);
+        let wanted = (BLOCK / (kind.points() * (k + panels * nr))).max(FEWEST);
         let block_rows = rows_of_block(&tiles, wanted, tile.mr);
         let group = match block_rows == tiles.rows() {
-            true => (GROUP / (POINTS * k * nr)).clamp(1, panels),
+            true => (GROUP / (kind.points() * k * nr)).clamp(FEWEST_PANELS.min(panels), panels),
             false => panels,
         };
         Self {
             isa,
+            kind,
             tile,
             words,
             shape,
             transposed,
             tiles,
+            to,
+            parts,
             cin,
             cout,
             k,
@@ -99,56 +143,71 @@ impl Winograd {
     pub fn in_blocks(mut self, rows: usize, panels: usize) -> Self {
         self.block_rows = rows.clamp(1, self.tiles.rows());
         self.group = match self.block_rows == self.tiles.rows() {
-            true => panels.clamp(1, self.panels()),
-            false => self.panels(),
+            true => panels.clamp(1, self.panels_of_part()),
+            false => self.panels_of_part(),
         };
         self
     }
 
     /// For weights that do not change from pass to pass: U is made once and kept, where making it would be a good part of
-    /// a pass (it has four times as many numbers as the weights).
+    /// a pass and it is not too large (it has up to four times as many numbers as the weights).
     pub fn with_fixed_weights(self) -> Self {
         let of = Self { fixed_weights: true, ..self };
-        let group = if of.keeps_weights() { of.panels() } else { of.group };
+        let group = if of.keeps_weights() { of.panels_of_part() } else { of.group };
         Self { group, ..of }
     }
 
     /// Whether U is to be kept.
     pub fn keeps_weights(&self) -> bool {
-        self.fixed_weights && self.tiles.count() < MANY_TILES
+        self.fixed_weights && self.small() && self.tiles.count() < MANY_TILES
+    }
+
+    /// Whether U is small enough to be kept.
+    fn small(&self) -> bool {
+        self.panels() * self.panel_len() <= MOST_KEPT
     }
 
     /// Whether this is expected to take less time than the plain way with such factors. With fixed weights, when pictures
     /// are drawn, the answer is the same for every size of a batch: a picture must not depend on its neighbours.
     pub fn pays(&self, factors: Factors) -> bool {
-        let tiles = match self.fixed_weights {
-            true => Tiles { n: NOMINAL_BATCH, ..self.tiles },
-            false => self.tiles,
+        let n = if self.fixed_weights { NOMINAL_BATCH } else { self.shape.n };
+        let tiles = Tiles { n, ..self.tiles }.count();
+        // Each part of the inputs forward; both sides for each part of the outputs in the data gradient.
+        let brought = match self.transposed {
+            false => self.parts.len() * self.cin + self.cout,
+            true => self.parts.len() * (self.cin + self.cout),
         };
-        let small = !self.fixed_weights || self.panels() * self.panel_len() <= MOST_KEPT;
-        small
-            && pays(
-                [Words::of(self.isa, factors), self.words],
-                self.fixed_weights,
-                &tiles,
-                self.cin,
-                self.cout,
-            )
+        let words = [Words::of(self.isa, factors), self.words];
+        let kept = self.fixed_weights && self.small();
+        pays(words, kept, self.kind, &ConvShape { n, ..self.shape }, tiles, brought)
     }
 
     fn nr(&self) -> usize {
         self.tile.nv * self.isa.lanes()
     }
 
-    /// Panels of columns of the weights.
+    /// Panels of columns of the weights, those of each of the output's parts behind each other.
     pub fn panels(&self) -> usize {
+        self.output_parts() * self.panels_of_part()
+    }
+
+    /// Parts of the output, which are made one after the other.
+    fn output_parts(&self) -> usize {
+        if self.transposed { self.parts.len() } else { 1 }
+    }
+
+    fn panels_of_part(&self) -> usize {
         self.cout.div_ceil(self.nr())
     }
 
-    /// Groups of panels that are worked on one after the other; more than one only if there is one block.
-    pub fn groups(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let (panels, group) = (self.panels(), self.group);
-        (0..panels).step_by(group).map(move |first| first..panels.min(first + group))
+    /// Groups of panels that are worked on one after the other, each of one part of the output, with whether it is the first
+    /// of its part. A part has more than one only if there is one block.
+    pub fn groups(&self) -> impl Iterator<Item = (Range<usize>, bool)> + use<> {
+        let (panels, group) = (self.panels_of_part(), self.group);
+        (0..self.output_parts()).flat_map(move |part| {
+            let range = move |first: usize| part * panels + first..part * panels + panels.min(first + group);
+            (0..panels).step_by(group).map(move |first| (range(first), first == 0))
+        })
     }
 
     /// Blocks of rows of tiles.
@@ -159,16 +218,17 @@ impl Winograd {
 
     /// Numbers of one panel of U.
     pub fn panel_len(&self) -> usize {
-        POINTS * self.packed_point()
+        self.points() * self.packed_point()
     }
 
     fn packed_point(&self) -> usize {
         self.k * self.nr() + APART
     }
 
-    /// Numbers of U of a group.
+    /// Numbers of U of a group, or of all if it is kept.
     pub fn packed_len(&self) -> usize {
-        self.group * self.panel_len()
+        let panels = if self.keeps_weights() { self.panels() } else { self.group };
+        panels * self.panel_len()
     }
 
     fn point_len(&self) -> usize {
@@ -177,7 +237,7 @@ impl Winograd {
 
     /// Numbers of V of one group of tiles, of which a block has [`Winograd::value_groups`].
     pub fn values_len(&self) -> usize {
-        POINTS * self.point_len()
+        self.points() * self.point_len()
     }
 
     /// Groups of tiles of a block of `rows` rows.
@@ -192,7 +252,7 @@ impl Winograd {
 
     /// Points.
     pub fn points(&self) -> usize {
-        POINTS
+        self.kind.points()
     }
 
     /// Numbers of shared scratch memory: U of a group, V and M of a block.
@@ -200,50 +260,59 @@ impl Winograd {
         [
             self.packed_len(),
             self.value_groups(self.block_rows) * self.values_len(),
-            POINTS * self.products_len(self.block_rows, self.group),
+            self.points() * self.products_len(self.block_rows, self.group),
         ]
     }
 
     /// Numbers of output that a row of tiles makes.
     pub fn row_len(&self, row: usize) -> usize {
-        self.tiles.pixel_rows(row) * self.tiles.to.1 * self.cout
+        self.tiles.pixel_rows(row) * self.step() * self.to.1 * self.cout
+    }
+
+    /// Rows and columns of the output between those of a part.
+    fn step(&self) -> usize {
+        if self.transposed { self.kind.stride() } else { 1 }
     }
 
     /// Numbers of the output, `[n, h, w, cout]`.
     pub fn output_len(&self) -> usize {
-        self.tiles.n * self.tiles.to.0 * self.tiles.to.1 * self.cout
+        self.tiles.n * self.to.0 * self.to.1 * self.cout
     }
 
-    /// U of panel `panel`, `[points][k][nr]`, from the weights `[3, 3, shape.cin, shape.cout]`.
+    /// U of panel `panel`, `[points][k][nr]`, from the weights `[kh, kw, shape.cin, shape.cout]`.
     pub fn pack_panel(&self, panel: usize, weights: &[f32], out: &mut [f32]) {
         assert_eq!(weights.len(), self.shape.weights());
         assert_eq!(out.len(), self.panel_len());
-        dispatch!(self.isa, self.words, s, product => self.pack_generic(s, product, panel, weights, out))
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.pack_generic(
+            s, maps, product, panel, weights, out
+        )))
     }
 
     #[inline(always)]
-    fn pack_generic<S: Simd, P: Product>(
+    fn pack_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
+        maps: F,
         product: P,
         panel: usize,
         weights: &[f32],
         out: &mut [f32],
     ) {
-        let nr = self.nr();
+        let (nr, panels) = (self.nr(), self.panels_of_part());
+        let (part, panel) = (panel / panels, panel % panels);
         for v in 0..self.tile.nv {
             let column = panel * nr + v * S::F32_LANES;
             for word in 0..self.k {
                 // The channels of a word are a vector apart.
                 let channel = word / S::F32_LANES * (P::PER_WORD * S::F32_LANES) + word % S::F32_LANES;
-                let u = self.weights_at_points(s, channel, column, weights);
+                let u = self.weights_at_points(s, maps, part, channel, column, weights);
                 let u = words_of(
                     s,
                     product,
                     self.words,
                     u,
                     #[inline(always)]
-                    || self.weights_at_points(s, channel + S::F32_LANES, column, weights),
+                    || self.weights_at_points(s, maps, part, channel + S::F32_LANES, column, weights),
                 );
                 for i in 0..D {
                     for j in 0..D {
@@ -255,26 +324,40 @@ impl Winograd {
         }
     }
 
-    /// `G g G^T` of input channel `ci` for a vector of output channels; zero where there are no such channels.
+    /// Part and channel of the input of channel `channel` of those that are summed over, for a part of the output, if there
+    /// is such a channel.
     #[inline(always)]
-    fn weights_at_points<S: Simd>(
+    fn summed(&self, output_part: usize, channel: usize) -> Option<(Part, usize)> {
+        let (part, c) = match self.transposed {
+            false => (channel / self.cin, channel % self.cin),
+            true if channel >= self.cin => return None,
+            true => (output_part, channel),
+        };
+        self.parts.get(part).map(|part| (*part, c))
+    }
+
+    /// `G g G^T` of summed channel `channel` for a vector of output channels; zero where there are no such channels.
+    #[inline(always)]
+    fn weights_at_points<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
-        ci: usize,
+        _: F,
+        output_part: usize,
+        channel: usize,
         column: usize,
         weights: &[f32],
     ) -> [[S::f32s; D]; D] {
-        let mut g = [[s.splat_f32s(0.0); 3]; 3];
+        let mut g = [[s.splat_f32s(0.0); R]; R];
         let width = S::F32_LANES.min(self.cout.saturating_sub(column));
-        if ci >= self.cin || width == 0 {
+        let (Some((part, ci)), true) = (self.summed(output_part, channel), width > 0) else {
             return [[s.splat_f32s(0.0); D]; D];
-        }
-        for i in 0..3 {
-            for j in 0..3 {
-                let matrix = match self.transposed {
-                    false => (i * 3 + j) * self.cin * self.cout,
-                    true => ((2 - i) * 3 + 2 - j) * self.cin * self.cout,
-                };
+        };
+        let stride = self.kind.stride();
+        for i in 0..R {
+            for j in 0..R {
+                let (i_w, j_w) = if self.transposed { (R - 1 - i, R - 1 - j) } else { (i, j) };
+                let tap = (part.tap.0 + stride * i_w) * self.shape.kernel.1 + part.tap.1 + stride * j_w;
+                let matrix = tap * self.cin * self.cout;
                 g[i][j] = match self.transposed {
                     false => load(s, &weights[matrix + ci * self.cout + column..][..width]),
                     true => {
@@ -288,42 +371,47 @@ impl Winograd {
                 };
             }
         }
-        transform::weights(s, g)
+        F::weights(s, g)
     }
 
-    /// V of the group of tiles `group` of a block that begins at tile row `first_row`: `[points][k / 16][mr][16]`.
-    pub fn values(&self, first_row: usize, group: usize, input: &[f32], out: &mut [f32]) {
+    /// V of the group of tiles `group` of a block that begins at tile row `first_row`, for the panels from `panel` on:
+    /// `[points][k / 16][mr][16]`.
+    pub fn values(&self, first_row: usize, group: usize, panel: usize, input: &[f32], out: &mut [f32]) {
         let (h, w) = self.tiles.from;
         assert_eq!(input.len(), self.tiles.n * h * w * self.cin);
         assert_eq!(out.len(), self.values_len());
-        dispatch!(self.isa, self.words, s, product => self.values_generic(s, product, first_row, group, input, out))
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.values_generic(
+            s, maps, product, first_row, group, panel, input, out
+        )))
     }
 
     #[inline(always)]
-    fn values_generic<S: Simd, P: Product>(
+    fn values_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
+        maps: F,
         product: P,
         first_row: usize,
         group: usize,
+        panel: usize,
         input: &[f32],
         out: &mut [f32],
     ) {
-        let mr = self.tile.mr;
+        let (mr, output_part) = (self.tile.mr, panel / self.panels_of_part());
         let first = first_row * self.tiles.grid.1 + group * mr;
         for r in 0..mr {
             let tile = self.tiles.get(first + r);
             for word in (0..self.k).step_by(S::F32_LANES) {
                 // Of which channels a word is made is nobody's business, as long as it is the same in U.
                 let channel = P::PER_WORD * word;
-                let v = self.tiles.values(s, tile, input, self.cin, channel);
+                let v = self.values_of(s, maps, tile, output_part, channel, input);
                 let v = words_of(
                     s,
                     product,
                     self.words,
                     v,
                     #[inline(always)]
-                    || self.tiles.values(s, tile, input, self.cin, channel + S::F32_LANES),
+                    || self.values_of(s, maps, tile, output_part, channel + S::F32_LANES, input),
                 );
                 let at = (word / K_RUN * mr + r) * K_RUN + word % K_RUN;
                 for i in 0..D {
@@ -333,6 +421,23 @@ impl Winograd {
                     }
                 }
             }
+        }
+    }
+
+    /// `B^T d B` of a vector of summed channels from `channel` of a tile.
+    #[inline(always)]
+    fn values_of<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
+        &self,
+        s: S,
+        maps: F,
+        tile: Option<Tile>,
+        output_part: usize,
+        channel: usize,
+        input: &[f32],
+    ) -> [[S::f32s; D]; D] {
+        match self.summed(output_part, channel) {
+            Some((part, c)) => self.tiles.values(s, maps, tile, part.first, input, self.cin, c),
+            None => [[s.splat_f32s(0.0); D]; D],
         }
     }
 
@@ -357,7 +462,7 @@ impl Winograd {
         let nr = self.nr();
         let len = values.len() / self.values_len() * self.tile.mr * nr;
         for (j, out) in out.chunks_exact_mut(len).take(panels).enumerate() {
-            let b = &packed[(j * POINTS + point) * self.packed_point()..][..self.k * nr];
+            let b = &packed[(j * self.points() + point) * self.packed_point()..][..self.k * nr];
             let b = S::as_simd_f32s(b).0;
             with_tile!(self.tile, point_panels::<S>(s, self, product, point, values, b, out));
         }
@@ -375,13 +480,16 @@ impl Winograd {
         out: &mut [f32],
     ) {
         assert_eq!(out.len(), self.row_len(row));
-        dispatch!(self.isa, s => self.outputs_generic(s, first_row, row, panels, products, epilogue, out))
+        with_maps!(self.kind, maps => dispatch!(self.isa, s => self.outputs_generic(
+            s, maps, first_row, row, panels, products, epilogue, out
+        )))
     }
 
     #[inline(always)]
-    fn outputs_generic<S: Simd>(
+    fn outputs_generic<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
+        _: F,
         first_row: usize,
         row: usize,
         panels: Range<usize>,
@@ -389,18 +497,22 @@ impl Winograd {
         epilogue: Epilogue<'_>,
         out: &mut [f32],
     ) {
-        let (nr, width, cout) = (self.nr(), self.tiles.to.1, self.cout);
-        let point_len = products.len() / POINTS;
+        let (nr, width, cout, step) = (self.nr(), self.to.1, self.cout, self.step());
+        let point_len = products.len() / self.points();
         let panel_len = (point_len - APART) / panels.len();
-        let first_pixel = (self.tiles.tile(row * self.tiles.grid.1).picture * self.tiles.to.0
-            + row % self.tiles.grid.0 * M)
+        let part = panels.start / self.panels_of_part();
+        let first_column = (panels.start - part * self.panels_of_part()) * nr;
+        // The part's first row and column of the output.
+        let (top, left) = (part / step, part % step);
+        let first_pixel = (self.tiles.tile(row * self.tiles.grid.1).picture * self.to.0
+            + row % self.tiles.grid.0 * M * step)
             * width;
         for column in 0..self.tiles.grid.1 {
             let local = (row - first_row) * self.tiles.grid.1 + column;
             let tile = self.tiles.tile(row * self.tiles.grid.1 + column);
-            for c in (panels.start * nr..cout.min(panels.end * nr)).step_by(S::F32_LANES) {
+            for c in (first_column..cout.min(first_column + panels.len() * nr)).step_by(S::F32_LANES) {
                 let lanes = S::F32_LANES.min(cout - c);
-                let inside = c - panels.start * nr;
+                let inside = c - first_column;
                 let at = inside / nr * panel_len + local * nr + inside % nr;
                 let mut m = [[s.splat_f32s(0.0); D]; D];
                 for i in 0..D {
@@ -409,7 +521,7 @@ impl Winograd {
                         m[i][j] = load(s, &products[at..at + S::F32_LANES]);
                     }
                 }
-                let mut y = transform::output(s, m);
+                let mut y = F::output(s, m);
                 let mut bias = s.splat_f32s(0.0);
                 if let Some(b) = epilogue.bias {
                     bias = load(s, &b[c..c + lanes]);
@@ -419,10 +531,10 @@ impl Winograd {
                 }
                 for i in 0..M {
                     for j in 0..M {
-                        if tile.y + i >= self.tiles.to.0 || tile.x + j >= width {
+                        if tile.y + i >= self.tiles.to.0 || tile.x + j >= self.tiles.to.1 {
                             continue;
                         }
-                        let pixel = i * width + tile.x + j;
+                        let pixel = (i * step + top) * width + (tile.x + j) * step + left;
                         y[i][j] = s.add_f32s(y[i][j], bias);
                         if let Some(r) = epilogue.residual {
                             let r = load(s, &r[(first_pixel + pixel) * cout + c..][..lanes]);

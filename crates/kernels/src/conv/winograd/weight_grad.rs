@@ -1,7 +1,7 @@
 //! Weight gradient.
 
 use super::super::{ConvShape, Factors};
-use super::{APART, BLOCK, D, M, POINTS, Tile, Tiles, fits, load, pays, store, transform, words_of};
+use super::{APART, BLOCK, Kind, M, Maps, Tile, Tiles, load, pays, store, transform, with_maps, words_of};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
@@ -13,10 +13,11 @@ const RUN: usize = 16;
 /// Tiles of a block of many channels, if there are as many: every block reads and writes all sums.
 const FEWEST: usize = 128;
 
-/// The weight gradient of a 3x3 convolution of stride 1, prepared for one instruction set.
+/// The weight gradient of a convolution, prepared for one instruction set; the parts of the input one after the other.
 #[derive(Clone, Debug)]
 pub struct WinogradGrad {
     isa: Isa,
+    kind: Kind,
     tile: TileShape,
     words: Words,
     shape: ConvShape,
@@ -29,20 +30,18 @@ pub struct WinogradGrad {
 }
 
 impl WinogradGrad {
-    /// The weight gradient, if the convolution is of this kind.
+    /// The weight gradient, if there is a way for the convolution.
     pub fn new(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
-        if !fits(&shape) {
-            return None;
-        }
-        let tiles = Tiles::new(shape.n, shape.input, shape.output, shape.pad);
+        let kind = Kind::of(&shape)?;
+        let tiles = Tiles::of_output(kind, &shape);
         let tile = TileShape::of_runs(isa.lanes());
         let rows = shape.cin.next_multiple_of(K_RUN);
         let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
-        let wanted = (BLOCK / (POINTS * (rows + columns))).max(FEWEST);
+        let wanted = (BLOCK / (kind.points() * (rows + columns))).max(FEWEST);
         let words = Words::of(isa, factors);
         let run = RUN * words.numbers();
         let runs = (wanted / run).min(tiles.count().div_ceil(run));
-        Some(Self { isa, tile, words, shape, tiles, rows, columns, runs })
+        Some(Self { isa, kind, tile, words, shape, tiles, rows, columns, runs })
     }
 
     /// With blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
@@ -53,7 +52,14 @@ impl WinogradGrad {
 
     /// Whether this is expected to take less time than the plain way with such factors.
     pub fn pays(&self, factors: Factors) -> bool {
-        pays([Words::of(self.isa, factors), self.words], false, &self.tiles, self.shape.cin, self.shape.cout)
+        let words = [Words::of(self.isa, factors), self.words];
+        let brought = self.parts() * (self.shape.cin + self.shape.cout);
+        pays(words, false, self.kind, &self.shape, self.tiles.count(), brought)
+    }
+
+    /// Parts of the input, each with its own taps.
+    pub fn parts(&self) -> usize {
+        self.kind.parts().count()
     }
 
     /// Blocks of runs of tiles.
@@ -76,26 +82,40 @@ impl WinogradGrad {
 
     /// Numbers of the values of one run: of the inputs, of the output gradients, and of its part of the bias gradient.
     pub fn run_len(&self) -> [usize; 3] {
-        [POINTS * self.input_point(), POINTS * self.output_point(), self.shape.cout]
+        let points = self.kind.points();
+        [points * self.input_point(), points * self.output_point(), self.shape.cout]
     }
 
     /// Numbers of the sums at one point, and points.
     pub fn sums_len(&self) -> (usize, usize) {
-        (self.rows * self.columns + APART, POINTS)
+        (self.rows * self.columns + APART, self.kind.points())
     }
 
-    /// Numbers of shared scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums, and the weight
+    /// Taps of a part.
+    pub fn taps(&self) -> usize {
+        self.kind.taps().pow(2)
+    }
+
+    /// Where tap `tap` of part `part` is among the kernel's.
+    pub fn place(&self, part: usize, tap: usize) -> usize {
+        let (stride, taps) = (self.kind.stride(), self.kind.taps());
+        let (y, x) = (part / stride + stride * (tap / taps), part % stride + stride * (tap % taps));
+        y * self.shape.kernel.1 + x
+    }
+
+    /// Numbers of shared scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums, and a part's weight
     /// gradient by rows.
     pub fn shared_len(&self) -> [usize; 5] {
         let [v, y, b] = self.run_len().map(|len| len * self.runs);
-        let ConvShape { cin, cout, .. } = self.shape;
-        [v, y, b, POINTS * self.sums_len().0, cin * 9 * cout]
+        let ((sums, points), ConvShape { cin, cout, .. }) = (self.sums_len(), self.shape);
+        [v, y, b, points * sums, cin * self.taps() * cout]
     }
 
-    /// The values of run `run`: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`; into `v` as
+    /// The values of run `run` for part `part`: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`; into `v` as
     /// `[points][cin / 16][run][16]`, into `y` as `[points][panels][run][nr]`, and the sum of `dy` into `bias`.
     pub fn values(
         &self,
+        part: usize,
         run: usize,
         input: &[f32],
         dy: &[f32],
@@ -107,14 +127,18 @@ impl WinogradGrad {
         assert_eq!(input.len(), n * h * w * cin);
         assert_eq!(dy.len(), n * oh * ow * cout);
         assert_eq!([v.len(), y.len(), bias.len()], self.run_len());
-        dispatch!(self.isa, self.words, s, product => self.values_generic(s, product, run, input, dy, v, y, bias))
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.values_generic(
+            s, maps, product, part, run, input, dy, v, y, bias
+        )))
     }
 
     #[inline(always)]
-    fn values_generic<S: Simd>(
+    fn values_generic<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
+        maps: F,
         product: impl Product,
+        part: usize,
         run: usize,
         input: &[f32],
         dy: &[f32],
@@ -122,33 +146,35 @@ impl WinogradGrad {
         y: &mut [f32],
         bias: &mut [f32],
     ) {
-        let (cin, nr) = (self.shape.cin, self.tile.nv * S::F32_LANES);
+        let (ConvShape { cin, pad, .. }, nr) = (self.shape, self.tile.nv * S::F32_LANES);
+        let (stride, pad) = (self.kind.stride(), (pad.0 as isize, pad.1 as isize));
+        let from = ((part / stride) as isize - pad.0, (part % stride) as isize - pad.1);
         bias.fill(0.0);
         for word in 0..RUN {
             let first = (run * RUN + word) * self.words.numbers();
             let (tile, odd) = (self.tiles.get(first), self.tiles.get(first + 1));
             for c in (0..self.rows).step_by(S::F32_LANES) {
-                let values = self.tiles.values(s, tile, input, cin, c);
+                let values = self.tiles.values(s, maps, tile, from, input, cin, c);
                 let values = words_of(
                     s,
                     product,
                     self.words,
                     values,
                     #[inline(always)]
-                    || self.tiles.values(s, odd, input, cin, c),
+                    || self.tiles.values(s, maps, odd, from, input, cin, c),
                 );
                 let at = (c / K_RUN * RUN + word) * K_RUN + c % K_RUN;
                 put(s, values, v, at, self.input_point());
             }
             for c in (0..self.columns).step_by(S::F32_LANES) {
-                let values = self.gradients(s, tile, dy, c, bias);
+                let values = self.gradients(s, maps, tile, dy, c, bias);
                 let values = words_of(
                     s,
                     product,
                     self.words,
                     values,
                     #[inline(always)]
-                    || self.gradients(s, odd, dy, c, bias),
+                    || self.gradients(s, maps, odd, dy, c, bias),
                 );
                 put(s, values, y, (c / nr * RUN + word) * nr + c % nr, self.output_point());
             }
@@ -157,9 +183,10 @@ impl WinogradGrad {
 
     /// `A dy A^T` of a vector of channels from `c` of a tile; adds the tile's sum to the bias gradient.
     #[inline(always)]
-    fn gradients<S: Simd>(
+    fn gradients<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
+        _: F,
         tile: Option<Tile>,
         dy: &[f32],
         c: usize,
@@ -184,7 +211,7 @@ impl WinogradGrad {
         let bias = &mut bias[c..c + lanes];
         let before = load(s, bias);
         store(s, bias, s.add_f32s(before, sum));
-        transform::output_grad(s, d)
+        F::output_grad(s, d)
     }
 
     /// The sums over a block's tiles at one point, `[rows][columns]`: added to `sums`, or put there.
@@ -210,14 +237,21 @@ impl WinogradGrad {
         }
     }
 
-    /// The weight gradient of input channel `ci`, `[3, 3, cout]`, from the sums at all points.
+    /// The weight gradient of input channel `ci` of a part, `[taps, cout]`, from the sums at all points.
     pub fn reduce(&self, ci: usize, sums: &[f32], out: &mut [f32]) {
-        assert_eq!(out.len(), 9 * self.shape.cout);
-        dispatch!(self.isa, s => self.reduce_generic(s, ci, sums, out))
+        assert_eq!(out.len(), self.taps() * self.shape.cout);
+        with_maps!(self.kind, maps => dispatch!(self.isa, s => self.reduce_generic(s, maps, ci, sums, out)))
     }
 
     #[inline(always)]
-    fn reduce_generic<S: Simd>(&self, s: S, ci: usize, sums: &[f32], out: &mut [f32]) {
+    fn reduce_generic<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
+        &self,
+        s: S,
+        _: F,
+        ci: usize,
+        sums: &[f32],
+        out: &mut [f32],
+    ) {
         let cout = self.shape.cout;
         for c in (0..cout).step_by(S::F32_LANES) {
             let lanes = S::F32_LANES.min(cout - c);
@@ -228,10 +262,10 @@ impl WinogradGrad {
                     u[i][j] = load(s, &sums[at..at + S::F32_LANES]);
                 }
             }
-            let w = transform::weights_grad(s, u);
-            for i in 0..3 {
-                for j in 0..3 {
-                    store(s, &mut out[(i * 3 + j) * cout + c..][..lanes], w[i][j]);
+            let w = F::weights_grad(s, u);
+            for i in 0..R {
+                for j in 0..R {
+                    store(s, &mut out[(i * R + j) * cout + c..][..lanes], w[i][j]);
                 }
             }
         }
@@ -240,7 +274,7 @@ impl WinogradGrad {
 
 /// Puts a vector at every point.
 #[inline(always)]
-fn put<S: Simd>(s: S, values: [[S::f32s; D]; D], to: &mut [f32], at: usize, point: usize) {
+fn put<S: Simd, const D: usize>(s: S, values: [[S::f32s; D]; D], to: &mut [f32], at: usize, point: usize) {
     for i in 0..D {
         for j in 0..D {
             let at = at + (i * D + j) * point;

@@ -1,0 +1,87 @@
+//! The phases one after the other: how they fit together, for tests and benchmarks. (The engine spreads each over threads.)
+
+use super::super::Epilogue;
+use super::{Winograd, WinogradGrad};
+
+impl Winograd {
+    /// The whole output from `input` and the weights; `memory` has the numbers of [`Winograd::shared_len`] in all.
+    pub fn run(
+        &self,
+        input: &[f32],
+        weights: &[f32],
+        epilogue: Epilogue<'_>,
+        out: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let [packed_len, values_len, products_len] = self.shared_len();
+        let (packed, rest) = memory.split_at_mut(packed_len);
+        let (values, rest) = rest.split_at_mut(values_len);
+        let products = &mut rest[..products_len];
+        let one_block = self.blocks().count() == 1;
+        for (panels, first_of_part) in self.groups() {
+            let packed = &mut packed[..panels.len() * self.panel_len()];
+            for (panel, to) in panels.clone().zip(packed.chunks_exact_mut(self.panel_len())) {
+                self.pack_panel(panel, weights, to);
+            }
+            let mut rest = &mut *out;
+            for rows in self.blocks() {
+                let values = &mut values[..self.value_groups(rows.len()) * self.values_len()];
+                if first_of_part || !one_block {
+                    for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
+                        self.values(rows.start, group, panels.start, input, to);
+                    }
+                }
+                let len = self.products_len(rows.len(), panels.len());
+                let products = &mut products[..self.points() * len];
+                for (point, to) in products.chunks_exact_mut(len).enumerate() {
+                    self.multiply(point, panels.len(), values, packed, to);
+                }
+                for row in rows.clone() {
+                    let (part, tail) = rest.split_at_mut(self.row_len(row));
+                    self.outputs(rows.start, row, panels.clone(), products, epilogue, part);
+                    rest = tail;
+                }
+            }
+        }
+    }
+}
+
+impl WinogradGrad {
+    /// `dw` and `db`; `memory` has the numbers of [`WinogradGrad::shared_len`] in all.
+    pub fn run(&self, input: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32], memory: &mut [f32]) {
+        let [v_all, y_all, b_all, sums_all, _] = self.shared_len();
+        let [v_len, y_len, b_len] = self.run_len();
+        let (sums_len, points) = self.sums_len();
+        let (v, rest) = memory.split_at_mut(v_all);
+        let (y, rest) = rest.split_at_mut(y_all);
+        let (b, rest) = rest.split_at_mut(b_all);
+        let (sums, by_row) = rest.split_at_mut(sums_all);
+        let (taps, cout) = (self.taps(), db.len());
+        let by_row = &mut by_row[..taps * cout];
+        let cin = dw.len() / (self.parts() * taps * cout);
+        db.fill(0.0);
+        for part in 0..self.parts() {
+            for (i, runs) in self.blocks().enumerate() {
+                let n = runs.len();
+                let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
+                let each =
+                    v.chunks_exact_mut(v_len).zip(y.chunks_exact_mut(y_len)).zip(b.chunks_exact_mut(b_len));
+                for (run, ((v, y), b)) in runs.zip(each) {
+                    self.values(part, run, input, dy, v, y, b);
+                }
+                for (point, sums) in sums.chunks_exact_mut(sums_len).take(points).enumerate() {
+                    self.multiply(point, v, y, sums, i > 0);
+                }
+                for share in b.chunks_exact(b_len).filter(|_| part == 0) {
+                    db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
+                }
+            }
+            for ci in 0..cin {
+                self.reduce(ci, sums, by_row);
+                for (tap, row) in by_row.chunks_exact(cout).enumerate() {
+                    dw[(self.place(part, tap) * cin + ci) * cout..][..cout].copy_from_slice(row);
+                }
+            }
+        }
+    }
+}
