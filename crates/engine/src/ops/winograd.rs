@@ -15,6 +15,9 @@ pub(super) fn chosen(cpu: &Cpu, conv: Option<Winograd>) -> Option<Winograd> {
 
 /// Forward pass or data gradient; operands `x, w` and the epilogue's at the places `addends`.
 pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+    if conv.has_own_blocks() {
+        return own_blocks_kernel(conv, addends);
+    }
     let [packed_len, values_len, products_len] = conv.shared_len();
     let keep = conv.keeps_weights();
     let kernel = Kernel::new(move |run: &mut Run<'_>| {
@@ -64,6 +67,38 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
     }
 }
 
+/// The same where each thread makes blocks from inputs to outputs.
+fn own_blocks_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+    let [packed_len, values_len, products_len] = conv.shared_len();
+    let keep = conv.keeps_weights();
+    let blocks: Vec<Range<usize>> = conv.blocks().collect();
+    let kernel = Kernel::new(move |run: &mut Run<'_>| {
+        let packed = if keep { &mut *run.kept } else { &mut run.shared[..packed_len] };
+        let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
+        let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let epilogue = Epilogue { bias, picture_bias, residual };
+        for (panels, _) in conv.groups() {
+            let start = if keep { panels.start * conv.panel_len() } else { 0 };
+            let packed = &mut packed[start..][..panels.len() * conv.panel_len()];
+            if !keep || run.new_weights {
+                packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
+                    conv.pack_panel(panels.start + panel, w, to);
+                });
+            }
+            let packed = &*packed;
+            let len = |block: usize| blocks[block].clone().map(|row| conv.row_len(row)).sum();
+            by_rows(run.outputs[0], 0..blocks.len(), &len, &|block, out| {
+                scratch.with(|memory| {
+                    let rows = blocks[block].clone();
+                    conv.own_block(rows, panels.clone(), x, packed, epilogue, out, memory);
+                });
+            });
+        }
+    });
+    let kernel = if keep { kernel.kept(packed_len) } else { kernel.shared(packed_len) };
+    kernel.per_thread(values_len + products_len)
+}
+
 /// Calls `f` for every row with its part of `out`, side by side; `len` tells how long a row's part is.
 fn by_rows(
     out: &mut [f32],
@@ -81,53 +116,73 @@ fn by_rows(
 
 /// Weight gradient; operands `x, dy`, results `dw` and, if there is a second, `db`.
 pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel {
-    let shared = grad.shared_len();
-    let [v_len, y_len, b_len] = grad.run_len();
-    let (sums_len, points) = grad.sums_len();
+    let [v_all, y_all, b_all, sums_all, by_row_all] = grad.shared_len();
+    let (own, values_all) = (grad.groups() > 1, v_all + y_all + b_all);
+    let shared = sums_all + by_row_all + if own { 0 } else { values_all };
+    let per_thread = if own { values_all } else { 0 };
+    let taps = grad.taps();
     Kernel::new(move |run: &mut Run<'_>| {
-        let (v, rest) = run.shared.split_at_mut(shared[0]);
-        let (y, rest) = rest.split_at_mut(shared[1]);
-        let (b, rest) = rest.split_at_mut(shared[2]);
-        let (sums, rest) = rest.split_at_mut(shared[3]);
-        let by_row = &mut rest[..shared[4]];
-        let (x, dy) = (run.inputs[0], run.inputs[1]);
+        let (sums, rest) = run.shared.split_at_mut(sums_all);
+        let (by_row, values) = rest.split_at_mut(by_row_all);
+        let (x, dy, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
         let (dw, db) = run.outputs.split_first_mut().expect("a weight gradient has a result");
-        let mut db = db.first_mut();
-        if let Some(db) = &mut db {
-            db.fill(0.0);
-        }
         for part in 0..grad.parts() {
-            for (i, runs) in grad.blocks().enumerate() {
-                let n = runs.len();
-                let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
-                (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
-                    .into_par_iter()
-                    .enumerate()
-                    .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
-                let (v, y) = (&*v, &*y);
-                sums.par_chunks_exact_mut(sums_len).take(points).enumerate().for_each(|(point, sums)| {
-                    grad.multiply(point, v, y, sums, i > 0);
+            if own {
+                sums.par_chunks_exact_mut(grad.group_len()).enumerate().for_each(|(group, sums)| {
+                    scratch.with(|memory| grad.own_group(part, group, x, dy, sums, memory));
                 });
-                if let Some(db) = db.as_mut().filter(|_| part == 0) {
-                    for share in b.chunks_exact(b_len) {
-                        db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
-                    }
-                }
+            } else {
+                sum_by_phases(&grad, part, x, dy, sums, &mut values[..values_all]);
             }
-            let (sums, taps) = (&*sums, grad.taps());
+            let sums = &*sums;
             by_row
                 .par_chunks_exact_mut(taps * cout)
                 .enumerate()
                 .for_each(|(ci, to)| grad.reduce(ci, sums, to));
             let by_row = &*by_row;
-            let place = |tap: usize| grad.place(part, tap);
             dw.par_chunks_exact_mut(cin * cout).enumerate().for_each(|(k, dw)| {
-                let Some(tap) = (0..taps).find(|&tap| place(tap) == k) else { return };
+                let Some(tap) = (0..taps).find(|&tap| grad.place(part, tap) == k) else { return };
                 for (to, from) in dw.chunks_exact_mut(cout).zip(by_row.chunks_exact(taps * cout)) {
                     to.copy_from_slice(&from[tap * cout..][..cout]);
                 }
             });
         }
+        if let Some(db) = db.first_mut() {
+            grad.reduce_bias(sums, db);
+        }
     })
-    .shared(shared.iter().sum())
+    .shared(shared)
+    .per_thread(per_thread)
+}
+
+/// The sums of the only group, each phase of a block by all threads.
+fn sum_by_phases(
+    grad: &WinogradGrad,
+    part: usize,
+    x: &[f32],
+    dy: &[f32],
+    sums: &mut [f32],
+    values: &mut [f32],
+) {
+    let [v_all, y_all, ..] = grad.shared_len();
+    let ([v_len, y_len, b_len], (sums_len, points)) = (grad.run_len(), grad.sums_len());
+    let (v, rest) = values.split_at_mut(v_all);
+    let (y, b) = rest.split_at_mut(y_all);
+    let (sums, db) = sums.split_at_mut(points * sums_len);
+    db.fill(0.0);
+    for (i, runs) in grad.blocks(0).enumerate() {
+        let n = runs.len();
+        let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
+        (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
+            .into_par_iter()
+            .enumerate()
+            .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
+        let (v, y) = (&*v, &*y);
+        sums.par_chunks_exact_mut(sums_len).enumerate().for_each(|(point, sums)| {
+            grad.multiply(point, v, y, sums, i > 0);
+        });
+        for share in b.chunks_exact(b_len) {
+            db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
+        }
+    }
 }

@@ -27,6 +27,7 @@
 //! with such factors: good enough for gradients, whose noise from the choice of the batch is far larger, and not for the
 //! forward pass.
 
+mod points;
 mod product;
 mod serial;
 mod transform;
@@ -36,10 +37,10 @@ pub use product::Winograd;
 pub use weight_grad::WinogradGrad;
 
 use super::ConvShape;
-use crate::bf16::{self, Words};
-use crate::tile::{K_RUN, Product};
+use crate::bf16::Words;
+use crate::tile::K_RUN;
+use points::Window;
 use pulp::Simd;
-use transform::Maps;
 
 /// Outputs of a tile in each direction.
 const M: usize = 4;
@@ -172,50 +173,12 @@ impl Tiles {
         M.min(self.to.0 - row % self.grid.0 * M)
     }
 
-    /// `B^T d B` of a vector of channels from `c` of a tile's inputs, of which those of the output's first pixel begin at the
-    /// row and column `first`; zero outside of the picture, without a tile, and for channels that are not there.
-    #[inline(always)]
-    fn values<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
-        &self,
-        s: S,
-        _: F,
-        tile: Option<Tile>,
-        first: (isize, isize),
-        input: &[f32],
-        cin: usize,
-        c: usize,
-    ) -> [[S::f32s; D]; D] {
-        let Some(tile) = tile.filter(|_| c < cin) else {
-            return [[s.splat_f32s(0.0); D]; D];
-        };
-        let ((h, w), step) = (self.from, self.step);
-        let mut d = [[s.splat_f32s(0.0); D]; D];
-        let lanes = S::F32_LANES.min(cin - c);
+    /// Where a tile's inputs are, of which those of the output's first pixel begin at the row and column `first`.
+    fn window(&self, tile: Tile, first: (isize, isize)) -> Window {
         // Above or left of the picture wraps around to beyond its other end.
-        let top = (step * tile.y).wrapping_add_signed(first.0);
-        let left = (step * tile.x).wrapping_add_signed(first.1);
-        let span = step * (D - 1);
-        if top < h && left < w && top + span < h && left + span < w && lanes == S::F32_LANES {
-            let first = ((tile.picture * h + top) * w + left) * cin + c;
-            for i in 0..D {
-                let row = &input[first + i * step * w * cin..][..span * cin + lanes];
-                for j in 0..D {
-                    d[i][j] = S::as_simd_f32s(&row[j * step * cin..][..S::F32_LANES]).0[0];
-                }
-            }
-        } else {
-            for i in 0..D {
-                let y = top.wrapping_add(step * i);
-                for j in 0..D {
-                    let x = left.wrapping_add(step * j);
-                    if y < h && x < w {
-                        let at = ((tile.picture * h + y) * w + x) * cin + c;
-                        d[i][j] = load(s, &input[at..at + lanes]);
-                    }
-                }
-            }
-        }
-        F::input(s, d)
+        let top = (self.step * tile.y).wrapping_add_signed(first.0);
+        let left = (self.step * tile.x).wrapping_add_signed(first.1);
+        Window { picture: tile.picture, top, left, size: self.from, step: self.step }
     }
 }
 
@@ -233,30 +196,6 @@ fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
     } else {
         s.partial_store_f32s(x, v);
     }
-}
-
-/// The words of values, and of the other values that share the words if they are pairs.
-#[inline(always)]
-fn words_of<S: Simd, P: Product, const D: usize>(
-    s: S,
-    product: P,
-    words: Words,
-    mut values: [[S::f32s; D]; D],
-    other: impl FnOnce() -> [[S::f32s; D]; D],
-) -> [[S::f32s; D]; D] {
-    if P::PER_WORD == 1 && words != Words::Rounded {
-        return values;
-    }
-    let odd = if P::PER_WORD == 1 { values } else { other() };
-    for i in 0..D {
-        for j in 0..D {
-            values[i][j] = match P::PER_WORD {
-                1 => bf16::round_vector(s, values[i][j]),
-                _ => product.pair(s, values[i][j], odd[i][j]),
-            };
-        }
-    }
-    values
 }
 
 /// Rows of tiles in a block: `wanted` tiles in all (a row at least), or up to a quarter less if that fills the last

@@ -1,14 +1,14 @@
 //! Forward pass and data gradient.
 
 use super::super::{ConvShape, Epilogue, Factors};
-use super::{
-    APART, BLOCK, Kind, M, Maps, Tile, Tiles, load, pays, rows_of_block, store, transform, with_maps,
-    words_of,
-};
+use super::points::{Inputs, Space, Weights, words_of};
+use super::transform::Maps;
+use super::{APART, BLOCK, Kind, M, Tile, Tiles, load, pays, rows_of_block, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use pulp::Simd;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Tiles of a block of many channels, if there are as many.
@@ -23,40 +23,51 @@ const NOMINAL_BATCH: usize = 16;
 const GROUP: usize = 4 << 20;
 /// Panels that are made at a time at least, side by side.
 const FEWEST_PANELS: usize = 4;
+/// Numbers of V of a block that is one thread's own, if one row of tiles has as few: they stay in the core's own cache beside
+/// what else comes there.
+const OWN_VALUES: usize = 56 << 10;
+/// Most numbers of V of such a block.
+const MOST_OWN_VALUES: usize = 112 << 10;
+/// Most numbers of U for which there are such blocks, since each block reads them all: the last-level cache should hold them.
+const MOST_OWN_WEIGHTS: usize = 3 << 20;
+/// Fewest such blocks: enough to share them out.
+const FEWEST_OWN: usize = 8;
 
 /// A convolution, or its data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
 pub struct Winograd {
     isa: Isa,
-    kind: Kind,
+    pub(super) kind: Kind,
     tile: TileShape,
     words: Words,
-    shape: ConvShape,
+    pub(super) shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places, the weights are turned round.
-    transposed: bool,
+    pub(super) transposed: bool,
     tiles: Tiles,
     /// Height and width of the output.
     to: (usize, usize),
     /// The inputs' parts forward, the outputs' in the data gradient.
     parts: Vec<Part>,
     /// Channels of the input, and of the output.
-    cin: usize,
-    cout: usize,
+    pub(super) cin: usize,
+    pub(super) cout: usize,
     /// Words of all channels that are summed over, rounded up to [`K_RUN`].
     k: usize,
     /// Rows of tiles of a block.
     block_rows: usize,
     /// Panels of columns of a group.
     group: usize,
+    /// Whether each block is one thread's own, from inputs to outputs.
+    own_blocks: bool,
     /// Whether weights do not change from pass to pass.
     fixed_weights: bool,
 }
 
 /// Every other row and column, or all.
 #[derive(Clone, Copy, Debug)]
-struct Part {
+pub(super) struct Part {
     /// Its first tap.
-    tap: (usize, usize),
+    pub(super) tap: (usize, usize),
     /// The row and column of the input where the first output's inputs begin.
     first: (isize, isize),
 }
@@ -113,8 +124,18 @@ impl Winograd {
         let numbers = words.numbers() * isa.lanes();
         let k = (summed.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
         let panels = cout.div_ceil(nr);
-        let wanted = (BLOCK / (kind.points() * (k + panels * nr))).max(FEWEST);
-        let block_rows = rows_of_block(&tiles, wanted, tile.mr);
+        let own_rows = rows_of_block(&tiles, (OWN_VALUES / (kind.points() * k)).max(tile.mr), tile.mr);
+        let own_tiles = (own_rows * tiles.grid.1).next_multiple_of(tile.mr);
+        let own_blocks = kind.points() * k * own_tiles <= MOST_OWN_VALUES
+            && kind.points() * k * panels * nr <= MOST_OWN_WEIGHTS
+            && tiles.rows() >= FEWEST_OWN * own_rows;
+        let block_rows = match own_blocks {
+            true => own_rows,
+            false => {
+                let wanted = (BLOCK / (kind.points() * (k + panels * nr))).max(FEWEST);
+                rows_of_block(&tiles, wanted, tile.mr)
+            }
+        };
         let group = match block_rows == tiles.rows() {
             true => (GROUP / (kind.points() * k * nr)).clamp(FEWEST_PANELS.min(panels), panels),
             false => panels,
@@ -134,6 +155,7 @@ impl Winograd {
             k,
             block_rows,
             group,
+            own_blocks,
             fixed_weights: false,
         }
     }
@@ -141,12 +163,19 @@ impl Winograd {
     /// With blocks of `rows` rows of tiles, and groups of `panels` panels if one block is all; for tests, which would
     /// need large pictures otherwise.
     pub fn in_blocks(mut self, rows: usize, panels: usize) -> Self {
+        self.own_blocks = false;
         self.block_rows = rows.clamp(1, self.tiles.rows());
         self.group = match self.block_rows == self.tiles.rows() {
             true => panels.clamp(1, self.panels_of_part()),
             false => self.panels_of_part(),
         };
         self
+    }
+
+    /// With blocks of `rows` rows of tiles, each made from inputs to outputs; for tests, as [`Winograd::in_blocks`].
+    pub fn in_own_blocks(self, rows: usize) -> Self {
+        let of = self.in_blocks(rows, usize::MAX);
+        Self { own_blocks: true, group: of.panels_of_part(), ..of }
     }
 
     /// For weights that do not change from pass to pass: U is made once and kept, where making it would be a good part of
@@ -255,13 +284,51 @@ impl Winograd {
         self.kind.points()
     }
 
-    /// Numbers of shared scratch memory: U of a group, V and M of a block.
+    /// Numbers of scratch memory: U of a group, V of a block, and M of a block (of one panel, if blocks are threads' own).
     pub fn shared_len(&self) -> [usize; 3] {
+        let panels = if self.own_blocks { 1 } else { self.group };
         [
             self.packed_len(),
             self.value_groups(self.block_rows) * self.values_len(),
-            self.points() * self.products_len(self.block_rows, self.group),
+            self.points() * self.products_len(self.block_rows, panels),
         ]
+    }
+
+    /// Whether blocks are made by [`Winograd::own_block`], side by side, instead of each phase of a block by all threads: V
+    /// and M then stay in the cache of the core that made them, but all of U comes to it for every block.
+    pub fn has_own_blocks(&self) -> bool {
+        self.own_blocks
+    }
+
+    /// The outputs of a block of rows of tiles in the panels `panels`, whose U `packed` holds; `memory` has the V and M that
+    /// [`Winograd::shared_len`] says.
+    pub fn own_block(
+        &self,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        input: &[f32],
+        packed: &[f32],
+        epilogue: Epilogue<'_>,
+        out: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let (values, products) = memory.split_at_mut(self.value_groups(rows.len()) * self.values_len());
+        for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
+            self.values(rows.start, group, panels.start, input, to);
+        }
+        let len = self.products_len(rows.len(), 1);
+        let products = &mut products[..self.points() * len];
+        for (panel, packed) in panels.zip(packed.chunks_exact(self.panel_len())) {
+            for (point, to) in products.chunks_exact_mut(len).enumerate() {
+                self.multiply(point, 1, values, packed, to);
+            }
+            let mut rest = &mut *out;
+            for row in rows.clone() {
+                let (part, tail) = rest.split_at_mut(self.row_len(row));
+                self.outputs(rows.start, row, panel..panel + 1, products, epilogue, part);
+                rest = tail;
+            }
+        }
     }
 
     /// Numbers of output that a row of tiles makes.
@@ -292,7 +359,7 @@ impl Winograd {
     fn pack_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
-        maps: F,
+        _: F,
         product: P,
         panel: usize,
         weights: &[f32],
@@ -300,26 +367,25 @@ impl Winograd {
     ) {
         let (nr, panels) = (self.nr(), self.panels_of_part());
         let (part, panel) = (panel / panels, panel % panels);
+        let mut space = Space::new(s);
         for v in 0..self.tile.nv {
             let column = panel * nr + v * S::F32_LANES;
+            let source = Weights { of_maps: PhantomData::<F>, of: self, part, column, weights };
             for word in 0..self.k {
                 // The channels of a word are a vector apart.
                 let channel = word / S::F32_LANES * (P::PER_WORD * S::F32_LANES) + word % S::F32_LANES;
-                let u = self.weights_at_points(s, maps, part, channel, column, weights);
-                let u = words_of(
+                let (even, odd) = ((&source, channel), (&source, channel + S::F32_LANES));
+                let at = word * nr + v * S::F32_LANES;
+                words_of(
                     s,
                     product,
                     self.words,
-                    u,
+                    &mut space,
+                    even,
+                    odd,
                     #[inline(always)]
-                    || self.weights_at_points(s, maps, part, channel + S::F32_LANES, column, weights),
+                    |point, u| store(s, &mut out[point * self.packed_point() + at..][..S::F32_LANES], u),
                 );
-                for i in 0..D {
-                    for j in 0..D {
-                        let at = (i * D + j) * self.packed_point() + word * nr + v * S::F32_LANES;
-                        store(s, &mut out[at..at + S::F32_LANES], u[i][j]);
-                    }
-                }
             }
         }
     }
@@ -327,51 +393,13 @@ impl Winograd {
     /// Part and channel of the input of channel `channel` of those that are summed over, for a part of the output, if there
     /// is such a channel.
     #[inline(always)]
-    fn summed(&self, output_part: usize, channel: usize) -> Option<(Part, usize)> {
+    pub(super) fn summed(&self, output_part: usize, channel: usize) -> Option<(Part, usize)> {
         let (part, c) = match self.transposed {
             false => (channel / self.cin, channel % self.cin),
             true if channel >= self.cin => return None,
             true => (output_part, channel),
         };
         self.parts.get(part).map(|part| (*part, c))
-    }
-
-    /// `G g G^T` of summed channel `channel` for a vector of output channels; zero where there are no such channels.
-    #[inline(always)]
-    fn weights_at_points<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
-        &self,
-        s: S,
-        _: F,
-        output_part: usize,
-        channel: usize,
-        column: usize,
-        weights: &[f32],
-    ) -> [[S::f32s; D]; D] {
-        let mut g = [[s.splat_f32s(0.0); R]; R];
-        let width = S::F32_LANES.min(self.cout.saturating_sub(column));
-        let (Some((part, ci)), true) = (self.summed(output_part, channel), width > 0) else {
-            return [[s.splat_f32s(0.0); D]; D];
-        };
-        let stride = self.kind.stride();
-        for i in 0..R {
-            for j in 0..R {
-                let (i_w, j_w) = if self.transposed { (R - 1 - i, R - 1 - j) } else { (i, j) };
-                let tap = (part.tap.0 + stride * i_w) * self.shape.kernel.1 + part.tap.1 + stride * j_w;
-                let matrix = tap * self.cin * self.cout;
-                g[i][j] = match self.transposed {
-                    false => load(s, &weights[matrix + ci * self.cout + column..][..width]),
-                    true => {
-                        let mut lanes = [0.0; 16];
-                        let from = weights[matrix + column * self.cin + ci..].iter().step_by(self.cin);
-                        for (to, w) in lanes.iter_mut().zip(from).take(width) {
-                            *to = *w;
-                        }
-                        load(s, &lanes[..S::F32_LANES])
-                    }
-                };
-            }
-        }
-        F::weights(s, g)
     }
 
     /// V of the group of tiles `group` of a block that begins at tile row `first_row`, for the panels from `panel` on:
@@ -399,46 +427,44 @@ impl Winograd {
     ) {
         let (mr, output_part) = (self.tile.mr, panel / self.panels_of_part());
         let first = first_row * self.tiles.grid.1 + group * mr;
+        let mut space = Space::new(s);
         for r in 0..mr {
             let tile = self.tiles.get(first + r);
             for word in (0..self.k).step_by(S::F32_LANES) {
                 // Of which channels a word is made is nobody's business, as long as it is the same in U.
                 let channel = P::PER_WORD * word;
-                let v = self.values_of(s, maps, tile, output_part, channel, input);
-                let v = words_of(
+                let (even, c) = self.inputs(maps, tile, output_part, channel, input);
+                let (odd, odd_c) = self.inputs(maps, tile, output_part, channel + S::F32_LANES, input);
+                let at = (word / K_RUN * mr + r) * K_RUN + word % K_RUN;
+                words_of(
                     s,
                     product,
                     self.words,
-                    v,
+                    &mut space,
+                    (&even, c),
+                    (&odd, odd_c),
                     #[inline(always)]
-                    || self.values_of(s, maps, tile, output_part, channel + S::F32_LANES, input),
+                    |point, v| store(s, &mut out[point * self.point_len() + at..][..S::F32_LANES], v),
                 );
-                let at = (word / K_RUN * mr + r) * K_RUN + word % K_RUN;
-                for i in 0..D {
-                    for j in 0..D {
-                        let at = at + (i * D + j) * self.point_len();
-                        store(s, &mut out[at..at + S::F32_LANES], v[i][j]);
-                    }
-                }
             }
         }
     }
 
-    /// `B^T d B` of a vector of summed channels from `channel` of a tile.
+    /// The inputs of a tile that summed channel `channel` is among, and its channel there.
     #[inline(always)]
-    fn values_of<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
+    fn inputs<'a, F>(
         &self,
-        s: S,
-        maps: F,
+        _: F,
         tile: Option<Tile>,
         output_part: usize,
         channel: usize,
-        input: &[f32],
-    ) -> [[S::f32s; D]; D] {
-        match self.summed(output_part, channel) {
-            Some((part, c)) => self.tiles.values(s, maps, tile, part.first, input, self.cin, c),
-            None => [[s.splat_f32s(0.0); D]; D],
-        }
+        input: &'a [f32],
+    ) -> (Inputs<'a, F>, usize) {
+        let (window, c) = match (tile, self.summed(output_part, channel)) {
+            (Some(tile), Some((part, c))) => (Some(self.tiles.window(tile, part.first)), c),
+            _ => (None, 0),
+        };
+        (Inputs { of: PhantomData, window, input, cin: self.cin }, c)
     }
 
     /// M at one point, `[panels][tiles][nr]`, for the `panels` panels that `packed` holds.
@@ -507,6 +533,7 @@ impl Winograd {
         let first_pixel = (self.tiles.tile(row * self.tiles.grid.1).picture * self.to.0
             + row % self.tiles.grid.0 * M * step)
             * width;
+        let mut lines = [[s.splat_f32s(0.0); D]; D];
         for column in 0..self.tiles.grid.1 {
             let local = (row - first_row) * self.tiles.grid.1 + column;
             let tile = self.tiles.tile(row * self.tiles.grid.1 + column);
@@ -514,14 +541,6 @@ impl Winograd {
                 let lanes = S::F32_LANES.min(cout - c);
                 let inside = c - first_column;
                 let at = inside / nr * panel_len + local * nr + inside % nr;
-                let mut m = [[s.splat_f32s(0.0); D]; D];
-                for i in 0..D {
-                    for j in 0..D {
-                        let at = (i * D + j) * point_len + at;
-                        m[i][j] = load(s, &products[at..at + S::F32_LANES]);
-                    }
-                }
-                let mut y = F::output(s, m);
                 let mut bias = s.splat_f32s(0.0);
                 if let Some(b) = epilogue.bias {
                     bias = load(s, &b[c..c + lanes]);
@@ -529,20 +548,25 @@ impl Winograd {
                 if let Some(b) = epilogue.picture_bias {
                     bias = s.add_f32s(bias, load(s, &b[tile.picture * cout + c..][..lanes]));
                 }
-                for i in 0..M {
-                    for j in 0..M {
+                F::output(
+                    s,
+                    &mut lines,
+                    #[inline(always)]
+                    |i: usize, j: usize| load(s, &products[(i * D + j) * point_len + at..][..S::F32_LANES]),
+                    #[inline(always)]
+                    |i, j, y| {
                         if tile.y + i >= self.tiles.to.0 || tile.x + j >= self.tiles.to.1 {
-                            continue;
+                            return;
                         }
                         let pixel = (i * step + top) * width + (tile.x + j) * step + left;
-                        y[i][j] = s.add_f32s(y[i][j], bias);
+                        let mut y = s.add_f32s(y, bias);
                         if let Some(r) = epilogue.residual {
                             let r = load(s, &r[(first_pixel + pixel) * cout + c..][..lanes]);
-                            y[i][j] = s.add_f32s(y[i][j], r);
+                            y = s.add_f32s(y, r);
                         }
-                        store(s, &mut out[pixel * cout + c..][..lanes], y[i][j]);
-                    }
-                }
+                        store(s, &mut out[pixel * cout + c..][..lanes], y);
+                    },
+                );
             }
         }
     }

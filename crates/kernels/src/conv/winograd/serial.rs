@@ -13,10 +13,8 @@ impl Winograd {
         out: &mut [f32],
         memory: &mut [f32],
     ) {
-        let [packed_len, values_len, products_len] = self.shared_len();
-        let (packed, rest) = memory.split_at_mut(packed_len);
-        let (values, rest) = rest.split_at_mut(values_len);
-        let products = &mut rest[..products_len];
+        let [packed_len, values_len, _] = self.shared_len();
+        let (packed, others) = memory.split_at_mut(packed_len);
         let one_block = self.blocks().count() == 1;
         for (panels, first_of_part) in self.groups() {
             let packed = &mut packed[..panels.len() * self.panel_len()];
@@ -24,7 +22,13 @@ impl Winograd {
                 self.pack_panel(panel, weights, to);
             }
             let mut rest = &mut *out;
-            for rows in self.blocks() {
+            for rows in self.blocks().filter(|_| self.has_own_blocks()) {
+                let (block, tail) = rest.split_at_mut(rows.clone().map(|row| self.row_len(row)).sum());
+                self.own_block(rows, panels.clone(), input, packed, epilogue, block, others);
+                rest = tail;
+            }
+            for rows in self.blocks().filter(|_| !self.has_own_blocks()) {
+                let (values, products) = others.split_at_mut(values_len);
                 let values = &mut values[..self.value_groups(rows.len()) * self.values_len()];
                 if first_of_part || !one_block {
                     for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
@@ -52,36 +56,44 @@ impl WinogradGrad {
         let [v_all, y_all, b_all, sums_all, _] = self.shared_len();
         let [v_len, y_len, b_len] = self.run_len();
         let (sums_len, points) = self.sums_len();
-        let (v, rest) = memory.split_at_mut(v_all);
-        let (y, rest) = rest.split_at_mut(y_all);
-        let (b, rest) = rest.split_at_mut(b_all);
-        let (sums, by_row) = rest.split_at_mut(sums_all);
+        let (values, rest) = memory.split_at_mut(v_all + y_all + b_all);
+        let (all_sums, by_row) = rest.split_at_mut(sums_all);
         let (taps, cout) = (self.taps(), db.len());
         let by_row = &mut by_row[..taps * cout];
         let cin = dw.len() / (self.parts() * taps * cout);
-        db.fill(0.0);
         for part in 0..self.parts() {
-            for (i, runs) in self.blocks().enumerate() {
-                let n = runs.len();
-                let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
-                let each =
-                    v.chunks_exact_mut(v_len).zip(y.chunks_exact_mut(y_len)).zip(b.chunks_exact_mut(b_len));
-                for (run, ((v, y), b)) in runs.zip(each) {
-                    self.values(part, run, input, dy, v, y, b);
+            for (group, sums) in all_sums.chunks_exact_mut(self.group_len()).enumerate() {
+                if self.groups() > 1 {
+                    self.own_group(part, group, input, dy, sums, values);
+                    continue;
                 }
-                for (point, sums) in sums.chunks_exact_mut(sums_len).take(points).enumerate() {
-                    self.multiply(point, v, y, sums, i > 0);
-                }
-                for share in b.chunks_exact(b_len).filter(|_| part == 0) {
-                    db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
+                let (v, rest) = values.split_at_mut(v_all);
+                let (y, b) = rest.split_at_mut(y_all);
+                let (sums, shares) = sums.split_at_mut(points * sums_len);
+                shares.fill(0.0);
+                for (i, runs) in self.blocks(group).enumerate() {
+                    let n = runs.len();
+                    let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
+                    let each = v
+                        .chunks_exact_mut(v_len)
+                        .zip(y.chunks_exact_mut(y_len))
+                        .zip(b.chunks_exact_mut(b_len));
+                    for (run, ((v, y), b)) in runs.zip(each) {
+                        self.values(part, run, input, dy, v, y, b);
+                        shares.iter_mut().zip(&*b).for_each(|(sum, share)| *sum += share);
+                    }
+                    for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {
+                        self.multiply(point, v, y, sums, i > 0);
+                    }
                 }
             }
             for ci in 0..cin {
-                self.reduce(ci, sums, by_row);
+                self.reduce(ci, all_sums, by_row);
                 for (tap, row) in by_row.chunks_exact(cout).enumerate() {
                     dw[(self.place(part, tap) * cin + ci) * cout..][..cout].copy_from_slice(row);
                 }
             }
         }
+        self.reduce_bias(all_sums, db);
     }
 }

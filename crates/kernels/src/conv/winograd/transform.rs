@@ -8,29 +8,43 @@
 use super::M;
 use pulp::Simd;
 
-/// Applies a one-dimensional map to all columns of `x`, then to all rows of what came out.
+/// Rows of vectors between the two directions of a map; made once and used for many, since making one takes as long as a
+/// good part of a map.
+pub type Lines<S, const D: usize> = [[<S as Simd>::f32s; D]; D];
+
+/// Applies a one-dimensional map to all columns of what `get(row, column)` gives, then to all rows of what came out, which
+/// go to `put(row, column, vector)`.
 macro_rules! both_ways {
     ($(#[$doc:meta])* $name:ident, $line:ident, $from:ident -> $to:ident) => {
         $(#[$doc])*
         #[inline(always)]
-        fn $name<S: Simd>(s: S, x: [[S::f32s; $from]; $from]) -> [[S::f32s; $to]; $to] {
+        fn $name<S: Simd>(
+            s: S,
+            lines: &mut Lines<S, D>,
+            get: impl Fn(usize, usize) -> S::f32s,
+            mut put: impl FnMut(usize, usize, S::f32s),
+        ) {
             let zero = s.splat_f32s(0.0);
-            let mut columns = [[zero; $from]; $to];
             for j in 0..$from {
                 let mut column = [zero; $from];
                 for i in 0..$from {
-                    column[i] = x[i][j];
+                    column[i] = get(i, j);
                 }
                 let column = Self::$line(s, column);
                 for i in 0..$to {
-                    columns[i][j] = column[i];
+                    lines[i][j] = column[i];
                 }
             }
-            let mut y = [[zero; $to]; $to];
             for i in 0..$to {
-                y[i] = Self::$line(s, columns[i]);
+                let mut row = [zero; $from];
+                for j in 0..$from {
+                    row[j] = lines[i][j];
+                }
+                let row = Self::$line(s, row);
+                for j in 0..$to {
+                    put(i, j, row[j]);
+                }
             }
-            y
         }
     };
 }

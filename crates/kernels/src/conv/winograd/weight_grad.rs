@@ -1,17 +1,29 @@
 //! Weight gradient.
 
 use super::super::{ConvShape, Factors};
-use super::{APART, BLOCK, Kind, M, Maps, Tile, Tiles, load, pays, store, transform, with_maps, words_of};
+use super::points::{Inputs, Source, Space, none, words_of};
+use super::transform::{Lines, Maps};
+use super::{APART, BLOCK, Kind, M, Tile, Tiles, load, pays, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
 use pulp::Simd;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Words of tiles whose values lie together: the run of k of a matrix product.
 const RUN: usize = 16;
 /// Tiles of a block of many channels, if there are as many: every block reads and writes all sums.
 const FEWEST: usize = 128;
+
+/// Most numbers of sums of which there are several, each one thread's own.
+const MOST_OWN_SUMS: usize = 640 << 10;
+/// Numbers of all such sums, about.
+const ALL_OWN_SUMS: usize = 5 << 20;
+/// Most of them.
+const MOST_GROUPS: usize = 16;
+/// Runs of a block that is one thread's own: its values stay in the core's own cache.
+const OWN_RUNS: usize = 2;
 
 /// The weight gradient of a convolution, prepared for one instruction set; the parts of the input one after the other.
 #[derive(Clone, Debug)]
@@ -27,6 +39,8 @@ pub struct WinogradGrad {
     columns: usize,
     /// Runs of tiles of a block.
     runs: usize,
+    /// Groups of blocks that have sums of their own.
+    groups: usize,
 }
 
 impl WinogradGrad {
@@ -40,14 +54,29 @@ impl WinogradGrad {
         let wanted = (BLOCK / (kind.points() * (rows + columns))).max(FEWEST);
         let words = Words::of(isa, factors);
         let run = RUN * words.numbers();
-        let runs = (wanted / run).min(tiles.count().div_ceil(run));
-        Some(Self { isa, kind, tile, words, shape, tiles, rows, columns, runs })
+        let all_runs = tiles.count().div_ceil(run);
+        // The number of groups must not depend on that of the threads: sums are added in order.
+        let sums = kind.points() * rows * columns;
+        let groups = (ALL_OWN_SUMS / sums).min(MOST_GROUPS);
+        let (groups, runs) = match sums <= MOST_OWN_SUMS && all_runs >= 2 * OWN_RUNS * groups {
+            true => (groups, OWN_RUNS),
+            false => (1, (wanted / run).min(all_runs)),
+        };
+        Some(Self { isa, kind, tile, words, shape, tiles, rows, columns, runs, groups })
     }
 
-    /// With blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
-    pub fn in_blocks(mut self, runs: usize) -> Self {
+    /// With `groups` groups of blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
+    pub fn in_blocks(mut self, runs: usize, groups: usize) -> Self {
         self.runs = runs.clamp(1, self.all_runs());
+        self.groups = groups.clamp(1, self.all_runs());
         self
+    }
+
+    /// Groups of blocks, each with sums of its own. If there is more than one, they are made by [`WinogradGrad::own_group`],
+    /// side by side, instead of each phase of a block by all threads: values then stay in the cache of the core that made
+    /// them.
+    pub fn groups(&self) -> usize {
+        self.groups
     }
 
     /// Whether this is expected to take less time than the plain way with such factors.
@@ -62,10 +91,11 @@ impl WinogradGrad {
         self.kind.parts().count()
     }
 
-    /// Blocks of runs of tiles.
-    pub fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    /// Blocks of runs of tiles of a group.
+    pub fn blocks(&self, group: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let (all, block) = (self.all_runs(), self.runs);
-        (0..all).step_by(block).map(move |first| first..all.min(first + block))
+        let (start, end) = (group * all / self.groups, (group + 1) * all / self.groups);
+        (start..end).step_by(block).map(move |first| first..end.min(first + block))
     }
 
     fn all_runs(&self) -> usize {
@@ -103,12 +133,54 @@ impl WinogradGrad {
         y * self.shape.kernel.1 + x
     }
 
-    /// Numbers of shared scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums, and a part's weight
+    /// Numbers of a group's sums: at all points, and of the bias gradient.
+    pub fn group_len(&self) -> usize {
+        let (sums, points) = self.sums_len();
+        points * sums + self.shape.cout.next_multiple_of(APART)
+    }
+
+    /// Numbers of scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums of all groups, and a part's weight
     /// gradient by rows.
     pub fn shared_len(&self) -> [usize; 5] {
         let [v, y, b] = self.run_len().map(|len| len * self.runs);
-        let ((sums, points), ConvShape { cin, cout, .. }) = (self.sums_len(), self.shape);
-        [v, y, b, points * sums, cin * self.taps() * cout]
+        [v, y, b, self.groups * self.group_len(), self.shape.cin * self.taps() * self.shape.cout]
+    }
+
+    /// The sums of group `group` for part `part`; `sums` has [`WinogradGrad::group_len`] numbers, `memory` the values of a block.
+    pub fn own_group(
+        &self,
+        part: usize,
+        group: usize,
+        input: &[f32],
+        dy: &[f32],
+        sums: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let ([v_len, y_len, _], (sums_len, points)) = (self.run_len(), self.sums_len());
+        let (v, rest) = memory.split_at_mut(self.runs * v_len);
+        let (y, share) = rest.split_at_mut(self.runs * y_len);
+        let (sums, db) = sums.split_at_mut(points * sums_len);
+        let (db, share) = (&mut db[..self.shape.cout], &mut share[..self.shape.cout]);
+        db.fill(0.0);
+        for (i, runs) in self.blocks(group).enumerate() {
+            let (v, y) = (&mut v[..runs.len() * v_len], &mut y[..runs.len() * y_len]);
+            for (run, (v, y)) in runs.zip(v.chunks_exact_mut(v_len).zip(y.chunks_exact_mut(y_len))) {
+                self.values(part, run, input, dy, v, y, share);
+                db.iter_mut().zip(&*share).for_each(|(sum, share)| *sum += share);
+            }
+            for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {
+                self.multiply(point, v, y, sums, i > 0);
+            }
+        }
+    }
+
+    /// The bias gradient from the sums of all groups.
+    pub fn reduce_bias(&self, sums: &[f32], db: &mut [f32]) {
+        db.fill(0.0);
+        for sums in sums.chunks_exact(self.group_len()) {
+            let shares = &sums[self.sums_len().0 * self.sums_len().1..];
+            db.iter_mut().zip(shares).for_each(|(sum, share)| *sum += share);
+        }
     }
 
     /// The values of run `run` for part `part`: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`; into `v` as
@@ -136,7 +208,7 @@ impl WinogradGrad {
     fn values_generic<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
-        maps: F,
+        _: F,
         product: impl Product,
         part: usize,
         run: usize,
@@ -150,68 +222,47 @@ impl WinogradGrad {
         let (stride, pad) = (self.kind.stride(), (pad.0 as isize, pad.1 as isize));
         let from = ((part / stride) as isize - pad.0, (part % stride) as isize - pad.1);
         bias.fill(0.0);
+        let mut space = Space::new(s);
         for word in 0..RUN {
             let first = (run * RUN + word) * self.words.numbers();
-            let (tile, odd) = (self.tiles.get(first), self.tiles.get(first + 1));
+            let tiles = [self.tiles.get(first), self.tiles.get(first + 1)];
+            let inputs = tiles.map(|tile| Inputs {
+                of: PhantomData::<F>,
+                window: tile.map(|tile| self.tiles.window(tile, from)),
+                input,
+                cin,
+            });
             for c in (0..self.rows).step_by(S::F32_LANES) {
-                let values = self.tiles.values(s, maps, tile, from, input, cin, c);
-                let values = words_of(
-                    s,
-                    product,
-                    self.words,
-                    values,
-                    #[inline(always)]
-                    || self.tiles.values(s, maps, odd, from, input, cin, c),
-                );
                 let at = (c / K_RUN * RUN + word) * K_RUN + c % K_RUN;
-                put(s, values, v, at, self.input_point());
-            }
-            for c in (0..self.columns).step_by(S::F32_LANES) {
-                let values = self.gradients(s, maps, tile, dy, c, bias);
-                let values = words_of(
+                words_of(
                     s,
                     product,
                     self.words,
-                    values,
+                    &mut space,
+                    (&inputs[0], c),
+                    (&inputs[1], c),
                     #[inline(always)]
-                    || self.gradients(s, maps, odd, dy, c, bias),
+                    |point, x| store(s, &mut v[point * self.input_point() + at..][..S::F32_LANES], x),
                 );
-                put(s, values, y, (c / nr * RUN + word) * nr + c % nr, self.output_point());
+            }
+            let gradients = tiles.map(|tile| Gradients { of: PhantomData::<F>, grad: self, tile, dy });
+            for c in (0..self.columns).step_by(S::F32_LANES) {
+                let at = (c / nr * RUN + word) * nr + c % nr;
+                words_of(
+                    s,
+                    product,
+                    self.words,
+                    &mut space,
+                    (&gradients[0], c),
+                    (&gradients[1], c),
+                    #[inline(always)]
+                    |point, x| store(s, &mut y[point * self.output_point() + at..][..S::F32_LANES], x),
+                );
+            }
+            for gradients in &gradients[..self.words.numbers()] {
+                gradients.add_to(s, bias);
             }
         }
-    }
-
-    /// `A dy A^T` of a vector of channels from `c` of a tile; adds the tile's sum to the bias gradient.
-    #[inline(always)]
-    fn gradients<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
-        &self,
-        s: S,
-        _: F,
-        tile: Option<Tile>,
-        dy: &[f32],
-        c: usize,
-        bias: &mut [f32],
-    ) -> [[S::f32s; D]; D] {
-        let ((oh, ow), cout) = (self.shape.output, self.shape.cout);
-        let Some(tile) = tile.filter(|_| c < cout) else {
-            return [[s.splat_f32s(0.0); D]; D];
-        };
-        let lanes = S::F32_LANES.min(cout - c);
-        let mut d = [[s.splat_f32s(0.0); M]; M];
-        let mut sum = s.splat_f32s(0.0);
-        for i in 0..M {
-            for j in 0..M {
-                if tile.y + i < oh && tile.x + j < ow {
-                    let at = ((tile.picture * oh + tile.y + i) * ow + tile.x + j) * cout + c;
-                    d[i][j] = load(s, &dy[at..at + lanes]);
-                    sum = s.add_f32s(sum, d[i][j]);
-                }
-            }
-        }
-        let bias = &mut bias[c..c + lanes];
-        let before = load(s, bias);
-        store(s, bias, s.add_f32s(before, sum));
-        F::output_grad(s, d)
     }
 
     /// The sums over a block's tiles at one point, `[rows][columns]`: added to `sums`, or put there.
@@ -237,7 +288,7 @@ impl WinogradGrad {
         }
     }
 
-    /// The weight gradient of input channel `ci` of a part, `[taps, cout]`, from the sums at all points.
+    /// The weight gradient of input channel `ci` of a part, `[taps, cout]`, from the sums of all groups.
     pub fn reduce(&self, ci: usize, sums: &[f32], out: &mut [f32]) {
         assert_eq!(out.len(), self.taps() * self.shape.cout);
         with_maps!(self.kind, maps => dispatch!(self.isa, s => self.reduce_generic(s, maps, ci, sums, out)))
@@ -253,33 +304,79 @@ impl WinogradGrad {
         out: &mut [f32],
     ) {
         let cout = self.shape.cout;
+        let mut lines = [[s.splat_f32s(0.0); D]; D];
         for c in (0..cout).step_by(S::F32_LANES) {
             let lanes = S::F32_LANES.min(cout - c);
-            let mut u = [[s.splat_f32s(0.0); D]; D];
-            for i in 0..D {
-                for j in 0..D {
+            F::weights_grad(
+                s,
+                &mut lines,
+                #[inline(always)]
+                |i: usize, j: usize| {
                     let at = (i * D + j) * self.sums_len().0 + ci * self.columns + c;
-                    u[i][j] = load(s, &sums[at..at + S::F32_LANES]);
-                }
-            }
-            let w = F::weights_grad(s, u);
-            for i in 0..R {
-                for j in 0..R {
-                    store(s, &mut out[(i * R + j) * cout + c..][..lanes], w[i][j]);
-                }
+                    let mut sum = load(s, &sums[at..at + S::F32_LANES]);
+                    for sums in sums.chunks_exact(self.group_len()).skip(1) {
+                        sum = s.add_f32s(sum, load(s, &sums[at..at + S::F32_LANES]));
+                    }
+                    sum
+                },
+                #[inline(always)]
+                |i, j, w| store(s, &mut out[(i * R + j) * cout + c..][..lanes], w),
+            );
+        }
+    }
+}
+
+/// A tile's output gradients, `[n, oh, ow, cout]`; zero outside of the picture, without a tile, and for channels that are not
+/// there.
+struct Gradients<'a, F> {
+    /// Which maps.
+    of: PhantomData<F>,
+    grad: &'a WinogradGrad,
+    tile: Option<Tile>,
+    dy: &'a [f32],
+}
+
+impl<F> Gradients<'_, F> {
+    /// Where the pixel in row `i` and column `j` of the tile begins, if there is one.
+    #[inline(always)]
+    fn pixel(&self, tile: Tile, i: usize, j: usize) -> Option<usize> {
+        let ConvShape { output: (h, w), cout, .. } = self.grad.shape;
+        let (y, x) = (tile.y + i, tile.x + j);
+        (y < h && x < w).then(|| ((tile.picture * h + y) * w + x) * cout)
+    }
+
+    /// Adds the tile's sums to the bias gradient.
+    #[inline(always)]
+    fn add_to<S: Simd>(&self, s: S, bias: &mut [f32]) {
+        let Some(tile) = self.tile else { return };
+        for (i, j) in (0..M).flat_map(|i| (0..M).map(move |j| (i, j))) {
+            let Some(at) = self.pixel(tile, i, j) else { continue };
+            let pixel = &self.dy[at..at + bias.len()];
+            for (sum, dy) in bias.chunks_mut(S::F32_LANES).zip(pixel.chunks(S::F32_LANES)) {
+                let both = s.add_f32s(load(s, sum), load(s, dy));
+                store(s, sum, both);
             }
         }
     }
 }
 
-/// Puts a vector at every point.
-#[inline(always)]
-fn put<S: Simd, const D: usize>(s: S, values: [[S::f32s; D]; D], to: &mut [f32], at: usize, point: usize) {
-    for i in 0..D {
-        for j in 0..D {
-            let at = at + (i * D + j) * point;
-            store(s, &mut to[at..at + S::F32_LANES], values[i][j]);
-        }
+impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for Gradients<'_, F> {
+    /// `A dy A^T`.
+    #[inline(always)]
+    fn bring(&self, s: S, lines: &mut Lines<S, D>, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
+        let cout = self.grad.shape.cout;
+        let (Some(tile), true) = (self.tile, c < cout) else { return none::<S, D>(s, put) };
+        let (lanes, zero) = (S::F32_LANES.min(cout - c), s.splat_f32s(0.0));
+        F::output_grad(
+            s,
+            lines,
+            #[inline(always)]
+            |i: usize, j: usize| match self.pixel(tile, i, j) {
+                Some(at) => load(s, &self.dy[at + c..][..lanes]),
+                None => zero,
+            },
+            put,
+        );
     }
 }
 
