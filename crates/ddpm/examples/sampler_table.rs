@@ -2,10 +2,10 @@
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example sampler_table -- runs/run-001/checkpoints/step-0001200 2000 table.png
-//! cargo run --release -p ddpm --example sampler_table -- CHECKPOINT 500 table.png ddpm dpm++2m unipc   # these alone
+//! cargo run --release -p ddpm --example sampler_table -- CHECKPOINT 500 table.png ddpm unipc:exponential:none   # these alone
 //! ```
 //!
-//! The distance is Fréchet's between normals of the mean and the covariance of features (Heusel et al. 2017). The features
+//! A sampler is named with, if not its own, a spacing and a threshold. The distance is Fréchet's between normals of the mean and the covariance of features (Heusel et al. 2017). The features
 //! are those of a fixed network of two layers with random weights: no judge of pictures, but the same for all, and it
 //! needs no download. Numbers compare only between equal numbers of pictures, which is the second argument.
 
@@ -13,7 +13,7 @@ use ddpm::data::{Dataset, Draw, PictureShape};
 use ddpm::generate::{BATCH, Generator, Request};
 use ddpm::picture::save_png;
 use ddpm::plot;
-use ddpm::sampler::{Listed, Options, SAMPLERS, find};
+use ddpm::sampler::{Listed, Options, SAMPLERS, Spacing, Threshold, find};
 use ddpm::train::checkpoint::Which;
 use ddpm::train::open_data;
 use ddpm::{Error, Result};
@@ -95,6 +95,37 @@ fn features_of_data(data: &dyn Dataset, from: usize, count: usize) -> Result<Vec
     each.collect()
 }
 
+/// A sampler with its settings.
+struct Way {
+    sampler: &'static Listed,
+    spacing: Spacing,
+    threshold: Threshold,
+}
+
+impl Way {
+    /// As it is unless something is said.
+    fn own(sampler: &'static Listed) -> Self {
+        Self { sampler, spacing: sampler.spacings[0], threshold: Threshold::default() }
+    }
+
+    /// `SAMPLER`, `SAMPLER:SPACING` or `SAMPLER:SPACING:THRESHOLD`.
+    fn named(name: &str) -> Result<Self> {
+        let mut parts = name.split(':');
+        let mut way = Self::own(find(parts.next().unwrap_or_default())?);
+        if let Some(spacing) = parts.next() {
+            way.spacing = spacing.parse()?;
+        }
+        if let Some(name) = parts.next() {
+            let all = [Threshold::None, Threshold::Clip, Threshold::Dynamic];
+            way.threshold = all.into_iter().find(|t| t.name() == name).ok_or_else(|| Error::Config {
+                key: "threshold".to_owned(),
+                reason: format!("there is no {name:?}; give one of {}", all.map(Threshold::name).join(", ")),
+            })?;
+        }
+        Ok(way)
+    }
+}
+
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
     let usage = |reason: &str| Error::Config { key: "arguments".to_owned(), reason: reason.to_owned() };
@@ -102,25 +133,31 @@ fn main() -> Result<()> {
     let count = arguments.next().map_or(Some(1000), |n| n.to_str()?.parse().ok());
     let count: usize = count.filter(|&n| n > 1).ok_or_else(|| usage("PICTURES is a number above 1"))?;
     let plot = arguments.next().unwrap_or_else(|| "samplers.png".into());
-    let named: Vec<&Listed> =
-        arguments.map(|name| find(name.to_str().unwrap_or_default())).collect::<Result<_>>()?;
-    let samplers = if named.is_empty() { SAMPLERS.iter().collect() } else { named };
+    let mut samplers: Vec<Way> =
+        arguments.map(|name| Way::named(name.to_str().unwrap_or_default())).collect::<Result<_>>()?;
+    if samplers.is_empty() {
+        samplers = SAMPLERS.iter().map(Way::own).collect();
+    }
 
     let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
     let data = open_data(generator.config())?;
     let truth = features_of_data(&*data, 0, count)?;
     let other = features_of_data(&*data, count, count)?;
     println!("{} pictures each; other pictures of the data are at {:.5}\n", count, distance(&truth, &other));
-    println!("| sampler | spacing | steps | distance |\n| --- | --- | --- | --- |");
+    println!("| sampler | spacing | threshold | steps | distance |\n| --- | --- | --- | --- | --- |");
 
     let mut lines = Vec::new();
-    for sampler in samplers {
+    for Way { sampler, spacing, threshold } in samplers {
         let all = generator.config().diffusion.timesteps;
-        // Each as it is unless something is said: with the spacing that is its own.
-        let spacing = sampler.spacings[0];
         let mut points = Vec::new();
         for steps in STEPS.into_iter().chain((sampler.name == SAMPLERS[0].name).then_some(all)) {
-            let sampling = Options { sampler, steps: Some(steps), ..Options::default() };
+            let sampling = Options {
+                sampler,
+                steps: Some(steps),
+                spacing: Some(spacing),
+                threshold: Some(threshold),
+                ..Options::default()
+            };
             let request = Request { count, seed: 1, batch: BATCH, sampling, ..Request::default() };
             let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
             let unit = |v: &u8| f32::from(*v) / 127.5 - 1.0;
@@ -129,7 +166,7 @@ fn main() -> Result<()> {
                 .map(|p| features(&p.data.iter().map(unit).collect::<Vec<_>>(), generator.shape()))
                 .collect();
             let far = distance(&truth, &drawn);
-            println!("| {} | {spacing} | {steps} | {far:.5} |", sampler.name);
+            println!("| {} | {spacing} | {} | {steps} | {far:.5} |", sampler.name, threshold.name());
             points.push((steps as f64, far));
         }
         lines.push((format!("{} ({spacing})", sampler.name), points));
