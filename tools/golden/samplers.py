@@ -112,7 +112,9 @@ def discrete(make, kind, case):
         if isinstance(scheduler, S.DDIMScheduler):
             # It takes T // steps for the distance to the next timestep, whatever that is.
             scheduler.num_inference_steps = Fraction(T, t - (ts[i + 1] if i + 1 < n else -1))
-            x = scheduler.step(y, t, x, eta=case.get('eta', 0.0), variance_noise=z).prev_sample
+            # With noise that agrees with the clipped picture, as ours is.
+            x = scheduler.step(y, t, x, eta=case.get('eta', 0.0), variance_noise=z,
+                               use_clipped_model_output=case['threshold'] != 'none').prev_sample
         else:
             module_of(scheduler).randn_tensor = lambda *_, **__: z
             x = scheduler.step(y, t, x).prev_sample

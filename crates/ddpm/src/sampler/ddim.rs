@@ -25,7 +25,9 @@ impl Sampler for Ddim {
     /// sigma_t = eta sqrt(beta_tilde_t)                                                              (eq. 16)
     /// x_{t-1} = alpha_{t-1} x_0 + sqrt(1 - alpha_{t-1}^2 - sigma_t^2) eps_theta(x_t) + sigma_t z    (eq. 12)
     /// ```
-    /// A threshold changes `x_0` alone and leaves the noise as it was predicted, as in diffusers.
+    /// Where a threshold has changed `x_0`, the noise is what is left of `x_t` beside it, as diffusers has it with
+    /// `use_clipped_model_output`. With the noise as it was predicted, each step from much noise would go astray by what was cut
+    /// off, so that more of them would make worse pictures (docs/sampling.md).
     fn sample_from(
         &self,
         start: Option<&[f32]>,
@@ -36,6 +38,9 @@ impl Sampler for Ddim {
         let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
+            if self.threshold != Threshold::None {
+                d.noise_beside_picture(from);
+            }
             let variance = self.eta * self.eta * Posterior::between(from, to).variance;
             let direction = (to.sigma * to.sigma - variance).max(0.0).sqrt();
             blend(&mut d.x, 0.0, [(to.alpha, &d.x_0), (direction, &d.eps)]);

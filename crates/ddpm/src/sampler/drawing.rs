@@ -127,6 +127,13 @@ impl<'a> Drawing<'a> {
         Ok(())
     }
 
+    /// Makes the expected noise what is left of `x` beside the expected picture, which a threshold may have changed.
+    pub fn noise_beside_picture(&mut self, level: Level) {
+        for ((eps, &x), &x_0) in self.eps.iter_mut().zip(&self.x).zip(&self.x_0) {
+            *eps = ((f64::from(x) - level.alpha * f64::from(x_0)) / level.sigma) as f32;
+        }
+    }
+
     /// What the network told of the variance when it was asked last.
     pub fn variance(&self) -> Option<&[f32]> {
         self.denoiser.variance()

@@ -8,9 +8,8 @@ use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
 const PIXEL_BLOCK: usize = 192;
-/// Longest run of k in one pass, about what the first-level cache holds of a B panel. (With 576 a training step of `simple` takes
-/// 9 % less time, as outputs are read and written less often; but sums in one piece of that length are less exact, and the
-/// gradients of `simple` leave PyTorch's by more than its golden test allows.)
+/// Longest run of k in one pass, about what the first-level cache holds of a B panel; longer ones make longer sums in one piece,
+/// which are less exact.
 const K_BLOCK: usize = 288;
 
 /// One tap of a phase: which weights, and which input pixel relative to the output pixel.
