@@ -18,6 +18,7 @@ use ddpm::train::checkpoint::Which;
 use ddpm::train::open_data;
 use ddpm::{Error, Result};
 use ddpm_engine::rng::{Purpose, Stream};
+use nalgebra::{DMatrix, DVector};
 use std::path::PathBuf;
 
 /// Numbers of steps that are tried; the first sampler of the list also makes all of the schedule's.
@@ -64,66 +65,25 @@ fn features(picture: &[f32], shape: PictureShape) -> Vec<f64> {
     sums
 }
 
-/// A symmetric matrix, row by row.
-type Matrix = Vec<Vec<f64>>;
-
 /// Mean and covariance.
-fn moments(all: &[Vec<f64>]) -> (Vec<f64>, Matrix) {
-    let (n, d) = (all.len() as f64, all[0].len());
-    let mean: Vec<f64> = (0..d).map(|i| all.iter().map(|f| f[i]).sum::<f64>() / n).collect();
-    let cov =
-        |i: usize, j: usize| all.iter().map(|f| (f[i] - mean[i]) * (f[j] - mean[j])).sum::<f64>() / (n - 1.0);
-    let covariance = (0..d).map(|i| (0..d).map(|j| cov(i, j)).collect()).collect();
-    (mean, covariance)
-}
-
-/// Eigenvalues, and eigenvectors as columns, by Jacobi's rotations.
-fn eigen(mut a: Matrix) -> (Vec<f64>, Matrix) {
-    let n = a.len();
-    let mut v: Matrix = (0..n).map(|i| (0..n).map(|j| f64::from(u8::from(i == j))).collect()).collect();
-    let norm: f64 = a.iter().flatten().map(|x| x * x).sum();
-    for _ in 0..60 {
-        let off: f64 = (0..n).flat_map(|i| (0..i).map(move |j| (i, j))).map(|(i, j)| a[i][j] * a[i][j]).sum();
-        if off <= 1e-24 * norm {
-            break;
-        }
-        for (p, q) in (0..n).flat_map(|p| (p + 1..n).map(move |q| (p, q))) {
-            if a[p][q] == 0.0 {
-                continue;
-            }
-            let theta = (a[q][q] - a[p][p]) / (2.0 * a[p][q]);
-            let t = theta.signum() / (theta.abs() + theta.hypot(1.0));
-            let (c, s) = (1.0 / t.hypot(1.0), t / t.hypot(1.0));
-            for row in a.iter_mut().chain(v.iter_mut()) {
-                (row[p], row[q]) = (c * row[p] - s * row[q], s * row[p] + c * row[q]);
-            }
-            for k in 0..n {
-                (a[p][k], a[q][k]) = (c * a[p][k] - s * a[q][k], s * a[p][k] + c * a[q][k]);
-            }
-        }
-    }
-    ((0..n).map(|i| a[i][i]).collect(), v)
-}
-
-fn product(a: &Matrix, b: &Matrix) -> Matrix {
-    let entry = |row: &Vec<f64>, j: usize| row.iter().zip(b).map(|(x, b)| x * b[j]).sum();
-    a.iter().map(|row| (0..b[0].len()).map(|j| entry(row, j)).collect()).collect()
+fn moments(all: &[Vec<f64>]) -> (DVector<f64>, DMatrix<f64>) {
+    let all = DMatrix::from_fn(all.len(), all[0].len(), |i, j| all[i][j]);
+    let mean = all.row_mean();
+    let off = DMatrix::from_fn(all.nrows(), all.ncols(), |i, j| all[(i, j)] - mean[j]);
+    let covariance = off.tr_mul(&off) / (all.nrows() as f64 - 1.0);
+    (mean.transpose(), covariance)
 }
 
 /// `|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^(1/2) C2 C1^(1/2))^(1/2))`.
 fn distance(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
     let ((m1, c1), (m2, c2)) = (moments(a), moments(b));
-    let (values, vectors) = eigen(c1.clone());
-    let scaled: Matrix = vectors
-        .iter()
-        .map(|row| row.iter().zip(&values).map(|(v, l)| v * l.max(0.0).sqrt()).collect())
-        .collect();
-    let turned: Matrix = (0..values.len()).map(|j| vectors.iter().map(|row| row[j]).collect()).collect();
-    let root = product(&scaled, &turned);
-    let (inner, _) = eigen(product(&product(&root, &c2), &root));
-    let trace = |c: &Matrix| c.iter().enumerate().map(|(i, row)| row[i]).sum::<f64>();
-    let means: f64 = m1.iter().zip(&m2).map(|(a, b)| (a - b).powi(2)).sum();
-    means + trace(&c1) + trace(&c2) - 2.0 * inner.iter().map(|l| l.max(0.0).sqrt()).sum::<f64>()
+    // Of eigenvalues that are below 0 by rounding.
+    let root = |l: f64| l.max(0.0).sqrt();
+    let mut eigen = c1.clone().symmetric_eigen();
+    eigen.eigenvalues.apply(|l| *l = root(*l));
+    let c1_root = eigen.recompose();
+    let inner = (&c1_root * &c2 * &c1_root).symmetric_eigenvalues();
+    (m1 - m2).norm_squared() + c1.trace() + c2.trace() - 2.0 * inner.iter().map(|&l| root(l)).sum::<f64>()
 }
 
 fn features_of_data(data: &dyn Dataset, from: usize, count: usize) -> Result<Vec<Vec<f64>>> {
