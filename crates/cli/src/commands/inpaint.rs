@@ -63,7 +63,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A single step has nothing to go back to.
     let resamplings = if args.jump.is_none() && steps == 1 { 1 } else { args.resamplings };
     let threshold = sampling.threshold.unwrap_or_default();
-    let repaint = RePaint { levels, jump, resamplings, threshold };
+    let repaint = RePaint { levels, jump, resamplings, variance: sampling.variance, threshold };
     repaint.check()?;
     let picture = editor.picture(&args.picture)?;
     let unknown = open_mask(&args.mask, &picture, &generator.config().data_options())?;
