@@ -370,8 +370,8 @@ impl Measure {
 /// at most at once. `on_asked` sees how often the network was asked, of how often.
 ///
 /// # Errors
-/// As [`Measure::new`] and [`Measure::add`]; [`Error::Config`] for data with other classes, [`Error::Data`] for pictures of another
-/// shape, and for those without classes where the network knows none without.
+/// As [`Measure::new`], [`Measure::add`] and [`Generator::class_numbers`]; [`Error::Data`] for pictures of another shape, and for
+/// those without classes where the network knows none without.
 pub fn of_run(
     generator: &Generator,
     data: &dyn Dataset,
@@ -386,14 +386,7 @@ pub fn of_run(
         return Err(Error::Data { path: data.summary().source.clone().into(), reason });
     }
     let classes = generator.classes();
-    if let Some(n) = classes
-        && !data.classes().is_empty()
-        && data.classes().len() != n as usize
-    {
-        let reason =
-            format!("the data has {} classes, and the run {n}; give its own data", data.classes().len());
-        return Err(Error::Config { key: "data".to_owned(), reason });
-    }
+    let numbers = generator.class_numbers(data)?;
     if let Some(n) = classes
         && data.classes().is_empty()
         && config.train.label_dropout == 0.0
@@ -428,7 +421,8 @@ pub fn of_run(
         match classes {
             None => measure.add(&mut model, x_0, &mut on_asked)?,
             Some(_) => {
-                let mut labels: Vec<_> = here.iter().map(|&i| data.label(i)).collect();
+                let number = |&i: &usize| data.label(i).and_then(|l| numbers.get(l as usize).copied());
+                let mut labels: Vec<_> = here.iter().map(number).collect();
                 labels.resize(batch, None);
                 let mut told = Guided::new(&mut model, &schedule, labels, Guidance::default());
                 measure.add(&mut told, x_0, &mut on_asked)?;

@@ -1,6 +1,6 @@
 //! New pictures from a trained network.
 
-use crate::data::PictureShape;
+use crate::data::{Dataset, PictureShape};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::guidance::{Guidance, Guided};
@@ -217,6 +217,34 @@ impl Generator {
         })
     }
 
+    /// The number that the network knows each of a data set's classes by: that of the class with the same name, or, where the
+    /// names are not known (of imported weights), the data's own. Nothing without classes on either side.
+    ///
+    /// # Errors
+    /// [`Error::Data`] for classes that the run has not.
+    pub fn class_numbers(&self, data: &dyn Dataset) -> Result<Vec<u32>> {
+        let (Some(n), names) = (self.classes(), data.classes()) else { return Ok(Vec::new()) };
+        let wrong = |reason| Error::Data { path: data.summary().source.clone().into(), reason };
+        if self.class_names.is_empty() {
+            if !names.is_empty() && names.len() != n as usize {
+                let reason =
+                    format!("has {} classes, and the run {n}, whose names are not known", names.len());
+                return Err(wrong(reason));
+            }
+            return Ok((0..names.len() as u32).collect());
+        }
+        let number = |name: &String| {
+            let at = self.class_names.iter().position(|n| n == name);
+            at.and_then(|i| u32::try_from(i).ok()).ok_or_else(|| {
+                wrong(format!(
+                    "has a class {name:?}; the run has {}; name the data's classes as the run's",
+                    self.class_list(n)
+                ))
+            })
+        };
+        names.iter().map(number).collect()
+    }
+
     /// The classes in words: their numbers, and names that say more.
     fn class_list(&self, n: u32) -> String {
         const SHOWN: usize = 20;
@@ -290,5 +318,48 @@ impl Generator {
     /// The pictures of numbers in [-1, 1], one behind the other.
     pub fn pictures(&self, numbers: &[f32]) -> Vec<Picture> {
         numbers.chunks(self.shape.values()).map(|p| Picture::from_unit(p, self.shape)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::DataOptions;
+    use crate::picture::save_png;
+
+    #[test]
+    fn classes_of_other_data_are_known_by_their_names() {
+        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let settings =
+            [set("attention.num_class_embeds", "3"), set("data.size", "16"), set("data.channels", "1")];
+        let config = Config::load(Some("digits"), None, &settings).unwrap();
+        let run = |names: &[&str]| {
+            let generator = Generator::new(&config, Vec::new(), Path::new("run"), 1).unwrap();
+            Generator { class_names: names.iter().map(|n| (*n).to_owned()).collect(), ..generator }
+        };
+        let data = |names: &[&str]| {
+            let folder = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::create_dir(folder.path().join(name)).unwrap();
+                let picture = Picture::black(PictureShape { height: 16, width: 16, channels: 1 });
+                save_png(&picture, &folder.path().join(name).join("a.png")).unwrap();
+            }
+            crate::data::open_within(folder.path(), &DataOptions::default(), 1 << 20).unwrap()
+        };
+        let named = run(&["ant", "bee", "cat"]);
+        let of = |generator: &Generator, names: &[&str]| {
+            generator.class_numbers(&*data(names)).map_err(|e| e.to_string())
+        };
+        assert_eq!(of(&named, &["ant", "bee", "cat"]), Ok(vec![0, 1, 2]));
+        assert_eq!(of(&named, &["bee", "cat"]), Ok(vec![1, 2]));
+        let error = of(&named, &["ant", "bee", "dog"]).unwrap_err();
+        assert!(
+            error.contains("has a class \"dog\"; the run has the classes 0 to 2: ant, bee, cat"),
+            "{error}"
+        );
+        // Imported: by number, if there are as many.
+        assert_eq!(of(&run(&[]), &["bee", "cat", "dog"]), Ok(vec![0, 1, 2]));
+        let error = of(&run(&[]), &["bee", "cat"]).unwrap_err();
+        assert!(error.contains("has 2 classes, and the run 3"), "{error}");
     }
 }

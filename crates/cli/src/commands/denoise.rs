@@ -1,6 +1,6 @@
 //! `ddpm denoise`.
 
-use super::flags::{EditFlags, SamplerFlags, stem};
+use super::flags::{EditFlags, SamplerFlags, given, stem};
 use ddpm::edit::{Denoise, estimate_sigma};
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
@@ -75,7 +75,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some(made) = made else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
     let pictures = generator.pictures(&made);
     let sheet = [&[Picture::from_unit(&picture.numbers, picture.shape)], &pictures[..]].concat();
-    editor.write(&format!("denoise-{}", stem(&args.picture)), &pictures, &sheet, 2)?;
+    let own = given([
+        ("sigma", (args.sigma != Sigma::Auto).then(|| sigma.to_string())),
+        ("seed", args.sampler.any().then(|| args.seed.to_string())),
+    ]);
+    let (what, said) = (format!("denoise-{}", stem(&args.picture)), [own, args.sampler.said()]);
+    editor.write(&what, said.concat(), &pictures, &sheet, 2)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,13 +1,14 @@
 //! `ddpm eval`.
 
-use super::flags::{Bounds, NoiseVariance, RunFlags};
+use super::flags::{Bounds, DataFlags, NoiseVariance, RunFlags};
+use super::folder::make_folder;
 use crate::progress::{Progress, thousands};
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use ddpm::bound::{self, Bound, Estimate, Options};
 use ddpm::generate::BATCH;
 use ddpm::picture::save_png;
-use ddpm::train::open_data;
+use ddpm::train::write_file;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,14 +23,14 @@ const TERMS: usize = 64;
     ddpm eval runs/run-001 --nll                        bits a number of a picture takes, at most: a table and a plot\n  \
     ddpm eval runs/run-001 --nll --checkpoint 1000      of an earlier checkpoint, to compare\n  \
     ddpm eval runs/run-001 --nll --terms all -n 1000    more exactly, taking longer\n  \
-    ddpm eval runs/run-001 --nll --data held-out        of pictures that it has not seen")]
+    ddpm eval runs/run-001 --nll --data held-out        of pictures that it has not seen\n  \
+    ddpm eval runs/run-001 --nll --data held-out --set data.csv=held-out.csv   of those that a table names")]
 pub struct Args {
     /// Measure the variational bound of the negative log-likelihood, in bits per dimension
     #[arg(long)]
     nll: bool,
-    /// Pictures to measure it on, as `ddpm train --data`; the run's own if not given
-    #[arg(long, value_name = "PATH")]
-    data: Option<String>,
+    #[command(flatten)]
+    data: DataFlags,
     /// How many of them, evenly spread
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 256)]
     count: usize,
@@ -77,8 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         terms: if few { terms } else { Some(TERMS) },
         seed: args.seed,
     };
-    let over: Vec<_> = args.data.iter().map(|path| ("data.path".to_owned(), path.clone())).collect();
-    let data = open_data(&generator.config().with_overrides(&over)?)?;
+    let data = args.data.open(&generator)?;
 
     let mut progress = Progress::new("measuring", 0);
     let mut on_asked = |done: usize, all: usize| {
@@ -97,10 +97,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let checkpoint = path.file_name().unwrap_or_default();
     let out = args.out.unwrap_or_else(|| run.path().join("eval").join(checkpoint));
-    std::fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    make_folder(&out)?;
     let file = |name: &str, text: String| -> anyhow::Result<PathBuf> {
         let path = out.join(name);
-        std::fs::write(&path, text).map_err(ddpm::Error::io(&path, "write what was measured"))?;
+        write_file(&path, text.as_bytes(), "write what was measured")?;
         Ok(path)
     };
     let about = serde_json::json!({

@@ -1,10 +1,12 @@
 //! What the commands that draw with a run share: flags, progress, files.
 
+use super::folder::{PictureFolder, Said};
+use super::pairs;
 use crate::progress::Progress;
 use crate::signals::stop_flag;
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::ValueEnum;
-use ddpm::data::{Single, open_picture};
+use ddpm::data::{Dataset, Single, open_picture};
 use ddpm::denoiser::Denoiser;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
 use ddpm::guidance::Guidance;
@@ -12,6 +14,7 @@ use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance};
 use ddpm::train::checkpoint::{self, Which};
+use ddpm::train::open_data;
 use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -62,6 +65,63 @@ impl RunFlags {
         let hardware = Hardware { device: self.device, threads: self.threads, tf32: false };
         let generator = Generator::open(&path, self.weights.clone(), hardware)?;
         Ok((run, path, generator))
+    }
+
+    /// Which weights were asked for.
+    pub fn said(&self) -> Vec<Said> {
+        let weights = match &self.weights {
+            Which::Auto => None,
+            Which::Ema => Some("ema".to_owned()),
+            Which::Raw => Some("raw".to_owned()),
+            Which::Average(name) => Some(name.clone()),
+            Which::File(path) => Some(stem(path)),
+        };
+        given([("weights", weights), ("checkpoint", self.checkpoint.clone())])
+    }
+}
+
+/// Those of the flags that have a value.
+pub(super) fn given<const N: usize>(flags: [(&'static str, Option<String>); N]) -> Vec<Said> {
+    flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect()
+}
+
+/// The name of a choice on the command line.
+fn choice(value: impl ValueEnum) -> Option<String> {
+    value.to_possible_value().map(|value| value.get_name().to_owned())
+}
+
+/// Pictures that a run is held against.
+#[derive(clap::Args)]
+pub(super) struct DataFlags {
+    /// The pictures, as `ddpm train --data`; the run's own if not given
+    #[arg(long, value_name = "PATH")]
+    data: Option<String>,
+    /// How they are read, as data.csv=table.csv, where it is not as the run's (see `ddpm config`); may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+impl DataFlags {
+    /// The data set. A CSV file of the run's names the run's pictures, and has nothing to say of others.
+    pub fn open(&self, generator: &Generator) -> anyhow::Result<Box<dyn Dataset>> {
+        let said = pairs(&self.set)?;
+        if let Some((key, _)) = said.iter().find(|(key, _)| !key.starts_with("data.")) {
+            bail!("--set {key}: only settings of the pictures can be given here, as data.csv=table.csv");
+        }
+        let mut over: Vec<(String, String)> = Vec::new();
+        if let Some(path) = &self.data {
+            over.push(("data.path".to_owned(), path.clone()));
+            let before = generator.config().data.csv.as_ref();
+            if let Some(before) = before.filter(|_| !said.iter().any(|(key, _)| key == "data.csv")) {
+                tell!(
+                    "note: the run's CSV file ({before}) is left out for {path}; --set data.csv=FILE gives one"
+                );
+                let unset = ["data.csv", "data.csv_id_column", "data.csv_label_column"];
+                over.extend(unset.map(|key| (key.to_owned(), "none".to_owned())));
+            }
+        }
+        over.extend(said);
+        Ok(open_data(&generator.config().with_overrides(&over)?)?)
     }
 }
 
@@ -165,9 +225,26 @@ impl SamplerFlags {
         let Self { steps, eta, .. } = *self;
         Ok(Options { sampler, steps, spacing: self.levels.spacing, eta, variance, threshold })
     }
+
+    /// What was asked for.
+    pub fn said(&self) -> Vec<Said> {
+        let own = given([
+            ("sampler", self.sampler.clone()),
+            ("steps", self.steps.map(|n| n.to_string())),
+            ("eta", self.eta.map(|eta| eta.to_string())),
+            ("variance", self.variance.and_then(choice)),
+        ]);
+        [own, self.levels.said()].concat()
+    }
 }
 
 impl LevelFlags {
+    /// What was asked for.
+    pub fn said(&self) -> Vec<Said> {
+        let spacing = self.spacing.map(|spacing| spacing.to_string());
+        given([("spacing", spacing), ("threshold", self.threshold.and_then(choice))])
+    }
+
     pub fn threshold(&self) -> Option<Threshold> {
         self.threshold.map(Threshold::from)
     }
@@ -187,6 +264,13 @@ pub(super) struct GuidanceFlags {
 impl GuidanceFlags {
     pub fn guidance(&self) -> Guidance {
         Guidance { scale: self.scale, interval: self.interval.unwrap_or(Guidance::default().interval) }
+    }
+
+    /// What was asked for.
+    pub fn said(&self) -> Vec<Said> {
+        let scale = (self.scale != Guidance::default().scale).then(|| self.scale.to_string());
+        let interval = self.interval.map(|(low, high)| format!("{low}-{high}"));
+        given([("guidance", scale), ("guidance-interval", interval)])
     }
 }
 
@@ -215,7 +299,7 @@ pub(super) struct EditFlags {
     class: Option<String>,
     #[command(flatten)]
     guidance: GuidanceFlags,
-    /// Where the pictures go; a folder of their own in RUN/samples if not given
+    /// Where the pictures go; if not given, a folder in RUN/samples with the name of all that is said
     #[arg(short, long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -235,7 +319,7 @@ impl EditFlags {
     /// Opens the run for a request, with the class that is given. What cannot be done is refused.
     pub fn open(&self, request: Request) -> anyhow::Result<Editor<'_>> {
         if request.count == 0 || request.batch == 0 {
-            anyhow::bail!("-n and --batch-size must be at least 1");
+            bail!("-n and --batch-size must be at least 1");
         }
         let stop = stop_flag()?;
         let (run, generator) = self.run.open()?;
@@ -289,18 +373,21 @@ impl Editor<'_> {
         }
     }
 
-    /// Writes the pictures and the sheet, and says where; unless it is said where, to a folder of that name.
+    /// Writes the pictures and the sheet, and says where: unless it is said where, to a folder with the name of `what` was done
+    /// and what was `said` beside the flags that are known here.
     pub fn write(
         &self,
-        name: &str,
+        what: &str,
+        said: Vec<Said>,
         pictures: &[Picture],
         sheet: &[Picture],
         row: usize,
     ) -> anyhow::Result<()> {
-        let out = self.flags.out.clone().unwrap_or_else(|| self.run.samples().join(name));
-        make_folder(&out)?;
-        write_numbered(pictures, &out)?;
-        let path = out.join("sheet.png");
+        let class = given([("class", self.flags.class.clone())]);
+        let said = [said, class, self.flags.guidance.said(), self.flags.run.said()].concat();
+        let out = PictureFolder::make(self.flags.out.as_deref(), &self.run, what, &said)?;
+        out.write(pictures)?;
+        let path = out.path().join("sheet.png");
         save_png(&grid(sheet, row, PADDING), &path)?;
         writeln!(std::io::stdout(), "{}", path.display())?;
         Ok(())
@@ -310,20 +397,6 @@ impl Editor<'_> {
 /// The name of a file without its folder and its ending, for the name of a folder.
 pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Makes a folder for pictures.
-pub(super) fn make_folder(out: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))
-}
-
-/// Writes pictures as `0000.png` and so on.
-pub(super) fn write_numbered(pictures: &[Picture], out: &Path) -> anyhow::Result<()> {
-    let digits = pictures.len().saturating_sub(1).to_string().len().max(4);
-    for (i, picture) in pictures.iter().enumerate() {
-        save_png(picture, &out.join(format!("{i:0digits$}.png")))?;
-    }
-    Ok(())
 }
 
 /// Shows a step of the batch whose first picture is `first`.

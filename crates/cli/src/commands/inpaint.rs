@@ -1,6 +1,6 @@
 //! `ddpm inpaint`.
 
-use super::flags::{EditFlags, LevelFlags, ManyFlags, ROW, stem};
+use super::flags::{EditFlags, LevelFlags, ManyFlags, ROW, given, stem};
 use ddpm::edit::{RePaint, open_mask};
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
@@ -8,9 +8,10 @@ use ddpm::sampler::Options;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Steps and the length of a jump unless others are asked for; fewer where the schedule or the steps allow fewer.
+/// Steps, the length of a jump, and resamplings unless others are asked for; fewer where the schedule or the steps allow fewer.
 const STEPS: usize = 100;
 const JUMP: usize = 5;
+const RESAMPLINGS: usize = 5;
 /// What is to be filled, as the sheet shows it.
 const GAP: u8 = 128;
 
@@ -38,7 +39,7 @@ pub struct Args {
     jump: Option<usize>,
     /// How often each stretch of so many steps is walked: more fits the filling better to the rest, and takes as many times
     /// longer; 1 takes nothing back, the paper has 10
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = RESAMPLINGS)]
     resamplings: usize,
     #[command(flatten)]
     levels: LevelFlags,
@@ -63,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A single step has nothing to go back to.
     let resamplings = if args.jump.is_none() && steps == 1 { 1 } else { args.resamplings };
     let threshold = sampling.threshold.unwrap_or_default();
-    let repaint = RePaint { levels, jump, resamplings, threshold };
+    let repaint = RePaint { levels, jump, resamplings, variance: sampling.variance, threshold };
     repaint.check()?;
     let picture = editor.picture(&args.picture)?;
     let unknown = open_mask(&args.mask, &picture, &generator.config().data_options())?;
@@ -77,6 +78,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut gap = whole.clone();
     gap.data.iter_mut().zip(&unknown).filter(|(_, unknown)| **unknown).for_each(|(v, _)| *v = GAP);
     let sheet = [&[whole, gap], &pictures[..]].concat();
-    editor.write(&format!("inpaint-{}-seed-{seed}", stem(&args.picture)), &pictures, &sheet, ROW)?;
+    let own = given([
+        ("steps", args.steps.map(|n| n.to_string())),
+        ("jump", args.jump.map(|n| n.to_string())),
+        ("resamplings", (args.resamplings != RESAMPLINGS).then(|| args.resamplings.to_string())),
+    ]);
+    let what = format!("inpaint-{}-{}-seed-{seed}", stem(&args.picture), stem(&args.mask));
+    editor.write(&what, [own, args.levels.said()].concat(), &pictures, &sheet, ROW)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! `ddpm interpolate`.
 
-use super::flags::{EditFlags, Editor, stem};
+use super::flags::{EditFlags, Editor, given, stem};
 use anyhow::{Context, bail};
 use ddpm::edit::{Inversion, slerp};
 use ddpm::generate::Request;
@@ -31,14 +31,14 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Most iterations with which a step back is solved; it ends before where the step forward undoes it
-    #[arg(long, value_name = "N", default_value_t = 200)]
+    #[arg(long, value_name = "N", default_value_t = ITERATIONS)]
     iterations: usize,
     #[command(flatten)]
     edit: EditFlags,
 }
 
-/// Steps unless others are asked for.
-const STEPS: usize = 50;
+/// Iterations unless others are asked for.
+const ITERATIONS: usize = 200;
 /// The error of a number in [-1, 1] at which a step back is good enough: an eightieth of what one of 255 is.
 const TOLERANCE: f32 = 1e-4;
 
@@ -80,11 +80,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let (generator, request, interrupted) = (&editor.generator, editor.request, crate::INTERRUPTED);
     let schedule = generator.schedule();
-    let steps = args.steps.unwrap_or(STEPS.min(schedule.timesteps_with_signal()));
-    // As for a network that predicts noise: from where nothing is left of a picture there is no way back to it.
-    let levels = Options { steps: Some(steps), ..sampling }.levels(schedule, Prediction::Eps)?;
     let paths = [&args.from, &args.to];
     let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
+    // From where nothing is left of a picture there is no way back to it: then as for a network that predicts noise.
+    let prediction = match ends.iter().any(|end| end.picture().is_some()) {
+        true => Prediction::Eps,
+        false => generator.config().diffusion.prediction,
+    };
+    let levels = sampling.levels(schedule, prediction)?;
 
     let values = generator.shape().values();
     let x_0: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
@@ -130,8 +133,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pictures = generator.pictures(&made);
     let sheet: Vec<Picture> = first.into_iter().chain(pictures.iter().cloned()).chain(last).collect();
     let name = |path: &Path| stem(path).replace(':', "-");
-    let folder = format!("interpolate-{}-{}", name(paths[0]), name(paths[1]));
-    editor.write(&folder, &pictures, &sheet, sheet.len())?;
+    let what = format!("interpolate-{}-{}", name(paths[0]), name(paths[1]));
+    let said = given([
+        ("steps", args.steps.map(|n| n.to_string())),
+        ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
+    ]);
+    editor.write(&what, said, &pictures, &sheet, sheet.len())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 mod flags;
+mod folder;
 pub mod import;
 pub mod inpaint;
 pub mod interpolate;

@@ -1,5 +1,6 @@
 //! `ddpm nearest`.
 
+use super::flags::DataFlags;
 use super::sample::{self, Drawing};
 use crate::progress::Progress;
 use anyhow::bail;
@@ -7,7 +8,7 @@ use ddpm::data::{Dataset, Draw};
 use ddpm::generate::Generator;
 use ddpm::nearest::{Nearest, among, nearest, quantile};
 use ddpm::picture::{Picture, grid, save_png};
-use ddpm::train::open_data;
+use ddpm::train::write_file;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -30,15 +31,13 @@ const ROW: usize = 4;
 pub struct Args {
     #[command(flatten)]
     sample: sample::Args,
-    /// The training pictures, as `ddpm train --data`; the run's own if not given
-    #[arg(long, value_name = "PATH")]
-    data: Option<String>,
+    #[command(flatten)]
+    data: DataFlags,
 }
 
 /// The pictures that samples are compared with.
-fn open(generator: &Generator, path: Option<String>) -> anyhow::Result<Box<dyn Dataset>> {
-    let path: Vec<_> = path.into_iter().map(|path| ("data.path".to_owned(), path)).collect();
-    let data = open_data(&generator.config().with_overrides(&path)?)?;
+fn open(generator: &Generator, flags: &DataFlags) -> anyhow::Result<Box<dyn Dataset>> {
+    let data = flags.open(generator)?;
     let shape = generator.shape();
     if data.shape() != shape {
         bail!("the data has pictures of {} now, and the run's are of {shape}", data.shape());
@@ -47,7 +46,7 @@ fn open(generator: &Generator, path: Option<String>) -> anyhow::Result<Box<dyn D
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let drawn = sample::draw(&args.sample, |generator| open(generator, args.data))?;
+    let drawn = sample::draw(&args.sample, |generator| open(generator, &args.data))?;
     let Some((Drawing { generator, pictures, out, stop }, data)) = drawn else {
         return Ok(ExitCode::from(crate::INTERRUPTED));
     };
@@ -79,7 +78,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let Nearest { index, mirrored, distance } = found[i];
         text += &format!("{i},{index},{mirrored},{distance:.6}\n");
     }
-    std::fs::write(&table, text).map_err(ddpm::Error::io(&table, "write the distances"))?;
+    write_file(&table, text.as_bytes(), "write the distances")?;
     let mut pairs = Vec::new();
     for &i in order.iter().take(SHOWN) {
         pairs.extend([pictures[i].clone(), training_picture(&*data, found[i].index)?]);

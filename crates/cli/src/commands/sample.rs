@@ -1,8 +1,7 @@
 //! `ddpm sample`.
 
-use super::flags::{
-    GuidanceFlags, PADDING, ROW, RunFlags, SamplerFlags, make_folder, tell_step, write_numbered,
-};
+use super::flags::{GuidanceFlags, PADDING, ROW, RunFlags, SamplerFlags, given, tell_step};
+use super::folder::PictureFolder;
 use crate::progress::Progress;
 use crate::signals::stop_flag;
 use anyhow::bail;
@@ -53,7 +52,7 @@ pub struct Args {
     /// Also write the denoising strip and a GIF: of the expected pictures (x0) or of the noisy ones (xt)
     #[arg(long, value_name = "WHAT")]
     progress: Option<Show>,
-    /// Where the pictures go; RUN/samples/seed-SEED if not given
+    /// Where the pictures go; if not given, RUN/samples/seed-SEED, its name longer by all else that is said but -n
     #[arg(short, long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     #[command(flatten)]
@@ -111,8 +110,9 @@ pub(super) fn draw<T>(
     let request = Request { count, seed: args.seed, batch: args.batch_size, class, guidance, sampling };
     generator.check(request)?;
     let made = before(&generator)?;
-    let out = args.out.clone().unwrap_or_else(|| run.samples().join(format!("seed-{}", args.seed)));
-    make_folder(&out)?;
+    let class_said = given([("class", args.class.clone())]);
+    let said = [args.sampler.said(), class_said, args.guidance.said(), args.run.said()].concat();
+    let folder = PictureFolder::make(args.out.as_deref(), &run, &format!("seed-{}", args.seed), &said)?;
 
     let mut progress = Progress::new("drawing", 0);
     let shape = generator.shape();
@@ -138,7 +138,8 @@ pub(super) fn draw<T>(
         other => other?,
     };
 
-    write_numbered(&pictures, &out)?;
+    folder.write(&pictures)?;
+    let out = folder.path().to_owned();
     let sheet = out.join("grid.png");
     let columns = if let Classes::Rows(row) = class { row.max(1) } else { ROW };
     save_png(&grid(&pictures, columns, PADDING), &sheet)?;

@@ -1,11 +1,14 @@
 //! `ddpm vary`.
 
-use super::flags::{EditFlags, ManyFlags, ROW, SamplerFlags, stem};
+use super::flags::{EditFlags, ManyFlags, ROW, SamplerFlags, given, stem};
 use ddpm::edit::Vary;
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Part of the timesteps unless another is asked for.
+const STRENGTH: f64 = 0.5;
 
 /// Vary a picture: noise it, and draw on from there (SDEdit)
 #[derive(clap::Args)]
@@ -18,7 +21,7 @@ pub struct Args {
     #[arg(index = 2)]
     picture: PathBuf,
     /// Part of the timesteps that the picture is noised by: 0 gives it back, 1 is a drawing from noise
-    #[arg(long, value_name = "PART", default_value_t = 0.5, allow_negative_numbers = true)]
+    #[arg(long, value_name = "PART", default_value_t = STRENGTH, allow_negative_numbers = true)]
     strength: f64,
     /// How many variations
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 7)]
@@ -45,6 +48,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some(varied) = varied else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
     let pictures = generator.pictures(&varied);
     let sheet = [&[Picture::from_unit(&picture.numbers, picture.shape)], &pictures[..]].concat();
-    editor.write(&format!("vary-{}-seed-{seed}", stem(&args.picture)), &pictures, &sheet, ROW)?;
+    let strength = given([("strength", (args.strength != STRENGTH).then(|| args.strength.to_string()))]);
+    let (what, said) = (format!("vary-{}-seed-{seed}", stem(&args.picture)), [strength, args.sampler.said()]);
+    editor.write(&what, said.concat(), &pictures, &sheet, ROW)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -47,8 +47,54 @@ fn a_filled_picture_has_the_known_pixels_and_others_by_the_seed() {
     assert_eq!(sheet(&place, "one/sheet.png"), (4 * 14 + 2, 16), "picture, gap and two fillings");
     // In a folder of the run unless another is named.
     let done = place.ddpm(&["inpaint", "r", "a.png", "--mask", "mask.png", "-n", "1", "--steps", "1"]).well();
-    assert_eq!(done.out, "runs/r/samples/inpaint-a-seed-0/sheet.png\n");
-    assert_eq!(names(&place.path("runs/r/samples/inpaint-a-seed-0")), ["0000.png", "sheet.png"]);
+    let folder = "runs/r/samples/inpaint-a-mask-seed-0-steps-1";
+    assert_eq!(done.out, format!("{folder}/sheet.png\n"));
+    assert_eq!(names(&place.path(folder)), ["0000.png", "sheet.png"]);
+}
+
+#[test]
+fn a_filling_has_the_variance_of_the_run() {
+    let place = Place::new();
+    GrayImage::from_pixel(12, 12, Luma([255])).save(place.path("all.png")).unwrap();
+    picture(&place.path("a.png"), 12, 12, 60);
+    // Filling all of a picture, without going back, is drawing one.
+    for (run, setting) in [
+        ("learned", "--set=diffusion.learned_variance=true"),
+        ("large", "--set=sampling.variance=large"),
+        ("small", "--set=sampling.variance=small"),
+    ] {
+        place.train(run, 2, 0, &[setting]).well();
+        let both = ["-n", "1", "--steps", "6", "--seed", "3", "--out", "o"];
+        place.ddpm(&[&["sample", run][..], &both].concat()).well();
+        let drawn = grey(&place, "o/0000.png");
+        let fill = ["inpaint", run, "a.png", "--mask", "all.png", "--resamplings", "1"];
+        place.ddpm(&[&fill[..], &both].concat()).well();
+        assert!(grey(&place, "o/0000.png") == drawn, "{run}");
+    }
+}
+
+#[test]
+fn calls_do_not_mix_their_pictures() {
+    let place = place(&[]);
+    let vary = |args: &[&str]| {
+        let done = place.ddpm(&[&["vary", "r", "a.png"], args].concat()).well();
+        let sheet = place.path(done.out.trim_end());
+        (names(sheet.parent().unwrap()), done)
+    };
+    let (there, done) = vary(&["-n", "3"]);
+    assert_eq!(done.out, "runs/r/samples/vary-a-seed-0/sheet.png\n");
+    assert_eq!(there, ["0000.png", "0001.png", "0002.png", "sheet.png"]);
+    let (there, _) = vary(&["-n", "1"]);
+    assert_eq!(there, ["0000.png", "sheet.png"], "those of the call before are gone");
+    // Called otherwise, elsewhere.
+    let (_, done) = vary(&["-n", "1", "--strength", "0.3", "--sampler", "ddim", "--weights", "raw"]);
+    assert_eq!(done.out, "runs/r/samples/vary-a-seed-0-strength-0.3-sampler-ddim-weights-raw/sheet.png\n");
+    // In another's folder nothing is removed, and it is said.
+    let (_, done) = vary(&["-n", "2", "--out", "mine"]);
+    assert!(!done.err.contains("note:"), "{}", done.err);
+    let (there, done) = vary(&["-n", "1", "--out", "mine"]);
+    assert_eq!(there, ["0000.png", "0001.png", "sheet.png"]);
+    assert!(done.err.contains("1 of them, from 0001.png on, are not of this call"), "{}", done.err);
 }
 
 #[test]
@@ -109,6 +155,38 @@ fn the_ends_of_an_interpolation_are_the_pictures() {
     assert!(made[0] == grey(&place, "drawn/0000.png") && off(&a, &made[4]) <= 1);
     let (_, made) = go("seed:3", "seed:3");
     assert!(made.iter().all(|p| off(p, &made[0]) <= 1));
+}
+
+#[test]
+fn seeds_are_what_is_sampled_where_nothing_is_left_of_a_picture_and_with_classes() {
+    let settings = [
+        "--set=diffusion.zero_terminal_snr=true",
+        "--set=diffusion.prediction=v",
+        "--set=attention.num_class_embeds=10",
+    ];
+    let place = place(&settings);
+    let class = ["--class", "3", "--guidance", "2", "--steps", "6"];
+    let go = |from: &str, to: &str, args: &[&str]| {
+        let go = ["interpolate", "r", from, to, "-n", "2", "--out", "out"];
+        let done = place.ddpm(&[&go, args].concat()).well();
+        (done.err, [grey(&place, "out/0000.png"), grey(&place, "out/0001.png")])
+    };
+    let sample = |seed: &str, args: &[&str]| {
+        let sample = ["sample", "r", "-n", "1", "--seed", seed, "--out", "drawn"];
+        let ddim = ["--sampler", "ddim", "--threshold", "none"];
+        place.ddpm(&[&sample[..], &ddim, args].concat()).well();
+        grey(&place, "drawn/0000.png")
+    };
+    let (_, made) = go("seed:3", "seed:4", &class);
+    assert!(made == [sample("3", &class), sample("4", &class)]);
+    // None is told unless one is named: as with guidance 0.
+    let (_, made) = go("seed:3", "seed:4", &["--steps", "6"]);
+    let untold = ["--class", "3", "--guidance", "0", "--steps", "6"];
+    assert!(made == [sample("3", &untold), sample("4", &untold)]);
+    // A picture is found where something is left of it, and is met.
+    let (told, made) = go("a.png", "seed:4", &["--class", "3", "--steps", "19"]);
+    let off = made[0].as_raw().iter().zip(grey(&place, "a.png").as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
+    assert!(off <= Some(1), "{off:?}, {told}");
 }
 
 #[test]

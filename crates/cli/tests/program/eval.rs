@@ -99,6 +99,52 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
+fn other_pictures_are_read_in_their_own_way_and_told_their_classes() {
+    let place = Place::new();
+    // A run on the pictures that a table names, of three classes.
+    for (id, value) in [("a", 30), ("b", 120), ("c", 220)] {
+        picture(&place.path(format!("own/{id}.png")), 12, 12, value);
+    }
+    fs::write(place.path("own.csv"), "id,kind\na,ant\nb,bee\nc,cat\n").unwrap();
+    let settings = [
+        "--set=data.path=own",
+        "--set=data.csv=own.csv",
+        "--set=data.csv_label_column=kind",
+        "--set=attention.num_class_embeds=3",
+    ];
+    place.train("r", 20, 0, &settings).well();
+    let eval =
+        |args: &[&str]| place.ddpm(&[&["eval", "r", "--nll", "-n", "1", "--terms", "all"], args].concat());
+    let total = |args: &[&str]| {
+        let done = eval(args).well();
+        assert!(names(&place.path("runs/r/eval/step-0000020")).iter().all(|n| n.starts_with("nll.")));
+        bits(&done.out, "variational bound")
+    };
+    // The same picture in a folder of its class: nothing of the table is asked of it, and it is said.
+    for class in ["ant", "bee", "dog"] {
+        picture(&place.path(format!("{class}s/{class}/x.png")), 12, 12, 120);
+    }
+    let done = eval(&["--data", "bees"]).well();
+    assert!(
+        done.err.contains("own.csv) is left out for bees; --set data.csv=FILE gives one"),
+        "{}",
+        done.err
+    );
+    let (ant, bee) = (total(&["--data", "ants"]), total(&["--data", "bees"]));
+    assert!(ant != bee, "told the class by its name: {ant}");
+    // The same again by a table, whose ids have another column and whose classes the run's.
+    picture(&place.path("flat/x.jpeg"), 12, 12, 0);
+    fs::copy(place.path("bees/bee/x.png"), place.path("flat/x.png")).unwrap();
+    fs::write(place.path("flat.csv"), "kind,file\nbee,x\n").unwrap();
+    let table = ["--data", "flat", "--set", "data.csv=flat.csv", "--set", "data.csv_id_column=file"];
+    assert_eq!(total(&table), bee);
+    eval(&["--data", "dogs"])
+        .fails(1, &["dogs: has a class \"dog\"; the run has the classes 0 to 2: ant, bee, cat"]);
+    eval(&["--set", "train.lr=1"]).fails(1, &["--set train.lr: only settings of the pictures"]);
+    eval(&["--set", "data.cvs=x"]).fails(1, &["data.cvs"]);
+}
+
+#[test]
 fn averages_are_chosen_by_name_and_made_afterwards() {
     let place = Place::new();
     let settings = [
@@ -143,6 +189,11 @@ fn averages_are_chosen_by_name_and_made_afterwards() {
     assert!(before == fs::read(place.path("runs/r/snapshots/step-0000012/power-0.1.safetensors")).unwrap());
 
     let refused = |args: &[&str], parts: &[&str]| place.ddpm(args).fails(1, parts);
+    // A width that is wanted too late, whose average would be of the last steps alone.
+    refused(
+        &["train", "--resume", "r", "--steps", "20", "--set", "train.power_ema=0.05, 0.08"],
+        &["train.power_ema: 0.08 is not kept in", "checkpoints/step-0000018", "--init"],
+    );
     refused(&["average", "r", "--sigma-rel", "0.5"], &["0.5 is out of range", "0.05 to 0.15 being usual"]);
     refused(
         &["average", "r", "--sigma-rel", "0.1", "--step", "5"],

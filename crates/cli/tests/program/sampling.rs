@@ -33,12 +33,20 @@ fn the_grid_has_eight_a_row_with_two_pixels_between() {
     place.train("r", 1, 0, &[]).well();
     for (count, width, height) in [("7", 7 * 14 + 2, 16), ("8", 8 * 14 + 2, 16), ("9", 8 * 14 + 2, 30)] {
         let done = place.ddpm(&["sample", "runs/r", "-n", count, "--steps", "3"]).well();
-        let grid = "runs/r/samples/seed-0/grid.png";
+        let grid = "runs/r/samples/seed-0-steps-3/grid.png";
         assert_eq!(done.out, format!("{grid}\n"));
         assert_eq!(image::image_dimensions(place.path(grid)).unwrap(), (width, height));
     }
-    let one = image::open(place.path("runs/r/samples/seed-0/0000.png")).unwrap();
+    let folder = place.path("runs/r/samples/seed-0-steps-3");
+    let one = image::open(folder.join("0000.png")).unwrap();
     assert_eq!((one.width(), one.height(), one.color()), (12, 12, image::ColorType::L8));
+    // What an earlier call left is not mixed with what a later one draws.
+    let draw = |more: &[&str]| {
+        place.ddpm(&[&["sample", "r", "--steps", "3"], more].concat()).well();
+        names(&folder)
+    };
+    draw(&["-n", "3", "--progress", "x0"]);
+    assert_eq!(draw(&["-n", "2"]), ["0000.png", "0001.png", "grid.png"]);
 }
 
 #[test]
@@ -165,7 +173,7 @@ fn the_nearest_training_pictures_are_set_beside_the_samples() {
     {
         assert!(done.out.contains(part), "{part}: {}", done.out);
     }
-    let folder = place.path("runs/r/samples/seed-0");
+    let folder = place.path("runs/r/samples/seed-0-sampler-ddim-steps-2");
     let pairs = image::image_dimensions(folder.join("nearest.png")).unwrap();
     assert_eq!(pairs, (8 * 14 + 2, 2 * 14 + 2), "four pairs a row");
     let table = fs::read_to_string(folder.join("nearest.csv")).unwrap();

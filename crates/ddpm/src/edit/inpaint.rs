@@ -5,8 +5,8 @@ use super::refused;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::sampler::drawing::{Drawing, blend};
-use crate::sampler::{Levels, SampleStep, Seeds, Threshold};
-use crate::schedule::{Level, Posterior};
+use crate::sampler::{Levels, SampleStep, Seeds, Threshold, Variance, ancestral};
+use crate::schedule::Level;
 use ddpm_engine::rng::Purpose;
 
 /// Fills a part of a picture with what the network expects beside the rest. The known part is given to each step, noised to
@@ -20,6 +20,8 @@ pub struct RePaint {
     pub jump: usize,
     /// The paper's r or U: how often each stretch of j steps is walked in all. 1 takes nothing back; the paper has 10.
     pub resamplings: usize,
+    /// The variance of a step, as [`Ddpm`](crate::sampler::Ddpm) has it.
+    pub variance: Option<Variance>,
     /// What is done about expected pictures outside [-1, 1].
     pub threshold: Threshold,
 }
@@ -77,7 +79,7 @@ impl RePaint {
     /// x_T ~ N(0, I)
     /// for each level t, from the noisiest:
     ///     known   = alpha_{t-1} x_0 + sigma_{t-1} z                                                  (eq. 8a)
-    ///     unknown ~ N(mu_tilde_t(x_t, x_0 as predicted), beta_tilde_t)                               (eq. 8b)
+    ///     unknown ~ N(mu_tilde_t(x_t, x_0 as predicted), sigma_t^2)                                  (eq. 8b)
     ///     x_{t-1} = m known + (1 - m) unknown                                                        (eq. 8c)
     ///     at every j-th level, r - 1 times, back and down again:
     ///         x_{t-1+j} = alpha_{t-1+j} / alpha_{t-1} x_{t-1} + sqrt(1 - (alpha_{t-1+j} / alpha_{t-1})^2) z
@@ -113,11 +115,7 @@ impl RePaint {
                 blend(&mut d.x, keep, [((1.0 - keep * keep).sqrt(), &back)]);
                 continue;
             }
-            d.denoise(from)?;
-            d.draw_noise();
-            let posterior = Posterior::between(from, to);
-            let z = (posterior.variance.sqrt(), &d.z[..]);
-            blend(&mut d.x, posterior.xt, [(posterior.x0, &d.x_0), z]);
+            ancestral(&mut d, from, to, self.variance)?;
             for (x, z) in d.x.chunks_mut(len.max(1)).zip(d.z.chunks(len.max(1))) {
                 for i in (0..len).filter(|&i| !unknown[i]) {
                     x[i] = (to.alpha * f64::from(x_0[i]) + to.sigma * f64::from(z[i])) as f32;
@@ -139,11 +137,11 @@ mod tests {
     use super::super::support::{Gaussian, schedule};
     use super::*;
     use crate::process::Prediction;
-    use crate::sampler::Spacing;
+    use crate::sampler::{Ddpm, Sampler, Spacing};
 
     fn repaint(steps: usize, jump: usize, resamplings: usize) -> RePaint {
         let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), Spacing::Linspace).unwrap();
-        RePaint { levels, jump, resamplings, threshold: Threshold::None }
+        RePaint { levels, jump, resamplings, variance: None, threshold: Threshold::None }
     }
 
     #[test]
@@ -201,6 +199,52 @@ mod tests {
             assert!((m - mean).abs() < 0.038, "{prediction}: {m}");
             assert!((d / deviation - 1.0).abs() < 0.1, "{prediction}: {d} for {deviation}");
         }
+    }
+
+    /// Has learnt a variance.
+    struct Learned(Gaussian, Vec<f32>);
+
+    impl Denoiser for Learned {
+        fn batch(&self) -> usize {
+            self.0.batch()
+        }
+
+        fn picture_len(&self) -> usize {
+            self.0.picture_len()
+        }
+
+        fn prediction(&self) -> Prediction {
+            self.0.prediction()
+        }
+
+        fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+            self.0.predict(x_t, t, output)
+        }
+
+        fn variance(&self) -> Option<&[f32]> {
+            Some(&self.1)
+        }
+    }
+
+    #[test]
+    fn a_filling_of_all_is_an_ancestral_sample_of_the_same_variance() {
+        let mut all: Vec<Vec<f32>> = Vec::new();
+        for variance in [None, Some(Variance::Small), Some(Variance::Large), Some(Variance::Learned)] {
+            let repaint = RePaint { variance, ..repaint(10, 2, 1) };
+            let mut denoiser = Learned(Gaussian::correlated(2, Prediction::Eps), vec![0.25; 4]);
+            let seeds = Seeds { seed: 5, first: 0 };
+            let filled = repaint.fill(&mut denoiser, seeds, &[f32::NAN; 2], &[true; 2], &mut |_| Ok(()));
+            let sampler = Ddpm { levels: repaint.levels, variance, threshold: Threshold::None };
+            let drawn = sampler.sample(&mut denoiser, seeds, &mut |_| Ok(())).unwrap();
+            assert_eq!(filled.unwrap(), drawn, "{variance:?}");
+            all.push(drawn);
+        }
+        assert!(all[0] == all[3] && all[0] != all[1] && all[0] != all[2] && all[1] != all[2]);
+        let mut gaussian = Gaussian::correlated(1, Prediction::Eps);
+        let repaint = RePaint { variance: Some(Variance::Learned), ..repaint(10, 2, 2) };
+        let seeds = Seeds { seed: 5, first: 0 };
+        let error = repaint.fill(&mut gaussian, seeds, &[0.0; 2], &[true; 2], &mut |_| Ok(()));
+        assert!(error.unwrap_err().to_string().contains("learnt no variance"));
     }
 
     #[test]

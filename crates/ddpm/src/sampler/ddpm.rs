@@ -4,7 +4,7 @@ use super::drawing::{Drawing, blend};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
-use crate::schedule::Posterior;
+use crate::schedule::{Level, Posterior};
 use serde::{Deserialize, Serialize};
 
 /// The variance of a step's noise, `sigma_t^2`: the two choices of section 3.2, the best ones for the two extremes of data,
@@ -69,34 +69,46 @@ impl Sampler for Ddpm {
     ) -> Result<Vec<f32>> {
         let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
         for (from, to) in self.levels.pairs() {
-            d.denoise(from)?;
-            let posterior = Posterior::between(from, to);
-            blend(&mut d.x, posterior.xt, [(posterior.x0, &d.x_0)]);
-            if to.sigma > 0.0 {
-                let (small, large) = (posterior.variance, 1.0 - (from.alpha / to.alpha).powi(2));
-                d.draw_noise();
-                let deviation = |v: f32| {
-                    let part = (f64::from(v) + 1.0) / 2.0;
-                    (0.5 * (part * large.ln() + (1.0 - part) * small.ln())).exp()
-                };
-                let learned = match self.variance {
-                    None | Some(Variance::Learned) => d.variance(),
-                    Some(Variance::Small | Variance::Large) => None,
-                };
-                let noise = learned.map(|v| -> Vec<f32> {
-                    d.z.iter().zip(v).map(|(z, v)| (deviation(*v) * f64::from(*z)) as f32).collect()
-                });
-                match (noise, self.variance) {
-                    (Some(noise), _) => blend(&mut d.x, 1.0, [(1.0, &noise)]),
-                    (None, Some(Variance::Learned)) => return Err(Variance::not_learned()),
-                    (None, Some(Variance::Large)) => blend(&mut d.x, 1.0, [(large.sqrt(), &d.z)]),
-                    (None, Some(Variance::Small) | None) => blend(&mut d.x, 1.0, [(small.sqrt(), &d.z)]),
-                }
-            }
+            ancestral(&mut d, from, to, self.variance)?;
             d.step(from)?;
         }
         Ok(d.x)
     }
+}
+
+/// One turn of the loop in [`Ddpm::sample_from`], up to telling of it: asks the network, draws z, and goes to less noise.
+pub(crate) fn ancestral(
+    d: &mut Drawing<'_>,
+    from: Level,
+    to: Level,
+    variance: Option<Variance>,
+) -> Result<()> {
+    d.denoise(from)?;
+    d.draw_noise();
+    let posterior = Posterior::between(from, to);
+    blend(&mut d.x, posterior.xt, [(posterior.x0, &d.x_0)]);
+    if to.sigma == 0.0 {
+        return Ok(());
+    }
+    let (small, large) = (posterior.variance, 1.0 - (from.alpha / to.alpha).powi(2));
+    let deviation = |v: f32| {
+        let part = (f64::from(v) + 1.0) / 2.0;
+        (0.5 * (part * large.ln() + (1.0 - part) * small.ln())).exp()
+    };
+    let learned = match variance {
+        None | Some(Variance::Learned) => d.variance(),
+        Some(Variance::Small | Variance::Large) => None,
+    };
+    let noise = learned.map(|v| -> Vec<f32> {
+        d.z.iter().zip(v).map(|(z, v)| (deviation(*v) * f64::from(*z)) as f32).collect()
+    });
+    match (noise, variance) {
+        (Some(noise), _) => blend(&mut d.x, 1.0, [(1.0, &noise)]),
+        (None, Some(Variance::Learned)) => return Err(Variance::not_learned()),
+        (None, Some(Variance::Large)) => blend(&mut d.x, 1.0, [(large.sqrt(), &d.z)]),
+        (None, Some(Variance::Small) | None) => blend(&mut d.x, 1.0, [(small.sqrt(), &d.z)]),
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod spacing;
 mod unipc;
 
 pub use ddim::Ddim;
+pub(crate) use ddpm::ancestral;
 pub use ddpm::{Ddpm, Variance};
 pub use dpm_solver::{DpmSolver2M, DpmSolver2S};
 pub use drawing::Threshold;

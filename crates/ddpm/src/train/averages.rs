@@ -117,20 +117,34 @@ impl Averages {
         self.all.iter().map(of).collect()
     }
 
-    /// Takes up those that a checkpoint has; the others begin with its weights, which must be the executor's by now.
+    /// Takes up those that a checkpoint of step `step` has; other decays begin with its weights, which must be the executor's
+    /// by now.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for tensors that are not this network's.
+    /// [`Error::Checkpoint`] for tensors that are not this network's; [`Error::Config`] for a power-function average that the
+    /// checkpoint has not: its profile is over all steps from the first, whose weights are gone.
     pub fn restore(
         &mut self,
         exec: &dyn Executor,
         specs: &[ParameterSpec],
+        step: u64,
         from: &[(String, Vec<NamedTensor>)],
         origin: &std::path::Path,
     ) -> Result<()> {
         self.start(exec, specs)?;
         for average in &mut self.all {
-            let Some((name, tensors)) = from.iter().find(|(name, _)| *name == average.name) else { continue };
+            let Some((name, tensors)) = from.iter().find(|(name, _)| *name == average.name) else {
+                if step > 0 && Self::is_power(&average.name) {
+                    let reason = format!(
+                        "{} is not kept in {}, and would be an average over all steps from the first, {step} of which are over; \
+                         leave it out here, or begin a new run with the weights of this one (--init)",
+                        &average.name[checkpoint::POWER.len()..],
+                        origin.display()
+                    );
+                    return Err(Error::Config { key: "train.power_ema".to_owned(), reason });
+                }
+                continue;
+            };
             for (spec, data) in specs.iter().zip(&mut average.parameters) {
                 let found = tensors.iter().find(|t| t.name == spec.name && t.shape == spec.shape);
                 let Some(tensor) = found else {

@@ -83,6 +83,15 @@ pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], doing: &'stati
     done.map_err(Error::io(path, doing))
 }
 
+/// Writes a whole file, or puts it in the place of one, in one step: a crash or a full disk leaves the old file or the new.
+/// `doing` is what errors say that was tried, as "write the table".
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn write_file(path: &Path, bytes: &[u8], doing: &'static str) -> Result<()> {
+    replace(&RealDisk, path, bytes, doing)
+}
+
 /// Reads a file of at most `most` bytes.
 pub(crate) fn read(path: &Path, doing: &'static str, most: u64) -> Result<Vec<u8>> {
     let read = || -> io::Result<Vec<u8>> {

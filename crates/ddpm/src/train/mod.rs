@@ -17,5 +17,6 @@ pub mod session;
 pub mod trainer;
 
 pub use data::{check_data, open_data};
+pub use disk::write_file;
 pub use session::{Event, Outcome, Session, Start};
 pub use trainer::{StepReport, TrainPlan, Trainer, memory};

@@ -248,7 +248,7 @@ pub fn write(weights: &[NamedTensor], path: &Path) -> Result<()> {
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
     }
-    super::disk::replace(&super::disk::RealDisk, path, &bytes, "write the averaged weights")
+    super::write_file(path, &bytes, "write the averaged weights")
 }
 
 #[cfg(test)]

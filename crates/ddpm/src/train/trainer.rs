@@ -408,10 +408,11 @@ impl Trainer {
             let ema = if checkpoint.ema.is_empty() { &checkpoint.weights } else { &checkpoint.ema };
             self.set_tensors(Region::Ema, ema, origin)?;
         }
-        self.averages.restore(&*self.exec, &self.graph.parameters, &checkpoint.averages, origin)?;
+        let (step, averages) = (checkpoint.manifest.step, &checkpoint.averages);
+        self.averages.restore(&*self.exec, &self.graph.parameters, step, averages, origin)?;
         let damaged = |reason| Error::Checkpoint { path: origin.to_owned(), reason };
         self.rate.restore(checkpoint.manifest.plateau).map_err(damaged)?;
-        self.step = checkpoint.manifest.step;
+        self.step = step;
         Ok(())
     }
 }
@@ -480,6 +481,22 @@ mod tests {
         );
         assert_eq!((trainer.steps_done(), trainer.tensors(Region::Weights).unwrap()), (0, weights));
         assert!(trainer.tensors(Region::ExpAvg).unwrap().iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
+    }
+
+    #[test]
+    fn averages_over_all_steps_are_not_begun_in_the_middle() {
+        let mut plain = trainer(&[]);
+        let with = |added: &str| trainer(&[("train.power_ema", added), ("train.ema_decays", "0.5")]);
+        let first = plain.checkpoint(None).unwrap();
+        with("0.05").restore(&first, Path::new("first")).unwrap();
+        plain.step().unwrap();
+        let later = plain.checkpoint(None).unwrap();
+        let error = with("0.05").restore(&later, Path::new("later")).unwrap_err().to_string();
+        for part in ["train.power_ema: 0.05 is not kept in later", "1 of which are over", "--init"] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Decays forget their beginning.
+        with("").restore(&later, Path::new("later")).unwrap();
     }
 
     #[test]

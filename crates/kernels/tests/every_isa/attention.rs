@@ -4,6 +4,7 @@ use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::attention::{Attention, Saved};
 use ddpm_kernels::conv::Factors;
+use ddpm_kernels::random::Dropout;
 use ddpm_kernels::reference::{self, AttentionShape};
 
 /// An error of a score, in units of `sum |q| |k| / sqrt(width)`, is the same relative error of its `e^s`. So all
@@ -18,42 +19,58 @@ const LOGARITHM: f64 = 8.0;
 const WIDTHS: [usize; 11] = [1, 3, 4, 5, 8, 12, 16, 20, 32, 33, 64];
 const TOKENS: [usize; 16] = [1, 2, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 97, 128, 130, 196];
 
+/// With bf16 factors, in units of the formula with every term's absolute value: each of the two factors of a product is off by
+/// 2^-9 at most, and a score's error is one of its weight.
+const BF16: f64 = 4.0;
+
+/// What one unit of these bounds is, in f32's.
+pub fn unit_of(factors: Factors) -> f64 {
+    match factors {
+        Factors::F32 => 1.0,
+        Factors::Bf16 => 1.0 / 512.0 / f64::from(f32::EPSILON),
+    }
+}
+
+fn prepare(isa: Isa, factors: Factors, shape: AttentionShape) -> Attention {
+    Attention::new(isa, factors, shape.tokens, shape.channels, shape.heads)
+}
+
 /// `o` and `lse`, in tasks of `part` queries.
-fn run_forward(isa: Isa, shape: AttentionShape, qkv: &[f32], part: usize) -> (Vec<f32>, Vec<f32>) {
+pub fn run_forward(
+    isa: Isa,
+    factors: Factors,
+    shape: AttentionShape,
+    qkv: &[f32],
+    dropout: Option<Dropout>,
+    part: usize,
+) -> (Vec<f32>, Vec<f32>) {
     let AttentionShape { tokens, channels, heads } = shape;
-    let tiles = Attention::new(isa, Factors::F32, tokens, channels, heads);
+    let tiles = prepare(isa, factors, shape);
     let (mut o, mut lse) = (unwritten(tokens * channels), unwritten(tokens * heads));
     let parts = o.chunks_mut(part * channels).zip(lse.chunks_mut(part * heads));
     for (i, (o, lse)) in parts.enumerate() {
-        tiles.forward(qkv, i * part, None, o, lse, &mut unwritten(tiles.scratch_len()));
+        tiles.forward(qkv, i * part, dropout, o, lse, &mut unwritten(tiles.scratch_len()));
     }
     (o, lse)
 }
 
-fn run_backward(
-    isa: Isa,
-    shape: AttentionShape,
-    qkv: &[f32],
-    o: &[f32],
-    lse: &[f32],
-    d_o: &[f32],
-) -> Vec<f32> {
-    let tiles = Attention::new(isa, Factors::F32, shape.tokens, shape.channels, shape.heads);
-    let mut dqkv = unwritten(qkv.len());
-    let saved = Saved { qkv, o, lse, d_o, dropout: None };
-    tiles.backward(&saved, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
+pub fn run_backward(isa: Isa, factors: Factors, shape: AttentionShape, saved: &Saved<'_>) -> Vec<f32> {
+    let tiles = prepare(isa, factors, shape);
+    let mut dqkv = unwritten(saved.qkv.len());
+    tiles.backward(saved, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
     dqkv
 }
 
 /// The same in ranges of keys, added up for `rows` tokens at a time.
-fn run_backward_in_ranges(
+pub fn run_backward_in_ranges(
     isa: Isa,
+    factors: Factors,
     shape: AttentionShape,
     saved: &Saved<'_>,
     ranges: usize,
     rows: usize,
 ) -> Vec<f32> {
-    let tiles = Attention::new(isa, Factors::F32, shape.tokens, shape.channels, shape.heads);
+    let tiles = prepare(isa, factors, shape);
     let len = tiles.partial_len(ranges);
     let mut partials = unwritten(shape.heads * ranges * len);
     for (task, out) in partials.chunks_mut(len).enumerate() {
@@ -67,13 +84,18 @@ fn run_backward_in_ranges(
 }
 
 /// The sums `sum |q| |k| / sqrt(width)`: the largest of all heads.
-fn score_magnitude(shape: AttentionShape, qkv: &[f32]) -> f64 {
+pub fn score_magnitude(shape: AttentionShape, qkv: &[f32]) -> f64 {
     (0..shape.heads).flat_map(|head| shape.scores(&magnitudes(qkv), head)).fold(0.0, f64::max)
 }
 
-/// Results with every term's absolute value: `sum of p |v|`, and the gradients' formulas with
-/// `|ds| = p (|do| . |v| + sum over keys of p (|do| . |v|))`.
-fn result_magnitudes(shape: AttentionShape, qkv: &[f32], d_o: &[f32]) -> (Vec<f64>, Vec<f64>) {
+/// Results with every term's absolute value: `sum of p D |v|`, and the gradients' formulas with
+/// `|ds| = p (D |do| . |v| + sum over keys of p D (|do| . |v|))`; D is `factor(head, query, key)`, dropout's.
+pub fn result_magnitudes(
+    shape: AttentionShape,
+    qkv: &[f32],
+    d_o: &[f32],
+    factor: &dyn Fn(usize, usize, usize) -> f64,
+) -> (Vec<f64>, Vec<f64>) {
     let AttentionShape { tokens, channels, heads } = shape;
     let width = channels / heads;
     let scale = 1.0 / (width as f64).sqrt();
@@ -86,14 +108,18 @@ fn result_magnitudes(shape: AttentionShape, qkv: &[f32], d_o: &[f32]) -> (Vec<f6
             let p = &p[query * tokens..][..tokens];
             let d_o = &abs_do[query * channels + head * width..][..width];
             let dp: Vec<f64> = (0..tokens)
-                .map(|key| d_o.iter().zip(&abs_qkv[at(key, 2)..]).map(|(d, v)| d * v).sum())
+                .map(|key| {
+                    let dot: f64 = d_o.iter().zip(&abs_qkv[at(key, 2)..]).map(|(d, v)| d * v).sum();
+                    factor(head, query, key) * dot
+                })
                 .collect();
             let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
             for key in 0..tokens {
                 let ds = p[key] * (dp[key] + mean) * scale;
+                let kept = p[key] * factor(head, query, key);
                 for d in 0..width {
-                    o[query * channels + head * width + d] += p[key] * abs_qkv[at(key, 2) + d];
-                    dqkv[at(key, 2) + d] += p[key] * d_o[d];
+                    o[query * channels + head * width + d] += kept * abs_qkv[at(key, 2) + d];
+                    dqkv[at(key, 2) + d] += kept * d_o[d];
                     dqkv[at(query, 0) + d] += ds * abs_qkv[at(key, 1) + d];
                     dqkv[at(key, 1) + d] += ds * abs_qkv[at(query, 0) + d];
                 }
@@ -123,17 +149,17 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
             let (o, lse) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
             let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
             let unit = 1.0 + score_magnitude(shape, &qkv);
-            let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
+            let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &|_, _, _| 1.0);
             o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
             for isa in Isa::all() {
-                let (got_o, got_lse) = run_forward(isa, shape, &qkv, tokens);
+                let (got_o, got_lse) = run_forward(isa, Factors::F32, shape, &qkv, None, tokens);
                 o_within.check(isa, &shape, &got_o, &o, &o_mag);
                 lse_within.check(isa, &shape, &got_lse, &lse, &vec![unit; lse.len()]);
-                let got = run_backward(isa, shape, &qkv, &got_o, &got_lse, &d_o);
-                d_within.check(isa, &shape, &got, &dqkv, &d_mag);
                 let saved = Saved { qkv: &qkv, o: &got_o, lse: &got_lse, d_o: &d_o, dropout: None };
+                let got = run_backward(isa, Factors::F32, shape, &saved);
+                d_within.check(isa, &shape, &got, &dqkv, &d_mag);
                 let (ranges, rows) = (1 + (i + j) % 3, 40 + 17 * j);
-                let in_ranges = run_backward_in_ranges(isa, shape, &saved, ranges, rows);
+                let in_ranges = run_backward_in_ranges(isa, Factors::F32, shape, &saved, ranges, rows);
                 if ranges == 1 {
                     assert_eq!(bits(&in_ranges), bits(&got), "{isa}, {shape:?}");
                 }
@@ -143,14 +169,12 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
     }
 }
 
-/// With bf16 factors, in units of the formula with every term's absolute value: each of the two factors of a product is off by
-/// 2^-9 at most, and a score's error is one of its weight.
 #[test]
 fn bf16_factors_err_by_their_rounding() {
-    const ROUNDING: f64 = 1.0 / 512.0;
+    let mut o_within = Within::new("attention with bf16 factors, o", BF16);
+    let mut d_within = Within::new("attention with bf16 factors, dqkv", BF16);
     let mut rng = Rng::new(36);
-    let mut worst = [0.0_f64; 2];
-    for (tokens, heads, width) in [
+    for (i, (tokens, heads, width)) in [
         (1, 1, 4),
         (2, 2, 5),
         (17, 2, 4),
@@ -160,34 +184,37 @@ fn bf16_factors_err_by_their_rounding() {
         (97, 1, 20),
         (130, 2, 16),
         (196, 1, 32),
+        (197, 2, 3),
         (1300, 1, 48),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let shape = AttentionShape { tokens, channels: heads * width, heads };
         let (qkv, d_o) = (rng.vec(tokens * 3 * shape.channels), rng.vec(tokens * shape.channels));
         let (o, _) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
         let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
-        let (o_mag, d_mag) = result_magnitudes(shape, &qkv, &d_o);
-        let unit = 1.0 + score_magnitude(shape, &qkv);
+        let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &|_, _, _| 1.0);
+        let unit = unit_of(Factors::Bf16) * (1.0 + score_magnitude(shape, &qkv));
+        o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m = unit * m.max(1e-9));
         for isa in Isa::all() {
-            let of = Attention::new(isa, Factors::Bf16, tokens, shape.channels, heads);
-            let (mut got, mut lse) = (unwritten(o.len()), unwritten(tokens * heads));
-            of.forward(&qkv, 0, None, &mut got, &mut lse, &mut unwritten(of.scratch_len()));
-            let mut d = unwritten(qkv.len());
-            let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: None };
-            of.backward(&saved, &mut d, &mut unwritten(of.backward_scratch_len()));
-            for (worst, (got, want, mag)) in worst.iter_mut().zip([(&got, &o, &o_mag), (&d, &dqkv, &d_mag)]) {
-                for ((got, want), mag) in got.iter().zip(want).zip(mag) {
-                    let error = (f64::from(*got) - want).abs() / (ROUNDING * unit * mag.max(1e-9));
-                    assert!(error <= 4.0, "{isa}, {shape:?}: {got}, not {want}: {error}");
-                    *worst = worst.max(error);
-                }
-            }
+            let (got, lse) = run_forward(isa, Factors::Bf16, shape, &qkv, None, tokens);
+            o_within.check(isa, &shape, &got, &o, &o_mag);
             // Not computed in f32, unless one key makes every weight 1.
             let exactly = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-5 * want.abs();
             assert!(tokens < 17 || !got.iter().zip(&o).all(exactly), "{isa}, {shape:?}");
+            let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: None };
+            let whole = run_backward(isa, Factors::Bf16, shape, &saved);
+            d_within.check(isa, &shape, &whole, &dqkv, &d_mag);
+            for ranges in [1, 2 + i % 3] {
+                let got = run_backward_in_ranges(isa, Factors::Bf16, shape, &saved, ranges, 40 + 17 * i);
+                if ranges == 1 {
+                    assert_eq!(bits(&got), bits(&whole), "{isa}, {shape:?}");
+                }
+                d_within.check(isa, &(shape, ranges), &got, &dqkv, &d_mag);
+            }
         }
     }
-    println!("attention with bf16 factors: worst {worst:.2?} of its rounding");
 }
 
 #[test]
@@ -202,10 +229,10 @@ fn a_run_in_parts_gives_the_same_bits() {
             token[..shape.channels].iter_mut().for_each(|q| *q *= 300.0);
         }
         for isa in Isa::all() {
-            let (o, lse) = run_forward(isa, shape, &qkv, tokens);
+            let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, tokens);
             let task = Attention::new(isa, Factors::F32, tokens, shape.channels, heads).task_queries(16);
             for part in [1, 7, 16, 31, 50, task] {
-                let (part_o, part_lse) = run_forward(isa, shape, &qkv, part);
+                let (part_o, part_lse) = run_forward(isa, Factors::F32, shape, &qkv, None, part);
                 assert_eq!(bits(&part_o), bits(&o), "{isa}, {part} queries of {shape:?}");
                 assert_eq!(bits(&part_lse), bits(&lse), "{isa}, {part} queries of {shape:?}");
             }
@@ -226,11 +253,12 @@ fn scores_far_apart_overflow_nothing() {
         }
         let d_o = rng.vec(200 * width);
         for isa in Isa::all() {
-            let (o, lse) = run_forward(isa, shape, &qkv, 200);
+            let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, 200);
             for row in o.chunks_exact(width) {
                 assert_eq!(row, &qkv[(190 * 3 + 2) * width..191 * 3 * width], "{isa}, {width}");
             }
-            let dqkv = run_backward(isa, shape, &qkv, &o, &lse, &d_o);
+            let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
+            let dqkv = run_backward(isa, Factors::F32, shape, &saved);
             assert!(dqkv.iter().all(|v| v.is_finite()), "{isa}, {width}");
         }
     }
@@ -250,7 +278,7 @@ fn equal_scores_give_the_mean_of_the_values() {
         }
         let values = |d: usize| qkv.chunks_exact(3 * width).map(move |row| f64::from(row[2 * width + d]));
         for isa in Isa::all() {
-            let (o, lse) = run_forward(isa, shape, &qkv, 70);
+            let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, 70);
             for (i, o) in o.iter().enumerate() {
                 let mean = values(i % width).sum::<f64>() / 70.0;
                 // A score's last bits differ among keys by nothing: only the sums' rounding is left.
@@ -276,15 +304,16 @@ fn scores_far_below_zero_leave_the_padding_without_influence() {
     let d_o: Vec<f32> = rng.vec(50 * 4).iter().map(|v| v * 1e3).collect();
     let unit = 1.0 + score_magnitude(shape, &qkv);
     assert!(unit > 250.0);
-    let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o);
+    let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &|_, _, _| 1.0);
     o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
     let (want, _) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
     let want_d = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
     let mut within = Within::new("attention, low scores", BACKWARD);
     for isa in Isa::all() {
-        let (o, lse) = run_forward(isa, shape, &qkv, 50);
+        let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, 50);
         within.check(isa, "o", &o, &want, &o_mag);
-        within.check(isa, "dqkv", &run_backward(isa, shape, &qkv, &o, &lse, &d_o), &want_d, &d_mag);
+        let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
+        within.check(isa, "dqkv", &run_backward(isa, Factors::F32, shape, &saved), &want_d, &d_mag);
     }
 }
 
@@ -306,10 +335,11 @@ fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
             let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
             for isa in Isa::all() {
                 let case = format!("part {part}, token {token} on {isa}, {shape:?}");
-                let (got_o, got_lse) = run_forward(isa, shape, &qkv, tokens);
+                let (got_o, got_lse) = run_forward(isa, Factors::F32, shape, &qkv, None, tokens);
                 assert_eq!(nans(wide(&got_o)), nans(o.clone()), "o: {case}");
                 assert_eq!(nans(wide(&got_lse)), nans(lse.clone()), "lse: {case}");
-                let got = run_backward(isa, shape, &qkv, &got_o, &got_lse, &d_o);
+                let saved = Saved { qkv: &qkv, o: &got_o, lse: &got_lse, d_o: &d_o, dropout: None };
+                let got = run_backward(isa, Factors::F32, shape, &saved);
                 assert_eq!(nans(wide(&got)), nans(dqkv.clone()), "dqkv: {case}");
             }
         }

@@ -1,8 +1,11 @@
 //! Dropout masks: alike on every instruction set, in every cut, and in number and spread what they should be.
 
-use crate::{Rng, Within, bits, magnitudes, unwritten, wide};
+use crate::attention::{
+    result_magnitudes, run_backward, run_backward_in_ranges, run_forward, score_magnitude, unit_of,
+};
+use crate::{Rng, Within, bits, wide};
 use ddpm_kernels::Isa;
-use ddpm_kernels::attention::{Attention, Saved};
+use ddpm_kernels::attention::Saved;
 use ddpm_kernels::conv::Factors;
 use ddpm_kernels::random::{Dropout, dropout};
 use ddpm_kernels::reference::{self, AttentionShape};
@@ -58,33 +61,43 @@ fn the_mean_stays_and_the_variance_is_that_of_dropout() {
     }
 }
 
-/// In units as in the tests of attention without dropout, with the factors in the formulas.
+/// In units as in the tests of attention without dropout, with the masks in the formulas.
 #[test]
 fn attention_with_dropout_agrees_with_the_oracle() {
     let mut rng = Rng::new(91);
-    let mut o_within = Within::new("attention with dropout, o", 4.0);
-    let mut d_within = Within::new("attention with dropout, dqkv", 16.0);
-    for (tokens, heads, width) in [(1, 2, 4), (15, 1, 3), (17, 2, 8), (33, 3, 4), (97, 2, 16), (130, 1, 33)] {
-        let shape = AttentionShape { tokens, channels: heads * width, heads };
-        let qkv = rng.vec(tokens * 3 * shape.channels);
-        let d_o = rng.vec(tokens * shape.channels);
-        let masks = Dropout::new(0.25, [3, 1, 4], [1, 5]);
-        let factor =
-            |head: usize, query: usize, key: usize| f64::from(masks.weight_factor(head, tokens, query, key));
-        let (o, _) = reference::attention(shape, &wide(&qkv), &factor);
-        let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &factor);
-        // Weights add up to at most 4 / 3 times 1, whatever they are; numbers are below 1 and scores below sqrt(width).
-        let unit = (1.0 + (width as f64).sqrt()) * 2.0;
-        let largest = |v: &[f64]| v.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(0.1);
-        for isa in Isa::all() {
-            let tiles = Attention::new(isa, Factors::F32, tokens, shape.channels, heads);
-            let (mut got, mut lse) = (unwritten(o.len()), unwritten(tokens * heads));
-            tiles.forward(&qkv, 0, Some(masks), &mut got, &mut lse, &mut unwritten(tiles.scratch_len()));
-            o_within.check(isa, &shape, &got, &o, &vec![unit * largest(&magnitudes(&d_o)); o.len()]);
-            let (mut d, mut scratch) = (unwritten(qkv.len()), unwritten(tiles.backward_scratch_len()));
-            let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: Some(masks) };
-            tiles.backward(&saved, &mut d, &mut scratch);
-            d_within.check(isa, &shape, &d, &dqkv, &vec![unit * largest(&dqkv); d.len()]);
+    for (factors, bound_of_gradients) in [(Factors::F32, 8.0), (Factors::Bf16, 4.0)] {
+        let mut o_within = Within::new("attention with dropout, o", 4.0);
+        let mut d_within = Within::new("attention with dropout, dqkv", bound_of_gradients);
+        for (tokens, heads, width) in
+            [(1, 2, 4), (15, 1, 3), (17, 2, 8), (33, 3, 4), (97, 2, 16), (130, 1, 33), (131, 2, 5)]
+        {
+            let shape = AttentionShape { tokens, channels: heads * width, heads };
+            let qkv = rng.vec(tokens * 3 * shape.channels);
+            let d_o = rng.vec(tokens * shape.channels);
+            let masks = Dropout::new(0.25, [3, 1, 4], [1, 5]);
+            let factor = |head: usize, query: usize, key: usize| {
+                f64::from(masks.weight_factor(head, tokens, query, key))
+            };
+            let (o, _) = reference::attention(shape, &wide(&qkv), &factor);
+            let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &factor);
+            let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &factor);
+            let unit = unit_of(factors) * (1.0 + score_magnitude(shape, &qkv));
+            o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m = unit * m.max(1e-9));
+            for isa in Isa::all() {
+                let (got, lse) = run_forward(isa, factors, shape, &qkv, Some(masks), tokens);
+                o_within.check(isa, &(factors, shape), &got, &o, &o_mag);
+                let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: Some(masks) };
+                let whole = run_backward(isa, factors, shape, &saved);
+                d_within.check(isa, &(factors, shape), &whole, &dqkv, &d_mag);
+                // The masks of a range of keys are those of these keys, not of as many of the first.
+                for ranges in 1..=3 {
+                    let got = run_backward_in_ranges(isa, factors, shape, &saved, ranges, 40);
+                    if ranges == 1 {
+                        assert_eq!(bits(&got), bits(&whole), "{isa}, {factors:?}, {shape:?}");
+                    }
+                    d_within.check(isa, &(factors, shape, ranges), &got, &dqkv, &d_mag);
+                }
+            }
         }
     }
 }

@@ -36,6 +36,8 @@ const MODEL: &str = "model.safetensors";
 pub(crate) const EMA: &str = "ema.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const MANIFEST: &str = "manifest.json";
+/// What errors call it.
+const CHECKPOINT: &str = "checkpoint";
 /// The files a manifest may list.
 const FILES: [&str; 3] = [MODEL, EMA, OPTIMIZER];
 /// What the names of other averages begin with: those with a decay of their own, and power-function averages.
@@ -133,31 +135,14 @@ pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
 
 fn save_on(disk: &dyn Disk, dir: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
     let path = path_of(dir, checkpoint.manifest.step);
-    let (temporary, old) = (folder::temporary(&path), folder::replaced(&path));
+    let temporary = folder::temporary(&path);
     consistent(checkpoint).map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
     // Left by an attempt of this process that could not clean up after itself.
     let _ = fs::remove_dir_all(&temporary);
-    let done = write_files(disk, &temporary, checkpoint).and_then(|()| {
-        let io = |e| helpful(Error::io(&path, "put the checkpoint in its place")(e), checkpoint);
-        let replaces = match disk.rename(&path, &old) {
-            Ok(()) => true,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-            Err(e) => return Err(io(e)),
-        };
-        if let Err(e) = disk.rename(&temporary, &path) {
-            if replaces {
-                // Should this fail too, the next start's sweep puts it back.
-                let _ = disk.rename(&old, &path);
-            }
-            return Err(io(e));
-        }
-        let synced = disk.sync_dir(dir).map_err(io);
-        if replaces {
-            // The next start's sweep removes what is left of it.
-            let _ = fs::remove_dir_all(&old);
-        }
-        synced
-    });
+    let io =
+        |e| helpful(Error::io(&path, "put the checkpoint in its place")(e), CHECKPOINT, numbers(checkpoint));
+    let done = write_files(disk, &temporary, checkpoint)
+        .and_then(|()| put_in_place(disk, dir, &temporary, &path).map_err(io));
     if done.is_err() {
         // Best effort: the next start sweeps it otherwise.
         let _ = fs::remove_dir_all(&temporary);
@@ -165,12 +150,35 @@ fn save_on(disk: &dyn Disk, dir: &Path, checkpoint: &Checkpoint) -> Result<PathB
     done.map(|()| path)
 }
 
+/// Gives the folder `temporary` its place `path` in `dir`. One that is there is whole until then.
+fn put_in_place(disk: &dyn Disk, dir: &Path, temporary: &Path, path: &Path) -> io::Result<()> {
+    let old = folder::replaced(path);
+    let replaces = match disk.rename(path, &old) {
+        Ok(()) => true,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+        Err(e) => return Err(e),
+    };
+    if let Err(e) = disk.rename(temporary, path) {
+        if replaces {
+            // Should this fail too, the next start's sweep puts it back.
+            let _ = disk.rename(&old, path);
+        }
+        return Err(e);
+    }
+    let synced = disk.sync_dir(dir);
+    if replaces {
+        // The next start's sweep removes what is left of it.
+        let _ = fs::remove_dir_all(&old);
+    }
+    synced
+}
+
 /// Writes all files into the new folder `folder`, the manifest last, and waits until they are on the disk.
 fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     const DOING: &str = "write the checkpoint";
     let io = |path: &Path| {
         let path = path.to_owned();
-        move |e| helpful(Error::io(path, DOING)(e), checkpoint)
+        move |e| helpful(Error::io(path, DOING)(e), CHECKPOINT, numbers(checkpoint))
     };
     disk.create_dir(folder).map_err(io(folder))?;
     let mut manifest = checkpoint.manifest.clone();
@@ -204,22 +212,27 @@ fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Resul
     disk.sync_dir(folder).map_err(io(folder))
 }
 
-/// Adds to an error in writing that the checkpoints before are whole, and for a full disk how much room is needed.
-fn helpful(error: Error, checkpoint: &Checkpoint) -> Error {
+/// All numbers of a checkpoint's tensors.
+fn numbers(checkpoint: &Checkpoint) -> usize {
+    let sets = [&checkpoint.weights, &checkpoint.ema, &checkpoint.exp_avg, &checkpoint.exp_avg_sq];
+    let sets = sets.into_iter().chain(checkpoint.averages.iter().map(|(_, set)| set));
+    sets.flatten().map(|t| t.data.len()).sum()
+}
+
+/// Adds to an error in writing a checkpoint (or a snapshot, `what`) of so many numbers that those before are whole, and for a full
+/// disk how much room is needed.
+fn helpful(error: Error, what: &str, numbers: usize) -> Error {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
     match error {
         Error::Io { path, doing, source } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
-            let sets = [&checkpoint.weights, &checkpoint.ema, &checkpoint.exp_avg, &checkpoint.exp_avg_sq];
-            let sets = sets.into_iter().chain(checkpoint.averages.iter().map(|(_, set)| set));
-            let values: u64 = sets.flatten().map(|t| t.data.len() as u64).sum();
-            let megabytes = (values * 4).div_ceil(1_000_000).max(1);
+            let megabytes = (numbers as u64 * 4).div_ceil(1_000_000).max(1);
             let help = format!(
-                "{source}; a checkpoint of this run takes {megabytes} MB: make room and resume; the checkpoints before it are whole"
+                "{source}; a {what} of this run takes {megabytes} MB: make room and resume; the {what}s before it are whole"
             );
             Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
         }
         Error::Io { path, doing, source } => {
-            let help = format!("{source}; mend this and resume; the checkpoints before it are whole");
+            let help = format!("{source}; mend this and resume; the {what}s before it are whole");
             Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
         }
         other => other,
@@ -348,24 +361,35 @@ pub fn load_weights_only(path: &Path, which: Which) -> Result<(Manifest, Vec<Nam
 /// # Errors
 /// [`Error::Io`]; nothing that was there is changed then.
 pub fn save_snapshot(dir: &Path, step: u64, averages: &[(String, Vec<NamedTensor>)]) -> Result<PathBuf> {
-    const DOING: &str = "write the snapshot";
+    fs::create_dir_all(dir).map_err(Error::io(dir, "make the folder of snapshots"))?;
+    save_snapshot_on(&RealDisk, dir, step, averages)
+}
+
+fn save_snapshot_on(
+    disk: &dyn Disk,
+    dir: &Path,
+    step: u64,
+    averages: &[(String, Vec<NamedTensor>)],
+) -> Result<PathBuf> {
+    let numbers = averages.iter().flat_map(|(_, set)| set).map(|t| t.data.len()).sum();
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |e| helpful(Error::io(path, "write the snapshot")(e), "snapshot", numbers)
+    };
     let path = path_of(dir, step);
     let temporary = folder::temporary(&path);
+    // Left by an attempt of this process that could not clean up after itself.
+    let _ = fs::remove_dir_all(&temporary);
     let write = || -> Result<()> {
-        fs::create_dir_all(&temporary).map_err(Error::io(&temporary, DOING))?;
+        disk.create_dir(&temporary).map_err(io(&temporary))?;
         for (name, set) in averages {
             let file = temporary.join(format!("{name}{SAFETENSORS}"));
             let bytes = to_bytes(set.iter().map(|t| ("", t)))
                 .map_err(|reason| Error::Checkpoint { path: file.clone(), reason })?;
-            disk::write(&RealDisk, &file, &bytes).map_err(Error::io(&file, DOING))?;
+            disk::write(disk, &file, &bytes).map_err(io(&file))?;
         }
-        RealDisk.sync_dir(&temporary).map_err(Error::io(&temporary, DOING))?;
-        if path.exists() {
-            // Made again by a run that was taken up before it: the same.
-            fs::remove_dir_all(&path).map_err(Error::io(&path, DOING))?;
-        }
-        RealDisk.rename(&temporary, &path).map_err(Error::io(&path, DOING))?;
-        RealDisk.sync_dir(dir).map_err(Error::io(dir, DOING))
+        disk.sync_dir(&temporary).map_err(io(&temporary))?;
+        put_in_place(disk, dir, &temporary, &path).map_err(io(&path))
     };
     let done = write();
     if done.is_err() {

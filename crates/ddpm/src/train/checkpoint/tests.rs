@@ -457,6 +457,36 @@ fn a_full_disk_at_any_call_leaves_the_old_checkpoints_and_nothing_else() {
     }
 }
 
+// As above.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_old_snapshot_and_says_what_to_do() {
+    let all = checkpoint(1);
+    let set = |tensors: &[NamedTensor]| ["power-0.05", "power-0.1"].map(|n| (n.to_owned(), tensors.to_vec()));
+    for stays_full in [false, true] {
+        let mut fails_at = 0;
+        loop {
+            let folder = tempfile::tempdir().unwrap();
+            let dir = folder.path();
+            let path = save_snapshot(dir, 7, &set(&all.weights)).unwrap();
+            let disk = FullDisk { calls: Rc::default(), fails_at, stays_full };
+            let Err(error) = save_snapshot_on(&disk, dir, 7, &set(&all.ema)) else {
+                // Two files of create, write and sync; the folder made and synced; the moves; the parent synced.
+                assert_eq!((fails_at, disk.calls.get()), (2 * 3 + 2 + 2 + 1, fails_at));
+                break;
+            };
+            let message = error.to_string();
+            let parts = [dir.to_str().unwrap(), "a snapshot of this run takes 1 MB: make room and resume"];
+            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+            assert_eq!(names(dir), ["step-0000007"]);
+            // The last call comes after the new one is in its place.
+            let there = if fails_at < 10 { &all.weights } else { &all.ema };
+            assert_eq!(read_weights_file(&path.join("power-0.1.safetensors")).unwrap(), *there, "{fails_at}");
+            fails_at += 1;
+        }
+    }
+}
+
 #[test]
 fn other_averages_are_kept_and_read_by_their_names() {
     let folder = tempfile::tempdir().unwrap();
