@@ -171,7 +171,7 @@ def steps(a, precision, record):
             mine, other = turns([ours(a, network, part, precision), theirs(a, network, part, precision, flags)], a.rounds)
             record[f'{network} {part} {precision}'] = {'ours': mine, 'theirs': other, 'flags': flags, 'written': written}
             rows.append([network, part, f'{mine["seconds"]:.3f} s', f'{other["seconds"]:.3f} s ({named(flags)})',
-                         ratio(other, mine, GOALS[precision][network]), f'{written:.3f} s' if written else 'not possible',
+                         ratio(other, mine, GOALS[precision][network]), f'{written:.3f} s' if written else 'not measured',
                          mib(mine), mib(other),
                          f'{mine["resident"] / other["resident"]:.2f}'])
             tell(' | '.join(rows[-1]))
@@ -273,6 +273,8 @@ def main():
             *machine.lines([f'torch {torch.__version__}', f'diffusers {diffusers.__version__}']),
             f'- {a.threads} threads; medians of {a.rounds} steps in turns; memory is the most that the process held'
             + (f'; ours with {", ".join(a.set)}' if a.set else ''), '']
+    if (a.work / 'variants.json').exists() and not a.again:
+        text[-1:] = ["- PyTorch's forms as an earlier look found them the fastest (`--again` looks anew)", '']
     record = {}
     store = a.work / 'compare.json'
 
