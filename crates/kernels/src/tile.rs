@@ -160,11 +160,11 @@ pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
     acc: &mut Acc<S, MR, NV>,
 ) {
     debug_assert_eq!(a.len() * NV, b.len() * MR);
-    for (a, b) in a.chunks_exact(MR * K_RUN).zip(b.chunks_exact(NV * K_RUN)) {
+    let (a, b) = (a.as_chunks::<K_RUN>().0, b.as_chunks::<NV>().0);
+    for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(K_RUN)) {
         for k in 0..K_RUN {
-            let row = vectors::<S, NV>(&b[k * NV..]);
             for r in 0..MR {
-                product.multiply(s, a[r * K_RUN + k], row, &mut acc[r]);
+                product.multiply(s, a[r][k], b[k], &mut acc[r]);
             }
         }
     }
@@ -205,6 +205,25 @@ pub fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
         let a = &a[..MR];
         for r in 0..MR {
             product.multiply(s, a[r], row, &mut acc[r]);
+        }
+    }
+}
+
+/// Sums of the largest tile.
+pub const MOST_SUMS: usize = 256;
+
+/// Puts the sums of a tile to a place near by, `[MR][NV]`, from where they may be taken row by row: in the function that
+/// makes them they are kept in registers only if all that is done with them is as simple as this.
+#[inline(always)]
+pub fn put_down<S: Simd, const MR: usize, const NV: usize>(
+    acc: &Acc<S, MR, NV>,
+    sums: &mut [f32; MOST_SUMS],
+) {
+    const { assert!(MR * NV <= MOST_SUMS) };
+    let sums = &mut S::as_mut_simd_f32s(sums).0[..MR * NV];
+    for r in 0..MR {
+        for v in 0..NV {
+            sums[r * NV + v] = acc[r][v];
         }
     }
 }

@@ -92,6 +92,12 @@ const HOTTEST: [Conv; 10] = [
     conv("double-conv", 4, 64, 64, 64),
 ];
 
+/// Linear layers before and after attention, which only the plain way makes.
+const LINEAR: [Conv; 2] = [
+    Conv { kernel: 1, ..conv("attention", 16, 28, 64, 192) },
+    Conv { kernel: 1, ..conv("attention", 16, 28, 64, 64) },
+];
+
 impl Conv {
     fn shape(&self) -> ConvShape {
         let (n, size, cin, cout) = match tiny() {
@@ -106,7 +112,7 @@ impl Conv {
             cout,
             kernel: (self.kernel, self.kernel),
             stride: (self.stride, self.stride),
-            pad: (1, 1),
+            pad: ((self.kernel - 1) / 2, (self.kernel - 1) / 2),
         }
     }
 }
@@ -123,12 +129,12 @@ impl fmt::Display for Conv {
 mod forward {
     use super::*;
 
-    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn f32(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::forward(bencher, conv.shape(), Factors::F32);
     }
 
-    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::forward(bencher, conv.shape(), Factors::Bf16);
     }
@@ -143,12 +149,12 @@ mod forward {
 mod data_gradient {
     use super::*;
 
-    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn f32(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::data_gradient(bencher, conv.shape(), Factors::F32);
     }
 
-    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::data_gradient(bencher, conv.shape(), Factors::Bf16);
     }
@@ -168,12 +174,12 @@ mod data_gradient {
 mod weight_gradient {
     use super::*;
 
-    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn f32(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::weight_gradient(bencher, conv.shape(), Factors::F32);
     }
 
-    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::weight_gradient(bencher, conv.shape(), Factors::Bf16);
     }

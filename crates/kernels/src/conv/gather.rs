@@ -3,7 +3,7 @@
 use super::{ConvShape, Factors, MOST_COLUMNS};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
+use crate::tile::{self, K_RUN, MOST_SUMS, Product, TileShape, with_tile};
 use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
@@ -11,6 +11,8 @@ const PIXEL_BLOCK: usize = 192;
 /// Longest run of k in one pass, about what the first-level cache holds of a B panel; longer ones make longer sums in one piece,
 /// which are less exact.
 const K_BLOCK: usize = 288;
+/// Words of weights that are near enough to be read again for every panel of pixels.
+const NEAR: usize = 96 << 10;
 
 /// One tap of a phase: which weights, and which input pixel relative to the output pixel.
 #[derive(Clone, Copy, Debug)]
@@ -349,27 +351,37 @@ impl Gather {
             let panels = pixels.len().div_ceil(self.tile.mr);
             let a = &mut scratch[..panels * self.tile.mr * k];
             for (panel, pixels) in a.chunks_exact_mut(self.tile.mr * k).zip(pixels.chunks(self.tile.mr)) {
-                self.gather(phase, pixels, input, k0, k, panel);
+                self.gather(s, product, phase, pixels, input, k0, k, panel);
                 self.words.round(panel);
             }
-            for j in 0..columns {
-                let b = &packed[phase.packed + (j * phase.k + k0) * self.nr()..][..k * self.nr()];
-                let epilogue = (k0 == 0).then_some(epilogue);
-                self.panel(s, product, epilogue, pixels, a, b, k, j, first, out);
-            }
+            let b = &packed[phase.packed..][..phase.k * columns * self.nr()];
+            let tiles =
+                Tiles { pixels, a, b, panels: (phase.k, columns), run: (k0, k), cout: self.cout, first };
+            let epilogue = (k0 == 0).then_some(epilogue);
+            with_tile!(self.tile, all_tiles::<S>(s, product, tiles, epilogue, out));
         }
     }
 
     /// Copies the inputs of the words `k0 .. k0 + k` of up to `mr` pixels into a blocked A panel.
     #[inline(always)]
-    fn gather(&self, phase: &Phase, pixels: &[Pixel], input: &[f32], k0: usize, k: usize, panel: &mut [f32]) {
+    fn gather<S: Simd>(
+        &self,
+        s: S,
+        product: impl Product,
+        phase: &Phase,
+        pixels: &[Pixel],
+        input: &[f32],
+        k0: usize,
+        k: usize,
+        panel: &mut [f32],
+    ) {
         let (mr, (h, w), cin) = (self.tile.mr, self.from, self.cin);
         let (k0, k) = (k0 * self.words.numbers(), k * self.words.numbers());
         let (first_tap, first_channel) = (k0 / cin, k0 % cin);
         for r in 0..mr {
             let mut to = Row { panel, mr, r, words: self.words };
             let Some(pixel) = pixels.get(r) else {
-                to.put(0, k, None);
+                to.put(s, product, 0, k, None);
                 continue;
             };
             let picture = pixel.picture * h * w;
@@ -381,106 +393,134 @@ impl Gather {
                 let x = pixel.x.wrapping_add(tap.offset.1) as usize;
                 if y < h && x < w {
                     let from = (picture + y * w + x) * cin + c;
-                    to.put(at, len, Some(&input[from..from + len]));
+                    to.put(s, product, at, len, Some(&input[from..from + len]));
                 } else {
-                    to.put(at, len, None);
+                    to.put(s, product, at, len, None);
                 }
                 (at, c) = (at + len, 0);
                 if at == k {
                     break;
                 }
             }
-            to.put(at, k - at, None);
+            to.put(s, product, at, k - at, None);
         }
-    }
-
-    /// All A panels of a block against one B panel.
-    #[inline(always)]
-    fn panel<S: Simd>(
-        &self,
-        s: S,
-        product: impl Product,
-        epilogue: Option<Epilogue<'_>>,
-        pixels: &[Pixel],
-        a: &[f32],
-        b: &[f32],
-        k: usize,
-        j: usize,
-        first: usize,
-        out: &mut [f32],
-    ) {
-        let columns = j * self.nr()..self.cout.min((j + 1) * self.nr());
-        let b = S::as_simd_f32s(b).0;
-        let place = |pixel: &Pixel| (pixel.out - first) * self.cout + columns.start;
-        with_tile!(
-            self.tile,
-            blocked_panels::<S>(
-                s,
-                product,
-                epilogue,
-                self.cout,
-                pixels,
-                a,
-                b,
-                k,
-                &place,
-                columns.clone(),
-                out
-            )
-        );
     }
 }
 
-/// One B panel; the first block of k begins with what the epilogue adds, the others add to what is there.
+/// A block of pixels and a run of k: the A panels of the one, the weights of the other.
+#[derive(Clone, Copy)]
+struct Tiles<'a> {
+    pixels: &'a [Pixel],
+    a: &'a [f32],
+    /// The weights of the phase.
+    b: &'a [f32],
+    /// Length of k in the phase, and B panels.
+    panels: (usize, usize),
+    /// The run of k: where it starts and how long it is.
+    run: (usize, usize),
+    cout: usize,
+    /// The first pixel of the output that there is.
+    first: usize,
+}
+
+/// All tiles of a block; the first run of k begins with what the epilogue adds, the others add to what is there.
 #[inline(always)]
-fn blocked_panels<S: Simd, const MR: usize, const NV: usize>(
+fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     product: impl Product,
+    tiles: Tiles<'_>,
     epilogue: Option<Epilogue<'_>>,
-    cout: usize,
-    pixels: &[Pixel],
-    a: &[f32],
-    b: &[S::f32s],
-    k: usize,
-    place: &impl Fn(&Pixel) -> usize,
-    columns: std::ops::Range<usize>,
     out: &mut [f32],
 ) {
-    for (a, pixels) in a.chunks_exact(MR * k).zip(pixels.chunks(MR)) {
+    let Tiles { pixels, a, b, panels: (phase_k, columns), run: (k0, k), cout, first } = tiles;
+    let (nr, rows) = (NV * S::F32_LANES, pixels.len().div_ceil(MR));
+    // Pixel by pixel the output is written front to back, for which the weights have to come from a near cache each time.
+    let by_pixels = k * columns * nr <= NEAR;
+    for tile in 0..rows * columns {
+        let (i, j) = if by_pixels { (tile / columns, tile % columns) } else { (tile % rows, tile / rows) };
+        let b = S::as_simd_f32s(&b[(j * phase_k + k0) * nr..][..k * nr]).0;
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::blocked(s, product, a, b, &mut acc);
-        for (acc, pixel) in acc.iter().zip(pixels) {
-            let row = &mut out[place(pixel)..][..columns.len()];
-            match epilogue {
-                Some(epilogue) => {
-                    tile::store_row(s, acc, row, false);
-                    epilogue.add(s, pixel, columns.start, cout, row);
-                }
-                None => tile::store_row(s, acc, row, true),
+        tile::blocked(s, product, &a[i * MR * k..][..MR * k], b, &mut acc);
+        let pixels = &pixels[i * MR..pixels.len().min((i + 1) * MR)];
+        let columns = j * nr..cout.min((j + 1) * nr);
+        let mut sums = [0.0; MOST_SUMS];
+        tile::put_down::<S, MR, NV>(&acc, &mut sums);
+        for (sums, pixel) in sums.chunks_exact(nr).zip(pixels) {
+            let row = &mut out[(pixel.out - first) * cout + columns.start..][..columns.len()];
+            finish_row::<S, NV>(s, sums, pixel, epilogue, columns.start, cout, row);
+        }
+    }
+}
+
+/// Puts the sums of a pixel's columns from `from` on to where they belong.
+#[inline(always)]
+fn finish_row<S: Simd, const NV: usize>(
+    s: S,
+    sums: &[f32],
+    pixel: &Pixel,
+    epilogue: Option<Epilogue<'_>>,
+    from: usize,
+    cout: usize,
+    row: &mut [f32],
+) {
+    if row.len() < sums.len() {
+        match epilogue {
+            Some(epilogue) => {
+                row.copy_from_slice(&sums[..row.len()]);
+                epilogue.add(s, pixel, from, cout, row);
+            }
+            None => row.iter_mut().zip(sums).for_each(|(y, x)| *y += x),
+        }
+        return;
+    }
+    let (sums, row) = (S::as_simd_f32s(sums).0, S::as_mut_simd_f32s(row).0);
+    match epilogue {
+        Some(epilogue) => {
+            let addends = epilogue.addends(pixel, from, cout, NV * S::F32_LANES);
+            for v in 0..NV {
+                row[v] = s.add_f32s(sums[v], sum_at(s, addends, v));
+            }
+        }
+        None => {
+            for v in 0..NV {
+                row[v] = s.add_f32s(sums[v], row[v]);
             }
         }
     }
 }
 
-impl Epilogue<'_> {
+/// The sum of the vectors at place `v`.
+#[inline(always)]
+fn sum_at<S: Simd>(s: S, addends: [Option<&[f32]>; 3], v: usize) -> S::f32s {
+    let mut sum = s.splat_f32s(0.0);
+    for i in 0..addends.len() {
+        if let Some(x) = addends[i] {
+            let x = &x[v * S::F32_LANES..][..S::F32_LANES];
+            sum = s.add_f32s(sum, S::as_simd_f32s(x).0[0]);
+        }
+    }
+    sum
+}
+
+impl<'a> Epilogue<'a> {
+    /// What is added to `len` columns of an output pixel from `from` on.
+    #[inline(always)]
+    fn addends(&self, pixel: &Pixel, from: usize, cout: usize, len: usize) -> [Option<&'a [f32]>; 3] {
+        [
+            self.bias.map(|b| &b[from..from + len]),
+            self.picture_bias.map(|b| &b[pixel.picture * cout + from..][..len]),
+            self.residual.map(|r| &r[pixel.out * cout + from..][..len]),
+        ]
+    }
+
     /// Adds to an output pixel's columns from `from` on: first to each other, then to what is there.
     #[inline(always)]
     fn add<S: Simd>(&self, s: S, pixel: &Pixel, from: usize, cout: usize, row: &mut [f32]) {
         let len = row.len();
-        let bias = self.bias.map(|b| &b[from..from + len]);
-        let picture_bias = self.picture_bias.map(|b| &b[pixel.picture * cout + from..][..len]);
-        let residual = self.residual.map(|r| &r[pixel.out * cout + from..][..len]);
-        let addends = [bias, picture_bias, residual];
+        let addends = self.addends(pixel, from, cout, len);
         let (whole, rest) = S::as_mut_simd_f32s(row);
         for (v, y) in whole.iter_mut().enumerate() {
-            let mut sum = s.splat_f32s(0.0);
-            for i in 0..addends.len() {
-                if let Some(x) = addends[i] {
-                    let x = &x[v * S::F32_LANES..][..S::F32_LANES];
-                    sum = s.add_f32s(sum, S::as_simd_f32s(x).0[0]);
-                }
-            }
-            *y = s.add_f32s(*y, sum);
+            *y = s.add_f32s(*y, sum_at(s, addends, v));
         }
         if !rest.is_empty() {
             let mut sum = s.splat_f32s(0.0);
@@ -506,7 +546,7 @@ struct Row<'a> {
 impl Row<'_> {
     /// Puts `len` numbers (zeros without a source) to the places `at ..`.
     #[inline(always)]
-    fn put(&mut self, at: usize, len: usize, source: Option<&[f32]>) {
+    fn put<S: Simd>(&mut self, s: S, product: impl Product, at: usize, len: usize, source: Option<&[f32]>) {
         let run = K_RUN * self.words.numbers();
         if len == 0 {
             return;
@@ -522,7 +562,7 @@ impl Row<'_> {
                 }
                 (Some(source), Words::Pairs) => {
                     for (to, from) in runs.zip(source.chunks_exact(2 * K_RUN)) {
-                        bf16::round_run(from, &mut to[..K_RUN]);
+                        product.pair_lanes(s, from, &mut to[..K_RUN]);
                     }
                 }
                 (None, _) => runs.for_each(|to| to[..K_RUN].fill(0.0)),

@@ -67,6 +67,9 @@ pub enum Factors {
     Bf16,
 }
 
+/// Numbers between parts of scratch memory that are worked on side by side, so that they do not all lie in the same set of a cache.
+const APART: usize = 16;
+
 /// Columns of the widest panel of a tile shape.
 const MOST_COLUMNS: usize = 32;
 

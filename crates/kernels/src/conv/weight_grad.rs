@@ -1,9 +1,9 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
-use super::{ConvShape, Factors, MOST_COLUMNS, copy_short};
+use super::{APART, ConvShape, Factors, MOST_COLUMNS, copy_short};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, Product, TileShape, with_tile};
+use crate::tile::{self, MOST_SUMS, Product, TileShape, with_tile};
 use pulp::Simd;
 
 /// Pixels of a pass.
@@ -54,8 +54,17 @@ impl WeightGrad {
 
     /// Numbers of a task's scratch memory.
     pub fn scratch_len(&self) -> usize {
+        self.a_len() + self.b_len() + 3 * self.range
+    }
+
+    /// Numbers of the A panels and of the B panels of a pass.
+    fn a_len(&self) -> usize {
+        self.range / self.tile.mr * (GRAD_PIXELS * self.tile.mr + APART)
+    }
+
+    fn b_len(&self) -> usize {
         let nr = self.tile.nv * self.isa.lanes();
-        GRAD_PIXELS * (self.range + self.shape.cout.next_multiple_of(nr)) + 3 * self.range
+        self.shape.cout.div_ceil(nr) * (GRAD_PIXELS * nr + APART)
     }
 
     /// Runs one task: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`, `partial` the task's part.
@@ -68,9 +77,8 @@ impl WeightGrad {
         let rows = range * self.range..self.m.min((range + 1) * self.range);
         let pixels = n * oh * ow;
         let share = pixels.div_ceil(self.groups);
-        let nr = self.tile.nv * self.isa.lanes();
-        let (a, rest) = scratch.split_at_mut(GRAD_PIXELS * self.range);
-        let (b, row) = rest.split_at_mut(GRAD_PIXELS * cout.next_multiple_of(nr));
+        let (a, rest) = scratch.split_at_mut(self.a_len());
+        let (b, row) = rest.split_at_mut(self.b_len());
         let row = &mut row[..3 * rows.len().next_multiple_of(mr)];
         row.fill(0.0);
         partial.fill(0.0);
@@ -114,7 +122,7 @@ impl WeightGrad {
                     self.words.round(even);
                     with_tile!(self.tile, scatter_row::<S>(s, even, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
-                        let to = &mut b[(j * words + word) * nr..][..nr];
+                        let to = &mut b[j * (words * nr + APART) + word * nr..][..nr];
                         copy_short(&mut to[..part.len()], part);
                         to[part.len()..].fill(0.0);
                         self.words.round(to);
@@ -128,14 +136,16 @@ impl WeightGrad {
                             self.gather_row(start + p + 1, first_tap, first_channel, rows.len(), input, odd)
                         }
                     }
-                    bf16::pair_rows(even, odd, pairs);
+                    pair_rows(s, product, even, odd, pairs);
                     with_tile!(self.tile, scatter_row::<S>(s, pairs, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
-                        let to = &mut b[(j * words + word) * nr..][..nr];
-                        match last {
-                            true => bf16::pair_rows(part, &[0.0; MOST_COLUMNS], to),
-                            false => bf16::pair_rows(part, &dy(p + 1)[j * nr..], to),
-                        }
+                        let to = &mut b[j * (words * nr + APART) + word * nr..][..nr];
+                        let next = if last {
+                            &[0.0; MOST_COLUMNS][..part.len()]
+                        } else {
+                            &dy(p + 1)[j * nr..][..part.len()]
+                        };
+                        pair_rows(s, product, part, next, to);
                         to[part.len()..].fill(0.0);
                     }
                 }
@@ -194,8 +204,8 @@ impl WeightGrad {
     ) {
         let cout = self.shape.cout;
         let nr = self.tile.nv * S::F32_LANES;
-        for (j, b) in b.chunks_exact(k * nr).take(cout.div_ceil(nr)).enumerate() {
-            let b = S::as_simd_f32s(b).0;
+        for (j, b) in b.chunks_exact(k * nr + APART).take(cout.div_ceil(nr)).enumerate() {
+            let b = S::as_simd_f32s(&b[..k * nr]).0;
             let columns = j * nr..cout.min((j + 1) * nr);
             with_tile!(
                 self.tile,
@@ -247,9 +257,22 @@ fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
     p: usize,
     a: &mut [f32],
 ) {
-    for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR)) {
-        copy_short(&mut panel[p * MR..][..MR], &part[..MR]);
+    for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR + APART)) {
+        // A copy of a constant length is one of a vector.
+        panel[p * MR..][..MR].copy_from_slice(part);
     }
+}
+
+/// Words of two rows.
+#[inline(always)]
+fn pair_rows<S: Simd>(s: S, product: impl Product, even: &[f32], odd: &[f32], to: &mut [f32]) {
+    let whole = even.len() / S::F32_LANES * S::F32_LANES;
+    let (words, rest) = to.split_at_mut(whole);
+    let rows = S::as_simd_f32s(&even[..whole]).0.iter().zip(S::as_simd_f32s(&odd[..whole]).0);
+    for (word, (even, odd)) in S::as_mut_simd_f32s(words).0.iter_mut().zip(rows) {
+        *word = product.pair(s, *even, *odd);
+    }
+    bf16::pair_rows(&even[whole..], &odd[whole..], rest);
 }
 
 #[inline(always)]
@@ -264,12 +287,16 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     cout: usize,
     partial: &mut [f32],
 ) {
-    for (i, a) in a.chunks_exact(MR * k).take(rows.div_ceil(MR)).enumerate() {
+    let nr = NV * S::F32_LANES;
+    for (i, a) in a.chunks_exact(k * MR + APART).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::columns(s, product, a, b, &mut acc);
-        for (r, acc) in acc.iter().enumerate().take(rows - i * MR) {
+        tile::columns(s, product, &a[..k * MR], b, &mut acc);
+        let mut sums = [0.0; MOST_SUMS];
+        tile::put_down::<S, MR, NV>(&acc, &mut sums);
+        for (r, sums) in sums.chunks_exact(nr).enumerate().take(MR.min(rows - i * MR)) {
             let at = (i * MR + r) * cout;
-            tile::store_row(s, acc, &mut partial[at + columns.start..at + columns.end], true);
+            let to = &mut partial[at + columns.start..at + columns.end];
+            tile::store_row(s, &tile::vectors::<S, NV>(S::as_simd_f32s(sums).0), to, true);
         }
     }
 }

@@ -47,8 +47,6 @@ const M: usize = 4;
 /// Numbers of values and products of a block: they are written once and read a few times, so they should stay in the
 /// last-level cache, while the weights should be read for as many tiles as possible.
 const BLOCK: usize = 2 << 20;
-/// Numbers between what belongs to different points, so that they do not all lie in the same set of a cache.
-const APART: usize = 16;
 
 /// Which convolutions there is a way for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Forward pass and data gradient.
 
-use super::super::{ConvShape, Epilogue, Factors};
+use super::super::{APART, ConvShape, Epilogue, Factors};
 use super::points::{Inputs, Space, Weights, words_of};
 use super::transform::Maps;
-use super::{APART, BLOCK, Kind, M, Tile, Tiles, load, pays, rows_of_block, store, transform, with_maps};
+use super::{BLOCK, Kind, M, Tile, Tiles, load, pays, rows_of_block, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};

@@ -1,9 +1,9 @@
 //! Weight gradient.
 
-use super::super::{ConvShape, Factors};
+use super::super::{APART, ConvShape, Factors};
 use super::points::{Inputs, Source, Space, none, words_of};
 use super::transform::{Lines, Maps};
-use super::{APART, BLOCK, Kind, M, Tile, Tiles, load, pays, store, transform, with_maps};
+use super::{BLOCK, Kind, M, Tile, Tiles, load, pays, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
