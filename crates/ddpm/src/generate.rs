@@ -10,7 +10,7 @@ use crate::nets;
 use crate::picture::Picture;
 use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
 use crate::schedule::Schedule;
-use crate::train::checkpoint::{self, NamedTensor, Which};
+use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, Which};
 use crate::train::config::Config;
 use std::path::Path;
 
@@ -86,9 +86,32 @@ pub struct Generator {
 impl Generator {
     /// From a checkpoint of a run. A number of threads as `hardware` is the CPU with so many, 0 all of its cores.
     pub fn open(path: &Path, which: Which, hardware: impl Into<Hardware>) -> Result<Self> {
-        let origin = which.origin(path).to_owned();
-        let (manifest, weights) = checkpoint::load_weights_only(path, which)?;
-        let generator = Self::new(&manifest.config(path)?, weights, &origin, hardware)?;
+        let (manifest, weights) = checkpoint::load_weights_only(path, &which)?;
+        Self::of_checkpoint(path, &which, manifest, weights, hardware)
+    }
+
+    /// From the newest checkpoint in the folder `dir` whose weights are whole, with which that is; `None` if there is no
+    /// checkpoint.
+    pub fn open_newest(
+        dir: &Path,
+        which: &Which,
+        hardware: impl Into<Hardware>,
+    ) -> Result<Option<(Newest, Self)>> {
+        let Some((newest, manifest, weights)) = checkpoint::newest_weights(dir, which)? else {
+            return Ok(None);
+        };
+        let generator = Self::of_checkpoint(&newest.path, which, manifest, weights, hardware)?;
+        Ok(Some((newest, generator)))
+    }
+
+    fn of_checkpoint(
+        path: &Path,
+        which: &Which,
+        manifest: Manifest,
+        weights: Vec<NamedTensor>,
+        hardware: impl Into<Hardware>,
+    ) -> Result<Self> {
+        let generator = Self::new(&manifest.config(path)?, weights, which.origin(path), hardware)?;
         Ok(Self { class_names: manifest.classes, ..generator })
     }
 

@@ -16,8 +16,12 @@ use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
     Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
 };
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
+
+/// Parameters that are brought to the engine's layout at once.
+const SIDE_BY_SIDE: usize = 16;
 
 /// Refuses pictures that a network cannot take, and says which size it would.
 pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
@@ -73,10 +77,13 @@ pub(crate) fn load_tensors(
     let of_states = states.iter().map(|(s, _)| (s.name.clone(), s.shape.clone()));
     check_fits(&of_parameters.chain(of_states).collect::<Vec<_>>(), tensors, origin)?;
     let by_name: HashMap<&str, &NamedTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    for (i, spec) in parameters.iter().enumerate() {
-        let data = spec.from_torch(&by_name[spec.name.as_str()].data);
-        for &region in regions {
-            exec.write_parameter(region, i, &data)?;
+    // A few side by side; all at once would take as much memory again.
+    for (chunk, specs) in parameters.chunks(SIDE_BY_SIDE).enumerate() {
+        let data = specs.par_iter().map(|spec| spec.from_torch(&by_name[spec.name.as_str()].data));
+        for (i, data) in data.collect::<Vec<_>>().iter().enumerate() {
+            for &region in regions {
+                exec.write_parameter(region, chunk * SIDE_BY_SIDE + i, data)?;
+            }
         }
     }
     for (spec, t) in states {

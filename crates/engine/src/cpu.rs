@@ -115,21 +115,20 @@ impl Scratch {
 
 /// Numbers that begin at a cache line.
 struct Aligned {
-    memory: Vec<f32>,
+    memory: Box<[f32]>,
     start: usize,
     len: usize,
 }
 
 impl Aligned {
     fn new(len: usize) -> Result<Self> {
-        let mut memory = Vec::new();
-        memory.try_reserve_exact(len + ALIGN).map_err(|_| {
+        // Zeros that the system gives: a page is there only when something is written to it.
+        let memory = bytemuck::allocation::try_zeroed_slice_box::<f32>(len + ALIGN).map_err(|()| {
             let mib = (len * 4) >> 20;
             Error::Resources(format!(
                 "{mib} MiB of memory cannot be had: take a smaller batch, size or network"
             ))
         })?;
-        memory.resize(len + ALIGN, 0.0);
         let start = memory.as_ptr().align_offset(64).min(ALIGN);
         Ok(Self { memory, start, len })
     }

@@ -13,7 +13,7 @@ use ddpm::guidance::Guidance;
 use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance};
-use ddpm::train::checkpoint::{self, Which};
+use ddpm::train::checkpoint::{self, Newest, Which};
 use ddpm::train::open_data;
 use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
@@ -58,12 +58,20 @@ impl RunFlags {
     /// The run, the checkpoint that is meant, and its network.
     pub fn open_checkpoint(&self) -> anyhow::Result<(RunFolder, PathBuf, Generator)> {
         let run = RunFolder::open(&self.runs, &self.run)?;
-        let path = match &self.checkpoint {
-            Some(name) => run.find_checkpoint(name)?,
-            None => newest(&run)?,
-        };
         let hardware = Hardware { device: self.device, threads: self.threads, tf32: false };
-        let generator = Generator::open(&path, self.weights.clone(), hardware)?;
+        let (path, generator) = match &self.checkpoint {
+            Some(name) => {
+                let path = run.find_checkpoint(name)?;
+                let generator = Generator::open(&path, self.weights.clone(), hardware)?;
+                (path, generator)
+            }
+            None => {
+                let found = Generator::open_newest(&run.checkpoints(), &self.weights, hardware)?;
+                let (newest, generator) = found.with_context(|| none_yet(&run))?;
+                tell_skipped(&newest);
+                (newest.path, generator)
+            }
+        };
         Ok((run, path, generator))
     }
 
@@ -127,17 +135,21 @@ impl DataFlags {
 
 /// The run's newest whole checkpoint; damaged ones are told.
 pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
-    let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| {
-        format!(
-            "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",
-            run.path().display(),
-            run.path().display()
-        )
-    })?;
+    let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| none_yet(run))?;
+    tell_skipped(&newest);
+    Ok(newest.path)
+}
+
+/// That a run has no checkpoint.
+fn none_yet(run: &RunFolder) -> String {
+    let path = run.path().display();
+    format!("{path} has no checkpoint yet: let it train longer (ddpm train --resume {path})")
+}
+
+fn tell_skipped(newest: &Newest) {
     for (path, reason) in &newest.skipped {
         tell!("warning: {} is damaged and was passed over: {reason}", path.display());
     }
-    Ok(newest.path)
 }
 
 /// The sampler and what it can be told.

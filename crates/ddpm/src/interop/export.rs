@@ -46,7 +46,7 @@ impl Format {
 /// [`Error::Run`] if there is something at `out` already; [`Error::Io`]. Nothing is left of what was begun.
 pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Result<Vec<String>> {
     let origin = which.origin(checkpoint).to_owned();
-    let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, which)?;
+    let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, &which)?;
     let config = manifest.config(checkpoint)?;
     let facts = config.picture_size().zip(config.picture_channels());
     let (size, channels) = facts.ok_or_else(|| Error::Checkpoint {

@@ -435,7 +435,7 @@ impl Imported {
 /// As [`read`] and [`checkpoint::load_weights_only`].
 pub fn read_weights(path: &Path) -> Result<Vec<NamedTensor>> {
     if path.join("manifest.json").is_file() {
-        return checkpoint::load_weights_only(path, Which::Auto).map(|(_, weights)| weights);
+        return checkpoint::load_weights_only(path, &Which::Auto).map(|(_, weights)| weights);
     }
     if let Ok(run) = RunFolder::open(path, path)
         && path.is_dir()
@@ -443,10 +443,8 @@ pub fn read_weights(path: &Path) -> Result<Vec<NamedTensor>> {
         if list(&run.checkpoints())?.is_empty() {
             return refuse(path, "is a run without a checkpoint; let it train longer, or give another");
         }
-        return match checkpoint::newest(&run.checkpoints())? {
-            Some(newest) => {
-                checkpoint::load_weights_only(&newest.path, Which::Auto).map(|(_, weights)| weights)
-            }
+        return match checkpoint::newest_weights(&run.checkpoints(), &Which::Auto)? {
+            Some((_, _, weights)) => Ok(weights),
             None => refuse(path, "is a run without a checkpoint; let it train longer, or give another"),
         };
     }

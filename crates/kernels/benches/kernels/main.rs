@@ -358,27 +358,44 @@ mod attention {
         }
     }
 
+    /// Pictures that are gone through: together more than the caches close to a core hold, as in a network.
+    fn pictures(sizes: Sizes) -> usize {
+        if tiny() { 2 } else { (1 << 21) / (sizes.tokens() * sizes.1) }.max(1)
+    }
+
     fn forward_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: Factors) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let of = Attention::new(isa(), factors, tokens, channels, heads);
-        let qkv = numbers(tokens * 3 * channels);
-        let (mut o, mut lse) = (vec![0.0; tokens * channels], vec![0.0; tokens * heads]);
+        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), pictures(sizes));
+        let qkv = numbers(n * tokens * 3 * channels);
+        let (mut o, mut lse) = (vec![0.0; n * tokens * channels], vec![0.0; n * tokens * heads]);
         let mut scratch = vec![0.0; of.scratch_len()];
-        bencher
-            .counter(sizes.flops(2))
-            .bench_local(|| forward_pass(&of, channels, &qkv, &mut o, &mut lse, &mut scratch));
+        bencher.counter(sizes.flops(2 * n)).bench_local(|| {
+            let pictures = qkv.chunks(tokens * 3 * channels).zip(o.chunks_mut(tokens * channels));
+            for ((qkv, o), lse) in pictures.zip(lse.chunks_mut(tokens * heads)) {
+                forward_pass(&of, channels, qkv, o, lse, &mut scratch);
+            }
+        });
     }
 
     fn gradient_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: Factors) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let of = Attention::new(isa(), factors, tokens, channels, heads);
-        let qkv = numbers(tokens * 3 * channels);
-        let (mut o, mut lse) = (vec![0.0; tokens * channels], vec![0.0; tokens * heads]);
+        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), pictures(sizes));
+        let qkv = numbers(n * tokens * 3 * channels);
+        let (mut o, mut lse) = (vec![0.0; n * tokens * channels], vec![0.0; n * tokens * heads]);
         let mut scratch = vec![0.0; of.scratch_len().max(of.backward_scratch_len())];
-        forward_pass(&of, channels, &qkv, &mut o, &mut lse, &mut scratch);
         let (d_o, mut dqkv) = (numbers(o.len()), qkv.clone());
-        let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
-        bencher.counter(sizes.flops(5)).bench_local(|| of.backward(&saved, &mut dqkv, &mut scratch));
+        let part = |picture: usize, len: usize| picture * tokens * len..(picture + 1) * tokens * len;
+        for i in 0..n {
+            let (o, lse) = (&mut o[part(i, channels)], &mut lse[part(i, heads)]);
+            forward_pass(&of, channels, &qkv[part(i, 3 * channels)], o, lse, &mut scratch);
+        }
+        bencher.counter(sizes.flops(5 * n)).bench_local(|| {
+            for i in 0..n {
+                let (o, lse, d_o) = (&o[part(i, channels)], &lse[part(i, heads)], &d_o[part(i, channels)]);
+                let saved = Saved { qkv: &qkv[part(i, 3 * channels)], o, lse, d_o, dropout: None };
+                of.backward(&saved, &mut dqkv[part(i, 3 * channels)], &mut scratch);
+            }
+        });
     }
 
     mod forward {

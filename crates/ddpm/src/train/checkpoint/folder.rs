@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Manifest;
+use super::tensors::from_bytes;
+use super::{Manifest, NamedTensor, Which, load_weights_only, weights_file};
 use crate::train::disk::{self, Disk, RealDisk};
 use crate::{Error, Result};
 
@@ -99,11 +100,39 @@ pub struct Newest {
 /// # Errors
 /// [`Error::Checkpoint`] if there are some and none is whole; [`Error::Io`].
 pub fn newest(dir: &Path) -> Result<Option<Newest>> {
+    Ok(newest_that(dir, verify)?.map(|(newest, ())| newest))
+}
+
+/// The newest checkpoint whose weights `which` are whole, and what [`load_weights_only`] reads of it; the other files are not
+/// looked at.
+///
+/// # Errors
+/// As [`newest`]; [`Error::Checkpoint`] where the newest has no such weights.
+pub fn newest_weights(dir: &Path, which: &Which) -> Result<Option<(Newest, Manifest, Vec<NamedTensor>)>> {
+    let whole = |path: &Path| {
+        let manifest = Manifest::read(path)?;
+        let weights = match (which, weights_file(&manifest, which)) {
+            // That it has none such is no reason to take an older one, but an error, below.
+            (Which::File(_), _) | (_, Err(_)) => None,
+            (_, Ok(name)) => Some(manifest.read_file(path, &name, from_bytes)?),
+        };
+        Ok((manifest, weights))
+    };
+    let Some((newest, (manifest, weights))) = newest_that(dir, whole)? else { return Ok(None) };
+    let weights = match weights {
+        Some(weights) => weights,
+        None => load_weights_only(&newest.path, which)?.1,
+    };
+    Ok(Some((newest, manifest, weights)))
+}
+
+/// The newest checkpoint of which `read` gives something.
+fn newest_that<T>(dir: &Path, read: impl Fn(&Path) -> Result<T, String>) -> Result<Option<(Newest, T)>> {
     let mut skipped = Vec::new();
     for step in list(dir)?.into_iter().rev() {
         let path = path_of(dir, step);
-        match verify(&path) {
-            Ok(()) => return Ok(Some(Newest { path, step, skipped })),
+        match read(&path) {
+            Ok(read) => return Ok(Some((Newest { path, step, skipped }, read))),
             Err(reason) => skipped.push((path, reason)),
         }
     }
@@ -122,7 +151,7 @@ pub fn newest(dir: &Path) -> Result<Option<Newest>> {
 /// Checks every file of the checkpoint in `path` against its hash; the error is the reason alone.
 fn verify(path: &Path) -> Result<(), String> {
     let manifest = Manifest::read(path)?;
-    manifest.files.keys().try_for_each(|name| manifest.read_file(path, name).map(drop))
+    manifest.files.keys().try_for_each(|name| manifest.read_file(path, name, |_| Ok(())))
 }
 
 /// Removes what a killed process left half written or half removed, and puts back a checkpoint whose replacement

@@ -138,18 +138,25 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads the file `name` of the checkpoint in `folder` and checks it; the error is the reason alone.
-    pub(super) fn read_file(&self, folder: &Path, name: &str) -> Result<Vec<u8>, String> {
+    /// Reads the file `name` of the checkpoint in `folder` and checks it, while `parse` makes something of it; the error is the
+    /// reason alone.
+    pub(super) fn read_file<T: Send>(
+        &self,
+        folder: &Path,
+        name: &str,
+        parse: impl FnOnce(&[u8]) -> Result<T, String> + Send,
+    ) -> Result<T, String> {
         let facts = self.files.get(name).ok_or_else(|| format!("has no {name}"))?;
         let most = facts.bytes.min(super::MAX_WEIGHTS);
         let bytes = disk::read(&folder.join(name), "read it", most).map_err(reason)?;
         if bytes.len() as u64 != facts.bytes {
             return Err(format!("{name}: is damaged: {} bytes of {}", bytes.len(), facts.bytes));
         }
-        if sha256(&bytes) != facts.sha256 {
+        let (hash, parsed) = rayon::join(|| sha256(&bytes), || parse(&bytes));
+        if hash != facts.sha256 {
             return Err(format!("{name}: is damaged: its hash is wrong"));
         }
-        Ok(bytes)
+        parsed.map_err(|reason| format!("{name}: {reason}"))
     }
 }
 

@@ -22,7 +22,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use folder::{
-    Best, Newest, best, list, newest, note_best, path_of, retain, set_aside_after, sweep_orphans,
+    Best, Newest, best, list, newest, newest_weights, note_best, path_of, retain, set_aside_after,
+    sweep_orphans,
 };
 pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
@@ -289,10 +290,7 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
                 manifest.step
             ));
         }
-        let file = |name: &str| {
-            let bytes = manifest.read_file(path, name)?;
-            tensors::from_bytes(&bytes).map_err(|reason| format!("{name}: {reason}"))
-        };
+        let file = |name: &str| manifest.read_file(path, name, tensors::from_bytes);
         let weights = file(MODEL)?;
         let ema = if manifest.has_ema() { file(EMA)? } else { Vec::new() };
         let names = manifest.files.keys().filter_map(|f| average_of(f).map(str::to_owned));
@@ -323,36 +321,43 @@ pub fn load(path: &Path) -> Result<Checkpoint> {
 ///
 /// # Errors
 /// As [`load`]; [`Which::Ema`] where the run kept no averages.
-pub fn load_weights_only(path: &Path, which: Which) -> Result<(Manifest, Vec<NamedTensor>)> {
-    let manifest = Manifest::read(path).map_err(|reason| folder::unusable(path, reason))?;
-    let other;
-    let name = match which {
-        Which::File(file) => return Ok((manifest, read_weights_file(&file)?)),
+pub fn load_weights_only(path: &Path, which: &Which) -> Result<(Manifest, Vec<NamedTensor>)> {
+    let unusable = |reason| folder::unusable(path, reason);
+    let manifest = Manifest::read(path).map_err(unusable)?;
+    let weights = match which {
+        Which::File(file) => read_weights_file(file)?,
+        which => {
+            let name = weights_file(&manifest, which)
+                .map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
+            manifest.read_file(path, &name, tensors::from_bytes).map_err(unusable)?
+        }
+    };
+    Ok((manifest, weights))
+}
+
+/// The file of a checkpoint that holds these weights; the error is the reason alone.
+fn weights_file(manifest: &Manifest, which: &Which) -> Result<String, String> {
+    Ok(match which {
         Which::Average(name) => {
-            other = format!("{name}{SAFETENSORS}");
-            if !manifest.files.contains_key(&other) {
+            let file = format!("{name}{SAFETENSORS}");
+            if !manifest.files.contains_key(&file) {
                 let there: Vec<&str> = manifest.files.keys().filter_map(|f| average_of(f)).collect();
-                let reason = match there.is_empty() {
+                return Err(match there.is_empty() {
                     true => {
                         format!("has no average {name:?}, nor any other (train.ema_decays, train.power_ema)")
                     }
                     false => format!("has no average {name:?}; there are {}", there.join(", ")),
-                };
-                return Err(Error::Checkpoint { path: path.to_owned(), reason });
+                });
             }
-            other.as_str()
+            file
         }
-        Which::Raw => MODEL,
-        Which::Auto if !manifest.has_ema() => MODEL,
         Which::Ema if !manifest.has_ema() => {
-            let reason = "has no averaged weights (train.ema_decay was 0); use the raw ones".into();
-            return Err(Error::Checkpoint { path: path.to_owned(), reason });
+            return Err("has no averaged weights (train.ema_decay was 0); use the raw ones".into());
         }
-        Which::Ema | Which::Auto => EMA,
-    };
-    let read = manifest.read_file(path, name);
-    let weights = read.and_then(|b| tensors::from_bytes(&b).map_err(|reason| format!("{name}: {reason}")));
-    Ok((manifest, weights.map_err(|reason| folder::unusable(path, reason))?))
+        Which::Auto if !manifest.has_ema() => MODEL.to_owned(),
+        Which::Ema | Which::Auto => EMA.to_owned(),
+        Which::Raw | Which::File(_) => MODEL.to_owned(),
+    })
 }
 
 /// Writes averages as the folder `dir/step-…`, a file each, and gives its path: what [`posthoc`](crate::train::posthoc) makes

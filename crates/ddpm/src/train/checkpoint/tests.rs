@@ -97,7 +97,7 @@ fn weights_alone_can_be_read_averaged_or_raw() {
     without.manifest.loss = Some(f64::NAN);
     let (a, b) = (save(dir.path(), &with).unwrap(), save(dir.path(), &without).unwrap());
     assert!(!b.join(EMA).exists());
-    let weights = |path: &Path, which| load_weights_only(path, which).map(|(_, weights)| weights);
+    let weights = |path: &Path, which| load_weights_only(path, &which).map(|(_, weights)| weights);
     assert_eq!(weights(&a, Which::Auto).unwrap(), with.ema);
     assert_eq!(weights(&a, Which::Ema).unwrap(), with.ema);
     assert_eq!(weights(&a, Which::Raw).unwrap(), with.weights);
@@ -130,6 +130,13 @@ fn a_changed_byte_anywhere_is_found_and_the_older_checkpoint_used() {
             assert!(found.skipped[0].1.starts_with(name), "{}", found.skipped[0].1);
             let message = load(&newer).unwrap_err().to_string();
             assert!(message.contains(name) && message.ends_with("--checkpoint step-0001000"), "{message}");
+            // Of weights alone, only their own file and the manifest have to be whole.
+            for (which, file) in [(Which::Raw, MODEL), (Which::Auto, EMA)] {
+                let (found, manifest, weights) = newest_weights(dir.path(), &which).unwrap().unwrap();
+                let step = if [MANIFEST, file].contains(&name) { 1000 } else { 2000 };
+                assert_eq!((found.step, manifest.step), (step, step), "{which:?}, damaged {name}");
+                assert_eq!(weights, load_weights_only(&found.path, &which).unwrap().1);
+            }
         }
         fs::remove_file(&file).unwrap();
         assert!(load(&newer).unwrap_err().to_string().contains(&format!("{name}: cannot be read")));
@@ -494,7 +501,7 @@ fn other_averages_are_kept_and_read_by_their_names() {
     all.averages = vec![("ema-0.999".into(), all.weights.clone()), ("power-0.05".into(), all.ema.clone())];
     let path = save(folder.path(), &all).unwrap();
     assert_eq!(load(&path).unwrap().averages, all.averages);
-    let read = |which: &str| load_weights_only(&path, which.parse().unwrap()).map(|(_, weights)| weights);
+    let read = |which: &str| load_weights_only(&path, &which.parse().unwrap()).map(|(_, weights)| weights);
     assert_eq!(read("ema-0.999").unwrap(), all.averages[0].1);
     assert_eq!(read("power-0.05").unwrap(), all.averages[1].1);
     let file = path.join("power-0.05.safetensors").display().to_string();
@@ -502,7 +509,7 @@ fn other_averages_are_kept_and_read_by_their_names() {
     let error = read("ema-0.9").unwrap_err().to_string();
     assert!(error.contains("no average \"ema-0.9\"; there are ema-0.999, power-0.05"), "{error}");
     let none = save(folder.path(), &checkpoint(4)).unwrap();
-    let error = load_weights_only(&none, Which::Average("ema-0.9".into())).unwrap_err().to_string();
+    let error = load_weights_only(&none, &Which::Average("ema-0.9".into())).unwrap_err().to_string();
     assert!(error.contains("nor any other (train.ema_decays, train.power_ema)"), "{error}");
     for wrong in ["ema-", "ema-../x", "rw", "power-0.05/../../x"] {
         let error = wrong.parse::<Which>().unwrap_err().to_string();
