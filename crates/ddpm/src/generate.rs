@@ -12,7 +12,8 @@ use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
 use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, Which};
 use crate::train::config::Config;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// Most pictures that are drawn at once, where memory is not short.
 pub const BATCH: usize = 64;
@@ -72,14 +73,22 @@ impl Request {
     }
 }
 
+/// Weights for a [`Model`], which has its own copy.
+enum Weights {
+    /// At hand, for every model.
+    Kept(Vec<NamedTensor>),
+    /// Of a checkpoint: read, until a model has them, so that they do not stand in memory twice; read again for others.
+    Of(PathBuf, Which, Mutex<Option<Vec<NamedTensor>>>),
+}
+
 /// A network with its weights, ready to draw.
 pub struct Generator {
     config: Config,
     shape: PictureShape,
     schedule: Schedule,
-    weights: Vec<NamedTensor>,
+    weights: Weights,
     class_names: Vec<String>,
-    origin: std::path::PathBuf,
+    origin: PathBuf,
     hardware: Hardware,
 }
 
@@ -111,8 +120,9 @@ impl Generator {
         weights: Vec<NamedTensor>,
         hardware: impl Into<Hardware>,
     ) -> Result<Self> {
-        let generator = Self::new(&manifest.config(path)?, weights, which.origin(path), hardware)?;
-        Ok(Self { class_names: manifest.classes, ..generator })
+        let generator = Self::new(&manifest.config(path)?, Vec::new(), which.origin(path), hardware)?;
+        let weights = Weights::Of(path.to_owned(), which.clone(), Mutex::new(Some(weights)));
+        Ok(Self { class_names: manifest.classes, weights, ..generator })
     }
 
     /// From weights that are at hand; `origin` names them in errors.
@@ -134,6 +144,7 @@ impl Generator {
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
         // Arithmetic belongs to the training's settings, the device to whoever draws.
         let hardware = Hardware { tf32: config.train.hardware().tf32, ..hardware.into() };
+        let weights = Weights::Kept(weights);
         Ok(Self { config, shape, schedule, weights, class_names, origin, hardware })
     }
 
@@ -148,13 +159,26 @@ impl Generator {
     }
 
     /// The network with its weights, for batches of `n`.
+    ///
+    /// # Errors
+    /// As [`Model::set_weights`], and for a second model as [`open`](Self::open), since weights are read again.
     pub fn model(&self, n: usize) -> Result<Model> {
         let net = nets::from_config(&self.config, self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
         let arithmetic = self.config.train.arithmetic();
         let model = Model::with_arithmetic(&*net, shape, self.hardware, arithmetic)?;
         let mut model = model.predicting(self.config.diffusion.prediction);
-        model.set_weights(&self.weights, &self.origin)?;
+        match &self.weights {
+            Weights::Kept(weights) => model.set_weights(weights, &self.origin)?,
+            Weights::Of(path, which, read) => {
+                let read = read.lock().unwrap_or_else(|e| e.into_inner()).take();
+                let weights = match read {
+                    Some(weights) => weights,
+                    None => checkpoint::load_weights_only(path, which)?.1,
+                };
+                model.set_weights(&weights, &self.origin)?;
+            }
+        }
         Ok(model)
     }
 

@@ -286,26 +286,6 @@ impl TrainingGraph {
     }
 }
 
-/// What a training with this seed begins with: parameters and states with PyTorch's names, shapes and layouts. `shape`
-/// is any batch that the network takes.
-pub fn first_weights(net: &dyn Network, shape: [usize; 4], seed: u64) -> Result<Vec<NamedTensor>> {
-    let mut b = Builder::new(Mode::Sampling);
-    let x = b.graph.input("x_t", shape);
-    let t = b.graph.input("t", [shape[0]]);
-    let label = net.classes().map(|_| b.graph.input("label", [shape[0]]));
-    let prediction = net.build(&mut b, Inputs { x, t, label })?;
-    let built = b.finish(prediction);
-    let parameters = built.parameters.into_iter().enumerate().map(|(i, spec)| {
-        let data = spec.to_torch(&spec.init(seed, i));
-        NamedTensor { name: spec.name, shape: spec.shape, data }
-    });
-    let states = built.states.into_iter().map(|spec| {
-        let data = vec![spec.value; spec.numbers()];
-        NamedTensor { name: spec.name, shape: spec.shape, data }
-    });
-    Ok(parameters.chain(states).collect())
-}
-
 /// A network with weights that predicts noise, `eps_theta`, or the like: the forward pass alone.
 pub struct Model {
     exec: Box<dyn Executor>,
@@ -385,6 +365,17 @@ impl Model {
     /// [`Error::Checkpoint`] for tensors that are not this network's.
     pub fn set_weights(&mut self, weights: &[NamedTensor], origin: &Path) -> Result<()> {
         load_tensors(&mut *self.exec, &self.parameters, &self.states, &[Region::Weights], weights, origin)
+    }
+
+    /// Sets all parameters and states to what a training with this seed begins with.
+    pub fn set_first_weights(&mut self, seed: u64) -> Result<()> {
+        for (i, spec) in self.parameters.iter().enumerate() {
+            self.exec.write_parameter(Region::Weights, i, &spec.init(seed, i))?;
+        }
+        for (spec, t) in &self.states {
+            self.exec.write(*t, &vec![spec.value; spec.numbers()])?;
+        }
+        Ok(())
     }
 
     /// Sets the class of each picture of the batch; `None` for a picture whose class the network is not told.

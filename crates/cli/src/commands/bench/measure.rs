@@ -3,7 +3,7 @@
 use super::clock::{Clock, forget_peak_resident, peak_resident};
 use ddpm::data::PictureShape;
 use ddpm::denoiser::Denoiser;
-use ddpm::model::{Model, first_weights};
+use ddpm::model::Model;
 use ddpm::nets;
 use ddpm::process::Prediction;
 use ddpm::sampler::{Options, Seeds};
@@ -12,7 +12,6 @@ use ddpm::train::Trainer;
 use ddpm::train::config::Config;
 use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_multiply_add_rounds, multiply_add_rounds};
 use serde::Serialize;
-use std::path::Path;
 use std::time::Instant;
 
 /// The node behind which the backward pass begins.
@@ -169,7 +168,7 @@ pub fn model(config: &Config, shape: PictureShape, pictures: usize) -> anyhow::R
     let net = nets::from_config(config, shape.channels);
     let shape = [pictures, shape.height, shape.width, shape.channels];
     let mut model = Model::with_arithmetic(&*net, shape, config.train.hardware(), config.train.arithmetic())?;
-    model.set_weights(&first_weights(&*net, shape, config.train.seed)?, Path::new("first weights"))?;
+    model.set_first_weights(config.train.seed)?;
     Ok(model)
 }
 

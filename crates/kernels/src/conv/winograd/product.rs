@@ -14,7 +14,7 @@ use std::ops::Range;
 /// Tiles of a block of many channels, if there are as many.
 const FEWEST: usize = 128;
 /// Tiles beside which making U does not count.
-const MANY_TILES: usize = 1024;
+const MANY_TILES: usize = 256;
 /// Most numbers of U that are kept of weights that do not change, each up to four times: sampling should take little memory.
 const MOST_KEPT: usize = 8 << 20;
 /// Pictures of a batch, as far as the choice of the way to compute goes where weights do not change.
