@@ -13,8 +13,8 @@ use std::ops::Range;
 
 /// Tiles of a block of many channels, if there are as many.
 const FEWEST: usize = 128;
-/// Tiles beside which making U does not count.
-const MANY_TILES: usize = 256;
+/// Multiply-adds of the products beside which making U does not count.
+const MANY_PRODUCTS: usize = 256 << 20;
 /// Most numbers of U that are kept of weights that do not change, each up to four times: sampling should take little memory.
 const MOST_KEPT: usize = 8 << 20;
 /// Pictures of a batch, as far as the choice of the way to compute goes where weights do not change.
@@ -188,12 +188,17 @@ impl Winograd {
 
     /// Whether U is to be kept.
     pub fn keeps_weights(&self) -> bool {
-        self.fixed_weights && self.small() && self.tiles.count() < MANY_TILES
+        self.fixed_weights && self.small() && self.weights_len() * self.tiles.count() < MANY_PRODUCTS
     }
 
     /// Whether U is small enough to be kept.
     fn small(&self) -> bool {
-        self.panels() * self.panel_len() <= MOST_KEPT
+        self.weights_len() <= MOST_KEPT
+    }
+
+    /// Numbers of all of U.
+    fn weights_len(&self) -> usize {
+        self.panels() * self.panel_len()
     }
 
     /// Whether this is expected to take less time than the plain way with such factors. With fixed weights, when pictures
