@@ -3,7 +3,9 @@
 //! Weights, their gradients and the optimizer's state each have a region in which parameters stand in their order, so
 //! that the optimizer walks over memory once. Every other tensor gets a place by its lifetime: from the step that
 //! makes it to the last that reads it. Tensors are placed from the largest to the smallest, each at the lowest place
-//! that nothing else holds meanwhile. Inputs and states have theirs to themselves all the time. Scratch memory that a step shares between threads is placed in the same way.
+//! that nothing else holds meanwhile. Inputs and states have theirs to themselves all the time. Scratch memory that a step
+//! shares between threads is placed in the same way. A gradient holds its part of the region from the step that makes it on:
+//! before that, tensors of the forward pass have places there.
 
 use crate::graph::{Graph, Kind, Tensor};
 pub use ddpm_kernels::conv::Factors;
@@ -64,8 +66,9 @@ pub enum Region {
 
 impl Region {
     const COUNT: usize = 6;
+    /// In the order in which they lie, the gradients last: where tensors begin.
     const ALL: [Region; Self::COUNT] =
-        [Self::Weights, Self::Gradients, Self::GradientSum, Self::ExpAvg, Self::ExpAvgSq, Self::Ema];
+        [Self::Weights, Self::GradientSum, Self::ExpAvg, Self::ExpAvgSq, Self::Ema, Self::Gradients];
 }
 
 /// Where everything is.
@@ -94,6 +97,14 @@ pub struct Workspace {
 struct Item {
     len: usize,
     live: Range<usize>,
+    /// Its place, if it has one.
+    at: Option<usize>,
+}
+
+impl Item {
+    fn new(len: usize, live: Range<usize>) -> Self {
+        Self { len, live, at: None }
+    }
 }
 
 impl Plan {
@@ -111,8 +122,8 @@ impl Plan {
             })
             .collect();
         let region_len = at;
-        let mut end = 0;
-        let regions = Region::ALL.map(|region| {
+        let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));
+        for region in Region::ALL {
             let there = match region {
                 Region::Weights => true,
                 Region::Ema => options.ema && options.gradients.is_some(),
@@ -121,8 +132,8 @@ impl Plan {
             };
             let start = end;
             end += if there { region_len } else { 0 };
-            start..end
-        });
+            regions[region as usize] = start..end;
+        }
 
         let mut places = vec![0..0; graph.tensor_count()];
         let shift = |r: &Range<usize>, by: usize| r.start + by..r.end + by;
@@ -139,32 +150,39 @@ impl Plan {
         let live = lifetimes(&graph, &options.keep);
         let shares = shared_places(&graph, &live, &fixed);
         let mut items: Vec<Item> = Vec::new();
+        let (always, begin) = (0..graph.nodes().len() + 2, regions[Region::Gradients as usize].start);
+        for (place, g) in parameters.iter().zip(options.gradients.iter().flatten()) {
+            let made = live[g.index()].start..always.end;
+            items.push(Item { len: place.len(), live: made, at: Some(place.start) });
+            // What is behind it stays zero: the optimizer walks over it.
+            let behind = place.len().next_multiple_of(ALIGN) - place.len();
+            items.push(Item { len: behind, live: always.clone(), at: Some(place.end) });
+        }
         let mut item_of: HashMap<usize, usize> = HashMap::new();
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
             let root = shares[t];
             let item = *item_of.entry(root).or_insert_with(|| {
-                items.push(Item { len: graph.shape(Tensor(root as u32)).len(), live: live[root].clone() });
+                items.push(Item::new(graph.shape(Tensor(root as u32)).len(), live[root].clone()));
                 items.len() - 1
             });
             let both = &mut items[item].live;
             *both = both.start.min(live[t].start)..both.end.max(live[t].end);
         }
         let first_scratch = items.len();
-        items.extend(workspaces.iter().enumerate().map(|(i, w)| Item { len: w.scratch, live: i + 1..i + 2 }));
+        items.extend(workspaces.iter().enumerate().map(|(i, w)| Item::new(w.scratch, i + 1..i + 2)));
         let first_kept = items.len();
-        let always = 0..graph.nodes().len() + 2;
-        items.extend(workspaces.iter().map(|w| Item { len: w.kept, live: always.clone() }));
+        items.extend(workspaces.iter().map(|w| Item::new(w.kept, always.clone())));
 
         let (offsets, len) = place(&items);
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
-            let at = end + offsets[item_of[&shares[t]]];
+            let at = begin + offsets[item_of[&shares[t]]];
             places[t] = at..at + graph.shape(Tensor(t as u32)).len();
         }
         let places_of = |items_: Range<usize>| {
-            items_.map(|i| end + offsets[i]..end + offsets[i] + items[i].len).collect::<Vec<_>>()
+            items_.map(|i| begin + offsets[i]..begin + offsets[i] + items[i].len).collect::<Vec<_>>()
         };
         let (scratch, kept) = (places_of(first_scratch..first_kept), places_of(first_kept..items.len()));
-        Self { graph, places, parameters, regions, scratch, kept, len: end + len }
+        Self { graph, places, parameters, regions, scratch, kept, len: end.max(begin + len) }
     }
 
     /// The planned graph.
@@ -253,14 +271,14 @@ fn shared_places(graph: &Graph, live: &[Range<usize>], fixed: &HashSet<Tensor>) 
 /// Offsets for all items, and the length of the whole.
 fn place(items: &[Item]) -> (Vec<usize>, usize) {
     let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].len > 0).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(items[i].len), i));
+    order.sort_by_key(|&i| (items[i].at.is_none(), std::cmp::Reverse(items[i].len), i));
     let mut offsets = vec![0; items.len()];
     let mut placed: Vec<usize> = Vec::new(); // by offset
     let mut total = 0;
     for i in order {
         let item = &items[i];
-        let mut at = 0;
-        for &other in &placed {
+        let mut at = item.at.unwrap_or(0);
+        for &other in placed.iter().filter(|_| item.at.is_none()) {
             let meets = items[other].live.start < item.live.end && item.live.start < items[other].live.end;
             if meets {
                 if offsets[other] >= at + item.len {
@@ -290,7 +308,7 @@ mod tests {
             let items: Vec<Item> = (0..60)
                 .map(|_| {
                     let start = draw(40);
-                    Item { len: draw(200), live: start..start + 1 + draw(12) }
+                    Item::new(draw(200), start..start + 1 + draw(12))
                 })
                 .collect();
             let (offsets, total) = place(&items);
@@ -312,8 +330,20 @@ mod tests {
     }
 
     #[test]
+    fn before_something_has_its_place_others_are_there() {
+        // Made in step 5, as a gradient is; the second lies behind it.
+        let gradients = [(0, 160), (160, 40)].map(|(at, len)| Item { len, live: 5..9, at: Some(at) });
+        let early = [Item::new(200, 1..3), Item::new(100, 2..5)];
+        let late = [Item::new(30, 4..6)];
+        let items: Vec<Item> = gradients.into_iter().chain(early).chain(late).collect();
+        let (offsets, total) = place(&items);
+        assert_eq!(offsets, [0, 160, 0, 208, 208 + 112]);
+        assert_eq!(total, 208 + 112 + 30);
+    }
+
+    #[test]
     fn places_are_reused_once_free() {
-        let items: Vec<Item> = (0..10).map(|i| Item { len: 160, live: i..i + 2 }).collect();
+        let items: Vec<Item> = (0..10).map(|i| Item::new(160, i..i + 2)).collect();
         assert_eq!(place(&items).1, 320);
     }
 }

@@ -8,6 +8,8 @@ use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tens
 
 const N: usize = 2;
 const C: usize = 16;
+/// So that a picture has more numbers than all gradients, and no place among them.
+const SIDE: usize = 24;
 
 /// Convolutions with everything between them that can be made again, a skip connection, and an addition for each picture.
 fn network(g: &mut Graph) -> Tensor {
@@ -16,7 +18,7 @@ fn network(g: &mut Graph) -> Tensor {
         g.add("conv", Conv2d::new(1, 1), &[x, w, b]).expect("the shapes fit")
     };
     let scale = |g: &mut Graph| [g.parameter("gamma", [C]), g.parameter("beta", [C])];
-    let x = g.input("x", [N, 16, 16, C]);
+    let x = g.input("x", [N, SIDE, SIDE, C]);
     let first = conv(g, x);
     let [gamma, beta] = scale(g);
     let norm = GroupNorm { groups: 4, eps: 1e-5, silu: true };
@@ -32,7 +34,7 @@ fn network(g: &mut Graph) -> Tensor {
     let y = g.add("dropout", Dropout { p: 0.25, site: 3 }, &[y]).expect("the shapes fit");
     let y = conv(g, y);
     let y = g.add("skip", Add, &[y, first]).expect("the shapes fit");
-    let target = g.input("target", [N, 16, 16, C]);
+    let target = g.input("target", [N, SIDE, SIDE, C]);
     g.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit")
 }
 
@@ -74,6 +76,6 @@ fn gradients_have_the_same_bits_and_the_arena_is_smaller() {
     let ((kept, kept_len), (again, again_len)) = (run(false), run(true));
     assert_eq!(kept, again);
     // Of nine large results between the convolutions, five need not be kept.
-    let picture = N * 16 * 16 * C;
+    let picture = N * SIDE * SIDE * C;
     assert!(again_len + 3 * picture <= kept_len, "{again_len} numbers, {kept_len} without");
 }

@@ -126,23 +126,25 @@ pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel
         let (by_row, values) = rest.split_at_mut(by_row_all);
         let (x, dy, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
         let (dw, db) = run.outputs.split_first_mut().expect("a weight gradient has a result");
-        for part in 0..grad.parts() {
+        for (part, rows) in (0..grad.parts()).flat_map(|part| grad.ranges().map(move |rows| (part, rows))) {
             if own {
                 sums.par_chunks_exact_mut(grad.group_len()).enumerate().for_each(|(group, sums)| {
                     scratch.with(|memory| grad.own_group(part, group, x, dy, sums, memory));
                 });
             } else {
-                sum_by_phases(&grad, part, x, dy, sums, &mut values[..values_all]);
+                sum_by_phases(&grad, part, &rows, x, dy, sums, &mut values[..values_all]);
             }
-            let sums = &*sums;
+            let (sums, count) = (&*sums, rows.end.min(cin) - rows.start);
+            let by_row = &mut by_row[..count * taps * cout];
             by_row
                 .par_chunks_exact_mut(taps * cout)
                 .enumerate()
-                .for_each(|(ci, to)| grad.reduce(ci, sums, to));
+                .for_each(|(row, to)| grad.reduce(row, sums, to));
             let by_row = &*by_row;
             dw.par_chunks_exact_mut(cin * cout).enumerate().for_each(|(k, dw)| {
                 let Some(tap) = (0..taps).find(|&tap| grad.place(part, tap) == k) else { return };
-                for (to, from) in dw.chunks_exact_mut(cout).zip(by_row.chunks_exact(taps * cout)) {
+                let dw = dw[rows.start * cout..].chunks_exact_mut(cout);
+                for (to, from) in dw.zip(by_row.chunks_exact(taps * cout)) {
                     to.copy_from_slice(&from[tap * cout..][..cout]);
                 }
             });
@@ -155,10 +157,11 @@ pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel
     .per_thread(per_thread)
 }
 
-/// The sums of the only group, each phase of a block by all threads.
+/// The sums of the only group for a range of rows, each phase of a block by all threads. The first range makes the values.
 fn sum_by_phases(
     grad: &WinogradGrad,
     part: usize,
+    rows: &Range<usize>,
     x: &[f32],
     dy: &[f32],
     sums: &mut [f32],
@@ -169,20 +172,25 @@ fn sum_by_phases(
     let (v, rest) = values.split_at_mut(v_all);
     let (y, b) = rest.split_at_mut(y_all);
     let (sums, db) = sums.split_at_mut(points * sums_len);
-    db.fill(0.0);
+    let first = rows.start == 0;
+    if first {
+        db.fill(0.0);
+    }
     for (i, runs) in grad.blocks(0).enumerate() {
         let n = runs.len();
         let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
-        (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
-            .into_par_iter()
-            .enumerate()
-            .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
+        if first {
+            (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
+                .into_par_iter()
+                .enumerate()
+                .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
+            for share in b.chunks_exact(b_len) {
+                db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
+            }
+        }
         let (v, y) = (&*v, &*y);
         sums.par_chunks_exact_mut(sums_len).enumerate().for_each(|(point, sums)| {
-            grad.multiply(point, v, y, sums, i > 0);
+            grad.multiply(point, rows.clone(), v, y, sums, i > 0);
         });
-        for share in b.chunks_exact(b_len) {
-            db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
-        }
     }
 }

@@ -31,6 +31,8 @@ fn run_data_grad(case: &Case, isa: Isa, rows: usize, panels: usize) -> Vec<f32> 
 
 fn run_weight_grad(case: &Case, isa: Isa, runs: usize, groups: usize) -> Vec<f32> {
     let of = WinogradGrad::new(isa, case.factors, case.shape).expect(WAY).in_blocks(runs, groups);
+    // Where one block is all, in ranges of 16 or 32 channels, or all at once.
+    let of = of.in_ranges(16 * (1 + case.shape.cin / 16 % 3));
     let (mut dw, mut db) = (unwritten(case.shape.weights()), unwritten(case.shape.cout));
     of.run(&case.x, &case.dy, &mut dw, &mut db, &mut unwritten(of.shared_len().iter().sum()));
     dw.extend(db);

@@ -61,7 +61,7 @@ impl WinogradGrad {
         let (taps, cout) = (self.taps(), db.len());
         let by_row = &mut by_row[..taps * cout];
         let cin = dw.len() / (self.parts() * taps * cout);
-        for part in 0..self.parts() {
+        for (part, rows) in (0..self.parts()).flat_map(|part| self.ranges().map(move |rows| (part, rows))) {
             for (group, sums) in all_sums.chunks_exact_mut(self.group_len()).enumerate() {
                 if self.groups() > 1 {
                     self.own_group(part, group, input, dy, sums, values);
@@ -70,7 +70,9 @@ impl WinogradGrad {
                 let (v, rest) = values.split_at_mut(v_all);
                 let (y, b) = rest.split_at_mut(y_all);
                 let (sums, shares) = sums.split_at_mut(points * sums_len);
-                shares.fill(0.0);
+                if rows.start == 0 {
+                    shares.fill(0.0);
+                }
                 for (i, runs) in self.blocks(group).enumerate() {
                     let n = runs.len();
                     let (v, y, b) = (&mut v[..n * v_len], &mut y[..n * y_len], &mut b[..n * b_len]);
@@ -78,17 +80,17 @@ impl WinogradGrad {
                         .chunks_exact_mut(v_len)
                         .zip(y.chunks_exact_mut(y_len))
                         .zip(b.chunks_exact_mut(b_len));
-                    for (run, ((v, y), b)) in runs.zip(each) {
+                    for (run, ((v, y), b)) in runs.zip(each).filter(|_| rows.start == 0) {
                         self.values(part, run, input, dy, v, y, b);
                         shares.iter_mut().zip(&*b).for_each(|(sum, share)| *sum += share);
                     }
                     for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {
-                        self.multiply(point, v, y, sums, i > 0);
+                        self.multiply(point, rows.clone(), v, y, sums, i > 0);
                     }
                 }
             }
-            for ci in 0..cin {
-                self.reduce(ci, all_sums, by_row);
+            for ci in rows.start..rows.end.min(cin) {
+                self.reduce(ci - rows.start, all_sums, by_row);
                 for (tap, row) in by_row.chunks_exact(cout).enumerate() {
                     dw[(self.place(part, tap) * cin + ci) * cout..][..cout].copy_from_slice(row);
                 }

@@ -22,6 +22,8 @@ const MOST_OWN_SUMS: usize = 640 << 10;
 const ALL_OWN_SUMS: usize = 5 << 20;
 /// Most of them.
 const MOST_GROUPS: usize = 16;
+/// Numbers of the sums that are made at a time where one block of tiles is all there is.
+const RANGE_SUMS: usize = 2 << 20;
 /// Runs of a block that is one thread's own: its values stay in the core's own cache.
 const OWN_RUNS: usize = 2;
 
@@ -41,6 +43,8 @@ pub struct WinogradGrad {
     runs: usize,
     /// Groups of blocks that have sums of their own.
     groups: usize,
+    /// Rows whose sums are made at a time.
+    range: usize,
 }
 
 impl WinogradGrad {
@@ -62,13 +66,27 @@ impl WinogradGrad {
             true => (groups, OWN_RUNS),
             false => (1, (wanted / run).min(all_runs)),
         };
-        Some(Self { isa, kind, tile, words, shape, tiles, rows, columns, runs, groups })
+        let range = match groups == 1 && runs == all_runs {
+            true => RANGE_SUMS / (kind.points() * columns),
+            false => rows,
+        };
+        let of = Self { isa, kind, tile, words, shape, tiles, rows, columns, runs, groups, range };
+        Some(of.in_ranges(range))
     }
 
     /// With `groups` groups of blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
     pub fn in_blocks(mut self, runs: usize, groups: usize) -> Self {
         self.runs = runs.clamp(1, self.all_runs());
         self.groups = groups.clamp(1, self.all_runs());
+        self.range = self.rows;
+        self
+    }
+
+    /// With sums of about `rows` rows made at a time, if there is but one block; for tests, as [`WinogradGrad::in_blocks`].
+    pub fn in_ranges(mut self, rows: usize) -> Self {
+        let one_block = self.groups == 1 && self.runs >= self.all_runs();
+        let rows = if one_block { rows } else { self.rows };
+        self.range = (rows / K_RUN * K_RUN).clamp(K_RUN, self.rows);
         self
     }
 
@@ -77,6 +95,13 @@ impl WinogradGrad {
     /// them.
     pub fn groups(&self) -> usize {
         self.groups
+    }
+
+    /// Ranges of rows (input channels, and what they are rounded up with) whose sums are made one after the other. There is more
+    /// than one only if one block is all there is: its values then serve them all.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (rows, range) = (self.rows, self.range);
+        (0..rows).step_by(range).map(move |first| first..rows.min(first + range))
     }
 
     /// Whether this is expected to take less time than the plain way with such factors.
@@ -116,9 +141,9 @@ impl WinogradGrad {
         [points * self.input_point(), points * self.output_point(), self.shape.cout]
     }
 
-    /// Numbers of the sums at one point, and points.
+    /// Numbers of the sums of a range at one point, and points.
     pub fn sums_len(&self) -> (usize, usize) {
-        (self.rows * self.columns + APART, self.kind.points())
+        (self.range * self.columns + APART, self.kind.points())
     }
 
     /// Taps of a part.
@@ -139,11 +164,11 @@ impl WinogradGrad {
         points * sums + self.shape.cout.next_multiple_of(APART)
     }
 
-    /// Numbers of scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums of all groups, and a part's weight
-    /// gradient by rows.
+    /// Numbers of scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums of all groups, and the weight
+    /// gradient of a part and a range by rows.
     pub fn shared_len(&self) -> [usize; 5] {
         let [v, y, b] = self.run_len().map(|len| len * self.runs);
-        [v, y, b, self.groups * self.group_len(), self.shape.cin * self.taps() * self.shape.cout]
+        [v, y, b, self.groups * self.group_len(), self.range * self.taps() * self.shape.cout]
     }
 
     /// The sums of group `group` for part `part`; `sums` has [`WinogradGrad::group_len`] numbers, `memory` the values of a block.
@@ -169,7 +194,7 @@ impl WinogradGrad {
                 db.iter_mut().zip(&*share).for_each(|(sum, share)| *sum += share);
             }
             for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {
-                self.multiply(point, v, y, sums, i > 0);
+                self.multiply(point, 0..self.rows, v, y, sums, i > 0);
             }
         }
     }
@@ -265,10 +290,20 @@ impl WinogradGrad {
         }
     }
 
-    /// The sums over a block's tiles at one point, `[rows][columns]`: added to `sums`, or put there.
-    pub fn multiply(&self, point: usize, v: &[f32], y: &[f32], sums: &mut [f32], add: bool) {
+    /// The sums over a block's tiles at one point, `[rows][columns]`, for a range of rows: added to `sums`, or put there.
+    pub fn multiply(
+        &self,
+        point: usize,
+        rows: Range<usize>,
+        v: &[f32],
+        y: &[f32],
+        sums: &mut [f32],
+        add: bool,
+    ) {
         assert_eq!(sums.len(), self.sums_len().0);
-        dispatch!(self.isa, self.words, s, product => self.multiply_generic(s, product, point, v, y, sums, add))
+        dispatch!(self.isa, self.words, s, product => self.multiply_generic(
+            s, product, point, rows, v, y, sums, add
+        ))
     }
 
     #[inline(always)]
@@ -277,6 +312,7 @@ impl WinogradGrad {
         s: S,
         product: impl Product,
         point: usize,
+        rows: Range<usize>,
         v: &[f32],
         y: &[f32],
         sums: &mut [f32],
@@ -284,14 +320,15 @@ impl WinogradGrad {
     ) {
         let nr = self.tile.nv * S::F32_LANES;
         for j in 0..self.columns / nr {
-            with_tile!(self.tile, column_of_tiles::<S>(s, self, product, point, j, v, y, sums, add));
+            let rows = rows.clone();
+            with_tile!(self.tile, column_of_tiles::<S>(s, self, product, point, rows, j, v, y, sums, add));
         }
     }
 
-    /// The weight gradient of input channel `ci` of a part, `[taps, cout]`, from the sums of all groups.
-    pub fn reduce(&self, ci: usize, sums: &[f32], out: &mut [f32]) {
+    /// The weight gradient of input channel `row` of a range of a part, `[taps, cout]`, from the sums of all groups.
+    pub fn reduce(&self, row: usize, sums: &[f32], out: &mut [f32]) {
         assert_eq!(out.len(), self.taps() * self.shape.cout);
-        with_maps!(self.kind, maps => dispatch!(self.isa, s => self.reduce_generic(s, maps, ci, sums, out)))
+        with_maps!(self.kind, maps => dispatch!(self.isa, s => self.reduce_generic(s, maps, row, sums, out)))
     }
 
     #[inline(always)]
@@ -299,7 +336,7 @@ impl WinogradGrad {
         &self,
         s: S,
         _: F,
-        ci: usize,
+        row: usize,
         sums: &[f32],
         out: &mut [f32],
     ) {
@@ -312,7 +349,7 @@ impl WinogradGrad {
                 &mut lines,
                 #[inline(always)]
                 |i: usize, j: usize| {
-                    let at = (i * D + j) * self.sums_len().0 + ci * self.columns + c;
+                    let at = (i * D + j) * self.sums_len().0 + row * self.columns + c;
                     let mut sum = load(s, &sums[at..at + S::F32_LANES]);
                     for sums in sums.chunks_exact(self.group_len()).skip(1) {
                         sum = s.add_f32s(sum, load(s, &sums[at..at + S::F32_LANES]));
@@ -380,13 +417,14 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
     }
 }
 
-/// One panel of columns against all rows: sums over the block's runs, one behind the other.
+/// One panel of columns against the rows of a range: sums over the block's runs, one behind the other.
 #[inline(always)]
 fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     of: &WinogradGrad,
     product: impl Product,
     point: usize,
+    rows: Range<usize>,
     j: usize,
     v: &[f32],
     y: &[f32],
@@ -396,8 +434,8 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
     let nr = NV * S::F32_LANES;
     let [v_run, y_run, _] = of.run_len();
     let (v_point, y_point) = (point * of.input_point(), point * of.output_point() + j * RUN * nr);
-    for i in 0..of.rows / MR {
-        let a_start = v_point + i * MR / K_RUN * (RUN * K_RUN) + i * MR % K_RUN;
+    for row in rows.clone().step_by(MR) {
+        let a_start = v_point + row / K_RUN * (RUN * K_RUN) + row % K_RUN;
         let mut acc = tile::zero::<S, MR, NV>(s);
         for (v, y) in v.chunks_exact(v_run).zip(y.chunks_exact(y_run)) {
             let a = &v[a_start..][..(RUN - 1) * K_RUN + MR];
@@ -405,7 +443,7 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
             tile::columns_apart(s, product, a, b, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
-            let at = (i * MR + r) * of.columns + j * nr;
+            let at = (row - rows.start + r) * of.columns + j * nr;
             tile::store_row(s, acc, &mut sums[at..at + nr], add);
         }
     }
