@@ -228,6 +228,17 @@ pub fn put_down<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
+/// The counterpart of [`put_down`].
+#[inline(always)]
+pub fn take_up<S: Simd, const MR: usize, const NV: usize>(sums: &[f32], acc: &mut Acc<S, MR, NV>) {
+    let sums = &S::as_simd_f32s(sums).0[..MR * NV];
+    for r in 0..MR {
+        for v in 0..NV {
+            acc[r][v] = sums[r * NV + v];
+        }
+    }
+}
+
 /// Adds the first `row.len()` columns of one accumulator row to `row`, or puts them there.
 #[inline(always)]
 pub fn store_row<S: Simd, const NV: usize>(s: S, acc: &[S::f32s; NV], row: &mut [f32], add: bool) {

@@ -18,6 +18,9 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
     if conv.has_own_blocks() {
         return own_blocks_kernel(conv, addends);
     }
+    if conv.has_own_panels() {
+        return own_panels_kernel(conv, addends);
+    }
     let [packed_len, values_len, products_len] = conv.shared_len();
     let keep = conv.keeps_weights();
     let kernel = Kernel::new(move |run: &mut Run<'_>| {
@@ -97,6 +100,40 @@ fn own_blocks_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
     });
     let kernel = if keep { kernel.kept(packed_len) } else { kernel.shared(packed_len) };
     kernel.per_thread(values_len + products_len)
+}
+
+/// The same where each thread makes panels from weights to products.
+fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+    let [packed_len, values_len, products_len] = conv.shared_len();
+    let rows = conv.blocks().next().expect("all is one block");
+    let panel_len = conv.points() * conv.products_len(rows.len(), 1);
+    Kernel::new(move |run: &mut Run<'_>| {
+        let (values, products) = run.shared.split_at_mut(values_len);
+        let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
+        let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let epilogue = Epilogue { bias, picture_bias, residual };
+        for (panels, first_of_part) in conv.groups() {
+            if first_of_part {
+                values.par_chunks_exact_mut(conv.values_len()).enumerate().for_each(|(group, to)| {
+                    conv.values(0, group, panels.start, x, to);
+                });
+            }
+            let (values, products) = (&*values, &mut products[..panels.len() * panel_len]);
+            products.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, to)| {
+                scratch.with(|memory| {
+                    conv.own_panel(panels.start + panel, values, w, to, &mut memory[..packed_len]);
+                });
+            });
+            let products = &*products;
+            by_rows(run.outputs[0], rows.clone(), &|row| conv.row_len(row), &|row, out| {
+                for (panel, products) in panels.clone().zip(products.chunks_exact(panel_len)) {
+                    conv.outputs(0, row, panel..panel + 1, products, epilogue, out);
+                }
+            });
+        }
+    })
+    .shared(values_len + products_len)
+    .per_thread(packed_len)
 }
 
 /// Calls `f` for every row with its part of `out`, side by side; `len` tells how long a row's part is.

@@ -230,6 +230,27 @@ fn blocks_change_no_bit_of_the_forward_pass() {
 }
 
 #[test]
+fn threads_own_panels_change_no_bit_either() {
+    let mut rng = Rng::new(6);
+    // Channels of several parts of k, of one, and of less than one.
+    for (channels, size) in [((304, 40), 7), ((16, 70), 9), ((64, 16), 4)] {
+        let three = shape(2, (size, size), (3, 3), (1, 1), (1, 1), channels);
+        let four = shape(2, (2 * size, 2 * size), (4, 4), (2, 2), (1, 1), channels);
+        for (shape, isa) in
+            [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
+        {
+            let case = Case::new(&mut rng, shape, 7);
+            let (y, dx) = (run_forward(&case, isa, 99, 99), run_data_grad(&case, isa, 99, 99));
+            let of = Winograd::forward(isa, case.factors, shape).expect(WAY).in_own_panels();
+            assert_eq!(bits(&run(&of, &case.x, &case.w, case.epilogue())), bits(&y), "{isa}");
+            let of = Winograd::data_grad(isa, case.factors, shape).expect(WAY).in_own_panels();
+            let epilogue = Epilogue { bias: case.input_bias.as_deref(), ..Epilogue::default() };
+            assert_eq!(bits(&run(&of, &case.dy, &case.w, epilogue)), bits(&dx), "{isa}");
+        }
+    }
+}
+
+#[test]
 fn a_nan_reaches_what_depends_on_it() {
     // More than that: the whole tile, because all outputs of a tile are made from the same values.
     let mut rng = Rng::new(5);

@@ -30,6 +30,10 @@ const OWN_VALUES: usize = 56 << 10;
 const MOST_OWN_VALUES: usize = 112 << 10;
 /// Most numbers of U for which there are such blocks, since each block reads them all: the last-level cache should hold them.
 const MOST_OWN_WEIGHTS: usize = 3 << 20;
+/// Most tiles of a picture batch of which the products with a panel of weights stay in the core's own cache.
+const FEW_TILES: usize = 64;
+/// Numbers of U that are made at a time for so few tiles: they are read a few times and never leave that cache.
+const PART_OF_U: usize = 48 << 10;
 /// Fewest such blocks: enough to share them out.
 const FEWEST_OWN: usize = 8;
 
@@ -59,6 +63,8 @@ pub struct Winograd {
     group: usize,
     /// Whether each block is one thread's own, from inputs to outputs.
     own_blocks: bool,
+    /// Whether each panel of the weights is one thread's own, from weights to products.
+    own_panels: bool,
     /// Whether weights do not change from pass to pass.
     fixed_weights: bool,
 }
@@ -136,7 +142,8 @@ impl Winograd {
                 rows_of_block(&tiles, wanted, tile.mr)
             }
         };
-        let group = match block_rows == tiles.rows() {
+        let own_panels = !own_blocks && block_rows == tiles.rows() && tiles.count() <= FEW_TILES;
+        let group = match block_rows == tiles.rows() && !own_panels {
             true => (GROUP / (kind.points() * k * nr)).clamp(FEWEST_PANELS.min(panels), panels),
             false => panels,
         };
@@ -156,6 +163,7 @@ impl Winograd {
             block_rows,
             group,
             own_blocks,
+            own_panels,
             fixed_weights: false,
         }
     }
@@ -163,7 +171,7 @@ impl Winograd {
     /// With blocks of `rows` rows of tiles, and groups of `panels` panels if one block is all; for tests, which would
     /// need large pictures otherwise.
     pub fn in_blocks(mut self, rows: usize, panels: usize) -> Self {
-        self.own_blocks = false;
+        (self.own_blocks, self.own_panels) = (false, false);
         self.block_rows = rows.clamp(1, self.tiles.rows());
         self.group = match self.block_rows == self.tiles.rows() {
             true => panels.clamp(1, self.panels_of_part()),
@@ -178,12 +186,19 @@ impl Winograd {
         Self { own_blocks: true, group: of.panels_of_part(), ..of }
     }
 
+    /// With panels that are each made from weights to products; for tests, as [`Winograd::in_blocks`].
+    pub fn in_own_panels(self) -> Self {
+        Self { own_panels: true, ..self.in_blocks(usize::MAX, usize::MAX) }
+    }
+
     /// For weights that do not change from pass to pass: U is made once and kept, where making it would be a good part of
     /// a pass and it is not too large (it has up to four times as many numbers as the weights).
     pub fn with_fixed_weights(self) -> Self {
         let of = Self { fixed_weights: true, ..self };
-        let group = if of.keeps_weights() { of.panels_of_part() } else { of.group };
-        Self { group, ..of }
+        match of.keeps_weights() {
+            true => Self { own_panels: false, group: of.panels_of_part(), ..of },
+            false => of,
+        }
     }
 
     /// Whether U is to be kept.
@@ -256,11 +271,24 @@ impl Winograd {
     }
 
     fn packed_point(&self) -> usize {
-        self.k * self.nr() + APART
+        self.packed_words(self.k)
     }
 
-    /// Numbers of U of a group, or of all if it is kept.
+    /// Numbers of U at one point for so many words of k.
+    fn packed_words(&self, k: usize) -> usize {
+        k * self.nr() + APART
+    }
+
+    /// Words of k of which U is made at a time, if panels are threads' own.
+    fn part_of_k(&self) -> usize {
+        (PART_OF_U / (self.points() * self.nr()) / K_RUN * K_RUN).clamp(K_RUN, self.k)
+    }
+
+    /// Numbers of U of a group, of all if it is kept, or of a part of a panel.
     pub fn packed_len(&self) -> usize {
+        if self.own_panels {
+            return self.points() * self.packed_words(self.part_of_k());
+        }
         let panels = if self.keeps_weights() { self.panels() } else { self.group };
         panels * self.panel_len()
     }
@@ -289,13 +317,18 @@ impl Winograd {
         self.kind.points()
     }
 
-    /// Numbers of scratch memory: U of a group, V of a block, and M of a block (of one panel, if blocks are threads' own).
+    /// Numbers of scratch memory: U of a group (of a part of a panel, if panels are threads' own), V of a block, and M of a block
+    /// (of one panel, if blocks are threads' own; one panel's after the other, if panels are).
     pub fn shared_len(&self) -> [usize; 3] {
-        let panels = if self.own_blocks { 1 } else { self.group };
+        let (panels, times) = match (self.own_blocks, self.own_panels) {
+            (true, _) => (1, 1),
+            (_, true) => (1, self.group),
+            _ => (self.group, 1),
+        };
         [
             self.packed_len(),
             self.value_groups(self.block_rows) * self.values_len(),
-            self.points() * self.products_len(self.block_rows, panels),
+            times * self.points() * self.products_len(self.block_rows, panels),
         ]
     }
 
@@ -356,7 +389,7 @@ impl Winograd {
         assert_eq!(weights.len(), self.shape.weights());
         assert_eq!(out.len(), self.panel_len());
         with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.pack_generic(
-            s, maps, product, panel, weights, out
+            s, maps, product, panel, 0..self.k, weights, out
         )))
     }
 
@@ -367,20 +400,21 @@ impl Winograd {
         _: F,
         product: P,
         panel: usize,
+        words: Range<usize>,
         weights: &[f32],
         out: &mut [f32],
     ) {
-        let (nr, panels) = (self.nr(), self.panels_of_part());
+        let (nr, panels, point_len) = (self.nr(), self.panels_of_part(), self.packed_words(words.len()));
         let (part, panel) = (panel / panels, panel % panels);
         let mut space = Space::new(s);
         for v in 0..self.tile.nv {
             let column = panel * nr + v * S::F32_LANES;
             let source = Weights { of_maps: PhantomData::<F>, of: self, part, column, weights };
-            for word in 0..self.k {
+            for word in words.clone() {
                 // The channels of a word are a vector apart.
                 let channel = word / S::F32_LANES * (P::PER_WORD * S::F32_LANES) + word % S::F32_LANES;
                 let (even, odd) = ((&source, channel), (&source, channel + S::F32_LANES));
-                let at = word * nr + v * S::F32_LANES;
+                let at = (word - words.start) * nr + v * S::F32_LANES;
                 words_of(
                     s,
                     product,
@@ -389,7 +423,7 @@ impl Winograd {
                     even,
                     odd,
                     #[inline(always)]
-                    |point, u| store(s, &mut out[point * self.packed_point() + at..][..S::F32_LANES], u),
+                    |point, u| store(s, &mut out[point * point_len + at..][..S::F32_LANES], u),
                 );
             }
         }
@@ -495,7 +529,55 @@ impl Winograd {
         for (j, out) in out.chunks_exact_mut(len).take(panels).enumerate() {
             let b = &packed[(j * self.points() + point) * self.packed_point()..][..self.k * nr];
             let b = S::as_simd_f32s(b).0;
-            with_tile!(self.tile, point_panels::<S>(s, self, product, point, values, b, out));
+            with_tile!(self.tile, point_panels::<S>(s, self, product, point, 0..self.k, values, b, out));
+        }
+    }
+
+    /// Whether panels are made by [`Winograd::own_panel`], side by side, instead of first all of U by all threads: with few tiles
+    /// making U and carrying it to memory and back would take longest.
+    pub fn has_own_panels(&self) -> bool {
+        self.own_panels
+    }
+
+    /// M of panel `panel`, `[points][tiles][nr]`, of all tiles, whose V `values` holds; `memory` has the numbers that
+    /// [`Winograd::packed_len`] says.
+    pub fn own_panel(
+        &self,
+        panel: usize,
+        values: &[f32],
+        weights: &[f32],
+        products: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        assert_eq!(weights.len(), self.shape.weights());
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.own_panel_generic(
+            s, maps, product, panel, values, weights, products, memory
+        )))
+    }
+
+    #[inline(always)]
+    fn own_panel_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+        &self,
+        s: S,
+        maps: F,
+        product: P,
+        panel: usize,
+        values: &[f32],
+        weights: &[f32],
+        products: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let (nr, len) = (self.nr(), products.len() / self.points());
+        for first in (0..self.k).step_by(self.part_of_k()) {
+            let words = first..self.k.min(first + self.part_of_k());
+            let point_len = self.packed_words(words.len());
+            let packed = &mut memory[..self.points() * point_len];
+            self.pack_generic(s, maps, product, panel, words.clone(), weights, packed);
+            let points = packed.chunks_exact(point_len).zip(products.chunks_exact_mut(len));
+            for (point, (b, to)) in points.enumerate() {
+                let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
+                with_tile!(self.tile, point_panels::<S>(s, self, product, point, words, values, b, to));
+            }
         }
     }
 
@@ -577,21 +659,26 @@ impl Winograd {
     }
 }
 
-/// All groups of tiles at one point against one panel of weights.
+/// All groups of tiles at one point against one panel of weights, as far as these words of k go; but for the first, sums go on
+/// from what is there, which gives the bits of one go.
 #[inline(always)]
 fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     of: &Winograd,
     product: impl Product,
     point: usize,
+    words: Range<usize>,
     values: &[f32],
     b: &[S::f32s],
     out: &mut [f32],
 ) {
     let nr = NV * S::F32_LANES;
     for (values, out) in values.chunks_exact(of.values_len()).zip(out.chunks_exact_mut(MR * nr)) {
-        let a = &values[point * of.point_len()..][..of.k * MR];
+        let a = &values[point * of.point_len() + words.start * MR..][..words.len() * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
+        if words.start > 0 {
+            tile::take_up::<S, MR, NV>(out, &mut acc);
+        }
         tile::blocked(s, product, a, b, &mut acc);
         for (acc, row) in acc.iter().zip(out.chunks_exact_mut(nr)) {
             tile::store_row(s, acc, row, false);

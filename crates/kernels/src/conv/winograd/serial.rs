@@ -16,7 +16,26 @@ impl Winograd {
         let [packed_len, values_len, _] = self.shared_len();
         let (packed, others) = memory.split_at_mut(packed_len);
         let one_block = self.blocks().count() == 1;
-        for (panels, first_of_part) in self.groups() {
+        for (panels, first_of_part) in self.groups().filter(|_| self.has_own_panels()) {
+            let (values, products) = others.split_at_mut(values_len);
+            if first_of_part {
+                for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
+                    self.values(0, group, panels.start, input, to);
+                }
+            }
+            for panel in panels {
+                let rows = self.blocks().next().expect("there is one block");
+                let products = &mut products[..self.points() * self.products_len(rows.len(), 1)];
+                self.own_panel(panel, values, weights, products, packed);
+                let mut rest = &mut *out;
+                for row in rows {
+                    let (part, tail) = rest.split_at_mut(self.row_len(row));
+                    self.outputs(0, row, panel..panel + 1, products, epilogue, part);
+                    rest = tail;
+                }
+            }
+        }
+        for (panels, first_of_part) in self.groups().filter(|_| !self.has_own_panels()) {
             let packed = &mut packed[..panels.len() * self.panel_len()];
             for (panel, to) in panels.clone().zip(packed.chunks_exact_mut(self.panel_len())) {
                 self.pack_panel(panel, weights, to);
