@@ -19,7 +19,7 @@
 
 use super::product::{PANEL, columns, in_rows, load, pair_lanes, pair_rows, power, row, short_rows, store};
 use super::ranges::Layout;
-use super::{Attention, Rows, Splitter, vectors, vectors_mut};
+use super::{Attention, NEAR, Rows, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
 use crate::tile::{self, Acc, Product, Single, TileShape, with_tile};
@@ -189,6 +189,9 @@ impl Attention {
         let [dk, dv] = split.take(sums_len);
         let [q, k, v] = [0, 1, 2].map(|part| self.rows(qkv, part, head));
         let gradients = Rows { x: d_o, stride: c, at: head * width, width };
+        if qkv.len() > NEAR {
+            [k, v].iter().for_each(Rows::bring_near);
+        }
         k.panels::<P>(&mut keys[..tokens.div_ceil(PANEL) * words * PANEL]);
         v.panels::<P>(&mut values[..tokens.div_ceil(PANEL) * words * PANEL]);
         k.down::<P>(width, &mut key_rows[..tokens.div_ceil(P::PER_WORD) * width]);
@@ -199,6 +202,11 @@ impl Attention {
         for start in (0..tokens).step_by(self.chunk()) {
             let chunk = self.chunk().min(tokens - start);
             let (q, gradients) = (q.part(start, chunk), gradients.part(start, chunk));
+            if qkv.len() > NEAR {
+                [q, gradients, Rows { x: o, ..gradients }.part(start, chunk)]
+                    .iter()
+                    .for_each(Rows::bring_near);
+            }
             let scale = self.scale() * LOG2_E;
             for first in (0..chunk).step_by(nr) {
                 let range = first * words..(first + nr) * words;

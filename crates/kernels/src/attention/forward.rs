@@ -16,7 +16,7 @@
 use super::product::{
     PANEL, Rows, columns, in_rows, load, pair_rows, power, power_above, row, short_rows, store,
 };
-use super::{Attention, Splitter, vectors, vectors_mut};
+use super::{Attention, NEAR, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
 use crate::tile::{self, Product};
@@ -108,6 +108,10 @@ impl Attention {
         let (count, factors) = (o.len() / c, self.words);
         for head in 0..self.heads {
             let part = |part: usize| self.rows(qkv, part, head);
+            if qkv.len() > NEAR {
+                part(1).bring_near();
+                part(2).bring_near();
+            }
             part(1).panels::<P>(keys);
             part(2).down::<P>(width, values);
             factors.round(keys);

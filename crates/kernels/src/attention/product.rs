@@ -2,6 +2,7 @@
 //!
 //! Operands are packed into words of the [`Product`]: a number, or two neighbours of those that are summed over.
 
+use super::LINE;
 use crate::bf16;
 use crate::tile::{Acc, Product};
 use crate::vector;
@@ -42,6 +43,15 @@ impl<'a> Rows<'a> {
     pub fn part(&self, first: usize, count: usize) -> Self {
         let end = self.count().min(first + count);
         Self { x: &self.x[first * self.stride..end * self.stride], ..*self }
+    }
+
+    /// Reads a number of each row, one after the other, which waits for many of them at once; packing then finds them near.
+    #[inline(always)]
+    pub fn bring_near(&self) {
+        let rows = self.x[self.at..].chunks(self.stride);
+        std::hint::black_box(rows.fold(0, |bits, row| {
+            row[..self.width.min(row.len())].iter().step_by(LINE).fold(bits, |bits, x| bits | x.to_bits())
+        }));
     }
 
     /// Panels of tokens side by side, `[tokens / 8][words of the width][8]`; zeros behind the last.

@@ -436,6 +436,7 @@ fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
     let (nr, rows) = (NV * S::F32_LANES, pixels.len().div_ceil(MR));
     // Pixel by pixel the output is written front to back, for which the weights have to come from a near cache each time.
     let by_pixels = k * columns * nr <= NEAR;
+    let mut sums = [0.0; MOST_SUMS];
     for tile in 0..rows * columns {
         let (i, j) = if by_pixels { (tile / columns, tile % columns) } else { (tile % rows, tile / rows) };
         let b = S::as_simd_f32s(&b[(j * phase_k + k0) * nr..][..k * nr]).0;
@@ -443,7 +444,6 @@ fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
         tile::blocked(s, product, &a[i * MR * k..][..MR * k], b, &mut acc);
         let pixels = &pixels[i * MR..pixels.len().min((i + 1) * MR)];
         let columns = j * nr..cout.min((j + 1) * nr);
-        let mut sums = [0.0; MOST_SUMS];
         tile::put_down::<S, MR, NV>(&acc, &mut sums);
         for (sums, pixel) in sums.chunks_exact(nr).zip(pixels) {
             let row = &mut out[(pixel.out - first) * cout + columns.start..][..columns.len()];
@@ -566,6 +566,19 @@ impl Row<'_> {
                     }
                 }
                 (None, _) => runs.for_each(|to| to[..K_RUN].fill(0.0)),
+            }
+            return;
+        }
+        if self.words == Words::Pairs && at.is_multiple_of(K_RUN) && len.is_multiple_of(K_RUN) {
+            // Halves of runs, of channels that are not a multiple of a whole one.
+            for piece in (0..len).step_by(K_RUN) {
+                let word = (at + piece) / 2;
+                let first = (word / K_RUN * self.mr + self.r) * K_RUN + word % K_RUN;
+                let to = &mut self.panel[first..first + K_RUN / 2];
+                match source {
+                    Some(source) => bf16::round_run(&source[piece..piece + K_RUN], to),
+                    None => to.fill(0.0),
+                }
             }
             return;
         }

@@ -287,11 +287,10 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     cout: usize,
     partial: &mut [f32],
 ) {
-    let nr = NV * S::F32_LANES;
+    let (nr, mut sums) = (NV * S::F32_LANES, [0.0; MOST_SUMS]);
     for (i, a) in a.chunks_exact(k * MR + APART).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
         tile::columns(s, product, &a[..k * MR], b, &mut acc);
-        let mut sums = [0.0; MOST_SUMS];
         tile::put_down::<S, MR, NV>(&acc, &mut sums);
         for (r, sums) in sums.chunks_exact(nr).enumerate().take(MR.min(rows - i * MR)) {
             let at = (i * MR + r) * cout;

@@ -27,6 +27,7 @@
 //! with such factors: good enough for gradients, whose noise from the choice of the batch is far larger, and not for the
 //! forward pass.
 
+mod own;
 mod points;
 mod product;
 mod serial;

@@ -40,10 +40,10 @@ const FEWEST_OWN: usize = 8;
 /// A convolution, or its data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
 pub struct Winograd {
-    isa: Isa,
+    pub(super) isa: Isa,
     pub(super) kind: Kind,
-    tile: TileShape,
-    words: Words,
+    pub(super) tile: TileShape,
+    pub(super) words: Words,
     pub(super) shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places, the weights are turned round.
     pub(super) transposed: bool,
@@ -56,15 +56,15 @@ pub struct Winograd {
     pub(super) cin: usize,
     pub(super) cout: usize,
     /// Words of all channels that are summed over, rounded up to [`K_RUN`].
-    k: usize,
+    pub(super) k: usize,
     /// Rows of tiles of a block.
     block_rows: usize,
     /// Panels of columns of a group.
-    group: usize,
+    pub(super) group: usize,
     /// Whether each block is one thread's own, from inputs to outputs.
-    own_blocks: bool,
+    pub(super) own_blocks: bool,
     /// Whether each panel of the weights is one thread's own, from weights to products.
-    own_panels: bool,
+    pub(super) own_panels: bool,
     /// Whether weights do not change from pass to pass.
     fixed_weights: bool,
 }
@@ -180,17 +180,6 @@ impl Winograd {
         self
     }
 
-    /// With blocks of `rows` rows of tiles, each made from inputs to outputs; for tests, as [`Winograd::in_blocks`].
-    pub fn in_own_blocks(self, rows: usize) -> Self {
-        let of = self.in_blocks(rows, usize::MAX);
-        Self { own_blocks: true, group: of.panels_of_part(), ..of }
-    }
-
-    /// With panels that are each made from weights to products; for tests, as [`Winograd::in_blocks`].
-    pub fn in_own_panels(self) -> Self {
-        Self { own_panels: true, ..self.in_blocks(usize::MAX, usize::MAX) }
-    }
-
     /// For weights that do not change from pass to pass: U is made once and kept, where making it would be a good part of
     /// a pass and it is not too large (it has up to four times as many numbers as the weights).
     pub fn with_fixed_weights(self) -> Self {
@@ -231,7 +220,7 @@ impl Winograd {
         pays(words, kept, self.kind, &ConvShape { n, ..self.shape }, tiles, brought)
     }
 
-    fn nr(&self) -> usize {
+    pub(super) fn nr(&self) -> usize {
         self.tile.nv * self.isa.lanes()
     }
 
@@ -245,7 +234,7 @@ impl Winograd {
         if self.transposed { self.parts.len() } else { 1 }
     }
 
-    fn panels_of_part(&self) -> usize {
+    pub(super) fn panels_of_part(&self) -> usize {
         self.cout.div_ceil(self.nr())
     }
 
@@ -275,12 +264,12 @@ impl Winograd {
     }
 
     /// Numbers of U at one point for so many words of k.
-    fn packed_words(&self, k: usize) -> usize {
+    pub(super) fn packed_words(&self, k: usize) -> usize {
         k * self.nr() + APART
     }
 
     /// Words of k of which U is made at a time, if panels are threads' own.
-    fn part_of_k(&self) -> usize {
+    pub(super) fn part_of_k(&self) -> usize {
         (PART_OF_U / (self.points() * self.nr()) / K_RUN * K_RUN).clamp(K_RUN, self.k)
     }
 
@@ -332,43 +321,6 @@ impl Winograd {
         ]
     }
 
-    /// Whether blocks are made by [`Winograd::own_block`], side by side, instead of each phase of a block by all threads: V
-    /// and M then stay in the cache of the core that made them, but all of U comes to it for every block.
-    pub fn has_own_blocks(&self) -> bool {
-        self.own_blocks
-    }
-
-    /// The outputs of a block of rows of tiles in the panels `panels`, whose U `packed` holds; `memory` has the V and M that
-    /// [`Winograd::shared_len`] says.
-    pub fn own_block(
-        &self,
-        rows: Range<usize>,
-        panels: Range<usize>,
-        input: &[f32],
-        packed: &[f32],
-        epilogue: Epilogue<'_>,
-        out: &mut [f32],
-        memory: &mut [f32],
-    ) {
-        let (values, products) = memory.split_at_mut(self.value_groups(rows.len()) * self.values_len());
-        for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
-            self.values(rows.start, group, panels.start, input, to);
-        }
-        let len = self.products_len(rows.len(), 1);
-        let products = &mut products[..self.points() * len];
-        for (panel, packed) in panels.zip(packed.chunks_exact(self.panel_len())) {
-            for (point, to) in products.chunks_exact_mut(len).enumerate() {
-                self.multiply(point, 1, values, packed, to);
-            }
-            let mut rest = &mut *out;
-            for row in rows.clone() {
-                let (part, tail) = rest.split_at_mut(self.row_len(row));
-                self.outputs(rows.start, row, panel..panel + 1, products, epilogue, part);
-                rest = tail;
-            }
-        }
-    }
-
     /// Numbers of output that a row of tiles makes.
     pub fn row_len(&self, row: usize) -> usize {
         self.tiles.pixel_rows(row) * self.step() * self.to.1 * self.cout
@@ -394,7 +346,7 @@ impl Winograd {
     }
 
     #[inline(always)]
-    fn pack_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+    pub(super) fn pack_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
         _: F,
@@ -533,54 +485,6 @@ impl Winograd {
         }
     }
 
-    /// Whether panels are made by [`Winograd::own_panel`], side by side, instead of first all of U by all threads: with few tiles
-    /// making U and carrying it to memory and back would take longest.
-    pub fn has_own_panels(&self) -> bool {
-        self.own_panels
-    }
-
-    /// M of panel `panel`, `[points][tiles][nr]`, of all tiles, whose V `values` holds; `memory` has the numbers that
-    /// [`Winograd::packed_len`] says.
-    pub fn own_panel(
-        &self,
-        panel: usize,
-        values: &[f32],
-        weights: &[f32],
-        products: &mut [f32],
-        memory: &mut [f32],
-    ) {
-        assert_eq!(weights.len(), self.shape.weights());
-        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.own_panel_generic(
-            s, maps, product, panel, values, weights, products, memory
-        )))
-    }
-
-    #[inline(always)]
-    fn own_panel_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
-        &self,
-        s: S,
-        maps: F,
-        product: P,
-        panel: usize,
-        values: &[f32],
-        weights: &[f32],
-        products: &mut [f32],
-        memory: &mut [f32],
-    ) {
-        let (nr, len) = (self.nr(), products.len() / self.points());
-        for first in (0..self.k).step_by(self.part_of_k()) {
-            let words = first..self.k.min(first + self.part_of_k());
-            let point_len = self.packed_words(words.len());
-            let packed = &mut memory[..self.points() * point_len];
-            self.pack_generic(s, maps, product, panel, words.clone(), weights, packed);
-            let points = packed.chunks_exact(point_len).zip(products.chunks_exact_mut(len));
-            for (point, (b, to)) in points.enumerate() {
-                let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
-                with_tile!(self.tile, point_panels::<S>(s, self, product, point, words, values, b, to));
-            }
-        }
-    }
-
     /// The outputs of a row of tiles, in the columns of the panels `panels`, from M of a block that begins at tile row
     /// `first_row`.
     pub fn outputs(
@@ -662,7 +566,7 @@ impl Winograd {
 /// All groups of tiles at one point against one panel of weights, as far as these words of k go; but for the first, sums go on
 /// from what is there, which gives the bits of one go.
 #[inline(always)]
-fn point_panels<S: Simd, const MR: usize, const NV: usize>(
+pub(super) fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     of: &Winograd,
     product: impl Product,

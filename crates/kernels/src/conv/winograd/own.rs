@@ -1,0 +1,112 @@
+//! Parts of the forward pass and the data gradient that are one thread's own: blocks of tiles, from inputs to outputs, or panels of
+//! weights, from weights to products. What is made on the way stays in the cache of the core that made it.
+
+use super::super::Epilogue;
+use super::product::{Winograd, point_panels};
+use super::transform::Maps;
+use super::{Kind, transform, with_maps};
+use crate::isa::dispatch;
+use crate::tile::{Product, with_tile};
+use pulp::Simd;
+use std::ops::Range;
+
+impl Winograd {
+    /// With blocks of `rows` rows of tiles, each made from inputs to outputs; for tests, as [`Winograd::in_blocks`].
+    pub fn in_own_blocks(self, rows: usize) -> Self {
+        let mut of = self.in_blocks(rows, usize::MAX);
+        (of.own_blocks, of.group) = (true, of.panels_of_part());
+        of
+    }
+
+    /// With panels that are each made from weights to products; for tests, as [`Winograd::in_blocks`].
+    pub fn in_own_panels(self) -> Self {
+        let mut of = self.in_blocks(usize::MAX, usize::MAX);
+        of.own_panels = true;
+        of
+    }
+
+    /// Whether blocks are made by [`Winograd::own_block`], side by side, instead of each phase of a block by all threads: V
+    /// and M then stay in the cache of the core that made them, but all of U comes to it for every block.
+    pub fn has_own_blocks(&self) -> bool {
+        self.own_blocks
+    }
+
+    /// The outputs of a block of rows of tiles in the panels `panels`, whose U `packed` holds; `memory` has the V and M that
+    /// [`Winograd::shared_len`] says.
+    pub fn own_block(
+        &self,
+        rows: Range<usize>,
+        panels: Range<usize>,
+        input: &[f32],
+        packed: &[f32],
+        epilogue: Epilogue<'_>,
+        out: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let (values, products) = memory.split_at_mut(self.value_groups(rows.len()) * self.values_len());
+        for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
+            self.values(rows.start, group, panels.start, input, to);
+        }
+        let len = self.products_len(rows.len(), 1);
+        let products = &mut products[..self.points() * len];
+        for (panel, packed) in panels.zip(packed.chunks_exact(self.panel_len())) {
+            for (point, to) in products.chunks_exact_mut(len).enumerate() {
+                self.multiply(point, 1, values, packed, to);
+            }
+            let mut rest = &mut *out;
+            for row in rows.clone() {
+                let (part, tail) = rest.split_at_mut(self.row_len(row));
+                self.outputs(rows.start, row, panel..panel + 1, products, epilogue, part);
+                rest = tail;
+            }
+        }
+    }
+
+    /// Whether panels are made by [`Winograd::own_panel`], side by side, instead of first all of U by all threads: with few tiles
+    /// making U and carrying it to memory and back would take longest.
+    pub fn has_own_panels(&self) -> bool {
+        self.own_panels
+    }
+
+    /// M of panel `panel`, `[points][tiles][nr]`, of all tiles, whose V `values` holds; `memory` has the numbers that
+    /// [`Winograd::packed_len`] says.
+    pub fn own_panel(
+        &self,
+        panel: usize,
+        values: &[f32],
+        weights: &[f32],
+        products: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        assert_eq!(weights.len(), self.shape.weights());
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.own_panel_generic(
+            s, maps, product, panel, values, weights, products, memory
+        )))
+    }
+
+    #[inline(always)]
+    fn own_panel_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+        &self,
+        s: S,
+        maps: F,
+        product: P,
+        panel: usize,
+        values: &[f32],
+        weights: &[f32],
+        products: &mut [f32],
+        memory: &mut [f32],
+    ) {
+        let (nr, len) = (self.nr(), products.len() / self.points());
+        for first in (0..self.k).step_by(self.part_of_k()) {
+            let words = first..self.k.min(first + self.part_of_k());
+            let point_len = self.packed_words(words.len());
+            let packed = &mut memory[..self.points() * point_len];
+            self.pack_generic(s, maps, product, panel, words.clone(), weights, packed);
+            let points = packed.chunks_exact(point_len).zip(products.chunks_exact_mut(len));
+            for (point, (b, to)) in points.enumerate() {
+                let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
+                with_tile!(self.tile, point_panels::<S>(s, self, product, point, words, values, b, to));
+            }
+        }
+    }
+}
