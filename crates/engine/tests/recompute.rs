@@ -8,8 +8,8 @@ use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tens
 
 const N: usize = 2;
 const C: usize = 16;
-/// So that a picture has more numbers than all gradients, and no place among them.
-const SIDE: usize = 24;
+/// So that pictures are large beside the gradients and scratch memory, among which they have places too.
+const SIDE: usize = 32;
 
 /// Convolutions with everything between them that can be made again, a skip connection, and an addition for each picture.
 fn network(g: &mut Graph) -> Tensor {
