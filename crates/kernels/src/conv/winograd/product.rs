@@ -30,12 +30,12 @@ const OWN_VALUES: usize = 56 << 10;
 const MOST_OWN_VALUES: usize = 112 << 10;
 /// Most numbers of U for which there are such blocks, since each block reads them all: the last-level cache should hold them.
 const MOST_OWN_WEIGHTS: usize = 3 << 20;
-/// Most tiles of a picture batch of which the products with a panel of weights stay in the core's own cache.
+/// Fewest such blocks: enough to share them out.
+const FEWEST_OWN: usize = 8;
+/// Most tiles of a batch of pictures of which the products with a panel of weights stay in the core's own cache.
 const FEW_TILES: usize = 64;
 /// Numbers of U that are made at a time for so few tiles: they are read a few times and never leave that cache.
 const PART_OF_U: usize = 48 << 10;
-/// Fewest such blocks: enough to share them out.
-const FEWEST_OWN: usize = 8;
 
 /// A convolution, or its data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
