@@ -21,8 +21,8 @@ pub struct Arithmetic {
     /// Convolutions of 3x3, and of 4x4 with stride 2, may go through Winograd's tiles where that is faster: a quarter of the
     /// products, or two fifths, for three to five times the rounding error.
     pub winograd: bool,
-    /// What the factors of convolutions (but those that go forward through Winograd's tiles) and of linear layers are
-    /// rounded to; sums are of f32.
+    /// What the factors of convolutions, linear layers and attention are rounded to; sums are of f32. Forward through Winograd's
+    /// tiles it is whole numbers of 16 bits instead of bf16, or nothing on a machine without such products.
     pub factors: Factors,
 }
 

@@ -106,20 +106,27 @@ mod native {
     use crate::tile::Product;
     use pulp::Simd;
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps,
-        _mm512_permutexvar_epi16, _mm512_set_epi16,
+        __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
+        _mm512_cvtps_epi32, _mm512_dpbf16_ps, _mm512_dpwssd_epi32, _mm512_mask_blend_epi16,
+        _mm512_permutexvar_epi16, _mm512_set_epi16, _mm512_slli_epi32,
     };
     use std::mem::transmute;
 
-    /// AVX-512 with its extension BF16, and products of pairs by its instruction. Holding a value proves that the machine has
-    /// both.
+    /// AVX-512 with its extensions BF16 and VNNI, and products of bf16 pairs. Holding a value proves that the machine has them.
     #[derive(Clone, Copy)]
     pub(crate) struct Native(());
 
     impl Native {
         /// The extension, if this machine has it and all of what pulp calls `V4`.
         pub(crate) fn try_new() -> Option<Self> {
-            (pulp::x86::V4::try_new().is_some() && is_x86_feature_detected!("avx512bf16")).then_some(Self(()))
+            let extensions = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
+            (pulp::x86::V4::try_new().is_some() && extensions).then_some(Self(()))
+        }
+
+        /// Products of pairs of whole numbers.
+        #[inline(always)]
+        pub(crate) fn whole(self) -> Whole {
+            Whole(self)
         }
 
         /// Calls `f` inside a function that is compiled for the extension, and for what pulp's `V4` stands for.
@@ -130,7 +137,7 @@ mod native {
         }
     }
 
-    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512cd,avx512dq,avx512vl,avx512bf16,avx512vnni")]
     #[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt,fxsr")]
     fn vectorize<R>(f: impl FnOnce() -> R) -> R {
         f()
@@ -186,6 +193,51 @@ mod native {
                 *word = vector(round_two(self, bits(pair[0]), bits(pair[1])));
             }
             round_run(rest, last);
+        }
+    }
+
+    /// Products of pairs of 16-bit whole numbers, summed in 32 bits: they must not leave them.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Whole(Native);
+
+    impl Product for Whole {
+        const PER_WORD: usize = 2;
+        const WHOLE: bool = true;
+
+        #[inline(always)]
+        fn multiply_vectors<S: Simd, const NV: usize>(
+            self,
+            _: S,
+            a: S::f32s,
+            b: [S::f32s; NV],
+            acc: &mut [S::f32s; NV],
+        ) {
+            let a = bits(a);
+            for v in 0..NV {
+                // SAFETY: the value proves that the machine has the instruction.
+                acc[v] = vector(unsafe { _mm512_dpwssd_epi32(bits(acc[v]), a, bits(b[v])) });
+            }
+        }
+
+        #[inline(always)]
+        fn pair<S: Simd>(self, _: S, even: S::f32s, odd: S::f32s) -> S::f32s {
+            // SAFETY: the value proves that the machine has what pulp's `V4` stands for.
+            vector(unsafe {
+                let even = _mm512_cvtps_epi32(_mm512_castsi512_ps(bits(even)));
+                let odd = _mm512_cvtps_epi32(_mm512_castsi512_ps(bits(odd)));
+                _mm512_mask_blend_epi16(0xaaaa_aaaa, even, _mm512_slli_epi32::<16>(odd))
+            })
+        }
+
+        /// Nothing needs them.
+        fn pair_lanes<S: Simd>(self, _: S, _: &[f32], _: &mut [f32]) {
+            unreachable!("whole numbers are paired with what scales them")
+        }
+
+        #[inline(always)]
+        fn sums<S: Simd>(self, _: S, acc: S::f32s) -> S::f32s {
+            // SAFETY: as above.
+            vector(unsafe { _mm512_castps_si512(_mm512_cvtepi32_ps(bits(acc))) })
         }
     }
 

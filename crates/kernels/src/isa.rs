@@ -17,7 +17,7 @@ pub(crate) enum Token {
     Avx2(pulp::x86::V3),
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
-    /// With products of bf16 pairs besides.
+    /// With products of bf16 pairs besides, and of pairs of whole numbers.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(pulp::x86::V4, crate::bf16::Native),
     #[cfg(target_arch = "aarch64")]
@@ -135,11 +135,27 @@ impl Once {
 
 /// Calls a generic kernel with the token of `isa`, inside a function compiled for that instruction set: the only
 /// place where the CPU decides which code runs. In the longer form also with the [`Product`](crate::tile::Product) of such
-/// [`Words`](crate::bf16::Words).
+/// [`Words`](crate::bf16::Words), and in the longest of whole numbers, where that is asked for.
 ///
 /// Kernels must be compiled there too: every function and closure below that handles vectors is `#[inline(always)]`,
 /// and none is handed to an iterator adapter.
 macro_rules! dispatch {
+    ($isa:expr, $words:expr, $simd:ident, $product:ident or whole if $whole:expr => $call:expr) => {
+        match $isa.0 {
+            #[cfg(target_arch = "x86_64")]
+            crate::isa::Token::Avx512Bf16($simd, native) if $whole => {
+                let (once, $product) = (crate::isa::Once, native.whole());
+                native.vectorize(
+                    #[inline(always)]
+                    || {
+                        once.spend();
+                        $call
+                    },
+                )
+            }
+            _ => crate::isa::dispatch!($isa, $words, $simd, $product => $call),
+        }
+    };
     ($isa:expr, $words:expr, $simd:ident, $product:ident => $call:expr) => {
         match $isa.0 {
             #[cfg(target_arch = "x86_64")]

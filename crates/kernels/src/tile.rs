@@ -116,6 +116,15 @@ pub trait Product: Copy {
 
     /// The words of neighbouring lanes.
     fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]);
+
+    /// Whether words are of 16-bit whole numbers, and sums are whole numbers of 32 bits, whatever their type says.
+    const WHOLE: bool = false;
+
+    /// The numbers that are sums.
+    #[inline(always)]
+    fn sums<S: Simd>(self, _: S, acc: S::f32s) -> S::f32s {
+        acc
+    }
 }
 
 /// Words are f32.

@@ -209,7 +209,7 @@ impl Operation for Conv2d {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
-        match winograd::chosen(cpu, Winograd::forward(cpu.isa(), Factors::F32, shape)) {
+        match winograd::chosen(cpu, Winograd::forward(cpu.isa(), cpu.arithmetic().factors, shape)) {
             Some(conv) => winograd::product_kernel(conv, self.addends()),
             None => gather_kernel(
                 cpu,

@@ -143,6 +143,11 @@ mod forward {
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
         convolution::winograd_forward(bencher, conv.shape(), Factors::F32);
     }
+
+    #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
+    fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
+        convolution::winograd_forward(bencher, conv.shape(), Factors::Bf16);
+    }
 }
 
 /// The gradient of a convolution's input.

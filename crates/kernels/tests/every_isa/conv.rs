@@ -134,7 +134,7 @@ impl Case {
         }
     }
 
-    fn run_forward(&self, isa: Isa, part: usize) -> Vec<f32> {
+    pub fn run_forward(&self, isa: Isa, part: usize) -> Vec<f32> {
         run_gather(&Gather::forward(isa, self.factors, self.shape), &self.x, &self.w, self.epilogue(), part)
     }
 
@@ -168,7 +168,7 @@ fn run_gather(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, par
     out
 }
 
-const WHOLE: usize = usize::MAX >> 32;
+pub const WHOLE: usize = usize::MAX >> 32;
 
 /// All three passes of all cases against the oracle, on every instruction set.
 fn check(name: &'static str, cases: impl IntoIterator<Item = Case>) {

@@ -4,7 +4,7 @@
 use super::super::Epilogue;
 use super::product::{Winograd, point_panels};
 use super::transform::Maps;
-use super::{Kind, transform, with_maps};
+use super::{Kind, transform, whole, with_maps};
 use crate::isa::dispatch;
 use crate::tile::{Product, with_tile};
 use pulp::Simd;
@@ -79,7 +79,7 @@ impl Winograd {
         memory: &mut [f32],
     ) {
         assert_eq!(weights.len(), self.shape.weights());
-        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.own_panel_generic(
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => self.own_panel_generic(
             s, maps, product, panel, values, weights, products, memory
         )))
     }
@@ -97,15 +97,17 @@ impl Winograd {
         memory: &mut [f32],
     ) {
         let (nr, len) = (self.nr(), products.len() / self.points());
+        let (scale, step) = self.weight_factors::<S, P, F, D, R>(s, panel, weights);
         for first in (0..self.k).step_by(self.part_of_k()) {
             let words = first..self.k.min(first + self.part_of_k());
             let point_len = self.packed_words(words.len());
             let packed = &mut memory[..self.points() * point_len];
-            self.pack_generic(s, maps, product, panel, words.clone(), weights, packed);
+            self.pack_generic(s, maps, product, panel, words.clone(), &scale, weights, packed);
             let points = packed.chunks_exact(point_len).zip(products.chunks_exact_mut(len));
             for (point, (b, to)) in points.enumerate() {
                 let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
-                with_tile!(self.tile, point_panels::<S>(s, self, product, point, words, values, b, to));
+                let unit = if P::WHOLE { step * whole::unit_at::<F, D, R>(point) } else { 1.0 };
+                with_tile!(self.tile, point_panels::<S>(s, self, product, point, unit, words, values, b, to));
             }
         }
     }

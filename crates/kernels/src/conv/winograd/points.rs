@@ -2,6 +2,7 @@
 
 use super::product::Part;
 use super::transform::{Lines, Maps};
+use super::whole::{Gains, scaled};
 use super::{Winograd, load};
 use crate::bf16::{self, Words};
 use crate::tile::Product;
@@ -86,12 +87,13 @@ impl<S: Simd, const D: usize> Space<S, D> {
 }
 
 /// The words of what `source` has at channel `c`, with those of `odd`, a source and its channel, if they are pairs: each point's
-/// goes to `put(point, vector)`.
+/// goes to `put(point, vector)`. Whole numbers are `scale` times the values.
 #[inline(always)]
 pub(super) fn words_of<S: Simd, P: Product, const D: usize, const R: usize>(
     s: S,
     product: P,
     words: Words,
+    scale: &Gains<D>,
     space: &mut Space<S, D>,
     (source, c): (&impl Source<S, D, R>, usize),
     (odd_source, odd_c): (&impl Source<S, D, R>, usize),
@@ -104,14 +106,14 @@ pub(super) fn words_of<S: Simd, P: Product, const D: usize, const R: usize>(
             lines,
             c,
             #[inline(always)]
-            |i, j, v| even[i][j] = v,
+            |i, j, v| even[i][j] = scaled::<S, P>(s, v, scale[i][j]),
         );
         odd_source.bring(
             s,
             lines,
             odd_c,
             #[inline(always)]
-            |i, j, v| put(i * D + j, product.pair(s, even[i][j], v)),
+            |i, j, v| put(i * D + j, product.pair(s, even[i][j], scaled::<S, P>(s, v, scale[i][j]))),
         );
     } else if words == Words::Rounded {
         source.bring(
@@ -161,6 +163,24 @@ impl<F> Weights<'_, F> {
         let (i, j) = if of.transposed { (R - 1 - i, R - 1 - j) } else { (i, j) };
         let tap = (part.tap.0 + stride * i) * of.shape.kernel.1 + part.tap.1 + stride * j;
         &self.weights[tap * of.cin * of.cout..]
+    }
+
+    /// The weights of summed channel `c` themselves, forward; none where there is no such channel.
+    #[inline(always)]
+    pub(super) fn taps<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        c: usize,
+        mut see: impl FnMut(usize, usize, S::f32s),
+    ) {
+        let Self { of, column, .. } = *self;
+        let width = S::F32_LANES.min(of.cout.saturating_sub(column));
+        let (Some((part, ci)), true) = (of.summed(self.part, c), width > 0) else { return };
+        for i in 0..R {
+            for j in 0..R {
+                see(i, j, load(s, &self.matrix::<R>(part, i, j)[ci * of.cout + column..][..width]));
+            }
+        }
     }
 }
 

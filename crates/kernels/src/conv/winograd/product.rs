@@ -3,6 +3,7 @@
 use super::super::{APART, ConvShape, Epilogue, Factors};
 use super::points::{Inputs, Space, Weights, words_of};
 use super::transform::Maps;
+use super::whole::{self, Gains};
 use super::{BLOCK, Kind, M, Tile, Tiles, load, pays, rows_of_block, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
@@ -44,14 +45,16 @@ pub struct Winograd {
     pub(super) kind: Kind,
     pub(super) tile: TileShape,
     pub(super) words: Words,
+    /// Whether pairs are of whole numbers.
+    pub(super) whole: bool,
     pub(super) shape: ConvShape,
     /// Data gradient: input and output, `cin` and `cout` have changed places, the weights are turned round.
     pub(super) transposed: bool,
-    tiles: Tiles,
+    pub(super) tiles: Tiles,
     /// Height and width of the output.
     to: (usize, usize),
     /// The inputs' parts forward, the outputs' in the data gradient.
-    parts: Vec<Part>,
+    pub(super) parts: Vec<Part>,
     /// Channels of the input, and of the output.
     pub(super) cin: usize,
     pub(super) cout: usize,
@@ -75,11 +78,12 @@ pub(super) struct Part {
     /// Its first tap.
     pub(super) tap: (usize, usize),
     /// The row and column of the input where the first output's inputs begin.
-    first: (isize, isize),
+    pub(super) first: (isize, isize),
 }
 
 impl Winograd {
-    /// The convolution `y = x * w`, if there is a way for it.
+    /// The convolution `y = x * w`, if there is a way for it. Factors of 16 bits are whole numbers, where there are products of pairs,
+    /// else f32: rounded to bf16 at the points they would not be exact enough.
     pub fn forward(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
         let kind = Kind::of(&shape)?;
         let tiles = Tiles::of_output(kind, &shape);
@@ -88,7 +92,11 @@ impl Winograd {
             Part { tap, first }
         };
         let parts = kind.parts().map(part).collect();
-        Some(Self::new(isa, factors, kind, shape, false, tiles, parts))
+        let (words, whole) = match Words::of(isa, factors) {
+            Words::Pairs => (Words::Pairs, true),
+            _ => (Words::Single, false),
+        };
+        Some(Self::new(isa, words, whole, kind, shape, false, tiles, parts))
     }
 
     /// The data gradient `dx` from `dy`, if there is a way for the convolution.
@@ -108,12 +116,13 @@ impl Winograd {
             Part { tap: (y.0, x.0), first: (y.1, x.1) }
         };
         let parts = kind.parts().map(part).collect();
-        Some(Self::new(isa, factors, kind, shape, true, tiles, parts))
+        Some(Self::new(isa, Words::of(isa, factors), false, kind, shape, true, tiles, parts))
     }
 
     fn new(
         isa: Isa,
-        factors: Factors,
+        words: Words,
+        whole: bool,
         kind: Kind,
         shape: ConvShape,
         transposed: bool,
@@ -126,7 +135,6 @@ impl Winograd {
         };
         let tile = TileShape::pick(isa.lanes(), cout);
         let nr = tile.nv * isa.lanes();
-        let words = Words::of(isa, factors);
         let numbers = words.numbers() * isa.lanes();
         let k = (summed.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
         let panels = cout.div_ceil(nr);
@@ -152,6 +160,7 @@ impl Winograd {
             kind,
             tile,
             words,
+            whole,
             shape,
             transposed,
             tiles,
@@ -254,9 +263,9 @@ impl Winograd {
         (0..rows).step_by(block).map(move |first| first..rows.min(first + block))
     }
 
-    /// Numbers of one panel of U.
+    /// Numbers of one panel of U. Behind whole numbers is their step.
     pub fn panel_len(&self) -> usize {
-        self.points() * self.packed_point()
+        self.points() * self.packed_point() + if self.whole { APART } else { 0 }
     }
 
     fn packed_point(&self) -> usize {
@@ -270,7 +279,8 @@ impl Winograd {
 
     /// Words of k of which U is made at a time, if panels are threads' own.
     pub(super) fn part_of_k(&self) -> usize {
-        (PART_OF_U / (self.points() * self.nr()) / K_RUN * K_RUN).clamp(K_RUN, self.k)
+        let run = if self.whole { whole::RUN } else { K_RUN };
+        (PART_OF_U / (self.points() * self.nr()) / run * run).max(run).min(self.k)
     }
 
     /// Numbers of U of a group, of all if it is kept, or of a part of a panel.
@@ -286,9 +296,11 @@ impl Winograd {
         self.k * self.tile.mr + APART
     }
 
-    /// Numbers of V of one group of tiles, of which a block has [`Winograd::value_groups`].
+    /// Numbers of V of one group of tiles, of which a block has [`Winograd::value_groups`]. Behind whole numbers are the tiles'
+    /// steps.
     pub fn values_len(&self) -> usize {
-        self.points() * self.point_len()
+        let steps = if self.whole { self.tile.mr.next_multiple_of(APART) } else { 0 };
+        self.points() * self.point_len() + steps
     }
 
     /// Groups of tiles of a block of `rows` rows.
@@ -340,9 +352,43 @@ impl Winograd {
     pub fn pack_panel(&self, panel: usize, weights: &[f32], out: &mut [f32]) {
         assert_eq!(weights.len(), self.shape.weights());
         assert_eq!(out.len(), self.panel_len());
-        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.pack_generic(
-            s, maps, product, panel, 0..self.k, weights, out
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => self.pack_whole_panel(
+            s, maps, product, panel, weights, out
         )))
+    }
+
+    #[inline(always)]
+    fn pack_whole_panel<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+        &self,
+        s: S,
+        maps: F,
+        product: P,
+        panel: usize,
+        weights: &[f32],
+        out: &mut [f32],
+    ) {
+        let (scale, step) = self.weight_factors::<S, P, F, D, R>(s, panel, weights);
+        if P::WHOLE {
+            out[self.points() * self.packed_point()] = step;
+        }
+        self.pack_generic(s, maps, product, panel, 0..self.k, &scale, weights, out);
+    }
+
+    /// What U of a panel is multiplied with at each point to be of whole numbers, and their step.
+    #[inline(always)]
+    pub(super) fn weight_factors<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+        &self,
+        s: S,
+        panel: usize,
+        weights: &[f32],
+    ) -> (Gains<D>, f32) {
+        match P::WHOLE {
+            true => whole::factors(
+                &whole::weight_gains::<F, D, R>(),
+                self.weight_step::<S, F, D, R>(s, panel, weights),
+            ),
+            false => (whole::none(), 1.0),
+        }
     }
 
     #[inline(always)]
@@ -353,6 +399,7 @@ impl Winograd {
         product: P,
         panel: usize,
         words: Range<usize>,
+        scale: &Gains<D>,
         weights: &[f32],
         out: &mut [f32],
     ) {
@@ -371,6 +418,7 @@ impl Winograd {
                     s,
                     product,
                     self.words,
+                    scale,
                     &mut space,
                     even,
                     odd,
@@ -399,7 +447,7 @@ impl Winograd {
         let (h, w) = self.tiles.from;
         assert_eq!(input.len(), self.tiles.n * h * w * self.cin);
         assert_eq!(out.len(), self.values_len());
-        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.values_generic(
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => self.values_generic(
             s, maps, product, first_row, group, panel, input, out
         )))
     }
@@ -419,8 +467,14 @@ impl Winograd {
         let (mr, output_part) = (self.tile.mr, panel / self.panels_of_part());
         let first = first_row * self.tiles.grid.1 + group * mr;
         let mut space = Space::new(s);
+        let gains = if P::WHOLE { whole::input_gains::<F, D, R>() } else { whole::none() };
         for r in 0..mr {
             let tile = self.tiles.get(first + r);
+            let mut scale = gains;
+            if P::WHOLE {
+                let step = self.value_step::<S, D>(s, tile, input);
+                (scale, out[self.points() * self.point_len() + r]) = whole::factors(&gains, step);
+            }
             for word in (0..self.k).step_by(S::F32_LANES) {
                 // Of which channels a word is made is nobody's business, as long as it is the same in U.
                 let channel = P::PER_WORD * word;
@@ -431,6 +485,7 @@ impl Winograd {
                     s,
                     product,
                     self.words,
+                    &scale,
                     &mut space,
                     (&even, c),
                     (&odd, odd_c),
@@ -460,16 +515,17 @@ impl Winograd {
 
     /// M at one point, `[panels][tiles][nr]`, for the `panels` panels that `packed` holds.
     pub fn multiply(&self, point: usize, panels: usize, values: &[f32], packed: &[f32], out: &mut [f32]) {
-        dispatch!(self.isa, self.words, s, product => self.multiply_generic(
-            s, product, point, panels, values, packed, out
-        ))
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => self.multiply_generic(
+            s, maps, product, point, panels, values, packed, out
+        )))
     }
 
     #[inline(always)]
-    fn multiply_generic<S: Simd>(
+    fn multiply_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
-        product: impl Product,
+        _: F,
+        product: P,
         point: usize,
         panels: usize,
         values: &[f32],
@@ -479,9 +535,16 @@ impl Winograd {
         let nr = self.nr();
         let len = values.len() / self.values_len() * self.tile.mr * nr;
         for (j, out) in out.chunks_exact_mut(len).take(panels).enumerate() {
-            let b = &packed[(j * self.points() + point) * self.packed_point()..][..self.k * nr];
-            let b = S::as_simd_f32s(b).0;
-            with_tile!(self.tile, point_panels::<S>(s, self, product, point, 0..self.k, values, b, out));
+            let panel = &packed[j * self.panel_len()..][..self.panel_len()];
+            let b = S::as_simd_f32s(&panel[point * self.packed_point()..][..self.k * nr]).0;
+            let mut unit = 1.0;
+            if P::WHOLE {
+                unit = panel[self.points() * self.packed_point()] * whole::unit_at::<F, D, R>(point);
+            }
+            with_tile!(
+                self.tile,
+                point_panels::<S>(s, self, product, point, unit, 0..self.k, values, b, out)
+            );
         }
     }
 
@@ -564,13 +627,14 @@ impl Winograd {
 }
 
 /// All groups of tiles at one point against one panel of weights, as far as these words of k go; but for the first, sums go on
-/// from what is there, which gives the bits of one go.
+/// from what is there, which gives the bits of one go. `unit` is what whole numbers are multiplied with, besides the tiles' steps.
 #[inline(always)]
 pub(super) fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     of: &Winograd,
     product: impl Product,
     point: usize,
+    unit: f32,
     words: Range<usize>,
     values: &[f32],
     b: &[S::f32s],
@@ -578,6 +642,10 @@ pub(super) fn point_panels<S: Simd, const MR: usize, const NV: usize>(
 ) {
     let nr = NV * S::F32_LANES;
     for (values, out) in values.chunks_exact(of.values_len()).zip(out.chunks_exact_mut(MR * nr)) {
+        if is_whole(product) {
+            whole_sums::<S, MR, NV>(s, of, product, point, unit, words.clone(), values, b, out);
+            continue;
+        }
         let a = &values[point * of.point_len() + words.start * MR..][..words.len() * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
         if words.start > 0 {
@@ -586,6 +654,41 @@ pub(super) fn point_panels<S: Simd, const MR: usize, const NV: usize>(
         tile::blocked(s, product, a, b, &mut acc);
         for (acc, row) in acc.iter().zip(out.chunks_exact_mut(nr)) {
             tile::store_row(s, acc, row, false);
+        }
+    }
+}
+
+fn is_whole<P: Product>(_: P) -> bool {
+    P::WHOLE
+}
+
+/// The same of one group of tiles in whole numbers: exactly for a run of words, then in f32.
+#[inline(always)]
+fn whole_sums<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    of: &Winograd,
+    product: impl Product,
+    point: usize,
+    unit: f32,
+    words: Range<usize>,
+    values: &[f32],
+    b: &[S::f32s],
+    out: &mut [f32],
+) {
+    let steps = &values[of.points() * of.point_len()..][..MR];
+    let values = &values[point * of.point_len()..];
+    for first in words.clone().step_by(whole::RUN) {
+        let run = first..words.end.min(first + whole::RUN);
+        let (a, b) = (&values[first * MR..run.end * MR], &b[(first - words.start) * NV..][..run.len() * NV]);
+        let mut acc = tile::zero::<S, MR, NV>(s);
+        tile::blocked(s, product, a, b, &mut acc);
+        for r in 0..MR {
+            for v in 0..NV {
+                acc[r][v] = s.mul_f32s(product.sums(s, acc[r][v]), s.splat_f32s(steps[r] * unit));
+            }
+        }
+        for (acc, row) in acc.iter().zip(out.chunks_exact_mut(NV * S::F32_LANES)) {
+            tile::store_row(s, acc, row, first > 0);
         }
     }
 }

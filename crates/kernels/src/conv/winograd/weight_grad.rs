@@ -3,6 +3,7 @@
 use super::super::{APART, ConvShape, Factors};
 use super::points::{Inputs, Source, Space, none, words_of};
 use super::transform::{Lines, Maps};
+use super::whole;
 use super::{BLOCK, Kind, M, Tile, Tiles, load, pays, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
@@ -248,6 +249,7 @@ impl WinogradGrad {
         let from = ((part / stride) as isize - pad.0, (part % stride) as isize - pad.1);
         bias.fill(0.0);
         let mut space = Space::new(s);
+        let none_scaled = whole::none();
         for word in 0..RUN {
             let first = (run * RUN + word) * self.words.numbers();
             let tiles = [self.tiles.get(first), self.tiles.get(first + 1)];
@@ -263,6 +265,7 @@ impl WinogradGrad {
                     s,
                     product,
                     self.words,
+                    &none_scaled,
                     &mut space,
                     (&inputs[0], c),
                     (&inputs[1], c),
@@ -277,6 +280,7 @@ impl WinogradGrad {
                     s,
                     product,
                     self.words,
+                    &none_scaled,
                     &mut space,
                     (&gradients[0], c),
                     (&gradients[1], c),
