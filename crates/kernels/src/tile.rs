@@ -44,6 +44,14 @@ impl TileShape {
         Self { mr, nv }
     }
 
+    /// The shape for `n` columns and up to 4 rows.
+    pub fn pick_few(lanes: usize, n: usize) -> Self {
+        match (lanes, Self::pick(lanes, n)) {
+            (16, Self { nv: 2, .. }) => Self { mr: 4, nv: 2 },
+            (_, shape) => shape,
+        }
+    }
+
     /// The shape for A in columns that stand together in runs of [`K_RUN`], which its rows divide. Few vectors: such
     /// products are of many panels that come from the second-level cache.
     pub fn of_runs(lanes: usize) -> Self {

@@ -107,21 +107,35 @@ fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
     let [packed_len, values_len, products_len] = conv.shared_len();
     let rows = conv.blocks().next().expect("all is one block");
     let panel_len = conv.points() * conv.products_len(rows.len(), 1);
-    Kernel::new(move |run: &mut Run<'_>| {
-        let (values, products) = run.shared.split_at_mut(values_len);
+    // Every part of the output has its own.
+    let steps_len = conv.groups().count() * conv.steps_len();
+    let keep = conv.has_fixed_weights();
+    let kernel = Kernel::new(move |run: &mut Run<'_>| {
+        let (values, rest) = run.shared.split_at_mut(values_len);
+        let (products, rest) = rest.split_at_mut(products_len);
+        let steps = if keep { &mut *run.kept } else { &mut rest[..steps_len] };
         let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
         let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
         let epilogue = Epilogue { bias, picture_bias, residual };
-        for (panels, first_of_part) in conv.groups() {
+        for (group, (panels, first_of_part)) in conv.groups().enumerate() {
             if first_of_part {
                 values.par_chunks_exact_mut(conv.values_len()).enumerate().for_each(|(group, to)| {
                     conv.values(0, group, panels.start, x, to);
                 });
             }
             let (values, products) = (&*values, &mut products[..panels.len() * panel_len]);
-            products.par_chunks_exact_mut(panel_len).enumerate().for_each(|(panel, to)| {
+            let share = panels.len().div_ceil(rayon::current_num_threads());
+            let shared = |i: usize| panels.start + i * share..panels.end.min(panels.start + (i + 1) * share);
+            let steps = &mut steps[group * conv.steps_len()..][..conv.steps_len()];
+            if !keep || run.new_weights {
+                let steps = steps.par_chunks_mut(share).enumerate();
+                steps.for_each(|(i, steps)| conv.steps(shared(i), w, steps));
+            }
+            let steps = &*steps;
+            products.par_chunks_mut(share * panel_len).enumerate().for_each(|(i, to)| {
+                let steps = if steps.is_empty() { steps } else { &steps[i * share..] };
                 scratch.with(|memory| {
-                    conv.own_panel(panels.start + panel, values, w, to, &mut memory[..packed_len]);
+                    conv.own_panels(shared(i), values, w, steps, to, &mut memory[..packed_len]);
                 });
             });
             let products = &*products;
@@ -132,8 +146,11 @@ fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
             });
         }
     })
-    .shared(values_len + products_len)
-    .per_thread(packed_len)
+    .per_thread(packed_len);
+    match keep {
+        true => kernel.kept(steps_len).shared(values_len + products_len),
+        false => kernel.shared(values_len + products_len + steps_len),
+    }
 }
 
 /// Calls `f` for every row with its part of `out`, side by side; `len` tells how long a row's part is.

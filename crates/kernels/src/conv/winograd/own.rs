@@ -68,46 +68,91 @@ impl Winograd {
         self.own_panels
     }
 
-    /// M of panel `panel`, `[points][tiles][nr]`, of all tiles, whose V `values` holds; `memory` has the numbers that
-    /// [`Winograd::packed_len`] says.
-    pub fn own_panel(
+    /// Numbers of [`Winograd::steps`] of a part's panels: one each if U is of whole numbers.
+    pub fn steps_len(&self) -> usize {
+        if self.whole { self.panels_of_part() } else { 0 }
+    }
+
+    /// The steps of the panels' whole numbers, a number each.
+    pub fn steps(&self, panels: Range<usize>, weights: &[f32], steps: &mut [f32]) {
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => {
+            self.steps_generic(s, maps, product, panels, weights, steps)
+        }))
+    }
+
+    #[inline(always)]
+    fn steps_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
-        panel: usize,
+        s: S,
+        _: F,
+        _: P,
+        panels: Range<usize>,
+        weights: &[f32],
+        steps: &mut [f32],
+    ) {
+        steps.fill(0.0);
+        for words in self.parts_of_k().filter(|_| P::WHOLE) {
+            for (panel, step) in panels.clone().zip(&mut *steps) {
+                let of_part = self.weight_step::<S, F, D, R>(s, panel, words.clone(), weights);
+                *step = whole::larger(*step, of_part);
+            }
+        }
+    }
+
+    fn parts_of_k(&self) -> impl Iterator<Item = Range<usize>> {
+        let (k, part) = (self.k, self.part_of_k());
+        (0..k).step_by(part).map(move |first| first..k.min(first + part))
+    }
+
+    /// M of the panels `panels`, each `[points][tiles][nr]`, of all tiles, whose V `values` holds; `memory` has the numbers that
+    /// [`Winograd::packed_len`] says, `steps` what [`Winograd::steps`] put there. A part of k after the other for all these panels,
+    /// so that rows of weights are read in runs as long as the panels are wide together.
+    pub fn own_panels(
+        &self,
+        panels: Range<usize>,
         values: &[f32],
         weights: &[f32],
+        steps: &[f32],
         products: &mut [f32],
         memory: &mut [f32],
     ) {
         assert_eq!(weights.len(), self.shape.weights());
-        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => self.own_panel_generic(
-            s, maps, product, panel, values, weights, products, memory
-        )))
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product or whole if self.whole => {
+            self.own_panels_generic(s, maps, product, panels, values, weights, steps, products, memory)
+        }))
     }
 
     #[inline(always)]
-    fn own_panel_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+    fn own_panels_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
         maps: F,
         product: P,
-        panel: usize,
+        panels: Range<usize>,
         values: &[f32],
         weights: &[f32],
+        steps: &[f32],
         products: &mut [f32],
         memory: &mut [f32],
     ) {
-        let (nr, len) = (self.nr(), products.len() / self.points());
-        let (scale, step) = self.weight_factors::<S, P, F, D, R>(s, panel, weights);
-        for first in (0..self.k).step_by(self.part_of_k()) {
-            let words = first..self.k.min(first + self.part_of_k());
+        let (nr, panel_len) = (self.nr(), products.len() / panels.len());
+        for words in self.parts_of_k() {
             let point_len = self.packed_words(words.len());
             let packed = &mut memory[..self.points() * point_len];
-            self.pack_generic(s, maps, product, panel, words.clone(), &scale, weights, packed);
-            let points = packed.chunks_exact(point_len).zip(products.chunks_exact_mut(len));
-            for (point, (b, to)) in points.enumerate() {
-                let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
-                let unit = if P::WHOLE { step * whole::unit_at::<F, D, R>(point) } else { 1.0 };
-                with_tile!(self.tile, point_panels::<S>(s, self, product, point, unit, words, values, b, to));
+            for ((i, panel), to) in panels.clone().enumerate().zip(products.chunks_exact_mut(panel_len)) {
+                let (scale, step) =
+                    whole::weight_factors::<P, F, D, R>(if P::WHOLE { steps[i] } else { 0.0 });
+                self.pack_generic(s, maps, product, panel, words.clone(), &scale, weights, packed);
+                let points =
+                    packed.chunks_exact(point_len).zip(to.chunks_exact_mut(panel_len / self.points()));
+                for (point, (b, to)) in points.enumerate() {
+                    let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
+                    let unit = if P::WHOLE { step * whole::unit_at::<F, D, R>(point) } else { 1.0 };
+                    with_tile!(
+                        self.tile,
+                        point_panels::<S>(s, self, product, point, unit, words, values, b, to)
+                    );
+                }
             }
         }
     }

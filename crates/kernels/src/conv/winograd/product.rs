@@ -133,7 +133,10 @@ impl Winograd {
             false => (shape.cin, shape.cout, shape.output, parts.len() * shape.cin),
             true => (shape.cout, shape.cin, shape.input, shape.cout),
         };
-        let tile = TileShape::pick(isa.lanes(), cout);
+        let tile = match tiles.count() {
+            ..=4 => TileShape::pick_few(isa.lanes(), cout),
+            _ => TileShape::pick(isa.lanes(), cout),
+        };
         let nr = tile.nv * isa.lanes();
         let numbers = words.numbers() * isa.lanes();
         let k = (summed.div_ceil(numbers) * isa.lanes()).next_multiple_of(K_RUN);
@@ -197,6 +200,11 @@ impl Winograd {
             true => Self { own_panels: false, group: of.panels_of_part(), ..of },
             false => of,
         }
+    }
+
+    /// Whether weights do not change from pass to pass.
+    pub fn has_fixed_weights(&self) -> bool {
+        self.fixed_weights
     }
 
     /// Whether U is to be kept.
@@ -367,28 +375,12 @@ impl Winograd {
         weights: &[f32],
         out: &mut [f32],
     ) {
-        let (scale, step) = self.weight_factors::<S, P, F, D, R>(s, panel, weights);
+        let step = if P::WHOLE { self.weight_step::<S, F, D, R>(s, panel, 0..self.k, weights) } else { 0.0 };
+        let (scale, step) = whole::weight_factors::<P, F, D, R>(step);
         if P::WHOLE {
             out[self.points() * self.packed_point()] = step;
         }
         self.pack_generic(s, maps, product, panel, 0..self.k, &scale, weights, out);
-    }
-
-    /// What U of a panel is multiplied with at each point to be of whole numbers, and their step.
-    #[inline(always)]
-    pub(super) fn weight_factors<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
-        &self,
-        s: S,
-        panel: usize,
-        weights: &[f32],
-    ) -> (Gains<D>, f32) {
-        match P::WHOLE {
-            true => whole::factors(
-                &whole::weight_gains::<F, D, R>(),
-                self.weight_step::<S, F, D, R>(s, panel, weights),
-            ),
-            false => (whole::none(), 1.0),
-        }
     }
 
     #[inline(always)]

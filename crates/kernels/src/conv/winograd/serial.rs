@@ -23,12 +23,15 @@ impl Winograd {
                     self.values(0, group, panels.start, input, to);
                 }
             }
-            for panel in panels {
-                let rows = self.blocks().next().expect("there is one block");
-                let products = &mut products[..self.points() * self.products_len(rows.len(), 1)];
-                self.own_panel(panel, values, weights, products, packed);
+            let rows = self.blocks().next().expect("there is one block");
+            let len = self.points() * self.products_len(rows.len(), 1);
+            let products = &mut products[..panels.len() * len];
+            let mut steps = vec![0.0; self.steps_len()];
+            self.steps(panels.clone(), weights, &mut steps);
+            self.own_panels(panels.clone(), values, weights, &steps, products, packed);
+            for (panel, products) in panels.zip(products.chunks_exact(len)) {
                 let mut rest = &mut *out;
-                for row in rows {
+                for row in rows.clone() {
                     let (part, tail) = rest.split_at_mut(self.row_len(row));
                     self.outputs(0, row, panel..panel + 1, products, epilogue, part);
                     rest = tail;

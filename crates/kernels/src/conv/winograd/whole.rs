@@ -19,6 +19,7 @@ use super::{Tile, load};
 use crate::tile::Product;
 use pulp::Simd;
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Words of k whose products are summed as whole numbers: whole vectors. Twice as many gain up to 5 % of time, and cost half a bit.
 pub(super) const RUN: usize = 32;
@@ -75,6 +76,18 @@ pub(super) fn unit_at<F: Maps<D, R>, const D: usize, const R: usize>(point: usiz
 pub(super) fn factors<const D: usize>(gains: &Gains<D>, step: f32) -> (Gains<D>, f32) {
     let factor = if step > 0.0 && step.is_finite() { step.recip().min(f32::MAX) } else { 0.0 };
     (gains.map(|row| row.map(|gain| factor / gain)), if factor > 0.0 { factor.recip() } else { step })
+}
+
+/// [`factors`] of a panel's weights, if words are of whole numbers.
+pub(super) fn weight_factors<P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
+    step: f32,
+) -> (Gains<D>, f32) {
+    if P::WHOLE { factors(&weight_gains::<F, D, R>(), step) } else { (none(), 1.0) }
+}
+
+/// The larger of two; NaN if one is.
+pub(super) fn larger(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
 }
 
 /// A value times a factor, if words are of whole numbers.
@@ -139,12 +152,13 @@ impl Winograd {
         largest.get(s) / VALUE
     }
 
-    /// The step of a panel's weights.
+    /// The step of a panel's weights, as far as these words ask for it, which are of whole runs.
     #[inline(always)]
     pub(super) fn weight_step<S: Simd, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
         panel: usize,
+        words: Range<usize>,
         weights: &[f32],
     ) -> f32 {
         let (part, panel) = (panel / self.panels_of_part(), panel % self.panels_of_part());
@@ -152,10 +166,10 @@ impl Winograd {
         for v in 0..self.tile.nv {
             let column = panel * self.nr() + v * S::F32_LANES;
             let source = Weights { of_maps: PhantomData::<F>, of: self, part, column, weights };
-            for first in (0..self.k).step_by(RUN) {
+            for first in words.clone().step_by(RUN) {
                 let mut sums = [[s.splat_f32s(0.0); R]; R];
                 // Two channels a word.
-                for c in 2 * first..2 * self.k.min(first + RUN) {
+                for c in 2 * first..2 * words.end.min(first + RUN) {
                     source.taps::<S, R>(
                         s,
                         c,
@@ -174,6 +188,6 @@ impl Winograd {
             }
         }
         let (weight, sum) = (weight.get(s) / WEIGHT, sum.get(s) / WEIGHTS);
-        if weight > sum { weight } else { sum }
+        larger(weight, sum)
     }
 }
