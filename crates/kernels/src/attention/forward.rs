@@ -14,7 +14,7 @@
 //! other queries need the running maximum and the rescaling of the online softmax (Milakov and Gimelshein 2018).
 
 use super::product::{
-    PANEL, Rows, columns, in_rows, load, pair_rows, power, power_above, row, short_rows, store,
+    PANEL, Rows, columns, in_rows, load, pair_rows, power, power_above, put_rows, row, short_rows, store,
 };
 use super::{Attention, NEAR, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
@@ -221,12 +221,7 @@ impl Attention {
                 |o, sum| s.div_f32s(o, sum),
             );
         }
-        for q in 0..tile {
-            let row = &mut o[q * self.channels + head * width..][..width];
-            for (d, v) in row.iter_mut().enumerate() {
-                *v = out[d * nr + q];
-            }
-        }
+        put_rows(out, nr, tile, 1.0, width, o, head * width, self.channels);
     }
 }
 
