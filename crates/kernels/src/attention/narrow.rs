@@ -348,9 +348,7 @@ fn walk<
                 for k in 0..K.div_ceil(P::PER_WORD) {
                     product.multiply(s, rows[k * D + d], pairs[k], &mut dq);
                 }
-                for v in 0..V {
-                    record[at + v] = dq[v];
-                }
+                record[at..at + V].copy_from_slice(&dq);
                 product.multiply_vectors(s, record[Record::<D, V>::Q_LANES + d], lanes, &mut dk[d]);
             }
         }

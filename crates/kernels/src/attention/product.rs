@@ -4,7 +4,7 @@
 
 use super::LINE;
 use crate::bf16;
-use crate::tile::{Acc, Product};
+use crate::tile::{self, Acc, Product};
 use crate::vector;
 use pulp::Simd;
 
@@ -68,36 +68,33 @@ impl<'a> Rows<'a> {
     #[inline(always)]
     pub fn columns<P: Product>(&self, first: usize, columns: usize, scale: f32, out: &mut [f32]) {
         #[inline(always)]
-        fn pack<P: Product>(
-            of: &Rows<'_>,
-            width: usize,
-            first: usize,
-            columns: usize,
-            scale: f32,
-            out: &mut [f32],
-        ) {
-            let out = &mut out[..width.div_ceil(P::PER_WORD) * columns];
-            for q in 0..columns.min(of.count() - first) {
-                let row = &of.row(first + q)[..width];
-                for w in 0..width / P::PER_WORD {
+        fn pack<P: Product, const WIDTH: usize>(of: Rows<'_>, columns: usize, scale: f32, out: &mut [f32]) {
+            let out = &mut out[..WIDTH / P::PER_WORD * columns];
+            for q in 0..columns.min(of.count()) {
+                let row = &of.row(q)[..WIDTH];
+                for w in 0..WIDTH / P::PER_WORD {
                     let at = w * P::PER_WORD;
                     out[w * columns + q] =
                         word::<P>(row[at] * scale, Some(row[at + P::PER_WORD - 1] * scale));
                 }
-                if width % P::PER_WORD == 1 {
-                    out[width / P::PER_WORD * columns + q] = word::<P>(row[width - 1] * scale, None);
-                }
             }
         }
-        if first + columns > self.count() {
+        let of = self.part(first.min(self.count()), columns);
+        if of.count() < columns {
             out.fill(0.0);
         }
-        if first < self.count() {
-            match self.width {
-                4 => pack::<P>(self, 4, first, columns, scale, out),
-                8 => pack::<P>(self, 8, first, columns, scale, out),
-                16 => pack::<P>(self, 16, first, columns, scale, out),
-                width => pack::<P>(self, width, first, columns, scale, out),
+        // Loops of a constant length, which has no checks.
+        match self.width {
+            4 => return pack::<P, 4>(of, columns, scale, out),
+            8 => return pack::<P, 8>(of, columns, scale, out),
+            16 => return pack::<P, 16>(of, columns, scale, out),
+            32 => return pack::<P, 32>(of, columns, scale, out),
+            _ => {}
+        }
+        for q in 0..of.count() {
+            let row = of.row(q).chunks(P::PER_WORD);
+            for (row, out) in row.zip(out.chunks_exact_mut(columns)) {
+                out[q] = word::<P>(row[0] * scale, row.get(1).map(|x| x * scale));
             }
         }
     }
@@ -200,6 +197,7 @@ pub(super) fn put_rows(
         4 => put(x, columns, count, scale, 4, to, at, stride),
         8 => put(x, columns, count, scale, 8, to, at, stride),
         16 => put(x, columns, count, scale, 16, to, at, stride),
+        32 => put(x, columns, count, scale, 32, to, at, stride),
         _ => put(x, columns, count, scale, width, to, at, stride),
     }
 }
@@ -310,6 +308,28 @@ pub(super) fn columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
 ) {
     for (a, b) in a.chunks(a_stride).zip(b.chunks(b_stride)).take(count) {
         let (a, b) = (&a[..MR], row::<S, NV>(b));
+        for r in 0..MR {
+            product.multiply(s, a[r], b, &mut acc[r]);
+        }
+    }
+}
+
+/// `acc[r] += sum over w of a[w][r] b[w]` with the rows from `row` on of a panel of A; B has the vectors from `v` on of rows of
+/// `b_stride`. The loop's distances are constants.
+#[inline(always)]
+pub(super) fn panel_columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    s: S,
+    product: P,
+    a: &[f32],
+    b: &[S::f32s],
+    b_stride: usize,
+    [row, v]: [usize; 2],
+    words: usize,
+    acc: &mut Acc<S, MR, NV>,
+) {
+    let a = &a.as_chunks::<PANEL>().0[..words];
+    for (a, b) in a.iter().zip(b.chunks_exact(b_stride)) {
+        let (a, b) = (&a[row..][..MR], tile::vectors::<S, NV>(&b[v..]));
         for r in 0..MR {
             product.multiply(s, a[r], b, &mut acc[r]);
         }

@@ -1,7 +1,7 @@
 //! The products of a tile of queries and a block of keys in the backward pass.
 
 use super::backward::tile_vectors;
-use super::product::{PANEL, columns, in_rows, load, panel_at, power, row, short_rows, store};
+use super::product::{PANEL, columns, in_rows, load, panel_at, panel_columns, power, row, short_rows, store};
 use super::{vectors, vectors_mut};
 use crate::tile::{self, Acc, Product};
 use pulp::Simd;
@@ -32,6 +32,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
         s: S,
         product: P,
         words: usize,
+        at: [usize; 2],
         [keys, values]: [&[f32]; 2],
         [q, d_o, shift, delta]: [&[S::f32s]; 4],
         masks: Option<&[S::f32s]>,
@@ -40,12 +41,12 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
         ds_words: &mut [S::f32s],
     ) {
         let stride = tile_vectors(S::F32_LANES);
-        let mut score = [row::<S, NV>(shift); MR];
-        columns(s, product, keys, PANEL, q, stride, words, &mut score);
-        let delta = row::<S, NV>(delta);
+        let mut score = [row::<S, NV>(&shift[at[1]..]); MR];
+        panel_columns(s, product, keys, q, stride, at, words, &mut score);
+        let delta = row::<S, NV>(&delta[at[1]..]);
         let Some(masks) = masks else {
             let mut gradient = [delta; MR];
-            columns(s, product, values, PANEL, d_o, stride, words, &mut gradient);
+            panel_columns(s, product, values, d_o, stride, at, words, &mut gradient);
             for r in 0..MR {
                 for v in 0..NV {
                     score[r][v] = power::<S, P>(s, score[r][v]);
@@ -56,7 +57,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
             return;
         };
         let mut gradient = tile::zero::<S, MR, NV>(s);
-        columns(s, product, values, PANEL, d_o, stride, words, &mut gradient);
+        panel_columns(s, product, values, d_o, stride, at, words, &mut gradient);
         for r in 0..MR {
             let mask = row::<S, NV>(&masks[r * stride..]);
             for v in 0..NV {
@@ -169,8 +170,9 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
                 s,
                 product,
                 words,
-                panels.map(|x| &x[panel_at(i, words)..]),
-                columns.map(|x| &x[v..]),
+                [i % PANEL, v],
+                panels.map(|x| &x[i / PANEL * PANEL * words..]),
+                columns,
                 masks.map(|m| &m[i * stride + v..]),
                 &mut p[(i * stride + v) / P::PER_WORD..],
                 &mut ds[(i * stride + v) / P::PER_WORD..],
