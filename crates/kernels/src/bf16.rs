@@ -184,13 +184,18 @@ mod native {
         }
 
         #[inline(always)]
-        fn pair_lanes<S: Simd>(self, _: S, from: &[f32], to: &mut [f32]) {
+        fn pair_vectors<S: Simd>(self, _: S, first: S::f32s, second: S::f32s) -> S::f32s {
+            vector(round_two(self, bits(first), bits(second)))
+        }
+
+        #[inline(always)]
+        fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]) {
             let whole = from.len() / (2 * S::F32_LANES);
             let (pairs, rest) = from.split_at(2 * S::F32_LANES * whole);
             let (words, last) = to.split_at_mut(S::F32_LANES * whole);
             let words = S::as_mut_simd_f32s(words).0.iter_mut();
             for (word, pair) in words.zip(S::as_simd_f32s(pairs).0.chunks_exact(2)) {
-                *word = vector(round_two(self, bits(pair[0]), bits(pair[1])));
+                *word = self.pair_vectors(s, pair[0], pair[1]);
             }
             round_run(rest, last);
         }

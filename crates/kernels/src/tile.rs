@@ -122,6 +122,9 @@ pub trait Product: Copy {
     /// The words of two neighbouring rows, lane by lane, where a word has two numbers.
     fn pair<S: Simd>(self, s: S, even: S::f32s, odd: S::f32s) -> S::f32s;
 
+    /// The words of neighbouring lanes of two vectors, where a word has two numbers; else the first vector.
+    fn pair_vectors<S: Simd>(self, s: S, first: S::f32s, second: S::f32s) -> S::f32s;
+
     /// The words of neighbouring lanes.
     fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]);
 
@@ -158,6 +161,11 @@ impl Product for Single {
     #[inline(always)]
     fn pair<S: Simd>(self, _: S, even: S::f32s, _: S::f32s) -> S::f32s {
         even
+    }
+
+    #[inline(always)]
+    fn pair_vectors<S: Simd>(self, _: S, first: S::f32s, _: S::f32s) -> S::f32s {
+        first
     }
 
     #[inline(always)]

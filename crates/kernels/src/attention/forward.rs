@@ -14,7 +14,8 @@
 //! other queries need the running maximum and the rescaling of the online softmax (Milakov and Gimelshein 2018).
 
 use super::product::{
-    PANEL, Rows, columns, in_rows, load, pair_rows, power, power_above, row, short_rows, store,
+    PANEL, Rows, columns, in_rows, load, pair_rows, panel_columns, power, power_above, put_rows, row,
+    short_rows, store,
 };
 use super::{Attention, NEAR, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
@@ -221,12 +222,7 @@ impl Attention {
                 |o, sum| s.div_f32s(o, sum),
             );
         }
-        for q in 0..tile {
-            let row = &mut o[q * self.channels + head * width..][..width];
-            for (d, v) in row.iter_mut().enumerate() {
-                *v = out[d * nr + q];
-            }
-        }
+        put_rows(out, nr, tile, 1.0, width, o, head * width, self.channels);
     }
 }
 
@@ -255,13 +251,14 @@ fn bounded_weights<S: Simd, P: Product, const NV: usize>(
         s: S,
         product: P,
         words: usize,
+        at: [usize; 2],
         keys: &[f32],
         queries: &[S::f32s],
         weights: &mut [S::f32s],
         sum: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        columns(s, product, keys, PANEL, queries, NV, words, &mut acc);
+        panel_columns(s, product, keys, queries, NV, at, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 acc[r][v] = power_above::<S, P>(s, acc[r][v]);
@@ -272,14 +269,14 @@ fn bounded_weights<S: Simd, P: Product, const NV: usize>(
     }
     let (queries, weights, sum) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(sum));
     let mut total = row::<S, NV>(sum);
-    let at = |i: usize| &keys[i / PANEL * PANEL * words + i % PANEL..];
+    let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
     in_rows!(
         S,
         P,
         [NV],
         weights.len() / NV,
         most_rows::<S>(),
-        rows(i, s, product, words, at(i), queries, &mut weights[i * NV..], &mut total)
+        rows(i, s, product, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut total)
     );
     sum.copy_from_slice(&total);
 }
@@ -304,13 +301,14 @@ fn online_weights<S: Simd, P: Product, const NV: usize>(
         s: S,
         product: P,
         words: usize,
+        at: [usize; 2],
         keys: &[f32],
         queries: &[S::f32s],
         scores: &mut [S::f32s],
         max: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        columns(s, product, keys, PANEL, queries, NV, words, &mut acc);
+        panel_columns(s, product, keys, queries, NV, at, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 max[v] = s.max_f32s(max[v], acc[r][v]);
@@ -321,14 +319,14 @@ fn online_weights<S: Simd, P: Product, const NV: usize>(
     let (queries, weights, out) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(out));
     let (bound, max, sum) = (vectors::<S>(bound), vectors_mut::<S>(max), vectors_mut::<S>(sum));
     let mut most = row::<S, NV>(max);
-    let at = |i: usize| &keys[i / PANEL * PANEL * words + i % PANEL..];
+    let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
     in_rows!(
         S,
         P,
         [NV],
         weights.len() / NV,
         most_rows::<S>(),
-        rows(i, s, product, words, at(i), queries, &mut weights[i * NV..], &mut most)
+        rows(i, s, product, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut most)
     );
     let (mut total, mut rescale) = (row::<S, NV>(sum), most);
     for v in 0..NV {

@@ -15,17 +15,21 @@
 
 mod backward;
 mod forward;
+mod narrow;
 mod product;
 mod ranges;
+mod tiles;
 
 pub use backward::Saved;
 
 use self::product::Rows;
+use self::ranges::Layout;
 use crate::bf16::Words;
 use crate::conv::Factors;
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
+use std::ops::Range;
 
 /// The sizes of an attention, prepared for one instruction set.
 #[derive(Clone, Copy, Debug)]
@@ -72,7 +76,7 @@ impl Attention {
         self.check(saved);
         assert_eq!(dqkv.len(), saved.qkv.len());
         bring_near([dqkv, saved.qkv, saved.o, saved.d_o]);
-        dispatch!(self.isa, self.words, s, product => self.backward_picture(s, product, saved, dqkv, scratch));
+        self.backward_heads(saved, 0..self.heads, 0..self.tokens, None, dqkv, scratch);
     }
 
     /// Part `task` of the backward pass of one picture, of `heads * ranges`: head `task / ranges`, and of its keys range
@@ -88,9 +92,26 @@ impl Attention {
     ) {
         self.check(saved);
         assert_eq!(out.len(), self.partial_len(ranges));
-        dispatch!(self.isa, self.words, s, product => self.backward_partial(
-            s, product, saved, task, ranges, out, scratch
-        ));
+        let (head, keys) = (task / ranges, self.key_range(ranges, task % ranges));
+        self.backward_heads(saved, head..head + 1, keys, Some(self.partial_layout(ranges)), out, scratch);
+    }
+
+    /// Some heads of the backward pass with some keys; without a layout `out` is that of a picture's `dqkv`. (One place for both
+    /// ways, so that the kernel is compiled once.)
+    fn backward_heads(
+        &self,
+        saved: &Saved<'_>,
+        heads: Range<usize>,
+        keys: Range<usize>,
+        layout: Option<Layout>,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        dispatch!(self.isa, self.words, s, product => for head in heads {
+            let begin = [0, 1, 2].map(|part| self.part(part, head));
+            let layout = layout.unwrap_or(Layout { begin, stride: 3 * self.channels });
+            self.backward_head(s, product, saved, head, keys.clone(), layout, out, scratch);
+        });
     }
 
     fn check(&self, saved: &Saved<'_>) {

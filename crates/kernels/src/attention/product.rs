@@ -4,7 +4,7 @@
 
 use super::LINE;
 use crate::bf16;
-use crate::tile::{Acc, Product};
+use crate::tile::{self, Acc, Product};
 use crate::vector;
 use pulp::Simd;
 
@@ -67,12 +67,32 @@ impl<'a> Rows<'a> {
     /// last.
     #[inline(always)]
     pub fn columns<P: Product>(&self, first: usize, columns: usize, scale: f32, out: &mut [f32]) {
-        let count = columns.min(self.count().saturating_sub(first));
-        if count < columns {
+        #[inline(always)]
+        fn pack<P: Product, const WIDTH: usize>(of: Rows<'_>, columns: usize, scale: f32, out: &mut [f32]) {
+            let out = &mut out[..WIDTH / P::PER_WORD * columns];
+            for q in 0..columns.min(of.count()) {
+                let row = &of.row(q)[..WIDTH];
+                for w in 0..WIDTH / P::PER_WORD {
+                    let at = w * P::PER_WORD;
+                    out[w * columns + q] =
+                        word::<P>(row[at] * scale, Some(row[at + P::PER_WORD - 1] * scale));
+                }
+            }
+        }
+        let of = self.part(first.min(self.count()), columns);
+        if of.count() < columns {
             out.fill(0.0);
         }
-        for q in 0..count {
-            let row = self.row(first + q).chunks(P::PER_WORD);
+        // Loops of a constant length, which has no checks.
+        match self.width {
+            4 => return pack::<P, 4>(of, columns, scale, out),
+            8 => return pack::<P, 8>(of, columns, scale, out),
+            16 => return pack::<P, 16>(of, columns, scale, out),
+            32 => return pack::<P, 32>(of, columns, scale, out),
+            _ => {}
+        }
+        for q in 0..of.count() {
+            let row = of.row(q).chunks(P::PER_WORD);
             for (row, out) in row.zip(out.chunks_exact_mut(columns)) {
                 out[q] = word::<P>(row[0] * scale, row.get(1).map(|x| x * scale));
             }
@@ -130,6 +150,58 @@ impl<'a> Rows<'a> {
     }
 }
 
+/// The inner product of two rows.
+#[inline(always)]
+pub(super) fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let mut sum = s.mul_f32s(s.partial_load_f32s(a_rest), s.partial_load_f32s(b_rest));
+    for (a, b) in a.iter().zip(b) {
+        sum = s.mul_add_e_f32s(*a, *b, sum);
+    }
+    s.reduce_sum_f32s(sum)
+}
+
+/// The counterpart of [`Rows::columns`] for numbers: the first `count` of `columns` tokens side by side, `[width][columns]`,
+/// times `scale`, into rows that begin at `at` and are `stride` apart.
+#[inline(always)]
+pub(super) fn put_rows(
+    x: &[f32],
+    columns: usize,
+    count: usize,
+    scale: f32,
+    width: usize,
+    to: &mut [f32],
+    at: usize,
+    stride: usize,
+) {
+    #[inline(always)]
+    fn put(
+        x: &[f32],
+        columns: usize,
+        count: usize,
+        scale: f32,
+        width: usize,
+        to: &mut [f32],
+        at: usize,
+        stride: usize,
+    ) {
+        let x = &x[..width * columns];
+        for q in 0..count.min(columns) {
+            let row = &mut to[at + q * stride..][..width];
+            for d in 0..width {
+                row[d] = x[d * columns + q] * scale;
+            }
+        }
+    }
+    match width {
+        4 => put(x, columns, count, scale, 4, to, at, stride),
+        8 => put(x, columns, count, scale, 8, to, at, stride),
+        16 => put(x, columns, count, scale, 16, to, at, stride),
+        32 => put(x, columns, count, scale, 32, to, at, stride),
+        _ => put(x, columns, count, scale, width, to, at, stride),
+    }
+}
+
 /// The words of neighbouring rows, `[rows / 2][columns]`, where a word has two numbers; else the rows as they are.
 #[inline(always)]
 pub(super) fn pair_rows<'a, S: Simd, P: Product>(
@@ -154,22 +226,6 @@ pub(super) fn pair_rows<'a, S: Simd, P: Product>(
             }
         }
     }
-    words
-}
-
-/// The words of neighbouring lanes, where a word has two numbers; else the numbers as they are.
-#[inline(always)]
-pub(super) fn pair_lanes<'a, S: Simd, P: Product>(
-    s: S,
-    product: P,
-    numbers: &'a [f32],
-    words: &'a mut [f32],
-) -> &'a [f32] {
-    if P::PER_WORD == 1 {
-        return numbers;
-    }
-    let words = &mut words[..numbers.len() / 2];
-    product.pair_lanes(s, numbers, words);
     words
 }
 
@@ -256,6 +312,34 @@ pub(super) fn columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
             product.multiply(s, a[r], b, &mut acc[r]);
         }
     }
+}
+
+/// `acc[r] += sum over w of a[w][r] b[w]` with the rows from `row` on of a panel of A; B has the vectors from `v` on of rows of
+/// `b_stride`. The loop's distances are constants.
+#[inline(always)]
+pub(super) fn panel_columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    s: S,
+    product: P,
+    a: &[f32],
+    b: &[S::f32s],
+    b_stride: usize,
+    [row, v]: [usize; 2],
+    words: usize,
+    acc: &mut Acc<S, MR, NV>,
+) {
+    let a = &a.as_chunks::<PANEL>().0[..words];
+    for (a, b) in a.iter().zip(b.chunks_exact(b_stride)) {
+        let (a, b) = (&a[row..][..MR], tile::vectors::<S, NV>(&b[v..]));
+        for r in 0..MR {
+            product.multiply(s, a[r], b, &mut acc[r]);
+        }
+    }
+}
+
+/// Where token `i` begins in panels of so many words.
+#[inline(always)]
+pub(super) fn panel_at(i: usize, words: usize) -> usize {
+    i / PANEL * PANEL * words + i % PANEL
 }
 
 /// Calls `$f::<S, P, rows, ..>($i, ..)` for the rows `$i` of `$count`: so many at a time that the tile fills the registers,

@@ -19,6 +19,15 @@ const LOGARITHM: f64 = 8.0;
 const WIDTHS: [usize; 11] = [1, 3, 4, 5, 8, 12, 16, 20, 32, 33, 64];
 const TOKENS: [usize; 16] = [1, 2, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 97, 128, 130, 196];
 
+/// Tokens of more than one chunk of queries, of the widths that have chunks of their own.
+fn many_tokens(width: usize) -> Option<usize> {
+    match width {
+        4 => Some(2083),
+        8 => Some(1201),
+        _ => None,
+    }
+}
+
 /// With bf16 factors, in units of the formula with every term's absolute value: each of the two factors of a product is off by
 /// 2^-9 at most, and a score's error is one of its weight.
 const BF16: f64 = 4.0;
@@ -136,7 +145,7 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
     let mut d_within = Within::new("attention, dqkv", BACKWARD);
     let mut rng = Rng::new(30);
     for (i, width) in WIDTHS.into_iter().enumerate() {
-        for (j, tokens) in TOKENS.into_iter().enumerate() {
+        for (j, tokens) in TOKENS.into_iter().chain(many_tokens(width)).enumerate() {
             let heads = if tokens * width > 4000 { 1 } else { 1 + (i + j) % 3 };
             let shape = AttentionShape { tokens, channels: heads * width, heads };
             // Sharp softmaxes too: scores up to about 100.
@@ -186,6 +195,12 @@ fn bf16_factors_err_by_their_rounding() {
         (196, 1, 32),
         (197, 2, 3),
         (1300, 1, 48),
+        (1, 1, 8),
+        (31, 2, 16),
+        (63, 2, 4),
+        (64, 2, 8),
+        (1201, 1, 8),
+        (2083, 1, 4),
     ]
     .into_iter()
     .enumerate()

@@ -1,0 +1,406 @@
+//! The products of a tile of queries and a block of keys in the backward pass.
+
+use super::backward::tile_vectors;
+use super::product::{PANEL, columns, in_rows, load, panel_at, panel_columns, power, row, short_rows, store};
+use super::{vectors, vectors_mut};
+use crate::tile::{self, Acc, Product};
+use pulp::Simd;
+use std::ops::Range;
+
+/// `p = 2^(k . q + shift)` and `ds = p (v . do + delta)` of a block of keys, `[keys][queries]`. With dropout's factors
+/// D in `masks`, `p` becomes `p D`, and `v . do` is multiplied with D.
+#[inline(always)]
+pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
+    s: S,
+    product: P,
+    words: usize,
+    block: usize,
+    used: usize,
+    keys: &[f32],
+    values: &[f32],
+    q: &[f32],
+    d_o: &[f32],
+    shift: &[f32],
+    delta: &[f32],
+    masks: Option<&[f32]>,
+    p: &mut [f32],
+    ds: &mut [f32],
+    ds_words: &mut [f32],
+) {
+    #[inline(always)]
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+        s: S,
+        product: P,
+        words: usize,
+        at: [usize; 2],
+        [keys, values]: [&[f32]; 2],
+        [q, d_o, shift, delta]: [&[S::f32s]; 4],
+        masks: Option<&[S::f32s]>,
+        p: &mut [S::f32s],
+        ds: &mut [S::f32s],
+        ds_words: &mut [S::f32s],
+    ) {
+        let stride = tile_vectors(S::F32_LANES);
+        let mut score = [row::<S, NV>(&shift[at[1]..]); MR];
+        panel_columns(s, product, keys, q, stride, at, words, &mut score);
+        let delta = row::<S, NV>(&delta[at[1]..]);
+        let Some(masks) = masks else {
+            let mut gradient = [delta; MR];
+            panel_columns(s, product, values, d_o, stride, at, words, &mut gradient);
+            for r in 0..MR {
+                for v in 0..NV {
+                    score[r][v] = power::<S, P>(s, score[r][v]);
+                    gradient[r][v] = s.mul_f32s(score[r][v], gradient[r][v]);
+                }
+            }
+            put::<S, P, MR, NV>(s, product, &score, &gradient, p, ds, ds_words);
+            return;
+        };
+        let mut gradient = tile::zero::<S, MR, NV>(s);
+        panel_columns(s, product, values, d_o, stride, at, words, &mut gradient);
+        for r in 0..MR {
+            let mask = row::<S, NV>(&masks[r * stride..]);
+            for v in 0..NV {
+                let weight = power::<S, P>(s, score[r][v]);
+                gradient[r][v] = s.mul_f32s(weight, s.mul_add_e_f32s(gradient[r][v], mask[v], delta[v]));
+                score[r][v] = s.mul_f32s(weight, mask[v]);
+            }
+        }
+        put::<S, P, MR, NV>(s, product, &score, &gradient, p, ds, ds_words);
+    }
+    // Of a short row all operands stay in registers, for p and then for ds; for both at once there are not enough.
+    #[inline(always)]
+    fn short_p<S: Simd, P: Product, const MR: usize, const W: usize>(
+        s: S,
+        product: P,
+        keys: &[f32],
+        q: &Acc<S, W, 1>,
+        shift: S::f32s,
+        p: &mut [S::f32s],
+    ) {
+        let mut score = [[shift]; MR];
+        short_rows(s, product, keys, q, &mut score);
+        for r in 0..MR {
+            score[r][0] = power::<S, P>(s, score[r][0]);
+        }
+        store::<S, MR, 1>(&score, p, tile_vectors(S::F32_LANES));
+    }
+    #[inline(always)]
+    fn short_ds<S: Simd, P: Product, const MR: usize, const W: usize>(
+        s: S,
+        product: P,
+        values: &[f32],
+        d_o: &Acc<S, W, 1>,
+        delta: S::f32s,
+        p: &[S::f32s],
+        ds: &mut [S::f32s],
+    ) {
+        let columns = tile_vectors(S::F32_LANES);
+        let (mut gradient, p) = ([[delta]; MR], load::<S, MR, 1>(p, columns));
+        short_rows(s, product, values, d_o, &mut gradient);
+        for r in 0..MR {
+            gradient[r][0] = s.mul_f32s(p[r][0], gradient[r][0]);
+        }
+        store::<S, MR, 1>(&gradient, ds, columns);
+    }
+    #[inline(always)]
+    fn all_short<S: Simd, P: Product, const W: usize>(
+        s: S,
+        product: P,
+        block: usize,
+        used: usize,
+        [keys, values]: [&[f32]; 2],
+        [q, d_o, shift, delta]: [&[S::f32s]; 4],
+        p: &mut [S::f32s],
+        ds: &mut [S::f32s],
+    ) {
+        let columns = tile_vectors(S::F32_LANES);
+        for v in 0..used {
+            let at = |i: usize| i * columns + v;
+            let q = load::<S, W, 1>(&q[v..], columns);
+            in_rows!(
+                S,
+                P,
+                [W],
+                block,
+                most_rows::<S>(),
+                short_p(i, s, product, &keys[panel_at(i, W)..], &q, shift[v], &mut p[at(i)..])
+            );
+            let d_o = load::<S, W, 1>(&d_o[v..], columns);
+            in_rows!(
+                S,
+                P,
+                [W],
+                block,
+                most_rows::<S>(),
+                short_ds(
+                    i,
+                    s,
+                    product,
+                    &values[panel_at(i, W)..],
+                    &d_o,
+                    delta[v],
+                    &p[at(i)..],
+                    &mut ds[at(i)..]
+                )
+            );
+        }
+    }
+    let [q, d_o, shift, delta] = [q, d_o, shift, delta].map(|x| vectors::<S>(x));
+    let masks = masks.map(|x| vectors::<S>(x));
+    let (p, ds, ds_words) = (vectors_mut::<S>(p), vectors_mut::<S>(ds), vectors_mut::<S>(ds_words));
+    let (panels, columns) = ([keys, values], [q, d_o, shift, delta]);
+    if P::PER_WORD == 1 {
+        match (words, masks) {
+            (4, None) => return all_short::<S, P, 4>(s, product, block, used, panels, columns, p, ds),
+            (8, None) => return all_short::<S, P, 8>(s, product, block, used, panels, columns, p, ds),
+            _ => {}
+        }
+    }
+    let stride = tile_vectors(S::F32_LANES);
+    for v in (0..used).step_by(NV) {
+        in_rows!(
+            S,
+            P,
+            [NV],
+            block,
+            most_rows::<S>() / 2,
+            rows(
+                i,
+                s,
+                product,
+                words,
+                [i % PANEL, v],
+                panels.map(|x| &x[i / PANEL * PANEL * words..]),
+                columns,
+                masks.map(|m| &m[i * stride + v..]),
+                &mut p[(i * stride + v) / P::PER_WORD..],
+                &mut ds[(i * stride + v) / P::PER_WORD..],
+                if P::PER_WORD == 1 { &mut [] } else { &mut ds_words[i / 2 * stride + v..] },
+            )
+        );
+    }
+}
+
+/// Puts p and ds down, where a word has one number; else their words of neighbouring queries, and those of neighbouring keys
+/// of ds.
+#[inline(always)]
+fn put<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    s: S,
+    product: P,
+    weights: &Acc<S, MR, NV>,
+    gradients: &Acc<S, MR, NV>,
+    p: &mut [S::f32s],
+    ds: &mut [S::f32s],
+    ds_words: &mut [S::f32s],
+) {
+    let stride = tile_vectors(S::F32_LANES);
+    if P::PER_WORD == 1 {
+        store::<S, MR, NV>(weights, p, stride);
+        store::<S, MR, NV>(gradients, ds, stride);
+        return;
+    }
+    let (p, ds) = (&mut p[..(MR - 1) * stride / 2 + NV / 2], &mut ds[..(MR - 1) * stride / 2 + NV / 2]);
+    for r in 0..MR {
+        for v in 0..NV / 2 {
+            p[r * stride / 2 + v] = product.pair_vectors(s, weights[r][2 * v], weights[r][2 * v + 1]);
+            ds[r * stride / 2 + v] = product.pair_vectors(s, gradients[r][2 * v], gradients[r][2 * v + 1]);
+        }
+    }
+    let ds_words = &mut ds_words[..(MR - 1) / 2 * stride + NV];
+    for r in (0..MR).step_by(2) {
+        for v in 0..NV {
+            let odd = if r + 1 < MR { gradients[r + 1][v] } else { s.splat_f32s(0.0) };
+            ds_words[r / 2 * stride + v] = product.pair(s, gradients[r][v], odd);
+        }
+    }
+}
+
+/// `dq[d][query] += sum over a block of keys of keys[key][d] ds[key][query]`.
+#[inline(always)]
+pub(super) fn add_keys<S: Simd, P: Product, const NV: usize>(
+    s: S,
+    product: P,
+    width: usize,
+    block: usize,
+    used: usize,
+    keys: &[f32],
+    ds: &[f32],
+    dq: &mut [f32],
+) {
+    #[inline(always)]
+    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+        s: S,
+        product: P,
+        width: usize,
+        block: usize,
+        keys: &[f32],
+        ds: &[S::f32s],
+        dq: &mut [S::f32s],
+    ) {
+        let stride = tile_vectors(S::F32_LANES);
+        let mut acc = load::<S, MR, NV>(dq, stride);
+        columns(s, product, keys, width, ds, stride, block, &mut acc);
+        store::<S, MR, NV>(&acc, dq, stride);
+    }
+    let stride = tile_vectors(S::F32_LANES);
+    let (ds, dq) = (vectors::<S>(ds), vectors_mut::<S>(dq));
+    let block = block.div_ceil(P::PER_WORD);
+    for v in (0..used).step_by(NV) {
+        in_rows!(
+            S,
+            P,
+            [NV],
+            width,
+            most_rows::<S>(),
+            rows(i, s, product, width, block, &keys[i..], &ds[v..], &mut dq[i * stride + v..])
+        );
+    }
+}
+
+/// `sums[key][d][lane] += sum over the tile's vectors of weights[key] columns[d]`.
+#[inline(always)]
+pub(super) fn add_lanes<S: Simd, P: Product>(
+    s: S,
+    product: P,
+    width: usize,
+    block: usize,
+    used: usize,
+    weights: &[f32],
+    columns: &[f32],
+    sums: &mut [f32],
+) {
+    #[inline(always)]
+    fn tile<S: Simd, P: Product, const K: usize, const D: usize>(
+        s: S,
+        product: P,
+        width: usize,
+        used: usize,
+        weights: &[S::f32s],
+        columns: &[S::f32s],
+        sums: &mut [S::f32s],
+    ) {
+        let stride = (tile_vectors(S::F32_LANES) / P::PER_WORD).max(1);
+        let mut acc = load::<S, K, D>(sums, width);
+        let (weights, columns) = (&weights[..K * stride], &columns[..D * stride]);
+        for v in 0..used.min(stride) {
+            let mut c = [weights[0]; D];
+            for d in 0..D {
+                c[d] = columns[d * stride + v];
+            }
+            for k in 0..K {
+                product.multiply_vectors(s, weights[k * stride + v], c, &mut acc[k]);
+            }
+        }
+        store::<S, K, D>(&acc, sums, width);
+    }
+    let (weights, columns, sums) = (vectors::<S>(weights), vectors::<S>(columns), vectors_mut::<S>(sums));
+    let stride = (tile_vectors(S::F32_LANES) / P::PER_WORD).max(1);
+    let mut d = 0;
+    while d + 4 <= width {
+        in_rows!(
+            S,
+            P,
+            [4],
+            block,
+            4,
+            tile(
+                k,
+                s,
+                product,
+                width,
+                used,
+                &weights[k * stride..],
+                &columns[d * stride..],
+                &mut sums[k * width + d..]
+            )
+        );
+        d += 4;
+    }
+    while d < width {
+        in_rows!(
+            S,
+            P,
+            [1],
+            block,
+            4,
+            tile(
+                k,
+                s,
+                product,
+                width,
+                used,
+                &weights[k * stride..],
+                &columns[d * stride..],
+                &mut sums[k * width + d..]
+            )
+        );
+        d += 1;
+    }
+}
+
+/// `out[key][d] += sum over count words of queries of weights[key][query] rows[query][d]`; `out` is `[keys, width]`.
+#[inline(always)]
+pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
+    s: S,
+    product: impl Product,
+    width: usize,
+    count: usize,
+    block: usize,
+    weights: &[f32],
+    rows: &[f32],
+    columns: usize,
+    out: &mut [f32],
+) {
+    #[inline(always)]
+    fn tile<S: Simd, P: Product, const MR: usize, const NV: usize>(
+        s: S,
+        product: P,
+        width: usize,
+        count: usize,
+        weights: &[f32],
+        rows: &[S::f32s],
+        columns: usize,
+        at: Range<usize>,
+        out: &mut [f32],
+    ) {
+        // Constants: all rows are addressed from one register, and checked at once.
+        let stride = tile_vectors(S::F32_LANES) * S::F32_LANES / P::PER_WORD;
+        let weights = &weights[..MR * stride];
+        let mut acc = tile::zero::<S, MR, NV>(s);
+        for (q, b) in rows.chunks(columns).take(count.min(stride)).enumerate() {
+            let b = row::<S, NV>(b);
+            for r in 0..MR {
+                product.multiply(s, weights[r * stride + q], b, &mut acc[r]);
+            }
+        }
+        for (r, acc) in acc.iter().enumerate() {
+            tile::store_row(s, acc, &mut out[r * width..][at.clone()], true);
+        }
+    }
+    let (rows, vectors) = (vectors::<S>(rows), columns / S::F32_LANES);
+    let stride = weights.len() / block;
+    for v in (0..vectors).step_by(NV) {
+        let at = v * S::F32_LANES..width.min((v + NV) * S::F32_LANES);
+        let mut k = 0;
+        while k + MR <= block {
+            let (weights, out) = (&weights[k * stride..], &mut out[k * width..]);
+            tile::<S, _, MR, NV>(s, product, width, count, weights, &rows[v..], vectors, at.clone(), out);
+            k += MR;
+        }
+        while k < block {
+            let (weights, out) = (&weights[k * stride..], &mut out[k * width..]);
+            tile::<S, _, 1, NV>(s, product, width, count, weights, &rows[v..], vectors, at.clone(), out);
+            k += 1;
+        }
+    }
+}
+
+/// Rows of a tile that fills the registers.
+#[inline(always)]
+fn most_rows<S: Simd>() -> usize {
+    match S::F32_LANES {
+        16 | 4 => 8,
+        _ => 4,
+    }
+}
