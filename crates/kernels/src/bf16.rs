@@ -103,7 +103,7 @@ pub(crate) use native::Native;
 )]
 mod native {
     use super::round_run;
-    use crate::tile::Product;
+    use crate::tile::{Lanes, Product};
     use pulp::Simd;
     use std::arch::x86_64::{
         __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
@@ -182,7 +182,9 @@ mod native {
             // SAFETY: the value proves that the machine has what pulp's `V4` stands for.
             vector(unsafe { _mm512_permutexvar_epi16(interleaved(), both) })
         }
+    }
 
+    impl Lanes for Native {
         #[inline(always)]
         fn pair_vectors<S: Simd>(self, _: S, first: S::f32s, second: S::f32s) -> S::f32s {
             vector(round_two(self, bits(first), bits(second)))
@@ -232,11 +234,6 @@ mod native {
                 let odd = _mm512_cvtps_epi32(_mm512_castsi512_ps(bits(odd)));
                 _mm512_mask_blend_epi16(0xaaaa_aaaa, even, _mm512_slli_epi32::<16>(odd))
             })
-        }
-
-        /// Nothing needs them.
-        fn pair_lanes<S: Simd>(self, _: S, _: &[f32], _: &mut [f32]) {
-            unreachable!("whole numbers are paired with what scales them")
         }
 
         #[inline(always)]

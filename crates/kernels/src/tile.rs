@@ -122,12 +122,6 @@ pub trait Product: Copy {
     /// The words of two neighbouring rows, lane by lane, where a word has two numbers.
     fn pair<S: Simd>(self, s: S, even: S::f32s, odd: S::f32s) -> S::f32s;
 
-    /// The words of neighbouring lanes of two vectors, where a word has two numbers; else the first vector.
-    fn pair_vectors<S: Simd>(self, s: S, first: S::f32s, second: S::f32s) -> S::f32s;
-
-    /// The words of neighbouring lanes.
-    fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]);
-
     /// Whether words are of 16-bit whole numbers, and sums are whole numbers of 32 bits, whatever their type says.
     const WHOLE: bool = false;
 
@@ -136,6 +130,15 @@ pub trait Product: Copy {
     fn sums<S: Simd>(self, _: S, acc: S::f32s) -> S::f32s {
         acc
     }
+}
+
+/// Words of numbers that stand side by side.
+pub trait Lanes: Product {
+    /// The words of neighbouring lanes of two vectors, where a word has two numbers; else the first vector.
+    fn pair_vectors<S: Simd>(self, s: S, first: S::f32s, second: S::f32s) -> S::f32s;
+
+    /// The words of neighbouring lanes.
+    fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]);
 }
 
 /// Words are f32.
@@ -162,7 +165,9 @@ impl Product for Single {
     fn pair<S: Simd>(self, _: S, even: S::f32s, _: S::f32s) -> S::f32s {
         even
     }
+}
 
+impl Lanes for Single {
     #[inline(always)]
     fn pair_vectors<S: Simd>(self, _: S, first: S::f32s, _: S::f32s) -> S::f32s {
         first

@@ -23,7 +23,7 @@ use super::tiles::{add_keys, add_lanes, add_rows, weights_and_gradients};
 use super::{Attention, NEAR, Rows, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
-use crate::tile::{Product, Single, TileShape, with_tile};
+use crate::tile::{Lanes, Single, TileShape, with_tile};
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
@@ -116,7 +116,7 @@ impl Attention {
 
     /// A head's `dq` as far as some keys make it, and these keys' `dk` and `dv`.
     #[inline(always)]
-    pub(super) fn backward_head<S: Simd, P: Product>(
+    pub(super) fn backward_head<S: Simd, P: Lanes>(
         &self,
         s: S,
         product: P,
@@ -137,7 +137,7 @@ impl Attention {
     }
 
     #[inline(always)]
-    fn backward_tiles<S: Simd, P: Product, const NV: usize>(
+    fn backward_tiles<S: Simd, P: Lanes, const NV: usize>(
         &self,
         s: S,
         product: P,

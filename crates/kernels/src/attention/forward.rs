@@ -20,7 +20,7 @@ use super::product::{
 use super::{Attention, NEAR, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
-use crate::tile::{self, Product};
+use crate::tile::{self, Lanes};
 use crate::vector;
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
@@ -66,7 +66,7 @@ impl Attention {
     }
 
     #[inline(always)]
-    pub(super) fn forward_generic<S: Simd, P: Product>(
+    pub(super) fn forward_generic<S: Simd, P: Lanes>(
         &self,
         s: S,
         product: P,
@@ -84,7 +84,7 @@ impl Attention {
     }
 
     #[inline(always)]
-    fn forward_tiles<S: Simd, P: Product, const NV: usize>(
+    fn forward_tiles<S: Simd, P: Lanes, const NV: usize>(
         &self,
         s: S,
         product: P,
@@ -237,7 +237,7 @@ fn bounds<S: Simd>(s: S, queries: Rows<'_>, scale: f32, bound: &mut [f32]) {
 
 /// `weights[key][query] = 2^(k . q)`, and the sums over keys.
 #[inline(always)]
-fn bounded_weights<S: Simd, P: Product, const NV: usize>(
+fn bounded_weights<S: Simd, P: Lanes, const NV: usize>(
     s: S,
     product: P,
     words: usize,
@@ -247,7 +247,7 @@ fn bounded_weights<S: Simd, P: Product, const NV: usize>(
     sum: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
         s: S,
         product: P,
         words: usize,
@@ -284,7 +284,7 @@ fn bounded_weights<S: Simd, P: Product, const NV: usize>(
 /// The same with a running maximum: `weights[key][query] = 2^(k . q - max)`; what was summed before is scaled to the new
 /// maximum. Where `bound` is small the maximum stays 0.
 #[inline(always)]
-fn online_weights<S: Simd, P: Product, const NV: usize>(
+fn online_weights<S: Simd, P: Lanes, const NV: usize>(
     s: S,
     product: P,
     words: usize,
@@ -297,7 +297,7 @@ fn online_weights<S: Simd, P: Product, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
         s: S,
         product: P,
         words: usize,
@@ -352,7 +352,7 @@ fn online_weights<S: Simd, P: Product, const NV: usize>(
 
 /// `out[d][query] += sum over keys of values[key][d] weights[key][query]`.
 #[inline(always)]
-fn add_values<S: Simd, P: Product, const NV: usize>(
+fn add_values<S: Simd, P: Lanes, const NV: usize>(
     s: S,
     product: P,
     width: usize,
@@ -362,7 +362,7 @@ fn add_values<S: Simd, P: Product, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
         s: S,
         product: P,
         width: usize,
@@ -389,7 +389,7 @@ fn add_values<S: Simd, P: Product, const NV: usize>(
 
 /// All keys at once, everything in registers: `W` words of `D` numbers.
 #[inline(always)]
-fn fused<S: Simd, P: Product, const W: usize, const D: usize, const NV: usize, const V: usize>(
+fn fused<S: Simd, P: Lanes, const W: usize, const D: usize, const NV: usize, const V: usize>(
     s: S,
     product: P,
     tokens: usize,
@@ -400,7 +400,7 @@ fn fused<S: Simd, P: Product, const W: usize, const D: usize, const NV: usize, c
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn group<S: Simd, P: Product, const MR: usize, const W: usize, const D: usize, const V: usize>(
+    fn group<S: Simd, P: Lanes, const MR: usize, const W: usize, const D: usize, const V: usize>(
         s: S,
         product: P,
         keys: &[f32],

@@ -19,7 +19,7 @@ use super::ranges::Layout;
 use super::{Attention, NEAR, Saved, Splitter, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
-use crate::tile::{Product, Single};
+use crate::tile::{Lanes, Single};
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
@@ -89,7 +89,7 @@ impl Attention {
 
     /// A head's `dq` as far as some keys make it, and these keys' `dk` and `dv`.
     #[inline(always)]
-    pub(super) fn walk_head<S: Simd, P: Product>(
+    pub(super) fn walk_head<S: Simd, P: Lanes>(
         &self,
         s: S,
         product: P,
@@ -128,7 +128,7 @@ impl Attention {
 
     /// Records have `R` vectors; `ONCE` says whether one walk makes everything.
     #[inline(always)]
-    fn walk_queries<S: Simd, P: Product, const D: usize, const V: usize, const R: usize, const ONCE: bool>(
+    fn walk_queries<S: Simd, P: Lanes, const D: usize, const V: usize, const R: usize, const ONCE: bool>(
         &self,
         s: S,
         product: P,
@@ -196,7 +196,7 @@ impl Attention {
     /// The records of the queries from `start` on, with dq at 0. A query behind the last one has zero queries and gradients,
     /// so whatever p is, it adds nothing.
     #[inline(always)]
-    fn fill_records<S: Simd, P: Product, const D: usize, const V: usize>(
+    fn fill_records<S: Simd, P: Lanes, const D: usize, const V: usize>(
         &self,
         s: S,
         product: P,
@@ -243,7 +243,7 @@ impl Attention {
 #[inline(always)]
 fn walks<
     S: Simd,
-    P: Product,
+    P: Lanes,
     const K: usize,
     const D: usize,
     const V: usize,
@@ -268,7 +268,7 @@ fn walks<
 #[inline(always)]
 fn walk<
     S: Simd,
-    P: Product,
+    P: Lanes,
     const K: usize,
     const D: usize,
     const V: usize,

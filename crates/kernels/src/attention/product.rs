@@ -4,7 +4,7 @@
 
 use super::LINE;
 use crate::bf16;
-use crate::tile::{self, Acc, Product};
+use crate::tile::{self, Acc, Lanes};
 use crate::vector;
 use pulp::Simd;
 
@@ -13,7 +13,7 @@ pub(super) const PANEL: usize = 8;
 
 /// The word of two neighbours.
 #[inline(always)]
-fn word<P: Product>(even: f32, odd: Option<f32>) -> f32 {
+fn word<P: Lanes>(even: f32, odd: Option<f32>) -> f32 {
     if P::PER_WORD == 1 { even } else { bf16::pair(even, odd.unwrap_or(0.0)) }
 }
 
@@ -56,7 +56,7 @@ impl<'a> Rows<'a> {
 
     /// Panels of tokens side by side, `[tokens / 8][words of the width][8]`; zeros behind the last.
     #[inline(always)]
-    pub fn panels<P: Product>(&self, out: &mut [f32]) {
+    pub fn panels<P: Lanes>(&self, out: &mut [f32]) {
         let words = self.width.div_ceil(P::PER_WORD);
         for (panel, out) in out.chunks_exact_mut(words * PANEL).enumerate() {
             self.columns::<P>(panel * PANEL, PANEL, 1.0, out);
@@ -66,9 +66,9 @@ impl<'a> Rows<'a> {
     /// The `columns` tokens from `first` on side by side, `[words of the width][columns]`, times `scale`; zeros behind the
     /// last.
     #[inline(always)]
-    pub fn columns<P: Product>(&self, first: usize, columns: usize, scale: f32, out: &mut [f32]) {
+    pub fn columns<P: Lanes>(&self, first: usize, columns: usize, scale: f32, out: &mut [f32]) {
         #[inline(always)]
-        fn pack<P: Product, const WIDTH: usize>(of: Rows<'_>, columns: usize, scale: f32, out: &mut [f32]) {
+        fn pack<P: Lanes, const WIDTH: usize>(of: Rows<'_>, columns: usize, scale: f32, out: &mut [f32]) {
             let out = &mut out[..WIDTH / P::PER_WORD * columns];
             for q in 0..columns.min(of.count()) {
                 let row = &of.row(q)[..WIDTH];
@@ -102,9 +102,9 @@ impl<'a> Rows<'a> {
     /// Rows of `columns` numbers below each other, `[words of the tokens][columns]`; zeros behind the width, and behind the
     /// last token.
     #[inline(always)]
-    pub fn down<P: Product>(&self, columns: usize, out: &mut [f32]) {
+    pub fn down<P: Lanes>(&self, columns: usize, out: &mut [f32]) {
         #[inline(always)]
-        fn pack<P: Product>(of: &Rows<'_>, width: usize, columns: usize, out: &mut [f32]) {
+        fn pack<P: Lanes>(of: &Rows<'_>, width: usize, columns: usize, out: &mut [f32]) {
             for (i, out) in out.chunks_exact_mut(columns).enumerate() {
                 let token = i * P::PER_WORD;
                 if token >= of.count() {
@@ -204,7 +204,7 @@ pub(super) fn put_rows(
 
 /// The words of neighbouring rows, `[rows / 2][columns]`, where a word has two numbers; else the rows as they are.
 #[inline(always)]
-pub(super) fn pair_rows<'a, S: Simd, P: Product>(
+pub(super) fn pair_rows<'a, S: Simd, P: Lanes>(
     s: S,
     product: P,
     rows: &'a [S::f32s],
@@ -231,13 +231,13 @@ pub(super) fn pair_rows<'a, S: Simd, P: Product>(
 
 /// `2^x`, as exactly as the words are, where x is known to be at least -125.
 #[inline(always)]
-pub(super) fn power_above<S: Simd, P: Product>(s: S, x: S::f32s) -> S::f32s {
+pub(super) fn power_above<S: Simd, P: Lanes>(s: S, x: S::f32s) -> S::f32s {
     if P::PER_WORD == 1 { vector::exp2_above(s, x) } else { vector::exp2_above_rough(s, x) }
 }
 
 /// `2^x`, as exactly as the words are; at least 2^-125.
 #[inline(always)]
-pub(super) fn power<S: Simd, P: Product>(s: S, x: S::f32s) -> S::f32s {
+pub(super) fn power<S: Simd, P: Lanes>(s: S, x: S::f32s) -> S::f32s {
     power_above::<S, P>(s, vector::at_least(s, -125.0, x))
 }
 
@@ -279,7 +279,7 @@ pub(super) fn store<S: Simd, const MR: usize, const NV: usize>(
 
 /// `acc[r] += sum over w of a[w][r] b[w]` with rows of A [`PANEL`] words apart; all of B is in registers.
 #[inline(always)]
-pub(super) fn short_rows<S: Simd, P: Product, const MR: usize, const NV: usize, const W: usize>(
+pub(super) fn short_rows<S: Simd, P: Lanes, const MR: usize, const NV: usize, const W: usize>(
     s: S,
     product: P,
     a: &[f32],
@@ -296,7 +296,7 @@ pub(super) fn short_rows<S: Simd, P: Product, const MR: usize, const NV: usize, 
 
 /// `acc[r] += sum over w of a[w][r] b[w]` with rows of A `a_stride` words apart, of B `b_stride` vectors.
 #[inline(always)]
-pub(super) fn columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
+pub(super) fn columns<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
     s: S,
     product: P,
     a: &[f32],
@@ -317,7 +317,7 @@ pub(super) fn columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
 /// `acc[r] += sum over w of a[w][r] b[w]` with the rows from `row` on of a panel of A; B has the vectors from `v` on of rows of
 /// `b_stride`. The loop's distances are constants.
 #[inline(always)]
-pub(super) fn panel_columns<S: Simd, P: Product, const MR: usize, const NV: usize>(
+pub(super) fn panel_columns<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
     s: S,
     product: P,
     a: &[f32],

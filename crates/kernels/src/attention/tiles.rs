@@ -3,14 +3,14 @@
 use super::backward::tile_vectors;
 use super::product::{PANEL, columns, in_rows, load, panel_at, panel_columns, power, row, short_rows, store};
 use super::{vectors, vectors_mut};
-use crate::tile::{self, Acc, Product};
+use crate::tile::{self, Acc, Lanes};
 use pulp::Simd;
 use std::ops::Range;
 
 /// `p = 2^(k . q + shift)` and `ds = p (v . do + delta)` of a block of keys, `[keys][queries]`. With dropout's factors
 /// D in `masks`, `p` becomes `p D`, and `v . do` is multiplied with D.
 #[inline(always)]
-pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
+pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
     s: S,
     product: P,
     words: usize,
@@ -28,7 +28,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
     ds_words: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
         s: S,
         product: P,
         words: usize,
@@ -70,7 +70,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
     }
     // Of a short row all operands stay in registers, for p and then for ds; for both at once there are not enough.
     #[inline(always)]
-    fn short_p<S: Simd, P: Product, const MR: usize, const W: usize>(
+    fn short_p<S: Simd, P: Lanes, const MR: usize, const W: usize>(
         s: S,
         product: P,
         keys: &[f32],
@@ -86,7 +86,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
         store::<S, MR, 1>(&score, p, tile_vectors(S::F32_LANES));
     }
     #[inline(always)]
-    fn short_ds<S: Simd, P: Product, const MR: usize, const W: usize>(
+    fn short_ds<S: Simd, P: Lanes, const MR: usize, const W: usize>(
         s: S,
         product: P,
         values: &[f32],
@@ -104,7 +104,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
         store::<S, MR, 1>(&gradient, ds, columns);
     }
     #[inline(always)]
-    fn all_short<S: Simd, P: Product, const W: usize>(
+    fn all_short<S: Simd, P: Lanes, const W: usize>(
         s: S,
         product: P,
         block: usize,
@@ -185,7 +185,7 @@ pub(super) fn weights_and_gradients<S: Simd, P: Product, const NV: usize>(
 /// Puts p and ds down, where a word has one number; else their words of neighbouring queries, and those of neighbouring keys
 /// of ds.
 #[inline(always)]
-fn put<S: Simd, P: Product, const MR: usize, const NV: usize>(
+fn put<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
     s: S,
     product: P,
     weights: &Acc<S, MR, NV>,
@@ -218,7 +218,7 @@ fn put<S: Simd, P: Product, const MR: usize, const NV: usize>(
 
 /// `dq[d][query] += sum over a block of keys of keys[key][d] ds[key][query]`.
 #[inline(always)]
-pub(super) fn add_keys<S: Simd, P: Product, const NV: usize>(
+pub(super) fn add_keys<S: Simd, P: Lanes, const NV: usize>(
     s: S,
     product: P,
     width: usize,
@@ -229,7 +229,7 @@ pub(super) fn add_keys<S: Simd, P: Product, const NV: usize>(
     dq: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
         s: S,
         product: P,
         width: usize,
@@ -260,7 +260,7 @@ pub(super) fn add_keys<S: Simd, P: Product, const NV: usize>(
 
 /// `sums[key][d][lane] += sum over the tile's vectors of weights[key] columns[d]`.
 #[inline(always)]
-pub(super) fn add_lanes<S: Simd, P: Product>(
+pub(super) fn add_lanes<S: Simd, P: Lanes>(
     s: S,
     product: P,
     width: usize,
@@ -271,7 +271,7 @@ pub(super) fn add_lanes<S: Simd, P: Product>(
     sums: &mut [f32],
 ) {
     #[inline(always)]
-    fn tile<S: Simd, P: Product, const K: usize, const D: usize>(
+    fn tile<S: Simd, P: Lanes, const K: usize, const D: usize>(
         s: S,
         product: P,
         width: usize,
@@ -343,7 +343,7 @@ pub(super) fn add_lanes<S: Simd, P: Product>(
 #[inline(always)]
 pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Product,
+    product: impl Lanes,
     width: usize,
     count: usize,
     block: usize,
@@ -353,7 +353,7 @@ pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn tile<S: Simd, P: Product, const MR: usize, const NV: usize>(
+    fn tile<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
         s: S,
         product: P,
         width: usize,

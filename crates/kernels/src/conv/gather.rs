@@ -3,7 +3,7 @@
 use super::{ConvShape, Factors, MOST_COLUMNS};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, K_RUN, MOST_SUMS, Product, TileShape, with_tile};
+use crate::tile::{self, K_RUN, Lanes, MOST_SUMS, TileShape, with_tile};
 use pulp::Simd;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
@@ -325,7 +325,7 @@ impl Gather {
     fn block_generic<S: Simd>(
         &self,
         s: S,
-        product: impl Product,
+        product: impl Lanes,
         phase: &Phase,
         pixels: &[Pixel],
         input: &[f32],
@@ -367,7 +367,7 @@ impl Gather {
     fn gather<S: Simd>(
         &self,
         s: S,
-        product: impl Product,
+        product: impl Lanes,
         phase: &Phase,
         pixels: &[Pixel],
         input: &[f32],
@@ -427,7 +427,7 @@ struct Tiles<'a> {
 #[inline(always)]
 fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Product,
+    product: impl Lanes,
     tiles: Tiles<'_>,
     epilogue: Option<Epilogue<'_>>,
     out: &mut [f32],
@@ -546,7 +546,7 @@ struct Row<'a> {
 impl Row<'_> {
     /// Puts `len` numbers (zeros without a source) to the places `at ..`.
     #[inline(always)]
-    fn put<S: Simd>(&mut self, s: S, product: impl Product, at: usize, len: usize, source: Option<&[f32]>) {
+    fn put<S: Simd>(&mut self, s: S, product: impl Lanes, at: usize, len: usize, source: Option<&[f32]>) {
         let run = K_RUN * self.words.numbers();
         if len == 0 {
             return;

@@ -28,6 +28,7 @@
 //! 16-bit factors are whole numbers (`whole.rs`), which are as exact here as bf16 is the plain way: 2.2e-3, of 4x4 1.1e-3.
 
 mod own;
+mod phases;
 mod points;
 mod product;
 mod serial;

@@ -2,7 +2,8 @@
 //! weights, from weights to products. What is made on the way stays in the cache of the core that made it.
 
 use super::super::Epilogue;
-use super::product::{Winograd, point_panels};
+use super::phases::point_panels;
+use super::product::Winograd;
 use super::transform::Maps;
 use super::{Kind, transform, whole, with_maps};
 use crate::isa::dispatch;
