@@ -36,6 +36,24 @@ const EVERYTHING: &[(&str, &str)] = &[
     ("train.label_dropout", "0.3"),
 ];
 
+const DOUBLE_CONV: &[(&str, &str)] = &[
+    ("network.name", "double-conv"),
+    ("double_conv.base_channels", "8"),
+    ("double_conv.time_emb_dim", "16"),
+    ("double_conv.dropout", "0.3"),
+];
+const SIMPLE: &[(&str, &str)] =
+    &[("network.name", "simple"), ("simple.widths", "8, 12, 16"), ("simple.time_emb_dim", "16")];
+const UNET2D: &[(&str, &str)] = &[
+    ("network.name", "unet2d"),
+    ("unet2d.layers_per_block", "1"),
+    ("unet2d.block_out_channels", "8, 16"),
+    ("unet2d.down_block_types", r#"["DownBlock2D", "AttnDownBlock2D"]"#),
+    ("unet2d.up_block_types", r#"["AttnUpBlock2D", "UpBlock2D"]"#),
+    ("unet2d.norm_num_groups", "4"),
+    ("unet2d.dropout", "0.2"),
+];
+
 fn trainer_on(data: Box<dyn Dataset>, settings: &[(&str, &str)], threads: usize) -> Trainer {
     let threads = threads.to_string();
     let tiny = [
@@ -90,7 +108,7 @@ fn assert_same(a: &Checkpoint, b: &Checkpoint) {
 #[test]
 fn a_resumed_training_ends_like_one_that_was_not_stopped() {
     // With micro-batches, an epoch ends with the third step, and the fourth is in the middle of one.
-    for (settings, steps, stops) in [(PLAIN, 5, &[2][..]), (EVERYTHING, 6, &[3, 4])] {
+    for (settings, steps, stops) in [(PLAIN, 5, &[2][..]), (UNET2D, 3, &[1]), (EVERYTHING, 6, &[3, 4])] {
         let (whole, reports) = go_on(&mut trainer(settings, 2), steps);
         for &stop in stops {
             let mut first = trainer(settings, 2);
@@ -124,29 +142,12 @@ fn everything_that_a_resume_must_keep_is_in_use() {
 /// With augmentation, dropout, running statistics and everything else that a step may depend on.
 #[test]
 fn augmentation_dropout_and_running_statistics_are_taken_up_where_they_were() {
-    let double_conv: &[_] = &[
-        ("network.name", "double-conv"),
-        ("double_conv.base_channels", "8"),
-        ("double_conv.time_emb_dim", "16"),
-        ("double_conv.dropout", "0.3"),
-    ];
-    let simple: &[_] =
-        &[("network.name", "simple"), ("simple.widths", "8, 12, 16"), ("simple.time_emb_dim", "16")];
-    let unet2d: &[_] = &[
-        ("network.name", "unet2d"),
-        ("unet2d.layers_per_block", "1"),
-        ("unet2d.block_out_channels", "8, 16"),
-        ("unet2d.down_block_types", r#"["DownBlock2D", "AttnDownBlock2D"]"#),
-        ("unet2d.up_block_types", r#"["AttnUpBlock2D", "UpBlock2D"]"#),
-        ("unet2d.norm_num_groups", "4"),
-        ("unet2d.dropout", "0.2"),
-    ];
     let pictures = tempfile::tempdir().expect("a folder");
     for i in 0..20u32 {
         let picture = image::GrayImage::from_fn(20 + i, 18, |x, y| image::Luma([(x * y + 9 * i) as u8]));
         picture.save(pictures.path().join(format!("{i:02}.png"))).expect("a picture");
     }
-    for network in [double_conv, simple, unet2d] {
+    for network in [DOUBLE_CONV, SIMPLE, UNET2D] {
         let new = || trainer_on_files(pictures.path(), network);
         let (whole, reports) = go_on(&mut new(), 5);
         let mut first = new();
@@ -174,6 +175,28 @@ fn the_number_of_threads_changes_nothing() {
             let (other, other_reports) = go_on(&mut trainer(settings, threads), 3);
             assert_eq!(other_reports, reports, "{threads} threads");
             assert_same(&other, &one);
+        }
+    }
+}
+
+#[test]
+fn weights_updated_in_runs_are_those_updated_behind_them() {
+    let attention: &[_] = &[("train.optimizer", "adamw")];
+    let networks =
+        [("double-conv", DOUBLE_CONV), ("simple", SIMPLE), ("unet2d", UNET2D), ("attention", attention)];
+    for (name, network) in networks {
+        let common = [("train.weight_decay", "0.1"), ("train.ema_decay", "0.9"), ("train.ema_decays", "0.5")];
+        let settings = [&common[..], network].concat();
+        // A bound that no norm reaches: gradients are kept until the norm is known, and not shortened.
+        let bounded = [&settings[..], &[("train.clip_norm", "1e9")]].concat();
+        let (mut behind, mut within) = (trainer(&bounded, 2), trainer(&settings, 2));
+        let arena = |t: &mut Trainer| t.executor().footprint().arena_bytes;
+        assert!(arena(&mut within) < arena(&mut behind), "{name}");
+        let (want, reports) = go_on(&mut behind, 3);
+        for mut within in [within, trainer(&settings, 1)] {
+            let (got, got_reports) = go_on(&mut within, 3);
+            assert_eq!(got_reports, reports, "{name}");
+            assert_same(&got, &want);
         }
     }
 }

@@ -42,7 +42,9 @@ impl Laid {
         }
         let workspaces: Vec<Workspace> =
             works.iter().map(|w| Workspace { scratch: w.scratch, kept: 0 }).collect();
-        let plan = Plan::new(graph, options, &workspaces);
+        // Weights are updated together, behind the run.
+        let options = PlanOptions { update_in_runs: None, ..options.clone() };
+        let plan = Plan::new(graph, &options, &workspaces);
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
         let parts = (arena + plan.arena_len() * 4).next_multiple_of(256);
         let gradients = plan.region(Region::Gradients).len();

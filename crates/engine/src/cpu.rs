@@ -5,7 +5,7 @@
 //! partial sums of the gradients' norm.
 
 use crate::error::{Error, Result};
-use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime};
+use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun};
 use crate::graph::{Graph, Kind, Tensor};
 use crate::plan::{ALIGN, Arithmetic, Plan, PlanOptions, Region, Workspace};
 use crate::shape::DType;
@@ -171,6 +171,10 @@ pub struct CpuExecutor {
     new_weights: bool,
     profiling: bool,
     times: Vec<(u64, Duration)>,
+    /// Training runs that were profiled, and the time of their updates.
+    updates: (u32, Duration),
+    /// The squares of each gradient, added up.
+    squares: Vec<f64>,
 }
 
 impl CpuExecutor {
@@ -192,6 +196,7 @@ impl CpuExecutor {
         let scratch = Scratch::new(pool.current_num_threads(), scratch_len)?;
         let arena = Aligned::new(plan.arena_len())?;
         let times = vec![(0, Duration::ZERO); kernels.len()];
+        let squares = vec![0.0; plan.graph().parameters().len()];
         let new_weights = true;
         Ok(Self {
             plan,
@@ -204,6 +209,8 @@ impl CpuExecutor {
             new_weights,
             profiling: false,
             times,
+            updates: (0, Duration::ZERO),
+            squares,
         })
     }
 
@@ -239,14 +246,93 @@ impl CpuExecutor {
         Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: place.len(), given })
     }
 
-    /// The gradients that an update follows.
-    fn update_gradients(&self) -> Result<Range<usize>> {
-        let [sum, last, weights] =
-            [Region::GradientSum, Region::Gradients, Region::Weights].map(|r| self.plan.region(r));
-        if last.is_empty() && !weights.is_empty() {
+    /// The region that an update follows.
+    fn update_gradients(&self) -> Result<Region> {
+        let there = |region| !self.plan.region(region).is_empty();
+        if self.plan.updates().is_some() {
+            return Err(Error::Resources("the plan was made to update weights within its runs".to_owned()));
+        }
+        if !there(Region::Gradients) && there(Region::Weights) {
             return Err(Error::Resources("the plan was not made for training".to_owned()));
         }
-        Ok(if sum.is_empty() { last } else { sum })
+        Ok(if there(Region::GradientSum) { Region::GradientSum } else { Region::Gradients })
+    }
+
+    /// Runs all nodes, and the updates if a step is given. Without one it is never stopped.
+    fn run_nodes(&mut self, draws: Draws, step: Option<&AdamStep>) -> TrainingRun {
+        let Self { plan, isa, kernels, arena, scratch, pool, profiling, times, new_weights, .. } = self;
+        let (updates, squares) = (&mut self.updates, &mut self.squares);
+        let arena = arena.as_mut_slice();
+        let mut updated = 0;
+        let whole = pool.install(|| {
+            for (i, kernel) in kernels.iter().enumerate() {
+                let start = profiling.then(Instant::now);
+                run_node(plan, i, kernel, arena, scratch, *new_weights, draws);
+                if let Some(start) = start {
+                    times[i].0 += 1;
+                    times[i].1 += start.elapsed();
+                }
+                let (Some(all), Some(step)) = (plan.updates(), step) else { continue };
+                let start = profiling.then(Instant::now);
+                for &p in &all.behind[i] {
+                    let loss = &arena[plan.place(all.loss)];
+                    if updated == 0 && !loss.iter().all(|x| x.is_finite()) {
+                        return false;
+                    }
+                    let gradient = plan.place(all.gradients[p]);
+                    squares[p] = squared_norm(*isa, &arena[gradient.clone()]);
+                    if !squares[p].is_finite() {
+                        return false;
+                    }
+                    let part = |region| plan.parameter(region, p).unwrap_or_default();
+                    adam(*isa, step, arena, gradient, part);
+                    updated += 1;
+                }
+                updates.1 += start.map_or(Duration::ZERO, |start| start.elapsed());
+            }
+            true
+        });
+        updates.0 += u32::from(*profiling && step.is_some());
+        *new_weights = false;
+        match whole {
+            true => TrainingRun::Whole { gradient_norm: squares.iter().sum::<f64>().sqrt() },
+            false => TrainingRun::Stopped { updated },
+        }
+    }
+}
+
+/// The squares of a gradient, added up in an order that depends on its length alone.
+fn squared_norm(isa: Isa, gradient: &[f32]) -> f64 {
+    // Added in order, which a parallel sum is not.
+    let parts: Vec<f64> = gradient.par_chunks(CHUNK).map(|g| elementwise::squared_norm(isa, g)).collect();
+    parts.iter().sum()
+}
+
+/// Adam's step along `gradients` on the same parts of all regions, whose places `part` tells.
+fn adam(
+    isa: Isa,
+    step: &AdamStep,
+    arena: &mut [f32],
+    gradients: Range<usize>,
+    part: impl Fn(Region) -> Range<usize>,
+) {
+    let [weights, exp_avg, exp_avg_sq, ema] =
+        [Region::Weights, Region::ExpAvg, Region::ExpAvgSq, Region::Ema].map(part);
+    let [gradients, weights, exp_avg, exp_avg_sq, ema] = arena
+        .get_disjoint_mut([gradients, weights, exp_avg, exp_avg_sq, ema])
+        .expect("regions do not overlap");
+    let chunks = (
+        gradients.par_chunks(CHUNK),
+        weights.par_chunks_mut(CHUNK),
+        exp_avg.par_chunks_mut(CHUNK),
+        exp_avg_sq.par_chunks_mut(CHUNK),
+    );
+    if ema.is_empty() {
+        chunks.into_par_iter().for_each(|(g, w, m, v)| elementwise::adam(isa, step, g, w, m, v, &mut []));
+    } else {
+        (chunks.into_par_iter(), ema.par_chunks_mut(CHUNK))
+            .into_par_iter()
+            .for_each(|((g, w, m, v), e)| elementwise::adam(isa, step, g, w, m, v, e));
     }
 }
 
@@ -324,20 +410,17 @@ impl Executor for CpuExecutor {
     }
 
     fn run(&mut self, draws: Draws) -> Result<()> {
-        let Self { plan, kernels, arena, scratch, pool, profiling, times, new_weights, .. } = self;
-        let arena = arena.as_mut_slice();
-        pool.install(|| {
-            for (i, kernel) in kernels.iter().enumerate() {
-                let start = profiling.then(Instant::now);
-                run_node(plan, i, kernel, arena, scratch, *new_weights, draws);
-                if let Some(start) = start {
-                    times[i].0 += 1;
-                    times[i].1 += start.elapsed();
-                }
-            }
-        });
-        self.new_weights = false;
+        self.run_nodes(draws, None);
         Ok(())
+    }
+
+    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+        if self.plan.updates().is_none() {
+            return Err(Error::Resources(
+                "the plan was not made to update weights within its runs".to_owned(),
+            ));
+        }
+        Ok(self.run_nodes(draws, Some(step)))
     }
 
     fn accumulate(&mut self, start: bool) -> Result<()> {
@@ -357,43 +440,18 @@ impl Executor for CpuExecutor {
     }
 
     fn gradient_norm(&self) -> Result<f64> {
-        let (isa, arena) = (self.isa, self.arena.as_slice());
-        let gradients = &arena[self.update_gradients()?];
-        let parts = || gradients.par_chunks(CHUNK).map(|g| elementwise::squared_norm(isa, g)).collect();
-        // Added in order, which a parallel sum is not.
-        let parts: Vec<f64> = self.pool.install(parts);
-        Ok(parts.iter().sum::<f64>().sqrt())
+        let (region, arena) = (self.update_gradients()?, self.arena.as_slice());
+        let of =
+            |i| self.plan.parameter(region, i).map_or(0.0, |place| squared_norm(self.isa, &arena[place]));
+        let parameters = 0..self.plan.graph().parameters().len();
+        Ok(self.pool.install(|| parameters.map(of).sum::<f64>()).sqrt())
     }
 
     fn update(&mut self, step: &AdamStep) -> Result<()> {
-        let region = |r| self.plan.region(r);
-        let places = [
-            region(Region::Weights),
-            self.update_gradients()?,
-            region(Region::ExpAvg),
-            region(Region::ExpAvgSq),
-            region(Region::Ema),
-        ];
-        let isa = self.isa;
-        let [weights, gradients, exp_avg, exp_avg_sq, ema] =
-            self.arena.as_mut_slice().get_disjoint_mut(places).expect("regions do not overlap");
-        self.pool.install(|| {
-            let chunks = (
-                gradients.par_chunks(CHUNK),
-                weights.par_chunks_mut(CHUNK),
-                exp_avg.par_chunks_mut(CHUNK),
-                exp_avg_sq.par_chunks_mut(CHUNK),
-            );
-            if ema.is_empty() {
-                chunks
-                    .into_par_iter()
-                    .for_each(|(g, w, m, v)| elementwise::adam(isa, step, g, w, m, v, &mut []));
-            } else {
-                (chunks.into_par_iter(), ema.par_chunks_mut(CHUNK))
-                    .into_par_iter()
-                    .for_each(|((g, w, m, v), e)| elementwise::adam(isa, step, g, w, m, v, e));
-            }
-        });
+        let region = self.update_gradients()?;
+        let Self { plan, isa, arena, pool, .. } = self;
+        let gradients = plan.region(region);
+        pool.install(|| adam(*isa, step, arena.as_mut_slice(), gradients, |region| plan.region(region)));
         Ok(())
     }
 
@@ -401,11 +459,16 @@ impl Executor for CpuExecutor {
         self.profiling = on;
         if on {
             self.times.fill((0, Duration::ZERO));
+            self.updates = (0, Duration::ZERO);
         }
     }
 
     fn profile(&self) -> Vec<NodeTime> {
         NodeTime::of_nodes(self.plan.graph(), &self.times)
+    }
+
+    fn update_time(&self) -> Duration {
+        self.updates.1 / self.updates.0.max(1)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What every executor of a plan can do. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::plan::{Plan, PlanOptions, Region};
 pub use ddpm_kernels::elementwise::AdamStep;
@@ -26,6 +26,21 @@ pub struct Footprint {
     pub scratch_bytes: usize,
     /// Multiply-adds of a run.
     pub multiply_adds: u64,
+}
+
+/// What came of a [training run](Executor::train).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TrainingRun {
+    /// Every weight was updated.
+    Whole {
+        /// The L2 norm of the gradients.
+        gradient_norm: f64,
+    },
+    /// The run ended where the loss, or the squares of a gradient, were not finite.
+    Stopped {
+        /// Parameters that had been updated before.
+        updated: usize,
+    },
 }
 
 /// Time of one node over the profiled runs.
@@ -91,8 +106,16 @@ pub trait Executor: Send {
     /// Reads parameter `i` of a region.
     fn read_parameter(&self, region: Region, i: usize, out: &mut [f32]) -> Result<()>;
 
-    /// Runs all nodes once.
+    /// Runs all nodes once. Moves no weights.
     fn run(&mut self, draws: Draws) -> Result<()>;
+
+    /// Runs all nodes once and moves the weights, as [`run`](Self::run), [`gradient_norm`](Self::gradient_norm) and
+    /// [`update`](Self::update) together do, to the bit. Only for plans that [update in runs](PlanOptions::update_in_runs),
+    /// which the other two are not for.
+    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+        let _ = (draws, step);
+        Err(Error::Resources("the plan was not made to update weights within its runs".to_owned()))
+    }
 
     /// Adds the gradients of the last run to the sum of those before, or starts a new sum with them. Only for plans
     /// that [accumulate](PlanOptions::accumulate).
@@ -110,4 +133,9 @@ pub trait Executor: Send {
 
     /// Times since profiling was started, in the plan's order.
     fn profile(&self) -> Vec<NodeTime>;
+
+    /// Mean time of the updates in a profiled [training run](Self::train), with the norm of the gradients.
+    fn update_time(&self) -> Duration {
+        Duration::ZERO
+    }
 }

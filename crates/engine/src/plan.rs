@@ -5,7 +5,8 @@
 //! makes it to the last that reads it. Tensors are placed from the largest to the smallest, each at the lowest place
 //! that nothing else holds meanwhile. Inputs and states have theirs to themselves all the time. Scratch memory that a step
 //! shares between threads is placed in the same way. A gradient holds its part of the region from the step that makes it on:
-//! before that, tensors of the forward pass have places there.
+//! before that, tensors of the forward pass have places there. Where weights are updated within the runs, there is no region
+//! of gradients: each is a tensor like others, which the update of its weight is the last to read.
 
 use crate::graph::{Graph, Kind, Tensor};
 pub use ddpm_kernels::conv::Factors;
@@ -39,6 +40,10 @@ pub struct PlanOptions {
     pub gradients: Option<Vec<Tensor>>,
     /// Whether the gradients of several runs are added up for an update.
     pub accumulate: bool,
+    /// Whether weights are updated within [training runs](crate::Executor::train), each as soon as its gradient is made and no
+    /// later node reads the weight: no memory for all gradients is taken, and none can be read. The tensor is the loss: a run
+    /// updates nothing where it is not finite. Not together with `accumulate`. Executors that cannot do so plan as without.
+    pub update_in_runs: Option<Tensor>,
     /// Whether a moving average of the weights is kept.
     pub ema: bool,
     /// Tensors that are read after a run.
@@ -81,7 +86,37 @@ pub struct Plan {
     regions: [Range<usize>; Region::COUNT],
     scratch: Vec<Range<usize>>,
     kept: Vec<Range<usize>>,
+    updates: Option<Updates>,
     len: usize,
+}
+
+/// The updates within a run.
+#[derive(Clone, Debug)]
+pub struct Updates {
+    /// Must be finite before the first.
+    pub loss: Tensor,
+    /// The gradient of each parameter.
+    pub gradients: Vec<Tensor>,
+    /// For each node the parameters that are updated behind it.
+    pub behind: Vec<Vec<usize>>,
+}
+
+impl Updates {
+    /// A parameter is updated once its gradient is made and the last node has read it, never before there is a loss.
+    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor) -> Self {
+        let mut makers = vec![0; graph.tensor_count()];
+        let mut readers = makers.clone();
+        for (i, node) in graph.nodes().iter().enumerate() {
+            node.outputs.iter().for_each(|t| makers[t.index()] = i);
+            node.inputs.iter().for_each(|t| readers[t.index()] = i);
+        }
+        let mut behind = vec![Vec::new(); graph.nodes().len()];
+        for (i, (&p, &g)) in graph.parameters().iter().zip(gradients).enumerate() {
+            let node = makers[g.index()].max(readers[p.index()]).max(makers[loss.index()]);
+            behind[node].push(i);
+        }
+        Self { loss, gradients: gradients.to_vec(), behind }
+    }
 }
 
 /// Numbers that a node needs besides its tensors.
@@ -122,12 +157,16 @@ impl Plan {
             })
             .collect();
         let region_len = at;
+        let updates = options.update_in_runs.zip(options.gradients.as_ref());
+        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss));
+        assert!(updates.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));
         for region in Region::ALL {
             let there = match region {
                 Region::Weights => true,
                 Region::Ema => options.ema && options.gradients.is_some(),
                 Region::GradientSum => options.accumulate && options.gradients.is_some(),
+                Region::Gradients => options.gradients.is_some() && updates.is_none(),
                 _ => options.gradients.is_some(),
             };
             let start = end;
@@ -142,16 +181,27 @@ impl Plan {
             places[p.index()] = shift(&parameters[i], regions[Region::Weights as usize].start);
             fixed.insert(p);
         }
-        for (i, &g) in options.gradients.iter().flatten().enumerate() {
+        let in_region = || options.gradients.iter().flatten().filter(|_| updates.is_none());
+        for (i, &g) in in_region().enumerate() {
             places[g.index()] = shift(&parameters[i], regions[Region::Gradients as usize].start);
             fixed.insert(g);
         }
 
-        let live = lifetimes(&graph, &options.keep);
-        let shares = shared_places(&graph, &live, &fixed);
+        let mut live = lifetimes(&graph, &options.keep);
+        let mut followed = HashSet::new();
+        if let Some(Updates { gradients, behind, .. }) = &updates {
+            for (node, &i) in
+                behind.iter().enumerate().flat_map(|(node, all)| all.iter().map(move |i| (node, i)))
+            {
+                let end = &mut live[gradients[i].index()].end;
+                *end = (*end).max(node + 2);
+            }
+            followed.extend(gradients);
+        }
+        let shares = shared_places(&graph, &live, &fixed, &followed);
         let mut items: Vec<Item> = Vec::new();
         let (always, begin) = (0..graph.nodes().len() + 2, regions[Region::Gradients as usize].start);
-        for (place, g) in parameters.iter().zip(options.gradients.iter().flatten()) {
+        for (place, g) in parameters.iter().zip(in_region()) {
             let made = live[g.index()].start..always.end;
             items.push(Item { len: place.len(), live: made, at: Some(place.start) });
             // What is behind it stays zero: the optimizer walks over it.
@@ -182,7 +232,7 @@ impl Plan {
             items_.map(|i| begin + offsets[i]..begin + offsets[i] + items[i].len).collect::<Vec<_>>()
         };
         let (scratch, kept) = (places_of(first_scratch..first_kept), places_of(first_kept..items.len()));
-        Self { graph, places, parameters, regions, scratch, kept, len: end.max(begin + len) }
+        Self { graph, places, parameters, regions, scratch, kept, updates, len: end.max(begin + len) }
     }
 
     /// The planned graph.
@@ -208,6 +258,11 @@ impl Plan {
     /// Where a node's memory from run to run is.
     pub fn kept(&self, node: usize) -> Range<usize> {
         self.kept[node].clone()
+    }
+
+    /// The updates within a run; none if all weights are updated together, behind it.
+    pub fn updates(&self) -> Option<&Updates> {
+        self.updates.as_ref()
     }
 
     /// A region of the arena; empty if the plan has none.
@@ -246,8 +301,14 @@ fn lifetimes(graph: &Graph, keep: &[Tensor]) -> Vec<Range<usize>> {
     live
 }
 
-/// For each tensor the one whose memory it lives in: its own, or, down a chain of in-place operations, the first's.
-fn shared_places(graph: &Graph, live: &[Range<usize>], fixed: &HashSet<Tensor>) -> Vec<usize> {
+/// For each tensor the one whose memory it lives in: its own, or, down a chain of in-place operations, the first's. Nothing is
+/// written over `followed`, gradients that an update reads behind the last node that does.
+fn shared_places(
+    graph: &Graph,
+    live: &[Range<usize>],
+    fixed: &HashSet<Tensor>,
+    followed: &HashSet<Tensor>,
+) -> Vec<usize> {
     let mut root: Vec<usize> = (0..graph.tensor_count()).collect();
     for (i, node) in graph.nodes().iter().enumerate() {
         let Some(operand) = node.op.operation().in_place() else { continue };
@@ -261,7 +322,8 @@ fn shared_places(graph: &Graph, live: &[Range<usize>], fixed: &HashSet<Tensor>) 
             continue;
         }
         let computed = graph.info(from).kind == Kind::Computed;
-        if once && last_use && computed && !fixed.contains(&from) && !fixed.contains(&to) {
+        let held = fixed.contains(&from) || fixed.contains(&to) || followed.contains(&from);
+        if once && last_use && computed && !held {
             root[to.index()] = root[from.index()];
         }
     }

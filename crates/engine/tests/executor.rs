@@ -7,9 +7,11 @@ use ddpm_engine::autodiff::backward;
 use ddpm_engine::fuse::fuse;
 use ddpm_engine::graph::Kind;
 use ddpm_engine::ops::*;
+use ddpm_engine::recompute::recompute;
 use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{
     AdamStep, CpuExecutor, Draws, Error, Executor, Graph, Isa, PlanOptions, Region, Result, Shape, Tensor,
+    TrainingRun,
 };
 use ddpm_kernels::reference::{self, Trained};
 use f64_eval::{Values, evaluate};
@@ -518,6 +520,162 @@ fn random_graphs_agree_with_f64_whatever_is_kept() -> Result<()> {
         shared += plan.graph().nodes().iter().filter(in_place).count();
     }
     assert!(shared > 300, "the graphs hardly work in place: {shared}");
+    Ok(())
+}
+
+/// What training leaves: all regions but the gradients', then the loss and the gradients' norm of each step, as bits.
+fn trained(
+    graph: &Graph,
+    options: PlanOptions,
+    loss: Tensor,
+    given: &[(Tensor, Vec<f32>)],
+    threads: usize,
+) -> Result<Vec<Vec<u64>>> {
+    let options = PlanOptions { ema: true, ..options };
+    let mut executor = CpuExecutor::with_isa(graph.clone(), &options, threads, Isa::best())?;
+    for t in computed(graph) {
+        executor.write(t, &vec![f32::NAN; graph.shape(t).len()])?;
+    }
+    for (t, x) in given {
+        executor.write(*t, x)?;
+    }
+    let mut seen = Vec::new();
+    for step in 1..=3u32 {
+        let (draws, adam) = (Draws { seed: 7, step, first_index: 0 }, adam_step(u64::from(step)));
+        let norm = if executor.plan().updates().is_some() {
+            // A run alone moves nothing.
+            executor.run(draws)?;
+            match executor.train(draws, &adam)? {
+                TrainingRun::Whole { gradient_norm } => gradient_norm,
+                stopped => panic!("{stopped:?} in step {step}"),
+            }
+        } else {
+            executor.run(draws)?;
+            let norm = executor.gradient_norm()?;
+            executor.update(&adam)?;
+            norm
+        };
+        let mut last = [f32::NAN];
+        executor.read(loss, &mut last)?;
+        seen.push(vec![u64::from(last[0].to_bits()), norm.to_bits()]);
+    }
+    for region in REGIONS.into_iter().filter(|&r| r != Region::Gradients) {
+        for (i, &p) in graph.parameters().iter().enumerate() {
+            let mut numbers = vec![f32::NAN; graph.shape(p).len()];
+            executor.read_parameter(region, i, &mut numbers)?;
+            seen.push(numbers.iter().map(|v| u64::from(v.to_bits())).collect());
+        }
+    }
+    Ok(seen)
+}
+
+#[test]
+fn updates_in_runs_give_the_same_bits() -> Result<()> {
+    let network = network()?;
+    let mut numbers: Vec<_> = network.graph.parameters().iter().copied().zip(network.weights()).collect();
+    numbers.push((network.x0, normal(1, 999, network.graph.shape(network.x0).len())));
+    let mut again = network.graph.clone();
+    recompute(&mut again, network.forward.nodes().len());
+    let (gradients, keep) = (Some(network.gradients.clone()), vec![network.loss]);
+    let behind = PlanOptions { gradients, keep, ..PlanOptions::default() };
+    let within = PlanOptions { update_in_runs: Some(network.loss), ..behind.clone() };
+    for graph in [&network.graph, &again] {
+        let run =
+            |options: &PlanOptions, threads| trained(graph, options.clone(), network.loss, &numbers, threads);
+        let want = run(&behind, 1)?;
+        for threads in [1, 2, 5] {
+            assert!(run(&within, threads)? == want, "{threads} threads");
+        }
+        let bytes = |options| CpuExecutor::new(graph.clone(), options, 1).map(|e| e.footprint().arena_bytes);
+        assert!(bytes(&within)? < bytes(&behind)?);
+    }
+
+    // Gradients that go on to other nodes, weights that many nodes read, updates in all orders.
+    let mut last_readers = 0;
+    for seed in 0..300 {
+        let (mut graph, loss) = random_graph(seed)?;
+        let gradients = Some(backward(&mut graph, loss)?);
+        let behind = PlanOptions { gradients, keep: vec![loss], ..PlanOptions::default() };
+        let within = PlanOptions { update_in_runs: Some(loss), ..behind.clone() };
+        let start = given(&graph);
+        let run = |options| trained(&graph, options, loss, &start, 1);
+        assert!(run(within.clone())? == run(behind)?, "seed {seed}");
+        let executor = CpuExecutor::with_isa(graph.clone(), &within, 1, Isa::best())?;
+        let updates = executor.plan().updates().expect("asked for");
+        for (i, node) in
+            updates.behind.iter().zip(graph.nodes()).flat_map(|(all, n)| all.iter().map(move |i| (*i, n)))
+        {
+            last_readers += usize::from(!node.outputs.contains(&updates.gradients[i]));
+        }
+    }
+    assert!(last_readers > 50, "hardly a weight is read behind its gradient: {last_readers}");
+    Ok(())
+}
+
+#[test]
+fn nothing_is_updated_from_the_first_number_on_that_is_not_finite() -> Result<()> {
+    // The gradients are made from q's to p's.
+    let mut g = Graph::new();
+    let [x, y] = ["x", "y"].map(|name| g.input(name, [4, 2]));
+    let [p, q] = ["p", "q"].map(|name| g.parameter(name, [1, 1, 2, 2]));
+    let linear = Conv2d { bias: false, ..Conv2d::linear() };
+    let h = g.add("h", linear.clone(), &[x, p])?;
+    let z = g.add("z", linear, &[h, q])?;
+    let loss = g.add("loss", Loss::L1, &[z, y])?;
+    let gradients = Some(backward(&mut g, loss)?);
+    let options =
+        PlanOptions { gradients, update_in_runs: Some(loss), keep: vec![loss], ..PlanOptions::default() };
+    // (x, p, q), and how many are updated.
+    let cases = [
+        ([1.0, 1.0, 1.0], None),
+        ([1.0, 1.0, f32::NAN], Some(0)),
+        ([1.0, 1.0, f32::MAX], Some(0)),
+        // Squares of q's gradient pass the largest number; so do those of p's; a gradient of p does.
+        ([1e25, 1.0, 1.0], Some(0)),
+        ([1.0, 1e-30, 1e25], Some(1)),
+        ([1e5, 1e-30, 1e35], Some(1)),
+    ];
+    for ([at_x, at_p, at_q], want) in cases {
+        let mut executor = CpuExecutor::new(g.clone(), &options, 2)?;
+        for (t, value) in [(x, at_x), (y, 0.5), (p, at_p), (q, at_q)] {
+            executor.write(t, &vec![value; g.shape(t).len()])?;
+        }
+        let got = executor.train(Draws::default(), &adam_step(1))?;
+        let moved = [0, 1].map(|i| {
+            let (mut weights, mut moments) = ([0.0; 4], [0.0; 4]);
+            executor.read_parameter(Region::Weights, i, &mut weights).expect("weights");
+            executor.read_parameter(Region::ExpAvg, i, &mut moments).expect("moments");
+            let moved = moments.iter().all(|m| *m != 0.0);
+            assert!(moved || weights.iter().all(|w| w.to_bits() == [at_p, at_q][i].to_bits()), "{got:?}");
+            moved
+        });
+        match want {
+            None => {
+                assert!(matches!(got, TrainingRun::Whole { gradient_norm } if gradient_norm > 0.0), "{got:?}")
+            }
+            Some(updated) => {
+                assert_eq!(got, TrainingRun::Stopped { updated }, "x {at_x}, p {at_p}, q {at_q}")
+            }
+        }
+        assert_eq!(moved, [want.is_none(), want != Some(0)]);
+    }
+
+    // There are no gradients behind the run.
+    let mut executor = CpuExecutor::new(g.clone(), &options, 1)?;
+    let errors = [
+        executor.update(&adam_step(1)).expect_err("no gradients"),
+        executor.gradient_norm().expect_err("no gradients"),
+        executor.accumulate(true).expect_err("no gradients"),
+        executor.read_parameter(Region::Gradients, 0, &mut [0.0; 4]).expect_err("no gradients"),
+    ];
+    for (error, part) in
+        errors.iter().zip(["within its runs", "within its runs", "add gradients up", "Gradients"])
+    {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let mut executor = CpuExecutor::new(g, &PlanOptions { update_in_runs: None, ..options }, 1)?;
+    let error = executor.train(Draws::default(), &adam_step(1)).expect_err("updated behind").to_string();
+    assert!(error.contains("within its runs"), "{error}");
     Ok(())
 }
 

@@ -13,7 +13,7 @@ use crate::nets::{self, Network, StateSpec};
 use crate::objective::Objective;
 use crate::schedule::Schedule;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor};
+use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor, TrainingRun};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,6 +52,9 @@ pub struct StepReport {
     pub grad_norm: f64,
 }
 
+/// What is not finite, if not the loss.
+const GRADIENTS: &str = "the norm of the gradients";
+
 /// A network, its optimizer and its data.
 pub struct Trainer {
     config: Config,
@@ -64,6 +67,8 @@ pub struct Trainer {
     /// Steps made.
     step: u64,
     weights_given: bool,
+    /// Whether a step ended in the middle of its updates: some weights are a step ahead of the others.
+    torn: bool,
 }
 
 /// The labels of a micro-batch for the network, some of them dropped (Ho, Salimans 2022, algorithm 1).
@@ -115,7 +120,10 @@ impl Prepared {
         let graph = TrainingGraph::with_objective(&*net, &schedule, batch, StepDraws::Drawn, objective)?;
         let accumulate = config.train.accumulate > 1;
         let arithmetic = config.train.arithmetic();
-        let options = PlanOptions { accumulate, arithmetic, ..graph.options(config.train.ema_decay > 0.0) };
+        // Nobody needs all gradients at once, but who adds them up or shortens them by their norm.
+        let update_in_runs = (!accumulate && config.train.clip_norm == 0.0).then_some(graph.loss);
+        let ema = config.train.ema_decay > 0.0;
+        let options = PlanOptions { accumulate, update_in_runs, arithmetic, ..graph.options(ema) };
         Ok(Self { config, graph, options })
     }
 }
@@ -156,7 +164,8 @@ impl Trainer {
         averages.start(&*exec, &graph.parameters)?;
         let data: Arc<dyn Dataset> = Arc::from(data);
         let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
-        Ok(Self { config, data, loader, graph, exec, rate, averages, step: 0, weights_given: false })
+        let (step, weights_given, torn) = (0, false, false);
+        Ok(Self { config, data, loader, graph, exec, rate, averages, step, weights_given, torn })
     }
 
     /// The complete settings.
@@ -205,9 +214,10 @@ impl Trainer {
         let copies = if self.has_ema() { 4 } else { 3 } + self.averages.len();
         let averages = self.averages.len() * parameters * 4;
         let states = self.states()?;
-        self.gradients(u32::MAX)?;
+        let draws = self.draws(u32::MAX);
+        self.exec.run(draws)?;
         let start = Instant::now();
-        self.gradients(u32::MAX)?;
+        self.exec.run(draws)?;
         let accumulate = self.config.train.accumulate;
         let step_time = start.elapsed().saturating_mul(u32::try_from(accumulate).unwrap_or(u32::MAX));
         self.set_states(&states)?;
@@ -235,12 +245,37 @@ impl Trainer {
         Ok(())
     }
 
-    /// Runs the graph with the draws of a micro-batch; its loss.
-    fn gradients(&mut self, number: u32) -> Result<f32> {
-        self.exec.run(Draws { seed: self.config.train.seed, step: number, first_index: 0 })?;
+    /// The draws of a micro-batch.
+    fn draws(&self, number: u32) -> Draws {
+        Draws { seed: self.config.train.seed, step: number, first_index: 0 }
+    }
+
+    /// The loss of the last run.
+    fn loss(&self) -> Result<f32> {
         let mut loss = [0.0];
         self.exec.read(self.graph.loss, &mut loss)?;
-        Ok(loss[0])
+        match loss[0].is_finite() {
+            true => Ok(loss[0]),
+            false => Err(self.not_finite("the loss")),
+        }
+    }
+
+    fn not_finite(&self, what: &str) -> Error {
+        Error::NotFinite { step: self.step, what: what.to_owned() }
+    }
+
+    /// Reads the pictures of the step's micro-batch `k` into the graph; the number of the micro-batch, counted from the start
+    /// of the run.
+    fn begin(&mut self, k: u64) -> Result<u32> {
+        // Pictures and draws are those of this number: no two micro-batches share them.
+        let first = self.step.checked_mul(self.config.train.accumulate as u64);
+        let number = first.and_then(|first| u32::try_from(first.checked_add(k)?).ok());
+        let number = number.ok_or_else(|| Error::Config {
+            key: "train.steps".to_owned(),
+            reason: format!("a run has at most {} micro-batches", u32::MAX),
+        })?;
+        self.load(u64::from(number))?;
+        Ok(number)
     }
 
     /// The gradients of all micro-batches of the step, in the executor; the mean loss.
@@ -248,17 +283,9 @@ impl Trainer {
         let micro_batches = self.config.train.accumulate as u64;
         let mut total = 0.0;
         for k in 0..micro_batches {
-            // Pictures and draws are those of this number: no two micro-batches share them.
-            let number = self.step.checked_mul(micro_batches).and_then(|first| first.checked_add(k));
-            let number = number.and_then(|n| u32::try_from(n).ok()).ok_or_else(|| Error::Config {
-                key: "train.steps".to_owned(),
-                reason: format!("a run has at most {} micro-batches", u32::MAX),
-            })?;
-            self.load(u64::from(number))?;
-            let loss = self.gradients(number)?;
-            if !loss.is_finite() {
-                return Err(Error::NotFinite { step: self.step, what: "the loss".to_owned() });
-            }
+            let number = self.begin(k)?;
+            self.exec.run(self.draws(number))?;
+            let loss = self.loss()?;
             if micro_batches > 1 {
                 self.exec.accumulate(k == 0)?;
             }
@@ -288,31 +315,34 @@ impl Trainer {
         Ok(())
     }
 
-    /// Loss and gradient norm of the step, with the gradients in the executor.
-    fn checked_gradients(&mut self) -> Result<(f32, f64)> {
+    /// Makes the gradients and moves the weights along them; loss and gradient norm of the step.
+    fn learn(&mut self, learning_rate: f64) -> Result<(f32, f64)> {
+        if self.exec.plan().updates().is_some() {
+            let adam = self.adam(learning_rate, 1.0);
+            let number = self.begin(0)?;
+            let trained = self.exec.train(self.draws(number), &adam)?;
+            self.torn = matches!(trained, TrainingRun::Stopped { updated: 1.. });
+            let loss = self.loss()?;
+            return match trained {
+                TrainingRun::Whole { gradient_norm } => Ok((loss, gradient_norm)),
+                TrainingRun::Stopped { .. } => Err(self.not_finite(GRADIENTS)),
+            };
+        }
         let loss = self.all_gradients()?;
         let grad_norm = self.exec.gradient_norm()? / self.config.train.accumulate as f64;
         if !grad_norm.is_finite() {
-            return Err(Error::NotFinite { step: self.step, what: "the norm of the gradients".to_owned() });
+            return Err(self.not_finite(GRADIENTS));
         }
+        let mean = 1.0 / self.config.train.accumulate as f64;
+        let scale = mean * clip_scale(self.config.train.clip_norm, grad_norm);
+        self.exec.update(&self.adam(learning_rate, scale))?;
         Ok((loss, grad_norm))
     }
 
-    /// Makes one step. Pictures that cannot be read, and a loss or a gradient that is not finite, are errors, and
-    /// nothing has changed.
-    pub fn step(&mut self) -> Result<StepReport> {
-        let states = self.states()?;
-        let (loss, grad_norm) = match self.checked_gradients() {
-            Ok(both) => both,
-            Err(error) => {
-                self.set_states(&states)?;
-                return Err(error);
-            }
-        };
+    /// The optimizer's numbers for the step, with gradients multiplied by `grad_scale`.
+    fn adam(&self, learning_rate: f64, grad_scale: f64) -> AdamStep {
         let t = &self.config.train;
-        let mean = 1.0 / t.accumulate as f64;
-        let learning_rate = self.rate.at(self.step);
-        self.exec.update(&AdamStep {
+        AdamStep {
             lr: learning_rate,
             beta1: t.beta1,
             beta2: t.beta2,
@@ -321,8 +351,30 @@ impl Trainer {
             decoupled: t.optimizer == OptimizerKind::AdamW,
             step: self.step + 1,
             ema_decay: ema::decay(t, self.step, self.config.pictures_per_step()),
-            grad_scale: mean * clip_scale(t.clip_norm, grad_norm),
-        })?;
+            grad_scale,
+        }
+    }
+
+    /// Refuses to go on from weights of which some are a step ahead.
+    fn whole(&self) -> Result<()> {
+        if self.torn { Err(self.not_finite(GRADIENTS)) } else { Ok(()) }
+    }
+
+    /// Makes one step. Pictures that cannot be read, and a loss or a gradient that is not finite, are errors, and
+    /// nothing has changed; but where weights are updated in the run
+    /// ([`PlanOptions::update_in_runs`]) and a gradient is not finite behind some that were, there are no steps and no
+    /// checkpoints any more, only the same error, until a checkpoint is [restored](Self::restore).
+    pub fn step(&mut self) -> Result<StepReport> {
+        self.whole()?;
+        let states = self.states()?;
+        let learning_rate = self.rate.at(self.step);
+        let (loss, grad_norm) = match self.learn(learning_rate) {
+            Ok(both) => both,
+            Err(error) => {
+                self.set_states(&states)?;
+                return Err(error);
+            }
+        };
         let pictures = self.config.pictures_per_step();
         self.averages.follow(&*self.exec, &self.graph.parameters, &self.config.train, self.step, pictures)?;
         self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
@@ -374,8 +426,10 @@ impl Trainer {
         Ok(self.averages()?.into_iter().filter(|(name, _)| Averages::is_power(name)).collect())
     }
 
-    /// Everything that the rest of the training depends on. Refuses weights that are not finite.
+    /// Everything that the rest of the training depends on. Refuses weights that are not finite, and those of a
+    /// [step](Self::step) that ended in the middle of its updates.
     pub fn checkpoint(&self, loss: Option<f64>) -> Result<Checkpoint> {
+        self.whole()?;
         let weights = self.tensors(Region::Weights)?;
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
             return Err(Error::NotFinite { step: self.step, what: format!("a number in {}", broken.name) });
@@ -403,6 +457,12 @@ impl Trainer {
         if checkpoint.manifest.step > 0 || !checkpoint.exp_avg.is_empty() {
             self.set_tensors(Region::ExpAvg, &checkpoint.exp_avg, origin)?;
             self.set_tensors(Region::ExpAvgSq, &checkpoint.exp_avg_sq, origin)?;
+        } else {
+            for (i, spec) in self.graph.parameters.iter().enumerate() {
+                let zeros = vec![0.0; spec.numbers()];
+                self.exec.write_parameter(Region::ExpAvg, i, &zeros)?;
+                self.exec.write_parameter(Region::ExpAvgSq, i, &zeros)?;
+            }
         }
         if self.has_ema() {
             let ema = if checkpoint.ema.is_empty() { &checkpoint.weights } else { &checkpoint.ema };
@@ -412,7 +472,7 @@ impl Trainer {
         self.averages.restore(&*self.exec, &self.graph.parameters, step, averages, origin)?;
         let damaged = |reason| Error::Checkpoint { path: origin.to_owned(), reason };
         self.rate.restore(checkpoint.manifest.plateau).map_err(damaged)?;
-        self.step = step;
+        (self.step, self.torn) = (step, false);
         Ok(())
     }
 }
@@ -481,6 +541,54 @@ mod tests {
         );
         assert_eq!((trainer.steps_done(), trainer.tensors(Region::Weights).unwrap()), (0, weights));
         assert!(trainer.tensors(Region::ExpAvg).unwrap().iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
+    }
+
+    #[test]
+    fn a_step_that_ends_in_the_middle_of_its_updates_is_the_last() {
+        // As above, but each weight is updated when its gradient is there: those of the last layer are finite.
+        let mut trainer = trainer(&[("train.loss", "l1")]);
+        assert!(trainer.exec.plan().updates().is_some());
+        trainer.step().unwrap();
+        let good = trainer.checkpoint(None).unwrap();
+        let mut weights = good.weights.clone();
+        let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
+        last.data.iter_mut().for_each(|w| *w *= 1e25);
+        trainer.set_weights(&weights, Path::new("large")).unwrap();
+        trainer.checkpoint(None).unwrap();
+        let torn = |error: Error| match &error {
+            Error::NotFinite { step: 1, what } if what.contains("gradients") => {
+                assert!(error.to_string().contains("last good checkpoint is intact"), "{error}");
+            }
+            other => panic!("{other}"),
+        };
+        torn(trainer.step().unwrap_err());
+        let now = trainer.tensors(Region::Weights).unwrap();
+        assert!(now != weights && now.iter().zip(&weights).any(|(a, b)| a == b), "not in the middle");
+        // No state of which a part is a step ahead is saved, or gone on from.
+        torn(trainer.checkpoint(None).unwrap_err());
+        torn(trainer.step().unwrap_err());
+        assert_eq!(trainer.steps_done(), 1);
+
+        trainer.restore(&good, Path::new("good")).unwrap();
+        let mut other = self::trainer(&[("train.loss", "l1")]);
+        other.step().unwrap();
+        assert_eq!(trainer.step().unwrap(), other.step().unwrap());
+        let (a, b) = (trainer.checkpoint(None).unwrap(), other.checkpoint(None).unwrap());
+        assert!(a.weights == b.weights && a.exp_avg_sq == b.exp_avg_sq && a.ema == b.ema);
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_changes_nothing() {
+        let mut trainer = trainer(&[]);
+        let mut weights = trainer.tensors(Region::Weights).unwrap();
+        let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
+        last.data.iter_mut().for_each(|w| *w *= 1e38);
+        trainer.set_weights(&weights, Path::new("large")).unwrap();
+        let error = trainer.step().unwrap_err();
+        assert!(matches!(&error, Error::NotFinite { step: 0, what } if what == "the loss"), "{error}");
+        assert_eq!(trainer.tensors(Region::Weights).unwrap(), weights);
+        let checkpoint = trainer.checkpoint(None).unwrap();
+        assert!(checkpoint.exp_avg.iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
     }
 
     #[test]

@@ -137,9 +137,12 @@ pub fn node_seconds(node: &NodeTime) -> f64 {
     node.time.as_secs_f64() / node.runs.max(1) as f64
 }
 
-/// The median time of a few updates of the weights, with the norm of the gradients before. They move nothing: the
-/// learning rate is zero.
+/// The time of an update of the weights, with the norm of the gradients: within the steps that were timed, or the median of a few
+/// behind them. These move nothing: the learning rate is zero.
 fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
+    if exec.plan().updates().is_some() {
+        return Ok(exec.update_time().as_secs_f64());
+    }
     let still = AdamStep {
         lr: 0.0,
         beta1: 0.9,
