@@ -63,7 +63,7 @@ impl Winograd {
         }
     }
 
-    /// Whether panels are made by [`Winograd::own_panel`], side by side, instead of first all of U by all threads: with few tiles
+    /// Whether panels are made by [`Winograd::own_panels`], side by side, instead of first all of U by all threads: with few tiles
     /// making U and carrying it to memory and back would take longest.
     pub fn has_own_panels(&self) -> bool {
         self.own_panels
