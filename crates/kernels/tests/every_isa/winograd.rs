@@ -12,7 +12,7 @@ const WAY: &str = "a way through Winograd's tiles";
 /// largest `sum |a| |b|` of the whole result, not of each number's own.
 const PRODUCT: f64 = 16.0;
 /// Error of results with 16-bit factors, in units of the typical number.
-const FORWARD_16: f64 = 6e-3;
+const FORWARD_16: f64 = 3e-3;
 
 fn run(of: &Winograd, x: &[f32], w: &[f32], epilogue: Epilogue<'_>) -> Vec<f32> {
     let mut out = unwritten(of.output_len());
@@ -184,7 +184,7 @@ fn normal(rng: &mut Rng, x: &mut [f32]) {
 }
 
 #[test]
-fn results_of_whole_numbers_are_about_as_exact_as_those_of_bf16_the_plain_way() {
+fn results_of_whole_numbers_are_as_exact_as_those_of_bf16_the_plain_way() {
     let mut rng = Rng::new(8);
     for channels in [16, 128, 700] {
         let three = shape(1, (16, 16), (3, 3), (1, 1), (1, 1), (channels, 33));
@@ -203,7 +203,7 @@ fn results_of_whole_numbers_are_about_as_exact_as_those_of_bf16_the_plain_way() 
                     "{:?} of {channels} on {isa}: {rms:.1e}, at most {largest:.1e}; plain, of bf16, {plain_rms:.1e}, {plain_largest:.1e}",
                     shape.kernel
                 );
-                assert!(rms < 1.5 * plain_rms && largest < 2.0 * plain_largest);
+                assert!(rms < plain_rms && largest < 1.5 * plain_largest, "{isa}, {channels}");
             }
         }
     }
