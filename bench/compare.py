@@ -1,7 +1,7 @@
 """This program and PyTorch in turns on the four networks; `compare.sh` runs it. Prints the tables and writes RESULTS.md.
 
 Both programs are started, wait, and make one step each in turn, so that whatever else happens to the machine happens to
-both. Every number is a median. PyTorch takes part in the form that is fastest of those it has, which is found first
+both. (Of one picture alone whole drawings take turns: what a step finds in the caches counts there.) Every number is a median. PyTorch takes part in the form that is fastest of those it has, which is found first
 (and kept in WORK/variants.json): as the tutorial writes it, channels-last, compiled, with fused attention.
 """
 import argparse
@@ -44,22 +44,24 @@ class Player:
                                         text=True)
         self.seconds = []
 
-    def step(self, counted=True):
+    def turn(self, steps, counted=True):
+        """So many steps in a row; what counts is the mean."""
         try:
-            self.process.stdin.write('\n')
+            self.process.stdin.write('\n' * steps)
             self.process.stdin.flush()
-            said = self.process.stdout.readline()
+            said = [self.process.stdout.readline() for _ in range(steps)]
         except BrokenPipeError:
-            said = ''
-        if not said:
+            said = ['']
+        if not all(said):
             self.errors.seek(0)
             tail = ''.join(self.errors.readlines()[-5:])
             raise RuntimeError(f'{" ".join(self.command)} ended with {self.process.wait()}:\n{tail}')
-        said = json.loads(said)
-        self.resident = said['resident_bytes']
+        said = [json.loads(line) for line in said]
+        self.resident = said[-1]['resident_bytes']
+        seconds = statistics.mean(step['seconds'] for step in said)
         if counted:
-            self.seconds.append(said['seconds'])
-        return said['seconds']
+            self.seconds.append(seconds)
+        return seconds
 
     def close(self):
         self.process.stdin.close()
@@ -93,14 +95,14 @@ def theirs(a, network, part, precision, flags, batch=None):
     return command + (['--bf16'] if precision == 'bf16' else []) + (['--batch', batch] if batch else [])
 
 
-def turns(commands, rounds):
-    """Steps in turn; the result of each program."""
+def turns(commands, rounds, steps=1):
+    """Turns of so many steps; the result of each program, seconds a step."""
     players = [Player(c) for c in commands]
     warm = WARM if any('--compile' in c for c in commands) else 1
     try:
         for i in range(-warm, rounds):
             for player in players:
-                player.step(counted=i >= 0)
+                player.turn(steps if i >= 0 else 1, counted=i >= 0)
                 time.sleep(PAUSE)
         return [p.result() for p in players]
     finally:
@@ -126,8 +128,8 @@ def fastest(a, network, part, precision):
             try:
                 player = Player(theirs(a, network, part, precision, flags))
                 try:
-                    player.step(), player.step()
-                    seconds = min(player.step(), player.step())
+                    player.turn(1), player.turn(1)
+                    seconds = min(player.turn(1), player.turn(1))
                 finally:
                     player.close()
             except RuntimeError as error:
@@ -202,10 +204,10 @@ def sampling(a, precision, record):
     rows = []
     for network in a.networks:
         flags, _ = fastest(a, network, 'forward', precision)
-        for batch, rounds in ((PICTURES, few(a)), (1, 2 * a.rounds)):
+        for batch, steps in ((PICTURES, 1), (1, STEPS)):
             tell(f'{network} sample {precision}, batch {batch}')
             mine, other = turns([ours(a, network, 'sample', precision, batch),
-                                 theirs(a, network, 'sample', precision, flags, batch)], rounds)
+                                 theirs(a, network, 'sample', precision, flags, batch)], few(a), steps)
             record[f'{network} sample-{batch} {precision}'] = {'ours': mine, 'theirs': other, 'flags': flags}
             whole = [f'{STEPS * r["seconds"]:.2f} s' for r in (mine, other)]
             rows.append([network, str(batch), *whole, ratio(other, mine, SAMPLE_GOAL), mib(mine), mib(other)])
@@ -290,7 +292,7 @@ def main():
     if 'sample' in a.parts:
         for precision in a.precisions:
             section(f'Drawing, {precision}', [
-                f'Whole drawings of {STEPS} steps, from the median of a step; of {PICTURES} pictures {few(a)} steps were timed.',
+                f'Drawings of {STEPS} steps: of one picture the median of {few(a)}, of {PICTURES} from the median of {few(a)} steps.',
                 '', *sampling(a, precision, record)])
     if 'start' in a.parts:
         section('Starting', starting(a, record))
