@@ -6,7 +6,7 @@
 //! that the machine has.
 //!
 //! What lives here: arithmetic on slices of one task. What may not: threads, allocation on the hot path, graphs. pulp carries
-//! the `unsafe`, but for one instruction that it does not have (`bf16.rs`).
+//! the `unsafe`, but for instructions that it does not have (`bf16.rs`, `prefetch.rs`).
 #![deny(unsafe_code)]
 
 pub mod activation;
@@ -21,6 +21,7 @@ pub mod layer_norm;
 pub mod loss;
 pub mod norm;
 pub mod pool;
+mod prefetch;
 pub mod random;
 pub mod reference;
 pub mod resample;

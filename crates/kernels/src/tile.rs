@@ -45,9 +45,9 @@ impl TileShape {
     }
 
     /// The shape for `n` columns and up to 4 rows.
-    pub fn pick_few(lanes: usize, n: usize) -> Self {
+    pub fn pick_few(lanes: usize, n: usize, rows: usize) -> Self {
         match (lanes, Self::pick(lanes, n)) {
-            (16, Self { nv: 2, .. }) => Self { mr: 4, nv: 2 },
+            (16, Self { nv: 2, .. }) => Self { mr: if rows > 2 { 4 } else { 2 }, nv: 2 },
             (_, shape) => shape,
         }
     }
@@ -74,6 +74,7 @@ macro_rules! with_tile {
             (6, 2) => $f::<$s, 6, 2>($($arg),*),
             (12, 1) => $f::<$s, 12, 1>($($arg),*),
             (4, 2) => $f::<$s, 4, 2>($($arg),*),
+            (2, 2) => $f::<$s, 2, 2>($($arg),*),
             (4, 8) => $f::<$s, 4, 8>($($arg),*),
             other => unreachable!("no tile {other:?}"),
         }

@@ -223,8 +223,11 @@ impl Operation for Conv2d {
 /// Packs the weights, then computes blocks of output pixels side by side.
 fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kernel {
     let (packed_len, per_thread, keep) = (gather.packed_len(), gather.scratch_len(), cpu.fixed_weights());
+    let by_columns = gather.task_panels();
+    let columns_len = by_columns.map_or(0, |_| gather.output_len());
     let kernel = Kernel::new(move |run: &mut Run<'_>| {
-        let packed = if keep { &mut *run.kept } else { &mut run.shared[..packed_len] };
+        let (columns, rest) = run.shared.split_at_mut(columns_len);
+        let packed = if keep { &mut *run.kept } else { &mut rest[..packed_len] };
         if !keep || run.new_weights {
             pack(&gather, run.inputs[1], packed);
         }
@@ -236,11 +239,29 @@ fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kern
         };
         let (x, packed, task, scratch) = (run.inputs[0], &*packed, gather.task_pixels(), run.scratch);
         let channels = gather.output_channels();
+        if let Some(panels) = by_columns {
+            let pixels = gather.output_len() / channels;
+            let width = gather.columns_of(panels);
+            columns.par_chunks_mut(pixels * width).enumerate().for_each(|(i, out)| {
+                let panels = i * panels..gather.panel_count().min((i + 1) * panels);
+                scratch.with(|memory| gather.run_panels(x, packed, epilogue, panels, out, memory));
+            });
+            for (pixel, out) in run.outputs[0].chunks_exact_mut(channels).enumerate() {
+                let parts = columns.chunks(pixels * width);
+                for (out, part) in out.chunks_mut(width).zip(parts) {
+                    out.copy_from_slice(&part[pixel * out.len()..][..out.len()]);
+                }
+            }
+            return;
+        }
         run.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
             scratch.with(|memory| gather.run(x, packed, epilogue, i * task, out, memory));
         });
     });
-    let kernel = if keep { kernel.kept(packed_len) } else { kernel.shared(packed_len) };
+    let kernel = match keep {
+        true => kernel.kept(packed_len).shared(columns_len),
+        false => kernel.shared(packed_len + columns_len),
+    };
     kernel.per_thread(per_thread)
 }
 

@@ -1,10 +1,13 @@
 //! Convolution and data gradient: register tiles over gathered pixels.
 
-use super::{ConvShape, Factors, MOST_COLUMNS};
+use super::epilogue::{Epilogue, Pixel, finish_row};
+use super::row::Row;
+use super::{ConvShape, Factors, MOST_COLUMNS, Place};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Lanes, MOST_SUMS, TileShape, with_tile};
 use pulp::Simd;
+use std::ops::Range;
 
 /// Pixels whose inputs are gathered at once; with [`K_BLOCK`] sized for the second-level cache.
 const PIXEL_BLOCK: usize = 192;
@@ -13,6 +16,13 @@ const PIXEL_BLOCK: usize = 192;
 const K_BLOCK: usize = 288;
 /// Words of weights that are near enough to be read again for every panel of pixels.
 const NEAR: usize = 96 << 10;
+
+/// Most output pixels for which tasks are of columns.
+const FEW_PIXELS: usize = 192;
+/// Tasks of columns, if there are enough.
+const TASKS_OF_COLUMNS: usize = 8;
+/// Columns of such a task at least: enough to be worth gathering the inputs of all pixels.
+const FEWEST_COLUMNS: usize = 64;
 
 /// One tap of a phase: which weights, and which input pixel relative to the output pixel.
 #[derive(Clone, Copy, Debug)]
@@ -51,26 +61,6 @@ pub struct Gather {
     phase_step: (usize, usize),
     phases: Vec<Phase>,
     packed_len: usize,
-}
-
-/// What is added to the product before it is stored.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Epilogue<'a> {
-    /// `[cout]`, added to every pixel.
-    pub bias: Option<&'a [f32]>,
-    /// `[n, cout]`, added to every pixel of its picture (the time embedding).
-    pub picture_bias: Option<&'a [f32]>,
-    /// `[n, oh, ow, cout]`, added number by number (the residual).
-    pub residual: Option<&'a [f32]>,
-}
-
-/// A pixel of a block: where its output goes and where its taps start.
-#[derive(Clone, Copy, Default)]
-struct Pixel {
-    out: usize,
-    picture: usize,
-    y: isize,
-    x: isize,
 }
 
 impl Gather {
@@ -226,14 +216,7 @@ impl Gather {
 
     /// Row `row` of a phase's weights, `(tap, channel)`, in the given columns; zeros behind.
     #[inline(always)]
-    fn weight_row(
-        &self,
-        phase: &Phase,
-        row: usize,
-        columns: std::ops::Range<usize>,
-        weights: &[f32],
-        out: &mut [f32],
-    ) {
+    fn weight_row(&self, phase: &Phase, row: usize, columns: Range<usize>, weights: &[f32], out: &mut [f32]) {
         let (tap, ci) = (&phase.taps[row / self.cin], row % self.cin);
         let matrix = (tap.kernel.0 * self.shape.kernel.1 + tap.kernel.1) * self.cin * self.cout;
         let (out, rest) = out.split_at_mut(columns.len());
@@ -261,6 +244,24 @@ impl Gather {
         }
     }
 
+    /// Panels of a task of [`Gather::run_panels`], where tasks should be of columns: pixels are so few that each task takes them all,
+    /// and the weights are what there is much of.
+    pub fn task_panels(&self) -> Option<usize> {
+        let pixels = self.n * self.to.0 * self.to.1;
+        let panels = self.panel_count().div_ceil(TASKS_OF_COLUMNS).max(FEWEST_COLUMNS / self.nr());
+        (pixels <= FEW_PIXELS && panels < self.panel_count()).then_some(panels)
+    }
+
+    /// Columns of so many panels.
+    pub fn columns_of(&self, panels: usize) -> usize {
+        panels * self.nr()
+    }
+
+    /// Columns of these panels.
+    fn columns(&self, panels: Range<usize>) -> Range<usize> {
+        panels.start * self.nr()..self.cout.min(panels.end * self.nr())
+    }
+
     /// Computes the output pixels `first ..` that `out` holds, from the whole `input`.
     ///
     /// `input` is `[n, h, w, cin]`, `out` is any run of whole pixels of the output, `scratch` has
@@ -274,33 +275,64 @@ impl Gather {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
+        self.run_part(input, packed, epilogue, first, 0..self.panel_count(), out, scratch);
+    }
+
+    /// Computes the columns of the panels `panels` of all output pixels, `[pixels][columns]`; else as [`Gather::run`].
+    pub fn run_panels(
+        &self,
+        input: &[f32],
+        packed: &[f32],
+        epilogue: Epilogue<'_>,
+        panels: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
+        assert_eq!(out.len(), self.output_len() / self.cout * self.columns(panels.clone()).len());
+        self.run_part(input, packed, epilogue, 0, panels, out, scratch);
+    }
+
+    /// The pixels `first ..` of the columns of `panels` that `out` holds.
+    fn run_part(
+        &self,
+        input: &[f32],
+        packed: &[f32],
+        epilogue: Epilogue<'_>,
+        first: usize,
+        panels: Range<usize>,
+        out: &mut [f32],
+        scratch: &mut [f32],
+    ) {
         assert_eq!(input.len(), self.n * self.from.0 * self.from.1 * self.cin);
         assert_eq!(packed.len(), self.packed_len);
-        assert_eq!(out.len() % self.cout, 0);
-        let pixels = out.len() / self.cout;
+        let width = self.columns(panels.clone()).len();
+        assert_eq!(out.len() % width, 0);
+        let pixels = out.len() / width;
+        let to = Target { first, panels, width };
         let mut block = [Pixel::default(); PIXEL_BLOCK];
         for phase in &self.phases {
             let mut filled = 0;
+            let mut place = Place::new(first, self.to);
+            // Mostly the step is 1, and there is nothing to divide.
+            let in_steps = |i: usize, step: usize, remainder: usize| match step {
+                1 => Some(i),
+                _ => (i % step == remainder).then_some(i / step),
+            };
             for p in first..first + pixels {
-                let (rest, x) = (p / self.to.1, p % self.to.1);
-                let (picture, y) = (rest / self.to.0, rest % self.to.0);
-                if y % self.phase_step.0 != phase.remainder.0 || x % self.phase_step.1 != phase.remainder.1 {
-                    continue;
-                }
-                block[filled] = Pixel {
-                    out: p,
-                    picture,
-                    y: (y / self.phase_step.0 * self.step.0) as isize,
-                    x: (x / self.phase_step.1 * self.step.1) as isize,
-                };
+                let Place { picture, y, x, .. } = place;
+                place.advance();
+                let Some(y) = in_steps(y, self.phase_step.0, phase.remainder.0) else { continue };
+                let Some(x) = in_steps(x, self.phase_step.1, phase.remainder.1) else { continue };
+                let (y, x) = ((y * self.step.0) as isize, (x * self.step.1) as isize);
+                block[filled] = Pixel { out: p, picture, y, x };
                 filled += 1;
                 if filled == PIXEL_BLOCK {
-                    self.block(phase, &block, input, packed, epilogue, first, out, scratch);
+                    self.block(phase, &block, input, packed, epilogue, &to, out, scratch);
                     filled = 0;
                 }
             }
             if filled > 0 {
-                self.block(phase, &block[..filled], input, packed, epilogue, first, out, scratch);
+                self.block(phase, &block[..filled], input, packed, epilogue, &to, out, scratch);
             }
         }
     }
@@ -312,12 +344,12 @@ impl Gather {
         input: &[f32],
         packed: &[f32],
         epilogue: Epilogue<'_>,
-        first: usize,
+        to: &Target,
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
         dispatch!(self.isa, self.words, s, product => self.block_generic(
-            s, product, phase, pixels, input, packed, epilogue, first, out, scratch
+            s, product, phase, pixels, input, packed, epilogue, to, out, scratch
         ))
     }
 
@@ -331,19 +363,19 @@ impl Gather {
         input: &[f32],
         packed: &[f32],
         epilogue: Epilogue<'_>,
-        first: usize,
+        to: &Target,
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
+        let all = self.columns(to.panels.clone());
         if phase.k == 0 {
             // No tap: all there is is what is added.
             for pixel in pixels {
-                let row = &mut out[(pixel.out - first) * self.cout..][..self.cout];
+                let row = &mut out[(pixel.out - to.first) * to.width..][..to.width];
                 row.fill(0.0);
-                epilogue.add(s, pixel, 0, self.cout, row);
+                epilogue.add(s, pixel, all.start, self.cout, row);
             }
         }
-        let columns = self.cout.div_ceil(self.nr());
         let blocks = phase.k.div_ceil(K_BLOCK).max(1);
         let k_block = phase.k.div_ceil(blocks).next_multiple_of(K_RUN);
         for k0 in (0..phase.k).step_by(k_block.max(1)) {
@@ -354,9 +386,17 @@ impl Gather {
                 self.gather(s, product, phase, pixels, input, k0, k, panel);
                 self.words.round(panel);
             }
-            let b = &packed[phase.packed..][..phase.k * columns * self.nr()];
-            let tiles =
-                Tiles { pixels, a, b, panels: (phase.k, columns), run: (k0, k), cout: self.cout, first };
+            let b = &packed[phase.packed + to.panels.start * phase.k * self.nr()..];
+            let tiles = Tiles {
+                pixels,
+                a,
+                b: &b[..phase.k * to.panels.len() * self.nr()],
+                panels: (phase.k, to.panels.len()),
+                run: (k0, k),
+                cout: self.cout,
+                columns: (all.start, all.end),
+                first: to.first,
+            };
             let epilogue = (k0 == 0).then_some(epilogue);
             with_tile!(self.tile, all_tiles::<S>(s, product, tiles, epilogue, out));
         }
@@ -407,18 +447,27 @@ impl Gather {
     }
 }
 
+/// Which part of the output is made: pixels from `first` on, of the columns of `panels`, `width` in all.
+struct Target {
+    first: usize,
+    panels: Range<usize>,
+    width: usize,
+}
+
 /// A block of pixels and a run of k: the A panels of the one, the weights of the other.
 #[derive(Clone, Copy)]
 struct Tiles<'a> {
     pixels: &'a [Pixel],
     a: &'a [f32],
-    /// The weights of the phase.
+    /// The weights of the phase, those of the panels of these columns.
     b: &'a [f32],
     /// Length of k in the phase, and B panels.
     panels: (usize, usize),
     /// The run of k: where it starts and how long it is.
     run: (usize, usize),
     cout: usize,
+    /// The first column of the output that there is, and the end of them.
+    columns: (usize, usize),
     /// The first pixel of the output that there is.
     first: usize,
 }
@@ -432,165 +481,30 @@ fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
     epilogue: Option<Epilogue<'_>>,
     out: &mut [f32],
 ) {
-    let Tiles { pixels, a, b, panels: (phase_k, columns), run: (k0, k), cout, first } = tiles;
+    let Tiles { pixels, a, b, panels: (phase_k, panels), run: (k0, k), cout, columns: (from, end), first } =
+        tiles;
     let (nr, rows) = (NV * S::F32_LANES, pixels.len().div_ceil(MR));
     // Pixel by pixel the output is written front to back, for which the weights have to come from a near cache each time.
-    let by_pixels = k * columns * nr <= NEAR;
+    let by_pixels = k * panels * nr <= NEAR;
     let mut sums = [0.0; MOST_SUMS];
-    for tile in 0..rows * columns {
-        let (i, j) = if by_pixels { (tile / columns, tile % columns) } else { (tile % rows, tile / rows) };
+    let (mut i, mut j) = (0, 0);
+    for _ in 0..rows * panels {
         let b = S::as_simd_f32s(&b[(j * phase_k + k0) * nr..][..k * nr]).0;
         let mut acc = tile::zero::<S, MR, NV>(s);
         tile::blocked(s, product, &a[i * MR * k..][..MR * k], b, &mut acc);
         let pixels = &pixels[i * MR..pixels.len().min((i + 1) * MR)];
-        let columns = j * nr..cout.min((j + 1) * nr);
+        let columns = j * nr..(end - from).min((j + 1) * nr);
         tile::put_down::<S, MR, NV>(&acc, &mut sums);
         for (sums, pixel) in sums.chunks_exact(nr).zip(pixels) {
-            let row = &mut out[(pixel.out - first) * cout + columns.start..][..columns.len()];
-            finish_row::<S, NV>(s, sums, pixel, epilogue, columns.start, cout, row);
+            let row = &mut out[(pixel.out - first) * (end - from) + columns.start..][..columns.len()];
+            finish_row::<S, NV>(s, sums, pixel, epilogue, from + columns.start, cout, row);
         }
-    }
-}
-
-/// Puts the sums of a pixel's columns from `from` on to where they belong.
-#[inline(always)]
-fn finish_row<S: Simd, const NV: usize>(
-    s: S,
-    sums: &[f32],
-    pixel: &Pixel,
-    epilogue: Option<Epilogue<'_>>,
-    from: usize,
-    cout: usize,
-    row: &mut [f32],
-) {
-    if row.len() < sums.len() {
-        match epilogue {
-            Some(epilogue) => {
-                row.copy_from_slice(&sums[..row.len()]);
-                epilogue.add(s, pixel, from, cout, row);
-            }
-            None => row.iter_mut().zip(sums).for_each(|(y, x)| *y += x),
-        }
-        return;
-    }
-    let (sums, row) = (S::as_simd_f32s(sums).0, S::as_mut_simd_f32s(row).0);
-    match epilogue {
-        Some(epilogue) => {
-            let addends = epilogue.addends(pixel, from, cout, NV * S::F32_LANES);
-            for v in 0..NV {
-                row[v] = s.add_f32s(sums[v], sum_at(s, addends, v));
-            }
-        }
-        None => {
-            for v in 0..NV {
-                row[v] = s.add_f32s(sums[v], row[v]);
-            }
-        }
-    }
-}
-
-/// The sum of the vectors at place `v`.
-#[inline(always)]
-fn sum_at<S: Simd>(s: S, addends: [Option<&[f32]>; 3], v: usize) -> S::f32s {
-    let mut sum = s.splat_f32s(0.0);
-    for i in 0..addends.len() {
-        if let Some(x) = addends[i] {
-            let x = &x[v * S::F32_LANES..][..S::F32_LANES];
-            sum = s.add_f32s(sum, S::as_simd_f32s(x).0[0]);
-        }
-    }
-    sum
-}
-
-impl<'a> Epilogue<'a> {
-    /// What is added to `len` columns of an output pixel from `from` on.
-    #[inline(always)]
-    fn addends(&self, pixel: &Pixel, from: usize, cout: usize, len: usize) -> [Option<&'a [f32]>; 3] {
-        [
-            self.bias.map(|b| &b[from..from + len]),
-            self.picture_bias.map(|b| &b[pixel.picture * cout + from..][..len]),
-            self.residual.map(|r| &r[pixel.out * cout + from..][..len]),
-        ]
-    }
-
-    /// Adds to an output pixel's columns from `from` on: first to each other, then to what is there.
-    #[inline(always)]
-    fn add<S: Simd>(&self, s: S, pixel: &Pixel, from: usize, cout: usize, row: &mut [f32]) {
-        let len = row.len();
-        let addends = self.addends(pixel, from, cout, len);
-        let (whole, rest) = S::as_mut_simd_f32s(row);
-        for (v, y) in whole.iter_mut().enumerate() {
-            *y = s.add_f32s(*y, sum_at(s, addends, v));
-        }
-        if !rest.is_empty() {
-            let mut sum = s.splat_f32s(0.0);
-            for i in 0..addends.len() {
-                if let Some(x) = addends[i] {
-                    sum = s.add_f32s(sum, s.partial_load_f32s(&x[len - rest.len()..]));
-                }
-            }
-            let y = s.add_f32s(s.partial_load_f32s(rest), sum);
-            s.partial_store_f32s(rest, y);
-        }
-    }
-}
-
-/// Row `r` of a blocked panel `[k / 16][mr][16 words]`.
-struct Row<'a> {
-    panel: &'a mut [f32],
-    mr: usize,
-    r: usize,
-    words: Words,
-}
-
-impl Row<'_> {
-    /// Puts `len` numbers (zeros without a source) to the places `at ..`.
-    #[inline(always)]
-    fn put<S: Simd>(&mut self, s: S, product: impl Lanes, at: usize, len: usize, source: Option<&[f32]>) {
-        let run = K_RUN * self.words.numbers();
-        if len == 0 {
-            return;
-        }
-        if at.is_multiple_of(run) && len.is_multiple_of(run) {
-            let first = (at / run * self.mr + self.r) * K_RUN;
-            let runs = self.panel[first..].chunks_mut(self.mr * K_RUN).take(len / run);
-            match (source, self.words) {
-                (Some(source), Words::Single | Words::Rounded) => {
-                    for (to, from) in runs.zip(source.chunks_exact(K_RUN)) {
-                        to[..K_RUN].copy_from_slice(from);
-                    }
-                }
-                (Some(source), Words::Pairs) => {
-                    for (to, from) in runs.zip(source.chunks_exact(2 * K_RUN)) {
-                        product.pair_lanes(s, from, &mut to[..K_RUN]);
-                    }
-                }
-                (None, _) => runs.for_each(|to| to[..K_RUN].fill(0.0)),
-            }
-            return;
-        }
-        if self.words == Words::Pairs && at.is_multiple_of(K_RUN) && len.is_multiple_of(K_RUN) {
-            // Halves of runs, of channels that are not a multiple of a whole one.
-            for piece in (0..len).step_by(K_RUN) {
-                let word = (at + piece) / 2;
-                let first = (word / K_RUN * self.mr + self.r) * K_RUN + word % K_RUN;
-                let to = &mut self.panel[first..first + K_RUN / 2];
-                match source {
-                    Some(source) => bf16::round_run(&source[piece..piece + K_RUN], to),
-                    None => to.fill(0.0),
-                }
-            }
-            return;
-        }
-        for i in 0..len {
-            let (k, x) = (at + i, source.map_or(0.0, |s| s[i]));
-            let first = (k / run * self.mr + self.r) * K_RUN;
-            let to = &mut self.panel[first..first + K_RUN];
-            match self.words {
-                Words::Single | Words::Rounded => to[k % run] = x,
-                Words::Pairs => bytemuck::cast_slice_mut::<f32, u16>(to)[k % run] = bf16::round(x),
-            }
-        }
+        (i, j) = match by_pixels {
+            true if j + 1 == panels => (i + 1, 0),
+            true => (i, j + 1),
+            false if i + 1 == rows => (0, j + 1),
+            false => (i + 1, j),
+        };
     }
 }
 

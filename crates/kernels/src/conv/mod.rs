@@ -17,11 +17,14 @@
 //! [`WeightGrad`] is the product of the gathered inputs and the output gradient over pixels. Its sums are split into a
 //! fixed number of pixel groups, added in order: the result does not depend on the number of threads.
 
+mod epilogue;
 mod gather;
+mod row;
 mod weight_grad;
 pub mod winograd;
 
-pub use gather::{Epilogue, Gather};
+pub use epilogue::Epilogue;
+pub use gather::Gather;
 pub use weight_grad::WeightGrad;
 
 /// The sizes of a convolution `[n, h, w, cin] -> [n, oh, ow, cout]` with weights `[kh, kw, cin, cout]`.
@@ -72,6 +75,35 @@ const APART: usize = 16;
 
 /// Columns of the widest panel of a tile shape.
 const MOST_COLUMNS: usize = 32;
+
+/// A pixel of a batch of pictures, and the next, and so on: dividing its number for each takes as long as a narrow layer's work.
+#[derive(Clone, Copy)]
+struct Place {
+    picture: usize,
+    y: usize,
+    x: usize,
+    size: (usize, usize),
+}
+
+impl Place {
+    /// Pixel `i` of pictures of height and width `size`.
+    fn new(i: usize, size: (usize, usize)) -> Self {
+        let row = i / size.1;
+        Self { picture: row / size.0, y: row % size.0, x: i % size.1, size }
+    }
+
+    /// Goes on to the next pixel.
+    #[inline(always)]
+    fn advance(&mut self) {
+        self.x += 1;
+        if self.x == self.size.1 {
+            (self.x, self.y) = (0, self.y + 1);
+            if self.y == self.size.0 {
+                (self.y, self.picture) = (0, self.picture + 1);
+            }
+        }
+    }
+}
 
 /// `copy_from_slice` for a few numbers, without the call.
 #[inline(always)]

@@ -1,6 +1,6 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
-use super::{APART, ConvShape, Factors, MOST_COLUMNS, copy_short};
+use super::{APART, ConvShape, Factors, MOST_COLUMNS, Place, copy_short};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, MOST_SUMS, Product, TileShape, with_tile};
@@ -26,6 +26,13 @@ pub struct WeightGrad {
     ranges: usize,
     /// Rows of a range, a multiple of the tile's rows.
     range: usize,
+}
+
+/// The first row of the result that a task makes.
+#[derive(Clone, Copy)]
+struct First {
+    tap: (usize, usize),
+    channel: usize,
 }
 
 impl WeightGrad {
@@ -108,7 +115,9 @@ impl WeightGrad {
         partial: &mut [f32],
     ) {
         let (cout, mr, nr) = (self.shape.cout, self.tile.mr, self.tile.nv * S::F32_LANES);
-        let (first_tap, first_channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
+        let (tap, channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
+        let first = First { tap: (tap / self.shape.kernel.1, tap % self.shape.kernel.1), channel };
+        let mut place = Place::new(start, self.shape.output);
         debug_assert_eq!(row.len() % (3 * mr), 0);
         let (even, rest) = row.split_at_mut(row.len() / 3);
         let (odd, pairs) = rest.split_at_mut(even.len());
@@ -116,7 +125,8 @@ impl WeightGrad {
         let words = k.div_ceil(self.words.numbers());
         for word in 0..words {
             let p = word * self.words.numbers();
-            self.gather_row(start + p, first_tap, first_channel, rows.len(), input, even);
+            self.gather_row(place, first, rows.len(), input, even);
+            place.advance();
             match self.words {
                 Words::Single | Words::Rounded => {
                     self.words.round(even);
@@ -132,10 +142,9 @@ impl WeightGrad {
                     let last = p + 1 == k;
                     match last {
                         true => odd.fill(0.0),
-                        false => {
-                            self.gather_row(start + p + 1, first_tap, first_channel, rows.len(), input, odd)
-                        }
+                        false => self.gather_row(place, first, rows.len(), input, odd),
                     }
+                    place.advance();
                     pair_rows(s, product, even, odd, pairs);
                     with_tile!(self.tile, scatter_row::<S>(s, pairs, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
@@ -156,20 +165,10 @@ impl WeightGrad {
 
     /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
     #[inline(always)]
-    fn gather_row(
-        &self,
-        pixel: usize,
-        first_tap: usize,
-        first_channel: usize,
-        rows: usize,
-        input: &[f32],
-        out: &mut [f32],
-    ) {
-        let ConvShape { input: (h, w), output: (oh, ow), cin, kernel, stride, pad, .. } = self.shape;
-        let (rest, ox) = (pixel / ow, pixel % ow);
-        let (picture, oy) = (rest / oh, rest % oh);
-        let (mut ky, mut kx) = (first_tap / kernel.1, first_tap % kernel.1);
-        let (mut at, mut c) = (0, first_channel);
+    fn gather_row(&self, place: Place, first: First, rows: usize, input: &[f32], out: &mut [f32]) {
+        let ConvShape { input: (h, w), cin, kernel, stride, pad, .. } = self.shape;
+        let Place { picture, y: oy, x: ox, .. } = place;
+        let ((mut ky, mut kx), mut at, mut c) = (first.tap, 0, first.channel);
         while at < rows {
             if ky == kernel.0 {
                 out[at] = 1.0;

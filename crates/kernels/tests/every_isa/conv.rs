@@ -168,6 +168,23 @@ fn run_gather(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, par
     out
 }
 
+/// Runs a convolution in tasks of `panels` panels of columns.
+fn run_columns(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, panels: usize) -> Vec<f32> {
+    let mut packed = unwritten(gather.packed_len());
+    gather.pack(w, &mut packed);
+    let (mut out, channels) = (unwritten(gather.output_len()), gather.output_channels());
+    for first in (0..gather.panel_count()).step_by(panels) {
+        let task = first..gather.panel_count().min(first + panels);
+        let columns = gather.columns_of(first)..channels.min(gather.columns_of(task.end));
+        let mut part = unwritten(gather.output_len() / channels * columns.len());
+        gather.run_panels(x, &packed, epilogue, task, &mut part, &mut unwritten(gather.scratch_len()));
+        for (out, part) in out.chunks_exact_mut(channels).zip(part.chunks_exact(columns.len())) {
+            out[columns.clone()].copy_from_slice(part);
+        }
+    }
+    out
+}
+
 pub const WHOLE: usize = usize::MAX >> 32;
 
 /// All three passes of all cases against the oracle, on every instruction set.
@@ -280,6 +297,15 @@ fn a_run_in_parts_gives_the_same_bits() {
                     assert_eq!(bits(&case.run_forward(isa, part)), y, "{isa}, {part} of {shape:?}");
                     assert_eq!(bits(&case.run_data_grad(isa, part)), dx, "{isa}, {part} of {shape:?}");
                 }
+                for panels in [1, 2] {
+                    let forward = Gather::forward(isa, case.factors, shape);
+                    let of_panels = run_columns(&forward, &case.x, &case.w, case.epilogue(), panels);
+                    assert_eq!(bits(&of_panels), y, "{isa}, {panels} panels of {shape:?}");
+                    let data_grad = Gather::data_grad(isa, case.factors, shape);
+                    let epilogue = Epilogue { bias: case.input_bias.as_deref(), ..Epilogue::default() };
+                    let of_panels = run_columns(&data_grad, &case.dy, &case.w, epilogue, panels);
+                    assert_eq!(bits(&of_panels), dx, "{isa}, {panels} panels of {shape:?}");
+                }
             }
         }
     }
@@ -295,6 +321,25 @@ fn tasks_are_of_the_advertised_size_and_cover_the_output() {
             assert!(task > 0);
             assert_eq!(bits(&case.run_forward(isa, task)), bits(&case.run_forward(isa, WHOLE)));
         }
+    }
+}
+
+#[test]
+fn tasks_are_of_columns_where_weights_are_what_there_is_much_of() {
+    let mut rng = Rng::new(8);
+    for isa in Isa::all() {
+        let tasks = |pixels: usize, cout: usize| {
+            Gather::forward(isa, Factors::F32, shape(1, (1, pixels), (1, 1), (1, 1), (0, 0), (16, cout)))
+        };
+        assert_eq!(tasks(193, 640).task_panels(), None, "{isa}: many pixels");
+        assert_eq!(tasks(16, 64).task_panels(), None, "{isa}: few columns");
+        let few = shape(2, (4, 4), (3, 3), (1, 1), (1, 1), (40, 200));
+        let case = Case::new(&mut rng, few, 7);
+        let gather = Gather::forward(isa, Factors::F32, few);
+        let panels = gather.task_panels().expect("few pixels, many columns");
+        assert!(gather.columns_of(panels) >= 64);
+        let of_panels = run_columns(&gather, &case.x, &case.w, case.epilogue(), panels);
+        assert_eq!(bits(&of_panels), bits(&case.run_forward(isa, WHOLE)), "{isa}");
     }
 }
 

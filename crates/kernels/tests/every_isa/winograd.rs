@@ -303,10 +303,14 @@ fn blocks_change_no_bit_of_the_forward_pass() {
 #[test]
 fn threads_own_panels_change_no_bit_either() {
     let mut rng = Rng::new(6);
-    // Channels of several parts of k, of one, and of less than one.
-    for (channels, size) in [((304, 40), 7), ((16, 70), 9), ((64, 16), 4)] {
-        let three = shape(2, (size, size), (3, 3), (1, 1), (1, 1), channels);
-        let four = shape(2, (2 * size, 2 * size), (4, 4), (2, 2), (1, 1), channels);
+    // Channels of several parts of k, of one, and of less than one; more and fewer panels than are made at a time; one, two, three
+    // and more tiles.
+    for (channels, n, size) in
+        [((304, 40), 2, 7), ((16, 70), 2, 9), ((64, 16), 2, 4), ((48, 290), 1, 4), ((33, 40), 3, 4)]
+    {
+        let three = shape(n, (size, size), (3, 3), (1, 1), (1, 1), channels);
+        let channels = (channels.0 / 16 * 16, channels.1);
+        let four = shape(n, (2 * size, 2 * size), (4, 4), (2, 2), (1, 1), channels);
         for (shape, isa) in
             [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
         {

@@ -3,7 +3,7 @@
 
 use super::super::Epilogue;
 use super::phases::point_panels;
-use super::product::Winograd;
+use super::product::{MOST_PANELS, Winograd};
 use super::transform::Maps;
 use super::{Kind, transform, whole, with_maps};
 use crate::isa::dispatch;
@@ -136,23 +136,30 @@ impl Winograd {
         products: &mut [f32],
         memory: &mut [f32],
     ) {
-        let (nr, panel_len) = (self.nr(), products.len() / panels.len());
+        let first = panels.start;
+        let (nr, panel_len, wide) = (self.nr(), products.len() / panels.len(), self.panels_at_once());
         for words in self.parts_of_k() {
             let point_len = self.packed_words(words.len());
-            let packed = &mut memory[..self.points() * point_len];
-            for ((i, panel), to) in panels.clone().enumerate().zip(products.chunks_exact_mut(panel_len)) {
-                let (scale, step) =
-                    whole::weight_factors::<P, F, D, R>(if P::WHOLE { steps[i] } else { 0.0 });
-                self.pack_generic(s, maps, product, panel, words.clone(), &scale, weights, packed);
-                let points =
-                    packed.chunks_exact(point_len).zip(to.chunks_exact_mut(panel_len / self.points()));
-                for (point, (b, to)) in points.enumerate() {
-                    let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
-                    let unit = if P::WHOLE { step * whole::unit_at::<F, D, R>(point) } else { 1.0 };
-                    with_tile!(
-                        self.tile,
-                        point_panels::<S>(s, self, product, point, unit, words, values, b, to)
-                    );
+            for (of_wide, products) in products.chunks_mut(wide * panel_len).enumerate() {
+                let panels = of_wide * wide..of_wide * wide + products.len() / panel_len;
+                let (mut scales, mut units) = ([whole::none(); MOST_PANELS], [1.0; MOST_PANELS]);
+                for (i, panel) in panels.clone().enumerate().filter(|_| P::WHOLE) {
+                    (scales[i], units[i]) = whole::weight_factors::<P, F, D, R>(steps[panel]);
+                }
+                let packed = &mut memory[..panels.len() * self.points() * point_len];
+                let (first, scales) = (first + panels.start, &scales[..panels.len()]);
+                self.pack_generic(s, maps, product, first, scales, words.clone(), weights, packed);
+                let each = packed.chunks_exact(self.points() * point_len);
+                for ((packed, to), step) in each.zip(products.chunks_exact_mut(panel_len)).zip(units) {
+                    let to = to.chunks_exact_mut(panel_len / self.points());
+                    for (point, (b, to)) in packed.chunks_exact(point_len).zip(to).enumerate() {
+                        let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
+                        let unit = if P::WHOLE { step * whole::unit_at::<F, D, R>(point) } else { 1.0 };
+                        with_tile!(
+                            self.tile,
+                            point_panels::<S>(s, self, product, point, unit, words, values, b, to)
+                        );
+                    }
                 }
             }
         }

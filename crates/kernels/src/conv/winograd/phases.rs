@@ -1,7 +1,7 @@
 //! The phases of the forward pass and the data gradient: U, V, M and the outputs.
 
 use super::super::{APART, Epilogue};
-use super::points::{Inputs, Space, Weights, words_of};
+use super::points::{Inputs, Turned, Weights, words_of};
 use super::product::{Part, Winograd};
 use super::transform::Maps;
 use super::whole::{self, Gains};
@@ -11,6 +11,9 @@ use crate::tile::{self, K_RUN, Product, with_tile};
 use pulp::Simd;
 use std::marker::PhantomData;
 use std::ops::Range;
+
+/// How many vectors of weights before its turn one is asked for.
+const VECTORS_AHEAD: usize = 8;
 
 impl Winograd {
     /// U of panel `panel`, `[points][k][nr]`, from the weights `[kh, kw, shape.cin, shape.cout]`.
@@ -37,42 +40,85 @@ impl Winograd {
         if P::WHOLE {
             out[self.points() * self.packed_point()] = step;
         }
-        self.pack_generic(s, maps, product, panel, 0..self.k, &scale, weights, out);
+        self.pack_generic(s, maps, product, panel, &[scale], 0..self.k, weights, out);
     }
 
+    /// U of the words `words` in neighbouring panels from `first` on, one for each of `scales`: `[panels][points][words][nr]`.
     #[inline(always)]
     pub(super) fn pack_generic<S: Simd, P: Product, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
         _: F,
         product: P,
-        panel: usize,
+        first: usize,
+        scales: &[Gains<D>],
         words: Range<usize>,
-        scale: &Gains<D>,
         weights: &[f32],
         out: &mut [f32],
     ) {
-        let (nr, panels, point_len) = (self.nr(), self.panels_of_part(), self.packed_words(words.len()));
-        let (part, panel) = (panel / panels, panel % panels);
-        let mut space = Space::new(s);
-        for v in 0..self.tile.nv {
-            let column = panel * nr + v * S::F32_LANES;
-            let source = Weights { of_maps: PhantomData::<F>, of: self, part, column, weights };
-            for word in words.clone() {
-                // The channels of a word are a vector apart.
-                let channel = word / S::F32_LANES * (P::PER_WORD * S::F32_LANES) + word % S::F32_LANES;
+        let (nr, nv, panels) = (self.nr(), self.tile.nv, self.panels_of_part());
+        let point_len = self.packed_words(words.len());
+        let (part, first) = (first / panels, first % panels);
+        let vectors = scales.len() * nv;
+        let source = |v: usize| Weights::<F> {
+            of_maps: PhantomData,
+            of: self,
+            part,
+            column: first * nr + v * S::F32_LANES,
+            weights,
+        };
+        let place = |v: usize, word: usize| {
+            v / nv * self.points() * point_len + (word - words.start) * nr + v % nv * S::F32_LANES
+        };
+        let mut space = [[s.splat_f32s(0.0); D]; D];
+        if self.transposed {
+            let mut block = Turned::new();
+            for v in 0..vectors {
+                // The channels of a vector of words are neighbours.
+                for word in words.clone().step_by(S::F32_LANES) {
+                    let channel = P::PER_WORD * word;
+                    block.fill::<S, F, R>(&source(v), channel, P::PER_WORD);
+                    for i in 0..S::F32_LANES {
+                        let at = place(v, word + i);
+                        words_of(
+                            s,
+                            product,
+                            self.words,
+                            &scales[v / nv],
+                            &mut space,
+                            (&(PhantomData::<F>, &block), i),
+                            (&(PhantomData::<F>, &block), i + S::F32_LANES),
+                            &mut out[at..],
+                            point_len,
+                        );
+                    }
+                }
+            }
+            return;
+        }
+        // Rows of weights are read front to back, as far as the panels go, and asked for before: they lie so far apart that the
+        // machine does not guess the next.
+        let ahead = VECTORS_AHEAD.div_ceil(vectors);
+        for word in words.clone() {
+            // The channels of a word are a vector apart.
+            let channel = word / S::F32_LANES * (P::PER_WORD * S::F32_LANES) + word % S::F32_LANES;
+            for v in 0..vectors {
+                let source = source(v);
                 let (even, odd) = ((&source, channel), (&source, channel + S::F32_LANES));
-                let at = (word - words.start) * nr + v * S::F32_LANES;
+                for i in 0..P::PER_WORD {
+                    source.prefetch::<R>(channel + ahead + i * S::F32_LANES);
+                }
+                let at = place(v, word);
                 words_of(
                     s,
                     product,
                     self.words,
-                    scale,
+                    &scales[v / nv],
                     &mut space,
                     even,
                     odd,
-                    #[inline(always)]
-                    |point, u| store(s, &mut out[point * point_len + at..][..S::F32_LANES], u),
+                    &mut out[at..],
+                    point_len,
                 );
             }
         }
@@ -115,7 +161,7 @@ impl Winograd {
     ) {
         let (mr, output_part) = (self.tile.mr, panel / self.panels_of_part());
         let first = first_row * self.tiles.grid.1 + group * mr;
-        let mut space = Space::new(s);
+        let mut space = [[s.splat_f32s(0.0); D]; D];
         let gains = if P::WHOLE { whole::input_gains::<F, D, R>() } else { whole::none() };
         for r in 0..mr {
             let tile = self.tiles.get(first + r);
@@ -138,8 +184,8 @@ impl Winograd {
                     &mut space,
                     (&even, c),
                     (&odd, odd_c),
-                    #[inline(always)]
-                    |point, v| store(s, &mut out[point * self.point_len() + at..][..S::F32_LANES], v),
+                    &mut out[at..],
+                    self.point_len(),
                 );
             }
         }
@@ -236,7 +282,6 @@ impl Winograd {
         let first_pixel = (self.tiles.tile(row * self.tiles.grid.1).picture * self.to.0
             + row % self.tiles.grid.0 * M * step)
             * width;
-        let mut lines = [[s.splat_f32s(0.0); D]; D];
         for column in 0..self.tiles.grid.1 {
             let local = (row - first_row) * self.tiles.grid.1 + column;
             let tile = self.tiles.tile(row * self.tiles.grid.1 + column);
@@ -253,7 +298,6 @@ impl Winograd {
                 }
                 F::output(
                     s,
-                    &mut lines,
                     #[inline(always)]
                     |i: usize, j: usize| load(s, &products[(i * D + j) * point_len + at..][..S::F32_LANES]),
                     #[inline(always)]

@@ -13,6 +13,8 @@ const FEWEST: usize = 128;
 const MANY_PRODUCTS: usize = 256 << 20;
 /// Most numbers of U that are kept of weights that do not change, each up to four times: sampling should take little memory.
 const MOST_KEPT: usize = 8 << 20;
+/// Tiles of a batch of pictures for which U in f32 is made anew each time: they need so little of a pass that reading it takes as long.
+const FEW_KEPT: usize = 4;
 /// Pictures of a batch, as far as the choice of the way to compute goes where weights do not change.
 const NOMINAL_BATCH: usize = 16;
 /// Numbers of U that are made at a time where one block of tiles is all there is.
@@ -31,7 +33,9 @@ const FEWEST_OWN: usize = 8;
 /// Most tiles of a batch of pictures of which the products with a panel of weights stay in the core's own cache.
 const FEW_TILES: usize = 64;
 /// Numbers of U that are made at a time for so few tiles: they are read a few times and never leave that cache.
-const PART_OF_U: usize = 48 << 10;
+const PART_OF_U: usize = 80 << 10;
+/// Most panels of which U is made at a time then.
+pub(super) const MOST_PANELS: usize = 8;
 
 /// A convolution, or its data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
@@ -129,7 +133,7 @@ impl Winograd {
             true => (shape.cout, shape.cin, shape.input, shape.cout),
         };
         let tile = match tiles.count() {
-            ..=4 => TileShape::pick_few(isa.lanes(), cout),
+            few @ ..=4 => TileShape::pick_few(isa.lanes(), cout, few),
             _ => TileShape::pick(isa.lanes(), cout),
         };
         let nr = tile.nv * isa.lanes();
@@ -204,7 +208,8 @@ impl Winograd {
 
     /// Whether U is to be kept.
     pub fn keeps_weights(&self) -> bool {
-        self.fixed_weights && self.small() && self.weights_len() * self.tiles.count() < MANY_PRODUCTS
+        let worth = self.whole || self.tiles.count() > FEW_KEPT;
+        self.fixed_weights && worth && self.small() && self.weights_len() * self.tiles.count() < MANY_PRODUCTS
     }
 
     /// Whether U is small enough to be kept.
@@ -280,16 +285,21 @@ impl Winograd {
         k * self.nr() + APART
     }
 
-    /// Words of k of which U is made at a time, if panels are threads' own.
+    /// Words of k of which U is made at a time, if panels are threads' own: few, of as many panels as there is room for, so that rows
+    /// of weights are read in long pieces. (Rows are often a power of two apart, and long columns of them fall into few sets of a cache.)
     pub(super) fn part_of_k(&self) -> usize {
-        let run = if self.whole { whole::RUN } else { K_RUN };
-        (PART_OF_U / (self.points() * self.nr()) / run * run).max(run).min(self.k)
+        if self.whole { whole::RUN.min(self.k) } else { K_RUN }
+    }
+
+    /// Panels of which U is made at a time.
+    pub(super) fn panels_at_once(&self) -> usize {
+        (PART_OF_U / (self.points() * self.packed_words(self.part_of_k()))).clamp(1, MOST_PANELS)
     }
 
     /// Numbers of U of a group, of all if it is kept, or of a part of a panel.
     pub fn packed_len(&self) -> usize {
         if self.own_panels {
-            return self.points() * self.packed_words(self.part_of_k());
+            return self.panels_at_once() * self.points() * self.packed_words(self.part_of_k());
         }
         let panels = if self.keeps_weights() { self.panels() } else { self.group };
         panels * self.panel_len()

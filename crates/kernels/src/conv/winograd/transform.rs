@@ -8,44 +8,46 @@
 use super::M;
 use pulp::Simd;
 
-/// Rows of vectors between the two directions of a map; made once and used for many, since making one takes as long as a
-/// good part of a map.
-pub type Lines<S, const D: usize> = [[<S as Simd>::f32s; D]; D];
-
-/// Applies a one-dimensional map to all columns of what `get(row, column)` gives, then to all rows of what came out, which
-/// go to `put(row, column, vector)`.
+/// A map of pictures: a one-dimensional one applied to all columns of what `get(row, column)` gives, then to all rows of what came
+/// out, which go to `put(row, column, vector)`. The numbers of columns and rows are written out, since only without loops what is
+/// between the two directions stays in registers.
 macro_rules! both_ways {
-    ($(#[$doc:meta])* $name:ident, $line:ident, $from:ident -> $to:ident) => {
-        $(#[$doc])*
+    ($name:ident, $line:ident, [$($column:literal)*] -> [$($row:literal)*]) => {
         #[inline(always)]
         fn $name<S: Simd>(
             s: S,
-            lines: &mut Lines<S, D>,
             get: impl Fn(usize, usize) -> S::f32s,
             mut put: impl FnMut(usize, usize, S::f32s),
         ) {
-            let zero = s.splat_f32s(0.0);
-            for j in 0..$from {
-                let mut column = [zero; $from];
-                for i in 0..$from {
-                    column[i] = get(i, j);
+            const FROM: usize = [$($column),*].len();
+            let mut lines = [[s.splat_f32s(0.0); FROM]; [$($row),*].len()];
+            $(
+                let mut column = [s.splat_f32s(0.0); FROM];
+                for i in 0..FROM {
+                    column[i] = get(i, $column);
                 }
                 let column = Self::$line(s, column);
-                for i in 0..$to {
-                    lines[i][j] = column[i];
+                for i in 0..column.len() {
+                    lines[i][$column] = column[i];
                 }
-            }
-            for i in 0..$to {
-                let mut row = [zero; $from];
-                for j in 0..$from {
-                    row[j] = lines[i][j];
+            )*
+            $(
+                let row = Self::$line(s, lines[$row]);
+                for j in 0..row.len() {
+                    put($row, j, row[j]);
                 }
-                let row = Self::$line(s, row);
-                for j in 0..$to {
-                    put(i, j, row[j]);
-                }
-            }
+            )*
         }
+    };
+}
+
+/// The maps of both directions that a trait has, which [`both_ways`] makes.
+macro_rules! maps {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $(
+            $(#[$doc])*
+            fn $name<S: Simd>(s: S, get: impl Fn(usize, usize) -> S::f32s, put: impl FnMut(usize, usize, S::f32s));
+        )*
     };
 }
 
@@ -62,25 +64,17 @@ pub trait Maps<const D: usize, const R: usize>: Copy {
     /// `G^T u`.
     fn weights_grad_line<S: Simd>(s: S, u: [S::f32s; D]) -> [S::f32s; R];
 
-    both_ways! {
+    maps! {
         /// `B^T d B`: inputs to their values at the points.
-        input, input_line, D -> D
-    }
-    both_ways! {
+        input;
         /// `G g G^T`: weights to their values at the points.
-        weights, weights_line, R -> D
-    }
-    both_ways! {
+        weights;
         /// `A^T m A`: the products of the values to outputs.
-        output, output_line, D -> M
-    }
-    both_ways! {
+        output;
         /// `A y A^T`, the output map transposed: gradients of outputs to those of the products.
-        output_grad, output_grad_line, M -> D
-    }
-    both_ways! {
+        output_grad;
         /// `G^T u G`, the weights' map transposed: gradients of the values to those of weights.
-        weights_grad, weights_grad_line, D -> R
+        weights_grad;
     }
 }
 
@@ -102,6 +96,12 @@ fn fma<S: Simd>(s: S, c: f32, x: S::f32s, y: S::f32s) -> S::f32s {
 pub struct F43;
 
 impl Maps<6, 3> for F43 {
+    both_ways! { input, input_line, [0 1 2 3 4 5] -> [0 1 2 3 4 5] }
+    both_ways! { weights, weights_line, [0 1 2] -> [0 1 2 3 4 5] }
+    both_ways! { output, output_line, [0 1 2 3 4 5] -> [0 1 2 3] }
+    both_ways! { output_grad, output_grad_line, [0 1 2 3] -> [0 1 2 3 4 5] }
+    both_ways! { weights_grad, weights_grad_line, [0 1 2 3 4 5] -> [0 1 2] }
+
     #[inline(always)]
     fn input_line<S: Simd>(s: S, d: [S::f32s; 6]) -> [S::f32s; 6] {
         let (even_a, odd_a) = (fma(s, -B2, d[2], d[4]), fma(s, -B2, d[1], d[3]));
@@ -185,6 +185,12 @@ const OF_B: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 pub struct F42;
 
 impl Maps<5, 2> for F42 {
+    both_ways! { input, input_line, [0 1 2 3 4] -> [0 1 2 3 4] }
+    both_ways! { weights, weights_line, [0 1] -> [0 1 2 3 4] }
+    both_ways! { output, output_line, [0 1 2 3 4] -> [0 1 2 3] }
+    both_ways! { output_grad, output_grad_line, [0 1 2 3] -> [0 1 2 3 4] }
+    both_ways! { weights_grad, weights_grad_line, [0 1 2 3 4] -> [0 1] }
+
     #[inline(always)]
     fn input_line<S: Simd>(s: S, d: [S::f32s; 5]) -> [S::f32s; 5] {
         let (even_p, odd_p) = (fma(s, -P2, d[0], d[2]), fma(s, -P2, d[1], d[3]));

@@ -1,8 +1,8 @@
 //! Weight gradient.
 
 use super::super::{APART, ConvShape, Factors};
-use super::points::{Inputs, Source, Space, none, words_of};
-use super::transform::{Lines, Maps};
+use super::points::{Inputs, Source, none, words_of};
+use super::transform::Maps;
 use super::whole;
 use super::{BLOCK, Kind, M, Tile, Tiles, load, pays, store, transform, with_maps};
 use crate::bf16::Words;
@@ -248,7 +248,7 @@ impl WinogradGrad {
         let (stride, pad) = (self.kind.stride(), (pad.0 as isize, pad.1 as isize));
         let from = ((part / stride) as isize - pad.0, (part % stride) as isize - pad.1);
         bias.fill(0.0);
-        let mut space = Space::new(s);
+        let mut space = [[s.splat_f32s(0.0); D]; D];
         let none_scaled = whole::none();
         for word in 0..RUN {
             let first = (run * RUN + word) * self.words.numbers();
@@ -269,8 +269,8 @@ impl WinogradGrad {
                     &mut space,
                     (&inputs[0], c),
                     (&inputs[1], c),
-                    #[inline(always)]
-                    |point, x| store(s, &mut v[point * self.input_point() + at..][..S::F32_LANES], x),
+                    &mut v[at..],
+                    self.input_point(),
                 );
             }
             let gradients = tiles.map(|tile| Gradients { of: PhantomData::<F>, grad: self, tile, dy });
@@ -284,8 +284,8 @@ impl WinogradGrad {
                     &mut space,
                     (&gradients[0], c),
                     (&gradients[1], c),
-                    #[inline(always)]
-                    |point, x| store(s, &mut y[point * self.output_point() + at..][..S::F32_LANES], x),
+                    &mut y[at..],
+                    self.output_point(),
                 );
             }
             for gradients in &gradients[..self.words.numbers()] {
@@ -345,12 +345,10 @@ impl WinogradGrad {
         out: &mut [f32],
     ) {
         let cout = self.shape.cout;
-        let mut lines = [[s.splat_f32s(0.0); D]; D];
         for c in (0..cout).step_by(S::F32_LANES) {
             let lanes = S::F32_LANES.min(cout - c);
             F::weights_grad(
                 s,
-                &mut lines,
                 #[inline(always)]
                 |i: usize, j: usize| {
                     let at = (i * D + j) * self.sums_len().0 + row * self.columns + c;
@@ -404,13 +402,12 @@ impl<F> Gradients<'_, F> {
 impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for Gradients<'_, F> {
     /// `A dy A^T`.
     #[inline(always)]
-    fn bring(&self, s: S, lines: &mut Lines<S, D>, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
+    fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
         let cout = self.grad.shape.cout;
         let (Some(tile), true) = (self.tile, c < cout) else { return none::<S, D>(s, put) };
         let (lanes, zero) = (S::F32_LANES.min(cout - c), s.splat_f32s(0.0));
         F::output_grad(
             s,
-            lines,
             #[inline(always)]
             |i: usize, j: usize| match self.pixel(tile, i, j) {
                 Some(at) => load(s, &self.dy[at + c..][..lanes]),
