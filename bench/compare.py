@@ -194,11 +194,6 @@ def across(a, record):
     return table(['network', 'step', 'our f32', 'PyTorch\'s bf16', 'times as fast'], rows)
 
 
-def few(a):
-    """Rounds of what takes long."""
-    return min(a.rounds, 3)
-
-
 def sampling(a, precision, record):
     """The table of denoising steps: many pictures at once, and one alone."""
     rows = []
@@ -207,7 +202,7 @@ def sampling(a, precision, record):
         for batch, steps in ((PICTURES, 1), (1, STEPS)):
             tell(f'{network} sample {precision}, batch {batch}')
             mine, other = turns([ours(a, network, 'sample', precision, batch),
-                                 theirs(a, network, 'sample', precision, flags, batch)], few(a), steps)
+                                 theirs(a, network, 'sample', precision, flags, batch)], a.rounds, steps)
             record[f'{network} sample-{batch} {precision}'] = {'ours': mine, 'theirs': other, 'flags': flags}
             whole = [f'{STEPS * r["seconds"]:.2f} s' for r in (mine, other)]
             rows.append([network, str(batch), *whole, ratio(other, mine, SAMPLE_GOAL), mib(mine), mib(other)])
@@ -292,7 +287,7 @@ def main():
     if 'sample' in a.parts:
         for precision in a.precisions:
             section(f'Drawing, {precision}', [
-                f'Drawings of {STEPS} steps: of one picture the median of {few(a)}, of {PICTURES} from the median of {few(a)} steps.',
+                f'Drawings of {STEPS} steps: of one picture the median of {a.rounds}, of {PICTURES} from the median of {a.rounds} steps.',
                 '', *sampling(a, precision, record)])
     if 'start' in a.parts:
         section('Starting', starting(a, record))
