@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How training grows with batch, size, width and threads: writes GROWTH.md, growth.csv and growth.png. About five minutes.
+# How training grows with batch, size, width and threads: writes GROWTH.md, growth.csv and growth.png. About six minutes.
 #
 #     bench/grow.sh
 #     bench/grow.sh --precision bf16 --out /tmp
