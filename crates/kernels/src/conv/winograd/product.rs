@@ -296,7 +296,7 @@ impl Winograd {
         (PART_OF_U / (self.points() * self.packed_words(self.part_of_k()))).clamp(1, MOST_PANELS)
     }
 
-    /// Numbers of U of a group, of all if it is kept, or of a part of a panel.
+    /// Numbers of U of a group, of all if it is kept, or of a part of some panels.
     pub fn packed_len(&self) -> usize {
         if self.own_panels {
             return self.panels_at_once() * self.points() * self.packed_words(self.part_of_k());
@@ -331,7 +331,7 @@ impl Winograd {
         self.kind.points()
     }
 
-    /// Numbers of scratch memory: U of a group (of a part of a panel, if panels are threads' own), V of a block, and M of a block
+    /// Numbers of scratch memory: U of a group (of a part of some panels, if these are threads' own), V of a block, and M of a block
     /// (of one panel, if blocks are threads' own; one panel's after the other, if panels are).
     pub fn shared_len(&self) -> [usize; 3] {
         let (panels, times) = match (self.own_blocks, self.own_panels) {
