@@ -260,9 +260,8 @@ impl TrainingGraph {
         let built = b.finish(output);
         let keep: Vec<Tensor> = [prediction, loss].into_iter().chain(variance).collect();
         let mut graph = ddpm_engine::fuse::fuse(built.graph, &keep)?;
-        let forward = graph.nodes().len();
         let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
-        ddpm_engine::recompute::recompute(&mut graph, forward);
+        ddpm_engine::recompute::recompute(&mut graph);
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         Ok(Self {
             graph,

@@ -42,6 +42,7 @@ impl Backward<'_> {
 /// A parameter that the loss does not depend on gets a gradient of zeros.
 pub fn backward(graph: &mut Graph, loss: Tensor) -> Result<Vec<Tensor>> {
     assert_eq!(graph.shape(loss).len(), 1, "the loss is one number");
+    graph.begin_backward();
     let one = graph.add("loss.grad", Fill { ty: graph.ty(loss), value: 1.0 }, &[])?;
     backward_from(graph, loss, one)
 }
@@ -49,6 +50,7 @@ pub fn backward(graph: &mut Graph, loss: Tensor) -> Result<Vec<Tensor>> {
 /// As [`backward`], from any tensor `y` with its gradient `dy` given.
 pub fn backward_from(graph: &mut Graph, y: Tensor, dy: Tensor) -> Result<Vec<Tensor>> {
     assert_eq!(graph.shape(y), graph.shape(dy), "a gradient has its tensor's shape");
+    graph.begin_backward();
     let forward = graph.nodes().to_vec();
     let mut gradients = HashMap::from([(y, dy)]);
     for node in forward.iter().rev() {

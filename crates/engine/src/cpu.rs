@@ -7,8 +7,9 @@
 use crate::error::{Error, Result};
 use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun};
 use crate::graph::{Graph, Kind, Tensor};
-use crate::plan::{ALIGN, Arithmetic, Plan, PlanOptions, Region, Workspace};
-use crate::shape::DType;
+use crate::keep::keep_in_bf16;
+use crate::plan::{ALIGN, Arithmetic, Factors, Plan, PlanOptions, Region, Workspace};
+use crate::shape::{DType, TensorType};
 use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -227,6 +228,9 @@ impl CpuExecutor {
     fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
         let info = self.plan.graph().info(t);
         let place = self.plan.place(t);
+        if info.ty.dtype != DType::F32 {
+            return Err(Error::DType { node: info.name.clone(), executor: "CPU", dtype: info.ty.dtype });
+        }
         if place.len() == given {
             return Ok(place);
         }
@@ -351,19 +355,24 @@ fn footprint_of(plan: &Plan, kernels: &[Kernel], threads: usize) -> Footprint {
     }
 }
 
-fn prepare(graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, Vec<Kernel>)> {
+fn prepare(mut graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, Vec<Kernel>)> {
+    if options.gradients.is_some() && options.arithmetic.factors == Factors::Bf16 {
+        keep_in_bf16(&mut graph, &options.keep);
+    }
     let mut kernels = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
         let types = |t: &[Tensor]| t.iter().map(|&t| graph.ty(t)).collect::<Vec<_>>();
         let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
         assert!(inputs.len() <= MOST_OPERANDS && outputs.len() <= MOST_RESULTS, "{}", node.name);
-        if let Some(ty) = inputs.iter().chain(&outputs).find(|ty| ty.dtype != DType::F32) {
+        let operation = node.op.operation();
+        let other = |i: usize, ty: &TensorType| ty.dtype != DType::F32 && !operation.takes_bf16(i);
+        if let Some((_, ty)) = inputs.iter().enumerate().find(|&(i, ty)| other(i, ty)) {
             return Err(Error::DType { node: node.name.clone(), executor: "CPU", dtype: ty.dtype });
         }
         let parameter = |t: &Tensor| matches!(graph.info(*t).kind, Kind::Parameter(_));
         let fixed_weights = options.gradients.is_none() && node.inputs.get(1).is_some_and(parameter);
         let cpu = Cpu { isa, arithmetic: options.arithmetic, fixed_weights };
-        kernels.push(node.op.operation().cpu(&cpu, &inputs, &outputs));
+        kernels.push(operation.cpu(&cpu, &inputs, &outputs));
     }
     let workspaces: Vec<Workspace> = kernels.iter().map(|k| k.workspace).collect();
     Ok((Plan::new(graph, options, &workspaces), kernels))

@@ -35,7 +35,7 @@ pub fn fuse(mut graph: Graph, keep: &[Tensor]) -> Result<Graph> {
     }
     let mut kept = gone.iter();
     nodes.retain(|_| !kept.next().expect("one flag a node"));
-    graph.set_nodes(nodes);
+    graph.set_nodes(nodes, None);
     Ok(graph)
 }
 

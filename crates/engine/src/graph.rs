@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::ops::Op;
-use crate::shape::{Shape, TensorType};
+use crate::shape::{DType, Shape, TensorType};
 
 /// A tensor of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +61,8 @@ pub struct Graph {
     nodes: Vec<Node>,
     parameters: Vec<Tensor>,
     states: Vec<Tensor>,
+    /// Nodes before the backward pass.
+    forward: Option<usize>,
 }
 
 impl Graph {
@@ -126,14 +128,25 @@ impl Graph {
         &self.nodes
     }
 
-    pub(crate) fn set_nodes(&mut self, nodes: Vec<Node>) {
-        self.nodes = nodes;
+    /// Replaces all nodes; `forward` of them come before the backward pass, if there is one.
+    pub(crate) fn set_nodes(&mut self, nodes: Vec<Node>, forward: Option<usize>) {
+        (self.nodes, self.forward) = (nodes, forward);
     }
 
-    /// A new computed tensor of the same type, name and differentiability.
-    pub(crate) fn twin(&mut self, t: Tensor) -> Tensor {
+    /// Where the nodes of the backward pass begin; none: it was not added.
+    pub fn backward_begins(&self) -> Option<usize> {
+        self.forward
+    }
+
+    /// From here on nodes are of the backward pass.
+    pub(crate) fn begin_backward(&mut self) {
+        self.forward.get_or_insert(self.nodes.len());
+    }
+
+    /// A new computed tensor of the same shape, name and differentiability.
+    pub(crate) fn twin(&mut self, t: Tensor, dtype: DType) -> Tensor {
         let TensorInfo { ty, name, differentiable, .. } = self.info(t).clone();
-        self.tensor(ty, Kind::Computed, &name, differentiable)
+        self.tensor(TensorType { dtype, ..ty }, Kind::Computed, &name, differentiable)
     }
 
     /// All parameters, in the order in which they were added.

@@ -17,6 +17,7 @@ mod error;
 pub mod executor;
 pub mod fuse;
 pub mod graph;
+pub mod keep;
 pub mod ops;
 pub mod plan;
 pub mod recompute;

@@ -212,7 +212,7 @@ impl Plan {
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
             let root = shares[t];
             let item = *item_of.entry(root).or_insert_with(|| {
-                items.push(Item::new(graph.shape(Tensor(root as u32)).len(), live[root].clone()));
+                items.push(Item::new(graph.ty(Tensor(root as u32)).words(), live[root].clone()));
                 items.len() - 1
             });
             let both = &mut items[item].live;
@@ -226,7 +226,7 @@ impl Plan {
         let (offsets, len) = place(&items);
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
             let at = begin + offsets[item_of[&shares[t]]];
-            places[t] = at..at + graph.shape(Tensor(t as u32)).len();
+            places[t] = at..at + graph.ty(Tensor(t as u32)).words();
         }
         let places_of = |items_: Range<usize>| {
             items_.map(|i| begin + offsets[i]..begin + offsets[i] + items[i].len).collect::<Vec<_>>()

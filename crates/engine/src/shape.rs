@@ -8,7 +8,7 @@ use std::fmt;
 pub enum DType {
     /// IEEE single precision: the reference arithmetic.
     F32,
-    /// bfloat16: reserved for the fast mode; no executor takes it yet.
+    /// bfloat16, two numbers in the memory of one f32: what is [kept](crate::keep) for the backward pass.
     Bf16,
 }
 
@@ -111,5 +111,10 @@ impl TensorType {
     /// An f32 tensor.
     pub fn f32(shape: impl Into<Shape>) -> Self {
         Self { shape: shape.into(), dtype: DType::F32 }
+    }
+
+    /// The memory of such a tensor, in numbers of f32.
+    pub fn words(&self) -> usize {
+        (self.shape.len() * self.dtype.bytes()).div_ceil(DType::F32.bytes())
     }
 }

@@ -575,7 +575,7 @@ fn updates_in_runs_give_the_same_bits() -> Result<()> {
     let mut numbers: Vec<_> = network.graph.parameters().iter().copied().zip(network.weights()).collect();
     numbers.push((network.x0, normal(1, 999, network.graph.shape(network.x0).len())));
     let mut again = network.graph.clone();
-    recompute(&mut again, network.forward.nodes().len());
+    recompute(&mut again);
     let (gradients, keep) = (Some(network.gradients.clone()), vec![network.loss]);
     let behind = PlanOptions { gradients, keep, ..PlanOptions::default() };
     let within = PlanOptions { update_in_runs: Some(network.loss), ..behind.clone() };

@@ -17,8 +17,33 @@ pub fn round(x: f32) -> u16 {
 }
 
 /// The f32 of the same value.
+#[inline(always)]
 pub fn widen(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
+}
+
+/// Every number rounded: `to` has as many.
+pub fn round_all(isa: Isa, from: &[f32], to: &mut [u16]) {
+    #[inline(always)]
+    fn run(from: &[f32], to: &mut [u16]) {
+        for (to, &x) in to.iter_mut().zip(from) {
+            *to = round(x);
+        }
+    }
+    assert_eq!(from.len(), to.len(), "a number for each");
+    dispatch!(isa, _s => run(from, to))
+}
+
+/// Every number in f32: `to` has as many.
+pub fn widen_all(isa: Isa, from: &[u16], to: &mut [f32]) {
+    #[inline(always)]
+    fn run(from: &[u16], to: &mut [f32]) {
+        for (to, &x) in to.iter_mut().zip(from) {
+            *to = widen(x);
+        }
+    }
+    assert_eq!(from.len(), to.len(), "a number for each");
+    dispatch!(isa, _s => run(from, to))
 }
 
 /// Rounds a run of numbers into the halves of words: `to` has half as many, rounded up; a missing last half is zero.

@@ -239,6 +239,7 @@ pub fn translate(
         Op::Conv2d(op) => t.conv(op),
         Op::Conv2dTranspose(op) => t.conv_transpose(op),
         Op::Conv2dWeightGrad(op) => t.conv_weight_grad(op),
+        Op::ToBf16(_) => return Err(unsupported("it stands in the CPU's plans alone".to_owned())),
         // No kernel yet: the loss of a learned variance.
         Op::VariationalBound(_) | Op::VariationalBoundGrad(_) => {
             return Err(unsupported("it has no kernel: use --device cpu".to_owned()));

@@ -477,9 +477,8 @@ pub fn train(make: Make<'_>) {
     let y = b.conv(x, (3, 3), 3, 1, 1);
     let loss = b.add(Loss::Mse, &[y, eps]);
     let mut graph = ddpm_engine::fuse::fuse(b.graph, &[y, loss]).expect("fuses");
-    let forward = graph.nodes().len();
     let gradients = backward(&mut graph, loss).expect("gradients");
-    ddpm_engine::recompute::recompute(&mut graph, forward);
+    ddpm_engine::recompute::recompute(&mut graph);
     let options = PlanOptions {
         gradients: Some(gradients),
         accumulate: true,

@@ -51,6 +51,10 @@ impl Operation for Concat {
         Ok(Some(shares))
     }
 
+    fn recomputable(&self) -> bool {
+        true
+    }
+
     fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (ca, cb) = (inputs[0].shape.channels(), inputs[1].shape.channels());
         Kernel::new(move |run: &mut Run<'_>| {

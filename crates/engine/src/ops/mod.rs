@@ -9,6 +9,7 @@ mod conv;
 mod diffusion;
 mod dropout;
 mod embedding;
+mod kept;
 mod layer_norm;
 mod lookup;
 mod loss;
@@ -27,6 +28,7 @@ pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
 pub use diffusion::{DrawNormal, DrawTimestep, QSample};
 pub use dropout::Dropout;
 pub use embedding::SinusoidalEmbedding;
+pub use kept::ToBf16;
 pub use layer_norm::{LayerNorm, LayerNormGrad};
 pub use lookup::{Lookup, LookupGrad};
 pub use loss::{Loss, LossGrad};
@@ -64,9 +66,14 @@ pub trait Operation {
         None
     }
 
-    /// Whether its result is made again for the backward pass rather than kept: it takes about as long as reading and
-    /// writing it, its first operand is the only large one, and its gradient reads that or nothing.
+    /// Whether its result may be made again for the backward pass rather than kept: it takes about as long as reading and
+    /// writing it, and its gradient reads its only large operand or nothing.
     fn recomputable(&self) -> bool {
+        false
+    }
+
+    /// Whether an operand may be of bf16; the results are of f32 then as well.
+    fn takes_bf16(&self, _operand: usize) -> bool {
         false
     }
 
@@ -103,7 +110,7 @@ operations! {
     Activate, ActivateGrad, Add, AddPicture, Affine, Attention, AttentionGrad, BatchNorm, BatchNormFixed, BatchNormGrad,
     Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
     LayerNorm, LayerNormGrad, Loss, LossGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
-    RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows,
+    RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows, ToBf16,
     VariationalBound, VariationalBoundGrad, WeightedLoss, WeightedLossGrad,
 }
 

@@ -1,5 +1,6 @@
 //! Group normalisation (Wu and He 2018), with SiLU behind it if asked.
 
+use super::kept::Kept;
 use super::{Operation, operands};
 use crate::autodiff::Backward;
 use crate::cpu::{Cpu, Kernel, Run};
@@ -51,7 +52,7 @@ impl Operation for GroupNorm {
         if gamma.shape != Shape::new(&[c]) || beta.shape != gamma.shape {
             return Err(format!("gamma and beta must be [{c}]"));
         }
-        Ok(vec![x, TensorType::f32([n, 2 * self.groups])])
+        Ok(vec![TensorType::f32(x.shape), TensorType::f32([n, 2 * self.groups])])
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
@@ -64,19 +65,30 @@ impl Operation for GroupNorm {
         true
     }
 
+    fn takes_bf16(&self, operand: usize) -> bool {
+        operand == 0
+    }
+
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, shape, groups) = (cpu.isa(), self.shape(inputs[0].shape), self.groups);
+        let (isa, ty, shape, groups) = (cpu.isa(), inputs[0], self.shape(inputs[0].shape), self.groups);
         let picture = shape.pixels * shape.channels;
+        let widened = Kept::memory(ty, picture);
         Kernel::new(move |run: &mut Run<'_>| {
-            let (x, gamma, beta, scratch) = (run.inputs[0], run.inputs[1], run.inputs[2], run.scratch);
+            let (gamma, beta, scratch) = (run.inputs[1], run.inputs[2], run.scratch);
+            let x = Kept::new(ty, run.inputs[0]);
             let [y, stats] = run.outputs else { unreachable!("two results") };
-            (x.par_chunks(picture), y.par_chunks_mut(picture), stats.par_chunks_mut(2 * groups))
+            (y.par_chunks_mut(picture), stats.par_chunks_mut(2 * groups))
                 .into_par_iter()
-                .for_each(|(x, y, stats)| {
-                    scratch.with(|memory| group_norm(isa, shape, x, gamma, beta, y, stats, memory));
+                .enumerate()
+                .for_each(|(i, (y, stats))| {
+                    scratch.with(|memory| {
+                        let (widened, memory) = memory.split_at_mut(widened);
+                        let x = x.numbers(isa, i * picture..(i + 1) * picture, widened);
+                        group_norm(isa, shape, x, gamma, beta, y, stats, memory);
+                    });
                 });
         })
-        .per_thread(shape.scratch_len())
+        .per_thread(widened + shape.scratch_len())
     }
 }
 
@@ -87,23 +99,32 @@ impl Operation for GroupNormGrad {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x, dy, gamma, beta, _] = operands(inputs)?;
-        super::same(x, dy)?;
-        Ok(vec![x, gamma, beta])
+        super::same(TensorType::f32(x.shape), dy)?;
+        Ok(vec![dy, gamma, beta])
+    }
+
+    fn takes_bf16(&self, operand: usize) -> bool {
+        operand == 0
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, shape, groups) = (cpu.isa(), self.0.shape(inputs[0].shape), self.0.groups);
+        let (isa, ty, shape, groups) = (cpu.isa(), inputs[0], self.0.shape(inputs[0].shape), self.0.groups);
         let (picture, c, n) = (shape.pixels * shape.channels, shape.channels, inputs[0].shape.dims()[0]);
+        let widened = Kept::memory(ty, picture);
         Kernel::new(move |run: &mut Run<'_>| {
             let [x, dy, gamma, beta, stats] = run.inputs else { unreachable!("five operands") };
+            let x = Kept::new(ty, x);
             let [dx, dgamma, dbeta] = run.outputs else { unreachable!("three results") };
             let (scratch, shares) = (run.scratch, &mut run.shared[..n * 2 * c]);
-            (x.par_chunks(picture), dy.par_chunks(picture), dx.par_chunks_mut(picture))
+            (dy.par_chunks(picture), dx.par_chunks_mut(picture))
                 .into_par_iter()
                 .zip((stats.par_chunks(2 * groups), shares.par_chunks_mut(2 * c)))
-                .for_each(|((x, dy, dx), (stats, share))| {
+                .enumerate()
+                .for_each(|(i, ((dy, dx), (stats, share)))| {
                     let (dgamma, dbeta) = share.split_at_mut(c);
                     scratch.with(|memory| {
+                        let (widened, memory) = memory.split_at_mut(widened);
+                        let x = x.numbers(isa, i * picture..(i + 1) * picture, widened);
                         group_norm_backward(isa, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, memory);
                     });
                 });
@@ -116,6 +137,6 @@ impl Operation for GroupNormGrad {
             }
         })
         .shared(n * 2 * c)
-        .per_thread(shape.scratch_len())
+        .per_thread(widened + shape.scratch_len())
     }
 }

@@ -1,5 +1,6 @@
 //! Operations number by number.
 
+use super::kept::Kept;
 use super::{Operation, SumPixels, operands, same};
 use crate::autodiff::Backward;
 use crate::cpu::{CHUNK, Cpu, Kernel, Run};
@@ -8,7 +9,7 @@ use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 pub use ddpm_kernels::activation::Activation;
 use ddpm_kernels::activation::{activate, activate_backward};
-use ddpm_kernels::elementwise;
+use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
 
 /// `y = a + b`, two tensors of one shape.
@@ -113,7 +114,7 @@ impl Operation for Activate {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = operands(inputs)?;
-        Ok(vec![x])
+        Ok(vec![TensorType::f32(x.shape)])
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
@@ -124,13 +125,13 @@ impl Operation for Activate {
         true
     }
 
-    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn takes_bf16(&self, _: usize) -> bool {
+        true
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, act) = (cpu.isa(), self.0);
-        Kernel::new(move |run: &mut Run<'_>| {
-            (run.outputs[0].par_chunks_mut(CHUNK), run.inputs[0].par_chunks(CHUNK))
-                .into_par_iter()
-                .for_each(|(y, x)| activate(isa, act, x, y));
-        })
+        by_pieces(isa, inputs[0], 0, move |y, x| activate(isa, act, x, y))
     }
 }
 
@@ -146,7 +147,7 @@ impl Operation for ActivateGrad {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [dy, x] = operands(inputs)?;
-        same(dy, x)?;
+        same(dy, TensorType::f32(x.shape))?;
         Ok(vec![dy])
     }
 
@@ -154,9 +155,13 @@ impl Operation for ActivateGrad {
         Some(0)
     }
 
-    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn takes_bf16(&self, operand: usize) -> bool {
+        operand == 1
+    }
+
+    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, act) = (cpu.isa(), self.0);
-        by_chunks(move |y, x| activate_backward(isa, act, x, y))
+        by_pieces(isa, inputs[1], 1, move |y, x| activate_backward(isa, act, x, y))
     }
 }
 
@@ -266,6 +271,31 @@ fn by_chunks(f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
             .into_par_iter()
             .for_each(|(y, x)| f(y, x));
     })
+}
+
+/// `f(y, x)` for pieces of the result and of operand `i`, of type `ty`, which may be kept in bf16.
+fn by_pieces(
+    isa: Isa,
+    ty: TensorType,
+    i: usize,
+    f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static,
+) -> Kernel {
+    /// Numbers that stay in the first-level cache when they are widened.
+    const PIECE: usize = 1 << 12;
+    Kernel::new(move |run: &mut Run<'_>| {
+        let (x, scratch) = (Kept::new(ty, run.inputs[i]), run.scratch);
+        run.outputs[0].par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+            let start = chunk * CHUNK;
+            scratch.with(|memory| match x {
+                Kept::F32(x) => f(y, &x[start..][..y.len()]),
+                Kept::Bf16(_) => y.chunks_mut(PIECE).enumerate().for_each(|(piece, y)| {
+                    let start = start + piece * PIECE;
+                    f(y, x.numbers(isa, start..start + y.len(), memory));
+                }),
+            });
+        });
+    })
+    .per_thread(Kept::memory(ty, PIECE))
 }
 
 /// `f(y, r)` for each picture of the result, which holds the first operand, and its row of the second.

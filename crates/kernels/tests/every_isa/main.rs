@@ -6,6 +6,7 @@
 
 mod activation;
 mod attention;
+mod bf16;
 mod conv;
 mod dropout;
 mod elementwise;

@@ -1,0 +1,57 @@
+//! Keeps in bf16 what the backward pass reads again, where factors are bf16: half the memory, and half of what is read.
+//!
+//! A tensor between the passes is rounded behind the node that makes it, and everything that can read bf16 reads that: norms
+//! and activations, in both passes, so that a gradient belongs to the very numbers that its operation saw. What the forward pass
+//! alone reads in f32, as a residual, has a short life.
+
+use crate::graph::{Graph, Kind, Node, Tensor};
+use crate::ops::{Op, ToBf16};
+use crate::recompute::SMALL;
+use crate::shape::DType;
+use std::collections::{HashMap, HashSet};
+
+/// Makes a training graph keep tensors in bf16, but for those in `f32`, where every node of the backward pass that reads them
+/// [takes](crate::ops::Operation::takes_bf16) them so. A graph without a backward pass stays as it is.
+pub fn keep_in_bf16(graph: &mut Graph, f32: &[Tensor]) {
+    let Some(forward) = graph.backward_begins() else { return };
+    let nodes = graph.nodes().to_vec();
+    let takes = |node: &Node, i: usize| node.op.operation().takes_bf16(i);
+    let mut refused: HashSet<Tensor> = f32.iter().copied().collect();
+    let mut wanted = HashSet::new();
+    for node in &nodes[forward..] {
+        for (i, &t) in node.inputs.iter().enumerate() {
+            if takes(node, i) {
+                wanted.insert(t)
+            } else {
+                refused.insert(t)
+            };
+        }
+    }
+    let mut kept = HashMap::new();
+    let mut made = Vec::with_capacity(nodes.len());
+    let mut begins = forward;
+    for (at, mut node) in nodes.into_iter().enumerate() {
+        for i in 0..node.inputs.len() {
+            if takes(&node, i)
+                && let Some(&half) = kept.get(&node.inputs[i])
+            {
+                node.inputs[i] = half;
+            }
+        }
+        let outputs = node.outputs.clone();
+        let name = node.name.clone();
+        made.push(node);
+        for t in outputs.into_iter().filter(|_| at < forward) {
+            let info = graph.info(t);
+            let large = info.ty.shape.len() >= SMALL && info.ty.dtype == DType::F32;
+            if info.kind == Kind::Computed && large && wanted.contains(&t) && !refused.contains(&t) {
+                let half = graph.twin(t, DType::Bf16);
+                kept.insert(t, half);
+                begins += 1;
+                let op = Op::from(ToBf16);
+                made.push(Node { op, inputs: vec![t], outputs: vec![half], name: name.clone() });
+            }
+        }
+    }
+    graph.set_nodes(made, Some(begins));
+}

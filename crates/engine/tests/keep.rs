@@ -1,0 +1,197 @@
+//! Keeping tensors in bf16 for the backward pass: which, what is computed of them, and what it saves.
+#![allow(missing_docs, reason = "nothing here is for others")]
+
+use ddpm_engine::autodiff::backward;
+use ddpm_engine::graph::Kind;
+use ddpm_engine::keep::keep_in_bf16;
+use ddpm_engine::ops::{Activate, Activation, Add, Affine, Conv2d, GroupNorm, Loss, Op};
+use ddpm_engine::recompute::recompute;
+use ddpm_engine::{
+    Arithmetic, CpuExecutor, DType, Draws, Executor, Factors, Graph, Isa, PlanOptions, Region, Tensor,
+};
+use ddpm_kernels::bf16;
+
+/// A graph with its loss and gradients.
+struct Training {
+    graph: Graph,
+    loss: Tensor,
+    gradients: Vec<Tensor>,
+}
+
+impl Training {
+    fn new(mut graph: Graph, y: Tensor) -> Self {
+        let target = graph.input("target", graph.shape(y));
+        let loss = graph.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit");
+        let gradients = backward(&mut graph, loss).expect("all have gradients");
+        Self { graph, loss, gradients }
+    }
+
+    /// The same with tensors kept in bf16.
+    fn kept(&self) -> Self {
+        let mut graph = self.graph.clone();
+        keep_in_bf16(&mut graph, &[self.loss]);
+        Self { graph, gradients: self.gradients.clone(), ..*self }
+    }
+
+    fn executor(&self, factors: Factors, threads: usize, isa: Isa) -> CpuExecutor {
+        let options = PlanOptions {
+            gradients: Some(self.gradients.clone()),
+            keep: vec![self.loss],
+            arithmetic: Arithmetic { factors, ..Arithmetic::default() },
+            ..PlanOptions::default()
+        };
+        CpuExecutor::with_isa(self.graph.clone(), &options, threads, isa).expect("a small plan")
+    }
+
+    /// The loss and all gradients; the first parameter goes through `first`.
+    fn run(&self, exec: &mut CpuExecutor, first: impl Fn(f32) -> f32) -> Vec<f32> {
+        let g = &self.graph;
+        let ramp = |i: usize, len: usize| -> Vec<f32> {
+            (0..len).map(|j| ((j * 31 + i * 17) % 997) as f32 / 498.0 - 1.0).collect()
+        };
+        for (i, &p) in g.parameters().iter().enumerate() {
+            let mut numbers = ramp(i, g.shape(p).len());
+            if i == 0 {
+                numbers.iter_mut().for_each(|x| *x = first(*x));
+            }
+            exec.write_parameter(Region::Weights, i, &numbers).expect("its length");
+        }
+        for t in g.nodes().iter().flat_map(|n| n.inputs.clone()).filter(|&t| g.info(t).kind == Kind::Input) {
+            exec.write(t, &ramp(7, g.shape(t).len())).expect("its length");
+        }
+        exec.run(Draws::default()).expect("a run");
+        let mut all = vec![0.0];
+        exec.read(self.loss, &mut all).expect("kept");
+        for (i, &p) in g.parameters().iter().enumerate() {
+            let mut gradient = vec![0.0; g.shape(p).len()];
+            exec.read_parameter(Region::Gradients, i, &mut gradient).expect("its length");
+            all.extend(gradient);
+        }
+        all
+    }
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+fn rounded(x: f32) -> f32 {
+    bf16::widen(bf16::round(x))
+}
+
+/// Names of what is kept in bf16.
+fn halves(g: &Graph) -> Vec<&str> {
+    g.nodes().iter().filter(|n| matches!(n.op, Op::ToBf16(_))).map(|n| n.name.as_str()).collect()
+}
+
+#[test]
+fn operations_compute_of_kept_numbers_what_they_do_of_rounded_ones() {
+    // Odd numbers of numbers in a picture and in all, several tasks, one that is shorter.
+    for shape in [[3, 37, 37, 3], [2, 64, 48, 16], [1, 1, 8191, 1]] {
+        let mut ops: Vec<Op> = Activation::ALL.map(|a| Activate(a).into()).to_vec();
+        for silu in [false, true] {
+            ops.push(GroupNorm { groups: 1, eps: 1e-5, silu }.into());
+        }
+        for op in ops {
+            let (name, mut g) = (op.operation().name(), Graph::new());
+            let p = g.parameter("p", shape);
+            let x = g.add("x", Affine { scale: 1.0, shift: 0.0 }, &[p]).expect("the shapes fit");
+            let mut operands = vec![x];
+            if matches!(op, Op::GroupNorm(_)) {
+                operands.extend(["gamma", "beta"].map(|name| g.parameter(name, [shape[3]])));
+            }
+            let y = g.add("y", op, &operands).expect("the shapes fit");
+            let plain = Training::new(g, y);
+            let kept = plain.kept();
+            assert_eq!(halves(&kept.graph), ["x"], "{name}");
+            for isa in Isa::all() {
+                let [mut a, mut b] = [&plain, &kept].map(|t| t.executor(Factors::F32, 2, isa));
+                let (want, got) = (plain.run(&mut a, rounded), kept.run(&mut b, |x| x));
+                assert!(want.iter().all(|v| v.is_finite()));
+                assert_eq!(bits(&got), bits(&want), "{name} of {shape:?} on {isa}");
+                assert_ne!(bits(&got), bits(&plain.run(&mut a, |x| x)), "{name}: nothing was rounded");
+            }
+        }
+    }
+}
+
+/// Blocks as networks have them: what norms and activations read, what convolutions do, what both do, and a residual.
+fn network() -> Training {
+    let mut g = Graph::new();
+    let conv = |g: &mut Graph, name: &str, x: Tensor| {
+        let (w, b) = (g.parameter("w", [3, 3, 16, 16]), g.parameter("b", [16]));
+        g.add(name, Conv2d::new(1, 1), &[x, w, b]).expect("the shapes fit")
+    };
+    let norm = |g: &mut Graph, x: Tensor| {
+        let [gamma, beta] = ["gamma", "beta"].map(|name| g.parameter(name, [16]));
+        g.add("norm", GroupNorm { groups: 4, eps: 1e-5, silu: true }, &[x, gamma, beta]).expect("fits")
+    };
+    let x = g.input("x", [2, 32, 32, 16]);
+    let first = conv(&mut g, "first", x);
+    let y = norm(&mut g, first);
+    let second = conv(&mut g, "second", y);
+    let y = g.add("gelu", Activate(Activation::Gelu), &[second]).expect("fits");
+    let third = conv(&mut g, "third", y);
+    let y = g.add("sum", Add, &[third, first]).expect("fits");
+    // A convolution and a norm read it.
+    let z = norm(&mut g, y);
+    let (a, b) = (conv(&mut g, "of_norm", z), conv(&mut g, "of_sum", y));
+    let y = g.add("join", Add, &[a, b]).expect("fits");
+    let Training { mut graph, loss, gradients } = Training::new(g, y);
+    recompute(&mut graph);
+    Training { graph, loss, gradients }
+}
+
+#[test]
+fn what_only_norms_and_activations_read_again_is_kept_so() {
+    let kept = network().kept();
+    // The sum is what a weight gradient reads.
+    assert_eq!(halves(&kept.graph), ["first", "second"]);
+    let half = |t: Tensor| kept.graph.ty(t).dtype == DType::Bf16;
+    let begins = kept.graph.backward_begins().expect("it has a backward pass");
+    for (i, node) in kept.graph.nodes().iter().enumerate() {
+        for (operand, &t) in node.inputs.iter().enumerate() {
+            let takes = node.op.operation().takes_bf16(operand);
+            assert!(takes || !half(t), "{} does not take bf16", node.name);
+            let name = &kept.graph.info(t).name;
+            let original = !half(t) && ["first", "second"].contains(&name.as_str()) && i >= begins;
+            assert!(!original, "{} reads {name} in f32", node.name);
+        }
+    }
+    assert!(
+        matches!(kept.graph.nodes()[begins].op, Op::Fill(_)),
+        "the backward pass begins with the loss's gradient"
+    );
+}
+
+#[test]
+fn plans_with_bf16_factors_are_smaller_and_their_results_do_not_depend_on_threads() {
+    let training = network();
+    for isa in Isa::all() {
+        let mut f32 = training.executor(Factors::F32, 2, isa);
+        let mut bf16 = training.executor(Factors::Bf16, 2, isa);
+        assert_eq!(halves(bf16.plan().graph()).len(), 2);
+        assert!(halves(f32.plan().graph()).is_empty());
+        let picture = 2 * 32 * 32 * 16;
+        assert!(bf16.plan().arena_len() + picture / 2 <= f32.plan().arena_len());
+
+        let (want, got) = (training.run(&mut f32, |x| x), training.run(&mut bf16, |x| x));
+        let typical = (want.iter().map(|v| f64::from(v * v)).sum::<f64>() / want.len() as f64).sqrt();
+        let difference = want.iter().zip(&got).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>();
+        let difference = (difference / want.len() as f64).sqrt() / typical;
+        assert!((1e-5..2e-2).contains(&difference), "{isa}: {difference}");
+        for threads in [1, 3] {
+            let again = training.run(&mut training.executor(Factors::Bf16, threads, isa), |x| x);
+            assert_eq!(bits(&again), bits(&got), "{threads} threads on {isa}");
+        }
+    }
+}
+
+#[test]
+fn a_tensor_in_bf16_is_not_read_as_f32() {
+    let kept = network().kept();
+    let half = kept.graph.nodes().iter().find(|n| matches!(n.op, Op::ToBf16(_))).expect("there are two");
+    let exec = kept.executor(Factors::F32, 1, Isa::best());
+    let error = exec.read(half.outputs[0], &mut [0.0; 4]).expect_err("another format");
+    assert!(error.to_string().contains("bf16"), "{error}");
+}
