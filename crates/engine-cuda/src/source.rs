@@ -53,7 +53,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 21] = [
+pub const SOURCES: [Source; 22] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -105,6 +105,12 @@ pub const SOURCES: [Source; 21] = [
             "squared_norm",
             "adam",
         ],
+    },
+    Source {
+        name: "bound.cu",
+        text: include_str!("kernels/bound.cu"),
+        define: None,
+        kernels: &["bound_parts", "bound_mean", "bound_grad"],
     },
     Source {
         name: "norm.cu",

@@ -240,10 +240,8 @@ pub fn translate(
         Op::Conv2dTranspose(op) => t.conv_transpose(op),
         Op::Conv2dWeightGrad(op) => t.conv_weight_grad(op),
         Op::ToBf16(_) => return Err(unsupported("it stands in the CPU's plans alone".to_owned())),
-        // No kernel yet: the loss of a learned variance.
-        Op::VariationalBound(_) | Op::VariationalBoundGrad(_) => {
-            return Err(unsupported("it has no kernel: use --device cpu".to_owned()));
-        }
+        Op::VariationalBound(op) => t.bound(op),
+        Op::VariationalBoundGrad(op) => t.bound_grad(&op.0),
     }
     if t.work.scratch > i32::MAX as usize {
         return Err(unsupported("its kernels need too much scratch memory: take a smaller batch".to_owned()));

@@ -4,9 +4,10 @@ use super::{Arg, CONTROL, Place, RUN, THREADS, Translation, input, int, output};
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{
     Activation, Affine, DrawNormal, DrawTimestep, Dropout, Fill, LookupGrad, Loss, QSample, Resample,
-    RunningAverage, SinusoidalEmbedding, Slice, Taps,
+    RunningAverage, SinusoidalEmbedding, Slice, Taps, VariationalBound,
 };
 use ddpm_engine::rng::Purpose;
+use std::f64::consts::LN_2;
 
 /// Numbers whose losses or squares are one part.
 pub(crate) const PART: usize = 8192;
@@ -234,5 +235,43 @@ impl Translation<'_> {
         let sizes = [int(x.len()), int(picture(x))];
         let args = [input(0), input(1), t, table, dloss, output(0), sizes[0], sizes[1], steps, kind, delta];
         self.each("loss_grad", x.len(), args);
+    }
+
+    /// The table of timesteps of a bound, and the factor of its sum.
+    fn bound_tables(&mut self, op: &VariationalBound) -> [Arg<Place>; 2] {
+        let mut steps = Vec::with_capacity(6 * op.steps.len());
+        for s in op.steps.iter() {
+            let decoder = f64::from(u8::from(s.decoder));
+            steps.extend([
+                s.to_x_0.0,
+                s.to_x_0.1,
+                s.posterior_x_0,
+                s.log_variance.0,
+                s.log_variance.1,
+                decoder,
+            ]);
+        }
+        let factor = op.scale / (self.inputs[0].len() as f64 * LN_2);
+        [self.constants.push(&steps), self.constants.push(&[factor])]
+    }
+
+    pub(super) fn bound(&mut self, op: &VariationalBound) {
+        let (x, count) = (self.inputs[0], self.inputs[0].len().div_ceil(PART));
+        let [steps, factor] = self.bound_tables(op);
+        let parts = self.scratch(2 * count); // f64
+        let [n, picture, timesteps] = [x.len(), picture(x), op.steps.len()].map(int);
+        let [output_, v, x_0, x_t, t] = [0, 1, 2, 3, 4].map(input);
+        let args = [output_, v, x_0, x_t, t, steps, parts, n, picture, timesteps, int(PART)];
+        self.launch("bound_parts", [count, 1, 1], [THREADS, 1, 1], args);
+        self.launch("bound_mean", [1; 3], [THREADS, 1, 1], [parts, factor, output(0), int(count)]);
+    }
+
+    pub(super) fn bound_grad(&mut self, op: &VariationalBound) {
+        let x = self.inputs[0];
+        let [steps, factor] = self.bound_tables(op);
+        let [n, picture, timesteps] = [x.len(), picture(x), op.steps.len()].map(int);
+        let [output_, v, x_0, x_t, t, dloss] = [0, 1, 2, 3, 4, 5].map(input);
+        let args = [output_, v, x_0, x_t, t, dloss, steps, factor, output(0), n, picture, timesteps];
+        self.each("bound_grad", x.len(), args);
     }
 }

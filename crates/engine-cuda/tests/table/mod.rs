@@ -332,6 +332,19 @@ pub fn cases() -> Vec<Case> {
             b.add(WeightedLoss { loss, weight: weights() }, &[x, y, t])
         }));
     }
+    cases.push(case("variational bound", |b| {
+        // Timesteps that end at the picture and others, and numbers beyond the darkest and the brightest level.
+        let step = |t: usize| BoundStep {
+            to_x_0: (1.0 + 0.1 * t as f64, -0.2 - 0.1 * t as f64),
+            posterior_x_0: 0.9 / (1.0 + t as f64),
+            log_variance: (-4.0 + 0.1 * t as f64, -2.0 + 0.1 * t as f64),
+            decoder: t.is_multiple_of(3),
+        };
+        let (output, v) = (b.p([5, 30, 30, 3]), b.p([5, 30, 30, 3]));
+        let (x_0, x_t, t) = (b.input([5, 30, 30, 3]), b.input([5, 30, 30, 3]), b.numbers(5));
+        let bound = VariationalBound { steps: (0..4).map(step).collect(), scale: 0.7 };
+        b.add(bound, &[output, v, x_0, x_t, t])
+    }));
     cases
 }
 
@@ -589,6 +602,8 @@ fn no_operation_is_left_out() {
         "slice",
         "sum_pixels",
         "sum_rows",
+        "variational_bound",
+        "variational_bound_grad",
         "weighted_loss",
         "weighted_loss_grad",
     ] {
