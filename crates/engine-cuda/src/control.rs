@@ -6,7 +6,9 @@ use ddpm_engine::{AdamStep, Draws};
 pub const BYTES: usize = 256;
 /// Where the numbers of an optimizer's step begin.
 pub const ADAM: usize = 16;
-/// Where the squared norm of the gradients is, an f64.
+/// Where a word is that is not 0 if the weights were held back, and a word behind it the squared norm of the gradients, an f64.
+pub const HELD: usize = 56;
+/// Where that norm is.
 pub const SQUARED_NORM: usize = 64;
 
 /// What random draws depend on.
@@ -14,15 +16,15 @@ pub fn draws(draws: Draws) -> [u32; 4] {
     [draws.seed as u32, (draws.seed >> 32) as u32, draws.step, draws.first_index]
 }
 
-/// The numbers of an optimizer's step; computed in f64, as the CPU's.
-pub fn adam(step: &AdamStep) -> [f32; 10] {
+/// The words of an optimizer's step, computed in f64, as the CPU's, and that the weights are not held back.
+pub fn adam(step: &AdamStep) -> [u32; 11] {
     let correction1 = 1.0 - step.beta1.powf(step.step as f64);
     let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
     let (decay, shrink) = match step.decoupled {
         true => (0.0, 1.0 - step.lr * step.weight_decay),
         false => (step.weight_decay, 1.0),
     };
-    [
+    let numbers = [
         -step.lr / correction1,
         1.0 / correction2,
         step.eps,
@@ -33,6 +35,18 @@ pub fn adam(step: &AdamStep) -> [f32; 10] {
         shrink,
         1.0 - step.ema_decay,
         step.grad_scale,
-    ]
-    .map(|v| v as f32)
+    ];
+    std::array::from_fn(|i| numbers.get(i).map_or(0, |&v| (v as f32).to_bits()))
+}
+
+/// Draws and an optimizer's step, from the start of the block on.
+pub fn training(of: Draws, step: &AdamStep) -> [u32; 15] {
+    let (draws, adam) = (draws(of), adam(step));
+    std::array::from_fn(|i| if i < 4 { draws[i] } else { adam[i - 4] })
+}
+
+/// Whether the weights were held back, and the squared norm of the gradients, from the bytes at [`HELD`].
+pub fn outcome(bytes: [u8; 16]) -> (bool, f64) {
+    let [held, norm]: [u64; 2] = bytemuck::cast(bytes);
+    (held as u32 != 0, f64::from_bits(norm))
 }

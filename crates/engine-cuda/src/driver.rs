@@ -6,10 +6,13 @@ use crate::ffi;
 use crate::gpu::{Gpu, Launch};
 use crate::translate::Choices;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
-use cudarc::driver::{CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice,
+};
 use cudarc::nvrtc::Ptx;
 use ddpm_engine::{Device, Error, Executor, Footprint, Graph, PlanOptions, Result};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -95,6 +98,15 @@ fn says(error: DriverError) -> String {
     format!("{hint} ({what})")
 }
 
+/// Two buffers of one length that the GPU reads by itself: one is filled while the copy from the other may be under way.
+struct Pinned {
+    buffers: [PinnedHostSlice<u8>; 2],
+    next: usize,
+}
+
+/// Less is copied by the driver before it returns, in one go with its call.
+const SMALL_UPLOAD: usize = 64 << 10;
+
 /// One GPU with one stream and one piece of memory.
 struct CudaGpu {
     index: usize,
@@ -102,6 +114,8 @@ struct CudaGpu {
     stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
     memory: Option<Mutex<CudaSlice<u8>>>,
+    /// By their length.
+    pinned: Mutex<HashMap<usize, Pinned>>,
     base: u64,
     graphs: Vec<ffi::Graph>,
 }
@@ -122,8 +136,8 @@ impl CudaGpu {
             );
             return Err(Error::Device { device: format!("cuda:{index}"), reason });
         }
-        let (functions, graphs) = (HashMap::new(), Vec::new());
-        Ok(Self { index, context, stream, functions, memory: None, base: 0, graphs })
+        let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
+        Ok(Self { index, context, stream, functions, memory: None, pinned, base: 0, graphs })
     }
 
     fn error(&self, e: DriverError) -> Error {
@@ -204,6 +218,27 @@ impl Gpu for CudaGpu {
         let mut memory = self.memory()?;
         let mut place = memory.slice_mut(at..at + data.len());
         self.stream.memcpy_htod(data, &mut place).map_err(|e| self.error(e))
+    }
+
+    fn upload(&self, at: usize, data: &[u8]) -> Result<()> {
+        if data.len() < SMALL_UPLOAD {
+            return self.write(at, data);
+        }
+        let mut all = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let Pinned { buffers, next } = match all.entry(data.len()) {
+            Entry::Occupied(there) => there.into_mut(),
+            Entry::Vacant(place) => {
+                let buffer = || ffi::pinned(&self.context, data.len()).map_err(|e| self.error(e));
+                place.insert(Pinned { buffers: [buffer()?, buffer()?], next: 0 })
+            }
+        };
+        let buffer = &mut buffers[*next];
+        *next = 1 - *next;
+        // Waits for the copy before the last.
+        buffer.as_mut_slice().map_err(|e| self.error(e))?.copy_from_slice(data);
+        let mut memory = self.memory()?;
+        let mut place = memory.slice_mut(at..at + data.len());
+        self.stream.memcpy_htod(&*buffer, &mut place).map_err(|e| self.error(e))
     }
 
     fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {

@@ -2,15 +2,17 @@
 //!
 //! The memory has the control block, the plan's constants, and the plan's arena with the places that the plan gives, as
 //! on the CPU. All calls are made once, when the executor is; a run writes the control block and starts them, as one
-//! graph where the GPU has graphs.
+//! graph where the GPU has graphs. So does a training run, in whose graph the gradients' norm, the look whether it and the
+//! loss are finite, and the optimizer's step are too.
 
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch};
 use crate::translate::{Choices, Constants, Place, translate};
-use ddpm_engine::graph::Graph;
+use ddpm_engine::graph::{Graph, Kind};
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{
     AdamStep, Draws, Error, Executor, Footprint, NodeTime, Plan, PlanOptions, Region, Result, Tensor,
+    TrainingRun,
 };
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -27,6 +29,8 @@ struct Laid {
     constants: Constants,
     /// The calls of each node.
     nodes: Vec<Vec<Launch<usize>>>,
+    /// The loss of a plan whose weights are updated by its training runs.
+    loss: Option<Tensor>,
     /// Where the arena begins, and where the parts of the gradients' norm do.
     arena: usize,
     parts: usize,
@@ -42,7 +46,8 @@ impl Laid {
         }
         let workspaces: Vec<Workspace> =
             works.iter().map(|w| Workspace { scratch: w.scratch, kept: 0 }).collect();
-        // Weights are updated together, behind the run.
+        // Weights are updated together, behind the nodes.
+        let loss = options.update_in_runs.filter(|_| options.gradients.is_some());
         let options = PlanOptions { update_in_runs: None, ..options.clone() };
         let plan = Plan::new(graph, &options, &workspaces);
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
@@ -66,7 +71,48 @@ impl Laid {
             work.launches.iter().map(|l| l.placed(place)).collect()
         });
         let nodes = nodes.collect();
-        Ok(Self { plan, constants, nodes, arena, parts, bytes })
+        Ok(Self { plan, constants, nodes, loss, arena, parts, bytes })
+    }
+
+    fn byte(&self, number: usize) -> usize {
+        self.arena + number * 4
+    }
+
+    /// The calls for the squared norm of these gradients.
+    fn norm(&self, gradients: &Range<usize>) -> [Launch<usize>; 2] {
+        let (n, count) = (gradients.len(), gradients.len().div_ceil(PART));
+        let (x, parts) = (Arg::At(self.byte(gradients.start)), Arg::At(self.parts));
+        [
+            call("square_parts", count, vec![x, parts, int(n), int(PART)]),
+            call("squared_norm", 1, vec![parts, int(count), Arg::At(0)]),
+        ]
+    }
+
+    /// The call for the optimizer's step along these gradients.
+    fn adam(&self, gradients: &Range<usize>) -> Launch<usize> {
+        let (n, region) = (gradients.len(), |r| self.plan.region(r));
+        let ema = region(Region::Ema);
+        let places = [
+            gradients.clone(),
+            region(Region::Weights),
+            region(Region::ExpAvg),
+            region(Region::ExpAvgSq),
+            ema.clone(),
+        ];
+        let mut args: Vec<Arg<usize>> = places.iter().map(|r| Arg::At(self.byte(r.start))).collect();
+        args.extend([int(n), int(usize::from(!ema.is_empty())), Arg::At(0)]);
+        call("adam", blocks(n), args)
+    }
+
+    /// The calls behind the nodes of a training run: none in a plan without.
+    fn updates(&self) -> Vec<Launch<usize>> {
+        let gradients = self.plan.region(Region::Gradients);
+        let Some(loss) = self.loss.filter(|_| !gradients.is_empty()) else { return Vec::new() };
+        let loss = Arg::At(self.byte(self.plan.place(loss).start));
+        let mut calls = self.norm(&gradients).to_vec();
+        calls.push(call("hold", 1, vec![loss, Arg::At(0)]));
+        calls.push(self.adam(&gradients));
+        calls
     }
 
     fn footprint(&self) -> Footprint {
@@ -90,9 +136,15 @@ pub fn footprint(graph: Graph, options: &PlanOptions, choices: Choices) -> Resul
 pub struct GpuExecutor<G> {
     gpu: G,
     laid: Laid,
+    /// The calls behind the nodes of a training run.
+    updates: Vec<Launch<usize>>,
+    /// The graphs of a run and of a training run.
     graph: Option<usize>,
+    training: Option<usize>,
     profiling: bool,
     times: Vec<(u64, Duration)>,
+    /// Training runs that were profiled, and the time of their updates.
+    update_times: (u32, Duration),
 }
 
 impl<G: Gpu> GpuExecutor<G> {
@@ -106,7 +158,7 @@ impl<G: Gpu> GpuExecutor<G> {
         let all: Vec<Launch<usize>> = laid.nodes.iter().flatten().cloned().collect();
         let mut kernels: Vec<&'static str> = all.iter().map(|l| l.kernel).collect();
         if options.gradients.is_some() {
-            kernels.extend(["copy", "add", "square_parts", "squared_norm", "adam"]);
+            kernels.extend(["copy", "add", "square_parts", "squared_norm", "hold", "adam"]);
         }
         kernels.sort_unstable();
         kernels.dedup();
@@ -114,8 +166,14 @@ impl<G: Gpu> GpuExecutor<G> {
         gpu.prepare(&kernels)?;
         gpu.write(control::BYTES, laid.constants.bytes())?;
         let graph = gpu.record(&all)?;
+        let updates = laid.updates();
+        let training = match updates.is_empty() {
+            true => None,
+            false => gpu.record(&[&all[..], &updates].concat())?,
+        };
         let times = vec![(0, Duration::ZERO); laid.nodes.len()];
-        Ok(Self { gpu, laid, graph, profiling: false, times })
+        let update_times = (0, Duration::ZERO);
+        Ok(Self { gpu, laid, updates, graph, training, profiling: false, times, update_times })
     }
 
     /// The kernel calls of each node, in the plan's order.
@@ -124,7 +182,7 @@ impl<G: Gpu> GpuExecutor<G> {
     }
 
     fn byte(&self, number: usize) -> usize {
-        self.laid.arena + number * 4
+        self.laid.byte(number)
     }
 
     fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
@@ -160,14 +218,30 @@ impl<G: Gpu> GpuExecutor<G> {
         Ok(if sum.is_empty() { last } else { sum })
     }
 
-    fn launch(&self, kernel: &'static str, blocks: usize, args: Vec<Arg<usize>>) -> Result<()> {
-        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).max(1);
-        self.gpu.launch(&Launch { kernel, grid: [blocks, 1, 1], block: [THREADS, 1, 1], args })
+    /// Starts all nodes one by one, and takes their times if that is asked for.
+    fn run_nodes(&mut self) -> Result<()> {
+        for (node, (runs, time)) in self.laid.nodes.iter().zip(&mut self.times) {
+            let start = Instant::now();
+            node.iter().try_for_each(|launch| self.gpu.launch(launch))?;
+            if self.profiling {
+                self.gpu.finish()?;
+                *runs += 1;
+                *time += start.elapsed();
+            }
+        }
+        Ok(())
     }
+}
 
-    fn blocks(&self, count: usize) -> usize {
-        count.div_ceil(THREADS as usize).min(MOST_BLOCKS as usize)
-    }
+/// A call of a kernel in one row of blocks.
+fn call(kernel: &'static str, blocks: usize, args: Vec<Arg<usize>>) -> Launch<usize> {
+    let blocks = u32::try_from(blocks).unwrap_or(u32::MAX).max(1);
+    Launch { kernel, grid: [blocks, 1, 1], block: [THREADS, 1, 1], args }
+}
+
+/// Blocks whose threads go over `count` numbers.
+fn blocks(count: usize) -> usize {
+    count.div_ceil(THREADS as usize).min(MOST_BLOCKS as usize)
 }
 
 /// A size as an argument; sizes were checked when the plan was laid out.
@@ -189,8 +263,11 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
     }
 
     fn write(&mut self, t: Tensor, data: &[f32]) -> Result<()> {
-        let place = self.checked(t, data.len())?;
-        self.gpu.write(self.byte(place.start), bytemuck::cast_slice(data))
+        let (place, data) = (self.checked(t, data.len())?, bytemuck::cast_slice(data));
+        match self.laid.plan.graph().info(t).kind {
+            Kind::Input => self.gpu.upload(self.byte(place.start), data),
+            _ => self.gpu.write(self.byte(place.start), data),
+        }
     }
 
     fn read(&self, t: Tensor, out: &mut [f32]) -> Result<()> {
@@ -213,18 +290,38 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         if let (Some(graph), false) = (self.graph, self.profiling) {
             return self.gpu.replay(graph);
         }
-        for (node, (runs, time)) in self.laid.nodes.iter().zip(&mut self.times) {
+        self.run_nodes()
+    }
+
+    fn trains(&self) -> bool {
+        !self.updates.is_empty()
+    }
+
+    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+        if !self.trains() {
+            return Err(Error::Resources(
+                "the plan was not made to update weights within its runs".to_owned(),
+            ));
+        }
+        self.gpu.write(0, bytemuck::bytes_of(&control::training(draws, step)))?;
+        if let (Some(graph), false) = (self.training, self.profiling) {
+            self.gpu.replay(graph)?;
+        } else {
+            self.run_nodes()?;
             let start = Instant::now();
-            for launch in node {
-                self.gpu.launch(launch)?;
-            }
+            self.updates.iter().try_for_each(|launch| self.gpu.launch(launch))?;
             if self.profiling {
                 self.gpu.finish()?;
-                *runs += 1;
-                *time += start.elapsed();
+                self.update_times.0 += 1;
+                self.update_times.1 += start.elapsed();
             }
         }
-        Ok(())
+        let mut outcome = [0; 16];
+        self.gpu.read(control::HELD, &mut outcome)?;
+        Ok(match control::outcome(outcome) {
+            (true, _) => TrainingRun::Stopped { updated: 0 },
+            (false, square) => TrainingRun::Whole { gradient_norm: square.sqrt() },
+        })
     }
 
     fn accumulate(&mut self, start: bool) -> Result<()> {
@@ -234,22 +331,19 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         }
         let n = last.len();
         let [sum, last] = [sum.start, last.start].map(|at| Arg::At(self.byte(at)));
-        let blocks = self.blocks(n.div_ceil(4));
-        match start {
-            true => self.launch("copy", blocks, vec![last, sum, int(n)]),
-            false => self.launch("add", blocks, vec![sum, last, sum, int(n)]),
-        }
+        let blocks = blocks(n.div_ceil(4));
+        self.gpu.launch(&match start {
+            true => call("copy", blocks, vec![last, sum, int(n)]),
+            false => call("add", blocks, vec![sum, last, sum, int(n)]),
+        })
     }
 
     fn gradient_norm(&self) -> Result<f64> {
         let gradients = self.update_gradients()?;
-        let (n, count) = (gradients.len(), gradients.len().div_ceil(PART));
-        if n == 0 {
+        if gradients.is_empty() {
             return Ok(0.0);
         }
-        let (x, parts) = (Arg::At(self.byte(gradients.start)), Arg::At(self.laid.parts));
-        self.launch("square_parts", count, vec![x, parts, int(n), int(PART)])?;
-        self.launch("squared_norm", 1, vec![parts, int(count), Arg::At(0)])?;
+        self.laid.norm(&gradients).iter().try_for_each(|launch| self.gpu.launch(launch))?;
         let mut square = 0.0f64;
         self.gpu.read(control::SQUARED_NORM, bytemuck::bytes_of_mut(&mut square))?;
         Ok(square.sqrt())
@@ -257,33 +351,31 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
 
     fn update(&mut self, step: &AdamStep) -> Result<()> {
         let gradients = self.update_gradients()?;
-        let n = gradients.len();
-        if n == 0 {
+        if gradients.is_empty() {
             return Ok(());
         }
         self.gpu.write(control::ADAM, bytemuck::bytes_of(&control::adam(step)))?;
-        let region = |r| self.laid.plan.region(r);
-        let ema = region(Region::Ema);
-        let places = [
-            gradients,
-            region(Region::Weights),
-            region(Region::ExpAvg),
-            region(Region::ExpAvgSq),
-            ema.clone(),
-        ];
-        let mut args: Vec<Arg<usize>> = places.iter().map(|r| Arg::At(self.byte(r.start))).collect();
-        args.extend([int(n), int(usize::from(!ema.is_empty())), Arg::At(0)]);
-        self.launch("adam", self.blocks(n), args)
+        self.gpu.launch(&self.laid.adam(&gradients))
     }
 
     fn set_profiling(&mut self, on: bool) {
         self.profiling = on;
         if on {
             self.times.fill((0, Duration::ZERO));
+            self.update_times = (0, Duration::ZERO);
         }
+    }
+
+    fn profiling_slows(&self) -> bool {
+        // Nodes are waited for one by one.
+        true
     }
 
     fn profile(&self) -> Vec<NodeTime> {
         NodeTime::of_nodes(self.laid.plan.graph(), &self.times)
+    }
+
+    fn update_time(&self) -> Duration {
+        self.update_times.1 / self.update_times.0.max(1)
     }
 }

@@ -3,16 +3,25 @@
 
 use crate::gpu::{Arg, Launch};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PushKernelArg,
+    CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PinnedHostSlice,
+    PushKernelArg,
 };
 use cudarc::nvrtc::result as nvrtc;
 use cudarc::nvrtc::sys as nvrtc_sys;
 use std::ffi::{CString, c_char};
+use std::sync::Arc;
 
 /// Whether the driver's library can be loaded.
 pub fn has_driver() -> bool {
     // SAFETY: loading runs the library's initialisers; it is NVIDIA's driver, or nothing of that name is there.
     unsafe { cudarc::driver::sys::is_culib_present() }
+}
+
+/// Memory of the host that the GPU reads by itself.
+pub fn pinned(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>, DriverError> {
+    // SAFETY: the memory comes from the driver, not from the compiler, and any bytes are numbers; they are written before
+    // they are read.
+    unsafe { context.alloc_pinned(bytes) }
 }
 
 /// Whether NVRTC's library can be loaded.

@@ -43,7 +43,7 @@ impl<P: Copy> Launch<P> {
 }
 
 /// A GPU with one piece of memory. Calls are carried out in order; all but [`read`](Self::read) and
-/// [`finish`](Self::finish) may return before they are done.
+/// [`finish`](Self::finish) may return before they are done, and then no longer need what they were given.
 pub trait Gpu: Send {
     /// For a person: "NVIDIA H200, driver 12.8".
     fn describe(&self) -> String;
@@ -56,6 +56,12 @@ pub trait Gpu: Send {
 
     /// Copies to the GPU.
     fn write(&self, at: usize, data: &[u8]) -> Result<()>;
+
+    /// As [`write`](Self::write), of what is written again and again in one length, as the pictures of batches: it may go
+    /// through memory that the GPU reads by itself.
+    fn upload(&self, at: usize, data: &[u8]) -> Result<()> {
+        self.write(at, data)
+    }
 
     /// Copies from the GPU.
     fn read(&self, at: usize, out: &mut [u8]) -> Result<()>;

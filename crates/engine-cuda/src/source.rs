@@ -103,6 +103,7 @@ pub const SOURCES: [Source; 22] = [
             "loss_grad",
             "square_parts",
             "squared_norm",
+            "hold",
             "adam",
         ],
     },

@@ -6,6 +6,7 @@ mod cases;
 mod emulator;
 mod networks;
 mod table;
+mod training;
 
 use cases::{Golden, run_case};
 use ddpm_engine::{Arithmetic, Executor, Factors, PlanOptions};
@@ -79,7 +80,8 @@ fn training_steps_agree_with_the_cpu() {
     if Emulator::new().is_none() {
         return;
     }
-    table::train(&make(Choices::default()));
+    training::by_the_host(&make(Choices::default()));
+    training::in_runs(&in_order(Choices::default(), Order::Backwards));
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod cases;
 mod networks;
 mod table;
+mod training;
 
 use cases::{Golden, run_case};
 use ddpm_engine::{Arithmetic, Device, Executor, Factors, Graph, PlanOptions};
@@ -79,7 +80,8 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
 #[test]
 fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
     if there() {
-        table::train(&make(Choices::default()));
+        training::by_the_host(&make(Choices::default()));
+        training::in_runs(&make(Choices::default()));
     }
 }
 

@@ -109,9 +109,15 @@ pub trait Executor: Send {
     /// Runs all nodes once. Moves no weights.
     fn run(&mut self, draws: Draws) -> Result<()>;
 
+    /// Whether [`train`](Self::train) may be called: the plan was made to [update in runs](PlanOptions::update_in_runs), or the
+    /// executor to update behind them.
+    fn trains(&self) -> bool {
+        self.plan().updates().is_some()
+    }
+
     /// Runs all nodes once and moves the weights, as [`run`](Self::run), [`gradient_norm`](Self::gradient_norm) and
-    /// [`update`](Self::update) together do, to the bit. Only for plans that [update in runs](PlanOptions::update_in_runs),
-    /// which the other two are not for.
+    /// [`update`](Self::update) together do, to the bit. Only where it [may](Self::trains) be; plans that update in runs are not
+    /// for the other two.
     fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
         let _ = (draws, step);
         Err(Error::Resources("the plan was not made to update weights within its runs".to_owned()))
@@ -130,6 +136,11 @@ pub trait Executor: Send {
 
     /// Starts or stops taking the time of each node; starting forgets earlier times.
     fn set_profiling(&mut self, on: bool);
+
+    /// Whether runs take longer while the time of each node is taken: then those whose whole time counts should not be profiled.
+    fn profiling_slows(&self) -> bool {
+        false
+    }
 
     /// Times since profiling was started, in the plan's order.
     fn profile(&self) -> Vec<NodeTime>;

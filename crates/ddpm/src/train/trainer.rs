@@ -317,7 +317,7 @@ impl Trainer {
 
     /// Makes the gradients and moves the weights along them; loss and gradient norm of the step.
     fn learn(&mut self, learning_rate: f64) -> Result<(f32, f64)> {
-        if self.exec.plan().updates().is_some() {
+        if self.exec.trains() {
             let adam = self.adam(learning_rate, 1.0);
             let number = self.begin(0)?;
             let trained = self.exec.train(self.draws(number), &adam)?;

@@ -16,7 +16,7 @@ struct Control {
     u32 step;
     u32 first_index;
     float rate, root, eps, share1, beta2, share2, decay, shrink, ema_share, scale;
-    u32 unused[2];
+    u32 held, unused;
     double squared_norm;
 };
 

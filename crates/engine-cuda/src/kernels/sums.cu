@@ -99,10 +99,18 @@ extern "C" __global__ void squared_norm(const double *parts, int count, Control 
     if (threadIdx.x == 0) control->squared_norm = sum;
 }
 
+// The weights stay as they are where the loss or the gradients' norm is not a finite number.
+extern "C" __global__ void hold(const float *loss, Control *control) {
+    if (thread_of_grid() > 0) return;
+    bool finite = fabsf(loss[0]) < INFINITY && fabs(control->squared_norm) < (double)INFINITY;
+    control->held = finite ? 0 : 1;
+}
+
 // One step of Adam or AdamW and of the weights' moving average (`has_ema`), as ddpm_kernels::elementwise::adam.
 extern "C" __global__ void adam(const float *grad, float *weight, float *exp_avg, float *exp_avg_sq, float *ema, int n,
                                 int has_ema, const Control *control) {
     Control k = *control;
+    if (k.held) return;
     for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
         float w = weight[i], m = exp_avg[i], v = exp_avg_sq[i];
         float g = fmaf(k.decay, w, grad[i] * k.scale);

@@ -4,9 +4,7 @@ use ddpm_engine::autodiff::backward;
 use ddpm_engine::graph::Kind;
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{
-    AdamStep, Arithmetic, CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
-};
+use ddpm_engine::{Arithmetic, CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor};
 use std::sync::Arc;
 
 /// Makes an executor.
@@ -30,18 +28,18 @@ impl Case {
 }
 
 /// Adds nodes to a graph, naming everything by its number.
-struct Build {
-    graph: Graph,
-    inputs: usize,
+pub struct Build {
+    pub graph: Graph,
+    pub inputs: usize,
 }
 
 impl Build {
-    fn p(&mut self, shape: impl Into<Shape>) -> Tensor {
+    pub fn p(&mut self, shape: impl Into<Shape>) -> Tensor {
         let name = format!("p{}", self.graph.parameters().len());
         self.graph.parameter(&name, shape)
     }
 
-    fn input(&mut self, shape: impl Into<Shape>) -> Tensor {
+    pub fn input(&mut self, shape: impl Into<Shape>) -> Tensor {
         self.inputs += 1;
         self.graph.input(&format!("x{}", self.inputs), shape)
     }
@@ -57,17 +55,24 @@ impl Build {
         self.graph.add_all(&name, op, inputs).expect("the case's shapes fit")
     }
 
-    fn add(&mut self, op: impl Into<Op>, inputs: &[Tensor]) -> Tensor {
+    pub fn add(&mut self, op: impl Into<Op>, inputs: &[Tensor]) -> Tensor {
         self.all(op, inputs)[0]
     }
 
-    fn conv(&mut self, x: Tensor, kernel: (usize, usize), cout: usize, stride: usize, pad: usize) -> Tensor {
+    pub fn conv(
+        &mut self,
+        x: Tensor,
+        kernel: (usize, usize),
+        cout: usize,
+        stride: usize,
+        pad: usize,
+    ) -> Tensor {
         let cin = self.graph.shape(x).channels();
         let (w, b) = (self.p([kernel.0, kernel.1, cin, cout]), self.p([cout]));
         self.add(Conv2d::new(stride, pad), &[x, w, b])
     }
 
-    fn norm(&mut self, x: Tensor, groups: usize, silu: bool) -> Tensor {
+    pub fn norm(&mut self, x: Tensor, groups: usize, silu: bool) -> Tensor {
         let c = self.graph.shape(x).channels();
         let (gamma, beta) = (self.p([c]), self.p([c]));
         self.add(GroupNorm { groups, eps: 1e-5, silu }, &[x, gamma, beta])
@@ -355,7 +360,7 @@ fn normal(index: usize, len: usize) -> Vec<f32> {
 }
 
 /// Inputs, states and parameters of a graph, made up. Weights are small enough that what goes through them keeps its size.
-fn given(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
+pub fn given(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
     let computed: Vec<Tensor> = graph.nodes().iter().flat_map(|n| n.outputs.clone()).collect();
     let read = graph.nodes().iter().flat_map(|n| n.inputs.clone());
     let mut all: Vec<Tensor> =
@@ -377,7 +382,7 @@ fn given(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
 }
 
 /// The plain CPU executor.
-fn on_cpu(graph: &Graph, options: &PlanOptions) -> Box<dyn Executor> {
+pub fn on_cpu(graph: &Graph, options: &PlanOptions) -> Box<dyn Executor> {
     let arithmetic = Arithmetic { winograd: false, ..Arithmetic::default() };
     let options = PlanOptions { arithmetic, ..options.clone() };
     Box::new(CpuExecutor::new(graph.clone(), &options, 1).expect("a small plan"))
@@ -446,106 +451,6 @@ pub fn agree(case: &Case, arithmetic: Arithmetic, tolerance: f32, make: Make<'_>
     }
     // A second run gives the same bits.
     assert_eq!(got.len(), want.len());
-}
-
-/// A small U-Net with everything that training needs: two updates of two micro-batches each, against the CPU's.
-pub fn train(make: Make<'_>) {
-    const N: usize = 3;
-    const C: usize = 16;
-    let mut b = Build { graph: Graph::new(), inputs: 0 };
-    let x0 = b.input([N, 8, 8, 3]);
-    let t = b.add(DrawTimestep { n: N, steps: 50 }, &[]);
-    let eps = b.add(DrawNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
-    let table = |f: fn(f32) -> f32| (0..50).map(|t| f(1.0 - t as f32 / 50.0)).collect::<Arc<[f32]>>();
-    let op =
-        QSample { sqrt_alpha_bar: table(f32::sqrt), sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()) };
-    let xt = b.add(op, &[x0, eps, t]);
-    let e = b.add(SinusoidalEmbedding { dim: 16, shift: 0.0, cosines_first: false }, &[t]);
-    let (w, bias) = (b.p([1, 1, 16, C]), b.p([C]));
-    let e = b.add(Conv2d::linear(), &[e, w, bias]);
-    let e = b.add(Activate(Activation::Silu), &[e]);
-    let x = b.conv(xt, (3, 3), C, 1, 1);
-    let x = b.add(AddPicture, &[x, e]);
-    let h = b.norm(x, 4, true);
-    let h = b.add(Dropout { p: 0.1, site: 1 }, &[h]);
-    let h = b.conv(h, (3, 3), C, 1, 1);
-    let x = b.add(Add, &[h, x]);
-    let qkv = b.conv(x, (1, 1), 3 * C, 1, 0);
-    let o = b.add(Attention { heads: 4, dropout: Some(Dropout { p: 0.1, site: 2 }) }, &[qkv]);
-    let o = b.conv(o, (1, 1), C, 1, 0);
-    let x = b.add(Add, &[x, o]);
-    let down = b.conv(x, (3, 3), C, 2, 1);
-    let (w, bias) = (b.p([4, 4, C, C]), b.p([C]));
-    let up = Conv2dTranspose {
-        stride: (2, 2),
-        pad: (1, 1).into(),
-        size: (8, 8),
-        like: None,
-        gradient: false,
-        bias: true,
-    };
-    let up = b.add(up, &[down, w, bias]);
-    let x = b.add(Concat, &[up, x]);
-    let x = b.norm(x, 4, true);
-    let y = b.conv(x, (3, 3), 3, 1, 1);
-    let loss = b.add(Loss::Mse, &[y, eps]);
-    let mut graph = ddpm_engine::fuse::fuse(b.graph, &[y, loss]).expect("fuses");
-    let gradients = backward(&mut graph, loss).expect("gradients");
-    ddpm_engine::recompute::recompute(&mut graph);
-    let options = PlanOptions {
-        gradients: Some(gradients),
-        accumulate: true,
-        ema: true,
-        keep: vec![y, loss],
-        ..PlanOptions::default()
-    };
-    let steps = |exec: &mut dyn Executor| {
-        let mut seen = Vec::new();
-        for (t, x) in given(&graph) {
-            exec.write(t, &x).expect("its length");
-        }
-        for step in 1..=2u64 {
-            for micro in 0..2u32 {
-                exec.run(Draws { seed: 7, step: 2 * step as u32 + micro, first_index: 0 }).expect("a run");
-                exec.accumulate(micro == 0).expect("a sum");
-                let mut value = [f32::NAN];
-                exec.read(loss, &mut value).expect("one number");
-                seen.push((format!("loss of step {step}"), value.to_vec()));
-            }
-            let norm = exec.gradient_norm().expect("a norm");
-            seen.push((format!("norm of step {step}"), vec![norm as f32]));
-            let step = AdamStep {
-                lr: 1e-2,
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-4,
-                weight_decay: 0.5,
-                decoupled: step == 1,
-                step,
-                ema_decay: 0.9,
-                grad_scale: 0.5 / norm,
-            };
-            exec.update(&step).expect("an update");
-        }
-        for region in [Region::Weights, Region::GradientSum, Region::ExpAvg, Region::ExpAvgSq, Region::Ema] {
-            for (i, &p) in graph.parameters().iter().enumerate() {
-                let mut x = vec![f32::NAN; graph.shape(p).len()];
-                exec.read_parameter(region, i, &mut x).expect("its length");
-                seen.push((format!("{region:?} of {}", graph.info(p).name), x));
-            }
-        }
-        seen
-    };
-    let want = steps(&mut *on_cpu(&graph, &options));
-    let got = steps(&mut *make(graph.clone(), &options));
-    let again = steps(&mut *make(graph.clone(), &options));
-    assert!(got == again, "a second training differs from the first");
-    for ((what, got), (_, want)) in got.iter().zip(&want) {
-        let scale = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-        for (g, w) in got.iter().zip(want) {
-            assert!((g - w).abs() <= 2e-4 * scale, "{what}: {g}, not {w} (largest {scale})");
-        }
-    }
 }
 
 /// The table has every operation.

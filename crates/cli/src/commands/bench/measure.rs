@@ -104,13 +104,23 @@ impl Part {
     }
 }
 
+/// Steps behind the timed ones whose nodes are timed, where that would [slow](Executor::profiling_slows) these.
+const PROFILED_ASIDE: usize = 3;
+
 /// Whole training steps.
 pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
+    let aside = trainer.executor().profiling_slows();
     while clock.next()? {
         let start = Instant::now();
         trainer.step()?;
         if clock.took(start.elapsed())? {
-            trainer.executor().set_profiling(true);
+            trainer.executor().set_profiling(!aside);
+        }
+    }
+    if aside {
+        trainer.executor().set_profiling(true);
+        for _ in 0..PROFILED_ASIDE {
+            trainer.step()?;
         }
     }
     let (pictures, passes) = (trainer.config().pictures_per_step(), trainer.config().train.accumulate);
@@ -140,7 +150,7 @@ pub fn node_seconds(node: &NodeTime) -> f64 {
 /// The time of an update of the weights, with the norm of the gradients: within the steps that were timed, or the median of a few
 /// behind them. These move nothing: the learning rate is zero.
 fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
-    if exec.plan().updates().is_some() {
+    if exec.trains() {
         return Ok(exec.update_time().as_secs_f64());
     }
     let still = AdamStep {
@@ -181,14 +191,28 @@ pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
     let mut x = vec![0.0; pictures * model.picture_len()];
     Seeds { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.picture_len(), &mut x);
     let mut eps = x.clone();
+    let aside = model.executor().profiling_slows();
     while clock.next()? {
         let start = Instant::now();
         model.predict(&x, 10.0, &mut eps)?;
         if clock.took(start.elapsed())? {
-            model.executor().set_profiling(true);
+            model.executor().set_profiling(!aside);
         }
     }
+    if aside {
+        profile_passes(model, &x)?;
+    }
     Ok(Part::new("forward", [pictures, 1, 1], &clock.finish(), model.executor()))
+}
+
+/// Forward passes whose nodes are timed.
+fn profile_passes(model: &mut Model, x: &[f32]) -> anyhow::Result<()> {
+    let mut eps = x.to_vec();
+    model.executor().set_profiling(true);
+    for _ in 0..PROFILED_ASIDE {
+        model.predict(x, 10.0, &mut eps)?;
+    }
+    Ok(())
 }
 
 /// Denoising steps; `steps` of them are a picture.
@@ -202,7 +226,8 @@ pub fn sample(
     let [pictures, ..] = model.shape();
     let sampler = Options::default().build(schedule, Prediction::Eps)?;
     let mut go_on = clock.next()?;
-    model.executor().set_profiling(true);
+    let aside = model.executor().profiling_slows();
+    model.executor().set_profiling(!aside);
     // Pictures are begun anew until no step is wanted any more.
     while go_on {
         let mut failed = None;
@@ -220,6 +245,9 @@ pub fn sample(
             (None, Err(ddpm::Error::Interrupted)) | (None, Ok(_)) => {}
             (None, Err(error)) => return Err(error.into()),
         }
+    }
+    if aside {
+        profile_passes(model, &vec![0.0; pictures * model.picture_len()])?;
     }
     Ok(Part::new(name, [pictures, steps, 1], &clock.finish(), model.executor()))
 }

@@ -1,0 +1,218 @@
+//! Training steps on an executor against the CPU's: two updates of a small U-Net with everything that training needs.
+
+use super::table::{Build, Make, given, on_cpu};
+use ddpm_engine::autodiff::backward;
+use ddpm_engine::ops::*;
+use ddpm_engine::rng::Purpose;
+use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, Tensor, TrainingRun};
+use std::sync::Arc;
+
+/// A graph with its input, result, loss and gradients.
+struct Network {
+    graph: Graph,
+    x0: Tensor,
+    y: Tensor,
+    loss: Tensor,
+    gradients: Vec<Tensor>,
+}
+
+fn network() -> Network {
+    const N: usize = 3;
+    const C: usize = 16;
+    let mut b = Build { graph: Graph::new(), inputs: 0 };
+    let x0 = b.input([N, 8, 8, 3]);
+    let t = b.add(DrawTimestep { n: N, steps: 50 }, &[]);
+    let eps = b.add(DrawNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
+    let table = |f: fn(f32) -> f32| (0..50).map(|t| f(1.0 - t as f32 / 50.0)).collect::<Arc<[f32]>>();
+    let op =
+        QSample { sqrt_alpha_bar: table(f32::sqrt), sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()) };
+    let xt = b.add(op, &[x0, eps, t]);
+    let e = b.add(SinusoidalEmbedding { dim: 16, shift: 0.0, cosines_first: false }, &[t]);
+    let (w, bias) = (b.p([1, 1, 16, C]), b.p([C]));
+    let e = b.add(Conv2d::linear(), &[e, w, bias]);
+    let e = b.add(Activate(Activation::Silu), &[e]);
+    let x = b.conv(xt, (3, 3), C, 1, 1);
+    let x = b.add(AddPicture, &[x, e]);
+    let h = b.norm(x, 4, true);
+    let h = b.add(Dropout { p: 0.1, site: 1 }, &[h]);
+    let h = b.conv(h, (3, 3), C, 1, 1);
+    let x = b.add(Add, &[h, x]);
+    let qkv = b.conv(x, (1, 1), 3 * C, 1, 0);
+    let o = b.add(Attention { heads: 4, dropout: Some(Dropout { p: 0.1, site: 2 }) }, &[qkv]);
+    let o = b.conv(o, (1, 1), C, 1, 0);
+    let x = b.add(Add, &[x, o]);
+    let down = b.conv(x, (3, 3), C, 2, 1);
+    let (w, bias) = (b.p([4, 4, C, C]), b.p([C]));
+    let up = Conv2dTranspose {
+        stride: (2, 2),
+        pad: (1, 1).into(),
+        size: (8, 8),
+        like: None,
+        gradient: false,
+        bias: true,
+    };
+    let up = b.add(up, &[down, w, bias]);
+    let x = b.add(Concat, &[up, x]);
+    let x = b.norm(x, 4, true);
+    let y = b.conv(x, (3, 3), 3, 1, 1);
+    let loss = b.add(Loss::Mse, &[y, eps]);
+    let mut graph = ddpm_engine::fuse::fuse(b.graph, &[y, loss]).expect("fuses");
+    let gradients = backward(&mut graph, loss).expect("gradients");
+    ddpm_engine::recompute::recompute(&mut graph);
+    Network { graph, x0, y, loss, gradients }
+}
+
+impl Network {
+    fn options(&self) -> PlanOptions {
+        PlanOptions {
+            gradients: Some(self.gradients.clone()),
+            ema: true,
+            keep: vec![self.y, self.loss],
+            ..PlanOptions::default()
+        }
+    }
+
+    fn give(&self, exec: &mut dyn Executor) {
+        for (t, x) in given(&self.graph) {
+            exec.write(t, &x).expect("its length");
+        }
+    }
+
+    fn loss(&self, exec: &dyn Executor) -> f32 {
+        let mut value = [f32::NAN];
+        exec.read(self.loss, &mut value).expect("one number");
+        value[0]
+    }
+
+    /// Everything that training changed.
+    fn state(&self, exec: &dyn Executor, regions: &[Region]) -> Seen {
+        let mut seen = Vec::new();
+        for &region in regions {
+            for (i, &p) in self.graph.parameters().iter().enumerate() {
+                let mut x = vec![f32::NAN; self.graph.shape(p).len()];
+                exec.read_parameter(region, i, &mut x).expect("its length");
+                seen.push((format!("{region:?} of {}", self.graph.info(p).name), x));
+            }
+        }
+        seen
+    }
+}
+
+/// Numbers with what they are.
+type Seen = Vec<(String, Vec<f32>)>;
+
+const OPTIMIZER: [Region; 4] = [Region::Weights, Region::ExpAvg, Region::ExpAvgSq, Region::Ema];
+
+fn adam(step: u64, grad_scale: f64) -> AdamStep {
+    AdamStep {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-4,
+        weight_decay: 0.5,
+        decoupled: step == 1,
+        step,
+        ema_decay: 0.9,
+        grad_scale,
+    }
+}
+
+/// Both give the same, and a second time the same bits.
+fn compare(
+    network: &Network,
+    options: &PlanOptions,
+    make: Make<'_>,
+    steps: &dyn Fn(&mut dyn Executor) -> Seen,
+) {
+    let want = steps(&mut *on_cpu(&network.graph, options));
+    let got = steps(&mut *make(network.graph.clone(), options));
+    let again = steps(&mut *make(network.graph.clone(), options));
+    assert!(got == again, "a second training differs from the first");
+    assert_eq!(got.len(), want.len());
+    for ((what, got), (_, want)) in got.iter().zip(&want) {
+        let scale = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        for (g, w) in got.iter().zip(want) {
+            assert!((g - w).abs() <= 2e-4 * scale, "{what}: {g}, not {w} (largest {scale})");
+        }
+    }
+}
+
+/// Two updates of two micro-batches each, decided by the host.
+pub fn by_the_host(make: Make<'_>) {
+    let network = network();
+    let options = PlanOptions { accumulate: true, ..network.options() };
+    compare(&network, &options, make, &|exec| {
+        let mut seen = Vec::new();
+        network.give(exec);
+        for step in 1..=2u64 {
+            for micro in 0..2u32 {
+                exec.run(Draws { seed: 7, step: 2 * step as u32 + micro, first_index: 0 }).expect("a run");
+                exec.accumulate(micro == 0).expect("a sum");
+                seen.push((format!("loss of step {step}"), vec![network.loss(exec)]));
+            }
+            let norm = exec.gradient_norm().expect("a norm");
+            seen.push((format!("norm of step {step}"), vec![norm as f32]));
+            exec.update(&adam(step, 0.5 / norm)).expect("an update");
+        }
+        seen.extend(network.state(exec, &OPTIMIZER));
+        seen.extend(network.state(exec, &[Region::GradientSum]));
+        seen
+    });
+}
+
+/// Three training runs; in the second the loss is not a number, and the weights stay. Timed and not, with the same bits.
+pub fn in_runs(make: Make<'_>) {
+    let network = network();
+    let options = PlanOptions { update_in_runs: Some(network.loss), ..network.options() };
+    let steps = |exec: &mut dyn Executor, profiling: bool| {
+        assert!(exec.trains());
+        let mut seen = Vec::new();
+        network.give(exec);
+        exec.set_profiling(profiling);
+        let mut picture = vec![0.0; network.graph.shape(network.x0).len()];
+        exec.read(network.x0, &mut picture).expect("its length");
+        for (step, broken) in [(1, false), (2, true), (2, false)] {
+            let mut x0 = picture.clone();
+            if broken {
+                x0[17] = f32::NAN;
+            }
+            exec.write(network.x0, &x0).expect("its length");
+            let before = network.state(exec, &OPTIMIZER);
+            let draws = Draws { seed: 7, step: step as u32, first_index: 0 };
+            let run = exec.train(draws, &adam(step, 0.5)).expect("a run");
+            let loss = network.loss(exec);
+            match run {
+                TrainingRun::Whole { gradient_norm } => {
+                    assert!(!broken, "the loss is {loss}");
+                    seen.push((format!("loss and norm of step {step}"), vec![loss, gradient_norm as f32]));
+                }
+                TrainingRun::Stopped { updated } => {
+                    assert!(broken && updated == 0 && loss.is_nan());
+                    assert!(network.state(exec, &OPTIMIZER) == before, "weights were moved");
+                }
+            }
+        }
+        seen.extend(network.state(exec, &OPTIMIZER));
+        seen
+    };
+    compare(&network, &options, make, &|exec| steps(exec, false));
+    let graph = || network.graph.clone();
+    let (plain, timed) =
+        (steps(&mut *make(graph(), &options), false), steps(&mut *make(graph(), &options), true));
+    assert!(plain == timed, "timing changes numbers");
+
+    // The host does the same, one thing after the other.
+    let mut exec = make(graph(), &options);
+    network.give(&mut *exec);
+    exec.run(Draws { seed: 7, step: 1, first_index: 0 }).expect("a run");
+    let first = vec![network.loss(&*exec), exec.gradient_norm().expect("a norm") as f32];
+    assert_eq!(first, plain[0].1);
+    exec.update(&adam(1, 0.5)).expect("an update");
+    let mut other = make(graph(), &options);
+    network.give(&mut *other);
+    other.train(Draws { seed: 7, step: 1, first_index: 0 }, &adam(1, 0.5)).expect("a run");
+    assert!(network.state(&*exec, &OPTIMIZER) == network.state(&*other, &OPTIMIZER));
+
+    let not_for_it = make(graph(), &network.options()).train(Draws::default(), &adam(1, 1.0));
+    assert!(not_for_it.expect_err("not planned").to_string().contains("within its runs"));
+}
