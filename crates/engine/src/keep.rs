@@ -20,11 +20,8 @@ pub fn keep_in_bf16(graph: &mut Graph, f32: &[Tensor]) {
     let mut wanted = HashSet::new();
     for node in &nodes[forward..] {
         for (i, &t) in node.inputs.iter().enumerate() {
-            if takes(node, i) {
-                wanted.insert(t)
-            } else {
-                refused.insert(t)
-            };
+            let read = if takes(node, i) { &mut wanted } else { &mut refused };
+            read.insert(t);
         }
     }
     let mut kept = HashMap::new();
@@ -38,8 +35,7 @@ pub fn keep_in_bf16(graph: &mut Graph, f32: &[Tensor]) {
                 node.inputs[i] = half;
             }
         }
-        let outputs = node.outputs.clone();
-        let name = node.name.clone();
+        let (outputs, name) = (node.outputs.clone(), node.name.clone());
         made.push(node);
         for t in outputs.into_iter().filter(|_| at < forward) {
             let info = graph.info(t);

@@ -246,13 +246,7 @@ fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kern
                 let panels = i * panels..gather.panel_count().min((i + 1) * panels);
                 scratch.with(|memory| gather.run_panels(x, packed, epilogue, panels, out, memory));
             });
-            for (pixel, out) in run.outputs[0].chunks_exact_mut(channels).enumerate() {
-                let parts = columns.chunks(pixels * width);
-                for (out, part) in out.chunks_mut(width).zip(parts) {
-                    out.copy_from_slice(&part[pixel * out.len()..][..out.len()]);
-                }
-            }
-            return;
+            return join_columns(columns, width, run.outputs[0], channels);
         }
         run.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
             scratch.with(|memory| gather.run(x, packed, epilogue, i * task, out, memory));
@@ -263,6 +257,16 @@ fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kern
         false => kernel.shared(packed_len + columns_len),
     };
     kernel.per_thread(per_thread)
+}
+
+/// Parts of `width` columns (the last of fewer), each of all pixels, side by side: `[pixels][channels]`.
+fn join_columns(parts: &[f32], width: usize, out: &mut [f32], channels: usize) {
+    let pixels = out.len() / channels;
+    for (pixel, out) in out.chunks_exact_mut(channels).enumerate() {
+        for (out, part) in out.chunks_mut(width).zip(parts.chunks(pixels * width)) {
+            out.copy_from_slice(&part[pixel * out.len()..][..out.len()]);
+        }
+    }
 }
 
 /// Packs all weights, panels side by side.
