@@ -6,9 +6,9 @@ use ddpm_engine::{AdamStep, Draws};
 pub const BYTES: usize = 256;
 /// Where the numbers of an optimizer's step begin.
 pub const ADAM: usize = 16;
-/// Where a word is that is not 0 if the weights were held back, and a word behind it the squared norm of the gradients, an f64.
+/// Where a word is that is not 0 if the weights were held back.
 pub const HELD: usize = 56;
-/// Where that norm is.
+/// Where the squared norm of the gradients is, an f64.
 pub const SQUARED_NORM: usize = 64;
 
 /// What random draws depend on.

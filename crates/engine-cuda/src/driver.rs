@@ -7,7 +7,7 @@ use crate::gpu::{Gpu, Launch};
 use crate::translate::Choices;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice,
+    CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice,
 };
 use cudarc::nvrtc::Ptx;
 use ddpm_engine::{Device, Error, Executor, Footprint, Graph, PlanOptions, Result};
@@ -98,9 +98,10 @@ fn says(error: DriverError) -> String {
     format!("{hint} ({what})")
 }
 
-/// Two buffers of one length that the GPU reads by itself: one is filled while the copy from the other may be under way.
+/// Two buffers of one length that the GPU reads by itself: one is filled while the copy from the other may be under way. The
+/// event of each is its last copy (the buffers' own ones are not recorded, as events are off).
 struct Pinned {
-    buffers: [PinnedHostSlice<u8>; 2],
+    buffers: [(PinnedHostSlice<u8>, CudaEvent); 2],
     next: usize,
 }
 
@@ -157,6 +158,13 @@ impl CudaGpu {
             device: format!("cuda:{}", self.index),
             reason: format!("the kernel {kernel} was not prepared"),
         })
+    }
+}
+
+impl Drop for CudaGpu {
+    fn drop(&mut self) {
+        // Copies from pinned buffers end before these go. An error leaves nothing to do.
+        let _ = self.stream.synchronize();
     }
 }
 
@@ -228,17 +236,22 @@ impl Gpu for CudaGpu {
         let Pinned { buffers, next } = match all.entry(data.len()) {
             Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(place) => {
-                let buffer = || ffi::pinned(&self.context, data.len()).map_err(|e| self.error(e));
-                place.insert(Pinned { buffers: [buffer()?, buffer()?], next: 0 })
+                let buffer = || Ok((ffi::pinned(&self.context, data.len())?, self.context.new_event(None)?));
+                let both = || -> Result<_, DriverError> { Ok([buffer()?, buffer()?]) };
+                // The host may have no such memory left: it is a matter of speed.
+                let Ok(buffers) = both() else { return self.write(at, data) };
+                place.insert(Pinned { buffers, next: 0 })
             }
         };
-        let buffer = &mut buffers[*next];
+        let (buffer, copied) = &mut buffers[*next];
         *next = 1 - *next;
-        // Waits for the copy before the last.
+        // The copy before the last; an event that was never recorded is not waited for.
+        copied.synchronize().map_err(|e| self.error(e))?;
         buffer.as_mut_slice().map_err(|e| self.error(e))?.copy_from_slice(data);
         let mut memory = self.memory()?;
         let mut place = memory.slice_mut(at..at + data.len());
-        self.stream.memcpy_htod(&*buffer, &mut place).map_err(|e| self.error(e))
+        self.stream.memcpy_htod(&*buffer, &mut place).map_err(|e| self.error(e))?;
+        copied.record(&self.stream).map_err(|e| self.error(e))
     }
 
     fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {

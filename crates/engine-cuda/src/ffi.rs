@@ -82,7 +82,8 @@ pub fn compile(source: &str, name: &str, options: &[String]) -> Result<Vec<u8>, 
 
 /// Leaves the order of calls to the one stream that there is.
 pub fn without_events(context: &CudaContext) {
-    // SAFETY: all memory is used on one stream, so nothing relies on events between streams.
+    // SAFETY: all memory of the GPU is used on one stream, so nothing of it relies on events; pinned memory of the host has
+    // events of its own (`driver.rs`).
     unsafe { context.disable_event_tracking() };
 }
 

@@ -82,6 +82,7 @@ fn training_steps_agree_with_the_cpu() {
     }
     training::by_the_host(&make(Choices::default()));
     training::in_runs(&in_order(Choices::default(), Order::Backwards));
+    training::held(&make(Choices::default()));
 }
 
 #[test]

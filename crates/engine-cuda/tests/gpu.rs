@@ -82,6 +82,7 @@ fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
     if there() {
         training::by_the_host(&make(Choices::default()));
         training::in_runs(&make(Choices::default()));
+        training::held(&make(Choices::default()));
     }
 }
 

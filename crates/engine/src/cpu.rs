@@ -365,6 +365,7 @@ fn prepare(mut graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, V
         let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
         assert!(inputs.len() <= MOST_OPERANDS && outputs.len() <= MOST_RESULTS, "{}", node.name);
         let operation = node.op.operation();
+        debug_assert!(operation.in_place().is_none_or(|i| !operation.takes_bf16(i)), "{}", node.name);
         let other = |i: usize, ty: &TensorType| ty.dtype != DType::F32 && !operation.takes_bf16(i);
         if let Some((_, ty)) = inputs.iter().enumerate().find(|&(i, ty)| other(i, ty)) {
             return Err(Error::DType { node: node.name.clone(), executor: "CPU", dtype: ty.dtype });

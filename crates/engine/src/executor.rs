@@ -36,7 +36,7 @@ pub enum TrainingRun {
         /// The L2 norm of the gradients.
         gradient_norm: f64,
     },
-    /// The run ended where the loss, or the squares of a gradient, were not finite.
+    /// No weight was moved from where the loss, or the squares of a gradient, were seen not to be finite.
     Stopped {
         /// Parameters that had been updated before.
         updated: usize,

@@ -10,13 +10,13 @@ use crate::recompute::SMALL;
 use crate::shape::DType;
 use std::collections::{HashMap, HashSet};
 
-/// Makes a training graph keep tensors in bf16, but for those in `f32`, where every node of the backward pass that reads them
+/// Makes a training graph keep tensors in bf16, but for those in `but`, where every node of the backward pass that reads them
 /// [takes](crate::ops::Operation::takes_bf16) them so. A graph without a backward pass stays as it is.
-pub fn keep_in_bf16(graph: &mut Graph, f32: &[Tensor]) {
+pub fn keep_in_bf16(graph: &mut Graph, but: &[Tensor]) {
     let Some(forward) = graph.backward_begins() else { return };
     let nodes = graph.nodes().to_vec();
     let takes = |node: &Node, i: usize| node.op.operation().takes_bf16(i);
-    let mut refused: HashSet<Tensor> = f32.iter().copied().collect();
+    let mut refused: HashSet<Tensor> = but.iter().copied().collect();
     let mut wanted = HashSet::new();
     for node in &nodes[forward..] {
         for (i, &t) in node.inputs.iter().enumerate() {

@@ -23,7 +23,8 @@ pub struct Arithmetic {
     /// products, or two fifths, for three to five times the rounding error.
     pub winograd: bool,
     /// What the factors of convolutions, linear layers and attention are rounded to; sums are of f32. Forward through Winograd's
-    /// tiles it is whole numbers of 16 bits instead of bf16, or nothing on a machine without such products.
+    /// tiles it is whole numbers of 16 bits instead of bf16, or nothing on a machine without such products. On the CPU plans
+    /// for training [keep](crate::keep) in bf16 what norms and activations read again.
     pub factors: Factors,
 }
 
@@ -42,7 +43,8 @@ pub struct PlanOptions {
     pub accumulate: bool,
     /// Whether weights are updated within [training runs](crate::Executor::train), each as soon as its gradient is made and no
     /// later node reads the weight: no memory for all gradients is taken, and none can be read. The tensor is the loss: a run
-    /// updates nothing where it is not finite. Not together with `accumulate`. Executors that cannot do so plan as without.
+    /// updates nothing where it is not finite. Not together with `accumulate`. Executors may plan as without, and update all weights
+    /// behind the nodes of a training run.
     pub update_in_runs: Option<Tensor>,
     /// Whether a moving average of the weights is kept.
     pub ema: bool,
@@ -187,7 +189,8 @@ impl Plan {
             fixed.insert(g);
         }
 
-        let mut live = lifetimes(&graph, &options.keep);
+        let keep: Vec<Tensor> = options.keep.iter().copied().chain(options.update_in_runs).collect();
+        let mut live = lifetimes(&graph, &keep);
         let mut followed = HashSet::new();
         if let Some(Updates { gradients, behind, .. }) = &updates {
             for (node, &i) in

@@ -8,7 +8,7 @@
 use crate::graph::{Graph, Node, Tensor};
 use std::collections::{HashMap, HashSet};
 
-/// Tensors of fewer numbers are kept: there is nothing to gain.
+/// Tensors of fewer numbers are left as they are: there is nothing to gain.
 pub(crate) const SMALL: usize = 1 << 12;
 
 /// Makes the backward nodes of `graph` read second results of [recomputable](crate::ops::Operation::recomputable) nodes, made

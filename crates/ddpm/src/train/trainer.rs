@@ -215,9 +215,13 @@ impl Trainer {
         let averages = self.averages.len() * parameters * 4;
         let states = self.states()?;
         let draws = self.draws(u32::MAX);
+        // A run may go on when its call is back: a number that is read waits for it.
+        let mut loss = [0.0];
         self.exec.run(draws)?;
+        self.exec.read(self.graph.loss, &mut loss)?;
         let start = Instant::now();
         self.exec.run(draws)?;
+        self.exec.read(self.graph.loss, &mut loss)?;
         let accumulate = self.config.train.accumulate;
         let step_time = start.elapsed().saturating_mul(u32::try_from(accumulate).unwrap_or(u32::MAX));
         self.set_states(&states)?;

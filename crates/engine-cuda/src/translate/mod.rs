@@ -239,6 +239,7 @@ pub fn translate(
         Op::Conv2d(op) => t.conv(op),
         Op::Conv2dTranspose(op) => t.conv_transpose(op),
         Op::Conv2dWeightGrad(op) => t.conv_weight_grad(op),
+        // Only the CPU's plans have it; its format was refused above.
         Op::ToBf16(_) => return Err(unsupported("it stands in the CPU's plans alone".to_owned())),
         Op::VariationalBound(op) => t.bound(op),
         Op::VariationalBoundGrad(op) => t.bound_grad(&op.0),

@@ -1,5 +1,10 @@
 // Fibers, waiting, tensor cores, and the loop that takes commands from standard input. Behind the kernels' text.
 
+// `control.rs` writes and reads there.
+static_assert(__builtin_offsetof(Control, rate) == 16 && __builtin_offsetof(Control, held) == 56 &&
+                  __builtin_offsetof(Control, squared_norm) == 64,
+              "places in the control block");
+
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {

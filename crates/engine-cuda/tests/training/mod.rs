@@ -6,6 +6,7 @@ use ddpm_engine::ops::*;
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, Tensor, TrainingRun};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A graph with its input, result, loss and gradients.
 struct Network {
@@ -197,9 +198,19 @@ pub fn in_runs(make: Make<'_>) {
     };
     compare(&network, &options, make, &|exec| steps(exec, false));
     let graph = || network.graph.clone();
-    let (plain, timed) =
-        (steps(&mut *make(graph(), &options), false), steps(&mut *make(graph(), &options), true));
-    assert!(plain == timed, "timing changes numbers");
+    let plain = steps(&mut *make(graph(), &options), false);
+    let mut exec = make(graph(), &options);
+    assert!(plain == steps(&mut *exec, true), "timing changes numbers");
+    assert!(exec.update_time() > Duration::ZERO);
+    // What held the weights back in the second run is not in the way of the host.
+    let before = network.state(&*exec, &OPTIMIZER);
+    exec.write(network.x0, &vec![f32::NAN; network.graph.shape(network.x0).len()]).expect("its length");
+    assert!(matches!(exec.train(Draws::default(), &adam(3, 1.0)), Ok(TrainingRun::Stopped { updated: 0 })));
+    assert!(network.state(&*exec, &OPTIMIZER) == before);
+    network.give(&mut *exec);
+    exec.run(Draws::default()).expect("a run");
+    exec.update(&adam(3, 1.0)).expect("an update");
+    assert!(network.state(&*exec, &OPTIMIZER) != before);
 
     // The host does the same, one thing after the other.
     let mut exec = make(graph(), &options);
@@ -215,4 +226,35 @@ pub fn in_runs(make: Make<'_>) {
 
     let not_for_it = make(graph(), &network.options()).train(Draws::default(), &adam(1, 1.0));
     assert!(not_for_it.expect_err("not planned").to_string().contains("within its runs"));
+}
+
+/// Weights stay where the loss is infinite and the gradient is not, and the other way round.
+pub fn held(make: Make<'_>) {
+    for (loss, scale, weight, target, infinite_loss) in
+        [(Loss::Mse, 1.0, 0.5, 1e20, true), (Loss::L1, 1e30, 1e-38, 0.0, false)]
+    {
+        let mut b = Build { graph: Graph::new(), inputs: 0 };
+        let p = b.p([1, 4, 4, 2]);
+        let double = Affine { scale, shift: 0.0 };
+        let y = b.add(double.clone(), &[p]);
+        let y = b.add(double, &[y]);
+        let goal = b.input([1, 4, 4, 2]);
+        let loss = b.add(loss, &[y, goal]);
+        let mut graph = b.graph;
+        let gradients = Some(backward(&mut graph, loss).expect("gradients"));
+        // The loss is not asked for, and there when it is looked at.
+        let options = PlanOptions { gradients, update_in_runs: Some(loss), ..PlanOptions::default() };
+        for mut exec in [on_cpu(&graph, &options), make(graph.clone(), &options)] {
+            let weights = vec![weight; 32];
+            exec.write_parameter(Region::Weights, 0, &weights).expect("its length");
+            exec.write(goal, &[target; 32]).expect("its length");
+            let run = exec.train(Draws::default(), &adam(1, 1.0)).expect("a run");
+            assert_eq!(run, TrainingRun::Stopped { updated: 0 }, "{}", exec.describe());
+            let (mut value, mut after) = ([0.0], vec![0.0; 32]);
+            exec.read(loss, &mut value).expect("one number");
+            assert_eq!(!value[0].is_finite(), infinite_loss, "{}", exec.describe());
+            exec.read_parameter(Region::Weights, 0, &mut after).expect("its length");
+            assert_eq!(after, weights);
+        }
+    }
 }

@@ -135,10 +135,12 @@ pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
         gflop: passes as f64 * nodes.iter().map(|n| 2e-9 * n.multiply_adds as f64).sum::<f64>(),
     };
     let update = Share { name: "update", seconds: update(trainer.executor())?, gflop: 0.0 };
-    let mut shares = vec![of("forward", forward), of("backward", backward), update];
-    let known: f64 = shares.iter().map(|s| s.seconds).sum();
-    shares.push(Share { name: "rest", seconds: (mean - known).max(0.0), gflop: 0.0 });
-    part.shares = shares;
+    part.shares = vec![of("forward", forward), of("backward", backward), update];
+    // Operations that were timed aside took longer than in the steps: there is no rest.
+    if !aside {
+        let known: f64 = part.shares.iter().map(|s| s.seconds).sum();
+        part.shares.push(Share { name: "rest", seconds: (mean - known).max(0.0), gflop: 0.0 });
+    }
     Ok(part)
 }
 
@@ -147,8 +149,8 @@ pub fn node_seconds(node: &NodeTime) -> f64 {
     node.time.as_secs_f64() / node.runs.max(1) as f64
 }
 
-/// The time of an update of the weights, with the norm of the gradients: within the steps that were timed, or the median of a few
-/// behind them. These move nothing: the learning rate is zero.
+/// The time of an update of the weights, with the norm of the gradients: within the steps that were profiled, or the median of a
+/// few behind them. These move nothing: the learning rate is zero.
 fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
     if exec.trains() {
         return Ok(exec.update_time().as_secs_f64());

@@ -320,7 +320,7 @@ settings! {
         device: DeviceChoice = DeviceChoice::Auto,
         /// Threads to compute with; 0: all of the machine's.
         threads: usize = 0,
-        /// What factors are rounded to before they are multiplied: "f32" (nothing), "bf16", faster on GPUs and where the CPU has AVX512-BF16 (there training keeps some numbers so, in less memory), or "tf32", on GPUs alone.
+        /// What factors are rounded to before they are multiplied: "f32" (nothing), "bf16", faster on GPUs and where the CPU has AVX512-BF16 (on any CPU training keeps some numbers so, in less memory), or "tf32", on GPUs alone.
         precision: Precision = Precision::F32,
         /// Whether convolutions of 3x3, and of 4x4 with stride 2, may take Winograd's way: up to 3 times as fast, about 5 times the rounding error of f32.
         winograd: bool = true,
