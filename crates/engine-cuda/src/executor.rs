@@ -49,9 +49,8 @@ impl Laid {
         // Weights are updated together, behind the nodes.
         let loss = options.update_in_runs.filter(|_| options.gradients.is_some());
         assert!(loss.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
-        let mut options = PlanOptions { update_in_runs: None, ..options.clone() };
-        options.keep.extend(loss);
-        let options = options;
+        let keep = options.keep.iter().copied().chain(loss).collect();
+        let options = PlanOptions { update_in_runs: None, keep, ..options.clone() };
         let plan = Plan::new(graph, &options, &workspaces);
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
         let parts = (arena + plan.arena_len() * 4).next_multiple_of(256);

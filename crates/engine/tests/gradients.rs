@@ -668,14 +668,7 @@ fn composite_graphs() {
             let down = b.conv(x, (3, 3), 8, 2, 1);
             let down = b.norm(down, 2, true);
             let (w, bias) = (b.p([4, 4, 6, 8]), b.p([6]));
-            let up = Conv2dTranspose {
-                stride: (2, 2),
-                pad: (1, 1).into(),
-                size: (4, 6),
-                like: None,
-                gradient: false,
-                bias: true,
-            };
+            let up = Conv2dTranspose::new(2, (1, 1), (4, 6));
             let up = b.add(up, &[down, w, bias]);
             let x = b.add(Concat, &[up, x]);
             let x = b.norm(x, 4, true);

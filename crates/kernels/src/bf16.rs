@@ -24,14 +24,8 @@ pub fn widen(x: u16) -> f32 {
 
 /// Every number rounded: `to` has as many.
 pub fn round_all(isa: Isa, from: &[f32], to: &mut [u16]) {
-    #[inline(always)]
-    fn run(from: &[f32], to: &mut [u16]) {
-        for (to, &x) in to.iter_mut().zip(from) {
-            *to = round(x);
-        }
-    }
     assert_eq!(from.len(), to.len(), "a number for each");
-    dispatch!(isa, _s => run(from, to))
+    dispatch!(isa, _s => round_each(from, to))
 }
 
 /// Every number in f32: `to` has as many.
@@ -46,13 +40,19 @@ pub fn widen_all(isa: Isa, from: &[u16], to: &mut [f32]) {
     dispatch!(isa, _s => run(from, to))
 }
 
+/// Rounds as many numbers as there are.
+#[inline(always)]
+fn round_each(from: &[f32], to: &mut [u16]) {
+    for (to, &x) in to.iter_mut().zip(from) {
+        *to = round(x);
+    }
+}
+
 /// Rounds a run of numbers into the halves of words: `to` has half as many, rounded up; a missing last half is zero.
 #[inline(always)]
 pub(crate) fn round_run(from: &[f32], to: &mut [f32]) {
     let halves: &mut [u16] = bytemuck::cast_slice_mut(to);
-    for (to, &x) in halves.iter_mut().zip(from) {
-        *to = round(x);
-    }
+    round_each(from, halves);
     halves[from.len()..].fill(0);
 }
 

@@ -130,9 +130,7 @@ impl Builder {
         let (h, wd) = self.height_and_width(x);
         let size = |s: usize, pad: usize| (s - 1) * stride + kernel - pad;
         let size = (size(h, pad.before.0 + pad.after.0), size(wd, pad.before.1 + pad.after.1));
-        let op =
-            Conv2dTranspose { stride: (stride, stride), pad, size, like: None, gradient: false, bias: true };
-        Ok(self.graph.add(name, op, &[x, w, b])?)
+        Ok(self.graph.add(name, Conv2dTranspose::new(stride, pad, size), &[x, w, b])?)
     }
 
     /// `nn.Linear(_, out)`.

@@ -44,14 +44,7 @@ fn network() -> Network {
     let x = b.add(Add, &[x, o]);
     let down = b.conv(x, (3, 3), C, 2, 1);
     let (w, bias) = (b.p([4, 4, C, C]), b.p([C]));
-    let up = Conv2dTranspose {
-        stride: (2, 2),
-        pad: (1, 1).into(),
-        size: (8, 8),
-        like: None,
-        gradient: false,
-        bias: true,
-    };
+    let up = Conv2dTranspose::new(2, (1, 1), (8, 8));
     let up = b.add(up, &[down, w, bias]);
     let x = b.add(Concat, &[up, x]);
     let x = b.norm(x, 4, true);

@@ -282,6 +282,12 @@ fn pack(gather: &Gather, weights: &[f32], packed: &mut [f32]) {
 }
 
 impl Conv2dTranspose {
+    /// An upsampling layer with a bias, whose result has this height and width.
+    pub fn new(stride: usize, pad: impl Into<Padding>, size: (usize, usize)) -> Self {
+        let (stride, pad) = ((stride, stride), pad.into());
+        Self { stride, pad, size, like: None, gradient: false, bias: true }
+    }
+
     /// The convolution whose transpose this is, from the result's size.
     fn geometry(&self, x: Shape, w: Shape) -> Result<ConvShape, String> {
         let [n, h, wd, c] = pixels(x);
