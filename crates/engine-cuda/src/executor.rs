@@ -2,17 +2,18 @@
 //!
 //! The memory has the control block, the plan's constants, and the plan's arena with the places that the plan gives, as
 //! on the CPU. All calls are made once, when the executor is; a run writes the control block and starts them, as one
-//! graph where the GPU has graphs. So does a training run, in whose graph the gradients' norm, the look whether it and the
+//! graph where the GPU has graphs. What nodes keep of weights is made before a run if weights have changed, and in each training run. So does a training run, in whose graph the gradients' norm, the look whether it and the
 //! loss are finite, and the optimizer's step are too.
 
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch};
-use crate::translate::{Choices, Constants, Place, translate};
+use crate::translate::{Choices, Constants, Place, takes_bf16, translate};
 use ddpm_engine::graph::{Graph, Kind};
+use ddpm_engine::keep::store_in_bf16;
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{
-    AdamStep, Draws, Error, Executor, Footprint, NodeTime, Plan, PlanOptions, Region, Result, Tensor,
-    TrainingRun,
+    AdamStep, DType, Draws, Error, Executor, Factors, Footprint, NodeTime, Plan, PlanOptions, Region, Result,
+    Tensor, TrainingRun,
 };
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -29,6 +30,8 @@ struct Laid {
     constants: Constants,
     /// The calls of each node.
     nodes: Vec<Vec<Launch<usize>>>,
+    /// The calls that make what nodes keep of weights.
+    preparation: Vec<Launch<usize>>,
     /// The loss of a plan whose weights are updated by its training runs.
     loss: Option<Tensor>,
     /// Where the arena begins, and where the parts of the gradients' norm do.
@@ -38,14 +41,19 @@ struct Laid {
 }
 
 impl Laid {
-    fn new(graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Self> {
+    fn new(mut graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Self> {
         let mut constants = Constants::default();
+        if options.arithmetic.factors == Factors::Bf16 {
+            let read: Vec<Tensor> =
+                options.keep.iter().chain(options.gradients.iter().flatten()).copied().collect();
+            store_in_bf16(&mut graph, &read, choices.least_bf16, takes_bf16);
+        }
         let mut works = Vec::with_capacity(graph.nodes().len());
         for node in graph.nodes() {
             works.push(translate(&graph, node, options.arithmetic, choices, &mut constants)?);
         }
         let workspaces: Vec<Workspace> =
-            works.iter().map(|w| Workspace { scratch: w.scratch, kept: 0 }).collect();
+            works.iter().map(|w| Workspace { scratch: w.scratch, kept: w.kept }).collect();
         // Weights are updated together, behind the nodes.
         let loss = options.update_in_runs.filter(|_| options.gradients.is_some());
         assert!(loss.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
@@ -61,19 +69,27 @@ impl Laid {
             return Err(Error::Device { device: "cuda".to_owned(), reason });
         }
         let number = |at: usize| arena + at * 4;
-        let nodes = works.iter().enumerate().map(|(i, work)| {
+        // The kernels read the format off the lowest bit (`In` and `Out` in common.cu).
+        let tensor = |t: Tensor| {
+            let half = plan.graph().ty(t).dtype == DType::Bf16;
+            number(plan.place(t).start) + usize::from(half)
+        };
+        let placed = |i: usize, launches: &[Launch<Place>]| -> Vec<Launch<usize>> {
             let node = &plan.graph().nodes()[i];
             let place = |p: Place| match p {
-                Place::Input(k) => number(plan.place(node.inputs[k]).start),
-                Place::Output(k) => number(plan.place(node.outputs[k]).start),
+                Place::Input(k) => tensor(node.inputs[k]),
+                Place::Output(k) => tensor(node.outputs[k]),
                 Place::Scratch(at) => number(plan.scratch(i).start + at),
+                Place::Kept { at, half } => number(plan.kept(i).start + at) + usize::from(half),
                 Place::Constant(at) => control::BYTES + at,
                 Place::Control => 0,
             };
-            work.launches.iter().map(|l| l.placed(place)).collect()
-        });
-        let nodes = nodes.collect();
-        Ok(Self { plan, constants, nodes, loss, arena, parts, bytes })
+            launches.iter().map(|l| l.placed(place)).collect()
+        };
+        let nodes = works.iter().enumerate().map(|(i, work)| placed(i, &work.launches)).collect();
+        let preparation =
+            works.iter().enumerate().flat_map(|(i, work)| placed(i, &work.preparation)).collect();
+        Ok(Self { plan, constants, nodes, preparation, loss, arena, parts, bytes })
     }
 
     fn byte(&self, number: usize) -> usize {
@@ -140,9 +156,12 @@ pub struct GpuExecutor<G> {
     laid: Laid,
     /// The calls behind the nodes of a training run.
     updates: Vec<Launch<usize>>,
-    /// The graphs of a run and of a training run.
+    /// The graphs of what makes what nodes keep of weights, of a run, and of a training run.
+    preparation: Option<usize>,
     graph: Option<usize>,
     training: Option<usize>,
+    /// Whether weights have changed since the preparation.
+    stale: bool,
     profiling: bool,
     times: Vec<(u64, Duration)>,
     /// Training runs that were profiled, and the time of their updates.
@@ -158,7 +177,7 @@ impl<G: Gpu> GpuExecutor<G> {
     pub fn new(mut gpu: G, graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Self> {
         let laid = Laid::new(graph, options, choices)?;
         let all: Vec<Launch<usize>> = laid.nodes.iter().flatten().cloned().collect();
-        let mut kernels: Vec<&'static str> = all.iter().map(|l| l.kernel).collect();
+        let mut kernels: Vec<&'static str> = all.iter().chain(&laid.preparation).map(|l| l.kernel).collect();
         if options.gradients.is_some() {
             kernels.extend(["copy", "add", "square_parts", "squared_norm", "hold", "adam"]);
         }
@@ -167,15 +186,20 @@ impl<G: Gpu> GpuExecutor<G> {
         gpu.reserve(laid.bytes)?;
         gpu.prepare(&kernels)?;
         gpu.write(control::BYTES, laid.constants.bytes())?;
+        let preparation = match laid.preparation.is_empty() {
+            true => None,
+            false => gpu.record(&laid.preparation)?,
+        };
         let graph = gpu.record(&all)?;
         let updates = laid.updates();
         let training = match updates.is_empty() {
             true => None,
-            false => gpu.record(&[&all[..], &updates].concat())?,
+            false => gpu.record(&[&laid.preparation[..], &all, &updates].concat())?,
         };
         let times = vec![(0, Duration::ZERO); laid.nodes.len()];
         let update_times = (0, Duration::ZERO);
-        Ok(Self { gpu, laid, updates, graph, training, profiling: false, times, update_times })
+        let (profiling, stale) = (false, true);
+        Ok(Self { gpu, laid, updates, preparation, graph, training, stale, profiling, times, update_times })
     }
 
     /// The kernel calls of each node, in the plan's order.
@@ -218,6 +242,18 @@ impl<G: Gpu> GpuExecutor<G> {
             return Err(Error::Resources("the plan was not made for training".to_owned()));
         }
         Ok(if sum.is_empty() { last } else { sum })
+    }
+
+    /// Makes what nodes keep of weights, if it is not there.
+    fn prepare(&mut self) -> Result<()> {
+        if self.stale {
+            match self.preparation {
+                Some(graph) => self.gpu.replay(graph)?,
+                None => self.laid.preparation.iter().try_for_each(|launch| self.gpu.launch(launch))?,
+            }
+            self.stale = false;
+        }
+        Ok(())
     }
 
     /// Starts all nodes one by one, and takes their times if that is asked for.
@@ -266,7 +302,9 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
 
     fn write(&mut self, t: Tensor, data: &[f32]) -> Result<()> {
         let (place, data) = (self.checked(t, data.len())?, bytemuck::cast_slice(data));
-        match self.laid.plan.graph().info(t).kind {
+        let kind = self.laid.plan.graph().info(t).kind;
+        self.stale |= matches!(kind, Kind::Parameter(_));
+        match kind {
             Kind::Input => self.gpu.upload(self.byte(place.start), data),
             _ => self.gpu.write(self.byte(place.start), data),
         }
@@ -279,6 +317,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
 
     fn write_parameter(&mut self, region: Region, i: usize, data: &[f32]) -> Result<()> {
         let place = self.checked_parameter(region, i, data.len())?;
+        self.stale |= region == Region::Weights;
         self.gpu.write(self.byte(place.start), bytemuck::cast_slice(data))
     }
 
@@ -289,6 +328,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
 
     fn run(&mut self, draws: Draws) -> Result<()> {
         self.gpu.write(0, bytemuck::bytes_of(&control::draws(draws)))?;
+        self.prepare()?;
         if let (Some(graph), false) = (self.graph, self.profiling) {
             return self.gpu.replay(graph);
         }
@@ -306,9 +346,12 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
             ));
         }
         self.gpu.write(0, bytemuck::bytes_of(&control::training(draws, step)))?;
+        self.stale = true;
         if let (Some(graph), false) = (self.training, self.profiling) {
             self.gpu.replay(graph)?;
         } else {
+            self.prepare()?;
+            self.stale = true;
             self.run_nodes()?;
             let start = Instant::now();
             self.updates.iter().try_for_each(|launch| self.gpu.launch(launch))?;
@@ -356,6 +399,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         if gradients.is_empty() {
             return Ok(());
         }
+        self.stale = true;
         self.gpu.write(control::ADAM, bytemuck::bytes_of(&control::adam(step)))?;
         self.gpu.launch(&self.laid.adam(&gradients))
     }

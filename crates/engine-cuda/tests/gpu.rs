@@ -54,7 +54,12 @@ fn every_operation_agrees_with_the_cpu() {
     }
     for case in table::cases() {
         for blocks in [Choices::default().blocks, 1] {
-            table::agree(&case, Arithmetic::default(), TOLERANCE, &make(Choices { tf32: false, blocks }));
+            table::agree(
+                &case,
+                Arithmetic::default(),
+                TOLERANCE,
+                &make(Choices { blocks, ..Choices::default() }),
+            );
         }
     }
 }
@@ -67,8 +72,13 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
     let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
     for case in table::convolutions() {
         for blocks in [Choices::default().blocks, 1] {
-            table::agree(&case, Arithmetic::default(), 2e-3, &make(Choices { tf32: true, blocks }));
-            table::agree(&case, bf16, 1.5e-2, &make(Choices { tf32: false, blocks }));
+            table::agree(
+                &case,
+                Arithmetic::default(),
+                2e-3,
+                &make(Choices { tf32: true, blocks, ..Choices::default() }),
+            );
+            table::agree(&case, bf16, 1.5e-2, &make(Choices { blocks, ..Choices::default() }));
         }
     }
     // Softmax makes an error of the scores a relative one of the weights.

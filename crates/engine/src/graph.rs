@@ -149,6 +149,11 @@ impl Graph {
         self.tensor(TensorType { dtype, ..ty }, Kind::Computed, &name, differentiable)
     }
 
+    /// Gives a computed tensor another number format.
+    pub(crate) fn set_dtype(&mut self, t: Tensor, dtype: DType) {
+        self.tensors[t.index()].ty.dtype = dtype;
+    }
+
     /// All parameters, in the order in which they were added.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters

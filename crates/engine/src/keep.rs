@@ -1,8 +1,11 @@
 //! Keeps in bf16 what the backward pass reads again, where factors are bf16: half the memory, and half of what is read.
 //!
-//! A tensor between the passes is rounded behind the node that makes it, and everything that can read bf16 reads that: norms
+//! On the CPU ([`keep_in_bf16`]) a tensor between the passes is rounded behind the node that makes it, and everything that can read bf16 reads that: norms
 //! and activations, in both passes, so that a gradient belongs to the very numbers that its operation saw. What the forward pass
 //! alone reads in f32, as a residual, has a short life.
+//!
+//! On a GPU, where memory is the bound of all but the products, tensors are in bf16 from the start ([`store_in_bf16`]): nodes round
+//! what they write.
 
 use crate::graph::{Graph, Kind, Node, Tensor};
 use crate::ops::{Op, ToBf16};
@@ -50,4 +53,47 @@ pub fn keep_in_bf16(graph: &mut Graph, but: &[Tensor]) {
         }
     }
     graph.set_nodes(made, Some(begins));
+}
+
+/// One of a node's tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operand {
+    /// The operand of this number.
+    Input(usize),
+    /// The result of this number.
+    Output(usize),
+}
+
+/// Makes computed tensors of `least` or more numbers those of bf16, but for those in `but`, where the node that makes one and
+/// every one that reads it take it so.
+pub fn store_in_bf16(
+    graph: &mut Graph,
+    but: &[Tensor],
+    least: usize,
+    takes: impl Fn(&Graph, &Node, Operand) -> bool,
+) {
+    let mut refused: HashSet<Tensor> = but.iter().copied().collect();
+    let mut made = Vec::new();
+    for node in graph.nodes() {
+        for (i, &t) in node.outputs.iter().enumerate() {
+            let large = graph.shape(t).len() >= least && graph.ty(t).dtype == DType::F32;
+            // A state that changes is no new tensor.
+            let state = node
+                .op
+                .operation()
+                .in_place()
+                .is_some_and(|k| i == 0 && graph.info(node.inputs[k]).kind == Kind::State);
+            if large && !state && takes(graph, node, Operand::Output(i)) {
+                made.push(t);
+            }
+        }
+        for (i, &t) in node.inputs.iter().enumerate() {
+            if !takes(graph, node, Operand::Input(i)) {
+                refused.insert(t);
+            }
+        }
+    }
+    for t in made.into_iter().filter(|t| !refused.contains(t)) {
+        graph.set_dtype(t, DType::Bf16);
+    }
 }

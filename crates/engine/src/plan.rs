@@ -24,7 +24,7 @@ pub struct Arithmetic {
     pub winograd: bool,
     /// What the factors of convolutions, linear layers and attention are rounded to; sums are of f32. Forward through Winograd's
     /// tiles it is whole numbers of 16 bits instead of bf16, or nothing on a machine without such products. On the CPU plans
-    /// for training [keep](crate::keep) in bf16 what norms and activations read again.
+    /// for training [keep](crate::keep) in bf16 what norms and activations read again; on a GPU all that nodes hand on is.
     pub factors: Factors,
 }
 
@@ -326,7 +326,8 @@ fn shared_places(
         }
         let computed = graph.info(from).kind == Kind::Computed;
         let held = fixed.contains(&from) || fixed.contains(&to) || followed.contains(&from);
-        if once && last_use && computed && !held {
+        let alike = graph.ty(from).dtype == graph.ty(to).dtype;
+        if once && last_use && computed && !held && alike {
             root[to.index()] = root[from.index()];
         }
     }

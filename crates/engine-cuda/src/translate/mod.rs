@@ -2,14 +2,18 @@
 
 mod attention;
 mod conv;
+mod half;
 mod norm;
 mod simple;
+
+pub use half::takes_bf16;
 
 use crate::gpu::{Arg, Launch};
 use bytemuck::Pod;
 use ddpm_engine::graph::{Graph, Node};
+use ddpm_engine::keep::Operand;
 use ddpm_engine::ops::Op;
-use ddpm_engine::{Arithmetic, DType, Error, Result, Shape};
+use ddpm_engine::{Arithmetic, DType, Error, Result, Shape, Tensor};
 
 /// How the executor computes, beyond what the plan says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +22,13 @@ pub struct Choices {
     pub tf32: bool,
     /// Blocks that fill a GPU: products with fewer tiles are split. The same for every GPU, so that results are.
     pub blocks: usize,
+    /// Where factors are of bf16, tensors of so many numbers or more are stored in bf16.
+    pub least_bf16: usize,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { tf32: false, blocks: 264 }
+        Self { tf32: false, blocks: 264, least_bf16: 4096 }
     }
 }
 
@@ -35,19 +41,30 @@ pub enum Place {
     Output(usize),
     /// The node's scratch memory, from this number (4 bytes each) on.
     Scratch(usize),
+    /// What the node keeps from run to run, from this number on; `half`: numbers of bf16.
+    Kept {
+        /// From where.
+        at: usize,
+        /// In which format.
+        half: bool,
+    },
     /// The plan's constants, from this byte on.
     Constant(usize),
     /// The control block.
     Control,
 }
 
-/// A node's kernel calls, and the scratch memory that they need (numbers of 4 bytes).
+/// A node's kernel calls, and the memory that they need (numbers of 4 bytes).
 #[derive(Clone, Debug, Default)]
 pub struct Work {
     /// The calls, in order.
     pub launches: Vec<Launch<Place>>,
+    /// The calls that make what is kept, from weights alone: before the first run, and again when weights have changed.
+    pub preparation: Vec<Launch<Place>>,
     /// Scratch memory.
     pub scratch: usize,
+    /// Memory that is kept from run to run.
+    pub kept: usize,
 }
 
 /// Tables that kernels read.
@@ -81,6 +98,9 @@ const RUN: usize = 256;
 struct Translation<'a> {
     inputs: Vec<Shape>,
     outputs: Vec<Shape>,
+    /// Which operands and results are of bf16.
+    half_inputs: Vec<bool>,
+    half_outputs: Vec<bool>,
     arithmetic: Arithmetic,
     choices: Choices,
     constants: &'a mut Constants,
@@ -125,6 +145,13 @@ impl Translation<'_> {
         let at = self.work.scratch;
         self.work.scratch = (at + numbers).next_multiple_of(16);
         Arg::At(Place::Scratch(at))
+    }
+
+    /// Memory for so many numbers of bf16 that is kept from run to run.
+    fn kept_bf16(&mut self, numbers: usize) -> Arg<Place> {
+        let at = self.work.kept;
+        self.work.kept = (at + numbers.div_ceil(2)).next_multiple_of(16);
+        Arg::At(Place::Kept { at, half: true })
     }
 
     /// Sums of runs of rows: `x [pictures, rows, c]` to `[pictures, runs, c]`; the number of runs.
@@ -175,11 +202,16 @@ pub fn translate(
         executor: "CUDA",
         reason,
     };
-    let all = node.inputs.iter().chain(&node.outputs);
-    if let Some(ty) = all.clone().map(|&t| graph.ty(t)).find(|ty| ty.dtype != DType::F32) {
-        return Err(Error::DType { node: node.name.clone(), executor: "CUDA", dtype: ty.dtype });
+    let half = |t: &[Tensor]| t.iter().map(|&t| graph.ty(t).dtype == DType::Bf16).collect::<Vec<_>>();
+    let (half_inputs, half_outputs) = (half(&node.inputs), half(&node.outputs));
+    let of_bf16 = |half: &[bool], operand: fn(usize) -> Operand| {
+        let mut numbers = half.iter().enumerate().filter(|(_, half)| **half);
+        numbers.any(|(i, _)| !takes_bf16(graph, node, operand(i)))
+    };
+    if of_bf16(&half_inputs, Operand::Input) || of_bf16(&half_outputs, Operand::Output) {
+        return Err(Error::DType { node: node.name.clone(), executor: "CUDA", dtype: DType::Bf16 });
     }
-    for &t in all {
+    for &t in node.inputs.iter().chain(&node.outputs) {
         let (shape, most) = (graph.shape(t), i32::MAX as usize);
         if shape.len() > most {
             return Err(unsupported(format!(
@@ -190,10 +222,12 @@ pub fn translate(
             return Err(unsupported(format!("{shape} has more than 65,535 pictures: take a smaller batch")));
         }
     }
-    let shapes = |t: &[ddpm_engine::Tensor]| t.iter().map(|&t| graph.shape(t)).collect::<Vec<_>>();
+    let shapes = |t: &[Tensor]| t.iter().map(|&t| graph.shape(t)).collect::<Vec<_>>();
     let mut t = Translation {
         inputs: shapes(&node.inputs),
         outputs: shapes(&node.outputs),
+        half_inputs,
+        half_outputs,
         arithmetic,
         choices,
         constants,
@@ -239,7 +273,7 @@ pub fn translate(
         Op::Conv2d(op) => t.conv(op),
         Op::Conv2dTranspose(op) => t.conv_transpose(op),
         Op::Conv2dWeightGrad(op) => t.conv_weight_grad(op),
-        // Only the CPU's plans have it; its format was refused above.
+        // Only the CPU's plans have it.
         Op::ToBf16(_) => return Err(unsupported("it stands in the CPU's plans alone".to_owned())),
         Op::VariationalBound(op) => t.bound(op),
         Op::VariationalBoundGrad(op) => t.bound_grad(&op.0),
