@@ -376,7 +376,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         }
         let n = last.len();
         let [sum, last] = [sum.start, last.start].map(|at| Arg::At(self.byte(at)));
-        let blocks = blocks(n.div_ceil(4));
+        let blocks = blocks(n.div_ceil(8));
         self.gpu.launch(&match start {
             true => call("copy", blocks, vec![last, sum, int(n)]),
             false => call("add", blocks, vec![sum, last, sum, int(n)]),

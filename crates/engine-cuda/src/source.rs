@@ -16,7 +16,9 @@ pub struct Source {
 /// What every source begins with.
 pub const COMMON: &str = include_str!("kernels/common.cu");
 
-const CONV: &str = include_str!("kernels/conv.cu");
+const CONV: &str = concat!(include_str!("kernels/product.cu"), include_str!("kernels/conv.cu"));
+
+const CONV_HALF: &str = concat!(include_str!("kernels/product.cu"), include_str!("kernels/conv_half.cu"));
 
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 
@@ -53,7 +55,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 22] = [
+pub const SOURCES: [Source; 23] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -190,6 +192,18 @@ pub const SOURCES: [Source; 22] = [
             "conv_transposed_bf16_128",
             "conv_weights_bf16_64",
             "conv_weights_bf16_128",
+        ],
+    },
+    Source {
+        name: "conv_half.cu",
+        text: CONV_HALF,
+        define: None,
+        kernels: &[
+            "conv_half_64",
+            "conv_half_128",
+            "conv_half_weights_64",
+            "conv_half_weights_128",
+            "weight_rows",
         ],
     },
 ];

@@ -13,7 +13,7 @@ use ddpm_engine::{Arithmetic, Executor, Factors, PlanOptions};
 use ddpm_engine_cuda::GpuExecutor;
 use ddpm_engine_cuda::translate::Choices;
 use emulator::{Emulator, Order};
-use table::agree;
+use table::{Form, agree};
 
 /// Few blocks fill the emulated GPU, so that small products are not cut into parts of k.
 const FEW: Choices = Choices { tf32: false, blocks: 1, least_bf16: 1 };
@@ -48,7 +48,7 @@ fn every_operation_agrees_with_the_cpu() {
     if Emulator::new().is_none() {
         return;
     }
-    for case in table::cases() {
+    for case in table::cases(Form::Plain) {
         // Where a barrier is missing, one of the orders reads what is not written yet.
         for (choices, order) in [(Choices::default(), Order::Forwards), (FEW, Order::Backwards)] {
             agree(&case, Arithmetic::default(), 1e-5, &in_order(choices, order));
@@ -62,7 +62,7 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
         return;
     }
     let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
-    for case in table::convolutions() {
+    for case in table::convolutions(Form::Plain) {
         for blocks in [Choices::default().blocks, 1] {
             // 10 and 7 bits behind the point.
             agree(
@@ -75,9 +75,25 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
         }
     }
     // Softmax makes an error of the scores a relative one of the weights.
-    for case in table::attentions() {
+    for case in table::attentions(Form::Plain) {
         agree(&case, bf16, 3e-2, &in_order(Choices::default(), Order::Backwards));
     }
+}
+
+#[test]
+fn tensors_in_bf16_agree_with_the_cpu() {
+    if Emulator::new().is_none() {
+        return;
+    }
+    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let mut seen = Vec::new();
+    for case in table::cases(Form::Stored) {
+        for (blocks, order) in [(Choices::default().blocks, Order::Forwards), (1, Order::Backwards)] {
+            let choices = Choices { blocks, least_bf16: 1, ..Choices::default() };
+            seen.extend(agree(&case, bf16, table::STORED, &in_order(choices, order)));
+        }
+    }
+    table::all_were_stored(seen);
 }
 
 #[test]

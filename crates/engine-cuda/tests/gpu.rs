@@ -11,6 +11,7 @@ use ddpm_engine::{Arithmetic, Device, Executor, Factors, Graph, PlanOptions};
 use ddpm_engine_cuda::CudaDevice;
 use ddpm_engine_cuda::translate::Choices;
 use std::collections::HashMap;
+use table::Form;
 
 /// Largest difference from PyTorch's numbers, relative to the largest of a tensor, that the issue allows.
 const TOLERANCE: f32 = 1e-4;
@@ -52,7 +53,7 @@ fn every_operation_agrees_with_the_cpu() {
     if !there() {
         return;
     }
-    for case in table::cases() {
+    for case in table::cases(Form::Plain) {
         for blocks in [Choices::default().blocks, 1] {
             table::agree(
                 &case,
@@ -70,7 +71,7 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
         return;
     }
     let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
-    for case in table::convolutions() {
+    for case in table::convolutions(Form::Plain) {
         for blocks in [Choices::default().blocks, 1] {
             table::agree(
                 &case,
@@ -82,9 +83,25 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
         }
     }
     // Softmax makes an error of the scores a relative one of the weights.
-    for case in table::attentions() {
+    for case in table::attentions(Form::Plain) {
         table::agree(&case, bf16, 3e-2, &make(Choices::default()));
     }
+}
+
+#[test]
+fn tensors_in_bf16_agree_with_the_cpu() {
+    if !there() {
+        return;
+    }
+    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let mut seen = Vec::new();
+    for case in table::cases(Form::Stored) {
+        for blocks in [Choices::default().blocks, 1] {
+            let choices = Choices { blocks, least_bf16: 1, ..Choices::default() };
+            seen.extend(table::agree(&case, bf16, table::STORED, &make(choices)));
+        }
+    }
+    table::all_were_stored(seen);
 }
 
 #[test]

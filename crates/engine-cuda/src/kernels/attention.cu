@@ -117,10 +117,19 @@ __device__ void attention_forward(const float *qkv, float *o, float *lse, int to
 
 #ifdef ATTENTION_DELTA
 // delta[token, head] = do . o of the head.
-extern "C" __global__ void attention_delta(const float *o, const float *d_o, float *delta, int n, int width) {
+extern "C" __global__ void attention_delta(In o, In d_o, float *delta, int n, int width) {
     for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
         float sum = 0.0f;
-        for (int d = 0; d < width; d++) sum = fmaf(o[i * width + d], d_o[i * width + d], sum);
+        int d = 0;
+        if (width % 8 == 0)
+            for (; d < width; d += 8) {
+                float a[8], b[8];
+                o.get<8>(i * width + d, a);
+                d_o.get<8>(i * width + d, b);
+#pragma unroll
+                for (int j = 0; j < 8; j++) sum = fmaf(a[j], b[j], sum);
+            }
+        for (; d < width; d++) sum = fmaf(o[i * width + d], d_o[i * width + d], sum);
         delta[i] = sum;
     }
 }

@@ -16,46 +16,69 @@ template <int D> struct Sizes {
     static const int ROW_STRIDE = D / 2 + 4, PAIR_STRIDE = D + 8;
 };
 
-__device__ __forceinline__ float number_or_zero(const float *row, bool there, int d, int width) {
-    return there && d < width ? row[d] : 0.0f;
-}
-
 // Rows `first ..` of a tensor with `stride` numbers a token, as rows.
 template <int D, int ROWS>
-__device__ __forceinline__ void fill_rows(const float *from, int stride, int first, int tokens, int width, u32 *tile) {
+__device__ __forceinline__ void fill_rows(In from, int stride, int first, int tokens, int width, u32 *tile) {
+    if (width % 8 == 0) {
+        for (int i = threadIdx.x; i < ROWS * D / 8; i += MMA_THREADS) {
+            int row = i / (D / 8), d = i % (D / 8) * 8;
+            uint4 words = make_uint4(0, 0, 0, 0);
+            if (first + row < tokens && d < width) words = from.packed((first + row) * stride + d);
+            *(uint4 *)(tile + row * Sizes<D>::ROW_STRIDE + d / 2) = words;
+        }
+        return;
+    }
     for (int i = threadIdx.x; i < ROWS * D / 2; i += MMA_THREADS) {
-        int row = i / (D / 2), word = i % (D / 2);
-        const float *at = from + (first + row) * stride;
+        int row = i / (D / 2), word = i % (D / 2), at = (first + row) * stride + 2 * word;
         bool there = first + row < tokens;
-        tile[row * Sizes<D>::ROW_STRIDE + word] =
-            pack_bf16(number_or_zero(at, there, 2 * word, width), number_or_zero(at, there, 2 * word + 1, width));
+        float a = there && 2 * word < width ? from[at] : 0.0f, b = there && 2 * word + 1 < width ? from[at + 1] : 0.0f;
+        tile[row * Sizes<D>::ROW_STRIDE + word] = pack_bf16(a, b);
     }
 }
 
 // The same as pairs.
 template <int D, int ROWS>
-__device__ __forceinline__ void fill_pairs(const float *from, int stride, int first, int tokens, int width, u32 *tile) {
+__device__ __forceinline__ void fill_pairs(In from, int stride, int first, int tokens, int width, u32 *tile) {
+    if (width % 8 == 0) {
+        for (int i = threadIdx.x; i < ROWS / 2 * D / 8; i += MMA_THREADS) {
+            int pair = i / (D / 8), d = i % (D / 8) * 8, row = first + 2 * pair;
+            uint4 a = make_uint4(0, 0, 0, 0), b = a;
+            if (row < tokens && d < width) a = from.packed(row * stride + d);
+            if (row + 1 < tokens && d < width) b = from.packed((row + 1) * stride + d);
+            u32 *to = tile + pair * Sizes<D>::PAIR_STRIDE + d;
+            *(uint4 *)to = make_uint4(lower_halves(a.x, b.x), upper_halves(a.x, b.x), lower_halves(a.y, b.y),
+                                      upper_halves(a.y, b.y));
+            *(uint4 *)(to + 4) = make_uint4(lower_halves(a.z, b.z), upper_halves(a.z, b.z), lower_halves(a.w, b.w),
+                                            upper_halves(a.w, b.w));
+        }
+        return;
+    }
     for (int i = threadIdx.x; i < ROWS / 2 * D; i += MMA_THREADS) {
         int pair = i / D, d = i % D, row = first + 2 * pair;
-        const float *at = from + row * stride;
-        tile[pair * Sizes<D>::PAIR_STRIDE + d] =
-            pack_bf16(number_or_zero(at, row < tokens, d, width), number_or_zero(at + stride, row + 1 < tokens, d, width));
+        float a = row < tokens && d < width ? from[row * stride + d] : 0.0f;
+        float b = row + 1 < tokens && d < width ? from[(row + 1) * stride + d] : 0.0f;
+        tile[pair * Sizes<D>::PAIR_STRIDE + d] = pack_bf16(a, b);
     }
 }
 
 // A warp's 16 rows `first ..` as left factors, times `scale`.
 template <int D>
-__device__ __forceinline__ void left_factor(const float *from, int stride, int first, int tokens, int width, float scale,
+__device__ __forceinline__ void left_factor(In from, int stride, int first, int tokens, int width, float scale,
                                             u32 (&to)[D / 16][4]) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int k = 0; k < D / 16; k++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int row = first + g + i % 2 * 8, d = k * 16 + i / 2 * 8 + 2 * t;
-            const float *at = from + row * stride;
-            bool there = row < tokens;
-            to[k][i] = pack_bf16(number_or_zero(at, there, d, width) * scale, number_or_zero(at, there, d + 1, width) * scale);
+            int row = first + g + i % 2 * 8, d = k * 16 + i / 2 * 8 + 2 * t, at = row * stride + d;
+            float v[2] = {0.0f, 0.0f};
+            if (row < tokens && width % 2 == 0 && d < width) {
+                from.get<2>(at, v);
+            } else if (row < tokens) {
+                if (d < width) v[0] = from[at];
+                if (d + 1 < width) v[1] = from[at + 1];
+            }
+            to[k][i] = pack_bf16(v[0] * scale, v[1] * scale);
         }
 }
 
@@ -94,15 +117,22 @@ __device__ __forceinline__ void add_products(const float (&p)[COLUMNS / 8][4], c
 
 // A warp's 16 rows of results, times a factor of each of the lane's two rows.
 template <int D>
-__device__ __forceinline__ void store_rows(float *to, int stride, int first, int tokens, int width, const float (&factor)[2],
+__device__ __forceinline__ void store_rows(Out to, int stride, int first, int tokens, int width, const float (&factor)[2],
                                            const float (&sum)[D / 8][4]) {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
     for (int j = 0; j < D / 8; j++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int row = first + g + i / 2 * 8, d = j * 8 + 2 * t + i % 2;
-            if (row < tokens && d < width) to[row * stride + d] = sum[j][i] * factor[i / 2];
+        for (int r = 0; r < 2; r++) {
+            int row = first + g + r * 8, d = j * 8 + 2 * t, at = row * stride + d;
+            float v[2] = {sum[j][2 * r] * factor[r], sum[j][2 * r + 1] * factor[r]};
+            if (row >= tokens || d >= width) continue;
+            if (width % 2 == 0) {
+                to.set<2>(at, v);
+            } else {
+                to.set(at, v[0]);
+                if (d + 1 < width) to.set(at + 1, v[1]);
+            }
         }
 }
 
@@ -113,21 +143,21 @@ template <int D> __device__ __forceinline__ void clear(float (&sum)[D / 8][4]) {
 
 // Block x: queries; y: head; z: picture.
 template <int D>
-__device__ void attention_mma_forward(const float *qkv, float *o, float *lse, int tokens, int c, int heads,
+__device__ void attention_mma_forward(In qkv, Out o, float *lse, int tokens, int c, int heads,
                                       const Control *control, Drop drop) {
     const int KEYS = Sizes<D>::ROWS;
     __shared__ u32 keys[KEYS * Sizes<D>::ROW_STRIDE], values[KEYS / 2 * Sizes<D>::PAIR_STRIDE];
     int head = blockIdx.y, width = c / heads, first = blockIdx.x * 64 + threadIdx.x / 32 * 16;
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const float *of_head = qkv + blockIdx.z * tokens * 3 * c + head * width;
+    In of_head = qkv.from(blockIdx.z * tokens * 3 * c + head * width);
     u32 q[D / 16][4];
     left_factor<D>(of_head, 3 * c, first, tokens, width, 1.4426950408889634f / sqrtf((float)width), q);
     float sum[D / 8][4], most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     clear<D>(sum);
     for (int tile = 0; tile < tokens; tile += KEYS) {
         __syncthreads();
-        fill_rows<D, KEYS>(of_head + c, 3 * c, tile, tokens, width, keys);
-        fill_pairs<D, KEYS>(of_head + 2 * c, 3 * c, tile, tokens, width, values);
+        fill_rows<D, KEYS>(of_head.from(c), 3 * c, tile, tokens, width, keys);
+        fill_pairs<D, KEYS>(of_head.from(2 * c), 3 * c, tile, tokens, width, values);
         __syncthreads();
         float s[KEYS / 8][4];
         scores<D, KEYS>(q, keys, s);
@@ -174,23 +204,23 @@ __device__ void attention_mma_forward(const float *qkv, float *o, float *lse, in
         if (t == 0 && query < tokens)
             lse[(blockIdx.z * tokens + query) * heads + head] = (most[r] + log2f(total[r])) * 0.69314718055994531f;
     }
-    store_rows<D>(o + blockIdx.z * tokens * c + head * width, c, first, tokens, width, factor, sum);
+    store_rows<D>(o.from(blockIdx.z * tokens * c + head * width), c, first, tokens, width, factor, sum);
 }
 
 // dq = sum over keys of ds k / sqrt(width), ds = p (D (do . v) - delta).
 template <int D>
-__device__ void attention_mma_dq(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,
+__device__ void attention_mma_dq(In qkv, const float *lse, const float *delta, In d_o, Out dqkv,
                                  int tokens, int c, int heads, const Control *control, Drop drop) {
     const int KEYS = Sizes<D>::HALF;
     __shared__ u32 keys[KEYS * Sizes<D>::ROW_STRIDE], values[KEYS * Sizes<D>::ROW_STRIDE];
     __shared__ u32 key_pairs[KEYS / 2 * Sizes<D>::PAIR_STRIDE];
     int head = blockIdx.y, width = c / heads, first = blockIdx.x * 64 + threadIdx.x / 32 * 16;
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const float *of_head = qkv + blockIdx.z * tokens * 3 * c + head * width;
+    In of_head = qkv.from(blockIdx.z * tokens * 3 * c + head * width);
     float scale = 1.0f / sqrtf((float)width);
     u32 q[D / 16][4], gradient[D / 16][4];
     left_factor<D>(of_head, 3 * c, first, tokens, width, 1.4426950408889634f * scale, q);
-    left_factor<D>(d_o + blockIdx.z * tokens * c + head * width, c, first, tokens, width, 1.0f, gradient);
+    left_factor<D>(d_o.from(blockIdx.z * tokens * c + head * width), c, first, tokens, width, 1.0f, gradient);
     float sum[D / 8][4], log2_total[2], mean[2];
     clear<D>(sum);
 #pragma unroll
@@ -201,9 +231,9 @@ __device__ void attention_mma_dq(const float *qkv, const float *lse, const float
     }
     for (int tile = 0; tile < tokens; tile += KEYS) {
         __syncthreads();
-        fill_rows<D, KEYS>(of_head + c, 3 * c, tile, tokens, width, keys);
-        fill_rows<D, KEYS>(of_head + 2 * c, 3 * c, tile, tokens, width, values);
-        fill_pairs<D, KEYS>(of_head + c, 3 * c, tile, tokens, width, key_pairs);
+        fill_rows<D, KEYS>(of_head.from(c), 3 * c, tile, tokens, width, keys);
+        fill_rows<D, KEYS>(of_head.from(2 * c), 3 * c, tile, tokens, width, values);
+        fill_pairs<D, KEYS>(of_head.from(c), 3 * c, tile, tokens, width, key_pairs);
         __syncthreads();
         float s[KEYS / 8][4], dp[KEYS / 8][4];
         scores<D, KEYS>(q, keys, s);
@@ -220,12 +250,12 @@ __device__ void attention_mma_dq(const float *qkv, const float *lse, const float
         add_products<D, KEYS>(s, key_pairs, sum);
     }
     float factor[2] = {scale, scale};
-    store_rows<D>(dqkv + blockIdx.z * tokens * 3 * c + head * width, 3 * c, first, tokens, width, factor, sum);
+    store_rows<D>(dqkv.from(blockIdx.z * tokens * 3 * c + head * width), 3 * c, first, tokens, width, factor, sum);
 }
 
 // dk = sum over queries of ds q / sqrt(width), dv = sum over queries of p D do. Rows are keys, columns queries.
 template <int D>
-__device__ void attention_mma_dkv(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,
+__device__ void attention_mma_dkv(In qkv, const float *lse, const float *delta, In d_o, Out dqkv,
                                   int tokens, int c, int heads, const Control *control, Drop drop) {
     const int QUERIES = 32;
     __shared__ u32 queries[QUERIES * Sizes<D>::ROW_STRIDE], gradients[QUERIES * Sizes<D>::ROW_STRIDE];
@@ -233,12 +263,12 @@ __device__ void attention_mma_dkv(const float *qkv, const float *lse, const floa
     __shared__ float logs[QUERIES], means[QUERIES];
     int head = blockIdx.y, width = c / heads, first = blockIdx.x * 64 + threadIdx.x / 32 * 16;
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    const float *of_head = qkv + blockIdx.z * tokens * 3 * c + head * width;
-    const float *of_gradient = d_o + blockIdx.z * tokens * c + head * width;
+    In of_head = qkv.from(blockIdx.z * tokens * 3 * c + head * width);
+    In of_gradient = d_o.from(blockIdx.z * tokens * c + head * width);
     float scale = 1.0f / sqrtf((float)width);
     u32 k[D / 16][4], v[D / 16][4];
-    left_factor<D>(of_head + c, 3 * c, first, tokens, width, 1.4426950408889634f * scale, k);
-    left_factor<D>(of_head + 2 * c, 3 * c, first, tokens, width, 1.0f, v);
+    left_factor<D>(of_head.from(c), 3 * c, first, tokens, width, 1.4426950408889634f * scale, k);
+    left_factor<D>(of_head.from(2 * c), 3 * c, first, tokens, width, 1.0f, v);
     float dk[D / 8][4], dv[D / 8][4];
     clear<D>(dk);
     clear<D>(dv);
@@ -270,25 +300,26 @@ __device__ void attention_mma_dkv(const float *qkv, const float *lse, const floa
         add_products<D, QUERIES>(s, gradient_pairs, dv);
         add_products<D, QUERIES>(dp, query_pairs, dk);
     }
-    float *to = dqkv + blockIdx.z * tokens * 3 * c + head * width, one[2] = {1.0f, 1.0f}, factor[2] = {scale, scale};
-    store_rows<D>(to + c, 3 * c, first, tokens, width, factor, dk);
-    store_rows<D>(to + 2 * c, 3 * c, first, tokens, width, one, dv);
+    Out to = dqkv.from(blockIdx.z * tokens * 3 * c + head * width);
+    float one[2] = {1.0f, 1.0f}, factor[2] = {scale, scale};
+    store_rows<D>(to.from(c), 3 * c, first, tokens, width, factor, dk);
+    store_rows<D>(to.from(2 * c), 3 * c, first, tokens, width, one, dv);
 }
 
 #define ATTENTION_MMA(D)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(MMA_THREADS)                                                             \
-        attention_bf16_##D(const float *qkv, float *o, float *lse, int tokens, int c, int heads, const Control *control,  \
+        attention_bf16_##D(In qkv, Out o, float *lse, int tokens, int c, int heads, const Control *control,  \
                            u32 purpose, u32 threshold, float scale) {                                                     \
         attention_mma_forward<D>(qkv, o, lse, tokens, c, heads, control, Drop{purpose, threshold, scale});                \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(MMA_THREADS)                                                             \
-        attention_bf16_dq_##D(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,      \
+        attention_bf16_dq_##D(In qkv, const float *lse, const float *delta, In d_o, Out dqkv,      \
                               int tokens, int c, int heads, const Control *control, u32 purpose, u32 threshold,           \
                               float scale) {                                                                              \
         attention_mma_dq<D>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale});      \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(MMA_THREADS)                                                             \
-        attention_bf16_dkv_##D(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,     \
+        attention_bf16_dkv_##D(In qkv, const float *lse, const float *delta, In d_o, Out dqkv,     \
                                int tokens, int c, int heads, const Control *control, u32 purpose, u32 threshold,          \
                                float scale) {                                                                             \
         attention_mma_dkv<D>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale});     \

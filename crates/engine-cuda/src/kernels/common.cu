@@ -24,6 +24,137 @@ __device__ __forceinline__ int thread_of_grid() { return blockIdx.x * blockDim.x
 __device__ __forceinline__ int threads_of_grid() { return gridDim.x * blockDim.x; }
 __host__ __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// --------------------------------------------------------------------------------------------------------- numbers
+
+// Tensors are of f32, or of bf16 where the lowest bit of the address is set (every tensor begins at a multiple of 64
+// bytes). Kernels compute in f32.
+
+__device__ __forceinline__ float of_bits(u32 bits) {
+#ifdef DDPM_EMULATOR
+    float v;
+    memcpy(&v, &bits, 4);
+    return v;
+#else
+    return __uint_as_float(bits);
+#endif
+}
+
+// Two numbers rounded to bf16 (to nearest, ties to even), the first in the lower half.
+#ifdef DDPM_EMULATOR
+u32 pack_bf16(float low, float high);
+#else
+__device__ __forceinline__ u32 pack_bf16(float low, float high) {
+    u32 word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+#endif
+
+__device__ __forceinline__ float low_bf16(u32 word) { return of_bits(word << 16); }
+__device__ __forceinline__ float high_bf16(u32 word) { return of_bits(word & 0xffff0000u); }
+
+// Of two words of two bf16 numbers each: both lower ones, both upper ones.
+__device__ __forceinline__ u32 lower_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
+__device__ __forceinline__ u32 upper_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
+
+// A tensor that is read.
+struct In {
+    u64 address;
+
+    __device__ __forceinline__ bool half() const { return address & 1; }
+    __device__ __forceinline__ const float *floats() const { return (const float *)address; }
+    __device__ __forceinline__ const unsigned short *halves() const { return (const unsigned short *)(address - 1); }
+
+    __device__ __forceinline__ float operator[](int i) const {
+        return half() ? of_bits((u32)halves()[i] << 16) : floats()[i];
+    }
+
+    // V numbers from i on, a multiple of V: 1, 2, 4 or 8.
+    template <int V> __device__ __forceinline__ void get(int i, float (&v)[V]) const {
+        if constexpr (V == 1) {
+            v[0] = (*this)[i];
+        } else if (half()) {
+            u32 words[V / 2];
+            if constexpr (V == 8) {
+                uint4 w = *(const uint4 *)(halves() + i);
+                words[0] = w.x, words[1] = w.y, words[2] = w.z, words[3] = w.w;
+            } else if constexpr (V == 4) {
+                uint2 w = *(const uint2 *)(halves() + i);
+                words[0] = w.x, words[1] = w.y;
+            } else {
+                words[0] = *(const u32 *)(halves() + i);
+            }
+#pragma unroll
+            for (int j = 0; j < V / 2; j++) {
+                v[2 * j] = low_bf16(words[j]);
+                v[2 * j + 1] = high_bf16(words[j]);
+            }
+        } else if constexpr (V == 2) {
+            float2 f = *(const float2 *)(floats() + i);
+            v[0] = f.x;
+            v[1] = f.y;
+        } else {
+#pragma unroll
+            for (int j = 0; j < V / 4; j++) {
+                float4 f = *(const float4 *)(floats() + i + 4 * j);
+                v[4 * j] = f.x, v[4 * j + 1] = f.y, v[4 * j + 2] = f.z, v[4 * j + 3] = f.w;
+            }
+        }
+    }
+
+    // Eight numbers as bf16, from i on, a multiple of 8.
+    __device__ __forceinline__ uint4 packed(int i) const {
+        if (half()) return *(const uint4 *)(halves() + i);
+        float v[8];
+        get<8>(i, v);
+        return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    }
+
+    // The tensor from number i on.
+    __device__ __forceinline__ In from(int i) const { return In{address + (u64)i * (half() ? 2 : 4)}; }
+};
+
+// A tensor that is written.
+struct Out {
+    u64 address;
+
+    __device__ __forceinline__ bool half() const { return address & 1; }
+    __device__ __forceinline__ float *floats() const { return (float *)address; }
+    __device__ __forceinline__ unsigned short *halves() const { return (unsigned short *)(address - 1); }
+
+    __device__ __forceinline__ void set(int i, float v) const {
+        if (half())
+            halves()[i] = (unsigned short)pack_bf16(v, 0.0f);
+        else
+            floats()[i] = v;
+    }
+
+    // As `In::get`.
+    template <int V> __device__ __forceinline__ void set(int i, const float (&v)[V]) const {
+        if constexpr (V == 1) {
+            set(i, v[0]);
+        } else if (half()) {
+            u32 words[V / 2];
+#pragma unroll
+            for (int j = 0; j < V / 2; j++) words[j] = pack_bf16(v[2 * j], v[2 * j + 1]);
+            if constexpr (V == 8)
+                *(uint4 *)(halves() + i) = make_uint4(words[0], words[1], words[2], words[3]);
+            else if constexpr (V == 4)
+                *(uint2 *)(halves() + i) = make_uint2(words[0], words[1]);
+            else
+                *(u32 *)(halves() + i) = words[0];
+        } else if constexpr (V == 2) {
+            *(float2 *)(floats() + i) = make_float2(v[0], v[1]);
+        } else {
+#pragma unroll
+            for (int j = 0; j < V / 4; j++)
+                *(float4 *)(floats() + i + 4 * j) = make_float4(v[4 * j], v[4 * j + 1], v[4 * j + 2], v[4 * j + 3]);
+        }
+    }
+
+    __device__ __forceinline__ Out from(int i) const { return Out{address + (u64)i * (half() ? 2 : 4)}; }
+};
+
 // ------------------------------------------------------------------------------------------------- random numbers
 
 // Philox 4x32 (Salmon et al. 2011) of 10 rounds, as ddpm_kernels::random; of 7 for the masks of attention's weights.
@@ -107,17 +238,46 @@ __device__ __forceinline__ float silu_slope(float x) {
 //   b[0..2]: (word t, column g), (word t + 4, column g)
 //   d[0..4]: (row g, column 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1)
 
+// Copies of 16 bytes to shared memory that go on by themselves, in groups; zeros where nothing is `there`. `wait_copies<N>`
+// waits for all but the thread's last N groups; a barrier shows them to others.
+//
+// `load_matrices`: four matrices of 8 x 8 numbers of bf16 (PTX ISA, "ldmatrix"). Lane l says where row l % 8 of matrix l / 8
+// lies; matrix i becomes to[i], in which a lane has word t of row g, or, transposed, rows 2 t and 2 t + 1 of column g.
+
 #ifdef DDPM_EMULATOR
-u32 pack_bf16(float low, float high);
+void copy_16(void *to, const void *from, bool there);
+void commit_copies();
+void wait_copies_but(int groups);
+template <int N> void wait_copies() { wait_copies_but(N); }
+void load_matrices(u32 (&to)[4], const void *row);
+void load_matrices_transposed(u32 (&to)[4], const void *row);
 u32 round_tf32(float x);
 void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
 void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]);
 #else
-// Two numbers rounded to bf16 (to nearest, ties to even), the first in the lower half.
-__device__ __forceinline__ u32 pack_bf16(float low, float high) {
-    u32 word;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
-    return word;
+__device__ __forceinline__ u32 shared_address(const void *p) { return (u32)__cvta_generic_to_shared(p); }
+
+__device__ __forceinline__ void copy_16(void *to, const void *from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0)
+                 : "memory");
+}
+
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N> __device__ __forceinline__ void wait_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+__device__ __forceinline__ void load_matrices(u32 (&to)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_transposed(u32 (&to)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 }
 
 __device__ __forceinline__ u32 round_tf32(float x) {

@@ -11,35 +11,32 @@
 //
 // A tap is a fixed offset: output pixel (i, j) of a phase meets input pixel (i stride_y + dy, j stride_x + dx).
 
-struct Tap {
-    int dy, dx, k, unused;
-};
-
-// The output pixels of one phase, and the input they are made of.
-struct Pixels {
-    int n, h, w, c;             // pictures; the input's height, width, channels
-    int rows, columns;          // output pixels of a phase
-    int stride_y, stride_x;     // steps through the input
-};
-
 __device__ __forceinline__ float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-// Four numbers from a row of `count`, of which place i is the first wanted; zeros behind the last.
-__device__ __forceinline__ float4 four(const float *row, int i, int count, bool aligned) {
-    if (aligned && i + 4 <= count) return *(const float4 *)(row + i);
-    return make_float4(i < count ? row[i] : 0.0f, i + 1 < count ? row[i + 1] : 0.0f, i + 2 < count ? row[i + 2] : 0.0f,
-                       i + 3 < count ? row[i + 3] : 0.0f);
+// Numbers in f32, with what `In` has: kernels for f32 ask no format.
+struct Floats {
+    const float *p;
+
+    __device__ __forceinline__ float operator[](int i) const { return p[i]; }
+};
+
+__device__ __forceinline__ float4 four(Floats x, int i) { return *(const float4 *)(x.p + i); }
+
+__device__ __forceinline__ float4 four(In x, int i) {
+    float v[4];
+    x.get<4>(i, v);
+    return make_float4(v[0], v[1], v[2], v[3]);
 }
 
 // ------------------------------------------------------------------------------------------------------- factors
 
 // A factor gives four numbers that are neighbours in memory: along k (`ALONG_K`) or along its other side. `place` says
-// once which rows a thread will ask for.
+// once which rows a thread will ask for. X: `Floats` or `In`.
 
 // Gathered pixels, along k.
-template <int SLOTS> struct GatherK {
+template <int SLOTS, class X> struct GatherK {
     static const bool ALONG_K = true;
-    const float *x;
+    X x;
     const Tap *taps;
     Pixels p;
     int m, k_end;
@@ -52,31 +49,32 @@ template <int SLOTS> struct GatherK {
         column[slot] = j * p.stride_x;
     }
 
-    __device__ __forceinline__ const float *pixel(int slot, const Tap &tap) const {
+    // The first number of a pixel; -1 outside.
+    __device__ __forceinline__ int pixel(int slot, const Tap &tap) const {
         int iy = y[slot] + tap.dy, ix = column[slot] + tap.dx;
         bool inside = base[slot] >= 0 && (u32)iy < (u32)p.h && (u32)ix < (u32)p.w;
-        return inside ? x + ((base[slot] + iy) * p.w + ix) * p.c : 0;
+        return inside ? ((base[slot] + iy) * p.w + ix) * p.c : -1;
     }
 
     __device__ __forceinline__ float4 get(int slot, int k) const {
         if (p.c % 4 == 0) {
             if (k >= k_end) return zeros();
-            const float *from = pixel(slot, taps[k / p.c]);
-            return from ? *(const float4 *)(from + k % p.c) : zeros();
+            int from = pixel(slot, taps[k / p.c]);
+            return from < 0 ? zeros() : four(x, from + k % p.c);
         }
         float v[4];
         for (int i = 0; i < 4; i++) {
-            const float *from = k + i < k_end ? pixel(slot, taps[(k + i) / p.c]) : 0;
-            v[i] = from ? from[(k + i) % p.c] : 0.0f;
+            int from = k + i < k_end ? pixel(slot, taps[(k + i) / p.c]) : -1;
+            v[i] = from < 0 ? 0.0f : x[from + (k + i) % p.c];
         }
         return make_float4(v[0], v[1], v[2], v[3]);
     }
 };
 
 // Gathered pixels, along (tap, channel), which here is m; k counts output pixels.
-struct GatherM {
+template <class X> struct GatherM {
     static const bool ALONG_K = false;
-    const float *x;
+    X x;
     const Tap *taps;
     Pixels p;
     int m, k_end;
@@ -96,7 +94,7 @@ struct GatherM {
             Tap tap = taps[row / p.c];
             int iy = i * p.stride_y + tap.dy, ix = j * p.stride_x + tap.dx;
             if ((u32)iy >= (u32)p.h || (u32)ix >= (u32)p.w) return zeros();
-            return *(const float4 *)(x + ((picture * p.h + iy) * p.w + ix) * p.c + row % p.c);
+            return four(x, ((picture * p.h + iy) * p.w + ix) * p.c + row % p.c);
         }
         return make_float4(number(row, i, j, picture), number(row + 1, i, j, picture), number(row + 2, i, j, picture),
                            number(row + 3, i, j, picture));
@@ -104,13 +102,17 @@ struct GatherM {
 };
 
 // A matrix [k, n], along n.
-struct Matrix {
+template <class X> struct Matrix {
     static const bool ALONG_K = false;
-    const float *b;
+    X b;
     int n, k_end;
 
+    __device__ __forceinline__ float number(int k, int column) const { return column < n ? b[k * n + column] : 0.0f; }
+
     __device__ __forceinline__ float4 get(int column, int k) const {
-        return k < k_end ? four(b + k * n, column, n, n % 4 == 0) : zeros();
+        if (k >= k_end) return zeros();
+        if (n % 4 == 0 && column + 4 <= n) return four(b, k * n + column);
+        return make_float4(number(k, column), number(k, column + 1), number(k, column + 2), number(k, column + 3));
     }
 };
 
@@ -134,47 +136,6 @@ template <int SLOTS> struct Transposed {
         for (int i = 0; i < 4; i++)
             v[i] = k + i < k_end ? w[(taps[(k + i) / c].k * n + column[slot]) * c + (k + i) % c] : 0.0f;
         return make_float4(v[0], v[1], v[2], v[3]);
-    }
-};
-
-// --------------------------------------------------------------------------------------------------------- results
-
-// Where sums go: the output with what is added to it, or, where k is split, the part of block z.
-struct Result {
-    float *y, *parts;
-    const float *bias, *picture_bias, *residual;
-    int m, n, rows, columns;            // of the product; pixels of a phase
-    int out_h, out_w;                   // of the whole output
-    int first_y, first_x, step_y, step_x; // of the phase's pixels in it
-    int flags;                          // 1: bias, 2: picture bias, 4: residual
-
-    // Of row m: its place in the output, and its picture.
-    __device__ __forceinline__ void row(int at, int &place, int &picture) const {
-        int j = at % columns, i = at / columns % rows;
-        picture = at / columns / rows;
-        place = ((picture * out_h + first_y + i * step_y) * out_w + first_x + j * step_x) * n;
-    }
-
-    __device__ __forceinline__ float finished(float v, int place, int picture, int column) const {
-        if (flags & 1) v += bias[column];
-        if (flags & 2) v += picture_bias[picture * n + column];
-        if (flags & 4) v += residual[place + column];
-        return v;
-    }
-
-    // Numbers (row, column ..) of the product.
-    template <int COUNT> __device__ __forceinline__ void store(int at, int column, const float (&v)[COUNT]) const {
-        if (at >= m) return;
-        int place, picture;
-        if (gridDim.z > 1) {
-            float *to = parts + (blockIdx.z * m + at) * n;
-            for (int i = 0; i < COUNT; i++)
-                if (column + i < n) to[column + i] = v[i];
-            return;
-        }
-        row(at, place, picture);
-        for (int i = 0; i < COUNT; i++)
-            if (column + i < n) y[place + column + i] = finished(v[i], place, picture, column + i);
     }
 };
 
@@ -402,66 +363,50 @@ __device__ __forceinline__ void product(A a, B b, const Result &result, int k_fi
 
 #define SLOTS(TILE) (TILE * WORDS / 4 / 256)
 
-#define PIXELS                                                                                                           \
-    const float *x, const Tap *taps, int n, int h, int w, int c, int rows, int columns, int stride_y, int stride_x,      \
-        int tap_count
-#define RESULT                                                                                                           \
-    float *y, float *parts, const float *bias, const float *picture_bias, const float *residual, int channels, int out_h, \
-        int out_w, int first_y, int first_x, int step_y, int step_x, int flags
-
-// Blocks (x: rows of the product, y: columns, z: parts of k, `k_part` numbers each).
-#define KERNELS(MATH, TILE, NAME)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(256) conv_##NAME(PIXELS, const float *weights, RESULT, int k_part) {    \
+// Blocks (x: rows of the product, y: columns, z: parts of k, `k_part` numbers each). X: the format of x and dy.
+#define KERNELS(MATH, TILE, NAME, X)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) conv_##NAME(PIXELS(X), const float *weights, RESULT, int k_part) { \
         int m = n * rows * columns, k_first = blockIdx.z * k_part, k_end = min(tap_count * c, k_first + k_part);         \
-        Pixels p{n, h, w, c, rows, columns, stride_y, stride_x};                                                         \
-        GatherK<SLOTS(TILE)> a{x, taps, p, m, k_end};                                                                    \
-        Matrix b{weights, channels, k_end};                                                                              \
-        Result result{y, parts, bias, picture_bias, residual, m, channels, rows, columns, out_h, out_w, first_y,         \
-                      first_x, step_y, step_x, flags};                                                                   \
-        product<MATH, TILE>(a, b, result, k_first, k_end);                                                               \
+        GatherK<SLOTS(TILE), X> a{x, taps, OF_PIXELS, m, k_end};                                                         \
+        Matrix<Floats> b{{weights}, channels, k_end};                                                                    \
+        product<MATH, TILE>(a, b, OF_RESULT(m), k_first, k_end);                                                         \
     }                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                                    \
-        conv_transposed_##NAME(PIXELS, const float *weights, RESULT, int k_part) {                                       \
+        conv_transposed_##NAME(PIXELS(X), const float *weights, RESULT, int k_part) {                                    \
         int m = n * rows * columns, k_first = blockIdx.z * k_part, k_end = min(tap_count * c, k_first + k_part);         \
-        Pixels p{n, h, w, c, rows, columns, stride_y, stride_x};                                                         \
-        GatherK<SLOTS(TILE)> a{x, taps, p, m, k_end};                                                                    \
+        GatherK<SLOTS(TILE), X> a{x, taps, OF_PIXELS, m, k_end};                                                         \
         Transposed<SLOTS(TILE)> b{weights, taps, channels, c, k_end};                                                    \
-        Result result{y, parts, bias, picture_bias, residual, m, channels, rows, columns, out_h, out_w, first_y,         \
-                      first_x, step_y, step_x, flags};                                                                   \
-        product<MATH, TILE>(a, b, result, k_first, k_end);                                                               \
+        product<MATH, TILE>(a, b, OF_RESULT(m), k_first, k_end);                                                         \
     }                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                                    \
-        conv_weights_##NAME(PIXELS, const float *dy, float *dw, float *parts, int channels, int k_part) {                \
+        conv_weights_##NAME(PIXELS(X), X dy, Out dw, float *parts, int channels, int k_part) {                           \
         int m = tap_count * c, k_first = blockIdx.z * k_part, k_end = min(n * rows * columns, k_first + k_part);         \
-        Pixels p{n, h, w, c, rows, columns, stride_y, stride_x};                                                         \
-        GatherM a{x, taps, p, m, k_end};                                                                                 \
-        Matrix b{dy, channels, k_end};                                                                                   \
-        Result result{dw, parts, 0, 0, 0, m, channels, m, 1, m, 1, 0, 0, 1, 1, 0};                                       \
-        product<MATH, TILE>(a, b, result, k_first, k_end);                                                               \
+        GatherM<X> a{x, taps, OF_PIXELS, m, k_end};                                                                      \
+        Matrix<X> b{dy, channels, k_end};                                                                                \
+        product<MATH, TILE>(a, b, of_weights(dw, parts, m, channels), k_first, k_end);                                   \
     }
 
 #ifdef CONV_F32
-KERNELS(0, 64, f32_64)
-KERNELS(0, 128, f32_128)
+KERNELS(0, 64, f32_64, Floats)
+KERNELS(0, 128, f32_128, Floats)
 
 // Adds the parts of k in order, and what belongs to the result.
 extern "C" __global__ void conv_finish(int count, int m, int rows, int columns, RESULT) {
-    Result result{y, 0, bias, picture_bias, residual, m, channels, rows, columns, out_h, out_w, first_y, first_x, step_y,
-                  step_x, flags};
+    Result result = OF_RESULT(m);
     for (int i = thread_of_grid(); i < m * channels; i += threads_of_grid()) {
         float sum = 0.0f;
         for (int part = 0; part < count; part++) sum += parts[part * m * channels + i];
         int place, picture;
         result.row(i / channels, place, picture);
-        y[place + i % channels] = result.finished(sum, place, picture, i % channels);
+        y.set(place + i % channels, result.finished(sum, place, picture, i % channels));
     }
 }
 #endif
 #ifdef CONV_TF32
-KERNELS(1, 64, tf32_64)
-KERNELS(1, 128, tf32_128)
+KERNELS(1, 64, tf32_64, Floats)
+KERNELS(1, 128, tf32_128, Floats)
 #endif
 #ifdef CONV_BF16
-KERNELS(2, 64, bf16_64)
-KERNELS(2, 128, bf16_128)
+KERNELS(2, 64, bf16_64, In)
+KERNELS(2, 128, bf16_128, In)
 #endif

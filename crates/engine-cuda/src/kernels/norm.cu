@@ -9,25 +9,24 @@ template <int V> __device__ __forceinline__ int place_in_group(int i, int per_gr
 }
 
 template <int V>
-__device__ void group_norm_of(const float *x, const float *gamma, const float *beta, float *y, float *stats, int pixels,
-                              int c, int groups, float eps, int with_silu) {
+__device__ void group_norm_of(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels, int c, int groups,
+                              float eps, int with_silu) {
     __shared__ float shared[32];
     int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups, count = pixels * per_group;
     int from = picture * pixels * c + group * per_group;
     float sum = 0.0f;
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        const float *v = x + from + place_in_group<V>(i, per_group, c);
-        if (V == 4) {
-            float4 f = *(const float4 *)v;
-            sum += (f.x + f.y) + (f.z + f.w);
-        } else {
-            sum += *v;
-        }
+        float v[V];
+        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += v[j];
     }
     float mean = (float)((double)block_sum(sum, shared) / count);
     float squares = 0.0f;
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        const float *v = x + from + place_in_group<V>(i, per_group, c);
+        float v[V];
+        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
+#pragma unroll
         for (int j = 0; j < V; j++) squares = fmaf(v[j] - mean, v[j] - mean, squares);
     }
     double variance = (double)block_sum(squares, shared) / count;
@@ -38,22 +37,24 @@ __device__ void group_norm_of(const float *x, const float *gamma, const float *b
     }
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
         int at = place_in_group<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
-        float out[V];
+        float v[V];
+        x.get<V>(from + at, v);
+#pragma unroll
         for (int j = 0; j < V; j++) {
-            float z = fmaf((x[from + at + j] - mean) * rstd, gamma[ch + j], beta[ch + j]);
-            out[j] = with_silu ? silu(z) : z;
+            float z = fmaf((v[j] - mean) * rstd, gamma[ch + j], beta[ch + j]);
+            v[j] = with_silu ? silu(z) : z;
         }
-        if (V == 4)
-            *(float4 *)(y + from + at) = make_float4(out[0], out[V > 1 ? 1 : 0], out[V > 2 ? 2 : 0], out[V > 3 ? 3 : 0]);
-        else
-            y[from + at] = out[0];
+        y.set<V>(from + at, v);
     }
 }
 
 // A block for each group (x) of each picture (y).
-extern "C" __global__ void group_norm(const float *x, const float *gamma, const float *beta, float *y, float *stats,
-                                      int pixels, int c, int groups, float eps, int with_silu) {
-    if (c / groups % 4 == 0)
+extern "C" __global__ void group_norm(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels, int c,
+                                      int groups, float eps, int with_silu) {
+    int per_group = c / groups;
+    if (per_group % 8 == 0)
+        group_norm_of<8>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
+    else if (per_group % 4 == 0)
         group_norm_of<4>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
     else
         group_norm_of<1>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
@@ -68,7 +69,7 @@ __device__ __forceinline__ void before_activation(float x, float dy, float mean,
 
 // For each picture (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [picture, run, 2, c].
 // Blocks of 32 channels by 8 pixels.
-extern "C" __global__ void group_norm_grad_parts(const float *x, const float *dy, const float *gamma, const float *beta,
+extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma, const float *beta,
                                                  const float *stats, float *parts, int pixels, int c, int groups,
                                                  int run, int with_silu) {
     __shared__ float of_dz[8][32], of_product[8][32];
@@ -79,6 +80,7 @@ extern "C" __global__ void group_norm_grad_parts(const float *x, const float *dy
         int group = ch / (c / groups);
         float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
         float g = gamma[ch], b = beta[ch];
+#pragma unroll 4
         for (int p = blockIdx.y * run + threadIdx.y; p < last; p += 8) {
             int at = (picture * pixels + p) * c + ch;
             float x_hat, dz;
@@ -130,34 +132,56 @@ extern "C" __global__ void group_norm_grad_means(const float *parts, const float
     }
 }
 
-// dx = rstd (dz gamma - mean(dz gamma) - x_hat mean(dz gamma x_hat)).
-extern "C" __global__ void group_norm_grad(const float *x, const float *dy, const float *gamma, const float *beta,
-                                           const float *stats, const float *means, float *dx, int n, int pixels, int c,
-                                           int groups, int with_silu) {
-    for (int i = thread_of_grid(); i < n * pixels * c; i += threads_of_grid()) {
-        int ch = i % c, picture = i / (pixels * c), group = ch / (c / groups);
+template <int V>
+__device__ __forceinline__ void group_norm_grad_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
+                                                   const float *means, Out dx, int n, int pixels, int c, int groups,
+                                                   int with_silu) {
+    for (int i = thread_of_grid() * V; i < n * pixels * c; i += threads_of_grid() * V) {
+        int first = i % c, picture = i / (pixels * c), group = first / (c / groups);
         float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
         const float *of_group = means + (picture * groups + group) * 2;
-        float x_hat, dz;
-        before_activation(x[i], dy[i], mean, rstd, gamma[ch], beta[ch], with_silu, x_hat, dz);
-        dx[i] = rstd * (dz * gamma[ch] - of_group[0] - x_hat * of_group[1]);
+        float mean_dz = of_group[0], mean_product = of_group[1], v[V], g[V];
+        x.get<V>(i, v);
+        dy.get<V>(i, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float x_hat, dz, scale = gamma[first + j];
+            before_activation(v[j], g[j], mean, rstd, scale, beta[first + j], with_silu, x_hat, dz);
+            g[j] = rstd * (dz * scale - mean_dz - x_hat * mean_product);
+        }
+        dx.set<V>(i, g);
     }
+}
+
+// dx = rstd (dz gamma - mean(dz gamma) - x_hat mean(dz gamma x_hat)).
+extern "C" __global__ void group_norm_grad(In x, In dy, const float *gamma, const float *beta, const float *stats,
+                                           const float *means, Out dx, int n, int pixels, int c, int groups,
+                                           int with_silu) {
+    int per_group = c / groups;
+    if (per_group % 8 == 0)
+        group_norm_grad_of<8>(x, dy, gamma, beta, stats, means, dx, n, pixels, c, groups, with_silu);
+    else if (per_group % 4 == 0)
+        group_norm_grad_of<4>(x, dy, gamma, beta, stats, means, dx, n, pixels, c, groups, with_silu);
+    else
+        group_norm_grad_of<1>(x, dy, gamma, beta, stats, means, dx, n, pixels, c, groups, with_silu);
 }
 
 // ------------------------------------------------------------------------------------------- layer normalisation
 
 // A warp for each row; blocks of 32 by 8.
-extern "C" __global__ void layer_norm(const float *x, const float *gamma, const float *beta, float *y, float *stats,
-                                      int rows, int c, float eps) {
-    int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x;
+extern "C" __global__ void layer_norm(In x, const float *gamma, const float *beta, Out y, float *stats, int rows, int c,
+                                      float eps) {
+    int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x, from = row * c;
     if (row >= rows) return;
-    x += row * c;
     float sum = 0.0f, squares = 0.0f;
-    for (int i = lane; i < c; i += 32) sum += x[i];
+    for (int i = lane; i < c; i += 32) sum += x[from + i];
     float mean = warp_sum(sum) / c;
-    for (int i = lane; i < c; i += 32) squares = fmaf(x[i] - mean, x[i] - mean, squares);
+    for (int i = lane; i < c; i += 32) {
+        float d = x[from + i] - mean;
+        squares = fmaf(d, d, squares);
+    }
     float rstd = 1.0f / sqrtf(warp_sum(squares) / c + eps);
-    for (int i = lane; i < c; i += 32) y[row * c + i] = fmaf((x[i] - mean) * rstd, gamma[i], beta[i]);
+    for (int i = lane; i < c; i += 32) y.set(from + i, fmaf((x[from + i] - mean) * rstd, gamma[i], beta[i]));
     if (lane == 0) {
         stats[2 * row] = mean;
         stats[2 * row + 1] = rstd;
@@ -165,26 +189,23 @@ extern "C" __global__ void layer_norm(const float *x, const float *gamma, const 
 }
 
 // dx = rstd (g - mean(g) - x_hat mean(g x_hat)), g = dy gamma.
-extern "C" __global__ void layer_norm_grad(const float *dy, const float *x, const float *gamma, const float *stats,
-                                           float *dx, int rows, int c) {
-    int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x;
+extern "C" __global__ void layer_norm_grad(In dy, In x, const float *gamma, const float *stats, Out dx, int rows, int c) {
+    int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x, from = row * c;
     if (row >= rows) return;
     float mean = stats[2 * row], rstd = stats[2 * row + 1], first = 0.0f, second = 0.0f;
-    dy += row * c;
-    x += row * c;
     for (int i = lane; i < c; i += 32) {
-        float g = dy[i] * gamma[i];
+        float g = dy[from + i] * gamma[i];
         first += g;
-        second = fmaf(g, (x[i] - mean) * rstd, second);
+        second = fmaf(g, (x[from + i] - mean) * rstd, second);
     }
     first = warp_sum(first) / c;
     second = warp_sum(second) / c;
     for (int i = lane; i < c; i += 32)
-        dx[row * c + i] = rstd * (dy[i] * gamma[i] - first - (x[i] - mean) * rstd * second);
+        dx.set(from + i, rstd * (dy[from + i] * gamma[i] - first - (x[from + i] - mean) * rstd * second));
 }
 
 // For each run of rows (y) and channel: sums of dy x_hat and of dy, parts [run, 2, c]. Blocks of 32 channels by 8 rows.
-extern "C" __global__ void layer_norm_grad_parts(const float *dy, const float *x, const float *stats, float *parts,
+extern "C" __global__ void layer_norm_grad_parts(In dy, In x, const float *stats, float *parts,
                                                  int rows, int c, int run) {
     __shared__ float of_product[8][32], of_dy[8][32];
     int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
@@ -211,7 +232,7 @@ extern "C" __global__ void layer_norm_grad_parts(const float *dy, const float *x
 // ------------------------------------------------------------------------------------------- batch normalisation
 
 // For each run of rows (y) and channel: the sum of (x - mean)^2 (`kind` 0) or of dy (x - mean) (1). Blocks of 32 by 8.
-extern "C" __global__ void batch_norm_parts(const float *x, const float *dy, const float *mean, float *parts, int rows,
+extern "C" __global__ void batch_norm_parts(In x, In dy, const float *mean, float *parts, int rows,
                                             int c, int run, int kind) {
     __shared__ float shared[8][32];
     int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
@@ -255,11 +276,25 @@ extern "C" __global__ void batch_norm_fixed_scale(const float *gamma, const floa
         scale[ch] = (float)((double)gamma[ch] / sqrt((double)variance[ch] + (double)eps));
 }
 
+template <int V>
+__device__ __forceinline__ void normalise_of(In x, const float *mean, const float *scale, const float *shift, Out y, int n,
+                                             int c) {
+    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+        int ch = i % c;
+        float v[V];
+        x.get<V>(i, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = fmaf(v[j] - mean[ch + j], scale[ch + j], shift[ch + j]);
+        y.set<V>(i, v);
+    }
+}
+
 // y = (x - mean) scale + shift, channel by channel.
-extern "C" __global__ void normalise(const float *x, const float *mean, const float *scale, const float *shift, float *y,
-                                     int n, int c) {
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid())
-        y[i] = fmaf(x[i] - mean[i % c], scale[i % c], shift[i % c]);
+extern "C" __global__ void normalise(In x, const float *mean, const float *scale, const float *shift, Out y, int n, int c) {
+    if (c % 8 == 0)
+        normalise_of<8>(x, mean, scale, shift, y, n, c);
+    else
+        normalise_of<1>(x, mean, scale, shift, y, n, c);
 }
 
 // From the sums of dy and of dy (x - mean): dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) + offset,
@@ -278,11 +313,25 @@ extern "C" __global__ void batch_norm_grad_terms(const float *of_dy, const float
     }
 }
 
-extern "C" __global__ void batch_norm_grad(const float *dy, const float *x, const float *mean, const float *terms, float *dx,
-                                           int n, int c) {
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+template <int V>
+__device__ __forceinline__ void batch_norm_grad_of(In dy, In x, const float *mean, const float *terms, Out dx, int n, int c) {
+    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
         int ch = i % c;
-        float d = x[i] - mean[ch];
-        dx[i] = fmaf(terms[ch], dy[i], fmaf(terms[c + ch], d, terms[2 * c + ch]));
+        float v[V], g[V];
+        x.get<V>(i, v);
+        dy.get<V>(i, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float d = v[j] - mean[ch + j];
+            g[j] = fmaf(terms[ch + j], g[j], fmaf(terms[c + ch + j], d, terms[2 * c + ch + j]));
+        }
+        dx.set<V>(i, g);
     }
+}
+
+extern "C" __global__ void batch_norm_grad(In dy, In x, const float *mean, const float *terms, Out dx, int n, int c) {
+    if (c % 8 == 0)
+        batch_norm_grad_of<8>(dy, x, mean, terms, dx, n, c);
+    else
+        batch_norm_grad_of<1>(dy, x, mean, terms, dx, n, c);
 }

@@ -1,39 +1,46 @@
 // Operations number by number, and copies. `y` may be the same memory as the first operand.
 
-template <class F> __device__ __forceinline__ void map1(const float *x, float *y, int n, F f) {
-    int fours = n / 4;
-    for (int i = thread_of_grid(); i < fours; i += threads_of_grid()) {
-        float4 v = ((const float4 *)x)[i];
-        ((float4 *)y)[i] = make_float4(f(v.x), f(v.y), f(v.z), f(v.w));
+template <class F> __device__ __forceinline__ void map1(In x, Out y, int n, F f) {
+    int eights = n / 8;
+    for (int i = thread_of_grid(); i < eights; i += threads_of_grid()) {
+        float v[8];
+        x.get<8>(8 * i, v);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = f(v[j]);
+        y.set<8>(8 * i, v);
     }
-    int i = 4 * fours + thread_of_grid();
-    if (i < n) y[i] = f(x[i]);
+    int i = 8 * eights + thread_of_grid();
+    if (i < n) y.set(i, f(x[i]));
 }
 
-template <class F> __device__ __forceinline__ void map2(const float *a, const float *b, float *y, int n, F f) {
-    int fours = n / 4;
-    for (int i = thread_of_grid(); i < fours; i += threads_of_grid()) {
-        float4 v = ((const float4 *)a)[i], w = ((const float4 *)b)[i];
-        ((float4 *)y)[i] = make_float4(f(v.x, w.x), f(v.y, w.y), f(v.z, w.z), f(v.w, w.w));
+template <class F> __device__ __forceinline__ void map2(In a, In b, Out y, int n, F f) {
+    int eights = n / 8;
+    for (int i = thread_of_grid(); i < eights; i += threads_of_grid()) {
+        float v[8], w[8];
+        a.get<8>(8 * i, v);
+        b.get<8>(8 * i, w);
+#pragma unroll
+        for (int j = 0; j < 8; j++) v[j] = f(v[j], w[j]);
+        y.set<8>(8 * i, v);
     }
-    int i = 4 * fours + thread_of_grid();
-    if (i < n) y[i] = f(a[i], b[i]);
+    int i = 8 * eights + thread_of_grid();
+    if (i < n) y.set(i, f(a[i], b[i]));
 }
 
-extern "C" __global__ void add(const float *a, const float *b, float *y, int n) {
+extern "C" __global__ void add(In a, In b, Out y, int n) {
     map2(a, b, y, n, [](float a, float b) { return a + b; });
 }
 
-extern "C" __global__ void multiply(const float *a, const float *b, float *y, int n) {
+extern "C" __global__ void multiply(In a, In b, Out y, int n) {
     map2(a, b, y, n, [](float a, float b) { return a * b; });
 }
 
-extern "C" __global__ void affine(const float *x, float *y, int n, float scale, float shift) {
+extern "C" __global__ void affine(In x, Out y, int n, float scale, float shift) {
     map1(x, y, n, [=](float x) { return fmaf(scale, x, shift); });
 }
 
 // running = (1 - momentum) running + momentum value
-extern "C" __global__ void running_average(const float *running, const float *value, float *y, int n, float momentum) {
+extern "C" __global__ void running_average(In running, In value, Out y, int n, float momentum) {
     map2(running, value, y, n, [=](float a, float b) { return (1.0f - momentum) * a + momentum * b; });
 }
 
@@ -41,53 +48,74 @@ extern "C" __global__ void fill(float *y, int n, float value) {
     for (int i = thread_of_grid(); i < n; i += threads_of_grid()) y[i] = value;
 }
 
-extern "C" __global__ void copy(const float *x, float *y, int n) {
+extern "C" __global__ void copy(In x, Out y, int n) {
     map1(x, y, n, [](float x) { return x; });
 }
 
-// y = x + r, or x (1 + r), for every pixel: x [n, pixels, c], r [n, c].
-extern "C" __global__ void add_picture(const float *x, const float *r, float *y, int n, int picture, int c) {
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) y[i] = x[i] + r[i / picture * c + i % c];
+// For every pixel of x [n, pixels, c], with r [n, c].
+template <int V, class F>
+__device__ __forceinline__ void by_picture_of(In x, In r, Out y, int n, int picture, int c, F f) {
+    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+        float v[V], w[V];
+        x.get<V>(i, v);
+        r.get<V>(i / picture * c + i % c, w);
+#pragma unroll
+        for (int j = 0; j < V; j++) v[j] = f(v[j], w[j]);
+        y.set<V>(i, v);
+    }
 }
 
-extern "C" __global__ void scale_picture(const float *x, const float *r, float *y, int n, int picture, int c) {
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) y[i] = fmaf(x[i], r[i / picture * c + i % c], x[i]);
+template <class F> __device__ __forceinline__ void by_picture(In x, In r, Out y, int n, int picture, int c, F f) {
+    if (c % 8 == 0)
+        by_picture_of<8>(x, r, y, n, picture, c, f);
+    else
+        by_picture_of<1>(x, r, y, n, picture, c, f);
+}
+
+// y = x + r
+extern "C" __global__ void add_picture(In x, In r, Out y, int n, int picture, int c) {
+    by_picture(x, r, y, n, picture, c, [](float x, float r) { return x + r; });
+}
+
+// y = x (1 + r)
+extern "C" __global__ void scale_picture(In x, In r, Out y, int n, int picture, int c) {
+    by_picture(x, r, y, n, picture, c, [](float x, float r) { return fmaf(x, r, x); });
 }
 
 // ------------------------------------------------------------------------------------------- activation functions
 
-extern "C" __global__ void silu_forward(const float *x, float *y, int n) {
+extern "C" __global__ void silu_forward(In x, Out y, int n) {
     map1(x, y, n, [](float x) { return silu(x); });
 }
 
-extern "C" __global__ void relu_forward(const float *x, float *y, int n) {
+extern "C" __global__ void relu_forward(In x, Out y, int n) {
     map1(x, y, n, [](float x) { return x < 0.0f ? 0.0f : x; });
 }
 
-extern "C" __global__ void gelu_forward(const float *x, float *y, int n) {
+extern "C" __global__ void gelu_forward(In x, Out y, int n) {
     map1(x, y, n, [](float x) { return 0.5f * x * erfcf(-0.70710678118654752f * x); });
 }
 
-extern "C" __global__ void mish_forward(const float *x, float *y, int n) {
+extern "C" __global__ void mish_forward(In x, Out y, int n) {
     map1(x, y, n, [](float x) { return x * tanhf(log1pf(expf(x))); });
 }
 
-extern "C" __global__ void silu_backward(const float *dy, const float *x, float *y, int n) {
+extern "C" __global__ void silu_backward(In dy, In x, Out y, int n) {
     map2(dy, x, y, n, [](float dy, float x) { return dy * silu_slope(x); });
 }
 
-extern "C" __global__ void relu_backward(const float *dy, const float *x, float *y, int n) {
+extern "C" __global__ void relu_backward(In dy, In x, Out y, int n) {
     map2(dy, x, y, n, [](float dy, float x) { return x > 0.0f ? dy : 0.0f; });
 }
 
-extern "C" __global__ void gelu_backward(const float *dy, const float *x, float *y, int n) {
+extern "C" __global__ void gelu_backward(In dy, In x, Out y, int n) {
     map2(dy, x, y, n, [](float dy, float x) {
         float cdf = 0.5f * erfcf(-0.70710678118654752f * x);
         return dy * fmaf(x, 0.39894228040143268f * expf(-0.5f * x * x), cdf);
     });
 }
 
-extern "C" __global__ void mish_backward(const float *dy, const float *x, float *y, int n) {
+extern "C" __global__ void mish_backward(In dy, In x, Out y, int n) {
     map2(dy, x, y, n, [](float dy, float x) {
         float w = tanhf(log1pf(expf(x)));
         return dy * fmaf(x, (1.0f - w * w) * sigmoid(x), w);
@@ -96,28 +124,34 @@ extern "C" __global__ void mish_backward(const float *dy, const float *x, float 
 
 // ---------------------------------------------------------------------------------------------------------- copies
 
+template <int V>
+__device__ __forceinline__ void copy_columns_of(In from, Out to, int rows, int columns, int from_stride, int from_from,
+                                                int to_stride, int to_from) {
+    int groups = columns / V;
+    for (int i = thread_of_grid(); i < rows * groups; i += threads_of_grid()) {
+        int r = i / groups, c = i % groups * V;
+        float v[V];
+        from.get<V>(r * from_stride + from_from + c, v);
+        to.set<V>(r * to_stride + to_from + c, v);
+    }
+}
+
 // to[r, to_from + i] = from[r, from_from + i] for i below `columns`.
-extern "C" __global__ void copy_columns(const float *from, float *to, int rows, int columns, int from_stride, int from_from,
-                                        int to_stride, int to_from) {
-    if (columns % 4 == 0 && from_stride % 4 == 0 && from_from % 4 == 0 && to_stride % 4 == 0 && to_from % 4 == 0) {
-        int fours = columns / 4;
-        for (int i = thread_of_grid(); i < rows * fours; i += threads_of_grid()) {
-            int r = i / fours, c = i % fours * 4;
-            *(float4 *)(to + r * to_stride + to_from + c) = *(const float4 *)(from + r * from_stride + from_from + c);
-        }
-        return;
-    }
-    for (int i = thread_of_grid(); i < rows * columns; i += threads_of_grid()) {
-        int r = i / columns, c = i % columns;
-        to[r * to_stride + to_from + c] = from[r * from_stride + from_from + c];
-    }
+extern "C" __global__ void copy_columns(In from, Out to, int rows, int columns, int from_stride, int from_from, int to_stride,
+                                        int to_from) {
+    if ((columns | from_stride | from_from | to_stride | to_from) % 8 == 0)
+        copy_columns_of<8>(from, to, rows, columns, from_stride, from_from, to_stride, to_from);
+    else if ((columns | from_stride | from_from | to_stride | to_from) % 4 == 0)
+        copy_columns_of<4>(from, to, rows, columns, from_stride, from_from, to_stride, to_from);
+    else
+        copy_columns_of<1>(from, to, rows, columns, from_stride, from_from, to_stride, to_from);
 }
 
 // --------------------------------------------------------------------------------------------------------- dropout
 
 // Masks as ddpm_kernels::random::Dropout: word j of counter 16 b + l belongs to number 64 b + 16 j + l of a picture.
 // blockIdx.y is the picture.
-extern "C" __global__ void dropout(const float *x, float *y, int picture, const Control *control, u32 purpose,
+extern "C" __global__ void dropout(In x, Out y, int picture, const Control *control, u32 purpose,
                                    u32 threshold, float scale) {
     u32 index = control->first_index + blockIdx.y;
     int counters = ceil_div(picture, 64) * 16, base = blockIdx.y * picture;
@@ -126,7 +160,7 @@ extern "C" __global__ void dropout(const float *x, float *y, int picture, const 
         u32 of[4] = {words.x, words.y, words.z, words.w};
         for (int j = 0; j < 4; j++) {
             int i = k / 16 * 64 + 16 * j + k % 16;
-            if (i < picture) y[base + i] = x[base + i] * keep(of[j], threshold, scale);
+            if (i < picture) y.set(base + i, x[base + i] * keep(of[j], threshold, scale));
         }
     }
 }

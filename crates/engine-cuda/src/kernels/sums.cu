@@ -4,27 +4,28 @@
 // each time.
 
 // Sums of runs of rows of x [pictures, rows, c]: out[picture, run, c]. Blocks of 32 channels by 8 rows.
-extern "C" __global__ void column_sums(const float *x, float *out, int rows, int c, int run) {
+extern "C" __global__ void column_sums(In x, Out out, int rows, int c, int run) {
     __shared__ float parts[8][32];
     int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
     float sum = 0.0f;
     if (ch < c)
+#pragma unroll 4
         for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) sum += x[(blockIdx.z * rows + r) * c + ch];
     parts[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y == 0 && ch < c) {
         for (int i = 1; i < 8; i++) sum += parts[i][threadIdx.x];
-        out[(blockIdx.z * gridDim.y + blockIdx.y) * c + ch] = sum;
+        out.set((blockIdx.z * gridDim.y + blockIdx.y) * c + ch, sum);
     }
 }
 
 // out[picture, c] = sum over parts of parts[picture, part, from + c], rows of `stride` numbers. blockIdx.y: the picture.
-extern "C" __global__ void add_parts(const float *parts, float *out, int count, int stride, int from, int c) {
+extern "C" __global__ void add_parts(const float *parts, Out out, int count, int stride, int from, int c) {
     const float *mine = parts + blockIdx.y * count * stride + from;
     for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid()) {
         double sum = 0.0;
         for (int i = 0; i < count; i++) sum += (double)mine[i * stride + ch];
-        out[blockIdx.y * c + ch] = (float)sum;
+        out.set(blockIdx.y * c + ch, (float)sum);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Arg, CONTROL, Place, Translation, input, int, output};
 use crate::translate::simple::thresholds;
 use ddpm_engine::Factors;
+use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::ops::{Attention, Dropout};
 use ddpm_kernels::random::weight_threshold;
 
@@ -34,6 +35,12 @@ const KERNELS: [Kernels; 8] = kernels!["" : 4 1, 8 1, 16 1, 32 1, 64 2, 128 4, 2
 
 /// On tensor cores; a block has 64 queries.
 const TENSOR_CORES: [Kernels; 4] = kernels!["bf16_" : 16 2, 32 2, 64 2, 128 2];
+
+/// Whether an attention's heads are narrow enough for tensor cores.
+pub(super) fn on_tensor_cores(graph: &Graph, node: &Node, op: &Attention) -> bool {
+    let width = graph.shape(node.inputs[0]).channels() / 3 / op.heads;
+    TENSOR_CORES.iter().any(|k| k.width >= width)
+}
 
 /// Purpose, threshold and scale, as on the CPU; without dropout such that nothing is dropped.
 fn dropout(op: Option<&Dropout>) -> [Arg<Place>; 3] {

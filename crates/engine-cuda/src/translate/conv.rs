@@ -28,6 +28,13 @@ const WEIGHTS: Kernels = [
     ["conv_weights_bf16_64", "conv_weights_bf16_128"],
 ];
 
+/// Of tensors that are stored in bf16.
+const HALF: [&str; 2] = ["conv_half_64", "conv_half_128"];
+const HALF_WEIGHTS: [&str; 2] = ["conv_half_weights_64", "conv_half_weights_128"];
+
+/// Numbers of bf16 that are copied at once: of 16 bytes.
+const CHUNK: usize = 8;
+
 /// A convolution's sizes: pictures, input, output, kernel, channels.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -82,6 +89,11 @@ impl Cut {
     }
 }
 
+/// Threads of a block of the kernels for tensors in bf16.
+fn half_threads(tile: usize) -> usize {
+    [128, 256][tile]
+}
+
 /// The output pixels of a product, and what is added to them.
 struct Target {
     channels: usize,
@@ -112,6 +124,14 @@ impl Target {
     }
 }
 
+/// The weights of a product over gathered pixels.
+enum Weights<'a> {
+    /// As they are, with the kernels for them.
+    Plain(&'a Kernels),
+    /// As rows of bf16, which are kept, with this many taps.
+    Rows(Arg<Place>, usize),
+}
+
 /// The gathered input: sizes, pixels of the output, steps.
 struct Source {
     n: usize,
@@ -140,21 +160,54 @@ impl Translation<'_> {
         [input(0), taps_, n, h, w, c, rows, columns, sy, sx, count]
     }
 
-    /// A product over gathered pixels; operand 1 has the weights. `parts` is scratch memory that several phases share.
-    fn gather(&mut self, kernels: &Kernels, source: &Source, taps: &[[i32; 4]], target: &Target) {
+    /// The weights `[taps, c, n]`, or `[taps, n, c]` where they are `transposed`, as kernels for them and operand 0 take them.
+    fn rows_of_weights<'a>(
+        &mut self,
+        kernels: &'a Kernels,
+        taps: usize,
+        c: usize,
+        n: usize,
+        transposed: bool,
+    ) -> Weights<'a> {
+        if !(self.half[0] && self.parameters[1] && c.is_multiple_of(CHUNK)) {
+            return Weights::Plain(kernels);
+        }
+        let rows = self.kept_bf16(n * taps * c);
+        let grid = [n.div_ceil(32), c.div_ceil(32), taps];
+        self.launch(
+            "weight_rows",
+            grid,
+            [32, 8, 1],
+            [input(1), rows, int(c), int(n), int(transposed.into())],
+        );
+        let preparation = self.work.launches.pop().expect("launched above");
+        self.work.preparation.push(preparation);
+        Weights::Rows(rows, taps)
+    }
+
+    /// A product over gathered pixels. `parts` is scratch memory that several phases share.
+    fn gather(&mut self, weights: &Weights<'_>, source: &Source, taps: &[[i32; 4]], target: &Target) {
         let Source { n, channels, rows, columns, .. } = *source;
         let m = n * rows * columns;
         let cut = Cut::new(m, target.channels, taps.len() * channels, self.choices.blocks);
         let scratch = if cut.parts > 1 { cut.parts * m * target.channels } else { 0 };
         self.work.scratch = self.work.scratch.max(scratch);
-        let (parts, kernel) = (Arg::At(Place::Scratch(0)), kernels[self.math()][cut.tile]);
+        let parts = Arg::At(Place::Scratch(0));
         let (source, target) = (self.source(source, taps), target.args(parts));
         let mut args = source.to_vec();
-        args.push(input(1));
+        let (kernel, threads) = match *weights {
+            Weights::Plain(kernels) => {
+                args.push(input(1));
+                (kernels[self.math()][cut.tile], 256)
+            }
+            Weights::Rows(rows, all_taps) => {
+                args.extend([rows, int(all_taps)]);
+                (HALF[cut.tile], half_threads(cut.tile))
+            }
+        };
         args.extend(target);
         args.push(int(cut.part));
-        let args: [Arg<Place>; 26] = args.try_into().expect("11 + 1 + 13 + 1");
-        self.launch(kernel, cut.grid, [256, 1, 1], args);
+        self.launch_all(kernel, cut.grid, [threads, 1, 1], args);
         if cut.parts > 1 {
             let [count, m_, rows, columns] = [cut.parts, m, rows, columns].map(int);
             let mut args = vec![count, m_, rows, columns];
@@ -184,13 +237,16 @@ impl Translation<'_> {
             stride: op.stride,
         };
         let target = Target { channels: s.cout, size: s.output, first: (0, 0), step: (1, 1), addends };
-        self.gather(&FORWARD, &source, &s.taps(op.pad), &target);
+        let taps = s.taps(op.pad);
+        let weights = self.rows_of_weights(&FORWARD, taps.len(), s.cin, s.cout, false);
+        self.gather(&weights, &source, &taps, &target);
     }
 
     pub(super) fn conv_transpose(&mut self, op: &Conv2dTranspose) {
         // The convolution whose transpose this is, from the result to the operand.
         let s = Sizes::new(self.outputs[0], self.inputs[1], self.inputs[0]);
         let addends = [op.bias.then_some(2), None, None];
+        let weights = self.rows_of_weights(&TRANSPOSED, s.kernel.0 * s.kernel.1, s.cout, s.cin, true);
         for y in 0..op.stride.0.min(s.input.0) {
             for x in 0..op.stride.1.min(s.input.1) {
                 // Output pixels (y + i stride, x + j stride) are made of the taps that reach them.
@@ -216,7 +272,7 @@ impl Translation<'_> {
                 };
                 let target =
                     Target { channels: s.cin, size: s.input, first: (y, x), step: op.stride, addends };
-                self.gather(&TRANSPOSED, &source, &taps, &target);
+                self.gather(&weights, &source, &taps, &target);
             }
         }
     }
@@ -238,8 +294,12 @@ impl Translation<'_> {
         let parts = if cut.parts > 1 { self.scratch(cut.parts * m * s.cout) } else { CONTROL };
         let mut args = self.source(&source, &taps).to_vec();
         args.extend([input(1), output(0), parts, int(s.cout), int(cut.part)]);
-        let args: [Arg<Place>; 16] = args.try_into().expect("11 + 5");
-        self.launch(WEIGHTS[self.math()][cut.tile], cut.grid, [256, 1, 1], args);
+        let chunks = s.cin.is_multiple_of(CHUNK) && s.cout.is_multiple_of(CHUNK);
+        let (kernel, threads) = match self.half[0] && self.half[1] && chunks {
+            true => (HALF_WEIGHTS[cut.tile], half_threads(cut.tile)),
+            false => (WEIGHTS[self.math()][cut.tile], 256),
+        };
+        self.launch_all(kernel, cut.grid, [threads, 1, 1], args);
         if cut.parts > 1 {
             self.add_parts(parts, output(0), 1, cut.parts, m * s.cout, 0, m * s.cout);
         }

@@ -10,7 +10,7 @@ pub use half::takes_bf16;
 
 use crate::gpu::{Arg, Launch};
 use bytemuck::Pod;
-use ddpm_engine::graph::{Graph, Node};
+use ddpm_engine::graph::{Graph, Kind, Node};
 use ddpm_engine::keep::Operand;
 use ddpm_engine::ops::Op;
 use ddpm_engine::{Arithmetic, DType, Error, Result, Shape, Tensor};
@@ -98,9 +98,9 @@ const RUN: usize = 256;
 struct Translation<'a> {
     inputs: Vec<Shape>,
     outputs: Vec<Shape>,
-    /// Which operands and results are of bf16.
-    half_inputs: Vec<bool>,
-    half_outputs: Vec<bool>,
+    /// Which operands are of bf16, and which are parameters.
+    half: Vec<bool>,
+    parameters: Vec<bool>,
     arithmetic: Arithmetic,
     choices: Choices,
     constants: &'a mut Constants,
@@ -129,8 +129,18 @@ impl Translation<'_> {
         block: [usize; 3],
         args: [Arg<Place>; N],
     ) {
+        self.launch_all(kernel, grid, block, args.to_vec());
+    }
+
+    fn launch_all(
+        &mut self,
+        kernel: &'static str,
+        grid: [usize; 3],
+        block: [usize; 3],
+        args: Vec<Arg<Place>>,
+    ) {
         let narrow = |v: [usize; 3]| v.map(|v| u32::try_from(v).expect("sizes were checked"));
-        let launch = Launch { kernel, grid: narrow(grid), block: narrow(block), args: args.to_vec() };
+        let launch = Launch { kernel, grid: narrow(grid), block: narrow(block), args };
         self.work.launches.push(launch);
     }
 
@@ -226,8 +236,8 @@ pub fn translate(
     let mut t = Translation {
         inputs: shapes(&node.inputs),
         outputs: shapes(&node.outputs),
-        half_inputs,
-        half_outputs,
+        half: half_inputs,
+        parameters: node.inputs.iter().map(|&t| matches!(graph.info(t).kind, Kind::Parameter(_))).collect(),
         arithmetic,
         choices,
         constants,

@@ -46,7 +46,7 @@ impl Translation<'_> {
             Activation::Gelu => "gelu_forward",
             Activation::Mish => "mish_forward",
         };
-        self.each(kernel, n.div_ceil(4), [input(0), output(0), int(n)]);
+        self.each(kernel, n.div_ceil(8), [input(0), output(0), int(n)]);
     }
 
     pub(super) fn activate_grad(&mut self, act: Activation) {
@@ -60,7 +60,7 @@ impl Translation<'_> {
 
     pub(super) fn pairwise(&mut self, kernel: &'static str) {
         let n = self.outputs[0].len();
-        self.each(kernel, n.div_ceil(4), [input(0), input(1), output(0), int(n)]);
+        self.each(kernel, n.div_ceil(8), [input(0), input(1), output(0), int(n)]);
     }
 
     pub(super) fn by_picture(&mut self, kernel: &'static str) {
@@ -72,7 +72,7 @@ impl Translation<'_> {
     pub(super) fn affine(&mut self, op: &Affine) {
         let n = self.outputs[0].len();
         let numbers = [Arg::Float(op.scale), Arg::Float(op.shift)];
-        self.each("affine", n.div_ceil(4), [input(0), output(0), int(n), numbers[0], numbers[1]]);
+        self.each("affine", n.div_ceil(8), [input(0), output(0), int(n), numbers[0], numbers[1]]);
     }
 
     pub(super) fn fill(&mut self, op: &Fill) {
@@ -83,7 +83,7 @@ impl Translation<'_> {
     pub(super) fn running_average(&mut self, op: &RunningAverage) {
         let n = self.outputs[0].len();
         let args = [input(0), input(1), output(0), int(n), Arg::Float(op.momentum)];
-        self.each("running_average", n.div_ceil(4), args);
+        self.each("running_average", n.div_ceil(8), args);
     }
 
     /// Columns `from.1 ..` of `from.0` to columns `to.1 ..` of `to.0`.

@@ -35,6 +35,13 @@ const void *body_args;
 uint64_t slots[MOST_THREADS];
 unsigned words[MOST_THREADS][6];
 
+// Copies that were asked for and not waited for: groups, the last one open.
+struct Copy {
+    void *to;
+    const void *from; // none: zeros
+};
+std::vector<std::vector<Copy>> copies[MOST_THREADS];
+
 [[noreturn]] void die(const std::string &why) {
     fprintf(stderr, "emulator: %s\n", why.c_str());
     exit(3);
@@ -55,6 +62,9 @@ void release(Group &group, int first, int count, Status waiting) {
 void run_fiber() {
     for (;;) {
         body(body_args);
+        for (const auto &group : copies[current])
+            if (!group.empty()) die("a thread ends before its copies do");
+        copies[current].clear();
         int warp = current / 32;
         fibers[current].status = DONE;
         warps[warp].alive--;
@@ -171,6 +181,51 @@ void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma(d, a, b
 
 void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma(d, a, b, false); }
 
+// --------------------------------------------------------------------------------------------- copies and matrices
+
+// A copy is made when it is waited for, not before.
+void copy_16(void *to, const void *from, bool there) {
+    if ((uintptr_t)to % 16 || (there && (uintptr_t)from % 16)) die("a copy of 16 bytes that is not aligned");
+    if (copies[current].empty()) copies[current].emplace_back();
+    copies[current].back().push_back({to, there ? from : nullptr});
+}
+
+void commit_copies() {
+    if (copies[current].empty()) copies[current].emplace_back();
+    copies[current].emplace_back();
+}
+
+void wait_copies_but(int groups) {
+    auto &mine = copies[current];
+    while ((int)mine.size() > groups + 1) {
+        for (const Copy &copy : mine.front()) {
+            if (copy.from)
+                memcpy(copy.to, copy.from, 16);
+            else
+                memset(copy.to, 0, 16);
+        }
+        mine.erase(mine.begin());
+    }
+}
+
+static void matrices(u32 (&to)[4], const void *row, bool transposed) {
+    int me = current, lane = me % 32, warp = me / 32 * 32;
+    if ((uintptr_t)row % 16) die("a matrix row that is not aligned");
+    slots[me] = (uint64_t)row;
+    wait_for_warp();
+    for (int i = 0; i < 4; i++)
+        for (int half = 0; half < 2; half++) {
+            int r = transposed ? lane % 4 * 2 + half : lane / 4, column = transposed ? lane / 4 : lane % 4 * 2 + half;
+            u32 bits = ((const unsigned short *)slots[warp + i * 8 + r])[column];
+            to[i] = half ? to[i] | bits << 16 : bits;
+        }
+    wait_for_warp();
+}
+
+void load_matrices(u32 (&to)[4], const void *row) { matrices(to, row, false); }
+
+void load_matrices_transposed(u32 (&to)[4], const void *row) { matrices(to, row, true); }
+
 // ---------------------------------------------------------------------------------------------------------- commands
 
 namespace {
@@ -184,7 +239,7 @@ char *memory;
 size_t memory_len;
 
 template <class T> char kind_of() {
-    if (std::is_pointer<T>::value) return 'p';
+    if (std::is_pointer<T>::value || std::is_class<T>::value) return 'p'; // classes: `In` and the like
     if (std::is_same<T, float>::value) return 'f';
     return std::is_same<T, unsigned>::value ? 'u' : 'i';
 }

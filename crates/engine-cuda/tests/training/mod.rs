@@ -20,7 +20,7 @@ struct Network {
 fn network() -> Network {
     const N: usize = 3;
     const C: usize = 16;
-    let mut b = Build { graph: Graph::new(), inputs: 0 };
+    let mut b = Build::default();
     let x0 = b.input([N, 8, 8, 3]);
     let t = b.add(DrawTimestep { n: N, steps: 50 }, &[]);
     let eps = b.add(DrawNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
@@ -226,7 +226,7 @@ pub fn held(make: Make<'_>) {
     for (loss, scale, weight, target, infinite_loss) in
         [(Loss::Mse, 1.0, 0.5, 1e20, true), (Loss::L1, 1e30, 1e-38, 0.0, false)]
     {
-        let mut b = Build { graph: Graph::new(), inputs: 0 };
+        let mut b = Build::default();
         let p = b.p([1, 4, 4, 2]);
         let double = Affine { scale, shift: 0.0 };
         let y = b.add(double.clone(), &[p]);
