@@ -80,6 +80,7 @@ impl Laid {
                 Place::Input(k) => tensor(node.inputs[k]),
                 Place::Output(k) => tensor(node.outputs[k]),
                 Place::Scratch(at) => number(plan.scratch(i).start + at),
+                Place::HalfScratch(at) => number(plan.scratch(i).start + at) + 1,
                 Place::Kept { at, half } => number(plan.kept(i).start + at) + usize::from(half),
                 Place::Constant(at) => control::BYTES + at,
                 Place::Control => 0,

@@ -42,8 +42,8 @@ macro_rules! attention {
 macro_rules! attention_bf16 {
     ($width:literal) => {
         Source {
-            name: concat!("attention_mma.cu (", $width, ")"),
-            text: include_str!("kernels/attention_mma.cu"),
+            name: concat!("attention_half.cu (", $width, ")"),
+            text: include_str!("kernels/attention_half.cu"),
             define: Some(concat!("ATTENTION_BF16_", $width)),
             kernels: &[
                 concat!("attention_bf16_", $width),

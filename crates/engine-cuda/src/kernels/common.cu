@@ -53,10 +53,6 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 __device__ __forceinline__ float low_bf16(u32 word) { return of_bits(word << 16); }
 __device__ __forceinline__ float high_bf16(u32 word) { return of_bits(word & 0xffff0000u); }
 
-// Of two words of two bf16 numbers each: both lower ones, both upper ones.
-__device__ __forceinline__ u32 lower_halves(u32 a, u32 b) { return (a & 0xffffu) | b << 16; }
-__device__ __forceinline__ u32 upper_halves(u32 a, u32 b) { return a >> 16 | (b & 0xffff0000u); }
-
 // A tensor that is read.
 struct In {
     u64 address;
@@ -100,14 +96,6 @@ struct In {
                 v[4 * j] = f.x, v[4 * j + 1] = f.y, v[4 * j + 2] = f.z, v[4 * j + 3] = f.w;
             }
         }
-    }
-
-    // Eight numbers as bf16, from i on, a multiple of 8.
-    __device__ __forceinline__ uint4 packed(int i) const {
-        if (half()) return *(const uint4 *)(halves() + i);
-        float v[8];
-        get<8>(i, v);
-        return make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
     }
 
     // The tensor from number i on.

@@ -41,6 +41,8 @@ pub enum Place {
     Output(usize),
     /// The node's scratch memory, from this number (4 bytes each) on.
     Scratch(usize),
+    /// The same as a tensor of bf16.
+    HalfScratch(usize),
     /// What the node keeps from run to run, from this number on; `half`: numbers of bf16.
     Kept {
         /// From where.
@@ -155,6 +157,18 @@ impl Translation<'_> {
         let at = self.work.scratch;
         self.work.scratch = (at + numbers).next_multiple_of(16);
         Arg::At(Place::Scratch(at))
+    }
+
+    /// An operand in bf16: itself, or a copy of this many numbers.
+    fn in_bf16(&mut self, operand: usize, numbers: usize) -> Arg<Place> {
+        if self.half[operand] {
+            return input(operand);
+        }
+        let at = self.work.scratch;
+        self.work.scratch = (at + numbers.div_ceil(2)).next_multiple_of(16);
+        let copy = Arg::At(Place::HalfScratch(at));
+        self.each("copy", numbers.div_ceil(8), [input(operand), copy, int(numbers)]);
+        copy
     }
 
     /// Memory for so many numbers of bf16 that is kept from run to run.
