@@ -7,7 +7,7 @@
 
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch};
-use crate::translate::{Choices, Constants, Place, takes_bf16, translate};
+use crate::translate::{Choices, Constants, Place, Rows, takes_bf16, translate};
 use ddpm_engine::graph::{Graph, Kind};
 use ddpm_engine::keep::store_in_bf16;
 use ddpm_engine::plan::Workspace;
@@ -37,7 +37,39 @@ struct Laid {
     /// Where the arena begins, and where the parts of the gradients' norm do.
     arena: usize,
     parts: usize,
+    /// A counter of its blocks.
+    counter: usize,
     bytes: usize,
+}
+
+/// `WeightTable` in `conv_half.cu`: two places, and six numbers of 32 bits.
+type WeightTable = [u64; 5];
+
+/// All weights of which rows are kept.
+#[derive(Default)]
+struct WeightTables {
+    all: Vec<WeightTable>,
+    blocks: usize,
+}
+
+impl WeightTables {
+    fn push(&mut self, rows: &Rows, place: impl Fn(Place) -> usize) {
+        let two = |low: usize, high: usize| low as u64 | (high as u64) << 32;
+        self.all.push([
+            place(rows.from) as u64,
+            place(rows.to) as u64,
+            two(rows.taps, rows.c),
+            two(rows.n, rows.transposed.into()),
+            two(self.blocks, 0),
+        ]);
+        self.blocks += rows.n.div_ceil(32) * rows.c.div_ceil(32) * rows.taps;
+    }
+
+    /// The call that makes them all, with the table at this byte.
+    fn launch(&self, table: usize) -> Option<Launch<usize>> {
+        let args = vec![Arg::At(0), Arg::At(table), int(self.all.len())];
+        (!self.all.is_empty()).then(|| Launch { block: [32, 8, 1], ..call("weight_rows", self.blocks, args) })
+    }
 }
 
 impl Laid {
@@ -60,6 +92,8 @@ impl Laid {
         let keep = options.keep.iter().copied().chain(loss).collect();
         let options = PlanOptions { update_in_runs: None, keep, ..options.clone() };
         let plan = Plan::new(graph, &options, &workspaces);
+        let rows: usize = works.iter().map(|w| w.rows.len()).sum();
+        let (table, counter) = (constants.room(rows * size_of::<WeightTable>()), constants.room(4));
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
         let parts = (arena + plan.arena_len() * 4).next_multiple_of(256);
         let gradients = plan.region(Region::Gradients).len();
@@ -74,9 +108,9 @@ impl Laid {
             let half = plan.graph().ty(t).dtype == DType::Bf16;
             number(plan.place(t).start) + usize::from(half)
         };
-        let placed = |i: usize, launches: &[Launch<Place>]| -> Vec<Launch<usize>> {
+        let place_of = |i: usize, p: Place| {
             let node = &plan.graph().nodes()[i];
-            let place = |p: Place| match p {
+            match p {
                 Place::Input(k) => tensor(node.inputs[k]),
                 Place::Output(k) => tensor(node.outputs[k]),
                 Place::Scratch(at) => number(plan.scratch(i).start + at),
@@ -84,27 +118,32 @@ impl Laid {
                 Place::Kept { at, half } => number(plan.kept(i).start + at) + usize::from(half),
                 Place::Constant(at) => control::BYTES + at,
                 Place::Control => 0,
-            };
-            launches.iter().map(|l| l.placed(place)).collect()
+            }
         };
-        let nodes = works.iter().enumerate().map(|(i, work)| placed(i, &work.launches)).collect();
-        let preparation =
-            works.iter().enumerate().flat_map(|(i, work)| placed(i, &work.preparation)).collect();
-        Ok(Self { plan, constants, nodes, preparation, loss, arena, parts, bytes })
+        let nodes = works
+            .iter()
+            .enumerate()
+            .map(|(i, work)| work.launches.iter().map(|launch| launch.placed(|p| place_of(i, p))).collect());
+        let nodes = nodes.collect();
+        let mut of_weights = WeightTables::default();
+        for (i, work) in works.iter().enumerate() {
+            work.rows.iter().for_each(|rows| of_weights.push(rows, |p| place_of(i, p)));
+        }
+        constants.set(table, bytemuck::cast_slice(&of_weights.all));
+        let preparation = of_weights.launch(control::BYTES + table).into_iter().collect();
+        let counter = control::BYTES + counter;
+        Ok(Self { plan, constants, nodes, preparation, loss, arena, parts, counter, bytes })
     }
 
     fn byte(&self, number: usize) -> usize {
         self.arena + number * 4
     }
 
-    /// The calls for the squared norm of these gradients.
-    fn norm(&self, gradients: &Range<usize>) -> [Launch<usize>; 2] {
+    /// The call for the squared norm of these gradients.
+    fn norm(&self, gradients: &Range<usize>) -> Launch<usize> {
         let (n, count) = (gradients.len(), gradients.len().div_ceil(PART));
-        let (x, parts) = (Arg::At(self.byte(gradients.start)), Arg::At(self.parts));
-        [
-            call("square_parts", count, vec![x, parts, int(n), int(PART)]),
-            call("squared_norm", 1, vec![parts, int(count), Arg::At(0)]),
-        ]
+        let [x, parts, counter] = [self.byte(gradients.start), self.parts, self.counter].map(Arg::At);
+        call("squared_norm", count, vec![x, parts, counter, int(n), int(PART), Arg::At(0)])
     }
 
     /// The call for the optimizer's step along these gradients.
@@ -128,7 +167,7 @@ impl Laid {
         let gradients = self.plan.region(Region::Gradients);
         let Some(loss) = self.loss.filter(|_| !gradients.is_empty()) else { return Vec::new() };
         let loss = Arg::At(self.byte(self.plan.place(loss).start));
-        let mut calls = self.norm(&gradients).to_vec();
+        let mut calls = vec![self.norm(&gradients)];
         calls.push(call("hold", 1, vec![loss, Arg::At(0)]));
         calls.push(self.adam(&gradients));
         calls
@@ -180,7 +219,7 @@ impl<G: Gpu> GpuExecutor<G> {
         let all: Vec<Launch<usize>> = laid.nodes.iter().flatten().cloned().collect();
         let mut kernels: Vec<&'static str> = all.iter().chain(&laid.preparation).map(|l| l.kernel).collect();
         if options.gradients.is_some() {
-            kernels.extend(["copy", "add", "square_parts", "squared_norm", "hold", "adam"]);
+            kernels.extend(["copy", "add", "squared_norm", "hold", "adam"]);
         }
         kernels.sort_unstable();
         kernels.dedup();
@@ -389,7 +428,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         if gradients.is_empty() {
             return Ok(0.0);
         }
-        self.laid.norm(&gradients).iter().try_for_each(|launch| self.gpu.launch(launch))?;
+        self.gpu.launch(&self.laid.norm(&gradients))?;
         let mut square = 0.0f64;
         self.gpu.read(control::SQUARED_NORM, bytemuck::bytes_of_mut(&mut square))?;
         Ok(square.sqrt())

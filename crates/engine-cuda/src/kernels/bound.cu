@@ -49,25 +49,15 @@ __device__ __forceinline__ Term bound_term(const float *output, const float *v, 
     return term;
 }
 
-// Parts of the sum of terms, `run` numbers each.
-extern "C" __global__ void bound_parts(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
-                                       const BoundStep *steps, double *parts, int n, int picture, int count, int run) {
-    __shared__ double shared[32];
+// y = factor times the sum of the terms, in parts of `run` numbers.
+extern "C" __global__ void bound(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
+                                 const BoundStep *steps, const double *factor, float *y, double *parts, u32 *counter, int n,
+                                 int picture, int count, int run) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
     for (int i = blockIdx.x * run + threadIdx.x; i < last; i += blockDim.x)
         sum += bound_term(output, v, x_0, x_t, t, steps, count, picture, i).value;
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
-}
-
-// y = factor times the sum of the parts; one block.
-extern "C" __global__ void bound_mean(const double *parts, const double *factor, float *y, int count) {
-    __shared__ double shared[32];
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += parts[i];
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) y[0] = (float)(factor[0] * sum);
+    if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) y[0] = (float)(factor[0] * sum);
 }
 
 extern "C" __global__ void bound_grad(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,

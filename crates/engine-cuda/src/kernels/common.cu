@@ -207,6 +207,54 @@ template <class T> __device__ __forceinline__ T block_sum(T v, T *shared) {
     return total;
 }
 
+// Whether this block is the last of `count` to come here, in every thread: what all of them wrote before is there then. The
+// counter is 0 before and after. Sums that the last block makes are in a fixed order, whichever it is.
+__device__ __forceinline__ bool last_block(u32 *counter, u32 count, int *shared) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0) {
+        *shared = atomicAdd(counter, 1u) == count - 1;
+        if (*shared) *counter = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return *shared;
+}
+
+// Sums v over all threads of a grid of one-dimensional blocks. Only the threads of one block get `true`, and the sum.
+__device__ __forceinline__ bool sum_of_grid(double &v, double *parts, u32 *counter) {
+    __shared__ double shared[32];
+    __shared__ int flag;
+    v = block_sum(v, shared);
+    if (threadIdx.x == 0) parts[blockIdx.x] = v;
+    if (!last_block(counter, gridDim.x, &flag)) return false;
+    v = 0.0;
+    for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x) v += __ldcg(parts + i);
+    v = block_sum(v, shared);
+    return true;
+}
+
+// The sum over the rows (y) of a block of 32 x ROWS threads, in the threads of the first row; always in the same order.
+template <int ROWS, class T> __device__ __forceinline__ T sum_of_rows(T v, T (*shared)[32]) {
+    __syncthreads();
+    shared[threadIdx.y][threadIdx.x] = v;
+    __syncthreads();
+    if (threadIdx.y == 0)
+        for (int i = 1; i < ROWS; i++) v += shared[i][threadIdx.x];
+    return v;
+}
+
+// The sum of column `column` of parts [count, stride], by the rows of a block as above.
+template <int ROWS>
+__device__ __forceinline__ double sum_of_parts(const float *parts, int count, int stride, int column, bool there,
+                                               double (*shared)[32]) {
+    double sum = 0.0;
+    if (there)
+#pragma unroll 4
+        for (int i = threadIdx.y; i < count; i += ROWS) sum += (double)__ldcg(parts + i * stride + column);
+    return sum_of_rows<ROWS>(sum, shared);
+}
+
 // ------------------------------------------------------------------------------------------- activation functions
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

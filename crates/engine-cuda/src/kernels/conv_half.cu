@@ -286,16 +286,34 @@ __device__ __forceinline__ void product_half(A a, B b, const Result &result, int
 HALF_KERNELS(64)
 HALF_KERNELS(128)
 
-// Weights [taps, c, n], or [taps, n, c] where they are `transposed`, as [n, taps, c] in bf16. Blocks (x: n, y: c, z: taps) of
-// 32 x 8 threads for tiles of 32 x 32.
-extern "C" __global__ void weight_rows(const float *w, Out to, int c, int n, int transposed) {
+// Weights [taps, c, n], or [taps, n, c] where they are `transposed`, as rows [n, taps, c]; places are bytes from `base`.
+struct WeightTable {
+    u64 from, to;
+    int taps, c, n, transposed;
+    int first_block, unused;
+};
+
+// Of all weights: blocks of 32 x 8 threads for tiles of 32 x 32 of a tap.
+extern "C" __global__ void weight_rows(char *base, const WeightTable *table, int count) {
     __shared__ float tile[32][33];
-    int first_n = blockIdx.x * 32, first_c = blockIdx.y * 32, tap = blockIdx.z, taps = gridDim.z;
+    int low = 0, high = count - 1;
+    while (low < high) {
+        int middle = (low + high + 1) / 2;
+        if (table[middle].first_block <= (int)blockIdx.x)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    WeightTable t = table[low];
+    const float *w = (const float *)(base + t.from);
+    Out to{(u64)base + t.to};
+    int block = blockIdx.x - t.first_block, of_n = ceil_div(t.n, 32), of_c = ceil_div(t.c, 32);
+    int first_n = block % of_n * 32, first_c = block / of_n % of_c * 32, tap = block / of_n / of_c;
+    int rows = t.transposed ? t.n : t.c, columns = t.transposed ? t.c : t.n;
     for (int i = threadIdx.y; i < 32; i += 8) {
-        int row = transposed ? first_n + i : first_c + i, column = (transposed ? first_c : first_n) + threadIdx.x;
-        int rows = transposed ? n : c, columns = transposed ? c : n;
+        int row = t.transposed ? first_n + i : first_c + i, column = (t.transposed ? first_c : first_n) + threadIdx.x;
         float v = row < rows && column < columns ? w[(tap * rows + row) * columns + column] : 0.0f;
-        if (transposed)
+        if (t.transposed)
             tile[i][threadIdx.x] = v;
         else
             tile[threadIdx.x][i] = v;
@@ -303,6 +321,6 @@ extern "C" __global__ void weight_rows(const float *w, Out to, int c, int n, int
     __syncthreads();
     for (int i = threadIdx.y; i < 32; i += 8) {
         int row = first_n + i, ch = first_c + threadIdx.x;
-        if (row < n && ch < c) to.set((row * taps + tap) * c + ch, tile[i][threadIdx.x]);
+        if (row < t.n && ch < t.c) to.set((row * t.taps + tap) * t.c + ch, tile[i][threadIdx.x]);
     }
 }

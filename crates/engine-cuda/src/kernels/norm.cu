@@ -60,6 +60,91 @@ extern "C" __global__ void group_norm(In x, const float *gamma, const float *bet
         group_norm_of<1>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
 }
 
+// The same for groups of many numbers, in runs of pixels: blocks (x: run, y: group, z: picture).
+//
+// First mean and squared distance from it of each run, parts [picture, group, run, 2].
+template <int V>
+__device__ __forceinline__ void group_norm_parts_of(In x, float *parts, int pixels, int c, int groups, int run) {
+    __shared__ float shared[32];
+    int per_group = c / groups, first = blockIdx.x * run, count = min(run, pixels - first) * per_group;
+    int from = (blockIdx.z * pixels + first) * c + blockIdx.y * per_group;
+    float sum = 0.0f, squares = 0.0f, v[V];
+    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
+        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += v[j];
+    }
+    float mean = block_sum(sum, shared) / count;
+    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
+        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
+#pragma unroll
+        for (int j = 0; j < V; j++) squares = fmaf(v[j] - mean, v[j] - mean, squares);
+    }
+    squares = block_sum(squares, shared);
+    float *to = parts + ((blockIdx.z * groups + blockIdx.y) * gridDim.x + blockIdx.x) * 2;
+    if (threadIdx.x == 0) {
+        to[0] = mean;
+        to[1] = squares;
+    }
+}
+
+extern "C" __global__ void group_norm_parts(In x, float *parts, int pixels, int c, int groups, int run) {
+    int per_group = c / groups;
+    if (per_group % 8 == 0)
+        group_norm_parts_of<8>(x, parts, pixels, c, groups, run);
+    else if (per_group % 4 == 0)
+        group_norm_parts_of<4>(x, parts, pixels, c, groups, run);
+    else
+        group_norm_parts_of<1>(x, parts, pixels, c, groups, run);
+}
+
+// Then the normalisation; the parts are joined as Chan, Golub, LeVeque 1979 do.
+template <int V>
+__device__ __forceinline__ void group_norm_apply_of(In x, const float *gamma, const float *beta, const float *parts, Out y,
+                                                    float *stats, int pixels, int c, int groups, int run, float eps,
+                                                    int with_silu) {
+    __shared__ double shared[32];
+    int group = blockIdx.y, picture = blockIdx.z, per_group = c / groups, runs = gridDim.x;
+    const float *of_group = parts + (picture * groups + group) * runs * 2;
+    double all = (double)pixels * per_group, sum = 0.0, squares = 0.0;
+    for (int r = threadIdx.x; r < runs; r += blockDim.x)
+        sum += (double)of_group[2 * r] * (min(run, pixels - r * run) * per_group);
+    double centre = block_sum(sum, shared) / all;
+    for (int r = threadIdx.x; r < runs; r += blockDim.x) {
+        double off = (double)of_group[2 * r] - centre;
+        squares += (double)of_group[2 * r + 1] + off * off * (min(run, pixels - r * run) * per_group);
+    }
+    float mean = (float)centre, rstd = (float)(1.0 / sqrt(block_sum(squares, shared) / all + (double)eps));
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        stats[picture * 2 * groups + group] = mean;
+        stats[picture * 2 * groups + groups + group] = rstd;
+    }
+    int first = blockIdx.x * run, count = min(run, pixels - first) * per_group;
+    int from = (picture * pixels + first) * c + group * per_group;
+    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
+        int at = place_in_group<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
+        float v[V];
+        x.get<V>(from + at, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float z = fmaf((v[j] - mean) * rstd, gamma[ch + j], beta[ch + j]);
+            v[j] = with_silu ? silu(z) : z;
+        }
+        y.set<V>(from + at, v);
+    }
+}
+
+extern "C" __global__ void group_norm_apply(In x, const float *gamma, const float *beta, const float *parts, Out y, float *stats,
+                                            int pixels, int c, int groups, int run, float eps, int with_silu) {
+    int per_group = c / groups;
+    if (per_group % 8 == 0)
+        group_norm_apply_of<8>(x, gamma, beta, parts, y, stats, pixels, c, groups, run, eps, with_silu);
+    else if (per_group % 4 == 0)
+        group_norm_apply_of<4>(x, gamma, beta, parts, y, stats, pixels, c, groups, run, eps, with_silu);
+    else
+        group_norm_apply_of<1>(x, gamma, beta, parts, y, stats, pixels, c, groups, run, eps, with_silu);
+}
+
 // x_hat, and the gradient in front of the activation function.
 __device__ __forceinline__ void before_activation(float x, float dy, float mean, float rstd, float gamma, float beta,
                                                   int with_silu, float &x_hat, float &dz) {
@@ -67,6 +152,91 @@ __device__ __forceinline__ void before_activation(float x, float dy, float mean,
     dz = with_silu ? dy * silu_slope(fmaf(x_hat, gamma, beta)) : dy;
 }
 
+// The gradient of a group (block x) of a picture (y) in one go: shares [picture, 2, c] of dbeta and dgamma, and dx. Blocks of 256
+// threads, of which each has V channels; the channels of a pixel belong to a power of two of threads, 32 at most.
+template <int V>
+__device__ __forceinline__ void group_norm_grad_of_group(In x, In dy, const float *gamma, const float *beta, const float *stats,
+                                                         float *shares, Out dx, int pixels, int c, int groups, int with_silu) {
+    __shared__ float of_warps[8][32 * V * 2];
+    __shared__ double shared[32];
+    int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups, of_pixel = per_group / V;
+    int mine = threadIdx.x % of_pixel, step = 256 / of_pixel, ch = group * per_group + mine * V;
+    int from = picture * pixels * c + ch;
+    float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
+    float sum[V], product[V], scale[V], shift[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        sum[j] = product[j] = 0.0f;
+        scale[j] = gamma[ch + j];
+        shift[j] = beta[ch + j];
+    }
+    for (int p = threadIdx.x / of_pixel; p < pixels; p += step) {
+        float v[V], g[V];
+        x.get<V>(from + p * c, v);
+        dy.get<V>(from + p * c, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float x_hat, dz;
+            before_activation(v[j], g[j], mean, rstd, scale[j], shift[j], with_silu, x_hat, dz);
+            sum[j] += dz;
+            product[j] = fmaf(dz, x_hat, product[j]);
+        }
+    }
+    int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        for (int d = 16; d >= of_pixel; d >>= 1) {
+            sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], d);
+            product[j] += __shfl_xor_sync(0xffffffffu, product[j], d);
+        }
+        if (lane < of_pixel) {
+            of_warps[threadIdx.x / 32][lane * V + j] = sum[j];
+            of_warps[threadIdx.x / 32][per_group + lane * V + j] = product[j];
+        }
+    }
+    __syncthreads();
+    double first = 0.0, second = 0.0;
+    for (int i = threadIdx.x; i < per_group; i += 256) {
+        double of_dz = 0.0, of_product = 0.0;
+        for (int warp = 0; warp < 8; warp++) {
+            of_dz += (double)of_warps[warp][i];
+            of_product += (double)of_warps[warp][per_group + i];
+        }
+        shares[picture * 2 * c + group * per_group + i] = (float)of_dz;
+        shares[picture * 2 * c + c + group * per_group + i] = (float)of_product;
+        first += of_dz * (double)gamma[group * per_group + i];
+        second += of_product * (double)gamma[group * per_group + i];
+    }
+    double count = (double)pixels * per_group;
+    float mean_dz = (float)(block_sum(first, shared) / count), mean_product = (float)(block_sum(second, shared) / count);
+    for (int p = threadIdx.x / of_pixel; p < pixels; p += step) {
+        float v[V], g[V];
+        x.get<V>(from + p * c, v);
+        dy.get<V>(from + p * c, g);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float x_hat, dz;
+            before_activation(v[j], g[j], mean, rstd, scale[j], shift[j], with_silu, x_hat, dz);
+            g[j] = rstd * (dz * scale[j] - mean_dz - x_hat * mean_product);
+        }
+        dx.set<V>(from + p * c, g);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    group_norm_grad_group(In x, In dy, const float *gamma, const float *beta, const float *stats, float *shares, Out dx,
+                          int pixels, int c, int groups, int with_silu) {
+    int per_group = c / groups;
+    if (per_group % 8 == 0)
+        group_norm_grad_of_group<8>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, with_silu);
+    else if (per_group % 4 == 0)
+        group_norm_grad_of_group<4>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, with_silu);
+    else
+        group_norm_grad_of_group<1>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, with_silu);
+}
+
+// For groups of many numbers, in three steps.
+//
 // For each picture (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [picture, run, 2, c].
 // Blocks of 32 channels by 8 pixels.
 extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma, const float *beta,
@@ -204,69 +374,75 @@ extern "C" __global__ void layer_norm_grad(In dy, In x, const float *gamma, cons
         dx.set(from + i, rstd * (dy[from + i] * gamma[i] - first - (x[from + i] - mean) * rstd * second));
 }
 
-// For each run of rows (y) and channel: sums of dy x_hat and of dy, parts [run, 2, c]. Blocks of 32 channels by 8 rows.
-extern "C" __global__ void layer_norm_grad_parts(In dy, In x, const float *stats, float *parts,
-                                                 int rows, int c, int run) {
-    __shared__ float of_product[8][32], of_dy[8][32];
+// dgamma = sum of dy x_hat and dbeta = sum of dy over the rows, in runs: blocks (x: 32 channels, y: run) of 32 x 8 threads, parts
+// [run, 2, c], a counter for each x.
+extern "C" __global__ void layer_norm_grad_sums(In dy, In x, const float *stats, float *dgamma, float *dbeta, float *parts,
+                                                u32 *counters, int rows, int c, int run) {
+    __shared__ double shared[8][32];
+    __shared__ int flag;
     int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
     float product = 0.0f, sum = 0.0f;
     if (ch < c)
+#pragma unroll 4
         for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
             float g = dy[r * c + ch];
             product = fmaf(g, (x[r * c + ch] - stats[2 * r]) * stats[2 * r + 1], product);
             sum += g;
         }
-    of_product[threadIdx.y][threadIdx.x] = product;
-    of_dy[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
+    double a = sum_of_rows<8>((double)product, shared), b = sum_of_rows<8>((double)sum, shared);
     if (threadIdx.y == 0 && ch < c) {
-        for (int i = 1; i < 8; i++) {
-            product += of_product[i][threadIdx.x];
-            sum += of_dy[i][threadIdx.x];
-        }
-        parts[blockIdx.y * 2 * c + ch] = product;
-        parts[blockIdx.y * 2 * c + c + ch] = sum;
+        parts[blockIdx.y * 2 * c + ch] = (float)a;
+        parts[blockIdx.y * 2 * c + c + ch] = (float)b;
+    }
+    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
+    a = sum_of_parts<8>(parts, gridDim.y, 2 * c, ch, ch < c, shared);
+    b = sum_of_parts<8>(parts, gridDim.y, 2 * c, c + ch, ch < c, shared);
+    if (threadIdx.y == 0 && ch < c) {
+        dgamma[ch] = (float)a;
+        dbeta[ch] = (float)b;
     }
 }
 
 // ------------------------------------------------------------------------------------------- batch normalisation
 
-// For each run of rows (y) and channel: the sum of (x - mean)^2 (`kind` 0) or of dy (x - mean) (1). Blocks of 32 by 8.
-extern "C" __global__ void batch_norm_parts(In x, In dy, const float *mean, float *parts, int rows,
-                                            int c, int run, int kind) {
-    __shared__ float shared[8][32];
+// Sums over rows, in runs: blocks (x: 32 channels, y: run) of 32 x 8 threads, parts [run, c], a counter for each x.
+
+extern "C" __global__ void batch_norm_mean(In x, float *mean, float *parts, u32 *counters, int rows, int c, int run) {
+    __shared__ double shared[8][32];
+    __shared__ int flag;
     int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
     float sum = 0.0f;
     if (ch < c)
+#pragma unroll 4
+        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) sum += x[r * c + ch];
+    double total = sum_of_rows<8>((double)sum, shared);
+    if (threadIdx.y == 0 && ch < c) parts[blockIdx.y * c + ch] = (float)total;
+    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
+    total = sum_of_parts<8>(parts, gridDim.y, c, ch, ch < c, shared);
+    if (threadIdx.y == 0 && ch < c) mean[ch] = (float)(total / rows);
+}
+
+// Behind it: 1 / sqrt(variance + eps), the unbiased variance, and what x - mean is multiplied by.
+extern "C" __global__ void batch_norm_variance(In x, const float *mean, const float *gamma, float *rstd, float *unbiased,
+                                               float *scale, float *parts, u32 *counters, int rows, int c, int run, float eps) {
+    __shared__ double shared[8][32];
+    __shared__ int flag;
+    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
+    float sum = 0.0f, centre = ch < c ? mean[ch] : 0.0f;
+    if (ch < c)
+#pragma unroll 4
         for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
-            float d = x[r * c + ch] - mean[ch];
-            sum = fmaf(kind == 0 ? d : dy[r * c + ch], d, sum);
+            float d = x[r * c + ch] - centre;
+            sum = fmaf(d, d, sum);
         }
-    shared[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
+    double total = sum_of_rows<8>((double)sum, shared);
+    if (threadIdx.y == 0 && ch < c) parts[blockIdx.y * c + ch] = (float)total;
+    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
+    total = sum_of_parts<8>(parts, gridDim.y, c, ch, ch < c, shared);
     if (threadIdx.y == 0 && ch < c) {
-        for (int i = 1; i < 8; i++) sum += shared[i][threadIdx.x];
-        parts[blockIdx.y * c + ch] = sum;
-    }
-}
-
-__device__ __forceinline__ double add_runs(const float *parts, int runs, int c, int ch) {
-    double sum = 0.0;
-    for (int r = 0; r < runs; r++) sum += (double)parts[r * c + ch];
-    return sum;
-}
-
-extern "C" __global__ void batch_norm_mean(const float *parts, float *mean, int rows, int c, int runs) {
-    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid())
-        mean[ch] = (float)(add_runs(parts, runs, c, ch) / rows);
-}
-
-extern "C" __global__ void batch_norm_variance(const float *parts, const float *gamma, float *rstd, float *unbiased,
-                                               float *scale, int rows, int c, int runs, float eps) {
-    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid()) {
-        double sum = add_runs(parts, runs, c, ch), r = 1.0 / sqrt(sum / rows + (double)eps);
+        double r = 1.0 / sqrt(total / rows + (double)eps);
         rstd[ch] = (float)r;
-        unbiased[ch] = (float)(sum / (rows - 1));
+        unbiased[ch] = (float)(total / (rows - 1));
         scale[ch] = (float)(r * (double)gamma[ch]);
     }
 }
@@ -297,13 +473,31 @@ extern "C" __global__ void normalise(In x, const float *mean, const float *scale
         normalise_of<1>(x, mean, scale, shift, y, n, c);
 }
 
-// From the sums of dy and of dy (x - mean): dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) + offset,
-// terms [3, c].
-extern "C" __global__ void batch_norm_grad_terms(const float *of_dy, const float *of_product, const float *gamma,
-                                                 const float *rstd, float *dgamma, float *dbeta, float *terms, int rows,
-                                                 int c, int runs) {
-    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid()) {
-        double sum = add_runs(of_dy, runs, c, ch), product = add_runs(of_product, runs, c, ch);
+// From the sums of dy and of dy (x - mean), parts [run, 2, c]: dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) +
+// offset, terms [3, c].
+extern "C" __global__ void batch_norm_grad_sums(In dy, In x, const float *gamma, const float *mean, const float *rstd,
+                                                float *dgamma, float *dbeta, float *terms, float *parts, u32 *counters, int rows,
+                                                int c, int run) {
+    __shared__ double shared[8][32];
+    __shared__ int flag;
+    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
+    float of_dy = 0.0f, of_product = 0.0f, centre = ch < c ? mean[ch] : 0.0f;
+    if (ch < c)
+#pragma unroll 4
+        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
+            float g = dy[r * c + ch];
+            of_dy += g;
+            of_product = fmaf(g, x[r * c + ch] - centre, of_product);
+        }
+    double sum = sum_of_rows<8>((double)of_dy, shared), product = sum_of_rows<8>((double)of_product, shared);
+    if (threadIdx.y == 0 && ch < c) {
+        parts[blockIdx.y * 2 * c + ch] = (float)sum;
+        parts[blockIdx.y * 2 * c + c + ch] = (float)product;
+    }
+    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
+    sum = sum_of_parts<8>(parts, gridDim.y, 2 * c, ch, ch < c, shared);
+    product = sum_of_parts<8>(parts, gridDim.y, 2 * c, c + ch, ch < c, shared);
+    if (threadIdx.y == 0 && ch < c) {
         double r = rstd[ch], all = (double)gamma[ch] * r;
         dbeta[ch] = (float)sum;
         dgamma[ch] = (float)(product * r);

@@ -124,27 +124,43 @@ extern "C" __global__ void mish_backward(In dy, In x, Out y, int n) {
 
 // ---------------------------------------------------------------------------------------------------------- copies
 
-template <int V>
-__device__ __forceinline__ void copy_columns_of(In from, Out to, int rows, int columns, int from_stride, int from_from,
-                                                int to_stride, int to_from) {
+// y[r] = a[r] b[r], rows of `of_a` and `of_b` numbers.
+template <int V> __device__ __forceinline__ void concat_of(In a, In b, Out y, int rows, int of_a, int of_b) {
+    int columns = of_a + of_b, groups = columns / V;
+    for (int i = thread_of_grid(); i < rows * groups; i += threads_of_grid()) {
+        int r = i / groups, c = i % groups * V;
+        float v[V];
+        if (c < of_a)
+            a.get<V>(r * of_a + c, v);
+        else
+            b.get<V>(r * of_b + c - of_a, v);
+        y.set<V>(r * columns + c, v);
+    }
+}
+
+extern "C" __global__ void concat(In a, In b, Out y, int rows, int of_a, int of_b) {
+    if ((of_a | of_b) % 8 == 0)
+        concat_of<8>(a, b, y, rows, of_a, of_b);
+    else
+        concat_of<1>(a, b, y, rows, of_a, of_b);
+}
+
+// y[r] = the `columns` numbers of x[r], rows of `of_x`, from `first` on.
+template <int V> __device__ __forceinline__ void slice_of(In x, Out y, int rows, int of_x, int first, int columns) {
     int groups = columns / V;
     for (int i = thread_of_grid(); i < rows * groups; i += threads_of_grid()) {
         int r = i / groups, c = i % groups * V;
         float v[V];
-        from.get<V>(r * from_stride + from_from + c, v);
-        to.set<V>(r * to_stride + to_from + c, v);
+        x.get<V>(r * of_x + first + c, v);
+        y.set<V>(r * columns + c, v);
     }
 }
 
-// to[r, to_from + i] = from[r, from_from + i] for i below `columns`.
-extern "C" __global__ void copy_columns(In from, Out to, int rows, int columns, int from_stride, int from_from, int to_stride,
-                                        int to_from) {
-    if ((columns | from_stride | from_from | to_stride | to_from) % 8 == 0)
-        copy_columns_of<8>(from, to, rows, columns, from_stride, from_from, to_stride, to_from);
-    else if ((columns | from_stride | from_from | to_stride | to_from) % 4 == 0)
-        copy_columns_of<4>(from, to, rows, columns, from_stride, from_from, to_stride, to_from);
+extern "C" __global__ void slice(In x, Out y, int rows, int of_x, int first, int columns) {
+    if ((of_x | first | columns) % 8 == 0)
+        slice_of<8>(x, y, rows, of_x, first, columns);
     else
-        copy_columns_of<1>(from, to, rows, columns, from_stride, from_from, to_stride, to_from);
+        slice_of<1>(x, y, rows, of_x, first, columns);
 }
 
 // --------------------------------------------------------------------------------------------------------- dropout

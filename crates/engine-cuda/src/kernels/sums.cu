@@ -1,31 +1,47 @@
 // Sums over pixels and rows, losses, the gradients' norm, the optimizer's step.
 //
-// Every sum is made in two steps, parts of a fixed size and then the parts in order, so that a run gives the same bits
+// Every sum is made in two steps, parts of a fixed size and then the parts in a fixed order, so that a run gives the same bits
 // each time.
 
-// Sums of runs of rows of x [pictures, rows, c]: out[picture, run, c]. Blocks of 32 channels by 8 rows.
-extern "C" __global__ void column_sums(In x, Out out, int rows, int c, int run) {
-    __shared__ float parts[8][32];
-    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
+// out[picture, c] = sum over the rows of x [pictures, rows, c], in runs: blocks (x: 32 channels, y: run, z: picture) of 32 x 8
+// threads. parts [picture, run, c]; a counter for each x and z.
+extern "C" __global__ void column_sums(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
+    __shared__ double shared[8][32];
+    __shared__ int flag;
+    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run), runs = gridDim.y;
     float sum = 0.0f;
     if (ch < c)
 #pragma unroll 4
         for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) sum += x[(blockIdx.z * rows + r) * c + ch];
-    parts[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y == 0 && ch < c) {
-        for (int i = 1; i < 8; i++) sum += parts[i][threadIdx.x];
-        out.set((blockIdx.z * gridDim.y + blockIdx.y) * c + ch, sum);
+    double total = sum_of_rows<8>((double)sum, shared);
+    if (runs == 1) {
+        if (threadIdx.y == 0 && ch < c) out.set(blockIdx.z * c + ch, (float)total);
+        return;
     }
+    float *mine = parts + blockIdx.z * runs * c;
+    if (threadIdx.y == 0 && ch < c) mine[blockIdx.y * c + ch] = (float)total;
+    if (!last_block(counters + blockIdx.z * gridDim.x + blockIdx.x, runs, &flag)) return;
+    total = sum_of_parts<8>(mine, runs, c, ch, ch < c, shared);
+    if (threadIdx.y == 0 && ch < c) out.set(blockIdx.z * c + ch, (float)total);
 }
 
-// out[picture, c] = sum over parts of parts[picture, part, from + c], rows of `stride` numbers. blockIdx.y: the picture.
-extern "C" __global__ void add_parts(const float *parts, Out out, int count, int stride, int from, int c) {
-    const float *mine = parts + blockIdx.y * count * stride + from;
-    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid()) {
-        double sum = 0.0;
-        for (int i = 0; i < count; i++) sum += (double)mine[i * stride + ch];
-        out.set(blockIdx.y * c + ch, (float)sum);
+// out[c] = sum over parts of parts[part, c]. Blocks of 32 channels by 16 parts.
+extern "C" __global__ void add_parts(const float *parts, float *out, int count, int c) {
+    __shared__ double shared[16][32];
+    int ch = blockIdx.x * 32 + threadIdx.x;
+    double sum = sum_of_parts<16>(parts, count, c, ch, ch < c, shared);
+    if (threadIdx.y == 0 && ch < c) out[ch] = (float)sum;
+}
+
+// The same of parts [count, 2, c], to two places.
+extern "C" __global__ void add_pairs(const float *parts, float *first, float *second, int count, int c) {
+    __shared__ double shared[16][32];
+    int ch = blockIdx.x * 32 + threadIdx.x;
+    double a = sum_of_parts<16>(parts, count, 2 * c, ch, ch < c, shared);
+    double b = sum_of_parts<16>(parts, count, 2 * c, c + ch, ch < c, shared);
+    if (threadIdx.y == 0 && ch < c) {
+        first[ch] = (float)a;
+        second[ch] = (float)b;
     }
 }
 
@@ -51,25 +67,14 @@ __device__ __forceinline__ float weight_of(const float *t, const float *weights,
     return steps == 0 ? 1.0f : weights[min((int)t[i / picture], steps - 1)];
 }
 
-// Parts of the weighted sum of losses, `run` numbers each.
-extern "C" __global__ void loss_parts(const float *a, const float *b, const float *t, const float *weights, double *parts,
-                                      int n, int picture, int steps, int kind, float delta, int run) {
-    __shared__ double shared[32];
+// y = the mean of the weighted losses: parts of `run` numbers, added up by the last block.
+extern "C" __global__ void loss(const float *a, const float *b, const float *t, const float *weights, float *y, double *parts,
+                                u32 *counter, int n, int picture, int steps, int kind, float delta, int run) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
     for (int i = blockIdx.x * run + threadIdx.x; i < last; i += blockDim.x)
         sum += (double)weight_of(t, weights, steps, picture, i) * (double)loss_of(kind, delta, a[i] - b[i]);
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
-}
-
-// y = sum of the parts / n; one block.
-extern "C" __global__ void loss_mean(const double *parts, float *y, int count, int n) {
-    __shared__ double shared[32];
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += parts[i];
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) y[0] = (float)(sum / (double)n);
+    if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) y[0] = (float)(sum / (double)n);
 }
 
 extern "C" __global__ void loss_grad(const float *a, const float *b, const float *t, const float *weights,
@@ -83,21 +88,12 @@ extern "C" __global__ void loss_grad(const float *a, const float *b, const float
 
 // -------------------------------------------------------------------------------------------------------- optimizer
 
-extern "C" __global__ void square_parts(const float *x, double *parts, int n, int run) {
-    __shared__ double shared[32];
+// The sum of squares, in parts of `run` numbers that the last block adds up.
+extern "C" __global__ void squared_norm(const float *x, double *parts, u32 *counter, int n, int run, Control *control) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
     for (int i = blockIdx.x * run + threadIdx.x; i < last; i += blockDim.x) sum += (double)x[i] * (double)x[i];
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) parts[blockIdx.x] = sum;
-}
-
-extern "C" __global__ void squared_norm(const double *parts, int count, Control *control) {
-    __shared__ double shared[32];
-    double sum = 0.0;
-    for (int i = threadIdx.x; i < count; i += blockDim.x) sum += parts[i];
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) control->squared_norm = sum;
+    if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) control->squared_norm = sum;
 }
 
 // The weights stay as they are where the loss or the gradients' norm is not a finite number.

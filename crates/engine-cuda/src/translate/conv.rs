@@ -1,6 +1,6 @@
 //! Convolutions, linear layers and their gradients as products of matrices.
 
-use super::{Arg, CONTROL, Place, Translation, input, int, output};
+use super::{Arg, CONTROL, Place, Rows, Translation, input, int, output};
 use ddpm_engine::Factors;
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
@@ -172,17 +172,9 @@ impl Translation<'_> {
         if !(self.half[0] && self.parameters[1] && c.is_multiple_of(CHUNK)) {
             return Weights::Plain(kernels);
         }
-        let rows = self.kept_bf16(n * taps * c);
-        let grid = [n.div_ceil(32), c.div_ceil(32), taps];
-        self.launch(
-            "weight_rows",
-            grid,
-            [32, 8, 1],
-            [input(1), rows, int(c), int(n), int(transposed.into())],
-        );
-        let preparation = self.work.launches.pop().expect("launched above");
-        self.work.preparation.push(preparation);
-        Weights::Rows(rows, taps)
+        let to = self.kept_bf16(n * taps * c);
+        self.work.rows.push(Rows { from: Place::Input(1), to, taps, c, n, transposed });
+        Weights::Rows(Arg::At(to), taps)
     }
 
     /// A product over gathered pixels. `parts` is scratch memory that several phases share.
@@ -301,10 +293,10 @@ impl Translation<'_> {
         };
         self.launch_all(kernel, cut.grid, [threads, 1, 1], args);
         if cut.parts > 1 {
-            self.add_parts(parts, output(0), 1, cut.parts, m * s.cout, 0, m * s.cout);
+            self.add_parts(parts, output(0), cut.parts, m * s.cout);
         }
         if op.bias {
-            self.sum(1, k, s.cout, input(1), output(1));
+            self.column_sums(input(1), output(1), 1, k, s.cout);
         }
     }
 }

@@ -61,12 +61,29 @@ pub enum Place {
 pub struct Work {
     /// The calls, in order.
     pub launches: Vec<Launch<Place>>,
-    /// The calls that make what is kept, from weights alone: before the first run, and again when weights have changed.
-    pub preparation: Vec<Launch<Place>>,
+    /// Weights of which rows are kept: made before the first run, and again when weights have changed.
+    pub rows: Vec<Rows>,
     /// Scratch memory.
     pub scratch: usize,
     /// Memory that is kept from run to run.
     pub kept: usize,
+}
+
+/// Weights `[taps, c, n]`, or `[taps, n, c]` where they are `transposed`, that are kept as rows `[n, taps, c]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// The weights.
+    pub from: Place,
+    /// What is kept.
+    pub to: Place,
+    /// Taps.
+    pub taps: usize,
+    /// Numbers of a tap in a row.
+    pub c: usize,
+    /// Rows.
+    pub n: usize,
+    /// Whether `n` stands before `c` in the weights.
+    pub transposed: bool,
 }
 
 /// Tables that kernels read.
@@ -83,6 +100,18 @@ impl Constants {
         Arg::At(Place::Constant(at))
     }
 
+    /// Room for a table of so many bytes, all zeros; where it is.
+    pub(crate) fn room(&mut self, bytes: usize) -> usize {
+        let at = self.bytes.len().next_multiple_of(16);
+        self.bytes.resize(at + bytes, 0);
+        at
+    }
+
+    /// Fills such room.
+    pub(crate) fn set(&mut self, at: usize, table: &[u8]) {
+        self.bytes[at..at + table.len()].copy_from_slice(table);
+    }
+
     /// The tables, one behind the other.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
@@ -93,8 +122,9 @@ impl Constants {
 const THREADS: usize = 256;
 /// Most blocks of such a kernel: the threads go round.
 const MOST_BLOCKS: usize = 4096;
-/// Rows or pixels whose sums are one part.
-const RUN: usize = 256;
+/// Fewest rows or pixels whose sums are one part, and most parts of a sum.
+const RUN: usize = 64;
+const MOST_RUNS: usize = 128;
 
 /// A node under translation.
 struct Translation<'a> {
@@ -172,41 +202,42 @@ impl Translation<'_> {
     }
 
     /// Memory for so many numbers of bf16 that is kept from run to run.
-    fn kept_bf16(&mut self, numbers: usize) -> Arg<Place> {
+    fn kept_bf16(&mut self, numbers: usize) -> Place {
         let at = self.work.kept;
         self.work.kept = (at + numbers.div_ceil(2)).next_multiple_of(16);
-        Arg::At(Place::Kept { at, half: true })
+        Place::Kept { at, half: true }
     }
 
-    /// Sums of runs of rows: `x [pictures, rows, c]` to `[pictures, runs, c]`; the number of runs.
-    fn column_sums(
-        &mut self,
-        x: Arg<Place>,
-        out: Arg<Place>,
-        pictures: usize,
-        rows: usize,
-        c: usize,
-        run: usize,
-    ) {
-        let grid = [c.div_ceil(32), rows.div_ceil(run), pictures];
-        self.launch("column_sums", grid, [32, 8, 1], [x, out, int(rows), int(c), int(run)]);
+    /// Counters of blocks, which are 0 between launches.
+    fn counters(&mut self, count: usize) -> Arg<Place> {
+        self.constants.push(&vec![0u32; count])
     }
 
-    /// Adds parts up in order: `parts [pictures, count, stride]`, of which columns `from .. from + c`.
-    fn add_parts(
-        &mut self,
-        parts: Arg<Place>,
-        out: Arg<Place>,
-        pictures: usize,
-        count: usize,
-        stride: usize,
-        from: usize,
-        c: usize,
-    ) {
-        let grid = [c.div_ceil(THREADS), pictures, 1];
-        let args = [parts, out, int(count), int(stride), int(from), int(c)];
-        self.launch("add_parts", grid, [THREADS, 1, 1], args);
+    /// `out[picture] = ` sum over the rows of `x [pictures, rows, c]`.
+    fn column_sums(&mut self, x: Arg<Place>, out: Arg<Place>, pictures: usize, rows: usize, c: usize) {
+        let (run, runs) = runs(rows);
+        let parts = self.scratch(pictures * runs * c);
+        let counters = self.counters(pictures * c.div_ceil(32));
+        let args = [x, out, parts, counters, int(rows), int(c), int(run)];
+        self.launch("column_sums", [c.div_ceil(32), runs, pictures], [32, 8, 1], args);
     }
+
+    /// Adds parts up in order: `parts [count, c]`.
+    fn add_parts(&mut self, parts: Arg<Place>, out: Arg<Place>, count: usize, c: usize) {
+        self.launch("add_parts", [c.div_ceil(32), 1, 1], [32, 16, 1], [parts, out, int(count), int(c)]);
+    }
+
+    /// The same of `parts [count, 2, c]` to two places.
+    fn add_pairs(&mut self, parts: Arg<Place>, out: [Arg<Place>; 2], count: usize, c: usize) {
+        let args = [parts, out[0], out[1], int(count), int(c)];
+        self.launch("add_pairs", [c.div_ceil(32), 1, 1], [32, 16, 1], args);
+    }
+}
+
+/// How many rows one part of a sum has, and how many parts there are.
+fn runs(rows: usize) -> (usize, usize) {
+    let run = RUN.max(rows.div_ceil(MOST_RUNS));
+    (run, rows.div_ceil(run).max(1))
 }
 
 /// The kernel calls of a node.

@@ -1,36 +1,90 @@
 //! Normalisations.
 
-use super::{Arg, RUN, THREADS, Translation, input, int, output};
+use super::{Arg, Place, THREADS, Translation, input, int, output, runs};
 use ddpm_engine::ops::GroupNorm;
 
+/// Numbers of a group that one block goes over; groups of more are cut into runs of pixels.
+const GROUP: usize = 1 << 15;
+/// Numbers of such a run.
+const GROUP_RUN: usize = 1 << 13;
+
+/// Sizes of a group norm.
+struct Groups {
+    n: usize,
+    pixels: usize,
+    c: usize,
+    groups: usize,
+}
+
+impl Groups {
+    /// Numbers of a group in a pixel.
+    fn per_group(&self) -> usize {
+        self.c / self.groups
+    }
+
+    fn numbers(&self) -> usize {
+        self.pixels * self.per_group()
+    }
+
+    /// Pixels of a run, and runs.
+    fn runs(&self) -> (usize, usize) {
+        let run = (GROUP_RUN / self.per_group()).max(1);
+        (run, self.pixels.div_ceil(run))
+    }
+
+    /// Threads that have the channels of a pixel in the kernel for whole groups, if it takes them.
+    fn threads_of_pixel(&self) -> Option<usize> {
+        let wide = [8, 4].into_iter().find(|v| self.per_group().is_multiple_of(*v)).unwrap_or(1);
+        let threads = self.per_group() / wide;
+        (self.numbers() <= GROUP && threads <= 32 && threads.is_power_of_two()).then_some(threads)
+    }
+}
+
 impl Translation<'_> {
-    pub(super) fn group_norm(&mut self, op: &GroupNorm) {
+    fn groups(&self, op: &GroupNorm) -> Groups {
         let (x, n) = (self.inputs[0], self.inputs[0].dims()[0]);
-        let (c, pixels) = (x.channels(), x.len() / n / x.channels());
-        let [pixels, c, groups, silu] = [pixels, c, op.groups, op.silu.into()].map(int);
-        let eps = Arg::Float(op.eps);
-        let args = [input(0), input(1), input(2), output(0), output(1), pixels, c, groups, eps, silu];
-        self.launch("group_norm", [op.groups, n, 1], [THREADS, 1, 1], args);
+        Groups { n, pixels: x.len() / n / x.channels(), c: x.channels(), groups: op.groups }
+    }
+
+    pub(super) fn group_norm(&mut self, op: &GroupNorm) {
+        let sizes = self.groups(op);
+        let [pixels, c, groups, silu] = [sizes.pixels, sizes.c, op.groups, op.silu.into()].map(int);
+        let (x, eps) = (input(0), Arg::Float(op.eps));
+        if sizes.numbers() <= GROUP {
+            let args = [x, input(1), input(2), output(0), output(1), pixels, c, groups, eps, silu];
+            return self.launch("group_norm", [op.groups, sizes.n, 1], [THREADS, 1, 1], args);
+        }
+        let (run, runs) = sizes.runs();
+        let parts = self.scratch(2 * sizes.n * op.groups * runs);
+        let grid = [runs, op.groups, sizes.n];
+        self.launch("group_norm_parts", grid, [THREADS, 1, 1], [x, parts, pixels, c, groups, int(run)]);
+        let y = [output(0), output(1)];
+        let args = [x, input(1), input(2), parts, y[0], y[1], pixels, c, groups, int(run), eps, silu];
+        self.launch("group_norm_apply", grid, [THREADS, 1, 1], args);
     }
 
     /// Operands `x, dy, gamma, beta, statistics`.
     pub(super) fn group_norm_grad(&mut self, op: &GroupNorm) {
-        let (x, n) = (self.inputs[0], self.inputs[0].dims()[0]);
-        let (c, pixels) = (x.channels(), x.len() / n / x.channels());
-        let runs = pixels.div_ceil(RUN);
-        let parts = self.scratch(n * runs * 2 * c);
+        let sizes = self.groups(op);
+        let Groups { n, pixels, c, groups } = sizes;
         let shares = self.scratch(n * 2 * c);
-        let means = self.scratch(n * op.groups * 2);
-        let [x_, dy, gamma, beta, stats] = [0, 1, 2, 3, 4].map(input);
-        let [n_, pixels_, c_, groups, silu] = [n, pixels, c, op.groups, op.silu.into()].map(int);
-        let args = [x_, dy, gamma, beta, stats, parts, pixels_, c_, groups, int(RUN), silu];
-        self.launch("group_norm_grad_parts", [c.div_ceil(32), runs, n], [32, 8, 1], args);
-        let args = [parts, gamma, shares, means, pixels_, c_, groups, int(runs)];
-        self.launch("group_norm_grad_means", [op.groups, n, 1], [32, 1, 1], args);
-        let args = [x_, dy, gamma, beta, stats, means, output(0), n_, pixels_, c_, groups, silu];
-        self.each("group_norm_grad", x.len(), args);
-        self.add_parts(shares, output(1), 1, n, 2 * c, c, c);
-        self.add_parts(shares, output(2), 1, n, 2 * c, 0, c);
+        let [x, dy, gamma, beta, stats] = [0, 1, 2, 3, 4].map(input);
+        let [n_, pixels_, c_, groups_, silu] = [n, pixels, c, groups, op.silu.into()].map(int);
+        if sizes.threads_of_pixel().is_some() {
+            let args = [x, dy, gamma, beta, stats, shares, output(0), pixels_, c_, groups_, silu];
+            self.launch("group_norm_grad_group", [groups, n, 1], [256, 1, 1], args);
+        } else {
+            let (run, runs) = runs(pixels);
+            let parts = self.scratch(n * runs * 2 * c);
+            let means = self.scratch(n * groups * 2);
+            let args = [x, dy, gamma, beta, stats, parts, pixels_, c_, groups_, int(run), silu];
+            self.launch("group_norm_grad_parts", [c.div_ceil(32), runs, n], [32, 8, 1], args);
+            let args = [parts, gamma, shares, means, pixels_, c_, groups_, int(runs)];
+            self.launch("group_norm_grad_means", [groups, n, 1], [THREADS, 1, 1], args);
+            let args = [x, dy, gamma, beta, stats, means, output(0), n_, pixels_, c_, groups_, silu];
+            self.each("group_norm_grad", n * pixels * c / 4, args);
+        }
+        self.add_pairs(shares, [output(2), output(1)], n, c);
     }
 
     pub(super) fn layer_norm(&mut self, eps: f32) {
@@ -44,50 +98,51 @@ impl Translation<'_> {
     pub(super) fn layer_norm_grad(&mut self) {
         let c = self.inputs[0].channels();
         let rows = self.inputs[0].len() / c;
-        let runs = rows.div_ceil(RUN);
-        let parts = self.scratch(runs * 2 * c);
+        let (run, runs) = runs(rows);
+        let (parts, counters) = (self.scratch(runs * 2 * c), self.counters(c.div_ceil(32)));
         let [dy, x, gamma, stats] = [0, 1, 2, 3].map(input);
         let args = [dy, x, gamma, stats, output(0), int(rows), int(c)];
         self.launch("layer_norm_grad", [rows.div_ceil(8), 1, 1], [32, 8, 1], args);
-        let args = [dy, x, stats, parts, int(rows), int(c), int(RUN)];
-        self.launch("layer_norm_grad_parts", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
-        self.add_parts(parts, output(1), 1, runs, 2 * c, 0, c);
-        self.add_parts(parts, output(2), 1, runs, 2 * c, c, c);
+        let args = [dy, x, stats, output(1), output(2), parts, counters, int(rows), int(c), int(run)];
+        self.launch("layer_norm_grad_sums", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
     }
 
     /// Results `y`, mean, `1 / sqrt(variance + eps)`, unbiased variance.
     pub(super) fn batch_norm(&mut self, eps: f32) {
         let (x, c) = (self.inputs[0], self.inputs[0].channels());
         let rows = x.len() / c;
-        let runs = rows.div_ceil(RUN);
-        let (parts, scale) = (self.scratch(runs * c), self.scratch(c));
+        let (run, runs) = runs(rows);
+        let (parts, scale, counters) =
+            (self.scratch(runs * c), self.scratch(c), self.counters(c.div_ceil(32)));
         let [y, mean, rstd, unbiased] = [0, 1, 2, 3].map(output);
-        let (rows_, c_, runs_) = (int(rows), int(c), int(runs));
-        self.column_sums(input(0), parts, 1, rows, c, RUN);
-        self.each("batch_norm_mean", c, [parts, mean, rows_, c_, runs_]);
-        let args = [input(0), input(0), mean, parts, rows_, c_, int(RUN), int(0)];
-        self.launch("batch_norm_parts", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
-        let args = [parts, input(1), rstd, unbiased, scale, rows_, c_, runs_, Arg::Float(eps)];
-        self.each("batch_norm_variance", c, args);
-        self.each("normalise", x.len(), [input(0), mean, scale, input(2), y, int(x.len()), c_]);
+        let (grid, [rows_, c_, run]) = ([c.div_ceil(32), runs, 1], [rows, c, run].map(int));
+        let args = [input(0), mean, parts, counters, rows_, c_, run];
+        self.launch("batch_norm_mean", grid, [32, 8, 1], args);
+        let args = [input(0), mean, input(1), rstd, unbiased, scale, parts, counters, rows_, c_, run];
+        let args = args.into_iter().chain([Arg::Float(eps)]).collect();
+        self.launch_all("batch_norm_variance", grid, [32, 8, 1], args);
+        self.normalise(x.len(), [input(0), mean, scale, input(2), y], c);
+    }
+
+    /// `(x - mean) scale + shift`, of operands `x, mean, scale, shift` to the last.
+    fn normalise(&mut self, n: usize, [x, mean, scale, shift, y]: [Arg<Place>; 5], c: usize) {
+        self.each("normalise", n.div_ceil(8), [x, mean, scale, shift, y, int(n), int(c)]);
     }
 
     /// Operands `dy, x, gamma, mean, rstd`; the result may lie where dy does.
     pub(super) fn batch_norm_grad(&mut self) {
         let (x, c) = (self.inputs[0], self.inputs[0].channels());
         let rows = x.len() / c;
-        let runs = rows.div_ceil(RUN);
-        let (of_dy, of_product) = (self.scratch(runs * c), self.scratch(runs * c));
-        let terms = self.scratch(3 * c);
+        let (run, runs) = runs(rows);
+        let (parts, terms) = (self.scratch(runs * 2 * c), self.scratch(3 * c));
+        let counters = self.counters(c.div_ceil(32));
         let [dy, x_, gamma, mean, rstd] = [0, 1, 2, 3, 4].map(input);
-        let (rows_, c_, runs_) = (int(rows), int(c), int(runs));
-        self.column_sums(dy, of_dy, 1, rows, c, RUN);
-        let args = [x_, dy, mean, of_product, rows_, c_, int(RUN), int(1)];
-        self.launch("batch_norm_parts", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
-        let args = [of_dy, of_product, gamma, rstd, output(1), output(2), terms, rows_, c_, runs_];
-        self.each("batch_norm_grad_terms", c, args);
-        let args = [dy, x_, mean, terms, output(0), int(x.len()), c_];
-        self.each("batch_norm_grad", x.len(), args);
+        let [dgamma, dbeta] = [1, 2].map(output);
+        let mut args = vec![dy, x_, gamma, mean, rstd, dgamma, dbeta, terms, parts, counters];
+        args.extend([rows, c, run].map(int));
+        self.launch_all("batch_norm_grad_sums", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
+        let args = [dy, x_, mean, terms, output(0), int(x.len()), int(c)];
+        self.each("batch_norm_grad", x.len().div_ceil(8), args);
     }
 
     /// Operands `x, gamma, beta, mean, variance`.
@@ -96,7 +151,6 @@ impl Translation<'_> {
         let scale = self.scratch(c);
         let args = [input(1), input(4), scale, int(c), Arg::Float(eps)];
         self.each("batch_norm_fixed_scale", c, args);
-        let args = [input(0), input(3), scale, input(2), output(0), int(x.len()), int(c)];
-        self.each("normalise", x.len(), args);
+        self.normalise(x.len(), [input(0), input(3), scale, input(2), output(0)], c);
     }
 }

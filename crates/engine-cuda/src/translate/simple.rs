@@ -1,6 +1,6 @@
 //! Operations number by number, draws, sums, losses, changes of size.
 
-use super::{Arg, CONTROL, Place, RUN, THREADS, Translation, input, int, output};
+use super::{Arg, CONTROL, Place, THREADS, Translation, input, int, output};
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{
     Activation, Affine, DrawNormal, DrawTimestep, Dropout, Fill, LookupGrad, Loss, QSample, Resample,
@@ -66,7 +66,7 @@ impl Translation<'_> {
     pub(super) fn by_picture(&mut self, kernel: &'static str) {
         let x = self.inputs[0];
         let sizes = [int(x.len()), int(picture(x)), int(x.channels())];
-        self.each(kernel, x.len(), [input(0), input(1), output(0), sizes[0], sizes[1], sizes[2]]);
+        self.each(kernel, x.len().div_ceil(8), [input(0), input(1), output(0), sizes[0], sizes[1], sizes[2]]);
     }
 
     pub(super) fn affine(&mut self, op: &Affine) {
@@ -86,28 +86,19 @@ impl Translation<'_> {
         self.each("running_average", n.div_ceil(8), args);
     }
 
-    /// Columns `from.1 ..` of `from.0` to columns `to.1 ..` of `to.0`.
-    fn copy_columns(
-        &mut self,
-        columns: usize,
-        (from, from_stride, from_from): (Arg<Place>, usize, usize),
-        (to, to_stride, to_from): (Arg<Place>, usize, usize),
-    ) {
-        let rows = self.outputs[0].len() / self.outputs[0].channels();
-        let sizes = [rows, columns, from_stride, from_from, to_stride, to_from].map(int);
-        let [a, b, c, d, e, f] = sizes;
-        self.each("copy_columns", (rows * columns).div_ceil(4), [from, to, a, b, c, d, e, f]);
-    }
-
     pub(super) fn concat(&mut self) {
         let (a, b) = (self.inputs[0].channels(), self.inputs[1].channels());
-        self.copy_columns(a, (input(0), a, 0), (output(0), a + b, 0));
-        self.copy_columns(b, (input(1), b, 0), (output(0), a + b, a));
+        let n = self.outputs[0].len();
+        let sizes = [n / (a + b), a, b].map(int);
+        let args = [input(0), input(1), output(0), sizes[0], sizes[1], sizes[2]];
+        self.each("concat", n.div_ceil(8), args);
     }
 
     pub(super) fn slice(&mut self, op: &Slice) {
-        let c = self.inputs[0].channels();
-        self.copy_columns(op.len, (input(0), c, op.from), (output(0), op.len, 0));
+        let n = self.outputs[0].len();
+        let sizes = [n / op.len, self.inputs[0].channels(), op.from, op.len].map(int);
+        let args = [input(0), output(0), sizes[0], sizes[1], sizes[2], sizes[3]];
+        self.each("slice", n.div_ceil(8), args);
     }
 
     pub(super) fn dropout(&mut self, op: &Dropout) {
@@ -175,7 +166,7 @@ impl Translation<'_> {
         let ([r0, r1, r2], [c0, c1, c2]) = (self.taps(&op.rows), self.taps(&op.columns));
         let [n_, h, w, oh_, ow_, c_] = [n, h, w, oh, ow, c].map(int);
         let args = [input(0), output(0), n_, h, w, oh_, ow_, c_, r0, r1, r2, c0, c1, c2];
-        self.each("resample", n * oh * ow * c, args);
+        self.each("resample", (n * oh * ow * c).div_ceil(8), args);
     }
 
     pub(super) fn max_pool(&mut self) {
@@ -191,23 +182,12 @@ impl Translation<'_> {
 
     pub(super) fn sum_pixels(&mut self) {
         let [n, h, w, c] = nhwc(self.inputs[0]);
-        self.sum(n, h * w, c, input(0), output(0));
+        self.column_sums(input(0), output(0), n, h * w, c);
     }
 
     pub(super) fn sum_rows(&mut self) {
         let c = self.inputs[0].channels();
-        self.sum(1, self.inputs[0].len() / c, c, input(0), output(0));
-    }
-
-    /// `x [pictures, rows, c]` to `out [pictures, c]`.
-    pub(super) fn sum(&mut self, pictures: usize, rows: usize, c: usize, x: Arg<Place>, out: Arg<Place>) {
-        let runs = rows.div_ceil(RUN);
-        if runs == 1 {
-            return self.column_sums(x, out, pictures, rows, c, RUN);
-        }
-        let parts = self.scratch(pictures * runs * c);
-        self.column_sums(x, parts, pictures, rows, c, RUN);
-        self.add_parts(parts, out, pictures, runs, c, 0, c);
+        self.column_sums(input(0), output(0), 1, self.inputs[0].len() / c, c);
     }
 
     /// Timesteps and weights of a weighted loss, and the number of weights; 0 of a plain one.
@@ -221,11 +201,10 @@ impl Translation<'_> {
     pub(super) fn loss(&mut self, loss: Loss, weights: Option<&[f32]>) {
         let (x, count) = (self.inputs[0], self.inputs[0].len().div_ceil(PART));
         let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
-        let parts = self.scratch(2 * count); // f64
-        let sizes = [int(x.len()), int(picture(x))];
-        let args = [input(0), input(1), t, table, parts, sizes[0], sizes[1], steps, kind, delta, int(PART)];
-        self.launch("loss_parts", [count, 1, 1], [THREADS, 1, 1], args);
-        self.launch("loss_mean", [1; 3], [THREADS, 1, 1], [parts, output(0), int(count), int(x.len())]);
+        let (parts, counter) = (self.scratch(2 * count), self.counters(1)); // f64
+        let mut args = vec![input(0), input(1), t, table, output(0), parts, counter];
+        args.extend([int(x.len()), int(picture(x)), steps, kind, delta, int(PART)]);
+        self.launch_all("loss", [count, 1, 1], [THREADS, 1, 1], args);
     }
 
     pub(super) fn loss_grad(&mut self, loss: Loss, weights: Option<&[f32]>) {
@@ -258,12 +237,11 @@ impl Translation<'_> {
     pub(super) fn bound(&mut self, op: &VariationalBound) {
         let (x, count) = (self.inputs[0], self.inputs[0].len().div_ceil(PART));
         let [steps, factor] = self.bound_tables(op);
-        let parts = self.scratch(2 * count); // f64
-        let [n, picture, timesteps] = [x.len(), picture(x), op.steps.len()].map(int);
+        let (parts, counter) = (self.scratch(2 * count), self.counters(1)); // f64
         let [output_, v, x_0, x_t, t] = [0, 1, 2, 3, 4].map(input);
-        let args = [output_, v, x_0, x_t, t, steps, parts, n, picture, timesteps, int(PART)];
-        self.launch("bound_parts", [count, 1, 1], [THREADS, 1, 1], args);
-        self.launch("bound_mean", [1; 3], [THREADS, 1, 1], [parts, factor, output(0), int(count)]);
+        let mut args = vec![output_, v, x_0, x_t, t, steps, factor, output(0), parts, counter];
+        args.extend([x.len(), picture(x), op.steps.len(), PART].map(int));
+        self.launch_all("bound", [count, 1, 1], [THREADS, 1, 1], args);
     }
 
     pub(super) fn bound_grad(&mut self, op: &VariationalBound) {

@@ -45,6 +45,16 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 
+// Blocks run one after the other.
+inline unsigned atomicAdd(unsigned *at, unsigned v) {
+    unsigned before = *at;
+    *at += v;
+    return before;
+}
+inline void __threadfence() {}
+inline float __ldcg(const float *p) { return *p; }
+inline double __ldcg(const double *p) { return *p; }
+
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 void __syncthreads();

@@ -309,6 +309,7 @@ pub fn cases(form: Form) -> Vec<Case> {
         ([2, 20, 20, 32], 8),
         ([1, 4, 4, 70], 1),
         ([3, 2, 2, 6], 6),
+        ([1, 41, 40, 24], 1),
     ] {
         for silu in [false, true] {
             cases.add(&format!("group norm {shape:?} {groups} {silu}"), move |b| {
