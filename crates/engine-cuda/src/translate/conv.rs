@@ -7,8 +7,10 @@ use ddpm_engine::ops::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
 
 /// k is split at multiples of this: a step of the kernels in bf16.
 const STEP: usize = 32;
-/// k is not split into parts of less: adding them up would take as long as the products.
-const LEAST_PART: usize = 128;
+/// So many steps or fewer are not split: adding parts up is another launch, which takes as long as many steps. Nor are there parts
+/// of fewer than the second.
+const SPLIT_STEPS: usize = 24;
+const LEAST_STEPS: usize = 8;
 /// Most parts of k.
 const MOST_PARTS: usize = 64;
 
@@ -82,7 +84,8 @@ impl Cut {
         let tiles = |side: usize| m.div_ceil(side) * n.div_ceil(side);
         let large = n > 64 && m > 64 && tiles(128) >= blocks;
         let side = if large { 128 } else { 64 };
-        let wanted = blocks.div_ceil(tiles(side)).min(k / LEAST_PART).clamp(1, MOST_PARTS);
+        let most = if k / STEP > SPLIT_STEPS { k / STEP / LEAST_STEPS } else { 1 };
+        let wanted = blocks.div_ceil(tiles(side)).min(most).clamp(1, MOST_PARTS);
         let part = k.div_ceil(wanted).next_multiple_of(STEP).max(STEP);
         let parts = k.div_ceil(part).max(1);
         Self { tile: large.into(), parts, part, grid: [m.div_ceil(side), n.div_ceil(side), parts] }

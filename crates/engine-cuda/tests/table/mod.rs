@@ -153,7 +153,7 @@ fn weights() -> Arc<[f32]> {
 pub fn convolutions(form: Form) -> Vec<Case> {
     let mut cases = Cases::new(form);
     type Layer = ([usize; 4], (usize, usize), usize, usize, usize);
-    let layers: [Layer; 15] = [
+    let layers: [Layer; 17] = [
         ([2, 5, 6, 3], (3, 3), 5, 1, 1),
         ([2, 8, 8, 8], (3, 3), 12, 1, 1),
         ([1, 7, 9, 17], (3, 3), 33, 2, 1),
@@ -169,6 +169,8 @@ pub fn convolutions(form: Form) -> Vec<Case> {
         ([2, 9, 7, 24], (3, 3), 16, 2, 1),
         ([1, 13, 12, 136], (3, 3), 200, 1, 1),
         ([2, 5, 5, 64], (1, 1), 72, 1, 0),
+        ([2, 20, 21, 8], (3, 3), 8, 1, 1),
+        ([1, 1, 1, 900], (1, 1), 5, 1, 0),
     ];
     for (shape, kernel, cout, stride, pad) in layers {
         let name = format!("convolution {shape:?} {kernel:?} {cout} {stride} {pad}");
@@ -184,7 +186,7 @@ pub fn convolutions(form: Form) -> Vec<Case> {
         b.add(op, &[x, w, bias, picture, residual])
     });
     cases.add("everything added to a convolution in parts", |b| {
-        let (x, w) = (b.p([2, 5, 4, 64]), b.p([3, 3, 64, 9]));
+        let (x, w) = (b.p([2, 5, 4, 96]), b.p([3, 3, 96, 9]));
         let (picture, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
         let op = Conv2d { bias: false, picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
         b.add(op, &[x, w, picture, residual])
