@@ -1,6 +1,6 @@
 //! The control block: what changes from run to run, at the start of the GPU's memory. `Control` in `common.cu`.
 
-use ddpm_engine::{AdamStep, Draws};
+use ddpm_engine::{AdamStep, Draws, TrainingRun};
 
 /// Bytes of the block, with room behind it.
 pub const BYTES: usize = 256;
@@ -45,8 +45,15 @@ pub fn training(of: Draws, step: &AdamStep) -> [u32; 15] {
     std::array::from_fn(|i| if i < 4 { draws[i] } else { adam[i - 4] })
 }
 
-/// Whether the weights were held back, and the squared norm of the gradients, from the bytes at [`HELD`].
-pub fn outcome(bytes: [u8; 16]) -> (bool, f64) {
-    let [held, norm]: [u64; 2] = bytemuck::cast(bytes);
-    (held as u32 != 0, f64::from_bits(norm))
+/// What came of a training run, from the bytes at [`HELD`]: whether the weights were held back, the loss, the squared norm of
+/// the gradients.
+pub fn outcome(bytes: [u8; 16]) -> TrainingRun {
+    let [first, norm]: [u64; 2] = bytemuck::cast(bytes);
+    match first as u32 {
+        0 => TrainingRun::Whole {
+            loss: f32::from_bits((first >> 32) as u32),
+            gradient_norm: f64::from_bits(norm).sqrt(),
+        },
+        _ => TrainingRun::Stopped { updated: 0 },
+    }
 }

@@ -39,8 +39,14 @@ struct Laid {
     parts: usize,
     /// A counter of its blocks.
     counter: usize,
+    /// Where the longest norm is, an f64, and where the table of states is, and how many there are.
+    clip_norm: usize,
+    states: (usize, usize),
     bytes: usize,
 }
+
+/// `StateTable` in `sums.cu`: two places, and a number of 32 bits.
+type StateTable = [u64; 3];
 
 /// `WeightTable` in `conv_half.cu`: two places, and six numbers of 32 bits.
 type WeightTable = [u64; 5];
@@ -94,10 +100,21 @@ impl Laid {
         let plan = Plan::new(graph, &options, &workspaces);
         let rows: usize = works.iter().map(|w| w.rows.len()).sum();
         let (table, counter) = (constants.room(rows * size_of::<WeightTable>()), constants.room(4));
+        let (clip_norm, states) = (constants.room(8), plan.graph().states().to_vec());
+        constants.set(clip_norm, bytemuck::bytes_of(&options.clip_norm));
+        let table_of_states = constants.room(states.len() * size_of::<StateTable>());
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
         let parts = (arena + plan.arena_len() * 4).next_multiple_of(256);
         let gradients = plan.region(Region::Gradients).len();
-        let bytes = parts + gradients.div_ceil(PART) * 8 + 256;
+        let mut bytes = (parts + gradients.div_ceil(PART) * 8).next_multiple_of(256);
+        let all_states = states.iter().map(|&t| {
+            let kept = bytes;
+            bytes += plan.place(t).len() * 4;
+            [(arena + plan.place(t).start * 4) as u64, kept as u64, plan.place(t).len() as u64]
+        });
+        let all_states: Vec<StateTable> = all_states.collect();
+        constants.set(table_of_states, bytemuck::cast_slice(&all_states));
+        bytes += 256;
         if gradients > i32::MAX as usize {
             let reason = "more than 2^31 weights".to_owned();
             return Err(Error::Device { device: "cuda".to_owned(), reason });
@@ -131,8 +148,22 @@ impl Laid {
         }
         constants.set(table, bytemuck::cast_slice(&of_weights.all));
         let preparation = of_weights.launch(control::BYTES + table).into_iter().collect();
-        let counter = control::BYTES + counter;
-        Ok(Self { plan, constants, nodes, preparation, loss, arena, parts, counter, bytes })
+        let [counter, clip_norm, table_of_states] =
+            [counter, clip_norm, table_of_states].map(|at| control::BYTES + at);
+        let states = (table_of_states, states.len());
+        Ok(Self {
+            plan,
+            constants,
+            nodes,
+            preparation,
+            loss,
+            arena,
+            parts,
+            counter,
+            clip_norm,
+            states,
+            bytes,
+        })
     }
 
     fn byte(&self, number: usize) -> usize {
@@ -168,9 +199,16 @@ impl Laid {
         let Some(loss) = self.loss.filter(|_| !gradients.is_empty()) else { return Vec::new() };
         let loss = Arg::At(self.byte(self.plan.place(loss).start));
         let mut calls = vec![self.norm(&gradients)];
-        calls.push(call("hold", 1, vec![loss, Arg::At(0)]));
+        calls.push(call("hold", 1, vec![loss, Arg::At(self.clip_norm), Arg::At(0)]));
         calls.push(self.adam(&gradients));
         calls
+    }
+
+    /// The call that keeps the states, or brings them back.
+    fn move_states(&self, back: bool) -> Option<Launch<usize>> {
+        let (table, count) = self.states;
+        let args = vec![Arg::At(0), Arg::At(table), int(back.into())];
+        (count > 0).then(|| call("keep_states", count, args))
     }
 
     fn footprint(&self) -> Footprint {
@@ -221,6 +259,7 @@ impl<G: Gpu> GpuExecutor<G> {
         if options.gradients.is_some() {
             kernels.extend(["copy", "add", "squared_norm", "hold", "adam"]);
         }
+        kernels.extend(laid.move_states(false).map(|launch| launch.kernel));
         kernels.sort_unstable();
         kernels.dedup();
         gpu.reserve(laid.bytes)?;
@@ -254,6 +293,9 @@ impl<G: Gpu> GpuExecutor<G> {
     fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
         let info = self.laid.plan.graph().info(t);
         let place = self.laid.plan.place(t);
+        if info.ty.dtype != DType::F32 {
+            return Err(Error::DType { node: info.name.clone(), executor: "CUDA", dtype: info.ty.dtype });
+        }
         if place.len() == given {
             return Ok(place);
         }
@@ -380,6 +422,11 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
     }
 
     fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+        self.begin_training(draws, step)?;
+        self.end_training()
+    }
+
+    fn begin_training(&mut self, draws: Draws, step: &AdamStep) -> Result<bool> {
         if !self.trains() {
             return Err(Error::Resources(
                 "the plan was not made to update weights within its runs".to_owned(),
@@ -401,12 +448,21 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
                 self.update_times.1 += start.elapsed();
             }
         }
+        Ok(true)
+    }
+
+    fn end_training(&mut self) -> Result<TrainingRun> {
         let mut outcome = [0; 16];
         self.gpu.read(control::HELD, &mut outcome)?;
-        Ok(match control::outcome(outcome) {
-            (true, _) => TrainingRun::Stopped { updated: 0 },
-            (false, square) => TrainingRun::Whole { gradient_norm: square.sqrt() },
-        })
+        Ok(control::outcome(outcome))
+    }
+
+    fn keep_states(&mut self) -> Result<()> {
+        self.laid.move_states(false).map_or(Ok(()), |launch| self.gpu.launch(&launch))
+    }
+
+    fn restore_states(&mut self) -> Result<()> {
+        self.laid.move_states(true).map_or(Ok(()), |launch| self.gpu.launch(&launch))
     }
 
     fn accumulate(&mut self, start: bool) -> Result<()> {

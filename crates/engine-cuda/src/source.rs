@@ -106,6 +106,7 @@ pub const SOURCES: [Source; 23] = [
             "loss_grad",
             "squared_norm",
             "hold",
+            "keep_states",
             "adam",
         ],
     },

@@ -104,6 +104,8 @@ fn training_steps_agree_with_the_cpu() {
     training::by_the_host(&make(Choices::default()));
     training::in_runs(&in_order(Choices::default(), Order::Backwards));
     training::held(&make(Choices::default()));
+    training::clipped(&make(Choices::default()));
+    training::states_are_kept(&make(Choices::default()));
 }
 
 #[test]

@@ -110,6 +110,8 @@ fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
         training::by_the_host(&make(Choices::default()));
         training::in_runs(&make(Choices::default()));
         training::held(&make(Choices::default()));
+        training::clipped(&make(Choices::default()));
+        training::states_are_kept(&make(Choices::default()));
     }
 }
 

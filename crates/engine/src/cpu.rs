@@ -176,6 +176,8 @@ pub struct CpuExecutor {
     updates: (u32, Duration),
     /// The squares of each gradient, added up.
     squares: Vec<f64>,
+    /// The states that were kept.
+    states: Vec<Vec<f32>>,
 }
 
 impl CpuExecutor {
@@ -212,6 +214,7 @@ impl CpuExecutor {
             times,
             updates: (0, Duration::ZERO),
             squares,
+            states: Vec::new(),
         })
     }
 
@@ -298,8 +301,9 @@ impl CpuExecutor {
         });
         updates.0 += u32::from(*profiling && step.is_some());
         *new_weights = false;
+        let loss = plan.updates().map_or(f32::NAN, |all| arena[plan.place(all.loss)][0]);
         match whole {
-            true => TrainingRun::Whole { gradient_norm: squares.iter().sum::<f64>().sqrt() },
+            true => TrainingRun::Whole { loss, gradient_norm: squares.iter().sum::<f64>().sqrt() },
             false => TrainingRun::Stopped { updated },
         }
     }
@@ -431,6 +435,19 @@ impl Executor for CpuExecutor {
             ));
         }
         Ok(self.run_nodes(draws, Some(step)))
+    }
+
+    fn keep_states(&mut self) -> Result<()> {
+        let (plan, arena) = (&self.plan, self.arena.as_slice());
+        self.states = plan.graph().states().iter().map(|&t| arena[plan.place(t)].to_vec()).collect();
+        Ok(())
+    }
+
+    fn restore_states(&mut self) -> Result<()> {
+        for (&t, state) in self.plan.graph().states().iter().zip(&self.states) {
+            self.arena.as_mut_slice()[self.plan.place(t)].copy_from_slice(state);
+        }
+        Ok(())
     }
 
     fn accumulate(&mut self, start: bool) -> Result<()> {

@@ -33,7 +33,9 @@ pub struct Footprint {
 pub enum TrainingRun {
     /// Every weight was updated.
     Whole {
-        /// The L2 norm of the gradients.
+        /// The loss.
+        loss: f32,
+        /// The L2 norm of the gradients, before they were shortened.
         gradient_norm: f64,
     },
     /// No weight was moved from where the loss, or the squares of a gradient, were seen not to be finite.
@@ -41,6 +43,12 @@ pub enum TrainingRun {
         /// Parameters that had been updated before.
         updated: usize,
     },
+}
+
+/// What gradients of that norm are multiplied by so that it is at most `max_norm` (0: any): as PyTorch's
+/// `clip_grad_norm_`, small constant and all (Pascanu, Mikolov, Bengio 2013, algorithm 1).
+pub fn clip_scale(max_norm: f64, norm: f64) -> f64 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 /// Time of one node over the profiled runs.
@@ -110,18 +118,38 @@ pub trait Executor: Send {
     fn run(&mut self, draws: Draws) -> Result<()>;
 
     /// Whether [`train`](Self::train) may be called: the plan was made to [update in runs](PlanOptions::update_in_runs), or the
-    /// executor to update behind them.
+    /// executor to update behind them, which may shorten gradients as well.
     fn trains(&self) -> bool {
         self.plan().updates().is_some()
     }
 
     /// Runs all nodes once and moves the weights, as [`run`](Self::run), [`gradient_norm`](Self::gradient_norm) and
-    /// [`update`](Self::update) together do, to the bit. Only where it [may](Self::trains) be; plans that update in runs are not
+    /// [`update`](Self::update) together do, to the bit; gradients longer than the plan's
+    /// [`clip_norm`](PlanOptions::clip_norm) are shortened by [`clip_scale`]. Only where it [may](Self::trains) be; plans that update in runs are not
     /// for the other two.
     fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
         let _ = (draws, step);
         Err(Error::Resources("the plan was not made to update weights within its runs".to_owned()))
     }
+
+    /// Starts a training run that goes on by itself, and says so. Inputs may be written meanwhile, for the next run; weights have
+    /// moved, and everything else may be called, once [`end_training`](Self::end_training) was. Where it says no, nothing was
+    /// started: [`train`](Self::train) does all at once.
+    fn begin_training(&mut self, draws: Draws, step: &AdamStep) -> Result<bool> {
+        let _ = (draws, step);
+        Ok(false)
+    }
+
+    /// Waits for the training run that was begun.
+    fn end_training(&mut self) -> Result<TrainingRun> {
+        Err(Error::Resources("no training run was begun".to_owned()))
+    }
+
+    /// Remembers the [states](crate::graph::Kind::State) of now.
+    fn keep_states(&mut self) -> Result<()>;
+
+    /// Brings back the states that were kept last.
+    fn restore_states(&mut self) -> Result<()>;
 
     /// Adds the gradients of the last run to the sum of those before, or starts a new sum with them. Only for plans
     /// that [accumulate](PlanOptions::accumulate).

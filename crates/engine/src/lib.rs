@@ -29,7 +29,7 @@ pub use ddpm_kernels::Isa;
 pub use ddpm_kernels::bf16::multiply_add_rounds as bf16_multiply_add_rounds;
 pub use ddpm_kernels::elementwise::multiply_add_rounds;
 pub use error::{Error, Result};
-pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun};
+pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun, clip_scale};
 pub use graph::{Graph, Tensor};
 pub use plan::{Arithmetic, Factors, Plan, PlanOptions, Region};
 pub use shape::{DType, Shape, TensorType};

@@ -46,6 +46,9 @@ pub struct PlanOptions {
     /// updates nothing where it is not finite. Not together with `accumulate`. Executors may plan as without, and update all weights
     /// behind the nodes of a training run.
     pub update_in_runs: Option<Tensor>,
+    /// Gradients longer than this are shortened in training runs; 0: none are. The CPU, which needs all gradients at once for
+    /// that, does not update within its runs then.
+    pub clip_norm: f64,
     /// Whether a moving average of the weights is kept.
     pub ema: bool,
     /// Tensors that are read after a run.
@@ -159,7 +162,8 @@ impl Plan {
             })
             .collect();
         let region_len = at;
-        let updates = options.update_in_runs.zip(options.gradients.as_ref());
+        let in_runs = options.update_in_runs.filter(|_| options.clip_norm == 0.0);
+        let updates = in_runs.zip(options.gradients.as_ref());
         let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss));
         assert!(updates.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));

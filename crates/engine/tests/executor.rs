@@ -546,7 +546,7 @@ fn trained(
             // A run alone moves nothing.
             executor.run(draws)?;
             match executor.train(draws, &adam)? {
-                TrainingRun::Whole { gradient_norm } => gradient_norm,
+                TrainingRun::Whole { gradient_norm, .. } => gradient_norm,
                 stopped => panic!("{stopped:?} in step {step}"),
             }
         } else {
@@ -651,7 +651,10 @@ fn nothing_is_updated_from_the_first_number_on_that_is_not_finite() -> Result<()
         });
         match want {
             None => {
-                assert!(matches!(got, TrainingRun::Whole { gradient_norm } if gradient_norm > 0.0), "{got:?}")
+                assert!(
+                    matches!(got, TrainingRun::Whole { gradient_norm, .. } if gradient_norm > 0.0),
+                    "{got:?}"
+                )
             }
             Some(updated) => {
                 assert_eq!(got, TrainingRun::Stopped { updated }, "x {at_x}, p {at_p}, q {at_q}")

@@ -13,7 +13,7 @@ use crate::nets::{self, Network, StateSpec};
 use crate::objective::Objective;
 use crate::schedule::Schedule;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor, TrainingRun};
+use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor, TrainingRun, clip_scale};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,6 +67,8 @@ pub struct Trainer {
     /// Steps made.
     step: u64,
     weights_given: bool,
+    /// The micro-batch whose pictures were read ahead into the graph.
+    ahead: Option<u32>,
     /// Whether a step ended in the middle of its updates: some weights are a step ahead of the others.
     torn: bool,
 }
@@ -78,12 +80,6 @@ fn labels(labels: &[u32], dropout: f64, seed: u64, number: u32) -> Vec<f32> {
         draw.is_some_and(|u| u < dropout)
     };
     labels.iter().enumerate().map(|(i, &l)| if dropped(i) { NO_CLASS } else { l as f32 }).collect()
-}
-
-/// What gradients of that norm are multiplied by so that it is at most `max_norm` (0: any): as PyTorch's
-/// `clip_grad_norm_`, small constant and all (Pascanu, Mikolov, Bengio 2013, algorithm 1).
-fn clip_scale(max_norm: f64, norm: f64) -> f64 {
-    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
 /// The graph of a training before any memory is taken for it.
@@ -120,10 +116,10 @@ impl Prepared {
         let graph = TrainingGraph::with_objective(&*net, &schedule, batch, StepDraws::Drawn, objective)?;
         let accumulate = config.train.accumulate > 1;
         let arithmetic = config.train.arithmetic();
-        // Nobody needs all gradients at once, but who adds them up or shortens them by their norm.
-        let update_in_runs = (!accumulate && config.train.clip_norm == 0.0).then_some(graph.loss);
-        let ema = config.train.ema_decay > 0.0;
-        let options = PlanOptions { accumulate, update_in_runs, arithmetic, ..graph.options(ema) };
+        // Nobody needs all gradients at once, but who adds them up.
+        let update_in_runs = (!accumulate).then_some(graph.loss);
+        let (ema, clip_norm) = (config.train.ema_decay > 0.0, config.train.clip_norm);
+        let options = PlanOptions { accumulate, update_in_runs, clip_norm, arithmetic, ..graph.options(ema) };
         Ok(Self { config, graph, options })
     }
 }
@@ -164,8 +160,8 @@ impl Trainer {
         averages.start(&*exec, &graph.parameters)?;
         let data: Arc<dyn Dataset> = Arc::from(data);
         let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
-        let (step, weights_given, torn) = (0, false, false);
-        Ok(Self { config, data, loader, graph, exec, rate, averages, step, weights_given, torn })
+        let (step, weights_given, ahead, torn) = (0, false, None, false);
+        Ok(Self { config, data, loader, graph, exec, rate, averages, step, weights_given, ahead, torn })
     }
 
     /// The complete settings.
@@ -213,7 +209,7 @@ impl Trainer {
         let parameters = self.graph.graph.parameter_count();
         let copies = if self.has_ema() { 4 } else { 3 } + self.averages.len();
         let averages = self.averages.len() * parameters * 4;
-        let states = self.states()?;
+        self.exec.keep_states()?;
         let draws = self.draws(u32::MAX);
         // A run may go on when its call is back: a number that is read waits for it.
         let mut loss = [0.0];
@@ -224,7 +220,7 @@ impl Trainer {
         self.exec.read(self.graph.loss, &mut loss)?;
         let accumulate = self.config.train.accumulate;
         let step_time = start.elapsed().saturating_mul(u32::try_from(accumulate).unwrap_or(u32::MAX));
-        self.set_states(&states)?;
+        self.exec.restore_states()?;
         Ok(TrainPlan {
             parameters,
             arena_bytes: (footprint.arena_bytes + averages) as u64,
@@ -268,18 +264,29 @@ impl Trainer {
         Error::NotFinite { step: self.step, what: what.to_owned() }
     }
 
-    /// Reads the pictures of the step's micro-batch `k` into the graph; the number of the micro-batch, counted from the start
-    /// of the run.
+    /// The number of a step's micro-batch `k`, counted from the start of the run; `None` beyond what can be counted to.
+    fn number(&self, step: u64, k: u64) -> Option<u32> {
+        let first = step.checked_mul(self.config.train.accumulate as u64)?;
+        u32::try_from(first.checked_add(k)?).ok()
+    }
+
+    /// Reads the pictures of the step's micro-batch `k` into the graph, if they are not there; the number of the micro-batch.
     fn begin(&mut self, k: u64) -> Result<u32> {
         // Pictures and draws are those of this number: no two micro-batches share them.
-        let first = self.step.checked_mul(self.config.train.accumulate as u64);
-        let number = first.and_then(|first| u32::try_from(first.checked_add(k)?).ok());
-        let number = number.ok_or_else(|| Error::Config {
+        let number = self.number(self.step, k).ok_or_else(|| Error::Config {
             key: "train.steps".to_owned(),
             reason: format!("a run has at most {} micro-batches", u32::MAX),
         })?;
-        self.load(u64::from(number))?;
+        if self.ahead.take() != Some(number) {
+            self.load(u64::from(number))?;
+        }
         Ok(number)
+    }
+
+    /// Reads the pictures of the next step, while this one goes on. If they cannot be read, the next step will say so.
+    fn read_ahead(&mut self) {
+        let next = self.number(self.step + 1, 0).filter(|_| self.step + 1 < self.steps());
+        self.ahead = next.filter(|&number| self.load(u64::from(number)).is_ok());
     }
 
     /// The gradients of all micro-batches of the step, in the executor; the mean loss.
@@ -311,25 +318,26 @@ impl Trainer {
         read_tensors(&*self.exec, &[], &self.graph.states, Region::Weights)
     }
 
-    /// Puts back what [`states`](Self::states) gave.
-    fn set_states(&mut self, before: &[NamedTensor]) -> Result<()> {
-        for ((_, t), before) in self.graph.states.iter().zip(before) {
-            self.exec.write(*t, &before.data)?;
-        }
-        Ok(())
-    }
-
     /// Makes the gradients and moves the weights along them; loss and gradient norm of the step.
     fn learn(&mut self, learning_rate: f64) -> Result<(f32, f64)> {
         if self.exec.trains() {
             let adam = self.adam(learning_rate, 1.0);
             let number = self.begin(0)?;
-            let trained = self.exec.train(self.draws(number), &adam)?;
+            let draws = self.draws(number);
+            let trained = match self.exec.begin_training(draws, &adam)? {
+                true => {
+                    self.read_ahead();
+                    self.exec.end_training()?
+                }
+                false => self.exec.train(draws, &adam)?,
+            };
             self.torn = matches!(trained, TrainingRun::Stopped { updated: 1.. });
-            let loss = self.loss()?;
             return match trained {
-                TrainingRun::Whole { gradient_norm } => Ok((loss, gradient_norm)),
-                TrainingRun::Stopped { .. } => Err(self.not_finite(GRADIENTS)),
+                TrainingRun::Whole { loss, gradient_norm } => Ok((loss, gradient_norm)),
+                TrainingRun::Stopped { .. } => {
+                    self.loss()?;
+                    Err(self.not_finite(GRADIENTS))
+                }
             };
         }
         let loss = self.all_gradients()?;
@@ -370,12 +378,13 @@ impl Trainer {
     /// checkpoints any more, only the same error, until a checkpoint is [restored](Self::restore).
     pub fn step(&mut self) -> Result<StepReport> {
         self.whole()?;
-        let states = self.states()?;
+        self.exec.keep_states()?;
         let learning_rate = self.rate.at(self.step);
         let (loss, grad_norm) = match self.learn(learning_rate) {
             Ok(both) => both,
             Err(error) => {
-                self.set_states(&states)?;
+                // A device that is lost fails here again: what failed first is told.
+                let _ = self.exec.restore_states();
                 return Err(error);
             }
         };
@@ -456,6 +465,7 @@ impl Trainer {
 
     /// Takes up where a checkpoint was made; `origin` names it in errors.
     pub fn restore(&mut self, checkpoint: &Checkpoint, origin: &Path) -> Result<()> {
+        self.ahead = None;
         self.set_tensors(Region::Weights, &checkpoint.weights, origin)?;
         // Weights from elsewhere have no optimizer's state: it begins as for a new training, at zero.
         if checkpoint.manifest.step > 0 || !checkpoint.exp_avg.is_empty() {

@@ -16,7 +16,8 @@ struct Control {
     u32 step;
     u32 first_index;
     float rate, root, eps, share1, beta2, share2, decay, shrink, ema_share, scale;
-    u32 held, unused;
+    u32 held;
+    float loss;
     double squared_norm;
 };
 

@@ -96,11 +96,31 @@ extern "C" __global__ void squared_norm(const float *x, double *parts, u32 *coun
     if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) control->squared_norm = sum;
 }
 
-// The weights stay as they are where the loss or the gradients' norm is not a finite number.
-extern "C" __global__ void hold(const float *loss, Control *control) {
+// The weights stay as they are where the loss or the gradients' norm is not a finite number; gradients whose norm is above
+// `clip_norm` (0: any) are shortened, as ddpm_engine::clip_scale has it.
+extern "C" __global__ void hold(const float *loss, const double *clip_norm, Control *control) {
     if (thread_of_grid() > 0) return;
-    bool finite = fabsf(loss[0]) < INFINITY && fabs(control->squared_norm) < (double)INFINITY;
+    double square = control->squared_norm;
+    bool finite = fabsf(loss[0]) < INFINITY && fabs(square) < (double)INFINITY;
     control->held = finite ? 0 : 1;
+    control->loss = loss[0];
+    if (clip_norm[0] > 0.0) {
+        double share = clip_norm[0] / (sqrt(square) + 1e-6);
+        if (share < 1.0) control->scale = (float)((double)control->scale * share);
+    }
+}
+
+// Keeps `count` tensors, or brings them back: a block each. Places are bytes from `base`.
+struct StateTable {
+    u64 at, kept;
+    int numbers, unused;
+};
+
+extern "C" __global__ void keep_states(char *base, const StateTable *table, int back) {
+    StateTable t = table[blockIdx.x];
+    const float *from = (const float *)(base + (back ? t.kept : t.at));
+    float *to = (float *)(base + (back ? t.at : t.kept));
+    for (int i = threadIdx.x; i < t.numbers; i += blockDim.x) to[i] = from[i];
 }
 
 // One step of Adam or AdamW and of the weights' moving average (`has_ema`), as ddpm_kernels::elementwise::adam.

@@ -4,7 +4,7 @@ use super::table::{Build, Make, given, on_cpu};
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::Purpose;
-use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, Tensor, TrainingRun};
+use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, Tensor, TrainingRun, clip_scale};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -176,8 +176,8 @@ pub fn in_runs(make: Make<'_>) {
             let run = exec.train(draws, &adam(step, 0.5)).expect("a run");
             let loss = network.loss(exec);
             match run {
-                TrainingRun::Whole { gradient_norm } => {
-                    assert!(!broken, "the loss is {loss}");
+                TrainingRun::Whole { loss: told, gradient_norm } => {
+                    assert!(!broken && told == loss, "the loss is {loss}, not {told}");
                     seen.push((format!("loss and norm of step {step}"), vec![loss, gradient_norm as f32]));
                 }
                 TrainingRun::Stopped { updated } => {
@@ -219,6 +219,72 @@ pub fn in_runs(make: Make<'_>) {
 
     let not_for_it = make(graph(), &network.options()).train(Draws::default(), &adam(1, 1.0));
     assert!(not_for_it.expect_err("not planned").to_string().contains("within its runs"));
+}
+
+/// Gradients that are shortened by the device, and longer ones that are not, to the bit as the host does it; states that are kept.
+pub fn clipped(make: Make<'_>) {
+    let network = network();
+    for (clip_norm, shortens) in [(0.05, true), (1e6, false)] {
+        let options = PlanOptions { update_in_runs: Some(network.loss), clip_norm, ..network.options() };
+        let (mut device, mut host) =
+            (make(network.graph.clone(), &options), on_cpu(&network.graph, &options));
+        assert!(device.trains() && !host.trains());
+        let mut by_hand = make(network.graph.clone(), &options);
+        for exec in [&mut *device, &mut *host, &mut *by_hand] {
+            network.give(exec);
+        }
+        for step in 1..=2u64 {
+            let draws = Draws { seed: 7, step: step as u32, first_index: 0 };
+            let run = device.train(draws, &adam(step, 1.0)).expect("a run");
+            let mut norms = Vec::new();
+            for exec in [&mut *host, &mut *by_hand] {
+                exec.run(draws).expect("a run");
+                let norm = exec.gradient_norm().expect("a norm");
+                let scale = clip_scale(clip_norm, norm);
+                assert_eq!(scale < 1.0, shortens, "{norm}");
+                exec.update(&adam(step, scale)).expect("an update");
+                norms.push(norm);
+            }
+            let loss = network.loss(&*by_hand);
+            assert_eq!(run, TrainingRun::Whole { loss, gradient_norm: norms[1] });
+            assert!((norms[0] - norms[1]).abs() <= 1e-4 * norms[0]);
+        }
+        let (got, want) = (network.state(&*device, &OPTIMIZER), network.state(&*by_hand, &OPTIMIZER));
+        assert!(got == want, "the device clips otherwise than the host");
+    }
+}
+
+/// States come back as they were kept, whatever ran meanwhile.
+pub fn states_are_kept(make: Make<'_>) {
+    let mut b = Build::default();
+    let x = b.input([2, 3, 3, 5]);
+    let value = b.add(SumRows, &[x]);
+    let states: Vec<Tensor> = ["a", "b"].map(|name| b.graph.state(name, [5])).to_vec();
+    for &state in &states {
+        b.add(RunningAverage { momentum: 0.5 }, &[state, value]);
+    }
+    let mut exec = make(b.graph.clone(), &PlanOptions::default());
+    let read = |exec: &dyn Executor| {
+        states
+            .iter()
+            .map(|&t| {
+                let mut v = [0.0; 5];
+                exec.read(t, &mut v).expect("five");
+                v
+            })
+            .collect::<Vec<_>>()
+    };
+    exec.write(x, &[1.0; 90]).expect("its length");
+    for (i, &state) in states.iter().enumerate() {
+        exec.write(state, &[i as f32; 5]).expect("five");
+    }
+    exec.run(Draws::default()).expect("a run");
+    exec.keep_states().expect("kept");
+    let before = read(&*exec);
+    exec.run(Draws::default()).expect("a run");
+    assert_ne!(read(&*exec), before);
+    exec.restore_states().expect("restored");
+    assert_eq!(read(&*exec), before);
 }
 
 /// Weights stay where the loss is infinite and the gradient is not, and the other way round.
