@@ -2,6 +2,7 @@
 //!
 //! - [`source`] has the kernels, CUDA C++ that NVRTC compiles when a plan needs them;
 //! - [`translate`] says which kernels an operation is, with which arguments;
+//! - [`schedule`] says which nodes wait for which;
 //! - [`executor`] lays a plan out in one piece of memory and runs it on a [`gpu`];
 //! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler; both libraries are looked for when the program runs;
 //! - [`probe`] says what is there.
@@ -17,6 +18,7 @@ pub mod executor;
 mod ffi;
 pub mod gpu;
 pub mod probe;
+pub mod schedule;
 pub mod source;
 pub mod translate;
 
