@@ -19,6 +19,9 @@ use std::thread;
 /// The oldest compute capability that the kernels are for (bf16 and tf32 on tensor cores).
 pub const OLDEST: (i32, i32) = (8, 0);
 
+/// The oldest CUDA that a driver must take, as 1000 major + 10 minor: NVRTC's, whose machine code it loads.
+const OLDEST_DRIVER: i32 = 12000;
+
 /// An NVIDIA GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaDevice {
@@ -39,7 +42,7 @@ impl CudaDevice {
                 "the NVIDIA driver (libcuda.so) cannot be found: install it, or use --device cpu".to_owned()
             );
         }
-        let count = CudaContext::device_count().map_err(says)?;
+        let count = CudaContext::device_count().map_err(|e| says(e, STARTING))?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
@@ -58,7 +61,32 @@ impl CudaDevice {
             }
             _ => {}
         }
-        compile::available().map_err(error)
+        let driver = ffi::driver_version().map_err(|e| error(says(e, STARTING)))?;
+        let takes = |v: i32| format!("the NVIDIA driver takes CUDA up to {}.{}", v / 1000, v % 1000 / 10);
+        if driver < OLDEST_DRIVER {
+            return Err(error(format!(
+                "{}, and {}.0 is needed: install a newer driver, or use --device cpu",
+                takes(driver),
+                OLDEST_DRIVER / 1000
+            )));
+        }
+        let capability = ffi::capability(self.index).map_err(|e| error(says(e, STARTING)))?;
+        if capability < OLDEST {
+            return Err(error(format!(
+                "it has compute capability {}.{}, and the kernels need {}.{} (Ampere) or later: use --device cpu",
+                capability.0, capability.1, OLDEST.0, OLDEST.1
+            )));
+        }
+        compile::available().map_err(error)?;
+        match ffi::nvrtc_version() {
+            Some((major, minor)) if major > driver / 1000 => Err(error(format!(
+                "{}, and the NVRTC that was found is of CUDA {major}.{minor}, whose machine code it cannot load: install a \
+                 newer driver or an older NVRTC (pip install nvidia-cuda-nvrtc-cu{})",
+                takes(driver),
+                driver / 1000
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -73,14 +101,27 @@ impl Device for CudaDevice {
     }
 }
 
+/// What an unexpected error means before anything has run, and after.
+const STARTING: &str = "the NVIDIA driver cannot start (nvidia-smi and the kernel log may say why): use --device cpu";
+const RUNNING: &str = "the GPU was lost or a kernel failed (nvidia-smi and the kernel log say what the GPU did); a training's \
+                       last checkpoint is whole: go on from it with --resume";
+
 /// What a driver's error means for a person, and what to do.
-fn says(error: DriverError) -> String {
-    let what = error.to_string();
+fn says(error: DriverError, otherwise: &str) -> String {
     let hint = match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => "there is no NVIDIA GPU: use --device cpu",
-        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
-        | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
-        | CUresult::CUDA_ERROR_NOT_INITIALIZED
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "the libcuda.so that was found is the CUDA toolkit's stub and no driver: take its folder out of LD_LIBRARY_PATH"
+        }
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the driver's library and the kernel's module are of different versions: restart the machine"
+        }
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => {
+            "the driver waits for another service (on machines with NVSwitch the Fabric Manager): start it"
+        }
+        CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
+        | CUresult::CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER
+        | CUresult::CUDA_ERROR_INVALID_IMAGE
         | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
         | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             "the driver is too old for this GPU or this program: install a newer one (ddpm doctor shows it)"
@@ -90,12 +131,9 @@ fn says(error: DriverError) -> String {
              network"
         }
         CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => "another program keeps the GPU to itself",
-        _ => {
-            "the GPU was lost or a kernel failed; the last checkpoint is whole: start again with --resume (nvidia-smi and \
-             the kernel log say what the GPU did)"
-        }
+        _ => otherwise,
     };
-    format!("{hint} ({what})")
+    format!("{hint} ({error})")
 }
 
 /// Two buffers of one length that the GPU reads by itself: one is filled while the copy from the other may be under way. The
@@ -123,26 +161,16 @@ struct CudaGpu {
 
 impl CudaGpu {
     fn new(index: usize) -> Result<Self> {
-        let error = |e: DriverError| Error::Device { device: format!("cuda:{index}"), reason: says(e) };
+        let error = |e| Error::Device { device: format!("cuda:{index}"), reason: says(e, STARTING) };
         let context = CudaContext::new(index).map_err(error)?;
         ffi::without_events(&context);
         let stream = context.new_stream().map_err(error)?;
-        let capability = context.compute_capability().map_err(error)?;
-        if capability < OLDEST {
-            let (name, (major, minor)) = (context.name().unwrap_or_default(), capability);
-            let reason = format!(
-                "{name} has compute capability {major}.{minor}, and the kernels need {}.{} (Ampere) or later: use \
-                 --device cpu",
-                OLDEST.0, OLDEST.1
-            );
-            return Err(Error::Device { device: format!("cuda:{index}"), reason });
-        }
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
         Ok(Self { index, context, stream, functions, memory: None, pinned, base: 0, graphs })
     }
 
     fn error(&self, e: DriverError) -> Error {
-        Error::Device { device: format!("cuda:{}", self.index), reason: says(e) }
+        Error::Device { device: format!("cuda:{}", self.index), reason: says(e, RUNNING) }
     }
 
     fn memory(&self) -> Result<std::sync::MutexGuard<'_, CudaSlice<u8>>> {
@@ -163,7 +191,10 @@ impl CudaGpu {
 
 impl Drop for CudaGpu {
     fn drop(&mut self) {
-        // Copies from pinned buffers end before these go. An error leaves nothing to do.
+        // Copies from pinned buffers end before these go. What is freed in the stream's order stays the driver's pool's until
+        // somebody waits: the next plan finds it free. An error leaves nothing to do.
+        let _ = self.stream.synchronize();
+        self.memory = None;
         let _ = self.stream.synchronize();
     }
 }
