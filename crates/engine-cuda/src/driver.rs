@@ -102,7 +102,8 @@ impl Device for CudaDevice {
 }
 
 /// What an unexpected error means before anything has run, and after.
-const STARTING: &str = "the NVIDIA driver cannot start (nvidia-smi and the kernel log may say why): use --device cpu";
+const STARTING: &str =
+    "the NVIDIA driver cannot start (nvidia-smi and the kernel log may say why): use --device cpu";
 const RUNNING: &str = "the GPU was lost or a kernel failed (nvidia-smi and the kernel log say what the GPU did); a training's \
                        last checkpoint is whole: go on from it with --resume";
 

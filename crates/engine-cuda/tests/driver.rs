@@ -30,7 +30,12 @@ fn operations_agree_with_the_cpu() {
         // One tensor core each, so that their sources are loaded.
         let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
         let (convolution, attention) = (&table::convolutions()[1], &table::attentions()[4]);
-        table::agree(convolution, Arithmetic::default(), 2e-3, &make(Choices { tf32: true, ..Choices::default() }));
+        table::agree(
+            convolution,
+            Arithmetic::default(),
+            2e-3,
+            &make(Choices { tf32: true, ..Choices::default() }),
+        );
         table::agree(convolution, bf16, 1.5e-2, &make(Choices::default()));
         table::agree(attention, bf16, 3e-2, &make(Choices::default()));
     });
@@ -45,7 +50,9 @@ fn operations_agree_with_the_cpu() {
 #[test]
 fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
     let test = "training_steps_agree_with_the_cpu_and_repeat_to_the_bit";
-    for (scenario, settings) in [("with pools", &[][..]), ("without pools", &[("POOLS", "0"), ("ORDER", "backwards")])] {
+    for (scenario, settings) in
+        [("with pools", &[][..]), ("without pools", &[("POOLS", "0"), ("ORDER", "backwards")])]
+    {
         let report = apart(test, scenario, ALL, settings, || {
             training::by_the_host(&make(Choices::default()));
             training::in_runs(&make(Choices::default()));
@@ -228,9 +235,21 @@ fn what_is_missing_before_the_start_is_told() {
         ),
         ("a driver's mismatch", ALL, &[("FAIL", "init:1:803")], first, &["different versions", "restart"]),
         ("a stub", ALL, &[("FAIL", "init:1:34")], first, &["stub", "LD_LIBRARY_PATH"]),
-        ("a broken driver", ALL, &[("FAIL", "init:1:999")], first, &["cannot start", "nvidia-smi", "UNKNOWN"]),
+        (
+            "a broken driver",
+            ALL,
+            &[("FAIL", "init:1:999")],
+            first,
+            &["cannot start", "nvidia-smi", "UNKNOWN"],
+        ),
         ("an exclusive GPU", ALL, &[("FAIL", "retain:1:46")], first, &["another program keeps the GPU"]),
-        ("an unknown GPU", ALL, &[("CAPABILITY", "12.0")], first, &["12.0", "NVRTC that is older", "--gpu-arch"]),
+        (
+            "an unknown GPU",
+            ALL,
+            &[("CAPABILITY", "12.0")],
+            first,
+            &["12.0", "NVRTC that is older", "--gpu-arch"],
+        ),
         ("a fault in a kernel", ALL, &[("BROKEN", "conv")], first, &["conv.cu", "identifier is undefined"]),
     ];
     for (scenario, libraries, settings, device, words) in scenarios {
