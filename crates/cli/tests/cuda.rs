@@ -58,7 +58,7 @@ fn auto_takes_the_gpu_only_if_it_can_be_used() {
         ("mixed", &[("DRIVER", "11080")], false),
     ] {
         with_gpu(&place, &folder, settings, &train(name, 1, 0, &["--device=auto"])).well();
-        assert_eq!(report(&place).get("launches").is_some(), launched, "{name}");
+        assert_eq!(report(&place).contains_key("launches"), launched, "{name}");
     }
     let old = [("CAPABILITY", "7.5")];
     with_gpu(&place, &folder, &old, &train("none", 1, 0, &["--device=cuda"]))
