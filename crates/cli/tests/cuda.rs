@@ -43,9 +43,12 @@ fn doctor_tells_what_is_there() {
     {
         assert!(done.out.contains(part), "{part:?} is missing: {}", done.out);
     }
-    let old = [("CAPABILITY", "7.5"), ("DEVICES", "2")];
-    let done = with_gpu(&place, &folder, &old, &words(&["doctor"])).well();
-    assert!(done.out.contains("cuda:1") && done.out.contains("too old for the kernels"), "{}", done.out);
+    for (old, reason) in
+        [(("CAPABILITY", "7.5"), "8.0 (Ampere) or later"), (("DRIVER", "11040"), "12.0 is needed")]
+    {
+        let done = with_gpu(&place, &folder, &[old, ("DEVICES", "2")], &words(&["doctor"])).well();
+        assert!(done.out.contains("cuda:1") && done.out.contains(reason), "{}", done.out);
+    }
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 /// The oldest compute capability that the kernels are for (bf16 and tf32 on tensor cores).
-pub const OLDEST: (i32, i32) = (8, 0);
+const OLDEST: (i32, i32) = (8, 0);
 
 /// The oldest CUDA that a driver must take, as 1000 major + 10 minor: NVRTC's, whose machine code it loads.
 const OLDEST_DRIVER: i32 = 12000;
@@ -51,40 +51,43 @@ impl CudaDevice {
     /// # Errors
     /// What is missing or too old, and what to do.
     pub fn check(&self) -> Result<()> {
-        let error = |reason: String| Error::Device { device: format!("cuda:{}", self.index), reason };
-        match Self::count().map_err(error)? {
-            0 => return Err(error("there is no NVIDIA GPU: use --device cpu".to_owned())),
+        let device = || format!("cuda:{}", self.index);
+        self.usable().map_err(|reason| Error::Device { device: device(), reason })
+    }
+
+    /// As [`check`](Self::check), which says whose reason it is.
+    pub(crate) fn usable(&self) -> Result<(), String> {
+        match Self::count()? {
+            0 => return Err("there is no NVIDIA GPU: use --device cpu".to_owned()),
             n if self.index >= n => {
-                return Err(error(format!(
+                return Err(format!(
                     "there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them (or use --device cpu)"
-                )));
+                ));
             }
             _ => {}
         }
-        let driver = ffi::driver_version().map_err(|e| error(says(e, STARTING)))?;
-        let takes = |v: i32| format!("the NVIDIA driver takes CUDA up to {}.{}", v / 1000, v % 1000 / 10);
+        let driver = ffi::driver_version().map_err(|e| says(e, STARTING))?;
+        let takes = format!("the NVIDIA driver takes CUDA up to {}.{}", driver / 1000, driver % 1000 / 10);
         if driver < OLDEST_DRIVER {
-            return Err(error(format!(
-                "{}, and {}.0 is needed: install a newer driver, or use --device cpu",
-                takes(driver),
-                OLDEST_DRIVER / 1000
-            )));
+            let needed = OLDEST_DRIVER / 1000;
+            return Err(format!(
+                "{takes}, and {needed}.0 is needed: install a newer driver, or use --device cpu"
+            ));
         }
-        let capability = ffi::capability(self.index).map_err(|e| error(says(e, STARTING)))?;
-        if capability < OLDEST {
-            return Err(error(format!(
-                "it has compute capability {}.{}, and the kernels need {}.{} (Ampere) or later: use --device cpu",
-                capability.0, capability.1, OLDEST.0, OLDEST.1
-            )));
+        let (major, minor) = ffi::capability(self.index).map_err(|e| says(e, STARTING))?;
+        if (major, minor) < OLDEST {
+            return Err(format!(
+                "it has compute capability {major}.{minor}, and the kernels need {}.{} (Ampere) or later: use --device cpu",
+                OLDEST.0, OLDEST.1
+            ));
         }
-        compile::available().map_err(error)?;
+        compile::available()?;
         match ffi::nvrtc_version() {
-            Some((major, minor)) if major > driver / 1000 => Err(error(format!(
-                "{}, and the NVRTC that was found is of CUDA {major}.{minor}, whose machine code it cannot load: install a \
-                 newer driver or an older NVRTC (pip install nvidia-cuda-nvrtc-cu{})",
-                takes(driver),
+            Some((major, minor)) if major > driver / 1000 => Err(format!(
+                "{takes}, and the NVRTC that was found is of CUDA {major}.{minor}, whose machine code it cannot load: install \
+                 a newer driver or an older NVRTC (pip install nvidia-cuda-nvrtc-cu{})",
                 driver / 1000
-            ))),
+            )),
             _ => Ok(()),
         }
     }
