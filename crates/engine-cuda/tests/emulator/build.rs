@@ -40,6 +40,8 @@ fn files() -> Vec<(&'static str, String)> {
         ("sources.h", SOURCES.iter().map(source).collect()),
         ("machine.cpp", format!("{defines}{shim}\n{COMMON}\n{}\n{machine}", texts.join("\n"))),
         ("pipes.cpp", include_str!("pipes.cpp").to_owned()),
+        ("state.h", include_str!("state.h").to_owned()),
+        ("nvrtc.h", include_str!("nvrtc.h").to_owned()),
         ("driver.cpp", include_str!("driver.cpp").to_owned()),
     ]
 }
