@@ -7,8 +7,8 @@
 //! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler; both libraries are looked for when the program runs;
 //! - [`probe`] says what is there.
 //!
-//! The tests run the same kernels as C++ on the CPU (`tests/emulator`), so that all but the driver's part is tested
-//! without a GPU. `docs/cuda.md` says what was never run on one.
+//! The tests run the same kernels as C++ on the CPU (`tests/emulator`), also behind a stand-in for NVIDIA's driver, so that
+//! all of it is tested without a GPU. `docs/cuda.md` says what that cannot show.
 #![deny(unsafe_code)]
 
 pub mod compile;
