@@ -4,18 +4,22 @@
 //! - [`translate`] says which kernels an operation is, with which arguments;
 //! - [`executor`] lays a plan out in one piece of memory and runs it on a [`gpu`];
 //! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler; both libraries are looked for when the program runs;
+//! - [`library`] describes products that cuDNN and cuBLASLt may make in place of kernels, where they are there; `choice` times
+//!   both;
 //! - [`probe`] says what is there.
 //!
 //! The tests run the same kernels as C++ on the CPU (`tests/emulator`), so that all but the driver's part is tested
 //! without a GPU. `docs/cuda.md` says what was never run on one.
 #![deny(unsafe_code)]
 
+mod choice;
 pub mod compile;
 pub mod control;
 mod driver;
 pub mod executor;
 mod ffi;
 pub mod gpu;
+pub mod library;
 pub mod probe;
 pub mod source;
 pub mod translate;

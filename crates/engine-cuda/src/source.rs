@@ -55,7 +55,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 23] = [
+pub const SOURCES: [Source; 24] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -109,6 +109,12 @@ pub const SOURCES: [Source; 23] = [
             "keep_states",
             "adam",
         ],
+    },
+    Source {
+        name: "library.cu",
+        text: include_str!("kernels/library.cu"),
+        define: None,
+        kernels: &["transpose", "product_epilogue"],
     },
     Source {
         name: "bound.cu",

@@ -4,6 +4,7 @@
 #[path = "../../engine/tests/cases/mod.rs"]
 mod cases;
 mod emulator;
+mod libraries;
 mod networks;
 mod table;
 mod training;
@@ -11,12 +12,14 @@ mod training;
 use cases::{Golden, run_case};
 use ddpm_engine::{Arithmetic, Executor, Factors, PlanOptions};
 use ddpm_engine_cuda::GpuExecutor;
+use ddpm_engine_cuda::library::Libraries;
 use ddpm_engine_cuda::translate::Choices;
 use emulator::{Emulator, Order};
 use table::{Form, agree};
 
 /// Few blocks fill the emulated GPU, so that small products are not cut into parts of k.
-const FEW: Choices = Choices { tf32: false, blocks: 1, least_bf16: 1 };
+const FEW: Choices =
+    Choices { tf32: false, blocks: 1, least_bf16: 1, libraries: Libraries::Never, workspace: 0 };
 
 fn make(choices: Choices) -> impl Fn(ddpm_engine::Graph, &PlanOptions) -> Box<dyn Executor> {
     in_order(choices, Order::Forwards)
