@@ -8,7 +8,7 @@
 use crate::choice::{Way, Ways};
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch};
-use crate::library::{Algorithm, Call, Product};
+use crate::library::{Algorithm, Call, Library, Product};
 use crate::translate::{Choices, Constants, Place, Rows, Work, takes_bf16, translate};
 use ddpm_engine::graph::{Graph, Kind};
 use ddpm_engine::keep::store_in_bf16;
@@ -155,19 +155,7 @@ impl Laid {
         let [counter, clip_norm, table_of_states] =
             [counter, clip_norm, table_of_states].map(|at| control::BYTES + at);
         let states = (table_of_states, states.len());
-        Ok(Self {
-            plan,
-            constants,
-            nodes,
-            rows,
-            loss,
-            arena,
-            parts,
-            counter,
-            clip_norm,
-            states,
-            bytes,
-        })
+        Ok(Self { plan, constants, nodes, rows, loss, arena, parts, counter, clip_norm, states, bytes })
     }
 
     fn byte(&self, number: usize) -> usize {
@@ -424,7 +412,13 @@ fn int(v: usize) -> Arg<usize> {
 
 impl<G: Gpu> Executor for GpuExecutor<G> {
     fn describe(&self) -> String {
-        self.gpu.describe()
+        let count = |library| self.products().filter(|(product, _)| product.library == library).count();
+        match [Library::Cudnn, Library::CublasLt].map(count) {
+            [0, 0] => self.gpu.describe(),
+            [convolutions, matrices] => {
+                format!("{}, {convolutions} products by cuDNN, {matrices} by cuBLASLt", self.gpu.describe())
+            }
+        }
     }
 
     fn plan(&self) -> &Plan {

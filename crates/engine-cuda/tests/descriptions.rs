@@ -23,9 +23,8 @@ fn plan(network: &str, precision: &str) -> (Graph, PlanOptions) {
     let config = Config::load(None, None, &pairs).expect("settings");
     let schedule = Schedule::from_config(&config.diffusion).expect("a schedule");
     let (net, objective) = (nets::from_config(&config, 3), Objective::from_config(&config));
-    let graph =
-        TrainingGraph::with_objective(&*net, &schedule, [8, 32, 32, 3], StepDraws::Drawn, objective)
-            .expect("a training graph");
+    let graph = TrainingGraph::with_objective(&*net, &schedule, [8, 32, 32, 3], StepDraws::Drawn, objective)
+        .expect("a training graph");
     let options = PlanOptions { arithmetic: config.train.arithmetic(), ..graph.options(true) };
     (graph.graph, options)
 }

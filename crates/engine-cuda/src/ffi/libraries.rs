@@ -348,7 +348,8 @@ impl Cudnn {
         f.ok("listing algorithms", status)?;
         all.truncate(usize::try_from(count).unwrap_or(0));
         let fixed_order = nn::cudnnDeterminism_t::CUDNN_DETERMINISTIC as c_int;
-        let only = p.bias.map(|_| nn::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM);
+        let only =
+            p.bias.map(|_| nn::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM);
         let rounding = [
             nn::cudnnMathType_t::CUDNN_TENSOR_OP_MATH as c_int,
             nn::cudnnMathType_t::CUDNN_TENSOR_OP_MATH_ALLOW_CONVERSION as c_int,
@@ -400,18 +401,70 @@ impl Cudnn {
                         None => (zero, y.1),
                     };
                     (f.forward_with_bias)(
-                        handle, &one, x.0, x.1, w.0, w.1, convolution, number, workspace, bytes, &factor, y.0, residual,
-                        like.handle, address(base, bias), activation.handle, y.0, y.1,
+                        handle,
+                        &one,
+                        x.0,
+                        x.1,
+                        w.0,
+                        w.1,
+                        convolution,
+                        number,
+                        workspace,
+                        bytes,
+                        &factor,
+                        y.0,
+                        residual,
+                        like.handle,
+                        address(base, bias),
+                        activation.handle,
+                        y.0,
+                        y.1,
                     )
                 }
                 (Kind::Forward, None) => (f.forward)(
-                    handle, &one, x.0, x.1, w.0, w.1, convolution, number, workspace, bytes, &zero, y.0, y.1,
+                    handle,
+                    &one,
+                    x.0,
+                    x.1,
+                    w.0,
+                    w.1,
+                    convolution,
+                    number,
+                    workspace,
+                    bytes,
+                    &zero,
+                    y.0,
+                    y.1,
                 ),
                 (Kind::DataGrad, _) => (f.data_gradient)(
-                    handle, &one, w.0, w.1, y.0, y.1, convolution, number, workspace, bytes, &zero, x.0, x.1,
+                    handle,
+                    &one,
+                    w.0,
+                    w.1,
+                    y.0,
+                    y.1,
+                    convolution,
+                    number,
+                    workspace,
+                    bytes,
+                    &zero,
+                    x.0,
+                    x.1,
                 ),
                 (Kind::WeightGrad, _) => (f.filter_gradient)(
-                    handle, &one, x.0, x.1, y.0, y.1, convolution, number, workspace, bytes, &zero, w.0, w.1,
+                    handle,
+                    &one,
+                    x.0,
+                    x.1,
+                    y.0,
+                    y.1,
+                    convolution,
+                    number,
+                    workspace,
+                    bytes,
+                    &zero,
+                    w.0,
+                    w.1,
                 ),
             }
         };
@@ -484,7 +537,8 @@ impl Matrices {
     fn new(f: &LtFunctions, base: u64, p: &Product<usize>) -> Result<Self, String> {
         use lt::cublasComputeType_t as Compute;
         use lt::cublasLtMatmulDescAttributes_t as Attribute;
-        let (floats, halves) = (lt::cudaDataType_t::CUDA_R_32F as c_int, lt::cudaDataType_t::CUDA_R_16BF as c_int);
+        let (floats, halves) =
+            (lt::cudaDataType_t::CUDA_R_32F as c_int, lt::cudaDataType_t::CUDA_R_16BF as c_int);
         let format = |half: bool| if half { halves } else { floats };
         let compute = match p.math {
             Math::Tf32 => Compute::CUBLAS_COMPUTE_32F_FAST_TF32,
@@ -582,7 +636,16 @@ impl CublasLt {
         // SAFETY: the handles are alive; the function writes at most `room` elements, and their number.
         let status = unsafe {
             (f.algorithms)(
-                self.handle.handle, product, a, b, result, result, preference, room, all.as_mut_ptr(), &mut count,
+                self.handle.handle,
+                product,
+                a,
+                b,
+                result,
+                result,
+                preference,
+                room,
+                all.as_mut_ptr(),
+                &mut count,
             )
         };
         f.ok("listing algorithms", status)?;
@@ -612,10 +675,85 @@ impl CublasLt {
         // before the call returns.
         let status = unsafe {
             (f.product)(
-                self.handle.handle, m.product.handle, &one, a, m.a.handle, b, m.b.handle, &beta, added, like, result, like,
-                &algorithm.words, workspace, algorithm.workspace, stream(on),
+                self.handle.handle,
+                m.product.handle,
+                &one,
+                a,
+                m.a.handle,
+                b,
+                m.b.handle,
+                &beta,
+                added,
+                like,
+                result,
+                like,
+                &algorithm.words,
+                workspace,
+                algorithm.workspace,
+                stream(on),
             )
         };
         f.ok("a product", status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::library::{Geometry, Library};
+
+    functions!(NoFunctions of nn::culib {
+        nothing "cudnnNoSuchFunction" ();
+    });
+
+    fn product(library: Library, kind: Kind) -> Product<usize> {
+        let (size, kernel) = ((8, 8), if library == Library::Cudnn { (3, 3) } else { (1, 1) });
+        let pad = (kernel.0 / 2, kernel.1 / 2);
+        let geometry =
+            Geometry { n: 2, input: size, output: size, kernel, stride: (1, 1), pad, cin: 16, cout: 32 };
+        let (x, w, y, workspace) = (0, 1 << 16, 2 << 16, (3 << 16, 1 << 16));
+        let (math, half_result, bias, residual) = (Math::Bf16, true, None, None);
+        Product { library, kind, math, half_result, geometry, x, w, y, bias, residual, workspace }
+    }
+
+    /// Nothing panics where a library, a function, or a GPU is missing. With the libraries and no GPU this shows the answers of
+    /// the real ones.
+    #[test]
+    fn what_is_missing_is_an_answer() {
+        match Cudnn::version() {
+            Err(reason) => println!("skipped: cuDNN: {reason}"),
+            Ok(_) => {
+                let missing = NoFunctions::load().map(|all| all.nothing as usize);
+                assert_eq!(missing, Err("it has no function cudnnNoSuchFunction".to_owned()));
+                let f = CudnnFunctions::find().expect("a version");
+                let error = f.ok("a test", nn::cudnnStatus_t::CUDNN_STATUS_BAD_PARAM as c_int);
+                assert_eq!(error, Err("cuDNN: a test: CUDNN_STATUS_BAD_PARAM".to_owned()));
+                let mut wrong = product(Library::Cudnn, Kind::Forward);
+                wrong.geometry.output = (7, 8);
+                let error = Cudnn::check_description(&wrong).expect_err("another size");
+                assert!(error.contains("[2, 32, 8, 8]"), "{error}");
+                match Cudnn::new() {
+                    Err(reason) => assert!(reason.starts_with("cuDNN: a start: CUDNN_STATUS"), "{reason}"),
+                    Ok(cudnn) => {
+                        for kind in [Kind::Forward, Kind::DataGrad, Kind::WeightGrad] {
+                            let found = cudnn.algorithms(&product(Library::Cudnn, kind));
+                            println!("{kind:?}: {found:?}");
+                            assert!(found.is_ok_and(|all| !all.is_empty()), "{kind:?}");
+                        }
+                    }
+                }
+            }
+        }
+        match CublasLt::version() {
+            Err(reason) => println!("skipped: cuBLASLt: {reason}"),
+            Ok(_) => match CublasLt::new() {
+                Err(reason) => assert!(reason.starts_with("cuBLASLt: a start: "), "{reason}"),
+                Ok(lt) => {
+                    for kind in [Kind::Forward, Kind::DataGrad, Kind::WeightGrad] {
+                        println!("{kind:?}: {:?}", lt.algorithms(0, &product(Library::CublasLt, kind)));
+                    }
+                }
+            },
+        }
     }
 }

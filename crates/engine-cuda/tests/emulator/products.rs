@@ -11,14 +11,12 @@ fn read(gpu: &dyn Gpu, at: usize, count: usize, half: bool) -> Result<Vec<f64>> 
     let mut bytes = vec![0; count * if half { 2 } else { 4 }];
     gpu.read(at & !1, &mut bytes)?;
     Ok(match half {
-        true => bytes
-            .chunks_exact(2)
-            .map(|b| f64::from(bf16::widen(u16::from_le_bytes([b[0], b[1]]))))
-            .collect(),
-        false => bytes
-            .chunks_exact(4)
-            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            .collect(),
+        true => {
+            bytes.chunks_exact(2).map(|b| f64::from(bf16::widen(u16::from_le_bytes([b[0], b[1]])))).collect()
+        }
+        false => {
+            bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+        }
     })
 }
 
