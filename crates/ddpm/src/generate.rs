@@ -143,7 +143,8 @@ impl Generator {
         let schedule = Schedule::from_config(&config.diffusion)?;
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
         // Arithmetic belongs to the training's settings, the device to whoever draws.
-        let hardware = Hardware { tf32: config.train.hardware().tf32, ..hardware.into() };
+        let Hardware { tf32, deterministic, .. } = config.train.hardware();
+        let hardware = Hardware { tf32, deterministic, ..hardware.into() };
         let weights = Weights::Kept(weights);
         Ok(Self { config, shape, schedule, weights, class_names, origin, hardware })
     }

@@ -70,11 +70,13 @@ pub struct Hardware {
     pub threads: usize,
     /// Whether a GPU may round f32 factors to tf32.
     pub tf32: bool,
+    /// Whether a GPU computes by our kernels alone: which of them are taken never depends on the clock.
+    pub deterministic: bool,
 }
 
 impl From<usize> for Hardware {
     fn from(threads: usize) -> Self {
-        Self { device: DeviceChoice::Cpu, threads, tf32: false }
+        Self { device: DeviceChoice::Cpu, threads, tf32: false, deterministic: false }
     }
 }
 

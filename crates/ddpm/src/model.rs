@@ -100,8 +100,9 @@ pub(crate) fn device(hardware: Hardware) -> Result<Box<dyn Device>> {
     let cpu = || Box::new(CpuDevice { threads: hardware.threads });
     #[cfg(feature = "cuda")]
     {
-        use ddpm_engine_cuda::{CudaDevice, translate::Choices};
-        let choices = Choices { tf32: hardware.tf32, ..Choices::default() };
+        use ddpm_engine_cuda::{CudaDevice, library::Libraries, translate::Choices};
+        let libraries = if hardware.deterministic { Libraries::Never } else { Libraries::Timed };
+        let choices = Choices { tf32: hardware.tf32, libraries, ..Choices::default() };
         let gpu = |index| CudaDevice { index, choices };
         match hardware.device {
             DeviceChoice::Cpu => Ok(cpu()),

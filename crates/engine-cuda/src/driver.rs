@@ -3,7 +3,9 @@
 use crate::compile;
 use crate::executor::{self, GpuExecutor};
 use crate::ffi;
+use crate::ffi::libraries::{CublasLt, Cudnn};
 use crate::gpu::{Gpu, Launch};
+use crate::library::{self, Algorithm, Call, Libraries, Library, Product};
 use crate::translate::Choices;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{
@@ -15,6 +17,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// The oldest compute capability that the kernels are for (bf16 and tf32 on tensor cores).
 const OLDEST: (i32, i32) = (8, 0);
@@ -91,16 +94,24 @@ impl CudaDevice {
             _ => Ok(()),
         }
     }
+
+    /// How to compute with the libraries that are there.
+    fn choices(&self) -> Choices {
+        match self.choices.libraries {
+            Libraries::Timed if !library::any() => Choices { libraries: Libraries::Never, ..self.choices },
+            _ => self.choices,
+        }
+    }
 }
 
 impl Device for CudaDevice {
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>> {
         self.check()?;
-        Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.choices)?))
+        Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.choices())?))
     }
 
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
-        executor::footprint(graph, options, self.choices)
+        executor::footprint(graph, options, self.choices())
     }
 }
 
@@ -150,9 +161,16 @@ struct Pinned {
 /// Less is copied by the driver before it returns, in one go with its call.
 const SMALL_UPLOAD: usize = 64 << 10;
 
+/// How often calls stand in a graph whose time is taken, and how often it is started: the shortest time counts.
+const TIMED_CALLS: u32 = 10;
+const TIMED_STARTS: usize = 3;
+
 /// One GPU with one stream and one piece of memory.
 struct CudaGpu {
     index: usize,
+    /// Started when they are first asked for. They stand first, as they end before the stream and its context do.
+    cudnn: Option<Result<Cudnn, String>>,
+    cublaslt: Option<Result<CublasLt, String>>,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
     functions: HashMap<&'static str, CudaFunction>,
@@ -170,7 +188,19 @@ impl CudaGpu {
         ffi::without_events(&context);
         let stream = context.new_stream().map_err(error)?;
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
-        Ok(Self { index, context, stream, functions, memory: None, pinned, base: 0, graphs })
+        let (cudnn, cublaslt, memory, base) = (None, None, None, 0);
+        Ok(Self { index, cudnn, cublaslt, context, stream, functions, memory, pinned, base, graphs })
+    }
+
+    /// What stands between two calls on the stream as a graph; `None` without such calls.
+    fn captured(&self, calls: impl FnOnce() -> Result<()>) -> Result<Option<ffi::Graph>> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.finish()?;
+        self.stream.begin_capture(mode).map_err(|e| self.error(e))?;
+        let called = calls();
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).map_err(|e| self.error(e));
+        called?;
+        Ok(graph?.map(ffi::Graph))
     }
 
     fn error(&self, e: DriverError) -> Error {
@@ -301,15 +331,64 @@ impl Gpu for CudaGpu {
         ffi::launch(&self.stream, function, self.base, launch).map_err(|e| self.error(e))
     }
 
-    fn record(&mut self, launches: &[Launch<usize>]) -> Result<Option<usize>> {
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        self.finish()?;
-        self.stream.begin_capture(mode).map_err(|e| self.error(e))?;
-        let launched: Result<()> = launches.iter().try_for_each(|l| self.launch(l));
-        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).map_err(|e| self.error(e));
-        launched?;
-        let Some(graph) = graph? else { return Ok(None) };
-        self.graphs.push(ffi::Graph(graph));
+    fn algorithms(&mut self, product: &Product<usize>) -> Vec<Algorithm> {
+        if self.context.bind_to_thread().is_err() {
+            return Vec::new();
+        }
+        // What a library cannot do, or one that does not start, is our kernels' part.
+        let found = match product.library {
+            Library::Cudnn => {
+                let cudnn = self.cudnn.get_or_insert_with(Cudnn::new);
+                cudnn.as_ref().map_err(Clone::clone).and_then(|cudnn| cudnn.algorithms(product))
+            }
+            Library::CublasLt => {
+                let cublaslt = self.cublaslt.get_or_insert_with(CublasLt::new);
+                cublaslt.as_ref().map_err(Clone::clone).and_then(|lt| lt.algorithms(self.base, product))
+            }
+        };
+        found.unwrap_or_default()
+    }
+
+    fn product(&self, product: &Product<usize>, algorithm: &Algorithm) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.error(e))?;
+        let (stream, base) = (&self.stream, self.base);
+        let missing = || Err("the library was not started".to_owned());
+        let started = match product.library {
+            Library::Cudnn => self
+                .cudnn
+                .as_ref()
+                .map_or_else(missing, |cudnn| cudnn.as_ref()?.product(stream, base, product, algorithm)),
+            Library::CublasLt => self
+                .cublaslt
+                .as_ref()
+                .map_or_else(missing, |lt| lt.as_ref()?.product(stream, base, product, algorithm)),
+        };
+        started.map_err(|reason| Error::Device { device: format!("cuda:{}", self.index), reason })
+    }
+
+    fn time(&mut self, calls: &[Call<usize>]) -> Result<Duration> {
+        let once = || calls.iter().try_for_each(|call| self.call(call));
+        // Libraries load what they need; a graph would not take that.
+        once()?;
+        let graph = self.captured(|| (0..TIMED_CALLS).try_for_each(|_| once()))?;
+        let mut best = Duration::MAX;
+        for _ in 0..TIMED_STARTS {
+            self.finish()?;
+            let start = Instant::now();
+            match &graph {
+                Some(graph) => graph.0.launch().map_err(|e| self.error(e))?,
+                None => (0..TIMED_CALLS).try_for_each(|_| once())?,
+            }
+            self.finish()?;
+            best = best.min(start.elapsed());
+        }
+        Ok(best / TIMED_CALLS)
+    }
+
+    fn record(&mut self, calls: &[Call<usize>]) -> Result<Option<usize>> {
+        let graph = self.captured(|| calls.iter().try_for_each(|call| self.call(call)))?;
+        let Some(graph) = graph else { return Ok(None) };
+        self.graphs.push(graph);
         Ok(Some(self.graphs.len() - 1))
     }
 

@@ -5,9 +5,11 @@
 //! graph where the GPU has graphs. What nodes keep of weights is made before a run if weights have changed, and in each training run. So does a training run, in whose graph the gradients' norm, the look whether it and the
 //! loss are finite, and the optimizer's step are too.
 
+use crate::choice::{Way, Ways};
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch};
-use crate::translate::{Choices, Constants, Place, Rows, takes_bf16, translate};
+use crate::library::{Algorithm, Call, Library, Product};
+use crate::translate::{Choices, Constants, Place, Rows, Work, takes_bf16, translate};
 use ddpm_engine::graph::{Graph, Kind};
 use ddpm_engine::keep::store_in_bf16;
 use ddpm_engine::plan::Workspace;
@@ -15,6 +17,7 @@ use ddpm_engine::{
     AdamStep, DType, Draws, Error, Executor, Factors, Footprint, NodeTime, Plan, PlanOptions, Region, Result,
     Tensor, TrainingRun,
 };
+use std::mem;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
@@ -28,10 +31,10 @@ const MOST_BLOCKS: u32 = 4096;
 struct Laid {
     plan: Plan,
     constants: Constants,
-    /// The calls of each node.
-    nodes: Vec<Vec<Launch<usize>>>,
-    /// The calls that make what nodes keep of weights.
-    preparation: Vec<Launch<usize>>,
+    /// The ways to make each node.
+    nodes: Vec<Ways<usize>>,
+    /// Where the table of weights is of which rows are kept.
+    rows: usize,
     /// The loss of a plan whose weights are updated by its training runs.
     loss: Option<Tensor>,
     /// Where the arena begins, and where the parts of the gradients' norm do.
@@ -59,11 +62,11 @@ struct WeightTables {
 }
 
 impl WeightTables {
-    fn push(&mut self, rows: &Rows, place: impl Fn(Place) -> usize) {
+    fn push(&mut self, rows: &Rows<usize>) {
         let two = |low: usize, high: usize| low as u64 | (high as u64) << 32;
         self.all.push([
-            place(rows.from) as u64,
-            place(rows.to) as u64,
+            rows.from as u64,
+            rows.to as u64,
             two(rows.taps, rows.c),
             two(rows.n, rows.transposed.into()),
             two(self.blocks, 0),
@@ -98,7 +101,9 @@ impl Laid {
         let keep = options.keep.iter().copied().chain(loss).collect();
         let options = PlanOptions { update_in_runs: None, keep, ..options.clone() };
         let plan = Plan::new(graph, &options, &workspaces);
-        let rows: usize = works.iter().map(|w| w.rows.len()).sum();
+        // Of whatever way is taken.
+        let rows_of = |w: &Work| w.alternatives.iter().map(|a| a.rows.len()).fold(w.rows.len(), usize::max);
+        let rows: usize = works.iter().map(rows_of).sum();
         let (table, counter) = (constants.room(rows * size_of::<WeightTable>()), constants.room(4));
         let (clip_norm, states) = (constants.room(8), plan.graph().states().to_vec());
         constants.set(clip_norm, bytemuck::bytes_of(&options.clip_norm));
@@ -114,7 +119,11 @@ impl Laid {
         });
         let all_states: Vec<StateTable> = all_states.collect();
         constants.set(table_of_states, bytemuck::cast_slice(&all_states));
-        bytes += 256;
+        bytes = (bytes + 256).next_multiple_of(256);
+        let workspace = bytes;
+        if works.iter().any(|work| !work.alternatives.is_empty()) {
+            bytes += choices.workspace;
+        }
         if gradients > i32::MAX as usize {
             let reason = "more than 2^31 weights".to_owned();
             return Err(Error::Device { device: "cuda".to_owned(), reason });
@@ -135,39 +144,32 @@ impl Laid {
                 Place::Kept { at, half } => number(plan.kept(i).start + at) + usize::from(half),
                 Place::Constant(at) => control::BYTES + at,
                 Place::Control => 0,
+                Place::Workspace => workspace,
             }
         };
-        let nodes = works
-            .iter()
-            .enumerate()
-            .map(|(i, work)| work.launches.iter().map(|launch| launch.placed(|p| place_of(i, p))).collect());
-        let nodes = nodes.collect();
-        let mut of_weights = WeightTables::default();
-        for (i, work) in works.iter().enumerate() {
-            work.rows.iter().for_each(|rows| of_weights.push(rows, |p| place_of(i, p)));
-        }
-        constants.set(table, bytemuck::cast_slice(&of_weights.all));
-        let preparation = of_weights.launch(control::BYTES + table).into_iter().collect();
+        let ways = |(i, work): (usize, &mut Work)| {
+            let Work { launches, rows, alternatives, .. } = mem::take(work);
+            Ways { launches, rows, alternatives }.placed(|p| place_of(i, p))
+        };
+        let (nodes, rows) = (works.iter_mut().enumerate().map(ways).collect(), table);
         let [counter, clip_norm, table_of_states] =
             [counter, clip_norm, table_of_states].map(|at| control::BYTES + at);
         let states = (table_of_states, states.len());
-        Ok(Self {
-            plan,
-            constants,
-            nodes,
-            preparation,
-            loss,
-            arena,
-            parts,
-            counter,
-            clip_norm,
-            states,
-            bytes,
-        })
+        Ok(Self { plan, constants, nodes, rows, loss, arena, parts, counter, clip_norm, states, bytes })
     }
 
     fn byte(&self, number: usize) -> usize {
         self.arena + number * 4
+    }
+
+    /// Fills the table of weights of which rows are kept, for the ways that are taken, and gives the call that makes them.
+    fn prepare(&mut self, taken: &[Option<Way>]) -> Option<Launch<usize>> {
+        let mut of_weights = WeightTables::default();
+        for (ways, &way) in self.nodes.iter().zip(taken) {
+            ways.rows(way).iter().for_each(|rows| of_weights.push(rows));
+        }
+        self.constants.set(self.rows, bytemuck::cast_slice(&of_weights.all));
+        of_weights.launch(control::BYTES + self.rows)
     }
 
     /// The call for the squared norm of these gradients.
@@ -228,10 +230,23 @@ pub fn footprint(graph: Graph, options: &PlanOptions, choices: Choices) -> Resul
     Ok(Laid::new(graph, options, choices)?.footprint())
 }
 
+/// The products that libraries are asked for in a plan; needs no GPU.
+///
+/// # Errors
+/// As [`footprint`].
+pub fn products(graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Vec<Product<usize>>> {
+    let laid = Laid::new(graph, options, choices)?;
+    Ok(laid.nodes.iter().flat_map(|ways| &ways.alternatives).map(|a| a.product).collect())
+}
+
 /// Runs a plan on a GPU.
 pub struct GpuExecutor<G> {
     gpu: G,
     laid: Laid,
+    /// The calls of each node.
+    nodes: Vec<Vec<Call<usize>>>,
+    /// The call that makes what nodes keep of weights.
+    rows: Option<Launch<usize>>,
     /// The calls behind the nodes of a training run.
     updates: Vec<Launch<usize>>,
     /// The graphs of what makes what nodes keep of weights, of a run, and of a training run.
@@ -253,9 +268,8 @@ impl<G: Gpu> GpuExecutor<G> {
     /// [`Error::Unsupported`] for an operation without a kernel, by name; [`Error::Resources`] without enough memory;
     /// [`Error::Device`] for what else the GPU says.
     pub fn new(mut gpu: G, graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Self> {
-        let laid = Laid::new(graph, options, choices)?;
-        let all: Vec<Launch<usize>> = laid.nodes.iter().flatten().cloned().collect();
-        let mut kernels: Vec<&'static str> = all.iter().chain(&laid.preparation).map(|l| l.kernel).collect();
+        let mut laid = Laid::new(graph, options, choices)?;
+        let mut kernels: Vec<&'static str> = laid.nodes.iter().flat_map(Ways::kernels).collect();
         if options.gradients.is_some() {
             kernels.extend(["copy", "add", "squared_norm", "hold", "adam"]);
         }
@@ -264,26 +278,53 @@ impl<G: Gpu> GpuExecutor<G> {
         kernels.dedup();
         gpu.reserve(laid.bytes)?;
         gpu.prepare(&kernels)?;
+        // Tables first: kernels are timed with them.
         gpu.write(control::BYTES, laid.constants.bytes())?;
-        let preparation = match laid.preparation.is_empty() {
-            true => None,
-            false => gpu.record(&laid.preparation)?,
-        };
+        let taken: Vec<Option<Way>> =
+            laid.nodes.iter().map(|ways| ways.choose(&mut gpu, choices.libraries)).collect::<Result<_>>()?;
+        let rows = laid.prepare(&taken);
+        gpu.write(control::BYTES, laid.constants.bytes())?;
+        let nodes: Vec<_> = laid.nodes.iter().zip(taken).map(|(ways, way)| ways.calls(way)).collect();
+        let preparation: Vec<Call<usize>> = rows.iter().cloned().map(Call::from).collect();
+        let all = nodes.concat();
         let graph = gpu.record(&all)?;
         let updates = laid.updates();
         let training = match updates.is_empty() {
             true => None,
-            false => gpu.record(&[&laid.preparation[..], &all, &updates].concat())?,
+            false => {
+                let updates: Vec<Call<usize>> = updates.iter().cloned().map(Call::from).collect();
+                gpu.record(&[&preparation[..], &all, &updates].concat())?
+            }
+        };
+        let preparation = match preparation.is_empty() {
+            true => None,
+            false => gpu.record(&preparation)?,
         };
         let times = vec![(0, Duration::ZERO); laid.nodes.len()];
         let update_times = (0, Duration::ZERO);
         let (profiling, stale) = (false, true);
-        Ok(Self { gpu, laid, updates, preparation, graph, training, stale, profiling, times, update_times })
+        Ok(Self {
+            gpu,
+            laid,
+            nodes,
+            rows,
+            updates,
+            preparation,
+            graph,
+            training,
+            stale,
+            profiling,
+            times,
+            update_times,
+        })
     }
 
-    /// The kernel calls of each node, in the plan's order.
-    pub fn launches(&self) -> &[Vec<Launch<usize>>] {
-        &self.laid.nodes
+    /// The products that libraries make, in the plan's order, and how.
+    pub fn products(&self) -> impl Iterator<Item = &(Product<usize>, Algorithm)> {
+        self.nodes.iter().flatten().filter_map(|call| match call {
+            Call::Launch(_) => None,
+            Call::Product(both) => Some(&**both),
+        })
     }
 
     fn byte(&self, number: usize) -> usize {
@@ -331,7 +372,7 @@ impl<G: Gpu> GpuExecutor<G> {
         if self.stale {
             match self.preparation {
                 Some(graph) => self.gpu.replay(graph)?,
-                None => self.laid.preparation.iter().try_for_each(|launch| self.gpu.launch(launch))?,
+                None => self.rows.iter().try_for_each(|launch| self.gpu.launch(launch))?,
             }
             self.stale = false;
         }
@@ -340,9 +381,9 @@ impl<G: Gpu> GpuExecutor<G> {
 
     /// Starts all nodes one by one, and takes their times if that is asked for.
     fn run_nodes(&mut self) -> Result<()> {
-        for (node, (runs, time)) in self.laid.nodes.iter().zip(&mut self.times) {
+        for (node, (runs, time)) in self.nodes.iter().zip(&mut self.times) {
             let start = Instant::now();
-            node.iter().try_for_each(|launch| self.gpu.launch(launch))?;
+            node.iter().try_for_each(|call| self.gpu.call(call))?;
             if self.profiling {
                 self.gpu.finish()?;
                 *runs += 1;
@@ -371,7 +412,13 @@ fn int(v: usize) -> Arg<usize> {
 
 impl<G: Gpu> Executor for GpuExecutor<G> {
     fn describe(&self) -> String {
-        self.gpu.describe()
+        let count = |library| self.products().filter(|(product, _)| product.library == library).count();
+        match [Library::Cudnn, Library::CublasLt].map(count) {
+            [0, 0] => self.gpu.describe(),
+            [convolutions, matrices] => {
+                format!("{}, {convolutions} products by cuDNN, {matrices} by cuBLASLt", self.gpu.describe())
+            }
+        }
     }
 
     fn plan(&self) -> &Plan {

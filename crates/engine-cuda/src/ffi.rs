@@ -1,6 +1,8 @@
 //! The calls into NVIDIA's libraries that cudarc leaves to its caller: the crate's only `unsafe` code.
 #![allow(unsafe_code, reason = "foreign functions; every block says why it may call them")]
 
+pub mod libraries;
+
 use crate::gpu::{Arg, Launch};
 use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{

@@ -1,7 +1,9 @@
 //! What an executor needs of a GPU, small enough that the tests have another one: the same kernels compiled as C++ for
 //! the CPU (`tests/emulator`).
 
-use ddpm_engine::Result;
+use crate::library::{Algorithm, Call, Product};
+use ddpm_engine::{Error, Result};
+use std::time::{Duration, Instant};
 
 /// An argument of a kernel. Places are byte offsets into the GPU's one piece of memory, once a plan is laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,10 +71,38 @@ pub trait Gpu: Send {
     /// Starts a kernel.
     fn launch(&self, launch: &Launch<usize>) -> Result<()>;
 
-    /// Makes one graph of many launches, and gives its number; `None` where there is no such thing.
-    fn record(&mut self, launches: &[Launch<usize>]) -> Result<Option<usize>>;
+    /// The algorithms that a library has for a product, the likely fastest first; none where it is missing or cannot make it.
+    fn algorithms(&mut self, _: &Product<usize>) -> Vec<Algorithm> {
+        Vec::new()
+    }
 
-    /// Starts all launches of a graph.
+    /// Starts a library's product.
+    fn product(&self, _: &Product<usize>, _: &Algorithm) -> Result<()> {
+        Err(Error::Device { device: self.describe(), reason: "it has no libraries".to_owned() })
+    }
+
+    /// Starts a kernel or a product.
+    fn call(&self, call: &Call<usize>) -> Result<()> {
+        match call {
+            Call::Launch(launch) => self.launch(launch),
+            Call::Product(both) => self.product(&both.0, &both.1),
+        }
+    }
+
+    /// How long these calls take in a graph, after others have made them once.
+    fn time(&mut self, calls: &[Call<usize>]) -> Result<Duration> {
+        calls.iter().try_for_each(|call| self.call(call))?;
+        self.finish()?;
+        let start = Instant::now();
+        calls.iter().try_for_each(|call| self.call(call))?;
+        self.finish()?;
+        Ok(start.elapsed())
+    }
+
+    /// Makes one graph of many calls, and gives its number; `None` where there is no such thing.
+    fn record(&mut self, calls: &[Call<usize>]) -> Result<Option<usize>>;
+
+    /// Starts all calls of a graph.
     fn replay(&self, graph: usize) -> Result<()>;
 
     /// Waits until everything is done.

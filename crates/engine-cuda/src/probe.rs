@@ -2,6 +2,7 @@
 
 use crate::driver::CudaDevice;
 use crate::ffi;
+use crate::library::{cublaslt_version, cudnn_version};
 use cudarc::driver::CudaContext;
 
 /// A library that the program looks for.
@@ -48,9 +49,13 @@ pub fn libraries() -> Vec<Library> {
             .ok_or_else(|| "it does not say its version".to_owned()),
         false => Err("libnvrtc.so cannot be found".to_owned()),
     };
+    let without = |e: String| format!("{e}; it is optional: the program's own kernels are used");
+    let (cudnn, cublaslt) = (cudnn_version().map_err(without), cublaslt_version().map_err(without));
     vec![
         Library { name: "NVIDIA driver", purpose: "runs GPUs", version: driver },
         Library { name: "NVRTC", purpose: "compiles the kernels", version: nvrtc },
+        Library { name: "cuDNN", purpose: "may make convolutions faster", version: cudnn },
+        Library { name: "cuBLASLt", purpose: "may make linear layers faster", version: cublaslt },
     ]
 }
 

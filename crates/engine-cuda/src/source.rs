@@ -62,7 +62,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 24] = [
+pub const SOURCES: [Source; 25] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -116,6 +116,12 @@ pub const SOURCES: [Source; 24] = [
             "keep_states",
             "adam",
         ],
+    },
+    Source {
+        name: "library.cu",
+        text: include_str!("kernels/library.cu"),
+        define: None,
+        kernels: &["transpose", "product_epilogue"],
     },
     Source {
         name: "bound.cu",

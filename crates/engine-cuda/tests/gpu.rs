@@ -9,6 +9,7 @@ mod training;
 use cases::{Golden, run_case};
 use ddpm_engine::{Arithmetic, Device, Executor, Factors, Graph, PlanOptions};
 use ddpm_engine_cuda::CudaDevice;
+use ddpm_engine_cuda::library::{self, Libraries, cublaslt_version, cudnn_version};
 use ddpm_engine_cuda::translate::Choices;
 use std::collections::HashMap;
 use table::Form;
@@ -102,6 +103,53 @@ fn tensors_in_bf16_agree_with_the_cpu() {
         }
     }
     table::all_were_stored(seen);
+}
+
+/// Whether cuDNN or cuBLASLt is there.
+fn libraries() -> bool {
+    for (name, version) in [("cuDNN", cudnn_version()), ("cuBLASLt", cublaslt_version())] {
+        match version {
+            Ok(version) => println!("{name} {version}"),
+            Err(reason) => println!("skipped: {name}: {reason}"),
+        }
+    }
+    library::any()
+}
+
+/// Every algorithm, as far as there are this many.
+#[test]
+fn products_of_libraries_agree_with_the_cpu() {
+    if !there() || !libraries() {
+        return;
+    }
+    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    for number in 0..6 {
+        let choices = Choices { libraries: Libraries::Forced(number), ..Choices::default() };
+        for case in table::convolutions(Form::Plain) {
+            table::agree(&case, Arithmetic::default(), TOLERANCE, &make(choices));
+            table::agree(&case, Arithmetic::default(), 2e-3, &make(Choices { tf32: true, ..choices }));
+        }
+        for case in table::convolutions(Form::Stored) {
+            table::agree(&case, bf16, table::STORED, &make(Choices { least_bf16: 1, ..choices }));
+        }
+        let networks = make(choices);
+        networks::agree(1e-3, &|graph, options| {
+            let made = networks(graph, options);
+            println!("algorithm {number}: {}", made.describe());
+            made
+        });
+    }
+}
+
+/// What was taken once is taken again, and gives the same bits.
+#[test]
+fn training_with_libraries_agrees_with_the_cpu_and_repeats_to_the_bit() {
+    if there() && libraries() {
+        let choices = Choices { libraries: Libraries::Timed, ..Choices::default() };
+        training::by_the_host(&make(choices));
+        training::in_runs(&make(choices));
+        networks::agree(1e-3, &make(choices));
+    }
 }
 
 #[test]

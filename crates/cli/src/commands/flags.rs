@@ -58,7 +58,7 @@ impl RunFlags {
     /// The run, the checkpoint that is meant, and its network.
     pub fn open_checkpoint(&self) -> anyhow::Result<(RunFolder, PathBuf, Generator)> {
         let run = RunFolder::open(&self.runs, &self.run)?;
-        let hardware = Hardware { device: self.device, threads: self.threads, tf32: false };
+        let hardware = Hardware { device: self.device, ..self.threads.into() };
         let (path, generator) = match &self.checkpoint {
             Some(name) => {
                 let path = run.find_checkpoint(name)?;

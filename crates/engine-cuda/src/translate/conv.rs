@@ -1,6 +1,7 @@
 //! Convolutions, linear layers and their gradients as products of matrices.
 
 use super::{Arg, CONTROL, Place, Rows, Translation, input, int, output};
+use crate::library::{Geometry, Kind};
 use ddpm_engine::Factors;
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
@@ -59,6 +60,12 @@ impl Sizes {
         let ([n, h, wd, cin], [_, oh, ow, cout]) = (pixels(x), pixels(y));
         let [kh, kw, ..] = w.nhwc().expect("weights are [kh, kw, cin, cout]");
         Self { n, input: (h, wd), output: (oh, ow), kernel: (kh, kw), cin, cout }
+    }
+
+    /// As libraries take them.
+    fn geometry(&self, stride: (usize, usize), pad: Padding) -> Geometry {
+        let Self { n, input, output, kernel, cin, cout } = *self;
+        Geometry { n, input, output, kernel, stride, pad: pad.before, cin, cout }
     }
 
     /// The offsets of a convolution's taps, in the kernel's order.
@@ -146,7 +153,7 @@ struct Source {
 }
 
 impl Translation<'_> {
-    fn math(&self) -> usize {
+    pub(super) fn math(&self) -> usize {
         match self.arithmetic.factors {
             Factors::Bf16 => 2,
             _ if self.choices.tf32 => 1,
@@ -235,6 +242,7 @@ impl Translation<'_> {
         let taps = s.taps(op.pad);
         let weights = self.rows_of_weights(&FORWARD, taps.len(), s.cin, s.cout, false);
         self.gather(&weights, &source, &taps, &target);
+        self.by_libraries(Kind::Forward, s.geometry(op.stride, op.pad), addends);
     }
 
     pub(super) fn conv_transpose(&mut self, op: &Conv2dTranspose) {
@@ -270,6 +278,7 @@ impl Translation<'_> {
                 self.gather(&weights, &source, &taps, &target);
             }
         }
+        self.by_libraries(Kind::DataGrad, s.geometry(op.stride, op.pad), addends);
     }
 
     /// Operands `x, dy`; results `dw` and perhaps `db`.
@@ -301,5 +310,6 @@ impl Translation<'_> {
         if op.bias {
             self.column_sums(input(1), output(1), 1, k, s.cout);
         }
+        self.weight_grad_by_libraries(s.geometry(op.stride, op.pad), op.bias);
     }
 }

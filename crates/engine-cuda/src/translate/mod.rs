@@ -3,12 +3,14 @@
 mod attention;
 mod conv;
 mod half;
+mod library;
 mod norm;
 mod simple;
 
 pub use half::takes_bf16;
 
 use crate::gpu::{Arg, Launch};
+use crate::library::{Alternative, Libraries};
 use bytemuck::Pod;
 use ddpm_engine::graph::{Graph, Kind, Node};
 use ddpm_engine::keep::Operand;
@@ -26,11 +28,16 @@ pub struct Choices {
     pub least_bf16: usize,
     /// Most numbers of attention's scores that are in memory at once, where heads are too wide for registers.
     pub scores: usize,
+    /// Whether cuDNN and cuBLASLt make products where they are there.
+    pub libraries: Libraries,
+    /// Bytes of their workspace: algorithms that need more are not looked at.
+    pub workspace: usize,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        Self { tf32: false, blocks: 264, least_bf16: 4096, scores: 1 << 25 }
+        let (libraries, workspace) = (Libraries::Never, 32 << 20);
+        Self { tf32: false, blocks: 264, least_bf16: 4096, scores: 1 << 25, libraries, workspace }
     }
 }
 
@@ -56,6 +63,8 @@ pub enum Place {
     Constant(usize),
     /// The control block.
     Control,
+    /// The libraries' workspace.
+    Workspace,
 }
 
 /// A node's kernel calls, and the memory that they need (numbers of 4 bytes).
@@ -64,16 +73,18 @@ pub struct Work {
     /// The calls, in order.
     pub launches: Vec<Launch<Place>>,
     /// Weights of which rows are kept: made before the first run, and again when weights have changed.
-    pub rows: Vec<Rows>,
+    pub rows: Vec<Rows<Place>>,
     /// Scratch memory.
     pub scratch: usize,
     /// Memory that is kept from run to run.
     pub kept: usize,
+    /// Other ways to make the node, in the same memory, where libraries are wanted.
+    pub alternatives: Vec<Alternative<Place>>,
 }
 
 /// Weights `[taps, c, n]`, or `[taps, n, c]` where they are `transposed`, that are kept as rows `[n, taps, c]`.
-#[derive(Clone, Copy, Debug)]
-pub struct Rows {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rows<Place> {
     /// The weights.
     pub from: Place,
     /// What is kept.
@@ -86,6 +97,14 @@ pub struct Rows {
     pub n: usize,
     /// Whether `n` stands before `c` in the weights.
     pub transposed: bool,
+}
+
+impl<P: Copy> Rows<P> {
+    /// The same with every place replaced.
+    pub fn placed<Q>(&self, place: impl Fn(P) -> Q) -> Rows<Q> {
+        let Self { from, to, taps, c, n, transposed } = *self;
+        Rows { from: place(from), to: place(to), taps, c, n, transposed }
+    }
 }
 
 /// Tables that kernels read.
@@ -134,6 +153,8 @@ struct Translation<'a> {
     outputs: Vec<Shape>,
     /// Which operands are of bf16, and which are parameters.
     half: Vec<bool>,
+    /// Whether the first result is of bf16.
+    half_result: bool,
     parameters: Vec<bool>,
     arithmetic: Arithmetic,
     choices: Choices,
@@ -288,6 +309,7 @@ pub fn translate(
     let mut t = Translation {
         inputs: shapes(&node.inputs),
         outputs: shapes(&node.outputs),
+        half_result: half_outputs.first() == Some(&true),
         half: half_inputs,
         parameters: node.inputs.iter().map(|&t| matches!(graph.info(t).kind, Kind::Parameter(_))).collect(),
         arithmetic,

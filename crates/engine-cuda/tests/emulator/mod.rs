@@ -2,9 +2,11 @@
 //! fibers, tensor cores are loops; arguments are checked against the kernels' signatures.
 
 mod build;
+mod products;
 
 use ddpm_engine::{Error, Result};
 use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch};
+use ddpm_engine_cuda::library::{Algorithm, Call, Product};
 use ddpm_engine_cuda::source::SOURCES;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -29,7 +31,9 @@ pub enum Order {
 pub struct Emulator {
     pipes: Mutex<Pipes>,
     /// What was recorded.
-    graphs: Vec<Vec<Launch<usize>>>,
+    graphs: Vec<Vec<Call<usize>>>,
+    /// Whether it has libraries, which make every product.
+    pub libraries: bool,
 }
 
 impl Emulator {
@@ -48,7 +52,7 @@ impl Emulator {
             .expect("the emulator starts");
         let to = BufWriter::new(child.stdin.take().expect("piped"));
         let from = BufReader::new(child.stdout.take().expect("piped"));
-        Some(Self { pipes: Mutex::new(Pipes { child, to, from }), graphs: Vec::new() })
+        Some(Self { pipes: Mutex::new(Pipes { child, to, from }), graphs: Vec::new(), libraries: false })
     }
 
     /// Sends a command and takes the answer, then `out` numbers of what was asked for.
@@ -86,6 +90,11 @@ impl Drop for Emulator {
 
 fn place(v: usize) -> [u8; 8] {
     (v as u64).to_le_bytes()
+}
+
+/// The only algorithm for a product.
+fn algorithm_for(product: &Product<usize>) -> Algorithm {
+    Algorithm { words: [7; 8], workspace: product.workspace.1 }
 }
 
 impl Gpu for Emulator {
@@ -133,13 +142,22 @@ impl Gpu for Emulator {
         self.ask(launch.kernel, &[&bytes], &mut [])
     }
 
-    fn record(&mut self, launches: &[Launch<usize>]) -> Result<Option<usize>> {
-        self.graphs.push(launches.to_vec());
+    fn algorithms(&mut self, product: &Product<usize>) -> Vec<Algorithm> {
+        self.libraries.then(|| algorithm_for(product)).into_iter().collect()
+    }
+
+    fn product(&self, product: &Product<usize>, algorithm: &Algorithm) -> Result<()> {
+        assert!(self.libraries && *algorithm == algorithm_for(product), "an algorithm that was not offered");
+        products::make(self, product)
+    }
+
+    fn record(&mut self, calls: &[Call<usize>]) -> Result<Option<usize>> {
+        self.graphs.push(calls.to_vec());
         Ok(Some(self.graphs.len() - 1))
     }
 
     fn replay(&self, graph: usize) -> Result<()> {
-        self.graphs[graph].iter().try_for_each(|launch| self.launch(launch))
+        self.graphs[graph].iter().try_for_each(|call| self.call(call))
     }
 
     fn finish(&self) -> Result<()> {

@@ -322,6 +322,8 @@ settings! {
         threads: usize = 0,
         /// What factors are rounded to before they are multiplied: "f32" (nothing), "bf16", faster on GPUs and where the CPU has AVX512-BF16 (on any CPU training keeps some numbers so, in less memory), or "tf32", on GPUs alone.
         precision: Precision = Precision::F32,
+        /// Whether a GPU's results repeat to the bit: by the program's own kernels alone. Else cuDNN and cuBLASLt, where they are there, make what they are faster at by the clock, and the last bits may differ from start to start. The CPU's results repeat either way.
+        deterministic: bool = false,
         /// Whether convolutions of 3x3, and of 4x4 with stride 2, may take Winograd's way: up to 3 times as fast, about 5 times the rounding error of f32.
         winograd: bool = true,
         /// Steps between sample sheets; 0: only at the end.
@@ -601,7 +603,8 @@ impl TrainConfig {
 
     /// What it computes on.
     pub fn hardware(&self) -> Hardware {
-        Hardware { device: self.device, threads: self.threads, tf32: self.precision == Precision::Tf32 }
+        let tf32 = self.precision == Precision::Tf32;
+        Hardware { device: self.device, threads: self.threads, tf32, deterministic: self.deterministic }
     }
 }
 

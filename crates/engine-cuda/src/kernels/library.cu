@@ -1,0 +1,50 @@
+// What stands behind the products of cuDNN and cuBLASLt: the order of weight gradients, and what is added to results.
+
+// y [columns, rows] = x [rows, columns], transposed. Blocks of 32 x 8 threads for tiles of 32 x 32.
+//
+// Gradients of weights [cout, taps, cin] are [taps, cin, cout] so.
+extern "C" __global__ void transpose(In x, Out y, int rows, int columns) {
+    __shared__ float tile[32][33];
+    int first_row = blockIdx.y * 32, first_column = blockIdx.x * 32;
+    for (int i = threadIdx.y; i < 32; i += 8) {
+        int row = first_row + i, column = first_column + threadIdx.x;
+        if (row < rows && column < columns) tile[i][threadIdx.x] = x[row * columns + column];
+    }
+    __syncthreads();
+    for (int i = threadIdx.y; i < 32; i += 8) {
+        int row = first_row + threadIdx.x, column = first_column + i;
+        if (row < rows && column < columns) y.set(column * rows + row, tile[threadIdx.x][i]);
+    }
+}
+
+// V numbers of `from`, from i on, added where `there`.
+template <int V> __device__ __forceinline__ void add_from(In from, int i, bool there, float (&v)[V]) {
+    if (!there) return;
+    float w[V];
+    from.get<V>(i, w);
+#pragma unroll
+    for (int j = 0; j < V; j++) v[j] += w[j];
+}
+
+template <int V>
+__device__ __forceinline__ void product_epilogue_of(In x, In bias, In picture_bias, In residual, Out y, int n, int picture,
+                                                    int c, int flags) {
+    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+        float v[V];
+        x.get<V>(i, v);
+        add_from<V>(bias, i % c, flags & 1, v);
+        add_from<V>(picture_bias, i / picture * c + i % c, flags & 2, v);
+        add_from<V>(residual, i, flags & 4, v);
+        y.set<V>(i, v);
+    }
+}
+
+// y = x + bias [c] + picture_bias [pictures, c] + residual, of which `flags` has a bit each; x [pictures, pixels, c] may be y,
+// with `picture` numbers a picture.
+extern "C" __global__ void product_epilogue(In x, In bias, In picture_bias, In residual, Out y, int n, int picture, int c,
+                                            int flags) {
+    if (c % 8 == 0)
+        product_epilogue_of<8>(x, bias, picture_bias, residual, y, n, picture, c, flags);
+    else
+        product_epilogue_of<1>(x, bias, picture_bias, residual, y, n, picture, c, flags);
+}
