@@ -61,6 +61,7 @@ fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
         let Some(report) = report else { continue };
         report.nothing_left();
         assert!(report.of("graph_launches") > 10 && report.of("most_pending") > 30, "nothing waits");
+        assert!(report.of("joined") > 0, "nothing runs side by side");
     }
 }
 
