@@ -110,6 +110,10 @@ impl Device for CudaDevice {
         Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.choices())?))
     }
 
+    fn is_apart(&self) -> bool {
+        true
+    }
+
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
         executor::footprint(graph, options, self.choices())
     }

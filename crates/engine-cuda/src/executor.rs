@@ -167,7 +167,7 @@ impl Laid {
     /// The turns of a preparation, of all nodes, and of so many updates behind them.
     fn turns(&self, updates: usize, streams: usize) -> Vec<Turn> {
         let plan = &self.plan;
-        let all = || Access { reads: Vec::new(), writes: vec![0..usize::MAX] };
+        let all = || Access { reads: Vec::new(), writes: std::iter::once(0..usize::MAX).collect() };
         let of_node = |(i, node): (usize, &Node)| {
             let places = |t: &[Tensor]| t.iter().map(|&t| plan.place(t)).collect::<Vec<_>>();
             let (reads, mut writes) = (places(&node.inputs), places(&node.outputs));

@@ -64,6 +64,8 @@ pub struct NodeTime {
     pub time: Duration,
     /// Multiply-adds of one run.
     pub multiply_adds: u64,
+    /// Bytes of its operands and results.
+    pub bytes: u64,
 }
 
 impl NodeTime {
@@ -77,6 +79,12 @@ impl NodeTime {
                 runs,
                 time,
                 multiply_adds: graph.node_multiply_adds(node),
+                bytes: node
+                    .inputs
+                    .iter()
+                    .chain(&node.outputs)
+                    .map(|&t| (graph.shape(t).len() * graph.ty(t).dtype.bytes()) as u64)
+                    .sum(),
             })
             .collect()
     }
@@ -86,6 +94,11 @@ impl NodeTime {
 pub trait Device {
     /// Plans a graph and takes the memory.
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>>;
+
+    /// Whether it has memory apart from the host's, as GPUs have.
+    fn is_apart(&self) -> bool {
+        false
+    }
 
     /// Memory and arithmetic of a plan, without taking the memory.
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint>;
