@@ -116,7 +116,10 @@ pub fn findings() -> Vec<Finding> {
                 free >> 20,
                 total >> 20
             );
-            let state = if gpu.usable { Ok(text) } else { Err(format!("{text}: too old for the kernels")) };
+            let state = match gpu.usable {
+                Ok(()) => Ok(text),
+                Err(reason) => Err(format!("{reason} ({text})")),
+            };
             Finding { name: format!("cuda:{}", gpu.index), state }
         })),
     }

@@ -20,7 +20,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The oldest compute capability that the kernels are for (bf16 and tf32 on tensor cores).
-pub const OLDEST: (i32, i32) = (8, 0);
+const OLDEST: (i32, i32) = (8, 0);
+
+/// The oldest CUDA that a driver must take, as 1000 major + 10 minor: NVRTC's, whose machine code it loads.
+const OLDEST_DRIVER: i32 = 12000;
 
 /// An NVIDIA GPU.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,7 +45,7 @@ impl CudaDevice {
                 "the NVIDIA driver (libcuda.so) cannot be found: install it, or use --device cpu".to_owned()
             );
         }
-        let count = CudaContext::device_count().map_err(says)?;
+        let count = CudaContext::device_count().map_err(|e| says(e, STARTING))?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
@@ -51,17 +54,45 @@ impl CudaDevice {
     /// # Errors
     /// What is missing or too old, and what to do.
     pub fn check(&self) -> Result<()> {
-        let error = |reason: String| Error::Device { device: format!("cuda:{}", self.index), reason };
-        match Self::count().map_err(error)? {
-            0 => return Err(error("there is no NVIDIA GPU: use --device cpu".to_owned())),
+        let device = || format!("cuda:{}", self.index);
+        self.usable().map_err(|reason| Error::Device { device: device(), reason })
+    }
+
+    /// As [`check`](Self::check), which says whose reason it is.
+    pub(crate) fn usable(&self) -> Result<(), String> {
+        match Self::count()? {
+            0 => return Err("there is no NVIDIA GPU: use --device cpu".to_owned()),
             n if self.index >= n => {
-                return Err(error(format!(
+                return Err(format!(
                     "there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them (or use --device cpu)"
-                )));
+                ));
             }
             _ => {}
         }
-        compile::available().map_err(error)
+        let driver = ffi::driver_version().map_err(|e| says(e, STARTING))?;
+        let takes = format!("the NVIDIA driver takes CUDA up to {}.{}", driver / 1000, driver % 1000 / 10);
+        if driver < OLDEST_DRIVER {
+            let needed = OLDEST_DRIVER / 1000;
+            return Err(format!(
+                "{takes}, and {needed}.0 is needed: install a newer driver, or use --device cpu"
+            ));
+        }
+        let (major, minor) = ffi::capability(self.index).map_err(|e| says(e, STARTING))?;
+        if (major, minor) < OLDEST {
+            return Err(format!(
+                "it has compute capability {major}.{minor}, and the kernels need {}.{} (Ampere) or later: use --device cpu",
+                OLDEST.0, OLDEST.1
+            ));
+        }
+        compile::available()?;
+        match ffi::nvrtc_version() {
+            Some((major, minor)) if major > driver / 1000 => Err(format!(
+                "{takes}, and the NVRTC that was found is of CUDA {major}.{minor}, whose machine code it cannot load: install \
+                 a newer driver or an older NVRTC (pip install nvidia-cuda-nvrtc-cu{})",
+                driver / 1000
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// How to compute with the libraries that are there.
@@ -84,14 +115,28 @@ impl Device for CudaDevice {
     }
 }
 
+/// What an unexpected error means before anything has run, and after.
+const STARTING: &str =
+    "the NVIDIA driver cannot start (nvidia-smi and the kernel log may say why): use --device cpu";
+const RUNNING: &str = "the GPU was lost or a kernel failed (nvidia-smi and the kernel log say what the GPU did); a training's \
+                       last checkpoint is whole: go on from it with --resume";
+
 /// What a driver's error means for a person, and what to do.
-fn says(error: DriverError) -> String {
-    let what = error.to_string();
+fn says(error: DriverError, otherwise: &str) -> String {
     let hint = match error.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => "there is no NVIDIA GPU: use --device cpu",
-        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH
-        | CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
-        | CUresult::CUDA_ERROR_NOT_INITIALIZED
+        CUresult::CUDA_ERROR_STUB_LIBRARY => {
+            "the libcuda.so that was found is the CUDA toolkit's stub and no driver: take its folder out of LD_LIBRARY_PATH"
+        }
+        CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+            "the driver's library and the kernel's module are of different versions: restart the machine"
+        }
+        CUresult::CUDA_ERROR_SYSTEM_NOT_READY => {
+            "the driver waits for another service (on machines with NVSwitch the Fabric Manager): start it"
+        }
+        CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
+        | CUresult::CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER
+        | CUresult::CUDA_ERROR_INVALID_IMAGE
         | CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
         | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             "the driver is too old for this GPU or this program: install a newer one (ddpm doctor shows it)"
@@ -101,12 +146,9 @@ fn says(error: DriverError) -> String {
              network"
         }
         CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => "another program keeps the GPU to itself",
-        _ => {
-            "the GPU was lost or a kernel failed; the last checkpoint is whole: start again with --resume (nvidia-smi and \
-             the kernel log say what the GPU did)"
-        }
+        _ => otherwise,
     };
-    format!("{hint} ({what})")
+    format!("{hint} ({error})")
 }
 
 /// Two buffers of one length that the GPU reads by itself: one is filled while the copy from the other may be under way. The
@@ -141,20 +183,10 @@ struct CudaGpu {
 
 impl CudaGpu {
     fn new(index: usize) -> Result<Self> {
-        let error = |e: DriverError| Error::Device { device: format!("cuda:{index}"), reason: says(e) };
+        let error = |e| Error::Device { device: format!("cuda:{index}"), reason: says(e, STARTING) };
         let context = CudaContext::new(index).map_err(error)?;
         ffi::without_events(&context);
         let stream = context.new_stream().map_err(error)?;
-        let capability = context.compute_capability().map_err(error)?;
-        if capability < OLDEST {
-            let (name, (major, minor)) = (context.name().unwrap_or_default(), capability);
-            let reason = format!(
-                "{name} has compute capability {major}.{minor}, and the kernels need {}.{} (Ampere) or later: use \
-                 --device cpu",
-                OLDEST.0, OLDEST.1
-            );
-            return Err(Error::Device { device: format!("cuda:{index}"), reason });
-        }
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
         let (cudnn, cublaslt, memory, base) = (None, None, None, 0);
         Ok(Self { index, cudnn, cublaslt, context, stream, functions, memory, pinned, base, graphs })
@@ -172,7 +204,7 @@ impl CudaGpu {
     }
 
     fn error(&self, e: DriverError) -> Error {
-        Error::Device { device: format!("cuda:{}", self.index), reason: says(e) }
+        Error::Device { device: format!("cuda:{}", self.index), reason: says(e, RUNNING) }
     }
 
     fn memory(&self) -> Result<std::sync::MutexGuard<'_, CudaSlice<u8>>> {
@@ -193,7 +225,10 @@ impl CudaGpu {
 
 impl Drop for CudaGpu {
     fn drop(&mut self) {
-        // Copies from pinned buffers end before these go. An error leaves nothing to do.
+        // Copies from pinned buffers end before these go. What is freed in the stream's order stays the driver's pool's until
+        // somebody waits: the next plan finds it free. An error leaves nothing to do.
+        let _ = self.stream.synchronize();
+        self.memory = None;
         let _ = self.stream.synchronize();
     }
 }

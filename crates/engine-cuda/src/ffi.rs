@@ -4,9 +4,10 @@
 pub mod libraries;
 
 use crate::gpu::{Arg, Launch};
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PinnedHostSlice,
-    PushKernelArg,
+    PushKernelArg, result,
 };
 use cudarc::nvrtc::result as nvrtc;
 use cudarc::nvrtc::sys as nvrtc_sys;
@@ -38,6 +39,18 @@ pub fn driver_version() -> Result<i32, DriverError> {
     // SAFETY: the function writes one int to where it is told, and needs no context.
     unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) }.result()?;
     Ok(version)
+}
+
+/// A GPU's compute capability. The driver's library must be there.
+pub fn capability(index: usize) -> Result<(i32, i32), DriverError> {
+    result::init()?;
+    let device = result::device::get(i32::try_from(index).unwrap_or(i32::MAX))?;
+    // SAFETY: the driver has just given the device.
+    let attribute = |which| unsafe { result::device::get_attribute(device, which) };
+    Ok((
+        attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ))
 }
 
 /// Major and minor number of NVRTC, whose library must be there.

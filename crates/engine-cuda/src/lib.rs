@@ -2,14 +2,15 @@
 //!
 //! - [`source`] has the kernels, CUDA C++ that NVRTC compiles when a plan needs them;
 //! - [`translate`] says which kernels an operation is, with which arguments;
+//! - [`schedule`] says which nodes wait for which;
 //! - [`executor`] lays a plan out in one piece of memory and runs it on a [`gpu`];
 //! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler; both libraries are looked for when the program runs;
 //! - [`library`] describes products that cuDNN and cuBLASLt may make in place of kernels, where they are there; `choice` times
 //!   both;
 //! - [`probe`] says what is there.
 //!
-//! The tests run the same kernels as C++ on the CPU (`tests/emulator`), so that all but the driver's part is tested
-//! without a GPU. `docs/cuda.md` says what was never run on one.
+//! The tests run the same kernels as C++ on the CPU (`tests/emulator`), also behind a stand-in for NVIDIA's driver, so that
+//! all of it is tested without a GPU. `docs/cuda.md` says what that cannot show.
 #![deny(unsafe_code)]
 
 mod choice;
@@ -21,6 +22,7 @@ mod ffi;
 pub mod gpu;
 pub mod library;
 pub mod probe;
+pub mod schedule;
 pub mod source;
 pub mod translate;
 

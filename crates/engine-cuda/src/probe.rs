@@ -1,6 +1,6 @@
 //! What is there: driver, libraries, GPUs. Nothing of it is needed to ask.
 
-use crate::driver::{CudaDevice, OLDEST};
+use crate::driver::CudaDevice;
 use crate::ffi;
 use crate::library::{cublaslt_version, cudnn_version};
 use cudarc::driver::CudaContext;
@@ -27,8 +27,8 @@ pub struct Found {
     pub capability: (i32, i32),
     /// Free bytes and all bytes of its memory.
     pub memory: (usize, usize),
-    /// Whether the kernels are for it.
-    pub usable: bool,
+    /// What is in the way of computing on it.
+    pub usable: Result<(), String>,
 }
 
 fn version(v: i32) -> String {
@@ -66,13 +66,12 @@ pub fn libraries() -> Vec<Library> {
 pub fn devices() -> Result<Vec<Found>, String> {
     let one = |index: usize| {
         let context = CudaContext::new(index).map_err(|e| e.to_string())?;
-        let capability = context.compute_capability().map_err(|e| e.to_string())?;
         Ok(Found {
             index,
             name: context.name().map_err(|e| e.to_string())?,
-            capability,
+            capability: context.compute_capability().map_err(|e| e.to_string())?,
             memory: context.mem_get_info().map_err(|e| e.to_string())?,
-            usable: capability >= OLDEST,
+            usable: CudaDevice { index, ..CudaDevice::default() }.usable(),
         })
     };
     (0..CudaDevice::count()?).map(one).collect()

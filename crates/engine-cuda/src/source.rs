@@ -18,7 +18,14 @@ pub const COMMON: &str = include_str!("kernels/common.cu");
 
 const CONV: &str = concat!(include_str!("kernels/product.cu"), include_str!("kernels/conv.cu"));
 
-const CONV_HALF: &str = concat!(include_str!("kernels/product.cu"), include_str!("kernels/conv_half.cu"));
+const CONV_HALF: &str = concat!(
+    include_str!("kernels/product.cu"),
+    include_str!("kernels/product_half.cu"),
+    include_str!("kernels/conv_half.cu")
+);
+
+const ATTENTION_WIDE: &str =
+    concat!(include_str!("kernels/product_half.cu"), include_str!("kernels/attention_wide.cu"));
 
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 
@@ -55,7 +62,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 24] = [
+pub const SOURCES: [Source; 25] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -214,6 +221,12 @@ pub const SOURCES: [Source; 24] = [
             "conv_half_weights_128",
             "weight_rows",
         ],
+    },
+    Source {
+        name: "attention_wide.cu",
+        text: ATTENTION_WIDE,
+        define: None,
+        kernels: &["matmul_nt", "matmul_nn", "matmul_tn", "attention_weights", "attention_weights_grad"],
     },
 ];
 

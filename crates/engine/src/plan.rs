@@ -55,6 +55,8 @@ pub struct PlanOptions {
     pub keep: Vec<Tensor>,
     /// How the executor may compute.
     pub arithmetic: Arithmetic,
+    /// For so many nodes behind the last that needs it nothing is written over a tensor, so that nodes may run side by side.
+    pub slack: usize,
 }
 
 /// A group of numbers, one for each number of the parameters.
@@ -207,6 +209,8 @@ impl Plan {
         }
         let shares = shared_places(&graph, &live, &fixed, &followed);
         let mut items: Vec<Item> = Vec::new();
+        // Tensors and scratch memory that are not needed any more, and not written over yet.
+        let held = |live: Range<usize>| live.start..(live.end + options.slack).min(graph.nodes().len() + 2);
         let (always, begin) = (0..graph.nodes().len() + 2, regions[Region::Gradients as usize].start);
         for (place, g) in parameters.iter().zip(in_region()) {
             let made = live[g.index()].start..always.end;
@@ -219,14 +223,14 @@ impl Plan {
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
             let root = shares[t];
             let item = *item_of.entry(root).or_insert_with(|| {
-                items.push(Item::new(graph.ty(Tensor(root as u32)).words(), live[root].clone()));
+                items.push(Item::new(graph.ty(Tensor(root as u32)).words(), held(live[root].clone())));
                 items.len() - 1
             });
             let both = &mut items[item].live;
-            *both = both.start.min(live[t].start)..both.end.max(live[t].end);
+            *both = both.start.min(live[t].start)..both.end.max(held(live[t].clone()).end);
         }
         let first_scratch = items.len();
-        items.extend(workspaces.iter().enumerate().map(|(i, w)| Item::new(w.scratch, i + 1..i + 2)));
+        items.extend(workspaces.iter().enumerate().map(|(i, w)| Item::new(w.scratch, held(i + 1..i + 2))));
         let first_kept = items.len();
         items.extend(workspaces.iter().map(|w| Item::new(w.kept, always.clone())));
 

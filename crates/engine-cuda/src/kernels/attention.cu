@@ -212,19 +212,19 @@ __device__ void attention_dkv(const float *qkv, const float *lse, const float *d
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_##NAME(const float *qkv, float *o, float *lse, int tokens, int c, int heads, const Control *control,    \
                          u32 purpose, u32 threshold, float scale) {                                                       \
-        attention_forward<E, T>(qkv, o, lse, tokens, c, heads, control, Drop{purpose, threshold, scale});                 \
+        attention_forward<E, T>(qkv, o, lse, tokens, c, heads, control, Drop{purpose, threshold, scale, (int)blockIdx.z});                 \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_dq_##NAME(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,        \
                             int tokens, int c, int heads, const Control *control, u32 purpose, u32 threshold,             \
                             float scale) {                                                                                \
-        attention_dq<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale});       \
+        attention_dq<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale, (int)blockIdx.z});       \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_dkv_##NAME(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,       \
                              int tokens, int c, int heads, const Control *control, u32 purpose, u32 threshold,            \
                              float scale) {                                                                               \
-        attention_dkv<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale});      \
+        attention_dkv<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale, (int)blockIdx.z});      \
     }
 
 // By the head's width, at most.

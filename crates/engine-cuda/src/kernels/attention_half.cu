@@ -332,19 +332,19 @@ __device__ __forceinline__ void attention_half_dkv(In qkv, const float *lse, con
         attention_bf16_##D(In qkv, Out o, float *lse, int tokens, int c, int heads, const Control *control, u32 purpose,  \
                            u32 threshold, float scale) {                                                                  \
         attention_half_forward<D>(qkv, o, lse, HeadOf{tokens, c, heads, c / heads}, control,                              \
-                                  Drop{purpose, threshold, scale});                                                       \
+                                  Drop{purpose, threshold, scale, (int)blockIdx.z});                                                       \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(HALF_THREADS)                                                            \
         attention_bf16_dq_##D(In qkv, const float *lse, const float *delta, In d_o, Out dqkv, int tokens, int c,          \
                               int heads, const Control *control, u32 purpose, u32 threshold, float scale) {               \
         attention_half_dq<D>(qkv, lse, delta, d_o, dqkv, HeadOf{tokens, c, heads, c / heads}, control,                    \
-                             Drop{purpose, threshold, scale});                                                            \
+                             Drop{purpose, threshold, scale, (int)blockIdx.z});                                                            \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(HALF_THREADS)                                                            \
         attention_bf16_dkv_##D(In qkv, const float *lse, const float *delta, In d_o, Out dqkv, int tokens, int c,         \
                                int heads, const Control *control, u32 purpose, u32 threshold, float scale) {              \
         attention_half_dkv<D>(qkv, lse, delta, d_o, dqkv, HeadOf{tokens, c, heads, c / heads}, control,                   \
-                              Drop{purpose, threshold, scale});                                                           \
+                              Drop{purpose, threshold, scale, (int)blockIdx.z});                                                           \
     }
 
 #ifdef ATTENTION_BF16_16

@@ -164,17 +164,17 @@ __device__ __forceinline__ uint4 philox(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, 
 // 0 for a dropped number, else `scale`.
 __device__ __forceinline__ float keep(u32 word, u32 threshold, float scale) { return word < threshold ? 0.0f : scale; }
 
-// Dropout's factors of a head's weights, as ddpm_kernels::random::Dropout::weight_factor. The
-// picture is blockIdx.z. No dropout: threshold 0, scale 1.
+// Dropout's factors of a head's weights, as ddpm_kernels::random::Dropout::weight_factor. No dropout: threshold 0, scale 1.
 struct Drop {
     u32 purpose, threshold;
     float scale;
+    int picture;
 };
 
 // A call, because kernels ask for many factors in unrolled loops, and mostly for none.
 __device__ __noinline__ float draw_factor(Drop drop, const Control *control, int head, int tokens, int query, int key) {
     u32 first = (u32)((head * tokens + query) * ceil_div(tokens, 8) + key / 8);
-    uint4 words = philox(first, control->first_index + blockIdx.z, control->step, drop.purpose, control->seed[0], control->seed[1], 7);
+    uint4 words = philox(first, control->first_index + drop.picture, control->step, drop.purpose, control->seed[0], control->seed[1], 7);
     int j = key % 8 / 2;
     u32 word = j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w;
     return keep(key % 2 ? word >> 16 : word & 0xffff, drop.threshold, drop.scale);
@@ -183,6 +183,14 @@ __device__ __noinline__ float draw_factor(Drop drop, const Control *control, int
 __device__ __forceinline__ float drop_factor(const Drop &drop, const Control *control, int head, int tokens, int query, int key) {
     return drop.threshold == 0 ? drop.scale : draw_factor(drop, control, head, tokens, query, key);
 }
+
+// One of two types.
+template <bool FIRST, class A, class B> struct Choose {
+    typedef A Type;
+};
+template <class A, class B> struct Choose<false, A, B> {
+    typedef B Type;
+};
 
 // ------------------------------------------------------------------------------------------------ sums of a block
 

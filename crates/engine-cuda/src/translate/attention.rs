@@ -2,9 +2,9 @@
 
 use super::{Arg, CONTROL, Place, Translation, input, int, output};
 use crate::translate::simple::thresholds;
-use ddpm_engine::Factors;
 use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::ops::{Attention, Dropout};
+use ddpm_engine::{Factors, Shape};
 use ddpm_kernels::random::weight_threshold;
 
 /// Threads of a block, as in `attention.cu`.
@@ -36,14 +36,75 @@ const KERNELS: [Kernels; 8] = kernels!["" : 4 1, 8 1, 16 1, 32 1, 64 2, 128 4, 2
 /// On tensor cores, for widths of a multiple of 8; a block has 64 queries.
 const TENSOR_CORES: [Kernels; 4] = kernels!["bf16_" : 16 2, 32 2, 64 2, 128 2];
 
-/// Whether an attention's heads are narrow enough for tensor cores.
-pub(super) fn on_tensor_cores(graph: &Graph, node: &Node, op: &Attention) -> bool {
-    let width = graph.shape(node.inputs[0]).channels() / 3 / op.heads;
-    tensor_cores(width).is_some()
+/// How an attention is computed.
+enum Way {
+    /// In tiles; `half`: in bf16.
+    Tiles { kernels: &'static Kernels, half: bool },
+    /// As products of matrices in bf16.
+    Products,
 }
 
-fn tensor_cores(width: usize) -> Option<&'static Kernels> {
-    TENSOR_CORES.iter().find(|k| k.width >= width && width.is_multiple_of(8))
+/// Whether an attention has kernels in bf16.
+pub(super) fn on_tensor_cores(graph: &Graph, node: &Node, op: &Attention) -> bool {
+    Heads::new(graph.shape(node.inputs[0]), op).way_in_bf16().is_some()
+}
+
+/// Sizes of an attention.
+#[derive(Clone, Copy)]
+struct Heads {
+    n: usize,
+    tokens: usize,
+    c: usize,
+    heads: usize,
+}
+
+impl Heads {
+    fn new(qkv: Shape, op: &Attention) -> Self {
+        let (n, c) = (qkv.dims()[0], qkv.channels() / 3);
+        Self { n, tokens: qkv.len() / n / (3 * c), c, heads: op.heads }
+    }
+
+    fn way_in_bf16(&self) -> Option<Way> {
+        let fits = TENSOR_CORES.iter().find(|k| k.width >= self.width());
+        let counted = self.scores() <= i32::MAX as usize && self.heads * self.n <= 65_535;
+        let way = fits.map(|kernels| Way::Tiles { kernels, half: true });
+        way.or(counted.then_some(Way::Products)).filter(|_| self.width().is_multiple_of(8))
+    }
+
+    fn width(&self) -> usize {
+        self.c / self.heads
+    }
+
+    /// Numbers of a row of scores.
+    fn stride(&self) -> usize {
+        self.tokens.next_multiple_of(8)
+    }
+
+    /// Numbers of a picture's scores.
+    fn scores(&self) -> usize {
+        self.heads * self.tokens * self.stride()
+    }
+
+    /// Pictures, in groups whose scores, so many at most, are in memory at once: the first, and how many.
+    fn groups(&self, scores: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (n, at_once) = (self.n, (scores / self.scores()).clamp(1, self.n));
+        (0..n).step_by(at_once).map(move |first| (first, at_once.min(n - first)))
+    }
+
+    /// A part of qkv (0, 1, 2) from a picture on: `first, stride, picture, head` of a matrix.
+    fn of_qkv(&self, part: usize, picture: usize) -> [usize; 4] {
+        let step = self.tokens * 3 * self.c;
+        [picture * step + part * self.c, 3 * self.c, step, self.width()]
+    }
+
+    fn of_o(&self, picture: usize) -> [usize; 4] {
+        let step = self.tokens * self.c;
+        [picture * step, self.c, step, self.width()]
+    }
+
+    fn of_scores(&self) -> [usize; 4] {
+        [0, self.stride(), self.scores(), self.tokens * self.stride()]
+    }
 }
 
 /// Purpose, threshold and scale, as on the CPU; without dropout such that nothing is dropped.
@@ -56,53 +117,145 @@ fn dropout(op: Option<&Dropout>) -> [Arg<Place>; 3] {
 }
 
 impl Translation<'_> {
-    /// (pictures, tokens, channels, kernels, whether they take bf16)
-    fn attention_sizes(
-        &self,
-        op: &Attention,
-    ) -> Result<(usize, usize, usize, &'static Kernels, bool), String> {
-        let (n, c) = (self.inputs[0].dims()[0], self.inputs[0].channels() / 3);
-        let (tokens, width) = (self.inputs[0].len() / n / (3 * c), c / op.heads);
-        let fast = tensor_cores(width).filter(|_| self.arithmetic.factors == Factors::Bf16);
-        let kernels = fast.or_else(|| KERNELS.iter().find(|k| k.width >= width)).ok_or_else(|| {
-            format!("its heads are {width} numbers wide, and its kernels take 512 at most: take more heads")
-        })?;
+    fn attention_way(&self, op: &Attention) -> Result<(Heads, Way), String> {
+        let sizes = Heads::new(self.inputs[0], op);
+        let width = sizes.width();
         if op.heads > 65_535 {
             return Err("its kernels take 65,535 heads at most".to_owned());
         }
-        Ok((n, tokens, c, kernels, fast.is_some()))
+        let fast = sizes.way_in_bf16().filter(|_| self.arithmetic.factors == Factors::Bf16);
+        if let Some(way) = fast {
+            return Ok((sizes, way));
+        }
+        let kernels = KERNELS.iter().find(|k| k.width >= width).ok_or_else(|| {
+            format!("its heads are {width} numbers wide, and its kernels take 512 at most: take more heads")
+        })?;
+        Ok((sizes, Way::Tiles { kernels, half: false }))
     }
 
     pub(super) fn attention(&mut self, op: &Attention) -> Result<(), String> {
-        let (n, tokens, c, kernels, half) = self.attention_sizes(op)?;
-        let qkv = if half { self.in_bf16(0, self.inputs[0].len()) } else { input(0) };
+        let (sizes, way) = self.attention_way(op)?;
         let [purpose, threshold, scale] = dropout(op.dropout.as_ref());
-        let [tokens_, c, heads] = [tokens, c, op.heads].map(int);
-        let args = [qkv, output(0), output(1), tokens_, c, heads, CONTROL, purpose, threshold, scale];
-        let grid = [tokens.div_ceil(BLOCK / kernels.threads), op.heads, n];
+        let [tokens, c, heads] = [sizes.tokens, sizes.c, op.heads].map(int);
+        let half = !matches!(way, Way::Tiles { half: false, .. });
+        let qkv = if half { self.in_bf16(0, self.inputs[0].len()) } else { input(0) };
+        let kernels = match way {
+            Way::Tiles { kernels, .. } => kernels,
+            Way::Products => {
+                self.attention_by_products(&sizes, op, qkv);
+                return Ok(());
+            }
+        };
+        let args = [qkv, output(0), output(1), tokens, c, heads, CONTROL, purpose, threshold, scale];
+        let grid = [sizes.tokens.div_ceil(BLOCK / kernels.threads), op.heads, sizes.n];
         self.launch(kernels.names[0], grid, [BLOCK, 1, 1], args);
         Ok(())
     }
 
     /// Operands `qkv, o, logarithms, do`.
     pub(super) fn attention_grad(&mut self, op: &Attention) -> Result<(), String> {
-        let (n, tokens, c, kernels, half) = self.attention_sizes(op)?;
-        let rows = n * tokens * op.heads;
+        let (sizes, way) = self.attention_way(op)?;
+        let rows = sizes.n * sizes.tokens * op.heads;
         let delta = self.scratch(rows);
         let [mut qkv, o, lse, mut d_o] = [0, 1, 2, 3].map(input);
-        if half {
+        if !matches!(way, Way::Tiles { half: false, .. }) {
             qkv = self.in_bf16(0, self.inputs[0].len());
             d_o = self.in_bf16(3, self.inputs[3].len());
         }
-        self.each("attention_delta", rows, [o, d_o, delta, int(rows), int(c / op.heads)]);
+        self.each("attention_delta", rows, [o, d_o, delta, int(rows), int(sizes.width())]);
+        let kernels = match way {
+            Way::Tiles { kernels, .. } => kernels,
+            Way::Products => {
+                self.attention_grad_by_products(&sizes, op, qkv, d_o, delta);
+                return Ok(());
+            }
+        };
         let [purpose, threshold, scale] = dropout(op.dropout.as_ref());
-        let [tokens_, c, heads] = [tokens, c, op.heads].map(int);
-        let grid = [tokens.div_ceil(BLOCK / kernels.threads), op.heads, n];
+        let [tokens, c, heads] = [sizes.tokens, sizes.c, op.heads].map(int);
+        let grid = [sizes.tokens.div_ceil(BLOCK / kernels.threads), op.heads, sizes.n];
         for name in &kernels.names[1..] {
             let args =
-                [qkv, lse, delta, d_o, output(0), tokens_, c, heads, CONTROL, purpose, threshold, scale];
+                [qkv, lse, delta, d_o, output(0), tokens, c, heads, CONTROL, purpose, threshold, scale];
             self.launch(name, grid, [BLOCK, 1, 1], args);
         }
         Ok(())
+    }
+
+    /// `y = scale a b` for each head of so many pictures: factors and result with `first, stride, picture, head`.
+    fn matmul(
+        &mut self,
+        kernel: &'static str,
+        [m, n, k]: [usize; 3],
+        (pictures, heads): (usize, usize),
+        [a, b, y]: [(Arg<Place>, [usize; 4]); 3],
+        scale: f32,
+    ) {
+        let mut args = vec![a.0, b.0, y.0];
+        args.extend([m, n, k, heads].map(int));
+        args.extend([a.1, b.1, y.1].into_iter().flatten().map(int));
+        args.push(Arg::Float(scale));
+        let grid = [m.div_ceil(64), n.div_ceil(64), pictures * heads];
+        self.launch_all(kernel, grid, [128, 1, 1], args);
+    }
+
+    /// Scores of a group of pictures.
+    fn scores(&mut self, sizes: &Heads, qkv: Arg<Place>, (first, count): (usize, usize), to: Arg<Place>) {
+        let Heads { tokens, heads, .. } = *sizes;
+        let (q, k) = (sizes.of_qkv(0, first), sizes.of_qkv(1, first));
+        let scale = 1.0 / (sizes.width() as f32).sqrt();
+        let factors = [(qkv, q), (qkv, k), (to, sizes.of_scores())];
+        self.matmul("matmul_nt", [tokens, tokens, sizes.width()], (count, heads), factors, scale);
+    }
+
+    fn attention_by_products(&mut self, sizes: &Heads, op: &Attention, qkv: Arg<Place>) {
+        let Heads { tokens, heads, .. } = *sizes;
+        let most = sizes.groups(self.choices.scores).next().map_or(0, |(_, count)| count) * sizes.scores();
+        let (scores, p) = (self.scratch(most), self.half_scratch(most));
+        let dropout = dropout(op.dropout.as_ref());
+        for (first, count) in sizes.groups(self.choices.scores) {
+            self.scores(sizes, qkv, (first, count), scores);
+            let mut args = vec![scores, p, output(1)];
+            args.extend([tokens, sizes.stride(), heads, first].map(int));
+            args.push(CONTROL);
+            args.extend(dropout);
+            let grid = [tokens.div_ceil(8), heads, count];
+            self.launch_all("attention_weights", grid, [32, 8, 1], args);
+            let factors =
+                [(p, sizes.of_scores()), (qkv, sizes.of_qkv(2, first)), (output(0), sizes.of_o(first))];
+            self.matmul("matmul_nn", [tokens, sizes.width(), tokens], (count, heads), factors, 1.0);
+        }
+    }
+
+    fn attention_grad_by_products(
+        &mut self,
+        sizes: &Heads,
+        op: &Attention,
+        qkv: Arg<Place>,
+        d_o: Arg<Place>,
+        delta: Arg<Place>,
+    ) {
+        let Heads { tokens, heads, .. } = *sizes;
+        let most = sizes.groups(self.choices.scores).next().map_or(0, |(_, count)| count) * sizes.scores();
+        let (scores, dp) = (self.scratch(most), self.scratch(most));
+        let (p, ds) = (self.half_scratch(most), self.half_scratch(most));
+        let (dropout, share) = (dropout(op.dropout.as_ref()), 1.0 / (sizes.width() as f32).sqrt());
+        let of = sizes.of_scores();
+        for (first, count) in sizes.groups(self.choices.scores) {
+            let (batch, width) = ((count, heads), sizes.width());
+            let [q, k, v] = [0, 1, 2].map(|part| sizes.of_qkv(part, first));
+            let go = sizes.of_o(first);
+            self.scores(sizes, qkv, (first, count), scores);
+            let factors = [(d_o, go), (qkv, v), (dp, of)];
+            self.matmul("matmul_nt", [tokens, tokens, width], batch, factors, 1.0);
+            let mut args = vec![scores, dp, input(2), delta, p, ds];
+            args.extend([tokens, sizes.stride(), heads, first].map(int));
+            args.extend([Arg::Float(share), CONTROL]);
+            args.extend(dropout);
+            self.launch_all("attention_weights_grad", [tokens.div_ceil(8), heads, count], [32, 8, 1], args);
+            let (sides, y) = ([tokens, width, tokens], output(0));
+            self.matmul("matmul_nn", sides, batch, [(ds, of), (qkv, k), (y, q)], 1.0);
+            self.matmul("matmul_tn", sides, batch, [(ds, of), (qkv, q), (y, k)], 1.0);
+            self.matmul("matmul_tn", sides, batch, [(p, of), (d_o, go), (y, v)], 1.0);
+        }
     }
 }

@@ -26,6 +26,8 @@ pub struct Choices {
     pub blocks: usize,
     /// Where factors are of bf16, tensors of so many numbers or more are stored in bf16.
     pub least_bf16: usize,
+    /// Most numbers of attention's scores that are in memory at once, where heads are too wide for registers.
+    pub scores: usize,
     /// Whether cuDNN and cuBLASLt make products where they are there.
     pub libraries: Libraries,
     /// Bytes of their workspace: algorithms that need more are not looked at.
@@ -35,7 +37,7 @@ pub struct Choices {
 impl Default for Choices {
     fn default() -> Self {
         let (libraries, workspace) = (Libraries::Never, 32 << 20);
-        Self { tf32: false, blocks: 264, least_bf16: 4096, libraries, workspace }
+        Self { tf32: false, blocks: 264, least_bf16: 4096, scores: 1 << 25, libraries, workspace }
     }
 }
 
@@ -210,14 +212,19 @@ impl Translation<'_> {
         Arg::At(Place::Scratch(at))
     }
 
+    /// The same for numbers of bf16.
+    fn half_scratch(&mut self, numbers: usize) -> Arg<Place> {
+        let at = self.work.scratch;
+        self.work.scratch = (at + numbers.div_ceil(2)).next_multiple_of(16);
+        Arg::At(Place::HalfScratch(at))
+    }
+
     /// An operand in bf16: itself, or a copy of this many numbers.
     fn in_bf16(&mut self, operand: usize, numbers: usize) -> Arg<Place> {
         if self.half[operand] {
             return input(operand);
         }
-        let at = self.work.scratch;
-        self.work.scratch = (at + numbers.div_ceil(2)).next_multiple_of(16);
-        let copy = Arg::At(Place::HalfScratch(at));
+        let copy = self.half_scratch(numbers);
         self.each("copy", numbers.div_ceil(8), [input(operand), copy, int(numbers)]);
         copy
     }

@@ -1,4 +1,6 @@
-// Fibers, waiting, tensor cores, and the loop that takes commands from standard input. Behind the kernels' text.
+// Fibers, waiting, tensor cores, and the table of kernels. Behind the kernels' text; in front of it stand the program that
+// is driven through pipes (`pipes.cpp`) and the stand-in for NVIDIA's driver (`driver.cpp`).
+#include "machine.h"
 
 // `control.rs` writes and reads there.
 static_assert(__builtin_offsetof(Control, rate) == 16 && __builtin_offsetof(Control, held) == 56 &&
@@ -41,11 +43,6 @@ struct Copy {
     const void *from; // none: zeros
 };
 std::vector<std::vector<Copy>> copies[MOST_THREADS];
-
-[[noreturn]] void die(const std::string &why) {
-    fprintf(stderr, "emulator: %s\n", why.c_str());
-    exit(3);
-}
 
 // Hands over to the scheduler; comes back when the fiber is run again.
 __attribute__((noinline)) void pause_fiber() {
@@ -117,6 +114,23 @@ void wait(Group &group, int first, int count, Status status) {
 }
 
 } // namespace
+
+void die(const std::string &why) {
+    fprintf(stderr, "emulator: %s\n", why.c_str());
+    _exit(3);
+}
+
+void start_machine(bool from_the_last) {
+    backwards = from_the_last;
+    make_fibers();
+}
+
+char *map_memory(size_t len) {
+    size_t page = sysconf(_SC_PAGESIZE), whole = (len + page - 1) / page * page;
+    char *all = (char *)mmap(0, whole + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED || mprotect(all, whole, PROT_READ | PROT_WRITE)) die("no memory");
+    return all + (whole - len) / 256 * 256;
+}
 
 void __syncthreads() { wait(block, 0, threads, AT_BLOCK); }
 
@@ -226,17 +240,9 @@ void load_matrices(u32 (&to)[4], const void *row) { matrices(to, row, false); }
 
 void load_matrices_transposed(u32 (&to)[4], const void *row) { matrices(to, row, true); }
 
-// ---------------------------------------------------------------------------------------------------------- commands
+// ---------------------------------------------------------------------------------------------------------- kernels
 
 namespace {
-
-struct Argument {
-    char kind; // p, i, u, f
-    uint64_t bits;
-};
-
-char *memory;
-size_t memory_len;
 
 template <class T> char kind_of() {
     if (std::is_pointer<T>::value || std::is_class<T>::value) return 'p'; // classes: `In` and the like
@@ -246,16 +252,9 @@ template <class T> char kind_of() {
 
 template <class T> T take(const Argument &a) {
     T v;
-    uint64_t bits = a.kind == 'p' ? (uint64_t)(memory + a.bits) : a.bits;
-    memcpy(&v, &bits, sizeof v);
+    memcpy(&v, &a.bits, sizeof v);
     return v;
 }
-
-struct Kernel {
-    const char *name;
-    std::string kinds;
-    void (*call)(const void *);
-};
 
 template <class F, F f> struct Caller;
 
@@ -273,91 +272,27 @@ const std::vector<Kernel> &table() {
     return kernels;
 }
 
-void input(void *to, size_t len) {
-    if (fread(to, 1, len, stdin) != len) exit(0); // the other side has gone
-}
-
-template <class T> T input() {
-    T v;
-    input(&v, sizeof v);
-    return v;
-}
-
-void output(const void *from, size_t len) { fwrite(from, 1, len, stdout); }
-
-void answer(const std::string &error) {
-    uint32_t len = error.size();
-    output(&len, 4);
-    output(error.data(), len);
-    fflush(stdout);
-}
-
-std::string launch() {
-    std::string name(input<uint32_t>(), ' ');
-    input(&name[0], name.size());
-    gridDim = input<dim3>();
-    blockDim = input<dim3>();
-    std::vector<Argument> args(input<uint32_t>());
-    for (Argument &a : args) {
-        a.kind = input<char>();
-        a.bits = input<uint64_t>();
-    }
-    for (const Kernel &kernel : table()) {
-        if (name != kernel.name) continue;
-        std::string kinds;
-        for (const Argument &a : args) {
-            kinds += a.kind;
-            if (a.kind == 'p' && a.bits >= memory_len) return name + ": a pointer beyond the memory";
-        }
-        if (kinds != kernel.kinds) return name + " takes " + kernel.kinds + ", was given " + kinds;
-        uint64_t count = (uint64_t)blockDim.x * blockDim.y * blockDim.z;
-        if (count == 0 || count > MOST_THREADS || gridDim.x * gridDim.y * gridDim.z == 0 || gridDim.y > 65535 ||
-            gridDim.z > 65535)
-            return name + ": a grid that no GPU takes";
-        threads = count;
-        body = kernel.call;
-        body_args = args.data();
-        for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
-            for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
-                for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) run_block();
-        return "";
-    }
-    return name + ": no such kernel";
-}
-
 } // namespace
 
-int main(int argc, char **) {
-    backwards = argc > 1;
-    make_fibers();
-    for (;;) {
-        switch (input<char>()) {
-        case 'r': { // reserve: the memory ends at a page that may not be touched
-            memory_len = input<uint64_t>();
-            size_t page = sysconf(_SC_PAGESIZE), whole = (memory_len + page - 1) / page * page;
-            char *all = (char *)mmap(0, whole + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (all == MAP_FAILED || mprotect(all, whole, PROT_READ | PROT_WRITE)) die("no memory");
-            memory = all + (whole - memory_len) / 256 * 256;
-            answer("");
-            break;
-        }
-        case 'w': {
-            uint64_t at = input<uint64_t>(), len = input<uint64_t>();
-            if (at + len > memory_len) die("a write beyond the memory");
-            input(memory + at, len);
-            answer("");
-            break;
-        }
-        case 'g': {
-            uint64_t at = input<uint64_t>(), len = input<uint64_t>();
-            if (at + len > memory_len) die("a read beyond the memory");
-            answer("");
-            output(memory + at, len);
-            fflush(stdout);
-            break;
-        }
-        case 'l': answer(launch()); break;
-        default: die("an unknown command");
-        }
-    }
+const Kernel *find_kernel(const std::string &name) {
+    for (const Kernel &kernel : table())
+        if (name == kernel.name) return &kernel;
+    return 0;
+}
+
+bool can_launch(const unsigned (&grid)[3], const unsigned (&block)[3]) {
+    uint64_t count = (uint64_t)block[0] * block[1] * block[2];
+    return count > 0 && count <= MOST_THREADS && block[2] <= 64 && grid[0] > 0 && grid[0] <= 0x7fffffff && grid[1] > 0 &&
+           grid[1] <= 65535 && grid[2] > 0 && grid[2] <= 65535;
+}
+
+void run_kernel(const Kernel &kernel, const unsigned (&grid)[3], const unsigned (&block)[3], const Argument *args) {
+    gridDim = {grid[0], grid[1], grid[2]};
+    blockDim = {block[0], block[1], block[2]};
+    threads = block[0] * block[1] * block[2];
+    body = kernel.call;
+    body_args = args;
+    for (blockIdx.z = 0; blockIdx.z < gridDim.z; blockIdx.z++)
+        for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
+            for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) run_block();
 }

@@ -1,78 +1,16 @@
 //! A GPU for tests: the kernels' own text as C++, in a program that g++ makes when the tests run. Threads of a block are
 //! fibers, tensor cores are loops; arguments are checked against the kernels' signatures.
 
+mod build;
 mod products;
 
 use ddpm_engine::{Error, Result};
 use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch};
 use ddpm_engine_cuda::library::{Algorithm, Call, Product};
-use ddpm_engine_cuda::source::{COMMON, SOURCES};
+use ddpm_engine_cuda::source::SOURCES;
 use std::io::{BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Mutex, OnceLock};
-
-/// The emulator's program; `None`, with a line on the standard output, where there is no C++ compiler.
-fn program() -> Option<&'static Path> {
-    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-    PROGRAM.get_or_init(build).as_deref()
-}
-
-fn build() -> Option<PathBuf> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned());
-    if !Command::new(&compiler).arg("--version").output().is_ok_and(|o| o.status.success()) {
-        println!("skipped: no C++ compiler ({compiler}) to emulate a GPU with");
-        return None;
-    }
-    if !cfg!(target_os = "linux") {
-        println!("skipped: the emulator is for Linux");
-        return None;
-    }
-    let mut texts: Vec<&str> = Vec::new();
-    for source in SOURCES {
-        if !texts.contains(&source.text) {
-            texts.push(source.text);
-        }
-    }
-    let shim = include_str!("shim.h");
-    let defines: String = SOURCES.iter().filter_map(|s| s.define).map(|d| format!("#define {d}\n")).collect();
-    let whole = format!("{defines}{shim}\n{COMMON}\n{}\n{}", texts.join("\n"), include_str!("machine.cpp"));
-    let entries: String = SOURCES.iter().flat_map(|s| s.kernels).map(|k| format!("ENTRY({k})\n")).collect();
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-    let (source, program) = (folder.join("emulator.cpp"), folder.join("emulator"));
-    std::fs::create_dir_all(&folder).expect("a folder for the emulator");
-    // One test program builds it, others find it; two at once each make their own and rename it.
-    let same = std::fs::read_to_string(&source).is_ok_and(|old| old == whole)
-        && std::fs::read_to_string(folder.join("entries.h")).is_ok_and(|old| old == entries);
-    if same && program.exists() {
-        return Some(program);
-    }
-    let mine = folder.join(format!("build-{}", std::process::id()));
-    std::fs::create_dir_all(&mine).expect("a folder for the emulator");
-    std::fs::write(mine.join("emulator.cpp"), &whole).expect("the emulator's source");
-    std::fs::write(mine.join("entries.h"), &entries).expect("the list of kernels");
-    let made = Command::new(&compiler)
-        .args([
-            "-std=c++17",
-            "-O2",
-            "-U_FORTIFY_SOURCE",
-            "-fsanitize=alignment",
-            "-fsanitize-undefined-trap-on-error",
-            "-w",
-            "-o",
-            "emulator",
-            "emulator.cpp",
-        ])
-        .current_dir(&mine)
-        .output()
-        .expect("the compiler runs");
-    assert!(made.status.success(), "the kernels are no C++:\n{}", String::from_utf8_lossy(&made.stderr));
-    for name in ["emulator", "entries.h", "emulator.cpp"] {
-        std::fs::rename(mine.join(name), folder.join(name)).expect("the emulator's place");
-    }
-    let _ = std::fs::remove_dir(&mine);
-    Some(program)
-}
+use std::sync::Mutex;
 
 struct Pipes {
     child: Child,
@@ -106,7 +44,7 @@ impl Emulator {
 
     /// The same, with another order of threads.
     pub fn with(order: Order) -> Option<Self> {
-        let mut child = Command::new(program()?)
+        let mut child = Command::new(build::built()?.join("emulator"))
             .args((order == Order::Backwards).then_some("backwards"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -1,0 +1,485 @@
+// A stand-in for NVIDIA's driver and NVRTC: one library that has the functions which cudarc calls, with the kernels run by
+// the emulated GPU. What a GPU does by itself (kernels, copies from pinned memory, stream-ordered frees) is put off for as
+// long as CUDA allows, until somebody waits for it, so that a missing wait gives wrong numbers. What no program may do
+// (use what was freed or destroyed, free twice, pass wild pointers) ends the process with a message. What a driver
+// answers to is answered as the driver does.
+//
+// Set by the environment: FAKE_CUDA_
+//   DEVICES     how many GPUs (1)
+//   CAPABILITY  of each, "9.0"
+//   MEMORY      KiB of each that are free (4 GiB), of 8 GiB
+//   POOLS       0: no memory pools, hence no cuMemAllocAsync
+//   DRIVER      the newest CUDA that the driver takes (13000)
+//   NVRTC       version (12090)
+//   TARGETS     compute capabilities that NVRTC knows ("80 86 89 90")
+//   BROKEN      a word in the names of sources that NVRTC finds an error in
+//   FAIL        what fails with which CUresult: "launch:120:719 alloc:1:2", that is the 120th kernel; also sync, graph,
+//               pinned, module, init, retain. After launch or sync the GPU is lost.
+//   ORDER       "backwards": threads of a block run from the last on
+//   REPORT      a file, for counts and for what was not given back when the process ends
+#include "nvrtc.h"
+#include "state.h"
+
+// ------------------------------------------------------------------------------------------------- errors and devices
+
+API cuGetErrorName(int error, const char **out) {
+    static const std::map<int, const char *> names = {
+        {2, "CUDA_ERROR_OUT_OF_MEMORY"}, {100, "CUDA_ERROR_NO_DEVICE"}, {719, "CUDA_ERROR_LAUNCH_FAILED"}};
+    auto name = names.find(error);
+    *out = name == names.end() ? "CUDA_ERROR" : name->second;
+    return SUCCESS;
+}
+
+API cuGetErrorString(int error, const char **out) {
+    static const std::map<int, const char *> texts = {{2, "out of memory"},
+                                                      {100, "no CUDA-capable device is detected"},
+                                                      {214, "uncorrectable ECC error encountered"},
+                                                      {700, "an illegal memory access was encountered"},
+                                                      {719, "unspecified launch failure"}};
+    auto text = texts.find(error);
+    *out = text == texts.end() ? "an error of the stand-in" : text->second;
+    return SUCCESS;
+}
+
+API cuInit(unsigned) {
+    Lock lock;
+    if (int error = failing("init")) return error;
+    int devices = atoi(setting("DEVICES", "1").c_str());
+    if (devices == 0) return NO_DEVICE;
+    if (!state().begun) {
+        start_machine(setting("ORDER", "") == "backwards");
+        state().devices.resize(devices);
+        for (Device &d : state().devices) d.free = strtoull(setting("MEMORY", "4194304").c_str(), 0, 10) << 10;
+        state().begun = true;
+    }
+    return SUCCESS;
+}
+
+API cuDriverGetVersion(int *out) {
+    *out = atoi(setting("DRIVER", "13000").c_str());
+    return SUCCESS;
+}
+
+API cuDeviceGetCount(int *out) {
+    Lock lock;
+    if (!state().begun) return NOT_INITIALIZED;
+    *out = state().devices.size();
+    return SUCCESS;
+}
+
+API cuDeviceGet(int *out, int index) {
+    Lock lock;
+    if (!state().begun) return NOT_INITIALIZED;
+    if (index < 0 || (size_t)index >= state().devices.size()) return INVALID_DEVICE;
+    *out = index;
+    return SUCCESS;
+}
+
+API cuDeviceGetName(char *out, int len, int device) {
+    snprintf(out, len, "Stand-in GPU %d", device);
+    return SUCCESS;
+}
+
+API cuDeviceGetAttribute(int *out, int attribute, int) {
+    Lock lock;
+    if (!state().begun) return NOT_INITIALIZED;
+    int major = 0, minor = 0;
+    sscanf(setting("CAPABILITY", "9.0").c_str(), "%d.%d", &major, &minor);
+    switch (attribute) {
+    case 75: *out = major; break;
+    case 76: *out = minor; break;
+    case 115: *out = setting("POOLS", "1") != "0"; break;
+    default: die("an attribute of a GPU that the stand-in does not know: " + std::to_string(attribute));
+    }
+    return SUCCESS;
+}
+
+API cuDevicePrimaryCtxRetain(void **out, int device) {
+    Lock lock;
+    if (!state().begun) return NOT_INITIALIZED;
+    if (int error = failing("retain")) return error;
+    Device &d = state().devices.at(device);
+    if (d.lost) return d.lost;
+    d.holders++;
+    *out = &d;
+    return SUCCESS;
+}
+
+API cuDevicePrimaryCtxRelease_v2(int device) {
+    Lock lock;
+    Device &d = state().devices.at(device);
+    if (d.holders == 0) die("a context is released twice");
+    d.holders--;
+    return d.lost;
+}
+
+API cuCtxGetCurrent(void **out) {
+    *out = current;
+    return SUCCESS;
+}
+
+API cuCtxSetCurrent(void *context) {
+    current = (Device *)context;
+    return SUCCESS;
+}
+
+API cuCtxSynchronize() {
+    Lock lock;
+    if (int error = usable()) return error;
+    if (int error = captured_here()) return error;
+    int error = current->lost;
+    for (Stream *s : state().streams.there)
+        if (s->device == current) error = wait_for(s, s->issued);
+    return error;
+}
+
+// -------------------------------------------------------------------------------------------------- streams and events
+
+API cuStreamCreate(Stream **out, unsigned) {
+    Lock lock;
+    if (int error = usable()) return error;
+    Stream stream;
+    stream.device = current;
+    *out = state().streams.make(stream);
+    return SUCCESS;
+}
+
+API cuStreamDestroy_v2(void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    int error = usable(stream);
+    // What is under way is still done.
+    drain(stream, stream->issued);
+    for (Event *e : state().events.there)
+        if (e->stream == stream) e->stream = 0;
+    state().streams.destroy(stream);
+    return error;
+}
+
+API cuStreamSynchronize(void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    if (int error = capturing(stream)) return error;
+    return wait_for(stream, stream->issued);
+}
+
+API cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    Event *event = state().events.get(event_handle);
+    if (int error = usable(stream)) return error;
+    if (!event->stream || event->stream->done >= event->at) return SUCCESS;
+    if (int error = capturing(stream)) return error;
+    Stream *other = event->stream;
+    uint64_t at = event->at;
+    return enqueue(stream, [=] {
+        if (state().streams.there.count(other)) drain(other, at);
+    });
+}
+
+API cuEventCreate(Event **out, unsigned) {
+    Lock lock;
+    if (int error = usable()) return error;
+    *out = state().events.make(Event());
+    return SUCCESS;
+}
+
+API cuEventDestroy_v2(void *handle) {
+    Lock lock;
+    state().events.destroy(state().events.get(handle));
+    return usable();
+}
+
+API cuEventRecord(void *handle, void *stream_handle) {
+    Lock lock;
+    Event *event = state().events.get(handle);
+    Stream *stream = state().streams.get(stream_handle);
+    if (int error = usable(stream)) return error;
+    if (int error = capturing(stream)) return error;
+    event->stream = stream;
+    event->at = stream->issued;
+    return SUCCESS;
+}
+
+API cuEventSynchronize(void *handle) {
+    Lock lock;
+    Event *event = state().events.get(handle);
+    if (int error = usable()) return error;
+    return event->stream ? wait_for(event->stream, event->at) : (int)SUCCESS;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- memory
+
+API cuMemGetInfo_v2(size_t *free, size_t *total) {
+    Lock lock;
+    if (int error = usable()) return error;
+    *free = current->free;
+    *total = (size_t)8192 << 20;
+    return SUCCESS;
+}
+
+API cuMemAlloc_v2(uint64_t *out, size_t len) {
+    Lock lock;
+    if (int error = usable()) return error;
+    return allocate(current, out, len);
+}
+
+API cuMemAllocAsync(uint64_t *out, size_t len, void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    if (setting("POOLS", "1") == "0") return 801;
+    return allocate(stream->device, out, len);
+}
+
+API cuMemFree_v2(uint64_t at) {
+    Lock lock;
+    if (int error = usable()) return error;
+    if (int error = captured_here()) return error;
+    begin_free(current, at);
+    for (Stream *s : state().streams.there)
+        if (s->device == current) drain(s, s->issued);
+    end_free(current, at, current->free);
+    return current->lost;
+}
+
+API cuMemFreeAsync(uint64_t at, void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    Device *device = stream->device;
+    begin_free(device, at);
+    if (int error = usable(stream)) return error;
+    if (int error = capturing(stream)) return error;
+    return enqueue(stream, [=] { end_free(device, at, device->pooled); });
+}
+
+API cuMemHostAlloc(void **out, size_t len, unsigned) {
+    Lock lock;
+    if (int error = usable()) return error;
+    if (int error = captured_here()) return error;
+    if (int error = failing("pinned")) return error;
+    *out = aligned_alloc(4096, (len + 4095) / 4096 * 4096);
+    memset(*out, 0xcd, len);
+    state().pinned[(uint64_t)*out] = {len, 0};
+    return SUCCESS;
+}
+
+API cuMemFreeHost(void *at) {
+    Lock lock;
+    auto block = state().pinned.find((uint64_t)at);
+    if (block == state().pinned.end()) die("pinned memory is freed twice, or is none");
+    int error = usable();
+    if (!error && block->second.copies) die("pinned memory is freed while a copy from it is under way");
+    state().pinned.erase(block);
+    free(at);
+    return error;
+}
+
+API cuMemsetD8Async(uint64_t at, unsigned char value, size_t len, void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    check(stream->device, at, len, "memset");
+    return enqueue(stream, [=] { memset((void *)at, value, len); });
+}
+
+API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t len, void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    if (stream->capture) die("a copy from the host while a stream is captured");
+    check(stream->device, to, len, "a copy to the GPU");
+    if (Pinned *pinned = pinned_at(from, len)) {
+        count("pinned_copies");
+        pinned->copies++;
+        return enqueue(stream, [=] {
+            memcpy((void *)to, from, len);
+            pinned->copies--;
+        });
+    }
+    count("staged_copies");
+    std::vector<char> staged((const char *)from, (const char *)from + len);
+    return enqueue(stream, [=] { memcpy((void *)to, staged.data(), len); });
+}
+
+API cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t len, void *handle) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    if (stream->capture) die("a copy to the host while a stream is captured");
+    check(stream->device, from, len, "a copy from the GPU");
+    if (Pinned *pinned = pinned_at(to, len)) {
+        pinned->copies++;
+        return enqueue(stream, [=] {
+            memcpy(to, (void *)from, len);
+            pinned->copies--;
+        });
+    }
+    drain(stream, stream->issued);
+    if (!stream->device->lost) memcpy(to, (void *)from, len);
+    return stream->device->lost;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- kernels
+
+API cuModuleLoadData(Module **out, const void *image) {
+    Lock lock;
+    if (int error = usable()) return error;
+    if (int error = captured_here()) return error;
+    if (int error = failing("module")) return error;
+    int target = 0, toolkit = 0, major = 0, minor = 0, name = 0;
+    if (sscanf((const char *)image, "stand-in's machine code for sm_%d by %d: %n", &target, &toolkit, &name) != 2 || !name)
+        return INVALID_IMAGE;
+    sscanf(setting("CAPABILITY", "9.0").c_str(), "%d.%d", &major, &minor);
+    if (toolkit / 1000 > atoi(setting("DRIVER", "13000").c_str()) / 1000) return INVALID_IMAGE;
+    if (target / 10 != major || target % 10 > minor) return NO_BINARY_FOR_GPU;
+    *out = state().modules.make({(const char *)image + name, {}});
+    return SUCCESS;
+}
+
+API cuModuleUnload(void *handle) {
+    Lock lock;
+    Module *module = state().modules.get(handle);
+    for (Function *f : module->functions) state().functions.destroy(f);
+    state().modules.destroy(module);
+    return usable();
+}
+
+API cuModuleGetFunction(Function **out, void *handle, const char *name) {
+    Lock lock;
+    Module *module = state().modules.get(handle);
+    if (int error = usable()) return error;
+    for (const Source &source : sources()) {
+        auto &kernels = source.kernels;
+        if (module->source != source.name || std::find(kernels.begin(), kernels.end(), name) == kernels.end()) continue;
+        *out = state().functions.make({module, find_kernel(name)});
+        module->functions.push_back(*out);
+        return SUCCESS;
+    }
+    return NOT_FOUND;
+}
+
+API cuLaunchKernel(void *function_handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void *handle, void **parameters, void **extra) {
+    Lock lock;
+    Function *function = state().functions.get(function_handle);
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    const Kernel *kernel = function->kernel;
+    struct {
+        unsigned grid[3], block[3];
+    } size = {{gx, gy, gz}, {bx, by, bz}};
+    if (!can_launch(size.grid, size.block) || shared != 0 || extra != 0) return INVALID_VALUE;
+    // As the driver, by the kernel's signature: how many there are is not told.
+    std::vector<Argument> args;
+    for (char kind : kernel->kinds) {
+        Argument arg = {kind, 0};
+        memcpy(&arg.bits, parameters[args.size()], kind == 'p' ? 8 : 4);
+        args.push_back(arg);
+    }
+    Device *device = stream->device;
+    Module *module = function->module;
+    auto look = [=] {
+        for (const Argument &arg : args)
+            if (arg.kind == 'p') check(device, arg.bits, 1, std::string("a pointer for ") + kernel->name);
+    };
+    look();
+    return enqueue(stream, [=] {
+        count("launches");
+        if ((device->lost = failing("launch"))) return;
+        if (!state().modules.there.count(module)) die(std::string("the module of ") + kernel->name + " was unloaded");
+        look();
+        run_kernel(*kernel, size.grid, size.block, args.data());
+    });
+}
+
+API cuStreamBeginCapture_v2(void *handle, int) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    if (int error = usable(stream)) return error;
+    if (stream->capture) return ILLEGAL_STATE;
+    stream->capture = state().graphs.make(Graph());
+    stream->invalid = false;
+    stream->capturer = std::this_thread::get_id();
+    return SUCCESS;
+}
+
+API cuStreamEndCapture(void *handle, Graph **out) {
+    Lock lock;
+    Stream *stream = state().streams.get(handle);
+    *out = 0;
+    if (int error = usable(stream)) return error;
+    if (!stream->capture) return ILLEGAL_STATE;
+    if (stream->capturer != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
+    Graph *graph = stream->capture;
+    stream->capture = 0;
+    if (stream->invalid) {
+        state().graphs.destroy(graph);
+        return CAPTURE_INVALIDATED;
+    }
+    count("captures");
+    *out = graph;
+    return SUCCESS;
+}
+
+API cuGraphInstantiateWithFlags(GraphExec **out, void *handle, unsigned long long) {
+    Lock lock;
+    Graph *graph = state().graphs.get(handle);
+    if (int error = usable()) return error;
+    if (int error = failing("graph")) return error;
+    *out = state().execs.make({current, graph->nodes});
+    return SUCCESS;
+}
+
+API cuGraphDestroy(void *handle) {
+    Lock lock;
+    state().graphs.destroy(state().graphs.get(handle));
+    return usable();
+}
+
+API cuGraphExecDestroy(void *handle) {
+    Lock lock;
+    state().execs.destroy(state().execs.get(handle));
+    return usable();
+}
+
+API cuGraphLaunch(void *handle, void *stream_handle) {
+    Lock lock;
+    GraphExec *exec = state().execs.get(handle);
+    Stream *stream = state().streams.get(stream_handle);
+    if (int error = usable(stream)) return error;
+    count("graph_launches");
+    for (const Work &node : exec->nodes)
+        if (int error = enqueue(stream, [=] {
+                if (!stream->device->lost) node();
+            }))
+            return error;
+    return SUCCESS;
+}
+
+// ----------------------------------------------------------------------------------------------------------------- report
+
+__attribute__((destructor)) static void report() {
+    std::string path = setting("REPORT", "");
+    FILE *file = path.empty() ? 0 : fopen(path.c_str(), "w");
+    if (!file) return;
+    State &s = state();
+    for (auto &[what, n] : s.counts) fprintf(file, "%s %d\n", what.c_str(), n);
+    size_t holders = 0, blocks = 0;
+    for (Device &d : s.devices) {
+        holders += d.holders;
+        for (auto &block : d.blocks) blocks += !block.second.freed;
+    }
+    for (auto [what, n] : std::initializer_list<std::pair<const char *, size_t>>{{"contexts", holders},
+                                                                                {"memory", blocks},
+                                                                                {"pinned", s.pinned.size()},
+                                                                                {"streams", s.streams.there.size()},
+                                                                                {"events", s.events.there.size()},
+                                                                                {"modules", s.modules.there.size()},
+                                                                                {"graphs", s.graphs.there.size()},
+                                                                                {"execs", s.execs.there.size()},
+                                                                                {"programs", s.programs.there.size()}})
+        fprintf(file, "left_%s %zu\n", what, n);
+    fclose(file);
+}

@@ -1,0 +1,288 @@
+// What the stand-in for the driver knows, and what its functions have in common.
+#pragma once
+#include "machine.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <deque>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <set>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#define API extern "C" __attribute__((visibility("default"))) int
+
+namespace {
+
+enum {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    NO_DEVICE = 100,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    ILLEGAL_STATE = 401,
+    NOT_FOUND = 500,
+    NOT_READY = 600,
+    CONTEXT_IS_DESTROYED = 709,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_WRONG_THREAD = 908,
+};
+
+std::string setting(const char *name, const char *otherwise) {
+    const char *value = getenv((std::string("FAKE_CUDA_") + name).c_str());
+    return value ? value : otherwise;
+}
+
+typedef std::function<void()> Work;
+
+struct Block {
+    size_t len;
+    bool freed;
+};
+
+struct Device {
+    int holders = 0; // of its primary context
+    int lost = 0;    // the error that everything gives from now on
+    size_t free = 0;
+    size_t pooled = 0; // freed in a stream's order; given back when somebody waits
+    std::map<uint64_t, Block> blocks;
+};
+
+struct Pinned {
+    size_t len;
+    int copies; // that are still to be made from it or to it
+};
+
+struct Graph {
+    std::vector<Work> nodes;
+};
+
+struct GraphExec {
+    Device *device;
+    std::vector<Work> nodes;
+};
+
+struct Stream {
+    Device *device;
+    std::deque<Work> queue;
+    uint64_t issued = 0, done = 0;
+    Graph *capture = 0;
+    bool invalid = false;
+    std::thread::id capturer;
+};
+
+struct Event {
+    Stream *stream = 0; // null: nothing is to be waited for
+    uint64_t at = 0;
+};
+
+struct Module;
+
+struct Function {
+    Module *module;
+    const Kernel *kernel;
+};
+
+struct Module {
+    std::string source;
+    std::vector<Function *> functions;
+};
+
+struct Program {
+    std::string source, name, log, code;
+};
+
+struct Source {
+    const char *name;
+    uint64_t hash;
+    std::vector<std::string> kernels;
+};
+
+const std::vector<Source> &sources() {
+    static const std::vector<Source> *all = new std::vector<Source>{
+#include "sources.h"
+    };
+    return *all;
+}
+
+// Things that a program holds by their addresses.
+template <class T> struct Handles {
+    const char *what;
+    std::set<T *> there;
+
+    T *make(const T &t) {
+        T *made = new T(t);
+        there.insert(made);
+        return made;
+    }
+    T *get(void *handle) const {
+        T *t = (T *)handle;
+        if (!there.count(t)) die(std::string("no such ") + what + ", or it was destroyed");
+        return t;
+    }
+    void destroy(T *t) {
+        there.erase(t);
+        delete t;
+    }
+};
+
+// Never destroyed: the process ends in an order of its own.
+struct State {
+    std::mutex mutex;
+    bool begun = false;
+    std::vector<Device> devices;
+    std::map<uint64_t, Pinned> pinned;
+    Handles<Stream> streams{"stream", {}};
+    Handles<Event> events{"event", {}};
+    Handles<Module> modules{"module", {}};
+    Handles<Function> functions{"function", {}};
+    Handles<Graph> graphs{"graph", {}};
+    Handles<GraphExec> execs{"graph that can be launched", {}};
+    Handles<Program> programs{"program", {}};
+    std::map<std::string, int> calls, counts;
+};
+
+State &state() {
+    static State *all = new State;
+    return *all;
+}
+
+struct Lock {
+    std::lock_guard<std::mutex> guard{state().mutex};
+};
+
+thread_local Device *current = 0;
+
+void count(const char *what) { state().counts[what]++; }
+
+// The error that this call of its kind is to give.
+int failing(const std::string &what) {
+    int call = ++state().calls[what], at, error;
+    std::istringstream all(setting("FAIL", ""));
+    for (std::string one; all >> one;)
+        if (one.rfind(what + ":", 0) == 0 && sscanf(one.c_str() + what.size(), ":%d:%d", &at, &error) == 2 && at == call)
+            return error;
+    return SUCCESS;
+}
+
+// What every call within a context begins with.
+int usable() {
+    if (!state().begun) return NOT_INITIALIZED;
+    if (!current) return INVALID_CONTEXT;
+    if (!current->holders) return CONTEXT_IS_DESTROYED;
+    return current->lost;
+}
+
+int usable(const Stream *stream) {
+    int error = usable();
+    return !error && stream->device != current ? (int)INVALID_CONTEXT : error;
+}
+
+// A call that a stream which is captured cannot take: the capture is void.
+int capturing(Stream *stream) {
+    if (!stream->capture) return SUCCESS;
+    stream->invalid = true;
+    return CAPTURE_UNSUPPORTED;
+}
+
+// Calls that act on the whole context, on the thread that captures.
+int captured_here() {
+    for (Stream *s : state().streams.there)
+        if (s->capture && s->capturer == std::this_thread::get_id()) return capturing(s);
+    return SUCCESS;
+}
+
+int enqueue(Stream *stream, Work work) {
+    if (stream->capture) {
+        if (stream->invalid) return CAPTURE_INVALIDATED;
+        stream->capture->nodes.push_back(std::move(work));
+        return SUCCESS;
+    }
+    stream->queue.push_back(std::move(work));
+    stream->issued++;
+    int &most = state().counts["most_pending"];
+    most = std::max(most, (int)stream->queue.size());
+    return SUCCESS;
+}
+
+void drain(Stream *stream, uint64_t upto) {
+    while (stream->done < upto) {
+        Work work = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        stream->done++;
+        if (!stream->device->lost) work();
+    }
+}
+
+int wait_for(Stream *stream, uint64_t upto) {
+    drain(stream, upto);
+    Device *device = stream->device;
+    if (int error = failing("sync")) device->lost = device->lost ? device->lost : error;
+    device->free += device->pooled;
+    device->pooled = 0;
+    return device->lost;
+}
+
+bool inside(const Device *device, uint64_t at, size_t len) {
+    auto block = device->blocks.upper_bound(at);
+    if (block == device->blocks.begin()) return false;
+    --block;
+    return !block->second.freed && at < block->first + block->second.len && len <= block->first + block->second.len - at;
+}
+
+void check(const Device *device, uint64_t at, size_t len, const std::string &what) {
+    if (!inside(device, at, len)) die(what + ": no memory of the GPU, or it was freed");
+}
+
+Pinned *pinned_at(const void *at, size_t len) {
+    auto &all = state().pinned;
+    auto block = all.upper_bound((uint64_t)at);
+    if (block == all.begin()) return 0;
+    --block;
+    uint64_t end = block->first + block->second.len;
+    return (uint64_t)at < end && len <= end - (uint64_t)at ? &block->second : 0;
+}
+
+int allocate(Device *device, uint64_t *out, size_t len) {
+    if (int error = captured_here()) return error;
+    if (int error = failing("alloc")) return error;
+    if (len == 0) return INVALID_VALUE;
+    if (len > device->free + device->pooled) return OUT_OF_MEMORY;
+    size_t reused = std::min(len, device->pooled);
+    device->pooled -= reused;
+    device->free -= len - reused;
+    char *memory = map_memory(len);
+    memset(memory, 0xcd, len);
+    *out = (uint64_t)memory;
+    device->blocks[*out] = {len, false};
+    return SUCCESS;
+}
+
+void begin_free(Device *device, uint64_t at) {
+    auto block = device->blocks.find(at);
+    if (block == device->blocks.end() || block->second.freed) die("memory of the GPU is freed twice, or is none");
+    block->second.freed = true;
+}
+
+void end_free(Device *device, uint64_t at, size_t &to) {
+    size_t page = sysconf(_SC_PAGESIZE), len = device->blocks[at].len;
+    void *first = (void *)(at / page * page);
+    // The addresses are not given to others.
+    madvise(first, at % page + len, MADV_DONTNEED);
+    mprotect(first, at % page + len, PROT_NONE);
+    to += len;
+}
+
+} // namespace

@@ -1,0 +1,86 @@
+//! Tests in processes of their own, in which a stand-in is NVIDIA's driver and NVRTC (`emulator/driver.cpp`).
+
+#[path = "../emulator/build.rs"]
+pub mod build;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The scenario that this process is for.
+const SCENARIO: &str = "DDPM_TEST_SCENARIO";
+
+/// Longer than any takes, for one that hangs.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// What the stand-in counted, and what was not given back when the process ended.
+pub struct Report(HashMap<String, u64>);
+
+impl Report {
+    pub fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or(0)
+    }
+
+    /// Nothing is left that the program took of the driver.
+    pub fn nothing_left(&self) {
+        let left: Vec<_> = self.0.iter().filter(|(what, n)| what.starts_with("left_") && **n > 0).collect();
+        assert!(left.is_empty(), "not given back: {left:?}");
+    }
+}
+
+/// Runs `body` in a process of its own, in which the stand-in has the names of `libraries` and `settings` (`FAKE_CUDA_` before
+/// each). The process is this test program again, with `test` alone: there only the scenario's body is run, and `None`
+/// given; so it is, with a line, where there is no C++ compiler.
+pub fn apart(
+    test: &str,
+    scenario: &str,
+    libraries: &[&str],
+    settings: &[(&str, &str)],
+    body: impl FnOnce(),
+) -> Option<Report> {
+    if let Ok(wanted) = std::env::var(SCENARIO) {
+        if wanted == scenario {
+            body();
+        }
+        return None;
+    }
+    let folder = build::libraries(libraries)?;
+    let tmp = folder.parent().expect("inside of another");
+    let [report, told] = ["report", "told"]
+        .map(|what| tmp.join(format!("{}-{test}-{}.{what}", std::process::id(), scenario.replace(' ', "-"))));
+    let out = File::create(&told).expect("a file");
+    let mut child = Command::new(std::env::current_exe().expect("this program"))
+        .args([test, "--exact", "--nocapture", "--test-threads", "1"])
+        .env("LD_LIBRARY_PATH", &folder)
+        .env(SCENARIO, scenario)
+        .env("FAKE_CUDA_REPORT", &report)
+        .envs(settings.iter().map(|(name, value)| (format!("FAKE_CUDA_{name}"), value)))
+        .stdin(Stdio::null())
+        .stderr(out.try_clone().expect("a file"))
+        .stdout(out)
+        .spawn()
+        .expect("this program starts again");
+    let begun = Instant::now();
+    let status = loop {
+        match child.try_wait().expect("a child") {
+            Some(status) => break Some(status),
+            None if begun.elapsed() > LIMIT => break None,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    if status.is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    let text = std::fs::read_to_string(&told).unwrap_or_default();
+    match status {
+        Some(status) => assert!(status.success(), "{scenario}: {status}\n{text}"),
+        None => panic!("{scenario}: it hangs\n{text}"),
+    }
+    let counted = std::fs::read_to_string(&report).unwrap_or_default();
+    let pair = |line: &str| line.split_once(' ').and_then(|(k, v)| Some((k.to_owned(), v.parse().ok()?)));
+    let _ = std::fs::remove_file(report);
+    let _ = std::fs::remove_file(told);
+    Some(Report(counted.lines().filter_map(pair).collect()))
+}
