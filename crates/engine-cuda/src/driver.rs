@@ -4,7 +4,7 @@ use crate::compile;
 use crate::executor::{self, GpuExecutor};
 use crate::ffi;
 use crate::ffi::libraries::{CublasLt, Cudnn};
-use crate::gpu::{Gpu, Launch};
+use crate::gpu::{Gpu, Launch, Step};
 use crate::library::{self, Algorithm, Call, Libraries, Library, Product};
 use crate::translate::Choices;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
@@ -173,6 +173,8 @@ struct CudaGpu {
     cublaslt: Option<Result<CublasLt, String>>,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    /// Those that graphs are recorded on beside the first.
+    others: Vec<Arc<CudaStream>>,
     functions: HashMap<&'static str, CudaFunction>,
     memory: Option<Mutex<CudaSlice<u8>>>,
     /// By their length.
@@ -189,7 +191,8 @@ impl CudaGpu {
         let stream = context.new_stream().map_err(error)?;
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
         let (cudnn, cublaslt, memory, base) = (None, None, None, 0);
-        Ok(Self { index, cudnn, cublaslt, context, stream, functions, memory, pinned, base, graphs })
+        let others = Vec::new();
+        Ok(Self { index, cudnn, cublaslt, context, stream, others, functions, memory, pinned, base, graphs })
     }
 
     /// What stands between two calls on the stream as a graph; `None` without such calls.
@@ -201,6 +204,67 @@ impl CudaGpu {
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0)).map_err(|e| self.error(e));
         called?;
         Ok(graph?.map(ffi::Graph))
+    }
+
+    fn launch_on(&self, stream: &CudaStream, launch: &Launch<usize>) -> Result<()> {
+        let function = self.function(launch.kernel)?;
+        ffi::launch(stream, function, self.base, launch).map_err(|e| self.error(e))
+    }
+
+    fn product_on(
+        &self,
+        stream: &Arc<CudaStream>,
+        product: &Product<usize>,
+        algorithm: &Algorithm,
+    ) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.error(e))?;
+        let base = self.base;
+        let missing = || Err("the library was not started".to_owned());
+        let started = match product.library {
+            Library::Cudnn => self
+                .cudnn
+                .as_ref()
+                .map_or_else(missing, |cudnn| cudnn.as_ref()?.product(stream, base, product, algorithm)),
+            Library::CublasLt => self
+                .cublaslt
+                .as_ref()
+                .map_or_else(missing, |lt| lt.as_ref()?.product(stream, base, product, algorithm)),
+        };
+        started.map_err(|reason| Error::Device { device: format!("cuda:{}", self.index), reason })
+    }
+
+    /// Starts all steps, each on the stream of its turn, behind those that it waits for. The others join the first stream, which
+    /// is captured, at the beginning, and it waits for them at the end.
+    fn start(&self, steps: &[Step<'_>]) -> Result<()> {
+        let error = |e| self.error(e);
+        let streams: Vec<&Arc<CudaStream>> = [&self.stream].into_iter().chain(&self.others).collect();
+        let mut awaited = vec![false; steps.len()];
+        steps.iter().flat_map(|step| &step.turn.waits).for_each(|&i| awaited[i] = true);
+        let mut events: Vec<Option<CudaEvent>> = Vec::with_capacity(steps.len());
+        let beginning = self.stream.record_event(None).map_err(error)?;
+        let mut joined = vec![false; streams.len()];
+        joined[0] = true;
+        for (step, awaited) in steps.iter().zip(awaited) {
+            let stream = streams[step.turn.stream];
+            if !joined[step.turn.stream] {
+                stream.wait(&beginning).map_err(error)?;
+                joined[step.turn.stream] = true;
+            }
+            for event in step.turn.waits.iter().filter_map(|&i| events[i].as_ref()) {
+                stream.wait(event).map_err(error)?;
+            }
+            for call in step.calls {
+                match call {
+                    Call::Launch(launch) => self.launch_on(stream, launch)?,
+                    Call::Product(both) => self.product_on(stream, &both.0, &both.1)?,
+                }
+            }
+            events.push(if awaited { Some(stream.record_event(None).map_err(error)?) } else { None });
+        }
+        for (stream, _) in streams.iter().zip(joined).skip(1).filter(|(_, joined)| *joined) {
+            self.stream.wait(&stream.record_event(None).map_err(error)?).map_err(error)?;
+        }
+        Ok(())
     }
 
     fn error(&self, e: DriverError) -> Error {
@@ -327,8 +391,7 @@ impl Gpu for CudaGpu {
     }
 
     fn launch(&self, launch: &Launch<usize>) -> Result<()> {
-        let function = self.function(launch.kernel)?;
-        ffi::launch(&self.stream, function, self.base, launch).map_err(|e| self.error(e))
+        self.launch_on(&self.stream, launch)
     }
 
     fn algorithms(&mut self, product: &Product<usize>) -> Vec<Algorithm> {
@@ -350,20 +413,7 @@ impl Gpu for CudaGpu {
     }
 
     fn product(&self, product: &Product<usize>, algorithm: &Algorithm) -> Result<()> {
-        self.context.bind_to_thread().map_err(|e| self.error(e))?;
-        let (stream, base) = (&self.stream, self.base);
-        let missing = || Err("the library was not started".to_owned());
-        let started = match product.library {
-            Library::Cudnn => self
-                .cudnn
-                .as_ref()
-                .map_or_else(missing, |cudnn| cudnn.as_ref()?.product(stream, base, product, algorithm)),
-            Library::CublasLt => self
-                .cublaslt
-                .as_ref()
-                .map_or_else(missing, |lt| lt.as_ref()?.product(stream, base, product, algorithm)),
-        };
-        started.map_err(|reason| Error::Device { device: format!("cuda:{}", self.index), reason })
+        self.product_on(&self.stream, product, algorithm)
     }
 
     fn time(&mut self, calls: &[Call<usize>]) -> Result<Duration> {
@@ -385,8 +435,12 @@ impl Gpu for CudaGpu {
         Ok(best / TIMED_CALLS)
     }
 
-    fn record(&mut self, calls: &[Call<usize>]) -> Result<Option<usize>> {
-        let graph = self.captured(|| calls.iter().try_for_each(|call| self.call(call)))?;
+    fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>> {
+        let streams = steps.iter().map(|step| step.turn.stream + 1).max().unwrap_or(1);
+        while self.others.len() + 1 < streams {
+            self.others.push(self.context.new_stream().map_err(|e| self.error(e))?);
+        }
+        let graph = self.captured(|| self.start(steps))?;
         let Some(graph) = graph else { return Ok(None) };
         self.graphs.push(graph);
         Ok(Some(self.graphs.len() - 1))

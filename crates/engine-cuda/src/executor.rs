@@ -7,10 +7,11 @@
 
 use crate::choice::{Way, Ways};
 use crate::control;
-use crate::gpu::{Arg, Gpu, Launch};
+use crate::gpu::{Arg, Gpu, Launch, Step};
 use crate::library::{Algorithm, Call, Library, Product};
+use crate::schedule::{Access, Turn, schedule};
 use crate::translate::{Choices, Constants, Place, Rows, Work, takes_bf16, translate};
-use ddpm_engine::graph::{Graph, Kind};
+use ddpm_engine::graph::{Graph, Kind, Node};
 use ddpm_engine::keep::store_in_bf16;
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{
@@ -99,7 +100,8 @@ impl Laid {
         let loss = options.update_in_runs.filter(|_| options.gradients.is_some());
         assert!(loss.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let keep = options.keep.iter().copied().chain(loss).collect();
-        let options = PlanOptions { update_in_runs: None, keep, ..options.clone() };
+        let slack = if choices.streams > 1 { choices.slack } else { 0 };
+        let options = PlanOptions { update_in_runs: None, keep, slack, ..options.clone() };
         let plan = Plan::new(graph, &options, &workspaces);
         // Of whatever way is taken.
         let rows_of = |w: &Work| w.alternatives.iter().map(|a| a.rows.len()).fold(w.rows.len(), usize::max);
@@ -122,7 +124,7 @@ impl Laid {
         bytes = (bytes + 256).next_multiple_of(256);
         let workspace = bytes;
         if works.iter().any(|work| !work.alternatives.is_empty()) {
-            bytes += choices.workspace;
+            bytes += choices.workspace * choices.streams;
         }
         if gradients > i32::MAX as usize {
             let reason = "more than 2^31 weights".to_owned();
@@ -160,6 +162,22 @@ impl Laid {
 
     fn byte(&self, number: usize) -> usize {
         self.arena + number * 4
+    }
+
+    /// The turns of a preparation, of all nodes, and of so many updates behind them.
+    fn turns(&self, updates: usize, streams: usize) -> Vec<Turn> {
+        let plan = &self.plan;
+        let all = || Access { reads: Vec::new(), writes: vec![0..usize::MAX] };
+        let of_node = |(i, node): (usize, &Node)| {
+            let places = |t: &[Tensor]| t.iter().map(|&t| plan.place(t)).collect::<Vec<_>>();
+            let (reads, mut writes) = (places(&node.inputs), places(&node.outputs));
+            writes.extend(Some(plan.scratch(i)).filter(|scratch| !scratch.is_empty()));
+            Access { reads, writes }
+        };
+        let mut list = vec![all()];
+        list.extend(plan.graph().nodes().iter().enumerate().map(of_node));
+        list.extend((0..updates).map(|_| all()));
+        schedule(&list, streams)
     }
 
     /// Fills the table of weights of which rows are kept, for the ways that are taken, and gives the call that makes them.
@@ -284,22 +302,34 @@ impl<G: Gpu> GpuExecutor<G> {
             laid.nodes.iter().map(|ways| ways.choose(&mut gpu, choices.libraries)).collect::<Result<_>>()?;
         let rows = laid.prepare(&taken);
         gpu.write(control::BYTES, laid.constants.bytes())?;
-        let nodes: Vec<_> = laid.nodes.iter().zip(taken).map(|(ways, way)| ways.calls(way)).collect();
-        let preparation: Vec<Call<usize>> = rows.iter().cloned().map(Call::from).collect();
-        let all = nodes.concat();
-        let graph = gpu.record(&all)?;
         let updates = laid.updates();
-        let training = match updates.is_empty() {
-            true => None,
-            false => {
-                let updates: Vec<Call<usize>> = updates.iter().cloned().map(Call::from).collect();
-                gpu.record(&[&preparation[..], &all, &updates].concat())?
-            }
-        };
-        let preparation = match preparation.is_empty() {
-            true => None,
-            false => gpu.record(&preparation)?,
-        };
+        let turns = laid.turns(updates.len(), choices.streams);
+        let nodes: Vec<Vec<Call<usize>>> = laid
+            .nodes
+            .iter()
+            .zip(taken)
+            .zip(&turns[1..])
+            .map(|((ways, way), turn)| {
+                let mut calls = ways.calls(way);
+                // Streams do not share what libraries write to.
+                calls.iter_mut().for_each(|call| call.shift_workspace(turn.stream * choices.workspace));
+                calls
+            })
+            .collect();
+        let of_launch = |launch: &Launch<usize>| vec![Call::from(launch.clone())];
+        let mut all: Vec<Vec<Call<usize>>> = vec![rows.iter().flat_map(of_launch).collect()];
+        all.extend(nodes.iter().cloned());
+        all.extend(updates.iter().map(of_launch));
+        let steps: Vec<Step<'_>> =
+            all.iter().zip(&turns).map(|(calls, turn)| Step { calls, turn: turn.clone() }).collect();
+        let training = if updates.is_empty() { None } else { gpu.record(&steps)? };
+        let preparation = if rows.is_none() { None } else { gpu.record(&steps[..1])? };
+        let mut run = steps[1..=nodes.len()].to_vec();
+        for Step { turn, .. } in &mut run {
+            turn.waits.retain(|&i| i > 0);
+            turn.waits.iter_mut().for_each(|i| *i -= 1);
+        }
+        let graph = gpu.record(&run)?;
         let times = vec![(0, Duration::ZERO); laid.nodes.len()];
         let update_times = (0, Duration::ZERO);
         let (profiling, stale) = (false, true);

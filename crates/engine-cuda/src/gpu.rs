@@ -2,6 +2,7 @@
 //! the CPU (`tests/emulator`).
 
 use crate::library::{Algorithm, Call, Product};
+use crate::schedule::Turn;
 use ddpm_engine::{Error, Result};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,15 @@ impl<P: Copy> Launch<P> {
         });
         Launch { kernel: self.kernel, grid: self.grid, block: self.block, args: args.collect() }
     }
+}
+
+/// Calls that run one after the other, and when.
+#[derive(Clone, Debug)]
+pub struct Step<'a> {
+    /// The calls.
+    pub calls: &'a [Call<usize>],
+    /// Counts steps of the same list.
+    pub turn: Turn,
 }
 
 /// A GPU with one piece of memory. Calls are carried out in order; all but [`read`](Self::read) and
@@ -99,10 +109,11 @@ pub trait Gpu: Send {
         Ok(start.elapsed())
     }
 
-    /// Makes one graph of many calls, and gives its number; `None` where there is no such thing.
-    fn record(&mut self, calls: &[Call<usize>]) -> Result<Option<usize>>;
+    /// Makes one graph of many calls, and gives its number; `None` where there is no such thing. Steps run side by side where
+    /// their turns let them.
+    fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>>;
 
-    /// Starts all calls of a graph.
+    /// Starts all calls of a graph, behind whatever was called before.
     fn replay(&self, graph: usize) -> Result<()>;
 
     /// Waits until everything is done.

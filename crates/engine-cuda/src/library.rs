@@ -148,13 +148,22 @@ pub struct Algorithm {
     pub workspace: usize,
 }
 
-/// A call on the GPU's stream.
+/// A call on a stream of the GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Call<Place> {
     /// Of a kernel.
     Launch(Launch<Place>),
     /// Of a library.
     Product(Box<(Product<Place>, Algorithm)>),
+}
+
+impl Call<usize> {
+    /// Lets a library's product have its workspace so many bytes behind.
+    pub fn shift_workspace(&mut self, by: usize) {
+        if let Self::Product(both) = self {
+            both.0.workspace.0 += by;
+        }
+    }
 }
 
 impl<P> From<Launch<P>> for Call<P> {

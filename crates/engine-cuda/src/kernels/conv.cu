@@ -395,6 +395,7 @@ extern "C" __global__ void conv_finish(int count, int m, int rows, int columns, 
     Result result = OF_RESULT(m);
     for (int i = thread_of_grid(); i < m * channels; i += threads_of_grid()) {
         float sum = 0.0f;
+#pragma unroll 4
         for (int part = 0; part < count; part++) sum += parts[part * m * channels + i];
         int place, picture;
         result.row(i / channels, place, picture);

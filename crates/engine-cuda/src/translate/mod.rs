@@ -26,18 +26,30 @@ pub struct Choices {
     pub blocks: usize,
     /// Where factors are of bf16, tensors of so many numbers or more are stored in bf16.
     pub least_bf16: usize,
+    /// Streams, on which nodes run side by side where they do not fill the GPU.
+    pub streams: usize,
+    /// For how many nodes memory is held longer for that ([`PlanOptions::slack`](ddpm_engine::PlanOptions::slack)).
+    pub slack: usize,
     /// Most numbers of attention's scores that are in memory at once, where heads are too wide for registers.
     pub scores: usize,
     /// Whether cuDNN and cuBLASLt make products where they are there.
     pub libraries: Libraries,
-    /// Bytes of their workspace: algorithms that need more are not looked at.
+    /// Bytes of their workspace, for each stream: algorithms that need more are not looked at.
     pub workspace: usize,
 }
 
 impl Default for Choices {
     fn default() -> Self {
-        let (libraries, workspace) = (Libraries::Never, 32 << 20);
-        Self { tf32: false, blocks: 264, least_bf16: 4096, scores: 1 << 25, libraries, workspace }
+        Self {
+            tf32: false,
+            blocks: 264,
+            least_bf16: 4096,
+            streams: 3,
+            slack: 8,
+            scores: 1 << 25,
+            libraries: Libraries::Never,
+            workspace: 32 << 20,
+        }
     }
 }
 

@@ -170,6 +170,20 @@ API cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
     Stream *stream = state().streams.get(handle);
     Event *event = state().events.get(event_handle);
     if (int error = usable(stream)) return error;
+    if (event->capture) {
+        if (!stream->capture) {
+            // The stream joins.
+            if (stream->done < stream->issued) die("a stream with work of its own joins a capture");
+            stream->capture = event->capture;
+            stream->joined = true;
+            stream->invalid = false;
+            stream->capturer = std::this_thread::get_id();
+            stream->tails.clear();
+        }
+        if (stream->capture != event->capture) die("captures meet");
+        stream->tails.insert(stream->tails.end(), event->tails.begin(), event->tails.end());
+        return SUCCESS;
+    }
     if (!event->stream || event->stream->done >= event->at) return SUCCESS;
     if (int error = capturing(stream)) return error;
     Stream *other = event->stream;
@@ -197,7 +211,12 @@ API cuEventRecord(void *handle, void *stream_handle) {
     Event *event = state().events.get(handle);
     Stream *stream = state().streams.get(stream_handle);
     if (int error = usable(stream)) return error;
-    if (int error = capturing(stream)) return error;
+    *event = Event();
+    if (stream->capture) {
+        event->capture = stream->capture;
+        event->tails = stream->tails;
+        return SUCCESS;
+    }
     event->stream = stream;
     event->at = stream->issued;
     return SUCCESS;
@@ -207,6 +226,7 @@ API cuEventSynchronize(void *handle) {
     Lock lock;
     Event *event = state().events.get(handle);
     if (int error = usable()) return error;
+    if (event->capture) return CAPTURE_UNSUPPORTED;
     return event->stream ? wait_for(event->stream, event->at) : (int)SUCCESS;
 }
 
@@ -400,6 +420,8 @@ API cuStreamBeginCapture_v2(void *handle, int) {
     Stream *stream = state().streams.get(handle);
     if (int error = usable(stream)) return error;
     if (stream->capture) return ILLEGAL_STATE;
+    stream->tails.clear();
+    stream->joined = false;
     stream->capture = state().graphs.make(Graph());
     stream->invalid = false;
     stream->capturer = std::this_thread::get_id();
@@ -413,11 +435,27 @@ API cuStreamEndCapture(void *handle, Graph **out) {
     if (int error = usable(stream)) return error;
     if (!stream->capture) return ILLEGAL_STATE;
     if (stream->capturer != std::this_thread::get_id()) return CAPTURE_WRONG_THREAD;
+    if (stream->joined) return CAPTURE_UNMATCHED;
     Graph *graph = stream->capture;
-    stream->capture = 0;
-    if (stream->invalid) {
+    bool invalid = false;
+    // Everything must be before the end of this stream.
+    std::vector<bool> before(graph->nodes.size());
+    for (size_t i : stream->tails) before[i] = true;
+    for (size_t i = graph->nodes.size(); i-- > 0;)
+        if (before[i])
+            for (size_t j : graph->nodes[i].behind) before[j] = true;
+    bool unjoined = std::find(before.begin(), before.end(), false) != before.end();
+    for (Stream *s : state().streams.there)
+        if (s->capture == graph) {
+            invalid = invalid || s->invalid;
+            if (s != stream) count("joined");
+            s->capture = 0;
+        }
+    for (Event *e : state().events.there)
+        if (e->capture == graph) *e = Event();
+    if (invalid || unjoined) {
         state().graphs.destroy(graph);
-        return CAPTURE_INVALIDATED;
+        return invalid ? CAPTURE_INVALIDATED : CAPTURE_UNJOINED;
     }
     count("captures");
     *out = graph;
@@ -451,11 +489,29 @@ API cuGraphLaunch(void *handle, void *stream_handle) {
     Stream *stream = state().streams.get(stream_handle);
     if (int error = usable(stream)) return error;
     count("graph_launches");
-    for (const Work &node : exec->nodes)
+    // In an order that the edges allow, another one each time.
+    static uint32_t random = 1;
+    size_t count = exec->nodes.size();
+    std::vector<std::vector<size_t>> readers(count);
+    std::vector<size_t> missing(count), ready;
+    for (size_t i = 0; i < count; i++) {
+        missing[i] = exec->nodes[i].behind.size();
+        for (size_t j : exec->nodes[i].behind) readers[j].push_back(i);
+        if (!missing[i]) ready.push_back(i);
+    }
+    while (!ready.empty()) {
+        random = random * 1664525 + 1013904223;
+        std::swap(ready[(random >> 8) % ready.size()], ready.back());
+        size_t next = ready.back();
+        ready.pop_back();
+        Work node = exec->nodes[next].work;
         if (int error = enqueue(stream, [=] {
                 if (!stream->device->lost) node();
             }))
             return error;
+        for (size_t i : readers[next])
+            if (--missing[i] == 0) ready.push_back(i);
+    }
     return SUCCESS;
 }
 

@@ -4,13 +4,16 @@
 mod build;
 mod products;
 
+use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{Error, Result};
-use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch};
+use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch, Step};
 use ddpm_engine_cuda::library::{Algorithm, Call, Product};
+use ddpm_engine_cuda::schedule::Turn;
 use ddpm_engine_cuda::source::SOURCES;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 struct Pipes {
     child: Child,
@@ -31,7 +34,8 @@ pub enum Order {
 pub struct Emulator {
     pipes: Mutex<Pipes>,
     /// What was recorded.
-    graphs: Vec<Vec<Call<usize>>>,
+    graphs: Vec<Vec<(Vec<Call<usize>>, Turn)>>,
+    replays: AtomicU32,
     /// Whether it has libraries, which make every product.
     pub libraries: bool,
 }
@@ -52,7 +56,12 @@ impl Emulator {
             .expect("the emulator starts");
         let to = BufWriter::new(child.stdin.take().expect("piped"));
         let from = BufReader::new(child.stdout.take().expect("piped"));
-        Some(Self { pipes: Mutex::new(Pipes { child, to, from }), graphs: Vec::new(), libraries: false })
+        Some(Self {
+            pipes: Mutex::new(Pipes { child, to, from }),
+            graphs: Vec::new(),
+            replays: AtomicU32::new(0),
+            libraries: false,
+        })
     }
 
     /// Sends a command and takes the answer, then `out` numbers of what was asked for.
@@ -151,13 +160,29 @@ impl Gpu for Emulator {
         products::make(self, product)
     }
 
-    fn record(&mut self, calls: &[Call<usize>]) -> Result<Option<usize>> {
-        self.graphs.push(calls.to_vec());
+    fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>> {
+        self.graphs.push(steps.iter().map(|step| (step.calls.to_vec(), step.turn.clone())).collect());
         Ok(Some(self.graphs.len() - 1))
     }
 
+    /// In an order that streams and waits allow, another one each time.
     fn replay(&self, graph: usize) -> Result<()> {
-        self.graphs[graph].iter().try_for_each(|call| self.call(call))
+        let steps = &self.graphs[graph];
+        let round = self.replays.fetch_add(1, Ordering::Relaxed);
+        let mut words = Stream::new(u64::from(round), Purpose::Test, 0, 0).words();
+        let mut left: Vec<usize> = (0..steps.len()).collect();
+        while !left.is_empty() {
+            let (done, of_stream) = (|i: &usize| !left.contains(i), |i: usize| steps[i].1.stream);
+            let can = |&i: &usize| {
+                let first = left.iter().all(|&j| j >= i || of_stream(j) != of_stream(i));
+                first && steps[i].1.waits.iter().all(done)
+            };
+            let ready: Vec<usize> = left.iter().copied().filter(can).collect();
+            let next = ready[below(words.next().expect("endless"), ready.len() as u32) as usize];
+            steps[next].0.iter().try_for_each(|call| self.call(call))?;
+            left.retain(|&i| i != next);
+        }
+        Ok(())
     }
 
     fn finish(&self) -> Result<()> {

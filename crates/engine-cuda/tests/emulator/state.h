@@ -37,6 +37,8 @@ enum {
     CONTEXT_IS_DESTROYED = 709,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
+    CAPTURE_UNMATCHED = 903,
+    CAPTURE_UNJOINED = 904,
     CAPTURE_WRONG_THREAD = 908,
 };
 
@@ -65,20 +67,29 @@ struct Pinned {
     int copies; // that are still to be made from it or to it
 };
 
+// A call with the numbers of those that it waits for.
+struct Node {
+    Work work;
+    std::vector<size_t> behind;
+};
+
 struct Graph {
-    std::vector<Work> nodes;
+    std::vector<Node> nodes;
 };
 
 struct GraphExec {
     Device *device;
-    std::vector<Work> nodes;
+    std::vector<Node> nodes;
 };
 
 struct Stream {
     Device *device;
     std::deque<Work> queue;
     uint64_t issued = 0, done = 0;
+    // The graph that is recorded, whether by an event of another stream, and the nodes that the next one waits for.
     Graph *capture = 0;
+    bool joined = false;
+    std::vector<size_t> tails;
     bool invalid = false;
     std::thread::id capturer;
 };
@@ -86,6 +97,8 @@ struct Stream {
 struct Event {
     Stream *stream = 0; // null: nothing is to be waited for
     uint64_t at = 0;
+    Graph *capture = 0; // it was recorded in this one
+    std::vector<size_t> tails;
 };
 
 struct Module;
@@ -207,7 +220,8 @@ int captured_here() {
 int enqueue(Stream *stream, Work work) {
     if (stream->capture) {
         if (stream->invalid) return CAPTURE_INVALIDATED;
-        stream->capture->nodes.push_back(std::move(work));
+        stream->capture->nodes.push_back({std::move(work), stream->tails});
+        stream->tails = {stream->capture->nodes.size() - 1};
         return SUCCESS;
     }
     stream->queue.push_back(std::move(work));
