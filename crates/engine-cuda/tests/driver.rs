@@ -1,6 +1,8 @@
 //! The GPU by NVIDIA's driver (`driver.rs`, `ffi.rs`, `compile.rs`, `probe.rs`), with a stand-in for the driver and NVRTC
 //! whose kernels are emulated. Skipped, with a line, where there is no C++ compiler.
 
+#[path = "libraries/by_driver.rs"]
+mod libraries;
 mod networks;
 mod stand_in;
 mod table;

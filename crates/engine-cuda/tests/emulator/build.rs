@@ -42,6 +42,7 @@ fn files() -> Vec<(&'static str, String)> {
         ("pipes.cpp", include_str!("pipes.cpp").to_owned()),
         ("state.h", include_str!("state.h").to_owned()),
         ("nvrtc.h", include_str!("nvrtc.h").to_owned()),
+        ("libraries.h", include_str!("libraries.h").to_owned()),
         ("driver.cpp", include_str!("driver.cpp").to_owned()),
     ]
 }

@@ -1,4 +1,4 @@
-// A stand-in for NVIDIA's driver and NVRTC: one library that has the functions which cudarc calls, with the kernels run by
+// A stand-in for NVIDIA's driver, NVRTC, cuDNN and cuBLASLt: one library that has the functions which cudarc calls, with the kernels run by
 // the emulated GPU. What a GPU does by itself (kernels, copies from pinned memory, stream-ordered frees) is put off for as
 // long as CUDA allows, until somebody waits for it, so that a missing wait gives wrong numbers. What no program may do
 // (use what was freed or destroyed, free twice, pass wild pointers) ends the process with a message. What a driver
@@ -17,6 +17,7 @@
 //               pinned, module, init, retain. After launch or sync the GPU is lost.
 //   ORDER       "backwards": threads of a block run from the last on
 //   REPORT      a file, for counts and for what was not given back when the process ends
+#include "libraries.h"
 #include "nvrtc.h"
 #include "state.h"
 
@@ -535,7 +536,8 @@ __attribute__((destructor)) static void report() {
                                                                                 {"modules", s.modules.there.size()},
                                                                                 {"graphs", s.graphs.there.size()},
                                                                                 {"execs", s.execs.there.size()},
-                                                                                {"programs", s.programs.there.size()}})
+                                                                                {"programs", s.programs.there.size()},
+                                                                                {"library_objects", things().there.size()}})
         fprintf(file, "left_%s %zu\n", what, n);
     fclose(file);
 }

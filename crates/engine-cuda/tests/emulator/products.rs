@@ -38,7 +38,7 @@ pub fn make(gpu: &dyn Gpu, p: &Product<usize>) -> Result<()> {
     assert!(p.library == Library::CublasLt || p.half_result == half, "cuDNN's tensors have one format");
     assert!(half || !p.half_result);
     for at in [p.x, p.w, p.y].into_iter().chain(p.bias).chain(p.residual) {
-        assert_eq!(at % 64 & !1, 0, "a tensor that does not begin at a multiple of 64 bytes");
+        assert_eq!((at % 64) & !1, 0, "a tensor that does not begin at a multiple of 64 bytes");
     }
     let x_len = g.n * g.input.0 * g.input.1 * g.cin;
     let y_len = g.n * g.output.0 * g.output.1 * g.cout;
