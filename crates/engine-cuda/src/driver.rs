@@ -119,6 +119,8 @@ struct CudaGpu {
     pinned: Mutex<HashMap<usize, Pinned>>,
     base: u64,
     graphs: Vec<ffi::Graph>,
+    /// What was started before the last [`pace`](Gpu::pace).
+    paced: Mutex<Option<CudaEvent>>,
 }
 
 impl CudaGpu {
@@ -138,7 +140,8 @@ impl CudaGpu {
             return Err(Error::Device { device: format!("cuda:{index}"), reason });
         }
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
-        Ok(Self { index, context, stream, functions, memory: None, pinned, base: 0, graphs })
+        let paced = Mutex::default();
+        Ok(Self { index, context, stream, functions, memory: None, pinned, base: 0, graphs, paced })
     }
 
     fn error(&self, e: DriverError) -> Error {
@@ -284,5 +287,17 @@ impl Gpu for CudaGpu {
 
     fn finish(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| self.error(e))
+    }
+
+    fn pace(&self) -> Result<()> {
+        let mut paced = self.paced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = &*paced {
+            before.synchronize().map_err(|e| self.error(e))?;
+            return before.record(&self.stream).map_err(|e| self.error(e));
+        }
+        let event = self.context.new_event(None).map_err(|e| self.error(e))?;
+        event.record(&self.stream).map_err(|e| self.error(e))?;
+        *paced = Some(event);
+        Ok(())
     }
 }

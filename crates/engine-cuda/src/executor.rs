@@ -8,11 +8,12 @@
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch};
 use crate::translate::{Choices, Constants, Place, translate};
+use crate::vectors;
 use ddpm_engine::graph::{Graph, Kind};
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{
-    AdamStep, Draws, Error, Executor, Footprint, NodeTime, Plan, PlanOptions, Region, Result, Tensor,
-    TrainingRun,
+    AdamStep, Draws, Error, Executor, Footprint, NodeTime, Plan, PlanOptions, PlanVectors, Region, Result,
+    Tensor, TrainingRun,
 };
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -34,6 +35,7 @@ struct Laid {
     /// Where the arena begins, and where the parts of the gradients' norm do.
     arena: usize,
     parts: usize,
+    vectors: vectors::Laid,
     bytes: usize,
 }
 
@@ -55,7 +57,8 @@ impl Laid {
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
         let parts = (arena + plan.arena_len() * 4).next_multiple_of(256);
         let gradients = plan.region(Region::Gradients).len();
-        let bytes = parts + gradients.div_ceil(PART) * 8 + 256;
+        let vectors = vectors::Laid::new(options.vectors, parts + gradients.div_ceil(PART) * 8 + 256)?;
+        let bytes = vectors.end();
         if gradients > i32::MAX as usize {
             let reason = "more than 2^31 weights".to_owned();
             return Err(Error::Device { device: "cuda".to_owned(), reason });
@@ -73,7 +76,7 @@ impl Laid {
             work.launches.iter().map(|l| l.placed(place)).collect()
         });
         let nodes = nodes.collect();
-        Ok(Self { plan, constants, nodes, loss, arena, parts, bytes })
+        Ok(Self { plan, constants, nodes, loss, arena, parts, vectors, bytes })
     }
 
     fn byte(&self, number: usize) -> usize {
@@ -143,6 +146,8 @@ pub struct GpuExecutor<G> {
     /// The graphs of a run and of a training run.
     graph: Option<usize>,
     training: Option<usize>,
+    /// What the control block has, where that is known: a sampler's runs draw nothing, and are not told so again.
+    told: Option<Draws>,
     profiling: bool,
     times: Vec<(u64, Duration)>,
     /// Training runs that were profiled, and the time of their updates.
@@ -162,6 +167,9 @@ impl<G: Gpu> GpuExecutor<G> {
         if options.gradients.is_some() {
             kernels.extend(["copy", "add", "square_parts", "squared_norm", "hold", "adam"]);
         }
+        if laid.vectors.any() {
+            kernels.extend(vectors::KERNELS);
+        }
         kernels.sort_unstable();
         kernels.dedup();
         gpu.reserve(laid.bytes)?;
@@ -175,7 +183,8 @@ impl<G: Gpu> GpuExecutor<G> {
         };
         let times = vec![(0, Duration::ZERO); laid.nodes.len()];
         let update_times = (0, Duration::ZERO);
-        Ok(Self { gpu, laid, updates, graph, training, profiling: false, times, update_times })
+        let (told, profiling) = (None, false);
+        Ok(Self { gpu, laid, updates, graph, training, told, profiling, times, update_times })
     }
 
     /// The kernel calls of each node, in the plan's order.
@@ -185,6 +194,20 @@ impl<G: Gpu> GpuExecutor<G> {
 
     fn byte(&self, number: usize) -> usize {
         self.laid.byte(number)
+    }
+
+    pub(crate) fn gpu(&self) -> &G {
+        &self.gpu
+    }
+
+    pub(crate) fn vectors_laid(&self) -> vectors::Laid {
+        self.laid.vectors
+    }
+
+    /// Where a tensor lies in the GPU's memory.
+    pub(crate) fn tensor_bytes(&self, t: Tensor) -> Range<usize> {
+        let place = self.laid.plan.place(t);
+        self.byte(place.start)..self.byte(place.end)
     }
 
     fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
@@ -288,7 +311,11 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
     }
 
     fn run(&mut self, draws: Draws) -> Result<()> {
-        self.gpu.write(0, bytemuck::bytes_of(&control::draws(draws)))?;
+        if self.told != Some(draws) {
+            self.told = None;
+            self.gpu.write(0, bytemuck::bytes_of(&control::draws(draws)))?;
+            self.told = Some(draws);
+        }
         if let (Some(graph), false) = (self.graph, self.profiling) {
             return self.gpu.replay(graph);
         }
@@ -305,6 +332,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
                 "the plan was not made to update weights within its runs".to_owned(),
             ));
         }
+        self.told = None;
         self.gpu.write(0, bytemuck::bytes_of(&control::training(draws, step)))?;
         if let (Some(graph), false) = (self.training, self.profiling) {
             self.gpu.replay(graph)?;
@@ -358,6 +386,10 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         }
         self.gpu.write(control::ADAM, bytemuck::bytes_of(&control::adam(step)))?;
         self.gpu.launch(&self.laid.adam(&gradients))
+    }
+
+    fn vectors(&mut self) -> Option<&mut dyn PlanVectors> {
+        if self.laid.vectors.any() { Some(self) } else { None }
     }
 
     fn set_profiling(&mut self, on: bool) {

@@ -53,7 +53,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 22] = [
+pub const SOURCES: [Source; 23] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -83,7 +83,27 @@ pub const SOURCES: [Source; 22] = [
         name: "draws.cu",
         text: include_str!("kernels/draws.cu"),
         define: None,
-        kernels: &["draw_normal", "draw_timestep", "q_sample", "embedding", "lookup", "lookup_grad"],
+        kernels: &[
+            "draw_normal",
+            "vector_normal",
+            "draw_timestep",
+            "q_sample",
+            "embedding",
+            "lookup",
+            "lookup_grad",
+        ],
+    },
+    Source {
+        name: "sampler.cu",
+        text: include_str!("kernels/sampler.cu"),
+        define: None,
+        kernels: &[
+            "vector_mix",
+            "vector_deviate",
+            "vector_extrapolate",
+            "vector_clip",
+            "vector_clip_dynamic",
+        ],
     },
     Source {
         name: "resample.cu",

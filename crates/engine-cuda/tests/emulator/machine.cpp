@@ -176,7 +176,7 @@ void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma(d, a, b
 namespace {
 
 struct Argument {
-    char kind; // p, i, u, f
+    char kind; // p, i, u, f, d
     uint64_t bits;
 };
 
@@ -186,6 +186,7 @@ size_t memory_len;
 template <class T> char kind_of() {
     if (std::is_pointer<T>::value) return 'p';
     if (std::is_same<T, float>::value) return 'f';
+    if (std::is_same<T, double>::value) return 'd';
     return std::is_same<T, unsigned>::value ? 'u' : 'i';
 }
 
