@@ -409,7 +409,8 @@ impl Model {
     pub(crate) fn tell_labels(&mut self, told: bool) -> Result<()> {
         let t = self.label()?;
         let vectors = self.plan_vectors()?;
-        Ok(if told { vectors.give(t, LABELS)? } else { vectors.fill(t, NO_CLASS)? })
+        let set = if told { vectors.give(t, LABELS) } else { vectors.fill(t, NO_CLASS) };
+        Ok(set?)
     }
 
     /// The vectors beside the network, which only some devices have.

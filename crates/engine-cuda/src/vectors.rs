@@ -42,7 +42,9 @@ impl Laid {
     /// [`Error::Device`] for more numbers than the kernels count.
     pub fn new(wanted: Option<VectorsOf>, end: usize) -> Result<Self> {
         let from = end.next_multiple_of(256);
-        let Some(VectorsOf { count, shape }) = wanted else { return Ok(Self { from: end, ..Self::default() }) };
+        let Some(VectorsOf { count, shape }) = wanted else {
+            return Ok(Self { from: end, ..Self::default() });
+        };
         let pictures = shape.dims().first().copied().unwrap_or(1);
         // Threads count on beyond the last number by as many as there are.
         if shape.len() > i32::MAX as usize - THREADS * MOST_BLOCKS {
@@ -147,8 +149,7 @@ impl<G: Gpu> Vectors for GpuExecutor<G> {
 
     fn deviate(&mut self, z: Vector, v: Vector, [small, large]: [f64; 2]) -> Result<()> {
         let laid = self.vectors_laid();
-        let args =
-            vec![laid.arg(z), laid.arg(v), int(laid.len()), Arg::Double(small), Arg::Double(large)];
+        let args = vec![laid.arg(z), laid.arg(v), int(laid.len()), Arg::Double(small), Arg::Double(large)];
         self.gpu().launch(&each("vector_deviate", laid.len(), args))
     }
 

@@ -12,8 +12,8 @@ mod training;
 use cases::{Golden, run_case};
 use ddpm_engine::{Arithmetic, Device, Executor, Factors, Footprint, Graph, PlanOptions, Result};
 use ddpm_engine_cuda::gpu::{Gpu, Launch};
-use ddpm_engine_cuda::{GpuExecutor, executor};
 use ddpm_engine_cuda::translate::Choices;
+use ddpm_engine_cuda::{GpuExecutor, executor};
 use emulator::{Emulator, Order};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,14 +22,11 @@ use table::agree;
 /// Few blocks fill the emulated GPU, so that small products are not cut into parts of k.
 const FEW: Choices = Choices { tf32: false, blocks: 1 };
 
-fn make(choices: Choices) -> impl Fn(ddpm_engine::Graph, &PlanOptions) -> Box<dyn Executor> {
+fn make(choices: Choices) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
     in_order(choices, Order::Forwards)
 }
 
-fn in_order(
-    choices: Choices,
-    order: Order,
-) -> impl Fn(ddpm_engine::Graph, &PlanOptions) -> Box<dyn Executor> {
+fn in_order(choices: Choices, order: Order) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
     move |graph, options| {
         let gpu = Emulator::with(order).expect("the caller has looked");
         Box::new(GpuExecutor::new(gpu, graph, options, choices).expect("an executor"))

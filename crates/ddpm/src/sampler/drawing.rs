@@ -1,7 +1,7 @@
 //! What all samplers do: ask the network, hold the expected picture within bounds, add vectors.
 
-use super::vectors::{HostVectors, OUTPUT, Resident, VARIANCE};
 pub(crate) use super::vectors::{EPS, X, X_0, Z, own};
+use super::vectors::{HostVectors, OUTPUT, Resident, VARIANCE};
 use super::{SampleStep, Seeds, Shown};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -146,8 +146,7 @@ impl<'a> Drawing<'a> {
         }
         match &mut self.place {
             Place::Host(denoiser, vectors) => {
-                vectors
-                    .change(OUTPUT, |output, all| denoiser.predict(all.numbers(X), level.t, output))?;
+                vectors.change(OUTPUT, |output, all| denoiser.predict(all.numbers(X), level.t, output))?;
             }
             Place::Device(network) => network.predict_vector(X, level.t, OUTPUT)?,
         }
@@ -166,10 +165,11 @@ impl<'a> Drawing<'a> {
     /// What x and the network's output mean, by the terms of [`Prediction`].
     fn meant(&mut self, to: Vector, [of_x, of_output, divisor]: [f64; 3]) -> Result<()> {
         let vectors = self.place.vectors()?;
-        Ok(match of_x {
-            0.0 => vectors.copy(to, OUTPUT)?,
-            _ => vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor)?,
-        })
+        let made = match of_x {
+            0.0 => vectors.copy(to, OUTPUT),
+            _ => vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor),
+        };
+        Ok(made?)
     }
 
     /// Makes [`EPS`] what is left of [`X`] beside [`X_0`], which a threshold may have changed.

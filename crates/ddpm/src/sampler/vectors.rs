@@ -78,12 +78,12 @@ impl Prediction {
 pub(super) struct HostVectors {
     len: usize,
     picture: usize,
-    all: [Vec<f32>; VECTORS],
+    all: Vec<Vec<f32>>,
 }
 
 impl HostVectors {
     pub fn new(batch: usize, picture: usize) -> Self {
-        Self { len: batch * picture, picture, all: Default::default() }
+        Self { len: batch * picture, picture, all: vec![Vec::new(); VECTORS] }
     }
 
     /// The numbers of a vector that was written.

@@ -10,7 +10,7 @@ use ddpm::guidance::{Guidance, Guided};
 use ddpm::model::Model;
 use ddpm::nets::{Builder, ConvLayer, Inputs, Network};
 use ddpm::process::Prediction;
-use ddpm::sampler::{Levels, Options, SAMPLERS, SampleStep, Sampler, Seeds, Spacing, Threshold, Variance, find};
+use ddpm::sampler::{Levels, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance, find};
 use ddpm::schedule::Schedule;
 use ddpm_engine::ops::{DrawNormal, SinusoidalEmbedding};
 use ddpm_engine::rng::Purpose;
@@ -68,7 +68,8 @@ fn schedule() -> Schedule {
 }
 
 fn model(device: &dyn Device, net: &Tiny, prediction: Prediction) -> Model {
-    let mut model = Model::on(device, net, SHAPE, Arithmetic::default()).expect("a model").predicting(prediction);
+    let mut model =
+        Model::on(device, net, SHAPE, Arithmetic::default()).expect("a model").predicting(prediction);
     model.set_first_weights(3).expect("weights");
     model
 }
@@ -125,7 +126,10 @@ fn compare(what: &str, denoiser: &mut dyn Denoiser, go: Go<'_>) {
         let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
         assert!(largest.is_finite() && largest > 0.0, "{what}: batch {i} says nothing");
         let worst = got.iter().zip(want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
-        assert!(worst <= TOLERANCE * largest && !got.iter().any(|g| g.is_nan()), "{what}: batch {i} off by {worst:e}");
+        assert!(
+            worst <= TOLERANCE * largest && !got.iter().any(|g| g.is_nan()),
+            "{what}: batch {i} off by {worst:e}"
+        );
     }
 }
 
@@ -142,8 +146,13 @@ pub fn every_sampler(device: &dyn Device) {
         for j in 0..if sampler.name == "ddim" { 3 } else { 1 } {
             let threshold = thresholds[(i + j) % 3];
             let eta = sampler.eta.map(|_| 0.7);
-            let options =
-                Options { sampler, steps: Some(STEPS), threshold: Some(threshold), eta, ..Options::default() };
+            let options = Options {
+                sampler,
+                steps: Some(STEPS),
+                threshold: Some(threshold),
+                eta,
+                ..Options::default()
+            };
             let model = &mut models[(i + i / 3 + j) % 3];
             let what = format!("{} with {} and {}", sampler.name, threshold.name(), model.prediction());
             compare_options(&what, model, options);
