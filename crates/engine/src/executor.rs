@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::plan::{Plan, PlanOptions, Region};
+use crate::vectors::PlanVectors;
 pub use ddpm_kernels::elementwise::AdamStep;
 use std::time::Duration;
 
@@ -174,6 +175,12 @@ pub trait Executor: Send {
     /// Moves the weights along the gradients of the last run, or along their sum where the plan accumulates, and their
     /// average after them.
     fn update(&mut self, step: &AdamStep) -> Result<()>;
+
+    /// The [vectors](PlanOptions::vectors) beside the plan, where they were asked for and it computes with them by itself: where
+    /// tensors are not in the host's memory.
+    fn vectors(&mut self) -> Option<&mut dyn PlanVectors> {
+        None
+    }
 
     /// Starts or stops taking the time of each node; starting forgets earlier times.
     fn set_profiling(&mut self, on: bool);
