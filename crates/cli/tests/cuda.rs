@@ -18,6 +18,7 @@ const STEPS: u64 = 8;
 fn with_gpu(place: &Place, folder: &Path, settings: &[(&str, &str)], args: &[String]) -> Done {
     let mut command = place.command(args);
     command.env("LD_LIBRARY_PATH", folder).env("FAKE_CUDA_REPORT", place.path("report"));
+    command.env("DDPM_KERNEL_CACHE", place.path("kernels"));
     command.envs(settings.iter().map(|(name, value)| (format!("FAKE_CUDA_{name}"), value)));
     command.output().unwrap().into()
 }

@@ -5,7 +5,7 @@
 //! - [`schedule`] says which nodes wait for which;
 //! - [`executor`] lays a plan out in one piece of memory and runs it on a [`gpu`];
 //! - `vectors` is what samplers do between two runs, in that memory too;
-//! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler; both libraries are looked for when the program runs;
+//! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler, whose work a `cache` keeps; both libraries are looked for when the program runs;
 //! - [`library`] describes products that cuDNN and cuBLASLt may make in place of kernels, where they are there; `choice` times
 //!   both;
 //! - [`probe`] says what is there.
@@ -14,6 +14,7 @@
 //! all of it is tested without a GPU. `docs/cuda.md` says what that cannot show.
 #![deny(unsafe_code)]
 
+mod cache;
 mod choice;
 pub mod compile;
 pub mod control;

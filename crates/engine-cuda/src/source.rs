@@ -61,8 +61,36 @@ macro_rules! attention_bf16 {
     };
 }
 
+/// The convolutions of an arithmetic and a tile: they take the compiler long as well.
+macro_rules! conv {
+    ($math:literal, $tile:literal) => {
+        Source {
+            name: concat!("conv.cu (", $math, ", ", $tile, ")"),
+            text: CONV,
+            define: Some(concat!("CONV_", $math, "_", $tile)),
+            kernels: &[
+                concat!("conv_", $math, "_", $tile),
+                concat!("conv_transposed_", $math, "_", $tile),
+                concat!("conv_weights_", $math, "_", $tile),
+            ],
+        }
+    };
+}
+
+/// Those of tensors in bf16.
+macro_rules! conv_half {
+    ($tile:literal) => {
+        Source {
+            name: concat!("conv_half.cu (", $tile, ")"),
+            text: CONV_HALF,
+            define: Some(concat!("CONV_HALF_", $tile)),
+            kernels: &[concat!("conv_half_", $tile), concat!("conv_half_weights_", $tile)],
+        }
+    };
+}
+
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 26] = [
+pub const SOURCES: [Source; 32] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -190,57 +218,20 @@ pub const SOURCES: [Source; 26] = [
     attention_bf16!(32),
     attention_bf16!(64),
     attention_bf16!(128),
+    conv!("f32", 64),
+    conv!("f32", 128),
+    conv!("tf32", 64),
+    conv!("tf32", 128),
+    conv!("bf16", 64),
+    conv!("bf16", 128),
+    Source { name: "conv.cu (parts)", text: CONV, define: Some("CONV_FINISH"), kernels: &["conv_finish"] },
+    conv_half!(64),
+    conv_half!(128),
     Source {
-        name: "conv.cu",
-        text: CONV,
-        define: Some("CONV_F32"),
-        kernels: &[
-            "conv_f32_64",
-            "conv_f32_128",
-            "conv_transposed_f32_64",
-            "conv_transposed_f32_128",
-            "conv_weights_f32_64",
-            "conv_weights_f32_128",
-            "conv_finish",
-        ],
-    },
-    Source {
-        name: "conv.cu (tf32)",
-        text: CONV,
-        define: Some("CONV_TF32"),
-        kernels: &[
-            "conv_tf32_64",
-            "conv_tf32_128",
-            "conv_transposed_tf32_64",
-            "conv_transposed_tf32_128",
-            "conv_weights_tf32_64",
-            "conv_weights_tf32_128",
-        ],
-    },
-    Source {
-        name: "conv.cu (bf16)",
-        text: CONV,
-        define: Some("CONV_BF16"),
-        kernels: &[
-            "conv_bf16_64",
-            "conv_bf16_128",
-            "conv_transposed_bf16_64",
-            "conv_transposed_bf16_128",
-            "conv_weights_bf16_64",
-            "conv_weights_bf16_128",
-        ],
-    },
-    Source {
-        name: "conv_half.cu",
+        name: "conv_half.cu (weights)",
         text: CONV_HALF,
-        define: None,
-        kernels: &[
-            "conv_half_64",
-            "conv_half_128",
-            "conv_half_weights_64",
-            "conv_half_weights_128",
-            "weight_rows",
-        ],
+        define: Some("WEIGHT_ROWS"),
+        kernels: &["weight_rows"],
     },
     Source {
         name: "attention_wide.cu",

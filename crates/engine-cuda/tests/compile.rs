@@ -1,7 +1,7 @@
 //! Every source through NVIDIA's own compiler and assembler, for Ampere and Hopper. Needs NVRTC, which needs no GPU:
 //! `tools/check_cuda_kernels.sh` fetches it. Skipped, with a line, where it is not found.
 
-use ddpm_engine_cuda::compile::{available, compile};
+use ddpm_engine_cuda::compile::{available, compile_anew};
 use ddpm_engine_cuda::source::SOURCES;
 
 const CAPABILITIES: [(i32, i32); 2] = [(8, 0), (9, 0)];
@@ -16,7 +16,7 @@ fn all_sources_compile_and_have_their_kernels() {
         for capability in CAPABILITIES {
             scope.spawn(move || {
                 for source in &SOURCES {
-                    let code = compile(source, capability).unwrap_or_else(|e| panic!("{e}"));
+                    let code = compile_anew(source, capability).unwrap_or_else(|e| panic!("{e}"));
                     let has = |name: &str| code.windows(name.len()).any(|w| w == name.as_bytes());
                     for kernel in source.kernels {
                         assert!(has(&format!(".text.{kernel}\0")), "{}: {kernel}", source.name);
@@ -34,7 +34,7 @@ fn errors_of_the_compiler_are_told() {
         println!("skipped: {reason}");
         return;
     }
-    let error = compile(&SOURCES[0], (1, 0)).expect_err("no such GPU");
+    let error = compile_anew(&SOURCES[0], (1, 0)).expect_err("no such GPU");
     assert!(error.contains("pointwise.cu") && error.contains("1.0"), "{error}");
 }
 

@@ -48,6 +48,31 @@ fn operations_agree_with_the_cpu() {
 }
 
 #[test]
+fn kernels_are_compiled_once_for_all_starts() {
+    let folder = std::env::temp_dir().join(format!("ddpm-cache-{}", std::process::id()));
+    let cache = folder.to_str().expect("plain letters");
+    let mut compiled = Vec::new();
+    for scenario in ["first", "second", "damaged"] {
+        if scenario == "damaged" && !compiled.is_empty() {
+            let mut files = std::fs::read_dir(&folder).expect("the folder");
+            let file = files.next().expect("a file").expect("its name").path();
+            std::fs::write(file, "no code").expect("written");
+        }
+        let test = "kernels_are_compiled_once_for_all_starts";
+        let report = apart(test, scenario, ALL, &[("CACHE", cache)], || {
+            let small = Small::new();
+            small.agree(&mut *small.on_gpu().expect("an executor"), 1);
+        });
+        compiled.extend(report.map(|report| report.of("compiled")));
+    }
+    if compiled.is_empty() {
+        return;
+    }
+    std::fs::remove_dir_all(&folder).expect("the folder");
+    assert!(compiled[0] > 1 && compiled[1..] == [0, 1], "{compiled:?}");
+}
+
+#[test]
 fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
     let test = "training_steps_agree_with_the_cpu_and_repeat_to_the_bit";
     for (scenario, settings) in

@@ -386,10 +386,26 @@ __device__ __forceinline__ void product(A a, B b, const Result &result, int k_fi
         product<MATH, TILE>(a, b, of_weights(dw, parts, m, channels), k_first, k_end);                                   \
     }
 
-#ifdef CONV_F32
+#ifdef CONV_f32_64
 KERNELS(0, 64, f32_64, Floats)
+#endif
+#ifdef CONV_f32_128
 KERNELS(0, 128, f32_128, Floats)
+#endif
+#ifdef CONV_tf32_64
+KERNELS(1, 64, tf32_64, Floats)
+#endif
+#ifdef CONV_tf32_128
+KERNELS(1, 128, tf32_128, Floats)
+#endif
+#ifdef CONV_bf16_64
+KERNELS(2, 64, bf16_64, In)
+#endif
+#ifdef CONV_bf16_128
+KERNELS(2, 128, bf16_128, In)
+#endif
 
+#ifdef CONV_FINISH
 // Adds the parts of k in order, and what belongs to the result.
 extern "C" __global__ void conv_finish(int count, int m, int rows, int columns, RESULT) {
     Result result = OF_RESULT(m);
@@ -402,12 +418,4 @@ extern "C" __global__ void conv_finish(int count, int m, int rows, int columns, 
         y.set(place + i % channels, result.finished(sum, place, picture, i % channels));
     }
 }
-#endif
-#ifdef CONV_TF32
-KERNELS(1, 64, tf32_64, Floats)
-KERNELS(1, 128, tf32_128, Floats)
-#endif
-#ifdef CONV_BF16
-KERNELS(2, 64, bf16_64, In)
-KERNELS(2, 128, bf16_128, In)
 #endif

@@ -172,8 +172,14 @@ template <int SIDE> struct MatrixColumns {
         product_half<SIDE>(a, b, of_weights(dw, parts, m, channels), ceil_div(k_end - k_first, DEPTH));                  \
     }
 
+#ifdef CONV_HALF_64
 HALF_KERNELS(64)
+#endif
+#ifdef CONV_HALF_128
 HALF_KERNELS(128)
+#endif
+
+#ifdef WEIGHT_ROWS
 
 // Weights [taps, c, n], or [taps, n, c] where they are `transposed`, as rows [n, taps, c]; places are bytes from `base`.
 struct WeightTable {
@@ -213,3 +219,4 @@ extern "C" __global__ void weight_rows(char *base, const WeightTable *table, int
         if (row < t.n && ch < t.c) to.set((row * t.taps + tap) * t.c + ch, tile[i][threadIdx.x]);
     }
 }
+#endif

@@ -29,9 +29,13 @@ impl Report {
     }
 }
 
+fn setting<'a>(settings: &[(&str, &'a str)], name: &str) -> &'a str {
+    settings.iter().find(|(n, _)| *n == name).map_or("", |(_, value)| value)
+}
+
 /// Runs `body` in a process of its own, in which the stand-in has the names of `libraries` and `settings` (`FAKE_CUDA_` before
 /// each). The process is this test program again, with `test` alone: there only the scenario's body is run, and `None`
-/// given; so it is, with a line, where there is no C++ compiler.
+/// given; so it is, with a line, where there is no C++ compiler. The setting `CACHE` is the folder of compiled kernels.
 pub fn apart(
     test: &str,
     scenario: &str,
@@ -55,6 +59,7 @@ pub fn apart(
         .env("LD_LIBRARY_PATH", &folder)
         .env(SCENARIO, scenario)
         .env("FAKE_CUDA_REPORT", &report)
+        .env("DDPM_KERNEL_CACHE", setting(settings, "CACHE"))
         .envs(settings.iter().map(|(name, value)| (format!("FAKE_CUDA_{name}"), value)))
         .stdin(Stdio::null())
         .stderr(out.try_clone().expect("a file"))
