@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::process::Prediction;
+use crate::sampler::Resident;
 
 /// Predicts the noise in a batch of pictures, `eps_theta` of Ho et al. 2020, or what says the same.
 /// [`Model`](crate::model::Model) is the network's; anything else that knows an answer will do.
@@ -24,6 +25,12 @@ pub trait Denoiser {
     /// The variance of a step back from what was predicted last, a number for each of `output`'s, where the network tells it
     /// too: at -1 it is `beta_tilde_t`, at 1 `beta_t`, and its logarithm is linear in it (Nichol, Dhariwal 2021, eq. 15).
     fn variance(&self) -> Option<&[f32]> {
+        None
+    }
+
+    /// The same network for batches that stay in the memory of the device that it runs on, where there is such; once for all of
+    /// its life.
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
         None
     }
 }

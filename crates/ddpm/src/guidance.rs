@@ -4,7 +4,10 @@ use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::process::Prediction;
+use crate::sampler::Resident;
+use crate::sampler::vectors::WITHOUT;
 use crate::schedule::Schedule;
+use ddpm_engine::{Vector, Vectors};
 
 /// How much further than told pictures go towards their class (Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,8 +56,8 @@ pub struct Guided<'a> {
     pub guidance: Guidance,
     /// What is predicted without the class.
     without: Vec<f32>,
-    /// What the network said of the variance, told the class.
-    variance: Vec<f32>,
+    /// The classes that are kept in a device's memory.
+    kept: Option<Vec<Option<u32>>>,
 }
 
 impl<'a> Guided<'a> {
@@ -65,7 +68,13 @@ impl<'a> Guided<'a> {
         labels: Vec<Option<u32>>,
         guidance: Guidance,
     ) -> Self {
-        Self { model, schedule, labels, guidance, without: Vec::new(), variance: Vec::new() }
+        Self { model, schedule, labels, guidance, without: Vec::new(), kept: None }
+    }
+
+    /// How far towards the class at a timestep.
+    fn scale(&self, t: f64) -> f64 {
+        let (sigma, (low, high)) = (self.schedule.level(t).ratio(), self.guidance.interval);
+        if sigma >= low && sigma <= high { self.guidance.scale } else { 1.0 }
     }
 }
 
@@ -86,41 +95,64 @@ impl Denoiser for Guided<'_> {
     /// eps(x) + w (eps(x, c) - eps(x))                                                       (Ho, Salimans, eq. 6)
     /// ```
     /// with w = 1 for the class alone, where the paper writes 1 + w. Pictures and v are linear in the noise, so that the
-    /// same holds for them. A learned variance is that of the class as told.
+    /// same holds for them. A learned variance is that of the class as told, for which the network is asked last.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
-        let (sigma, (low, high)) = (self.schedule.level(t).ratio(), self.guidance.interval);
-        let scale = if sigma >= low && sigma <= high { self.guidance.scale } else { 1.0 };
-        if scale != 0.0 {
-            self.model.set_labels(&self.labels)?;
-            self.model.predict(x_t, t, output)?;
-            self.keep_variance();
-        }
+        let scale = self.scale(t);
         if scale != 1.0 {
-            self.without.resize(output.len(), 0.0);
             self.model.set_labels(&vec![None; self.labels.len()])?;
-            self.model.predict(x_t, t, &mut self.without)?;
             if scale == 0.0 {
-                self.keep_variance();
+                return self.model.predict(x_t, t, output);
             }
-            let with = if scale == 0.0 { 0.0 } else { scale as f32 };
-            for (y, u) in output.iter_mut().zip(&self.without) {
-                *y = if with == 0.0 { *u } else { u + with * (*y - u) };
-            }
+            self.without.resize(output.len(), 0.0);
+            self.model.predict(x_t, t, &mut self.without)?;
+        }
+        self.model.set_labels(&self.labels)?;
+        self.model.predict(x_t, t, output)?;
+        if scale != 1.0 {
+            let scale = scale as f32;
+            output.iter_mut().zip(&self.without).for_each(|(y, u)| *y = u + scale * (*y - u));
         }
         Ok(())
     }
 
     fn variance(&self) -> Option<&[f32]> {
-        (!self.variance.is_empty()).then_some(&self.variance)
+        self.model.variance()
+    }
+
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        if self.model.resident().is_some() { Some(self) } else { None }
     }
 }
 
-impl Guided<'_> {
-    fn keep_variance(&mut self) {
-        if let Some(v) = self.model.variance() {
-            self.variance.clear();
-            self.variance.extend_from_slice(v);
+/// The same with everything in the device's memory, where the classes are kept too.
+impl Resident for Guided<'_> {
+    fn vectors(&mut self) -> Result<&mut dyn Vectors> {
+        self.model.vectors()
+    }
+
+    fn predict_vector(&mut self, x_t: Vector, t: f64, output: Vector) -> Result<()> {
+        let scale = self.scale(t);
+        if scale != 1.0 {
+            self.model.tell_labels(false)?;
+            if scale == 0.0 {
+                return self.model.predict_vector(x_t, t, output);
+            }
+            self.model.predict_vector(x_t, t, WITHOUT)?;
         }
+        if self.kept.as_ref() != Some(&self.labels) {
+            self.model.keep_labels(&self.labels)?;
+            self.kept = Some(self.labels.clone());
+        }
+        self.model.tell_labels(true)?;
+        self.model.predict_vector(x_t, t, output)?;
+        if scale != 1.0 {
+            self.model.plan_vectors()?.extrapolate(output, WITHOUT, scale as f32)?;
+        }
+        Ok(())
+    }
+
+    fn bring_variance(&mut self, to: Vector) -> Result<bool> {
+        self.model.bring_variance(to)
     }
 }
 

@@ -81,6 +81,7 @@ pub mod objective;
 pub mod picture;
 pub mod plot;
 pub mod process;
+pub mod rates;
 pub mod sampler;
 pub mod schedule;
 pub mod train;

@@ -7,6 +7,8 @@ use crate::hardware::{DeviceChoice, Hardware};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
 use crate::objective::Objective;
 use crate::process::Prediction;
+use crate::sampler::Resident;
+use crate::sampler::vectors::{LABELS, VECTORS};
 use crate::schedule::{Level, Schedule};
 use crate::train::checkpoint::{NamedTensor, check_fits};
 use ddpm_engine::ops::{
@@ -14,7 +16,8 @@ use ddpm_engine::ops::{
 };
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
+    Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, PlanVectors, Region, Shape, Tensor,
+    Vector, Vectors, VectorsOf,
 };
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -315,6 +318,16 @@ impl Model {
         hardware: impl Into<Hardware>,
         arithmetic: Arithmetic,
     ) -> Result<Self> {
+        Self::on(&*device(hardware.into())?, net, shape, arithmetic)
+    }
+
+    /// As [`with_arithmetic`](Self::with_arithmetic), on a device that is given.
+    pub fn on(
+        device: &dyn Device,
+        net: &dyn Network,
+        shape: [usize; 4],
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new(Mode::Sampling);
         let x = b.graph.input("x_t", shape);
@@ -325,9 +338,10 @@ impl Model {
         let built = b.finish(output);
         let keep: Vec<Tensor> = [prediction].into_iter().chain(variance).collect();
         let graph = ddpm_engine::fuse::fuse(built.graph, &keep)?;
-        let options = PlanOptions { keep, arithmetic, ..PlanOptions::default() };
+        let vectors = Some(VectorsOf { count: VECTORS, shape: shape.into() });
+        let options = PlanOptions { keep, arithmetic, vectors, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
-        let exec = device(hardware.into())?.executor(graph, &options)?;
+        let exec = device.executor(graph, &options)?;
         Ok(Self {
             exec,
             parameters: built.parameters,
@@ -383,12 +397,32 @@ impl Model {
     /// # Errors
     /// [`Error::Config`] for a network that takes no classes.
     pub fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
-        let Some(t) = self.label else {
-            let reason = "the network takes no classes".to_owned();
-            return Err(Error::Config { key: "class".to_owned(), reason });
-        };
-        let numbers: Vec<f32> = labels.iter().map(|l| l.map_or(NO_CLASS, |l| l as f32)).collect();
-        Ok(self.exec.write(t, &numbers)?)
+        let t = self.label()?;
+        Ok(self.exec.write(t, &label_numbers(labels))?)
+    }
+
+    /// Keeps classes beside the network in a device's memory, for [`tell_labels`](Self::tell_labels).
+    pub(crate) fn keep_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
+        Ok(self.plan_vectors()?.write(LABELS, &label_numbers(labels))?)
+    }
+
+    /// Sets the class of each picture to what was kept, or to none, without the host.
+    pub(crate) fn tell_labels(&mut self, told: bool) -> Result<()> {
+        let t = self.label()?;
+        let vectors = self.plan_vectors()?;
+        let set = if told { vectors.give(t, LABELS) } else { vectors.fill(t, NO_CLASS) };
+        Ok(set?)
+    }
+
+    /// The vectors beside the network, which only some devices have.
+    pub(crate) fn plan_vectors(&mut self) -> Result<&mut dyn PlanVectors> {
+        let missing = || ddpm_engine::Error::Resources("the device keeps no batches for samplers".to_owned());
+        Ok(self.exec.vectors().ok_or_else(missing)?)
+    }
+
+    fn label(&self) -> Result<Tensor> {
+        let reason = || "the network takes no classes".to_owned();
+        self.label.ok_or_else(|| Error::Config { key: "class".to_owned(), reason: reason() })
     }
 
     /// `[n, h, w, c]` of a batch.
@@ -429,4 +463,33 @@ impl Denoiser for Model {
     fn variance(&self) -> Option<&[f32]> {
         self.variance.as_ref().map(|(_, numbers)| numbers.as_slice())
     }
+
+    fn resident(&mut self) -> Option<&mut dyn Resident> {
+        if self.exec.vectors().is_some() { Some(self) } else { None }
+    }
+}
+
+impl Resident for Model {
+    fn vectors(&mut self) -> Result<&mut dyn Vectors> {
+        Ok(self.plan_vectors()?)
+    }
+
+    fn predict_vector(&mut self, x_t: Vector, t: f64, output: Vector) -> Result<()> {
+        let (of_x, of_t, prediction) = (self.x, self.t, self.prediction);
+        let vectors = self.plan_vectors()?;
+        vectors.give(of_x, x_t)?;
+        vectors.fill(of_t, t as f32)?;
+        self.exec.run(Draws::default())?;
+        Ok(self.plan_vectors()?.take(output, prediction)?)
+    }
+
+    fn bring_variance(&mut self, to: Vector) -> Result<bool> {
+        let Some((variance, _)) = self.variance else { return Ok(false) };
+        self.plan_vectors()?.take(to, variance)?;
+        Ok(true)
+    }
+}
+
+fn label_numbers(labels: &[Option<u32>]) -> Vec<f32> {
+    labels.iter().map(|l| l.map_or(NO_CLASS, |l| l as f32)).collect()
 }

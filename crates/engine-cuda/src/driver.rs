@@ -110,6 +110,10 @@ impl Device for CudaDevice {
         Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.choices())?))
     }
 
+    fn is_apart(&self) -> bool {
+        true
+    }
+
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
         executor::footprint(graph, options, self.choices())
     }
@@ -181,6 +185,8 @@ struct CudaGpu {
     pinned: Mutex<HashMap<usize, Pinned>>,
     base: u64,
     graphs: Vec<ffi::Graph>,
+    /// What was started before the last [`pace`](Gpu::pace).
+    paced: Mutex<Option<CudaEvent>>,
 }
 
 impl CudaGpu {
@@ -191,8 +197,21 @@ impl CudaGpu {
         let stream = context.new_stream().map_err(error)?;
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
         let (cudnn, cublaslt, memory, base) = (None, None, None, 0);
-        let others = Vec::new();
-        Ok(Self { index, cudnn, cublaslt, context, stream, others, functions, memory, pinned, base, graphs })
+        let (others, paced) = (Vec::new(), Mutex::default());
+        Ok(Self {
+            index,
+            cudnn,
+            cublaslt,
+            context,
+            stream,
+            others,
+            functions,
+            memory,
+            pinned,
+            base,
+            graphs,
+            paced,
+        })
     }
 
     /// What stands between two calls on the stream as a graph; `None` without such calls.
@@ -452,5 +471,17 @@ impl Gpu for CudaGpu {
 
     fn finish(&self) -> Result<()> {
         self.stream.synchronize().map_err(|e| self.error(e))
+    }
+
+    fn pace(&self) -> Result<()> {
+        let mut paced = self.paced.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = &*paced {
+            before.synchronize().map_err(|e| self.error(e))?;
+            return before.record(&self.stream).map_err(|e| self.error(e));
+        }
+        let event = self.context.new_event(None).map_err(|e| self.error(e))?;
+        event.record(&self.stream).map_err(|e| self.error(e))?;
+        *paced = Some(event);
+        Ok(())
     }
 }

@@ -11,12 +11,13 @@ use crate::gpu::{Arg, Gpu, Launch, Step};
 use crate::library::{Algorithm, Call, Library, Product};
 use crate::schedule::{Access, Turn, schedule};
 use crate::translate::{Choices, Constants, Place, Rows, Work, takes_bf16, translate};
+use crate::vectors;
 use ddpm_engine::graph::{Graph, Kind, Node};
 use ddpm_engine::keep::store_in_bf16;
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{
-    AdamStep, DType, Draws, Error, Executor, Factors, Footprint, NodeTime, Plan, PlanOptions, Region, Result,
-    Tensor, TrainingRun,
+    AdamStep, DType, Draws, Error, Executor, Factors, Footprint, NodeTime, Plan, PlanOptions, PlanVectors,
+    Region, Result, Tensor, TrainingRun,
 };
 use std::mem;
 use std::ops::Range;
@@ -46,6 +47,7 @@ struct Laid {
     /// Where the longest norm is, an f64, and where the table of states is, and how many there are.
     clip_norm: usize,
     states: (usize, usize),
+    vectors: vectors::Laid,
     bytes: usize,
 }
 
@@ -126,6 +128,8 @@ impl Laid {
         if works.iter().any(|work| !work.alternatives.is_empty()) {
             bytes += choices.workspace * choices.streams;
         }
+        let vectors = vectors::Laid::new(options.vectors, bytes)?;
+        let bytes = vectors.end();
         if gradients > i32::MAX as usize {
             let reason = "more than 2^31 weights".to_owned();
             return Err(Error::Device { device: "cuda".to_owned(), reason });
@@ -157,7 +161,20 @@ impl Laid {
         let [counter, clip_norm, table_of_states] =
             [counter, clip_norm, table_of_states].map(|at| control::BYTES + at);
         let states = (table_of_states, states.len());
-        Ok(Self { plan, constants, nodes, rows, loss, arena, parts, counter, clip_norm, states, bytes })
+        Ok(Self {
+            plan,
+            constants,
+            nodes,
+            rows,
+            loss,
+            arena,
+            parts,
+            counter,
+            clip_norm,
+            states,
+            vectors,
+            bytes,
+        })
     }
 
     fn byte(&self, number: usize) -> usize {
@@ -167,7 +184,7 @@ impl Laid {
     /// The turns of a preparation, of all nodes, and of so many updates behind them.
     fn turns(&self, updates: usize, streams: usize) -> Vec<Turn> {
         let plan = &self.plan;
-        let all = || Access { reads: Vec::new(), writes: vec![0..usize::MAX] };
+        let all = || Access { reads: Vec::new(), writes: std::iter::once(0..usize::MAX).collect() };
         let of_node = |(i, node): (usize, &Node)| {
             let places = |t: &[Tensor]| t.iter().map(|&t| plan.place(t)).collect::<Vec<_>>();
             let (reads, mut writes) = (places(&node.inputs), places(&node.outputs));
@@ -273,6 +290,8 @@ pub struct GpuExecutor<G> {
     training: Option<usize>,
     /// Whether weights have changed since the preparation.
     stale: bool,
+    /// What the control block has, where that is known: a sampler's runs draw nothing, and are not told so again.
+    told: Option<Draws>,
     profiling: bool,
     times: Vec<(u64, Duration)>,
     /// Training runs that were profiled, and the time of their updates.
@@ -292,6 +311,9 @@ impl<G: Gpu> GpuExecutor<G> {
             kernels.extend(["copy", "add", "squared_norm", "hold", "adam"]);
         }
         kernels.extend(laid.move_states(false).map(|launch| launch.kernel));
+        if laid.vectors.any() {
+            kernels.extend(vectors::KERNELS);
+        }
         kernels.sort_unstable();
         kernels.dedup();
         gpu.reserve(laid.bytes)?;
@@ -332,7 +354,7 @@ impl<G: Gpu> GpuExecutor<G> {
         let graph = gpu.record(&run)?;
         let times = vec![(0, Duration::ZERO); laid.nodes.len()];
         let update_times = (0, Duration::ZERO);
-        let (profiling, stale) = (false, true);
+        let (told, profiling, stale) = (None, false, true);
         Ok(Self {
             gpu,
             laid,
@@ -343,6 +365,7 @@ impl<G: Gpu> GpuExecutor<G> {
             graph,
             training,
             stale,
+            told,
             profiling,
             times,
             update_times,
@@ -359,6 +382,20 @@ impl<G: Gpu> GpuExecutor<G> {
 
     fn byte(&self, number: usize) -> usize {
         self.laid.byte(number)
+    }
+
+    pub(crate) fn gpu(&self) -> &G {
+        &self.gpu
+    }
+
+    pub(crate) fn vectors_laid(&self) -> vectors::Laid {
+        self.laid.vectors
+    }
+
+    /// Where a tensor lies in the GPU's memory.
+    pub(crate) fn tensor_bytes(&self, t: Tensor) -> Range<usize> {
+        let place = self.laid.plan.place(t);
+        self.byte(place.start)..self.byte(place.end)
     }
 
     fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
@@ -486,7 +523,11 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
     }
 
     fn run(&mut self, draws: Draws) -> Result<()> {
-        self.gpu.write(0, bytemuck::bytes_of(&control::draws(draws)))?;
+        if self.told != Some(draws) {
+            self.told = None;
+            self.gpu.write(0, bytemuck::bytes_of(&control::draws(draws)))?;
+            self.told = Some(draws);
+        }
         self.prepare()?;
         if let (Some(graph), false) = (self.graph, self.profiling) {
             return self.gpu.replay(graph);
@@ -509,6 +550,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
                 "the plan was not made to update weights within its runs".to_owned(),
             ));
         }
+        self.told = None;
         self.gpu.write(0, bytemuck::bytes_of(&control::training(draws, step)))?;
         self.stale = true;
         if let (Some(graph), false) = (self.training, self.profiling) {
@@ -575,6 +617,10 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         self.stale = true;
         self.gpu.write(control::ADAM, bytemuck::bytes_of(&control::adam(step)))?;
         self.gpu.launch(&self.laid.adam(&gradients))
+    }
+
+    fn vectors(&mut self) -> Option<&mut dyn PlanVectors> {
+        if self.laid.vectors.any() { Some(self) } else { None }
     }
 
     fn set_profiling(&mut self, on: bool) {

@@ -135,6 +135,7 @@ pub fn launch(
             Arg::Int(v) => builder.arg(v),
             Arg::Uint(v) => builder.arg(v),
             Arg::Float(v) => builder.arg(v),
+            Arg::Double(v) => builder.arg(v),
         };
     }
     let tuple = |[x, y, z]: [u32; 3]| (x, y, z);

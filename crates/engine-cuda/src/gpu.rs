@@ -17,6 +17,8 @@ pub enum Arg<Place> {
     Uint(u32),
     /// A `float`.
     Float(f32),
+    /// A `double`.
+    Double(f64),
 }
 
 /// One kernel call.
@@ -40,6 +42,7 @@ impl<P: Copy> Launch<P> {
             Arg::Int(v) => Arg::Int(v),
             Arg::Uint(v) => Arg::Uint(v),
             Arg::Float(v) => Arg::Float(v),
+            Arg::Double(v) => Arg::Double(v),
         });
         Launch { kernel: self.kernel, grid: self.grid, block: self.block, args: args.collect() }
     }
@@ -54,8 +57,8 @@ pub struct Step<'a> {
     pub turn: Turn,
 }
 
-/// A GPU with one piece of memory. Calls are carried out in order; all but [`read`](Self::read) and
-/// [`finish`](Self::finish) may return before they are done, and then no longer need what they were given.
+/// A GPU with one piece of memory. Calls are carried out in order; all but [`read`](Self::read),
+/// [`finish`](Self::finish) and [`pace`](Self::pace) may return before they are done, and then no longer need what they were given.
 pub trait Gpu: Send {
     /// For a person: "NVIDIA H200, driver 12.8".
     fn describe(&self) -> String;
@@ -118,4 +121,7 @@ pub trait Gpu: Send {
 
     /// Waits until everything is done.
     fn finish(&self) -> Result<()>;
+
+    /// Waits until what was started before the last call of this is done; what was started since goes on.
+    fn pace(&self) -> Result<()>;
 }

@@ -4,6 +4,7 @@
 //! - [`translate`] says which kernels an operation is, with which arguments;
 //! - [`schedule`] says which nodes wait for which;
 //! - [`executor`] lays a plan out in one piece of memory and runs it on a [`gpu`];
+//! - `vectors` is what samplers do between two runs, in that memory too;
 //! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler; both libraries are looked for when the program runs;
 //! - [`library`] describes products that cuDNN and cuBLASLt may make in place of kernels, where they are there; `choice` times
 //!   both;
@@ -25,6 +26,7 @@ pub mod probe;
 pub mod schedule;
 pub mod source;
 pub mod translate;
+mod vectors;
 
 pub use driver::CudaDevice;
 pub use executor::GpuExecutor;

@@ -62,7 +62,7 @@ macro_rules! attention_bf16 {
 }
 
 /// All sources. The executor compiles those whose kernels a plan needs.
-pub const SOURCES: [Source; 25] = [
+pub const SOURCES: [Source; 26] = [
     Source {
         name: "pointwise.cu",
         text: include_str!("kernels/pointwise.cu"),
@@ -93,7 +93,27 @@ pub const SOURCES: [Source; 25] = [
         name: "draws.cu",
         text: include_str!("kernels/draws.cu"),
         define: None,
-        kernels: &["draw_normal", "draw_timestep", "q_sample", "embedding", "lookup", "lookup_grad"],
+        kernels: &[
+            "draw_normal",
+            "vector_normal",
+            "draw_timestep",
+            "q_sample",
+            "embedding",
+            "lookup",
+            "lookup_grad",
+        ],
+    },
+    Source {
+        name: "sampler.cu",
+        text: include_str!("kernels/sampler.cu"),
+        define: None,
+        kernels: &[
+            "vector_mix",
+            "vector_deviate",
+            "vector_extrapolate",
+            "vector_clip",
+            "vector_clip_dynamic",
+        ],
     },
     Source {
         name: "resample.cu",

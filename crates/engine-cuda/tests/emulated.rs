@@ -6,14 +6,18 @@ mod cases;
 mod emulator;
 mod libraries;
 mod networks;
+mod sampling;
 mod table;
 mod training;
 
 use cases::{Golden, run_case};
-use ddpm_engine::{Arithmetic, Executor, Factors, PlanOptions};
-use ddpm_engine_cuda::GpuExecutor;
+use ddpm_engine::{Arithmetic, Device, Executor, Factors, Footprint, Graph, PlanOptions, Result};
+use ddpm_engine_cuda::gpu::{Gpu, Launch, Step};
 use ddpm_engine_cuda::translate::Choices;
+use ddpm_engine_cuda::{GpuExecutor, executor};
 use emulator::{Emulator, Order};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use table::{Form, agree};
 
 /// Few blocks fill the emulated GPU, so that small products are not cut into parts of k.
@@ -21,14 +25,11 @@ fn few() -> Choices {
     Choices { blocks: 1, least_bf16: 1, scores: 1, ..Choices::default() }
 }
 
-fn make(choices: Choices) -> impl Fn(ddpm_engine::Graph, &PlanOptions) -> Box<dyn Executor> {
+fn make(choices: Choices) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
     in_order(choices, Order::Forwards)
 }
 
-fn in_order(
-    choices: Choices,
-    order: Order,
-) -> impl Fn(ddpm_engine::Graph, &PlanOptions) -> Box<dyn Executor> {
+fn in_order(choices: Choices, order: Order) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
     move |graph, options| {
         let gpu = Emulator::with(order).expect("the caller has looked");
         Box::new(GpuExecutor::new(gpu, graph, options, choices).expect("an executor"))
@@ -117,4 +118,118 @@ fn networks_agree_with_the_cpu() {
         return;
     }
     networks::agree(2e-4, &make(Choices::default()));
+}
+
+/// The emulated GPU as a device, which counts what the host waits for: reads, and writes, which may wait on a real one.
+struct Counting {
+    order: Order,
+    waits: Arc<AtomicUsize>,
+}
+
+impl Counting {
+    fn new(order: Order) -> Self {
+        Self { order, waits: Arc::default() }
+    }
+}
+
+impl Device for Counting {
+    fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>> {
+        let gpu = Emulator::with(self.order).expect("the caller has looked");
+        let gpu = Counted { gpu, waits: self.waits.clone() };
+        Ok(Box::new(GpuExecutor::new(gpu, graph, options, few())?))
+    }
+
+    fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
+        executor::footprint(graph, options, few())
+    }
+}
+
+struct Counted {
+    gpu: Emulator,
+    waits: Arc<AtomicUsize>,
+}
+
+impl Counted {
+    fn count(&self) {
+        self.waits.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Gpu for Counted {
+    fn describe(&self) -> String {
+        self.gpu.describe()
+    }
+
+    fn reserve(&mut self, bytes: usize) -> Result<()> {
+        self.gpu.reserve(bytes)
+    }
+
+    fn prepare(&mut self, kernels: &[&'static str]) -> Result<()> {
+        self.gpu.prepare(kernels)
+    }
+
+    fn write(&self, at: usize, data: &[u8]) -> Result<()> {
+        self.count();
+        self.gpu.write(at, data)
+    }
+
+    fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
+        self.count();
+        self.gpu.read(at, out)
+    }
+
+    fn launch(&self, launch: &Launch<usize>) -> Result<()> {
+        self.gpu.launch(launch)
+    }
+
+    fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>> {
+        self.gpu.record(steps)
+    }
+
+    fn replay(&self, graph: usize) -> Result<()> {
+        self.gpu.replay(graph)
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.count();
+        self.gpu.finish()
+    }
+
+    fn pace(&self) -> Result<()> {
+        self.gpu.pace()
+    }
+}
+
+#[test]
+fn samplers_in_the_gpus_memory_draw_what_they_draw_on_the_host() {
+    if Emulator::new().is_none() {
+        return;
+    }
+    sampling::every_sampler(&Counting::new(Order::Forwards));
+    sampling::classes_and_variance(&Counting::new(Order::Backwards));
+    sampling::editing(&Counting::new(Order::Forwards));
+}
+
+#[test]
+fn vectors_in_the_gpus_memory_have_the_hosts_arithmetic() {
+    if Emulator::new().is_none() {
+        return;
+    }
+    for order in [Order::Forwards, Order::Backwards] {
+        sampling::thresholds(&Counting::new(order));
+    }
+    sampling::arithmetic(&Counting::new(Order::Forwards));
+}
+
+#[test]
+fn steps_at_which_nobody_looks_wait_for_nothing() {
+    if Emulator::new().is_none() {
+        return;
+    }
+    let device = Counting::new(Order::Forwards);
+    let mut waits = Vec::new();
+    let pictures = sampling::unseen(&device, &mut || waits.push(device.waits.load(Ordering::Relaxed)));
+    assert!(pictures.iter().all(|x| x.is_finite()));
+    assert!(waits.len() > 2 && waits.iter().all(|w| w == &waits[0]), "{waits:?}");
+    assert_eq!(device.waits.load(Ordering::Relaxed), waits[0] + 1, "the end is read, and no more");
 }

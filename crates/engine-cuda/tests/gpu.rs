@@ -3,6 +3,7 @@
 #[path = "../../engine/tests/cases/mod.rs"]
 mod cases;
 mod networks;
+mod sampling;
 mod table;
 mod training;
 
@@ -167,5 +168,20 @@ fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
 fn networks_agree_with_the_cpu() {
     if there() {
         networks::agree(1e-3, &make(Choices::default()));
+    }
+}
+
+#[test]
+fn samplers_in_the_gpus_memory_draw_what_they_draw_on_the_host() {
+    if there() {
+        let device = CudaDevice::default();
+        sampling::every_sampler(&device);
+        sampling::classes_and_variance(&device);
+        sampling::editing(&device);
+        sampling::thresholds(&device);
+        sampling::arithmetic(&device);
+        let mut steps = 0;
+        assert!(sampling::unseen(&device, &mut || steps += 1).iter().all(|x| x.is_finite()));
+        assert_eq!(steps, 5);
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::plan::{Plan, PlanOptions, Region};
+use crate::vectors::PlanVectors;
 pub use ddpm_kernels::elementwise::AdamStep;
 use std::time::Duration;
 
@@ -64,6 +65,8 @@ pub struct NodeTime {
     pub time: Duration,
     /// Multiply-adds of one run.
     pub multiply_adds: u64,
+    /// Bytes of its operands and results.
+    pub bytes: u64,
 }
 
 impl NodeTime {
@@ -77,6 +80,12 @@ impl NodeTime {
                 runs,
                 time,
                 multiply_adds: graph.node_multiply_adds(node),
+                bytes: node
+                    .inputs
+                    .iter()
+                    .chain(&node.outputs)
+                    .map(|&t| (graph.shape(t).len() * graph.ty(t).dtype.bytes()) as u64)
+                    .sum(),
             })
             .collect()
     }
@@ -86,6 +95,11 @@ impl NodeTime {
 pub trait Device {
     /// Plans a graph and takes the memory.
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>>;
+
+    /// Whether it has memory apart from the host's, as GPUs have.
+    fn is_apart(&self) -> bool {
+        false
+    }
 
     /// Memory and arithmetic of a plan, without taking the memory.
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint>;
@@ -161,6 +175,12 @@ pub trait Executor: Send {
     /// Moves the weights along the gradients of the last run, or along their sum where the plan accumulates, and their
     /// average after them.
     fn update(&mut self, step: &AdamStep) -> Result<()>;
+
+    /// The [vectors](PlanOptions::vectors) beside the plan, where they were asked for and it computes with them by itself: where
+    /// tensors are not in the host's memory.
+    fn vectors(&mut self) -> Option<&mut dyn PlanVectors> {
+        None
+    }
 
     /// Starts or stops taking the time of each node; starting forgets earlier times.
     fn set_profiling(&mut self, on: bool);

@@ -23,6 +23,7 @@ pub mod plan;
 pub mod recompute;
 pub mod rng;
 pub mod shape;
+pub mod vectors;
 
 pub use cpu::{CpuDevice, CpuExecutor};
 pub use ddpm_kernels::Isa;
@@ -33,3 +34,4 @@ pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, Train
 pub use graph::{Graph, Tensor};
 pub use plan::{Arithmetic, Factors, Plan, PlanOptions, Region};
 pub use shape::{DType, Shape, TensorType};
+pub use vectors::{PlanVectors, Vector, Vectors, VectorsOf};

@@ -9,6 +9,7 @@
 //! of gradients: each is a tensor like others, which the update of its weight is the last to read.
 
 use crate::graph::{Graph, Kind, Tensor};
+use crate::vectors::VectorsOf;
 pub use ddpm_kernels::conv::Factors;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -57,6 +58,8 @@ pub struct PlanOptions {
     pub arithmetic: Arithmetic,
     /// For so many nodes behind the last that needs it nothing is written over a tensor, so that nodes may run side by side.
     pub slack: usize,
+    /// Vectors that are wanted beside the plan; only executors that [compute with them](crate::Executor::vectors) take memory.
+    pub vectors: Option<VectorsOf>,
 }
 
 /// A group of numbers, one for each number of the parameters.

@@ -123,7 +123,7 @@ pub(super) fn draw<T>(
             && first == 0
             && is_moment(step.done, step.steps)
         {
-            let numbers = if show == Show::X0 { step.x_0 } else { step.x };
+            let numbers = if show == Show::X0 { &step.x_0 } else { &step.x };
             let shown = numbers.chunks(shape.values()).take(count.min(STRIPS));
             moments.push(shown.map(|p| Picture::from_unit(p, shape)).collect());
         }

@@ -5,7 +5,7 @@ use crate::data::PictureShape;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
-use crate::sampler::drawing::{Drawing, blend};
+use crate::sampler::drawing::{Drawing, X, X_0, blend};
 use crate::sampler::{Options, SampleStep, Sampler, Seeds, Threshold};
 use crate::schedule::{Level, Schedule};
 use ddpm_engine::rng::Purpose;
@@ -103,11 +103,11 @@ impl Denoise {
         blend(&mut x, self.level.alpha, []);
         match &self.way {
             Way::Expected(threshold) => {
-                let mut d = Drawing::new(Some(&x), denoiser, seeds, *threshold, 1, on_step);
+                let mut d = Drawing::new(Some(&x), denoiser, seeds, *threshold, 1, on_step)?;
                 d.denoise(self.level)?;
-                d.x.copy_from_slice(&d.x_0);
+                d.copy(X, X_0)?;
                 d.step(self.level)?;
-                Ok(d.x)
+                d.finish()
             }
             Way::Sampled(sampler) => {
                 let lacking = (self.level.ratio().powi(2) - self.noise * self.noise).max(0.0).sqrt();

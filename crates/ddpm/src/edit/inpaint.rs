@@ -4,7 +4,7 @@
 use super::refused;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::sampler::drawing::{Drawing, blend};
+use crate::sampler::drawing::{Drawing, X, Z, own};
 use crate::sampler::{Levels, SampleStep, Seeds, Threshold, Variance, ancestral};
 use crate::schedule::Level;
 use ddpm_engine::rng::Purpose;
@@ -105,25 +105,27 @@ impl RePaint {
         assert_eq!((x_0.len(), unknown.len()), (len, len), "picture and mask have a picture's length");
         let (way, steps) = (self.walk(), self.levels.steps());
         let level = |left: usize| -> Level { self.levels.at(steps - left) };
-        let mut d = Drawing::new(None, denoiser, seeds, self.threshold, down(&way), on_step);
-        let mut back = vec![0.0; d.x.len()];
+        let mut d = Drawing::new(None, denoiser, seeds, self.threshold, down(&way), on_step)?;
+        let back = own(0);
         for (i, move_) in way.windows(2).enumerate() {
             let (from, to) = (level(move_[0]), level(move_[1]));
             if move_[1] > move_[0] {
                 let keep = to.alpha / from.alpha;
-                seeds.fill(Purpose::Resample, (way.len() - i) as u32, len, &mut back);
-                blend(&mut d.x, keep, [((1.0 - keep * keep).sqrt(), &back)]);
+                d.draw(back, Purpose::Resample, (way.len() - i) as u32)?;
+                d.blend(X, keep, [((1.0 - keep * keep).sqrt(), back)])?;
                 continue;
             }
             ancestral(&mut d, from, to, self.variance)?;
-            for (x, z) in d.x.chunks_mut(len.max(1)).zip(d.z.chunks(len.max(1))) {
-                for i in (0..len).filter(|&i| !unknown[i]) {
-                    x[i] = (to.alpha * f64::from(x_0[i]) + to.sigma * f64::from(z[i])) as f32;
+            d.change_x(Z, |x, z| {
+                for (x, z) in x.chunks_mut(len.max(1)).zip(z.chunks(len.max(1))) {
+                    for i in (0..len).filter(|&i| !unknown[i]) {
+                        x[i] = (to.alpha * f64::from(x_0[i]) + to.sigma * f64::from(z[i])) as f32;
+                    }
                 }
-            }
+            })?;
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::sampler::drawing::{Drawing, blend};
+use crate::sampler::drawing::{Drawing, EPS, X, X_0, blend, own};
 use crate::sampler::{Levels, SampleStep, Seeds, Threshold};
 
 /// The noise from which DDIM's steps make a picture.
@@ -45,23 +45,24 @@ impl Inversion {
         // Nothing is drawn.
         let seeds = Seeds { seed: 0, first: 0 };
         let steps = self.levels.steps();
-        let mut d = Drawing::new(Some(x_0), denoiser, seeds, Threshold::None, steps, on_step);
+        let mut d = Drawing::new(Some(x_0), denoiser, seeds, Threshold::None, steps, on_step)?;
         let pairs: Vec<_> = self.levels.pairs().collect();
-        let (mut target, mut off) = (x_0.to_vec(), x_0.to_vec());
+        let (target, off) = (own(0), own(1));
         for (from, to) in pairs.into_iter().rev() {
-            target.copy_from_slice(&d.x);
+            d.copy(target, X)?;
             for _ in 0..self.iterations.max(1) {
                 d.denoise(from)?;
-                off.copy_from_slice(&target);
-                blend(&mut off, 1.0, [(-to.alpha, &d.x_0), (-to.sigma, &d.eps)]);
-                blend(&mut d.x, 1.0, [(from.alpha / to.alpha, &off)]);
-                if off.iter().all(|off| off.abs() <= self.tolerance) {
+                d.expect_noise(from)?;
+                d.copy(off, target)?;
+                d.blend(off, 1.0, [(-to.alpha, X_0), (-to.sigma, EPS)])?;
+                d.blend(X, 1.0, [(from.alpha / to.alpha, off)])?;
+                if d.numbers(off)?.iter().all(|off| off.abs() <= self.tolerance) {
                     break;
                 }
             }
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }
 

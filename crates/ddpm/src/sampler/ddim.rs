@@ -1,6 +1,6 @@
 //! Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, EPS, X, X_0, Z};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -35,21 +35,22 @@ impl Sampler for Ddim {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
-            if self.threshold != Threshold::None {
-                d.noise_beside_picture(from);
+            match self.threshold {
+                Threshold::None => d.expect_noise(from)?,
+                Threshold::Clip | Threshold::Dynamic => d.noise_beside_picture(from)?,
             }
             let variance = self.eta * self.eta * Posterior::between(from, to).variance;
             let direction = (to.sigma * to.sigma - variance).max(0.0).sqrt();
-            blend(&mut d.x, 0.0, [(to.alpha, &d.x_0), (direction, &d.eps)]);
+            d.blend(X, 0.0, [(to.alpha, X_0), (direction, EPS)])?;
             if variance > 0.0 {
-                d.draw_noise();
-                blend(&mut d.x, 1.0, [(variance.sqrt(), &d.z)]);
+                d.draw_noise()?;
+                d.blend(X, 1.0, [(variance.sqrt(), Z)])?;
             }
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }

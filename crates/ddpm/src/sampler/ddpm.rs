@@ -1,6 +1,6 @@
 //! Ancestral sampling: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, algorithm 2.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, X, X_0, Z};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
@@ -67,12 +67,12 @@ impl Sampler for Ddpm {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             ancestral(&mut d, from, to, self.variance)?;
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }
 
@@ -84,31 +84,20 @@ pub(crate) fn ancestral(
     variance: Option<Variance>,
 ) -> Result<()> {
     d.denoise(from)?;
-    d.draw_noise();
+    d.draw_noise()?;
     let posterior = Posterior::between(from, to);
-    blend(&mut d.x, posterior.xt, [(posterior.x0, &d.x_0)]);
+    d.blend(X, posterior.xt, [(posterior.x0, X_0)])?;
     if to.sigma == 0.0 {
         return Ok(());
     }
     let (small, large) = (posterior.variance, 1.0 - (from.alpha / to.alpha).powi(2));
-    let deviation = |v: f32| {
-        let part = (f64::from(v) + 1.0) / 2.0;
-        (0.5 * (part * large.ln() + (1.0 - part) * small.ln())).exp()
+    let deviation = match variance {
+        None | Some(Variance::Learned) if d.deviate_as_learned(small, large)? => 1.0,
+        Some(Variance::Learned) => return Err(Variance::not_learned()),
+        Some(Variance::Large) => large.sqrt(),
+        Some(Variance::Small) | None => small.sqrt(),
     };
-    let learned = match variance {
-        None | Some(Variance::Learned) => d.variance(),
-        Some(Variance::Small | Variance::Large) => None,
-    };
-    let noise = learned.map(|v| -> Vec<f32> {
-        d.z.iter().zip(v).map(|(z, v)| (deviation(*v) * f64::from(*z)) as f32).collect()
-    });
-    match (noise, variance) {
-        (Some(noise), _) => blend(&mut d.x, 1.0, [(1.0, &noise)]),
-        (None, Some(Variance::Learned)) => return Err(Variance::not_learned()),
-        (None, Some(Variance::Large)) => blend(&mut d.x, 1.0, [(large.sqrt(), &d.z)]),
-        (None, Some(Variance::Small) | None) => blend(&mut d.x, 1.0, [(small.sqrt(), &d.z)]),
-    }
-    Ok(())
+    d.blend(X, 1.0, [(deviation, Z)])
 }
 
 #[cfg(test)]

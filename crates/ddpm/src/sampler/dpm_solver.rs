@@ -7,7 +7,7 @@
 //! ```
 //! The step to no noise, of infinite h, goes to the expected picture itself.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, X, X_0, Z, own};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -54,8 +54,10 @@ impl Sampler for DpmSolver2M {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
-        let mut before = d.x_0.clone();
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
+        // The expected pictures of the step before; none before the first.
+        let before = own(0);
+        d.clear(before)?;
         let mut h_before = None;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
@@ -68,16 +70,16 @@ impl Sampler for DpmSolver2M {
             if self.stochastic {
                 (keep, gain) = (keep * (-h).exp(), to.alpha * -(-2.0 * h).exp_m1());
             }
-            blend(&mut d.x, keep, [(gain * (1.0 + extra), &d.x_0), (-gain * extra, &before)]);
+            d.blend(X, keep, [(gain * (1.0 + extra), X_0), (-gain * extra, before)])?;
             if self.stochastic && to.sigma > 0.0 {
-                d.draw_noise();
-                blend(&mut d.x, 1.0, [(to.sigma * (-(-2.0 * h).exp_m1()).sqrt(), &d.z)]);
+                d.draw_noise()?;
+                d.blend(X, 1.0, [(to.sigma * (-(-2.0 * h).exp_m1()).sqrt(), Z)])?;
             }
-            before.copy_from_slice(&d.x_0);
+            d.copy(before, X_0)?;
             h_before = Some(h);
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }
 
@@ -97,16 +99,16 @@ impl Sampler for DpmSolver2S {
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let steps = self.levels.steps();
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step);
-        let (mut start, mut expected) = (d.x.clone(), d.x_0.clone());
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step)?;
+        let (start, expected) = (own(0), own(1));
         let mut i = 0;
         while i < steps {
             let (s, m, t) = (self.levels.at(i), self.levels.at(i + 1), self.levels.at(i + 2));
             d.denoise(s)?;
-            start.copy_from_slice(&d.x);
-            expected.copy_from_slice(&d.x_0);
+            d.copy(start, X)?;
+            d.copy(expected, X_0)?;
             let (keep, gain) = coefficients(s, m);
-            blend(&mut d.x, keep, [(gain, &expected)]);
+            d.blend(X, keep, [(gain, expected)])?;
             d.step(s)?;
             i += 1;
             if i + 1 < steps {
@@ -114,12 +116,12 @@ impl Sampler for DpmSolver2S {
                 let r = (m.lambda() - s.lambda()) / (t.lambda() - s.lambda());
                 let half = 1.0 / (2.0 * r);
                 let (keep, gain) = coefficients(s, t);
-                let terms = [(keep, &start[..]), (gain * (1.0 - half), &expected), (gain * half, &d.x_0)];
-                blend(&mut d.x, 0.0, terms);
+                let terms = [(keep, start), (gain * (1.0 - half), expected), (gain * half, X_0)];
+                d.blend(X, 0.0, terms)?;
                 d.step(m)?;
                 i += 1;
             }
         }
-        Ok(d.x)
+        d.finish()
     }
 }

@@ -1,12 +1,18 @@
-//! What all samplers do: ask the network, hold the expected picture within bounds, add slices.
+//! What all samplers do: ask the network, hold the expected picture within bounds, add vectors.
 
-use super::{SampleStep, Seeds};
+pub(crate) use super::vectors::{EPS, X, X_0, Z, own};
+use super::vectors::{HostVectors, OUTPUT, Resident, VARIANCE};
+use super::{SampleStep, Seeds, Shown};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::process::{Prediction, no_signal};
 use crate::schedule::Level;
 use ddpm_engine::rng::Purpose;
+use ddpm_engine::vectors::MOST_TERMS;
+use ddpm_engine::{Draws, Vector, Vectors};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::cell::{LazyCell, RefCell};
 
 /// Part of a picture's numbers that [`Threshold::Dynamic`] leaves in their range (Saharia et al. 2022 have 0.995).
 const DYNAMIC_PART: f64 = 0.995;
@@ -38,13 +44,21 @@ impl Threshold {
 
     /// Applies it to one picture.
     pub(crate) fn apply(self, picture: &mut [f32]) {
-        let most = match self {
-            Self::None => return,
-            Self::Clip => 1.0,
-            Self::Dynamic => quantile(picture, DYNAMIC_PART).max(1.0),
-        };
-        picture.iter_mut().for_each(|x| *x = x.clamp(-most, most) / most);
+        if self != Self::None {
+            hold(picture, self.part());
+        }
     }
+
+    /// The part of a picture's numbers that it leaves in their range, where it asks for one.
+    fn part(self) -> Option<f64> {
+        (self == Self::Dynamic).then_some(DYNAMIC_PART)
+    }
+}
+
+/// Holds a picture's numbers within [-s, s], and divides them by s: 1, or what `part` of them do not exceed, if that is more.
+pub(super) fn hold(picture: &mut [f32], part: Option<f64>) {
+    let most = part.map_or(1.0, |part| quantile(picture, part).max(1.0));
+    picture.iter_mut().for_each(|x| *x = x.clamp(-most, most) / most);
 }
 
 /// The size that a part of all numbers do not exceed, between two linearly.
@@ -68,23 +82,31 @@ pub(crate) fn blend<const N: usize>(x: &mut [f32], keep: f64, terms: [(f64, &[f3
     }
 }
 
-/// A batch on its way from noise to pictures.
+/// Where a batch on its way is: with a network that is asked through the host's memory, or with one that has its own.
+enum Place<'a> {
+    Host(&'a mut dyn Denoiser, HostVectors),
+    Device(&'a mut dyn Resident),
+}
+
+impl Place<'_> {
+    fn vectors(&mut self) -> Result<&mut dyn Vectors> {
+        match self {
+            Self::Host(_, vectors) => Ok(vectors),
+            Self::Device(network) => network.vectors(),
+        }
+    }
+}
+
+/// A batch on its way from noise to pictures: vectors with names ([`X`] and so on), and what samplers do with them.
 pub(crate) struct Drawing<'a> {
-    denoiser: &'a mut dyn Denoiser,
+    place: Place<'a>,
     on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
+    prediction: Prediction,
+    len: usize,
     seeds: Seeds,
     threshold: Threshold,
     steps: usize,
     done: usize,
-    output: Vec<f32>,
-    /// The batch, `alpha x_0 + sigma eps` at the level that the sampler is at.
-    pub x: Vec<f32>,
-    /// The pictures that the network expects, held within bounds.
-    pub x_0: Vec<f32>,
-    /// The noise that it expects.
-    pub eps: Vec<f32>,
-    /// Fresh noise.
-    pub z: Vec<f32>,
 }
 
 impl<'a> Drawing<'a> {
@@ -99,58 +121,165 @@ impl<'a> Drawing<'a> {
         threshold: Threshold,
         steps: usize,
         on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Self {
-        let mut x = vec![0.0; denoiser.batch() * denoiser.picture_len()];
+    ) -> Result<Self> {
+        let (batch, picture) = (denoiser.batch(), denoiser.picture_len());
+        let (prediction, len) = (denoiser.prediction(), batch * picture);
+        let place = match denoiser.resident().is_some() {
+            true => Place::Device(denoiser.resident().expect("a denoiser stays where it is")),
+            false => Place::Host(denoiser, HostVectors::new(batch, picture)),
+        };
+        let mut d = Self { place, on_step, prediction, len, seeds, threshold, steps, done: 0 };
         match start {
-            Some(start) => x.copy_from_slice(start),
-            None => seeds.fill(Purpose::SampleStart, 0, denoiser.picture_len(), &mut x),
+            Some(start) => {
+                assert_eq!(start.len(), len, "a batch of another length");
+                d.place.vectors()?.write(X, start)?;
+            }
+            None => d.draw(X, Purpose::SampleStart, 0)?,
         }
-        let (output, x_0, eps, z) = (x.clone(), x.clone(), x.clone(), Vec::new());
-        Self { denoiser, on_step, seeds, threshold, steps, done: 0, output, x, x_0, eps, z }
+        Ok(d)
     }
 
-    /// Asks the network what it expects of `x` at a level.
+    /// Asks the network what it expects of [`X`] at a level: makes [`X_0`].
     pub fn denoise(&mut self, level: Level) -> Result<()> {
-        let prediction = self.denoiser.prediction();
-        if prediction == Prediction::Eps && level.alpha == 0.0 {
+        if self.prediction == Prediction::Eps && level.alpha == 0.0 {
             return Err(no_signal(level.t));
         }
-        self.denoiser.predict(&self.x, level.t, &mut self.output)?;
-        let made = self.x_0.iter_mut().zip(&mut self.eps);
-        for ((x_0, eps), (&x, &output)) in made.zip(self.x.iter().zip(&self.output)) {
-            let (x, output) = (f64::from(x), f64::from(output));
-            *x_0 = prediction.x_0(level, x, output) as f32;
-            *eps = prediction.eps(level, x, output) as f32;
+        match &mut self.place {
+            Place::Host(denoiser, vectors) => {
+                vectors.change(OUTPUT, |output, all| denoiser.predict(all.numbers(X), level.t, output))?;
+            }
+            Place::Device(network) => network.predict_vector(X, level.t, OUTPUT)?,
         }
-        let picture = self.denoiser.picture_len();
-        self.x_0.chunks_mut(picture.max(1)).for_each(|p| self.threshold.apply(p));
+        self.meant(X_0, self.prediction.terms_of_x_0(level.alpha, level.sigma))?;
+        if self.threshold != Threshold::None {
+            self.place.vectors()?.threshold(X_0, self.threshold.part())?;
+        }
         Ok(())
     }
 
-    /// Makes the expected noise what is left of `x` beside the expected picture, which a threshold may have changed.
-    pub fn noise_beside_picture(&mut self, level: Level) {
-        for ((eps, &x), &x_0) in self.eps.iter_mut().zip(&self.x).zip(&self.x_0) {
-            *eps = ((f64::from(x) - level.alpha * f64::from(x_0)) / level.sigma) as f32;
+    /// Makes [`EPS`] the noise that the network expected when it was asked, at this level; [`X`] is still what it was.
+    pub fn expect_noise(&mut self, level: Level) -> Result<()> {
+        self.meant(EPS, self.prediction.terms_of_eps(level.alpha, level.sigma))
+    }
+
+    /// What x and the network's output mean, by the terms of [`Prediction`].
+    fn meant(&mut self, to: Vector, [of_x, of_output, divisor]: [f64; 3]) -> Result<()> {
+        let vectors = self.place.vectors()?;
+        let made = match of_x {
+            0.0 => vectors.copy(to, OUTPUT),
+            _ => vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor),
+        };
+        Ok(made?)
+    }
+
+    /// Makes [`EPS`] what is left of [`X`] beside [`X_0`], which a threshold may have changed.
+    pub fn noise_beside_picture(&mut self, level: Level) -> Result<()> {
+        Ok(self.place.vectors()?.mix(EPS, &[(1.0, X), (-level.alpha, X_0)], level.sigma)?)
+    }
+
+    /// `to = keep to + sum of c y`, each number in f64 and rounded once.
+    pub fn blend<const N: usize>(&mut self, to: Vector, keep: f64, terms: [(f64, Vector); N]) -> Result<()> {
+        const { assert!(N < MOST_TERMS, "and `to` itself") };
+        let mut all = [(keep, to); MOST_TERMS];
+        all[1..=N].copy_from_slice(&terms);
+        Ok(self.place.vectors()?.mix(to, &all[..=N], 1.0)?)
+    }
+
+    /// `to = from`.
+    pub fn copy(&mut self, to: Vector, from: Vector) -> Result<()> {
+        Ok(self.place.vectors()?.copy(to, from)?)
+    }
+
+    /// `to = 0`.
+    pub fn clear(&mut self, to: Vector) -> Result<()> {
+        Ok(self.place.vectors()?.mix(to, &[], 1.0)?)
+    }
+
+    /// Draws standard normal numbers, those of [`Seeds::fill`].
+    pub fn draw(&mut self, to: Vector, purpose: Purpose, step: u32) -> Result<()> {
+        let draws = Draws { seed: self.seeds.seed, step, first_index: self.seeds.first };
+        Ok(self.place.vectors()?.normal(to, draws, purpose)?)
+    }
+
+    /// Draws [`Z`] for the step that is being made.
+    pub fn draw_noise(&mut self) -> Result<()> {
+        self.draw(Z, Purpose::SampleNoise, (self.steps - self.done - 1) as u32)
+    }
+
+    /// Gives [`Z`] the variance that the network told when it was asked last, between two given ones (Nichol, Dhariwal 2021,
+    /// eq. 15); whether it told any.
+    pub fn deviate_as_learned(&mut self, small: f64, large: f64) -> Result<bool> {
+        let told = match &mut self.place {
+            Place::Device(network) => network.bring_variance(VARIANCE)?,
+            Place::Host(denoiser, vectors) => match denoiser.variance() {
+                Some(variance) => vectors.write(VARIANCE, variance).map(|()| true)?,
+                None => false,
+            },
+        };
+        if told {
+            self.place.vectors()?.deviate(Z, VARIANCE, [small.ln(), large.ln()])?;
+        }
+        Ok(told)
+    }
+
+    /// The numbers of a vector.
+    pub fn numbers(&mut self, v: Vector) -> Result<Cow<'_, [f32]>> {
+        match &mut self.place {
+            Place::Host(_, vectors) => Ok(Cow::Borrowed(vectors.numbers(v))),
+            Place::Device(network) => {
+                let mut numbers = vec![0.0; self.len];
+                network.vectors()?.read(v, &mut numbers)?;
+                Ok(Cow::Owned(numbers))
+            }
         }
     }
 
-    /// What the network told of the variance when it was asked last.
-    pub fn variance(&self) -> Option<&[f32]> {
-        self.denoiser.variance()
-    }
-
-    /// Draws `z` for the step that is being made.
-    pub fn draw_noise(&mut self) {
-        self.z.resize(self.x.len(), 0.0);
-        let left = (self.steps - self.done - 1) as u32;
-        self.seeds.fill(Purpose::SampleNoise, left, self.denoiser.picture_len(), &mut self.z);
+    /// Changes [`X`] on the host, with another vector at hand.
+    pub fn change_x(&mut self, beside: Vector, change: impl FnOnce(&mut [f32], &[f32])) -> Result<()> {
+        if let Place::Host(_, vectors) = &mut self.place {
+            vectors.change(X, |x, all| change(x, all.numbers(beside)));
+            return Ok(());
+        }
+        let (mut x, beside) = (self.numbers(X)?.into_owned(), self.numbers(beside)?.into_owned());
+        change(&mut x, &beside);
+        Ok(self.place.vectors()?.write(X, &x)?)
     }
 
     /// Ends a step that began at a level.
     pub fn step(&mut self, from: Level) -> Result<()> {
         self.done += 1;
-        let (done, steps) = (self.done, self.steps);
-        (self.on_step)(SampleStep { t: from.t, done, steps, x: &self.x, x_0: &self.x_0 })
+        let (t, done, steps, len) = (from.t, self.done, self.steps, self.len);
+        let network = match &mut self.place {
+            Place::Host(_, vectors) => {
+                let (x, x_0) = (vectors.numbers(X), vectors.numbers(X_0));
+                return (self.on_step)(SampleStep { t, done, steps, x: Shown(&x), x_0: Shown(&x_0) });
+            }
+            Place::Device(network) => network,
+        };
+        network.vectors()?.pace()?;
+        let (network, failed) = (RefCell::new(network), RefCell::new(None));
+        let read = |v: Vector| {
+            let mut numbers = vec![0.0; len];
+            let read = network.borrow_mut().vectors().and_then(|all| Ok(all.read(v, &mut numbers)?));
+            read.unwrap_or_else(|error| *failed.borrow_mut() = Some(error));
+            numbers
+        };
+        let (x, x_0) = (LazyCell::new(|| read(X)), LazyCell::new(|| read(X_0)));
+        let told = (self.on_step)(SampleStep { t, done, steps, x: Shown(&x), x_0: Shown(&x_0) });
+        // What was shown is worth nothing then.
+        failed.take().map_or(told, Err)
+    }
+
+    /// The batch, at the end.
+    pub fn finish(self) -> Result<Vec<f32>> {
+        match self.place {
+            Place::Host(_, vectors) => Ok(vectors.into_numbers(X)),
+            Place::Device(network) => {
+                let mut x = vec![0.0; self.len];
+                network.vectors()?.read(X, &mut x)?;
+                Ok(x)
+            }
+        }
     }
 }
 

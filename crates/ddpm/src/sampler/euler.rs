@@ -2,7 +2,7 @@
 //! Generative Models", NeurIPS 2022, where time is the noise s of a picture y that keeps its size; and its ancestral
 //! variant, which is k-diffusion's.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, X, X_0, Z};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -32,7 +32,7 @@ impl Sampler for Euler {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             let (s, next) = (from.ratio(), to.ratio());
@@ -40,13 +40,13 @@ impl Sampler for Euler {
             let down = (next * next - up * up).max(0.0).sqrt();
             // The factors of y' are those of x', for y = x / alpha.
             let towards = 1.0 - down / s;
-            blend(&mut d.x, to.alpha / from.alpha * (1.0 - towards), [(to.alpha * towards, &d.x_0)]);
+            d.blend(X, to.alpha / from.alpha * (1.0 - towards), [(to.alpha * towards, X_0)])?;
             if up > 0.0 {
-                d.draw_noise();
-                blend(&mut d.x, 1.0, [(to.alpha * up, &d.z)]);
+                d.draw_noise()?;
+                d.blend(X, 1.0, [(to.alpha * up, Z)])?;
             }
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }

@@ -1,7 +1,7 @@
 //! Heun's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
 //! Generative Models", NeurIPS 2022, algorithm 1.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, X, X_0, own};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -28,25 +28,25 @@ impl Sampler for Heun {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
-        let (mut start, mut expected) = (d.x.clone(), d.x_0.clone());
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
+        let (start, expected) = (own(0), own(1));
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
-            start.copy_from_slice(&d.x);
-            expected.copy_from_slice(&d.x_0);
+            d.copy(start, X)?;
+            d.copy(expected, X_0)?;
             let (s, next, alpha) = (from.ratio(), to.ratio(), to.alpha);
             // The factors of y' are those of x', for y = x / alpha.
             let step = (next - s) / s;
-            blend(&mut d.x, alpha / from.alpha * (1.0 + step), [(-alpha * step, &expected)]);
+            d.blend(X, alpha / from.alpha * (1.0 + step), [(-alpha * step, expected)])?;
             if next > 0.0 {
                 d.denoise(to)?;
                 let (half, there) = (0.5 * step, 0.5 * (next - s) / next);
-                let slope = [(-alpha * half, &expected[..]), (-alpha * there, &d.x_0)];
-                blend(&mut d.x, there, slope);
-                blend(&mut d.x, 1.0, [(alpha / from.alpha * (1.0 + half), &start)]);
+                let slope = [(-alpha * half, expected), (-alpha * there, X_0)];
+                d.blend(X, there, slope)?;
+                d.blend(X, 1.0, [(alpha / from.alpha * (1.0 + half), start)])?;
             }
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }

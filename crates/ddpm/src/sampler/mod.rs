@@ -1,7 +1,8 @@
 //! Samplers: from noise to pictures, one file each, following their paper; [`SAMPLERS`] lists them.
 //!
-//! A sampler knows noise levels, scalars, slices and the [`Denoiser`] trait, never a graph. Which levels it visits is
-//! said by [`Levels`], alike for all of them.
+//! A sampler knows noise levels, scalars, vectors by name and the [`Denoiser`] trait, never a graph, nor where the vectors are:
+//! on the host, or beside the network in a device's memory ([`Resident`]). Which levels it visits is said by [`Levels`], alike for
+//! all of them.
 //! The noise of picture i is a function of the seed and i alone, so that a picture does not depend on how many are
 //! drawn with it.
 
@@ -15,6 +16,7 @@ mod list;
 mod pndm;
 mod spacing;
 mod unipc;
+pub(crate) mod vectors;
 
 pub use ddim::Ddim;
 pub(crate) use ddpm::ancestral;
@@ -27,11 +29,14 @@ pub use list::{Listed, Options, SAMPLERS, find};
 pub use pndm::Pndm;
 pub use spacing::{Levels, Spacing};
 pub use unipc::UniPc;
+pub use vectors::Resident;
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use ddpm_engine::rng::{Purpose, Stream};
 use rayon::prelude::*;
+use std::fmt;
+use std::ops::Deref;
 
 /// The seed and the indices of a batch of samples.
 #[derive(Clone, Copy, Debug)]
@@ -61,9 +66,29 @@ pub struct SampleStep<'a> {
     /// All steps.
     pub steps: usize,
     /// The batch behind the step.
-    pub x: &'a [f32],
+    pub x: Shown<'a>,
     /// The pictures that the network expected at the end, before the step.
-    pub x_0: &'a [f32],
+    pub x_0: Shown<'a>,
+}
+
+/// The numbers of a batch, to be seen as a slice. Where they are in a device's memory they are brought from there when somebody
+/// looks, who waits for them then; if that fails, zeros are seen, and the sampling ends with the error behind the step.
+#[derive(Clone, Copy)]
+pub struct Shown<'a>(&'a dyn Deref<Target = Vec<f32>>);
+
+impl Deref for Shown<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        self.0
+    }
+}
+
+impl fmt::Debug for Shown<'_> {
+    /// Without a look at the numbers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Shown(..)")
+    }
 }
 
 /// Draws pictures with a denoiser.

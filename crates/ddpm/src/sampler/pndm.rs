@@ -1,10 +1,11 @@
 //! Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, EPS, X, X_0, own};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Level;
+use ddpm_engine::Vector;
 
 /// The weights of the last 1, 2, 3 or 4 noises, the newest first (Adams and Bashforth; eq. 12).
 const WEIGHTS: [&[f64]; 4] = [
@@ -30,45 +31,49 @@ pub struct Pndm {
     pub threshold: Threshold,
 }
 
-/// The transfer phi(x, eps, t, t') (eq. 11): along the noise to another level.
-fn transfer(x: &mut [f32], eps: &[f32], from: Level, to: Level) {
+/// The last noises, in any order; the mean of a step's; its start; and the last one within it.
+const PAST: [Vector; WEIGHTS.len()] = [own(0), own(1), own(2), own(3)];
+const MEAN: Vector = own(4);
+const START: Vector = own(5);
+const LAST: Vector = EPS;
+
+/// The transfer phi(x, eps, t, t') (eq. 11): x along the noise to another level.
+fn transfer(d: &mut Drawing<'_>, eps: Vector, from: Level, to: Level) -> Result<()> {
     let scale = to.alpha / from.alpha;
-    blend(x, scale, [(to.sigma - scale * from.sigma, eps)]);
+    d.blend(X, scale, [(to.sigma - scale * from.sigma, eps)])
 }
 
-/// The noise that the network expects of a batch at a level; that of the expected picture within bounds.
-fn noise(d: &mut Drawing<'_>, level: Level) -> Result<Vec<f32>> {
+/// Makes `eps` the noise that the network expects of x at a level; that of the expected picture within bounds.
+fn noise(d: &mut Drawing<'_>, eps: Vector, level: Level) -> Result<()> {
     d.denoise(level)?;
-    let mut eps = d.x.clone();
-    blend(&mut eps, 1.0 / level.sigma, [(-level.alpha / level.sigma, &d.x_0)]);
-    Ok(eps)
+    d.copy(eps, X)?;
+    d.blend(eps, 1.0 / level.sigma, [(-level.alpha / level.sigma, X_0)])
 }
 
 impl Pndm {
     /// The mean noise of a step by Runge and Kutta's method, whose first is known (eq. 13); x is at the step's start.
-    fn runge_kutta(&self, d: &mut Drawing<'_>, first: &[f32], from: Level, to: Level) -> Result<Vec<f32>> {
-        let (start, half) = (d.x.clone(), self.levels.midway(from, to));
-        let mut sum = first.to_vec();
-        let mut last = first.to_vec();
+    fn runge_kutta(&self, d: &mut Drawing<'_>, first: Vector, from: Level, to: Level) -> Result<()> {
+        let half = self.levels.midway(from, to);
+        d.copy(START, X)?;
+        d.copy(MEAN, first)?;
+        d.copy(LAST, first)?;
         for (level, weight) in [(half, 2.0), (half, 2.0), (to, 1.0)] {
-            d.x.copy_from_slice(&start);
-            transfer(&mut d.x, &last, from, level);
-            last = noise(d, level)?;
-            blend(&mut sum, 1.0, [(weight, &last)]);
+            d.copy(X, START)?;
+            transfer(d, LAST, from, level)?;
+            noise(d, LAST, level)?;
+            d.blend(MEAN, 1.0, [(weight, LAST)])?;
         }
-        d.x.copy_from_slice(&start);
-        blend(&mut sum, 1.0 / 6.0, []);
-        Ok(sum)
+        d.copy(X, START)?;
+        d.blend(MEAN, 1.0 / 6.0, [])
     }
 
     /// The mean of the noises at the step's two ends (Heun's method).
-    fn two_ends(&self, d: &mut Drawing<'_>, first: &[f32], from: Level, to: Level) -> Result<Vec<f32>> {
-        let start = d.x.clone();
-        transfer(&mut d.x, first, from, to);
-        let mut mean = noise(d, to)?;
-        d.x.copy_from_slice(&start);
-        blend(&mut mean, 0.5, [(0.5, first)]);
-        Ok(mean)
+    fn two_ends(&self, d: &mut Drawing<'_>, first: Vector, from: Level, to: Level) -> Result<()> {
+        d.copy(START, X)?;
+        transfer(d, first, from, to)?;
+        noise(d, MEAN, to)?;
+        d.copy(X, START)?;
+        d.blend(MEAN, 0.5, [(0.5, first)])
     }
 }
 
@@ -85,27 +90,27 @@ impl Sampler for Pndm {
         seeds: Seeds,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step);
-        let mut past: Vec<Vec<f32>> = Vec::new();
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
+        let mut past: Vec<Vector> = Vec::new();
         for (i, (from, to)) in self.levels.pairs().enumerate() {
-            let eps = noise(&mut d, from)?;
-            past.insert(0, eps);
-            past.truncate(WEIGHTS.len());
+            let newest = PAST[i % PAST.len()];
+            noise(&mut d, newest, from)?;
+            past.insert(0, newest);
+            past.truncate(PAST.len());
             let inside = to.sigma > 0.0;
-            let mean = if self.warm_up && i < WARM_UP && inside {
-                self.runge_kutta(&mut d, &past[0], from, to)?
+            if self.warm_up && i < WARM_UP && inside {
+                self.runge_kutta(&mut d, newest, from, to)?;
             } else if !self.warm_up && i == 0 && inside {
-                self.two_ends(&mut d, &past[0], from, to)?
+                self.two_ends(&mut d, newest, from, to)?;
             } else {
-                let mut mean = vec![0.0; d.x.len()];
-                for (eps, &weight) in past.iter().zip(WEIGHTS[past.len() - 1]) {
-                    blend(&mut mean, 1.0, [(weight, eps)]);
+                d.clear(MEAN)?;
+                for (&eps, &weight) in past.iter().zip(WEIGHTS[past.len() - 1]) {
+                    d.blend(MEAN, 1.0, [(weight, eps)])?;
                 }
-                mean
-            };
-            transfer(&mut d.x, &mean, from, to);
+            }
+            transfer(&mut d, MEAN, from, to)?;
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }

@@ -1,13 +1,18 @@
 //! Zhao, Bai, Rao, Zhou, Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023.
 
-use super::drawing::{Drawing, blend};
+use super::drawing::{Drawing, X, X_0, own};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Level;
+use ddpm_engine::Vector;
 
 /// Most expected pictures that a step looks back on.
 const MOST: usize = 3;
+
+/// Their places, in any order, and x where a step begins.
+const PAST: [Vector; MOST] = [own(0), own(1), own(2)];
+const START: Vector = own(3);
 
 /// UniPC in the data prediction, with `B(h) = e^h - 1` (the authors' "bh2"). A step looks back on `p` expected pictures,
 /// and each prediction serves twice: it corrects the step that led to it, and makes the next. Of order p + 1, one
@@ -26,17 +31,18 @@ pub struct UniPc {
 #[derive(Default)]
 struct Past {
     levels: Vec<Level>,
-    x_0: Vec<Vec<f32>>,
+    x_0: Vec<Vector>,
 }
 
 impl Past {
-    fn add(&mut self, level: Level, x_0: &[f32]) {
-        let mut slot = if self.x_0.len() == MOST { self.x_0.pop().unwrap_or_default() } else { Vec::new() };
-        slot.clear();
-        slot.extend_from_slice(x_0);
-        self.x_0.insert(0, slot);
+    fn add(&mut self, d: &mut Drawing<'_>, level: Level) -> Result<()> {
+        let oldest = if self.x_0.len() == MOST { self.x_0.pop() } else { None };
+        let place = oldest.unwrap_or(PAST[self.x_0.len()]);
+        d.copy(place, X_0)?;
+        self.x_0.insert(0, place);
         self.levels.insert(0, level);
         self.levels.truncate(MOST);
+        Ok(())
     }
 
     /// One step to a level from the newest of these, looking back on `p`; `corrected` is what the network expects there,
@@ -46,11 +52,11 @@ impl Past {
     /// ```
     /// with `r_k = (lambda_k - lambda_s) / h`, where 1 stands for the corrected one. The rho solve the equations
     /// `sum of rho_k r_k^(j-1) = b_j`, j = 1, .., of which the last is left out where there is nothing corrected.
-    fn step(&self, x: &mut [f32], to: Level, p: usize, corrected: Option<&[f32]>) {
+    fn step(&self, d: &mut Drawing<'_>, to: Level, p: usize, corrected: Option<Vector>) -> Result<()> {
         let from = self.levels[0];
         let h = to.lambda() - from.lambda();
         let mut r: Vec<f64> = (1..p).map(|k| (self.levels[k].lambda() - from.lambda()) / h).collect();
-        let mut known: Vec<&[f32]> = self.x_0[1..p].iter().map(Vec::as_slice).collect();
+        let mut known = self.x_0[1..p].to_vec();
         if let Some(m) = corrected {
             r.push(1.0);
             known.push(m);
@@ -62,10 +68,11 @@ impl Past {
         };
         let gain = to.alpha * -(-h).exp_m1();
         let total: f64 = rho.iter().zip(&r).map(|(rho, r)| rho / r).sum();
-        blend(x, to.sigma / from.sigma, [(gain * (1.0 - total), &self.x_0[0])]);
+        d.blend(X, to.sigma / from.sigma, [(gain * (1.0 - total), self.x_0[0])])?;
         for ((m, rho), r) in known.into_iter().zip(rho).zip(r) {
-            blend(x, 1.0, [(gain * rho / r, m)]);
+            d.blend(X, 1.0, [(gain * rho / r, m)])?;
         }
+        Ok(())
     }
 }
 
@@ -114,21 +121,22 @@ impl Sampler for UniPc {
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let steps = self.levels.steps();
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step);
-        let (mut past, mut start, mut p) = (Past::default(), d.x.clone(), 1);
+        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step)?;
+        let (mut past, mut p) = (Past::default(), 1);
+        d.copy(START, X)?;
         for (i, (from, to)) in self.levels.pairs().enumerate() {
             d.denoise(from)?;
             if i > 0 {
-                d.x.copy_from_slice(&start);
-                past.step(&mut d.x, from, p, Some(&d.x_0));
-                start.copy_from_slice(&d.x);
+                d.copy(X, START)?;
+                past.step(&mut d, from, p, Some(X_0))?;
+                d.copy(START, X)?;
             }
-            past.add(from, &d.x_0);
+            past.add(&mut d, from)?;
             p = self.p.clamp(1, MOST).min(i + 1).min(steps - i);
-            past.step(&mut d.x, to, p, None);
+            past.step(&mut d, to, p, None)?;
             d.step(from)?;
         }
-        Ok(d.x)
+        d.finish()
     }
 }
 

@@ -30,16 +30,6 @@ __host__ __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b -
 // Tensors are of f32, or of bf16 where the lowest bit of the address is set (every tensor begins at a multiple of 64
 // bytes). Kernels compute in f32.
 
-__device__ __forceinline__ float of_bits(u32 bits) {
-#ifdef DDPM_EMULATOR
-    float v;
-    memcpy(&v, &bits, 4);
-    return v;
-#else
-    return __uint_as_float(bits);
-#endif
-}
-
 // Two numbers rounded to bf16 (to nearest, ties to even), the first in the lower half.
 #ifdef DDPM_EMULATOR
 u32 pack_bf16(float low, float high);
@@ -51,8 +41,8 @@ __device__ __forceinline__ u32 pack_bf16(float low, float high) {
 }
 #endif
 
-__device__ __forceinline__ float low_bf16(u32 word) { return of_bits(word << 16); }
-__device__ __forceinline__ float high_bf16(u32 word) { return of_bits(word & 0xffff0000u); }
+__device__ __forceinline__ float low_bf16(u32 word) { return __uint_as_float(word << 16); }
+__device__ __forceinline__ float high_bf16(u32 word) { return __uint_as_float(word & 0xffff0000u); }
 
 // A tensor that is read.
 struct In {
@@ -63,7 +53,7 @@ struct In {
     __device__ __forceinline__ const unsigned short *halves() const { return (const unsigned short *)(address - 1); }
 
     __device__ __forceinline__ float operator[](int i) const {
-        return half() ? of_bits((u32)halves()[i] << 16) : floats()[i];
+        return half() ? __uint_as_float((u32)halves()[i] << 16) : floats()[i];
     }
 
     // V numbers from i on, a multiple of V: 1, 2, 4 or 8.

@@ -396,7 +396,7 @@ API cuLaunchKernel(void *function_handle, unsigned gx, unsigned gy, unsigned gz,
     std::vector<Argument> args;
     for (char kind : kernel->kinds) {
         Argument arg = {kind, 0};
-        memcpy(&arg.bits, parameters[args.size()], kind == 'p' ? 8 : 4);
+        memcpy(&arg.bits, parameters[args.size()], kind == 'p' || kind == 'd' ? 8 : 4);
         args.push_back(arg);
     }
     Device *device = stream->device;

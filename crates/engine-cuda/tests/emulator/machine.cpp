@@ -247,6 +247,7 @@ namespace {
 template <class T> char kind_of() {
     if (std::is_pointer<T>::value || std::is_class<T>::value) return 'p'; // classes: `In` and the like
     if (std::is_same<T, float>::value) return 'f';
+    if (std::is_same<T, double>::value) return 'd';
     return std::is_same<T, unsigned>::value ? 'u' : 'i';
 }
 

@@ -5,7 +5,7 @@
 #include <string>
 
 struct Argument {
-    char kind; // p (an address), i, u, f
+    char kind; // p (an address), i, u, f, d
     uint64_t bits;
 };
 

@@ -144,6 +144,7 @@ impl Gpu for Emulator {
                 Arg::Int(v) => (b'i', u64::from(v as u32)),
                 Arg::Uint(v) => (b'u', u64::from(v)),
                 Arg::Float(v) => (b'f', u64::from(v.to_bits())),
+                Arg::Double(v) => (b'd', v.to_bits()),
             };
             bytes.push(kind);
             bytes.extend(bits.to_le_bytes());
@@ -186,6 +187,10 @@ impl Gpu for Emulator {
     }
 
     fn finish(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn pace(&self) -> Result<()> {
         Ok(())
     }
 }

@@ -157,6 +157,9 @@ impl Gpu for Clocked {
     fn finish(&self) -> Result<()> {
         self.gpu.finish()
     }
+    fn pace(&self) -> Result<()> {
+        self.gpu.pace()
+    }
 }
 
 impl Clocked {

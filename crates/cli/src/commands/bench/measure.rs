@@ -6,6 +6,7 @@ use ddpm::denoiser::Denoiser;
 use ddpm::model::Model;
 use ddpm::nets;
 use ddpm::process::Prediction;
+use ddpm::rates::Rates;
 use ddpm::sampler::{Options, Seeds};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
@@ -254,24 +255,29 @@ pub fn sample(
     Ok(Part::new(name, [pictures, steps, 1], &clock.finish(), model.executor()))
 }
 
-/// What the threads can do in registers only, in floating-point operations a second.
+/// What the device can do: the processor's threads in registers only, a GPU in large products of the run's arithmetic.
 #[derive(Clone, Copy)]
 pub struct Peak {
-    /// Multiply-adds of f32.
-    pub f32: f64,
+    /// Floating-point operations a second: multiply-adds of f32 on a processor.
+    pub flops: f64,
     /// Those of bf16 factors, where there is an instruction for them.
     pub bf16: Option<f64>,
+    /// Bytes a second of a GPU's memory.
+    pub bytes: Option<f64>,
 }
 
 impl Peak {
-    /// Measures it, on the instruction set that kernels will use.
-    pub fn measure(threads: usize) -> anyhow::Result<Self> {
+    /// Measures it, on the device and the instruction set that kernels will use.
+    pub fn measure(config: &Config, threads: usize) -> anyhow::Result<Self> {
+        if let Some(rates) = Rates::measure(config.train.hardware(), config.train.arithmetic())? {
+            return Ok(Self { flops: rates.flops, bf16: None, bytes: Some(rates.bytes) });
+        }
         let isa = Isa::from_env()?;
         let rounds = 10_000_000 / isa.lanes().max(2) as u64;
         let f32 = best_rate(threads, &|| multiply_add_rounds(isa, rounds));
         let bf16 = bf16_multiply_add_rounds(isa, 1)
             .map(|_| best_rate(threads, &|| bf16_multiply_add_rounds(isa, rounds).unwrap_or(0)));
-        Ok(Self { f32, bf16 })
+        Ok(Self { flops: f32, bf16, bytes: None })
     }
 }
 

@@ -94,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => Box::new(random::RandomPictures::new(&config)),
         false => open_data(&config)?,
     };
-    let (shape, peak) = (data.shape(), Peak::measure(threads)?);
+    let (shape, peak) = (data.shape(), Peak::measure(&config, threads)?);
     let mut parts = Vec::new();
     if wanted(What::Train) {
         let mut trainer = Trainer::new(&config, data)?;

@@ -22,9 +22,12 @@ pub struct Report {
     /// Height, width, channels.
     picture: [usize; 3],
     device: String,
-    /// The peaks of its threads, measured, in 1e9 operations a second; that of bf16 where there is one.
+    /// The peaks of its threads, or of a GPU in large products, measured, in 1e9 operations a second; that of bf16 where there
+    /// is one.
     peak_gflops: f64,
     bf16_peak_gflops: Option<f64>,
+    /// That of a GPU's memory, in 1e9 bytes a second.
+    memory_gbytes_per_second: Option<f64>,
     parts: Vec<Part>,
     #[serde(skip)]
     shape: PictureShape,
@@ -38,6 +41,10 @@ struct Operation {
     seconds: f64,
     share: f64,
     gflop: f64,
+    /// Operands and results.
+    gbyte: f64,
+    /// The least time at the GPU's peaks, node by node.
+    floor_seconds: Option<f64>,
 }
 
 /// A node in one run of a plan.
@@ -61,8 +68,9 @@ impl Report {
             batch: config.pictures_per_step(),
             picture: [shape.height, shape.width, shape.channels],
             device,
-            peak_gflops: peak.f32 / 1e9,
+            peak_gflops: peak.flops / 1e9,
             bf16_peak_gflops: peak.bf16.map(|p| p / 1e9),
+            memory_gbytes_per_second: peak.bytes.map(|p| p / 1e9),
             parts,
             shape,
         }
@@ -72,7 +80,7 @@ impl Report {
     pub fn write_json(&self, out: &mut impl Write, profile: bool) -> anyhow::Result<()> {
         let mut value = serde_json::to_value(self)?;
         if let Some(part) = self.parts.first().filter(|_| profile) {
-            value["operations"] = serde_json::to_value(operations(&part.nodes))?;
+            value["operations"] = serde_json::to_value(self.operations(&part.nodes))?;
             value["nodes"] = serde_json::to_value(slowest(&part.nodes).collect::<Vec<_>>())?;
         }
         Ok(writeln!(out, "{value}")?)
@@ -90,14 +98,23 @@ impl Report {
             self.device
         )?;
         let bf16 = self.bf16_peak_gflops.map_or_else(String::new, |p| format!("; of bf16 {p:.0}"));
-        writeln!(out, "f32 peak, multiply-adds in registers only: {:.0} GFLOP/s{bf16}", self.peak_gflops)?;
+        let peak = self.peak_gflops;
+        match self.memory_gbytes_per_second {
+            None => writeln!(out, "f32 peak, multiply-adds in registers only: {peak:.0} GFLOP/s{bf16}")?,
+            Some(memory) => writeln!(
+                out,
+                "peak, large products of this precision: {peak:.0} GFLOP/s; memory, read and written: {memory:.0} GB/s"
+            )?,
+        }
         for part in &self.parts {
             self.write_part(out, part)?;
         }
-        writeln!(
-            out,
-            "GFLOP are the plain convolution's, the peak that of f32: Winograd's way and bf16 can pass it."
-        )?;
+        if self.memory_gbytes_per_second.is_none() {
+            writeln!(
+                out,
+                "GFLOP are the plain convolution's, the peak that of f32: Winograd's way and bf16 can pass it."
+            )?;
+        }
         if let Some(part) = self.parts.first().filter(|_| profile) {
             self.write_profile(out, part)?;
         }
@@ -166,23 +183,73 @@ impl Report {
         }
     }
 
+    /// The least time of a node at a GPU's peaks: that of its products, or of reading and writing its tensors once.
+    fn floor(&self, node: &NodeTime) -> Option<f64> {
+        let memory = self.memory_gbytes_per_second?;
+        Some((gflop(node) / self.peak_gflops).max(gbyte(node) / memory))
+    }
+
+    /// The kinds of operations, the slowest first.
+    fn operations(&self, nodes: &[NodeTime]) -> Vec<Operation> {
+        let mut kinds: BTreeMap<&'static str, Operation> = BTreeMap::new();
+        for node in nodes.iter().filter(|n| n.runs > 0) {
+            let operation = node.operation;
+            let kind = kinds.entry(operation).or_insert(Operation {
+                operation,
+                nodes: 0,
+                seconds: 0.0,
+                share: 0.0,
+                gflop: 0.0,
+                gbyte: 0.0,
+                floor_seconds: self.memory_gbytes_per_second.map(|_| 0.0),
+            });
+            kind.nodes += 1;
+            kind.seconds += node_seconds(node);
+            kind.gflop += gflop(node);
+            kind.gbyte += gbyte(node);
+            kind.floor_seconds = kind.floor_seconds.zip(self.floor(node)).map(|(all, one)| all + one);
+        }
+        let mut kinds: Vec<_> = kinds.into_values().collect();
+        let total: f64 = kinds.iter().map(|k| k.seconds).sum();
+        kinds.iter_mut().for_each(|k| k.share = k.seconds / total);
+        kinds.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        kinds
+    }
+
     fn write_profile(&self, out: &mut impl Write, part: &Part) -> anyhow::Result<()> {
         let columns = |gflop: f64, seconds: f64| {
             let [gflops, share] = self.rate(gflop, seconds);
             (gflops.replace(" GFLOP/s", ""), share.replace(" of peak", ""))
         };
+        let memory = self.memory_gbytes_per_second;
+        let heads = memory
+            .map_or_else(String::new, |_| format!(" {:>8} {:>9} {:>9}", "GB/s", "of memory", "floor ms"));
         writeln!(
             out,
-            "\n{:24} {:>6} {:>10} {:>7} {:>9} {:>8}",
+            "\n{:24} {:>6} {:>10} {:>7} {:>9} {:>8}{heads}",
             part.part, "nodes", "ms", "share", "GFLOP/s", "of peak"
         )?;
-        for Operation { operation, nodes, seconds, share, gflop } in operations(&part.nodes) {
-            let (gflops, peak) = columns(gflop, seconds);
+        let operations = self.operations(&part.nodes);
+        for Operation { operation, nodes, seconds, share, gflop, gbyte, floor_seconds } in &operations {
+            let (gflops, peak) = columns(*gflop, *seconds);
+            let of_memory = memory.zip(*floor_seconds).map_or_else(String::new, |(memory, floor)| {
+                let rate = gbyte / seconds;
+                format!(" {rate:8.0} {:>9} {:9.3}", format!("{:.0} %", 100.0 * rate / memory), floor * 1e3)
+            });
             writeln!(
                 out,
-                "{operation:24} {nodes:6} {:10.2} {:6.1}% {gflops:>9} {peak:>8}",
+                "{operation:24} {nodes:6} {:10.2} {:6.1}% {gflops:>9} {peak:>8}{of_memory}",
                 seconds * 1e3,
                 100.0 * share
+            )?;
+        }
+        if let Some(floor) = operations.iter().map(|o| o.floor_seconds).sum::<Option<f64>>() {
+            let all: f64 = operations.iter().map(|o| o.seconds).sum();
+            writeln!(
+                out,
+                "all nodes {:.3} ms; at the peaks, node by node, {:.3} ms",
+                all * 1e3,
+                floor * 1e3
             )?;
         }
         writeln!(out, "\nslowest nodes")?;
@@ -198,27 +265,8 @@ fn gflop(node: &NodeTime) -> f64 {
     2e-9 * node.multiply_adds as f64
 }
 
-/// The kinds of operations, the slowest first.
-fn operations(nodes: &[NodeTime]) -> Vec<Operation> {
-    let mut kinds: BTreeMap<&'static str, Operation> = BTreeMap::new();
-    for node in nodes.iter().filter(|n| n.runs > 0) {
-        let operation = node.operation;
-        let kind = kinds.entry(operation).or_insert(Operation {
-            operation,
-            nodes: 0,
-            seconds: 0.0,
-            share: 0.0,
-            gflop: 0.0,
-        });
-        kind.nodes += 1;
-        kind.seconds += node_seconds(node);
-        kind.gflop += gflop(node);
-    }
-    let mut kinds: Vec<_> = kinds.into_values().collect();
-    let total: f64 = kinds.iter().map(|k| k.seconds).sum();
-    kinds.iter_mut().for_each(|k| k.share = k.seconds / total);
-    kinds.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    kinds
+fn gbyte(node: &NodeTime) -> f64 {
+    1e-9 * node.bytes as f64
 }
 
 /// The slowest nodes, the slowest first.

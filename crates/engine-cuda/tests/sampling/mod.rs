@@ -1,0 +1,310 @@
+//! Samplers with their batches in a device's memory, against the host's arithmetic over the same network on the same device.
+//!
+//! Both do the same operations in f64 and round the same way, so that numbers differ only where the device's logarithm, sine or
+//! exponential differs in the last bit of f64 and a rounding to f32 turns on it: by 6e-8 of a number, seldom. What steps make of
+//! that stays below 1e-6 of a batch's largest number.
+
+use ddpm::denoiser::Denoiser;
+use ddpm::edit::{Inversion, RePaint};
+use ddpm::guidance::{Guidance, Guided};
+use ddpm::model::Model;
+use ddpm::nets::{Builder, ConvLayer, Inputs, Network};
+use ddpm::process::Prediction;
+use ddpm::sampler::{Levels, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance, find};
+use ddpm::schedule::Schedule;
+use ddpm_engine::ops::{DrawNormal, SinusoidalEmbedding};
+use ddpm_engine::rng::Purpose;
+use ddpm_engine::{
+    Arithmetic, Device, Draws, Executor, Graph, PlanOptions, Tensor, Vector, Vectors, VectorsOf,
+};
+
+const TOLERANCE: f32 = 1e-6;
+/// Pictures whose numbers are no multiple of four.
+const SHAPE: [usize; 4] = [3, 5, 5, 1];
+const SEEDS: Seeds = Seeds { seed: 0x1234_5678_9abc, first: 7 };
+const STEPS: usize = 5;
+
+/// A network of two convolutions, told the timestep and, where there are any, classes.
+struct Tiny {
+    learned_variance: bool,
+    classes: Option<usize>,
+}
+
+const PLAIN: Tiny = Tiny { learned_variance: false, classes: None };
+
+impl Network for Tiny {
+    fn name(&self) -> &'static str {
+        "tiny"
+    }
+
+    fn channels(&self) -> usize {
+        SHAPE[3]
+    }
+
+    fn learned_variance(&self) -> bool {
+        self.learned_variance
+    }
+
+    fn size_factor(&self) -> usize {
+        1
+    }
+
+    fn classes(&self) -> Option<usize> {
+        self.classes
+    }
+
+    fn build(&self, b: &mut Builder, Inputs { x, t, label }: Inputs) -> ddpm::Result<Tensor> {
+        let t = b.time_embedding(t, SinusoidalEmbedding { dim: 8, shift: 0.0, cosines_first: false })?;
+        let t = b.add_class(t, label, self.classes)?;
+        let x = b.conv("in", x, ConvLayer::new(8, 3))?;
+        let x = b.add_picture("time", x, t)?;
+        let x = b.silu("time", x)?;
+        b.conv("out", x, ConvLayer::new(self.out_channels(), 3))
+    }
+}
+
+fn schedule() -> Schedule {
+    Schedule::linear(100, 1e-3, 0.1).expect("a schedule")
+}
+
+fn model(device: &dyn Device, net: &Tiny, prediction: Prediction) -> Model {
+    let mut model =
+        Model::on(device, net, SHAPE, Arithmetic::default()).expect("a model").predicting(prediction);
+    model.set_first_weights(3).expect("weights");
+    model
+}
+
+/// The same network, asked through the host's memory.
+struct ByHost<'a>(&'a mut dyn Denoiser);
+
+impl Denoiser for ByHost<'_> {
+    fn batch(&self) -> usize {
+        self.0.batch()
+    }
+
+    fn picture_len(&self) -> usize {
+        self.0.picture_len()
+    }
+
+    fn prediction(&self) -> Prediction {
+        self.0.prediction()
+    }
+
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> ddpm::Result<()> {
+        self.0.predict(x_t, t, output)
+    }
+
+    fn variance(&self) -> Option<&[f32]> {
+        self.0.variance()
+    }
+}
+
+/// What is shown of every step, and the end.
+type Seen = Vec<Vec<f32>>;
+
+type Go<'a> = &'a dyn Fn(
+    &mut dyn Denoiser,
+    &mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>,
+) -> ddpm::Result<Vec<f32>>;
+
+fn seen(denoiser: &mut dyn Denoiser, go: Go<'_>) -> Seen {
+    let mut all = Vec::new();
+    let end = go(denoiser, &mut |step| {
+        all.extend([step.x.to_vec(), step.x_0.to_vec()]);
+        Ok(())
+    });
+    all.push(end.expect("pictures"));
+    all
+}
+
+/// Compares the two ways.
+fn compare(what: &str, denoiser: &mut dyn Denoiser, go: Go<'_>) {
+    assert!(denoiser.resident().is_some(), "{what}: the network is not in a device's memory");
+    let (got, want) = (seen(denoiser, go), seen(&mut ByHost(denoiser), go));
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+        let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(largest.is_finite() && largest > 0.0, "{what}: batch {i} says nothing");
+        let worst = got.iter().zip(want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
+        assert!(
+            worst <= TOLERANCE * largest && !got.iter().any(|g| g.is_nan()),
+            "{what}: batch {i} off by {worst:e}"
+        );
+    }
+}
+
+fn compare_options(what: &str, denoiser: &mut dyn Denoiser, options: Options) {
+    let sampler = options.build(&schedule(), denoiser.prediction()).expect("a sampler");
+    compare(what, denoiser, &|denoiser, on_step| sampler.sample(denoiser, SEEDS, on_step));
+}
+
+/// Every sampler of the list, with each threshold and each prediction in turn.
+pub fn every_sampler(device: &dyn Device) {
+    let mut models = Prediction::ALL.map(|prediction| model(device, &PLAIN, prediction));
+    let thresholds = [Threshold::Clip, Threshold::Dynamic, Threshold::None];
+    for (i, sampler) in SAMPLERS.iter().enumerate() {
+        for j in 0..if sampler.name == "ddim" { 3 } else { 1 } {
+            let threshold = thresholds[(i + j) % 3];
+            let eta = sampler.eta.map(|_| 0.7);
+            let options = Options {
+                sampler,
+                steps: Some(STEPS),
+                threshold: Some(threshold),
+                eta,
+                ..Options::default()
+            };
+            let model = &mut models[(i + i / 3 + j) % 3];
+            let what = format!("{} with {} and {}", sampler.name, threshold.name(), model.prediction());
+            compare_options(&what, model, options);
+        }
+    }
+}
+
+/// Guidance within an interval, without and with a class for every picture, and a learnt variance.
+pub fn classes_and_variance(device: &dyn Device) {
+    let mut model = model(device, &Tiny { learned_variance: true, classes: Some(3) }, Prediction::Eps);
+    let schedule = schedule();
+    let all = (0.0, f64::INFINITY);
+    for (scale, interval) in [(0.0, all), (1.0, all), (3.0, all), (3.0, (0.2, 1.0))] {
+        let labels = vec![Some(2), None, Some(0)];
+        let mut guided = Guided::new(&mut model, &schedule, labels, Guidance { scale, interval });
+        let options = Options { steps: Some(STEPS), ..Options::default() };
+        compare_options(&format!("guidance {scale} in {interval:?}"), &mut guided, options);
+    }
+    for variance in [Variance::Small, Variance::Large, Variance::Learned] {
+        let options = Options { steps: Some(STEPS), variance: Some(variance), ..Options::default() };
+        model.set_labels(&[None; 3]).expect("labels");
+        compare_options(variance.name(), &mut model, options);
+    }
+}
+
+/// What begins with pictures, and what is done with them on the host.
+pub fn editing(device: &dyn Device) {
+    let mut model = model(device, &PLAIN, Prediction::V);
+    let picture: Vec<f32> = (0..25).map(|i| (i as f32 * 0.7).sin()).collect();
+    let levels = Levels::new(&schedule(), Prediction::V, Some(4), Spacing::Linspace).expect("levels");
+    let (variance, threshold) = (None, Threshold::Clip);
+    let repaint = RePaint { levels: levels.clone(), jump: 1, resamplings: 2, variance, threshold };
+    let unknown: Vec<bool> = (0..25).map(|i| i % 3 == 0).collect();
+    compare("filling", &mut model, &|denoiser, on_step| {
+        repaint.fill(denoiser, SEEDS, &picture, &unknown, on_step)
+    });
+    let inversion = Inversion { levels, iterations: 2, tolerance: 0.0 };
+    let batch = picture.repeat(3);
+    compare("inversion", &mut model, &|denoiser, on_step| inversion.invert(denoiser, &batch, on_step));
+    let options = Options { sampler: find("ddim").expect("there"), steps: Some(2), ..Options::default() };
+    let ddim = options.build(&schedule(), Prediction::V).expect("a sampler");
+    compare("going on", &mut model, &|denoiser, on_step| {
+        ddim.sample_from(Some(&batch), denoiser, SEEDS, on_step)
+    });
+}
+
+/// Samples without a look at any step; `on_step` is called behind each all the same.
+pub fn unseen(device: &dyn Device, on_step: &mut dyn FnMut()) -> Vec<f32> {
+    let schedule = schedule();
+    let mut model = model(device, &Tiny { learned_variance: true, classes: Some(3) }, Prediction::Eps);
+    let guidance = Guidance { scale: 2.0, ..Guidance::default() };
+    let mut guided = Guided::new(&mut model, &schedule, vec![Some(1); 3], guidance);
+    let threshold = Some(Threshold::Dynamic);
+    let options = Options { steps: Some(STEPS), threshold, ..Options::default() };
+    let sampler = options.build(&schedule, Prediction::Eps).expect("a sampler");
+    let on_step = &mut |_: SampleStep<'_>| {
+        on_step();
+        Ok(())
+    };
+    sampler.sample(&mut guided, SEEDS, on_step).expect("pictures")
+}
+
+/// Vectors of pictures of a size beside a plan that does nothing of interest.
+fn vectors(device: &dyn Device, pictures: usize, len: usize) -> Box<dyn Executor> {
+    let mut graph = Graph::new();
+    let op = DrawNormal { shape: [1].into(), purpose: Purpose::Test };
+    let keep = vec![graph.add("z", op, &[]).expect("a tensor")];
+    let of = VectorsOf { count: 3, shape: [pictures, len].into() };
+    let options = PlanOptions { keep, vectors: Some(of), ..PlanOptions::default() };
+    let exec = device.executor(graph.clone(), &options).expect("an executor");
+    let told = device.footprint(graph.clone(), &options).expect("a footprint");
+    let without = PlanOptions { vectors: None, ..options };
+    let without = device.footprint(graph, &without).expect("a footprint");
+    assert_eq!(told, exec.footprint());
+    assert!(told.arena_bytes >= without.arena_bytes + 3 * pictures * len * 4, "the vectors are counted");
+    exec
+}
+
+/// The thresholds to the bit, by sorting, with equal sizes, zeros, infinities and what is no number.
+pub fn thresholds(device: &dyn Device) {
+    for len in [1, 7, 1000] {
+        let hostile = |i: usize| match i % 97 {
+            3 => f32::NAN,
+            10 => f32::INFINITY,
+            11 => -0.0,
+            _ => 0.5,
+        };
+        let pictures = [
+            (0..len).map(|i| ((i * 37 % len) as f32 - 3.0) / 5.0).collect::<Vec<_>>(),
+            (0..len).map(|i| 2.5 * (i as f32).sin()).collect(),
+            (0..len).map(hostile).collect(),
+            vec![-3.0; len],
+        ];
+        let mut exec = vectors(device, pictures.len(), len);
+        let vectors = exec.vectors().expect("they were asked for");
+        for part in [None, Some(0.995), Some(0.5), Some(0.0), Some(1.0)] {
+            vectors.write(Vector(1), &pictures.concat()).expect("written");
+            vectors.threshold(Vector(1), part).expect("launched");
+            let mut got = vec![0.0; pictures.len() * len];
+            vectors.read(Vector(1), &mut got).expect("read");
+            for (i, (picture, got)) in pictures.iter().zip(got.chunks(len)).enumerate() {
+                let mut sizes: Vec<f32> = picture.iter().map(|x| x.abs()).collect();
+                sizes.sort_by(f32::total_cmp);
+                let most = part.map_or(1.0, |part| {
+                    let at = part * (len - 1) as f64;
+                    let (low, high) = (sizes[at.floor() as usize], sizes[at.ceil() as usize]);
+                    (low + (high - low) * at.fract() as f32).max(1.0)
+                });
+                for (&x, &got) in picture.iter().zip(got) {
+                    let want = x.clamp(-most, most) / most;
+                    let same = want.to_bits() == got.to_bits() || (want.is_nan() && got.is_nan());
+                    assert!(same, "picture {i} of {len}, {part:?}: {x} became {got}, not {want}");
+                }
+            }
+        }
+    }
+}
+
+/// Normal numbers of every purpose's kind, sums of all lengths, and writing parts.
+pub fn arithmetic(device: &dyn Device) {
+    let mut exec = vectors(device, 3, 25);
+    let all = exec.vectors().expect("they were asked for");
+    let read = |all: &mut dyn Vectors, v| {
+        let mut numbers = vec![0.0; 75];
+        all.read(v, &mut numbers).expect("read");
+        numbers
+    };
+    for (purpose, step) in [(Purpose::SampleStart, 0), (Purpose::SampleNoise, 41)] {
+        let draws = Draws { seed: SEEDS.seed, step, first_index: SEEDS.first };
+        all.normal(Vector(0), draws, purpose).expect("launched");
+        let mut want = vec![0.0; 75];
+        SEEDS.fill(purpose, step, 25, &mut want);
+        for (got, want) in read(all, Vector(0)).into_iter().zip(want) {
+            assert!((got - want).abs() <= 1.2e-7 * want.abs(), "{got} is not {want}");
+        }
+    }
+    let (a, b) = (read(all, Vector(0)), [0.1f32, -7.0, 3.3]);
+    all.copy(Vector(1), Vector(0)).expect("launched");
+    all.write(Vector(1), &b).expect("written");
+    assert_eq!(read(all, Vector(1))[..4], [b[0], b[1], b[2], a[3]]);
+    let term = |c: f64, x: f32| c * f64::from(x);
+    all.mix(Vector(2), &[(0.3, Vector(0)), (1.7, Vector(1))], 0.77).expect("launched");
+    let mixed = read(all, Vector(2));
+    for i in 0..3 {
+        assert_eq!(mixed[i], ((term(0.3, a[i]) + term(1.7, b[i])) / 0.77) as f32, "to the bit");
+    }
+    let (c, v) = ([0.9, -0.4, 0.2, 1.1], [Vector(2), Vector(0), Vector(1), Vector(1)]);
+    all.mix(Vector(2), &[0, 1, 2, 3].map(|i| (c[i], v[i])), 1.0).expect("launched");
+    for (i, got) in read(all, Vector(2))[..3].iter().enumerate() {
+        let sum = term(c[0], mixed[i]) + term(c[1], a[i]) + term(c[2], b[i]) + term(c[3], b[i]);
+        assert_eq!(*got, sum as f32, "to the bit");
+    }
+    all.mix(Vector(2), &[], 1.0).expect("launched");
+    assert_eq!(read(all, Vector(2)), [0.0; 75]);
+}
