@@ -70,13 +70,18 @@ impl Ways<usize> {
             Libraries::Never => Ok(None),
             Libraries::Forced(number) => {
                 let all = self.others(gpu);
-                Ok((!all.is_empty()).then(|| all[number % all.len()]))
+                let way = (!all.is_empty()).then(|| all[number % all.len()]);
+                way.map_or(Ok(()), |_| self.run(gpu, way))?;
+                Ok(way)
             }
             Libraries::Timed => {
                 // Places are no matter: all tensors are aligned alike.
                 let key = format!("{} {:?}", gpu.describe(), self.placed(|_| ()));
                 let taken = || TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(&way) = taken().as_ref().and_then(|all| all.get(&key)) {
+                let known = taken().as_ref().and_then(|all| all.get(&key).copied());
+                if let Some(way) = known
+                    && self.can_take(gpu, way)
+                {
                     return Ok(way);
                 }
                 let way = self.fastest(gpu)?;
@@ -84,6 +89,18 @@ impl Ways<usize> {
                 Ok(way)
             }
         }
+    }
+
+    /// Makes the node once, with whatever numbers are in memory: libraries load then what they could not within a graph.
+    fn run<G: Gpu>(&self, gpu: &G, way: Option<Way>) -> Result<()> {
+        self.calls(way).iter().try_for_each(|call| gpu.call(call))
+    }
+
+    /// Whether what was taken for an earlier plan can be taken for this one, whose GPU has begun no library yet.
+    fn can_take<G: Gpu>(&self, gpu: &mut G, way: Option<Way>) -> bool {
+        let Some((i, algorithm)) = way else { return true };
+        let offered = gpu.algorithms(&self.alternatives[i].product);
+        offered.contains(&algorithm) && self.run(gpu, way).is_ok()
     }
 
     /// The ways by libraries.
