@@ -96,20 +96,22 @@ mod tests {
     use super::*;
     use ddpm_engine::rng::{Purpose, Stream, below};
 
-    fn access(reads: &[Range<usize>], writes: &[Range<usize>]) -> Access {
-        Access { reads: reads.to_vec(), writes: writes.to_vec() }
+    /// Of places `(from, to)`.
+    fn access(reads: &[(usize, usize)], writes: &[(usize, usize)]) -> Access {
+        let ranges = |all: &[(usize, usize)]| all.iter().map(|&(from, to)| from..to).collect();
+        Access { reads: ranges(reads), writes: ranges(writes) }
     }
 
     #[test]
     fn what_does_not_meet_runs_side_by_side() {
         // 0 makes a; 1 and 2 read it; 3 needs both; 4 writes over a, which 1 and 2 have read; 5 is on its own.
         let nodes = [
-            access(&[], &[0..10]),
-            access(&[0..10], &[10..20]),
-            access(&[0..10], &[20..30]),
-            access(&[10..30], &[30..40]),
-            access(&[], &[5..6]),
-            access(&[], &[50..60]),
+            access(&[], &[(0, 10)]),
+            access(&[(0, 10)], &[(10, 20)]),
+            access(&[(0, 10)], &[(20, 30)]),
+            access(&[(10, 30)], &[(30, 40)]),
+            access(&[], &[(5, 6)]),
+            access(&[], &[(50, 60)]),
         ];
         let turns = schedule(&nodes, 8);
         let stream: Vec<usize> = turns.iter().map(|t| t.stream).collect();

@@ -27,21 +27,22 @@ fn make(choices: Choices) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
 #[test]
 fn operations_agree_with_the_cpu() {
     let report = apart("operations_agree_with_the_cpu", "all", ALL, &[], || {
-        for case in table::cases(table::Form::Plain) {
-            table::agree(&case, Arithmetic::default(), 1e-5, &make(Choices::default()));
+        // Some of them: `emulated.rs` has all, and the driver does not know what it launches.
+        for case in table::cases(table::Form::Plain).iter().step_by(7) {
+            table::agree(case, Arithmetic::default(), 1e-5, &make(Choices::default()));
         }
         let convolution = &table::convolutions(table::Form::Plain)[1];
         let tf32 = Choices { tf32: true, ..Choices::default() };
         table::agree(convolution, Arithmetic::default(), 2e-3, &make(tf32));
         let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
         let choices = Choices { least_bf16: 1, ..Choices::default() };
-        let stored = table::cases(table::Form::Stored);
-        let agree = |case: &table::Case| table::agree(case, bf16, table::STORED, &make(choices));
-        table::all_were_stored(stored.iter().flat_map(agree).collect());
+        for case in table::cases(table::Form::Stored).iter().step_by(7) {
+            table::agree(case, bf16, table::STORED, &make(choices));
+        }
     });
     let Some(report) = report else { return };
     report.nothing_left();
-    assert!(report.of("captures") > 100, "every plan is a graph");
+    assert!(report.of("captures") > 30, "every plan is a graph");
     assert_eq!(report.of("captures"), report.of("graph_launches"), "each was run once");
     // A process compiles a source once.
     assert!(report.of("compiled") <= SOURCES.len() as u64);
