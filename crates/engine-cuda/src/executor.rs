@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 
 /// Numbers whose squares are one part of the gradients' norm.
 const PART: usize = 1 << 14;
+/// Most memory, as a share of the least, that is given to letting nodes run side by side.
+const MOST_SLACK: f64 = 0.15;
 /// Threads of a block, and most blocks, of the optimizer's kernels.
 const THREADS: u32 = 256;
 const MOST_BLOCKS: u32 = 4096;
@@ -102,9 +104,8 @@ impl Laid {
         let loss = options.update_in_runs.filter(|_| options.gradients.is_some());
         assert!(loss.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let keep = options.keep.iter().copied().chain(loss).collect();
-        let slack = if choices.streams > 1 { choices.slack } else { 0 };
-        let options = PlanOptions { update_in_runs: None, keep, slack, ..options.clone() };
-        let plan = Plan::new(graph, &options, &workspaces);
+        let options = PlanOptions { update_in_runs: None, keep, ..options.clone() };
+        let plan = planned(graph, &options, &workspaces, choices);
         // Of whatever way is taken.
         let rows_of = |w: &Work| w.alternatives.iter().map(|a| a.rows.len()).fold(w.rows.len(), usize::max);
         let rows: usize = works.iter().map(rows_of).sum();
@@ -255,6 +256,17 @@ impl Laid {
             multiply_adds: self.plan.graph().multiply_adds(),
         }
     }
+}
+
+/// A plan that lets nodes run side by side, but for too much memory.
+fn planned(graph: Graph, options: &PlanOptions, workspaces: &[Workspace], choices: Choices) -> Plan {
+    let with = |slack, graph| Plan::new(graph, &PlanOptions { slack, ..options.clone() }, workspaces);
+    let tight = with(0, graph);
+    let most = tight.arena_len() as f64 * (1.0 + MOST_SLACK);
+    let loose =
+        [choices.slack, choices.slack / 2].into_iter().filter(|&slack| slack > 0 && choices.streams > 1);
+    let mut plans = loose.map(|slack| with(slack, tight.graph().clone()));
+    plans.find(|plan| plan.arena_len() as f64 <= most).unwrap_or(tight)
 }
 
 /// Memory and arithmetic of a plan on a GPU; needs none.

@@ -5,6 +5,7 @@
 mod libraries;
 mod networks;
 mod stand_in;
+#[allow(dead_code, reason = "the other tests' too")]
 mod table;
 mod training;
 
