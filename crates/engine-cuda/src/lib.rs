@@ -3,7 +3,7 @@
 //! - [`source`] has the kernels, CUDA C++ that NVRTC compiles when a plan needs them;
 //! - [`translate`] says which kernels an operation is, with which arguments;
 //! - [`schedule`] says which nodes wait for which;
-//! - [`executor`] lays a plan out in one piece of memory and runs it on a [`gpu`];
+//! - `layout` lays a plan out in one piece of memory, [`executor`] runs it on a [`gpu`];
 //! - `vectors` is what samplers do between two runs, in that memory too;
 //! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler, whose work a `cache` keeps; both libraries are looked for when the program runs;
 //! - [`library`] describes products that cuDNN and cuBLASLt may make in place of kernels, where they are there; `choice` times
@@ -22,6 +22,7 @@ mod driver;
 pub mod executor;
 mod ffi;
 pub mod gpu;
+mod layout;
 pub mod library;
 pub mod probe;
 pub mod schedule;
