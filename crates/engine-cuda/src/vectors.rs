@@ -147,9 +147,9 @@ impl<G: Gpu> Vectors for GpuExecutor<G> {
         self.gpu().launch(&Launch { kernel: "vector_clip_dynamic", grid, block, args })
     }
 
-    fn deviate(&mut self, z: Vector, v: Vector, [small, large]: [f64; 2]) -> Result<()> {
+    fn deviate(&mut self, v: Vector, z: Vector, [small, large]: [f64; 2]) -> Result<()> {
         let laid = self.vectors_laid();
-        let args = vec![laid.arg(z), laid.arg(v), int(laid.len()), Arg::Double(small), Arg::Double(large)];
+        let args = vec![laid.arg(v), laid.arg(z), int(laid.len()), Arg::Double(small), Arg::Double(large)];
         self.gpu().launch(&each("vector_deviate", laid.len(), args))
     }
 

@@ -50,9 +50,9 @@ pub trait Vectors {
     /// picture's numbers does not exceed, and at least 1.
     fn threshold(&mut self, v: Vector, part: Option<f64>) -> Result<()>;
 
-    /// `z = exp((p ln large + (1 - p) ln small) / 2) z` with `p = (v + 1) / 2`, given `ln small` and `ln large`: noise of the
-    /// variance that a network has learnt between two.
-    fn deviate(&mut self, z: Vector, v: Vector, logarithms: [f64; 2]) -> Result<()>;
+    /// `v = exp((p ln large + (1 - p) ln small) / 2) z` with `p = (v + 1) / 2`, given `ln small` and `ln large`: noise of the
+    /// variance that a network has learnt between two, in the place of what it said of it.
+    fn deviate(&mut self, v: Vector, z: Vector, logarithms: [f64; 2]) -> Result<()>;
 
     /// Called behind each step: waits until the step before is done, so that no more than two are under way, and whoever
     /// measures steps, shows them or ends them keeps up.

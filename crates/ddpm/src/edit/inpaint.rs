@@ -250,6 +250,25 @@ mod tests {
     }
 
     #[test]
+    fn the_known_part_is_noised_with_plain_noise_whatever_variance_is_learnt() {
+        let repaint = RePaint { variance: Some(Variance::Learned), ..repaint(10, 2, 1) };
+        let mut denoiser = Learned(Gaussian::correlated(2, Prediction::Eps), vec![0.25; 4]);
+        let seeds = Seeds { seed: 5, first: 0 };
+        let mut seen = 0;
+        let filled = repaint.fill(&mut denoiser, seeds, &[0.3, 0.0], &[false, true], &mut |step| {
+            let (to, mut z) = (repaint.levels.at(step.done), [0.0; 4]);
+            seeds.fill(Purpose::SampleNoise, (step.steps - step.done) as u32, 2, &mut z);
+            for i in [0, 2] {
+                let known = to.alpha * f64::from(0.3f32) + to.sigma * f64::from(z[i]);
+                assert_eq!(step.x[i], known as f32, "step {}", step.done);
+            }
+            seen += 1;
+            Ok(())
+        });
+        assert_eq!((filled.unwrap().len(), seen), (4, 10));
+    }
+
+    #[test]
     fn a_filling_depends_on_its_number_and_the_seed_alone() {
         let fill = |n, first| {
             let mut gaussian = Gaussian::correlated(n, Prediction::Eps);

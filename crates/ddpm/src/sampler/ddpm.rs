@@ -1,6 +1,6 @@
 //! Ancestral sampling: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, algorithm 2.
 
-use super::drawing::{Drawing, X, X_0, Z};
+use super::drawing::{Drawing, LEARNED, X, X_0, Z};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
@@ -91,13 +91,13 @@ pub(crate) fn ancestral(
         return Ok(());
     }
     let (small, large) = (posterior.variance, 1.0 - (from.alpha / to.alpha).powi(2));
-    let deviation = match variance {
-        None | Some(Variance::Learned) if d.deviate_as_learned(small, large)? => 1.0,
+    let noise = match variance {
+        None | Some(Variance::Learned) if d.learned_noise(small, large)? => (1.0, LEARNED),
         Some(Variance::Learned) => return Err(Variance::not_learned()),
-        Some(Variance::Large) => large.sqrt(),
-        Some(Variance::Small) | None => small.sqrt(),
+        Some(Variance::Large) => (large.sqrt(), Z),
+        Some(Variance::Small) | None => (small.sqrt(), Z),
     };
-    d.blend(X, 1.0, [(deviation, Z)])
+    d.blend(X, 1.0, [noise])
 }
 
 #[cfg(test)]

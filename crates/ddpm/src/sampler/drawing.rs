@@ -1,7 +1,7 @@
 //! What all samplers do: ask the network, hold the expected picture within bounds, add vectors.
 
-pub(crate) use super::vectors::{EPS, X, X_0, Z, own};
-use super::vectors::{HostVectors, OUTPUT, Resident, VARIANCE};
+pub(crate) use super::vectors::{EPS, LEARNED, X, X_0, Z, own};
+use super::vectors::{HostVectors, OUTPUT, Resident};
 use super::{SampleStep, Seeds, Shown};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
@@ -206,18 +206,18 @@ impl<'a> Drawing<'a> {
         self.draw(Z, Purpose::SampleNoise, (self.steps - self.done - 1) as u32)
     }
 
-    /// Gives [`Z`] the variance that the network told when it was asked last, between two given ones (Nichol, Dhariwal 2021,
-    /// eq. 15); whether it told any.
-    pub fn deviate_as_learned(&mut self, small: f64, large: f64) -> Result<bool> {
+    /// Makes [`LEARNED`] the noise [`Z`] with the variance that the network told when it was asked last, between two given ones
+    /// (Nichol, Dhariwal 2021, eq. 15); whether it told any.
+    pub fn learned_noise(&mut self, small: f64, large: f64) -> Result<bool> {
         let told = match &mut self.place {
-            Place::Device(network) => network.bring_variance(VARIANCE)?,
+            Place::Device(network) => network.bring_variance(LEARNED)?,
             Place::Host(denoiser, vectors) => match denoiser.variance() {
-                Some(variance) => vectors.write(VARIANCE, variance).map(|()| true)?,
+                Some(variance) => vectors.write(LEARNED, variance).map(|()| true)?,
                 None => false,
             },
         };
         if told {
-            self.place.vectors()?.deviate(Z, VARIANCE, [small.ln(), large.ln()])?;
+            self.place.vectors()?.deviate(LEARNED, Z, [small.ln(), large.ln()])?;
         }
         Ok(told)
     }

@@ -15,9 +15,10 @@ pub(crate) const X_0: Vector = Vector(1);
 pub(crate) const EPS: Vector = Vector(2);
 /// Fresh noise.
 pub(crate) const Z: Vector = Vector(3);
-/// What the network said, and what it told of the variance.
+/// What the network said.
 pub(super) const OUTPUT: Vector = Vector(4);
-pub(super) const VARIANCE: Vector = Vector(5);
+/// What it told of the variance, and then [noise of that variance](super::drawing::Drawing::learned_noise).
+pub(crate) const LEARNED: Vector = Vector(5);
 /// What guidance has on a device besides: the prediction without the class, and the classes.
 pub(crate) const WITHOUT: Vector = Vector(6);
 pub(crate) const LABELS: Vector = Vector(7);
@@ -164,12 +165,12 @@ impl Vectors for HostVectors {
         Ok(())
     }
 
-    fn deviate(&mut self, z: Vector, v: Vector, [small, large]: [f64; 2]) -> ddpm_engine::Result<()> {
-        self.change(z, |z, all| {
-            for (z, &v) in z.iter_mut().zip(all.numbers(v)) {
-                let part = (f64::from(v) + 1.0) / 2.0;
+    fn deviate(&mut self, v: Vector, z: Vector, [small, large]: [f64; 2]) -> ddpm_engine::Result<()> {
+        self.change(v, |v, all| {
+            for (v, &z) in v.iter_mut().zip(all.numbers(z)) {
+                let part = (f64::from(*v) + 1.0) / 2.0;
                 let deviation = (0.5 * (part * large + (1.0 - part) * small)).exp();
-                *z = (deviation * f64::from(*z)) as f32;
+                *v = (deviation * f64::from(z)) as f32;
             }
         });
         Ok(())

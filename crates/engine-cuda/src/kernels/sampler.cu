@@ -13,12 +13,12 @@ extern "C" __global__ void vector_mix(float *to, int n, double divisor, int term
     }
 }
 
-// z = exp((p ln large + (1 - p) ln small) / 2) z, p = (v + 1) / 2.
-extern "C" __global__ void vector_deviate(float *z, const float *v, int n, double ln_small, double ln_large) {
+// v = exp((p ln large + (1 - p) ln small) / 2) z, p = (v + 1) / 2.
+extern "C" __global__ void vector_deviate(float *v, const float *z, int n, double ln_small, double ln_large) {
     for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
         double p = ((double)v[i] + 1.0) / 2.0;
         double variance = __dadd_rn(__dmul_rn(p, ln_large), __dmul_rn(1.0 - p, ln_small));
-        z[i] = (float)(exp(0.5 * variance) * (double)z[i]);
+        v[i] = (float)(exp(0.5 * variance) * (double)z[i]);
     }
 }
 
