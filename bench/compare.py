@@ -299,4 +299,5 @@ def main():
         out.write_text(text)
 
 
-main()
+if __name__ == '__main__':
+    main()
