@@ -1,4 +1,4 @@
-//! The executor: a plan that is [laid out](crate::layout), on a GPU.
+//! The executor: a plan that is laid out (`layout.rs`), on a GPU.
 //!
 //! All calls are made once, when the executor is; a run writes the control block and starts them, as one graph where the GPU has
 //! graphs. What nodes keep of weights is made before a run if weights have changed. A training run is a graph too: what nodes keep of weights,

@@ -8,7 +8,7 @@ use crate::control;
 use crate::gpu::{Arg, Launch};
 use crate::library::Product;
 use crate::schedule::{Access, Turn, schedule};
-use crate::translate::{Choices, Constants, Place, Rows, Work, takes_bf16, translate};
+use crate::translate::{Choices, Constants, MOST_NUMBERS, Place, Rows, Work, takes_bf16, translate};
 use crate::vectors;
 use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::keep::store_in_bf16;
@@ -121,12 +121,12 @@ impl Laid {
         bytes = (bytes + 256).next_multiple_of(256);
         let workspace = bytes;
         if works.iter().any(|work| !work.alternatives.is_empty()) {
-            bytes += choices.workspace * choices.streams;
+            bytes += choices.workspace * choices.streams.max(1);
         }
         let vectors = vectors::Laid::new(options.vectors, bytes)?;
         let bytes = vectors.end();
-        if gradients > i32::MAX as usize {
-            let reason = "more than 2^31 weights".to_owned();
+        if gradients > MOST_NUMBERS {
+            let reason = format!("more than {MOST_NUMBERS} weights");
             return Err(Error::Device { device: "cuda".to_owned(), reason });
         }
         let number = |at: usize| arena + at * 4;

@@ -254,6 +254,41 @@ __device__ __forceinline__ double sum_of_parts(const float *parts, int count, in
     return sum_of_rows<ROWS>(sum, shared);
 }
 
+// Sums over rows of K numbers for each channel, in runs: blocks (x: 32 V channels, y: run) of 32 x 8 threads, parts [run, K, c], a
+// counter for each x. `add` adds what a thread has of row r, channels ch .. ch + V; the last block's `finish` gets each
+// channel's sums. V is 4 where c is a multiple of it, else 1.
+template <int V, int K, class Add, class Finish>
+__device__ __forceinline__ void sum_columns(int rows, int c, int run, float *parts, u32 *counter, Add add, Finish finish) {
+    __shared__ double shared[8][32];
+    __shared__ int flag;
+    int ch = (blockIdx.x * 32 + threadIdx.x) * V, last = min(rows, (int)(blockIdx.y + 1) * run), runs = gridDim.y;
+    float sums[K][V];
+    double totals[K][V];
+#pragma unroll
+    for (int k = 0; k < K; k++)
+#pragma unroll
+        for (int j = 0; j < V; j++) sums[k][j] = 0.0f;
+    if (ch < c)
+#pragma unroll 4
+        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) add(r, ch, sums);
+    for (int k = 0; k < K; k++)
+        for (int j = 0; j < V; j++) {
+            totals[k][j] = sum_of_rows<8>((double)sums[k][j], shared);
+            if (runs > 1 && threadIdx.y == 0 && ch < c) parts[(blockIdx.y * K + k) * c + ch + j] = (float)totals[k][j];
+        }
+    if (runs > 1) {
+        if (!last_block(counter, runs, &flag)) return;
+        for (int k = 0; k < K; k++)
+            for (int j = 0; j < V; j++) totals[k][j] = sum_of_parts<8>(parts, runs, K * c, k * c + ch + j, ch < c, shared);
+    }
+    if (threadIdx.y > 0 || ch >= c) return;
+    for (int j = 0; j < V; j++) {
+        double of_channel[K];
+        for (int k = 0; k < K; k++) of_channel[k] = totals[k][j];
+        finish(ch + j, of_channel);
+    }
+}
+
 // ------------------------------------------------------------------------------------------- activation functions
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }

@@ -237,40 +237,51 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // For groups of many numbers, in three steps.
 //
-// For each picture (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [picture, run, 2, c].
-// Blocks of 32 channels by 8 pixels.
-extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma, const float *beta,
-                                                 const float *stats, float *parts, int pixels, int c, int groups,
-                                                 int run, int with_silu) {
-    __shared__ float of_dz[8][32], of_product[8][32];
-    int ch = blockIdx.x * 32 + threadIdx.x, picture = blockIdx.z;
+template <int V>
+__device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
+                                                         float *parts, int pixels, int c, int groups, int run, int with_silu) {
+    __shared__ float shared[8][32];
+    int ch = (blockIdx.x * 32 + threadIdx.x) * V, picture = blockIdx.z;
     int last = min(pixels, (int)(blockIdx.y + 1) * run);
-    float sum = 0.0f, product = 0.0f;
+    float sum[V], product[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) sum[j] = product[j] = 0.0f;
     if (ch < c) {
         int group = ch / (c / groups);
         float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
-        float g = gamma[ch], b = beta[ch];
 #pragma unroll 4
         for (int p = blockIdx.y * run + threadIdx.y; p < last; p += 8) {
             int at = (picture * pixels + p) * c + ch;
-            float x_hat, dz;
-            before_activation(x[at], dy[at], mean, rstd, g, b, with_silu, x_hat, dz);
-            sum += dz;
-            product = fmaf(dz, x_hat, product);
+            float v[V], g[V];
+            x.get<V>(at, v);
+            dy.get<V>(at, g);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                float x_hat, dz;
+                before_activation(v[j], g[j], mean, rstd, gamma[ch + j], beta[ch + j], with_silu, x_hat, dz);
+                sum[j] += dz;
+                product[j] = fmaf(dz, x_hat, product[j]);
+            }
         }
     }
-    of_dz[threadIdx.y][threadIdx.x] = sum;
-    of_product[threadIdx.y][threadIdx.x] = product;
-    __syncthreads();
-    if (threadIdx.y == 0 && ch < c) {
-        for (int i = 1; i < 8; i++) {
-            sum += of_dz[i][threadIdx.x];
-            product += of_product[i][threadIdx.x];
+    float *out = parts + (picture * gridDim.y + blockIdx.y) * 2 * c + ch;
+    for (int j = 0; j < V; j++) {
+        float of_dz = sum_of_rows<8>(sum[j], shared), of_product = sum_of_rows<8>(product[j], shared);
+        if (threadIdx.y == 0 && ch < c) {
+            out[j] = of_dz;
+            out[c + j] = of_product;
         }
-        float *out = parts + (picture * gridDim.y + blockIdx.y) * 2 * c;
-        out[ch] = sum;
-        out[c + ch] = product;
     }
+}
+
+// For each picture (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [picture, run, 2, c]. Blocks of 32 threads
+// by 8 pixels; a thread has four channels, of one group, where there are as many.
+extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma, const float *beta, const float *stats,
+                                                 float *parts, int pixels, int c, int groups, int run, int with_silu) {
+    if (c / groups % 4 == 0)
+        group_norm_grad_parts_of<4>(x, dy, gamma, beta, stats, parts, pixels, c, groups, run, with_silu);
+    else
+        group_norm_grad_parts_of<1>(x, dy, gamma, beta, stats, parts, pixels, c, groups, run, with_silu);
 }
 
 // Adds the runs of each picture (y) up, shares [picture, 2, c], and makes the means over each group (x) of dz gamma and
@@ -374,77 +385,88 @@ extern "C" __global__ void layer_norm_grad(In dy, In x, const float *gamma, cons
         dx.set(from + i, rstd * (dy[from + i] * gamma[i] - first - (x[from + i] - mean) * rstd * second));
 }
 
-// dgamma = sum of dy x_hat and dbeta = sum of dy over the rows, in runs: blocks (x: 32 channels, y: run) of 32 x 8 threads, parts
-// [run, 2, c], a counter for each x.
+template <int V>
+__device__ __forceinline__ void layer_norm_grad_sums_of(In dy, In x, const float *stats, float *dgamma, float *dbeta,
+                                                        float *parts, u32 *counters, int rows, int c, int run) {
+    sum_columns<V, 2>(
+        rows, c, run, parts, counters + blockIdx.x,
+        [=](int r, int ch, float (&sums)[2][V]) {
+            float v[V], g[V], mean = stats[2 * r], rstd = stats[2 * r + 1];
+            x.get<V>(r * c + ch, v);
+            dy.get<V>(r * c + ch, g);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                sums[0][j] = fmaf(g[j], (v[j] - mean) * rstd, sums[0][j]);
+                sums[1][j] += g[j];
+            }
+        },
+        [=](int ch, const double (&sums)[2]) {
+            dgamma[ch] = (float)sums[0];
+            dbeta[ch] = (float)sums[1];
+        });
+}
+
+// dgamma = sum of dy x_hat and dbeta = sum of dy over the rows.
 extern "C" __global__ void layer_norm_grad_sums(In dy, In x, const float *stats, float *dgamma, float *dbeta, float *parts,
                                                 u32 *counters, int rows, int c, int run) {
-    __shared__ double shared[8][32];
-    __shared__ int flag;
-    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
-    float product = 0.0f, sum = 0.0f;
-    if (ch < c)
-#pragma unroll 4
-        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
-            float g = dy[r * c + ch];
-            product = fmaf(g, (x[r * c + ch] - stats[2 * r]) * stats[2 * r + 1], product);
-            sum += g;
-        }
-    double a = sum_of_rows<8>((double)product, shared), b = sum_of_rows<8>((double)sum, shared);
-    if (threadIdx.y == 0 && ch < c) {
-        parts[blockIdx.y * 2 * c + ch] = (float)a;
-        parts[blockIdx.y * 2 * c + c + ch] = (float)b;
-    }
-    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
-    a = sum_of_parts<8>(parts, gridDim.y, 2 * c, ch, ch < c, shared);
-    b = sum_of_parts<8>(parts, gridDim.y, 2 * c, c + ch, ch < c, shared);
-    if (threadIdx.y == 0 && ch < c) {
-        dgamma[ch] = (float)a;
-        dbeta[ch] = (float)b;
-    }
+    if (c % 4 == 0)
+        layer_norm_grad_sums_of<4>(dy, x, stats, dgamma, dbeta, parts, counters, rows, c, run);
+    else
+        layer_norm_grad_sums_of<1>(dy, x, stats, dgamma, dbeta, parts, counters, rows, c, run);
 }
 
 // ------------------------------------------------------------------------------------------- batch normalisation
 
-// Sums over rows, in runs: blocks (x: 32 channels, y: run) of 32 x 8 threads, parts [run, c], a counter for each x.
+template <int V>
+__device__ __forceinline__ void batch_norm_mean_of(In x, float *mean, float *parts, u32 *counters, int rows, int c, int run) {
+    sum_columns<V, 1>(
+        rows, c, run, parts, counters + blockIdx.x,
+        [=](int r, int ch, float (&sums)[1][V]) {
+            float v[V];
+            x.get<V>(r * c + ch, v);
+#pragma unroll
+            for (int j = 0; j < V; j++) sums[0][j] += v[j];
+        },
+        [=](int ch, const double (&sums)[1]) { mean[ch] = (float)(sums[0] / rows); });
+}
 
 extern "C" __global__ void batch_norm_mean(In x, float *mean, float *parts, u32 *counters, int rows, int c, int run) {
-    __shared__ double shared[8][32];
-    __shared__ int flag;
-    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
-    float sum = 0.0f;
-    if (ch < c)
-#pragma unroll 4
-        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) sum += x[r * c + ch];
-    double total = sum_of_rows<8>((double)sum, shared);
-    if (threadIdx.y == 0 && ch < c) parts[blockIdx.y * c + ch] = (float)total;
-    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
-    total = sum_of_parts<8>(parts, gridDim.y, c, ch, ch < c, shared);
-    if (threadIdx.y == 0 && ch < c) mean[ch] = (float)(total / rows);
+    if (c % 4 == 0)
+        batch_norm_mean_of<4>(x, mean, parts, counters, rows, c, run);
+    else
+        batch_norm_mean_of<1>(x, mean, parts, counters, rows, c, run);
+}
+
+template <int V>
+__device__ __forceinline__ void batch_norm_variance_of(In x, const float *mean, const float *gamma, float *rstd, float *unbiased,
+                                                       float *scale, float *parts, u32 *counters, int rows, int c, int run,
+                                                       float eps) {
+    sum_columns<V, 1>(
+        rows, c, run, parts, counters + blockIdx.x,
+        [=](int r, int ch, float (&sums)[1][V]) {
+            float v[V];
+            x.get<V>(r * c + ch, v);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                float d = v[j] - mean[ch + j];
+                sums[0][j] = fmaf(d, d, sums[0][j]);
+            }
+        },
+        [=](int ch, const double (&sums)[1]) {
+            double r = 1.0 / sqrt(sums[0] / rows + (double)eps);
+            rstd[ch] = (float)r;
+            unbiased[ch] = (float)(sums[0] / (rows - 1));
+            scale[ch] = (float)(r * (double)gamma[ch]);
+        });
 }
 
 // Behind it: 1 / sqrt(variance + eps), the unbiased variance, and what x - mean is multiplied by.
 extern "C" __global__ void batch_norm_variance(In x, const float *mean, const float *gamma, float *rstd, float *unbiased,
                                                float *scale, float *parts, u32 *counters, int rows, int c, int run, float eps) {
-    __shared__ double shared[8][32];
-    __shared__ int flag;
-    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
-    float sum = 0.0f, centre = ch < c ? mean[ch] : 0.0f;
-    if (ch < c)
-#pragma unroll 4
-        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
-            float d = x[r * c + ch] - centre;
-            sum = fmaf(d, d, sum);
-        }
-    double total = sum_of_rows<8>((double)sum, shared);
-    if (threadIdx.y == 0 && ch < c) parts[blockIdx.y * c + ch] = (float)total;
-    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
-    total = sum_of_parts<8>(parts, gridDim.y, c, ch, ch < c, shared);
-    if (threadIdx.y == 0 && ch < c) {
-        double r = 1.0 / sqrt(total / rows + (double)eps);
-        rstd[ch] = (float)r;
-        unbiased[ch] = (float)(total / (rows - 1));
-        scale[ch] = (float)(r * (double)gamma[ch]);
-    }
+    if (c % 4 == 0)
+        batch_norm_variance_of<4>(x, mean, gamma, rstd, unbiased, scale, parts, counters, rows, c, run, eps);
+    else
+        batch_norm_variance_of<1>(x, mean, gamma, rstd, unbiased, scale, parts, counters, rows, c, run, eps);
 }
 
 extern "C" __global__ void batch_norm_fixed_scale(const float *gamma, const float *variance, float *scale, int c, float eps) {
@@ -473,38 +495,41 @@ extern "C" __global__ void normalise(In x, const float *mean, const float *scale
         normalise_of<1>(x, mean, scale, shift, y, n, c);
 }
 
-// From the sums of dy and of dy (x - mean), parts [run, 2, c]: dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) +
-// offset, terms [3, c].
+template <int V>
+__device__ __forceinline__ void batch_norm_grad_sums_of(In dy, In x, const float *gamma, const float *mean, const float *rstd,
+                                                        float *dgamma, float *dbeta, float *terms, float *parts, u32 *counters,
+                                                        int rows, int c, int run) {
+    sum_columns<V, 2>(
+        rows, c, run, parts, counters + blockIdx.x,
+        [=](int r, int ch, float (&sums)[2][V]) {
+            float v[V], g[V];
+            x.get<V>(r * c + ch, v);
+            dy.get<V>(r * c + ch, g);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                sums[0][j] += g[j];
+                sums[1][j] = fmaf(g[j], v[j] - mean[ch + j], sums[1][j]);
+            }
+        },
+        [=](int ch, const double (&sums)[2]) {
+            double r = rstd[ch], all = (double)gamma[ch] * r;
+            dbeta[ch] = (float)sums[0];
+            dgamma[ch] = (float)(sums[1] * r);
+            terms[ch] = (float)all;
+            terms[c + ch] = (float)(-all * r * r * sums[1] / rows);
+            terms[2 * c + ch] = (float)(-all * sums[0] / rows);
+        });
+}
+
+// From the sums of dy and of dy (x - mean): dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) + offset,
+// terms [3, c].
 extern "C" __global__ void batch_norm_grad_sums(In dy, In x, const float *gamma, const float *mean, const float *rstd,
                                                 float *dgamma, float *dbeta, float *terms, float *parts, u32 *counters, int rows,
                                                 int c, int run) {
-    __shared__ double shared[8][32];
-    __shared__ int flag;
-    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run);
-    float of_dy = 0.0f, of_product = 0.0f, centre = ch < c ? mean[ch] : 0.0f;
-    if (ch < c)
-#pragma unroll 4
-        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) {
-            float g = dy[r * c + ch];
-            of_dy += g;
-            of_product = fmaf(g, x[r * c + ch] - centre, of_product);
-        }
-    double sum = sum_of_rows<8>((double)of_dy, shared), product = sum_of_rows<8>((double)of_product, shared);
-    if (threadIdx.y == 0 && ch < c) {
-        parts[blockIdx.y * 2 * c + ch] = (float)sum;
-        parts[blockIdx.y * 2 * c + c + ch] = (float)product;
-    }
-    if (!last_block(counters + blockIdx.x, gridDim.y, &flag)) return;
-    sum = sum_of_parts<8>(parts, gridDim.y, 2 * c, ch, ch < c, shared);
-    product = sum_of_parts<8>(parts, gridDim.y, 2 * c, c + ch, ch < c, shared);
-    if (threadIdx.y == 0 && ch < c) {
-        double r = rstd[ch], all = (double)gamma[ch] * r;
-        dbeta[ch] = (float)sum;
-        dgamma[ch] = (float)(product * r);
-        terms[ch] = (float)all;
-        terms[c + ch] = (float)(-all * r * r * product / rows);
-        terms[2 * c + ch] = (float)(-all * sum / rows);
-    }
+    if (c % 4 == 0)
+        batch_norm_grad_sums_of<4>(dy, x, gamma, mean, rstd, dgamma, dbeta, terms, parts, counters, rows, c, run);
+    else
+        batch_norm_grad_sums_of<1>(dy, x, gamma, mean, rstd, dgamma, dbeta, terms, parts, counters, rows, c, run);
 }
 
 template <int V>

@@ -3,26 +3,26 @@
 // Every sum is made in two steps, parts of a fixed size and then the parts in a fixed order, so that a run gives the same bits
 // each time.
 
-// out[picture, c] = sum over the rows of x [pictures, rows, c], in runs: blocks (x: 32 channels, y: run, z: picture) of 32 x 8
-// threads. parts [picture, run, c]; a counter for each x and z.
+template <int V>
+__device__ __forceinline__ void column_sums_of(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
+    int picture = blockIdx.z;
+    sum_columns<V, 1>(
+        rows, c, run, parts + picture * gridDim.y * c, counters + picture * gridDim.x + blockIdx.x,
+        [=](int r, int ch, float (&sums)[1][V]) {
+            float v[V];
+            x.get<V>((picture * rows + r) * c + ch, v);
+#pragma unroll
+            for (int j = 0; j < V; j++) sums[0][j] += v[j];
+        },
+        [=](int ch, const double (&sums)[1]) { out.set(picture * c + ch, (float)sums[0]); });
+}
+
+// out[picture, c] = sum over the rows of x [pictures, rows, c]; blockIdx.z: the picture.
 extern "C" __global__ void column_sums(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
-    __shared__ double shared[8][32];
-    __shared__ int flag;
-    int ch = blockIdx.x * 32 + threadIdx.x, last = min(rows, (int)(blockIdx.y + 1) * run), runs = gridDim.y;
-    float sum = 0.0f;
-    if (ch < c)
-#pragma unroll 4
-        for (int r = blockIdx.y * run + threadIdx.y; r < last; r += 8) sum += x[(blockIdx.z * rows + r) * c + ch];
-    double total = sum_of_rows<8>((double)sum, shared);
-    if (runs == 1) {
-        if (threadIdx.y == 0 && ch < c) out.set(blockIdx.z * c + ch, (float)total);
-        return;
-    }
-    float *mine = parts + blockIdx.z * runs * c;
-    if (threadIdx.y == 0 && ch < c) mine[blockIdx.y * c + ch] = (float)total;
-    if (!last_block(counters + blockIdx.z * gridDim.x + blockIdx.x, runs, &flag)) return;
-    total = sum_of_parts<8>(mine, runs, c, ch, ch < c, shared);
-    if (threadIdx.y == 0 && ch < c) out.set(blockIdx.z * c + ch, (float)total);
+    if (c % 4 == 0)
+        column_sums_of<4>(x, out, parts, counters, rows, c, run);
+    else
+        column_sums_of<1>(x, out, parts, counters, rows, c, run);
 }
 
 // out[c] = sum over parts of parts[part, c]. Blocks of 32 channels by 16 parts.

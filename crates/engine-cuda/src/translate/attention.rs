@@ -66,7 +66,8 @@ impl Heads {
 
     fn way_in_bf16(&self) -> Option<Way> {
         let fits = TENSOR_CORES.iter().find(|k| k.width >= self.width());
-        let counted = self.scores() <= i32::MAX as usize && self.heads * self.n <= 65_535;
+        // Scores and their gradient, in f32, and the weights and theirs, in bf16.
+        let counted = 3 * self.scores() <= i32::MAX as usize && self.heads * self.n <= 65_535;
         let way = fits.map(|kernels| Way::Tiles { kernels, half: true });
         way.or(counted.then_some(Way::Products)).filter(|_| self.width().is_multiple_of(8))
     }

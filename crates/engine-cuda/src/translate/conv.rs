@@ -49,9 +49,9 @@ struct Sizes {
     cout: usize,
 }
 
-/// Pictures as `[n, h, w, c]`; anything else as one picture of `rows x 1` pixels.
+/// Pictures as `[n, h, w, c]`; anything else as one picture with a row of pixels.
 fn pixels(shape: Shape) -> [usize; 4] {
-    shape.nhwc().unwrap_or([1, shape.len() / shape.channels(), 1, shape.channels()])
+    shape.nhwc().unwrap_or([1, 1, shape.len() / shape.channels(), shape.channels()])
 }
 
 impl Sizes {

@@ -155,9 +155,11 @@ impl Constants {
 const THREADS: usize = 256;
 /// Most blocks of such a kernel: the threads go round.
 const MOST_BLOCKS: usize = 4096;
+/// Most numbers of a tensor: kernels count on by as many as a grid has at a time.
+pub(crate) const MOST_NUMBERS: usize = i32::MAX as usize - 8 * THREADS * MOST_BLOCKS;
 /// Fewest rows or pixels whose sums are one part, and most parts of a sum.
 const RUN: usize = 64;
-const MOST_RUNS: usize = 128;
+const MOST_RUNS: usize = 256;
 
 /// A node under translation.
 struct Translation<'a> {
@@ -257,9 +259,9 @@ impl Translation<'_> {
     fn column_sums(&mut self, x: Arg<Place>, out: Arg<Place>, pictures: usize, rows: usize, c: usize) {
         let (run, runs) = runs(rows);
         let parts = self.scratch(pictures * runs * c);
-        let counters = self.counters(pictures * c.div_ceil(32));
+        let counters = self.counters(pictures * column_blocks(c));
         let args = [x, out, parts, counters, int(rows), int(c), int(run)];
-        self.launch("column_sums", [c.div_ceil(32), runs, pictures], [32, 8, 1], args);
+        self.launch("column_sums", [column_blocks(c), runs, pictures], [32, 8, 1], args);
     }
 
     /// Adds parts up in order: `parts [count, c]`.
@@ -272,6 +274,11 @@ impl Translation<'_> {
         let args = [parts, out[0], out[1], int(count), int(c)];
         self.launch("add_pairs", [c.div_ceil(32), 1, 1], [32, 16, 1], args);
     }
+}
+
+/// Blocks whose threads have all channels of sums over rows: four each where they can.
+fn column_blocks(c: usize) -> usize {
+    c.div_ceil(if c.is_multiple_of(4) { 128 } else { 32 })
 }
 
 /// How many rows one part of a sum has, and how many parts there are.
@@ -307,7 +314,7 @@ pub fn translate(
         return Err(Error::DType { node: node.name.clone(), executor: "CUDA", dtype: DType::Bf16 });
     }
     for &t in node.inputs.iter().chain(&node.outputs) {
-        let (shape, most) = (graph.shape(t), i32::MAX as usize);
+        let (shape, most) = (graph.shape(t), MOST_NUMBERS);
         if shape.len() > most {
             return Err(unsupported(format!(
                 "{shape} has more than {most} numbers, to which its kernels count: take a smaller batch"

@@ -1,6 +1,6 @@
 //! Normalisations.
 
-use super::{Arg, Place, THREADS, Translation, input, int, output, runs};
+use super::{Arg, Place, THREADS, Translation, column_blocks, input, int, output, runs};
 use ddpm_engine::ops::GroupNorm;
 
 /// Numbers of a group that one block goes over; groups of more are cut into runs of pixels.
@@ -78,7 +78,8 @@ impl Translation<'_> {
             let parts = self.scratch(n * runs * 2 * c);
             let means = self.scratch(n * groups * 2);
             let args = [x, dy, gamma, beta, stats, parts, pixels_, c_, groups_, int(run), silu];
-            self.launch("group_norm_grad_parts", [c.div_ceil(32), runs, n], [32, 8, 1], args);
+            let blocks = c.div_ceil(if sizes.per_group().is_multiple_of(4) { 128 } else { 32 });
+            self.launch("group_norm_grad_parts", [blocks, runs, n], [32, 8, 1], args);
             let args = [parts, gamma, shares, means, pixels_, c_, groups_, int(runs)];
             self.launch("group_norm_grad_means", [groups, n, 1], [THREADS, 1, 1], args);
             let args = [x, dy, gamma, beta, stats, means, output(0), n_, pixels_, c_, groups_, silu];
@@ -99,12 +100,12 @@ impl Translation<'_> {
         let c = self.inputs[0].channels();
         let rows = self.inputs[0].len() / c;
         let (run, runs) = runs(rows);
-        let (parts, counters) = (self.scratch(runs * 2 * c), self.counters(c.div_ceil(32)));
+        let (parts, counters) = (self.scratch(runs * 2 * c), self.counters(column_blocks(c)));
         let [dy, x, gamma, stats] = [0, 1, 2, 3].map(input);
         let args = [dy, x, gamma, stats, output(0), int(rows), int(c)];
         self.launch("layer_norm_grad", [rows.div_ceil(8), 1, 1], [32, 8, 1], args);
         let args = [dy, x, stats, output(1), output(2), parts, counters, int(rows), int(c), int(run)];
-        self.launch("layer_norm_grad_sums", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
+        self.launch("layer_norm_grad_sums", [column_blocks(c), runs, 1], [32, 8, 1], args);
     }
 
     /// Results `y`, mean, `1 / sqrt(variance + eps)`, unbiased variance.
@@ -113,9 +114,9 @@ impl Translation<'_> {
         let rows = x.len() / c;
         let (run, runs) = runs(rows);
         let (parts, scale, counters) =
-            (self.scratch(runs * c), self.scratch(c), self.counters(c.div_ceil(32)));
+            (self.scratch(runs * c), self.scratch(c), self.counters(column_blocks(c)));
         let [y, mean, rstd, unbiased] = [0, 1, 2, 3].map(output);
-        let (grid, [rows_, c_, run]) = ([c.div_ceil(32), runs, 1], [rows, c, run].map(int));
+        let (grid, [rows_, c_, run]) = ([column_blocks(c), runs, 1], [rows, c, run].map(int));
         let args = [input(0), mean, parts, counters, rows_, c_, run];
         self.launch("batch_norm_mean", grid, [32, 8, 1], args);
         let args = [input(0), mean, input(1), rstd, unbiased, scale, parts, counters, rows_, c_, run];
@@ -135,12 +136,12 @@ impl Translation<'_> {
         let rows = x.len() / c;
         let (run, runs) = runs(rows);
         let (parts, terms) = (self.scratch(runs * 2 * c), self.scratch(3 * c));
-        let counters = self.counters(c.div_ceil(32));
+        let counters = self.counters(column_blocks(c));
         let [dy, x_, gamma, mean, rstd] = [0, 1, 2, 3, 4].map(input);
         let [dgamma, dbeta] = [1, 2].map(output);
         let mut args = vec![dy, x_, gamma, mean, rstd, dgamma, dbeta, terms, parts, counters];
         args.extend([rows, c, run].map(int));
-        self.launch_all("batch_norm_grad_sums", [c.div_ceil(32), runs, 1], [32, 8, 1], args);
+        self.launch_all("batch_norm_grad_sums", [column_blocks(c), runs, 1], [32, 8, 1], args);
         let args = [dy, x_, mean, terms, output(0), int(x.len()), int(c)];
         self.each("batch_norm_grad", x.len().div_ceil(8), args);
     }
