@@ -183,9 +183,10 @@ pub const SOURCES: [Source; 32] = [
         define: None,
         kernels: &[
             "group_norm",
+            "group_norm_groups",
             "group_norm_parts",
             "group_norm_apply",
-            "group_norm_grad_group",
+            "group_norm_grad_groups",
             "group_norm_grad_parts",
             "group_norm_grad_means",
             "group_norm_grad",

@@ -60,6 +60,97 @@ extern "C" __global__ void group_norm(In x, const float *gamma, const float *bet
         group_norm_of<1>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
 }
 
+// Neighbouring groups of a picture, so many that what a block reads of a pixel fills a sector of memory. Each of 512 threads
+// has V channels of one group; the threads of a pixel, and of a group in it, are powers of two, 32 at most.
+struct GroupBlock {
+    int of_pixel, of_group; // threads
+    int pixel, step;        // the thread's first pixel, and how far it is to the next
+    int ch, group;          // its first channel, and its group
+
+    __device__ __forceinline__ GroupBlock(int v, int c, int groups, int at_once) {
+        of_group = c / groups / v;
+        of_pixel = of_group * at_once;
+        int mine = threadIdx.x % of_pixel;
+        pixel = threadIdx.x / of_pixel;
+        step = 512 / of_pixel;
+        ch = (blockIdx.x * of_pixel + mine) * v;
+        group = blockIdx.x * at_once + mine / of_group;
+    }
+
+    // The sum over all threads of the group, in every one of them; always in the same order.
+    __device__ __forceinline__ double sum(float v, float (*shared)[32]) const {
+        for (int d = 16; d > 0; d >>= 1)
+            if (d >= of_pixel || d < of_group) v += __shfl_xor_sync(0xffffffffu, v, d);
+        int lane = threadIdx.x % 32;
+        __syncthreads();
+        if (lane < of_pixel) shared[threadIdx.x / 32][lane] = v;
+        __syncthreads();
+        double total = 0.0;
+        for (int warp = 0; warp < 16; warp++) total += (double)shared[warp][threadIdx.x % of_pixel];
+        return total;
+    }
+};
+
+template <int V>
+__device__ __forceinline__ void group_norm_groups_of(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels,
+                                                     int c, int groups, int at_once, float eps, int with_silu) {
+    __shared__ float shared[16][32];
+    GroupBlock b(V, c, groups, at_once);
+    int picture = blockIdx.y, from = picture * pixels * c + b.ch;
+    double count = (double)pixels * (c / groups);
+    float sum = 0.0f, squares = 0.0f;
+#pragma unroll 4
+    for (int p = b.pixel; p < pixels; p += b.step) {
+        float v[V];
+        x.get<V>(from + p * c, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) sum += v[j];
+    }
+    float mean = (float)(b.sum(sum, shared) / count);
+#pragma unroll 4
+    for (int p = b.pixel; p < pixels; p += b.step) {
+        float v[V];
+        x.get<V>(from + p * c, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) squares = fmaf(v[j] - mean, v[j] - mean, squares);
+    }
+    float rstd = (float)(1.0 / sqrt(b.sum(squares, shared) / count + (double)eps));
+    if (threadIdx.x < b.of_pixel && threadIdx.x % b.of_group == 0) {
+        stats[picture * 2 * groups + b.group] = mean;
+        stats[picture * 2 * groups + groups + b.group] = rstd;
+    }
+    float scale[V], shift[V];
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        scale[j] = gamma[b.ch + j];
+        shift[j] = beta[b.ch + j];
+    }
+#pragma unroll 4
+    for (int p = b.pixel; p < pixels; p += b.step) {
+        float v[V];
+        x.get<V>(from + p * c, v);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            float z = fmaf((v[j] - mean) * rstd, scale[j], shift[j]);
+            v[j] = with_silu ? silu(z) : z;
+        }
+        y.set<V>(from + p * c, v);
+    }
+}
+
+// Blocks (x: `at_once` groups, y: picture).
+extern "C" __global__ void __launch_bounds__(512)
+    group_norm_groups(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels, int c, int groups,
+                      int at_once, float eps, int with_silu) {
+    int per_group = c / groups;
+    if (per_group % 8 == 0)
+        group_norm_groups_of<8>(x, gamma, beta, y, stats, pixels, c, groups, at_once, eps, with_silu);
+    else if (per_group % 4 == 0)
+        group_norm_groups_of<4>(x, gamma, beta, y, stats, pixels, c, groups, at_once, eps, with_silu);
+    else
+        group_norm_groups_of<1>(x, gamma, beta, y, stats, pixels, c, groups, at_once, eps, with_silu);
+}
+
 // The same for groups of many numbers, in runs of pixels: blocks (x: run, y: group, z: picture).
 //
 // First mean and squared distance from it of each run, parts [picture, group, run, 2].
@@ -152,25 +243,24 @@ __device__ __forceinline__ void before_activation(float x, float dy, float mean,
     dz = with_silu ? dy * silu_slope(fmaf(x_hat, gamma, beta)) : dy;
 }
 
-// The gradient of a group (block x) of a picture (y) in one go: shares [picture, 2, c] of dbeta and dgamma, and dx. Blocks of 256
-// threads, of which each has V channels; the channels of a pixel belong to a power of two of threads, 32 at most.
+// The gradient of the same groups in one go: shares [picture, 2, c] of dbeta and dgamma, and dx.
 template <int V>
-__device__ __forceinline__ void group_norm_grad_of_group(In x, In dy, const float *gamma, const float *beta, const float *stats,
-                                                         float *shares, Out dx, int pixels, int c, int groups, int with_silu) {
-    __shared__ float of_warps[8][32 * V * 2];
-    __shared__ double shared[32];
-    int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups, of_pixel = per_group / V;
-    int mine = threadIdx.x % of_pixel, step = 256 / of_pixel, ch = group * per_group + mine * V;
-    int from = picture * pixels * c + ch;
-    float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
+__device__ __forceinline__ void group_norm_grad_groups_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
+                                                          float *shares, Out dx, int pixels, int c, int groups, int at_once,
+                                                          int with_silu, float (*of_warps)[2][256],
+                                                          double (*of_channels)[256]) {
+    GroupBlock b(V, c, groups, at_once);
+    int picture = blockIdx.y, from = picture * pixels * c + b.ch, per_group = c / groups, channels = per_group * at_once;
+    float mean = stats[picture * 2 * groups + b.group], rstd = stats[picture * 2 * groups + groups + b.group];
     float sum[V], product[V], scale[V], shift[V];
 #pragma unroll
     for (int j = 0; j < V; j++) {
         sum[j] = product[j] = 0.0f;
-        scale[j] = gamma[ch + j];
-        shift[j] = beta[ch + j];
+        scale[j] = gamma[b.ch + j];
+        shift[j] = beta[b.ch + j];
     }
-    for (int p = threadIdx.x / of_pixel; p < pixels; p += step) {
+#pragma unroll 2
+    for (int p = b.pixel; p < pixels; p += b.step) {
         float v[V], g[V];
         x.get<V>(from + p * c, v);
         dy.get<V>(from + p * c, g);
@@ -185,31 +275,34 @@ __device__ __forceinline__ void group_norm_grad_of_group(In x, In dy, const floa
     int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        for (int d = 16; d >= of_pixel; d >>= 1) {
+        for (int d = 16; d >= b.of_pixel; d >>= 1) {
             sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], d);
             product[j] += __shfl_xor_sync(0xffffffffu, product[j], d);
         }
-        if (lane < of_pixel) {
-            of_warps[threadIdx.x / 32][lane * V + j] = sum[j];
-            of_warps[threadIdx.x / 32][per_group + lane * V + j] = product[j];
+        if (lane < b.of_pixel) {
+            of_warps[threadIdx.x / 32][0][lane * V + j] = sum[j];
+            of_warps[threadIdx.x / 32][1][lane * V + j] = product[j];
         }
     }
     __syncthreads();
+    for (int i = threadIdx.x; i < 2 * channels; i += 512) {
+        int which = i / channels, ch = i % channels, at = blockIdx.x * channels + ch;
+        double total = 0.0;
+        for (int warp = 0; warp < 16; warp++) total += (double)of_warps[warp][which][ch];
+        shares[(picture * 2 + which) * c + at] = (float)total;
+        of_channels[which][ch] = total * (double)gamma[at];
+    }
+    __syncthreads();
     double first = 0.0, second = 0.0;
-    for (int i = threadIdx.x; i < per_group; i += 256) {
-        double of_dz = 0.0, of_product = 0.0;
-        for (int warp = 0; warp < 8; warp++) {
-            of_dz += (double)of_warps[warp][i];
-            of_product += (double)of_warps[warp][per_group + i];
-        }
-        shares[picture * 2 * c + group * per_group + i] = (float)of_dz;
-        shares[picture * 2 * c + c + group * per_group + i] = (float)of_product;
-        first += of_dz * (double)gamma[group * per_group + i];
-        second += of_product * (double)gamma[group * per_group + i];
+    int begin = threadIdx.x % b.of_pixel / b.of_group * per_group;
+    for (int i = begin; i < begin + per_group; i++) {
+        first += of_channels[0][i];
+        second += of_channels[1][i];
     }
     double count = (double)pixels * per_group;
-    float mean_dz = (float)(block_sum(first, shared) / count), mean_product = (float)(block_sum(second, shared) / count);
-    for (int p = threadIdx.x / of_pixel; p < pixels; p += step) {
+    float mean_dz = (float)(first / count), mean_product = (float)(second / count);
+#pragma unroll 2
+    for (int p = b.pixel; p < pixels; p += b.step) {
         float v[V], g[V];
         x.get<V>(from + p * c, v);
         dy.get<V>(from + p * c, g);
@@ -223,16 +316,22 @@ __device__ __forceinline__ void group_norm_grad_of_group(In x, In dy, const floa
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
-    group_norm_grad_group(In x, In dy, const float *gamma, const float *beta, const float *stats, float *shares, Out dx,
-                          int pixels, int c, int groups, int with_silu) {
+extern "C" __global__ void __launch_bounds__(512)
+    group_norm_grad_groups(In x, In dy, const float *gamma, const float *beta, const float *stats, float *shares, Out dx,
+                           int pixels, int c, int groups, int at_once, int with_silu) {
+    // Of 32 threads with eight channels at most. Here, because each of the three functions would have its own.
+    __shared__ float of_warps[16][2][256];
+    __shared__ double of_channels[2][256];
     int per_group = c / groups;
     if (per_group % 8 == 0)
-        group_norm_grad_of_group<8>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, with_silu);
+        group_norm_grad_groups_of<8>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, at_once, with_silu,
+                                     of_warps, of_channels);
     else if (per_group % 4 == 0)
-        group_norm_grad_of_group<4>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, with_silu);
+        group_norm_grad_groups_of<4>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, at_once, with_silu,
+                                     of_warps, of_channels);
     else
-        group_norm_grad_of_group<1>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, with_silu);
+        group_norm_grad_groups_of<1>(x, dy, gamma, beta, stats, shares, dx, pixels, c, groups, at_once, with_silu,
+                                     of_warps, of_channels);
 }
 
 // For groups of many numbers, in three steps.

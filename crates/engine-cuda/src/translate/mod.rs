@@ -233,6 +233,11 @@ impl Translation<'_> {
         Arg::At(Place::HalfScratch(at))
     }
 
+    /// Bytes of an operand's numbers.
+    fn bytes(&self, operand: usize) -> usize {
+        if self.half[operand] { 2 } else { 4 }
+    }
+
     /// An operand in bf16: itself, or a copy of this many numbers.
     fn in_bf16(&mut self, operand: usize, numbers: usize) -> Arg<Place> {
         if self.half[operand] {

@@ -32,11 +32,15 @@ impl Groups {
         (run, self.pixels.div_ceil(run))
     }
 
-    /// Threads that have the channels of a pixel in the kernel for whole groups, if it takes them.
-    fn threads_of_pixel(&self) -> Option<usize> {
+    /// How many groups a block of the kernels for whole groups takes, so that it reads 32 bytes of a pixel, of numbers of this
+    /// many bytes; `None` where these kernels do not take them.
+    fn at_once(&self, bytes: usize) -> Option<usize> {
         let wide = [8, 4].into_iter().find(|v| self.per_group().is_multiple_of(*v)).unwrap_or(1);
         let threads = self.per_group() / wide;
-        (self.numbers() <= GROUP && threads <= 32 && threads.is_power_of_two()).then_some(threads)
+        let fits = |groups: usize| self.groups.is_multiple_of(groups) && groups * threads <= 32;
+        let wanted = (32 / bytes).div_ceil(self.per_group()).next_power_of_two();
+        let taken = (0..=wanted.ilog2()).rev().map(|i| 1 << i).find(|&groups| fits(groups));
+        taken.filter(|_| self.numbers() <= GROUP && threads.is_power_of_two())
     }
 }
 
@@ -50,6 +54,12 @@ impl Translation<'_> {
         let sizes = self.groups(op);
         let [pixels, c, groups, silu] = [sizes.pixels, sizes.c, op.groups, op.silu.into()].map(int);
         let (x, eps) = (input(0), Arg::Float(op.eps));
+        if let Some(at_once) = sizes.at_once(self.bytes(0)) {
+            let mut args = vec![x, input(1), input(2), output(0), output(1), pixels, c, groups];
+            args.extend([int(at_once), eps, silu]);
+            let grid = [op.groups / at_once, sizes.n, 1];
+            return self.launch_all("group_norm_groups", grid, [512, 1, 1], args);
+        }
         if sizes.numbers() <= GROUP {
             let args = [x, input(1), input(2), output(0), output(1), pixels, c, groups, eps, silu];
             return self.launch("group_norm", [op.groups, sizes.n, 1], [THREADS, 1, 1], args);
@@ -70,9 +80,10 @@ impl Translation<'_> {
         let shares = self.scratch(n * 2 * c);
         let [x, dy, gamma, beta, stats] = [0, 1, 2, 3, 4].map(input);
         let [n_, pixels_, c_, groups_, silu] = [n, pixels, c, groups, op.silu.into()].map(int);
-        if sizes.threads_of_pixel().is_some() {
-            let args = [x, dy, gamma, beta, stats, shares, output(0), pixels_, c_, groups_, silu];
-            self.launch("group_norm_grad_group", [groups, n, 1], [256, 1, 1], args);
+        if let Some(at_once) = sizes.at_once(self.bytes(0)) {
+            let mut args = vec![x, dy, gamma, beta, stats, shares, output(0), pixels_, c_, groups_];
+            args.extend([int(at_once), silu]);
+            self.launch_all("group_norm_grad_groups", [groups / at_once, n, 1], [512, 1, 1], args);
         } else {
             let (run, runs) = runs(pixels);
             let parts = self.scratch(n * runs * 2 * c);

@@ -313,6 +313,9 @@ pub fn cases(form: Form) -> Vec<Case> {
         ([1, 4, 4, 70], 1),
         ([3, 2, 2, 6], 6),
         ([1, 41, 40, 24], 1),
+        ([2, 9, 11, 64], 16),
+        ([1, 6, 5, 32], 16),
+        ([1, 3, 4, 256], 2),
     ] {
         for silu in [false, true] {
             cases.add(&format!("group norm {shape:?} {groups} {silu}"), move |b| {
