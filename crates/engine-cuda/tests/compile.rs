@@ -22,10 +22,7 @@ fn all_sources_compile_and_have_their_kernels() {
                     let code = compile_anew(source, capability).unwrap_or_else(|e| panic!("{e}"));
                     let has = |name: &str| code.windows(name.len()).any(|w| w == name.as_bytes());
                     for (name, bytes) in shared_memory(&code) {
-                        assert!(
-                            bytes <= 48 << 10,
-                            "{name}: {bytes} bytes of shared memory are too many to launch"
-                        );
+                        assert!(bytes <= MOST_SHARED, "{name}: {bytes} bytes of shared memory are too many");
                     }
                     for kernel in source.kernels {
                         assert!(has(&format!(".text.{kernel}\0")), "{}: {kernel}", source.name);
