@@ -182,7 +182,6 @@ pub const SOURCES: [Source; 32] = [
         text: include_str!("kernels/norm.cu"),
         define: None,
         kernels: &[
-            "group_norm",
             "group_norm_groups",
             "group_norm_parts",
             "group_norm_apply",

@@ -43,6 +43,13 @@ __device__ __forceinline__ void copy_tokens(Head x, int first, int tokens, int w
     }
 }
 
+// The same of two tensors.
+template <int D, int ROWS>
+__device__ __forceinline__ void copy_pair(Head a, Head b, int first, int tokens, int width, uint4 *to_a, uint4 *to_b) {
+    copy_tokens<D, ROWS>(a, first, tokens, width, to_a);
+    copy_tokens<D, ROWS>(b, first, tokens, width, to_b);
+}
+
 // A warp's 16 rows `first ..` as left factors.
 template <int D>
 __device__ __forceinline__ void left_factor(Head x, int first, int tokens, int width, u32 (&to)[D / 16][4]) {
@@ -155,14 +162,10 @@ __device__ __forceinline__ void attention_half_forward(In qkv, Out o, float *lse
     left_factor<D>(head.of_qkv(qkv, 0), first, tokens, width, q);
     float sum[D / 8][4], most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     clear<D>(sum);
-    copy_tokens<D, KEYS>(k, 0, tokens, width, keys[0]);
-    copy_tokens<D, KEYS>(v, 0, tokens, width, values[0]);
+    copy_pair<D, KEYS>(k, v, 0, tokens, width, keys[0], values[0]);
     commit_copies();
     for (int tile = 0, side = 0; tile < tokens; tile += KEYS, side ^= 1) {
-        if (tile + KEYS < tokens) {
-            copy_tokens<D, KEYS>(k, tile + KEYS, tokens, width, keys[side ^ 1]);
-            copy_tokens<D, KEYS>(v, tile + KEYS, tokens, width, values[side ^ 1]);
-        }
+        if (tile + KEYS < tokens) copy_pair<D, KEYS>(k, v, tile + KEYS, tokens, width, keys[side ^ 1], values[side ^ 1]);
         commit_copies();
         wait_copies<1>();
         __syncthreads();
@@ -239,14 +242,10 @@ __device__ __forceinline__ void attention_half_dq(In qkv, const float *lse, cons
         log2_total[r] = query < tokens ? lse[at] * LOG2_E : 0.0f;
         mean[r] = query < tokens ? delta[at] : 0.0f;
     }
-    copy_tokens<D, KEYS>(k, 0, tokens, width, keys[0]);
-    copy_tokens<D, KEYS>(v, 0, tokens, width, values[0]);
+    copy_pair<D, KEYS>(k, v, 0, tokens, width, keys[0], values[0]);
     commit_copies();
     for (int tile = 0, side = 0; tile < tokens; tile += KEYS, side ^= 1) {
-        if (tile + KEYS < tokens) {
-            copy_tokens<D, KEYS>(k, tile + KEYS, tokens, width, keys[side ^ 1]);
-            copy_tokens<D, KEYS>(v, tile + KEYS, tokens, width, values[side ^ 1]);
-        }
+        if (tile + KEYS < tokens) copy_pair<D, KEYS>(k, v, tile + KEYS, tokens, width, keys[side ^ 1], values[side ^ 1]);
         commit_copies();
         wait_copies<1>();
         __syncthreads();
@@ -289,8 +288,7 @@ __device__ __forceinline__ void attention_half_dkv(In qkv, const float *lse, con
     clear<D>(dk);
     clear<D>(dv);
     auto copy = [&](int tile, int side) {
-        copy_tokens<D, QUERIES>(q, tile, tokens, width, queries[side]);
-        copy_tokens<D, QUERIES>(gradient, tile, tokens, width, gradients[side]);
+        copy_pair<D, QUERIES>(q, gradient, tile, tokens, width, queries[side], gradients[side]);
         if (threadIdx.x < QUERIES) {
             int query = tile + threadIdx.x;
             logs[side][threadIdx.x] = query < tokens ? lse[head.of_query(query)] * LOG2_E : INFINITY; // p is 0

@@ -8,58 +8,6 @@ template <int V> __device__ __forceinline__ int place_in_group(int i, int per_gr
     return i / of_pixel * c + i % of_pixel * V;
 }
 
-template <int V>
-__device__ void group_norm_of(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels, int c, int groups,
-                              float eps, int with_silu) {
-    __shared__ float shared[32];
-    int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups, count = pixels * per_group;
-    int from = picture * pixels * c + group * per_group;
-    float sum = 0.0f;
-    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        float v[V];
-        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
-#pragma unroll
-        for (int j = 0; j < V; j++) sum += v[j];
-    }
-    float mean = (float)((double)block_sum(sum, shared) / count);
-    float squares = 0.0f;
-    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        float v[V];
-        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
-#pragma unroll
-        for (int j = 0; j < V; j++) squares = fmaf(v[j] - mean, v[j] - mean, squares);
-    }
-    double variance = (double)block_sum(squares, shared) / count;
-    float rstd = (float)(1.0 / sqrt(variance + (double)eps));
-    if (threadIdx.x == 0) {
-        stats[picture * 2 * groups + group] = mean;
-        stats[picture * 2 * groups + groups + group] = rstd;
-    }
-    for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        int at = place_in_group<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
-        float v[V];
-        x.get<V>(from + at, v);
-#pragma unroll
-        for (int j = 0; j < V; j++) {
-            float z = fmaf((v[j] - mean) * rstd, gamma[ch + j], beta[ch + j]);
-            v[j] = with_silu ? silu(z) : z;
-        }
-        y.set<V>(from + at, v);
-    }
-}
-
-// A block for each group (x) of each picture (y).
-extern "C" __global__ void group_norm(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels, int c,
-                                      int groups, float eps, int with_silu) {
-    int per_group = c / groups;
-    if (per_group % 8 == 0)
-        group_norm_of<8>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
-    else if (per_group % 4 == 0)
-        group_norm_of<4>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
-    else
-        group_norm_of<1>(x, gamma, beta, y, stats, pixels, c, groups, eps, with_silu);
-}
-
 // Neighbouring groups of a picture, so many that what a block reads of a pixel fills a sector of memory. Each of 512 threads
 // has V channels of one group; the threads of a pixel, and of a group in it, are powers of two, 32 at most.
 struct GroupBlock {
@@ -151,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(512)
         group_norm_groups_of<1>(x, gamma, beta, y, stats, pixels, c, groups, at_once, eps, with_silu);
 }
 
-// The same for groups of many numbers, in runs of pixels: blocks (x: run, y: group, z: picture).
+// The same for other groups, of many numbers or of odd sizes, in runs of pixels: blocks (x: run, y: group, z: picture).
 //
 // First mean and squared distance from it of each run, parts [picture, group, run, 2].
 template <int V>
@@ -334,7 +282,7 @@ extern "C" __global__ void __launch_bounds__(512)
                                      of_warps, of_channels);
 }
 
-// For groups of many numbers, in three steps.
+// For other groups, in three steps.
 //
 template <int V>
 __device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const float *gamma, const float *beta, const float *stats,

@@ -3,7 +3,7 @@
 use super::{Arg, Place, THREADS, Translation, column_blocks, input, int, output, runs};
 use ddpm_engine::ops::GroupNorm;
 
-/// Numbers of a group that one block goes over; groups of more are cut into runs of pixels.
+/// Most numbers of a group that one block goes over; groups of more, or of odd sizes, are cut into runs of pixels.
 const GROUP: usize = 1 << 15;
 /// Numbers of such a run.
 const GROUP_RUN: usize = 1 << 13;
@@ -59,10 +59,6 @@ impl Translation<'_> {
             args.extend([int(at_once), eps, silu]);
             let grid = [op.groups / at_once, sizes.n, 1];
             return self.launch_all("group_norm_groups", grid, [512, 1, 1], args);
-        }
-        if sizes.numbers() <= GROUP {
-            let args = [x, input(1), input(2), output(0), output(1), pixels, c, groups, eps, silu];
-            return self.launch("group_norm", [op.groups, sizes.n, 1], [THREADS, 1, 1], args);
         }
         let (run, runs) = sizes.runs();
         let parts = self.scratch(2 * sizes.n * op.groups * runs);

@@ -304,51 +304,29 @@ impl Cudnn {
                         y.1,
                     )
                 }
-                (Kind::Forward, None) => (f.forward)(
-                    handle,
-                    &one,
-                    x.0,
-                    x.1,
-                    w.0,
-                    w.1,
-                    convolution,
-                    number,
-                    workspace,
-                    bytes,
-                    &zero,
-                    y.0,
-                    y.1,
-                ),
-                (Kind::DataGrad, _) => (f.data_gradient)(
-                    handle,
-                    &one,
-                    w.0,
-                    w.1,
-                    y.0,
-                    y.1,
-                    convolution,
-                    number,
-                    workspace,
-                    bytes,
-                    &zero,
-                    x.0,
-                    x.1,
-                ),
-                (Kind::WeightGrad, _) => (f.filter_gradient)(
-                    handle,
-                    &one,
-                    x.0,
-                    x.1,
-                    y.0,
-                    y.1,
-                    convolution,
-                    number,
-                    workspace,
-                    bytes,
-                    &zero,
-                    w.0,
-                    w.1,
-                ),
+                // The others take two factors and a result, and differ in what these are.
+                (kind, _) => {
+                    let (make, left, right, to) = match kind {
+                        Kind::Forward => (f.forward, x, w, y),
+                        Kind::DataGrad => (f.data_gradient, w, y, x),
+                        Kind::WeightGrad => (f.filter_gradient, x, y, w),
+                    };
+                    make(
+                        handle,
+                        &one,
+                        left.0,
+                        left.1,
+                        right.0,
+                        right.1,
+                        convolution,
+                        number,
+                        workspace,
+                        bytes,
+                        &zero,
+                        to.0,
+                        to.1,
+                    )
+                }
             }
         };
         f.ok("a convolution", status)
