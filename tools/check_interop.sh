@@ -8,6 +8,6 @@ target=${CARGO_TARGET_DIR:-target}
 venv=$target/interop-venv
 [ -d "$venv" ] || python3 -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r tools/golden/requirements.txt
-cargo build --release -p ddpm-cli
-cargo build --release -p ddpm --example checkpoint_numbers
-exec "$venv/bin/python" tools/check_interop.py --bin "$target/release" "$@"
+cargo build -p ddpm-cli
+cargo build -p ddpm --example checkpoint_numbers
+exec "$venv/bin/python" tools/check_interop.py --bin "$target/debug" "$@"

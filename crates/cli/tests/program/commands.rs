@@ -1,35 +1,7 @@
 //! What is printed, and what is only told.
 
-use crate::support::{Place, TINY, names};
+use crate::support::{Place, TINY, TUTORIAL, names};
 use std::fs;
-
-const TUTORIAL: &str = "\
-dataset_params:
-  im_path: 'pictures'
-diffusion_params:
-  num_timesteps : 1000
-  beta_start : 0.0001
-  beta_end : 0.02
-model_params:
-  im_channels : 1
-  im_size : 28
-  down_channels : [32, 64, 128, 256]
-  mid_channels : [256, 256, 128]
-  down_sample : [True, True, False]
-  time_emb_dim : 128
-  num_down_layers : 2
-  num_mid_layers : 2
-  num_up_layers : 2
-  num_heads : 4
-train_params:
-  task_name: 'default'
-  batch_size: 64
-  num_epochs: 40
-  num_samples : 100
-  num_grid_rows : 10
-  lr: 0.0001
-  ckpt_name: 'ddpm_ckpt.pth'
-";
 
 #[test]
 fn a_dry_run_tells_the_plan_and_writes_nothing() {
@@ -92,7 +64,7 @@ fn printed_settings_are_read_back() {
 #[test]
 fn the_tutorials_file_is_understood() {
     let place = Place::new();
-    let picture = |class: u8| place.path(format!("pictures/{class}/{class}.png"));
+    let picture = |class: u8| place.path(format!("data/train/images/{class}/{class}.png"));
     for class in 0..3 {
         crate::support::picture(&picture(class), 28, 28, class);
     }

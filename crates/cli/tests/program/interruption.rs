@@ -1,14 +1,9 @@
 //! Ctrl-C, `kill -9`, and going on afterwards.
 
-use crate::support::{Done, Place, losses, names, picture, state, train};
+use crate::support::{Done, Place, losses, names, picture, signal, state, train};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::{Duration, Instant};
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-}
 
 /// Waits until `what` is so; the program must not end before.
 #[track_caller]

@@ -3,6 +3,8 @@
 mod bench;
 mod commands;
 mod data;
+#[cfg(unix)]
+mod documents;
 mod editing;
 mod errors;
 mod eval;

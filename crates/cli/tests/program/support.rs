@@ -25,6 +25,9 @@ pub const TINY: [&str; 13] = [
     "--set=train.threads=2",
 ];
 
+/// DDPM-Pytorch's `config/default.yaml`, as its repository has it; its images are in `data/train/images`.
+pub const TUTORIAL: &str = include_str!("../../../ddpm/tests/fixtures/ddpm-pytorch.yaml");
+
 /// A folder, gone at the end of the test.
 pub struct Place(TempDir);
 
@@ -87,12 +90,22 @@ impl Place {
         self.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// A shell script with `$ddpm` for the program, run in the folder.
+    /// A shell script with `$ddpm` for the program, which is also on the path, to be run in the folder.
+    #[cfg(unix)]
+    pub fn shell_command(&self, script: &str) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_ddpm"));
+        let folder = program.parent().unwrap().to_owned();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths([folder].into_iter().chain(std::env::split_paths(&path))).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).env("ddpm", program).env("PATH", path).current_dir(self.0.path());
+        command
+    }
+
+    /// Runs such a script.
     #[cfg(unix)]
     pub fn shell(&self, script: &str) -> Done {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]).env("ddpm", env!("CARGO_BIN_EXE_ddpm"));
-        command.current_dir(self.0.path()).output().unwrap().into()
+        self.shell_command(script).output().unwrap().into()
     }
 
     /// Trains the tiny network as runs/NAME, a checkpoint every `every` steps.
@@ -149,6 +162,21 @@ pub fn losses(run: &Path) -> Vec<(u64, f64)> {
         (value["step"].as_u64().unwrap(), value["loss"].as_f64().unwrap())
     };
     text.lines().map(line).collect()
+}
+
+/// Sends a program what Ctrl-C sends.
+#[cfg(unix)]
+#[track_caller]
+pub fn interrupt(child: &Child) {
+    signal(child, "-INT");
+}
+
+/// Sends a program a signal.
+#[cfg(unix)]
+#[track_caller]
+pub fn signal(child: &Child, name: &str) {
+    let status = Command::new("kill").args([name, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
 }
 
 /// Writes a picture of one colour with a dot.
