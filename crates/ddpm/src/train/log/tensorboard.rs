@@ -3,7 +3,8 @@
 //! A file is a sequence of TFRecords (length, masked CRC-32C of the length, data, masked CRC-32C of the data), each an
 //! `Event` in protobuf's encoding (tensorflow's `event.proto` and `summary.proto`; only the fields that are needed).
 //! Steps count as made: the first is 1, and the samples of a step have its number. Scalars have the names of
-//! `metrics.jsonl`; the sheets are the image `samples`.
+//! `metrics.jsonl`; the sheets are the image `samples`. What the settings ask of the training stands in the HParams plugin's
+//! table.
 //!
 //! Each time a run is taken up a new file begins, with the mark (`SessionLog.START`) that makes TensorBoard drop the
 //! steps of earlier files that are made again.
@@ -31,6 +32,7 @@ pub(super) struct Events {
     folder: PathBuf,
     /// The number of the step that is made next in a run that is taken up.
     first: Option<u64>,
+    hyperparameters: Vec<(String, toml::Value)>,
     file: Option<EventFile>,
 }
 
@@ -41,15 +43,18 @@ struct EventFile {
 }
 
 impl Events {
-    /// Event files in `folder`; with the mark that step `resume_step`, counted from 0, and later ones are made again.
-    pub fn new(folder: &Path, resume_step: Option<u64>) -> Self {
-        Self { folder: folder.to_owned(), first: resume_step.map(|s| s + 1), file: None }
+    /// Event files in `folder`, which begin with the `hyperparameters`; in a run that goes on after `done` steps with the mark that
+    /// later ones are made again.
+    pub fn new(folder: &Path, hyperparameters: Vec<(String, toml::Value)>, done: Option<u64>) -> Self {
+        Self { folder: folder.to_owned(), first: done.map(|s| s + 1), hyperparameters, file: None }
     }
 
     fn file(&mut self) -> Result<&mut EventFile> {
         if self.file.is_none() {
             let mut file = EventFile::create(&self.folder, seconds_now() as u64)?;
             file.append(&event(0).text(event::FILE_VERSION, VERSION))?;
+            // Of several files of a run the first counts.
+            file.append(&session_start(&self.hyperparameters, seconds_now()))?;
             if let Some(first) = self.first {
                 let start = Message::default().integer(session::STATUS, session::START);
                 file.append(&event(first).message(event::SESSION_LOG, &start))?;
@@ -130,12 +135,29 @@ mod session {
     pub const START: u64 = 1;
 }
 
+/// Of `SummaryMetadata` and `SummaryMetadata.PluginData`; of the plugin's `HParamsPluginData` and `SessionStartInfo`; of
+/// `google.protobuf.Value`, and of a map's entries.
+mod hparams {
+    pub const PLUGIN_DATA: u64 = 1;
+    pub const PLUGIN_NAME: u64 = 1;
+    pub const CONTENT: u64 = 2;
+    pub const SESSION_START_INFO: u64 = 3;
+    pub const HPARAMS: u64 = 1;
+    pub const START_TIME: u64 = 5;
+    pub const NUMBER: u64 = 2;
+    pub const STRING: u64 = 3;
+    pub const BOOL: u64 = 4;
+    pub const KEY: u64 = 1;
+    pub const VALUE: u64 = 2;
+}
+
 /// Of `Summary`, `Summary.Value` and `Summary.Image`.
 mod summary {
     pub const VALUE: u64 = 1;
     pub const TAG: u64 = 1;
     pub const SIMPLE_VALUE: u64 = 2;
     pub const IMAGE: u64 = 4;
+    pub const METADATA: u64 = 9;
     pub const HEIGHT: u64 = 1;
     pub const WIDTH: u64 = 2;
     pub const COLORSPACE: u64 = 3;
@@ -153,7 +175,7 @@ fn scalars(metrics: &Metrics) -> Message {
         Message::default().text(summary::TAG, name).float(summary::SIMPLE_VALUE, value as f32)
     });
     let all = values.fold(Message::default(), |all, value| all.message(summary::VALUE, &value));
-    event(metrics.step + 1).message(event::SUMMARY, &all)
+    event(metrics.step).message(event::SUMMARY, &all)
 }
 
 /// A sample sheet with its PNG. TensorFlow numbers colour spaces by their channels.
@@ -165,6 +187,35 @@ fn image(step: u64, sheet: &Picture, png: &[u8]) -> Message {
         .bytes(summary::ENCODED, png);
     let value = Message::default().text(summary::TAG, "samples").message(summary::IMAGE, &image);
     event(step).message(event::SUMMARY, &Message::default().message(summary::VALUE, &value))
+}
+
+/// The settings for the HParams plugin, as TensorFlow's `hparams.hparams` writes them (`plugin_data.proto`).
+fn session_start(hyperparameters: &[(String, toml::Value)], now: f64) -> Message {
+    use toml::Value as Setting;
+    let value = |value: &Setting| match value {
+        // A bool is written even where it is the default.
+        Setting::Boolean(b) => {
+            let mut message = Message::default().key(hparams::BOOL, 0);
+            message.varint(u64::from(*b));
+            message
+        }
+        Setting::Integer(i) => Message::default().double(hparams::NUMBER, *i as f64),
+        Setting::Float(f) => Message::default().double(hparams::NUMBER, *f),
+        Setting::String(text) => Message::default().text(hparams::STRING, text),
+        other => Message::default().text(hparams::STRING, &other.to_string()),
+    };
+    let entries = hyperparameters
+        .iter()
+        .map(|(name, v)| Message::default().text(hparams::KEY, name).message(hparams::VALUE, &value(v)));
+    let start = entries.fold(Message::default(), |all, entry| all.message(hparams::HPARAMS, &entry));
+    let start = start.double(hparams::START_TIME, now);
+    let content = Message::default().message(hparams::SESSION_START_INFO, &start);
+    let plugin = Message::default().text(hparams::PLUGIN_NAME, "hparams").message(hparams::CONTENT, &content);
+    let metadata = Message::default().message(hparams::PLUGIN_DATA, &plugin);
+    let value = Message::default()
+        .text(summary::TAG, "_hparams_/session_start_info")
+        .message(summary::METADATA, &metadata);
+    event(0).message(event::SUMMARY, &Message::default().message(summary::VALUE, &value))
 }
 
 /// Seconds since 1970.
@@ -315,6 +366,17 @@ mod tests {
         Metrics { step, loss: 0.25, images_per_second: 100.0, learning_rate, grad_norm, seconds: 1.0 }
     }
 
+    fn settings() -> Vec<(String, toml::Value)> {
+        let value = |text: &str| text.parse::<toml::Value>().unwrap();
+        vec![
+            ("train.lr".to_owned(), value("0.001")),
+            ("attention.num_heads".to_owned(), value("4")),
+            ("train.winograd".to_owned(), value("false")),
+            ("train.loss".to_owned(), value("\"mse\"")),
+            ("simple.widths".to_owned(), value("[8, 16]")),
+        ]
+    }
+
     #[test]
     fn the_checksum_agrees_with_published_vectors() {
         // RFC 3720, appendix B.4; and the check value of the catalogues.
@@ -371,8 +433,8 @@ mod tests {
     fn what_is_told_comes_back_from_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let sheet = Picture { height: 2, width: 3, channels: 3, data: (0..18).collect() };
-        let mut events = Events::new(folder.path(), None);
-        for step in 0..200 {
+        let mut events = Events::new(folder.path(), settings(), None);
+        for step in 1..=200 {
             events.hear(Entry::Step(&metrics(step))).unwrap();
         }
         events.hear(Entry::Samples { step: 200, sheet: &sheet }).unwrap();
@@ -380,9 +442,9 @@ mod tests {
 
         let [path] = &files(folder.path())[..] else { panic!("one file") };
         let read = read(path);
-        assert_eq!(read.len(), 202);
+        assert_eq!(read.len(), 203);
         assert_eq!(read[0], [(event::FILE_VERSION, Bytes(VERSION.into()))]);
-        for (i, event) in read[1..201].iter().enumerate() {
+        for (i, event) in read[2..202].iter().enumerate() {
             assert_eq!(event[0], (event::STEP, Integer(i as u64 + 1)));
             let values = inner(&event[1].1);
             assert_eq!(values.len(), metrics(0).scalars().into_iter().count());
@@ -392,8 +454,8 @@ mod tests {
                 assert_eq!(inner(value), expected);
             }
         }
-        assert_eq!(read[201][0], (event::STEP, Integer(200)));
-        let value = inner(&inner(&read[201][1].1)[0].1);
+        assert_eq!(read[202][0], (event::STEP, Integer(200)));
+        let value = inner(&inner(&read[202][1].1)[0].1);
         assert_eq!(value[0], (summary::TAG, Bytes("samples".into())));
         let picture = inner(&value[1].1);
         let sizes =
@@ -404,14 +466,41 @@ mod tests {
     }
 
     #[test]
+    fn the_settings_are_hyperparameters_of_the_hparams_plugin() {
+        let folder = tempfile::tempdir().unwrap();
+        Events::new(folder.path(), settings(), None).hear(Entry::Checkpoint).unwrap();
+        let [path] = &files(folder.path())[..] else { panic!("one file") };
+        let value = inner(&inner(&read(path)[1][0].1)[0].1);
+        assert_eq!(value[0], (summary::TAG, Bytes("_hparams_/session_start_info".into())));
+        let plugin = inner(&inner(&value[1].1)[0].1);
+        assert_eq!(plugin[0], (hparams::PLUGIN_NAME, Bytes("hparams".into())));
+        let start = inner(&inner(&plugin[1].1)[0].1);
+        let told: Vec<_> = start[..5].iter().map(|(_, entry)| inner(entry)).collect();
+        let name = |i: usize| told[i][0].1 == Bytes(settings()[i].0.clone().into_bytes());
+        assert!((0..5).all(name), "{told:?}");
+        let values: Vec<_> = told.iter().map(|entry| inner(&entry[1].1).remove(0)).collect();
+        let (number, text) = (hparams::NUMBER, hparams::STRING);
+        let expected = [
+            (number, Double(0.001)),
+            (number, Double(4.0)),
+            (hparams::BOOL, Integer(0)),
+            (text, Bytes("mse".into())),
+            (text, Bytes("[8, 16]".into())),
+        ];
+        assert_eq!(values, expected);
+        assert!(matches!(start[5], (hparams::START_TIME, Double(t)) if t > 1.7e9));
+    }
+
+    #[test]
     fn a_resume_is_marked_and_its_file_sorts_behind_the_earlier_ones() {
         let folder = tempfile::tempdir().unwrap();
-        Events::new(folder.path(), None).hear(Entry::Step(&metrics(0))).unwrap();
+        Events::new(folder.path(), settings(), None).hear(Entry::Step(&metrics(1))).unwrap();
         for resume in [7, 3, 0] {
-            Events::new(folder.path(), Some(resume)).hear(Entry::Step(&metrics(resume))).unwrap();
+            let mut events = Events::new(folder.path(), settings(), Some(resume));
+            events.hear(Entry::Step(&metrics(resume + 1))).unwrap();
         }
         let files = files(folder.path());
-        let starts: Vec<_> = files[1..].iter().map(|path| read(path).remove(1)).collect();
+        let starts: Vec<_> = files[1..].iter().map(|path| read(path).remove(2)).collect();
         for (start, resume) in starts.iter().zip([7, 3, 0]) {
             assert_eq!(start[0], (event::STEP, Integer(resume + 1)));
             assert_eq!(start[1].0, event::SESSION_LOG);
