@@ -72,17 +72,18 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
     /// Start from these weights: of a run, or of any file or folder that `ddpm import` reads
-    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    #[arg(long, value_name = "PATH", conflicts_with = "resume", group = "taken")]
     init: Option<PathBuf>,
-    /// Take up this run with everything as it was
-    #[arg(long, value_name = "RUN")]
+    /// Take up this run with everything as it was, but for what is edited in its config.toml or given here: other settings are told,
+    /// and those that are part of what it has learnt refused
+    #[arg(long, value_name = "RUN", group = "taken")]
     resume: Option<PathBuf>,
     /// With --resume: from this checkpoint (a step) instead of the newest
     #[arg(long, value_name = "STEP", requires = "resume")]
     checkpoint: Option<String>,
     /// With --resume or --init: go on even with settings that are part of what the weights have learnt, or with a checkpoint of
     /// another run
-    #[arg(long)]
+    #[arg(long, requires = "taken")]
     force: bool,
     /// Tell what it would take, and stop
     #[arg(long)]

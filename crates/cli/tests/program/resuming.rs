@@ -74,7 +74,6 @@ fn settings_that_are_part_of_what_was_learnt_are_refused_unless_forced() {
         ("diffusion.beta_end=0.03", "diffusion.beta_end = 0.02", "0.03"),
         ("attention.num_heads=4", "attention.num_heads = 2", "4"),
         ("diffusion.learned_variance=true", "diffusion.learned_variance = false", "true"),
-        ("network.name=simple", "network.name = \"attention\"", "\"simple\""),
         ("attention.num_class_embeds=10", "attention.num_class_embeds = unset", "10"),
     ] {
         let told = format!("{was} (now {is})");
@@ -83,6 +82,8 @@ fn settings_that_are_part_of_what_was_learnt_are_refused_unless_forced() {
             resume(&place, &flags).fails(1, &["step-0000003: ", &told, "part of what was learnt", "--force"]);
         }
     }
+    resume(&place, &["--steps=4", "--set=network.name=simple", "--set=simple.widths=8, 8"])
+        .fails(1, &["network.name = \"attention\" (now \"simple\"); this is part of", "--force"]);
     assert_eq!(read(place.path("runs/r/config.toml")), config);
     assert!(state(&place.checkpoint("r", 3)) == before && !place.checkpoint("r", 4).exists());
     // What is the same in another way is no change.
@@ -152,7 +153,7 @@ fn a_learning_rate_that_jumps_is_told_with_both_numbers_before_training() {
     let cosine = "--set=train.lr_schedule=cosine";
     place.train("r", 10, 0, &[cosine]).well();
     // lr (1 + cos(pi k / K)) / 2 with lr = 1e-3: k/K = 9/10 of 10 steps, 10/10, and 10/20.
-    let told = "warning: the learning rate of step 11 is 5.000e-4; as it was planned before it would be 0.000e0, and step 10 had \
+    let told = "warning: the learning rate of step 11 is 5.000e-4; as it was planned before it would be 0, and step 10 had \
                 2.447e-5";
     let dry = resume(&place, &["--steps=20", "--dry-run"]).well();
     says(&dry, &[told, "note: train.steps is 20"]);
@@ -256,7 +257,8 @@ fn a_config_that_is_gone_is_written_again_from_the_checkpoint() {
     // Without either there is nothing to know it by.
     fs::remove_dir_all(place.path("runs/r/checkpoints")).unwrap();
     fs::remove_file(place.path("runs/r/config.toml")).unwrap();
-    resume(&place, &[]).fails(1, &["runs/r", "is no run"]);
+    resume(&place, &[]).fails(1, &["r: there is no such run"]);
+    place.ddpm(&["train", "--resume", "runs/r"]).fails(1, &["runs/r: is no run"]);
 }
 
 #[test]
@@ -427,11 +429,18 @@ fn classes_of_another_set_are_refused_and_new_ones_in_between_do_not_shift_the_o
     resume(&place, &["--steps=3"])
         .fails(1, &["the class \"cat\", which the run has not learnt", "\"bird\", \"dog\"", "--force"]);
     fs::rename(place.path("set/cat"), place.path("set/bird")).unwrap();
-    // One class alone keeps its number.
+    // Classes that have no images now leave the others their numbers; a new one is not learnt.
     fs::rename(place.path("set/bird"), place.path("bird")).unwrap();
     image("dog", 7);
-    let done = resume(&place, &["--steps=3"]);
-    if done.code == Some(0) {
-        says(&done, &["the pictures are not those", "(6 then, 4 now)"]);
-    }
+    let done = resume(&place, &["--steps=3"]).well();
+    says(&done, &["each keeps its number", "the pictures are not those", "(6 then, 4 now)"]);
+    let manifest: Value =
+        serde_json::from_str(&read(place.checkpoint("r", 3).join("manifest.json"))).unwrap();
+    assert_eq!(manifest["classes"], serde_json::json!(["bird", "dog"]));
+}
+
+#[test]
+fn force_is_for_runs_and_weights_that_are_taken_up() {
+    let place = Place::new();
+    place.ddpm(&[&["train", "--force", "--steps=1"], &TINY[..]].concat()).fails(2, &["--init", "--resume"]);
 }

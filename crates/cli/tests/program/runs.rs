@@ -32,6 +32,8 @@ fn runs_are_listed_with_what_they_are_doing_and_broken_ones_are_named() {
     place.train("damaged", 2, 0, &[]).well();
     fs::write(place.checkpoint("damaged", 2).join("manifest.json"), "{}").unwrap();
     fs::create_dir(place.path("runs/notes")).unwrap();
+    let golden = old.join("../../interop/attention.pth");
+    place.ddpm(&["import", golden.to_str().unwrap(), "--size=12", "--out=runs/imported"]).well();
     let mut child = place.spawn(&train("busy", 1_000_000, 2, &[]));
     while !place.checkpoint("busy", 2).exists() {
         assert!(child.try_wait().unwrap().is_none());
@@ -56,6 +58,12 @@ fn runs_are_listed_with_what_they_are_doing_and_broken_ones_are_named() {
     // It says nothing of how it ended; its checkpoint is of step 4 and its record of step 8.
     let old = of(&all, "old");
     assert_eq!((&old["state"], &old["step"], &old["checkpoint"]), (&"stopped".into(), &8.into(), &4.into()));
+    assert_eq!(of(&all, "imported")["state"], "imported");
+    let failed = of(&all, "failed");
+    assert!(
+        failed["state"] == "failed" && failed["error"].as_str().unwrap().contains("not a finite number"),
+        "{failed:?}"
+    );
     for (name, part) in [("broken", "is no run"), ("damaged", "no checkpoint is whole")] {
         let run = of(&all, name);
         assert!(run["state"] == "broken" && run["error"].as_str().unwrap().contains(part), "{run:?}");

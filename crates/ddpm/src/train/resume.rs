@@ -212,8 +212,7 @@ pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> 
         data = match classes::as_learnt(data, &checkpoint.manifest.classes) {
             Ok((data, moved)) => {
                 if moved {
-                    let text =
-                        "the classes are in another order than when the run began; they keep their numbers";
+                    let text = "the classes are not sorted as when the run began, or some have no images now: each keeps its number";
                     remarks.push(Remark::Note(text.to_owned()));
                 }
                 data
@@ -319,9 +318,17 @@ fn told_of_rate(trainer: &Trainer, manifest: &Manifest, saved: &Config) -> Resul
     }
     let last = planned.at(done - 1);
     Ok(Some(Remark::Warning(format!(
-        "the learning rate of step {} is {now:.3e}; as it was planned before it would be {before:.3e}, and step {done} had {last:.3e}",
-        done + 1
+        "the learning rate of step {} is {}; as it was planned before it would be {}, and step {done} had {}",
+        done + 1,
+        short(now),
+        short(before),
+        short(last)
     ))))
+}
+
+/// A learning rate with four digits.
+fn short(rate: f64) -> String {
+    if rate == 0.0 { "0".to_owned() } else { format!("{rate:.3e}") }
 }
 
 /// What is told of other images than before.

@@ -2,12 +2,12 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
 use super::metrics::last_metrics;
-use super::{CHECKPOINTS, CONFIG, End, LOCK, RunFolder, RunRecord, is_run, names};
+use super::{CHECKPOINTS, CONFIG, End, LOCK, RunFolder, RunRecord, is_run};
 use crate::interop::UNKNOWN_DATA;
 use crate::train::checkpoint::{self, Manifest};
 use crate::train::config::Config;
@@ -86,8 +86,8 @@ pub struct Listed {
     pub name: String,
     /// What is known, or why the run cannot be understood.
     pub run: Result<RunInfo, String>,
-    /// When it was last written to, in seconds since 1970.
-    pub changed: u64,
+    /// When it was last written to, since 1970.
+    pub changed: Duration,
 }
 
 /// All runs in the folder `root`, those that were written to last first, and what looks like a run and cannot be understood.
@@ -114,36 +114,39 @@ pub fn list_runs(root: &Path) -> Result<Vec<Listed>> {
         }
         Err(e) => return Err(Error::io(root, "list the runs")(e)),
     }
-    // That it can be listed at all.
-    fs::read_dir(root).map_err(Error::io(root, "list the runs"))?;
-    let mut all: Vec<Listed> = names(root).into_iter().filter_map(|name| look(root, name)).collect();
+    let entries = fs::read_dir(root).map_err(Error::io(root, "list the runs"))?;
+    let mut all: Vec<Listed> = entries.flatten().filter_map(|entry| look(&entry.path())).collect();
     all.sort_by(|a, b| b.changed.cmp(&a.changed).then_with(|| b.name.cmp(&a.name)));
     Ok(all)
 }
 
-fn look(root: &Path, name: String) -> Option<Listed> {
-    let path = root.join(&name);
+fn look(path: &Path) -> Option<Listed> {
+    // A name need not be UTF-8.
+    let name = path.file_name()?.to_string_lossy().into_owned();
     let looks_like_one =
         [CONFIG, CHECKPOINTS, super::record::RECORD].iter().any(|part| path.join(part).exists());
     if !path.is_dir() || !looks_like_one {
         return None;
     }
-    let run = match is_run(&path) {
-        true => about(&RunFolder { path: path.clone(), name: name.clone() }),
+    let run = match is_run(path) {
+        true => about(&RunFolder { path: path.to_owned(), name: name.clone() }),
         false => Err(format!("is no run: it has no {CONFIG}, or no folder {CHECKPOINTS}")),
     };
-    let changed = run.as_ref().map_or_else(|_| written(&path), |info| info.changed);
+    let (run, changed) = match run {
+        Ok((info, changed)) => (Ok(info), changed),
+        Err(reason) => (Err(reason), written(path)),
+    };
     Some(Listed { name, run, changed })
 }
 
-/// When a file was last written to, in seconds since 1970; 0 if there is none.
-fn written(path: &Path) -> u64 {
+/// When a file was last written to, since 1970; 0 if there is none.
+fn written(path: &Path) -> Duration {
     let time = fs::metadata(path).and_then(|about| about.modified()).ok();
-    time.and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0, |d| d.as_secs())
+    time.and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default()
 }
 
-/// What is known of one run; the error is the reason alone.
-fn about(run: &RunFolder) -> Result<RunInfo, String> {
+/// What is known of one run, and when it was last written to; the error is the reason alone.
+fn about(run: &RunFolder) -> Result<(RunInfo, Duration), String> {
     let dir = run.checkpoints();
     let steps = checkpoint::list(&dir).map_err(|e| e.to_string())?;
     // The manifests alone: their hashes are checked, the weights are not read.
@@ -181,7 +184,8 @@ fn about(run: &RunFolder) -> Result<RunInfo, String> {
     let image = config.picture_size().zip(config.picture_channels()).map(|(size, c)| format!("{size}x{c}"));
     let manifest = saved.map(|step| checkpoint::path_of(&dir, step).join("manifest.json"));
     let times = [Some(run.metrics_path()), Some(run.config_path()), manifest];
-    Ok(RunInfo {
+    let changed = times.into_iter().flatten().map(|path| written(&path)).max().unwrap_or_default();
+    let info = RunInfo {
         name: run.name.clone(),
         path: run.path.clone(),
         state,
@@ -194,8 +198,9 @@ fn about(run: &RunFolder) -> Result<RunInfo, String> {
         image,
         network: config.network_name().to_owned(),
         bytes: bytes(&run.path, 0),
-        changed: times.into_iter().flatten().map(|path| written(&path)).max().unwrap_or(0),
-    })
+        changed: changed.as_secs(),
+    };
+    Ok((info, changed))
 }
 
 fn state(run: &RunFolder, config: &Config, record: &RunRecord, saved: Option<u64>, step: u64) -> State {
