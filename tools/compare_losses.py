@@ -19,7 +19,8 @@ ap.add_argument('reference', nargs='?',
 ap.add_argument('--last', type=int, default=100)
 a = ap.parse_args()
 theirs = {int(step): float(loss) for step, loss in map(str.split, open(a.reference))}
-ours = {m['step']: m['loss'] for m in map(json.loads, open(a.metrics))}
+# The reference counts steps from 0, as lines of metrics without a format do; format 2 counts the steps that are done.
+ours = {m['step'] - (m.get('format', 1) > 1): m['loss'] for m in map(json.loads, open(a.metrics))}
 both = sorted(set(ours) & set(theirs))
 last = both[-a.last:]
 mean = lambda losses: sum(losses[s] for s in last) / len(last)

@@ -374,7 +374,8 @@ fn a_training_goes_on_from_an_imported_run() {
     let weights = run.weights.clone();
     let run = run.save(folder.path(), Some("r")).unwrap();
     let resume = |change: &dyn Fn(&mut Config) -> ddpm::Result<()>| {
-        ddpm::train::Session::resume(folder.path(), run.path(), None, change)
+        let resume = ddpm::train::Resume { checkpoint: None, change, force: false };
+        ddpm::train::Session::resume(folder.path(), run.path(), &resume)
     };
     let error = resume(&|_| Ok(())).err().expect("no data").to_string();
     assert!(

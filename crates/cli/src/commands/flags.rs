@@ -147,8 +147,8 @@ fn none_yet(run: &RunFolder) -> String {
 }
 
 fn tell_skipped(newest: &Newest) {
-    for (path, reason) in &newest.skipped {
-        tell!("warning: {} is damaged and was passed over: {reason}", path.display());
+    for warning in newest.warnings() {
+        tell!("warning: {warning}");
     }
 }
 

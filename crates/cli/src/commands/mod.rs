@@ -17,6 +17,7 @@ pub mod import;
 pub mod inpaint;
 pub mod interpolate;
 pub mod nearest;
+pub mod runs;
 pub mod sample;
 pub mod show;
 pub mod train;

@@ -8,7 +8,7 @@ use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
 use ddpm::train::config::Config;
 use ddpm::train::run::RUNS;
-use ddpm::train::{Event, Outcome, Session, Start, TrainPlan};
+use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -72,14 +72,19 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
     /// Start from these weights: of a run, or of any file or folder that `ddpm import` reads
-    #[arg(long, value_name = "PATH", conflicts_with = "resume")]
+    #[arg(long, value_name = "PATH", conflicts_with = "resume", group = "taken")]
     init: Option<PathBuf>,
-    /// Take up this run with everything as it was
-    #[arg(long, value_name = "RUN")]
+    /// Take up this run with everything as it was, but for what is edited in its config.toml or given here: other settings are told,
+    /// and those that are part of what it has learnt refused
+    #[arg(long, value_name = "RUN", group = "taken")]
     resume: Option<PathBuf>,
     /// With --resume: from this checkpoint (a step) instead of the newest
     #[arg(long, value_name = "STEP", requires = "resume")]
     checkpoint: Option<String>,
+    /// With --resume or --init: go on even with settings that are part of what the weights have learnt, or with a checkpoint of
+    /// another run
+    #[arg(long, requires = "taken")]
+    force: bool,
     /// Tell what it would take, and stop
     #[arg(long)]
     dry_run: bool,
@@ -138,17 +143,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 Ok(())
             };
             let checkpoint = args.checkpoint.as_deref();
+            let resume = Resume { checkpoint, change: &change, force: args.force };
             if args.dry_run {
-                let (mut trainer, warnings) = Session::prepare_resume(&args.runs, run, checkpoint, &change)?;
+                let (mut trainer, remarks) = Session::prepare_resume(&args.runs, run, &resume)?;
                 tell_data(trainer.data().summary());
+                tell_remarks(&remarks);
                 tell_plan(&trainer.plan()?);
-                for warning in warnings {
-                    tell!("warning: {warning}");
-                }
                 return Ok(ExitCode::SUCCESS);
             }
-            let mut session = Session::resume(&args.runs, run, checkpoint, &change)?;
+            let mut session = Session::resume(&args.runs, run, &resume)?;
             tell_data(session.trainer().data().summary());
+            tell_remarks(&session.take_remarks());
             tell_plan(&session.plan()?);
             session
         }
@@ -160,9 +165,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 tell!("note: {note}");
             }
             absolute_paths(&mut loaded.config);
-            let start = args.init.as_deref().map_or(Start::Fresh, Start::Weights);
-            let mut trainer = Session::prepare(&loaded.config, start)?;
+            let init = args.init.as_deref().map(|path| Init { path, force: args.force });
+            let (mut trainer, remarks) = Session::prepare(&loaded.config, init)?;
             tell_data(trainer.data().summary());
+            tell_remarks(&remarks);
             tell_plan(&trainer.plan()?);
             if args.dry_run {
                 return Ok(ExitCode::SUCCESS);
@@ -194,6 +200,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             steps.line(&format!("step {step}: checkpoint {}", path.display()))
         }
         Event::Warning(text) => steps.line(&format!("warning: {text}")),
+        Event::Note(text) => steps.line(&format!("note: {text}")),
     })?;
     steps.finish();
     match outcome {
@@ -208,6 +215,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             tell!("\nstopped; go on with:  ddpm train --resume {folder}");
             Ok(ExitCode::from(crate::INTERRUPTED))
         }
+    }
+}
+
+fn tell_remarks(remarks: &[Remark]) {
+    for remark in remarks {
+        tell!("{remark}");
     }
 }
 

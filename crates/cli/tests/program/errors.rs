@@ -215,7 +215,11 @@ fn weights_of_another_network_are_named_with_both_shapes() {
     assert!(!place.path("runs/n").exists());
 
     let resume = [&["train", "--resume", "r", "--steps=3"], &wide[..]].concat();
-    place.ddpm(&resume).fails(1, &["step-0000002", "another network's weights", "is [8", "network's is [16"]);
+    place
+        .ddpm(&resume)
+        .fails(1, &["step-0000002", "attention.down_channels = [8, 8] (now [8, 16])", "--force"]);
+    let forced = [&resume[..], &["--force"]].concat();
+    place.ddpm(&forced).fails(1, &["step-0000002", "another network's weights", "is [8", "network's is [16"]);
     place.assert_intact("r", 2);
 
     // Another network's file in a checkpoint is damage: named by it is refused, else the one before is taken.

@@ -51,6 +51,7 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
             "--set=attention.time_emb_dim=8",
             "--set=attention.num_heads=2",
             "--set=data.size=12",
+            "--set=diffusion.timesteps=20",
         ];
         place.ddpm(&[&["train", "--init", init], &net[..], &flags[..]].concat()).well();
     }

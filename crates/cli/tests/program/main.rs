@@ -11,6 +11,8 @@ mod eval;
 mod interop;
 #[cfg(unix)]
 mod interruption;
+mod resuming;
+mod runs;
 mod sampling;
 mod show;
 mod support;

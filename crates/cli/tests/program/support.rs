@@ -153,6 +153,19 @@ pub fn state(checkpoint: &Path) -> Vec<Vec<u8>> {
     STATE.iter().map(|name| fs::read(checkpoint.join(name)).expect(name)).collect()
 }
 
+/// Copies a folder with all that is in it.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for name in names(from) {
+        let (from, to) = (from.join(&name), to.join(&name));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
 /// Step and loss of every line of a run's metrics.
 #[track_caller]
 pub fn losses(run: &Path) -> Vec<(u64, f64)> {

@@ -5,18 +5,23 @@
 
 mod averages;
 pub mod checkpoint;
+mod classes;
 pub mod config;
 mod data;
 pub(crate) mod disk;
 mod ema;
+mod init;
 mod log;
 pub mod posthoc;
 pub mod rate;
+mod resume;
 pub mod run;
 pub mod session;
 pub mod trainer;
 
 pub use data::{check_data, open_data};
 pub use disk::write_file;
-pub use session::{Event, Outcome, Session, Start};
+pub use init::Init;
+pub use resume::{Remark, Resume};
+pub use session::{Event, Outcome, Session};
 pub use trainer::{StepReport, TrainPlan, Trainer, memory};

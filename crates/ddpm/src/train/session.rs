@@ -1,20 +1,22 @@
 //! A training run in its folder: steps, metrics, sample sheets, checkpoints, and taking it up again.
 
-use super::checkpoint::{self, Checkpoint};
+use super::checkpoint;
 use super::config::Config;
 use super::data::open_data;
+use super::init::{self, Init};
 use super::log::{Entry, RunLog};
-use super::run::{CardFacts, Metrics, RunFolder, RunLock, write_card};
+use super::resume::{Remark, Resume, restore};
+use super::run::{CardFacts, End, Metrics, RunFolder, RunLock, RunRecord, sweep_leftovers, write_card};
 use super::trainer::{TrainPlan, Trainer};
 use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
-use crate::interop::read_weights;
 use crate::picture::{grid, save_png};
 use crate::sampler::Options;
 use crate::schedule::Schedule;
 use ddpm_engine::Region;
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,8 @@ pub enum Event<'a> {
     },
     /// Something that a person should know.
     Warning(String),
+    /// Something that a person should know, as a matter of course.
+    Note(String),
 }
 
 /// How a run ended.
@@ -75,57 +79,6 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Where a run begins.
-#[derive(Clone, Copy, Debug)]
-pub enum Start<'a> {
-    /// With drawn weights.
-    Fresh,
-    /// With weights of a run, or of another program ([`interop::read_weights`](crate::interop::read_weights)).
-    Weights(&'a Path),
-}
-
-/// The trainer of a run at its newest whole checkpoint, or at the named one, and what a person should know.
-fn restored(
-    run: &RunFolder,
-    named: Option<&str>,
-    change: &dyn Fn(&mut Config) -> Result<()>,
-) -> Result<(Trainer, Vec<String>)> {
-    let mut warnings = Vec::new();
-    let found = match named {
-        Some(name) => Some(run.find_checkpoint(name)?),
-        None => checkpoint::newest(&run.checkpoints())?.map(|newest| {
-            for (path, reason) in newest.skipped {
-                warnings.push(format!("{} is damaged and was passed over: {reason}", path.display()));
-            }
-            newest.path
-        }),
-    };
-    let loaded: Option<(PathBuf, Checkpoint)> =
-        found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
-    let mut config = match &loaded {
-        Some((path, c)) => c.manifest.config(path)?,
-        None => run.read_config()?,
-    };
-    change(&mut config)?;
-    let mut trainer = Trainer::new(&config, open_data(&config)?)?;
-    match &loaded {
-        Some((path, c)) => {
-            trainer.restore(c, path)?;
-            let fingerprint = &trainer.data().summary().fingerprint;
-            if c.manifest.data.as_ref().is_some_and(|before| before != fingerprint) {
-                warnings.push(format!(
-                    "the pictures are not those that {} was trained on: the run goes on with {}, and cannot be repeated \
-                     from these alone",
-                    path.display(),
-                    trainer.data().summary().source
-                ));
-            }
-        }
-        None => warnings.push("the run has no checkpoint yet: it starts from the beginning".to_owned()),
-    }
-    Ok((trainer, warnings))
-}
-
 /// A run folder with its trainer.
 pub struct Session {
     run: RunFolder,
@@ -133,39 +86,57 @@ pub struct Session {
     trainer: Trainer,
     log: RunLog,
     losses: VecDeque<f64>,
-    warnings: Vec<String>,
+    remarks: Vec<Remark>,
+    /// The run's mark, which its checkpoints get.
+    id: String,
+    /// What `config.toml` says; the settings of the trainer take its place with the next checkpoint.
+    written: Config,
     /// Time spent on the run, earlier parts included.
     spent: Duration,
 }
 
 impl Session {
-    /// A trainer for new settings, before there is a folder for it: for telling the plan.
-    pub fn prepare(config: &Config, start: Start<'_>) -> Result<Trainer> {
+    /// A trainer for new settings, before there is a folder for it: for telling the plan; and what a person should know. It begins
+    /// with drawn weights if none are given.
+    ///
+    /// # Errors
+    /// Weights that were learnt with other settings ([`Change::Learnt`](super::config::Change)), if it is not forced.
+    pub fn prepare(config: &Config, init: Option<Init<'_>>) -> Result<(Trainer, Vec<Remark>)> {
         let mut trainer = Trainer::new(config, open_data(config)?)?;
-        if let Start::Weights(path) = start {
-            trainer.set_weights(&read_weights(path)?, path)?;
-        }
-        Ok(trainer)
+        let remarks = init.map_or(Ok(Vec::new()), |init| init::begin_with(&mut trainer, init))?;
+        Ok((trainer, remarks))
     }
 
     /// Makes the run folder of a prepared trainer: `root/name`, or a numbered one.
     pub fn create(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
         let run = RunFolder::create(root, name)?;
         let lock = run.lock()?;
+        let mut given = Vec::new();
+        if trainer.weights_given() {
+            let weights = trainer.tensors(Region::Weights)?;
+            given.extend(weights.iter().flat_map(|t| &t.data).flat_map(|v| v.to_le_bytes()));
+        }
+        let id = RunRecord::new_id(trainer.config(), &trainer.data().summary().fingerprint, &given);
+        let record = RunRecord { id: Some(id.clone()), end: Some(End::Running), error: None };
+        record.write(run.path())?;
         if trainer.weights_given() {
             // A run that is taken up before its first checkpoint must not begin with drawn weights.
-            checkpoint::save(&run.checkpoints(), &trainer.checkpoint(None)?)?;
+            let mut checkpoint = trainer.checkpoint(None)?;
+            checkpoint.manifest.run = Some(id.clone());
+            checkpoint::save(&run.checkpoints(), &checkpoint)?;
         }
         // From here on it is a run, which can be taken up.
         run.write_config(trainer.config())?;
-        let (log, _) = RunLog::open(&run, trainer.config().train.tensorboard, None)?;
+        let (log, _) = RunLog::open(&run, trainer.config(), None)?;
         let session = Self {
             run,
             _lock: lock,
+            written: trainer.config().clone(),
             trainer,
             log,
             losses: VecDeque::new(),
-            warnings: Vec::new(),
+            remarks: Vec::new(),
+            id,
             spent: Duration::ZERO,
         };
         session.write_card()?;
@@ -174,40 +145,59 @@ impl Session {
 
     /// The trainer of a run as [`resume`](Self::resume) would take it up, and what a person should know; changes
     /// nothing on the disk.
-    pub fn prepare_resume(
-        root: &Path,
-        run: &Path,
-        named: Option<&str>,
-        change: &dyn Fn(&mut Config) -> Result<()>,
-    ) -> Result<(Trainer, Vec<String>)> {
-        restored(&RunFolder::open(root, run)?, named, change)
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume).
+    pub fn prepare_resume(root: &Path, run: &Path, resume: &Resume<'_>) -> Result<(Trainer, Vec<Remark>)> {
+        let restored = restore(&RunFolder::open(root, run)?, resume)?;
+        Ok((restored.trainer, restored.remarks))
     }
 
-    /// Takes up a run at its newest whole checkpoint, or at the named one. `change` may change settings (the number
-    /// of steps or of threads, say).
-    pub fn resume(
-        root: &Path,
-        run: &Path,
-        named: Option<&str>,
-        change: &dyn Fn(&mut Config) -> Result<()>,
-    ) -> Result<Self> {
+    /// Takes up a run at its newest whole checkpoint, or at the named one.
+    ///
+    /// # Errors
+    /// Settings that the weights were not learnt with, a checkpoint of another run (both may be forced), a plan that ends before
+    /// what is done; whatever keeps the run from being read.
+    pub fn resume(root: &Path, run: &Path, resume: &Resume<'_>) -> Result<Self> {
         let run = RunFolder::open(root, run)?;
         let lock = run.lock()?;
         checkpoint::sweep_orphans(&run.checkpoints())?;
-        let (trainer, mut warnings) = restored(&run, named, change)?;
+        sweep_leftovers(&run);
+        let restored = restore(&run, resume)?;
+        let (trainer, mut remarks) = (restored.trainer, restored.remarks);
         let step = trainer.steps_done();
+        let id = restored.id.unwrap_or_else(|| {
+            RunRecord::new_id(&restored.settings, &trainer.data().summary().fingerprint, &[])
+        });
+        RunRecord { id: Some(id.clone()), ..RunRecord::read(run.path()) }.write(run.path())?;
+        for path in checkpoint::sweep_overtaken(&run.checkpoints(), step, Some(&id))? {
+            let text =
+                format!("removed {}, which was set aside and which the run has passed since", path.display());
+            remarks.push(Remark::Note(text));
+        }
         for path in checkpoint::set_aside_after(&run.checkpoints(), step)? {
-            warnings.push(format!("set aside {}, which is newer than the one taken up", path.display()));
+            let text = format!("set aside {}, which is newer than the one taken up", path.display());
+            remarks.push(Remark::Warning(text));
         }
         // Of steps that are made again, perhaps in another way.
         checkpoint::sweep_orphans(&run.snapshots())?;
+        checkpoint::sweep_overtaken(&run.snapshots(), step, None)?;
         checkpoint::set_aside_after(&run.snapshots(), step)?;
-        run.write_config(trainer.config())?;
-        let (log, earlier) = RunLog::open(&run, trainer.config().train.tensorboard, Some(step))?;
+        // What is asked for now is written with the first checkpoint that it has made: until then the run is as it was.
+        if !run.config_path().exists() || run.read_config()? != restored.settings {
+            run.write_config(&restored.settings)?;
+        }
+        let written = run.read_config()?;
+        let (log, earlier) = RunLog::open(&run, trainer.config(), Some(step))?;
         let losses = earlier.iter().rev().take(WINDOW).rev().map(|m| m.loss).collect();
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
-        Ok(Self { run, _lock: lock, trainer, log, losses, warnings, spent })
+        Ok(Self { run, _lock: lock, trainer, log, losses, remarks, id, written, spent })
+    }
+
+    /// What a person should know before it trains; what is not taken is told when it begins.
+    pub fn take_remarks(&mut self) -> Vec<Remark> {
+        std::mem::take(&mut self.remarks)
     }
 
     /// The run folder.
@@ -229,11 +219,59 @@ impl Session {
         (!self.losses.is_empty()).then(|| self.losses.iter().sum::<f64>() / self.losses.len() as f64)
     }
 
+    /// Notes how the training ended; nothing depends on it.
+    fn note_end(&self, end: End, error: Option<&Error>) {
+        let record =
+            RunRecord { id: Some(self.id.clone()), end: Some(end), error: error.map(ToString::to_string) };
+        // A disk that is full must not hide why the training ended. A folder that is gone is not made again.
+        let _ = record.write(self.run.path());
+    }
+
     /// Trains to the end, or until `stop` is set: then within one step.
     pub fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
-        for warning in self.warnings.drain(..) {
-            on_event(Event::Warning(warning));
+        for remark in self.remarks.drain(..) {
+            on_event(match remark {
+                Remark::Note(text) => Event::Note(text),
+                Remark::Warning(text) => Event::Warning(text),
+            });
         }
+        self.note_end(End::Running, None);
+        let outcome = self.tidy(on_event).and_then(|()| self.make_steps(stop, on_event));
+        match &outcome {
+            Ok(Outcome::Finished) => self.note_end(End::Finished, None),
+            Ok(Outcome::Stopped) => self.note_end(End::Stopped, None),
+            Err(error) => self.note_end(End::Failed, Some(error)),
+        }
+        outcome
+    }
+
+    /// Completes what follows a checkpoint, where a process was killed between the two.
+    fn tidy(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        let (done, dir) = (self.trainer.steps_done(), self.run.checkpoints());
+        if done == 0 || !checkpoint::path_of(&dir, done).is_dir() {
+            return Ok(());
+        }
+        self.prune(done)?;
+        // Else they are made again with the next checkpoint.
+        if done == self.trainer.steps() && self.written == *self.trainer.config() {
+            self.write_card()?;
+            self.note(Entry::Checkpoint, on_event)?;
+        }
+        Ok(())
+    }
+
+    /// Notes whether the checkpoint of `step` is the best, and removes those that are not kept.
+    fn prune(&self, step: u64) -> Result<()> {
+        let dir = self.run.checkpoints();
+        let best = match self.loss() {
+            Some(loss) => checkpoint::note_best(&dir, step, loss)?.map(|b| b.step),
+            None => checkpoint::best(&dir).map(|b| b.step),
+        };
+        checkpoint::retain(&dir, self.trainer.config().train.keep, best)?;
+        Ok(())
+    }
+
+    fn make_steps(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
         let steps = self.trainer.steps();
         let done = self.trainer.steps_done();
         // Where drawing it was interrupted after the checkpoint.
@@ -280,8 +318,16 @@ impl Session {
             let seconds = self.spent.as_secs_f64();
             let images_per_second = batch / took.as_secs_f64();
             let (learning_rate, grad_norm) = (report.learning_rate, report.grad_norm);
-            let metrics = Metrics { step, loss, images_per_second, learning_rate, grad_norm, seconds };
-            self.note(Entry::Step(&metrics), on_event)?;
+            let metrics =
+                Metrics { step: step + 1, loss, images_per_second, learning_rate, grad_norm, seconds };
+            if let Err(error) = self.note(Entry::Step(&metrics), on_event) {
+                // Where the file alone is gone, what was learnt is kept.
+                let gone = matches!(&error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+                if gone && self.run.checkpoints().is_dir() {
+                    self.save(on_event)?;
+                }
+                return Err(error);
+            }
             let mean = training / u32::try_from(steps_here).unwrap_or(u32::MAX);
             let left = mean.saturating_mul(u32::try_from(steps - step - 1).unwrap_or(u32::MAX));
             let loss = self.loss().unwrap_or(loss);
@@ -316,17 +362,33 @@ impl Session {
     }
 
     fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        let dir = self.run.checkpoints();
         let (step, loss) = (self.trainer.steps_done(), self.loss());
-        let path = checkpoint::save(&dir, &self.trainer.checkpoint(loss)?)?;
-        let best = match loss {
-            Some(loss) => checkpoint::note_best(&dir, step, loss)?.map(|b| b.step),
-            None => None,
-        };
-        checkpoint::retain(&dir, self.trainer.config().train.keep, best)?;
+        let mut checkpoint = self.trainer.checkpoint(loss)?;
+        checkpoint.manifest.run = Some(self.id.clone());
+        self.write_settings(on_event)?;
+        let path = checkpoint::save(&self.run.checkpoints(), &checkpoint)?;
+        self.prune(step)?;
         self.write_card()?;
         on_event(Event::Checkpoint { step, path: &path });
         self.note(Entry::Checkpoint, on_event)
+    }
+
+    /// Puts the settings that are trained with into `config.toml`, where they are others, unless it was edited meanwhile.
+    fn write_settings(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        if self.written == *self.trainer.config() {
+            return Ok(());
+        }
+        // One that cannot be read now was edited too.
+        if self.run.config_path().exists() && self.run.read_config().ok().as_ref() != Some(&self.written) {
+            let path = self.run.config_path();
+            let text =
+                format!("{} was edited while the run trained; it counts when it is taken up", path.display());
+            on_event(Event::Warning(text));
+        } else {
+            self.run.write_config(self.trainer.config())?;
+        }
+        self.written = self.trainer.config().clone();
+        Ok(())
     }
 
     /// Tells the run's logs.

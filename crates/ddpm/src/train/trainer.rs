@@ -189,6 +189,20 @@ impl Trainer {
         self.config.train.steps.unwrap_or(0)
     }
 
+    /// The learning rate of the next step.
+    pub fn learning_rate(&self) -> f64 {
+        self.rate.at(self.step)
+    }
+
+    /// What rounds the results: the CPU's instruction set, or the GPU.
+    pub fn computed_by(&self) -> String {
+        let device = self.exec.describe();
+        match device.split_once(" threads, ") {
+            Some((_, isa)) => isa.to_owned(),
+            None => device.split(',').next().unwrap_or_default().to_owned(),
+        }
+    }
+
     /// Numbers in the network's parameters.
     pub fn tensor_numbers(&self) -> u64 {
         self.graph.graph.parameter_count() as u64
@@ -449,6 +463,8 @@ impl Trainer {
         }
         let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
         manifest.data = Some(self.data.summary().fingerprint.clone());
+        manifest.images = Some(self.data.len() as u64);
+        manifest.computed_by = Some(self.computed_by());
         if self.graph.label.is_some() {
             manifest.classes = self.data.classes().to_vec();
         }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::tensors::from_bytes;
 use super::{Manifest, NamedTensor, Which, load_weights_only, weights_file};
 use crate::train::disk::{self, Disk, RealDisk};
+use crate::train::run::RunRecord;
 use crate::{Error, Result};
 
 const BEST: &str = "best.json";
@@ -95,12 +96,65 @@ pub struct Newest {
     pub skipped: Vec<(PathBuf, String)>,
 }
 
-/// The newest checkpoint all of whose files have their hashes; `None` if there is no checkpoint at all.
+impl Newest {
+    /// What a person should know of the newer ones that are not whole, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let said = |(path, reason): &(PathBuf, String)| match reason.starts_with(OF_ANOTHER) {
+            true => format!("{} was passed over: it {reason}", path.display()),
+            false => format!("{} is damaged and was passed over: {reason}", path.display()),
+        };
+        self.skipped.iter().map(said).collect()
+    }
+}
+
+/// The newest checkpoint of the run all of whose files have their hashes; `None` if there is no checkpoint at all.
 ///
 /// # Errors
 /// [`Error::Checkpoint`] if there are some and none is whole; [`Error::Io`].
 pub fn newest(dir: &Path) -> Result<Option<Newest>> {
-    Ok(newest_that(dir, verify)?.map(|(newest, ())| newest))
+    newest_where(dir, |_| Ok(()))
+}
+
+/// [`newest`] of those whose manifest is one that `fits`; its error is the reason why it does not.
+pub(crate) fn newest_where(
+    dir: &Path,
+    fits: impl Fn(&Manifest) -> Result<(), String>,
+) -> Result<Option<Newest>> {
+    let own = own_id(dir);
+    let whole = |path: &Path| {
+        let manifest = Manifest::read(path)?;
+        of_run(&manifest, own.as_deref())?;
+        fits(&manifest)?;
+        verify(path)
+    };
+    Ok(newest_that(dir, whole)?.map(|(newest, ())| newest))
+}
+
+/// What reasons begin with why a whole checkpoint is not the run's.
+pub(crate) const OF_ANOTHER: &str = "is of another run";
+
+/// The mark of the run whose checkpoints are in `dir`, where it has one.
+fn own_id(dir: &Path) -> Option<String> {
+    RunRecord::read(dir.parent()?).id
+}
+
+/// Whether a checkpoint may be of the run with the mark `own`; the error is the reason why it is not. Those of earlier versions
+/// have no mark.
+pub(crate) fn of_run(manifest: &Manifest, own: Option<&str>) -> Result<(), String> {
+    match (manifest.run.as_deref(), own) {
+        (Some(theirs), Some(own)) if theirs != own => {
+            Err(format!("{OF_ANOTHER} (its mark is {theirs}, this run's {own}); it was copied here"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The newest manifest in `dir` that can be read, of the run itself.
+pub(crate) fn newest_manifest(dir: &Path) -> Result<Option<(PathBuf, Manifest)>> {
+    let own = own_id(dir);
+    let paths = list(dir)?.into_iter().rev().map(|step| path_of(dir, step));
+    let mut read = paths.filter_map(|path| Manifest::read(&path).ok().map(|manifest| (path, manifest)));
+    Ok(read.find(|(_, manifest)| of_run(manifest, own.as_deref()).is_ok()))
 }
 
 /// The newest checkpoint whose weights `which` are whole, and what [`load_weights_only`] reads of it; the other files are not
@@ -109,8 +163,10 @@ pub fn newest(dir: &Path) -> Result<Option<Newest>> {
 /// # Errors
 /// As [`newest`]; [`Error::Checkpoint`] where the newest has no such weights.
 pub fn newest_weights(dir: &Path, which: &Which) -> Result<Option<(Newest, Manifest, Vec<NamedTensor>)>> {
+    let own = own_id(dir);
     let whole = |path: &Path| {
         let manifest = Manifest::read(path)?;
+        of_run(&manifest, own.as_deref())?;
         let weights = match (which, weights_file(&manifest, which)) {
             // That it has none such is no reason to take an older one, but an error, below.
             (Which::File(_), _) | (_, Err(_)) => None,
@@ -197,6 +253,31 @@ pub fn retain(dir: &Path, keep: usize, best: Option<u64>) -> Result<Vec<u64>> {
         fs::remove_dir_all(&doomed).map_err(Error::io(&path, "remove the old checkpoint"))?;
     }
     Ok(steps)
+}
+
+/// Removes checkpoints (or snapshots) that were [set aside](set_aside_after) and that a run at `step` has overtaken since; those of
+/// another run than `own` stay. Gives what it removed. To be called while no other process writes there.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn sweep_overtaken(dir: &Path, step: u64, own: Option<&str>) -> Result<Vec<PathBuf>> {
+    let mut swept = Vec::new();
+    for name in names(dir)? {
+        // "aside-step-0001000", "aside-step-0001000-2"
+        let Some(rest) = name.strip_prefix(ASIDE) else { continue };
+        let aside = step_of(rest).or_else(|| step_of(rest.rsplit_once('-')?.0));
+        let path = dir.join(&name);
+        let foreign = Manifest::read(&path).is_ok_and(|manifest| of_run(&manifest, own).is_err());
+        if aside.is_some_and(|aside| aside <= step) && !foreign {
+            // Renamed first: half of it must not be taken for a checkpoint.
+            let doomed = temporary(&path);
+            fs::rename(&path, &doomed)
+                .and_then(|()| fs::remove_dir_all(&doomed))
+                .map_err(Error::io(&path, "remove the checkpoint that was set aside"))?;
+            swept.push(path);
+        }
+    }
+    Ok(swept)
 }
 
 /// Gives the checkpoints of later steps than `step` names that no function here looks at (`aside-step-…`), for a run

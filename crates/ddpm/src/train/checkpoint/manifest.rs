@@ -52,6 +52,15 @@ pub struct Manifest {
     pub created: Option<u64>,
     /// Fingerprint of the pictures it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
     pub data: Option<String>,
+    /// How many images that are, where the caller says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<u64>,
+    /// The run that it belongs to ([`RunRecord`](crate::train::run::RunRecord)); none in those of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
+    /// What computed its last step, as `avx2`: others round differently. None in those of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub computed_by: Option<String>,
     /// Names of the classes, of a network that takes them, where the caller says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
@@ -74,6 +83,9 @@ impl Manifest {
             plateau: None,
             created: None,
             data: None,
+            images: None,
+            run: None,
+            computed_by: None,
             classes: Vec::new(),
             config: config.to_toml_commented(),
             files: BTreeMap::new(),
@@ -103,7 +115,7 @@ impl Manifest {
     }
 
     /// Reads the manifest of the checkpoint in `folder`; the error is the reason alone.
-    pub(super) fn read(folder: &Path) -> Result<Self, String> {
+    pub(crate) fn read(folder: &Path) -> Result<Self, String> {
         let bytes = disk::read(&folder.join(MANIFEST), "read it", MAX_MANIFEST).map_err(reason)?;
         let text = str::from_utf8(&bytes).map_err(|_| format!("{MANIFEST}: is damaged: not UTF-8"))?;
         // The version comes first: a newer format may seal itself in another way.

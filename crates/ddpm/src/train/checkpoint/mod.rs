@@ -25,6 +25,7 @@ pub use folder::{
     Best, Newest, best, list, newest, newest_weights, note_best, path_of, retain, set_aside_after,
     sweep_orphans,
 };
+pub(crate) use folder::{OF_ANOTHER, newest_manifest, newest_where, of_run, sweep_overtaken};
 pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
 pub(crate) use tensors::{check_extent, is_counter, to_bytes};
@@ -130,8 +131,16 @@ impl std::str::FromStr for Which {
 /// [`Error::Io`] if the disk is full or cannot be written; nothing that was there is changed then.
 /// [`Error::Checkpoint`] for tensors that contradict each other.
 pub fn save(dir: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "make the folder of checkpoints"))?;
+    make_folder(dir, "make the folder of checkpoints")?;
     save_on(&RealDisk, dir, checkpoint)
+}
+
+/// Makes the folder, not those above it: where the run's own is gone, it was removed.
+fn make_folder(dir: &Path, doing: &'static str) -> Result<()> {
+    match fs::create_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made.map_err(Error::io(dir, doing)),
+    }
 }
 
 fn save_on(disk: &dyn Disk, dir: &Path, checkpoint: &Checkpoint) -> Result<PathBuf> {
@@ -366,7 +375,7 @@ fn weights_file(manifest: &Manifest, which: &Which) -> Result<String, String> {
 /// # Errors
 /// [`Error::Io`]; nothing that was there is changed then.
 pub fn save_snapshot(dir: &Path, step: u64, averages: &[(String, Vec<NamedTensor>)]) -> Result<PathBuf> {
-    fs::create_dir_all(dir).map_err(Error::io(dir, "make the folder of snapshots"))?;
+    make_folder(dir, "make the folder of snapshots")?;
     save_snapshot_on(&RealDisk, dir, step, averages)
 }
 

@@ -1,7 +1,8 @@
 //! Every setting with its default and its one line of explanation.
 //!
 //! The table below is the only place a setting is listed: the structs, their documentation, the commented TOML and
-//! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`.
+//! "did you mean" are all made from it. A new setting is one entry here, and a check in `validate.rs`. Each entry begins
+//! with what a change means for a run that is taken up: `free`, `noted` or `learnt` ([`Change`]); without it nothing compiles.
 
 use crate::data::{Alpha, OnBadFile, Resize};
 use crate::hardware::{DeviceChoice, Hardware};
@@ -20,6 +21,31 @@ pub struct Setting {
     pub name: &'static str,
     /// What it is, its unit, and what leaving it unset means.
     pub doc: &'static str,
+    /// What a change of it does to a run that is taken up.
+    pub change: Change,
+}
+
+/// What a change of a setting does to a run that has learnt something already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing: it has no part in what is learnt.
+    Free,
+    /// The run goes on, but no longer as it was planned; whoever takes it up is told.
+    Noted,
+    /// The weights are worth little with another value: it is part of what they learnt. Refused unless forced.
+    Learnt,
+}
+
+macro_rules! change {
+    (free) => {
+        Change::Free
+    };
+    (noted) => {
+        Change::Noted
+    };
+    (learnt) => {
+        Change::Learnt
+    };
 }
 
 /// One section of the settings.
@@ -37,7 +63,7 @@ macro_rules! settings {
     ($(
         #[doc = $about:literal]
         $section:ident: $config:ident {
-            $( #[doc = $doc:literal] $field:ident: $type:ty = $default:expr, )+
+            $( #[doc = $doc:literal] $change:ident $field:ident: $type:ty = $default:expr, )+
         }
     )+) => {
         $(
@@ -68,7 +94,11 @@ macro_rules! settings {
             Section {
                 name: stringify!($section),
                 about: $about.trim_ascii(),
-                settings: &[ $( Setting { name: stringify!($field), doc: $doc.trim_ascii() }, )+ ],
+                settings: &[ $( Setting {
+                    name: stringify!($field),
+                    doc: $doc.trim_ascii(),
+                    change: change!($change),
+                }, )+ ],
             },
         )+ ];
 
@@ -85,259 +115,259 @@ settings! {
     /// The pictures to learn from.
     data: DataConfig {
         /// A folder or a zip of pictures, or a folder of IDX files or CIFAR batches, or one such file; "digits" is the built-in digits.
-        path: String = "digits".into(),
+        free path: String = "digits".into(),
         /// Size the pictures are brought to, in pixels: one side or [height, width]; unset: the data's own.
-        size: Option<Size> = None,
+        learnt size: Option<Size> = None,
         /// Channels the pictures are brought to: 1 grey, 2 grey+alpha, 3 RGB, 4 RGB+alpha; unset: the data's own.
-        channels: Option<usize> = None,
+        learnt channels: Option<usize> = None,
         /// What to do about files that cannot be read as pictures: "fail" or "skip".
-        on_bad_file: OnBadFile = OnBadFile::Fail,
+        free on_bad_file: OnBadFile = OnBadFile::Fail,
         /// What becomes of transparency: "keep" as a channel, or lay pictures on "black" or "white"; unset: kept if channels is 2 or 4, else black.
-        alpha: Option<Alpha> = None,
+        noted alpha: Option<Alpha> = None,
         /// How pictures get their size: "short-side" keeps the aspect and cuts the middle out, "exact" resizes both sides.
-        resize: Resize = Resize::ShortSide,
+        noted resize: Resize = Resize::ShortSide,
         /// The short side, in pixels, that pictures are resized to before the crop; unset: that of size, or none before random crops.
-        resize_side: Option<usize> = None,
+        noted resize_side: Option<usize> = None,
         /// Least and greatest part of the area that random crops take, as [0.8, 1.0]; unset: no random crops.
-        random_crop_scale: Option<[f64; 2]> = None,
+        noted random_crop_scale: Option<[f64; 2]> = None,
         /// Whether half of the pictures are mirrored left to right, drawn anew each epoch; wrong for letters and X-rays.
-        horizontal_flip: bool = false,
+        noted horizontal_flip: bool = false,
         /// A CSV file with an id in each row: the pictures are the files of path that it names; unset: all there are.
-        csv: Option<String> = None,
+        free csv: Option<String> = None,
         /// The CSV file's column of ids; unset: the first.
-        csv_id_column: Option<String> = None,
+        free csv_id_column: Option<String> = None,
         /// What is added to an id to make the file's name.
-        csv_extension: String = ".png".into(),
+        free csv_extension: String = ".png".into(),
         /// The CSV file's column of classes; unset: no classes.
-        csv_label_column: Option<String> = None,
+        noted csv_label_column: Option<String> = None,
         /// Decoded pictures are kept in memory up to this many MiB in all; of more, each is decoded whenever it is read.
-        memory_mib: u64 = 2048,
+        free memory_mib: u64 = 2048,
         /// How many of the built-in digits are made (used with path = "digits" only).
-        digits_count: usize = 10_000,
+        noted digits_count: usize = 10_000,
     }
 
     /// The forward process q(x_t | x_0).
     diffusion: DiffusionConfig {
         /// Number of diffusion steps T.
-        timesteps: usize = 1000,
+        learnt timesteps: usize = 1000,
         /// How the noise grows: "linear", "scaled-linear", "quadratic" (its other name), "cosine", "sigmoid", "sigmoid-beta".
-        schedule: ScheduleKind = ScheduleKind::Linear,
+        learnt schedule: ScheduleKind = ScheduleKind::Linear,
         /// beta_1, the variance added by the first step ("cosine" and "sigmoid" have their own).
-        beta_start: f64 = 1e-4,
+        learnt beta_start: f64 = 1e-4,
         /// beta_T, the variance added by the last step ("cosine" and "sigmoid" have their own).
-        beta_end: f64 = 0.02,
+        learnt beta_end: f64 = 0.02,
         /// Largest variance that a step of "cosine" and "sigmoid" adds; diffusers takes 0.999.
-        max_beta: f64 = 0.9999,
+        learnt max_beta: f64 = 0.9999,
         /// Whether the schedule is stretched until nothing is left of the picture at step T (with "eps" sampling starts before it).
-        zero_terminal_snr: bool = false,
+        learnt zero_terminal_snr: bool = false,
         /// What the network predicts: "eps", the noise, "x0", the picture, or "v", both (steadier where little is left of it).
-        prediction: Prediction = Prediction::Eps,
+        learnt prediction: Prediction = Prediction::Eps,
         /// Whether the network learns the variance of the steps back too, in as many channels more (Nichol, Dhariwal 2021).
-        learned_variance: bool = false,
+        learnt learned_variance: bool = false,
     }
 
     /// How pictures are drawn from the run where nothing else is asked for.
     sampling: SamplingConfig {
         /// Variance of the noise that ancestral steps add: "small", the posterior's, "large", beta_t, or "learned"; unset: learned where it is, else small.
-        variance: Option<Variance> = None,
+        free variance: Option<Variance> = None,
         /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".
-        threshold: Threshold = Threshold::Clip,
+        free threshold: Threshold = Threshold::Clip,
     }
 
     /// The network that predicts the noise.
     network: NetworkConfig {
         /// Which network: "attention", "simple", "double-conv" or "unet2d"; its settings are in the section of its name.
-        name: NetworkKind = NetworkKind::Attention,
+        learnt name: NetworkKind = NetworkKind::Attention,
         /// Channels of its pictures; unset: the data's.
-        im_channels: Option<usize> = None,
+        learnt im_channels: Option<usize> = None,
         /// Size of its pictures, in pixels: one side or [height, width]; unset: the data's.
-        im_size: Option<Size> = None,
+        learnt im_size: Option<Size> = None,
     }
 
     /// The network "attention": the DDPM-Pytorch tutorial's U-Net.
     attention: AttentionConfig {
         /// Channels at the entrance and after each down block; each divisible by 8 and by num_heads.
-        down_channels: Vec<usize> = vec![32, 64, 128, 256],
+        learnt down_channels: Vec<usize> = vec![32, 64, 128, 256],
         /// Channels at the entrance of the middle and after each of its blocks, from down_channels' last to its last but one.
-        mid_channels: Vec<usize> = vec![256, 256, 128],
+        learnt mid_channels: Vec<usize> = vec![256, 256, 128],
         /// Whether each down block halves the picture; one fewer than down_channels.
-        down_sample: Vec<bool> = vec![true, true, false],
+        learnt down_sample: Vec<bool> = vec![true, true, false],
         /// Length of the embedding of the timestep; even.
-        time_emb_dim: usize = 128,
+        learnt time_emb_dim: usize = 128,
         /// Residual layers in each down block.
-        num_down_layers: usize = 2,
+        learnt num_down_layers: usize = 2,
         /// Attention and residual layers in each middle block.
-        num_mid_layers: usize = 2,
+        learnt num_mid_layers: usize = 2,
         /// Residual layers in each up block.
-        num_up_layers: usize = 2,
+        learnt num_up_layers: usize = 2,
         /// Heads of each attention; 1, 2, 4, 8 or 16.
-        num_heads: usize = 4,
+        learnt num_heads: usize = 4,
         /// Number of classes that are embedded beside the timestep; unset: none.
-        num_class_embeds: Option<usize> = None,
+        learnt num_class_embeds: Option<usize> = None,
     }
 
     /// The network "simple": DeepFindr's notebook and its X-ray descendant.
     simple: SimpleConfig {
         /// Channels at the entrance and after each block; each block halves the picture.
-        widths: Vec<usize> = vec![64, 128, 256, 512, 1024],
+        learnt widths: Vec<usize> = vec![64, 128, 256, 512, 1024],
         /// Length of the embedding of the timestep; even, at least 4.
-        time_emb_dim: usize = 32,
+        learnt time_emb_dim: usize = 32,
         /// Number of classes that are embedded beside the timestep; unset: none.
-        num_class_embeds: Option<usize> = None,
+        learnt num_class_embeds: Option<usize> = None,
     }
 
     /// The network "double-conv": the CIFAR-10 notebook's U-Net.
     double_conv: DoubleConvConfig {
         /// Channels of the first level; the deeper ones have 2, 4 and 8 times as many. Divisible by num_heads.
-        base_channels: usize = 64,
+        learnt base_channels: usize = 64,
         /// Length of the embedding of the timestep; even.
-        time_emb_dim: usize = 128,
+        learnt time_emb_dim: usize = 128,
         /// Heads of each attention.
-        num_heads: usize = 4,
+        learnt num_heads: usize = 4,
         /// Share of the attention weights that are dropped in training.
-        dropout: f64 = 0.2,
+        noted dropout: f64 = 0.2,
     }
 
     /// The network "unet2d": the paper's U-Net with the settings of diffusers' UNet2DModel.
     unet2d: Unet2dConfig {
         /// ResNet blocks of each down block; up blocks have one more.
-        layers_per_block: usize = 2,
+        learnt layers_per_block: usize = 2,
         /// Channels of each block; all but the last halve the picture.
-        block_out_channels: Vec<usize> = vec![128, 256, 256, 256],
+        learnt block_out_channels: Vec<usize> = vec![128, 256, 256, 256],
         /// For each block "DownBlock2D", or "AttnDownBlock2D" with attention.
-        down_block_types: Vec<BlockType> = vec![
+        learnt down_block_types: Vec<BlockType> = vec![
             BlockType::DownBlock2D, BlockType::AttnDownBlock2D, BlockType::DownBlock2D, BlockType::DownBlock2D,
         ],
         /// For each block from the deepest "UpBlock2D", or "AttnUpBlock2D" with attention.
-        up_block_types: Vec<BlockType> = vec![
+        learnt up_block_types: Vec<BlockType> = vec![
             BlockType::UpBlock2D, BlockType::UpBlock2D, BlockType::AttnUpBlock2D, BlockType::UpBlock2D,
         ],
         /// Channels of an attention head; unset: one head.
-        attention_head_dim: Option<usize> = None,
+        learnt attention_head_dim: Option<usize> = None,
         /// Whether the middle block has attention.
-        add_attention: bool = true,
+        learnt add_attention: bool = true,
         /// Groups of each group normalisation; they divide all channels.
-        norm_num_groups: usize = 32,
+        learnt norm_num_groups: usize = 32,
         /// Groups of the middle attention's normalisation; unset: norm_num_groups, or no normalisation with "scale_shift".
-        attn_norm_num_groups: Option<usize> = None,
+        learnt attn_norm_num_groups: Option<usize> = None,
         /// Added to the variances.
-        norm_eps: f64 = 1e-6,
+        learnt norm_eps: f64 = 1e-6,
         /// Activation of the ResNet blocks: "silu", "relu", "gelu" or "mish".
-        act_fn: ActFn = ActFn::Silu,
+        learnt act_fn: ActFn = ActFn::Silu,
         /// Share of the numbers in each ResNet block that are dropped in training.
-        dropout: f64 = 0.0,
+        noted dropout: f64 = 0.0,
         /// Zeros around the input of a halving convolution; 0: one row below and one column at the right.
-        downsample_padding: usize = 0,
+        learnt downsample_padding: usize = 0,
         /// How blocks with attention halve pictures: "conv", or "resnet", a ResNet block around the mean of each 2x2 pixels.
-        downsample_type: ResampleKind = ResampleKind::Conv,
+        learnt downsample_type: ResampleKind = ResampleKind::Conv,
         /// How blocks with attention double pictures: "conv" behind repeated pixels, or "resnet".
-        upsample_type: ResampleKind = ResampleKind::Conv,
+        learnt upsample_type: ResampleKind = ResampleKind::Conv,
         /// Whether the cosines stand before the sines in the embedding of the timestep.
-        flip_sin_to_cos: bool = false,
+        learnt flip_sin_to_cos: bool = false,
         /// Taken off the number of the embedding's frequencies where it divides: 0 or 1.
-        freq_shift: f64 = 1.0,
+        learnt freq_shift: f64 = 1.0,
         /// Whether pictures are taken for numbers in [0, 1] and brought to [-1, 1].
-        center_input_sample: bool = false,
+        learnt center_input_sample: bool = false,
         /// What the sums of the middle block are divided by.
-        mid_block_scale_factor: f64 = 1.0,
+        learnt mid_block_scale_factor: f64 = 1.0,
         /// How the timestep enters: "default", added, or "scale_shift", scaling and shifting what the norm gives.
-        resnet_time_scale_shift: TimeScaleShift = TimeScaleShift::Default,
+        learnt resnet_time_scale_shift: TimeScaleShift = TimeScaleShift::Default,
         /// Number of classes that are embedded beside the timestep; unset: none.
-        num_class_embeds: Option<usize> = None,
+        learnt num_class_embeds: Option<usize> = None,
     }
 
     /// How the network is trained.
     train: TrainConfig {
         /// Optimiser steps in all; give this or epochs.
-        steps: Option<u64> = None,
+        noted steps: Option<u64> = None,
         /// Passes over the data in all; give this or steps.
-        epochs: Option<u64> = Some(40),
+        noted epochs: Option<u64> = Some(40),
         /// Pictures per step (of each micro-batch, where accumulate is more than 1).
-        batch_size: usize = 64,
+        noted batch_size: usize = 64,
         /// Micro-batches per step, whose gradients are averaged: a larger batch in the memory of a small one.
-        accumulate: usize = 1,
+        noted accumulate: usize = 1,
         /// What is made of the difference between the noise (or what is predicted) and its prediction: "mse", "l1" or "huber".
-        loss: LossKind = LossKind::Mse,
+        noted loss: LossKind = LossKind::Mse,
         /// How much timesteps count: "plain" (all alike), "min-snr", "p2" or "snr-truncated".
-        loss_weight: Weighting = Weighting::Plain,
+        noted loss_weight: Weighting = Weighting::Plain,
         /// Signal-to-noise ratio from which on "min-snr" lets timesteps count less.
-        min_snr_gamma: f64 = 5.0,
+        noted min_snr_gamma: f64 = 5.0,
         /// How fast weights fall with "p2".
-        p2_gamma: f64 = 1.0,
+        noted p2_gamma: f64 = 1.0,
         /// Signal-to-noise ratio at which they begin to fall with "p2".
-        p2_k: f64 = 1.0,
+        noted p2_k: f64 = 1.0,
         /// Weight of the variational bound in the loss, from which a learned variance learns; 0.001 is the paper's.
-        vlb_weight: f64 = 0.001,
+        noted vlb_weight: f64 = 0.001,
         /// Size of noise alike in all pixels that is added to the noise, so that very dark and bright pictures are learnt; 0: none, 0.1 is usual.
-        offset_noise: f64 = 0.0,
+        noted offset_noise: f64 = 0.0,
         /// Size of noise that is added to the noisy picture unsaid, as errors of sampling are; 0: none, 0.1 is usual.
-        input_perturbation: f64 = 0.0,
+        noted input_perturbation: f64 = 0.0,
         /// Difference from which on "huber" grows like "l1" and no longer like half of "mse".
-        huber_delta: f64 = 1.0,
+        noted huber_delta: f64 = 1.0,
         /// Share of the pictures whose class the network is not told, of networks with classes; guidance needs some.
-        label_dropout: f64 = 0.1,
+        noted label_dropout: f64 = 0.1,
         /// Learning rate, before lr_schedule lowers it.
-        lr: f64 = 1e-4,
+        noted lr: f64 = 1e-4,
         /// How it goes on: "constant", "cosine" (falls towards lr_min) or "plateau" (falls when the loss does not).
-        lr_schedule: LrScheduleKind = LrScheduleKind::Constant,
+        noted lr_schedule: LrScheduleKind = LrScheduleKind::Constant,
         /// Steps over which the learning rate rises linearly at first; 0: none.
-        warmup_steps: u64 = 0,
+        noted warmup_steps: u64 = 0,
         /// Learning rate below which "cosine" and "plateau" do not go.
-        lr_min: f64 = 0.0,
+        noted lr_min: f64 = 0.0,
         /// Epochs without a lower mean loss that "plateau" bears; the next one lowers the learning rate.
-        plateau_patience: u64 = 10,
+        noted plateau_patience: u64 = 10,
         /// What "plateau" multiplies the learning rate by.
-        plateau_factor: f64 = 0.1,
+        noted plateau_factor: f64 = 0.1,
         /// Share by which an epoch's mean loss must be lower than the lowest before to count for "plateau".
-        plateau_threshold: f64 = 1e-4,
+        noted plateau_threshold: f64 = 1e-4,
         /// The optimiser: "adam" or "adamw".
-        optimizer: OptimizerKind = OptimizerKind::Adam,
+        noted optimizer: OptimizerKind = OptimizerKind::Adam,
         /// Decay of Adam's running mean of the gradients.
-        beta1: f64 = 0.9,
+        noted beta1: f64 = 0.9,
         /// Decay of Adam's running mean of the squared gradients.
-        beta2: f64 = 0.999,
+        noted beta2: f64 = 0.999,
         /// Adam's epsilon, added to the denominator.
-        adam_eps: f64 = 1e-8,
+        noted adam_eps: f64 = 1e-8,
         /// Weight decay: with "adam" added to the gradient, with "adamw" taken off the weights.
-        weight_decay: f64 = 0.0,
+        noted weight_decay: f64 = 0.0,
         /// Largest L2 norm of all gradients together: longer ones are shortened to it; 0: they stay as they are.
-        clip_norm: f64 = 0.0,
+        noted clip_norm: f64 = 0.0,
         /// Decay per step of the averaged weights; 0: no averaging.
-        ema_decay: f64 = 0.995,
+        noted ema_decay: f64 = 0.995,
         /// How they follow: "warm-up" (closely at first), "fixed" (always by ema_decay) or "half-life" (by ema_half_life).
-        ema: EmaKind = EmaKind::WarmUp,
+        noted ema: EmaKind = EmaKind::WarmUp,
         /// Pictures after which half of the average is new with "half-life", approached from below.
-        ema_half_life: f64 = 500_000.0,
+        noted ema_half_life: f64 = 500_000.0,
         /// More averages of the weights, each with its own decay, as [0.999, 0.9999]; `ddpm sample --weights ema-0.999` draws with one.
-        ema_decays: Vec<f64> = Vec::new(),
+        noted ema_decays: Vec<f64> = Vec::new(),
         /// Relative widths of power-function averages, as [0.05, 0.1], of which `ddpm average` makes others afterwards (Karras et al. 2024).
-        power_ema: Vec<f64> = Vec::new(),
+        noted power_ema: Vec<f64> = Vec::new(),
         /// Steps between the snapshots of these that are kept; 0: only at the end.
-        snapshot_every: u64 = 200,
+        free snapshot_every: u64 = 200,
         /// Seed of every random number of the run.
-        seed: u64 = 0,
+        noted seed: u64 = 0,
         /// What computes: "cpu", "cuda" (an NVIDIA GPU; "cuda:1" is the second), or "auto": a GPU if there is one and the program was built for it.
-        device: DeviceChoice = DeviceChoice::Auto,
+        free device: DeviceChoice = DeviceChoice::Auto,
         /// Threads to compute with; 0: all of the machine's.
-        threads: usize = 0,
+        free threads: usize = 0,
         /// What factors are rounded to before they are multiplied: "f32" (nothing), "bf16", faster on GPUs and where the CPU has AVX512-BF16 (on any CPU training keeps some numbers so, in less memory), or "tf32", on GPUs alone.
-        precision: Precision = Precision::F32,
+        noted precision: Precision = Precision::F32,
         /// Whether a GPU's results repeat to the bit: by the program's own kernels alone. Else cuDNN and cuBLASLt, where they are there, make what they are faster at by the clock, and the last bits may differ from start to start. The CPU's results repeat either way.
-        deterministic: bool = false,
+        noted deterministic: bool = false,
         /// Whether convolutions of 3x3, and of 4x4 with stride 2, may take Winograd's way: up to 3 times as fast, about 5 times the rounding error of f32.
-        winograd: bool = true,
+        noted winograd: bool = true,
         /// Steps between sample sheets; 0: only at the end.
-        sample_every: u64 = 1000,
+        free sample_every: u64 = 1000,
         /// Pictures on a sample sheet; 0: no sheets.
-        sample_count: usize = 64,
+        free sample_count: usize = 64,
         /// Denoising steps of these sheets; 0: all of the schedule's.
-        sample_steps: usize = 100,
+        free sample_steps: usize = 100,
         /// Steps between checkpoints; 0: only at the end.
-        checkpoint_every: u64 = 1000,
+        free checkpoint_every: u64 = 1000,
         /// Newest checkpoints kept besides the best one; at least 2.
-        keep: usize = 2,
+        free keep: usize = 2,
         /// Whether event files for TensorBoard are written into the run's folder.
-        tensorboard: bool = true,
+        free tensorboard: bool = true,
     }
 }
 

@@ -3,6 +3,7 @@
 //! A run's settings are made in layers, each going over the one before: the defaults, a preset, a file (TOML, or the
 //! DDPM-Pytorch tutorial's YAML), then single overrides as `--set train.lr=1e-3` gives them.
 
+mod changes;
 mod keys;
 mod layer;
 mod networks;
@@ -15,11 +16,12 @@ mod validate;
 use std::path::Path;
 
 pub use crate::data::OnBadFile;
+pub use changes::Difference;
 pub use keys::{
-    ActFn, AttentionConfig, BlockType, Config, DataConfig, DiffusionConfig, DoubleConvConfig, EmaKind,
-    LossKind, LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, Precision, ResampleKind, SECTIONS,
-    SamplingConfig, ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift, TrainConfig,
-    Unet2dConfig,
+    ActFn, AttentionConfig, BlockType, Change, Config, DataConfig, DiffusionConfig, DoubleConvConfig,
+    EmaKind, LossKind, LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, Precision, ResampleKind,
+    SECTIONS, SamplingConfig, ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift,
+    TrainConfig, Unet2dConfig,
 };
 pub use presets::{PRESETS, Preset};
 

@@ -11,6 +11,7 @@ mod tensorboard;
 use super::run::{Metrics, MetricsLog, RunFolder, read_metrics};
 use crate::error::Result;
 use crate::picture::Picture;
+use crate::train::config::{Change, Config, SECTIONS};
 
 /// What a listener is told.
 #[derive(Clone, Copy)]
@@ -48,19 +49,16 @@ pub(super) struct RunLog {
 }
 
 impl RunLog {
-    /// Opens the logs of a run, with event files if `tensorboard`. `resume_step` is the step that is made next in a run
-    /// that is taken up: what was noted of it and of later ones no longer counts. Gives the metrics that stay.
-    pub fn open(
-        run: &RunFolder,
-        tensorboard: bool,
-        resume_step: Option<u64>,
-    ) -> Result<(Self, Vec<Metrics>)> {
+    /// Opens the logs of a run, with event files if its settings ask for them. In a run that goes on after `done` steps what was
+    /// noted of later ones no longer counts. Gives the metrics that stay.
+    pub fn open(run: &RunFolder, config: &Config, done: Option<u64>) -> Result<(Self, Vec<Metrics>)> {
         let path = run.metrics_path();
-        let record = MetricsLog::open(&path, resume_step)?;
+        let record = MetricsLog::open(&path, done)?;
         let earlier = read_metrics(&path)?;
         let mut views: Vec<Box<dyn Listener>> = vec![Box::new(curve::LossPlot::new(run, &earlier))];
-        if tensorboard {
-            views.push(Box::new(tensorboard::Events::new(run.path(), resume_step)));
+        if config.train.tensorboard {
+            let events = tensorboard::Events::new(run.path(), hyperparameters(config), done);
+            views.push(Box::new(events));
         }
         Ok((Self { record, views }, earlier))
     }
@@ -83,15 +81,27 @@ impl RunLog {
     }
 }
 
+/// The settings that have a part in what is learnt, by their full names; without those that are unset.
+fn hyperparameters(config: &Config) -> Vec<(String, toml::Value)> {
+    let used = SECTIONS.iter().zip(config.values()).filter(|(section, _)| config.uses(section.name));
+    let values =
+        used.flat_map(|(section, values)| section.settings.iter().zip(values).map(move |v| (section, v)));
+    values
+        .filter(|(_, (setting, _))| setting.change != Change::Free)
+        .filter_map(|(section, (setting, value))| {
+            Some((format!("{}.{}", section.name, setting.name), value?))
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::config::Config;
     use std::fs;
     use std::path::Path;
 
     fn metrics(step: u64) -> Metrics {
-        let (loss, seconds) = (1.0 / (step + 1) as f64, step as f64);
+        let (loss, seconds) = (1.0 / step as f64, step as f64);
         Metrics { step, loss, images_per_second: 10.0, learning_rate: 1e-3, grad_norm: 0.5, seconds }
     }
 
@@ -110,9 +120,9 @@ mod tests {
     fn every_view_is_written_and_a_resume_begins_a_new_event_file() {
         let root = tempfile::tempdir().unwrap();
         let run = run(root.path());
-        let (mut log, earlier) = RunLog::open(&run, true, None).unwrap();
+        let (mut log, earlier) = RunLog::open(&run, &Config::default(), None).unwrap();
         assert!(earlier.is_empty());
-        for step in 0..5 {
+        for step in 1..=5 {
             assert!(log.tell(Entry::Step(&metrics(step))).unwrap().is_empty());
         }
         assert!(!run.loss_path().exists(), "the plot is written with a checkpoint");
@@ -121,15 +131,15 @@ mod tests {
         assert_eq!(events(&run), 1);
         drop(log);
 
-        let (mut log, earlier) = RunLog::open(&run, true, Some(3)).unwrap();
-        assert_eq!(earlier, [metrics(0), metrics(1), metrics(2)]);
+        let (mut log, earlier) = RunLog::open(&run, &Config::default(), Some(3)).unwrap();
+        assert_eq!(earlier, [metrics(1), metrics(2), metrics(3)]);
         assert_eq!(events(&run), 1, "nothing was told yet");
-        log.tell(Entry::Step(&metrics(3))).unwrap();
+        log.tell(Entry::Step(&metrics(4))).unwrap();
         log.tell(Entry::Checkpoint).unwrap();
         assert_eq!(events(&run), 2);
         assert_ne!(fs::read(run.loss_path()).unwrap(), plot);
         // The same steps give the same plot, whether they were made here or before a resume.
-        log.tell(Entry::Step(&metrics(4))).unwrap();
+        log.tell(Entry::Step(&metrics(5))).unwrap();
         log.tell(Entry::Checkpoint).unwrap();
         assert_eq!(fs::read(run.loss_path()).unwrap(), plot);
     }
@@ -140,14 +150,16 @@ mod tests {
         let run = run(root.path());
         // A folder is in the plot's place.
         fs::create_dir(run.loss_path()).unwrap();
-        let (mut log, _) = RunLog::open(&run, false, None).unwrap();
-        log.tell(Entry::Step(&metrics(0))).unwrap();
+        let mut config = Config::default();
+        config.train.tensorboard = false;
+        let (mut log, _) = RunLog::open(&run, &config, None).unwrap();
+        log.tell(Entry::Step(&metrics(1))).unwrap();
         let warnings = log.tell(Entry::Checkpoint).unwrap();
         assert!(
             matches!(&warnings[..], [w] if w.contains("loss.png") && w.contains("goes on")),
             "{warnings:?}"
         );
-        log.tell(Entry::Step(&metrics(1))).unwrap();
+        log.tell(Entry::Step(&metrics(2))).unwrap();
         assert!(log.tell(Entry::Checkpoint).unwrap().is_empty());
         assert_eq!(read_metrics(&run.metrics_path()).unwrap().len(), 2);
         assert_eq!(events(&run), 0, "none were asked for");

@@ -3,7 +3,8 @@
 //! A file is a sequence of TFRecords (length, masked CRC-32C of the length, data, masked CRC-32C of the data), each an
 //! `Event` in protobuf's encoding (tensorflow's `event.proto` and `summary.proto`; only the fields that are needed).
 //! Steps count as made: the first is 1, and the samples of a step have its number. Scalars have the names of
-//! `metrics.jsonl`; the sheets are the image `samples`.
+//! `metrics.jsonl`; the sheets are the image `samples`. What the settings ask of the training stands in the HParams plugin's
+//! table.
 //!
 //! Each time a run is taken up a new file begins, with the mark (`SessionLog.START`) that makes TensorBoard drop the
 //! steps of earlier files that are made again.
@@ -31,6 +32,7 @@ pub(super) struct Events {
     folder: PathBuf,
     /// The number of the step that is made next in a run that is taken up.
     first: Option<u64>,
+    hyperparameters: Vec<(String, toml::Value)>,
     file: Option<EventFile>,
 }
 
@@ -41,15 +43,18 @@ struct EventFile {
 }
 
 impl Events {
-    /// Event files in `folder`; with the mark that step `resume_step`, counted from 0, and later ones are made again.
-    pub fn new(folder: &Path, resume_step: Option<u64>) -> Self {
-        Self { folder: folder.to_owned(), first: resume_step.map(|s| s + 1), file: None }
+    /// Event files in `folder`, which begin with the `hyperparameters`; in a run that goes on after `done` steps with the mark that
+    /// later ones are made again.
+    pub fn new(folder: &Path, hyperparameters: Vec<(String, toml::Value)>, done: Option<u64>) -> Self {
+        Self { folder: folder.to_owned(), first: done.map(|s| s + 1), hyperparameters, file: None }
     }
 
     fn file(&mut self) -> Result<&mut EventFile> {
         if self.file.is_none() {
             let mut file = EventFile::create(&self.folder, seconds_now() as u64)?;
             file.append(&event(0).text(event::FILE_VERSION, VERSION))?;
+            // Of several files of a run the first counts.
+            file.append(&session_start(&self.hyperparameters, seconds_now()))?;
             if let Some(first) = self.first {
                 let start = Message::default().integer(session::STATUS, session::START);
                 file.append(&event(first).message(event::SESSION_LOG, &start))?;
@@ -130,12 +135,29 @@ mod session {
     pub const START: u64 = 1;
 }
 
+/// Of `SummaryMetadata` and `SummaryMetadata.PluginData`; of the plugin's `HParamsPluginData` and `SessionStartInfo`; of
+/// `google.protobuf.Value`, and of a map's entries.
+mod hparams {
+    pub const PLUGIN_DATA: u64 = 1;
+    pub const PLUGIN_NAME: u64 = 1;
+    pub const CONTENT: u64 = 2;
+    pub const SESSION_START_INFO: u64 = 3;
+    pub const HPARAMS: u64 = 1;
+    pub const START_TIME: u64 = 5;
+    pub const NUMBER: u64 = 2;
+    pub const STRING: u64 = 3;
+    pub const BOOL: u64 = 4;
+    pub const KEY: u64 = 1;
+    pub const VALUE: u64 = 2;
+}
+
 /// Of `Summary`, `Summary.Value` and `Summary.Image`.
 mod summary {
     pub const VALUE: u64 = 1;
     pub const TAG: u64 = 1;
     pub const SIMPLE_VALUE: u64 = 2;
     pub const IMAGE: u64 = 4;
+    pub const METADATA: u64 = 9;
     pub const HEIGHT: u64 = 1;
     pub const WIDTH: u64 = 2;
     pub const COLORSPACE: u64 = 3;
@@ -153,7 +175,7 @@ fn scalars(metrics: &Metrics) -> Message {
         Message::default().text(summary::TAG, name).float(summary::SIMPLE_VALUE, value as f32)
     });
     let all = values.fold(Message::default(), |all, value| all.message(summary::VALUE, &value));
-    event(metrics.step + 1).message(event::SUMMARY, &all)
+    event(metrics.step).message(event::SUMMARY, &all)
 }
 
 /// A sample sheet with its PNG. TensorFlow numbers colour spaces by their channels.
@@ -165,6 +187,35 @@ fn image(step: u64, sheet: &Picture, png: &[u8]) -> Message {
         .bytes(summary::ENCODED, png);
     let value = Message::default().text(summary::TAG, "samples").message(summary::IMAGE, &image);
     event(step).message(event::SUMMARY, &Message::default().message(summary::VALUE, &value))
+}
+
+/// The settings for the HParams plugin, as TensorFlow's `hparams.hparams` writes them (`plugin_data.proto`).
+fn session_start(hyperparameters: &[(String, toml::Value)], now: f64) -> Message {
+    use toml::Value as Setting;
+    let value = |value: &Setting| match value {
+        // A bool is written even where it is the default.
+        Setting::Boolean(b) => {
+            let mut message = Message::default().key(hparams::BOOL, 0);
+            message.varint(u64::from(*b));
+            message
+        }
+        Setting::Integer(i) => Message::default().double(hparams::NUMBER, *i as f64),
+        Setting::Float(f) => Message::default().double(hparams::NUMBER, *f),
+        Setting::String(text) => Message::default().text(hparams::STRING, text),
+        other => Message::default().text(hparams::STRING, &other.to_string()),
+    };
+    let entries = hyperparameters
+        .iter()
+        .map(|(name, v)| Message::default().text(hparams::KEY, name).message(hparams::VALUE, &value(v)));
+    let start = entries.fold(Message::default(), |all, entry| all.message(hparams::HPARAMS, &entry));
+    let start = start.double(hparams::START_TIME, now);
+    let content = Message::default().message(hparams::SESSION_START_INFO, &start);
+    let plugin = Message::default().text(hparams::PLUGIN_NAME, "hparams").message(hparams::CONTENT, &content);
+    let metadata = Message::default().message(hparams::PLUGIN_DATA, &plugin);
+    let value = Message::default()
+        .text(summary::TAG, "_hparams_/session_start_info")
+        .message(summary::METADATA, &metadata);
+    event(0).message(event::SUMMARY, &Message::default().message(summary::VALUE, &value))
 }
 
 /// Seconds since 1970.
@@ -229,210 +280,4 @@ impl Message {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A field's value as it is on the wire.
-    #[derive(Debug, PartialEq)]
-    enum Value {
-        Integer(u64),
-        Double(f64),
-        Float(f32),
-        Bytes(Vec<u8>),
-    }
-    use Value::{Bytes, Double, Float, Integer};
-
-    fn take<'a>(data: &mut &'a [u8], n: usize) -> &'a [u8] {
-        let (head, tail) = data.split_at(n);
-        *data = tail;
-        head
-    }
-
-    fn varint(data: &mut &[u8]) -> u64 {
-        let mut v = 0;
-        for i in 0.. {
-            let byte = take(data, 1)[0];
-            v |= u64::from(byte & 0x7f) << (7 * i);
-            if byte < 0x80 {
-                break;
-            }
-        }
-        v
-    }
-
-    fn fields(mut data: &[u8]) -> Vec<(u64, Value)> {
-        let data = &mut data;
-        let mut fields = Vec::new();
-        while !data.is_empty() {
-            let key = varint(data);
-            let value = match key & 7 {
-                0 => Integer(varint(data)),
-                1 => Double(f64::from_le_bytes(take(data, 8).try_into().unwrap())),
-                2 => {
-                    let length = varint(data) as usize;
-                    Bytes(take(data, length).to_vec())
-                }
-                5 => Float(f32::from_le_bytes(take(data, 4).try_into().unwrap())),
-                other => panic!("wire type {other}"),
-            };
-            fields.push((key >> 3, value));
-        }
-        fields
-    }
-
-    /// The events of a file, without their times.
-    fn read(path: &Path) -> Vec<Vec<(u64, Value)>> {
-        let bytes = fs::read(path).unwrap();
-        let data = &mut &bytes[..];
-        let mut events = Vec::new();
-        while !data.is_empty() {
-            let length = take(data, 8);
-            assert_eq!(take(data, 4), masked_crc(length).to_le_bytes());
-            let content = take(data, u64::from_le_bytes(length.try_into().unwrap()) as usize);
-            assert_eq!(take(data, 4), masked_crc(content).to_le_bytes());
-            let mut event = fields(content);
-            assert!(matches!(event.remove(0), (event::WALL_TIME, Double(t)) if t > 1.7e9));
-            events.push(event);
-        }
-        events
-    }
-
-    fn files(folder: &Path) -> Vec<PathBuf> {
-        let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-        files.sort();
-        files
-    }
-
-    fn inner(value: &Value) -> Vec<(u64, Value)> {
-        match value {
-            Bytes(bytes) => fields(bytes),
-            other => panic!("{other:?} is no message"),
-        }
-    }
-
-    fn metrics(step: u64) -> Metrics {
-        let (learning_rate, grad_norm) = (1e-4, 0.5);
-        Metrics { step, loss: 0.25, images_per_second: 100.0, learning_rate, grad_norm, seconds: 1.0 }
-    }
-
-    #[test]
-    fn the_checksum_agrees_with_published_vectors() {
-        // RFC 3720, appendix B.4; and the check value of the catalogues.
-        assert_eq!(CRC.checksum(&[0; 32]), 0x8a91_36aa);
-        assert_eq!(CRC.checksum(&[0xff; 32]), 0x62a8_ab43);
-        assert_eq!(CRC.checksum(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
-        assert_eq!(CRC.checksum(b"123456789"), 0xe306_9283);
-    }
-
-    #[test]
-    fn records_are_those_that_tensorboard_writes() {
-        // TensorBoard 2.21: RecordWriter.write(Event(...).SerializeToString()), wall_time 1.5, in hex.
-        let event = |step| Message::default().double(event::WALL_TIME, 1.5).integer(event::STEP, step);
-        let value = |tag: &str| Message::default().text(summary::TAG, tag);
-        let loss = value("loss").float(summary::SIMPLE_VALUE, 0.25);
-        let speed = value("images_per_second").float(summary::SIMPLE_VALUE, 100.0);
-        let picture = Message::default()
-            .integer(summary::HEIGHT, 2)
-            .integer(summary::WIDTH, 3)
-            .integer(summary::COLORSPACE, 1)
-            .bytes(summary::ENCODED, b"png");
-        let picture = value("samples").message(summary::IMAGE, &picture);
-        let in_summary = |values: &[&Message]| {
-            let all = values.iter().fold(Message::default(), |all, value| all.message(summary::VALUE, value));
-            event(300).message(event::SUMMARY, &all)
-        };
-        let start = Message::default().integer(session::STATUS, session::START);
-        for (event, expected) in [
-            (
-                event(0).text(event::FILE_VERSION, VERSION),
-                "1800000000000000a37f4b2209000000000000f83f1a0d627261696e2e4576656e743a322a28646c",
-            ),
-            (
-                event(300).message(event::SESSION_LOG, &start),
-                "100000000000000095fbfe1809000000000000f83f10ac023a020801713b788a",
-            ),
-            (
-                in_summary(&[&loss, &speed]),
-                "3500000000000000d6c55de609000000000000f83f10ac022a270a0b0a046c6f7373150000803e0a180a11696d616765\
-                 735f7065725f7365636f6e64150000c8428d23a4be",
-            ),
-            (
-                in_summary(&[&picture]),
-                "2600000000000000734fe30009000000000000f83f10ac022a180a160a0773616d706c6573220b080210031801220370\
-                 6e6765797992",
-            ),
-        ] {
-            let hex: String = record(&event.0).iter().map(|b| format!("{b:02x}")).collect();
-            assert_eq!(hex, expected);
-        }
-    }
-
-    #[test]
-    fn what_is_told_comes_back_from_the_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let sheet = Picture { height: 2, width: 3, channels: 3, data: (0..18).collect() };
-        let mut events = Events::new(folder.path(), None);
-        for step in 0..200 {
-            events.hear(Entry::Step(&metrics(step))).unwrap();
-        }
-        events.hear(Entry::Samples { step: 200, sheet: &sheet }).unwrap();
-        events.hear(Entry::Checkpoint).unwrap();
-
-        let [path] = &files(folder.path())[..] else { panic!("one file") };
-        let read = read(path);
-        assert_eq!(read.len(), 202);
-        assert_eq!(read[0], [(event::FILE_VERSION, Bytes(VERSION.into()))]);
-        for (i, event) in read[1..201].iter().enumerate() {
-            assert_eq!(event[0], (event::STEP, Integer(i as u64 + 1)));
-            let values = inner(&event[1].1);
-            assert_eq!(values.len(), metrics(0).scalars().into_iter().count());
-            for ((_, value), (name, number)) in values.iter().zip(metrics(0).scalars()) {
-                let expected =
-                    [(summary::TAG, Bytes(name.into())), (summary::SIMPLE_VALUE, Float(number as f32))];
-                assert_eq!(inner(value), expected);
-            }
-        }
-        assert_eq!(read[201][0], (event::STEP, Integer(200)));
-        let value = inner(&inner(&read[201][1].1)[0].1);
-        assert_eq!(value[0], (summary::TAG, Bytes("samples".into())));
-        let picture = inner(&value[1].1);
-        let sizes =
-            [(summary::HEIGHT, Integer(2)), (summary::WIDTH, Integer(3)), (summary::COLORSPACE, Integer(3))];
-        assert_eq!(picture[..3], sizes);
-        let Bytes(png) = &picture[3].1 else { panic!("a PNG") };
-        assert_eq!(image::load_from_memory(png).unwrap().as_bytes(), sheet.data);
-    }
-
-    #[test]
-    fn a_resume_is_marked_and_its_file_sorts_behind_the_earlier_ones() {
-        let folder = tempfile::tempdir().unwrap();
-        Events::new(folder.path(), None).hear(Entry::Step(&metrics(0))).unwrap();
-        for resume in [7, 3, 0] {
-            Events::new(folder.path(), Some(resume)).hear(Entry::Step(&metrics(resume))).unwrap();
-        }
-        let files = files(folder.path());
-        let starts: Vec<_> = files[1..].iter().map(|path| read(path).remove(1)).collect();
-        for (start, resume) in starts.iter().zip([7, 3, 0]) {
-            assert_eq!(start[0], (event::STEP, Integer(resume + 1)));
-            assert_eq!(start[1].0, event::SESSION_LOG);
-            assert_eq!(inner(&start[1].1), [(session::STATUS, Integer(session::START))]);
-        }
-        // A clock that was set back.
-        let early = EventFile::create(folder.path(), 5).unwrap().path;
-        assert!(files.iter().all(|path| *path < early));
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn a_full_disk_is_an_error_that_names_the_file() {
-        let path = PathBuf::from("/dev/full");
-        let file = File::options().append(true).open(&path).unwrap();
-        let mut file = EventFile { file, path, length: 0 };
-        let message = file.append(&event(1)).unwrap_err().to_string();
-        assert!(
-            message.starts_with("/dev/full: cannot write the events for TensorBoard: No space left"),
-            "{message}"
-        );
-        assert_eq!(file.length, 0);
-    }
-}
+mod tests;

@@ -1,18 +1,25 @@
 //! Run folders: where one training run keeps everything.
 //!
-//! `runs/NAME/` holds `config.toml` (all settings), `metrics.jsonl` ([`MetricsLog`]), `loss.png`, TensorBoard's
-//! event files, `samples/`, `checkpoints/` (see [`checkpoint`](super::checkpoint)) and `README.md`, the model card
-//! ([`write_card`]).
+//! `runs/NAME/` holds `config.toml` (all settings), `run.json` ([`RunRecord`]), `metrics.jsonl` ([`MetricsLog`]), `loss.png`,
+//! TensorBoard's event files, `samples/`, `checkpoints/` (see [`checkpoint`](super::checkpoint)) and `README.md`, the model
+//! card ([`write_card`]).
 
 mod card;
+mod leftovers;
+mod list;
 mod metrics;
+mod record;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 pub use card::{CardFacts, write_card};
+pub(super) use leftovers::sweep_leftovers;
+pub use list::{Listed, RunInfo, State, list_runs};
 pub use metrics::{Metrics, MetricsLog, read_metrics};
+pub(super) use metrics::{count_from_zero, missing_metrics};
+pub use record::{End, RunRecord};
 
 use super::config::Config;
 use super::config::suggest::nearest;
@@ -254,15 +261,18 @@ impl RunFolder {
     }
 }
 
+/// Whether it has settings, or a checkpoint that tells them.
 fn is_run(path: &Path) -> bool {
-    path.join(CONFIG).is_file() && path.join(CHECKPOINTS).is_dir()
+    let checkpoints = path.join(CHECKPOINTS);
+    let has_checkpoint = || super::checkpoint::list(&checkpoints).is_ok_and(|steps| !steps.is_empty());
+    checkpoints.is_dir() && (path.join(CONFIG).is_file() || has_checkpoint())
 }
 
 /// Whether the making of a run was interrupted before its settings were written: there is nothing of worth in it.
 fn is_unfinished(path: &Path) -> bool {
     let (samples, checkpoints) = (path.join(SAMPLES), path.join(CHECKPOINTS));
     let inside = names(path);
-    let ours = [SAMPLES, CHECKPOINTS, LOCK];
+    let ours = [SAMPLES, CHECKPOINTS, LOCK, record::RECORD];
     !inside.is_empty()
         && inside.iter().all(|name| ours.contains(&name.as_str()))
         && names(&samples).is_empty()

@@ -148,7 +148,7 @@ fn resuming_drops_the_steps_done_again_and_a_torn_line() {
     let (_folder, root) = runs();
     let path = RunFolder::create(&root, None).unwrap().metrics_path();
     let mut log = MetricsLog::open(&path, None).unwrap();
-    for step in [0, 10, 20, 30] {
+    for step in [1, 10, 20, 30] {
         log.append(&metrics(step)).unwrap();
     }
     log.append(&Metrics { loss: f64::NAN, ..metrics(40) }).unwrap();
@@ -162,28 +162,66 @@ fn resuming_drops_the_steps_done_again_and_a_torn_line() {
     log.append(&metrics(50)).unwrap();
     assert_eq!(read_metrics(&path).unwrap().len(), 6);
     drop(log);
-    let mut log = MetricsLog::open(&path, Some(20)).unwrap();
+    let mut log = MetricsLog::open(&path, Some(19)).unwrap();
     log.append(&metrics(20)).unwrap();
-    assert_eq!(read_metrics(&path).unwrap(), [metrics(0), metrics(10), metrics(20)]);
+    assert_eq!(read_metrics(&path).unwrap(), [metrics(1), metrics(10), metrics(20)]);
     assert_eq!(
         fs::read_to_string(&path).unwrap().lines().next(),
         Some(
-            "{\"step\":0,\"loss\":0.5,\"images_per_second\":100.0,\"learning_rate\":0.0001,\"grad_norm\":2.5,\
-             \"seconds\":0.0}"
+            "{\"format\":2,\"step\":1,\"loss\":0.5,\"images_per_second\":100.0,\"learning_rate\":0.0001,\
+             \"grad_norm\":2.5,\"seconds\":1.0}"
         )
     );
 }
 
 #[test]
-fn metrics_of_older_versions_are_read() {
+fn metrics_of_older_versions_which_count_steps_from_0_are_read_as_steps_done_and_brought_up_to_date() {
     let (_folder, root) = runs();
     let path = RunFolder::create(&root, None).unwrap().metrics_path();
     fs::write(&path, "{\"step\":3,\"loss\":0.5,\"images_per_second\":100.0,\"seconds\":3.0}\n").unwrap();
     let read = read_metrics(&path).unwrap();
     assert!(read[0].learning_rate.is_nan() && read[0].grad_norm.is_nan());
-    assert_eq!(Metrics { learning_rate: 1e-4, grad_norm: 2.5, ..read[0] }, metrics(3));
-    drop(MetricsLog::open(&path, Some(4)).unwrap());
-    assert_eq!(read_metrics(&path).unwrap().len(), 1, "the line is kept");
+    let as_now = Metrics { learning_rate: 1e-4, grad_norm: 2.5, seconds: 4.0, ..read[0] };
+    assert_eq!(as_now, metrics(4));
+    drop(MetricsLog::open(&path, Some(3)).unwrap());
+    assert!(read_metrics(&path).unwrap().is_empty(), "it was of the fourth step");
+
+    // An old run that goes on: one numbering in one file, and no step twice or missing.
+    let old = |step: u64| {
+        format!(
+            "{{\"step\":{step},\"loss\":0.5,\"images_per_second\":100.0,\"learning_rate\":0.0001,\"grad_norm\":2.5,\"seconds\":{}.0}}\n",
+            step + 1
+        )
+    };
+    fs::write(&path, (0..5).map(old).collect::<String>()).unwrap();
+    let mut log = MetricsLog::open(&path, Some(4)).unwrap();
+    log.append(&metrics(5)).unwrap();
+    let expected: Vec<Metrics> = (1..=5).map(metrics).collect();
+    assert_eq!(read_metrics(&path).unwrap(), expected);
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(text.lines().all(|line| line.starts_with("{\"format\":2,\"step\":")), "{text}");
+    assert_eq!(metrics::last_metrics(&path, 3), expected, "a short file is read whole");
+    // Lines of both kinds in one file are each read as they are meant.
+    fs::write(&path, [old(0), text.lines().nth(1).unwrap().to_owned() + "\n"].concat()).unwrap();
+    assert_eq!(read_metrics(&path).unwrap(), [metrics(1), metrics(2)]);
+}
+
+#[test]
+fn missing_lines_of_the_metrics_are_told() {
+    let told =
+        |steps: &[u64], done| missing_metrics(&steps.iter().map(|&s| metrics(s)).collect::<Vec<_>>(), done);
+    assert_eq!(told(&[1, 2, 3], 3), None);
+    assert_eq!(told(&[], 0), None);
+    for (steps, part) in [
+        (&[][..], "none of the 8 steps"),
+        (&[1, 2, 3, 4, 5], "lacks steps 6 to 8 of the 8"),
+        (&[4, 5, 6, 7, 8], "lacks steps 1 to 3 of the 8"),
+        (&[1, 2, 4, 5, 6, 7, 8], "lacks step 3 of the 8"),
+        (&[2, 4, 6, 8], "lacks 4 of the 8 steps that were made, step 1 first"),
+    ] {
+        let text = told(steps, 8).unwrap();
+        assert!(text.contains(part), "{text}");
+    }
 }
 
 #[test]
@@ -191,7 +229,9 @@ fn a_whole_last_line_without_its_end_is_torn_too() {
     let (_folder, root) = runs();
     let path = RunFolder::create(&root, None).unwrap().metrics_path();
     // Appending to it would spoil both lines.
-    fs::write(&path, serde_json::to_vec(&metrics(1)).unwrap()).unwrap();
+    MetricsLog::open(&path, None).unwrap().append(&metrics(1)).unwrap();
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
     MetricsLog::open(&path, None).unwrap().append(&metrics(1)).unwrap();
     assert_eq!(read_metrics(&path).unwrap(), [metrics(1)]);
 }

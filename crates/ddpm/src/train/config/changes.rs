@@ -1,0 +1,199 @@
+//! Which settings of two differ, and what that means for a run that has learnt with the one and goes on with the other.
+
+use super::{Change, Config, SECTIONS};
+use crate::schedule::Schedule;
+use crate::{Error, Result};
+use serde::Deserialize;
+use std::fmt;
+use toml::Value;
+
+/// A setting that is another than before.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// Its section.
+    pub section: &'static str,
+    /// Its name in the section.
+    pub name: &'static str,
+    /// What the change means.
+    pub change: Change,
+    /// Its value before; `None` where it was unset.
+    pub before: Option<Value>,
+    /// Its value now.
+    pub now: Option<Value>,
+}
+
+/// A value as a file of settings has it.
+fn shown(value: Option<&Value>) -> String {
+    value.map_or_else(|| "unset".to_owned(), Value::to_string)
+}
+
+impl Difference {
+    /// The setting's full name.
+    pub fn key(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// The value before, as text.
+    pub fn before(&self) -> String {
+        shown(self.before.as_ref())
+    }
+
+    /// The value now, as text.
+    pub fn now(&self) -> String {
+        shown(self.now.as_ref())
+    }
+}
+
+/// `train.lr = 0.001 (was 0.01)`.
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} = {} (was {})", self.key(), self.now(), self.before())
+    }
+}
+
+/// The settings that the noise schedule is made of.
+const NOISE: [&str; 6] = ["timesteps", "schedule", "beta_start", "beta_end", "max_beta", "zero_terminal_snr"];
+
+impl Config {
+    /// The settings that are others in `now` than here, in the order of [`SECTIONS`]. Sections of networks that `now` does not use
+    /// are not looked at, nor are names and ends of schedules where the noise is the same.
+    pub fn differences(&self, now: &Self) -> Vec<Difference> {
+        let schedules = (Schedule::from_config(&self.diffusion), Schedule::from_config(&now.diffusion));
+        let same_noise = matches!(schedules, (Ok(before), Ok(now)) if before == now);
+        let mut all = Vec::new();
+        let values = self.values().into_iter().zip(now.values());
+        for (section, (before, after)) in SECTIONS.iter().zip(values) {
+            // A network of another kind is one difference, not one for each of its settings.
+            if !now.uses(section.name) || !self.uses(section.name) {
+                continue;
+            }
+            for (setting, (before, now)) in section.settings.iter().zip(before.into_iter().zip(after)) {
+                let noise = section.name == "diffusion" && NOISE.contains(&setting.name);
+                if before != now && !(noise && same_noise) {
+                    let (name, change) = (setting.name, setting.change);
+                    all.push(Difference { section: section.name, name, change, before, now });
+                }
+            }
+        }
+        all
+    }
+
+    /// These settings with the new values of `differences`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if they are settings no more.
+    pub fn with_differences(&self, differences: &[Difference]) -> Result<Self> {
+        let wrong = |reason: String| Error::Config { key: "settings".to_owned(), reason };
+        let mut table = toml::Table::try_from(self).map_err(|e| wrong(e.to_string()))?;
+        for difference in differences {
+            if let Some(Value::Table(section)) = table.get_mut(difference.section) {
+                section.remove(difference.name);
+                if let Some(value) = &difference.now {
+                    section.insert(difference.name.to_owned(), value.clone());
+                }
+            }
+        }
+        Self::deserialize(table).map_err(|e| wrong(e.message().to_owned()))
+    }
+
+    /// These settings, where they leave to the data what size and channels images have, with those of `known`.
+    pub(crate) fn filled_from(&self, known: &Self) -> Self {
+        let mut config = self.clone();
+        config.data.size = config.data.size.or(known.data.size);
+        config.data.channels = config.data.channels.or(known.data.channels);
+        config.network.im_size = config.network.im_size.or(known.network.im_size);
+        config.network.im_channels = config.network.im_channels.or(known.network.im_channels);
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(pairs: &[(&str, &str)]) -> Config {
+        let pairs: Vec<_> = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        Config::load(Some("digits"), None, &pairs).unwrap()
+    }
+
+    fn change_of(key: &str) -> Change {
+        let (section, name) = key.split_once('.').unwrap();
+        let section = SECTIONS.iter().find(|s| s.name == section).unwrap();
+        section.settings.iter().find(|s| s.name == name).unwrap().change
+    }
+
+    #[test]
+    fn every_setting_says_what_a_change_of_it_does_to_a_run() {
+        use Change::{Free, Learnt, Noted};
+        for (change, keys) in [
+            (
+                Free,
+                &["train.threads", "train.keep", "train.checkpoint_every", "data.path", "train.device"][..],
+            ),
+            (
+                Noted,
+                &[
+                    "train.steps",
+                    "train.lr",
+                    "train.seed",
+                    "train.batch_size",
+                    "train.loss",
+                    "train.loss_weight",
+                    "train.optimizer",
+                    "unet2d.dropout",
+                    "train.ema_decay",
+                ],
+            ),
+            (
+                Learnt,
+                &[
+                    "diffusion.prediction",
+                    "diffusion.schedule",
+                    "diffusion.timesteps",
+                    "diffusion.zero_terminal_snr",
+                    "diffusion.learned_variance",
+                    "attention.num_heads",
+                    "network.name",
+                    "data.size",
+                ],
+            ),
+        ] {
+            keys.iter().for_each(|key| assert_eq!(change_of(key), change, "{key}"));
+        }
+        // What the network is given and how it is built is learnt with, whatever else a section has.
+        for section in SECTIONS.iter().filter(|s| s.name == "diffusion" || s.name == "network") {
+            assert!(section.settings.iter().all(|s| s.change == Learnt), "{}", section.name);
+        }
+    }
+
+    #[test]
+    fn differences_are_found_with_both_values_and_carried_over() {
+        let a = config(&[("train.lr", "1e-3"), ("train.clip_norm", "1")]);
+        let b = config(&[("train.lr", "2e-3"), ("data.size", "16"), ("diffusion.prediction", "v")]);
+        let found = a.differences(&b);
+        let keys: Vec<String> = found.iter().map(Difference::key).collect();
+        assert_eq!(keys, ["data.size", "diffusion.prediction", "train.lr", "train.clip_norm"]);
+        assert_eq!(found[2].to_string(), "train.lr = 0.002 (was 0.001)");
+        assert_eq!(found[1].to_string(), "diffusion.prediction = \"v\" (was \"eps\")");
+        assert_eq!(a.with_differences(&found).unwrap(), b);
+        assert!(a.differences(&a).is_empty());
+        let unset = b.with_differences(&b.differences(&a)).unwrap();
+        assert_eq!(unset, a);
+    }
+
+    #[test]
+    fn what_makes_no_difference_is_none() {
+        let a = config(&[("diffusion.schedule", "cosine")]);
+        let b = config(&[("diffusion.schedule", "cosine"), ("diffusion.beta_end", "0.03")]);
+        assert!(a.differences(&b).is_empty(), "cosine has no ends");
+        let a = config(&[("diffusion.schedule", "quadratic")]);
+        let b = config(&[("diffusion.schedule", "scaled-linear")]);
+        assert!(a.differences(&b).is_empty(), "two names of one schedule");
+        // Settings of networks that are not used.
+        let a = config(&[("simple.time_emb_dim", "16")]);
+        assert!(a.differences(&config(&[])).is_empty());
+        let other = config(&[("network.name", "simple")]);
+        let keys: Vec<String> = a.differences(&other).iter().map(Difference::key).collect();
+        assert_eq!(keys, ["network.name"]);
+    }
+}
