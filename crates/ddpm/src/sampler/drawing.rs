@@ -162,12 +162,16 @@ impl<'a> Drawing<'a> {
         self.meant(EPS, self.prediction.terms_of_eps(level.alpha, level.sigma))
     }
 
-    /// What x and the network's output mean, by the terms of [`Prediction`].
+    /// What x and the network's output mean, by the terms of [`Prediction`]. A term of factor 0 is left out: at the ends of
+    /// the schedule (`alpha` or `sigma` 0) v is the other one's alone, with its own factor, as `x_0 = -v` where `alpha` is 0.
     fn meant(&mut self, to: Vector, [of_x, of_output, divisor]: [f64; 3]) -> Result<()> {
         let vectors = self.place.vectors()?;
-        let made = match of_x {
-            0.0 => vectors.copy(to, OUTPUT),
-            _ => vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor),
+        let made = if of_x == 0.0 {
+            vectors.mix(to, &[(of_output, OUTPUT)], divisor)
+        } else if of_output == 0.0 {
+            vectors.mix(to, &[(of_x, X)], divisor)
+        } else {
+            vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor)
         };
         Ok(made?)
     }

@@ -62,12 +62,17 @@ impl Spacing {
         matches!(self, Self::Linspace | Self::Uniform | Self::Trailing | Self::Quadratic)
     }
 
-    /// `n` timesteps below `all`, rising; `n` is 1 to `all`.
+    /// `n` timesteps below `all`, rising; `n` is 1 to `all`. Evenly spaced ones are diffusers' to the last: the same operations
+    /// in f64, whose roundings decide ties, which are rounded to even.
     fn timesteps(self, all: usize, n: usize) -> Vec<usize> {
         match self {
             Self::Uniform => (0..n).map(|i| i * (all / n)).collect(),
             Self::Trailing => {
-                let back = |i: usize| (all as f64 - i as f64 * (all as f64 / n as f64)).round_ties_even();
+                // numpy's arange(all, 0, -all / n), whose step is the difference of its first two; where a rounding makes it one
+                // longer than n, its last is left out.
+                let all = all as f64;
+                let step = (all - all / n as f64) - all;
+                let back = |i: usize| (all + i as f64 * step).round_ties_even();
                 (0..n).rev().map(|i| back(i) as usize - 1).collect()
             }
             Self::Quadratic => {
@@ -82,8 +87,14 @@ impl Spacing {
                 });
                 rising.collect()
             }
+            // numpy has the first one alone, 0, from which no image comes.
             _ if n == 1 => vec![all - 1],
-            _ => (0..n).map(|i| (i * (all - 1) + (n - 1) / 2) / (n - 1)).collect(),
+            _ => {
+                // numpy's linspace(0, all - 1, n), which ends where it should.
+                let step = (all - 1) as f64 / (n - 1) as f64;
+                let rising = (0..n - 1).map(|i| (i as f64 * step).round_ties_even() as usize);
+                rising.chain([all - 1]).collect()
+            }
         }
     }
 
