@@ -9,7 +9,9 @@ For every network and the diffusers configurations of `CONFIGS`:
 1. their checkpoint -> `ddpm import` -> our output against theirs (largest difference over the largest magnitude);
 2. `ddpm export` -> their load is strict, every tensor is equal to the bit, and so is that of a second import;
 3. a 1000-step DDPM and a 50-step DDIM chain of diffusers' own pipeline loop with our noise, against our
-   sampler's pictures, in [0, 1].
+   sampler's pictures, in [0, 1]; DDIM also with use_clipped_model_output;
+4. a 20-step chain of each of diffusers' schedulers of `SCHEDULERS` with clipping on, in the same way. The three that have no
+   clipping (Euler's two, PNDM) get the noise that follows from the clipped x_0.
 
 The exit status is 1 where one is off. Nothing outside a temporary folder is written.
 """
@@ -28,7 +30,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / 'golden'))
 import nets  # noqa: E402
 
-OUTPUT, CHAIN = 1e-4, 1 / 255
+OUTPUT, CHAIN, STEPS = 1e-4, 1 / 255, 20
 
 D, A, U, V = 'DownBlock2D', 'AttnDownBlock2D', 'UpBlock2D', 'AttnUpBlock2D'
 # What the five classic configurations have in common.
@@ -76,11 +78,31 @@ TUTORIALS = {
     'double-conv-grey': (lambda: nets.DoubleConvUnet(1, 64), 'safetensors', []),
 }
 
+# Of the DPM solvers and UniPC, thresholding that divides by no more than 1 is clipping.
+DPM = dict(final_sigmas_type='zero', thresholding=True, sample_max_value=1.0)
+# Our sampler: (theirs, its settings, our spacing, whether the model must clip).
+SCHEDULERS = {
+    'ddpm': (diffusers.DDPMScheduler, dict(clip_sample=True, timestep_spacing='leading'), 'uniform', False),
+    'ddim': (diffusers.DDIMScheduler, dict(clip_sample=True, timestep_spacing='linspace'), 'linspace', False),
+    'dpm++2m': (diffusers.DPMSolverMultistepScheduler, dict(DPM, timestep_spacing='trailing'), 'trailing', False),
+    'dpm++2m-sde': (diffusers.DPMSolverMultistepScheduler,
+                    dict(DPM, algorithm_type='sde-dpmsolver++', timestep_spacing='trailing'), 'trailing', False),
+    'dpm++2s': (diffusers.DPMSolverSinglestepScheduler, DPM, 'trailing', False),
+    'unipc': (diffusers.UniPCMultistepScheduler, dict(DPM, solver_type='bh2', timestep_spacing='trailing'), 'trailing', False),
+    'heun': (diffusers.HeunDiscreteScheduler, dict(clip_sample=True, timestep_spacing='trailing'), 'trailing', False),
+    'euler': (diffusers.EulerDiscreteScheduler, dict(timestep_spacing='trailing'), 'trailing', True),
+    'euler-ancestral': (diffusers.EulerAncestralDiscreteScheduler, dict(timestep_spacing='trailing'), 'trailing', True),
+    'pndm': (diffusers.PNDMScheduler, dict(set_alpha_to_one=True, timestep_spacing='leading'), 'uniform', True),
+    'plms': (diffusers.PNDMScheduler, dict(set_alpha_to_one=True, skip_prk_steps=True, timestep_spacing='leading'),
+             'uniform', True),
+}
+
 ap = argparse.ArgumentParser()
 ap.add_argument('--bin', type=pathlib.Path, default=pathlib.Path(__file__).resolve().parents[1] / 'target/release')
 ap.add_argument('--only', nargs='*')
 ap.add_argument('--no-chains', action='store_true')
 a = ap.parse_args()
+a.bin = a.bin.resolve()  # programs run in another folder
 work = pathlib.Path(tempfile.mkdtemp(prefix='interop-'))
 failed = []
 torch.set_grad_enabled(False)
@@ -270,15 +292,26 @@ def config(name, settings, side, scheduler):
     subprocess.run(['rm', '-rf', str(folder), str(out), str(again)])
 
 
+def our_chain(out, *what):
+    run('examples/checkpoint_numbers', 'chain', newest(out), 'chain.safetensors', *what)
+    return load_file(work / 'chain.safetensors')
+
+
+def compare_chain(name, what, ours, theirs):
+    picture = (ours['x'] / 2 + 0.5).clamp(0, 1)
+    check(name, f'{what} (deviation {theirs.std().item():.2f})', (picture - theirs).abs().max().item(), CHAIN)
+
+
 def chains(name, settings, scheduler):
     """The loops of DDPMPipeline and DDIMPipeline with our noise."""
     net, folder = pipeline(name, settings, scheduler, teach=True)
     out = work / f'runs/{name}'
     ddpm('import', folder, '--out', out)
-    for sampler, steps, spacing, kind in (('ddpm', 1000, 'linspace', diffusers.DDPMPipeline),
-                                          ('ddim', 50, 'uniform', diffusers.DDIMPipeline)):
-        run('examples/checkpoint_numbers', 'chain', newest(out), 'chain.safetensors', sampler, steps, spacing)
-        ours = load_file(work / 'chain.safetensors')
+    for sampler, steps, spacing, kind, used in (('ddpm', 1000, 'linspace', diffusers.DDPMPipeline, None),
+                                                ('ddim', 50, 'uniform', diffusers.DDIMPipeline, None),
+                                                ('ddim', 50, 'uniform', diffusers.DDIMPipeline, True)):
+        # What is not said is as imported, and theirs is the pipeline's default.
+        ours = our_chain(out, sampler, steps, spacing, *(['true'] if used else []))
         # The pipeline as it is; only the random numbers are ours: the start first, then one for each step.
         left = iter([ours['start'], *ours['noise']])
         module = 'ddpm' if sampler == 'ddpm' else 'ddim'
@@ -287,11 +320,47 @@ def chains(name, settings, scheduler):
         pipe.set_progress_bar_config(disable=True)
         with unittest.mock.patch(f'diffusers.pipelines.{module}.pipeline_{module}.randn_tensor', take), \
                 unittest.mock.patch(f'diffusers.schedulers.scheduling_{module}.randn_tensor', take):
+            more = dict(use_clipped_model_output=True) if used else {}
             theirs = pipe(batch_size=2, num_inference_steps=steps, output_type='pt').images if sampler == 'ddpm' else \
-                torch.from_numpy(pipe(batch_size=2, num_inference_steps=steps, output_type='np').images).permute(0, 3, 1, 2)
-        picture = (ours['x'] / 2 + 0.5).clamp(0, 1)
-        spread = theirs.std().item()
-        check(name, f'{sampler}, {steps} steps (deviation {spread:.2f})', (picture - theirs).abs().max().item(), CHAIN)
+                torch.from_numpy(pipe(batch_size=2, num_inference_steps=steps, output_type='np',
+                                      **more).images).permute(0, 3, 1, 2)
+        compare_chain(name, f'{sampler}, {steps} steps{", clipped" if used else ""}', ours, theirs)
+    if name == 'chain-fixed-small':
+        for sampler in SCHEDULERS:
+            schedulers(name, net, out, scheduler, sampler)
+
+
+def clipped_noise(eps, y, alpha, sigma):
+    """The noise beside the clipped x_0 of y = x / alpha, or of x where alpha is that of the schedule."""
+    x0 = ((y - sigma * eps) / alpha).clamp(-1, 1)
+    return (y - alpha * x0) / sigma
+
+
+def schedulers(name, net, out, trained, sampler):
+    """One of diffusers' schedulers, with our noise."""
+    kind, settings, spacing, clip_model = SCHEDULERS[sampler]
+    ours = our_chain(out, sampler, STEPS, spacing, *(['true'] if sampler == 'ddim' else []))
+    # beta_start and beta_end of most are others than DDPMScheduler's, with which the network was taught.
+    scheduler = kind(**{**dict(beta_start=1e-4, beta_end=0.02, beta_schedule='linear'), **trained, **settings})
+    scheduler.set_timesteps(STEPS)
+    if sampler == 'dpm++2s':
+        # By itself it has no spacing but its own; its orders are set by then.
+        scheduler.set_timesteps(timesteps=[999 - 50 * i for i in range(STEPS)])
+    module = sys.modules[kind.__module__]
+    left = iter(ours['noise'])
+    x = ours['start'] * scheduler.init_noise_sigma
+    edm = sampler in ('heun', 'euler', 'euler-ancestral')
+    extra = dict(use_clipped_model_output=True) if sampler == 'ddim' else {}
+    with unittest.mock.patch.object(module, 'randn_tensor', lambda *_, **__: next(left).clone(), create=True):
+        for t in scheduler.timesteps:
+            eps = net(scheduler.scale_model_input(x, t), t).sample
+            if clip_model and edm:
+                eps = clipped_noise(eps, x, 1.0, scheduler.sigmas[scheduler.step_index])
+            elif clip_model:
+                bar = scheduler.alphas_cumprod[int(t)]
+                eps = clipped_noise(eps, x, bar.sqrt(), (1 - bar).sqrt())
+            x = scheduler.step(eps, t, x, **extra).prev_sample
+    compare_chain(name, f'{sampler}, {STEPS} steps', ours, (x / 2 + 0.5).clamp(0, 1))
 
 
 diffusers.utils.logging.set_verbosity_error()

@@ -8,6 +8,13 @@ and the noise of a step are the project's draws (`philox.py`), 2 pictures of 5 n
 Trajectories are those of x = alpha x_0 + sigma eps: what schedulers on Karras et al.'s time axis keep, x / alpha, is
 scaled. A scheduler is run for every prediction that it knows; these must agree, and one is stored. Levels between two
 timesteps are told to the denoiser as they are, where some schedulers round the timestep.
+
+Clipping is every scheduler's own where it has one: `clip_sample` of DDPM, DDIM and Heun, and of the DPM solvers and UniPC
+`thresholding` with `sample_max_value` 1, which divides by no more than 1. Euler's two and PNDM have none: there the denoiser
+clips x_0, and the noise and v that it gives follow from the clipped one. `zero_terminal_snr` has the stretched schedule, from
+whose last timestep x_0 and v are sampled.
+
+`timesteps.json` has what `set_timesteps(n)` of DDIMScheduler gives for every n, as a checksum each.
 """
 import json
 import pathlib
@@ -27,7 +34,10 @@ AGREE = 1e-5
 OUT = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/samplers/golden.json'
 
 BETAS = np.linspace(1e-4, 0.02, T)
-ALPHA_BAR = np.cumprod(1 - BETAS)
+PLAIN = np.cumprod(1 - BETAS)
+ROOT = np.sqrt(PLAIN)
+STRETCHED = ((ROOT - ROOT[-1]) * (ROOT[0] / (ROOT[0] - ROOT[-1]))) ** 2
+ALPHA_BAR = PLAIN
 
 
 def draws(purpose, step):
@@ -56,8 +66,9 @@ def expected(x, alpha, sigma, scale):
     return (r * torch.stack(parts)).sum(0)
 
 
-def output(kind, x, alpha, sigma, scale):
+def output(kind, x, alpha, sigma, scale, clip=False):
     x0 = expected(x, alpha, sigma, scale)
+    x0 = x0.clamp(-1, 1) if clip else x0
     eps = (x - alpha * x0) / sigma
     return {'epsilon': eps, 'sample': x0, 'v_prediction': alpha * eps - sigma * x0}[kind]
 
@@ -70,11 +81,11 @@ def told_variance(x):
 def spaced(spacing, n):
     """Our timesteps, falling: crates/ddpm/src/sampler/spacing.rs."""
     if spacing == 'linspace':
-        ts = [(i * (T - 1) + (n - 1) // 2) // (n - 1) for i in range(n)]
+        ts = np.linspace(0, T - 1, n).round().astype(int).tolist()
     elif spacing == 'uniform':
         ts = [i * (T // n) for i in range(n)]
     elif spacing == 'trailing':
-        ts = [int(np.round(T - i * (T / n))) - 1 for i in reversed(range(n))]
+        ts = (np.round(np.arange(T, 0, -T / n)[:n]).astype(int) - 1).tolist()[::-1]
     else:
         ts, following = [], 0
         for i in range(n):
@@ -112,9 +123,8 @@ def discrete(make, kind, case):
         if isinstance(scheduler, S.DDIMScheduler):
             # It takes T // steps for the distance to the next timestep, whatever that is.
             scheduler.num_inference_steps = Fraction(T, t - (ts[i + 1] if i + 1 < n else -1))
-            # With noise that agrees with the clipped picture, as ours is.
             x = scheduler.step(y, t, x, eta=case.get('eta', 0.0), variance_noise=z,
-                               use_clipped_model_output=case['threshold'] != 'none').prev_sample
+                               use_clipped_model_output=case.get('use_clipped_model_output', False)).prev_sample
         else:
             module_of(scheduler).randn_tensor = lambda *_, **__: z
             x = scheduler.step(y, t, x).prev_sample
@@ -162,7 +172,7 @@ def by_sigma(make, kind, case):
     for i, t in enumerate(scheduler.timesteps):
         scheduler._step_index = i  # by itself it takes the timestep's, of which there may be two
         alpha, sigma = level_of(exact[i])
-        y = output(kind, x * (alpha if edm else 1), alpha, sigma, case['scale'])
+        y = output(kind, x * (alpha if edm else 1), alpha, sigma, case['scale'], case.get('clip_model', False))
         if edm:
             scheduler.is_scale_input_called = True
         x = scheduler.step(y, t, x).prev_sample.double()
@@ -180,7 +190,7 @@ def pndm(make, kind, case):
     plms = scheduler.config.skip_prk_steps
     x, states = draws(START, 0), []
     for i, t in enumerate(scheduler.timesteps):
-        y = output(kind, x, *level(t), case['scale'])
+        y = output(kind, x, *level(t), case['scale'], case.get('clip_model', False))
         x = scheduler.step(y, int(t), x).prev_sample
         # The first of PLMS is made anew with the second prediction; PRK has four predictions a step.
         if (plms and i != 0) or (not plms and (i >= 12 or i % 4 == 3)):
@@ -204,7 +214,7 @@ def add(run, make, kinds=ALL, **case):
     assert torch.stack(states).isfinite().all(), case
     at = sorted({0, 1, 2, 3, n // 2, n - 2, n - 1} & set(range(n)))
     states = {str(i + 1): [round(v, 9) for v in states[i].flatten().tolist()] for i in at}
-    cases.append({**{k: v for k, v in case.items() if k != 'edm'}, 'states': states})
+    cases.append({**{k: v for k, v in case.items() if k not in ('edm', 'clip_model')}, 'states': states})
     print(f'{case}: predictions within {worst:.1e}')
 
 
@@ -230,10 +240,12 @@ def ddim_cases():
     for eta in (0.0, 0.4, 1.0):
         for spacing, n in [('uniform', 10), ('trailing', 10), ('quadratic', 12), ('linspace', 7), ('uniform', 50)]:
             add(discrete, make(clip_sample=False), sampler='ddim', steps=n, spacing=spacing, threshold='none', eta=eta)
-    add(discrete, make(clip_sample=True), sampler='ddim', steps=10, spacing='uniform', threshold='clip', scale=2.0,
-        eta=0.0)
-    add(discrete, make(clip_sample=False, thresholding=True, sample_max_value=1e9), sampler='ddim', steps=10,
-        spacing='trailing', threshold='dynamic', scale=2.0, eta=0.5)
+    dynamic = make(clip_sample=False, thresholding=True, sample_max_value=1e9)
+    for use in (True, False):
+        case = dict(sampler='ddim', scale=2.0, use_clipped_model_output=use)
+        for n, spacing, eta in [(10, 'uniform', 0.0), (50, 'trailing', 0.0), (50, 'uniform', 1.0)]:
+            add(discrete, make(clip_sample=True), steps=n, spacing=spacing, threshold='clip', eta=eta, **case)
+        add(discrete, dynamic, steps=10, spacing='trailing', threshold='dynamic', eta=0.5, **case)
 
 
 SIGMAS = ['karras', 'exponential']
@@ -243,8 +255,9 @@ def by_sigma_cases():
     def of(scheduler, **settings):
         return lambda kind: scheduler(**settings, prediction_type=kind)
     multi, single = S.DPMSolverMultistepScheduler, S.DPMSolverSinglestepScheduler
-    for n in (5, 10, 20):
-        for spacing in SIGMAS + ['trailing', 'linspace', 'quadratic']:
+    for n in (5, 10, 20, 50):
+        for spacing in SIGMAS + ['trailing', 'quadratic'] + (['linspace'] if n == 50 else []):
+            # linspace in fewer steps has one that is too long to look back (sampler/dpm_solver.rs).
             case = dict(steps=n, spacing=spacing, threshold='none', edm=False)
             add(by_sigma, of(multi, **DPM), sampler='dpm++2m', **case)
             if spacing != 'quadratic':
@@ -262,7 +275,7 @@ def by_sigma_cases():
             case = dict(steps=n, spacing=spacing, threshold='none', edm=True)
             if spacing != 'uniform' or 1000 % n == 0:
                 add(by_sigma, of(S.EulerDiscreteScheduler, **COMMON), sampler='euler', **case)
-                if (n, spacing) != (4, 'exponential'):  # each step would multiply roundings by 12
+                if n > 4 or spacing == 'trailing':  # other steps are too long for a second half (sampler/heun.rs)
                     add(by_sigma, of(S.HeunDiscreteScheduler, **COMMON), sampler='heun', **case)
                 if spacing not in SIGMAS:
                     # It knows no prediction of the picture.
@@ -278,10 +291,77 @@ def pndm_cases():
                 sampler=sampler, steps=n, spacing='uniform', threshold='none')
 
 
+def clipped_cases():
+    """The other samplers' whole chains with clipping on, of data half of which it changes."""
+    def of(scheduler, **settings):
+        return lambda kind: scheduler(**settings, prediction_type=kind)
+    held = dict(thresholding=True, sample_max_value=1.0)
+    multi, single = S.DPMSolverMultistepScheduler, S.DPMSolverSinglestepScheduler
+    uni = dict(COMMON, final_sigmas_type='zero', solver_order=2, solver_type='bh2')
+    for n, spacing in [(10, 'karras'), (20, 'trailing'), (20, 'karras')]:
+        case = dict(steps=n, spacing=spacing, threshold='clip', scale=2.0)
+        add(by_sigma, of(multi, **DPM, **held), sampler='dpm++2m', edm=False, **case)
+        add(by_sigma, of(multi, **DPM, **held, algorithm_type='sde-dpmsolver++'), sampler='dpm++2m-sde', edm=False, **case)
+        add(by_sigma, of(single, **DPM, **held), sampler='dpm++2s', edm=False, **case)
+        add(by_sigma, of(S.UniPCMultistepScheduler, **uni, **held), sampler='unipc', edm=False, **case)
+        add(by_sigma, of(S.HeunDiscreteScheduler, **COMMON, clip_sample=True), sampler='heun', edm=True, **case)
+        add(by_sigma, of(S.EulerDiscreteScheduler, **COMMON), sampler='euler', edm=True, clip_model=True, **case)
+        if spacing == 'trailing':
+            add(by_sigma, of(S.EulerAncestralDiscreteScheduler, **COMMON), ['epsilon', 'v_prediction'],
+                sampler='euler-ancestral', edm=True, clip_model=True, **case)
+    for skip, sampler in ((False, 'pndm'), (True, 'plms')):
+        for n in (10, 50):
+            add(pndm, lambda kind: S.PNDMScheduler(**COMMON, prediction_type=kind, skip_prk_steps=skip), ['epsilon'],
+                sampler=sampler, steps=n, spacing='uniform', threshold='clip', scale=2.0, clip_model=True)
+
+
+def zero_terminal_snr_cases():
+    """From the timestep that leaves nothing of x_0, which the noise says nothing about."""
+    global ALPHA_BAR
+    ALPHA_BAR = STRETCHED
+    for n, spacing in [(1, 'trailing'), (2, 'trailing'), (5, 'linspace'), (10, 'trailing')]:
+        case = dict(steps=n, spacing=spacing, threshold='none', zero_terminal_snr=True)
+        add(discrete, lambda kind: S.DDPMScheduler(**COMMON, prediction_type=kind, clip_sample=False), ALL[1:],
+            sampler='ddpm', **case)
+        for eta in (0.0, 1.0):
+            add(discrete, lambda kind: S.DDIMScheduler(**COMMON, prediction_type=kind, clip_sample=False), ALL[1:],
+                sampler='ddim', eta=eta, **case)
+    ALPHA_BAR = PLAIN
+
+
+def checksum(timesteps):
+    h = 0
+    for t in timesteps:
+        h = (h * 1000003 + t + 1) % 2 ** 32
+    return h
+
+
+def all_timesteps():
+    """Of every number of steps. numpy's arange makes one more of some trailing ones by a rounding, -1 at the end, which is not
+    counted; and linspace in one step is timestep 0 alone, where no image begins, which the test leaves out."""
+    golden = {}
+    for steps in (7, 300, 1000):
+        of = golden.setdefault(str(steps), {})
+        for name, ours in (('linspace', 'linspace'), ('leading', 'uniform'), ('trailing', 'trailing')):
+            scheduler = S.DDIMScheduler(num_train_timesteps=steps, timestep_spacing=name)
+            of[ours] = []
+            for n in range(1, steps + 1):
+                scheduler.set_timesteps(n)
+                ts = scheduler.timesteps.tolist()
+                assert len(ts) == n or (len(ts) == n + 1 and ts[-1] == -1), (name, n)
+                of[ours].append(checksum(ts[:n]))
+    path = OUT.with_name('timesteps.json')
+    path.write_text(json.dumps(golden, separators=(',', ':')).replace(',"', ',\n"') + '\n')
+    print(f'{path}: {path.stat().st_size:,} bytes')
+
+
 ddpm_cases()
 ddim_cases()
 by_sigma_cases()
 pndm_cases()
+clipped_cases()
+zero_terminal_snr_cases()
+all_timesteps()
 
 OUT.parent.mkdir(parents=True, exist_ok=True)
 golden = {'seed': SEED, 'pictures': PICTURES, 'numbers': NUMBERS, 'mixture': MIXTURE, 'cases': cases}

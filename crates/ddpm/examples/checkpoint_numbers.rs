@@ -5,6 +5,8 @@
 //! cargo run --release -p ddpm --example checkpoint_numbers -- predict CHECKPOINT in.safetensors out.safetensors
 //! # a chain with the noise that it drew: start, noise [steps, n, c, h, w] and the pictures x
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform
+//! # the same, but that the noise is taken from the clipped image
+//! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform true
 //! ```
 
 use ddpm::denoiser::Denoiser;
@@ -27,13 +29,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["predict", checkpoint, input, output] => predict(checkpoint, input, output),
-        ["chain", checkpoint, output, name, steps, spacing] => {
+        ["chain", checkpoint, output, name, steps, spacing, ref clipped @ ..] if clipped.len() < 2 => {
             let (steps, spacing) = (Some(steps.parse()?), Some(spacing.parse()?));
-            let options = Options { sampler: sampler::find(name)?, steps, spacing, ..Options::default() };
+            let use_clipped_model_output = clipped.first().map(|clipped| clipped.parse()).transpose()?;
+            let sampler = sampler::find(name)?;
+            let options = Options { sampler, steps, spacing, use_clipped_model_output, ..Options::default() };
             chain(checkpoint, output, options)
         }
         _ => {
-            println!("predict CHECKPOINT IN OUT, or chain CHECKPOINT OUT SAMPLER STEPS SPACING");
+            println!(
+                "predict CHECKPOINT IN OUT, or chain CHECKPOINT OUT SAMPLER STEPS SPACING [USE_CLIPPED_MODEL_OUTPUT]"
+            );
             Ok(())
         }
     }

@@ -3,9 +3,10 @@
 //! ```sh
 //! cargo run --release -p ddpm --example sampler_table -- runs/run-001/checkpoints/step-0001200 2000 table.png
 //! cargo run --release -p ddpm --example sampler_table -- CHECKPOINT 500 table.png ddpm unipc:exponential:none   # these alone
+//! cargo run --release -p ddpm --example sampler_table -- CHECKPOINT 500 table.png ddim:trailing:clip:true ddim:trailing:clip:false
 //! ```
 //!
-//! A sampler is named with, if not its own, a spacing and a threshold. The distance is Fréchet's between normals of the mean and the covariance of features (Heusel et al. 2017). The features
+//! A sampler is named with, if not its own, a spacing, a threshold and whether it uses the clipped model output. The distance is Fréchet's between normals of the mean and the covariance of features (Heusel et al. 2017). The features
 //! are those of a fixed network of two layers with random weights: no judge of pictures, but the same for all, and it
 //! needs no download. Numbers compare only between equal numbers of pictures, which is the second argument.
 
@@ -21,7 +22,8 @@ use ddpm_engine::rng::{Purpose, Stream};
 use nalgebra::{DMatrix, DVector};
 use std::path::PathBuf;
 
-/// Numbers of steps that are tried; the first sampler of the list also makes all of the schedule's.
+/// Numbers of steps that are tried; the first sampler of the list, and one that is named with all of its settings, also make all of
+/// the schedule's.
 const STEPS: [usize; 4] = [5, 10, 20, 50];
 /// Channels of the two layers; each of the second has a feature for each quarter of the picture.
 const CHANNELS: [usize; 2] = [16, 24];
@@ -100,15 +102,17 @@ struct Way {
     sampler: &'static Listed,
     spacing: Spacing,
     threshold: Threshold,
+    use_clipped_model_output: Option<bool>,
 }
 
 impl Way {
     /// As it is unless something is said.
     fn own(sampler: &'static Listed) -> Self {
-        Self { sampler, spacing: sampler.spacings[0], threshold: Threshold::default() }
+        let (spacing, threshold) = (sampler.spacings[0], Threshold::default());
+        Self { sampler, spacing, threshold, use_clipped_model_output: None }
     }
 
-    /// `SAMPLER`, `SAMPLER:SPACING` or `SAMPLER:SPACING:THRESHOLD`.
+    /// `SAMPLER`, `SAMPLER:SPACING`, `SAMPLER:SPACING:THRESHOLD` or `SAMPLER:SPACING:THRESHOLD:true|false`.
     fn named(name: &str) -> Result<Self> {
         let mut parts = name.split(':');
         let mut way = Self::own(find(parts.next().unwrap_or_default())?);
@@ -122,7 +126,20 @@ impl Way {
                 reason: format!("there is no {name:?}; give one of {}", all.map(Threshold::name).join(", ")),
             })?;
         }
+        if let Some(used) = parts.next() {
+            let used = used.parse().map_err(|_| Error::Config {
+                key: "use_clipped_model_output".to_owned(),
+                reason: format!("{used:?} is neither true nor false"),
+            });
+            way.use_clipped_model_output = Some(used?);
+        }
         Ok(way)
+    }
+
+    /// As tables have it.
+    fn threshold_name(&self) -> String {
+        let used = self.use_clipped_model_output.map_or(String::new(), |used| format!(", {used}"));
+        format!("{}{used}", self.threshold.name())
     }
 }
 
@@ -147,15 +164,18 @@ fn main() -> Result<()> {
     println!("| sampler | spacing | threshold | steps | distance |\n| --- | --- | --- | --- | --- |");
 
     let mut lines = Vec::new();
-    for Way { sampler, spacing, threshold } in samplers {
+    for way in samplers {
+        let Way { sampler, spacing, threshold, use_clipped_model_output } = way;
         let all = generator.config().diffusion.timesteps;
         let mut points = Vec::new();
-        for steps in STEPS.into_iter().chain((sampler.name == SAMPLERS[0].name).then_some(all)) {
+        let whole = sampler.name == SAMPLERS[0].name || use_clipped_model_output.is_some();
+        for steps in STEPS.into_iter().chain(whole.then_some(all)) {
             let sampling = Options {
                 sampler,
                 steps: Some(steps),
                 spacing: Some(spacing),
                 threshold: Some(threshold),
+                use_clipped_model_output,
                 ..Options::default()
             };
             let request = Request { count, seed: 1, batch: BATCH, sampling, ..Request::default() };
@@ -166,10 +186,10 @@ fn main() -> Result<()> {
                 .map(|p| features(&p.data.iter().map(unit).collect::<Vec<_>>(), generator.shape()))
                 .collect();
             let far = distance(&truth, &drawn);
-            println!("| {} | {spacing} | {} | {steps} | {far:.5} |", sampler.name, threshold.name());
+            println!("| {} | {spacing} | {} | {steps} | {far:.5} |", sampler.name, way.threshold_name());
             points.push((steps as f64, far));
         }
-        lines.push((format!("{} ({spacing})", sampler.name), points));
+        lines.push((format!("{} ({spacing}, {})", sampler.name, way.threshold_name()), points));
     }
     save_png(&plot::distances(&format!("Samples of {count} pictures against the data"), &lines)?, &plot)?;
     println!("\n{}", plot.display());

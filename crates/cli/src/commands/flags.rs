@@ -167,6 +167,10 @@ pub(super) struct SamplerFlags {
     /// ddpm's variance of the noise that is drawn anew; the run's (sampling.variance) if not given, learned where it is
     #[arg(long, value_name = "WHICH")]
     variance: Option<NoiseVariance>,
+    /// Whether ddim takes the noise from the clipped image (true) or as it was predicted (false, diffusers' default); the run's
+    /// (sampling.use_clipped_model_output) if not given
+    #[arg(long, value_name = "true|false")]
+    use_clipped_model_output: Option<bool>,
     #[command(flatten)]
     levels: LevelFlags,
 }
@@ -227,6 +231,7 @@ impl SamplerFlags {
     /// Whether any is given.
     pub fn any(&self) -> bool {
         let (of_sampler, of_noise) = (self.sampler.is_some(), self.eta.is_some() || self.variance.is_some());
+        let of_noise = of_noise || self.use_clipped_model_output.is_some();
         of_sampler || of_noise || self.steps.is_some() || self.levels.spacing.is_some()
     }
 
@@ -234,8 +239,9 @@ impl SamplerFlags {
         let variance = self.variance.map(Variance::from);
         let sampler = self.sampler.as_deref().map_or(Ok(&SAMPLERS[0]), sampler::find)?;
         let threshold = self.levels.threshold();
-        let Self { steps, eta, .. } = *self;
-        Ok(Options { sampler, steps, spacing: self.levels.spacing, eta, variance, threshold })
+        let Self { steps, eta, use_clipped_model_output, .. } = *self;
+        let spacing = self.levels.spacing;
+        Ok(Options { sampler, steps, spacing, eta, variance, threshold, use_clipped_model_output })
     }
 
     /// What was asked for.
@@ -245,6 +251,7 @@ impl SamplerFlags {
             ("steps", self.steps.map(|n| n.to_string())),
             ("eta", self.eta.map(|eta| eta.to_string())),
             ("variance", self.variance.and_then(choice)),
+            ("use-clipped-model-output", self.use_clipped_model_output.map(|clipped| clipped.to_string())),
         ]);
         [own, self.levels.said()].concat()
     }

@@ -113,7 +113,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let (a, b) = (noise(&ends[0]), noise(&ends[1]));
 
-    let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None };
+    let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None, use_clipped_model_output: false };
     let made = editor.draw(request, "drawing", &mut |denoiser, seeds, on_step| {
         // A last batch may have more places than there are pictures left.
         let part = |i: usize| ((seeds.first as usize + i) as f64 / (args.count - 1) as f64).min(1.0);

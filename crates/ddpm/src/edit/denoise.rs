@@ -291,7 +291,7 @@ mod tests {
                     spacing: Some(spacing),
                     threshold: Some(Threshold::None),
                     eta: sampler.eta.map(|_| 1.0),
-                    variance: None,
+                    ..Options::default()
                 };
                 let denoise = Denoise::sampled(options, &schedule(), Prediction::Eps, sigma).unwrap();
                 let ratio = denoise.level().ratio();

@@ -108,7 +108,7 @@ mod tests {
             assert_eq!((step.done, step.steps), (seen, steps));
             Ok(())
         });
-        let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None };
+        let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None, use_clipped_model_output: false };
         let seeds = Seeds { seed: 0, first: 0 };
         let again = ddim.sample_from(Some(&noise.unwrap()), &mut gaussian, seeds, &mut |_| Ok(())).unwrap();
         again.iter().zip(x_0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)

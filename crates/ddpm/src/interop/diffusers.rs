@@ -416,6 +416,8 @@ pub(super) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
         return r.refuse("clip_sample_range", range, "give 1.0, where pictures end");
     }
     r.get("clip_sample_range");
+    // An argument of DDIMScheduler.step that no file holds; pipelines leave it at its default.
+    config.sampling.use_clipped_model_output = false;
     config.sampling.threshold = match (dynamic, clip) {
         (true, _) if most >= DYNAMIC_MOST => Threshold::Dynamic,
         (true, _) | (_, true) => Threshold::Clip,
@@ -619,6 +621,7 @@ mod tests {
                     ..config.diffusion
                 };
                 (config.sampling.threshold, config.sampling.variance) = (threshold, Some(variance));
+                config.sampling.use_clipped_model_output = false;
                 let json = scheduler_json(&config).unwrap();
                 let mut back = Config::default();
                 assert_eq!(scheduler(Path::new("s.json"), &json, &mut back).unwrap(), Vec::<String>::new());

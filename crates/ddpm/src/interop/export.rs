@@ -146,6 +146,16 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
             ),
         });
     }
+    if format == Format::Diffusers
+        && config.sampling.use_clipped_model_output
+        && config.sampling.threshold != Threshold::None
+    {
+        notes.push(
+            "with ddim this run takes the noise from the clipped image (sampling.use_clipped_model_output), which no file of \
+             diffusers holds: give its DDIMPipeline use_clipped_model_output=True to sample as here"
+                .into(),
+        );
+    }
     if format == Format::Diffusers && divides_by_zero(config) {
         notes.push(
             "the network predicts noise and the schedule leaves nothing of the picture in the end \

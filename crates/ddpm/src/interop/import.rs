@@ -243,6 +243,8 @@ fn from_bytes(
             config.network.name = kind;
             config.unet2d = unet.config;
             config.diffusion.learned_variance = unet.learned_variance;
+            // As its pipelines sample, with a scheduler beside it or not.
+            config.sampling.use_clipped_model_output = false;
             let mut assumed = Vec::new();
             if !beside.has_scheduler {
                 assumed.extend(recognise::diffusion(&config));

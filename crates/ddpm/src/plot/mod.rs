@@ -8,6 +8,7 @@ mod axis;
 mod bound;
 mod chart;
 mod distances;
+mod heat_map;
 mod loss;
 mod schedules;
 mod strips;
@@ -21,6 +22,7 @@ use std::sync::LazyLock;
 
 pub use bound::bound;
 pub use distances::distances;
+pub use heat_map::{Columns, Row, heat_map};
 pub use loss::LossCurve;
 pub use schedules::schedules;
 pub use strips::{Strip, strips};

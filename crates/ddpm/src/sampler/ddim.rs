@@ -17,6 +17,9 @@ pub struct Ddim {
     pub eta: f64,
     /// What is done about expected pictures outside [-1, 1].
     pub threshold: Threshold,
+    /// Where the threshold has changed `x_0`: whether the noise is what is left of `x_t` beside the changed one, as
+    /// diffusers' argument of that name has it, or stays as it was predicted.
+    pub use_clipped_model_output: bool,
 }
 
 impl Sampler for Ddim {
@@ -25,9 +28,8 @@ impl Sampler for Ddim {
     /// sigma_t = eta sqrt(beta_tilde_t)                                                              (eq. 16)
     /// x_{t-1} = alpha_{t-1} x_0 + sqrt(1 - alpha_{t-1}^2 - sigma_t^2) eps_theta(x_t) + sigma_t z    (eq. 12)
     /// ```
-    /// Where a threshold has changed `x_0`, the noise is what is left of `x_t` beside it, as diffusers has it with
-    /// `use_clipped_model_output`. With the noise as it was predicted, each step from much noise would go astray by what was cut
-    /// off, so that more of them would make worse pictures (docs/sampling.md).
+    /// With [`use_clipped_model_output`](Self::use_clipped_model_output) and a threshold, the noise follows from the changed
+    /// `x_0`: `(x_t - alpha_t x_0) / sigma_t`. docs/sampling.md has both measured.
     fn sample_from(
         &self,
         start: Option<&[f32]>,
@@ -38,9 +40,10 @@ impl Sampler for Ddim {
         let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
-            match self.threshold {
-                Threshold::None => d.expect_noise(from)?,
-                Threshold::Clip | Threshold::Dynamic => d.noise_beside_picture(from)?,
+            if self.use_clipped_model_output && self.threshold != Threshold::None {
+                d.noise_beside_picture(from)?;
+            } else {
+                d.expect_noise(from)?;
             }
             let variance = self.eta * self.eta * Posterior::between(from, to).variance;
             let direction = (to.sigma * to.sigma - variance).max(0.0).sqrt();

@@ -162,12 +162,16 @@ impl<'a> Drawing<'a> {
         self.meant(EPS, self.prediction.terms_of_eps(level.alpha, level.sigma))
     }
 
-    /// What x and the network's output mean, by the terms of [`Prediction`].
+    /// What x and the network's output mean, by the terms of [`Prediction`]. A term of factor 0 is left out: at the ends of
+    /// the schedule (`alpha` or `sigma` 0) v is the other one's alone, with its own factor, as `x_0 = -v` where `alpha` is 0.
     fn meant(&mut self, to: Vector, [of_x, of_output, divisor]: [f64; 3]) -> Result<()> {
         let vectors = self.place.vectors()?;
-        let made = match of_x {
-            0.0 => vectors.copy(to, OUTPUT),
-            _ => vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor),
+        let made = if of_x == 0.0 {
+            vectors.mix(to, &[(of_output, OUTPUT)], divisor)
+        } else if of_output == 0.0 {
+            vectors.mix(to, &[(of_x, X)], divisor)
+        } else {
+            vectors.mix(to, &[(of_x, X), (of_output, OUTPUT)], divisor)
         };
         Ok(made?)
     }
@@ -305,6 +309,58 @@ mod tests {
         assert_eq!(small, [0.25, -0.5], "nothing is enlarged");
         assert_eq!(quantile(&[4.0, -1.0, 2.0], 0.75), 3.0);
         assert_eq!(quantile(&[], 0.5), 0.0);
+    }
+
+    /// Says the same of every image.
+    struct Says(Prediction, f32);
+
+    impl Denoiser for Says {
+        fn batch(&self) -> usize {
+            1
+        }
+
+        fn picture_len(&self) -> usize {
+            1
+        }
+
+        fn prediction(&self) -> Prediction {
+            self.0
+        }
+
+        fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> Result<()> {
+            output.fill(self.1);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn at_both_ends_of_the_schedule_outputs_mean_what_the_equations_say() {
+        let noise = Level { t: 9.0, alpha: 0.0, sigma: 1.0 };
+        let (x, said) = (0.75f32, 0.3f32);
+        let meant = |prediction, level: Level| {
+            let (mut says, seeds) = (Says(prediction, said), Seeds { seed: 0, first: 0 });
+            let mut on_step = |_: SampleStep<'_>| Ok(());
+            let mut d = Drawing::new(Some(&[x]), &mut says, seeds, Threshold::None, 1, &mut on_step)?;
+            d.denoise(level)?;
+            d.expect_noise(level)?;
+            Ok::<_, crate::Error>([X_0, EPS].map(|v| d.numbers(v).unwrap()[0]))
+        };
+        // x_0 = alpha x - sigma v, eps = sigma x + alpha v.
+        assert_eq!(meant(Prediction::V, noise).unwrap(), [-said, x]);
+        assert_eq!(meant(Prediction::V, Level::CLEAN).unwrap(), [x, said]);
+        // eps = (x - alpha x_0) / sigma.
+        assert_eq!(meant(Prediction::X0, noise).unwrap(), [said, x]);
+        assert_eq!(meant(Prediction::X0, Level::CLEAN).unwrap()[0], said);
+        // x_0 = (x - sigma eps) / alpha, of which nothing is known where there is no signal.
+        assert_eq!(meant(Prediction::Eps, Level::CLEAN).unwrap(), [x, said]);
+        assert!(meant(Prediction::Eps, noise).unwrap_err().to_string().contains("says nothing"));
+        // By all that convert.
+        for prediction in [Prediction::X0, Prediction::V] {
+            let (of_x, of_output) = prediction.to_x_0(noise);
+            let by_factors = of_x * f64::from(x) + of_output * f64::from(said);
+            assert_eq!(by_factors, prediction.x_0(noise, f64::from(x), f64::from(said)));
+            assert_eq!(by_factors as f32, meant(prediction, noise).unwrap()[0]);
+        }
     }
 
     #[test]

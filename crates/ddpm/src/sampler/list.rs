@@ -26,6 +26,8 @@ pub struct Listed {
     pub eta: Option<f64>,
     /// Whether its noise has a choice of variances.
     pub variances: bool,
+    /// Whether it can take the noise from the clipped picture, or as it was predicted ([`Ddim::use_clipped_model_output`]).
+    pub clipped_output: bool,
     /// Whether it can begin where nothing is left of the picture ([`Schedule::zero_terminal_snr`]); else one timestep before.
     pub from_nothing: bool,
     /// The sampler; with eta 0 and the first variance where it has none.
@@ -38,6 +40,7 @@ struct Parts {
     eta: f64,
     variance: Option<Variance>,
     threshold: Threshold,
+    use_clipped_model_output: bool,
 }
 
 impl Listed {
@@ -52,6 +55,7 @@ impl Listed {
             spacings,
             eta: None,
             variances: false,
+            clipped_output: false,
             from_nothing: false,
             make,
         }
@@ -80,9 +84,10 @@ pub static SAMPLERS: &[Listed] = &[
     Listed { variances: true, from_nothing: true, ..Listed::new("ddpm",
         "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |p| Box::new(
             Ddpm { levels: p.levels, variance: p.variance, threshold: p.threshold })) },
-    Listed { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), from_nothing: true, ..Listed::new("ddim",
+    Listed { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), from_nothing: true, clipped_output: true,
+        ..Listed::new("ddim",
         "the same picture from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
-            Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
+            Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold, use_clipped_model_output: p.use_clipped_model_output })) },
     Listed { steps: Some(20), order: Some(2), spacings: &EXPONENTIAL_FIRST, from_nothing: true, ..Listed::new("dpm++2m",
         "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |p| Box::new(
             DpmSolver2M { levels: p.levels, stochastic: false, threshold: p.threshold })) },
@@ -127,11 +132,22 @@ pub struct Options {
     pub variance: Option<Variance>,
     /// What is done about expected pictures outside [-1, 1]; [`Threshold::Clip`] where nothing is said.
     pub threshold: Option<Threshold>,
+    /// Whether `ddim` takes the noise from what the threshold has made of the picture
+    /// ([`Ddim::use_clipped_model_output`]); true where nothing is said.
+    pub use_clipped_model_output: Option<bool>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sampler: &SAMPLERS[0], steps: None, spacing: None, eta: None, variance: None, threshold: None }
+        Self {
+            sampler: &SAMPLERS[0],
+            steps: None,
+            spacing: None,
+            eta: None,
+            variance: None,
+            threshold: None,
+            use_clipped_model_output: None,
+        }
     }
 }
 
@@ -152,7 +168,9 @@ impl Options {
     /// These, with a run's settings where nothing is said and the sampler has a choice.
     pub fn with_defaults(self, run: &SamplingConfig) -> Self {
         let variance = self.variance.or(if self.sampler.variances { run.variance } else { None });
-        Self { variance, threshold: self.threshold.or(Some(run.threshold)), ..self }
+        let of_run = self.sampler.clipped_output.then_some(run.use_clipped_model_output);
+        let use_clipped_model_output = self.use_clipped_model_output.or(of_run);
+        Self { variance, threshold: self.threshold.or(Some(run.threshold)), use_clipped_model_output, ..self }
     }
 
     /// The noise levels that the sampler visits, of a schedule and with a network that predicts that.
@@ -206,12 +224,18 @@ impl Options {
             let reason = format!("{name} has no choice of variances; leave it out, or take {can}");
             return Err(refused("variance", reason));
         }
+        if self.use_clipped_model_output.is_some() && !self.sampler.clipped_output {
+            let can = with(|s| s.clipped_output);
+            let reason = format!("{name} has no use_clipped_model_output; leave it out, or take {can}");
+            return Err(refused("use_clipped_model_output", reason));
+        }
         let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
         Ok((self.sampler.make)(Parts {
             levels,
             eta,
             variance: self.variance,
             threshold: self.threshold.unwrap_or_default(),
+            use_clipped_model_output: self.use_clipped_model_output.unwrap_or(true),
         }))
     }
 }
@@ -226,7 +250,11 @@ mod tests {
 
     #[test]
     fn a_runs_settings_count_where_nothing_else_is_said() {
-        let run = SamplingConfig { variance: Some(Variance::Large), threshold: Threshold::None };
+        let run = SamplingConfig {
+            variance: Some(Variance::Large),
+            threshold: Threshold::None,
+            use_clipped_model_output: false,
+        };
         let unsaid = Options::default().with_defaults(&run);
         assert_eq!((unsaid.variance, unsaid.threshold), (run.variance, Some(run.threshold)));
         let (variance, threshold) = (Some(Variance::Small), Some(Threshold::Clip));
@@ -235,6 +263,10 @@ mod tests {
         // What a sampler has not is not told to it.
         let ddim = Options { sampler: find("ddim").unwrap(), ..Options::default() };
         assert_eq!(ddim.with_defaults(&run).variance, None);
+        assert_eq!(ddim.with_defaults(&run).use_clipped_model_output, Some(false));
+        assert_eq!(unsaid.use_clipped_model_output, None);
+        let asked = Options { use_clipped_model_output: Some(true), ..ddim };
+        assert_eq!(asked.with_defaults(&run).use_clipped_model_output, Some(true));
     }
 
     #[test]
@@ -256,6 +288,10 @@ mod tests {
             "pndm cannot take karras; give uniform",
         );
         refused(Options { variance: Some(Variance::Large), ..of("ddim") }, "or take ddpm");
+        refused(
+            Options { use_clipped_model_output: Some(true), ..of("heun") },
+            "heun has no use_clipped_model_output; leave it out, or take ddim",
+        );
         for sampler in SAMPLERS {
             let of = |steps| Options { sampler, steps, ..Options::default() };
             refused(of(Some(0)), "0 steps: the schedule allows 1 to");

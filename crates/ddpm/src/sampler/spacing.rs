@@ -8,11 +8,22 @@ use crate::schedule::{Level, Schedule};
 const MOST_STEPS: usize = 1_000_000;
 /// Part of the timesteps that [`Spacing::Quadratic`] reaches (Song et al. 2021, appendix D.2: their program).
 const QUADRATIC_REACH: f64 = 0.8;
+/// The noisiest level of the spacings that choose sigmas. Noise of so many times the image hides all of it; the last timestep of
+/// cosine and sigmoid schedules, whose beta is [`Schedule::from_signal`]'s most, has 5e3 to 6e4, and on the way from there
+/// to here most of the levels would be spent on nothing.
+const MOST_RATIO: f64 = 200.0;
+/// The widest gap that [`Spacing::Sigma`] may leave between two sigmas: below it images take their shape, which no order of
+/// sampler bridges (docs/sampling.md).
+const MOST_SIGMA_GAP: f64 = 0.1;
+/// The most of the image's variance that may be left at the first level of a schedule that ends in noise.
+const MOST_SIGNAL: f64 = 0.5;
+/// Less of it than this is noise.
+const NOISE_SIGNAL: f64 = 0.1;
 /// The `rho` of [`Spacing::Karras`] (Karras et al. 2022, table 1).
 const RHO: f64 = 7.0;
 
 /// How the noise levels of fewer steps are chosen. The first four choose timesteps; the others choose sigmas, the ratio
-/// of noise to signal ([`Level::ratio`]) between the schedule's first and last, whose timesteps lie between two.
+/// of noise to signal ([`Level::ratio`]) between the schedule's first and last, but at most 200, whose timesteps lie between two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spacing {
     /// Evenly, both ends among them.
@@ -28,7 +39,7 @@ pub enum Spacing {
     Karras,
     /// `ln sigma` evenly, which is the logarithm of the signal-to-noise ratio evenly (Lu et al. 2022).
     Exponential,
-    /// `sigma` evenly.
+    /// `sigma` evenly, in as many steps as leave at most 0.1 between two.
     Sigma,
 }
 
@@ -62,12 +73,17 @@ impl Spacing {
         matches!(self, Self::Linspace | Self::Uniform | Self::Trailing | Self::Quadratic)
     }
 
-    /// `n` timesteps below `all`, rising; `n` is 1 to `all`.
+    /// `n` timesteps below `all`, rising; `n` is 1 to `all`. Evenly spaced ones are diffusers' to the last: the same operations
+    /// in f64, whose roundings decide ties, which are rounded to even.
     fn timesteps(self, all: usize, n: usize) -> Vec<usize> {
         match self {
             Self::Uniform => (0..n).map(|i| i * (all / n)).collect(),
             Self::Trailing => {
-                let back = |i: usize| (all as f64 - i as f64 * (all as f64 / n as f64)).round_ties_even();
+                // numpy's arange(all, 0, -all / n), whose step is the difference of its first two; where a rounding makes it one
+                // longer than n, its last is left out.
+                let all = all as f64;
+                let step = (all - all / n as f64) - all;
+                let back = |i: usize| (all + i as f64 * step).round_ties_even();
                 (0..n).rev().map(|i| back(i) as usize - 1).collect()
             }
             Self::Quadratic => {
@@ -82,8 +98,14 @@ impl Spacing {
                 });
                 rising.collect()
             }
+            // numpy has the first one alone, 0, from which no image comes.
             _ if n == 1 => vec![all - 1],
-            _ => (0..n).map(|i| (i * (all - 1) + (n - 1) / 2) / (n - 1)).collect(),
+            _ => {
+                // numpy's linspace(0, all - 1, n), which ends where it should.
+                let step = (all - 1) as f64 / (n - 1) as f64;
+                let rising = (0..n - 1).map(|i| (i as f64 * step).round_ties_even() as usize);
+                rising.chain([all - 1]).collect()
+            }
         }
     }
 
@@ -139,7 +161,8 @@ impl Levels {
     /// network predicts noise, which says nothing about the picture there, nor where sigmas are spaced, for it has none.
     ///
     /// # Errors
-    /// [`Error::Config`] for no steps, or more than there are.
+    /// [`Error::Config`] for no steps, or more than there are; for a list of levels from which no sampler draws images: one that
+    /// begins with the image instead of noise, and [`Spacing::Sigma`] with gaps above 0.1.
     pub fn new(
         schedule: &Schedule,
         prediction: Prediction,
@@ -155,7 +178,12 @@ impl Levels {
             _ => with_signal,
         };
         let steps = steps.unwrap_or(all);
-        let most = if spacing.of_timesteps() { all } else { MOST_STEPS };
+        let most = match all {
+            // Nothing lies between one sigma.
+            1 => 1,
+            _ if spacing.of_timesteps() => all,
+            _ => MOST_STEPS,
+        };
         if steps == 0 || steps > most {
             let mut reason = format!("{steps} steps: the schedule allows 1 to {most}");
             if all < schedule.timesteps() && spacing.of_timesteps() {
@@ -164,14 +192,20 @@ impl Levels {
             }
             return Err(Error::Config { key: "steps".to_owned(), reason });
         }
-        let levels = if spacing.of_timesteps() {
+        let levels: Vec<Level> = if spacing.of_timesteps() {
             let falling = spacing.timesteps(all, steps).into_iter().rev();
             falling.map(|t| schedule.level(t as f64)).collect()
         } else {
             let end = |t: usize| schedule.level(t as f64).ratio();
-            let ratios = spacing.ratios(end(0), end(with_signal - 1), steps);
+            let low = end(0);
+            let high = end(with_signal - 1).min(MOST_RATIO.max(low));
+            if spacing == Spacing::Sigma {
+                check_gap(low, high, steps)?;
+            }
+            let ratios = spacing.ratios(low, high, steps);
             ratios.into_iter().map(|ratio| schedule.level_of_ratio(ratio)).collect()
         };
+        check_start(spacing, steps, levels[0], schedule)?;
         Ok(Self { levels, schedule: schedule.clone() })
     }
 
@@ -205,6 +239,36 @@ impl Levels {
     }
 }
 
+/// Refuses gaps between sigmas in which images would take their shape.
+fn check_gap(low: f64, high: f64, steps: usize) -> Result<()> {
+    let gap = if steps > 1 { (high - low) / (steps - 1) as f64 } else { 0.0 };
+    if gap <= MOST_SIGMA_GAP {
+        return Ok(());
+    }
+    let least = ((high - low) / MOST_SIGMA_GAP).ceil() as usize + 1;
+    let reason = format!(
+        "sigma in {steps} steps leaves gaps of {gap:.2} between two noise levels, and images take their shape within a sigma of \
+         {MOST_SIGMA_GAP}, so that grey or noise would be drawn; give karras or exponential, or at least {least} steps"
+    );
+    Err(Error::Config { key: "spacing".to_owned(), reason })
+}
+
+/// Refuses a first level at which the image should be there already, of a schedule that ends in noise.
+fn check_start(spacing: Spacing, steps: usize, first: Level, schedule: &Schedule) -> Result<()> {
+    let (left, end) = (first.alpha * first.alpha, schedule.alpha_bar(schedule.timesteps() - 1));
+    if left <= MOST_SIGNAL || end >= NOISE_SIGNAL {
+        return Ok(());
+    }
+    let reason = format!(
+        "{spacing} in {steps} step{} begins at t = {}, with {:.0} % of an image's variance, where there is none yet, so that noise \
+         would be drawn; give more steps, or trailing",
+        if steps == 1 { "" } else { "s" },
+        first.t,
+        100.0 * left
+    );
+    Err(Error::Config { key: "spacing".to_owned(), reason })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,7 +287,13 @@ mod tests {
     fn every_spacing_falls_in_any_number_of_steps() {
         for spacing in Spacing::ALL {
             assert_eq!(spacing.name().parse::<Spacing>().unwrap(), spacing);
-            for steps in [1, 2, 3, 7, 50, 333, 801, 999, 1000] {
+            for steps in [1, 2, 3, 7, 50, 333, 801, 999, 1000, 2000] {
+                let image = matches!(spacing, Spacing::Uniform | Spacing::Quadratic) && steps == 1;
+                let wide = spacing == Spacing::Sigma && (2..=1000).contains(&steps);
+                if image || wide || (spacing.of_timesteps() && steps > 1000) {
+                    assert!(Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).is_err());
+                    continue;
+                }
                 let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap();
                 assert_eq!(levels.steps(), steps);
                 for (from, to) in levels.pairs() {
@@ -256,11 +326,66 @@ mod tests {
             (Spacing::Exponential, (low.ratio() * high.ratio()).sqrt()),
             (Spacing::Sigma, (low.ratio() + high.ratio()) / 2.0),
         ] {
-            let levels = Levels::new(&schedule(), Prediction::Eps, Some(3), spacing).unwrap();
+            let steps = if spacing == Spacing::Sigma { 2001 } else { 3 };
+            let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap();
             // Roots and logarithms, a few roundings of numbers up to 1e2.
             for (i, ratio) in [high.ratio(), middle, low.ratio()].into_iter().enumerate() {
-                assert!((levels.at(i).ratio() / ratio - 1.0).abs() < 1e-12, "{spacing}");
+                let level = levels.at(i * (steps - 1) / 2);
+                assert!((level.ratio() / ratio - 1.0).abs() < 1e-11, "{spacing}");
             }
+        }
+    }
+
+    fn refused(schedule: &Schedule, spacing: Spacing, steps: usize) -> String {
+        Levels::new(schedule, Prediction::V, Some(steps), spacing).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn sigmas_too_far_apart_are_refused_with_the_steps_that_they_need() {
+        let error = refused(&schedule(), Spacing::Sigma, 20);
+        assert!(
+            error.contains("sigma in 20 steps leaves gaps of 8.29") && error.contains("karras"),
+            "{error}"
+        );
+        let least = error.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        let least: usize = least.parse().unwrap();
+        assert_eq!(least, 1575);
+        assert!(Levels::new(&schedule(), Prediction::V, Some(least), Spacing::Sigma).is_ok());
+        refused(&schedule(), Spacing::Sigma, least - 1);
+        // With less noise, as images are varied and denoised, they need fewer.
+        assert!(Levels::new(&schedule().first(300), Prediction::V, Some(20), Spacing::Sigma).is_ok());
+    }
+
+    #[test]
+    fn a_list_that_begins_with_the_image_is_refused() {
+        for schedule in
+            [schedule(), Schedule::cosine(1000, 0.9999).unwrap(), schedule().zero_terminal_snr().unwrap()]
+        {
+            for spacing in [Spacing::Uniform, Spacing::Quadratic] {
+                let error = refused(&schedule, spacing, 1);
+                assert!(error.contains("in 1 step begins at t = 0, with 100 %"), "{error}");
+                assert!(error.contains("trailing"), "{error}");
+                // There is something of the image in the first thousandth.
+                assert!(Levels::new(&schedule.first(1), Prediction::V, Some(1), spacing).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn levels_of_sigmas_begin_where_there_is_something_to_be_seen() {
+        for schedule in [Schedule::cosine(1000, 0.9999).unwrap(), Schedule::sigmoid(1000, 0.9999).unwrap()] {
+            assert!(schedule.level(999.0).ratio() > 5000.0);
+            for spacing in [Spacing::Karras, Spacing::Exponential] {
+                let levels = Levels::new(&schedule, Prediction::Eps, Some(20), spacing).unwrap();
+                let (first, before) = (levels.at(0), levels.at(18));
+                assert!((first.ratio() / MOST_RATIO - 1.0).abs() < 1e-12 && first.t < 999.0, "{first:?}");
+                assert!(before.ratio() < 0.05, "{before:?}");
+            }
+        }
+        // A single timestep has one sigma and no more.
+        let one = schedule().first(1);
+        for spacing in Spacing::ALL {
+            assert!(refused(&one, spacing, 2).contains("2 steps: the schedule allows 1 to 1"), "{spacing}");
         }
     }
 

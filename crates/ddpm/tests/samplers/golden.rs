@@ -2,8 +2,8 @@
 
 use crate::mixture::{Mixture, Part};
 use ddpm::process::Prediction;
-use ddpm::sampler::{Options, SAMPLERS, Seeds, Threshold, Variance, find};
-use ddpm::schedule::Schedule;
+use ddpm::sampler::{Levels, Options, SAMPLERS, Seeds, Spacing, Threshold, Variance, find};
+use ddpm::schedule::{Level, Schedule};
 use serde_json::Value;
 
 /// Absolute error of a number of a state, of numbers up to about 4: states are f32 here, and some schedulers' too.
@@ -33,16 +33,21 @@ fn options(case: &Value) -> Options {
             "clip" => Some(Threshold::Clip),
             _ => Some(Threshold::Dynamic),
         },
+        use_clipped_model_output: case["use_clipped_model_output"].as_bool(),
     }
 }
 
 #[test]
 fn every_trajectory_is_diffusers() {
     let golden: Value = serde_json::from_str(include_str!("golden.json")).expect("JSON");
-    let schedule = Schedule::linear(1000, 1e-4, 0.02).expect("a schedule");
+    let plain = Schedule::linear(1000, 1e-4, 0.02).expect("a schedule");
+    let stretched = plain.zero_terminal_snr().expect("a schedule");
     let mut seen = Vec::new();
+    let mut clipped = Vec::new();
     for case in golden["cases"].as_array().expect("a list") {
         let options = options(case);
+        let stretch = case["zero_terminal_snr"].as_bool() == Some(true);
+        let schedule = if stretch { &stretched } else { &plain };
         let scale = case["scale"].as_f64().expect("a number");
         let parts = golden["mixture"].as_array().expect("a list").iter().map(|part| {
             let part = numbers(part);
@@ -51,9 +56,10 @@ fn every_trajectory_is_diffusers() {
         let parts: Vec<Part> = parts.collect();
         let states = case["states"].as_object().expect("states");
         let mut worst = 0f64;
-        for prediction in Prediction::ALL {
-            let sampler = options.build(&schedule, prediction).expect("a sampler");
-            let mut mixture = Mixture::new(&schedule, &parts, count(&golden["pictures"]));
+        // Where nothing is left of x_0 the noise says nothing about it.
+        for prediction in Prediction::ALL.into_iter().filter(|&p| !stretch || p != Prediction::Eps) {
+            let sampler = options.build(schedule, prediction).expect("a sampler");
+            let mut mixture = Mixture::new(schedule, &parts, count(&golden["pictures"]));
             (mixture.prediction, mixture.numbers) = (prediction, count(&golden["numbers"]));
             mixture.tells_variance = options.variance == Some(Variance::Learned);
             let mut met = 0;
@@ -74,8 +80,39 @@ fn every_trajectory_is_diffusers() {
         println!("{case}: within {worst:.1e}");
         assert!(worst < TOLERANCE, "{case}: {worst:e}");
         seen.push(options.sampler.name);
+        if options.threshold == Some(Threshold::Clip) {
+            clipped.push((options.sampler.name, options.use_clipped_model_output));
+        }
     }
     for sampler in SAMPLERS {
         assert!(seen.contains(&sampler.name), "{} has no golden trajectory", sampler.name);
+        let ways = if sampler.clipped_output { vec![Some(true), Some(false)] } else { vec![None] };
+        for way in ways {
+            assert!(clipped.contains(&(sampler.name, way)), "{} {way:?}: none with clipping", sampler.name);
+        }
+    }
+}
+
+#[test]
+fn timesteps_of_every_number_of_steps_are_diffusers() {
+    let golden: Value = serde_json::from_str(include_str!("timesteps.json")).expect("JSON");
+    for (all, of) in golden.as_object().expect("an object") {
+        let all: usize = all.parse().expect("a number");
+        let schedule = Schedule::linear(all, 1e-4, 0.02).expect("a schedule");
+        for (spacing, sums) in of.as_object().expect("an object") {
+            let spacing = spacing.parse().expect("a spacing");
+            assert_eq!(numbers(sums).len(), all);
+            for (n, sum) in (1..).zip(numbers(sums)) {
+                // Where theirs is timestep 0 alone, from which no image comes, ours is the last one, or refused (spacing.rs).
+                if n == 1 && spacing != Spacing::Trailing {
+                    continue;
+                }
+                let levels = Levels::new(&schedule, Prediction::Eps, Some(n), spacing).expect("levels");
+                let add = |h: u32, (from, _): (Level, Level)| {
+                    h.wrapping_mul(1_000_003).wrapping_add(from.t as u32 + 1)
+                };
+                assert_eq!(f64::from(levels.pairs().fold(0, add)), sum, "{spacing}, {n} of {all}");
+            }
+        }
     }
 }

@@ -2,4 +2,5 @@
 
 mod distribution;
 mod golden;
+mod matrix;
 mod mixture;

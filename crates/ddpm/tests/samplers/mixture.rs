@@ -48,22 +48,26 @@ impl Mixture {
         (level.alpha * part.mean, (level.alpha * part.deviation).powi(2) + level.sigma.powi(2))
     }
 
-    /// `E[x_0 | x]`.
-    pub fn expected(&self, x: f64, level: Level) -> f64 {
-        let logs = self.parts.iter().map(|&part| {
+    /// `E[x_0 | x]`, as a function of x.
+    pub fn expected(&self, level: Level) -> impl Fn(f64) -> f64 + use<> {
+        let known = self.parts.iter().map(|&part| {
             let (mean, variance) = Self::noisy(part, level);
-            part.weight.ln() - 0.5 * variance.ln() - (x - mean).powi(2) / (2.0 * variance)
+            let gain = level.alpha * part.deviation.powi(2) / variance;
+            (part.weight.ln() - 0.5 * variance.ln(), mean, 0.5 / variance, part.mean, gain)
         });
-        let logs: Vec<f64> = logs.collect();
-        let most = logs.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let (mut sum, mut total) = (0.0, 0.0);
-        for (&part, log) in self.parts.iter().zip(logs) {
-            let (mean, variance) = Self::noisy(part, level);
-            let share = (log - most).exp();
-            total += share;
-            sum += share * (part.mean + level.alpha * part.deviation.powi(2) / variance * (x - mean));
+        let known: Vec<_> = known.collect();
+        move |x| {
+            let log = |&(log, mean, rate, ..): &(f64, f64, f64, f64, f64)| log - (x - mean).powi(2) * rate;
+            let most = known.iter().map(log).fold(f64::NEG_INFINITY, f64::max);
+            let (mut sum, mut total) = (0.0, 0.0);
+            for part in &known {
+                let &(_, mean, _, clean, gain) = part;
+                let share = (log(part) - most).exp();
+                total += share;
+                sum += share * (clean + gain * (x - mean));
+            }
+            sum / total
         }
-        sum / total
     }
 
     /// The part of all numbers with noise that are below x.
@@ -103,12 +107,15 @@ impl Denoiser for Mixture {
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         self.asked += 1;
         let level = self.schedule.level(t);
+        let expected = self.expected(level);
         for (output, &x) in output.iter_mut().zip(x_t) {
             let x = f64::from(x);
-            let x_0 = self.expected(x, level);
+            let x_0 = expected(x);
             *output = self.prediction.target(level, x_0, (x - level.alpha * x_0) / level.sigma) as f32;
         }
-        self.variance = x_t.iter().map(|&x| (3.0 * f64::from(x)).sin() as f32).collect();
+        if self.tells_variance {
+            self.variance = x_t.iter().map(|&x| (3.0 * f64::from(x)).sin() as f32).collect();
+        }
         Ok(())
     }
 

@@ -172,6 +172,8 @@ settings! {
         free variance: Option<Variance> = None,
         /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".
         free threshold: Threshold = Threshold::Clip,
+        /// Whether ddim takes the noise of a step from the image that the threshold has changed, or as it was predicted: the argument of that name in diffusers, where it is false by default; imported pipelines have false.
+        free use_clipped_model_output: bool = true,
     }
 
     /// The network that predicts the noise.
