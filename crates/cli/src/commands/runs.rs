@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let all = list_runs(&args.runs)?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        let objects: Vec<serde_json::Value> = all.iter().map(json).collect();
+        let objects: Vec<serde_json::Value> = all.iter().map(json).collect::<Result<_, _>>()?;
         writeln!(out, "{}", serde_json::to_string_pretty(&objects)?)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -54,10 +54,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn json(listed: &Listed) -> serde_json::Value {
+fn json(listed: &Listed) -> serde_json::Result<serde_json::Value> {
     match &listed.run {
-        Ok(info) => serde_json::json!(info),
-        Err(reason) => serde_json::json!({ "name": listed.name, "state": "broken", "error": reason }),
+        Ok(info) => serde_json::to_value(info),
+        Err(reason) => Ok(serde_json::json!({ "name": listed.name, "state": "broken", "error": reason })),
     }
 }
 

@@ -34,6 +34,12 @@ fn runs_are_listed_with_what_they_are_doing_and_broken_ones_are_named() {
     fs::create_dir(place.path("runs/notes")).unwrap();
     let golden = old.join("../../interop/attention.pth");
     place.ddpm(&["import", golden.to_str().unwrap(), "--size=12", "--out=runs/imported"]).well();
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let name = std::ffi::OsStr::from_bytes(b"odd\x1b[31m\xff");
+        copy(&old, &place.path("runs").join(name));
+    }
     let mut child = place.spawn(&train("busy", 1_000_000, 2, &[]));
     while !place.checkpoint("busy", 2).exists() {
         assert!(child.try_wait().unwrap().is_none());
@@ -69,8 +75,11 @@ fn runs_are_listed_with_what_they_are_doing_and_broken_ones_are_named() {
         assert!(run["state"] == "broken" && run["error"].as_str().unwrap().contains(part), "{run:?}");
     }
     assert!(!all.iter().any(|run| run["name"] == "notes"));
+    #[cfg(target_os = "linux")]
+    assert_eq!(of(&all, "odd\u{1b}[31m\u{fffd}")["state"], "stopped");
 
     let done = place.ddpm(&["runs"]).well();
+    assert!(!done.out.contains('\u{1b}'), "{}", done.out);
     let line = |name: &str| {
         done.out.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {}", done.out))
     };

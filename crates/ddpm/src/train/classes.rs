@@ -30,15 +30,22 @@ impl Dataset for Renumbered {
     }
 }
 
-/// `data` with the numbers that its classes have in `learnt`, and whether they are others than its own. Without classes on either
-/// side it stays as it is. The error is why the classes are not the run's, with the data as it is.
-pub(super) fn as_learnt(
-    data: Box<dyn Dataset>,
-    learnt: &[String],
-) -> Result<(Box<dyn Dataset>, bool), (Box<dyn Dataset>, String)> {
+/// How the classes of a data set are those that a run has learnt.
+#[derive(Debug, PartialEq)]
+pub(super) enum Classes {
+    /// They are the same, or there are none on either side.
+    Same,
+    /// They had other numbers, and now have the run's.
+    Renumbered,
+    /// Some were not learnt, which the text names; they keep their own numbers.
+    Others(String),
+}
+
+/// `data` with the numbers that its classes have in `learnt`.
+pub(super) fn as_learnt(data: Box<dyn Dataset>, learnt: &[String]) -> (Box<dyn Dataset>, Classes) {
     let own = data.classes();
     if learnt.is_empty() || own.is_empty() || own == learnt {
-        return Ok((data, false));
+        return (data, Classes::Same);
     }
     let number = |name: &String| learnt.iter().position(|known| known == name).map(|i| i as u32);
     let unknown: Vec<&str> = own.iter().filter(|name| number(name).is_none()).map(String::as_str).collect();
@@ -53,10 +60,10 @@ pub(super) fn as_learnt(
             shown(&mut unknown.iter().copied(), unknown.len()),
             shown(&mut learnt.iter().map(String::as_str), learnt.len())
         );
-        return Err((data, reason));
+        return (data, Classes::Others(reason));
     }
     let numbers = own.iter().filter_map(number).collect();
-    Ok((Box::new(Renumbered { data, classes: learnt.to_vec(), numbers }), true))
+    (Box::new(Renumbered { data, classes: learnt.to_vec(), numbers }), Classes::Renumbered)
 }
 
 #[cfg(test)]
@@ -77,22 +84,26 @@ mod tests {
         let plain = digits();
         // In another order, and one that has no images.
         let learnt = names("9 8 7 6 5 none 4 3 2 1 0");
-        let (data, moved) = as_learnt(digits(), &learnt).ok().unwrap();
-        assert!(moved && data.classes() == learnt);
+        let (data, found) = as_learnt(digits(), &learnt);
+        assert!(found == Classes::Renumbered && data.classes() == learnt);
         for i in 0..20 {
             let name = |data: &dyn Dataset| data.classes()[data.label(i).unwrap() as usize].clone();
             assert_eq!(name(&*data), name(&*plain));
         }
-        let (data, moved) = as_learnt(digits(), plain.classes()).ok().unwrap();
-        assert!(!moved && data.label(3) == plain.label(3));
-        assert!(!as_learnt(digits(), &[]).ok().unwrap().1);
+        let (data, found) = as_learnt(digits(), plain.classes());
+        assert!(found == Classes::Same && data.label(3) == plain.label(3));
+        assert_eq!(as_learnt(digits(), &[]).1, Classes::Same);
     }
 
     #[test]
     fn classes_that_were_not_learnt_are_named() {
-        let (_, reason) = as_learnt(digits(), &names("0 1 2 3 4 5 6 7 8 cat")).err().unwrap();
+        let others = |learnt: &str| match as_learnt(digits(), &names(learnt)).1 {
+            Classes::Others(reason) => reason,
+            other => panic!("{other:?}"),
+        };
+        let reason = others("0 1 2 3 4 5 6 7 8 cat");
         assert!(reason.contains("the class \"9\"") && reason.contains("\"0\", \"1\""), "{reason}");
-        let (_, reason) = as_learnt(digits(), &names("cats dogs")).err().unwrap();
+        let reason = others("cats dogs");
         assert!(reason.contains("and 5 more") && reason.contains("it knows \"cats\", \"dogs\""), "{reason}");
     }
 }

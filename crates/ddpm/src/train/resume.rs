@@ -5,7 +5,7 @@
 //! checkpoint's.
 
 use super::checkpoint::{self, Checkpoint, Manifest, of_run};
-use super::classes;
+use super::classes::{self, Classes};
 use super::config::{Change, Config, Difference};
 use super::data::open_data;
 use super::rate::LearningRate;
@@ -59,9 +59,10 @@ const WINDOW: usize = 100;
 /// Why a checkpoint cannot be of the run whose losses are these: its own mean loss is another. The metrics may have fewer steps
 /// than were made.
 fn fits_metrics(manifest: &Manifest, metrics: &[Metrics]) -> Result<(), String> {
-    let until = metrics.iter().filter(|m| m.step <= manifest.step);
+    let mut until = metrics.iter().filter(|m| m.step <= manifest.step);
     let losses: Vec<f64> = until.clone().rev().take(WINDOW).map(|m| m.loss).collect();
-    let (Some(told), true) = (manifest.loss, until.last().is_some_and(|m| m.step == manifest.step)) else {
+    let (Some(told), true) = (manifest.loss, until.next_back().is_some_and(|m| m.step == manifest.step))
+    else {
         return Ok(());
     };
     let mean = losses.iter().sum::<f64>() / losses.len() as f64;
@@ -128,7 +129,7 @@ pub(super) fn check_learnt(source: &Path, learnt: &[&Difference], force: bool, w
     let (these, is) = if list.len() == 1 { ("this", "is") } else { ("these", "are") };
     let reason = format!(
         "its weights were learnt with {}; {these} {is} part of what was learnt, and with other values the weights are worth little. \
-         {way_out}, or go on all the same with --force",
+         {way_out}; --force goes on all the same",
         list.join(", ")
     );
     Err(Error::Run { path: source.to_owned(), reason })
@@ -199,33 +200,29 @@ pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> 
         found.map(|path| checkpoint::load(&path).map(|c| (path, c))).transpose()?;
     let settings = settings(run, resume, loaded.as_ref())?;
     remarks.extend(settings.remarks);
-    let way_out = "Leave them as they were, here and in config.toml, or train a run of its own with them";
+    let way_out = "Leave them as they were, here and in config.toml, or train a new run with them";
     if let Some((path, _)) = &loaded {
-        // Before the data is looked at, as far as it can be told.
-        let differences = settings.saved.differences(&settings.asked);
-        let told: Vec<_> =
-            learnt(&differences).into_iter().filter(|d| d.before.is_some() && d.now.is_some()).collect();
-        check_learnt(path, &told, resume.force, way_out)?;
+        // Before the data is looked at; what it decides is compared below.
+        let (saved, asked) = (&settings.saved, &settings.asked);
+        let differences = saved.filled_from(asked).differences(&asked.filled_from(saved));
+        check_learnt(path, &learnt(&differences), resume.force, way_out)?;
     }
     let mut data = open_data(&settings.asked)?;
     if let Some((path, checkpoint)) = &loaded {
-        data = match classes::as_learnt(data, &checkpoint.manifest.classes) {
-            Ok((data, moved)) => {
-                if moved {
-                    let text = "the classes are not sorted as when the run began, or some have no images now: each keeps its number";
-                    remarks.push(Remark::Note(text.to_owned()));
-                }
-                data
+        let found;
+        (data, found) = classes::as_learnt(data, &checkpoint.manifest.classes);
+        match found {
+            Classes::Same => {}
+            Classes::Renumbered => {
+                let text = "the classes are not sorted as when the run began, or some have no images now: each keeps its number";
+                remarks.push(Remark::Note(text.to_owned()));
             }
-            Err((data, reason)) if resume.force => {
-                remarks.push(Remark::Warning(reason));
-                data
-            }
-            Err((_, reason)) => {
+            Classes::Others(reason) if resume.force => remarks.push(Remark::Warning(reason)),
+            Classes::Others(reason) => {
                 let reason = format!("{reason}; give its own images, or go on all the same with --force");
                 return Err(Error::Run { path: path.clone(), reason });
             }
-        };
+        }
     }
     let mut trainer = Trainer::new(&settings.asked, data)?;
     let mut id = RunRecord::read(run.path()).id;

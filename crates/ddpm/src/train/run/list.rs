@@ -16,6 +16,11 @@ use crate::{Error, Result};
 /// Steps whose mean loss is told.
 const WINDOW: usize = 100;
 
+/// Paths need not be UTF-8, JSON must be.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.to_string_lossy())
+}
+
 /// What a run is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -54,6 +59,7 @@ pub struct RunInfo {
     /// Its name.
     pub name: String,
     /// Its folder.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
     /// What it is doing.
     pub state: State,
@@ -123,9 +129,15 @@ pub fn list_runs(root: &Path) -> Result<Vec<Listed>> {
 fn look(path: &Path) -> Option<Listed> {
     // A name need not be UTF-8.
     let name = path.file_name()?.to_string_lossy().into_owned();
+    if !path.is_dir() {
+        return None;
+    }
+    if let Err(e) = fs::read_dir(path) {
+        return Some(Listed { name, run: Err(format!("cannot be listed: {e}")), changed: written(path) });
+    }
     let looks_like_one =
         [CONFIG, CHECKPOINTS, super::record::RECORD].iter().any(|part| path.join(part).exists());
-    if !path.is_dir() || !looks_like_one {
+    if !looks_like_one {
         return None;
     }
     let run = match is_run(path) {
