@@ -83,7 +83,8 @@ DPM = dict(final_sigmas_type='zero', thresholding=True, sample_max_value=1.0)
 # Our sampler: (theirs, its settings, our spacing, whether the model must clip).
 SCHEDULERS = {
     'ddpm': (diffusers.DDPMScheduler, dict(clip_sample=True, timestep_spacing='leading'), 'uniform', False),
-    'ddim': (diffusers.DDIMScheduler, dict(clip_sample=True, timestep_spacing='linspace'), 'linspace', False),
+    # Its steps are T // n long whatever the spacing, which is that of `trailing` and `leading` alone.
+    'ddim': (diffusers.DDIMScheduler, dict(clip_sample=True, timestep_spacing='trailing'), 'trailing', False),
     'dpm++2m': (diffusers.DPMSolverMultistepScheduler, dict(DPM, timestep_spacing='trailing'), 'trailing', False),
     'dpm++2m-sde': (diffusers.DPMSolverMultistepScheduler,
                     dict(DPM, algorithm_type='sde-dpmsolver++', timestep_spacing='trailing'), 'trailing', False),

@@ -171,10 +171,14 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
     assert_eq!((classes.diffusion.schedule, classes.diffusion.max_beta), (ScheduleKind::Cosine, 0.999));
     assert_eq!((options.diffusion.timesteps, options.diffusion.schedule), (500, ScheduleKind::SigmoidBeta));
     assert_eq!(options.sampling.threshold, Threshold::None);
+    // As diffusers' pipelines sample; ours is the other way.
+    assert!([&classic, &classes, &options].iter().all(|c| !c.sampling.use_clipped_model_output));
+    assert!(Config::default().sampling.use_clipped_model_output);
     // The network's folder alone, and its file alone, which has its settings beside it.
     for part in ["classic/unet", "classic/unet/diffusion_pytorch_model.bin"] {
         let read = import(part, &Options::default());
         assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 5), "{part}");
+        assert!(!read.config.sampling.use_clipped_model_output, "{part}");
         check_output("classic", &read.config, read.weights);
     }
 }

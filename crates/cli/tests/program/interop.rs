@@ -63,6 +63,7 @@ fn a_folder_of_diffusers_goes_there_and_back() {
     place.ddpm(&["import", &golden("classic"), "-o", "runs/r"]).well();
     let config = fs::read_to_string(place.path("runs/r/config.toml")).unwrap();
     assert!(config.contains("variance = \"large\""), "{config}");
+    assert!(config.contains("use_clipped_model_output = false"), "{config}");
     let out = "runs/r/export/diffusers";
     assert_eq!(place.ddpm(&["export", "r", "--to", "diffusers"]).well().out, format!("{out}\n"));
     assert_eq!(names(&place.path(out)), ["model_index.json", "scheduler", "unet"]);

@@ -202,3 +202,39 @@ fn every_sampler_can_be_asked_for_by_name() {
     assert!(draw(&["--variance", "small"]) != draw(&["--variance", "large"]));
     assert!(draw(&["--threshold", "clip"]) != draw(&["--threshold", "none"]));
 }
+
+#[test]
+fn ddim_takes_the_noise_from_the_clipped_image_by_default_and_as_predicted_where_it_is_asked() {
+    let place = Place::new();
+    place.train("r", 2, 1, &[]).well();
+    let draw = |args: &[&str]| {
+        let out = format!("out{}", args.concat());
+        let sample = ["sample", "r", "-n", "1", "--sampler", "ddim", "--steps", "5", "--out", &out];
+        place.ddpm(&[&sample, args].concat()).well();
+        fs::read(place.path(&out).join("0000.png")).unwrap()
+    };
+    let config = fs::read_to_string(place.path("runs/r/config.toml")).unwrap();
+    assert!(config.contains("use_clipped_model_output = true"), "{config}");
+    let [clipped, predicted] = ["true", "false"].map(|used| draw(&["--use-clipped-model-output", used]));
+    assert!(draw(&[]) == clipped && clipped != predicted);
+    place
+        .ddpm(&["sample", "r", "--sampler", "heun", "--use-clipped-model-output", "true"])
+        .fails(1, &["heun has no use_clipped_model_output", "take ddim"]);
+    place.ddpm(&["sample", "r", "--use-clipped-model-output", "often"]).fails(2, &["true", "false"]);
+}
+
+#[test]
+fn lists_of_levels_that_leave_no_images_are_refused_by_name() {
+    let place = Place::new();
+    place.train("r", 2, 1, &[]).well();
+    for sampler in ["ddim", "heun", "dpm++2m", "unipc"] {
+        let sample =
+            |more: &[&str]| place.ddpm(&[&["sample", "r", "-n", "1", "--sampler", sampler], more].concat());
+        sample(&["--spacing", "sigma", "--steps", "20"]).fails(
+            1,
+            &["sigma in 20 steps leaves gaps of 8.28", "give karras or exponential, or at least 1575 steps"],
+        );
+        sample(&["--spacing", "uniform", "--steps", "1"])
+            .fails(1, &["uniform in 1 step begins at t = 0", "trailing"]);
+    }
+}

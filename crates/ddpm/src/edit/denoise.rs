@@ -6,7 +6,7 @@ use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
 use crate::sampler::drawing::{Drawing, X, X_0, blend};
-use crate::sampler::{Options, SampleStep, Sampler, Seeds, Threshold};
+use crate::sampler::{Options, SampleStep, Sampler, Seeds, Spacing, Threshold};
 use crate::schedule::{Level, Schedule};
 use ddpm_engine::rng::Purpose;
 use std::f64::consts::SQRT_2;
@@ -55,7 +55,9 @@ impl Denoise {
         prediction: Prediction,
         sigma: f64,
     ) -> Result<Self> {
-        options.build(schedule, prediction)?;
+        // All but the gaps between sigmas, which are those of a part of the schedule.
+        let spacing = options.spacing.filter(|&spacing| spacing != Spacing::Sigma);
+        Options { spacing, ..options }.build(schedule, prediction)?;
         let noise = noise(schedule, sigma)?;
         for n in 1..=schedule.timesteps_with_signal() {
             if schedule.level((n - 1) as f64).ratio() < noise {
@@ -191,7 +193,7 @@ mod tests {
     use super::*;
     use crate::data::digits::Digits;
     use crate::data::{Dataset, Draw};
-    use crate::sampler::{SAMPLERS, Spacing};
+    use crate::sampler::SAMPLERS;
     use ddpm_engine::rng::Stream;
 
     fn normal(n: usize, index: u32) -> Vec<f32> {

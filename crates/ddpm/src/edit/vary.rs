@@ -31,14 +31,14 @@ impl Vary {
             );
             return Err(refused("strength", reason));
         }
-        let whole = options.build(schedule, prediction)?;
         let n = (strength * schedule.timesteps() as f64).round() as usize;
         if n == 0 {
+            options.build(schedule, prediction)?;
             return Ok(Self { level: Level::CLEAN, sampler: None });
         }
         if n == schedule.timesteps() {
             let nothing = Level { t: (n - 1) as f64, alpha: 0.0, sigma: 1.0 };
-            return Ok(Self { level: nothing, sampler: Some(whole) });
+            return Ok(Self { level: nothing, sampler: Some(options.build(schedule, prediction)?) });
         }
         let (options, part) = (options.for_first(n, schedule), schedule.first(n));
         let level = options.levels(&part, prediction)?.at(0);
@@ -84,7 +84,7 @@ impl Vary {
 mod tests {
     use super::super::support::{Gaussian, schedule};
     use super::*;
-    use crate::sampler::{SAMPLERS, Threshold, find};
+    use crate::sampler::{SAMPLERS, Spacing, Threshold, find};
 
     fn options(name: &str, steps: usize) -> Options {
         let (sampler, threshold) = (find(name).unwrap(), Some(Threshold::None));
@@ -145,8 +145,16 @@ mod tests {
             let error = Vary::new(options("ddim", 50), &schedule(), Prediction::V, bad).err().unwrap();
             assert!(error.to_string().contains("strength: "), "{error}");
         }
-        let error = Vary::new(options("ddim", 0), &schedule(), Prediction::V, 0.0).err().unwrap();
-        assert!(error.to_string().contains("0 steps: the schedule allows 1 to 1000"), "{error}");
+        for (strength, most) in [(0.0, 1000), (0.5, 500)] {
+            let error = Vary::new(options("ddim", 0), &schedule(), Prediction::V, strength).err().unwrap();
+            let told = format!("0 steps: the schedule allows 1 to {most}");
+            assert!(error.to_string().contains(&told), "{error}");
+        }
+        // Sigmas that are too far apart from all noise are not from less.
+        let sigma = Options { spacing: Some(Spacing::Sigma), ..options("euler", 60) };
+        assert!(Vary::new(sigma, &schedule(), Prediction::V, 0.3).is_ok());
+        let error = Vary::new(sigma, &schedule(), Prediction::V, 1.0).err().unwrap().to_string();
+        assert!(error.contains("sigma in 60 steps leaves gaps"), "{error}");
         for sampler in SAMPLERS {
             for (strength, steps) in [(0.0004, 0), (0.001, 1), (0.25, 5), (0.26, 6), (0.999, 20)] {
                 let mut seen = 0;

@@ -14,6 +14,8 @@ const NUMBER: u32 = 11;
 const GAP: usize = 8;
 const MARGIN: usize = 14;
 const SPACE: usize = 6;
+/// Width of an entry of the legend, in pixels.
+const LEGEND: usize = 115;
 /// Heights of the lines of the title, the legend, the groups' names and the columns' names.
 const LINES: [usize; 4] = [28, 30, 22, 20];
 /// Colours at 0 and at 1, then above 1 and from 2 on.
@@ -81,7 +83,7 @@ pub fn heat_map(title: &str, none: &str, columns: &[Columns], rows: &[Row]) -> R
         at += group.each.len() * CELL.0 + GAP;
     }
     let legend = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0].map(Some);
-    let legend_width = legend.len() * 90 + 90 + text_width(none, TEXT);
+    let legend_width = (legend.len() + 1) * LEGEND + text_width(none, TEXT);
     let wide = at.max(left + text_width(title, TITLE)).max(MARGIN + legend_width) + MARGIN;
     let high = top + rows.len() * CELL.1 + MARGIN;
     let (Ok(wide), Ok(high)) = (u32::try_from(wide), u32::try_from(high)) else {
@@ -105,7 +107,7 @@ pub fn heat_map(title: &str, none: &str, columns: &[Columns], rows: &[Row]) -> R
         put(title, TITLE, (HPos::Left, VPos::Top), scaled(MARGIN, MARGIN))?;
         let line = MARGIN + LINES[0];
         for (i, value) in legend.into_iter().chain([None]).enumerate() {
-            let x = MARGIN + i * 90;
+            let x = MARGIN + i * LEGEND;
             cell(x, line, value)?;
             let words = value.map_or(none.to_owned(), |v| match v {
                 2.0 => "2 or more".to_owned(),

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::schedule::Level;
 
 /// How much longer in lambda than the step before a step may be that looks back on it.
-const LONGEST: f64 = 3.5;
+pub(super) const LONGEST: f64 = 3.5;
 
 /// Algorithm 2, "2M": from two expected pictures, the last step's and this one's. Of order 2, one prediction a step.
 #[derive(Clone, Debug)]

@@ -344,7 +344,7 @@ mod tests {
     fn sigmas_too_far_apart_are_refused_with_the_steps_that_they_need() {
         let error = refused(&schedule(), Spacing::Sigma, 20);
         assert!(
-            error.contains("sigma in 20 steps leaves gaps of 8.29") && error.contains("karras"),
+            error.contains("sigma in 20 steps leaves gaps of 8.28") && error.contains("karras"),
             "{error}"
         );
         let least = error.split("at least ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
@@ -396,7 +396,9 @@ mod tests {
         assert_eq!(first(Prediction::Eps, Spacing::Trailing), 998.0);
         assert_eq!(first(Prediction::V, Spacing::Trailing), 999.0);
         assert_eq!(first(Prediction::X0, Spacing::Linspace), 999.0);
-        assert_eq!(first(Prediction::X0, Spacing::Karras), 998.0);
+        // A few roundings of t.
+        let karras = first(Prediction::X0, Spacing::Karras);
+        assert!((karras - zero.level_of_ratio(MOST_RATIO).t).abs() < 1e-9 && karras < 998.0, "{karras}");
         // Of many without signal, the first alone: half of the picture's variance is lost at each, and all of it at 2^-1022.
         let long = Schedule::from_betas(vec![0.5; 2000]).unwrap();
         for spacing in [Spacing::Linspace, Spacing::Trailing] {

@@ -1,5 +1,6 @@
 //! Zhao, Bai, Rao, Zhou, Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023.
 
+use super::dpm_solver::LONGEST;
 use super::drawing::{Drawing, X, X_0, own};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
@@ -112,7 +113,8 @@ impl Sampler for UniPc {
     ///     x = the step before, made anew with m               (UniC-p, not at the first level)
     ///     x = the step to the next level                      (UniP-p)
     /// ```
-    /// The first steps and the last look back on as many as there are, or are needed.
+    /// The first steps and the last look back on as many as there are, or are needed; one that is much longer than the one before on
+    /// none, as that of [`DpmSolver2M`](super::DpmSolver2M).
     fn sample_from(
         &self,
         start: Option<&[f32]>,
@@ -133,6 +135,10 @@ impl Sampler for UniPc {
             }
             past.add(&mut d, from)?;
             p = self.p.clamp(1, MOST).min(i + 1).min(steps - i);
+            let length = |from: Level, to: Level| to.lambda() - from.lambda();
+            if p > 1 && length(from, to) > LONGEST * length(past.levels[1], from) {
+                p = 1;
+            }
             past.step(&mut d, to, p, None)?;
             d.step(from)?;
         }
