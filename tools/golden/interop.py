@@ -5,7 +5,8 @@
 Tiny networks with random weights, saved as people save them; `expected.safetensors` has for each CASE the input CASE/x,
 the timesteps CASE/t, with classes CASE/label, and PyTorch's output CASE/y. `tensors.pth` and `tensors-legacy.pth` hold
 tensors of every kind of number and every kind of view, `tensors.safetensors` the same as dense f32; `tensors-protocol-*`
-are by Python's other pickle protocols. `evil-*.pth` would run a program where they are loaded by Python.
+are by Python's other pickle protocols. `evil-*.pth` would run a program where they are loaded by Python. `kinds` is made by
+`interop_kinds.py`.
 """
 import json
 import pathlib
@@ -16,6 +17,7 @@ import diffusers
 import torch
 from safetensors.torch import save_file
 
+import interop_kinds
 import nets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -158,6 +160,10 @@ torch.save({'config': Cell()}, OUT / 'evil-legacy.pth', _use_new_zipfile_seriali
 (OUT / 'evil-plain.pth').write_bytes(b'cos\nsystem\n(S\'echo this must never be seen\'\ntR.')
 (OUT / 'evil-protocol-4.pth').write_bytes(pickle.dumps(Evil(), protocol=4))
 
+torch.set_grad_enabled(True)
+interop_kinds.main()
+torch.set_grad_enabled(False)
+
 # Seeds are as small as they can be and still be read.
 tiny = randomise(nets.AttentionUnet(1, (8, 8), (8, 8), (True,), 2, (1, 1, 1), 1))
 torch.save(tiny.state_dict(), SEEDS / 'pth/attention.pth')
@@ -175,6 +181,10 @@ for name in PIPELINES:
         shutil.copy(OUT / name / part / file, SEEDS / f'config/{name}-{file}')
     index = json.loads((OUT / name / 'model_index.json').read_text())
     assert index['_class_name'] == 'DDPMPipeline'
+for name in 'ema-pytorch.pt', 'lit-ema.ckpt', 'extras-protocol-4.pth', 'module.pt':
+    shutil.copy(interop_kinds.OUT / name, SEEDS / 'pth' / name)
+for name in 'extras-legacy.pth', 'shadow-params.pt':
+    shutil.copy(interop_kinds.OUT / name, SEEDS / 'legacy' / name)
 for path in sorted([*OUT.rglob('*'), *SEEDS.rglob('*')]):
     if path.is_file():
         print(f'{path.stat().st_size:8} {path.relative_to(ROOT)}')

@@ -3,7 +3,7 @@
 use crate::commands::pairs;
 use crate::progress::thousands;
 use anyhow::bail;
-use ddpm::interop::{self, Imported, Options};
+use ddpm::interop::{self, Imported, Options, Role};
 use ddpm::sampler::Variance;
 use ddpm::train::config::Size;
 use ddpm::train::run::RUNS;
@@ -17,7 +17,8 @@ use std::process::ExitCode;
     ddpm import ddpm_ckpt.pth                           the network and its settings are recognised\n  \
     ddpm import ddpm-cifar10-32 --out runs/cifar10      a folder of diffusers\n  \
     ddpm import cars.pt --size 64 --timesteps 300       what a file does not tell\n  \
-    ddpm import last.ckpt --key model                   one of several sets of weights in a file\n\n\
+    ddpm import last.ckpt --key model                   one of several sets of weights in a file\n  \
+    ddpm import model.safetensors.index.json            weights in several files, by their list\n\n\
     Then: ddpm sample RUN, or ddpm train --resume RUN --data FOLDER. No code of a file is ever run.")]
 pub struct Args {
     /// The file, or the folder of a diffusers pipeline or of its network
@@ -25,7 +26,7 @@ pub struct Args {
     /// The folder of the new run; numbered in runs/ if not given
     #[arg(short, long, value_name = "RUN")]
     out: Option<PathBuf>,
-    /// Which of several sets of weights in the file; averaged ones (ema) if not given and there are any
+    /// Which of several sets of weights in the file; if not given, the averaged ones where there is one such set
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// Size of the pictures: one side, or HEIGHTxWIDTH
@@ -107,16 +108,15 @@ fn tell(imported: &Imported) {
     tell!(
         "weights   {}{}",
         imported.file.display(),
-        match imported.key.as_str() {
-            "" => String::new(),
-            key => format!(", {key}"),
+        match (imported.key.as_str(), imported.role) {
+            ("", _) => String::new(),
+            (key, Role::Plain) => format!(", {key}"),
+            (key, role) => format!(", {key} ({})", role.name()),
         }
     );
     if !imported.others.is_empty() {
-        tell!(
-            "          also in the file (--key): {}",
-            imported.others.iter().map(|k| format!("{k:?}")).collect::<Vec<_>>().join(", ")
-        );
+        let others = imported.others.iter().map(|set| format!("{:?} ({})", set.key, set.role.name()));
+        tell!("          also there (--key): {}", others.collect::<Vec<_>>().join(", "));
     }
     tell!("network   {}, {} parameters", config.network_name(), thousands(imported.parameters));
     for (key, value) in config.network_settings() {
@@ -142,6 +142,12 @@ fn tell(imported: &Imported) {
         given => given.unwrap_or(Variance::Small),
     };
     tell!("sampling  variance {}, threshold {}", variance.name(), config.sampling.threshold.name());
+    if !imported.classes.is_empty() {
+        const SHOWN: usize = 10;
+        let shown = imported.classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+        let more = imported.classes.len().saturating_sub(SHOWN);
+        tell!("classes   {shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() });
+    }
     for assumed in &imported.assumed {
         let flag = match assumed.key {
             "network.im_size" => "--size SIZE".to_owned(),

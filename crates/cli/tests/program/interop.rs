@@ -99,6 +99,10 @@ fn what_cannot_be_imported_is_refused_and_leaves_nothing() {
     refused(&["empty"], &["empty: is no folder of diffusers", "model_index.json"]);
     refused(&["lone"], &["give the file itself", "a.pth"]);
     refused(&[&golden("tensors.pth")], &["is of none of our networks", "it has tensors as"]);
+    let two = golden("kinds/two-networks.pt");
+    refused(&[&two], &["\"first\" (weights), \"other\" (weights)", "ddpm import FILE --key NAME"]);
+    refused(&[&two, "--key=third"], &["no weights called \"third\"", "\"first\" (weights)"]);
+    refused(&[&golden("kinds/sparse.pth")], &["tensor conv0.weight is sparse", "tensor.to_dense()"]);
     let attention = golden("attention.pth");
     refused(&[&attention, "--size", "7"], &["7x7 cannot be halved"]);
     refused(&[&attention, "--size", "big"], &["--size big", "HEIGHTxWIDTH"]);
@@ -112,4 +116,52 @@ fn what_cannot_be_imported_is_refused_and_leaves_nothing() {
     place.ddpm(&["import", &attention, "-o", "runs/r"]).well();
     place.ddpm(&["import", &attention, "-o", "runs/r"]).fails(1, &["runs/r is there already", "--out"]);
     place.ddpm(&["import", "runs/r"]).fails(1, &["is a run of ddpm already"]);
+}
+
+#[test]
+fn an_import_says_which_weights_there_are_which_were_taken_and_what_was_left_out() {
+    let place = Place::new();
+    let done = place.ddpm(&["import", &golden("kinds/ema-pytorch.pt"), "--size=8", "--out=runs/a"]).well();
+    for part in [
+        "ema-pytorch.pt, ema.ema_model.model (averaged)\n",
+        "also there (--key): \"model.model\" (raw), \"ema.online_model.model\" (raw)\n",
+    ] {
+        assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
+    }
+    let done = place.ddpm(&["import", &golden("kinds/extras.pth"), "--size=8", "--out=runs/b"]).well();
+    let part = "note: left out, as ddpm runs no code that could make them: best_loss (numpy.generic), ";
+    assert!(done.err.contains(part) && done.err.contains("args (argparse.Namespace)"), "{}", done.err);
+    place.ddpm(&["sample", "runs/b", "-n=1", "--steps=2"]).well();
+}
+
+#[test]
+fn an_export_carries_settings_and_classes_and_an_import_takes_them_up() {
+    let place = Place::new();
+    let net = [
+        "train",
+        "--preset=digits",
+        "--set=network.name=simple",
+        "--set=simple.widths=4,8",
+        "--set=simple.num_class_embeds=10",
+        "--set=data.digits_count=16",
+        "--set=data.size=16",
+        "--set=train.sample_count=0",
+        "--set=diffusion.timesteps=55",
+        "--set=diffusion.schedule=cosine",
+        "--steps=1",
+        "--batch-size=2",
+    ];
+    place.ddpm(&net).well();
+    for (format, file) in [("safetensors", "a.safetensors"), ("pytorch", "a.pth")] {
+        place.ddpm(&["export", "run-001", "--to", format, "--out", file]).well();
+        let done = place.ddpm(&["import", file, "-o", &format!("runs/{format}")]).well();
+        assert!(!done.err.contains("assumed"), "{}", done.err);
+        for part in
+            ["pictures  16x16, 1 channel\n", "diffusion T = 55, cosine schedule", "classes   0, 1, 2, 3"]
+        {
+            assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
+        }
+        // Guidance needs to know that the network was trained for it, and a class goes by its name.
+        place.ddpm(&["sample", format, "-n=1", "--steps=2", "--class=3", "--guidance=2"]).well();
+    }
 }

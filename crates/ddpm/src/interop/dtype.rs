@@ -116,6 +116,15 @@ impl Dtype {
         }
     }
 
+    /// The first f64 of `data` that is a number and past all of f32's, if these are f64.
+    pub fn overflow(self, data: &[u8]) -> Option<f64> {
+        if self != Self::F64 {
+            return None;
+        }
+        let (all, _) = data.as_chunks::<8>();
+        all.iter().map(|&b| f64::from_le_bytes(b)).find(|v| v.is_finite() && (*v as f32).is_infinite())
+    }
+
     /// All numbers of `data` as f32.
     pub fn all(self, data: &[u8]) -> Vec<f32> {
         (0..data.len() / self.bytes()).map(|i| self.get(data, i)).collect()

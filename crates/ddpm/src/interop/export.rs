@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::own::Texts;
 use super::{diffusers, torch};
 use crate::nets;
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
-use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes};
+use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes_with};
 use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::disk::{self, Disk, RealDisk};
 use crate::{Error, Result};
@@ -84,13 +85,20 @@ pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Re
     fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let temporary = out.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
+    let unusable = |reason| Error::Checkpoint { path: checkpoint.to_owned(), reason };
+    let about = Texts::of(&config, &manifest.classes).map_err(unusable)?;
     let written = match format {
-        Format::Diffusers => write_pipeline(&temporary, &config, &weights, channels, size),
+        Format::Diffusers => {
+            let facts = Facts { channels, size, classes: &manifest.classes, about: &about };
+            write_pipeline(&temporary, &config, &weights, &facts)
+        }
         Format::Pytorch => {
             let folder = out.file_stem().map_or("archive".into(), |s| s.to_string_lossy());
-            write_file(&temporary, |file| torch::write(BufWriter::new(file), &folder, &weights))
+            write_file(&temporary, |file| {
+                torch::write(BufWriter::new(file), &folder, &weights, &about.files())
+            })
         }
-        Format::Safetensors => write_safetensors(&temporary, &weights),
+        Format::Safetensors => write_safetensors(&temporary, &weights, &about),
     };
     let done = written.and_then(|()| {
         RealDisk
@@ -176,10 +184,18 @@ fn write_file(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Resul
     all().map_err(Error::io(path, "write the export"))
 }
 
-fn write_safetensors(path: &Path, weights: &[NamedTensor]) -> Result<()> {
-    let bytes = to_bytes(weights.iter().map(|t| ("", t)));
+fn write_safetensors(path: &Path, weights: &[NamedTensor], about: &Texts) -> Result<()> {
+    let bytes = to_bytes_with(weights.iter().map(|t| ("", t)), &about.metadata());
     let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
     disk::write(&RealDisk, path, &bytes).map_err(Error::io(path, "write the export"))
+}
+
+/// What the folder of a pipeline has besides settings and weights.
+struct Facts<'a> {
+    channels: usize,
+    size: Size,
+    classes: &'a [String],
+    about: &'a Texts,
 }
 
 /// The folder of a pipeline.
@@ -187,8 +203,7 @@ fn write_pipeline(
     folder: &PathBuf,
     config: &Config,
     weights: &[NamedTensor],
-    channels: usize,
-    size: Size,
+    facts: &Facts<'_>,
 ) -> Result<()> {
     const DOING: &str = "write the export";
     let (unet, scheduler) = (folder.join("unet"), folder.join("scheduler"));
@@ -196,12 +211,16 @@ fn write_pipeline(
         fs::create_dir(path).map_err(Error::io(path, DOING))?;
     }
     let learned = config.diffusion.learned_variance;
-    write_safetensors(&unet.join("diffusion_pytorch_model.safetensors"), weights)?;
-    for (path, json) in [
-        (unet.join("config.json"), diffusers::unet_json(&config.unet2d, channels, learned, size)),
+    write_safetensors(&unet.join("diffusion_pytorch_model.safetensors"), weights, facts.about)?;
+    let mut files = vec![
+        (unet.join("config.json"), diffusers::unet_json(&config.unet2d, facts.channels, learned, facts.size)),
         (scheduler.join("scheduler_config.json"), diffusers::scheduler_json(config)?),
         (folder.join("model_index.json"), diffusers::index_json()),
-    ] {
+    ];
+    if !facts.classes.is_empty() {
+        files.push((folder.join("classes.json"), facts.classes.into()));
+    }
+    for (path, json) in files {
         disk::write(&RealDisk, &path, &text(&json)).map_err(Error::io(&path, DOING))?;
     }
     [&unet, &scheduler, folder]

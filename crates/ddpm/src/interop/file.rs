@@ -3,26 +3,18 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::{Cursor, Read};
 
 use safetensors::SafeTensors;
 use zip::ZipArchive;
 
 use super::dtype::Dtype;
-use super::pickle::{Id, MAX_PICKLE, Pickle, Tensor, Value};
-use super::recognise::is_mark;
+use super::own;
+use super::pickle::{MAX_PICKLE, Pickle, Tensor, Trouble, Value};
+use super::sets::{At, Found, Listed, MAX_NAME, Set, checked, sets_of};
 use crate::train::checkpoint::{NamedTensor, check_extent};
 
-/// Most tensors in a set; large networks have two thousand.
-const MAX_TENSORS: usize = 5000;
-/// Longest name of a tensor, in bytes.
-const MAX_NAME: usize = 512;
-/// Most dictionaries inside one another that are looked into.
-const MAX_DEPTH: usize = 8;
-/// Most sets with weights of our networks, and sets of other tensors that are kept.
-const MAX_SETS: usize = 64;
-const FOREIGN: usize = 4;
 /// What is read of a file may have this many times its length, and [`MIN_MEMORY`]: half floats double, and tensors may
 /// share their numbers.
 const MAX_RATIO: u64 = 16;
@@ -45,6 +37,8 @@ pub(super) struct Archive<'b> {
     /// What the names of its parts begin with.
     folder: String,
     pickle: Vec<u8>,
+    /// What `ddpm export` wrote beside the weights.
+    own: own::Texts,
     length: u64,
 }
 
@@ -80,30 +74,28 @@ impl<'b> Content<'b> {
         match self {
             Self::Zip(archive) => {
                 let pickle = Pickle::read(&archive.pickle)?;
-                let sets = sets_of(&pickle)?;
-                Ok(TensorFile { sets, source: Source::Zip(pickle, archive) })
+                let found = sets_of(&pickle)?;
+                Ok(TensorFile { found, own: archive.own.clone(), source: Source::Zip(pickle, archive) })
             }
             Self::Pickle(bytes) => legacy(bytes),
             Self::Safetensors(bytes) => {
                 check_extent(bytes)?;
-                let file = SafeTensors::deserialize(bytes)
-                    .map_err(|e| format!("is no whole safetensors file: {e}"))?;
-                let mut tensors = Vec::new();
+                let damaged = |e| format!("is no whole safetensors file: {e}");
+                let (_, header) = SafeTensors::read_metadata(bytes).map_err(damaged)?;
+                let own = header.metadata().as_ref().map(own::Texts::of_metadata).unwrap_or_default();
+                let file = SafeTensors::deserialize(bytes).map_err(damaged)?;
+                let (mut tensors, mut unread) = (Vec::new(), Vec::new());
                 for (name, view) in file.iter() {
                     let Some(dtype) = Dtype::of_safetensors(view.dtype()) else {
-                        let known = Dtype::ALL.map(Dtype::name).join(", ");
-                        return Err(format!("tensor {name} is {}; {known} are read", view.dtype()));
+                        unread.push((name.to_owned(), Trouble::Dtype.reason()));
+                        continue;
                     };
-                    tensors.push(Listed {
-                        name: name.to_owned(),
-                        shape: view.shape().to_vec(),
-                        dtype,
-                        at: None,
-                    });
+                    let (shape, at) = (view.shape().to_vec(), At::Name(name.to_owned()));
+                    tensors.push(Listed { name: name.to_owned(), shape, dtype, at, part: 0 });
                 }
-                let set = Set { place: String::new(), tensors: checked(tensors)? };
-                let length = bytes.len() as u64;
-                Ok(TensorFile { sets: vec![set], source: Source::Safetensors(file, length) })
+                let set = Set { place: String::new(), tensors: checked(tensors)?, is_list: false, unread };
+                let found = Found { sets: vec![set], ..Found::default() };
+                Ok(TensorFile { found, own, source: Source::Safetensors(file, bytes.len() as u64) })
             }
         }
     }
@@ -136,7 +128,10 @@ impl<'b> Archive<'b> {
             );
         }
         let pickle = part("data.pkl", MAX_PICKLE as u64)?.unwrap_or_default();
-        Ok(Self { zip: RefCell::new(zip), folder, pickle, length: bytes.len() as u64 })
+        let mut text =
+            |name| Ok::<_, String>(part(name, own::MAX_TEXT)?.and_then(|t| String::from_utf8(t).ok()));
+        let own = own::Texts { settings: text(own::SETTINGS_FILE)?, classes: text(own::CLASSES_FILE)? };
+        Ok(Self { zip: RefCell::new(zip), folder, pickle, own, length: bytes.len() as u64 })
     }
 }
 
@@ -179,25 +174,6 @@ impl Storages for Archive<'_> {
     }
 }
 
-/// A tensor that a file has.
-#[derive(Clone, Debug)]
-pub(super) struct Listed {
-    pub name: String,
-    pub shape: Vec<usize>,
-    pub dtype: Dtype,
-    /// The tensor's place in the pickle.
-    at: Option<Id>,
-}
-
-/// Tensors of one dictionary.
-#[derive(Debug)]
-pub(super) struct Set {
-    /// The keys on the way to it, as `checkpoint.ema`; empty at the top.
-    pub place: String,
-    /// In the order of the file, each name once.
-    pub tensors: Vec<Listed>,
-}
-
 enum Source<'c> {
     Zip(Pickle<'c>, &'c dyn Storages),
     /// With each storage's bytes, and the file's length.
@@ -207,89 +183,9 @@ enum Source<'c> {
 
 /// A file whose list of tensors was read.
 pub(super) struct TensorFile<'c> {
-    pub sets: Vec<Set>,
+    pub found: Found,
+    pub own: own::Texts,
     source: Source<'c>,
-}
-
-/// Refuses sets that no network has; of equal names the last stays, as in Python.
-fn checked(tensors: Vec<Listed>) -> Result<Vec<Listed>, String> {
-    if tensors.len() > MAX_TENSORS {
-        return Err(format!("has {} tensors in one place; at most {MAX_TENSORS} are read", tensors.len()));
-    }
-    if let Some(long) = tensors.iter().find(|t| t.name.len() > MAX_NAME) {
-        return Err(format!(
-            "has a tensor with a name of {} bytes; at most {MAX_NAME} are read",
-            long.name.len()
-        ));
-    }
-    let last: HashMap<&str, usize> = tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
-    let keep: HashSet<usize> = last.into_values().collect();
-    let mut i = 0;
-    let mut tensors = tensors;
-    tensors.retain(|_| {
-        i += 1;
-        keep.contains(&(i - 1))
-    });
-    Ok(tensors)
-}
-
-/// All dictionaries of a pickle that hold tensors.
-fn sets_of(pickle: &Pickle<'_>) -> Result<Vec<Set>, String> {
-    const TOO_MANY: &str = "has too many dictionaries inside one another; save the network's weights alone";
-    let (mut sets, mut seen) = (Vec::new(), HashSet::new());
-    let mut left = vec![(pickle.root(), String::new(), 0)];
-    while let Some((id, place, depth)) = left.pop() {
-        if !seen.insert(id) {
-            continue;
-        }
-        let mut tensors = Vec::new();
-        let mut below = Vec::new();
-        let mut entry = |key: Option<&str>, value: Id| -> Result<(), String> {
-            match (pickle.get(value), key) {
-                (Value::Tensor(tensor), Some(name)) => {
-                    if tensors.len() > MAX_TENSORS || name.len() > MAX_NAME {
-                        return Err(format!(
-                            "has more than {MAX_TENSORS} tensors in one place, or a name of more than {MAX_NAME} bytes"
-                        ));
-                    }
-                    let dtype = pickle.storage(tensor).map_or(Dtype::F32, |s| s.dtype);
-                    let (name, shape) = (name.to_owned(), tensor.shape.clone());
-                    tensors.push(Listed { name, shape, dtype, at: Some(value) });
-                }
-                (Value::Dict(_) | Value::List(_) | Value::Tuple(_), _) if depth < MAX_DEPTH => {
-                    // Before its place is written down: a dictionary may have millions of them under one long name.
-                    if below.len() >= MAX_TENSORS {
-                        return Err(TOO_MANY.into());
-                    }
-                    let key = key.filter(|k| k.len() <= MAX_NAME).unwrap_or("?");
-                    let dot = if place.is_empty() { "" } else { "." };
-                    below.push((value, format!("{place}{dot}{key}"), depth + 1));
-                }
-                _ => {}
-            }
-            Ok(())
-        };
-        match pickle.get(id) {
-            Value::Dict(entries) => {
-                entries.iter().try_for_each(|&(key, value)| entry(pickle.text(key), value))?;
-            }
-            // Few are looked into: an optimiser's lists have thousands of numbers and nothing of a network.
-            Value::List(items) | Value::Tuple(items) => {
-                items.iter().take(16).try_for_each(|&value| entry(None, value))?;
-            }
-            _ => {}
-        }
-        // An optimiser has a dictionary of tensors for each of the network's; a few are kept for messages.
-        if tensors.iter().any(|t| is_mark(&t.name)) || (!tensors.is_empty() && sets.len() < FOREIGN) {
-            sets.push(Set { place, tensors: checked(tensors)? });
-        }
-        if sets.len() > MAX_SETS || left.len() + below.len() > MAX_TENSORS {
-            return Err(TOO_MANY.into());
-        }
-        // In the order of the file.
-        left.extend(below.into_iter().rev());
-    }
-    Ok(sets)
 }
 
 /// A file of the older format: four pickles (a magic number, the format's version, facts about the machine, the content),
@@ -299,10 +195,19 @@ fn legacy(bytes: &[u8]) -> Result<TensorFile<'_>, String> {
     let length = bytes.len() as u64;
     if bytes.get(2..14) != Some(&MAGIC[..]) {
         let pickle = Pickle::read(bytes)?;
-        if !sets_of(&pickle)?.is_empty() {
-            return Err("is a pickle without the numbers of its tensors; save it with torch.save".into());
+        let found = sets_of(&pickle)?;
+        if pickle.storages().next().is_some() {
+            return Err("is a pickle without the values of its tensors; save it with torch.save".into());
         }
-        return Err("is a pickle without tensors: it is no file of weights".into());
+        // Tensors that pickle.dump wrote, and what is no tensor at all, are told by name.
+        if found.sets.is_empty() && found.left_out.is_empty() {
+            return Err("is a pickle without tensors: it is no file of weights".into());
+        }
+        return Ok(TensorFile {
+            found,
+            own: own::Texts::default(),
+            source: Source::Legacy(pickle, HashMap::new(), length),
+        });
     }
     let mut next = |what| {
         let pickle = Pickle::read(&bytes[at..]).map_err(|reason| format!("{reason} ({what})"))?;
@@ -325,41 +230,50 @@ fn legacy(bytes: &[u8]) -> Result<TensorFile<'_>, String> {
     let Value::List(keys_there) = keys.get(keys.root()) else {
         return Err("is damaged: it has no list of storages".into());
     };
-    let dtypes: HashMap<&str, Dtype> = pickle.storages().map(|s| (s.key, s.dtype)).collect();
-    if pickle.storages().any(|s| dtypes[s.key] != s.dtype) {
+    let widths: HashMap<&str, usize> = pickle.storages().collect();
+    if pickle.storages().any(|(key, width)| widths[key] != width) {
         return Err("has a storage of two types of numbers at once".into());
     }
     let mut storages = HashMap::new();
     const CUT: &str = "is damaged, or cut off: a storage ends behind the file's end";
     for &key in keys_there {
-        let Some((&key, dtype)) = keys.text(key).and_then(|key| dtypes.get_key_value(key)) else {
+        let Some((&key, &width)) = keys.text(key).and_then(|key| widths.get_key_value(key)) else {
             return Err("is damaged: its list of storages has one that no tensor uses".into());
         };
         let (count, rest) = bytes[at..].split_first_chunk::<8>().ok_or(CUT)?;
-        let size =
-            usize::try_from(u64::from_le_bytes(*count)).ok().and_then(|n| n.checked_mul(dtype.bytes()));
+        let size = usize::try_from(u64::from_le_bytes(*count)).ok().and_then(|n| n.checked_mul(width));
         let data = size.and_then(|size| rest.get(..size)).ok_or(CUT)?;
         at += 8 + data.len();
         storages.insert(key, data);
     }
-    let sets = sets_of(&pickle)?;
-    Ok(TensorFile { sets, source: Source::Legacy(pickle, storages, length) })
+    let found = sets_of(&pickle)?;
+    let own = own::Texts::default();
+    Ok(TensorFile { found, own, source: Source::Legacy(pickle, storages, length) })
+}
+
+/// Where values are that are past all of f32's.
+fn overflow(name: &str, value: f64) -> String {
+    format!(
+        "tensor {name} has the value {value:e}, which f64 can hold and f32, as everything here is computed in, cannot: its \
+         largest is {:e}. Look at that tensor in PyTorch; an earlier checkpoint may do",
+        f32::MAX
+    )
 }
 
 impl TensorFile<'_> {
-    /// The numbers of `tensors`, which are of this file, under the names `name` gives them. The error is the reason
-    /// alone.
-    pub fn read(
-        &self,
-        tensors: &[Listed],
-        name: impl Fn(&str) -> String,
-    ) -> Result<Vec<NamedTensor>, String> {
-        let length = match &self.source {
+    fn length(&self) -> u64 {
+        match &self.source {
             Source::Zip(_, archive) => archive.length(),
             Source::Legacy(_, _, length) | Source::Safetensors(_, length) => *length,
-        };
+        }
+    }
+
+    /// The values of `tensors`, which are of this file, under the names they have there in `tensors`. The error is the reason
+    /// alone.
+    fn read(&self, tensors: &[&Listed]) -> Result<Vec<NamedTensor>, String> {
+        let length = self.length();
         let most = length.saturating_mul(MAX_RATIO).max(MIN_MEMORY);
-        let size = |t: &Listed| t.shape.iter().try_fold(4u64, |n, &s| n.checked_mul(s as u64));
+        let size = |t: &&Listed| t.shape.iter().try_fold(4u64, |n, &s| n.checked_mul(s as u64));
         let all = tensors.iter().try_fold(0u64, |n, t| n.checked_add(size(t)?));
         if all.is_none_or(|all| all > most) {
             return Err(format!(
@@ -367,11 +281,15 @@ impl TensorFile<'_> {
                  copies, in PyTorch with tensor.clone()"
             ));
         }
-        let named = |t: &Listed, data| NamedTensor { name: name(&t.name), shape: t.shape.clone(), data };
+        let named = |t: &Listed, data| NamedTensor { name: t.name.clone(), shape: t.shape.clone(), data };
         let pickle = match &self.source {
             Source::Safetensors(file, _) => {
-                let one = |t: &Listed| {
-                    let view = file.tensor(&t.name).map_err(|e| e.to_string())?;
+                let one = |t: &&Listed| {
+                    let At::Name(name) = &t.at else { return Err(MISSING.to_owned()) };
+                    let view = file.tensor(name).map_err(|e| e.to_string())?;
+                    if let Some(value) = t.dtype.overflow(view.data()) {
+                        return Err(overflow(&t.name, value));
+                    }
                     Ok(named(t, t.dtype.all(view.data())))
                 };
                 return tensors.iter().map(one).collect();
@@ -393,7 +311,8 @@ impl TensorFile<'_> {
         // Each storage is read once, whoever shares it.
         let mut order = Vec::new();
         for (i, listed) in tensors.iter().enumerate() {
-            let Some(Value::Tensor(tensor)) = listed.at.map(|id| pickle.get(id)) else { continue };
+            let At::Value(id) = listed.at else { continue };
+            let Value::Tensor(tensor) = pickle.get(id) else { continue };
             let storage = pickle.storage(tensor).ok_or("is damaged: a tensor has no storage")?;
             order.push((storage, i, tensor));
         }
@@ -408,11 +327,61 @@ impl TensorFile<'_> {
                 key = Some(of.key);
             }
             let part = of.part(&data).ok_or("is damaged: a storage has fewer numbers than it says")?;
-            let listed = &tensors[i];
-            let numbers = gather(tensor, listed.dtype, part).ok_or_else(|| {
+            let listed = tensors[i];
+            let values = gather(tensor, listed.dtype, part).ok_or_else(|| {
                 format!("is damaged: tensor {} reaches behind the end of its storage", listed.name)
             })?;
-            out[i] = Some(named(listed, numbers));
+            // Only then is it worth a look at all of its storage.
+            if values.iter().any(|v| v.is_infinite())
+                && let Some(value) = listed.dtype.overflow(part)
+            {
+                return Err(overflow(&listed.name, value));
+            }
+            out[i] = Some(named(listed, values));
+        }
+        Ok(out.into_iter().flatten().collect())
+    }
+}
+
+/// The files that weights are in, mostly one.
+pub(super) struct Parts<'c> {
+    files: Vec<TensorFile<'c>>,
+    pub found: Found,
+    pub own: own::Texts,
+}
+
+impl<'c> Parts<'c> {
+    /// All of these files' sets; those of one place are one. The error is the reason alone.
+    pub fn new(mut files: Vec<TensorFile<'c>>) -> Result<Self, String> {
+        let (mut found, mut own) = (Found::default(), own::Texts::default());
+        for (part, file) in files.iter_mut().enumerate() {
+            let mut of = std::mem::take(&mut file.found);
+            of.sets.iter_mut().flat_map(|s| &mut s.tensors).for_each(|t| t.part = part);
+            for set in of.sets {
+                match found.sets.iter_mut().find(|s| s.place == set.place && s.is_list == set.is_list) {
+                    Some(same) if part > 0 => {
+                        same.tensors.extend(set.tensors);
+                        same.tensors = checked(std::mem::take(&mut same.tensors))?;
+                        same.unread.extend(set.unread);
+                    }
+                    _ => found.sets.push(set),
+                }
+            }
+            found.left_out.append(&mut of.left_out);
+            found.more += of.more;
+            found.unread.append(&mut of.unread);
+            own = if own.settings.is_none() { std::mem::take(&mut file.own) } else { own };
+        }
+        Ok(Self { files, found, own })
+    }
+
+    /// The values of `tensors`, in their order. The error is the reason alone.
+    pub fn read(&self, tensors: &[Listed]) -> Result<Vec<NamedTensor>, String> {
+        let mut out: Vec<Option<NamedTensor>> = vec![None; tensors.len()];
+        for (part, file) in self.files.iter().enumerate() {
+            let of: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].part == part).collect();
+            let read = file.read(&of.iter().map(|&i| &tensors[i]).collect::<Vec<_>>())?;
+            of.into_iter().zip(read).for_each(|(i, tensor)| out[i] = Some(tensor));
         }
         Ok(out.into_iter().flatten().collect())
     }
@@ -438,14 +407,19 @@ fn gather(tensor: &Tensor, dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
         fits
     });
     let first = tensor.offset as usize;
+    let sign = if tensor.negative { -1.0 } else { 1.0 };
     if is_dense {
-        return Some(dtype.all(&data[first * dtype.bytes()..][..count * dtype.bytes()]));
+        let mut values = dtype.all(&data[first * dtype.bytes()..][..count * dtype.bytes()]);
+        if tensor.negative {
+            values.iter_mut().for_each(|v| *v = -*v);
+        }
+        return Some(values);
     }
     // An odometer over the indices, the last turning fastest.
     let (mut index, mut at) = (vec![0usize; tensor.shape.len()], first);
     let mut out = Vec::with_capacity(count);
     for _ in 0..count {
-        out.push(dtype.get(data, at));
+        out.push(sign * dtype.get(data, at));
         for ((i, &n), &stride) in index.iter_mut().zip(&tensor.shape).zip(&tensor.stride).rev() {
             *i += 1;
             at += stride as usize;

@@ -3,35 +3,28 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::choose::{self, Candidate, candidates};
 use super::diffusers;
-use super::file::{Content, Listed};
-use super::recognise::{self, Assumed, Candidate, candidates, preferred, today};
+use super::file::{Content, Parts};
+use super::own::Own;
+use super::recognise::{self, Assumed, today};
+use super::roles::Role;
+use super::sets::Listed;
+use super::source::{Source, read_all, read_classes, refuse};
 use crate::nets::{self, Shapes};
 use crate::train::checkpoint::{
-    self, Checkpoint, MAX_WEIGHTS, Manifest, NamedTensor, Which, check_fits, is_counter, list,
+    self, Checkpoint, Manifest, NamedTensor, Which, check_fits, is_counter, list,
 };
 use crate::train::config::{Config, NetworkKind, Size};
-use crate::train::disk;
 use crate::train::run::{CardFacts, RunFolder, write_card};
 use crate::{Error, Result};
 
 /// The data path of runs whose pictures are not known.
 pub const UNKNOWN_DATA: &str = "unknown";
-/// Files of weights in a folder of a diffusers model, the one that is taken first first.
-const MODEL_FILES: [&str; 4] = [
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.fp16.bin",
-];
-const INDEX: &str = "model_index.json";
-const UNET_CONFIG: &str = "config.json";
-const SCHEDULER_CONFIG: &str = "scheduler_config.json";
-
 /// What is asked for besides the file.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Which of several sets of weights, by the name that [`Imported::others`] gives.
+    /// Which of several sets of weights, by the name that [`WeightSet::key`] gives.
     pub key: Option<String>,
     /// Size of the pictures.
     pub size: Option<Size>,
@@ -39,6 +32,15 @@ pub struct Options {
     pub heads: Option<usize>,
     /// Settings over those found, as [`Config::with_overrides`] takes them.
     pub overrides: Vec<(String, String)>,
+}
+
+/// One of the sets of weights that a file or folder has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WeightSet {
+    /// What [`Options::key`] calls it; empty for the file's only one, and for one at its top.
+    pub key: String,
+    /// What it is by the names that lead to it.
+    pub role: Role,
 }
 
 /// A checkpoint of another program, as ours.
@@ -50,132 +52,34 @@ pub struct Imported {
     pub parameters: u64,
     /// The weights, with PyTorch's names and layouts.
     pub weights: Vec<NamedTensor>,
-    /// The file the weights are from.
+    /// The names of the classes, where the file has them.
+    pub classes: Vec<String>,
+    /// The file the weights are from, or the list of several.
     pub file: PathBuf,
-    /// Which of the file's sets they are; empty where it has one only.
+    /// Which of the file's sets they are.
     pub key: String,
+    /// What they are, by the names that lead to them.
+    pub role: Role,
     /// The other sets of the file.
-    pub others: Vec<String>,
+    pub others: Vec<WeightSet>,
     /// What names and shapes do not tell, and nobody said.
     pub assumed: Vec<Assumed>,
     /// What a person should know, a sentence each.
     pub notes: Vec<String>,
 }
 
-/// A folder or file with what stands beside it.
-struct Source {
-    /// The file of weights.
-    weights: PathBuf,
-    /// `config.json` of its network, where it is diffusers'.
-    unet: Option<PathBuf>,
-    /// `config.json` beside a lone file, which may be anyone's.
-    neighbour: Option<PathBuf>,
-    /// `scheduler_config.json`.
-    scheduler: Option<PathBuf>,
-}
-
-fn refuse<T>(path: &Path, reason: impl Into<String>) -> Result<T> {
-    Err(Error::Checkpoint { path: path.to_owned(), reason: reason.into() })
-}
-
-/// The file of weights in the folder of a diffusers model.
-fn model_file(folder: &Path) -> Result<PathBuf> {
-    if let Some(file) = MODEL_FILES.iter().map(|name| folder.join(name)).find(|path| path.is_file()) {
-        return Ok(file);
-    }
-    if folder.join("diffusion_pytorch_model.safetensors.index.json").is_file() {
-        let reason = "its weights are in several files, which are not read; save them as one, in diffusers: \
-                      model.save_pretrained(FOLDER, max_shard_size=\"100GB\")";
-        return refuse(folder, reason);
-    }
-    refuse(folder, format!("has no weights; looked for {}", MODEL_FILES.join(", ")))
-}
-
-impl Source {
-    fn find(path: &Path) -> Result<Self> {
-        let is_file = |path: &PathBuf| path.is_file();
-        if path.is_file() {
-            let neighbour = Some(path.with_file_name(UNET_CONFIG)).filter(is_file);
-            return Ok(Self { weights: path.to_owned(), unet: None, neighbour, scheduler: None });
-        }
-        if !path.is_dir() {
-            let hint = "there is no such file or folder; give a file of PyTorch's (.pth, .pt, .ckpt, .bin), a safetensors \
-                        file, or a folder of diffusers";
-            return refuse(path, hint);
-        }
-        let (index, inside) = (path.join(INDEX), path.join("unet").join(UNET_CONFIG));
-        if index.is_file() {
-            diffusers::pipeline(&index, &diffusers::read_json(&index)?)?;
-        }
-        if index.is_file() || inside.is_file() {
-            let unet = path.join("unet");
-            let config = unet.join(UNET_CONFIG);
-            if !config.is_file() {
-                return refuse(&config, "is missing: the network's settings are in it");
-            }
-            let scheduler = Some(path.join("scheduler").join(SCHEDULER_CONFIG)).filter(is_file);
-            return Ok(Self { weights: model_file(&unet)?, unet: Some(config), neighbour: None, scheduler });
-        }
-        let config = path.join(UNET_CONFIG);
-        if config.is_file() {
-            return Ok(Self {
-                weights: model_file(path)?,
-                unet: Some(config),
-                neighbour: None,
-                scheduler: None,
-            });
-        }
-        if RunFolder::open(path, path).is_ok() {
-            return refuse(path, "is a run of ddpm already: use it as it is, with sample and train --resume");
-        }
-        let there: Vec<String> = fs::read_dir(path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|e| e.file_name().into_string().ok())
-            .collect();
-        let weights = there.iter().find(|name| {
-            let end = Path::new(name).extension().and_then(|e| e.to_str());
-            matches!(end, Some("pth" | "pt" | "ckpt" | "bin" | "safetensors"))
-        });
-        let hint = match weights {
-            Some(name) => format!("; give the file itself: {}", path.join(name).display()),
-            None => String::new(),
-        };
-        refuse(path, format!("is no folder of diffusers: it has neither {INDEX} nor {UNET_CONFIG}{hint}"))
-    }
-}
-
-/// What is said of the file beside its weights.
-#[derive(Default)]
-struct Beside {
-    unet: Option<diffusers::Unet>,
-    /// See [`Source::neighbour`]; read only for a network of diffusers.
-    neighbour: Option<PathBuf>,
-    notes: Vec<String>,
-    has_scheduler: bool,
-}
-
 /// Reads the checkpoint of another program at `path`: a file of PyTorch's, of either format, a safetensors file, the folder
-/// of a diffusers pipeline or of its network alone. Nothing of the file is run, and nothing is written.
+/// of a diffusers pipeline or of its network alone, the list of weights in several files. Nothing of the file is run, and
+/// nothing is written.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for files that are damaged, hold other than weights of our networks, or would run code, by the
-/// name of that; [`Error::ConfigFile`] for settings that our networks have not; [`Error::Config`] for options that do not
-/// do; [`Error::Io`].
+/// [`Error::Checkpoint`] for files that are damaged, hold other than weights of our networks, several sets of them of which
+/// none is known to be meant, or would act on the machine, by the name of that; [`Error::ConfigFile`] for settings that our
+/// networks have not; [`Error::Config`] for options that do not do; [`Error::Io`].
 pub fn read(path: &Path, options: &Options) -> Result<Imported> {
-    let source = Source::find(path)?;
-    let mut config = Config::default();
-    let mut beside = Beside { neighbour: source.neighbour, ..Beside::default() };
-    if let Some(path) = &source.unet {
-        beside.unet = Some(diffusers::unet(path, &diffusers::read_json(path)?)?);
-    }
-    if let Some(path) = &source.scheduler {
-        beside.notes = diffusers::scheduler(path, &diffusers::read_json(path)?, &mut config)?;
-        beside.has_scheduler = true;
-    }
-    let bytes = disk::read(&source.weights, "read the weights", MAX_WEIGHTS)?;
-    from_bytes(&source.weights, &bytes, config, beside, options)
+    let source = Source::find(path, options.key.as_deref())?;
+    let bytes = read_all(&source.weights)?;
+    from_bytes(source, &bytes, options)
 }
 
 /// [`read`] of a file's content alone.
@@ -183,7 +87,8 @@ pub fn read(path: &Path, options: &Options) -> Result<Imported> {
 /// # Errors
 /// As [`read`].
 pub fn read_bytes(path: &Path, bytes: &[u8], options: &Options) -> Result<Imported> {
-    from_bytes(path, bytes, Config::default(), Beside::default(), options)
+    let (file, weights) = (path.to_owned(), vec![path.to_owned()]);
+    from_bytes(Source { file, weights, ..Source::default() }, &[bytes.to_vec()], options)
 }
 
 /// The settings that a `config.json` and a `scheduler_config.json` of diffusers describe, checked, and the names and shapes
@@ -212,51 +117,185 @@ pub fn read_index(path: &Path, bytes: &[u8]) -> Result<()> {
     diffusers::pipeline(path, &diffusers::parse_json(path, bytes)?)
 }
 
-fn from_bytes(
-    path: &Path,
-    bytes: &[u8],
-    mut config: Config,
-    beside: Beside,
-    options: &Options,
-) -> Result<Imported> {
-    let at = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
-    let content = Content::open(bytes).map_err(at)?;
-    let file = content.parse().map_err(at)?;
-    let all = candidates(&file.sets);
-    let chosen = choose(path, &all, options, &file.sets)?;
-    let mut notes = beside.notes;
-    let kind = chosen.kind;
+/// The content of files of weights, by the source's paths.
+fn open<'b>(source: &Source, bytes: &'b [Vec<u8>]) -> Result<Vec<Content<'b>>> {
+    let one = |(path, bytes): (&PathBuf, &'b Vec<u8>)| {
+        Content::open(bytes).map_err(|reason| Error::Checkpoint { path: path.clone(), reason })
+    };
+    source.weights.iter().zip(bytes).map(one).collect()
+}
 
-    let unet = match (kind, beside.neighbour) {
-        (NetworkKind::Unet2d, Some(path)) => {
-            let json = diffusers::read_json(&path)?;
+/// What tensors they have.
+fn parse<'c>(source: &Source, contents: &'c [Content<'_>]) -> Result<Parts<'c>> {
+    let at = |path: &Path, reason| Error::Checkpoint { path: path.to_owned(), reason };
+    let one =
+        |(path, content): (&PathBuf, &'c Content<'_>)| content.parse().map_err(|reason| at(path, reason));
+    let files = source.weights.iter().zip(contents).map(one).collect::<Result<Vec<_>>>()?;
+    Parts::new(files).map_err(|reason| at(&source.file, reason))
+}
+
+fn from_bytes(source: Source, bytes: &[Vec<u8>], options: &Options) -> Result<Imported> {
+    let path = source.file.as_path();
+    let at = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
+    let contents = open(&source, bytes)?;
+    let mut file = parse(&source, &contents)?;
+    let all = candidates(&file.found).map_err(at)?;
+    // A folder's network was chosen by its key.
+    let key = options.key.as_deref().filter(|key| source.key.as_ref().is_none_or(|(taken, _)| taken != key));
+    let chosen = choose::choose(&all, &file.found, key).map_err(at)?;
+    check_begun(path, &file, chosen, &all, options)?;
+    if let Some((name, why)) = chosen.unread.first() {
+        return refuse(path, format!("tensor {name} is {why}"));
+    }
+    let mut notes = source.notes.clone();
+    if let Some(classes) = &source.classes {
+        file.own.classes = Some(read_classes(classes)?);
+    }
+    let own = own_settings(&source, &file, chosen.kind, &mut notes);
+    let classes = own.as_ref().map(|own| own.classes.clone()).unwrap_or_default();
+
+    let Described { config, channels, assumed } = describe(&source, chosen, own, options, &mut notes)?;
+    let (mut expected, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
+    let parameters = expected.iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum();
+    expected.extend(states);
+    let (weights, more) = take(path, &file, chosen, &expected)?;
+    notes.extend(more);
+    if !file.found.left_out.is_empty() {
+        notes.push(format!(
+            "left out, as ddpm runs no code that could make them: {}",
+            choose::told(&file.found.left_out, file.found.more)
+        ));
+    }
+    if !file.found.unread.is_empty() {
+        notes.push(format!(
+            "left out, being no part of these weights: {}",
+            choose::told(&file.found.unread, 0)
+        ));
+    }
+    let known = nets::from_config(&config, channels).classes().map_or(0, |n| n as usize);
+    if !classes.is_empty() && classes.len() != known {
+        notes.push(format!(
+            "the file names {} classes, and the network has {known}: the names are left out",
+            classes.len()
+        ));
+    }
+    let classes = if classes.len() == known { classes } else { Vec::new() };
+    let set = |key: &str, role| WeightSet { key: key.to_owned(), role };
+    let mut others: Vec<_> =
+        all.iter().filter(|c| c.key != chosen.key).map(|c| set(&c.key, c.role)).collect();
+    others.extend(source.others.iter().map(|(key, role)| set(key, *role)));
+    let (key, role) = source.key.clone().unwrap_or((chosen.key.clone(), chosen.role));
+    let file = source.file.clone();
+    Ok(Imported { config, parameters, weights, classes, file, key, role, others, assumed, notes })
+}
+
+/// Refuses averages that nothing was averaged into yet, where nobody asked for them.
+fn check_begun(
+    path: &Path,
+    file: &Parts<'_>,
+    chosen: &Candidate,
+    all: &[Candidate],
+    options: &Options,
+) -> Result<()> {
+    let Some(counter) = chosen.counter.clone().filter(|c| options.key.is_none() && c.shape.len() <= 1) else {
+        return Ok(());
+    };
+    let at = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
+    let read = file.read(std::slice::from_ref(&counter)).map_err(at)?;
+    if all.len() > 1 && read.iter().any(|t| t.data.first() == Some(&0.0)) {
+        return refuse(
+            path,
+            format!(
+                "has averaged weights, {:?}, into which nothing was averaged yet ({} is 0); say which ones are meant, with ddpm \
+                 import FILE --key NAME: {}",
+                chosen.key,
+                counter.name,
+                choose::listed(all)
+            ),
+        );
+    }
+    Ok(())
+}
+
+/// Our own settings in the file, or in the checkpoint that it is of, if they are of this kind of network.
+fn own_settings(
+    source: &Source,
+    file: &Parts<'_>,
+    kind: NetworkKind,
+    notes: &mut Vec<String>,
+) -> Option<Own> {
+    let own = file.own.read(&source.file, notes);
+    let own = own.or_else(|| source.checkpoint.as_deref().and_then(Own::of_checkpoint))?;
+    if own.config.network.name == kind {
+        return Some(own);
+    }
+    notes.push(
+        "the settings of ddpm in the file are of another network than its tensors, and were not looked at"
+            .into(),
+    );
+    None
+}
+
+/// The settings of a network, and where they are from.
+struct Described {
+    config: Config,
+    channels: usize,
+    assumed: Vec<Assumed>,
+}
+
+/// The settings of the chosen weights: those of the files beside them, over our own in the file, else by the tensors.
+fn describe(
+    source: &Source,
+    chosen: &Candidate,
+    own: Option<Own>,
+    options: &Options,
+    notes: &mut Vec<String>,
+) -> Result<Described> {
+    let kind = chosen.kind;
+    let (is_own, mut config) = (own.is_some(), own.map_or_else(Config::default, |own| own.config));
+    if let Some(path) = &source.scheduler {
+        notes.extend(diffusers::scheduler(path, &diffusers::read_json(path)?, &mut config)?);
+    }
+    let unet = match (kind, &source.unet, &source.neighbour) {
+        (NetworkKind::Unet2d, Some(path), _) => Some(diffusers::unet(path, &diffusers::read_json(path)?)?),
+        (NetworkKind::Unet2d, None, Some(path)) if !is_own => {
+            let json = diffusers::read_json(path)?;
             let is_its = diffusers::is_unet(&json);
             if !is_its {
                 notes.push(format!("{} is of no UNet2DModel, and was not looked at", path.display()));
             }
-            is_its.then(|| diffusers::unet(&path, &json)).transpose()?
+            is_its.then(|| diffusers::unet(path, &json)).transpose()?
         }
-        _ => beside.unet.filter(|_| kind == NetworkKind::Unet2d),
+        // Read for what it says of a network that is none of ours.
+        (_, Some(path), _) => {
+            diffusers::unet(path, &diffusers::read_json(path)?)?;
+            None
+        }
+        _ => None,
     };
-    let (channels, mut assumed, size) = match unet {
-        Some(unet) => {
+    let own_channels = config.picture_channels().filter(|_| is_own);
+    let (channels, mut assumed, size) = match (unet, own_channels) {
+        (Some(unet), _) => {
             config.network.name = kind;
             config.unet2d = unet.config;
             config.diffusion.learned_variance = unet.learned_variance;
             // As its pipelines sample, with a scheduler beside it or not.
             config.sampling.use_clipped_model_output = false;
             let mut assumed = Vec::new();
-            if !beside.has_scheduler {
+            if source.scheduler.is_none() && !is_own {
                 assumed.extend(recognise::diffusion(&config));
             }
             (unet.channels, assumed, unet.size)
         }
-        None => {
+        (None, Some(channels)) => (channels, Vec::new(), config.picture_size()),
+        (None, None) => {
+            let at = |reason: String| Error::Checkpoint { path: source.file.clone(), reason };
             let (channels, assumed) = recognise::settings(chosen, &mut config).map_err(at)?;
             (channels, assumed, None)
         }
     };
-    let size = options.size.or(size).unwrap_or_else(|| {
+    let own_size = config.picture_size().filter(|_| is_own);
+    let size = options.size.or(size).or(own_size).unwrap_or_else(|| {
         let side = match kind {
             NetworkKind::Attention => 28,
             NetworkKind::Simple => 64,
@@ -268,8 +307,8 @@ fn from_bytes(
     (config.network.im_size, config.data.size) = (Some(size), Some(size));
     (config.network.im_channels, config.data.channels) = (Some(channels), Some(channels));
     config.data.path = UNKNOWN_DATA.to_owned();
-    // Nobody says that it learnt pictures without their class, and most have not: what such a network says of them is noise.
-    if nets::from_config(&config, channels).classes().is_some() {
+    // Nobody says that it learnt images without their class, and most have not: what such a network says of them is noise.
+    if !is_own && nets::from_config(&config, channels).classes().is_some() {
         config.train.label_dropout = 0.0;
         assumed.push(Assumed::new("train.label_dropout", 0));
     }
@@ -277,15 +316,7 @@ fn from_bytes(
     overrides.extend(options.overrides.iter().cloned());
     assumed.retain(|a| !overrides.iter().any(|(key, _)| key.trim() == a.key));
     let config = config.with_overrides(&overrides)?;
-
-    let (mut expected, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
-    let parameters = expected.iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum();
-    expected.extend(states);
-    let (weights, more) = take(path, &file, chosen, &expected)?;
-    notes.extend(more);
-    let others = all.iter().filter(|c| c.key != chosen.key).map(|c| c.key.clone()).collect();
-    let key = chosen.key.clone();
-    Ok(Imported { config, parameters, weights, file: path.to_owned(), key, others, assumed, notes })
+    Ok(Described { config, channels, assumed })
 }
 
 /// The setting that says the number of heads.
@@ -306,51 +337,17 @@ fn heads(kind: NetworkKind, heads: Option<usize>) -> Result<Vec<(String, String)
     Ok(heads.map(|n| (key.to_owned(), n.to_string())).into_iter().collect())
 }
 
-/// The set of weights that is asked for, or the one that is likeliest meant.
-fn choose<'c>(
-    path: &Path,
-    all: &'c [Candidate],
-    options: &Options,
-    sets: &[super::file::Set],
-) -> Result<&'c Candidate> {
-    let keys = || all.iter().map(|c| format!("{:?}", c.key)).collect::<Vec<_>>().join(", ");
-    if let Some(key) = &options.key {
-        let exact = all.iter().find(|c| c.key == *key);
-        let begins =
-            |c: &&Candidate| c.key.strip_prefix(key.as_str()).is_some_and(|rest| rest.starts_with('.'));
-        return match exact.or_else(|| all.iter().find(begins)) {
-            Some(found) => Ok(found),
-            None if all.is_empty() => refuse(path, "has no weights of our networks"),
-            None => refuse(path, format!("has no weights called {key:?}; --key can be one of {}", keys())),
-        };
-    }
-    if let Some(found) = preferred(all) {
-        return Ok(found);
-    }
-    let names: Vec<&str> = sets.iter().flat_map(|s| &s.tensors).map(|t| t.name.as_str()).take(3).collect();
-    let there = match names[..] {
-        [] => "it has no tensors".to_owned(),
-        _ => format!("it has tensors as {}", names.join(", ")),
-    };
-    refuse(
-        path,
-        format!(
-            "is of none of our networks, attention, simple, double-conv, unet2d (diffusers' UNet2DModel): {there}"
-        ),
-    )
-}
-
 /// The numbers of the network's tensors, and what was not as it is today.
 fn take(
     path: &Path,
-    file: &super::file::TensorFile<'_>,
+    file: &Parts<'_>,
     chosen: &Candidate,
     expected: &[(String, Vec<usize>)],
 ) -> Result<(Vec<NamedTensor>, Vec<String>)> {
-    let name = |name: &str| today(chosen.kind, &name[chosen.prefix.len()..]);
+    let wanted: Vec<Listed> = renamed(chosen);
     let (mut notes, mut listed): (Vec<String>, Vec<NamedTensor>) = (Vec::new(), Vec::new());
-    for t in &chosen.tensors {
-        listed.push(NamedTensor { name: name(&t.name), shape: t.shape.clone(), data: Vec::new() });
+    for t in &wanted {
+        listed.push(NamedTensor { name: t.name.clone(), shape: t.shape.clone(), data: Vec::new() });
     }
     // PyTorch wrote none of these counters before 2018, and they change nothing but the first steps' statistics.
     let mut counters = Vec::new();
@@ -377,17 +374,32 @@ fn take(
             first.dtype.name()
         ));
     }
-    let mut weights = file
-        .read(&chosen.tensors, name)
-        .map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
-    weights.extend(counters);
-    if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
-        return refuse(
-            path,
-            format!("tensor {} has a number that is not finite: the training had gone wrong", broken.name),
-        );
+    let mut weights =
+        file.read(&wanted).map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
+    if let Some((broken, from)) =
+        weights.iter().zip(&wanted).find(|(t, _)| t.data.iter().any(|v| !v.is_finite()))
+    {
+        let count = broken.data.iter().filter(|v| !v.is_finite()).count();
+        let infinite = broken.data.iter().all(|v| !v.is_nan());
+        let cause = match infinite && from.dtype.name() == "f16" {
+            true => {
+                "f16 has none past 65504, and becomes infinite where weights are converted that were; convert them to bf16 or \
+                 keep f32"
+            }
+            false => "most often the training diverged before it was saved; take an earlier checkpoint",
+        };
+        let values = if count == 1 { "value that is" } else { "values that are" };
+        return refuse(path, format!("tensor {} has {count} {values} not finite: {cause}", broken.name));
     }
+    weights.extend(counters);
     Ok((weights, notes))
+}
+
+/// Its tensors, by the names of today.
+fn renamed(chosen: &Candidate) -> Vec<Listed> {
+    let mut tensors = chosen.tensors.clone();
+    tensors.iter_mut().for_each(|t| t.name = today(chosen.kind, &t.name));
+    tensors
 }
 
 impl Imported {
@@ -399,7 +411,7 @@ impl Imported {
     pub fn save(self, root: &Path, name: Option<&str>) -> Result<RunFolder> {
         let run = RunFolder::create(root, name)?;
         let parameters = self.parameters;
-        let manifest = Manifest::new(0, &self.config, parameters, None);
+        let manifest = Manifest { classes: self.classes, ..Manifest::new(0, &self.config, parameters, None) };
         let no_state = Vec::new;
         let checkpoint = Checkpoint {
             manifest,
@@ -450,12 +462,16 @@ pub fn read_weights(path: &Path) -> Result<Vec<NamedTensor>> {
             None => refuse(path, "is a run without a checkpoint; let it train longer, or give another"),
         };
     }
-    let file = Source::find(path)?.weights;
-    let bytes = disk::read(&file, "read the weights", MAX_WEIGHTS)?;
-    let at = |reason: String| Error::Checkpoint { path: file.clone(), reason };
-    let content = Content::open(&bytes).map_err(at)?;
-    let tensors = content.parse().map_err(at)?;
-    let all = candidates(&tensors.sets);
-    let chosen = choose(&file, &all, &Options::default(), &tensors.sets)?;
-    tensors.read(&chosen.tensors, |name| today(chosen.kind, &name[chosen.prefix.len()..])).map_err(at)
+    let source = Source::find(path, None)?;
+    let bytes = read_all(&source.weights)?;
+    let at = |reason: String| Error::Checkpoint { path: source.file.clone(), reason };
+    let contents = open(&source, &bytes)?;
+    let file = parse(&source, &contents)?;
+    let all = candidates(&file.found).map_err(at)?;
+    let chosen = choose::choose(&all, &file.found, None).map_err(at)?;
+    check_begun(&source.file, &file, chosen, &all, &Options::default())?;
+    if let Some((name, why)) = chosen.unread.first() {
+        return refuse(&source.file, format!("tensor {name} is {why}"));
+    }
+    file.read(&renamed(chosen)).map_err(at)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::file::{Listed, Set};
+use super::choose::Candidate;
 use crate::train::config::{
     BlockType, Config, NetworkKind, ResampleKind, SimpleConfig, TimeScaleShift, Unet2dConfig,
 };
@@ -10,7 +10,7 @@ use crate::train::config::{
 /// Most stages or layers that are counted; the settings allow fewer.
 const MOST: usize = 100;
 /// A tensor that each network has and the others have not.
-const MARKS: [(NetworkKind, &str); 4] = [
+pub(super) const MARKS: [(NetworkKind, &str); 4] = [
     (NetworkKind::Attention, "t_proj.0.weight"),
     (NetworkKind::Simple, "conv0.weight"),
     (NetworkKind::DoubleConv, "conv1.double_conv.0.weight"),
@@ -22,52 +22,19 @@ pub(super) fn is_mark(name: &str) -> bool {
     MARKS.iter().any(|(_, mark)| name.ends_with(mark))
 }
 
-/// Weights of one of our networks in a file.
-#[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    /// How `--key` calls it: the keys on the way to it, and what all its names begin with; empty for the whole file.
-    pub key: String,
-    pub kind: NetworkKind,
-    /// Its tensors, with the names they have in the file.
-    pub tensors: Vec<Listed>,
-    /// What those names begin with.
-    pub prefix: String,
+/// Whether a tensor of this name is a buffer, which no optimizer sees and no average has.
+pub(super) fn is_buffer(name: &str) -> bool {
+    ["running_mean", "running_var", "num_batches_tracked"].iter().any(|end| name.ends_with(end))
 }
 
-/// All weights of our networks in a file's sets.
-pub(super) fn candidates(sets: &[Set]) -> Vec<Candidate> {
-    let mut found = Vec::new();
-    for set in sets {
-        for (kind, mark) in MARKS {
-            for tensor in &set.tensors {
-                let Some(prefix) = tensor.name.strip_suffix(mark) else { continue };
-                if !(prefix.is_empty() || prefix.ends_with('.')) || found.len() >= 16 {
-                    continue;
-                }
-                let own = set.tensors.iter().filter(|t| t.name.starts_with(prefix)).cloned().collect();
-                let keys = [set.place.as_str(), prefix.trim_end_matches('.')];
-                let key = keys.into_iter().filter(|k| !k.is_empty()).collect::<Vec<_>>().join(".");
-                found.push(Candidate { key, kind, tensors: own, prefix: prefix.to_owned() });
-            }
-        }
-    }
-    found
-}
-
-/// The one that is meant where nothing is said: averaged weights first, for they draw better.
-pub(super) fn preferred(candidates: &[Candidate]) -> Option<&Candidate> {
-    let rank = |c: &Candidate| {
-        let key = c.key.to_lowercase();
-        let has = |word| key.split(['.', '_']).any(|part| part == word);
-        if has("ema") {
-            0
-        } else if has("optimizer") {
-            2
-        } else {
-            1
-        }
+/// Whether it has another tensor of its network besides the mark, which others may have by chance.
+pub(super) fn is_plausible(candidate: &Candidate) -> bool {
+    let other = match candidate.kind {
+        NetworkKind::Attention | NetworkKind::Unet2d => "conv_in.weight",
+        NetworkKind::Simple => "time_mlp.1.weight",
+        NetworkKind::DoubleConv => "down1.pos_embed.1.weight",
     };
-    candidates.iter().min_by_key(|c| rank(c))
+    candidate.tensors.iter().map(|t| &t.name).chain(candidate.unread.iter().map(|u| &u.0)).any(|n| n == other)
 }
 
 /// Something that shapes do not tell.
@@ -112,7 +79,7 @@ impl Shapes<'_> {
 /// Puts the network and its settings into `config` and tells the channels of its pictures and what was assumed. The error
 /// is the reason alone.
 pub(super) fn settings(found: &Candidate, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
-    let shapes = found.tensors.iter().map(|t| (&t.name[found.prefix.len()..], t.shape.as_slice()));
+    let shapes = found.tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));
     let shapes = Shapes(shapes.collect());
     config.network.name = found.kind;
     let (channels, mut assumed) = match found.kind {

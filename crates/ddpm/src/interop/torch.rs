@@ -13,8 +13,14 @@ const ALIGNMENT: u16 = 64;
 /// Tensors that a pickle's command adds at once, as Python does.
 const BATCH: usize = 1000;
 
-/// The state dict of `tensors` as an archive whose parts are in `folder`; its content depends on them alone.
-pub(super) fn write(out: impl Write + Seek, folder: &str, tensors: &[NamedTensor]) -> io::Result<()> {
+/// The state dict of `tensors` as an archive whose parts are in `folder`, with `texts` as more parts, which PyTorch does not look
+/// at; its content depends on these alone.
+pub(super) fn write(
+    out: impl Write + Seek,
+    folder: &str,
+    tensors: &[NamedTensor],
+    texts: &[(&str, &str)],
+) -> io::Result<()> {
     let mut zip = ZipWriter::new(out);
     let plain = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut part = |name: &str, long: bool, bytes: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
@@ -40,6 +46,9 @@ pub(super) fn write(out: impl Write + Seek, folder: &str, tensors: &[NamedTensor
         })?;
     }
     part("version", false, &mut |out| out.write_all(b"3\n"))?;
+    for (name, text) in texts {
+        part(name, false, &mut |out| out.write_all(text.as_bytes()))?;
+    }
     zip.finish()?.flush()
 }
 

@@ -92,6 +92,14 @@ impl Manifest {
         }
     }
 
+    /// That of the checkpoint in `folder`, without a look at its other files.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] if it is missing, damaged, or of a newer version.
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::read(folder).map_err(|reason| Error::Checkpoint { path: folder.to_owned(), reason })
+    }
+
     /// The run's settings; `checkpoint` is the checkpoint's folder, for messages.
     ///
     /// # Errors

@@ -28,7 +28,7 @@ pub use folder::{
 pub(crate) use folder::{OF_ANOTHER, newest_manifest, newest_where, of_run, sweep_overtaken};
 pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
-pub(crate) use tensors::{check_extent, is_counter, to_bytes};
+pub(crate) use tensors::{check_extent, is_counter, to_bytes, to_bytes_with};
 
 use super::disk::{self, Disk, RealDisk};
 use crate::{Error, Result};

@@ -91,6 +91,31 @@ pub(crate) fn to_bytes<'a>(
     safetensors::serialize(views, Some(about)).map_err(|e| e.to_string())
 }
 
+/// [`to_bytes`] with more entries in the file's metadata, in their order: safetensors' own would write them in any.
+pub(crate) fn to_bytes_with<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
+    entries: &[(&str, &str)],
+) -> Result<Vec<u8>, String> {
+    const PLAIN: &str = r#"{"__metadata__":{"format":"pt""#;
+    let mut bytes = to_bytes(tensors)?;
+    let length = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n)) as usize;
+    let header = bytes.get(8..8 + length).and_then(|h| str::from_utf8(h).ok()).map(str::trim_end);
+    let Some(rest) = header.and_then(|h| h.strip_prefix(PLAIN)) else {
+        return Err("the header of a safetensors file is not as it was expected".into());
+    };
+    let mut header = PLAIN.to_owned();
+    let quoted = |text: &str| serde_json::to_string(text).map_err(|e| e.to_string());
+    for (key, text) in entries {
+        header += &format!(",{}:{}", quoted(key)?, quoted(text)?);
+    }
+    header += rest;
+    // Values begin at a multiple of eight bytes.
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+    let begin = (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).collect::<Vec<_>>();
+    bytes.splice(..8 + length, begin);
+    Ok(bytes)
+}
+
 /// The tensors of a safetensors file in the order of their names; the error is the reason alone.
 pub(super) fn from_bytes(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
     check_extent(bytes)?;
