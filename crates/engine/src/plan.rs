@@ -47,6 +47,9 @@ pub struct PlanOptions {
     /// updates nothing where it is not finite. Not together with `accumulate`. Executors may plan as without, and update all weights
     /// behind the nodes of a training run.
     pub update_in_runs: Option<Tensor>,
+    /// Whether the updates within a run are all made behind its last node where that takes no more memory: until then a run can
+    /// be [stopped](crate::Executor::set_stop).
+    pub late_updates: bool,
     /// Gradients longer than this are shortened in training runs; 0: none are. The CPU, which needs all gradients at once for
     /// that, does not update within its runs then.
     pub clip_norm: f64,
@@ -112,8 +115,9 @@ pub struct Updates {
 }
 
 impl Updates {
-    /// A parameter is updated once its gradient is made and the last node has read it, never before there is a loss.
-    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor) -> Self {
+    /// A parameter is updated once its gradient is made and the last node has read it, never before there is a loss; `late`, all
+    /// are updated behind the last node.
+    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor, late: bool) -> Self {
         let mut makers = vec![0; graph.tensor_count()];
         let mut readers = makers.clone();
         for (i, node) in graph.nodes().iter().enumerate() {
@@ -121,9 +125,10 @@ impl Updates {
             node.inputs.iter().for_each(|t| readers[t.index()] = i);
         }
         let mut behind = vec![Vec::new(); graph.nodes().len()];
+        let last = graph.nodes().len().saturating_sub(1);
         for (i, (&p, &g)) in graph.parameters().iter().zip(gradients).enumerate() {
             let node = makers[g.index()].max(readers[p.index()]).max(makers[loss.index()]);
-            behind[node].push(i);
+            behind[if late { last } else { node }].push(i);
         }
         Self { loss, gradients: gradients.to_vec(), behind }
     }
@@ -155,6 +160,13 @@ impl Item {
 impl Plan {
     /// Lays out `graph`; `workspaces` has what each node needs besides its tensors.
     pub fn new(graph: Graph, options: &PlanOptions, workspaces: &[Workspace]) -> Self {
+        let late = options.late_updates && options.update_in_runs.is_some() && options.clip_norm == 0.0;
+        let late = late.then(|| Self::laid_out(graph.clone(), options, workspaces, true));
+        let plan = Self::laid_out(graph, options, workspaces, false);
+        late.filter(|late| late.len <= plan.len).unwrap_or(plan)
+    }
+
+    fn laid_out(graph: Graph, options: &PlanOptions, workspaces: &[Workspace], late: bool) -> Self {
         let mut at = 0;
         let parameters: Vec<Range<usize>> = graph
             .parameters()
@@ -169,7 +181,7 @@ impl Plan {
         let region_len = at;
         let in_runs = options.update_in_runs.filter(|_| options.clip_norm == 0.0);
         let updates = in_runs.zip(options.gradients.as_ref());
-        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss));
+        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss, late));
         assert!(updates.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));
         for region in Region::ALL {
