@@ -43,10 +43,13 @@ pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
 
 /// Ends the program once nothing has been held for a while: what it is doing does not look at the flag.
 fn end_soon() {
-    let mut free = Instant::now();
+    let (asked, mut free, mut told) = (Instant::now(), Instant::now(), false);
     while free.elapsed() < GRACE {
         if HELD.load(Ordering::SeqCst) > 0 {
             free = Instant::now();
+            if asked.elapsed() > GRACE && !std::mem::replace(&mut told, true) {
+                tell!("stopping, when what was learnt is saved; a second Ctrl-C stops at once, without that");
+            }
         }
         std::thread::sleep(LOOK_EVERY);
     }

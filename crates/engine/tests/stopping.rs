@@ -143,12 +143,13 @@ fn a_stop_is_obeyed_in_the_middle_of_a_node() -> Result<()> {
 }
 
 #[test]
-fn updates_behind_the_run_take_no_memory_that_those_within_it_do_not() -> Result<()> {
+fn updates_behind_the_run_are_chosen_where_they_take_hardly_more_memory() -> Result<()> {
     // Large images: what the forward pass leaves makes room for all gradients. Images of a pixel: it does not.
     for (side, late) in [(48, true), (1, false)] {
         let (within, behind) = (network(side, false)?, network(side, true)?);
-        assert!(behind.footprint().arena_bytes <= within.footprint().arena_bytes);
         assert_eq!(is_late(&behind), late, "side {side}");
+        let [within, most] = [within, behind].map(|exec| exec.footprint().arena_bytes);
+        assert!(most <= within + within / 20);
     }
     Ok(())
 }

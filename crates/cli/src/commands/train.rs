@@ -7,9 +7,9 @@ use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
 use ddpm::train::config::Config;
-use ddpm::train::run::RUNS;
+use ddpm::train::run::{RUNS, RunFolder};
 use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan, Trainer, outline};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -152,17 +152,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             };
             let checkpoint = args.checkpoint.as_deref();
             let resume = Resume { checkpoint, change: &change, force: args.force };
+            let early = early_of_run(&args, run, &change);
+            early.iter().for_each(tell_plan);
             let reading = Progress::waiting("reading the run and its images");
             if args.dry_run {
                 let (mut trainer, remarks) = Session::prepare_resume(&args.runs, run, &resume)?;
                 reading.finish();
-                tell_trainer(&mut trainer, &remarks, false)?;
+                tell_trainer(&mut trainer, &remarks, early.as_ref())?;
                 return Ok(ExitCode::SUCCESS);
             }
             let mut session = Session::resume(&args.runs, run, &resume)?;
             reading.finish();
             let remarks = session.take_remarks();
-            let time = tell_trainer(session.trainer(), &remarks, false)?;
+            let time = tell_trainer(session.trainer(), &remarks, early.as_ref())?;
             train(session, time, &stop)
         }
         None => {
@@ -180,7 +182,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let reading = Progress::waiting("reading the images");
             let (mut trainer, remarks) = Session::prepare(&loaded.config, init)?;
             reading.finish();
-            let time = tell_trainer(&mut trainer, &remarks, early.is_some())?;
+            let time = tell_trainer(&mut trainer, &remarks, early.as_ref())?;
             if args.dry_run {
                 return Ok(ExitCode::SUCCESS);
             }
@@ -254,15 +256,26 @@ fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -
     }
 }
 
-/// Tells of the data, of what a person should know and, unless that was done `already`, of what training takes; then of the time of a
+/// What going on with a run will take, as far as its settings say. Whatever is wrong with them is told when it is taken up.
+fn early_of_run(
+    args: &Args,
+    run: &Path,
+    change: &dyn Fn(&mut Config) -> ddpm::Result<()>,
+) -> Option<TrainPlan> {
+    let mut config = RunFolder::open(&args.runs, run).ok()?.read_config().ok()?;
+    change(&mut config).ok()?;
+    outline(&config).ok()?
+}
+
+/// Tells of what training takes, unless that was told `early`, of the data, and of what a person should know; then of the time of a
 /// step, which it gives.
 fn tell_trainer(
     trainer: &mut Trainer,
     remarks: &[Remark],
-    already: bool,
+    early: Option<&TrainPlan>,
 ) -> anyhow::Result<Option<Duration>> {
     let plan = trainer.plan();
-    if !already {
+    if early.is_none_or(|e| (e.parameters, e.arena_bytes) != (plan.parameters, plan.arena_bytes)) {
         tell_plan(&plan);
     }
     tell_data(trainer.data().summary(), plan.data_bytes);

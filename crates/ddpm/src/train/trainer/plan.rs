@@ -270,7 +270,7 @@ mod tests {
         let (limit, begun) = (Duration::from_secs(1), Instant::now());
         let time = trainer.time_step(limit).unwrap().expect("something was done");
         // What making the smaller plans takes is not in the limit.
-        assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
         // Between 1e9 and 1e13 operations a second.
         assert!(
             time.as_secs_f64() > plan.flops as f64 / 1e13 && time.as_secs_f64() < plan.flops as f64 / 1e9
