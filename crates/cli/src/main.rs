@@ -15,10 +15,11 @@ macro_rules! tell {
 pub(crate) use tell;
 
 mod commands;
+mod limits;
 mod progress;
 mod signals;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Exit status after Ctrl-C: 128 + SIGINT.
@@ -62,8 +63,23 @@ enum Command {
     Completions(commands::completions::Args),
 }
 
+/// The arguments, or the end of the program with what is wrong with them.
+fn arguments() -> Cli {
+    let command = limits::with_limits(Cli::command());
+    let wrong = |error: clap::Error| -> ! {
+        let args: Vec<String> =
+            std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+        limits::with_hint(error, &command, &args).exit()
+    };
+    let matches = command.clone().try_get_matches().unwrap_or_else(|e| wrong(e));
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| wrong(e))
+}
+
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    signals::survive_file_size_limits();
+    let command = arguments().command;
+    ddpm::hardware::start_shared_threads();
+    let result = match command {
         Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
         Command::Nearest(args) => commands::nearest::run(args),
@@ -126,7 +142,6 @@ mod tests {
 
     #[test]
     fn the_flags_are_consistent() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+        limits::with_limits(Cli::command()).debug_assert();
     }
 }

@@ -25,6 +25,18 @@ impl Progress {
         Self { bar, what, last_line: Instant::now() }
     }
 
+    /// Work of unknown length: a bar that shows the time it takes, and without a terminal nothing.
+    pub fn waiting(what: &'static str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{prefix} {spinner} {elapsed}")
+                .unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let bar = ProgressBar::new_spinner().with_style(style).with_prefix(what);
+            bar.enable_steady_tick(Duration::from_millis(100));
+            bar
+        });
+        Self { bar, what, last_line: Instant::now() }
+    }
+
     /// `done` of `steps` are done. `message` is made only where it is shown.
     pub fn set(&mut self, done: u64, steps: u64, message: impl FnOnce() -> String) {
         match &self.bar {
@@ -75,6 +87,11 @@ pub fn human_bytes(bytes: u64) -> String {
         m if m < 1024.0 => format!("{m:.1} MiB"),
         m => format!("{:.2} GiB", m / 1024.0),
     }
+}
+
+/// "1 image", "2,000 images".
+pub fn count(n: u64, what: &str) -> String {
+    format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
 /// A number with its thousands apart.

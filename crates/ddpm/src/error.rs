@@ -56,18 +56,16 @@ pub enum Error {
     },
     /// The engine refused a graph or could not run it.
     #[error(transparent)]
-    Engine(#[from] ddpm_engine::Error),
+    Engine(ddpm_engine::Error),
     /// Training left the finite numbers.
-    #[error(
-        "step {step}: {what} is not a finite number, so training stopped before this step changed anything; the last \
-         good checkpoint is intact. Continue from it with --resume and a lower learning rate (--set train.lr=...), \
-         and look for broken pictures in the data"
-    )]
+    #[error("step {step}: {what} is not a finite number; nothing of this step was kept. {advice}")]
     NotFinite {
-        /// The step that was being made.
+        /// The step that was being made; the first is 1.
         step: u64,
         /// What was not finite: the loss, the gradients' norm, or a weight's name.
         what: String,
+        /// Where to go on from, and how.
+        advice: String,
     },
     /// A plot could not be drawn.
     #[error("cannot draw the plot: {reason}")]
@@ -91,6 +89,15 @@ pub enum Error {
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+impl From<ddpm_engine::Error> for Error {
+    fn from(error: ddpm_engine::Error) -> Self {
+        match error {
+            ddpm_engine::Error::Interrupted => Self::Interrupted,
+            other => Self::Engine(other),
+        }
+    }
+}
+
 impl Error {
     /// Adds the path and the attempt to an operating-system error: `.map_err(Error::io(path, "read the picture"))`.
     pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
@@ -100,9 +107,12 @@ impl Error {
 }
 
 fn bad_files(files: &[(PathBuf, String)]) -> String {
-    let mut text = format!("{} file(s) cannot be read as pictures:", files.len());
+    let mut text = match files {
+        [_] => "1 file cannot be read as an image:".to_owned(),
+        _ => format!("{} files cannot be read as images:", files.len()),
+    };
     for (path, reason) in files {
         text.push_str(&format!("\n  {}: {reason}", path.display()));
     }
-    text + "\nmend or remove them, or train without them: --on-bad-file skip"
+    text + "\nfix or remove them, or train without them: --on-bad-file skip"
 }

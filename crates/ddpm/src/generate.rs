@@ -13,7 +13,8 @@ use crate::schedule::Schedule;
 use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, Which};
 use crate::train::config::Config;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
 /// Most pictures that are drawn at once, where memory is not short.
 pub const BATCH: usize = 64;
@@ -90,6 +91,7 @@ pub struct Generator {
     class_names: Vec<String>,
     origin: PathBuf,
     hardware: Hardware,
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Generator {
@@ -146,7 +148,12 @@ impl Generator {
         let Hardware { tf32, deterministic, .. } = config.train.hardware();
         let hardware = Hardware { tf32, deterministic, ..hardware.into() };
         let weights = Weights::Kept(weights);
-        Ok(Self { config, shape, schedule, weights, class_names, origin, hardware })
+        Ok(Self { config, shape, schedule, weights, class_names, origin, hardware, stop: None })
+    }
+
+    /// A flag that ends what the networks are doing, in the middle of a step too, with [`Error::Interrupted`].
+    pub fn set_stop(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = Some(stop);
     }
 
     /// The pictures' shape.
@@ -169,6 +176,9 @@ impl Generator {
         let arithmetic = self.config.train.arithmetic();
         let model = Model::with_arithmetic(&*net, shape, self.hardware, arithmetic)?;
         let mut model = model.predicting(self.config.diffusion.prediction);
+        if let Some(stop) = &self.stop {
+            model.executor().set_stop(stop.clone());
+        }
         match &self.weights {
             Weights::Kept(weights) => model.set_weights(weights, &self.origin)?,
             Weights::Of(path, which, read) => {

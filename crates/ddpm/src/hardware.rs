@@ -80,6 +80,17 @@ impl From<usize> for Hardware {
     }
 }
 
+/// Starts the threads that reading and writing files share. Where the system gives none, the caller's does their work: later on that
+/// would be a panic.
+pub fn start_shared_threads() {
+    let threads = || rayon::ThreadPoolBuilder::new().thread_name(|i| format!("shared-{i}"));
+    // A pool that fails cannot be tried again: another one tells whether there are threads.
+    let _ = match threads().build() {
+        Ok(_) => threads().build_global(),
+        Err(_) => threads().num_threads(1).use_current_thread().build_global(),
+    };
+}
+
 /// A library or GPU that a program with the feature `cuda` looks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Finding {

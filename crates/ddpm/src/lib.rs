@@ -74,6 +74,7 @@ pub mod generate;
 pub mod guidance;
 pub mod hardware;
 pub mod interop;
+mod memory;
 pub mod model;
 pub mod nearest;
 pub mod nets;

@@ -32,17 +32,25 @@ pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> 
     if height.is_multiple_of(factor) && width.is_multiple_of(factor) && height > 0 && width > 0 {
         return Ok(());
     }
-    let (down, up) = (|s: usize| (s / factor).max(1) * factor, |s: usize| s.div_ceil(factor).max(1) * factor);
     let reason = format!(
-        "the {} network halves pictures down to 1/{factor} of their size, and {height}x{width} cannot be divided by \
-         {factor}: resize or pad them to {}x{} or {}x{} (--size)",
+        "the {} network halves images down to 1/{factor} of their size, and {height}x{width} cannot be divided by {factor}: \
+         resize or pad them to {} (--size)",
         net.name(),
-        down(height),
-        down(width),
-        up(height),
-        up(width)
+        fitting_sizes(height, width, factor)
     );
     Err(Error::Config { key: "data.size".to_owned(), reason })
+}
+
+/// The sizes next to one that can be divided by `factor`, the nearest first: "32x32 or 36x36".
+pub(crate) fn fitting_sizes(height: usize, width: usize, factor: usize) -> String {
+    let below = [height, width].map(|s| (s / factor).max(1) * factor);
+    let above = [height, width].map(|s| s.div_ceil(factor).max(1) * factor);
+    let far = |to: [usize; 2]| to[0].abs_diff(height) + to[1].abs_diff(width);
+    let (first, second) = if far(below) <= far(above) { (below, above) } else { (above, below) };
+    match first == second {
+        true => format!("{}x{}", first[0], first[1]),
+        false => format!("{}x{} or {}x{}", first[0], first[1], second[0], second[1]),
+    }
 }
 
 /// All parameters and states as tensors with PyTorch's names, shapes and layouts; the parameters from `region`.

@@ -397,7 +397,7 @@ fn a_training_goes_on_from_an_imported_run() {
     for tensor in &weights {
         assert!(begin.iter().any(|t| t == tensor), "{}", tensor.name);
     }
-    session.train(&false.into(), &mut |_| {}).unwrap();
+    session.train(&Default::default(), &mut |_| {}).unwrap();
     let path = checkpoint::path_of(&run.checkpoints(), 1);
     assert!(checkpoint::load(&path).unwrap().exp_avg.iter().any(|t| t.data.iter().any(|&v| v != 0.0)));
 }

@@ -6,6 +6,7 @@ use ddpm::train::checkpoint::{self, Checkpoint};
 use ddpm::train::config::Config;
 use ddpm::train::{StepReport, Trainer};
 use std::path::Path;
+use std::time::Duration;
 
 /// The settings as they are.
 const PLAIN: &[(&str, &str)] = &[];
@@ -155,8 +156,8 @@ fn augmentation_dropout_and_running_statistics_are_taken_up_where_they_were() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = checkpoint::save(folder.path(), &half).expect("a checkpoint");
         let mut second = new();
-        // Telling the plan runs the network, and must change nothing.
-        second.plan().expect("a plan");
+        // Timing a step runs the network, and must change nothing.
+        second.time_step(Duration::from_secs(5)).expect("a step").expect("its time");
         second.restore(&checkpoint::load(&path).expect("the checkpoint"), &path).expect("fits");
         let (resumed, second_reports) = go_on(&mut second, 3);
         assert_eq!([first_reports, second_reports].concat(), reports, "{network:?}");

@@ -8,12 +8,15 @@ use crate::error::{Error, Result};
 use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun};
 use crate::graph::{Graph, Kind, Tensor};
 use crate::keep::keep_in_bf16;
-use crate::plan::{ALIGN, Arithmetic, Factors, Plan, PlanOptions, Region, Workspace};
+use crate::plan::{Arithmetic, Factors, Plan, PlanOptions, Region, Workspace};
+pub use crate::scratch::Scratch;
+use crate::scratch::{Aligned, threads_of};
 use crate::shape::{DType, TensorType};
 use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Numbers of a task of the operations that go number by number.
@@ -97,52 +100,6 @@ impl Kernel {
     }
 }
 
-/// Scratch memory of each thread of the pool.
-pub struct Scratch(Vec<Mutex<Aligned>>);
-
-impl Scratch {
-    fn new(threads: usize, len: usize) -> Result<Self> {
-        Ok(Self((0..threads).map(|_| Aligned::new(len).map(Mutex::new)).collect::<Result<_>>()?))
-    }
-
-    /// Calls `f` with the current thread's memory. `f` must not wait for other tasks of the pool.
-    pub fn with(&self, f: impl FnOnce(&mut [f32])) {
-        let thread = rayon::current_thread_index().unwrap_or(0);
-        // A poisoned lock means that a task panicked; its scratch memory holds nothing that the next one reads.
-        let mut memory = self.0[thread].lock().unwrap_or_else(|e| e.into_inner());
-        f(memory.as_mut_slice());
-    }
-}
-
-/// Numbers that begin at a cache line.
-struct Aligned {
-    memory: Box<[f32]>,
-    start: usize,
-    len: usize,
-}
-
-impl Aligned {
-    fn new(len: usize) -> Result<Self> {
-        // Zeros that the system gives: a page is there only when something is written to it.
-        let memory = bytemuck::allocation::try_zeroed_slice_box::<f32>(len + ALIGN).map_err(|()| {
-            let mib = (len * 4) >> 20;
-            Error::Resources(format!(
-                "{mib} MiB of memory cannot be had: take a smaller batch, size or network"
-            ))
-        })?;
-        let start = memory.as_ptr().align_offset(64).min(ALIGN);
-        Ok(Self { memory, start, len })
-    }
-
-    fn as_slice(&self) -> &[f32] {
-        &self.memory[self.start..self.start + self.len]
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [f32] {
-        &mut self.memory[self.start..self.start + self.len]
-    }
-}
-
 /// The CPU's cores.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuDevice {
@@ -190,7 +147,7 @@ impl CpuExecutor {
     /// As [`CpuExecutor::new`], with a given instruction set.
     pub fn with_isa(graph: Graph, options: &PlanOptions, threads: usize, isa: Isa) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
+            .num_threads(threads_of(threads)?)
             .thread_name(|i| format!("ddpm-{i}"))
             .build()
             .map_err(|e| Error::Resources(format!("the threads cannot be started: {e}")))?;
@@ -265,47 +222,56 @@ impl CpuExecutor {
         Ok(if there(Region::GradientSum) { Region::GradientSum } else { Region::Gradients })
     }
 
-    /// Runs all nodes, and the updates if a step is given. Without one it is never stopped.
-    fn run_nodes(&mut self, draws: Draws, step: Option<&AdamStep>) -> TrainingRun {
+    /// Runs all nodes, and the updates if a step is given. Without one it ends early only where it is asked to stop.
+    fn run_nodes(&mut self, draws: Draws, step: Option<&AdamStep>) -> Result<TrainingRun> {
         let Self { plan, isa, kernels, arena, scratch, pool, profiling, times, new_weights, .. } = self;
         let (updates, squares) = (&mut self.updates, &mut self.squares);
         let arena = arena.as_mut_slice();
         let mut updated = 0;
+        scratch.begin();
         let whole = pool.install(|| {
             for (i, kernel) in kernels.iter().enumerate() {
                 let start = profiling.then(Instant::now);
                 run_node(plan, i, kernel, arena, scratch, *new_weights, draws);
+                if scratch.stopped() {
+                    return Err(Error::Interrupted);
+                }
                 if let Some(start) = start {
                     times[i].0 += 1;
                     times[i].1 += start.elapsed();
                 }
                 let (Some(all), Some(step)) = (plan.updates(), step) else { continue };
                 let start = profiling.then(Instant::now);
-                for &p in &all.behind[i] {
-                    let loss = &arena[plan.place(all.loss)];
-                    if updated == 0 && !loss.iter().all(|x| x.is_finite()) {
-                        return false;
-                    }
-                    let gradient = plan.place(all.gradients[p]);
-                    squares[p] = squared_norm(*isa, &arena[gradient.clone()]);
-                    if !squares[p].is_finite() {
-                        return false;
-                    }
+                let behind = &all.behind[i];
+                let loss = &arena[plan.place(all.loss)];
+                if !behind.is_empty() && updated == 0 && !loss.iter().all(|x| x.is_finite()) {
+                    return Ok(false);
+                }
+                // Of all gradients before the first update: a step whose updates are all made here is made whole or not at all.
+                for &p in behind {
+                    squares[p] = squared_norm(*isa, &arena[plan.place(all.gradients[p])]);
+                }
+                if behind.iter().any(|&p| !squares[p].is_finite()) {
+                    return Ok(false);
+                }
+                for &p in behind {
                     let part = |region| plan.parameter(region, p).unwrap_or_default();
-                    adam(*isa, step, arena, gradient, part);
+                    adam(*isa, step, arena, plan.place(all.gradients[p]), part);
                     updated += 1;
+                    // With some weights a step ahead there is no way back.
+                    scratch.hold_on();
                 }
                 updates.1 += start.map_or(Duration::ZERO, |start| start.elapsed());
             }
-            true
-        });
+            Ok(true)
+        })?;
         updates.0 += u32::from(*profiling && step.is_some());
         *new_weights = false;
         let loss = plan.updates().map_or(f32::NAN, |all| arena[plan.place(all.loss)][0]);
-        match whole {
+        Ok(match whole {
             true => TrainingRun::Whole { loss, gradient_norm: squares.iter().sum::<f64>().sqrt() },
             false => TrainingRun::Stopped { updated },
-        }
+        })
     }
 }
 
@@ -385,7 +351,8 @@ fn prepare(mut graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, V
 
 impl Executor for CpuExecutor {
     fn describe(&self) -> String {
-        format!("{} threads, {}", self.threads(), self.isa())
+        let s = if self.threads() == 1 { "" } else { "s" };
+        format!("{} thread{s}, {}", self.threads(), self.isa())
     }
 
     fn plan(&self) -> &Plan {
@@ -424,8 +391,7 @@ impl Executor for CpuExecutor {
     }
 
     fn run(&mut self, draws: Draws) -> Result<()> {
-        self.run_nodes(draws, None);
-        Ok(())
+        self.run_nodes(draws, None).map(drop)
     }
 
     fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
@@ -434,7 +400,11 @@ impl Executor for CpuExecutor {
                 "the plan was not made to update weights within its runs".to_owned(),
             ));
         }
-        Ok(self.run_nodes(draws, Some(step)))
+        self.run_nodes(draws, Some(step))
+    }
+
+    fn set_stop(&mut self, stop: Arc<AtomicBool>) {
+        self.scratch.set_stop(stop);
     }
 
     fn keep_states(&mut self) -> Result<()> {

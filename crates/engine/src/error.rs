@@ -66,6 +66,9 @@ pub enum Error {
     /// The memory or threads that the plan needs cannot be had.
     #[error("{0}")]
     Resources(String),
+    /// A run was [asked to stop](crate::Executor::set_stop).
+    #[error("stopped as asked")]
+    Interrupted,
     /// A device is not there, cannot be used or was lost.
     #[error("{device}: {reason}")]
     Device {

@@ -5,6 +5,8 @@ use crate::graph::{Graph, Tensor};
 use crate::plan::{Plan, PlanOptions, Region};
 use crate::vectors::PlanVectors;
 pub use ddpm_kernels::elementwise::AdamStep;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// What the random draws of a run depend on.
@@ -157,6 +159,13 @@ pub trait Executor: Send {
     /// Waits for the training run that was begun.
     fn end_training(&mut self) -> Result<TrainingRun> {
         Err(Error::Resources("no training run was begun".to_owned()))
+    }
+
+    /// A flag that asks [`run`](Self::run) and [`train`](Self::train) to end early, with [`Error::Interrupted`]: weights, their
+    /// averages and the optimizer's state are as before then; [states](crate::graph::Kind::State) may have moved. A training run
+    /// that has begun to update weights is made whole. Executors whose runs are short need not look at it.
+    fn set_stop(&mut self, stop: Arc<AtomicBool>) {
+        let _ = stop;
     }
 
     /// Remembers the [states](crate::graph::Kind::State) of now.

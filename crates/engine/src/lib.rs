@@ -22,6 +22,7 @@ pub mod ops;
 pub mod plan;
 pub mod recompute;
 pub mod rng;
+mod scratch;
 pub mod shape;
 pub mod vectors;
 
@@ -33,5 +34,6 @@ pub use error::{Error, Result};
 pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun, clip_scale};
 pub use graph::{Graph, Tensor};
 pub use plan::{Arithmetic, Factors, Plan, PlanOptions, Region};
+pub use scratch::MOST_THREADS;
 pub use shape::{DType, Shape, TensorType};
 pub use vectors::{PlanVectors, Vector, Vectors, VectorsOf};

@@ -17,6 +17,9 @@ use std::ops::Range;
 /// Numbers of a cache line: every tensor begins at a multiple.
 pub(crate) const ALIGN: usize = 16;
 
+/// By one part in so many an arena may be larger for updates that are all made behind the last node.
+const LATE_SHARE: usize = 20;
+
 /// How executors may compute what f32 sums define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arithmetic {
@@ -47,6 +50,9 @@ pub struct PlanOptions {
     /// updates nothing where it is not finite. Not together with `accumulate`. Executors may plan as without, and update all weights
     /// behind the nodes of a training run.
     pub update_in_runs: Option<Tensor>,
+    /// Whether the updates within a run are all made behind its last node where that takes hardly more memory (a twentieth at most):
+    /// until then a run can be [stopped](crate::Executor::set_stop).
+    pub late_updates: bool,
     /// Gradients longer than this are shortened in training runs; 0: none are. The CPU, which needs all gradients at once for
     /// that, does not update within its runs then.
     pub clip_norm: f64,
@@ -112,8 +118,9 @@ pub struct Updates {
 }
 
 impl Updates {
-    /// A parameter is updated once its gradient is made and the last node has read it, never before there is a loss.
-    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor) -> Self {
+    /// A parameter is updated once its gradient is made and the last node has read it, never before there is a loss; `late`, all
+    /// are updated behind the last node.
+    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor, late: bool) -> Self {
         let mut makers = vec![0; graph.tensor_count()];
         let mut readers = makers.clone();
         for (i, node) in graph.nodes().iter().enumerate() {
@@ -121,9 +128,10 @@ impl Updates {
             node.inputs.iter().for_each(|t| readers[t.index()] = i);
         }
         let mut behind = vec![Vec::new(); graph.nodes().len()];
+        let last = graph.nodes().len().saturating_sub(1);
         for (i, (&p, &g)) in graph.parameters().iter().zip(gradients).enumerate() {
             let node = makers[g.index()].max(readers[p.index()]).max(makers[loss.index()]);
-            behind[node].push(i);
+            behind[if late { last } else { node }].push(i);
         }
         Self { loss, gradients: gradients.to_vec(), behind }
     }
@@ -155,6 +163,13 @@ impl Item {
 impl Plan {
     /// Lays out `graph`; `workspaces` has what each node needs besides its tensors.
     pub fn new(graph: Graph, options: &PlanOptions, workspaces: &[Workspace]) -> Self {
+        let late = options.late_updates && options.update_in_runs.is_some() && options.clip_norm == 0.0;
+        let late = late.then(|| Self::laid_out(graph.clone(), options, workspaces, true));
+        let plan = Self::laid_out(graph, options, workspaces, false);
+        late.filter(|late| late.len - plan.len.min(late.len) <= plan.len / LATE_SHARE).unwrap_or(plan)
+    }
+
+    fn laid_out(graph: Graph, options: &PlanOptions, workspaces: &[Workspace], late: bool) -> Self {
         let mut at = 0;
         let parameters: Vec<Range<usize>> = graph
             .parameters()
@@ -169,7 +184,7 @@ impl Plan {
         let region_len = at;
         let in_runs = options.update_in_runs.filter(|_| options.clip_norm == 0.0);
         let updates = in_runs.zip(options.gradients.as_ref());
-        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss));
+        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss, late));
         assert!(updates.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));
         for region in Region::ALL {
@@ -345,10 +360,24 @@ fn shared_places(
     root
 }
 
-/// Offsets for all items, and the length of the whole.
+/// Offsets for all items, and the length of the whole: the largest are placed first, or before those that are held to the end, whichever
+/// takes less.
 fn place(items: &[Item]) -> (Vec<usize>, usize) {
-    let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].len > 0).collect();
-    order.sort_by_key(|&i| (items[i].at.is_none(), std::cmp::Reverse(items[i].len), i));
+    let end = items.iter().map(|item| item.live.end).max().unwrap_or(0);
+    let of = |held_last: bool| {
+        let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].len > 0).collect();
+        order.sort_by_key(|&i| {
+            let held = held_last && items[i].live.end == end;
+            (items[i].at.is_none(), held, std::cmp::Reverse(items[i].len), i)
+        });
+        place_in(items, order)
+    };
+    let (plain, other) = (of(false), of(true));
+    if other.1 < plain.1 { other } else { plain }
+}
+
+/// Places items one behind the other, each as low as it can lie.
+fn place_in(items: &[Item], order: Vec<usize>) -> (Vec<usize>, usize) {
     let mut offsets = vec![0; items.len()];
     let mut placed: Vec<usize> = Vec::new(); // by offset
     let mut total = 0;

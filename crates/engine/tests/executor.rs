@@ -579,15 +579,18 @@ fn updates_in_runs_give_the_same_bits() -> Result<()> {
     let (gradients, keep) = (Some(network.gradients.clone()), vec![network.loss]);
     let behind = PlanOptions { gradients, keep, ..PlanOptions::default() };
     let within = PlanOptions { update_in_runs: Some(network.loss), ..behind.clone() };
+    let late = PlanOptions { late_updates: true, ..within.clone() };
     for graph in [&network.graph, &again] {
         let run =
             |options: &PlanOptions, threads| trained(graph, options.clone(), network.loss, &numbers, threads);
         let want = run(&behind, 1)?;
         for threads in [1, 2, 5] {
             assert!(run(&within, threads)? == want, "{threads} threads");
+            assert!(run(&late, threads)? == want, "{threads} threads, late");
         }
         let bytes = |options| CpuExecutor::new(graph.clone(), options, 1).map(|e| e.footprint().arena_bytes);
         assert!(bytes(&within)? < bytes(&behind)?);
+        assert!(bytes(&late)? <= bytes(&within)? * 21 / 20);
     }
 
     // Gradients that go on to other nodes, weights that many nodes read, updates in all orders.
@@ -599,7 +602,9 @@ fn updates_in_runs_give_the_same_bits() -> Result<()> {
         let within = PlanOptions { update_in_runs: Some(loss), ..behind.clone() };
         let start = given(&graph);
         let run = |options| trained(&graph, options, loss, &start, 1);
-        assert!(run(within.clone())? == run(behind)?, "seed {seed}");
+        let want = run(behind)?;
+        assert!(run(within.clone())? == want, "seed {seed}");
+        assert!(run(PlanOptions { late_updates: true, ..within.clone() })? == want, "seed {seed}, late");
         let executor = CpuExecutor::with_isa(graph.clone(), &within, 1, Isa::best())?;
         let updates = executor.plan().updates().expect("asked for");
         for (i, node) in

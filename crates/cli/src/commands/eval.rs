@@ -69,7 +69,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(n) => Some(n.parse().with_context(|| format!("--terms {n}: give a number, or all"))?),
     };
     let stop = stop_flag()?;
-    let (run, path, generator) = args.run.open_checkpoint()?;
+    let (run, path, mut generator) = args.run.open_checkpoint()?;
+    generator.set_stop(stop.clone());
     let sampling = &generator.config().sampling;
     let few = args.terms.is_some() || generator.config().diffusion.timesteps <= 2 * TERMS;
     let options = Options {

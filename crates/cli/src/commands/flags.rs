@@ -341,7 +341,8 @@ impl EditFlags {
             bail!("-n and --batch-size must be at least 1");
         }
         let stop = stop_flag()?;
-        let (run, generator) = self.run.open()?;
+        let (run, mut generator) = self.run.open()?;
+        generator.set_stop(stop.clone());
         let class = match self.class.as_deref() {
             None => Classes::Untold,
             Some(name) => Classes::One(generator.class(name)?),

@@ -95,7 +95,8 @@ pub(super) fn draw<T>(
     }
     let stop = stop_flag()?;
     let sampling = args.sampler.options()?;
-    let (run, generator) = args.run.open()?;
+    let (run, mut generator) = args.run.open()?;
+    generator.set_stop(stop.clone());
     let class = match args.class.as_deref() {
         None => Classes::InTurn,
         Some("all") => Classes::Rows(args.count.unwrap_or(ROW * classes(&generator)) / classes(&generator)),

@@ -1,16 +1,24 @@
 //! `ddpm train`.
 
 use crate::commands::pairs;
-use crate::progress::{Progress, human_bytes, human_time, thousands};
-use crate::signals::stop_flag;
+use crate::progress::{Progress, count, human_bytes, human_time};
+use crate::signals::{Hold, hold, stop_flag};
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
 use ddpm::train::config::Config;
-use ddpm::train::run::RUNS;
-use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan};
-use std::path::PathBuf;
+use ddpm::train::run::{RUNS, RunFolder};
+use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan, Trainer, outline};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+/// About how long the time of a step may be measured.
+const TIMING: Duration = Duration::from_secs(3);
+/// A first step that takes longer than this is announced.
+const LONG_STEP: Duration = Duration::from_secs(5);
 
 /// Train a network on pictures, or take up an earlier run
 #[derive(clap::Args)]
@@ -135,7 +143,7 @@ pub(super) fn absolute(path: &str) -> String {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let stop = stop_flag()?;
     let overrides = args.overrides()?;
-    let mut session = match &args.resume {
+    match &args.resume {
         Some(run) => {
             let change = |config: &mut Config| {
                 *config = config.with_overrides(&overrides)?;
@@ -144,18 +152,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             };
             let checkpoint = args.checkpoint.as_deref();
             let resume = Resume { checkpoint, change: &change, force: args.force };
+            let early = early_of_run(&args, run, &change);
+            early.iter().for_each(tell_plan);
+            let reading = Progress::waiting("reading the run and its images");
             if args.dry_run {
                 let (mut trainer, remarks) = Session::prepare_resume(&args.runs, run, &resume)?;
-                tell_data(trainer.data().summary());
-                tell_remarks(&remarks);
-                tell_plan(&trainer.plan()?);
+                reading.finish();
+                tell_trainer(&mut trainer, &remarks, early.as_ref())?;
                 return Ok(ExitCode::SUCCESS);
             }
             let mut session = Session::resume(&args.runs, run, &resume)?;
-            tell_data(session.trainer().data().summary());
-            tell_remarks(&session.take_remarks());
-            tell_plan(&session.plan()?);
-            session
+            reading.finish();
+            let remarks = session.take_remarks();
+            let time = tell_trainer(session.trainer(), &remarks, early.as_ref())?;
+            train(session, time, &stop)
         }
         None => {
             let own = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
@@ -165,27 +175,45 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 tell!("note: {note}");
             }
             absolute_paths(&mut loaded.config);
+            // Before the images are read, which may take long.
+            let early = outline(&loaded.config)?;
+            early.iter().for_each(tell_plan);
             let init = args.init.as_deref().map(|path| Init { path, force: args.force });
+            let reading = Progress::waiting("reading the images");
             let (mut trainer, remarks) = Session::prepare(&loaded.config, init)?;
-            tell_data(trainer.data().summary());
-            tell_remarks(&remarks);
-            tell_plan(&trainer.plan()?);
+            reading.finish();
+            let time = tell_trainer(&mut trainer, &remarks, early.as_ref())?;
             if args.dry_run {
                 return Ok(ExitCode::SUCCESS);
             }
-            Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer)?
+            let name = args.name.as_deref().or(loaded.run_name.as_deref());
+            train(Session::create(&args.runs, name, trainer)?, time, &stop)
         }
-    };
+    }
+}
+
+/// Trains to the end, or until it is stopped.
+fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
     let folder = session.run_folder().path().display().to_string();
     tell!("run       {folder}");
 
     let mut steps = Progress::new("training", session.trainer().steps());
+    let (done, all) = (session.trainer().steps_done(), session.trainer().steps());
+    if let Some(step) = step.filter(|&step| step > LONG_STEP && done < all) {
+        steps.line(&format!("training  the first step, about {}", human_time(step)));
+    }
+    steps.set(done, all, || "the first step".to_owned());
     let mut drawing: Option<Progress> = None;
     let mut sheet = None;
-    let outcome = session.train(&stop, &mut |event| match event {
-        Event::Step { step, steps: all, loss, images_per_second, left } => steps.set(step, all, || {
-            format!("loss {loss:.4}  {images_per_second:.1} images/s  {} left", human_time(left))
-        }),
+    // What was learnt since the last checkpoint.
+    let mut unsaved: Option<Hold> = None;
+    let outcome = session.train(stop, &mut |event| match event {
+        Event::Step { step, steps: all, loss, images_per_second, left } => {
+            unsaved.get_or_insert_with(hold);
+            steps.set(step, all, || {
+                format!("loss {loss:.4}  {images_per_second:.1} images/s  {} left", human_time(left))
+            });
+        }
         Event::Drawing { done, steps: all } => drawing
             .get_or_insert_with(|| Progress::new("drawing samples", all as u64))
             .set(done as u64, all as u64, String::new),
@@ -197,7 +225,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             sheet = Some(path.to_owned());
         }
         Event::Checkpoint { step, path } => {
-            steps.line(&format!("step {step}: checkpoint {}", path.display()))
+            unsaved = None;
+            steps.line(&format!("step {step}: checkpoint {}", path.display()));
+        }
+        Event::Stopping { step } => {
+            steps.line(&format!("stopping: the checkpoint of step {step} is written"))
         }
         Event::Warning(text) => steps.line(&format!("warning: {text}")),
         Event::Note(text) => steps.line(&format!("note: {text}")),
@@ -211,6 +243,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             tell!("more of these:  ddpm sample {folder} -n 64 --seed 7");
             Ok(ExitCode::SUCCESS)
         }
+        Outcome::Diverged => {
+            anyhow::bail!(
+                "all steps are made, but the training diverged: {}",
+                session.divergence().unwrap_or_default()
+            )
+        }
         Outcome::Stopped => {
             tell!("\nstopped; go on with:  ddpm train --resume {folder}");
             Ok(ExitCode::from(crate::INTERRUPTED))
@@ -218,20 +256,67 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn tell_remarks(remarks: &[Remark]) {
+/// What going on with a run will take, as far as its settings say. Whatever is wrong with them is told when it is taken up.
+fn early_of_run(
+    args: &Args,
+    run: &Path,
+    change: &dyn Fn(&mut Config) -> ddpm::Result<()>,
+) -> Option<TrainPlan> {
+    let mut config = RunFolder::open(&args.runs, run).ok()?.read_config().ok()?;
+    change(&mut config).ok()?;
+    outline(&config).ok()?
+}
+
+/// Tells of what training takes, unless that was told `early`, of the data, and of what a person should know; then of the time of a
+/// step, which it gives.
+fn tell_trainer(
+    trainer: &mut Trainer,
+    remarks: &[Remark],
+    early: Option<&TrainPlan>,
+) -> anyhow::Result<Option<Duration>> {
+    let plan = trainer.plan();
+    if early.is_none_or(|e| (e.parameters, e.arena_bytes) != (plan.parameters, plan.arena_bytes)) {
+        tell_plan(&plan);
+    }
+    tell_data(trainer.data().summary(), plan.data_bytes);
     for remark in remarks {
         tell!("{remark}");
     }
+    let timing = Progress::waiting("timing a step");
+    let time = trainer.time_step(TIMING)?;
+    timing.finish();
+    let (gflop, device) = (plan.flops as f64 / 1e9, &plan.device);
+    match time {
+        Some(step) => {
+            let total = step.saturating_mul(u32::try_from(plan.steps).unwrap_or(u32::MAX));
+            let one = match step.as_secs() {
+                0..10 => format!("{:.0} ms", step.as_secs_f64() * 1e3),
+                _ => human_time(step),
+            };
+            let (total, steps) = (human_time(total), count(plan.steps, "step"));
+            tell!("time      about {total} for {steps} of {one} ({gflop:.1} GFLOP each; {device})");
+        }
+        None => tell!(
+            "time      {} of {gflop:.1} GFLOP; how long one takes is known after the first ({device})",
+            count(plan.steps, "step")
+        ),
+    }
+    Ok(time)
 }
 
-fn tell_data(data: &Summary) {
+fn tell_data(data: &Summary, bytes: u64) {
+    let classes = match data.classes as u64 {
+        0 => String::new(),
+        1 => ", 1 class".to_owned(),
+        n => format!(", {n} classes"),
+    };
     tell!(
-        "data      {}: {} pictures, {}, {} bit{}",
+        "data      {}: {}, {}, {} bit{classes}, {} in memory",
         data.source,
-        thousands(data.pictures as u64),
+        count(data.pictures as u64, "picture"),
         data.shape,
         data.bit_depth,
-        if data.classes > 0 { format!(", {} classes", data.classes) } else { String::new() }
+        human_bytes(bytes)
     );
     for note in &data.notes {
         tell!("          {note}");
@@ -241,24 +326,14 @@ fn tell_data(data: &Summary) {
     }
 }
 
+/// Tells what is known before a step is made.
 fn tell_plan(plan: &TrainPlan) {
-    let memory = plan.arena_bytes + plan.scratch_bytes + plan.data_bytes;
-    tell!("network   {} parameters", thousands(plan.parameters as u64));
+    tell!("network   {}", count(plan.parameters as u64, "parameter"));
     tell!(
-        "memory    {} (network, optimizer and activations {}, threads {}, data {})",
-        human_bytes(memory),
+        "memory    {} (network, optimizer and activations {}, threads {}), and the data's",
+        human_bytes(plan.arena_bytes + plan.scratch_bytes),
         human_bytes(plan.arena_bytes),
-        human_bytes(plan.scratch_bytes),
-        human_bytes(plan.data_bytes)
+        human_bytes(plan.scratch_bytes)
     );
     tell!("disk      {} a checkpoint", human_bytes(plan.checkpoint_bytes));
-    let total = plan.step_time.saturating_mul(u32::try_from(plan.steps).unwrap_or(u32::MAX));
-    tell!(
-        "time      about {} for {} steps of {:.0} ms ({:.1} GFLOP each; {})",
-        human_time(total),
-        thousands(plan.steps),
-        plan.step_time.as_secs_f64() * 1e3,
-        plan.flops as f64 / 1e9,
-        plan.device
-    );
 }

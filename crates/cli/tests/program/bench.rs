@@ -25,6 +25,12 @@ fn positive(value: &Value) -> f64 {
 }
 
 #[test]
+fn the_number_of_threads_is_a_flag() {
+    let out = bench(&["--runs=1", "--only=forward", "--threads=1"]).out;
+    assert!(out.contains(", 1 thread, "), "{out}");
+}
+
+#[test]
 fn a_person_is_told_everything() {
     let out = bench(&["--runs=1", "--profile"]).out;
     for part in [

@@ -9,16 +9,39 @@ fn a_dry_run_tells_the_plan_and_writes_nothing() {
     let args = [&["train", "--dry-run", "--steps=7", "--threads=1"], &TINY[..]].concat();
     let done = place.ddpm(&args).well();
     for part in
-        ["64 pictures, 12x12 grey", " parameters\n", " a checkpoint\n", "for 7 steps of ", "1 threads"]
+        ["64 pictures, 12x12 grey", " parameters\n", " a checkpoint\n", "for 7 steps of ", "1 thread,"]
     {
         assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
     }
     let memory = done.err.lines().find(|l| l.starts_with("memory ")).unwrap();
-    assert!(
-        memory.contains("network, optimizer and activations ") && memory.contains("data 22.5 KiB"),
-        "{memory}"
-    );
+    assert!(memory.contains("network, optimizer and activations "), "{memory}");
+    let data = done.err.lines().find(|l| l.starts_with("data ")).unwrap();
+    assert!(data.contains("22.5 KiB in memory"), "{data}");
     assert!(names(&place.path("")).is_empty());
+}
+
+#[test]
+fn a_dry_run_of_a_step_of_minutes_tells_what_is_known_at_once_and_ends_soon() {
+    use std::io::BufRead;
+    let place = Place::new();
+    for i in 0..6 {
+        crate::support::picture(&place.path(format!("cars/{i}.png")), 80, 100, 20 * i);
+    }
+    // 3e12 operations a step.
+    let begun = std::time::Instant::now();
+    let mut child = place.spawn(&["train", "--preset", "cars", "--data", "cars", "--dry-run", "--threads=2"]);
+    let mut seen = Vec::new();
+    for line in std::io::BufReader::new(child.stderr.take().unwrap()).lines() {
+        seen.push((begun.elapsed(), line.unwrap()));
+    }
+    assert!(child.wait().unwrap().success(), "{seen:?}");
+    let at =
+        |name: &str| seen.iter().find(|(_, line)| line.starts_with(name)).map(|(at, _)| at.as_secs_f64());
+    // Much longer than an idle machine takes, and much shorter than two steps.
+    let order = ["network ", "memory ", "disk ", "data ", "time "].map(|name| at(name).expect(name));
+    assert!(order.is_sorted() && order[2] < 5.0 && order[4] < 25.0, "{seen:?}");
+    let time = &seen.last().unwrap().1;
+    assert!(time.contains("for 100 steps of ") && time.contains("2 threads"), "{time}");
 }
 
 #[test]

@@ -192,7 +192,7 @@ fn odd_pictures_are_read_or_refused_by_name() {
     fs::write(place.path("set/two.gif"), gif).unwrap();
 
     train(&place, &["--data=set"])
-        .fails(1, &["1 file(s)", "huge.png: is too large: over 32768 pixels a side"]);
+        .fails(1, &["1 file cannot be read as an image", "huge.png: is too large: over 32768 pixels a side"]);
     let done = place.ddpm(&["data", "check", "set", "--size=12", "--on-bad-file=skip"]).well();
     for part in
         ["pictures    4", "1x1 grey", "12x12 grey, 16 bits a sample", "trained as  12x12 grey, 16 bits"]

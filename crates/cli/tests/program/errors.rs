@@ -14,12 +14,11 @@ fn a_checkpoint_that_cannot_be_written_to_its_end_leaves_the_older_ones() {
     let place = Place::new();
     place.train("r", 4, 2, &[]).well();
     let before = state(&place.checkpoint("r", 4));
-    // The optimizer's file is twice the model's. In `ulimit -f` a block has 512 bytes; without the trap the system
-    // would kill the program.
+    // The optimizer's file is twice the model's. In `ulimit -f` a block has 512 bytes.
     let model = fs::metadata(place.checkpoint("r", 4).join("model.safetensors")).unwrap().len();
     let blocks = model * 3 / 2 / 512;
     let resume = "exec \"$ddpm\" train --resume r --steps 8";
-    let done = place.shell(&format!("trap '' XFSZ; ulimit -f {blocks}; {resume}"));
+    let done = place.shell(&format!("ulimit -f {blocks}; {resume}"));
     let told = ["step-0000006", "optimizer.safetensors: cannot write the checkpoint", "are whole", "resume"];
     let done = done.fails(1, &told);
     assert_eq!(done.err.matches("os error").count(), 1, "{}", done.err);
@@ -33,6 +32,24 @@ fn a_checkpoint_that_cannot_be_written_to_its_end_leaves_the_older_ones() {
     place.train("whole", 8, 2, &[]).well();
     assert!(state(&place.checkpoint("r", 8)) == state(&place.checkpoint("whole", 8)));
     assert_eq!(losses(&place.path("runs/r")), losses(&place.path("runs/whole")));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_limit_of_the_file_size_is_an_error_as_a_full_disk_is() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    place
+        .shell("ulimit -f 0; exec \"$ddpm\" sample r -n 2 --steps 2")
+        .fails(1, &["cannot write", "File too large"]);
+    let table = "ulimit -f 0; exec \"$ddpm\" eval r --nll -n 2 --terms 2";
+    place.shell(table).fails(1, &["nll.csv: cannot write", "File too large"]);
+    // What is printed is written to a file, too.
+    place.shell("ulimit -f 1; exec \"$ddpm\" config > settings.toml").fails(1, &["File too large"]);
+    let train = crate::support::train("n", 1, 0, &[]).join("' '");
+    place
+        .shell(&format!("ulimit -f 0; exec \"$ddpm\" '{train}'"))
+        .fails(1, &["cannot write", "File too large"]);
 }
 
 #[test]
@@ -74,7 +91,7 @@ fn all_broken_pictures_are_listed_and_can_be_left_out() {
     train(&[]).fails(
         1,
         &[
-            "3 file(s)",
+            "3 files cannot be read as images",
             "pictures/cut.png: ",
             "pictures/text.png: ",
             "pictures/nothing.jpg: ",
@@ -120,7 +137,11 @@ fn pictures_of_several_sizes_ask_for_one() {
 #[test]
 fn sizes_that_cannot_be_halved_are_refused_with_those_that_can() {
     let place = Place::new();
-    place.ddpm(&with(&["--steps=1", "--size=13"])).fails(1, &["data.size: 13x13", "14x14"]);
+    place.ddpm(&with(&["--steps=1", "--size=13"])).fails(1, &["data.size: 13x13", "12x12 or 14x14"]);
+    let simple = ["--set=network.name=simple", "--set=simple.widths=[8,8,8]", "--steps=1"];
+    for (size, said) in [("33", "use 32x32 or 36x36"), ("35", "use 36x36 or 32x32"), ("2x3", "use 4x4")] {
+        place.ddpm(&with(&[&simple[..], &["--size", size]].concat())).fails(1, &[said]);
+    }
     picture(&place.path("pictures/a.png"), 21, 30, 80);
     fs::write(place.path("plain.toml"), "[attention]\ndown_sample = [true, true, false]\n").unwrap();
     place
@@ -139,7 +160,12 @@ fn numbers_that_leave_the_finite_ones_stop_the_training_before_the_checkpoint_is
     let done = place.ddpm(&[&resume[..], &explode].concat());
     done.fails(
         1,
-        &["step ", "is not a finite number", "last good checkpoint is intact", "--resume", "train.lr"],
+        &[
+            "step ",
+            "is not a finite number",
+            "Go on from step 3",
+            "ddpm train --resume runs/r --checkpoint 3 --lr 2e-4",
+        ],
     );
     assert!(state(&place.checkpoint("r", 3)) == before);
     place.assert_intact("r", 3);
@@ -148,7 +174,51 @@ fn numbers_that_leave_the_finite_ones_stop_the_training_before_the_checkpoint_is
     place.ddpm(&["train", "--resume", "r", "--steps=6"]).well();
     place.train("whole", 6, 1, &[]).well();
     assert!(state(&place.checkpoint("r", 6)) == state(&place.checkpoint("whole", 6)));
-    place.ddpm(&with(&["--lr=1e30"])).fails(1, &["train.lr: ", "out of range"]);
+    place.ddpm(&with(&["--lr=1e30"])).fails(2, &["--lr", "above 0 and at most 10"]);
+    let refused = ["train.lr: 99 is out of range; give a number above 0 and at most 10"];
+    place.ddpm(&with(&["--set=train.lr=99"])).fails(1, &refused);
+}
+
+#[test]
+fn no_good_checkpoint_is_promised_where_there_is_none() {
+    let place = Place::new();
+    let explode = ["--lr=10", "--set=train.optimizer=adamw", "--set=train.weight_decay=1000"];
+    let done = place.train("none", 100, 0, &explode);
+    done.fails(
+        1,
+        &["is not a finite number", "There is no checkpoint yet: train again from the start", "--lr 2e-4"],
+    );
+    // With one every step, the last of them is that of weights that have left what is good.
+    let done = place.train("bad", 100, 1, &explode);
+    done.fails(
+        1,
+        &["is not a finite number", "have diverged as well: train again from the start", "--lr 2e-4"],
+    );
+}
+
+#[test]
+fn a_training_that_has_diverged_does_not_end_well() {
+    let place = Place::new();
+    let done = place.train("r", 30, 10, &["--lr=10"]).fails(
+        1,
+        &[
+            "warning: step ",
+            "the training diverges",
+            "all steps are made, but the training diverged: the loss is ",
+            "--lr 2e-4",
+        ],
+    );
+    assert!(done.err.contains("predicting nothing has about 1.0000"), "{}", done.err);
+    // All is there to look at.
+    place.assert_intact("r", 30);
+
+    // From a good start there is a way back.
+    place.train("s", 40, 20, &[]).well();
+    let args = ["train", "--resume", "s", "--steps=80", "--lr=10"];
+    place
+        .ddpm(&args)
+        .fails(1, &["diverged", "Go on from step 40", "--resume runs/s --checkpoint 40 --lr 2e-4"]);
+    place.ddpm(&["train", "--resume", "s", "--checkpoint", "40", "--lr", "2e-4", "--steps", "60"]).well();
 }
 
 #[test]
@@ -172,7 +242,10 @@ fn given_weights_that_are_far_too_large_are_told_at_the_first_step() {
     let init = |more: &[&'static str]| {
         place.ddpm(&with(&[&["--name=n", "--steps=2", "--init", "large.safetensors"], more].concat()))
     };
-    init(&[]).fails(1, &["step 0: the loss is not a finite number"]);
+    init(&[]).fails(
+        1,
+        &["step 1: the loss is not a finite number", "look at the weights that it starts from (--init)"],
+    );
     place.assert_intact("n", 0);
 }
 

@@ -142,23 +142,115 @@ fn ctrl_c_while_a_sheet_is_drawn_stops_and_the_sheet_is_drawn_later() {
     assert!(sheet.exists());
 }
 
+/// Some images of 128x128 in the folder `images`.
+fn large_images(place: &Place) {
+    for i in 0..4 {
+        picture(&place.path(format!("images/{i}.png")), 128, 128, 60 * i);
+    }
+}
+
 #[test]
-fn the_second_ctrl_c_stops_at_once() {
+fn ctrl_c_in_the_middle_of_a_step_ends_within_two_seconds() {
     let place = Place::new();
-    // Attention over all pixels: one step takes a second or more.
-    let slow = ["--size", "64", "--set=attention.down_sample=[false]", "--batch-size=3", "--threads=1"];
+    // A step takes a minute or more.
+    large_images(&place);
+    let slow = ["--set=network.name=simple", "--data=images", "--size=128", "--batch-size=64"];
     let mut child = place.spawn(&train("r", 2, 1, &slow));
     let metrics = place.path("runs/r/metrics.jsonl");
     wait_until(&mut child, || metrics.exists());
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(child.try_wait().unwrap().is_none());
+    let asked = Instant::now();
     signal(&child, "-INT");
-    std::thread::sleep(Duration::from_millis(100));
-    let running = child.try_wait().unwrap().is_none();
-    signal(&child, "-INT");
-    let done = end(child).fails(130, &[]);
-    assert!(running && !done.err.contains("stopped"), "it ended orderly: {}", done.err);
+    end(child).fails(130, &["stopped; go on with:  ddpm train --resume runs/r"]);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
     assert_eq!(lines(&metrics), 0);
     assert!(names(&place.path("runs/r/checkpoints")).is_empty());
+}
+
+#[test]
+fn a_step_that_ctrl_c_breaks_off_is_made_again_with_the_same_bits() {
+    const STEPS: u64 = 4;
+    let place = Place::new();
+    // Steps of half a second and more, with running statistics.
+    large_images(&place);
+    let slow = [
+        "--set=network.name=simple",
+        "--set=simple.widths=[8, 16, 32]",
+        "--data=images",
+        "--size=128",
+        "--batch-size=24",
+    ];
+    place.train("whole", STEPS, 0, &slow).well();
+    let expected = state(&place.checkpoint("whole", STEPS));
+    for (i, moment) in [100, 300, 600].into_iter().enumerate() {
+        let name = format!("stopped-{i}");
+        let mut child = place.spawn(&train(&name, STEPS, 0, &slow));
+        let metrics = place.path(format!("runs/{name}/metrics.jsonl"));
+        wait_until(&mut child, || lines(&metrics) >= 1);
+        std::thread::sleep(Duration::from_millis(moment));
+        signal(&child, "-INT");
+        end(child).fails(130, &["stopping: the checkpoint of step ", "--resume"]);
+        place.assert_intact(&name, lines(&metrics));
+        place.ddpm(&["train", "--resume", &name]).well();
+        assert!(state(&place.checkpoint(&name, STEPS)) == expected, "{name}");
+        let [a, b] = [&name, "whole"].map(|name| losses(&place.path(format!("runs/{name}"))));
+        assert_eq!(a, b, "{name}");
+    }
+}
+
+#[test]
+fn ctrl_c_is_obeyed_while_a_step_is_timed_and_while_samples_are_drawn_in_one_long_step() {
+    let place = Place::new();
+    large_images(&place);
+    let slow = ["--set=network.name=simple", "--data=images", "--size=128", "--batch-size=512", "--dry-run"];
+    let begun = Instant::now();
+    let mut child = place.spawn(&train("r", 2, 1, &slow));
+    while begun.elapsed() < Duration::from_millis(1500) {
+        assert!(child.try_wait().unwrap().is_none(), "it was over before");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let asked = Instant::now();
+    signal(&child, "-INT");
+    end(child).fails(130, &["stopped"]);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+
+    // All at once: one denoising step of so many images takes seconds.
+    place.train("s", 1, 0, &["--size=64"]).well();
+    let mut child = place.spawn(&["sample", "s", "-n", "512", "--batch-size", "512", "--steps", "5"]);
+    let out = place.path("runs/s/samples");
+    wait_until(&mut child, || !names(&out).is_empty());
+    std::thread::sleep(Duration::from_millis(300));
+    let asked = Instant::now();
+    signal(&child, "-INT");
+    end(child).fails(130, &["stopped"]);
+    assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn the_second_ctrl_c_stops_at_once() {
+    let place = Place::new();
+    // Weights of which there are so many more than activations that a step is not given up once updates have begun.
+    let slow = [
+        "--set=attention.down_channels=[256, 768]",
+        "--set=attention.mid_channels=[768, 256]",
+        "--batch-size=1",
+    ];
+    let mut child = place.spawn(&train("r", 1000, 0, &slow));
+    let metrics = place.path("runs/r/metrics.jsonl");
+    wait_until(&mut child, || lines(&metrics) > 0);
+    let asked = Instant::now();
+    for _ in 0..100 {
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        signal(&child, "-INT");
+    }
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let done = end(child).fails(130, &[]);
+    // Not after it wrote what there is to write.
+    assert!(!done.err.contains("go on with"), "{}", done.err);
 }
 
 #[test]

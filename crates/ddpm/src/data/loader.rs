@@ -7,16 +7,20 @@
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::{Dataset, Order};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Batches that a thread prepares ahead, besides the one it is at.
 const AHEAD: usize = 2;
 /// Most threads: decoding for one network needs no more, and each holds batches.
 const MAX_THREADS: usize = 8;
+/// Time between two looks at whether a batch is still wanted.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Pictures for one run of the network.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +40,7 @@ pub struct Loader {
     batch_size: usize,
     threads: usize,
     running: Option<Running>,
+    stop: Arc<AtomicBool>,
 }
 
 /// The threads that prepare batches, and the number of the next batch that is handed out.
@@ -54,7 +59,13 @@ impl Loader {
             true => 2,
             false => thread::available_parallelism().map_or(1, usize::from),
         };
-        Self { data, seed, batch_size, threads: threads.min(MAX_THREADS), running: None }
+        let threads = threads.min(MAX_THREADS);
+        Self { data, seed, batch_size, threads, running: None, stop: Arc::default() }
+    }
+
+    /// A flag that ends the waiting for a batch, with [`Error::Interrupted`].
+    pub fn set_stop(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = stop;
     }
 
     /// With another number of threads, which changes no batch.
@@ -72,7 +83,7 @@ impl Loader {
     /// waits.
     ///
     /// # Errors
-    /// The error of the first picture of the batch that cannot be read.
+    /// The error of the first picture of the batch that cannot be read; [`Error::Interrupted`] where it was asked to stop.
     ///
     /// # Panics
     /// If the data set does.
@@ -82,7 +93,16 @@ impl Loader {
             _ => self.start(number)?,
         };
         // The thread whose turn it is stands in front.
-        match running.workers[0].0.recv() {
+        let received = loop {
+            match running.workers[0].0.recv_timeout(LOOK_EVERY) {
+                Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Relaxed) => {
+                    return Err(Error::Interrupted);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                received => break received,
+            }
+        };
+        match received {
             Ok(Ok(batch)) => {
                 running.workers.rotate_left(1);
                 running.next += 1;
@@ -156,7 +176,7 @@ impl Worker {
     /// The batch, unless it is told to stop.
     fn prepare(&mut self, number: u64) -> Result<Option<Batch>> {
         let values = self.data.shape().values();
-        let mut pictures = vec![0.0; self.batch_size * values];
+        let mut pictures = memory::zeros(self.batch_size * values, "a batch of images")?;
         let mut labels = Vec::new();
         let turns = self.order.batch(number, self.batch_size);
         for (turn, out) in turns.into_iter().zip(pictures.chunks_exact_mut(values)) {

@@ -14,6 +14,7 @@ mod schedules;
 mod strips;
 
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::picture::Picture;
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, WHITE};
@@ -31,6 +32,8 @@ pub use strips::{Strip, strips};
 const SCALE: u32 = 2;
 /// Most pixels of a plot; drawing it takes twelve bytes of memory for each.
 const MOST_PIXELS: u64 = 50_000_000;
+/// Bytes that drawing takes besides the images.
+const SLACK: usize = 4 << 20;
 /// The font's name among plotters' fonts.
 const FONT: &str = "ddpm sans";
 /// Sizes of titles, and of all other text, in pixels.
@@ -61,7 +64,10 @@ fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Res
         return Err(Error::Plot { reason });
     }
     let (wide, high) = (width * SCALE, height * SCALE);
-    let mut large = vec![0; wide as usize * high as usize * 3];
+    // The large drawing, the halved one, that as a file, and what fonts and lines take.
+    let bytes = wide as usize * high as usize * 3;
+    memory::available(2 * bytes + SLACK).map_err(|reason| Error::Plot { reason })?;
+    let mut large = vec![0; bytes];
     let drawn = || -> Drawn {
         let area = BitMapBackend::with_buffer(&mut large, (wide, high)).into_drawing_area();
         area.fill(&WHITE)?;

@@ -49,11 +49,6 @@ impl Averages {
         Ok(Self { all: decays.chain(powers).collect::<Result<_>>()?, weights: Vec::new() })
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.all.len()
-    }
-
     /// Makes all of them the weights as they are.
     pub fn start(&mut self, exec: &dyn Executor, specs: &[ParameterSpec]) -> Result<()> {
         for average in &mut self.all {

@@ -3,11 +3,12 @@
 use super::checkpoint;
 use super::config::Config;
 use super::data::open_data;
+use super::health::Health;
 use super::init::{self, Init};
 use super::log::{Entry, RunLog};
 use super::resume::{Remark, Resume, restore};
 use super::run::{CardFacts, End, Metrics, RunFolder, RunLock, RunRecord, sweep_leftovers, write_card};
-use super::trainer::{TrainPlan, Trainer};
+use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
 use crate::picture::{grid, save_png};
@@ -17,6 +18,7 @@ use ddpm_engine::Region;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,11 @@ pub enum Event<'a> {
         /// The folder.
         path: &'a Path,
     },
+    /// It was asked to stop, and what was learnt is written.
+    Stopping {
+        /// Steps made.
+        step: u64,
+    },
     /// Something that a person should know.
     Warning(String),
     /// Something that a person should know, as a matter of course.
@@ -75,8 +82,23 @@ pub enum Event<'a> {
 pub enum Outcome {
     /// All steps were made.
     Finished,
+    /// All steps were made, and the loss is that of a training that has diverged: [`Session::divergence`] says more.
+    Diverged,
     /// It was asked to stop; a checkpoint was written.
     Stopped,
+}
+
+/// Takes the loss of a step into the last ones, and into what is known of the training.
+fn note_loss(losses: &mut VecDeque<f64>, health: &mut Health, loss: f64) {
+    if losses.len() == WINDOW {
+        losses.pop_front();
+    }
+    losses.push_back(loss);
+    health.note(loss, mean(losses).unwrap_or(loss), losses.len());
+}
+
+fn mean(losses: &VecDeque<f64>) -> Option<f64> {
+    (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
 }
 
 /// A run folder with its trainer.
@@ -86,6 +108,7 @@ pub struct Session {
     trainer: Trainer,
     log: RunLog,
     losses: VecDeque<f64>,
+    health: Health,
     remarks: Vec<Remark>,
     /// The run's mark, which its checkpoints get.
     id: String,
@@ -132,6 +155,7 @@ impl Session {
             run,
             _lock: lock,
             written: trainer.config().clone(),
+            health: Health::new(trainer.config()),
             trainer,
             log,
             losses: VecDeque::new(),
@@ -189,10 +213,11 @@ impl Session {
         }
         let written = run.read_config()?;
         let (log, earlier) = RunLog::open(&run, trainer.config(), Some(step))?;
-        let losses = earlier.iter().rev().take(WINDOW).rev().map(|m| m.loss).collect();
+        let (mut losses, mut health) = (VecDeque::new(), Health::new(trainer.config()));
+        earlier.iter().for_each(|m| note_loss(&mut losses, &mut health, m.loss));
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
-        Ok(Self { run, _lock: lock, trainer, log, losses, remarks, id, written, spent })
+        Ok(Self { run, _lock: lock, trainer, log, losses, health, remarks, id, written, spent })
     }
 
     /// What a person should know before it trains; what is not taken is told when it begins.
@@ -210,25 +235,34 @@ impl Session {
         &mut self.trainer
     }
 
-    /// What training will take.
-    pub fn plan(&mut self) -> Result<TrainPlan> {
-        self.trainer.plan()
+    fn loss(&self) -> Option<f64> {
+        mean(&self.losses)
     }
 
-    fn loss(&self) -> Option<f64> {
-        (!self.losses.is_empty()).then(|| self.losses.iter().sum::<f64>() / self.losses.len() as f64)
+    /// What is known of a training that has diverged, and where to go on from.
+    pub fn divergence(&self) -> Option<String> {
+        Some(format!("{}. {}", self.health.diverged()?, self.way_back(None)))
+    }
+
+    /// From where, and how, to go on after the training left what is good, or could not make the step behind `failed`.
+    fn way_back(&self, failed: Option<u64>) -> String {
+        let given = self.trainer.weights_given();
+        self.health.way_back(&self.run, self.trainer.config().train.lr, failed, given)
     }
 
     /// Notes how the training ended; nothing depends on it.
-    fn note_end(&self, end: End, error: Option<&Error>) {
-        let record =
-            RunRecord { id: Some(self.id.clone()), end: Some(end), error: error.map(ToString::to_string) };
+    fn note_end(&self, end: End, error: Option<String>) {
+        let record = RunRecord { id: Some(self.id.clone()), end: Some(end), error };
         // A disk that is full must not hide why the training ended. A folder that is gone is not made again.
         let _ = record.write(self.run.path());
     }
 
-    /// Trains to the end, or until `stop` is set: then within one step.
-    pub fn train(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+    /// Trains to the end, or until `stop` is set: then what is being made is given up, and what was learnt before is written.
+    ///
+    /// # Errors
+    /// Of the data, of the disk, and [`Error::NotFinite`] with where to go on from.
+    pub fn train(&mut self, stop: &Arc<AtomicBool>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+        self.trainer.set_stop(stop.clone());
         for remark in self.remarks.drain(..) {
             on_event(match remark {
                 Remark::Note(text) => Event::Note(text),
@@ -237,10 +271,19 @@ impl Session {
         }
         self.note_end(End::Running, None);
         let outcome = self.tidy(on_event).and_then(|()| self.make_steps(stop, on_event));
+        let outcome = outcome.map_err(|error| match error {
+            Error::NotFinite { step, what, .. } => {
+                Error::NotFinite { step, what, advice: self.way_back(step.checked_sub(1)) }
+            }
+            other => other,
+        });
         match &outcome {
             Ok(Outcome::Finished) => self.note_end(End::Finished, None),
+            Ok(Outcome::Diverged) => {
+                self.note_end(End::Diverged, self.health.diverged());
+            }
             Ok(Outcome::Stopped) => self.note_end(End::Stopped, None),
-            Err(error) => self.note_end(End::Failed, Some(error)),
+            Err(error) => self.note_end(End::Failed, Some(error.to_string())),
         }
         outcome
     }
@@ -271,7 +314,7 @@ impl Session {
         Ok(())
     }
 
-    fn make_steps(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+    fn make_steps(&mut self, stop: &Arc<AtomicBool>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
         let steps = self.trainer.steps();
         let done = self.trainer.steps_done();
         // Where drawing it was interrupted after the checkpoint.
@@ -287,15 +330,18 @@ impl Session {
         let before = self.spent;
         let mut saved = self.trainer.steps_done();
         while self.trainer.steps_done() < steps {
-            if stop.load(Ordering::Relaxed) {
-                if saved != self.trainer.steps_done() {
-                    self.save(on_event)?;
-                }
-                return Ok(Outcome::Stopped);
-            }
             let begun = Instant::now();
             let step = self.trainer.steps_done();
-            let report = match self.trainer.step() {
+            let asked = stop.load(Ordering::Relaxed);
+            let made = if asked { Err(Error::Interrupted) } else { self.trainer.step() };
+            let report = match made {
+                Err(Error::Interrupted) => {
+                    if saved != step {
+                        on_event(Event::Stopping { step });
+                        self.save(on_event)?;
+                    }
+                    return Ok(Outcome::Stopped);
+                }
                 // The pictures failed, not the weights: what was learnt is kept.
                 Err(error @ (Error::Data { .. } | Error::Io { .. })) => {
                     if saved != self.trainer.steps_done() {
@@ -309,10 +355,10 @@ impl Session {
             let took = begun.elapsed();
             training += took;
             steps_here += 1;
-            if self.losses.len() == WINDOW {
-                self.losses.pop_front();
+            note_loss(&mut self.losses, &mut self.health, loss);
+            if let Some(diverged) = self.health.newly_diverged() {
+                on_event(Event::Warning(format!("step {}: the training diverges: {diverged}", step + 1)));
             }
-            self.losses.push_back(loss);
             let batch = self.trainer.config().pictures_per_step() as f64;
             self.spent = before + start.elapsed();
             let seconds = self.spent.as_secs_f64();
@@ -348,7 +394,7 @@ impl Session {
             }
         }
         self.write_card()?;
-        Ok(Outcome::Finished)
+        Ok(if self.health.diverged().is_some() { Outcome::Diverged } else { Outcome::Finished })
     }
 
     /// Whether what is done `every` so many steps is due after `done` steps.
@@ -424,11 +470,12 @@ impl Session {
 
     /// Draws the sheet with the averaged weights (the raw ones without an average) and writes it, unless
     /// `stop` is set: gives whether it did.
-    fn draw_sheet(&mut self, stop: &AtomicBool, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+    fn draw_sheet(&mut self, stop: &Arc<AtomicBool>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
         let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
-        let generator = Generator::new(&config, weights, self.run.path(), config.train.hardware())?;
+        let mut generator = Generator::new(&config, weights, self.run.path(), config.train.hardware())?;
+        generator.set_stop(stop.clone());
         let t = &config.train;
         let most = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
         let steps = (t.sample_steps > 0 && t.sample_steps < most).then_some(t.sample_steps);

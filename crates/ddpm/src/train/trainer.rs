@@ -1,13 +1,18 @@
 //! Training steps: algorithm 1 of Ho et al. 2020 on a data set, without files.
 
+mod plan;
+
+pub use plan::{TrainPlan, outline};
+
 use super::averages::Averages;
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
 use super::config::{Config, DataFacts, OptimizerKind, Size};
 use super::ema;
 use super::rate::LearningRate;
-use crate::data::Dataset;
 use crate::data::loader::Loader;
+use crate::data::{Dataset, PictureShape};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::{NO_CLASS, StepDraws, TrainingGraph, check_size, device, load_tensors, read_tensors};
 use crate::nets::{self, Network, StateSpec};
 use crate::objective::Objective;
@@ -16,30 +21,7 @@ use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor, TrainingRun, clip_scale};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// What training will take, told before it starts.
-#[derive(Clone, Debug)]
-pub struct TrainPlan {
-    /// Numbers in the network's parameters.
-    pub parameters: usize,
-    /// Bytes of the arena: weights, gradients, optimizer, average, activations.
-    pub arena_bytes: u64,
-    /// Bytes of the threads' scratch memory.
-    pub scratch_bytes: u64,
-    /// Bytes of the data set in memory and of the batches read ahead.
-    pub data_bytes: u64,
-    /// Bytes of one checkpoint on disk.
-    pub checkpoint_bytes: u64,
-    /// Floating-point operations of one step.
-    pub flops: u64,
-    /// Steps still to make.
-    pub steps: u64,
-    /// Time of one step, measured.
-    pub step_time: Duration,
-    /// What the steps run on.
-    pub device: String,
-}
+use std::sync::atomic::AtomicBool;
 
 /// What a step tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,6 +53,7 @@ pub struct Trainer {
     ahead: Option<u32>,
     /// Whether a step ended in the middle of its updates: some weights are a step ahead of the others.
     torn: bool,
+    stop: Arc<AtomicBool>,
 }
 
 /// The labels of a micro-batch for the network, some of them dropped (Ho, Salimans 2022, algorithm 1).
@@ -94,7 +77,6 @@ impl Prepared {
     fn new(config: &Config, data: &dyn Dataset) -> Result<Self> {
         config.validate()?;
         let shape = data.shape();
-        let size = Size { height: shape.height, width: shape.width };
         // Before the settings are completed, so that the error can name the sizes that would fit.
         let net: Box<dyn Network> = nets::from_config(config, shape.channels);
         check_size(&*net, shape.height, shape.width)?;
@@ -108,19 +90,52 @@ impl Prepared {
             let key = format!("{}.num_class_embeds", config.network_section());
             return Err(Error::Config { key, reason });
         }
-        let config = config.resolve(&DataFacts { count: data.len(), size, channels: shape.channels })?;
+        Self::of(config, shape, data.len())
+    }
+
+    /// The same of `count` images of that shape, whatever their classes are.
+    fn of(config: &Config, shape: PictureShape, count: usize) -> Result<Self> {
+        let size = Size { height: shape.height, width: shape.width };
+        let net: Box<dyn Network> = nets::from_config(config, shape.channels);
+        let config = config.resolve(&DataFacts { count, size, channels: shape.channels })?;
         config.validate()?;
         let schedule = Schedule::from_config(&config.diffusion)?;
         let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
         let objective = Objective::from_config(&config);
-        let graph = TrainingGraph::with_objective(&*net, &schedule, batch, StepDraws::Drawn, objective)?;
+        let graph = TrainingGraph::with_objective(&*net, &schedule, batch, StepDraws::Drawn, objective)
+            .map_err(|e| without_variance(e, batch))?;
         let accumulate = config.train.accumulate > 1;
         let arithmetic = config.train.arithmetic();
         // Nobody needs all gradients at once, but who adds them up.
         let update_in_runs = (!accumulate).then_some(graph.loss);
         let (ema, clip_norm) = (config.train.ema_decay > 0.0, config.train.clip_norm);
-        let options = PlanOptions { accumulate, update_in_runs, clip_norm, arithmetic, ..graph.options(ema) };
+        let late_updates = true;
+        let options = PlanOptions {
+            accumulate,
+            update_in_runs,
+            late_updates,
+            clip_norm,
+            arithmetic,
+            ..graph.options(ema)
+        };
         Ok(Self { config, graph, options })
+    }
+}
+
+/// What to do where batch normalization is left with one value per channel, instead of the node where it is.
+fn without_variance(error: Error, [n, height, width, _]: [usize; 4]) -> Error {
+    match error {
+        Error::Engine(ddpm_engine::Error::Shape { operation: "batch_norm", .. }) if n == 1 => {
+            let reason = format!(
+                "is 1, and of one {height}x{width} image the deepest layers have a single value per channel, which has no \
+                 variance for batch normalization: train with 2 images per step or more (--batch-size 2), or with larger \
+                 images (--size {}x{})",
+                2 * height,
+                2 * width
+            );
+            Error::Config { key: "train.batch_size".to_owned(), reason }
+        }
+        other => other,
     }
 }
 
@@ -160,8 +175,16 @@ impl Trainer {
         averages.start(&*exec, &graph.parameters)?;
         let data: Arc<dyn Dataset> = Arc::from(data);
         let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
-        let (step, weights_given, ahead, torn) = (0, false, None, false);
-        Ok(Self { config, data, loader, graph, exec, rate, averages, step, weights_given, ahead, torn })
+        let (step, weights_given, ahead, torn, stop) = (0, false, None, false, Arc::default());
+        Ok(Self { config, data, loader, graph, exec, rate, averages, step, weights_given, ahead, torn, stop })
+    }
+
+    /// A flag that ends a [step](Self::step) in the middle, with [`Error::Interrupted`]: nothing has changed then, and the step can
+    /// be made again. Where the executor cannot give up a step whose updates have begun, it is made whole.
+    pub fn set_stop(&mut self, stop: Arc<AtomicBool>) {
+        self.exec.set_stop(stop.clone());
+        self.loader.set_stop(stop.clone());
+        self.stop = stop;
     }
 
     /// The complete settings.
@@ -217,37 +240,6 @@ impl Trainer {
         self.config.train.ema_decay > 0.0
     }
 
-    /// What training will take. Measures the time of a step, which changes nothing.
-    pub fn plan(&mut self) -> Result<TrainPlan> {
-        let footprint = self.exec.footprint();
-        let parameters = self.graph.graph.parameter_count();
-        let copies = if self.has_ema() { 4 } else { 3 } + self.averages.len();
-        let averages = self.averages.len() * parameters * 4;
-        self.exec.keep_states()?;
-        let draws = self.draws(u32::MAX);
-        // A run may go on when its call is back: a number that is read waits for it.
-        let mut loss = [0.0];
-        self.exec.run(draws)?;
-        self.exec.read(self.graph.loss, &mut loss)?;
-        let start = Instant::now();
-        self.exec.run(draws)?;
-        self.exec.read(self.graph.loss, &mut loss)?;
-        let accumulate = self.config.train.accumulate;
-        let step_time = start.elapsed().saturating_mul(u32::try_from(accumulate).unwrap_or(u32::MAX));
-        self.exec.restore_states()?;
-        Ok(TrainPlan {
-            parameters,
-            arena_bytes: (footprint.arena_bytes + averages) as u64,
-            scratch_bytes: footprint.scratch_bytes as u64,
-            data_bytes: self.data_memory(),
-            checkpoint_bytes: (copies * parameters * 4) as u64,
-            flops: 2 * footprint.multiply_adds * accumulate as u64,
-            steps: self.steps().saturating_sub(self.step),
-            step_time,
-            device: self.exec.describe(),
-        })
-    }
-
     /// Reads the pictures of a micro-batch, counted from the start of the run, into the graph.
     fn load(&mut self, number: u64) -> Result<()> {
         let batch = self.loader.batch(number)?;
@@ -275,7 +267,9 @@ impl Trainer {
     }
 
     fn not_finite(&self, what: &str) -> Error {
-        Error::NotFinite { step: self.step, what: what.to_owned() }
+        let advice =
+            "Train with a lower learning rate, and look for broken images in the data (ddpm data check)";
+        Error::NotFinite { step: self.step + 1, what: what.to_owned(), advice: advice.to_owned() }
     }
 
     /// The number of a step's micro-batch `k`, counted from the start of the run; `None` beyond what can be counted to.
@@ -386,8 +380,8 @@ impl Trainer {
         if self.torn { Err(self.not_finite(GRADIENTS)) } else { Ok(()) }
     }
 
-    /// Makes one step. Pictures that cannot be read, and a loss or a gradient that is not finite, are errors, and
-    /// nothing has changed; but where weights are updated in the run
+    /// Makes one step. Pictures that cannot be read, a loss or a gradient that is not finite, and a [stop](Self::set_stop) are
+    /// errors, and nothing has changed; but where weights are updated in the run
     /// ([`PlanOptions::update_in_runs`]) and a gradient is not finite behind some that were, there are no steps and no
     /// checkpoints any more, only the same error, until a checkpoint is [restored](Self::restore).
     pub fn step(&mut self) -> Result<StepReport> {
@@ -457,9 +451,13 @@ impl Trainer {
     /// [step](Self::step) that ended in the middle of its updates.
     pub fn checkpoint(&self, loss: Option<f64>) -> Result<Checkpoint> {
         self.whole()?;
+        // The tensors, and the largest file of them.
+        let bytes = usize::try_from(self.plan().checkpoint_bytes).unwrap_or(usize::MAX);
+        memory::available(bytes.saturating_mul(3) / 2)
+            .map_err(|reason| memory::refused("a checkpoint", &reason))?;
         let weights = self.tensors(Region::Weights)?;
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
-            return Err(Error::NotFinite { step: self.step, what: format!("a number in {}", broken.name) });
+            return Err(self.not_finite(&format!("a value of {}", broken.name)));
         }
         let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
         manifest.data = Some(self.data.summary().fingerprint.clone());
@@ -508,182 +506,4 @@ impl Trainer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::data::digits::Digits;
-
-    fn trainer(settings: &[(&str, &str)]) -> Trainer {
-        let tiny = [
-            ("attention.down_channels", "8, 16"),
-            ("attention.mid_channels", "16, 8"),
-            ("attention.down_sample", "true"),
-            ("attention.num_heads", "2"),
-            ("train.batch_size", "4"),
-        ];
-        let pairs: Vec<_> = tiny.iter().chain(settings).map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
-        let config = Config::load(Some("digits"), None, &pairs).unwrap();
-        Trainer::new(&config, Box::new(Digits::new(0, 16, 10).unwrap())).unwrap()
-    }
-
-    #[test]
-    fn gradients_are_shortened_to_the_norm_and_never_lengthened() {
-        assert_eq!((clip_scale(0.0, 1e9), clip_scale(1.0, 0.5), clip_scale(1.0, 0.0)), (1.0, 1.0, 1.0));
-        assert_eq!(clip_scale(1.0, 4.0), 1.0 / 4.000001);
-    }
-
-    #[test]
-    fn labels_are_dropped_at_random_and_not_in_vain() {
-        let all: Vec<u32> = (0..10_000).map(|i| i % 10).collect();
-        let kept = |dropout, number| labels(&all, dropout, 1, number);
-        assert!(kept(0.0, 0).iter().zip(&all).all(|(l, &label)| *l == label as f32));
-        assert!(kept(1.0, 0).iter().all(|l| *l == NO_CLASS));
-        let some = kept(0.1, 3);
-        let dropped = some.iter().filter(|l| **l == NO_CLASS).count();
-        // Four standard deviations of 10,000 draws.
-        assert!(dropped.abs_diff(1000) < 120, "{dropped}");
-        assert!(some == kept(0.1, 3) && some != kept(0.1, 4));
-    }
-
-    #[test]
-    fn an_epoch_ends_with_the_step_that_reads_its_last_picture() {
-        let ends = |accumulate: &str| {
-            let trainer = trainer(&[("train.accumulate", accumulate)]);
-            (0..6).map(|step| trainer.ends_epoch(step)).collect::<Vec<_>>()
-        };
-        // Ten pictures; 4, 8 or 12 a step.
-        assert_eq!(ends("1"), [false, false, true, false, true, false]);
-        assert_eq!(ends("2"), [false, true, true, true, true, false]);
-        assert_eq!(ends("3"), [true; 6]);
-    }
-
-    #[test]
-    fn a_gradient_that_is_not_finite_changes_nothing() {
-        // L1 grows no faster than the prediction: the loss is finite, squares of gradients are not.
-        let mut trainer = trainer(&[("train.loss", "l1"), ("train.clip_norm", "1")]);
-        let mut weights = trainer.tensors(Region::Weights).unwrap();
-        let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
-        last.data.iter_mut().for_each(|w| *w *= 1e25);
-        trainer.set_weights(&weights, Path::new("large")).unwrap();
-        let error = trainer.step().unwrap_err();
-        assert!(
-            matches!(&error, Error::NotFinite { step: 0, what } if what.contains("gradients")),
-            "{error}"
-        );
-        assert_eq!((trainer.steps_done(), trainer.tensors(Region::Weights).unwrap()), (0, weights));
-        assert!(trainer.tensors(Region::ExpAvg).unwrap().iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
-    }
-
-    #[test]
-    fn a_step_that_ends_in_the_middle_of_its_updates_is_the_last() {
-        // As above, but each weight is updated when its gradient is there: those of the last layer are finite.
-        let mut trainer = trainer(&[("train.loss", "l1")]);
-        assert!(trainer.exec.plan().updates().is_some());
-        trainer.step().unwrap();
-        let good = trainer.checkpoint(None).unwrap();
-        let mut weights = good.weights.clone();
-        let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
-        last.data.iter_mut().for_each(|w| *w *= 1e25);
-        trainer.set_weights(&weights, Path::new("large")).unwrap();
-        trainer.checkpoint(None).unwrap();
-        let torn = |error: Error| match &error {
-            Error::NotFinite { step: 1, what } if what.contains("gradients") => {
-                assert!(error.to_string().contains("last good checkpoint is intact"), "{error}");
-            }
-            other => panic!("{other}"),
-        };
-        torn(trainer.step().unwrap_err());
-        let now = trainer.tensors(Region::Weights).unwrap();
-        assert!(now != weights && now.iter().zip(&weights).any(|(a, b)| a == b), "not in the middle");
-        // No state of which a part is a step ahead is saved, or gone on from.
-        torn(trainer.checkpoint(None).unwrap_err());
-        torn(trainer.step().unwrap_err());
-        assert_eq!(trainer.steps_done(), 1);
-
-        trainer.restore(&good, Path::new("good")).unwrap();
-        let mut other = self::trainer(&[("train.loss", "l1")]);
-        other.step().unwrap();
-        assert_eq!(trainer.step().unwrap(), other.step().unwrap());
-        let (a, b) = (trainer.checkpoint(None).unwrap(), other.checkpoint(None).unwrap());
-        assert!(a.weights == b.weights && a.exp_avg_sq == b.exp_avg_sq && a.ema == b.ema);
-    }
-
-    #[test]
-    fn a_loss_that_is_not_finite_changes_nothing() {
-        let mut trainer = trainer(&[]);
-        let mut weights = trainer.tensors(Region::Weights).unwrap();
-        let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
-        last.data.iter_mut().for_each(|w| *w *= 1e38);
-        trainer.set_weights(&weights, Path::new("large")).unwrap();
-        let error = trainer.step().unwrap_err();
-        assert!(matches!(&error, Error::NotFinite { step: 0, what } if what == "the loss"), "{error}");
-        assert_eq!(trainer.tensors(Region::Weights).unwrap(), weights);
-        let checkpoint = trainer.checkpoint(None).unwrap();
-        assert!(checkpoint.exp_avg.iter().all(|t| t.data.iter().all(|v| *v == 0.0)));
-    }
-
-    #[test]
-    fn averages_over_all_steps_are_not_begun_in_the_middle() {
-        let mut plain = trainer(&[]);
-        let with = |added: &str| trainer(&[("train.power_ema", added), ("train.ema_decays", "0.5")]);
-        let first = plain.checkpoint(None).unwrap();
-        with("0.05").restore(&first, Path::new("first")).unwrap();
-        plain.step().unwrap();
-        let later = plain.checkpoint(None).unwrap();
-        let error = with("0.05").restore(&later, Path::new("later")).unwrap_err().to_string();
-        for part in ["train.power_ema: 0.05 is not kept in later", "1 of which are over", "--init"] {
-            assert!(error.contains(part), "{error}");
-        }
-        // Decays forget their beginning.
-        with("").restore(&later, Path::new("later")).unwrap();
-    }
-
-    #[test]
-    fn every_average_follows_the_weights_by_its_own_decay() {
-        let settings = [
-            ("train.ema", "fixed"),
-            ("train.ema_decay", "0.5"),
-            ("train.ema_decays", "0.5, 0.9"),
-            ("train.power_ema", "0.05, 0.2"),
-        ];
-        let mut trainer = trainer(&settings);
-        let flat = |tensors: &[NamedTensor]| -> Vec<f64> {
-            tensors.iter().flat_map(|t| &t.data).map(|x| f64::from(*x)).collect()
-        };
-        let mut weights = vec![flat(&trainer.tensors(Region::Weights).unwrap())];
-        for _ in 0..4 {
-            trainer.step().unwrap();
-            weights.push(flat(&trainer.tensors(Region::Weights).unwrap()));
-        }
-        let checkpoint = trainer.checkpoint(None).unwrap();
-        let names: Vec<&str> = checkpoint.averages.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["ema-0.5", "ema-0.9", "power-0.05", "power-0.2"]);
-        let want = |keeps: &dyn Fn(i32) -> f64| {
-            let mut average = weights[0].clone();
-            for (t, weights) in (1..).zip(&weights[1..]) {
-                average.iter_mut().zip(weights).for_each(|(a, w)| *a = keeps(t) * *a + (1.0 - keeps(t)) * w);
-            }
-            average
-        };
-        // gamma of a relative width, from the root of its cubic (Karras et al. 2024, appendix C).
-        let power = |width: f64| {
-            let cubic = |g: f64| ((g + 7.0) * g + 16.0 - width.powi(-2)) * g + 12.0 - width.powi(-2);
-            let (mut low, mut high) = (0.0, 100.0);
-            for _ in 0..100 {
-                let middle = 0.5 * (low + high);
-                if cubic(middle) < 0.0 { low = middle } else { high = middle }
-            }
-            low
-        };
-        let of_power = |width: f64, t: i32| (1.0 - 1.0 / f64::from(t)).powf(power(width) + 1.0);
-        let wanted =
-            [want(&|_| 0.5), want(&|_| 0.9), want(&|t| of_power(0.05, t)), want(&|t| of_power(0.2, t))];
-        for ((name, got), want) in checkpoint.averages.iter().zip(&wanted) {
-            let far = flat(got).iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-            // Four roundings of numbers up to about 1.
-            assert!(far < 5e-7, "{name}: {far}");
-        }
-        let far =
-            flat(&checkpoint.ema).iter().zip(&wanted[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(far < 5e-7, "the executor's: {far}");
-    }
-}
+mod tests;

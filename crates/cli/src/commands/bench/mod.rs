@@ -33,7 +33,10 @@ pub struct Args {
     /// A file of settings
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Any setting, as train.batch_size=16 or train.threads=1
+    /// Threads; 0 takes all cores
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Any setting, as train.batch_size=16 or train.precision=bf16
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Take random pictures in the place of data.path, of data.size and data.channels (28x28 grey if not given)
@@ -75,7 +78,8 @@ enum When {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let overrides = crate::commands::pairs(&args.set)?;
+    let mut overrides = crate::commands::pairs(&args.set)?;
+    overrides.extend(args.threads.map(|n| ("train.threads".to_owned(), n.to_string())));
     let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
     let pace = match args.r#loop {
         None => Pace::Runs(args.runs.max(1)),

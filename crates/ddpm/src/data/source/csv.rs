@@ -265,7 +265,7 @@ mod tests {
     fn ids_without_a_file_are_all_listed_with_their_lines() {
         let folder = folder("id\n10\n11\n9\n../7\n");
         let text = message(with(&folder, |_| ()));
-        assert!(text.contains("2 file(s)"), "{text}");
+        assert!(text.contains("2 files"), "{text}");
         assert!(text.contains("11.png: is not there (line 3 of table.csv)"), "{text}");
         assert!(text.contains("7.png: is outside of the folder (line 5 of table.csv)"), "{text}");
         let skip = DataOptions { on_bad_file: OnBadFile::Skip, ..options(&folder) };

@@ -284,6 +284,12 @@ fn consistent(checkpoint: &Checkpoint) -> Result<(), String> {
     Ok(())
 }
 
+/// The mean loss that a checkpoint was written with: none where it was written before the first step. `None` where its manifest
+/// cannot be read.
+pub fn loss_of(path: &Path) -> Option<Option<f64>> {
+    Manifest::read(path).ok().map(|manifest| manifest.loss)
+}
+
 /// Reads the checkpoint in the folder `path`. The tensors come in the order of their names.
 ///
 /// # Errors

@@ -6,6 +6,7 @@
 mod changes;
 mod keys;
 mod layer;
+pub mod limits;
 mod networks;
 mod presets;
 mod print;

@@ -135,7 +135,7 @@ fn networks_settings_are_refused_by_name_with_the_way_out() {
     // What is not used is not looked at.
     assert!(set(&[("simple.time_emb_dim", "33")]).is_ok());
     let error = set(&[("network.name", "simple"), ("data.size", "40")]).unwrap_err().to_string();
-    assert!(error.contains("cannot be halved 4 times, as simple.widths asks; use 48x48"), "{error}");
+    assert!(error.contains("cannot be halved 4 times, as simple.widths asks; use 32x32 or 48x48"), "{error}");
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn values_out_of_range_are_refused_by_name_with_the_way_out() {
         (
             "data.size",
             "30",
-            "data.size: 30x30 cannot be halved 2 times, as attention.down_sample asks; use 32x32",
+            "data.size: 30x30 cannot be halved 2 times, as attention.down_sample asks; use 28x28 or 32x32",
         ),
         ("diffusion.timesteps", "0", "diffusion.timesteps: 0 is out of range"),
         ("diffusion.beta_start", "0", "diffusion.beta_start: 0 is out of range"),
@@ -442,7 +442,7 @@ fn resolving_fills_in_what_the_data_tells() {
         "network.im_channels: is 1 but data.channels is 3; make them the same or leave this one unset"
     );
     let odd = Config::default().resolve(&DataFacts { size: Size { height: 28, width: 30 }, ..facts });
-    assert!(odd.unwrap_err().to_string().contains("use 28x32"));
+    assert!(odd.unwrap_err().to_string().contains("use 28x28 or 28x32"));
     assert!(Config::default().resolve(&DataFacts { count: usize::MAX, ..facts }).is_err());
     assert!(Config::default().resolve(&DataFacts { count: 0, ..facts }).is_err());
 }

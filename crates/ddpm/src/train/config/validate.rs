@@ -2,7 +2,8 @@
 
 use std::fmt::Display;
 
-use super::{Config, EmaKind, Size, networks};
+use super::{Config, EmaKind, Size, limits, networks};
+use crate::model::fitting_sizes;
 use crate::objective::{Objective, Weighting};
 use crate::process::Prediction;
 use crate::sampler::Variance;
@@ -33,6 +34,17 @@ fn within_size(key: &str, size: Option<Size>) -> Result<()> {
 /// Whether `value` is above 0 as f32 too, in which it is used, and not above `most`.
 pub(super) fn positive(value: f64, most: f64) -> bool {
     value >= f64::from(f32::MIN_POSITIVE) && value <= most
+}
+
+/// As [`positive`], or why not.
+fn above_zero(key: &str, value: f64, most: f64, usual: impl Display) -> Result<()> {
+    match positive(value, most) {
+        true => Ok(()),
+        false => refuse(
+            key,
+            format!("{value} is out of range; give a number above 0 and at most {most}; {usual} is usual"),
+        ),
+    }
 }
 
 /// `value` in [0, 1).
@@ -90,7 +102,7 @@ impl Config {
 
     fn validate_diffusion(&self) -> Result<()> {
         let diffusion = &self.diffusion;
-        within("diffusion.timesteps", diffusion.timesteps, 1, 1_000_000)?;
+        within("diffusion.timesteps", diffusion.timesteps, 1, limits::TIMESTEPS)?;
         let (start, end) = (diffusion.beta_start, diffusion.beta_end);
         if !(LEAST_BETA..1.0).contains(&start) {
             return refuse(
@@ -179,13 +191,12 @@ impl Config {
         if let Some(Size { height, width }) = self.picture_size()
             && (height % factor != 0 || width % factor != 0)
         {
-            let nearest = |side: usize| side.next_multiple_of(factor);
-            let use_size = Size { height: nearest(height), width: nearest(width) };
             let key = if data.size.is_some() { "data.size" } else { "network.im_size" };
             let reason = format!(
-                "{height}x{width} cannot be halved {} times, as {} asks; use {use_size}, or fewer halvings there",
+                "{height}x{width} cannot be halved {} times, as {} asks; use {}, or fewer halvings there",
                 factor.trailing_zeros(),
-                networks::halving_key(network.name)
+                networks::halving_key(network.name),
+                fitting_sizes(height, width, factor)
             );
             return refuse(key, reason);
         }
@@ -220,8 +231,7 @@ impl Config {
 
     fn validate_train(&self) -> Result<()> {
         let train = &self.train;
-        // Steps and epochs are 32-bit words in the random numbers' counter.
-        const MOST: u64 = u32::MAX as u64;
+        const MOST: u64 = limits::STEPS;
         match (train.steps, train.epochs) {
             (Some(steps), None) => within("train.steps", steps, 1, MOST)?,
             (None, Some(epochs)) => within("train.epochs", epochs, 1, MOST)?,
@@ -232,7 +242,7 @@ impl Config {
                 return refuse("train.steps", "is not given, nor is train.epochs; give one of the two");
             }
         }
-        within("train.batch_size", train.batch_size, 1, 1 << 16)?;
+        within("train.batch_size", train.batch_size, 1, limits::BATCH_SIZE)?;
         within("train.accumulate", train.accumulate, 1, 1 << 16)?;
         if let Some(steps) = train.steps
             && steps.saturating_mul(train.accumulate as u64) > MOST
@@ -243,30 +253,23 @@ impl Config {
             );
             return refuse("train.accumulate", reason);
         }
-        if !positive(train.huber_delta, 1e3) {
-            let reason =
-                format!("{} is out of range; give a number above 0, 1 being usual", train.huber_delta);
-            return refuse("train.huber_delta", reason);
-        }
+        above_zero("train.huber_delta", train.huber_delta, 1e3, 1)?;
         for (key, value, usual) in [
             ("train.min_snr_gamma", train.min_snr_gamma, 5),
             ("train.p2_gamma", train.p2_gamma, 1),
             ("train.p2_k", train.p2_k, 1),
             ("train.ema_half_life", train.ema_half_life, 500_000),
         ] {
-            if !positive(value, 1e12) {
-                let reason = format!("{value} is out of range; give a number above 0, {usual} being usual");
-                return refuse(key, reason);
-            }
+            above_zero(key, value, 1e12, usual)?;
         }
         self.validate_weights()?;
         within("train.label_dropout", train.label_dropout, 0.0, 1.0)?;
         within("train.vlb_weight", train.vlb_weight, 0.0, 1e3)?;
         within("train.offset_noise", train.offset_noise, 0.0, 10.0)?;
         within("train.input_perturbation", train.input_perturbation, 0.0, 10.0)?;
-        if !(train.lr > 0.0 && train.lr <= 10.0) {
-            let reason = format!("{} is out of range; give a number above 0, 1e-4 being usual", train.lr);
-            return refuse("train.lr", reason);
+        if !(train.lr > 0.0 && train.lr <= limits::LR) {
+            // Smaller ones than f32 has are no mistake: nothing is learnt then.
+            return above_zero("train.lr", train.lr, limits::LR, "1e-4");
         }
         within("train.warmup_steps", train.warmup_steps, 0, MOST)?;
         within("train.lr_min", train.lr_min, 0.0, train.lr)?;
@@ -279,11 +282,7 @@ impl Config {
         decay("train.plateau_threshold", train.plateau_threshold)?;
         decay("train.beta1", train.beta1)?;
         decay("train.beta2", train.beta2)?;
-        if !positive(train.adam_eps, 1.0) {
-            let reason =
-                format!("{} is out of range; give a number above 0, 1e-8 being usual", train.adam_eps);
-            return refuse("train.adam_eps", reason);
-        }
+        above_zero("train.adam_eps", train.adam_eps, 1.0, "1e-8")?;
         within("train.weight_decay", train.weight_decay, 0.0, 1e3)?;
         within("train.clip_norm", train.clip_norm, 0.0, 1e9)?;
         decay("train.ema_decay", train.ema_decay)?;
@@ -291,8 +290,16 @@ impl Config {
         if i64::try_from(train.seed).is_err() {
             return refuse("train.seed", format!("{} is out of range; give 0 to {}", train.seed, i64::MAX));
         }
-        within("train.threads", train.threads, 0, 1024)?;
+        within("train.threads", train.threads, 0, limits::THREADS)?;
         within("train.sample_count", train.sample_count, 0, 1 << 16)?;
+        within("train.sample_steps", train.sample_steps, 0, limits::TIMESTEPS)?;
+        for (key, every) in [
+            ("train.sample_every", train.sample_every),
+            ("train.checkpoint_every", train.checkpoint_every),
+            ("train.snapshot_every", train.snapshot_every),
+        ] {
+            within(key, every, 0, MOST)?;
+        }
         within("train.keep", train.keep, 2, 1_000_000)
     }
 }

@@ -44,7 +44,10 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     let (name, path) = (run.name(), run.path().display());
     let CardFacts { parameters, data, steps, .. } = facts;
     let size = match (config.picture_size(), config.picture_channels()) {
-        (Some(size), Some(channels)) => format!(" of {size} pixels and {channels} channel(s)"),
+        (Some(size), Some(channels)) => {
+            let s = if channels == 1 { "" } else { "s" };
+            format!(" of {size} pixels and {channels} channel{s}")
+        }
         _ => String::new(),
     };
     let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));

@@ -29,6 +29,8 @@ pub enum State {
     Running,
     /// All steps of its settings are made.
     Finished,
+    /// All steps are made, and its loss was that of a training that has diverged.
+    Diverged,
     /// It was stopped, or nothing tells how it ended.
     Stopped,
     /// It ended with an error.
@@ -45,6 +47,7 @@ impl State {
         match self {
             Self::Running => "running",
             Self::Finished => "finished",
+            Self::Diverged => "diverged",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
             Self::Killed => "killed",
@@ -220,14 +223,14 @@ fn state(run: &RunFolder, config: &Config, record: &RunRecord, saved: Option<u64
         return State::Running;
     }
     if saved.is_some_and(|saved| config.train.steps.is_some_and(|steps| saved >= steps)) {
-        return State::Finished;
+        return if record.end == Some(End::Diverged) { State::Diverged } else { State::Finished };
     }
     match record.end {
         Some(End::Failed) => State::Failed,
         Some(End::Running) => State::Killed,
         None if step == 0 && config.data.path == UNKNOWN_DATA => State::Imported,
         // More steps were asked for since it had finished.
-        Some(End::Stopped | End::Finished) | None => State::Stopped,
+        Some(End::Stopped | End::Finished | End::Diverged) | None => State::Stopped,
     }
 }
 

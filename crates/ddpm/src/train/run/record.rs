@@ -24,6 +24,8 @@ pub enum End {
     Running,
     /// All steps were made.
     Finished,
+    /// All steps were made, and the training had diverged.
+    Diverged,
     /// It was asked to stop.
     Stopped,
     /// With an error.

@@ -1,0 +1,347 @@
+//! What the flags may be: a range for every number, and the names that other programs have for them.
+
+use clap::builder::ValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command};
+use ddpm::train::config::{SECTIONS, limits};
+use std::any::TypeId;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+/// Most images that one command draws, measures or edits; a sample's number is a 32-bit word besides.
+const MOST_IMAGES: u64 = 10_000_000;
+
+/// The integers that flags take, by the flag's name in the code, the same in all commands.
+const INTEGERS: &[(&str, RangeInclusive<u64>)] = &[
+    ("batch_size", 1..=limits::BATCH_SIZE as u64),
+    ("channels", 1..=4),
+    ("count", 1..=MOST_IMAGES),
+    ("epochs", 1..=limits::STEPS),
+    ("heads", 1..=1024),
+    ("index", 0..=u32::MAX as u64),
+    ("iterations", 1..=100_000),
+    ("jump", 1..=limits::TIMESTEPS as u64),
+    ("resamplings", 1..=1000),
+    ("runs", 1..=1_000_000),
+    ("seed", 0..=i64::MAX as u64),
+    ("step", 0..=limits::STEPS),
+    ("steps", 1..=limits::STEPS),
+    ("threads", 0..=limits::THREADS as u64),
+    ("timesteps", 1..=limits::TIMESTEPS as u64),
+];
+
+/// The other numbers: the least, whether it is among them, the greatest, and what is usual.
+const NUMBERS: &[(&str, (f64, bool, f64, &str))] = &[
+    ("beta_end", (0.0, false, 1.0, "0.02")),
+    ("beta_start", (0.0, false, 1.0, "1e-4")),
+    ("eta", (0.0, true, 1.0, "0")),
+    ("lr", (0.0, false, limits::LR, "1e-4")),
+    ("scale", (0.0, true, 1000.0, "1 to 5")),
+    ("sigma_rel", (0.0, false, 1.0, "0.05 to 0.15")),
+    ("strength", (0.0, true, 1.0, "0.5")),
+];
+
+/// What flags are called elsewhere (in diffusers' scripts, PyTorch Lightning and well-known repositories), and here; of several the
+/// first that the command has.
+const ELSEWHERE: &[(&[&str], &[&str])] = &[
+    (&["image-size", "img-size", "im-size", "resolution", "image-resolution", "img-dim"], &["--size"]),
+    (&["learning-rate", "base-lr"], &["--lr"]),
+    (&["num-epochs", "num-train-epochs", "n-epochs", "max-epochs", "epoch"], &["--epochs"]),
+    (
+        &[
+            "max-train-steps",
+            "num-train-steps",
+            "train-num-steps",
+            "max-steps",
+            "num-steps",
+            "iters",
+            "num-iterations",
+        ],
+        &["--steps"],
+    ),
+    (
+        &["num-inference-steps", "ddpm-num-inference-steps", "sampling-steps", "timestep-respacing"],
+        &["--steps"],
+    ),
+    (
+        &["train-batch-size", "eval-batch-size", "per-device-train-batch-size", "bs", "batch"],
+        &["--batch-size"],
+    ),
+    (
+        &[
+            "train-data-dir",
+            "data-dir",
+            "data-path",
+            "dataset",
+            "dataset-name",
+            "dataset-path",
+            "dataroot",
+            "input",
+        ],
+        &["--data"],
+    ),
+    (
+        &["output", "output-dir", "out-dir", "outdir", "output-path", "save-dir", "logdir"],
+        &["--out", "--runs"],
+    ),
+    (&["run-name", "exp-name", "experiment", "project-name"], &["--name"]),
+    (&["num-samples", "n-samples", "num-images", "samples", "num", "n"], &["-n"]),
+    (&["guidance-scale", "cfg-scale", "cfg", "w"], &["--guidance"]),
+    (&["label", "class-label", "class-idx", "class-id"], &["--class"]),
+    (
+        &["resume-from-checkpoint", "resume-path", "ckpt-path", "from-checkpoint"],
+        &["--resume", "--checkpoint"],
+    ),
+    (&["pretrained-model-name-or-path", "pretrained", "load", "weights-path"], &["--init"]),
+    (&["num-threads", "num-workers", "workers", "num-cpus", "jobs"], &["--threads"]),
+    (&["gpu", "gpus", "cuda", "accelerator", "use-gpu"], &["--device"]),
+    (&["random-seed", "manual-seed"], &["--seed"]),
+    (&["config-file", "cfg-file", "yaml"], &["--config"]),
+    (
+        &["gradient-accumulation-steps", "gradient-accumulate-every", "accumulation-steps"],
+        &["--set train.accumulate=N"],
+    ),
+    (&["mixed-precision", "amp", "bf16", "fp16", "half"], &["--set train.precision=bf16"]),
+    (
+        &["checkpointing-steps", "save-every", "save-interval", "save-model-epochs"],
+        &["--set train.checkpoint_every=N"],
+    ),
+    (&["save-images-epochs", "sample-interval", "save-and-sample-every"], &["--set train.sample_every=N"]),
+    (&["checkpoints-total-limit", "save-total-limit"], &["--set train.keep=N"]),
+    (&["lr-scheduler", "scheduler"], &["--set train.lr_schedule=cosine"]),
+    (&["lr-warmup-steps", "warmup"], &["--set train.warmup_steps=N"]),
+    (&["max-grad-norm", "grad-clip", "gradient-clip-val"], &["--set train.clip_norm=NORM"]),
+    (
+        &["ddpm-num-steps", "num-timesteps", "diffusion-steps", "num-diffusion-timesteps"],
+        &["--set diffusion.timesteps=N"],
+    ),
+    (&["ddpm-beta-schedule", "beta-schedule", "noise-schedule"], &["--set diffusion.schedule=cosine"]),
+    (&["prediction-type", "objective", "parameterization"], &["--set diffusion.prediction=v"]),
+    (&["learn-sigma"], &["--set diffusion.learned_variance=true"]),
+    (&["random-flip", "flip", "hflip"], &["--set data.horizontal_flip=true"]),
+    (&["use-ema", "ema"], &["--set train.ema_decay=0.9999"]),
+    (
+        &["dim", "model-channels", "num-channels", "base-channels"],
+        &["--set simple.widths=64,128,256 (see ddpm config)"],
+    ),
+];
+
+/// The command line with the ranges of all numbers; what begins with a minus is a number where one is wanted.
+pub fn with_limits(command: Command) -> Command {
+    command.mut_args(limited).mut_subcommands(with_limits)
+}
+
+fn limited(arg: Arg) -> Arg {
+    let (id, of) = (arg.get_id().to_string(), arg.get_value_parser().type_id());
+    let parser = [
+        (TypeId::of::<usize>(), integer::<usize> as fn(&str) -> ValueParser),
+        (TypeId::of::<u64>(), integer::<u64>),
+        (TypeId::of::<u32>(), integer::<u32>),
+        (TypeId::of::<f64>(), number),
+    ];
+    match parser.into_iter().find(|(id, _)| of == *id) {
+        Some((_, parser)) => arg.allow_negative_numbers(true).value_parser(parser(&id)),
+        None if arg.get_action().takes_values() && !arg.is_positional() => arg.allow_negative_numbers(true),
+        None => arg,
+    }
+}
+
+/// Integers in the range of that name.
+fn integer<T>(id: &str) -> ValueParser
+where
+    T: FromStr + TryFrom<u64> + Clone + Send + Sync + 'static,
+{
+    let range =
+        INTEGERS.iter().find(|(name, _)| *name == id).map_or(0..=u64::MAX, |(_, range)| range.clone());
+    ValueParser::new(move |text: &str| {
+        let value = text.trim().parse::<u64>().ok().filter(|n| range.contains(n));
+        value
+            .and_then(|n| T::try_from(n).ok())
+            .ok_or_else(|| between("an integer", range.start(), range.end()))
+    })
+}
+
+fn between(what: &str, low: impl Display, high: impl Display) -> String {
+    format!("give {what} from {low} to {high}")
+}
+
+/// Numbers in the range of that name.
+fn number(id: &str) -> ValueParser {
+    let range = NUMBERS.iter().find(|(name, _)| *name == id).map(|(_, range)| *range);
+    ValueParser::new(move |text: &str| {
+        let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite());
+        let Some((low, among, high, usual)) = range else {
+            return value.ok_or_else(|| "give a number".to_owned());
+        };
+        let fits = value.filter(|v| *v <= high && if among { *v >= low } else { *v > low });
+        fits.ok_or_else(|| match among {
+            true => format!("{}; {usual} is usual", between("a number", low, high)),
+            false => format!("give a number above {low} and at most {high}; {usual} is usual"),
+        })
+    })
+}
+
+/// Tells of a flag that is not there what it is called here. `args` are those of the program.
+pub fn with_hint(mut error: clap::Error, root: &Command, args: &[String]) -> clap::Error {
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
+    }
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return error };
+    if let Some(hint) = hint(flag, subcommand(root, args)) {
+        error.remove(ContextKind::SuggestedArg);
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.into()]));
+    }
+    error
+}
+
+/// The subcommand that the arguments are for.
+fn subcommand<'a>(root: &'a Command, args: &[String]) -> &'a Command {
+    let mut command = root;
+    for arg in args {
+        match command.find_subcommand(arg) {
+            Some(inner) => command = inner,
+            None if !arg.starts_with('-') => break,
+            None => {}
+        }
+    }
+    command
+}
+
+/// What a flag is called here, if it is known elsewhere or is a setting.
+fn hint(flag: &str, command: &Command) -> Option<String> {
+    let name = flag.trim_start_matches('-').split('=').next()?.to_lowercase().replace('_', "-");
+    let has = |long: &str| command.get_arguments().any(|a| a.get_long() == Some(long));
+    let here = |known: &str| match known.strip_prefix("--") {
+        Some(long) => has(long.split(' ').next().unwrap_or(long)),
+        None => command.get_arguments().any(|a| a.get_short() == known.chars().nth(1)),
+    };
+    // Written as others do: --batch_size.
+    if has(&name) {
+        return Some(format!("it is written --{name}"));
+    }
+    let known = ELSEWHERE.iter().filter(|(names, _)| names.contains(&name.as_str()));
+    if let Some(flag) = known.flat_map(|(_, flags)| flags.iter()).find(|flag| here(flag)) {
+        return Some(format!("here that is {flag}"));
+    }
+    let setting = name.replace('-', "_");
+    let section =
+        SECTIONS.iter().find(|s| s.settings.iter().any(|k| k.name == setting)).filter(|_| has("set"))?;
+    Some(format!("it is a setting: --set {}.{setting}=VALUE (see ddpm config)", section.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Cli;
+    use clap::CommandFactory;
+
+    /// Every argument of every command, with the command's name.
+    fn arguments(command: &Command) -> Vec<(String, Arg)> {
+        let own = command.get_arguments().map(|a| (command.get_name().to_owned(), a.clone()));
+        own.chain(command.get_subcommands().flat_map(arguments)).collect()
+    }
+
+    #[test]
+    fn every_number_that_a_flag_takes_has_a_range() {
+        let all = arguments(&Cli::command());
+        let of = |arg: &Arg, id: TypeId| arg.get_value_parser().type_id() == id;
+        for (command, arg) in &all {
+            let id = arg.get_id().as_str();
+            let integer = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u32>()];
+            if integer.into_iter().any(|t| of(arg, t)) {
+                assert!(INTEGERS.iter().any(|(name, _)| *name == id), "{command}: {id} has no range");
+            }
+            if of(arg, TypeId::of::<f64>()) {
+                assert!(NUMBERS.iter().any(|(name, _)| *name == id), "{command}: {id} has no range");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_with_the_range_and_negative_ones_are_no_flags() {
+        let refused = |args: &[&str]| {
+            let all = ["ddpm"].iter().chain(args);
+            let error = with_limits(Cli::command()).try_get_matches_from(all).expect_err("refused");
+            error.to_string()
+        };
+        for (args, said) in [
+            (
+                &["train", "--lr", "-1"][..],
+                "--lr <RATE>': give a number above 0 and at most 10; 1e-4 is usual",
+            ),
+            (&["train", "--lr", "99"], "above 0 and at most 10"),
+            (&["train", "--lr", "nan"], "above 0 and at most 10"),
+            (&["train", "--threads", "100000"], "give an integer from 0 to 1024"),
+            (&["sample", "r", "--threads", "1025"], "from 0 to 1024"),
+            (&["bench", "--threads=-4"], "from 0 to 1024"),
+            (&["train", "--steps", "-5"], "'-5' for '--steps <N>': give an integer from 1 to 4294967295"),
+            (&["train", "--batch-size", "0"], "from 1 to 65536"),
+            (&["sample", "r", "-n", "-3"], "from 1 to 10000000"),
+            (&["sample", "r", "-n", "1.5"], "give an integer from 1"),
+            (&["vary", "r", "a.png", "--strength", "-.5"], "give a number from 0 to 1"),
+            (&["interpolate", "r", "a", "b", "--iterations=1000000000"], "from 1 to 100000"),
+            (&["inpaint", "r", "a", "--mask=b", "--resamplings", "99999"], "from 1 to 1000"),
+            (&["show", "schedules", "--timesteps=-1"], "from 1 to 1000000"),
+        ] {
+            let text = refused(args);
+            assert!(text.contains(said), "{args:?}: {text}");
+        }
+        let fine = ["ddpm", "train", "--lr", "1e-3", "--threads", "1024", "--set", "train.lr=-1"];
+        with_limits(Cli::command()).try_get_matches_from(fine).expect("in range");
+    }
+
+    #[test]
+    fn flags_of_other_trainers_are_answered_with_ours() {
+        let told = |args: &[&str]| {
+            let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
+            let all = ["ddpm".to_owned()].into_iter().chain(args.clone());
+            let root = with_limits(Cli::command());
+            let error = root.clone().try_get_matches_from(all).expect_err("no such flag");
+            with_hint(error, &root, &args).to_string()
+        };
+        for (args, said) in [
+            (&["train", "--image-size", "64"][..], "here that is --size"),
+            (&["train", "--resolution=64"], "here that is --size"),
+            (&["train", "--learning_rate", "1e-4"], "here that is --lr"),
+            (&["train", "--num_epochs", "3"], "here that is --epochs"),
+            (&["train", "--train_batch_size", "16"], "here that is --batch-size"),
+            (&["train", "--batch_size=16"], "it is written --batch-size"),
+            (&["train", "--output", "runs"], "here that is --runs"),
+            (&["sample", "r", "--output", "x"], "here that is --out"),
+            (&["sample", "r", "--num_images", "4"], "here that is -n"),
+            (&["data", "check", "x", "--image_size", "64"], "here that is --size"),
+            (&["train", "--weight-decay", "0.1"], "--set train.weight_decay=VALUE"),
+            (&["train", "--mixed_precision", "bf16"], "here that is --set train.precision=bf16"),
+        ] {
+            let text = told(args);
+            assert!(text.contains(said), "{args:?}: {text}");
+        }
+        assert!(told(&["train", "--stpes", "3"]).contains("--steps"), "clap's own hints stay");
+    }
+
+    #[test]
+    fn every_hint_names_something_that_is_there() {
+        let root = Cli::command();
+        let flags: Vec<String> = arguments(&root)
+            .iter()
+            .flat_map(|(_, a)| {
+                a.get_long()
+                    .map(|l| format!("--{l}"))
+                    .into_iter()
+                    .chain(a.get_short().map(|s| format!("-{s}")))
+            })
+            .collect();
+        for flag in ELSEWHERE.iter().flat_map(|(_, flags)| flags.iter()) {
+            let first = flag.split(' ').next().unwrap_or(flag);
+            assert!(flags.iter().any(|f| f == first), "{flag}");
+            if let Some(setting) = flag.strip_prefix("--set ") {
+                let key = setting.split('=').next().unwrap_or(setting);
+                let known = SECTIONS
+                    .iter()
+                    .any(|s| s.settings.iter().any(|k| format!("{}.{}", s.name, k.name) == key));
+                assert!(known, "{key}");
+            }
+        }
+    }
+}
