@@ -20,7 +20,7 @@ mod pickle;
 mod recognise;
 mod torch;
 
-pub use export::{Format, export};
+pub use export::{Format, export, export_over};
 pub use import::{
     Imported, Options, UNKNOWN_DATA, read, read_bytes, read_index, read_settings, read_weights,
 };

@@ -73,6 +73,14 @@ impl View for Bytes<'_> {
 pub(crate) fn to_bytes<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
 ) -> Result<Vec<u8>, String> {
+    to_bytes_about(tensors, &[])
+}
+
+/// [`to_bytes`] with entries in the file's metadata.
+pub(crate) fn to_bytes_about<'a>(
+    tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
+    entries: &[(&str, &str)],
+) -> Result<Vec<u8>, String> {
     let mut seen = HashSet::new();
     let mut views = Vec::new();
     for (prefix, tensor) in tensors {
@@ -87,7 +95,8 @@ pub(crate) fn to_bytes<'a>(
         views.push((name, Bytes(tensor)));
     }
     // The mark by which other programs know PyTorch's names and layouts.
-    let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    about.extend(entries.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
     safetensors::serialize(views, Some(about)).map_err(|e| e.to_string())
 }
 
