@@ -73,6 +73,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// There is something in the place of a result, which is not overwritten.
+    #[error("{}: {reason}", path.display())]
+    Taken {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is there, and the way out.
+        reason: String,
+    },
     /// It was asked to stop.
     #[error("stopped as asked")]
     Interrupted,

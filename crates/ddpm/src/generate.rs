@@ -32,6 +32,19 @@ pub enum Classes {
     Rows(usize),
 }
 
+impl Classes {
+    /// The class that image `i` gets, of so many.
+    pub fn of(self, i: usize, classes: u32) -> Option<u32> {
+        let classes = classes.max(1) as usize;
+        match self {
+            Self::One(class) => Some(class),
+            Self::InTurn => Some((i % classes) as u32),
+            Self::Rows(row) => Some((i / row.max(1) % classes) as u32),
+            Self::Untold => None,
+        }
+    }
+}
+
 /// How pictures are drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
@@ -161,6 +174,16 @@ impl Generator {
         self.shape
     }
 
+    /// Gives the classes names, by number: those of the data, of a network that is being trained.
+    pub fn with_class_names(self, class_names: Vec<String>) -> Self {
+        Self { class_names, ..self }
+    }
+
+    /// What class `n` is called: its name, or its number where the run knows no names (of imported weights).
+    pub fn class_label(&self, n: u32) -> String {
+        self.class_names.get(n as usize).cloned().unwrap_or_else(|| n.to_string())
+    }
+
     /// The settings that the network was trained with.
     pub fn config(&self) -> &Config {
         &self.config
@@ -246,7 +269,11 @@ impl Generator {
         self.sampler(request).map(drop)
     }
 
-    fn sampler(&self, request: Request) -> Result<Box<dyn Sampler>> {
+    /// The sampler of a request.
+    ///
+    /// # Errors
+    /// As [`Options::build`].
+    pub fn sampler(&self, request: Request) -> Result<Box<dyn Sampler>> {
         self.sampling(request).build(&self.schedule, self.config.diffusion.prediction)
     }
 
@@ -344,33 +371,50 @@ impl Generator {
     /// # Errors
     /// As [`check`](Self::check), and what `draw` gives.
     pub fn in_batches(&self, request: Request, draw: &mut BatchDrawing<'_>) -> Result<Vec<f32>> {
-        self.check(request)?;
         let mut all = Vec::new();
-        if request.count == 0 {
-            return Ok(all);
-        }
-        let (_, batch) = request.batches();
-        let classes = self.classes();
-        let mut model = self.model(batch)?;
-        for first in (0..request.count).step_by(batch) {
+        self.each_batch(request, request.batches().1, &|_| true, draw, &mut |_, x| {
+            all.extend_from_slice(x);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// As [`in_batches`](Self::in_batches) for the images that are `wanted`, handing each batch on as it is drawn: memory does not
+    /// grow with the number of images. `batch` images are drawn at once; `done` gets the index of the first and the values of
+    /// all of them, also of those between that are not wanted.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check), and what `draw` and `done` give.
+    pub fn each_batch(
+        &self,
+        request: Request,
+        batch: usize,
+        wanted: &dyn Fn(usize) -> bool,
+        draw: &mut BatchDrawing<'_>,
+        done: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.check(request)?;
+        let (classes, batch) = (self.classes(), batch.max(1));
+        let mut model = None;
+        let mut next = (0..request.count).find(|&i| wanted(i));
+        while let Some(first) = next {
+            let model = match &mut model {
+                Some(model) => model,
+                none => none.insert(self.model(batch)?),
+            };
             let seeds = Seeds { seed: request.seed, first: first as u32 };
             let x = match classes {
-                None => draw(&mut model, seeds)?,
+                None => draw(model, seeds)?,
                 Some(classes) => {
-                    let of = |i: usize| match request.class {
-                        Classes::One(class) => Some(class),
-                        Classes::InTurn => Some((i % classes as usize) as u32),
-                        Classes::Rows(row) => Some((i / row.max(1) % classes as usize) as u32),
-                        Classes::Untold => None,
-                    };
-                    let labels = (first..first + batch).map(of).collect();
-                    let mut guided = Guided::new(&mut model, &self.schedule, labels, request.guidance);
-                    draw(&mut guided, seeds)?
+                    let labels = (first..first + batch).map(|i| request.class.of(i, classes)).collect();
+                    draw(&mut Guided::new(model, &self.schedule, labels, request.guidance), seeds)?
                 }
             };
-            all.extend(x.into_iter().take((request.count - first) * self.shape.values()));
+            let here = batch.min(request.count - first);
+            done(first, &x[..here * self.shape.values()])?;
+            next = (first + here..request.count).find(|&i| wanted(i));
         }
-        Ok(all)
+        Ok(())
     }
 
     /// The pictures of numbers in [-1, 1], one behind the other.

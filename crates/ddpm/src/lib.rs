@@ -79,6 +79,7 @@ pub mod model;
 pub mod nearest;
 pub mod nets;
 pub mod objective;
+pub mod output;
 pub mod picture;
 pub mod plot;
 pub mod process;

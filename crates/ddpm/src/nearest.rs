@@ -131,10 +131,148 @@ pub fn quantile(all: &[Nearest], part: f64) -> f64 {
     distances[((part * distances.len() as f64) as usize).min(distances.len() - 1)]
 }
 
+/// Fewest samples, and fewest pictures of the data that are measured by, that a verdict is given of.
+pub const LEAST: usize = 20;
+/// Part of the data's pictures that is nearer to another than the rest; samples nearer than they are suspicious.
+const NEAR: f64 = 0.01;
+/// How improbable it must be that as many samples are near by chance.
+const IMPROBABLE: f64 = 1e-3;
+/// No more than this part of the samples may be copies where it is said that there is no sign of it.
+const FEW: f64 = 0.1;
+
+/// What the distances say of copying.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Verdict {
+    /// There are fewer than [`LEAST`] samples, or pictures to measure by.
+    TooFew,
+    /// More samples are near than chance brings about: the network copies.
+    Copies,
+    /// No more than by chance, and at most this part of all samples is near, at 95 %.
+    Chance(f64),
+    /// Too many for chance to be sure, too few to tell: this part of all samples is near, at 95 %.
+    Open(f64, f64),
+}
+
+/// How many samples are suspiciously near to the data, and what follows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// Samples that are nearer to the data than the data's own nearest pictures to one another: below their hundredth part,
+    /// or the least distance of fewer than a hundred.
+    pub near: usize,
+    /// Samples in all.
+    pub samples: usize,
+    /// Pictures of the data that were measured by, which have no exact duplicate.
+    pub own: usize,
+    /// What follows.
+    pub verdict: Verdict,
+}
+
+/// Judges the distances of samples by those of the data's own pictures; exact duplicates among these are left out, as nothing is
+/// nearer than they are.
+///
+/// A network that does not copy draws as the data was drawn: then the samples' distances and the data's own stand in any order with
+/// equal probability, and how many of n samples come before the j-th of N own is a negative hypergeometric number. The part of all
+/// samples that is near has Clopper and Pearson's interval (1934).
+pub fn judge(found: &[Nearest], own: &[Nearest]) -> Judged {
+    let mut apart: Vec<f64> = own.iter().map(|n| n.distance).filter(|d| *d > 0.0).collect();
+    apart.sort_unstable_by(f64::total_cmp);
+    let rank = (NEAR * apart.len() as f64) as usize;
+    let near = apart.get(rank).map_or(0, |limit| found.iter().filter(|n| n.distance < *limit).count());
+    let (n, own) = (found.len(), apart.len());
+    let interval = (binomial_end(n - near, n), binomial_end(near, n));
+    let verdict = match () {
+        () if n < LEAST || own < LEAST => Verdict::TooFew,
+        () if at_least_before(near, n, rank + 1, own) < IMPROBABLE => Verdict::Copies,
+        () if interval.1 <= FEW => Verdict::Chance(interval.1),
+        () => Verdict::Open(1.0 - interval.0, interval.1),
+    };
+    Judged { near, samples: n, own, verdict }
+}
+
+/// The logarithm of n over k.
+fn ln_choose(n: usize, k: usize) -> f64 {
+    let ln_factorial = |n: usize| libm::lgamma(n as f64 + 1.0);
+    ln_factorial(n) - ln_factorial(k) - ln_factorial(n - k)
+}
+
+/// The probability that at least `k` of `n` come before the `j`-th of `own`, all orders being alike: that of the first k + j - 1 at
+/// most j - 1 are of `own`.
+fn at_least_before(k: usize, n: usize, j: usize, own: usize) -> f64 {
+    let first = k + j - 1;
+    if first > n + own {
+        return 0.0;
+    }
+    let all = ln_choose(n + own, first);
+    let of = |i: usize| match first.checked_sub(i) {
+        Some(rest) if i <= own && rest <= n => (ln_choose(own, i) + ln_choose(n, rest) - all).exp(),
+        _ => 0.0,
+    };
+    (0..j).map(of).sum()
+}
+
+/// The upper end of the interval of a probability by which `k` of `n` happened, at 97.5 %.
+fn binomial_end(k: usize, n: usize) -> f64 {
+    if k >= n {
+        return 1.0;
+    }
+    let at_most = |p: f64| -> f64 {
+        let of = |i: usize| (ln_choose(n, i) + i as f64 * p.ln() + (n - i) as f64 * (-p).ln_1p()).exp();
+        (0..=k).map(of).sum()
+    };
+    let (mut low, mut high) = (0.0, 1.0);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        if at_most(middle) > 0.025 { low = middle } else { high = middle }
+    }
+    0.5 * (low + high)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::digits::Digits;
+
+    #[test]
+    fn the_probabilities_of_chance_are_the_tables() {
+        // Three of three before the first of one: 1 of 4 orders. One of two before the first of two: every other.
+        assert!((at_least_before(3, 3, 1, 1) - 0.25).abs() < 1e-12);
+        assert!((at_least_before(1, 2, 1, 2) - 0.5).abs() < 1e-12);
+        assert!((at_least_before(0, 5, 3, 9) - 1.0).abs() < 1e-12);
+        assert_eq!(at_least_before(5, 4, 1, 3), 0.0);
+        // Clopper and Pearson, from the sums of the binomial distribution in whole fractions.
+        for (k, n, end) in
+            [(0, 20, 0.168_433_5), (0, 64, 0.056_009_1), (1, 3, 0.905_700_7), (5, 10, 0.812_913_8)]
+        {
+            assert!((binomial_end(k, n) - end).abs() < 1e-6, "{k} of {n}: {}", binomial_end(k, n));
+        }
+        assert_eq!(binomial_end(3, 3), 1.0);
+    }
+
+    #[test]
+    fn copying_is_said_only_where_there_are_enough_to_say_it() {
+        let at = |distance| Nearest { index: 0, mirrored: false, distance };
+        let own = |n: u32| (0..n).map(|i| at(0.1 + f64::from(i) * 1e-4)).collect::<Vec<_>>();
+        let copies = |k: u32, n: u32| (0..n).map(|i| at(if i < k { 0.01 } else { 0.3 })).collect::<Vec<_>>();
+        let verdict = |k, n, of| judge(&copies(k, n), &own(of)).verdict;
+        // Three images, two of which are copies and one of which is noise; three images to learn from.
+        assert_eq!(verdict(2, 3, 1000), Verdict::TooFew);
+        assert_eq!(verdict(64, 64, 3), Verdict::TooFew);
+        assert_eq!(verdict(64, 64, 19), Verdict::TooFew);
+        assert_eq!(verdict(64, 64, 20), Verdict::Copies);
+        assert_eq!(verdict(20, 20, 1000), Verdict::Copies);
+        assert!(matches!(verdict(0, 64, 1000), Verdict::Chance(most) if (0.05..0.06).contains(&most)));
+        assert!(matches!(verdict(1, 64, 1000), Verdict::Chance(_)));
+        assert!(matches!(verdict(1, 20, 1000), Verdict::Open(low, high) if low < 0.01 && high > 0.2));
+        assert!(matches!(verdict(3, 64, 1000), Verdict::Open(..)));
+        assert_eq!(verdict(10, 64, 1000), Verdict::Copies);
+        assert_eq!(verdict(0, 0, 0), Verdict::TooFew);
+        // Duplicates in the data are not measured by.
+        let twice: Vec<_> = own(40).into_iter().chain((0..400).map(|_| at(0.0))).collect();
+        assert_eq!(
+            judge(&copies(30, 64), &twice),
+            Judged { near: 30, samples: 64, own: 40, verdict: Verdict::Copies }
+        );
+    }
 
     #[test]
     fn copies_are_found_and_others_are_as_far_as_the_data_from_itself() {

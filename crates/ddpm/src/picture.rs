@@ -4,11 +4,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use image::ImageEncoder;
-use image::codecs::png::PngEncoder;
-
 use crate::data::PictureShape;
 use crate::error::{Error, Result};
+use crate::output::SOFTWARE;
 
 /// A picture of 8-bit samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,19 +109,43 @@ pub fn save_png(picture: &Picture, path: &Path) -> Result<()> {
 
 /// A picture as PNG with its channels; `path` is the file that errors name.
 pub(crate) fn png(picture: &Picture, path: &Path) -> Result<Vec<u8>> {
-    use image::ExtendedColorType::{L8, La8, Rgb8, Rgba8};
+    use png::ColorType::{Grayscale, GrayscaleAlpha, Rgb, Rgba};
     check(picture, path)?;
-    let colour = match picture.channels {
-        1 => L8,
-        2 => La8,
-        3 => Rgb8,
-        _ => Rgba8,
-    };
     let mut bytes = Vec::new();
-    PngEncoder::new(&mut bytes)
-        .write_image(&picture.data, picture.width as u32, picture.height as u32, colour)
-        .map_err(|e| encoding(path, e))?;
+    let mut encoder = png::Encoder::new(&mut bytes, picture.width as u32, picture.height as u32);
+    encoder.set_color(match picture.channels {
+        1 => Grayscale,
+        2 => GrayscaleAlpha,
+        3 => Rgb,
+        _ => Rgba,
+    });
+    encoder.set_depth(png::BitDepth::Eight);
+    encoder.set_compression(png::Compression::Fast);
+    let written = encoder
+        .add_text_chunk("Software".to_owned(), SOFTWARE.to_owned())
+        .and_then(|()| encoder.write_header())
+        .and_then(|mut writer| writer.write_image_data(&picture.data).and_then(|()| writer.finish()));
+    written.map_err(|e| encoding(path, e))?;
     Ok(bytes)
+}
+
+/// Reads an image of 8 bits a sample, as [`save_png`] writes them, with its channels.
+///
+/// # Errors
+/// [`Error::Data`] for a file that is gone, damaged, or of another form.
+pub fn read_png(path: &Path) -> Result<Picture> {
+    use image::ColorType::{L8, La8, Rgb8, Rgba8};
+    let wrong = |reason: String| Error::Data { path: path.to_owned(), reason };
+    let read = image::open(path).map_err(|e| wrong(format!("cannot be read as an image: {e}")))?;
+    let (height, width) = (read.height() as usize, read.width() as usize);
+    let channels = match read.color() {
+        L8 => 1,
+        La8 => 2,
+        Rgb8 => 3,
+        Rgba8 => 4,
+        other => return Err(wrong(format!("is an image of {other:?}; 8 bits a sample are needed"))),
+    };
+    Ok(Picture { height, width, channels, data: read.into_bytes() })
 }
 
 /// Writes `frames` as an endless GIF, each shown for `delay_ms` and the last for `last_ms` milliseconds (GIF counts
@@ -153,6 +175,8 @@ pub fn save_gif(frames: &[Picture], delay_ms: u16, last_ms: u16, path: &Path) ->
     let mut bytes = Vec::new();
     let mut encoder = gif::Encoder::new(&mut bytes, width, height, palette).map_err(|e| encoding(path, e))?;
     encoder.set_repeat(gif::Repeat::Infinite).map_err(|e| encoding(path, e))?;
+    let comment = encoder.write_raw_extension(gif::Extension::Comment.into(), &[SOFTWARE.as_bytes()]);
+    comment.map_err(|e| encoding(path, e))?;
     for (i, picture) in frames.iter().enumerate() {
         let data = on_black(picture);
         let mut frame = match picture.channels {
@@ -286,6 +310,7 @@ mod tests {
             let read = image::open(&path).unwrap();
             assert_eq!((read.color(), read.width(), read.height()), (colour, 7, 5));
             assert_eq!(read.as_bytes(), picture.data);
+            assert_eq!(read_png(&path).unwrap(), picture);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -1,9 +1,10 @@
 //! `ddpm average`.
 
+use ddpm::output::{self, Kind};
 use ddpm::train::posthoc;
 use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Part of the profile that may be missed before it is said.
@@ -27,16 +28,26 @@ pub struct Args {
     /// The new file; in RUN/averages if not given
     #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Replace a file that this command did not make
+    #[arg(long)]
+    overwrite: bool,
     /// The folder that holds the runs
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let run = RunFolder::open(&args.runs, &args.run)?;
-    let made = posthoc::average(&run, &run.read_config()?, args.sigma_rel, args.step)?;
+    let (run, checkpoint) = RunFolder::open_at(&args.runs, &args.run)?;
+    // The step of a checkpoint that was given for the run.
+    let named = checkpoint.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    let step = args.step.or(named.and_then(|name| name.strip_prefix("step-")?.parse().ok()));
+    if let Some(out) = &args.out {
+        output::check(out, Kind::Weights, args.overwrite)?;
+    }
+    let made = posthoc::average(&run, &run.read_config()?, args.sigma_rel, step)?;
     let name = format!("sigma-rel-{}-step-{:07}.safetensors", args.sigma_rel, made.step);
     let out = args.out.unwrap_or_else(|| run.path().join("averages").join(name));
+    output::check(&out, Kind::Weights, args.overwrite)?;
     posthoc::write(&made.weights, &out)?;
     tell!(
         "average   of {} snapshots up to step {}, its profile within {:.2} % of the wanted one",

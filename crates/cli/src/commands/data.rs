@@ -3,7 +3,9 @@
 use crate::commands::{pairs, train};
 use crate::progress::{human_bytes, thousands};
 use ddpm::data::{Check, Order, PictureShape};
-use ddpm::picture::{Picture, grid, save_png};
+use ddpm::output::{self, Kind};
+use ddpm::picture::{Picture, save_png};
+use ddpm::plot::{Sheet, sheet};
 use ddpm::train::config::{Config, OnBadFile};
 use ddpm::train::{check_data, memory, open_data};
 use std::io::{Write, stdout};
@@ -12,8 +14,6 @@ use std::process::ExitCode;
 
 /// Classes and groups of duplicates that are listed unless all are asked for.
 const LISTED: usize = 20;
-/// Pictures in a row of the grid, and pixels between them.
-const GRID: (usize, usize) = (8, 2);
 
 /// Look at pictures before training on them
 #[derive(clap::Args)]
@@ -62,6 +62,9 @@ struct ShowArgs {
     /// The PNG to write
     #[arg(short, long, value_name = "FILE", default_value = "data.png")]
     out: PathBuf,
+    /// Replace a file that this program did not make
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Which pictures, and the settings they are read with: as for `ddpm train`.
@@ -202,6 +205,7 @@ fn block(out: &mut impl Write, name: &str, lines: impl Iterator<Item = String>) 
 
 fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.count > 0, "-n must be at least 1");
+    output::check(&args.out, Kind::Png, args.overwrite)?;
     let seed: Vec<_> = args.seed.iter().map(|seed| ("train.seed".to_owned(), seed.to_string())).collect();
     let config = args.data.config(&seed)?;
     let data = open_data(&config)?;
@@ -209,13 +213,21 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         tell!("note: {note}");
     }
     let (seed, count) = (config.train.seed, args.count.min(data.len()));
+    let most = sheet::most(data.shape());
+    anyhow::ensure!(
+        count <= most,
+        "-n {count}: a sheet holds {most} images of {}; give no more",
+        data.shape()
+    );
     let mut numbers = vec![0.0; data.shape().values()];
-    let mut pictures = Vec::with_capacity(count);
+    let mut sheet = Sheet { columns: sheet::columns(count, data.shape()), ..Sheet::default() };
     for turn in Order::new(seed, data.len()).batch(0, count) {
         data.read(turn.index, turn.draw(seed), &mut numbers)?;
-        pictures.push(Picture::from_unit(&numbers, data.shape()));
+        sheet.images.push(Picture::from_unit(&numbers, data.shape()));
+        let class = data.label(turn.index).and_then(|label| data.classes().get(label as usize));
+        sheet.captions.extend(class.cloned());
     }
-    save_png(&grid(&pictures, GRID.0, GRID.1), &args.out)?;
+    save_png(&sheet.draw()?, &args.out)?;
     tell!("{}: {count} of {} pictures, {}", args.out.display(), thousands(data.len() as u64), data.shape());
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,9 @@
 //! `ddpm denoise`.
 
-use super::flags::{EditFlags, SamplerFlags, given, stem};
-use ddpm::edit::{Denoise, estimate_sigma};
+use super::edit::{EditFlags, Named, Shown};
+use super::flags::{SamplerFlags, given, stem};
+use anyhow::bail;
+use ddpm::edit::{Denoise, estimate, most_noise};
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
 use std::path::PathBuf;
@@ -51,12 +53,30 @@ fn sigma(text: &str) -> Result<Sigma, String> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling = args.sampler.options()?;
     let editor = args.edit.open(Request { seed: args.seed, sampling, ..Request::default() })?;
-    let generator = &editor.generator;
+    let generator = editor.generator();
     let (schedule, prediction) = (generator.schedule(), generator.config().diffusion.prediction);
     let picture = editor.picture(&args.picture)?;
-    let (sigma, whence) = match args.sigma {
-        Sigma::Auto => (estimate_sigma(&picture.numbers, picture.shape), ", estimated from the picture"),
-        Sigma::Of(sigma) => (sigma, ""),
+    let (sigma, sure, whence) = match args.sigma {
+        Sigma::Of(sigma) => (sigma, String::new(), ""),
+        Sigma::Auto => {
+            let found = estimate(&picture.numbers, picture.shape);
+            let range =
+                format!("--sigma gives it, as 0.1 or 25/255, up to {:.3} for this run", most_noise(schedule));
+            let name = args.picture.display();
+            if found.pattern {
+                bail!(
+                    "{name}: its finest details are a pattern or texture, and no noise that could be estimated; {range}"
+                );
+            }
+            if found.sigma > most_noise(schedule) {
+                bail!(
+                    "{name}: its finest details look like noise of sigma {:.2}, more than there can be; {range}",
+                    found.sigma
+                );
+            }
+            let sure = if found.sigma > 0.0 { format!(" +- {:.4}", found.error) } else { String::new() };
+            (found.sigma, sure, ", estimated from the image, in which fine texture counts as noise")
+        }
     };
     let sampling = editor.request.sampling;
     let denoise = match args.sampler.any() {
@@ -64,23 +84,33 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         true => Denoise::sampled(sampling, schedule, prediction, sigma)?,
     };
     tell!(
-        "noise of sigma {sigma:.4} ({:.1} of 255){whence}: t = {:.1} of {}",
+        "noise of sigma {sigma:.4}{sure} ({:.1} of 255){whence}: t = {:.1} of {}",
         255.0 * sigma,
         denoise.level().t,
         schedule.timesteps()
     );
-    let made = editor.draw(editor.request, "denoising", &mut |denoiser, seeds, on_step| {
-        denoise.apply(denoiser, seeds, &picture.numbers, on_step)
-    })?;
-    let Some(made) = made else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
-    let pictures = generator.pictures(&made);
-    let sheet = [&[Picture::from_unit(&picture.numbers, picture.shape)], &pictures[..]].concat();
     let own = given([
         ("sigma", (args.sigma != Sigma::Auto).then(|| sigma.to_string())),
         ("seed", args.sampler.any().then(|| args.seed.to_string())),
     ]);
-    let (what, said) = (format!("denoise-{}", stem(&args.picture)), [own, args.sampler.said()]);
-    editor.write(&what, said.concat(), &pictures, &sheet, 2)?;
+    let mut folder = editor.folder(Named {
+        command: "denoise",
+        what: format!("denoise-{}", stem(&args.picture)),
+        said: [own, args.sampler.said()].concat(),
+        files: vec![("image", args.picture.clone())],
+        request: vec![("sigma", sigma.into()), ("sampled", args.sampler.any().into())],
+    })?;
+    let whole = editor.draw(
+        &mut folder,
+        "denoising",
+        &mut |denoiser, seeds, on_step| denoise.apply(denoiser, seeds, &picture.numbers, on_step),
+        &mut |_, _| Ok(()),
+    )?;
+    if !whole {
+        return Ok(ExitCode::from(crate::INTERRUPTED));
+    }
+    let before = vec![(Picture::from_unit(&picture.numbers, picture.shape), "input".to_owned())];
+    editor.finish(&folder, Shown { before, caption: &|_| "denoised".to_owned(), after: Vec::new() })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,38 +1,45 @@
 //! `ddpm eval`.
 
-use super::flags::{Bounds, DataFlags, NoiseVariance, RunFlags};
-use super::folder::make_folder;
-use crate::progress::{Progress, thousands};
+use super::flags::{Bounds, DataFlags, NoiseVariance, OpenRun, RunFlags, choice, given};
+use super::folder::{Said, differing, make_folder, name};
+use crate::progress::{Progress, human_time, thousands};
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use ddpm::bound::{self, Bound, Estimate, Options};
+use ddpm::data::Dataset;
 use ddpm::generate::BATCH;
+use ddpm::output::{self, Kind};
 use ddpm::picture::save_png;
 use ddpm::train::write_file;
+use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
+/// Images that are measured unless another number is asked for.
+const COUNT: usize = 256;
 /// Terms that are measured of each picture unless another number is asked for.
 const TERMS: usize = 64;
 
 /// Measure how well a run has learnt its pictures
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm eval runs/run-001 --nll                        bits a number of a picture takes, at most: a table and a plot\n  \
-    ddpm eval runs/run-001 --nll --checkpoint 1000      of an earlier checkpoint, to compare\n  \
-    ddpm eval runs/run-001 --nll --terms all -n 1000    more exactly, taking longer\n  \
-    ddpm eval runs/run-001 --nll --data held-out        of pictures that it has not seen\n  \
-    ddpm eval runs/run-001 --nll --data held-out --set data.csv=held-out.csv   of those that a table names")]
+    ddpm eval runs/run-001                        bits that a value of an image takes, at most: a table and a plot\n  \
+    ddpm eval runs/run-001 --checkpoint 1000      of an earlier checkpoint, to compare\n  \
+    ddpm eval runs/run-001 --terms all -n 1000    more exactly, taking longer\n  \
+    ddpm eval runs/run-001 --data held-out        of images that it has not seen\n  \
+    ddpm eval runs/run-001 --data held-out --set data.csv=held-out.csv   of those that a table names")]
 pub struct Args {
-    /// Measure the variational bound of the negative log-likelihood, in bits per dimension
+    /// Measure the variational bound of the negative log-likelihood, in bits per dimension; the default, as there is no other
+    /// measure
     #[arg(long)]
     nll: bool,
     #[command(flatten)]
     data: DataFlags,
     /// How many of them, evenly spread
-    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 256)]
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = COUNT)]
     count: usize,
     /// How many of the bound's terms are measured of each picture, drawn at random, more of them at low noise: an estimate
     /// without bias, with its standard error; all: each term; 64 if not given, or all where there are hardly more
@@ -50,17 +57,17 @@ pub struct Args {
     /// Most pictures at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
-    /// Where table and plot go; RUN/eval/CHECKPOINT if not given
+    /// Where table and plot go; if not given, a folder in RUN/eval with the name of the checkpoint and all that is said
     #[arg(short, long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Replace files that this command did not make, or results of another measurement
+    #[arg(long)]
+    overwrite: bool,
     #[command(flatten)]
     run: RunFlags,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if !args.nll {
-        bail!("nothing to measure; give --nll, the variational bound in bits per dimension");
-    }
     if args.count == 0 || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
@@ -69,8 +76,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(n) => Some(n.parse().with_context(|| format!("--terms {n}: give a number, or all"))?),
     };
     let stop = stop_flag()?;
-    let (run, path, mut generator) = args.run.open_checkpoint()?;
-    generator.set_stop(stop.clone());
+    let mut run = args.run.open()?;
+    run.generator.set_stop(stop.clone());
+    let generator = &run.generator;
     let sampling = &generator.config().sampling;
     let few = args.terms.is_some() || generator.config().diffusion.timesteps <= 2 * TERMS;
     let options = Options {
@@ -79,14 +87,24 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         terms: if few { terms } else { Some(TERMS) },
         seed: args.seed,
     };
-    let data = args.data.open(&generator)?;
+    let data = args.data.open(generator)?;
+    let place = Place::of(&args, &run, &options, &*data)?;
 
+    let begun = Instant::now();
     let mut progress = Progress::new("measuring", 0);
+    let mut told = false;
     let mut on_asked = |done: usize, all: usize| {
+        if !told && done > 0 {
+            told = true;
+            let whole = begun.elapsed().mul_f64(all as f64 / done as f64);
+            let images = thousands(args.count.min(data.len()) as u64);
+            progress
+                .line(&format!("the variational bound of {images} images takes about {}", human_time(whole)));
+        }
         progress.set(done as u64, all as u64, String::new);
         if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
     };
-    let measured = bound::of_run(&generator, &*data, args.count, args.batch_size, options, &mut on_asked);
+    let measured = bound::of_run(generator, &*data, args.count, args.batch_size, options, &mut on_asked);
     progress.finish();
     let bound = match measured {
         Err(ddpm::Error::Interrupted) => {
@@ -95,34 +113,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         other => other?,
     };
-
-    let checkpoint = path.file_name().unwrap_or_default();
-    let out = args.out.unwrap_or_else(|| run.path().join("eval").join(checkpoint));
-    make_folder(&out)?;
-    let file = |name: &str, text: String| -> anyhow::Result<PathBuf> {
-        let path = out.join(name);
-        write_file(&path, text.as_bytes(), "write what was measured")?;
-        Ok(path)
-    };
-    let about = serde_json::json!({
-        "checkpoint": path.display().to_string(),
-        "data": data.summary().source,
-        "seed": args.seed,
-        "variance": options.variance.map(ddpm::sampler::Variance::name),
-        "threshold": options.threshold.name(),
-        "bound": bound,
-    });
-    let written =
-        [file("nll.csv", table(&bound))?, file("nll.json", format!("{about:#}\n"))?, out.join("nll.png")];
-    let parts: Vec<_> =
-        bound.terms.iter().map(|t| (t.first as f64 + 1.0, t.last as f64 + 1.0, t.bits.mean)).collect();
-    let title = format!(
-        "Variational bound of {}, {}: {:.3} bits/dim",
-        run.name(),
-        checkpoint.display(),
-        bound.total.mean
-    );
-    save_png(&ddpm::plot::bound(&title, &parts)?, &written[2])?;
+    let title =
+        format!("Variational bound of {}, {}: {:.3} bits/dim", run.run.name(), run.step, bound.total.mean);
+    let written = place.write(&bound, &title)?;
 
     let mut stdout = std::io::stdout();
     for line in summary(&bound) {
@@ -134,10 +127,117 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What is written.
+const FILES: [(&str, Kind); 3] = [("nll.csv", Kind::Table), ("nll.json", Kind::Json), ("nll.png", Kind::Png)];
+
+/// Where results go, and what they are of.
+struct Place {
+    folder: PathBuf,
+    /// All that the measured numbers depend on.
+    measured: Value,
+    /// What else is written of it.
+    about: Map<String, Value>,
+}
+
+impl Place {
+    /// The folder that is said, or the first of that name in the run's that is free, or has the results of the same
+    /// measurement.
+    fn of(args: &Args, run: &OpenRun, options: &Options, data: &dyn Dataset) -> anyhow::Result<Self> {
+        let summary = data.summary();
+        let mut measured = run.record();
+        let entries = [
+            ("data_fingerprint", Value::from(summary.fingerprint.clone())),
+            ("count", args.count.min(data.len()).into()),
+            ("terms", options.terms.map_or("all".into(), Value::from)),
+            ("seed", options.seed.into()),
+            ("variance", json!(options.variance.map(ddpm::sampler::Variance::name))),
+            ("threshold", options.threshold.name().into()),
+        ];
+        measured.extend(entries.map(|(key, value)| (key.to_owned(), value)));
+        let about = [
+            ("checkpoint", Value::from(run.checkpoint.display().to_string())),
+            ("weights", run.weights.clone().unwrap_or_else(|| "auto".to_owned()).into()),
+            ("data", summary.source.clone().into()),
+        ];
+        let about = about.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let place = |folder| Self { folder, measured: measured.clone().into(), about };
+        if let Some(out) = &args.out {
+            let place = place(out.clone());
+            place.check(args.overwrite)?;
+            return Ok(place);
+        }
+        let said = args.said(run, &summary.fingerprint);
+        let name = name(&run.step, &said);
+        let mut place = place(run.run.path().join("eval").join(&name));
+        // Names do not tell everything: data changes in its folder, and a step is made again in another way.
+        for n in 2.. {
+            if place.differing().is_none_or(|differing| differing.is_empty()) {
+                break;
+            }
+            place.folder.set_file_name(format!("{name}-{n}"));
+        }
+        place.check(args.overwrite)?;
+        Ok(place)
+    }
+
+    /// In what the measurement whose results are in the folder differs; `None` where there are no results.
+    fn differing(&self) -> Option<Vec<String>> {
+        let there = FILES.iter().any(|(file, _)| self.folder.join(file).exists());
+        let read = || output::json(&self.folder.join("nll.json")).unwrap_or_default();
+        there.then(|| differing(&read()["measured"], &self.measured))
+    }
+
+    fn check(&self, overwrite: bool) -> anyhow::Result<()> {
+        output::check_folder(&self.folder)?;
+        for (file, kind) in FILES {
+            output::check(&self.folder.join(file), kind, overwrite)?;
+        }
+        if let Some(first) = self.differing().filter(|_| !overwrite).and_then(|all| all.into_iter().next()) {
+            bail!(
+                "{} has the results of another measurement: {first}; give another --out, or --overwrite",
+                self.folder.display()
+            );
+        }
+        Ok(())
+    }
+
+    fn write(&self, bound: &Bound, title: &str) -> anyhow::Result<[PathBuf; 3]> {
+        make_folder(&self.folder)?;
+        let files = FILES.map(|(file, _)| self.folder.join(file));
+        let mut about = self.about.clone();
+        about.insert(output::PROGRAM.0.to_owned(), output::PROGRAM.1.into());
+        about.insert("measured".to_owned(), self.measured.clone());
+        about.insert("bound".to_owned(), serde_json::to_value(bound)?);
+        let doing = "write what was measured";
+        write_file(&files[0], table(bound).as_bytes(), doing)?;
+        write_file(&files[1], format!("{:#}\n", Value::from(about)).as_bytes(), doing)?;
+        let parts: Vec<_> =
+            bound.terms.iter().map(|t| (t.first as f64 + 1.0, t.last as f64 + 1.0, t.bits.mean)).collect();
+        save_png(&ddpm::plot::bound(title, &parts)?, &files[2])?;
+        Ok(files)
+    }
+}
+
+impl Args {
+    /// What was asked for besides the checkpoint, with other data by its name and a part of its fingerprint.
+    fn said(&self, run: &OpenRun, fingerprint: &str) -> Vec<Said> {
+        let data = self.data.name().map(|name| format!("{name}-{}", &fingerprint[..8]));
+        given([
+            ("data", data),
+            ("weights", run.weights.clone()),
+            ("n", (self.count != COUNT).then(|| self.count.to_string())),
+            ("terms", self.terms.clone()),
+            ("seed", (self.seed != 0).then(|| self.seed.to_string())),
+            ("variance", self.variance.and_then(choice)),
+            ("threshold", self.threshold.and_then(choice)),
+        ])
+    }
+}
+
 /// Every measured term: timesteps from 1 to T, as the paper counts; `L_T` stands behind them.
 fn table(bound: &Bound) -> String {
     let error = |e: &Estimate| e.standard_error.map_or(String::new(), |e| format!("{e:e}"));
-    let mut text = "term,first_t,last_t,bits_per_dim,standard_error,x_0_mse,eps_mse\n".to_owned();
+    let mut text = format!("{}\n", output::TERMS);
     for t in &bound.terms {
         let name = if t.first == 0 { "decoder" } else { "step" };
         let (first, last) = (t.first + 1, t.last + 1);

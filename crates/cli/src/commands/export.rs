@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 use ddpm::interop::{self, Format};
 use ddpm::train::checkpoint::Which;
-use ddpm::train::run::{RUNS, RunFolder};
+use ddpm::train::run::RUNS;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +23,9 @@ pub struct Args {
     /// The new file or folder; in RUN/export if not given
     #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
+    /// Replace a file that is there
+    #[arg(long)]
+    overwrite: bool,
     /// The weights: auto, ema, raw, another average by its name, or a .safetensors file (as `ddpm sample --weights`)
     #[arg(long, value_name = "WHICH", default_value = "auto")]
     weights: Which,
@@ -45,11 +48,8 @@ enum To {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let run = RunFolder::open(&args.runs, &args.run)?;
-    let checkpoint = match &args.checkpoint {
-        Some(name) => run.find_checkpoint(name)?,
-        None => super::flags::newest(&run)?,
-    };
+    let (run, at) = super::flags::open_run(&args.runs, &args.run, args.checkpoint.as_deref())?;
+    let checkpoint = at.map_or_else(|| super::flags::newest(&run), Ok)?;
     let format = match args.to {
         To::Diffusers => Format::Diffusers,
         To::Pytorch => Format::Pytorch,
@@ -57,7 +57,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let which = args.weights;
     let out = args.out.unwrap_or_else(|| run.path().join("export").join(format.file_name()));
-    for note in interop::export(&checkpoint, which, format, &out)? {
+    for note in interop::export_over(&checkpoint, which, format, &out, args.overwrite)? {
         tell!("note: {note}");
     }
     writeln!(std::io::stdout(), "{}", out.display())?;

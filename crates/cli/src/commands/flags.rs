@@ -1,29 +1,18 @@
 //! What the commands that draw with a run share: flags, progress, files.
 
-use super::folder::{PictureFolder, Said};
+use super::folder::Said;
 use super::pairs;
-use crate::progress::Progress;
-use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use ddpm::data::{Dataset, Single, open_picture};
-use ddpm::denoiser::Denoiser;
-use ddpm::generate::{BATCH, Classes, Generator, Request};
+use ddpm::data::Dataset;
+use ddpm::generate::{BATCH, Generator};
 use ddpm::guidance::Guidance;
 use ddpm::hardware::{DeviceChoice, Hardware};
-use ddpm::picture::{Picture, grid, save_png};
-use ddpm::sampler::{self, Listed, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance};
+use ddpm::sampler::{self, Listed, Options, SAMPLERS, Spacing, Threshold, Variance};
 use ddpm::train::checkpoint::{self, Newest, Which};
 use ddpm::train::open_data;
 use ddpm::train::run::{RUNS, RunFolder};
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Pictures in a row of a sheet, and pixels between them.
-pub(super) const ROW: usize = 8;
-pub(super) const PADDING: usize = 2;
 
 /// The run, its weights, and where it is.
 #[derive(clap::Args)]
@@ -50,18 +39,13 @@ pub(super) struct RunFlags {
 }
 
 impl RunFlags {
-    /// The run and its network.
-    pub fn open(&self) -> anyhow::Result<(RunFolder, Generator)> {
-        self.open_checkpoint().map(|(run, _, generator)| (run, generator))
-    }
-
     /// The run, the checkpoint that is meant, and its network.
-    pub fn open_checkpoint(&self) -> anyhow::Result<(RunFolder, PathBuf, Generator)> {
-        let run = RunFolder::open(&self.runs, &self.run)?;
+    pub fn open(&self) -> anyhow::Result<OpenRun> {
+        let (run, at) = open_run(&self.runs, &self.run, self.checkpoint.as_deref())?;
         let hardware = Hardware { device: self.device, ..self.threads.into() };
-        let (path, generator) = match &self.checkpoint {
-            Some(name) => {
-                let path = run.find_checkpoint(name)?;
+        let named = at.is_some();
+        let (checkpoint, generator) = match at {
+            Some(path) => {
                 let generator = Generator::open(&path, self.weights.clone(), hardware)?;
                 (path, generator)
             }
@@ -72,20 +56,62 @@ impl RunFlags {
                 (newest.path, generator)
             }
         };
-        Ok((run, path, generator))
-    }
-
-    /// Which weights were asked for.
-    pub fn said(&self) -> Vec<Said> {
+        let weights_sha256 = checkpoint::weights_sha256(&checkpoint, &self.weights)?;
+        let step = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let weights = match &self.weights {
             Which::Auto => None,
             Which::Ema => Some("ema".to_owned()),
             Which::Raw => Some("raw".to_owned()),
             Which::Average(name) => Some(name.clone()),
-            Which::File(path) => Some(stem(path)),
+            // Files of one name may hold other weights.
+            Which::File(path) => Some(format!("{}-{}", stem(path), &weights_sha256[..8])),
         };
-        given([("weights", weights), ("checkpoint", self.checkpoint.clone())])
+        Ok(OpenRun { run, checkpoint, generator, step, named, weights, weights_sha256 })
     }
+}
+
+/// A run with its network.
+pub(super) struct OpenRun {
+    pub run: RunFolder,
+    pub generator: Generator,
+    /// The checkpoint's folder, and its name.
+    pub checkpoint: PathBuf,
+    pub step: String,
+    /// Whether this checkpoint was asked for.
+    named: bool,
+    /// The weights, where they were chosen.
+    pub weights: Option<String>,
+    weights_sha256: String,
+}
+
+impl OpenRun {
+    /// Which weights were asked for.
+    pub fn said(&self) -> Vec<Said> {
+        let number = self.step.strip_prefix("step-").and_then(|n| n.parse::<u64>().ok());
+        let step = number.map_or_else(|| self.step.clone(), |n| n.to_string());
+        given([("weights", self.weights.clone()), ("checkpoint", self.named.then_some(step))])
+    }
+
+    /// The weights themselves, for a record.
+    pub fn record(&self) -> serde_json::Map<String, serde_json::Value> {
+        let entries = [("checkpoint", &self.step), ("weights_sha256", &self.weights_sha256)];
+        entries.into_iter().map(|(key, value)| (key.to_owned(), value.clone().into())).collect()
+    }
+}
+
+/// The run, by its folder or name or by the folder of one of its checkpoints, and the checkpoint if one is named.
+pub(super) fn open_run(
+    runs: &Path,
+    run: &Path,
+    checkpoint: Option<&str>,
+) -> anyhow::Result<(RunFolder, Option<PathBuf>)> {
+    let (opened, at) = RunFolder::open_at(runs, run)?;
+    if let (Some(at), Some(named)) = (&at, checkpoint) {
+        bail!("{} is a checkpoint already; leave --checkpoint {named} out, or give the run", at.display());
+    }
+    let at = at
+        .map_or_else(|| checkpoint.map(|name| opened.find_checkpoint(name)).transpose(), |at| Ok(Some(at)))?;
+    Ok((opened, at))
 }
 
 /// Those of the flags that have a value.
@@ -94,7 +120,7 @@ pub(super) fn given<const N: usize>(flags: [(&'static str, Option<String>); N]) 
 }
 
 /// The name of a choice on the command line.
-fn choice(value: impl ValueEnum) -> Option<String> {
+pub(super) fn choice(value: impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
@@ -110,6 +136,12 @@ pub(super) struct DataFlags {
 }
 
 impl DataFlags {
+    /// What other images are called, or the run's own where they are read in another way.
+    pub fn name(&self) -> Option<String> {
+        let own = || (!self.set.is_empty()).then(|| "set".to_owned());
+        self.data.as_deref().map(|path| stem(Path::new(path))).or_else(own)
+    }
+
     /// The data set. A CSV file of the run's names the run's pictures, and has nothing to say of others.
     pub fn open(&self, generator: &Generator) -> anyhow::Result<Box<dyn Dataset>> {
         let said = pairs(&self.set)?;
@@ -269,6 +301,20 @@ impl LevelFlags {
     }
 }
 
+/// How images are sampled, for a record.
+pub(super) fn sampling_record(options: &Options) -> serde_json::Map<String, serde_json::Value> {
+    let number = |n: Option<f64>| serde_json::json!(n);
+    let entries = [
+        ("sampler", options.sampler.name.into()),
+        ("steps", serde_json::json!(options.steps.or(options.sampler.steps))),
+        ("spacing", serde_json::json!(options.spacing.map(|s| s.to_string()))),
+        ("eta", number(options.eta)),
+        ("variance", serde_json::json!(options.variance.map(Variance::name))),
+        ("threshold", serde_json::json!(options.threshold.map(Threshold::name))),
+    ];
+    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
 /// How far pictures go towards their class.
 #[derive(clap::Args)]
 pub(super) struct GuidanceFlags {
@@ -310,118 +356,7 @@ pub(super) struct ManyFlags {
     pub batch_size: usize,
 }
 
-/// What the commands share that begin with a picture: the class that the network is told, the run, where the result goes.
-#[derive(clap::Args)]
-pub(super) struct EditFlags {
-    /// The class that the network is told, by name or number, of a run that was trained with classes; none if not given
-    #[arg(long, value_name = "CLASS")]
-    class: Option<String>,
-    #[command(flatten)]
-    guidance: GuidanceFlags,
-    /// Where the pictures go; if not given, a folder in RUN/samples with the name of all that is said
-    #[arg(short, long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-    #[command(flatten)]
-    run: RunFlags,
-}
-
-/// A run that pictures are edited with.
-pub(super) struct Editor<'a> {
-    flags: &'a EditFlags,
-    run: RunFolder,
-    pub generator: Generator,
-    pub request: Request,
-    stop: Arc<AtomicBool>,
-}
-
-impl EditFlags {
-    /// Opens the run for a request, with the class that is given. What cannot be done is refused.
-    pub fn open(&self, request: Request) -> anyhow::Result<Editor<'_>> {
-        if request.count == 0 || request.batch == 0 {
-            bail!("-n and --batch-size must be at least 1");
-        }
-        let stop = stop_flag()?;
-        let (run, mut generator) = self.run.open()?;
-        generator.set_stop(stop.clone());
-        let class = match self.class.as_deref() {
-            None => Classes::Untold,
-            Some(name) => Classes::One(generator.class(name)?),
-        };
-        let request = Request { class, guidance: self.guidance.guidance(), ..request };
-        generator.check(request)?;
-        let request = Request { sampling: generator.sampling(request), ..request };
-        Ok(Editor { flags: self, run, generator, request, stop })
-    }
-}
-
-/// What is told of each step.
-type OnStep<'a> = &'a mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>;
-/// What makes the numbers of a batch, and tells its steps.
-type Edit<'a> = dyn FnMut(&mut dyn Denoiser, Seeds, OnStep<'_>) -> ddpm::Result<Vec<f32>> + 'a;
-
-impl Editor<'_> {
-    /// A picture file in the form of the run's; what was done to it is told.
-    pub fn picture(&self, path: &Path) -> anyhow::Result<Single> {
-        let picture = open_picture(path, &self.generator.config().data_options())?;
-        if let Some(changes) = picture.changes() {
-            tell!("{}: {changes}, as the run's pictures", path.display());
-        }
-        Ok(picture)
-    }
-
-    /// Draws the request's pictures in batches; `None` where Ctrl-C stopped it.
-    pub fn draw(
-        &self,
-        request: Request,
-        what: &'static str,
-        edit: &mut Edit<'_>,
-    ) -> anyhow::Result<Option<Vec<f32>>> {
-        let mut progress = Progress::new(what, 0);
-        let drawn = self.generator.in_batches(request, &mut |denoiser, seeds| {
-            edit(denoiser, seeds, &mut |step| {
-                tell_step(&mut progress, &request, seeds.first as usize, &step);
-                if self.stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
-            })
-        });
-        progress.finish();
-        match drawn {
-            Err(ddpm::Error::Interrupted) => {
-                tell!("stopped; nothing was written");
-                Ok(None)
-            }
-            other => Ok(Some(other?)),
-        }
-    }
-
-    /// Writes the pictures and the sheet, and says where: unless it is said where, to a folder with the name of `what` was done
-    /// and what was `said` beside the flags that are known here.
-    pub fn write(
-        &self,
-        what: &str,
-        said: Vec<Said>,
-        pictures: &[Picture],
-        sheet: &[Picture],
-        row: usize,
-    ) -> anyhow::Result<()> {
-        let class = given([("class", self.flags.class.clone())]);
-        let said = [said, class, self.flags.guidance.said(), self.flags.run.said()].concat();
-        let out = PictureFolder::make(self.flags.out.as_deref(), &self.run, what, &said)?;
-        out.write(pictures)?;
-        let path = out.path().join("sheet.png");
-        save_png(&grid(sheet, row, PADDING), &path)?;
-        writeln!(std::io::stdout(), "{}", path.display())?;
-        Ok(())
-    }
-}
-
 /// The name of a file without its folder and its ending, for the name of a folder.
 pub(super) fn stem(path: &Path) -> String {
     path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Shows a step of the batch whose first picture is `first`.
-pub(super) fn tell_step(progress: &mut Progress, request: &Request, first: usize, step: &SampleStep<'_>) {
-    let (batches, batch) = request.batches();
-    let (done, all) = (first / batch * step.steps + step.done, batches * step.steps);
-    progress.set(done as u64, all as u64, String::new);
 }

@@ -4,6 +4,7 @@ use crate::commands::pairs;
 use crate::progress::thousands;
 use anyhow::bail;
 use ddpm::interop::{self, Imported, Options, Role};
+use ddpm::output;
 use ddpm::sampler::Variance;
 use ddpm::train::config::Size;
 use ddpm::train::run::RUNS;
@@ -76,6 +77,9 @@ fn size(text: &str) -> anyhow::Result<Size> {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = args.options()?;
+    if let Some(out) = &args.out {
+        output::check_folder(out)?;
+    }
     if let Some(out) = &args.out
         && out.exists()
     {

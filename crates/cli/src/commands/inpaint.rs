@@ -1,7 +1,8 @@
 //! `ddpm inpaint`.
 
-use super::flags::{EditFlags, LevelFlags, ManyFlags, ROW, given, stem};
-use ddpm::edit::{RePaint, open_mask};
+use super::edit::{EditFlags, Named, Shown};
+use super::flags::{LevelFlags, ManyFlags, given, stem};
+use ddpm::edit::{RePaint, gap};
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
 use ddpm::sampler::Options;
@@ -17,10 +18,13 @@ const GAP: u8 = 128;
 
 /// Fill a part of a picture with what a run expects beside the rest (RePaint)
 #[derive(clap::Args)]
-#[command(after_help = "White in the mask is what is filled; black is kept as it is.\n\nExamples:\n  \
+#[command(
+    after_help = "White in the mask is what is filled; black is kept as it is. Of two values, as 0 and 1, the brighter is filled;\n\
+    where the colours are all one, what is opaque. What was taken is said.\n\nExamples:\n  \
     ddpm inpaint runs/run-001 cat.png --mask mask.png                four fillings, and a sheet of them\n  \
     ddpm inpaint runs/run-001 cat.png --mask mask.png -n 16 --seed 7 others\n  \
-    ddpm inpaint runs/run-001 cat.png --mask mask.png --resamplings 10   fits better, takes longer")]
+    ddpm inpaint runs/run-001 cat.png --mask mask.png --resamplings 10   fits better, takes longer"
+)]
 pub struct Args {
     /// The picture
     #[arg(index = 2)]
@@ -28,6 +32,9 @@ pub struct Args {
     /// A picture of the same size: white is filled, black is kept
     #[arg(long, value_name = "FILE")]
     mask: PathBuf,
+    /// Fill what the mask does not mark: black is filled, white is kept
+    #[arg(long)]
+    invert_mask: bool,
     /// How many fillings
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 4)]
     count: usize,
@@ -54,7 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling = Options { steps: args.steps, spacing, threshold, ..Options::default() };
     let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
     let editor = args.edit.open(Request { count, seed, batch, sampling, ..Request::default() })?;
-    let generator = &editor.generator;
+    let generator = editor.generator();
     let schedule = generator.schedule();
     let sampling = editor.request.sampling;
     let steps = sampling.steps.unwrap_or(STEPS.min(schedule.timesteps_with_signal()));
@@ -67,23 +74,42 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let repaint = RePaint { levels, jump, resamplings, variance: sampling.variance, threshold };
     repaint.check()?;
     let picture = editor.picture(&args.picture)?;
-    let unknown = open_mask(&args.mask, &picture, &generator.config().data_options())?;
+    let gap = gap(&args.mask, &picture, &generator.config().data_options(), args.invert_mask)?;
+    tell!("{}: {}", args.mask.display(), gap.taken);
 
-    let filled = editor.draw(editor.request, "filling", &mut |denoiser, seeds, on_step| {
-        repaint.fill(denoiser, seeds, &picture.numbers, &unknown, on_step)
-    })?;
-    let Some(filled) = filled else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
-    let pictures = generator.pictures(&filled);
-    let whole = Picture::from_unit(&picture.numbers, picture.shape);
-    let mut gap = whole.clone();
-    gap.data.iter_mut().zip(&unknown).filter(|(_, unknown)| **unknown).for_each(|(v, _)| *v = GAP);
-    let sheet = [&[whole, gap], &pictures[..]].concat();
     let own = given([
+        ("invert-mask", args.invert_mask.then(|| "yes".to_owned())),
         ("steps", args.steps.map(|n| n.to_string())),
         ("jump", args.jump.map(|n| n.to_string())),
         ("resamplings", (args.resamplings != RESAMPLINGS).then(|| args.resamplings.to_string())),
     ]);
-    let what = format!("inpaint-{}-{}-seed-{seed}", stem(&args.picture), stem(&args.mask));
-    editor.write(&what, [own, args.levels.said()].concat(), &pictures, &sheet, ROW)?;
+    let mut folder = editor.folder(Named {
+        command: "inpaint",
+        what: format!("inpaint-{}-{}-seed-{seed}", stem(&args.picture), stem(&args.mask)),
+        said: [own, args.levels.said()].concat(),
+        files: vec![("image", args.picture.clone()), ("mask", args.mask.clone())],
+        request: vec![
+            ("invert_mask", args.invert_mask.into()),
+            ("steps", steps.into()),
+            ("jump", jump.into()),
+            ("resamplings", resamplings.into()),
+        ],
+    })?;
+    let whole = editor.draw(
+        &mut folder,
+        "filling",
+        &mut |denoiser, seeds, on_step| {
+            repaint.fill(denoiser, seeds, &picture.numbers, &gap.unknown, on_step)
+        },
+        &mut |_, _| Ok(()),
+    )?;
+    if !whole {
+        return Ok(ExitCode::from(crate::INTERRUPTED));
+    }
+    let input = Picture::from_unit(&picture.numbers, picture.shape);
+    let mut masked = input.clone();
+    masked.data.iter_mut().zip(&gap.unknown).filter(|(_, unknown)| **unknown).for_each(|(v, _)| *v = GAP);
+    let before = vec![(input, "input".to_owned()), (masked, "mask".to_owned())];
+    editor.finish(&folder, Shown { before, caption: &|i| format!("filled {i}"), after: Vec::new() })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! `ddpm interpolate`.
 
-use super::flags::{EditFlags, Editor, given, stem};
+use super::edit::{EditFlags, Editor, Named, Shown};
+use super::flags::{given, stem};
 use anyhow::{Context, bail};
 use ddpm::edit::{Inversion, slerp};
 use ddpm::generate::Request;
@@ -66,6 +67,11 @@ impl End {
         }
     }
 
+    /// What it is, for a record; an image is known by its file.
+    fn kind(&self) -> String {
+        if let Self::Seed(seed) = self { format!("seed {seed}") } else { "an image".to_owned() }
+    }
+
     fn picture(&self) -> Option<&[f32]> {
         if let Self::Picture(x_0) = self { Some(x_0) } else { None }
     }
@@ -78,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.count < 2 {
         bail!("-n {}: the two ends are among the pictures; give at least 2", args.count);
     }
-    let (generator, request, interrupted) = (&editor.generator, editor.request, crate::INTERRUPTED);
+    let (generator, request, interrupted) = (editor.generator(), editor.request, crate::INTERRUPTED);
     let schedule = generator.schedule();
     let paths = [&args.from, &args.to];
     let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
@@ -89,6 +95,29 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let levels = sampling.levels(schedule, prediction)?;
 
+    let steps = levels.steps();
+    let files = ["first", "last"].into_iter().zip(paths).zip(&ends);
+    let name = |path: &Path| stem(path).replace(':', "-");
+    let mut folder = editor.folder(Named {
+        command: "interpolate",
+        what: format!("interpolate-{}-{}", name(paths[0]), name(paths[1])),
+        said: given([
+            ("steps", args.steps.map(|n| n.to_string())),
+            ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
+        ]),
+        files: files
+            .filter(|(_, end)| end.picture().is_some())
+            .map(|((key, path), _)| (key, path.clone()))
+            .collect(),
+        request: vec![
+            ("ends", format!("{} to {}", ends[0].kind(), ends[1].kind()).into()),
+            // How far along an image is depends on it.
+            ("images", args.count.into()),
+            ("steps", steps.into()),
+            ("iterations", args.iterations.into()),
+        ],
+    })?;
+
     let values = generator.shape().values();
     let x_0: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
     let mut noises = Vec::new();
@@ -96,7 +125,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let inversion =
             Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
         let request = Request { count: x_0.len() / values, ..request };
-        let found = editor.draw(request, "finding the noise", &mut |denoiser, _, on_step| {
+        let found = editor.values(request, "finding the noise", &mut |denoiser, _, on_step| {
             inversion.invert(denoiser, &x_0, on_step)
         })?;
         let Some(found) = found else { return Ok(ExitCode::from(interrupted)) };
@@ -114,31 +143,43 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (a, b) = (noise(&ends[0]), noise(&ends[1]));
 
     let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None, use_clipped_model_output: false };
-    let made = editor.draw(request, "drawing", &mut |denoiser, seeds, on_step| {
-        // A last batch may have more places than there are pictures left.
-        let part = |i: usize| ((seeds.first as usize + i) as f64 / (args.count - 1) as f64).min(1.0);
-        let x: Vec<f32> = (0..denoiser.batch()).flat_map(|i| slerp(&a, &b, part(i))).collect();
-        ddim.sample_from(Some(&x), denoiser, seeds, on_step)
-    })?;
-    let Some(made) = made else { return Ok(ExitCode::from(interrupted)) };
+    let part = |i: usize| (i as f64 / (args.count - 1) as f64).min(1.0);
+    let mut met: [Option<Vec<f32>>; 2] = [None, None];
+    let whole = editor.draw(
+        &mut folder,
+        "drawing",
+        &mut |denoiser, seeds, on_step| {
+            // A last batch may have more places than there are pictures left.
+            let x: Vec<f32> =
+                (0..denoiser.batch()).flat_map(|i| slerp(&a, &b, part(seeds.first as usize + i))).collect();
+            ddim.sample_from(Some(&x), denoiser, seeds, on_step)
+        },
+        &mut |first, x| {
+            let count = x.len() / values;
+            if first == 0 {
+                met[0] = Some(x[..values].to_vec());
+            }
+            if first + count == args.count {
+                met[1] = Some(x[x.len() - values..].to_vec());
+            }
+            Ok(())
+        },
+    )?;
+    if !whole {
+        return Ok(ExitCode::from(interrupted));
+    }
 
-    let own = |i: usize, again: &[f32]| {
+    let own = |i: usize| {
         let x_0 = ends[i].picture()?;
-        let off = 127.5 * farthest(x_0, again);
-        let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
-        tell!("{} is met within {off:.2} of 255{more}", paths[i].display());
-        Some(Picture::from_unit(x_0, generator.shape()))
+        if let Some(again) = &met[i] {
+            let off = 127.5 * farthest(x_0, again);
+            let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
+            tell!("{} is met within {off:.2} of 255{more}", paths[i].display());
+        }
+        Some((Picture::from_unit(x_0, generator.shape()), "input".to_owned()))
     };
-    let (first, last) = (own(0, &made[..values]), own(1, &made[made.len() - values..]));
-    let pictures = generator.pictures(&made);
-    let sheet: Vec<Picture> = first.into_iter().chain(pictures.iter().cloned()).chain(last).collect();
-    let name = |path: &Path| stem(path).replace(':', "-");
-    let what = format!("interpolate-{}-{}", name(paths[0]), name(paths[1]));
-    let said = given([
-        ("steps", args.steps.map(|n| n.to_string())),
-        ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
-    ]);
-    editor.write(&what, said, &pictures, &sheet, sheet.len())?;
+    let (before, after) = (own(0).into_iter().collect(), own(1).into_iter().collect());
+    editor.finish(&folder, Shown { before, caption: &|i| format!("{:.0} %", 100.0 * part(i)), after })?;
     Ok(ExitCode::SUCCESS)
 }
 

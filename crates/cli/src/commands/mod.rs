@@ -9,6 +9,8 @@ pub mod config;
 pub mod data;
 pub mod denoise;
 pub mod doctor;
+mod drawing;
+mod edit;
 pub mod eval;
 pub mod export;
 mod flags;

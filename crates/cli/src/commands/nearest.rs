@@ -1,13 +1,17 @@
 //! `ddpm nearest`.
 
+use super::drawing::save_sheet;
 use super::flags::DataFlags;
+use super::folder::ImageFolder;
 use super::sample::{self, Drawing};
 use crate::progress::Progress;
 use anyhow::bail;
 use ddpm::data::{Dataset, Draw};
 use ddpm::generate::Generator;
-use ddpm::nearest::{Nearest, among, nearest, quantile};
-use ddpm::picture::{Picture, grid, save_png};
+use ddpm::nearest::{Judged, LEAST, Nearest, Verdict, among, judge, nearest, quantile};
+use ddpm::output::DISTANCES;
+use ddpm::picture::{Picture, read_png};
+use ddpm::plot::Sheet;
 use ddpm::train::write_file;
 use std::io::Write;
 use std::process::ExitCode;
@@ -15,8 +19,8 @@ use std::sync::atomic::Ordering;
 
 /// Pictures of the data whose nearest others are looked for.
 const AMONG: usize = 1000;
-/// Part of these that is nearer than the rest; samples nearer than they are suspicious.
-const NEAR: f64 = 0.01;
+/// Samples that are looked for at once.
+const AT_ONCE: usize = 4096;
 /// Most pairs that are shown, the nearest first, and in a row.
 const SHOWN: usize = 64;
 const ROW: usize = 4;
@@ -47,24 +51,21 @@ fn open(generator: &Generator, flags: &DataFlags) -> anyhow::Result<Box<dyn Data
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let drawn = sample::draw(&args.sample, |generator| open(generator, &args.data))?;
-    let Some((Drawing { generator, pictures, out, stop }, data)) = drawn else {
+    let Some((Drawing { generator, folder, stop }, data)) = drawn else {
         return Ok(ExitCode::from(crate::INTERRUPTED));
     };
-    let config = generator.config();
-    let unit = |p: &Picture| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect();
-    let samples: Vec<Vec<f32>> = pictures.iter().map(unit).collect();
     let mut progress = Progress::new("comparing", 0);
     let mut on_block = |done: usize, all: usize| {
         progress.set(done as u64, all as u64, String::new);
         if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
     };
-    let mirror = config.data.horizontal_flip;
-    let found = nearest(&*data, &samples, mirror, &mut on_block);
+    let mirror = generator.config().data.horizontal_flip;
+    let found = search(&folder, &*data, mirror, &mut on_block);
     let found = found.and_then(|found| Ok((found, among(&*data, AMONG, mirror, &mut on_block)?)));
     progress.finish();
     let (found, own) = match found {
         Err(ddpm::Error::Interrupted) => {
-            tell!("stopped; the samples are in {}", out.display());
+            tell!("stopped; the samples are in {}", folder.images().display());
             return Ok(ExitCode::from(crate::INTERRUPTED));
         }
         other => other?,
@@ -72,26 +73,65 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let mut order: Vec<usize> = (0..found.len()).collect();
     order.sort_by(|&a, &b| found[a].distance.total_cmp(&found[b].distance));
-    let table = out.join("nearest.csv");
-    let mut text = "sample,training picture,mirrored,distance\n".to_owned();
+    let table = folder.beside("nearest.csv");
+    let mut text = format!("{DISTANCES}\n");
     for &i in &order {
         let Nearest { index, mirrored, distance } = found[i];
         text += &format!("{i},{index},{mirrored},{distance:.6}\n");
     }
     write_file(&table, text.as_bytes(), "write the distances")?;
-    let mut pairs = Vec::new();
-    for &i in order.iter().take(SHOWN) {
-        pairs.extend([pictures[i].clone(), training_picture(&*data, found[i].index)?]);
-    }
-    let sheet = out.join("nearest.png");
-    save_png(&grid(&pairs, 2 * ROW, 2), &sheet)?;
+    let path = folder.beside("nearest.png");
+    save_sheet(&pairs(&folder, &*data, &found, &order)?, &path)?;
 
     let mut stdout = std::io::stdout();
     for line in summary(&found, &own) {
         writeln!(stdout, "{line}")?;
     }
-    writeln!(stdout, "{}\n{}", sheet.display(), table.display())?;
+    writeln!(stdout, "{}\n{}", path.display(), table.display())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The nearest of the data's pictures for each of a folder's images, so many of these at a time.
+fn search(
+    folder: &ImageFolder,
+    data: &dyn Dataset,
+    mirror: bool,
+    on_block: &mut dyn FnMut(usize, usize) -> ddpm::Result<()>,
+) -> ddpm::Result<Vec<Nearest>> {
+    let (count, mut found) = (folder.count(), Vec::new());
+    let rounds = count.div_ceil(AT_ONCE);
+    for first in (0..count).step_by(AT_ONCE) {
+        let read = |i: usize| {
+            let image = read_png(&folder.image(i))?;
+            Ok(image.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect())
+        };
+        let samples: Vec<Vec<f32>> =
+            (first..count.min(first + AT_ONCE)).map(read).collect::<ddpm::Result<_>>()?;
+        let round = first / AT_ONCE;
+        found.extend(nearest(data, &samples, mirror, &mut |done, all| {
+            on_block(round * all + done, rounds * all)
+        })?);
+    }
+    Ok(found)
+}
+
+/// The nearest samples, each beside its training picture.
+fn pairs(
+    folder: &ImageFolder,
+    data: &dyn Dataset,
+    found: &[Nearest],
+    order: &[usize],
+) -> anyhow::Result<Sheet> {
+    let mut sheet = Sheet { columns: 2 * ROW.min(order.len()), ..Sheet::default() };
+    let labels = ["sample", "nearest, distance"].map(str::to_owned);
+    sheet.column_labels = labels.iter().cycle().take(sheet.columns).cloned().collect();
+    for &i in order.iter().take(SHOWN) {
+        let Nearest { index, mirrored, distance } = found[i];
+        let turned = if mirrored { ", mirrored" } else { "" };
+        sheet.images.extend([read_png(&folder.image(i))?, training_picture(data, index)?]);
+        sheet.captions.extend([i.to_string(), format!("{index}: {distance:.3}{turned}")]);
+    }
+    Ok(sheet)
 }
 
 fn training_picture(data: &dyn Dataset, index: usize) -> anyhow::Result<Picture> {
@@ -108,12 +148,12 @@ fn summary(found: &[Nearest], own: &[Nearest]) -> Vec<String> {
     };
     let mut lines = vec![format!("samples to their nearest training picture:          {}", range(found))];
     if own.is_empty() {
+        lines.push("no verdict: a single training picture has no other to measure by".to_owned());
         return lines;
     }
     lines.push(format!("training pictures to their nearest other (of {:5}):  {}", own.len(), range(own)));
     // Pictures that are in the data twice are not near by chance, and nothing is nearer than they are.
-    let apart: Vec<Nearest> = own.iter().copied().filter(|n| n.distance > 0.0).collect();
-    let twice = own.len() - apart.len();
+    let twice = own.iter().filter(|n| n.distance <= 0.0).count();
     if twice > 0 {
         lines.push(format!(
             "{twice} of these {} training pictures have an exact duplicate, which networks learn by heart first; they are left \
@@ -121,19 +161,38 @@ fn summary(found: &[Nearest], own: &[Nearest]) -> Vec<String> {
             own.len()
         ));
     }
-    if apart.is_empty() {
-        return lines;
-    }
-    let limit = quantile(&apart, NEAR);
-    let near = found.iter().filter(|n| n.distance < limit).count();
-    let verdict = match near as f64 > (3.0 * NEAR * found.len() as f64).max(1.0) {
-        true => "more than chance: the run copies; more pictures, flips and crops, or fewer steps help",
-        false => "no more than chance",
+    let judged = judge(found, own);
+    let Judged { near, samples, own: apart, verdict } = judged;
+    let than = match apart {
+        0 => return lines,
+        n if n < 100 => format!("any of {n} training pictures is to another"),
+        _ => "99 of 100 training pictures are to one another".to_owned(),
     };
-    lines.push(format!(
-        "{near} of {} samples are nearer than 99 of 100 training pictures are to one another: {verdict}",
-        found.len()
-    ));
+    let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+    let verdict = match verdict {
+        Verdict::TooFew => format!(
+            "too few to say whether the run copies ({samples} samples and {apart} training pictures; {LEAST} of both are needed)"
+        ),
+        Verdict::Copies => {
+            "more than chance: the run copies; more pictures, flips and crops, or fewer steps help".to_owned()
+        }
+        Verdict::Chance(most) => {
+            format!("no more than chance (at most {} of all samples are, at 95 % confidence)", percent(most))
+        }
+        Verdict::Open(low, high) => format!(
+            "no verdict ({} to {} of all samples are, at 95 % confidence); draw more with -n",
+            percent(low),
+            percent(high)
+        ),
+    };
+    lines.push(format!("{near} of {samples} samples are nearer than {than}: {verdict}"));
+    if judged.verdict != Verdict::Copies && quantile(found, 0.5) > 1.5 * quantile(own, 0.99) {
+        lines.push(
+            "the samples are farther from the data than nearly all of it is from itself: they are not like it yet, and say \
+             nothing of copying"
+                .to_owned(),
+        );
+    }
     lines
 }
 
@@ -146,11 +205,20 @@ mod tests {
         let at = |distance| Nearest { index: 0, mirrored: false, distance };
         let own: Vec<_> = (0..1000).map(|i| at(0.1 + f64::from(i) * 1e-4)).collect();
         let fresh: Vec<_> = (0..64).map(|i| at(0.1005 + f64::from(i) * 1e-3)).collect();
-        assert!(summary(&fresh, &own)[2].contains("1 of 64 samples are nearer"));
-        assert!(summary(&fresh, &own)[2].ends_with("no more than chance"));
+        let said = |found: &[Nearest], own: &[Nearest]| summary(found, own).join("\n");
+        assert!(said(&fresh, &own).contains("1 of 64 samples are nearer than 99 of 100 training pictures"));
+        assert!(said(&fresh, &own).contains("no more than chance (at most 8.4 % of all samples"));
         let copies: Vec<_> = (0..64).map(|i| at(f64::from(i) * 1e-3)).collect();
-        assert!(summary(&copies, &own)[2].contains("the run copies"));
-        assert_eq!(summary(&copies, &[]).len(), 1);
+        assert!(said(&copies, &own).contains("the run copies"));
+        assert!(said(&copies, &[]).contains("no verdict"));
+        assert!(said(&copies, &own[..50]).contains("nearer than any of 50 training pictures is"));
+        // Three images, of which one is noise.
+        let few = [at(0.01), at(0.02), at(0.7)];
+        assert!(said(&few, &own).contains("2 of 3 samples") && said(&few, &own).contains("too few to say"));
+        assert!(said(&copies, &few).contains("too few to say"));
+        // Samples that are noise.
+        let noise: Vec<_> = (0..64).map(|_| at(0.9)).collect();
+        assert!(said(&noise, &own).contains("not like it yet"));
         // Duplicates in the data, more than are near by chance, do not hide copies, and are said.
         let twice: Vec<_> = (0..1000).map(|i| at(if i < 40 { 0.0 } else { own[i].distance })).collect();
         let lines = summary(&copies, &twice);

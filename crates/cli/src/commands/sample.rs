@@ -1,18 +1,24 @@
 //! `ddpm sample`.
 
-use super::flags::{GuidanceFlags, PADDING, ROW, RunFlags, SamplerFlags, given, tell_step};
-use super::folder::PictureFolder;
-use crate::progress::Progress;
+use super::drawing::{Pass, grid, save_sheet};
+use super::flags::{GuidanceFlags, OpenRun, RunFlags, SamplerFlags, given, sampling_record};
+use super::folder::{Asked, ImageFolder, OutFlags};
 use crate::signals::stop_flag;
 use anyhow::bail;
 use clap::ValueEnum;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
-use ddpm::picture::{Picture, grid, save_gif, save_png};
+use ddpm::picture::{self, Picture, save_gif, save_png};
+use ddpm::plot::{Sheet, sheet};
+use serde_json::{Map, Value};
+use std::cell::RefCell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
+
+/// Images of each class unless another number is asked for.
+const ROW: usize = 8;
 
 /// Moments of a denoising strip, noise to picture.
 const MOMENTS: usize = 10;
@@ -26,11 +32,12 @@ const FRAME_MS: (u16, u16) = (120, 1500);
 /// Draw new pictures from a trained run
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm sample runs/run-001 -n 64 --seed 7      a grid and 64 PNGs in runs/run-001/samples/seed-7\n  \
+    ddpm sample runs/run-001 -n 64 --seed 7      a grid, and 64 PNGs in samples/seed-7/images\n  \
     ddpm sample runs/run-001 --steps 100         faster, a little worse\n  \
     ddpm sample runs/run-001 --sampler ddim      in 50 steps, the same picture from the same noise\n  \
     ddpm sample runs/run-001 --class 3 --guidance 3   one class, of a run with classes\n  \
-    ddpm sample runs/run-001 -n 8 --progress x0  how the pictures come out of the noise")]
+    ddpm sample runs/run-001 -n 8 --progress x0  how the pictures come out of the noise\n  \
+    ddpm sample runs/run-001 -n 50000 --resume   go on where this was stopped")]
 pub struct Args {
     /// How many pictures; 64 if not given, and 8 of each with --class all
     #[arg(short = 'n', long = "count", value_name = "N")]
@@ -52,9 +59,11 @@ pub struct Args {
     /// Also write the denoising strip and a GIF: of the expected pictures (x0) or of the noisy ones (xt)
     #[arg(long, value_name = "WHAT")]
     progress: Option<Show>,
-    /// Where the pictures go; if not given, RUN/samples/seed-SEED, its name longer by all else that is said but -n
-    #[arg(short, long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
+    /// How many images the grid shows: the first 100 if not given, or with --class all up to 10 of each of 40 classes; 0 for none
+    #[arg(long, value_name = "N")]
+    grid: Option<usize>,
+    #[command(flatten)]
+    out: OutFlags,
     #[command(flatten)]
     run: RunFlags,
 }
@@ -77,14 +86,65 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// What was drawn.
 pub(super) struct Drawing {
     pub generator: Generator,
-    pub pictures: Vec<Picture>,
-    /// The folder that the pictures are in.
-    pub out: PathBuf,
+    pub folder: ImageFolder,
     /// Set by Ctrl-C.
     pub stop: Arc<AtomicBool>,
 }
 
-/// Draws the pictures and writes them; `None` where it was stopped. `before` is done before the first is drawn: what is needed
+/// A moment of drawing: after so many steps, these images.
+type Moment = (usize, Vec<Picture>);
+
+/// What the last digits of images depend on.
+pub(super) fn computed(generator: &Generator) -> Map<String, Value> {
+    let isa = ddpm_engine::Isa::from_env().map_or("none", |isa| isa.name());
+    let precision = format!("{:?}", generator.config().train.precision).to_lowercase();
+    let entries = [("instruction_set", isa.into()), ("precision", Value::from(precision))];
+    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+impl Args {
+    /// What is asked of the run.
+    fn request(&self, generator: &Generator) -> anyhow::Result<Request> {
+        let all = self.class.as_deref() == Some("all");
+        let count = self.count.unwrap_or(if all { ROW * classes(generator) } else { COUNT });
+        let class = match self.class.as_deref() {
+            None => Classes::InTurn,
+            Some("all") => Classes::Rows((count / classes(generator)).max(1)),
+            Some(name) => Classes::One(generator.class(name)?),
+        };
+        let (guidance, sampling) = (self.guidance.guidance(), self.sampler.options()?);
+        let request = Request { count, seed: self.seed, batch: self.batch_size, class, guidance, sampling };
+        generator.check(request)?;
+        Ok(Request { sampling: generator.sampling(request), ..request })
+    }
+
+    /// The folder that the images go to.
+    fn folder(&self, run: &OpenRun, request: &Request) -> anyhow::Result<ImageFolder> {
+        let class = given([("class", self.class.clone())]);
+        let said = [self.sampler.said(), class, self.guidance.said(), run.said()].concat();
+        let mut record = run.record();
+        record.extend(sampling_record(&request.sampling));
+        let class = match request.class {
+            Classes::Rows(row) => format!("{row} of each"),
+            class => format!("{class:?}"),
+        };
+        record.insert("seed".to_owned(), request.seed.into());
+        record.insert("class".to_owned(), class.into());
+        record.insert("guidance".to_owned(), format!("{:?}", request.guidance).into());
+        let asked = Asked {
+            run: &run.run,
+            command: "sample",
+            what: format!("seed-{}", self.seed),
+            said,
+            request: record,
+            computed: computed(&run.generator),
+            count: request.count,
+        };
+        ImageFolder::open(&self.out, asked)
+    }
+}
+
+/// Draws the images and writes them; `None` where it was stopped. `before` is done before the first is drawn: what is needed
 /// behind them should be there.
 pub(super) fn draw<T>(
     args: &Args,
@@ -94,64 +154,62 @@ pub(super) fn draw<T>(
         bail!("-n and --batch-size must be at least 1");
     }
     let stop = stop_flag()?;
-    let sampling = args.sampler.options()?;
-    let (run, mut generator) = args.run.open()?;
-    generator.set_stop(stop.clone());
-    let class = match args.class.as_deref() {
-        None => Classes::InTurn,
-        Some("all") => Classes::Rows(args.count.unwrap_or(ROW * classes(&generator)) / classes(&generator)),
-        Some(name) => Classes::One(generator.class(name)?),
-    };
-    let count = args.count.unwrap_or(if args.class.as_deref() == Some("all") {
-        ROW * classes(&generator)
-    } else {
-        COUNT
-    });
-    let guidance = args.guidance.guidance();
-    let request = Request { count, seed: args.seed, batch: args.batch_size, class, guidance, sampling };
-    generator.check(request)?;
-    let made = before(&generator)?;
-    let class_said = given([("class", args.class.clone())]);
-    let said = [args.sampler.said(), class_said, args.guidance.said(), args.run.said()].concat();
-    let folder = PictureFolder::make(args.out.as_deref(), &run, &format!("seed-{}", args.seed), &said)?;
+    let mut run = args.run.open()?;
+    run.generator.set_stop(stop.clone());
+    let request = args.request(&run.generator)?;
+    let made = before(&run.generator)?;
+    let mut folder = args.folder(&run, &request)?;
+    let (generator, out) = (run.generator, folder.path().to_owned());
 
-    let mut progress = Progress::new("drawing", 0);
+    let sampler = generator.sampler(request)?;
     let shape = generator.shape();
-    let mut moments: Vec<Vec<Picture>> = Vec::new(); // [moment][picture]
-    let pictures = generator.draw(request, &mut |first, step| {
-        tell_step(&mut progress, &request, first, &step);
-        if let Some(show) = args.progress
-            && first == 0
-            && is_moment(step.done, step.steps)
-        {
-            let numbers = if show == Show::X0 { &step.x_0 } else { &step.x };
-            let shown = numbers.chunks(shape.values()).take(count.min(STRIPS));
-            moments.push(shown.map(|p| Picture::from_unit(p, shape)).collect());
-        }
-        if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
-    });
-    progress.finish();
-    let pictures = match pictures {
-        Err(ddpm::Error::Interrupted) => {
-            tell!("stopped; nothing was written");
-            return Ok(None);
-        }
-        other => other?,
-    };
-
-    folder.write(&pictures)?;
-    let out = folder.path().to_owned();
-    let sheet = out.join("grid.png");
-    let columns = if let Classes::Rows(row) = class { row.max(1) } else { ROW };
-    save_png(&grid(&pictures, columns, PADDING), &sheet)?;
-    let mut written = vec![sheet];
-    if args.progress.is_some() {
-        written.extend(write_progress(&moments, &out)?);
+    let moments: RefCell<Vec<Moment>> = RefCell::default();
+    let mut written = Vec::new();
+    let pass = Pass { generator: &generator, request, what: "drawing", stop: &stop };
+    let whole = pass.into_folder(
+        &mut folder,
+        &mut |denoiser, seeds, on_step| {
+            sampler.sample(denoiser, seeds, &mut |step| {
+                if let Some(show) = args.progress
+                    && seeds.first == 0
+                    && is_moment(step.done, step.steps)
+                {
+                    let values = if show == Show::X0 { &step.x_0 } else { &step.x };
+                    let shown = values.chunks(shape.values()).take(request.count.min(STRIPS));
+                    let images = shown.map(|p| Picture::from_unit(p, shape)).collect();
+                    moments.borrow_mut().push((step.done, images));
+                }
+                on_step(step)
+            })
+        },
+        &mut |first, _| {
+            if args.progress.is_some() && first == 0 {
+                written.extend(write_progress(&moments.take(), &out)?);
+            }
+            Ok(())
+        },
+    )?;
+    if !whole {
+        return Ok(None);
+    }
+    if args.progress.is_some() && written.is_empty() {
+        tell!("note: --progress shows how the first images are drawn, which were there already");
+    }
+    let (sheet, note) = grid(&generator, request.class, &folder, args.grid)?;
+    if let Some(sheet) = sheet {
+        save_sheet(&sheet, &folder.beside("grid.png"))?;
+        written.insert(0, folder.beside("grid.png"));
+    }
+    if let Some(note) = note {
+        tell!("note: {note}");
+    }
+    if written.is_empty() {
+        written.push(folder.images());
     }
     for path in written {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
-    Ok(Some((Drawing { generator, pictures, out, stop }, made)))
+    Ok(Some((Drawing { generator, folder, stop }, made)))
 }
 
 /// Whether step `done` of `steps` is one of the [`MOMENTS`] evenly spaced ones; the last step is.
@@ -160,14 +218,26 @@ fn is_moment(done: usize, steps: usize) -> bool {
     done * moments / steps != (done - 1) * moments / steps
 }
 
-/// The strip (a row for each picture, noise to picture) and the GIF (a grid at each moment).
-fn write_progress(moments: &[Vec<Picture>], out: &Path) -> anyhow::Result<[PathBuf; 2]> {
-    let count = moments.first().map_or(0, Vec::len);
-    let rows: Vec<Picture> = (0..count).flat_map(|i| moments.iter().map(move |m| m[i].clone())).collect();
+/// The strip (a row for each image, noise to image) and the GIF (a grid at each moment).
+fn write_progress(moments: &[Moment], out: &Path) -> ddpm::Result<[PathBuf; 2]> {
+    let count = moments.first().map_or(0, |(_, images)| images.len());
+    let images: Vec<Picture> =
+        (0..count).flat_map(|i| moments.iter().map(move |(_, images)| images[i].clone())).collect();
     let strip = out.join("progress.png");
-    save_png(&grid(&rows, moments.len(), 2), &strip)?;
-    let frames: Vec<Picture> = moments.iter().map(|m| grid(m, 8, 2).enlarge(4)).collect();
+    let sheet = Sheet {
+        columns: moments.len(),
+        column_labels: moments.iter().map(|(done, _)| format!("step {done}")).collect(),
+        row_labels: (0..count).map(|i| i.to_string()).collect(),
+        images,
+        ..Sheet::default()
+    };
+    save_png(&sheet.draw()?, &strip)?;
     let gif = out.join("progress.gif");
+    let frame = |(_, images): &Moment| {
+        let shape = images[0].shape();
+        picture::grid(images, sheet::columns(images.len(), shape), 2).enlarge(sheet::factor(shape))
+    };
+    let frames: Vec<Picture> = moments.iter().map(frame).collect();
     save_gif(&frames, FRAME_MS.0, FRAME_MS.1, &gif)?;
     Ok([strip, gif])
 }

@@ -4,6 +4,7 @@ use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ddpm::data::{Dataset, Draw};
+use ddpm::output::{self, Kind};
 use ddpm::picture::{Picture, save_png};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
@@ -50,6 +51,9 @@ struct SchedulesArgs {
     /// The PNG that is written
     #[arg(short, long, value_name = "FILE", default_value = "schedules.png")]
     out: PathBuf,
+    /// Replace a file that this program did not make
+    #[arg(long)]
+    overwrite: bool,
 }
 
 /// Draw the forward process: a picture at ten moments from itself to noise, a row for each schedule
@@ -80,6 +84,9 @@ struct NoisingArgs {
     /// The PNG that is written
     #[arg(short, long, value_name = "FILE", default_value = "noising.png")]
     out: PathBuf,
+    /// Replace a file that this program did not make
+    #[arg(long)]
+    overwrite: bool,
 }
 
 #[derive(clap::Args)]
@@ -132,10 +139,14 @@ impl Schedules {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (picture, out) = match args.what {
         What::Schedules(args) => {
+            output::check(&args.out, Kind::Png, args.overwrite)?;
             let all = args.schedules.all(&args.schedules.config(&[])?)?;
             (ddpm::plot::schedules(&all)?, args.out)
         }
-        What::Noising(args) => (noising(&args)?, args.out),
+        What::Noising(args) => {
+            output::check(&args.out, Kind::Png, args.overwrite)?;
+            (noising(&args)?, args.out)
+        }
     };
     save_png(&picture, &out)?;
     writeln!(std::io::stdout(), "{}", out.display())?;

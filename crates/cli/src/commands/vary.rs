@@ -1,6 +1,7 @@
 //! `ddpm vary`.
 
-use super::flags::{EditFlags, ManyFlags, ROW, SamplerFlags, given, stem};
+use super::edit::{EditFlags, Named, Shown};
+use super::flags::{ManyFlags, SamplerFlags, given, stem};
 use ddpm::edit::Vary;
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
@@ -38,18 +39,28 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling = args.sampler.options()?;
     let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
     let editor = args.edit.open(Request { count, seed, batch, sampling, ..Request::default() })?;
-    let generator = &editor.generator;
+    let generator = editor.generator();
     let prediction = generator.config().diffusion.prediction;
     let vary = Vary::new(editor.request.sampling, generator.schedule(), prediction, args.strength)?;
     let picture = editor.picture(&args.picture)?;
-    let varied = editor.draw(editor.request, "varying", &mut |denoiser, seeds, on_step| {
-        vary.draw(denoiser, seeds, &picture.numbers, on_step)
-    })?;
-    let Some(varied) = varied else { return Ok(ExitCode::from(crate::INTERRUPTED)) };
-    let pictures = generator.pictures(&varied);
-    let sheet = [&[Picture::from_unit(&picture.numbers, picture.shape)], &pictures[..]].concat();
     let strength = given([("strength", (args.strength != STRENGTH).then(|| args.strength.to_string()))]);
-    let (what, said) = (format!("vary-{}-seed-{seed}", stem(&args.picture)), [strength, args.sampler.said()]);
-    editor.write(&what, said.concat(), &pictures, &sheet, ROW)?;
+    let mut folder = editor.folder(Named {
+        command: "vary",
+        what: format!("vary-{}-seed-{seed}", stem(&args.picture)),
+        said: [strength, args.sampler.said()].concat(),
+        files: vec![("image", args.picture.clone())],
+        request: vec![("strength", args.strength.into())],
+    })?;
+    let whole = editor.draw(
+        &mut folder,
+        "varying",
+        &mut |denoiser, seeds, on_step| vary.draw(denoiser, seeds, &picture.numbers, on_step),
+        &mut |_, _| Ok(()),
+    )?;
+    if !whole {
+        return Ok(ExitCode::from(crate::INTERRUPTED));
+    }
+    let before = vec![(Picture::from_unit(&picture.numbers, picture.shape), "input".to_owned())];
+    editor.finish(&folder, Shown { before, caption: &|i| format!("varied {i}"), after: Vec::new() })?;
     Ok(ExitCode::SUCCESS)
 }

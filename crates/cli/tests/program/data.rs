@@ -98,12 +98,12 @@ fn show_draws_what_the_network_will_see() {
     let done = show(&[]);
     assert!(done.err.contains("data.png: 10 of 10 pictures, 8x8 grey"), "{}", done.err);
     let grid = |name: &str| image::open(place.path(name)).unwrap().to_luma8();
-    // Eight a row, two pixels between.
-    assert_eq!(grid("data.png").dimensions(), (82, 22));
+    // Five a row, enlarged by 11, six pixels between and twelve around.
+    assert_eq!(grid("data.png").dimensions(), (5 * 94 + 18, 2 * 94 + 18));
     show(&["-n", "3", "-o", "a.png", "--seed=1"]);
     show(&["-n", "3", "-o", "b.png", "--seed=1"]);
     show(&["-n", "3", "-o", "c.png", "--seed=2"]);
-    assert_eq!(grid("a.png").dimensions(), (32, 12));
+    assert_eq!(grid("a.png").dimensions(), (3 * 94 + 18, 94 + 18));
     assert_eq!(grid("a.png"), grid("b.png"));
     assert_ne!(grid("a.png"), grid("c.png"));
     let drawn = ["--set=data.random_crop_scale=0.2,0.5", "--set=data.horizontal_flip=true"];

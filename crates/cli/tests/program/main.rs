@@ -11,6 +11,7 @@ mod eval;
 mod interop;
 #[cfg(unix)]
 mod interruption;
+mod overwriting;
 mod resuming;
 mod runs;
 mod sampling;

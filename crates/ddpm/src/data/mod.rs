@@ -14,6 +14,7 @@ mod decode;
 pub mod digits;
 mod form;
 pub mod loader;
+mod mask;
 mod options;
 mod order;
 mod pictures;
@@ -32,6 +33,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 pub use check::{Check, check};
+pub use mask::{Mask, open_mask};
 pub use options::{Alpha, CsvOptions, DataOptions, OnBadFile, Resize};
 pub use order::{Draw, Order, Turn};
 pub use single::{Single, open_picture};

@@ -8,14 +8,16 @@ pub mod denoise;
 pub mod inpaint;
 pub mod interpolate;
 mod mask;
+mod noise;
 #[cfg(test)]
 mod support;
 pub mod vary;
 
-pub use denoise::{Denoise, estimate_sigma};
+pub use denoise::{Denoise, most_noise};
 pub use inpaint::RePaint;
 pub use interpolate::{Inversion, slerp};
-pub use mask::open_mask;
+pub use mask::{Gap, gap};
+pub use noise::{Estimate, estimate};
 pub use vary::Vary;
 
 use crate::error::Error;

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::own::Texts;
 use super::{diffusers, torch};
 use crate::nets;
+use crate::output::{self, Kind};
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
 use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes_with};
@@ -44,8 +45,31 @@ impl Format {
 ///
 /// # Errors
 /// [`Error::Checkpoint`] for a checkpoint that cannot be used, and a network that the format is not for;
-/// [`Error::Run`] if there is something at `out` already; [`Error::Io`]. Nothing is left of what was begun.
+/// [`Error::Taken`] if there is something at `out` already; [`Error::Io`]. Nothing is left of what was begun.
 pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Result<Vec<String>> {
+    export_over(checkpoint, which, format, out, false)
+}
+
+/// [`export`], which replaces a file at `out` if `overwrite` is set; a folder it does not.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_over(
+    checkpoint: &Path,
+    which: Which,
+    format: Format,
+    out: &Path,
+    overwrite: bool,
+) -> Result<Vec<String>> {
+    // An export of another checkpoint would be lost as well: none is taken for this one's.
+    if let Ok(there) = fs::symlink_metadata(out)
+        && (there.is_dir() || !overwrite)
+    {
+        let replace = if there.is_dir() { "" } else { ", or replace it with --overwrite" };
+        let reason = format!("is there already; choose another --out, or remove it{replace}");
+        return Err(Error::Taken { path: out.to_owned(), reason });
+    }
+    output::check(out, Kind::Foreign, overwrite)?;
     let origin = which.origin(checkpoint).to_owned();
     let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, &which)?;
     let config = manifest.config(checkpoint)?;
@@ -73,13 +97,6 @@ pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Re
     let place: HashMap<_, _> = order.iter().enumerate().map(|(i, t)| (t.0.as_str(), i)).collect();
     weights.sort_by_key(|t| place.get(t.name.as_str()).copied());
 
-    let taken = |_| {
-        let reason = "is there already; choose another --out, or remove it".to_owned();
-        Error::Run { path: out.to_owned(), reason }
-    };
-    if let Ok(about) = fs::symlink_metadata(out) {
-        return Err(taken(about));
-    }
     const DOING: &str = "write the export";
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;

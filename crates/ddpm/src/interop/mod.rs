@@ -29,7 +29,7 @@ mod sets;
 mod source;
 mod torch;
 
-pub use export::{Format, export};
+pub use export::{Format, export, export_over};
 pub use import::{
     Imported, Options, UNKNOWN_DATA, WeightSet, read, read_bytes, read_index, read_settings, read_weights,
 };

@@ -25,7 +25,7 @@ pub struct LossCurve {
     recent: VecDeque<f64>,
 }
 
-/// Some consecutive steps; `mean` is the running mean at the last of them.
+/// Some consecutive steps; `mean` is the running mean at the last of them, NaN where fewer steps than its window were made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Bin {
     number: u64,
@@ -51,7 +51,9 @@ impl LossCurve {
             self.recent.pop_front();
         }
         self.recent.push_back(loss);
-        let mean = self.recent.iter().sum::<f64>() / self.recent.len() as f64;
+        // A mean of fewer steps would start as noisy as they are, and fall like a loss that is learnt.
+        let full = self.recent.len() == WINDOW;
+        let mean = if full { self.recent.iter().sum::<f64>() / WINDOW as f64 } else { f64::NAN };
         self.bins.push(Bin { number: step / self.width, step, low: loss, high: loss, mean });
         self.join();
         while self.bins.len() > BINS {
@@ -79,8 +81,8 @@ impl LossCurve {
         self.bins.is_empty()
     }
 
-    /// Draws the loss of every step faint, the mean of the last 100 strong; on a logarithmic axis if the losses span
-    /// a factor of eight or more.
+    /// Draws the loss of every step faint, the mean of the last 100 strong from the 100th step on; on a logarithmic axis if the
+    /// losses span a factor of eight or more.
     ///
     /// # Errors
     /// [`Error::Plot`](crate::Error::Plot).
@@ -95,17 +97,15 @@ impl LossCurve {
             let ends = if b.low == b.high { &[b.low][..] } else { &[b.low, b.high][..] };
             ends.iter().map(|&loss| (b.step as f64, loss)).collect::<Vec<_>>()
         });
-        let mean = self.bins.iter().map(|b| (b.step as f64, b.mean));
+        let mean: Vec<_> =
+            self.bins.iter().filter(|b| b.mean.is_finite()).map(|b| (b.step as f64, b.mean)).collect();
         let line = |name: &str, points, colour, width| Line { name: name.to_owned(), points, colour, width };
-        let chart = Chart {
-            title: title.to_owned(),
-            x: Axis::linear("training step", [0.0, last as f64], 0.0),
-            y,
-            lines: vec![
-                line("each step", each.collect(), pale(COLOURS[0]), 1),
-                line(&format!("mean of the last {WINDOW}"), mean.collect(), COLOURS[0], 2),
-            ],
-        };
+        let mut lines = vec![line("each step", each.collect(), pale(COLOURS[0]), 1)];
+        if !mean.is_empty() {
+            lines.push(line(&format!("mean of the last {WINDOW}"), mean, COLOURS[0], 2));
+        }
+        let x = Axis::linear("training step", [0.0, last as f64], 0.0);
+        let chart = Chart { title: title.to_owned(), x, y, lines };
         render(SIZE.0, SIZE.1, |area| chart.draw(area))
     }
 }
@@ -130,11 +130,29 @@ mod tests {
             let steps = &losses[first..=bin.step as usize];
             assert_eq!(span(steps.iter().copied()), Some((bin.low, bin.high)));
             first = bin.step as usize + 1;
-            let recent = &losses[first.saturating_sub(WINDOW)..first];
+            let Some(from) = first.checked_sub(WINDOW) else {
+                assert!(bin.mean.is_nan(), "step {first} has no full window");
+                continue;
+            };
+            let recent = &losses[from..first];
             // A sum in another order: a few rounding errors of f64.
             assert!((bin.mean - recent.iter().sum::<f64>() / recent.len() as f64).abs() < 1e-12);
         }
         assert_eq!(first, losses.len());
+    }
+
+    #[test]
+    fn the_running_mean_starts_where_its_window_is_full() {
+        let short = curve((0..99).map(|_| 0.5));
+        assert!(short.bins.iter().all(|b| b.mean.is_nan()));
+        let blue = |picture: &Picture| {
+            let blue = [COLOURS[0].0, COLOURS[0].1, COLOURS[0].2];
+            picture.data.chunks(3).filter(|p| **p == blue).count()
+        };
+        assert_eq!(blue(&short.plot("short").unwrap()), 0, "neither a line nor a legend");
+        let long = curve((0..300).map(|i| if i < 100 { 1.0 } else { 0.5 }));
+        assert!(long.bins[98].mean.is_nan() && long.bins[99].mean == 1.0 && long.bins[299].mean == 0.5);
+        assert!(blue(&long.plot("long").unwrap()) > 100);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Plots: plain numbers in, a [`Picture`] out; nothing here reads files or knows a run.
 //!
-//! Charts have titled axes with ticks, and a legend; strips are rows of pictures with labels. plotters draws, at twice
+//! Charts have titled axes with ticks, and a legend; sheets are rows of images with labels. plotters draws, at twice
 //! the size: halving that smooths lines and letters. The font is built in (DejaVu Sans), so that plots look the same on
 //! every machine.
 
@@ -11,6 +11,7 @@ mod distances;
 mod heat_map;
 mod loss;
 mod schedules;
+pub mod sheet;
 mod strips;
 
 use crate::error::{Error, Result};
@@ -26,6 +27,7 @@ pub use distances::distances;
 pub use heat_map::{Columns, Row, heat_map};
 pub use loss::LossCurve;
 pub use schedules::schedules;
+pub use sheet::Sheet;
 pub use strips::{Strip, strips};
 
 /// How much larger than asked plots are drawn before they are averaged down.

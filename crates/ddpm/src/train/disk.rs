@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use crate::{Error, Result};
 
 /// A file being written.
@@ -90,6 +92,26 @@ pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], doing: &'stati
 /// [`Error::Io`].
 pub fn write_file(path: &Path, bytes: &[u8], doing: &'static str) -> Result<()> {
     replace(&RealDisk, path, bytes, doing)
+}
+
+/// SHA-256 of a file's bytes, in hexadecimal.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn file_sha256(path: &Path) -> Result<String> {
+    let mut sha = Sha256::new();
+    let mut part = vec![0; 1 << 20];
+    let mut read = || -> io::Result<()> {
+        let mut file = File::open(path)?;
+        loop {
+            match file.read(&mut part)? {
+                0 => return Ok(()),
+                n => sha.update(&part[..n]),
+            }
+        }
+    };
+    read().map_err(Error::io(path, "read it"))?;
+    Ok(sha.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
 /// Reads a file of at most `most` bytes.

@@ -21,7 +21,7 @@ pub mod session;
 pub mod trainer;
 
 pub use data::{check_data, open_data};
-pub use disk::write_file;
+pub use disk::{file_sha256, write_file};
 pub use init::Init;
 pub use resume::{Remark, Resume};
 pub use session::{Event, Outcome, Session};

@@ -11,6 +11,7 @@ use super::config::Config;
 use super::run::RunFolder;
 use crate::error::{Error, Result};
 use crate::nets;
+use crate::output::SOFTWARE;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -243,7 +244,7 @@ fn combine(used: &[Snapshot], counts: &[f64], as_they_are: &[&str]) -> Result<Ve
 /// # Errors
 /// [`Error::Io`].
 pub fn write(weights: &[NamedTensor], path: &Path) -> Result<()> {
-    let bytes = checkpoint::to_bytes(weights.iter().map(|t| ("", t)));
+    let bytes = checkpoint::to_bytes_with(weights.iter().map(|t| ("", t)), &[("software", SOFTWARE)]);
     let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;

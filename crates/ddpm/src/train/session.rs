@@ -11,7 +11,8 @@ use super::run::{CardFacts, End, Metrics, RunFolder, RunLock, RunRecord, sweep_l
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
-use crate::picture::{grid, save_png};
+use crate::picture::{Picture, save_png};
+use crate::plot::sheet::{self, Sheet};
 use crate::sampler::Options;
 use crate::schedule::Schedule;
 use ddpm_engine::Region;
@@ -26,8 +27,6 @@ use std::time::{Duration, Instant};
 const WINDOW: usize = 100;
 /// Seed of the sample sheets, the same all through a run so that sheets compare.
 const SHEET_SEED: u64 = 0;
-/// Pictures in a row of a sheet, and pixels between them.
-const SHEET: (usize, usize) = (8, 2);
 
 /// What happened; the command line shows it.
 #[derive(Clone, Debug)]
@@ -75,6 +74,19 @@ pub enum Event<'a> {
     Warning(String),
     /// Something that a person should know, as a matter of course.
     Note(String),
+}
+
+/// The sheet of a step's samples: of one size and layout all through a run, so that sheets compare.
+fn step_sheet(generator: &Generator, step: u64, images: Vec<Picture>) -> Result<Picture> {
+    let class = |i: usize| Some(generator.class_label(Request::default().class.of(i, generator.classes()?)?));
+    let sheet = Sheet {
+        title: format!("step {step:07}"),
+        columns: sheet::columns(images.len(), generator.shape()),
+        captions: (0..images.len()).filter_map(class).collect(),
+        images,
+        ..Sheet::default()
+    };
+    sheet.draw()
 }
 
 /// How a run ended.
@@ -474,7 +486,8 @@ impl Session {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
         let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
-        let mut generator = Generator::new(&config, weights, self.run.path(), config.train.hardware())?;
+        let generator = Generator::new(&config, weights, self.run.path(), config.train.hardware())?;
+        let mut generator = generator.with_class_names(self.trainer.data().classes().to_vec());
         generator.set_stop(stop.clone());
         let t = &config.train;
         let most = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
@@ -491,7 +504,7 @@ impl Session {
             other => other?,
         };
         let path = self.run.sample_path(step);
-        let sheet = grid(&pictures, SHEET.0, SHEET.1);
+        let sheet = step_sheet(&generator, step, pictures)?;
         save_png(&sheet, &path)?;
         on_event(Event::Samples { step, path: &path });
         self.note(Entry::Samples { step, sheet: &sheet }, on_event)?;

@@ -350,6 +350,21 @@ pub fn load_weights_only(path: &Path, which: &Which) -> Result<(Manifest, Vec<Na
     Ok((manifest, weights))
 }
 
+/// SHA-256 of the file of weights that [`load_weights_only`] reads, in hexadecimal: a checkpoint's manifest has it.
+///
+/// # Errors
+/// As [`load_weights_only`].
+pub fn weights_sha256(path: &Path, which: &Which) -> Result<String> {
+    if let Which::File(file) = which {
+        return Ok(sha256(&disk::read(file, "read the weights", MAX_WEIGHTS)?));
+    }
+    let manifest = Manifest::read(path).map_err(|reason| folder::unusable(path, reason))?;
+    let wrong = |reason| Error::Checkpoint { path: path.to_owned(), reason };
+    let name = weights_file(&manifest, which).map_err(wrong)?;
+    let facts = manifest.files.get(&name).map(|facts| facts.sha256.clone());
+    facts.ok_or_else(|| folder::unusable(path, format!("its manifest does not list {name}")))
+}
+
 /// The file of a checkpoint that holds these weights; the error is the reason alone.
 fn weights_file(manifest: &Manifest, which: &Which) -> Result<String, String> {
     Ok(match which {

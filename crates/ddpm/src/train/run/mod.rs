@@ -130,12 +130,35 @@ impl RunFolder {
         let runs: Vec<_> = names(root).into_iter().filter(|n| is_run(&root.join(n))).collect();
         let wanted = run.file_name().unwrap_or_default().to_string_lossy();
         let hint = match nearest(&wanted, runs.iter().map(String::as_str)) {
+            _ if let Some((whole, checkpoint)) = inside_run(run) => match checkpoint {
+                Some(checkpoint) => format!(
+                    "is a checkpoint of the run {0}; give {0}, with --checkpoint {1}",
+                    whole.display(),
+                    short(&checkpoint.file_name().unwrap_or_default().to_string_lossy())
+                ),
+                None => format!("is inside the run {0}; give {0}", whole.display()),
+            },
+            _ if run.join("manifest.json").is_file() => format!(
+                "is a checkpoint outside a run; put it into the folder {CHECKPOINTS} of its run, or make a run of its \
+                 model.safetensors: ddpm import"
+            ),
             _ if run.is_dir() => format!("is no run: it has no {CONFIG} or no {CHECKPOINTS} folder"),
             Some(near) => format!("there is no such run; did you mean {}?", root.join(near).display()),
             None if runs.is_empty() => format!("there is no such run, nor any in {}", root.display()),
             None => format!("there is no such run; in {} there are {}", root.display(), runs.join(", ")),
         };
         Err(Error::Run { path: run.to_owned(), reason: hint })
+    }
+
+    /// As [`open`](Self::open), and the run of a checkpoint whose folder is `run`, with that folder.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_at(root: &Path, run: &Path) -> Result<(Self, Option<PathBuf>)> {
+        match (Self::open(root, run), inside_run(run)) {
+            (Err(_), Some((whole, Some(checkpoint)))) => Ok((Self::open(root, &whole)?, Some(checkpoint))),
+            (opened, _) => Ok((opened?, None)),
+        }
     }
 
     /// Keeps other processes from training this run as long as the lock lives.
@@ -262,10 +285,40 @@ impl RunFolder {
 }
 
 /// Whether it has settings, or a checkpoint that tells them.
-fn is_run(path: &Path) -> bool {
+pub(crate) fn is_run(path: &Path) -> bool {
     let checkpoints = path.join(CHECKPOINTS);
     let has_checkpoint = || super::checkpoint::list(&checkpoints).is_ok_and(|steps| !steps.is_empty());
     checkpoints.is_dir() && (path.join(CONFIG).is_file() || has_checkpoint())
+}
+
+/// A checkpoint's step as one gives it: 1000 for `step-0001000`.
+fn short(name: &str) -> String {
+    let step = name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok());
+    step.map_or_else(|| name.to_owned(), |step| step.to_string())
+}
+
+/// The run that `path` is inside of, and the checkpoint's folder that it is, or is inside of.
+fn inside_run(path: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
+    let within = |path: &Path| {
+        let run = path.ancestors().skip(1).find(|p| is_run(p))?.to_owned();
+        let inside = path.strip_prefix(&run).ok()?;
+        let mut parts = inside.components();
+        let folder = parts.next()?;
+        let checkpoint = parts.next().filter(|_| folder.as_os_str() == CHECKPOINTS);
+        let checkpoint = checkpoint.map(|name| run.join(folder).join(name));
+        Some((run, checkpoint.filter(|c| c.join("manifest.json").is_file())))
+    };
+    if !path.exists() {
+        return None;
+    }
+    // As it was written, where that tells; else from where it is.
+    within(path).or_else(|| within(&path.canonicalize().ok()?))
+}
+
+/// Whether a file of this name in a run's folder of samples is a sheet that training drew.
+pub(crate) fn step_sheet(name: &str) -> bool {
+    let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".png"));
+    step.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Whether the making of a run was interrupted before its settings were written: there is nothing of worth in it.
