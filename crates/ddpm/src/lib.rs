@@ -84,6 +84,7 @@ pub mod process;
 pub mod rates;
 pub mod sampler;
 pub mod schedule;
+pub mod text;
 pub mod train;
 
 pub use error::{Error, Result};

@@ -60,6 +60,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for note in interop::export(&checkpoint, which, format, &out)? {
         tell!("note: {note}");
     }
-    writeln!(std::io::stdout(), "{}", out.display())?;
+    writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! What the commands that draw with a run share: flags, progress, files.
 
+use super::classes::tell_class;
 use super::folder::{PictureFolder, Said};
 use super::pairs;
 use crate::progress::Progress;
@@ -13,6 +14,7 @@ use ddpm::guidance::Guidance;
 use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::picture::{Picture, grid, save_png};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance};
+use ddpm::text::{quoted, shown};
 use ddpm::train::checkpoint::{self, Newest, Which};
 use ddpm::train::open_data;
 use ddpm::train::run::{RUNS, RunFolder};
@@ -142,8 +144,12 @@ pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
 
 /// That a run has no checkpoint.
 fn none_yet(run: &RunFolder) -> String {
-    let path = run.path().display();
-    format!("{path} has no checkpoint yet: let it train longer (ddpm train --resume {path})")
+    let path = run.path();
+    format!(
+        "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",
+        shown(path),
+        quoted(path)
+    )
 }
 
 fn tell_skipped(newest: &Newest) {
@@ -313,7 +319,8 @@ pub(super) struct ManyFlags {
 /// What the commands share that begin with a picture: the class that the network is told, the run, where the result goes.
 #[derive(clap::Args)]
 pub(super) struct EditFlags {
-    /// The class that the network is told, by name or number, of a run that was trained with classes; none if not given
+    /// The class that the network is conditioned on, by name, or by index as #3, of a run that was trained with classes; none if not
+    /// given
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     #[command(flatten)]
@@ -348,6 +355,9 @@ impl EditFlags {
         };
         let request = Request { class, guidance: self.guidance.guidance(), ..request };
         generator.check(request)?;
+        if self.class.is_some() {
+            tell_class(&generator, class);
+        }
         let request = Request { sampling: generator.sampling(request), ..request };
         Ok(Editor { flags: self, run, generator, request, stop })
     }
@@ -363,7 +373,7 @@ impl Editor<'_> {
     pub fn picture(&self, path: &Path) -> anyhow::Result<Single> {
         let picture = open_picture(path, &self.generator.config().data_options())?;
         if let Some(changes) = picture.changes() {
-            tell!("{}: {changes}, as the run's pictures", path.display());
+            tell!("{}: {changes}, as the run's pictures", shown(path));
         }
         Ok(picture)
     }
@@ -408,7 +418,7 @@ impl Editor<'_> {
         out.write(pictures)?;
         let path = out.path().join("sheet.png");
         save_png(&grid(sheet, row, PADDING), &path)?;
-        writeln!(std::io::stdout(), "{}", path.display())?;
+        writeln!(std::io::stdout(), "{}", shown(path))?;
         Ok(())
     }
 }

@@ -4,6 +4,7 @@ use super::flags::stem;
 use anyhow::Context;
 use ddpm::Error;
 use ddpm::picture::{Picture, save_png};
+use ddpm::text::{capped, shown};
 use ddpm::train::run::RunFolder;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -57,9 +58,9 @@ impl PictureFolder {
         } else if let Some(first) = earlier.first() {
             tell!(
                 "note: {} had numbered pictures before, and {} of them, from {} on, are not of this call",
-                self.path.display(),
+                shown(&self.path),
                 earlier.len(),
-                first.display()
+                shown(first)
             );
         }
         for (picture, name) in pictures.iter().zip(&names) {
@@ -71,14 +72,19 @@ impl PictureFolder {
 
 /// Makes a folder.
 pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))
+    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", shown(path)))
 }
 
-/// `vary-cat-seed-0-strength-0.3`: on every system a name.
+/// Most bytes of a folder's name. Systems take 255, some of those that encrypt names 143; files inside have room beside it.
+const MAX_NAME: usize = 120;
+
+/// `vary-cat-seed-0-strength-0.3`: on every system a name, however long those are that it is made of.
 fn name(what: &str, said: &[Said]) -> String {
     let parts = said.iter().map(|(flag, value)| format!("-{flag}-{value}"));
     let whole: String = std::iter::once(what.to_owned()).chain(parts).collect();
-    whole.chars().map(|c| if c.is_alphanumeric() || "-_.+".contains(c) { c } else { '-' }).collect()
+    let safe: String =
+        whole.chars().map(|c| if c.is_alphanumeric() || "-_.+".contains(c) { c } else { '-' }).collect();
+    capped(&safe, MAX_NAME).into_owned()
 }
 
 /// Whether a file's name is as `0000.png`.
@@ -103,6 +109,17 @@ mod tests {
             name("vary-cat-seed-0", &of_sampler),
             "vary-cat-seed-0-class-bl-ue--één-sampler-dpm++2m-steps-10"
         );
+    }
+
+    #[test]
+    fn a_name_of_240_bytes_makes_a_folder_that_can_be_written() {
+        let long = |end: &str| format!("denoise-{}{end}", "東京".repeat(40));
+        let (a, b) = (name(&long("a"), &[]), name(&long("b"), &[]));
+        assert!(a.len() <= MAX_NAME && b.len() <= MAX_NAME && a != b, "{a} {b}");
+        assert!(a.starts_with("denoise-東京"), "{a}");
+        let said: Vec<Said> = vec![("class", "x".repeat(300)), ("weights", "y".repeat(300))];
+        assert!(name("seed-0", &said).len() <= MAX_NAME);
+        std::fs::create_dir(tempfile::tempdir().unwrap().path().join(a)).unwrap();
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         let x_0 = ends[i].picture()?;
         let off = 127.5 * farthest(x_0, again);
         let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
-        tell!("{} is met within {off:.2} of 255{more}", paths[i].display());
+        tell!("{} is met within {off:.2} of 255{more}", ddpm::text::shown(paths[i]));
         Some(Picture::from_unit(x_0, generator.shape()))
     };
     let (first, last) = (own(0, &made[..values]), own(1, &made[made.len() - values..]));

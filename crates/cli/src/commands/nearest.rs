@@ -64,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     progress.finish();
     let (found, own) = match found {
         Err(ddpm::Error::Interrupted) => {
-            tell!("stopped; the samples are in {}", out.display());
+            tell!("stopped; the samples are in {}", ddpm::text::shown(&out));
             return Ok(ExitCode::from(crate::INTERRUPTED));
         }
         other => other?,
@@ -90,7 +90,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for line in summary(&found, &own) {
         writeln!(stdout, "{line}")?;
     }
-    writeln!(stdout, "{}\n{}", sheet.display(), table.display())?;
+    writeln!(stdout, "{}\n{}", ddpm::text::shown(&sheet), ddpm::text::shown(&table))?;
     Ok(ExitCode::SUCCESS)
 }
 

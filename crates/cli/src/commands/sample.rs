@@ -1,5 +1,6 @@
 //! `ddpm sample`.
 
+use super::classes::tell_class;
 use super::flags::{GuidanceFlags, PADDING, ROW, RunFlags, SamplerFlags, given, tell_step};
 use super::folder::PictureFolder;
 use crate::progress::Progress;
@@ -8,6 +9,7 @@ use anyhow::bail;
 use clap::ValueEnum;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
 use ddpm::picture::{Picture, grid, save_gif, save_png};
+use ddpm::text::shown;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -40,7 +42,7 @@ pub struct Args {
     seed: u64,
     #[command(flatten)]
     sampler: SamplerFlags,
-    /// The class of all pictures, by name or number, of a run that was trained with classes; all: a row of each; picture i
+    /// The class of all images, by name, or by index as #3, of a run that was trained with classes; all: a row of each; image i
     /// gets class i if not given
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
@@ -109,6 +111,7 @@ pub(super) fn draw<T>(
     let guidance = args.guidance.guidance();
     let request = Request { count, seed: args.seed, batch: args.batch_size, class, guidance, sampling };
     generator.check(request)?;
+    tell_class(&generator, class);
     let made = before(&generator)?;
     let class_said = given([("class", args.class.clone())]);
     let said = [args.sampler.said(), class_said, args.guidance.said(), args.run.said()].concat();
@@ -148,7 +151,7 @@ pub(super) fn draw<T>(
         written.extend(write_progress(&moments, &out)?);
     }
     for path in written {
-        writeln!(std::io::stdout(), "{}", path.display())?;
+        writeln!(std::io::stdout(), "{}", shown(path))?;
     }
     Ok(Some((Drawing { generator, pictures, out, stop }, made)))
 }

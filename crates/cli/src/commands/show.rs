@@ -138,7 +138,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         What::Noising(args) => (noising(&args)?, args.out),
     };
     save_png(&picture, &out)?;
-    writeln!(std::io::stdout(), "{}", out.display())?;
+    writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,11 +1,13 @@
 //! `ddpm train`.
 
 use crate::commands::pairs;
+use crate::listing::{first_lines, write_all};
 use crate::progress::{Progress, human_bytes, human_time, thousands};
 use crate::signals::stop_flag;
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
+use ddpm::text::{escaped, quoted, shown};
 use ddpm::train::config::Config;
 use ddpm::train::run::RUNS;
 use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan};
@@ -171,13 +173,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             tell_remarks(&remarks);
             tell_plan(&trainer.plan()?);
             if args.dry_run {
+                if let Some(line) = write_all(&trainer.data().summary().skipped, None) {
+                    tell!("left out  {line}");
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             Session::create(&args.runs, args.name.as_deref().or(loaded.run_name.as_deref()), trainer)?
         }
     };
-    let folder = session.run_folder().path().display().to_string();
-    tell!("run       {folder}");
+    let path = session.run_folder().path().to_owned();
+    tell!("run       {}", shown(&path));
+    if let Some(line) = write_all(&session.trainer().data().summary().skipped, Some(&path)) {
+        tell!("          left out: {line}");
+    }
+    let folder = quoted(&path);
 
     let mut steps = Progress::new("training", session.trainer().steps());
     let mut drawing: Option<Progress> = None;
@@ -193,12 +202,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             if let Some(drawing) = drawing.take() {
                 drawing.finish();
             }
-            steps.line(&format!("step {step}: samples {}", path.display()));
+            steps.line(&format!("step {step}: samples {}", shown(path)));
             sheet = Some(path.to_owned());
         }
-        Event::Checkpoint { step, path } => {
-            steps.line(&format!("step {step}: checkpoint {}", path.display()))
-        }
+        Event::Checkpoint { step, path } => steps.line(&format!("step {step}: checkpoint {}", shown(path))),
         Event::Warning(text) => steps.line(&format!("warning: {text}")),
         Event::Note(text) => steps.line(&format!("note: {text}")),
     })?;
@@ -206,7 +213,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match outcome {
         Outcome::Finished => {
             if let Some(sheet) = sheet {
-                tell!("\nlook at  {}", sheet.display());
+                tell!("\nlook at  {}", shown(sheet));
             }
             tell!("more of these:  ddpm sample {folder} -n 64 --seed 7");
             Ok(ExitCode::SUCCESS)
@@ -227,17 +234,17 @@ fn tell_remarks(remarks: &[Remark]) {
 fn tell_data(data: &Summary) {
     tell!(
         "data      {}: {} pictures, {}, {} bit{}",
-        data.source,
+        escaped(&data.source),
         thousands(data.pictures as u64),
         data.shape,
         data.bit_depth,
         if data.classes > 0 { format!(", {} classes", data.classes) } else { String::new() }
     );
     for note in &data.notes {
-        tell!("          {note}");
+        tell!("          {}", escaped(note));
     }
-    for (path, reason) in &data.skipped {
-        tell!("          left out {}: {reason}", path.display());
+    for line in first_lines(&data.skipped) {
+        tell!("          left out {line}");
     }
 }
 

@@ -7,6 +7,7 @@ use super::diffusers;
 use super::file::{Content, Listed};
 use super::recognise::{self, Assumed, Candidate, candidates, preferred, today};
 use crate::nets::{self, Shapes};
+use crate::text::shown;
 use crate::train::checkpoint::{
     self, Checkpoint, MAX_WEIGHTS, Manifest, NamedTensor, Which, check_fits, is_counter, list,
 };
@@ -139,7 +140,7 @@ impl Source {
             matches!(end, Some("pth" | "pt" | "ckpt" | "bin" | "safetensors"))
         });
         let hint = match weights {
-            Some(name) => format!("; give the file itself: {}", path.join(name).display()),
+            Some(name) => format!("; give the file itself: {}", shown(path.join(name))),
             None => String::new(),
         };
         refuse(path, format!("is no folder of diffusers: it has neither {INDEX} nor {UNET_CONFIG}{hint}"))
@@ -232,7 +233,7 @@ fn from_bytes(
             let json = diffusers::read_json(&path)?;
             let is_its = diffusers::is_unet(&json);
             if !is_its {
-                notes.push(format!("{} is of no UNet2DModel, and was not looked at", path.display()));
+                notes.push(format!("{} is of no UNet2DModel, and was not looked at", shown(&path)));
             }
             is_its.then(|| diffusers::unet(&path, &json)).transpose()?
         }
@@ -411,7 +412,8 @@ impl Imported {
         };
         let facts = CardFacts {
             parameters,
-            data: format!("not known; imported from {}", self.file.display()),
+            classes: checkpoint.manifest.classes.clone(),
+            data: format!("not known; imported from {}", shown(&self.file)),
             steps: 0,
             loss: None,
             seconds: None,
