@@ -4,18 +4,19 @@
 //! documentation and its work together.
 #![forbid(unsafe_code)]
 
-/// Writes a line to stderr. That nobody reads it any more (`ddpm train 2>&1 | head`) must not end a training, as
+/// Writes a line to stderr; names from outside do nothing to the terminal. That nobody reads it any more (`ddpm train 2>&1 | head`) must not end a training, as
 /// `eprintln` would.
 macro_rules! tell {
     ($($text:tt)*) => {{
         use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), $($text)*);
+        let _ = writeln!(std::io::stderr(), "{}", ddpm::text::escaped_lines(&format!($($text)*)));
     }};
 }
 pub(crate) use tell;
 
 mod commands;
 mod limits;
+mod listing;
 mod progress;
 mod signals;
 
@@ -104,6 +105,11 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tell!("ddpm: {}", message(&error));
+            if let Some(ddpm::Error::BadFiles { files }) = error.downcast_ref()
+                && let Some(line) = listing::write_all(files, None)
+            {
+                tell!("{line}");
+            }
             ExitCode::FAILURE
         }
     }

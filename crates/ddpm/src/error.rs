@@ -1,5 +1,6 @@
 //! The library's one error type.
 
+use crate::text::{LISTED, shown, thousands};
 use std::path::{Path, PathBuf};
 
 /// What went wrong, where, and (in the message) what to do next.
@@ -7,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused something.
-    #[error("{}: cannot {doing}: {source}", path.display())]
+    #[error("{}: cannot {doing}: {source}", shown(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -17,14 +18,14 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The data set as a whole cannot be used.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     Data {
         /// The data set's path.
         path: PathBuf,
         /// Why, and the way out.
         reason: String,
     },
-    /// Some pictures cannot be read; all of them are listed.
+    /// Some images cannot be read; its text names the first of them.
     #[error("{}", bad_files(files))]
     BadFiles {
         /// Each file with its reason.
@@ -39,7 +40,7 @@ pub enum Error {
         reason: String,
     },
     /// A file of settings cannot be understood.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     ConfigFile {
         /// The file.
         path: PathBuf,
@@ -47,7 +48,7 @@ pub enum Error {
         reason: String,
     },
     /// A checkpoint cannot be used.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     Checkpoint {
         /// The checkpoint's folder or file.
         path: PathBuf,
@@ -85,7 +86,7 @@ pub enum Error {
     #[error("stopped as asked")]
     Interrupted,
     /// A run folder cannot be used.
-    #[error("{}: {reason}", path.display())]
+    #[error("{}: {reason}", shown(path))]
     Run {
         /// The run's folder.
         path: PathBuf,
@@ -115,12 +116,15 @@ impl Error {
 }
 
 fn bad_files(files: &[(PathBuf, String)]) -> String {
-    let mut text = match files {
-        [_] => "1 file cannot be read as an image:".to_owned(),
-        _ => format!("{} files cannot be read as images:", files.len()),
+    let mut text = match files.len() {
+        1 => "1 file cannot be read as an image:".to_owned(),
+        n => format!("{} files cannot be read as images:", thousands(n)),
     };
-    for (path, reason) in files {
-        text.push_str(&format!("\n  {}: {reason}", path.display()));
+    for (path, reason) in files.iter().take(LISTED) {
+        text.push_str(&format!("\n  {}: {reason}", shown(path)));
     }
-    text + "\nfix or remove them, or train without them: --on-bad-file skip"
+    if files.len() > LISTED {
+        text.push_str(&format!("\n  and {} more", thousands(files.len() - LISTED)));
+    }
+    text + "\nrepair or remove them, or train without them: --on-bad-file skip"
 }

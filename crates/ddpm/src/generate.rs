@@ -10,8 +10,10 @@ use crate::nets;
 use crate::picture::Picture;
 use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
 use crate::schedule::Schedule;
+use crate::text::{LISTED, escaped, listed};
 use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, Which};
 use crate::train::config::Config;
+use crate::train::config::suggest::nearest;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -287,19 +289,77 @@ impl Generator {
         &self.schedule
     }
 
-    /// The class of that name or number.
+    /// The names of the classes by their numbers; none where the network takes no classes, or they are not known (of imported
+    /// weights).
+    pub fn class_names(&self) -> &[String] {
+        &self.class_names
+    }
+
+    /// The class in words: its name, or `#3` where that is not known.
+    pub fn class_name(&self, class: u32) -> String {
+        self.class_names
+            .get(class as usize)
+            .map_or_else(|| format!("#{class}"), |name| escaped(name).into_owned())
+    }
+
+    /// The class of that name, or with that index where it is asked for as `#3`. A number is a name: only where no names are known
+    /// is it the index.
     ///
     /// # Errors
     /// [`Error::Config`] with the classes that there are.
     pub fn class(&self, name: &str) -> Result<u32> {
-        let by_name = self.class_names.iter().position(|n| n == name).and_then(|i| u32::try_from(i).ok());
-        by_name.or_else(|| name.parse().ok()).ok_or_else(|| {
-            let reason = match self.classes() {
-                None => "the run was trained without classes; leave it out".to_owned(),
-                Some(n) => format!("there is no class {name:?}; the run has {}", self.class_list(n)),
-            };
-            Error::Config { key: "class".to_owned(), reason }
-        })
+        let wrong = |reason: String| Err(Error::Config { key: "class".to_owned(), reason });
+        let Some(n) = self.classes() else {
+            return wrong("the run was trained without classes; leave it out".to_owned());
+        };
+        let places = || (0u32..).zip(&self.class_names).filter(|(_, own)| *own == name).map(|(i, _)| i);
+        let (first, second) = (places().next(), places().nth(1));
+        match (first, second) {
+            (Some(only), None) => return Ok(only),
+            (Some(a), Some(b)) => {
+                let name = escaped(name);
+                return wrong(format!(
+                    "several classes are named \"{name}\"; ask by the index: --class=#{a} or --class=#{b}"
+                ));
+            }
+            _ => {}
+        }
+        let index = match name.strip_prefix('#') {
+            None if self.class_names.is_empty() => Some(name),
+            index => index,
+        };
+        match index.and_then(|text| text.parse::<u32>().ok()) {
+            Some(class) if class < n => Ok(class),
+            Some(_) => wrong(format!(
+                "there is no class at the index {}: indices go from 0 to {}",
+                escaped(name),
+                n - 1
+            )),
+            None => wrong(self.no_such_class(name, n)),
+        }
+    }
+
+    /// That there is no class of this name, and what there is instead.
+    fn no_such_class(&self, name: &str, n: u32) -> String {
+        let number = |text: &str| text.trim().parse::<f64>().ok();
+        let same = self.class_names.iter().find(|own| number(own).is_some() && number(own) == number(name));
+        let near =
+            same.map(String::as_str).or_else(|| nearest(name, self.class_names.iter().map(String::as_str)));
+        let meant = near.map_or(String::new(), |near| format!("; did you mean \"{}\"?", escaped(near)));
+        let by_index = match name.parse::<u32>() {
+            Ok(index) if index < n => {
+                format!(
+                    "; the class at the index {index} is \"{}\": --class=#{index}",
+                    self.class_name(index)
+                )
+            }
+            _ => String::new(),
+        };
+        format!(
+            "there is no class \"{}\"{meant}; the run has {}{by_index}",
+            escaped(name),
+            self.class_list(n)
+        )
     }
 
     /// The number that the network knows each of a data set's classes by: that of the class with the same name, or, where the
@@ -322,7 +382,8 @@ impl Generator {
             let at = self.class_names.iter().position(|n| n == name);
             at.and_then(|i| u32::try_from(i).ok()).ok_or_else(|| {
                 wrong(format!(
-                    "has a class {name:?}; the run has {}; name the data's classes as the run's",
+                    "has a class \"{}\"; the run has {}; name the data's classes as the run's",
+                    escaped(name),
                     self.class_list(n)
                 ))
             })
@@ -330,16 +391,13 @@ impl Generator {
         names.iter().map(number).collect()
     }
 
-    /// The classes in words: their numbers, and names that say more.
+    /// The classes in words: their names, or their numbers where these say as much.
     fn class_list(&self, n: u32) -> String {
-        const SHOWN: usize = 20;
-        let numbers = format!("the classes 0 to {}", n - 1);
         if self.class_names.iter().enumerate().all(|(i, name)| *name == i.to_string()) {
-            return numbers;
+            return format!("the classes 0 to {}", n - 1);
         }
-        let more = if self.class_names.len() > SHOWN { ", .." } else { "" };
-        let names: Vec<&str> = self.class_names.iter().take(SHOWN).map(String::as_str).collect();
-        format!("{numbers}: {}{more}", names.join(", "))
+        let names: Vec<_> = self.class_names.iter().map(|name| escaped(name)).collect();
+        format!("the classes {}", listed(&names, LISTED))
     }
 
     /// Number of classes that the network is told; `None`: it takes none.
@@ -429,16 +487,50 @@ mod tests {
     use crate::data::DataOptions;
     use crate::picture::save_png;
 
-    #[test]
-    fn classes_of_other_data_are_known_by_their_names() {
+    /// A run of three classes.
+    fn named(names: &[&str]) -> Generator {
         let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         let settings =
             [set("attention.num_class_embeds", "3"), set("data.size", "16"), set("data.channels", "1")];
         let config = Config::load(Some("digits"), None, &settings).unwrap();
-        let run = |names: &[&str]| {
-            let generator = Generator::new(&config, Vec::new(), Path::new("run"), 1).unwrap();
-            Generator { class_names: names.iter().map(|n| (*n).to_owned()).collect(), ..generator }
-        };
+        let generator = Generator::new(&config, Vec::new(), Path::new("run"), 1).unwrap();
+        Generator { class_names: names.iter().map(|n| (*n).to_owned()).collect(), ..generator }
+    }
+
+    #[test]
+    fn a_class_is_never_taken_by_its_index_unless_asked() {
+        let of = |names: &[&str], asked: &str| named(names).class(asked).map_err(|e| e.to_string());
+        let months = ["01", "02", "10"];
+        assert_eq!(of(&months, "02"), Ok(1));
+        assert_eq!(of(&months, "#1"), Ok(1));
+        let error = of(&months, "1").unwrap_err();
+        for part in [
+            "there is no class \"1\"; did you mean \"01\"?",
+            "the run has the classes 01, 02, 10",
+            "at the index 1 is \"02\": --class=#1",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(of(&months, "7").unwrap_err().ends_with("the classes 01, 02, 10"));
+        assert!(of(&months, "#3").unwrap_err().contains("indices go from 0 to 2"));
+        // Names that are other indices, and names as indices are asked for.
+        assert_eq!(of(&["2", "0", "1"], "2"), Ok(0));
+        assert_eq!(of(&["#2", "#0", "x"], "#2"), Ok(0));
+        for wrong in ["", "#", "#-1", "# 1", "+1", "1.0", "Cat ", "1e0"] {
+            assert!(of(&["ant", "bee", "cat"], wrong).is_err(), "{wrong:?}");
+        }
+        assert!(of(&["ant", "bee", "cat"], "Bee").unwrap_err().contains("did you mean \"bee\"?"));
+        let error = of(&["a\u{fffd}", "a\u{fffd}", "b"], "a\u{fffd}").unwrap_err();
+        assert!(error.contains("--class=#0 or --class=#1"), "{error}");
+        // Nobody knows the names of imported weights.
+        assert_eq!((of(&[], "1"), of(&[], "#2")), (Ok(1), Ok(2)));
+        assert!(of(&[], "3").is_err() && of(&[], "x").unwrap_err().contains("the classes 0 to 2"));
+        assert_eq!((named(&months).class_name(1), named(&[]).class_name(1)), ("02".into(), "#1".into()));
+        assert!(of(&["a\x1b[1m", "b", "c"], "d\n").unwrap_err().contains("no class \"d\\n\"; the run has"));
+    }
+
+    #[test]
+    fn classes_of_other_data_are_known_by_their_names() {
         let data = |names: &[&str]| {
             let folder = tempfile::tempdir().unwrap();
             for name in names {
@@ -448,20 +540,17 @@ mod tests {
             }
             crate::data::open_within(folder.path(), &DataOptions::default(), 1 << 20).unwrap()
         };
-        let named = run(&["ant", "bee", "cat"]);
+        let bees = named(&["ant", "bee", "cat"]);
         let of = |generator: &Generator, names: &[&str]| {
             generator.class_numbers(&*data(names)).map_err(|e| e.to_string())
         };
-        assert_eq!(of(&named, &["ant", "bee", "cat"]), Ok(vec![0, 1, 2]));
-        assert_eq!(of(&named, &["bee", "cat"]), Ok(vec![1, 2]));
-        let error = of(&named, &["ant", "bee", "dog"]).unwrap_err();
-        assert!(
-            error.contains("has a class \"dog\"; the run has the classes 0 to 2: ant, bee, cat"),
-            "{error}"
-        );
+        assert_eq!(of(&bees, &["ant", "bee", "cat"]), Ok(vec![0, 1, 2]));
+        assert_eq!(of(&bees, &["bee", "cat"]), Ok(vec![1, 2]));
+        let error = of(&bees, &["ant", "bee", "dog"]).unwrap_err();
+        assert!(error.contains("has a class \"dog\"; the run has the classes ant, bee, cat"), "{error}");
         // Imported: by number, if there are as many.
-        assert_eq!(of(&run(&[]), &["bee", "cat", "dog"]), Ok(vec![0, 1, 2]));
-        let error = of(&run(&[]), &["bee", "cat"]).unwrap_err();
+        assert_eq!(of(&named(&[]), &["bee", "cat", "dog"]), Ok(vec![0, 1, 2]));
+        let error = of(&named(&[]), &["bee", "cat"]).unwrap_err();
         assert!(error.contains("has 2 classes, and the run 3"), "{error}");
     }
 }

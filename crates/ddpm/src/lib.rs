@@ -86,6 +86,7 @@ pub mod process;
 pub mod rates;
 pub mod sampler;
 pub mod schedule;
+pub mod text;
 pub mod train;
 
 pub use error::{Error, Result};

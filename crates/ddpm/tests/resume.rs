@@ -1,11 +1,13 @@
 //! Training is a function of settings, data and seed: stopping, going on and the number of threads change no bit.
 
 use ddpm::data::digits::Digits;
-use ddpm::data::{DataOptions, Dataset, open_within};
+use ddpm::data::{DataOptions, Dataset, Draw, Summary, open_within};
 use ddpm::train::checkpoint::{self, Checkpoint};
 use ddpm::train::config::Config;
-use ddpm::train::{StepReport, Trainer};
+use ddpm::train::{Event, Init, Resume, Session, StepReport, Trainer, open_data};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// The settings as they are.
@@ -218,4 +220,100 @@ fn micro_batches_see_pictures_and_draws_of_their_own() {
             "a mean is not longer than its longest"
         );
     }
+}
+
+/// A set as earlier versions numbered its classes: by the bytes of their names.
+struct Numbered(Box<dyn Dataset>, Vec<String>);
+
+impl Dataset for Numbered {
+    fn classes(&self) -> &[String] {
+        &self.1
+    }
+
+    fn label(&self, index: usize) -> Option<u32> {
+        let name = &self.0.classes()[self.0.label(index)? as usize];
+        self.1.iter().position(|own| own == name).map(|i| i as u32)
+    }
+
+    fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> ddpm::Result<()> {
+        self.0.read(index, draw, out)
+    }
+
+    fn summary(&self) -> &Summary {
+        self.0.summary()
+    }
+}
+
+#[test]
+fn a_run_with_another_order_of_classes_goes_on_to_the_same_bits() {
+    let place = tempfile::tempdir().expect("a folder");
+    let set = place.path().join("set");
+    for (i, name) in ["1", "2", "10"].iter().enumerate() {
+        std::fs::create_dir_all(set.join(name)).expect("a folder");
+        for k in 0..3u8 {
+            let image = image::GrayImage::from_pixel(16, 16, image::Luma([(80 * i) as u8 + 9 * k]));
+            image.save(set.join(name).join(format!("{k}.png"))).expect("an image");
+        }
+    }
+    let config = |steps: &str| {
+        let path = set.to_string_lossy().into_owned();
+        let settings = [
+            ("attention.down_channels", "8, 16"),
+            ("attention.mid_channels", "16, 8"),
+            ("attention.down_sample", "true"),
+            ("attention.num_class_embeds", "3"),
+            ("data.path", &path),
+            ("train.batch_size", "4"),
+            ("train.lr", "1e-2"),
+            ("train.sample_count", "0"),
+            ("train.steps", steps),
+        ];
+        let pairs: Vec<_> = settings.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        Config::load(Some("digits"), None, &pairs).expect("settings")
+    };
+    // As runs were begun whose classes were sorted by their bytes.
+    let (old, new) = (["1", "10", "2"].map(str::to_owned), ["1", "2", "10"].map(str::to_owned));
+    let runs = place.path().join("runs");
+    let begin = |name: &str, classes: &[String], steps: &str| {
+        let data = open_data(&config(steps)).expect("the data");
+        assert_eq!(data.classes(), new);
+        let data = Numbered(data, classes.to_vec());
+        let trainer = Trainer::new(&config(steps), Box::new(data)).expect("a trainer");
+        let mut session = Session::create(&runs, Some(name), trainer).expect("a run");
+        session.train(&Arc::new(AtomicBool::new(false)), &mut |_| ()).expect("training");
+    };
+    begin("whole", &old, "6");
+    begin("other", &new, "6");
+    begin("part", &old, "3");
+    let more = |config: &mut Config| {
+        *config = config.with_overrides(&[("train.steps".to_owned(), "6".to_owned())])?;
+        Ok(())
+    };
+    let resume = Resume { checkpoint: None, change: &more, force: false };
+    let mut session = Session::resume(&runs, Path::new("part"), &resume).expect("the run");
+    let mut warnings = Vec::new();
+    let mut on_event = |event: Event<'_>| {
+        if let Event::Warning(text) = event {
+            warnings.push(text);
+        }
+    };
+    session.train(&Arc::new(AtomicBool::new(false)), &mut on_event).expect("training");
+    assert_eq!(warnings, Vec::<String>::new(), "the images are the same");
+    let end = |name: &str| {
+        let at = checkpoint::path_of(&runs.join(name).join("checkpoints"), 6);
+        let Checkpoint { manifest, weights, .. } = checkpoint::load(&at).expect("a checkpoint");
+        (manifest.classes, manifest.data, weights)
+    };
+    let (whole, part, other) = (end("whole"), end("part"), end("other"));
+    assert_eq!(whole.0, old);
+    assert!(whole == part, "the classes have other numbers");
+    assert!(
+        other.2 != whole.2 && other.1 == whole.1,
+        "the order of the classes must count for this test to hold"
+    );
+
+    // Whoever starts from these weights on the same classes knows them by the same numbers.
+    let init = Init { path: &runs.join("whole"), force: false };
+    let (trainer, _) = Session::prepare(&config("9"), Some(init)).expect("a trainer");
+    assert_eq!(trainer.class_names(), old);
 }

@@ -1,6 +1,7 @@
 //! `ddpm average`.
 
 use ddpm::output::{self, Kind};
+use ddpm::text::{quoted, shown};
 use ddpm::train::posthoc;
 use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
@@ -60,7 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             "note: that is much; widths between those kept (train.power_ema) and more snapshots (train.snapshot_every) come nearer"
         );
     }
-    tell!("draw with  ddpm sample {} --weights {}", run.path().display(), out.display());
-    writeln!(std::io::stdout(), "{}", out.display())?;
+    tell!("draw with  ddpm sample {} --weights {}", quoted(run.path()), quoted(&out));
+    writeln!(std::io::stdout(), "{}", shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,10 +2,11 @@
 
 use crate::commands::{pairs, train};
 use crate::progress::{human_bytes, thousands};
-use ddpm::data::{Check, Order, PictureShape};
+use ddpm::data::{Check, Found, Order, PictureShape};
 use ddpm::output::{self, Kind};
 use ddpm::picture::{Picture, save_png};
 use ddpm::plot::{Sheet, sheet};
+use ddpm::text::{escaped, escaped_lines, shown};
 use ddpm::train::config::{Config, OnBadFile};
 use ddpm::train::{check_data, memory, open_data};
 use std::io::{Write, stdout};
@@ -39,7 +40,7 @@ enum Command {
 struct CheckArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// List all classes and all duplicates
+    /// List everything: all sizes, classes, unreadable files and duplicates
     #[arg(long)]
     all: bool,
 }
@@ -122,7 +123,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let config = args.data.config(&[])?;
-    let Check { source, pictures, found, classes, unreadable, duplicates, decoded_bytes, set } =
+    let Check { source, pictures, found, classes, unreadable, duplicates, notes, decoded_bytes, set } =
         check_data(&config)?;
     let out = &mut stdout().lock();
     let most = if args.all { usize::MAX } else { LISTED };
@@ -130,28 +131,25 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         (n > most).then(|| format!("and {} more (--all lists them)", thousands((n - most) as u64)))
     };
 
-    line(out, "data", &source)?;
+    line(out, "data", &escaped(&source))?;
     line(out, "pictures", &thousands(pictures as u64))?;
-    let forms = found.iter().map(|f| {
-        let shape = PictureShape { height: f.height, width: f.width, channels: f.channels };
-        format!("{:>8}  {shape}, {} bits a sample", thousands(f.pictures as u64), f.bits)
-    });
-    block(out, "forms", forms.take(most).chain(more(found.len())))?;
-    let listed = classes.iter().map(|(name, n)| format!("{:>8}  {name}", thousands(*n as u64)));
+    block(out, "forms", forms(&found, most).into_iter())?;
+    let listed = classes.iter().map(|(name, n)| format!("{:>8}  {}", thousands(*n as u64), escaped(name)));
     line(out, "classes", &if classes.is_empty() { "none".into() } else { thousands(classes.len() as u64) })?;
     block(out, "", listed.take(most).chain(more(classes.len())))?;
     line(out, "unreadable", &none_or(unreadable.len(), "file", "files"))?;
-    block(out, "", unreadable.iter().map(|(path, reason)| format!("{}: {reason}", path.display())))?;
+    let reasons = unreadable.iter().map(|(path, reason)| format!("{}: {}", shown(path), escaped(reason)));
+    block(out, "", reasons.take(most).chain(more(unreadable.len())))?;
     let spare = duplicates.iter().map(|group| group.len() - 1).sum();
     line(out, "duplicates", &none_or(spare, "picture is there already", "pictures are there already"))?;
-    let groups =
-        duplicates.iter().map(|group| group.iter().map(|p| p.display().to_string()).collect::<Vec<_>>());
-    block(out, "", groups.map(|group| group.join(" = ")).take(most).chain(more(duplicates.len())))?;
+    let groups = duplicates.iter().map(|group| same(group, args.all));
+    block(out, "", groups.take(most).chain(more(duplicates.len())))?;
 
+    let usable = set.is_ok();
     let refused = match set.and_then(|set| {
         let summary = set.summary().clone();
         line(out, "trained as", &format!("{}, {} bits a sample", summary.shape, summary.bit_depth))
-            .and_then(|()| block(out, "", summary.notes.into_iter()))
+            .and_then(|()| block(out, "", summary.notes.iter().map(|note| escaped(note).into_owned())))
             .map_err(ddpm::Error::io(Path::new("stdout"), "write the report"))?;
         memory(&config, set)
     }) {
@@ -169,17 +167,71 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         }
         Err(error) => Some(error.to_string()),
     };
+    if !usable {
+        block(out, "notes", notes.iter().map(|note| escaped(note).into_owned()))?;
+    }
     let bad = (config.data.on_bad_file == OnBadFile::Fail && !unreadable.is_empty()).then(|| {
         format!(
-            "{} cannot be read: mend or remove them, or leave them out with --on-bad-file skip",
+            "{} cannot be read: repair or remove them, or leave them out with --on-bad-file skip",
             none_or(unreadable.len(), "file", "files")
         )
     });
     let reasons: Vec<String> = bad.into_iter().chain(refused).collect();
     for reason in &reasons {
-        line(out, "refused", reason)?;
+        line(out, "refused", &escaped_lines(reason))?;
     }
     Ok(if reasons.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The forms of the files: each of them, or where there are too many, the range of their sizes.
+fn forms(found: &[Found], most: usize) -> Vec<String> {
+    let shape = |f: &Found| PictureShape { height: f.height, width: f.width, channels: f.channels };
+    if found.len() <= most {
+        let form = |f: &Found| {
+            format!("{:>8}  {}, {} bits a sample", thousands(f.pictures as u64), shape(f), f.bits)
+        };
+        return found.iter().map(form).collect();
+    }
+    // The most frequent form of a kind comes first.
+    let mut kinds: Vec<(&Found, Vec<&Found>)> = Vec::new();
+    for form in found {
+        match kinds.iter_mut().find(|(first, _)| (first.channels, first.bits) == (form.channels, form.bits)) {
+            Some((_, all)) => all.push(form),
+            None => kinds.push((form, vec![form])),
+        }
+    }
+    let range = |all: &[&Found], side: fn(&Found) -> usize| {
+        let (least, greatest) =
+            all.iter().fold((usize::MAX, 0), |(a, b), f| (a.min(side(f)), b.max(side(f))));
+        if least == greatest { least.to_string() } else { format!("{least} to {greatest}") }
+    };
+    let total = |all: &[&Found]| all.iter().map(|f| f.pictures as u64).sum::<u64>();
+    kinds.sort_by_key(|(_, all)| std::cmp::Reverse(total(all)));
+    let line = |(first, all): &(&Found, Vec<&Found>)| {
+        let shown = shape(first).to_string();
+        let (size, channels) = shown.split_once(' ').unwrap_or((&shown, ""));
+        let (n, bits) = (thousands(total(all)), first.bits);
+        if all.len() == 1 {
+            return format!("{n:>8}  {shown}, {bits} bits a sample");
+        }
+        let (height, width) = (range(all, |f| f.height), range(all, |f| f.width));
+        let (sizes, often) = (thousands(all.len() as u64), thousands(first.pictures as u64));
+        format!(
+            "{n:>8}  {height} x {width} {channels}, {bits} bits a sample: {sizes} sizes, {size} most often ({often})"
+        )
+    };
+    let all = "(--all lists every size)".to_owned();
+    kinds.iter().map(line).chain([all]).collect()
+}
+
+/// The files that show the same.
+fn same(group: &[PathBuf], all: bool) -> String {
+    const NAMED: usize = 5;
+    let most = if all { group.len() } else { NAMED };
+    let names: Vec<_> = group.iter().take(most).map(shown).collect();
+    let more = group.len() - names.len();
+    let more = if more > 0 { format!(" and {} more", thousands(more as u64)) } else { String::new() };
+    names.join(" = ") + &more
 }
 
 fn none_or(n: usize, one: &str, many: &str) -> String {
@@ -210,7 +262,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let config = args.data.config(&seed)?;
     let data = open_data(&config)?;
     for note in &data.summary().notes {
-        tell!("note: {note}");
+        tell!("note: {}", escaped(note));
     }
     let (seed, count) = (config.train.seed, args.count.min(data.len()));
     let most = sheet::most(data.shape());
@@ -228,6 +280,6 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         sheet.captions.extend(class.cloned());
     }
     save_png(&sheet.draw()?, &args.out)?;
-    tell!("{}: {count} of {} pictures, {}", args.out.display(), thousands(data.len() as u64), data.shape());
+    tell!("{}: {count} of {} pictures, {}", shown(&args.out), thousands(data.len() as u64), data.shape());
     Ok(ExitCode::SUCCESS)
 }

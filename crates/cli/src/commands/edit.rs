@@ -1,5 +1,6 @@
 //! What the commands share that begin with an image: flags, and drawing into a folder with a sheet.
 
+use super::classes::tell_class;
 use super::drawing::{Captioned, Edit, Pass, Seen, at_most, save_sheet};
 use super::flags::{GuidanceFlags, OpenRun, RunFlags, given, sampling_record};
 use super::folder::{Asked, ImageFolder, OutFlags, Said};
@@ -72,6 +73,9 @@ impl EditFlags {
         };
         let request = Request { class, guidance: self.guidance.guidance(), ..request };
         run.generator.check(request)?;
+        if self.class.is_some() {
+            tell_class(&run.generator, class);
+        }
         let request = Request { sampling: run.generator.sampling(request), ..request };
         Ok(Editor { flags: self, run, request, stop })
     }

@@ -122,7 +122,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         writeln!(stdout, "{line}")?;
     }
     for path in written {
-        writeln!(stdout, "{}", path.display())?;
+        writeln!(stdout, "{}", ddpm::text::shown(&path))?;
     }
     Ok(ExitCode::SUCCESS)
 }

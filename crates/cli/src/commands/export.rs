@@ -60,6 +60,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for note in interop::export_over(&checkpoint, which, format, &out, args.overwrite)? {
         tell!("note: {note}");
     }
-    writeln!(std::io::stdout(), "{}", out.display())?;
+    writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }

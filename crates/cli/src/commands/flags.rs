@@ -9,6 +9,7 @@ use ddpm::generate::{BATCH, Generator};
 use ddpm::guidance::Guidance;
 use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, Spacing, Threshold, Variance};
+use ddpm::text::{quoted, shown};
 use ddpm::train::checkpoint::{self, Newest, Which};
 use ddpm::train::open_data;
 use ddpm::train::run::{RUNS, RunFolder};
@@ -174,8 +175,12 @@ pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
 
 /// That a run has no checkpoint.
 fn none_yet(run: &RunFolder) -> String {
-    let path = run.path().display();
-    format!("{path} has no checkpoint yet: let it train longer (ddpm train --resume {path})")
+    let path = run.path();
+    format!(
+        "{} has no checkpoint yet: let it train longer (ddpm train --resume {})",
+        shown(path),
+        quoted(path)
+    )
 }
 
 fn tell_skipped(newest: &Newest) {

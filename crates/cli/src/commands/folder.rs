@@ -9,12 +9,12 @@ use anyhow::{Context, bail};
 use ddpm::Error;
 use ddpm::output::{self, Kind};
 use ddpm::picture::{Picture, read_png, save_png};
+use ddpm::text::{capped, quoted_value, shown};
 use ddpm::train::run::RunFolder;
 use ddpm::train::write_file;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 /// What was asked for.
@@ -30,8 +30,6 @@ const BESIDE: [(&str, Kind); 6] = [
     ("nearest.png", Kind::Png),
     ("nearest.csv", Kind::Table),
 ];
-/// Longest name of a folder, in bytes: systems take 255, and others add to it.
-const LONGEST: usize = 180;
 /// Settings that are named where a request is another than the one that is gone on with.
 const NAMED: usize = 4;
 
@@ -270,9 +268,9 @@ impl ImageFolder {
         if let Some(first) = others.iter().min() {
             tell!(
                 "note: {} had numbered images before, and {} of them, from {} on, are not of this call",
-                images.display(),
+                shown(&images),
                 others.len(),
-                first.display()
+                shown(first)
             );
         }
         write_file(&self.beside(REQUEST), format!("{:#}\n", self.record).as_bytes(), "write the request")
@@ -292,7 +290,7 @@ impl ImageFolder {
             let _ = std::fs::remove_dir(self.images()).and_then(|()| std::fs::remove_dir(&self.path));
             return;
         }
-        tell!("stopped; {there} of {} images are in {}", self.count, self.images().display());
+        tell!("stopped; {there} of {} images are in {}", self.count, shown(self.images()));
         tell!("go on with:  {}", again("--resume"));
     }
 }
@@ -303,17 +301,8 @@ fn again(flag: &str) -> String {
     if !args.iter().any(|arg| arg == flag) {
         args.push(flag.to_owned());
     }
-    let quoted: Vec<String> = args.iter().map(|arg| quoted(arg)).collect();
+    let quoted: Vec<String> = args.iter().map(|arg| quoted_value(arg)).collect();
     format!("ddpm {}", quoted.join(" "))
-}
-
-/// An argument as a shell takes it.
-fn quoted(arg: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%#".contains(c);
-    match !arg.is_empty() && !arg.starts_with('#') && arg.chars().all(plain) {
-        true => arg.to_owned(),
-        false => format!("'{}'", arg.replace('\'', "'\\''")),
-    }
 }
 
 /// Entries that differ, as "seed is 7, and here 8".
@@ -350,23 +339,19 @@ fn names(path: &Path) -> ddpm::Result<Vec<std::ffi::OsString>> {
 
 /// Makes a folder.
 pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", path.display()))
+    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", shown(path)))
 }
 
-/// `vary-cat-seed-0-strength-0.3`: on every system a name. One that would be too long is cut off, and told from others that are
-/// cut off by a number.
+/// Most bytes of a folder's name. Systems take 255, some of those that encrypt names 143; files inside have room beside it.
+const MAX_NAME: usize = 120;
+
+/// `vary-cat-seed-0-strength-0.3`: on every system a name, however long those are that it is made of.
 pub(super) fn name(what: &str, said: &[Said]) -> String {
     let parts = said.iter().map(|(flag, value)| format!("-{flag}-{value}"));
     let whole: String = std::iter::once(what.to_owned()).chain(parts).collect();
-    let name: String =
+    let safe: String =
         whole.chars().map(|c| if c.is_alphanumeric() || "-_.+".contains(c) { c } else { '-' }).collect();
-    if name.len() <= LONGEST {
-        return name;
-    }
-    let mut hash = DefaultHasher::new();
-    whole.hash(&mut hash);
-    let end = (0..=LONGEST - 9).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
-    format!("{}-{:08x}", &name[..end], hash.finish() as u32)
+    capped(&safe, MAX_NAME).into_owned()
 }
 
 /// The number of an image by its file's name, as of `000012.png`.
@@ -382,7 +367,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_named_by_what_was_said_however_long_it_is() {
+    fn folders_are_named_by_what_was_said() {
         let said = |pairs: &[(&'static str, &str)]| -> Vec<Said> {
             pairs.iter().map(|&(flag, value)| (flag, value.to_owned())).collect()
         };
@@ -392,8 +377,17 @@ mod tests {
             name("vary-cat-seed-0", &of_sampler),
             "vary-cat-seed-0-class-bl-ue--één-sampler-dpm++2m-steps-10"
         );
-        let long = |end: &str| name(&format!("vary-{}{end}", "é".repeat(240)), &[]);
-        assert!(long("a").len() <= LONGEST && long("a") != long("b") && long("a") == long("a"));
+    }
+
+    #[test]
+    fn a_name_of_240_bytes_makes_a_folder_that_can_be_written() {
+        let long = |end: &str| format!("denoise-{}{end}", "東京".repeat(40));
+        let (a, b) = (name(&long("a"), &[]), name(&long("b"), &[]));
+        assert!(a.len() <= MAX_NAME && b.len() <= MAX_NAME && a != b, "{a} {b}");
+        assert!(a.starts_with("denoise-東京"), "{a}");
+        let said: Vec<Said> = vec![("class", "x".repeat(300)), ("weights", "y".repeat(300))];
+        assert!(name("seed-0", &said).len() <= MAX_NAME);
+        std::fs::create_dir(tempfile::tempdir().unwrap().path().join(a)).unwrap();
     }
 
     #[test]
@@ -411,10 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_quoted_for_a_shell_and_differences_are_named() {
-        assert_eq!(quoted("runs/r-1"), "runs/r-1");
-        assert_eq!(quoted("my run's"), "'my run'\\''s'");
-        assert_eq!(quoted(""), "''");
+    fn differences_of_requests_are_named() {
         let there = json!({"seed": 7, "class": "cat", "steps": 5});
         let here = json!({"seed": 8, "steps": 5, "eta": 1.0});
         assert_eq!(

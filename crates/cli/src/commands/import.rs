@@ -6,6 +6,7 @@ use anyhow::bail;
 use ddpm::interop::{self, Imported, Options, Role};
 use ddpm::output;
 use ddpm::sampler::Variance;
+use ddpm::text::{quoted, shown};
 use ddpm::train::config::Size;
 use ddpm::train::run::RUNS;
 use std::io::Write;
@@ -83,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out
         && out.exists()
     {
-        bail!("{} is there already; choose another --out, or remove it", out.display());
+        bail!("{} is there already; choose another --out, or remove it", shown(&out));
     }
     let imported = interop::read(&args.source, &options)?;
     tell(&imported);
@@ -93,16 +94,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
             let name = out.file_name().map(|n| n.to_string_lossy().into_owned());
             if name.is_none() {
-                bail!("--out {}: give the folder of the new run, as runs/imported", out.display());
+                bail!("--out {}: give the folder of the new run, as runs/imported", shown(&out));
             }
             (parent.map_or_else(|| PathBuf::from("."), PathBuf::from), name)
         }
     };
     let run = imported.save(&root, name.as_deref())?;
-    let path = run.path().display();
+    let path = quoted(run.path());
     tell!("\ndraw pictures:  ddpm sample {path} -n 64 --seed 7");
     tell!("train it on:    ddpm train --resume {path} --data FOLDER");
-    writeln!(std::io::stdout(), "{path}")?;
+    writeln!(std::io::stdout(), "{}", shown(run.path()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -111,7 +112,7 @@ fn tell(imported: &Imported) {
     let (config, channels) = (&imported.config, imported.config.picture_channels().unwrap_or(0));
     tell!(
         "weights   {}{}",
-        imported.file.display(),
+        shown(&imported.file),
         match (imported.key.as_str(), imported.role) {
             ("", _) => String::new(),
             (key, Role::Plain) => format!(", {key}"),

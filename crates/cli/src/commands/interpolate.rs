@@ -174,7 +174,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         if let Some(again) = &met[i] {
             let off = 127.5 * farthest(x_0, again);
             let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
-            tell!("{} is met within {off:.2} of 255{more}", paths[i].display());
+            tell!("{} is met within {off:.2} of 255{more}", ddpm::text::shown(paths[i]));
         }
         Some((Picture::from_unit(x_0, generator.shape()), "input".to_owned()))
     };

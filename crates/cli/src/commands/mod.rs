@@ -4,6 +4,7 @@ use anyhow::Context;
 
 pub mod average;
 pub mod bench;
+mod classes;
 pub mod completions;
 pub mod config;
 pub mod data;

@@ -65,7 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     progress.finish();
     let (found, own) = match found {
         Err(ddpm::Error::Interrupted) => {
-            tell!("stopped; the samples are in {}", folder.images().display());
+            tell!("stopped; the samples are in {}", ddpm::text::shown(folder.images()));
             return Ok(ExitCode::from(crate::INTERRUPTED));
         }
         other => other?,
@@ -87,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     for line in summary(&found, &own) {
         writeln!(stdout, "{line}")?;
     }
-    writeln!(stdout, "{}\n{}", path.display(), table.display())?;
+    writeln!(stdout, "{}\n{}", ddpm::text::shown(&path), ddpm::text::shown(&table))?;
     Ok(ExitCode::SUCCESS)
 }
 

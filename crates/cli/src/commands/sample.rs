@@ -1,5 +1,6 @@
 //! `ddpm sample`.
 
+use super::classes::tell_class;
 use super::drawing::{Pass, grid, save_sheet};
 use super::flags::{GuidanceFlags, OpenRun, RunFlags, SamplerFlags, given, sampling_record};
 use super::folder::{Asked, ImageFolder, OutFlags};
@@ -9,6 +10,7 @@ use clap::ValueEnum;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
 use ddpm::picture::{self, Picture, save_gif, save_png};
 use ddpm::plot::{Sheet, sheet};
+use ddpm::text::shown;
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::io::Write;
@@ -47,7 +49,7 @@ pub struct Args {
     seed: u64,
     #[command(flatten)]
     sampler: SamplerFlags,
-    /// The class of all pictures, by name or number, of a run that was trained with classes; all: a row of each; picture i
+    /// The class of all images, by name, or by index as #3, of a run that was trained with classes; all: a row of each; image i
     /// gets class i if not given
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
@@ -157,6 +159,7 @@ pub(super) fn draw<T>(
     let mut run = args.run.open()?;
     run.generator.set_stop(stop.clone());
     let request = args.request(&run.generator)?;
+    tell_class(&run.generator, request.class);
     let made = before(&run.generator)?;
     let mut folder = args.folder(&run, &request)?;
     let (generator, out) = (run.generator, folder.path().to_owned());
@@ -207,7 +210,7 @@ pub(super) fn draw<T>(
         written.push(folder.images());
     }
     for path in written {
-        writeln!(std::io::stdout(), "{}", path.display())?;
+        writeln!(std::io::stdout(), "{}", shown(path))?;
     }
     Ok(Some((Drawing { generator, folder, stop }, made)))
 }

@@ -149,7 +149,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     save_png(&picture, &out)?;
-    writeln!(std::io::stdout(), "{}", out.display())?;
+    writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,11 +1,13 @@
 //! `ddpm train`.
 
 use crate::commands::pairs;
+use crate::listing::{first_lines, write_all};
 use crate::progress::{Progress, count, human_bytes, human_time};
 use crate::signals::{Hold, hold, stop_flag};
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
+use ddpm::text::{escaped, quoted, shown};
 use ddpm::train::config::Config;
 use ddpm::train::run::{RUNS, RunFolder};
 use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan, Trainer, outline};
@@ -184,6 +186,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             reading.finish();
             let time = tell_trainer(&mut trainer, &remarks, early.as_ref())?;
             if args.dry_run {
+                if let Some(line) = write_all(&trainer.data().summary().skipped, None) {
+                    tell!("left out  {line}");
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             let name = args.name.as_deref().or(loaded.run_name.as_deref());
@@ -194,8 +199,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Trains to the end, or until it is stopped.
 fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
-    let folder = session.run_folder().path().display().to_string();
-    tell!("run       {folder}");
+    let path = session.run_folder().path().to_owned();
+    tell!("run       {}", shown(&path));
+    if let Some(line) = write_all(&session.trainer().data().summary().skipped, Some(&path)) {
+        tell!("          left out: {line}");
+    }
+    let folder = quoted(&path);
 
     let mut steps = Progress::new("training", session.trainer().steps());
     let (done, all) = (session.trainer().steps_done(), session.trainer().steps());
@@ -221,12 +230,12 @@ fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -
             if let Some(drawing) = drawing.take() {
                 drawing.finish();
             }
-            steps.line(&format!("step {step}: samples {}", path.display()));
+            steps.line(&format!("step {step}: samples {}", shown(path)));
             sheet = Some(path.to_owned());
         }
         Event::Checkpoint { step, path } => {
             unsaved = None;
-            steps.line(&format!("step {step}: checkpoint {}", path.display()));
+            steps.line(&format!("step {step}: checkpoint {}", shown(path)));
         }
         Event::Stopping { step } => {
             steps.line(&format!("stopping: the checkpoint of step {step} is written"))
@@ -238,7 +247,7 @@ fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -
     match outcome {
         Outcome::Finished => {
             if let Some(sheet) = sheet {
-                tell!("\nlook at  {}", sheet.display());
+                tell!("\nlook at  {}", shown(sheet));
             }
             tell!("more of these:  ddpm sample {folder} -n 64 --seed 7");
             Ok(ExitCode::SUCCESS)
@@ -312,17 +321,17 @@ fn tell_data(data: &Summary, bytes: u64) {
     };
     tell!(
         "data      {}: {}, {}, {} bit{classes}, {} in memory",
-        data.source,
+        escaped(&data.source),
         count(data.pictures as u64, "picture"),
         data.shape,
         data.bit_depth,
         human_bytes(bytes)
     );
     for note in &data.notes {
-        tell!("          {note}");
+        tell!("          {}", escaped(note));
     }
-    for (path, reason) in &data.skipped {
-        tell!("          left out {}: {reason}", path.display());
+    for line in first_lines(&data.skipped) {
+        tell!("          left out {line}");
     }
 }
 

@@ -215,3 +215,54 @@ fn pictures_that_go_while_they_are_trained_on_are_named() {
         .ddpm(&["train", "--resume", "r", "--steps=9"])
         .fails(1, &["set/3.png: is not a picture", "--on-bad-file skip"]);
 }
+
+#[test]
+fn hundreds_of_sizes_are_told_as_a_range() {
+    let place = Place::new();
+    for i in 0..40u32 {
+        let path = place.path(format!("set/{i:02}.png"));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::GrayImage::new(20 + i, 12 + i % 7).save(path).unwrap();
+    }
+    image::RgbaImage::from_pixel(9, 8, image::Rgba([1, 2, 3, 4])).save(place.path("set/x.png")).unwrap();
+    fs::write(place.path("set/notes.txt"), "x").unwrap();
+    let done = place.ddpm(&["data", "check", "set"]).fails(1, &[]);
+    for part in [
+        "forms             40  12 to 18 x 20 to 59 grey, 8 bits a sample: 40 sizes, ",
+        "1  8x9 RGBA, 8 bits a sample",
+        "(--all lists every size)",
+        "notes       1 file ignored: not named as pictures",
+        "41 sizes, 8 to 18 x 9 to 59 (height x width): ",
+        " and 36 more; --size",
+    ] {
+        assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
+    }
+    let done = place.ddpm(&["data", "check", "set", "--all"]).fails(1, &[]);
+    assert_eq!(done.out.matches("bits a sample").count(), 41, "{}", done.out);
+}
+
+#[test]
+fn a_run_with_another_order_of_classes_goes_on_with_its_own() {
+    let place = Place::new();
+    for (i, name) in ["1", "2", "10"].iter().enumerate() {
+        for k in 0..2 {
+            picture(&place.path(format!("set/{name}/{k}.png")), 12, 12, (60 * i + 9 * k) as u8);
+        }
+    }
+    let more = ["--data=set", "--set=attention.num_class_embeds=3"];
+    place.train("whole", 6, 0, &more).well();
+    place.train("part", 3, 0, &more).well();
+    place.ddpm(&["train", "--resume", "part", "--steps=6"]).well();
+    assert_eq!(losses(&place.path("runs/part")), losses(&place.path("runs/whole")));
+    let draw = |run: &str| {
+        let done = place.ddpm(&["sample", run, "-n1", "--class=10", "--steps=2"]).well();
+        (done.err.lines().next().unwrap().to_owned(), fs::read(place.path(done.out.trim())).unwrap())
+    };
+    assert_eq!(draw("part"), draw("whole"));
+    assert!(draw("whole").0.ends_with("10 (#2)"));
+    // A class that the run has not learnt is refused by its name.
+    fs::rename(place.path("set/10"), place.path("set/11")).unwrap();
+    place
+        .ddpm(&["train", "--resume", "part", "--steps=8"])
+        .fails(1, &["it has a class \"11\" that the run was not trained on; the run's classes are 1, 2, 10"]);
+}

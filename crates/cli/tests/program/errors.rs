@@ -91,7 +91,7 @@ fn all_broken_pictures_are_listed_and_can_be_left_out() {
     train(&[]).fails(
         1,
         &[
-            "3 files cannot be read as images",
+            "3 files cannot be read as images:",
             "pictures/cut.png: ",
             "pictures/text.png: ",
             "pictures/nothing.jpg: ",
@@ -130,7 +130,7 @@ fn pictures_of_several_sizes_ask_for_one() {
     let train = [&train[..], &["--config", "plain.toml"]].concat();
     place
         .ddpm(&train)
-        .fails(1, &["the pictures have 2 sizes", "12x12 (2 pictures)", "24x16 (1 picture)", "--size H"]);
+        .fails(1, &["the images have 2 sizes", "12x12 (2 pictures)", "24x16 (1 picture)", "--size H"]);
     place.ddpm(&[&train[..], &["--size", "12x16"]].concat()).well();
 }
 
@@ -399,4 +399,56 @@ fn a_device_that_is_not_there_is_told_with_what_to_do() {
     place.ddpm(&with(&["--steps", "1", "--set", "train.device=gpu"])).fails(1, &["train.device", "cuda:1"]);
     place.ddpm(&["train", "--device", "tpu"]).fails(2, &["tpu", "auto, cpu, cuda"]);
     place.ddpm(&with(&["--steps", "1", "--device", "cpu", "--name", "r"])).well();
+}
+
+#[test]
+fn a_list_of_thousands_is_cut_and_a_file_has_all_of_it() {
+    let place = Place::new();
+    for i in 0..3 {
+        picture(&place.path(format!("pictures/{i}.png")), 12, 12, 20 * i);
+    }
+    for i in 0..500 {
+        fs::write(place.path(format!("pictures/bad-{i:03}.png")), "no image").unwrap();
+    }
+    let done = place.ddpm(&with(&["--data", "pictures", "--steps=1"])).fails(
+        1,
+        &["500 files cannot be read as images:", "bad-019.png: ", "and 480 more", "--on-bad-file skip"],
+    );
+    assert!(done.err.lines().count() < 30 && !done.err.contains("bad-020.png"), "{}", done.err);
+    let list = done.err.split_once("all 500 are listed in ").expect("a file").1.trim();
+    let all = fs::read_to_string(list).unwrap();
+    fs::remove_file(list).unwrap();
+    assert_eq!(all.lines().filter(|line| line.contains(".png: is not a picture")).count(), 500);
+
+    let done =
+        place.ddpm(&with(&["--data", "pictures", "--steps=1", "--on-bad-file=skip", "--name=r"])).well();
+    assert!(done.err.contains("and 480 more") && done.err.lines().count() < 40, "{}", done.err);
+    assert!(done.err.contains("left out: all 500 are listed in runs/r/left-out.txt"), "{}", done.err);
+    assert_eq!(fs::read_to_string(place.path("runs/r/left-out.txt")).unwrap().lines().count(), 500);
+    let done = place.ddpm(&["data", "check", "pictures"]).fails(1, &[]);
+    assert!(done.out.contains("and 480 more (--all lists them)"), "{}", done.out);
+    let done = place.ddpm(&["data", "check", "pictures", "--all"]).fails(1, &[]);
+    assert!(done.out.contains("bad-499.png: "), "{}", done.out);
+}
+
+#[cfg(unix)]
+#[test]
+fn names_from_outside_do_nothing_to_the_terminal_and_are_quoted_in_commands() {
+    let place = Place::new();
+    let name = "my \x1b[31mphotos\u{202e}";
+    for i in 0..3 {
+        picture(&place.path(format!("{name}/{i}.png")), 12, 12, 20 * i);
+    }
+    fs::write(place.path(format!("{name}/x\nddpm: all is well.png")), "no image").unwrap();
+    let args = ["--data", name, "--steps=1", "--on-bad-file=skip", "--name=my run"];
+    let done = place.ddpm(&with(&args)).well();
+    for text in [&done.err, &done.out, &fs::read_to_string(place.path("runs/my run/README.md")).unwrap()] {
+        assert!(!text.contains(['\x1b', '\u{202e}']), "{text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("ddpm: all is well")), "{text}");
+    }
+    assert!(done.err.contains("my \\x1b[31mphotos\\u{202e}"), "{}", done.err);
+    assert!(done.err.contains("x\\nddpm: all is well.png: is not a picture"), "{}", done.err);
+    assert!(done.err.contains("ddpm sample 'runs/my run' -n 64"), "{}", done.err);
+    let done = place.ddpm(&["data", "check", name]).fails(1, &[]);
+    assert!(!done.out.contains(['\x1b', '\u{202e}']), "{:?}", done.out);
 }

@@ -288,3 +288,46 @@ fn lists_of_levels_that_leave_no_images_are_refused_by_name() {
             .fails(1, &["uniform in 1 step begins at t = 0", "trailing"]);
     }
 }
+
+#[test]
+fn the_class_that_is_drawn_is_said_by_its_name() {
+    let place = Place::new();
+    for (i, name) in ["01", "02", "10"].iter().enumerate() {
+        for k in 0..2 {
+            picture(&place.path(format!("months/{name}/{k}.png")), 12, 12, (50 * i + 9 * k) as u8);
+        }
+    }
+    fs::create_dir(place.path("months/11")).unwrap();
+    fs::write(place.path("months/11/a.png"), "no image").unwrap();
+    let more = ["--data=months", "--on-bad-file=skip", "--set=attention.num_class_embeds=3"];
+    let done = place.train("r", 2, 0, &more).well();
+    assert!(done.err.contains("1 class without images left out (11): 3 of the 4 are left"), "{}", done.err);
+    let card = fs::read_to_string(place.path("runs/r/README.md")).unwrap();
+    assert!(card.contains("Their indices, from 0, are in this order: `01`, `02`, `10`."), "{card}");
+    let draw = |more: &[&str]| place.ddpm(&[&["sample", "r", "--steps=2"], more].concat());
+    assert!(draw(&["-n1", "--class=02"]).well().err.contains("class     02 (#1)\n"));
+    assert!(draw(&["-n1", "--class=#2"]).well().err.contains("class     10 (#2)\n"));
+    assert!(draw(&["--class=all"]).well().err.contains("rows      01, 02, 10, from the top\n"));
+    assert!(draw(&["-n3"]).well().err.contains("classes   3 in turn: 01, 02, 10\n"));
+    draw(&["-n1", "--class=1"]).fails(
+        1,
+        &[
+            "there is no class \"1\"; did you mean \"01\"?",
+            "the classes 01, 02, 10",
+            "index 1 is \"02\": --class=#1",
+        ],
+    );
+}
+
+#[test]
+fn an_input_of_240_bytes_in_its_name_has_results() {
+    let place = Place::new();
+    place.train("r", 1, 0, &[]).well();
+    let name = format!("{}.png", "東".repeat(80));
+    picture(&place.path(&name), 12, 12, 90);
+    let done = place.ddpm(&["denoise", "r", &name, "--sigma=0.1"]).well();
+    assert!(place.path(done.out.trim()).is_file(), "{}", done.out);
+    let long = format!("{}.png", "a".repeat(251));
+    place.ddpm(&["data", "show", "digits", "--size=12", "-n4", "-o", &long]).well();
+    assert!(place.path(&long).is_file());
+}

@@ -18,12 +18,14 @@ pub struct Check {
     pub pictures: usize,
     /// The forms that they have, the most frequent first.
     pub found: Vec<Found>,
-    /// The classes with the pictures that each has, by label; empty when there are no labels.
+    /// The classes with the images that each has, by label; empty when there are no labels.
     pub classes: Vec<(String, usize)>,
     /// All files that cannot be read, with the reasons.
     pub unreadable: Vec<(PathBuf, String)>,
     /// The pictures that show the same, pixel by pixel, before they are resized; each group has at least two.
     pub duplicates: Vec<Vec<PathBuf>>,
+    /// What a person should be told, whether or not a training would take the set; its own notes begin with these.
+    pub notes: Vec<String>,
     /// Bytes of the pictures decoded, as they would be kept in memory.
     pub decoded_bytes: u64,
     /// The set as a training would open it without the unreadable files, or why it would not.
@@ -32,10 +34,10 @@ pub struct Check {
 
 impl Check {
     fn new(survey: Survey, options: &DataOptions) -> Self {
-        let mut classes: Vec<_> = survey.classes.iter().map(|name| (name.clone(), 0)).collect();
+        let mut classes: Vec<_> = survey.classes.names.iter().map(|name| (name.clone(), 0)).collect();
         let mut same: BTreeMap<[u8; 32], Vec<usize>> = BTreeMap::new();
         for (i, picture) in &survey.seen {
-            if let Some(class) = survey.source.label(*i).and_then(|label| classes.get_mut(label as usize)) {
+            if let Some(class) = survey.label(*i).and_then(|label| classes.get_mut(label as usize)) {
                 class.1 += 1;
             }
             same.entry(picture.content.unwrap_or_default()).or_default().push(*i);
@@ -50,6 +52,7 @@ impl Check {
             classes,
             unreadable: survey.bad.clone(),
             duplicates: groups.into_iter().map(|group| group.into_iter().map(place).collect()).collect(),
+            notes: survey.notes.clone(),
             decoded_bytes: survey.bytes(),
             set: survey
                 .into_set(&DataOptions { on_bad_file: OnBadFile::Skip, ..options.clone() })
@@ -79,6 +82,28 @@ pub fn check(path: &Path, options: &DataOptions, memory: u64) -> Result<Check> {
 mod tests {
     use super::*;
     use image::{GrayImage, Luma, RgbImage};
+
+    #[test]
+    fn pages_and_ignored_files_are_told_although_the_set_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        GrayImage::new(6, 6).save(folder.path().join("a.png")).unwrap();
+        let mut gif = Vec::new();
+        let mut encoder = image::codecs::gif::GifEncoder::new(&mut gif);
+        for _ in 0..3 {
+            encoder.encode_frame(image::Frame::new(image::RgbaImage::new(8, 8))).unwrap();
+        }
+        drop(encoder);
+        std::fs::write(folder.path().join("b.gif"), gif).unwrap();
+        std::fs::write(folder.path().join("notes.txt"), "x").unwrap();
+        let found = check(folder.path(), &DataOptions::default(), 1 << 20).unwrap();
+        assert!(found.set.is_err());
+        let notes = found.notes.join("\n");
+        assert!(notes.contains("1 file ignored"), "{notes}");
+        assert!(
+            notes.contains("1 of 2 pictures is of several pages or frames: the first is read"),
+            "{notes}"
+        );
+    }
 
     #[test]
     fn all_about_a_folder_is_told() {

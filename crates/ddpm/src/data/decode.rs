@@ -9,8 +9,8 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use sha2::{Digest, Sha256};
 
-use super::Found;
 use super::options::{Alpha, DataOptions};
+use super::{Found, frames, jpeg};
 
 /// Files longer than this are not read.
 const MAX_FILE: u64 = 1 << 30;
@@ -83,6 +83,8 @@ pub(super) struct Facts {
     pub composited: bool,
     /// The file says that the camera was turned.
     pub turned: bool,
+    /// The file holds further pages or frames, which are not read.
+    pub more_frames: bool,
 }
 
 /// u8 or u16.
@@ -177,7 +179,7 @@ fn decode_reduced(bytes: &[u8], options: &DataOptions) -> Result<(Pixels, Facts)
         _ => return Err("has floating-point pixels; save it with 8 or 16 bits a sample".into()),
     };
     let (pixels, facts) = reduced(Pixels { height, width, channels, samples }, options);
-    Ok((pixels, Facts { turned, ..facts }))
+    Ok((pixels, Facts { turned, more_frames: frames::count(bytes) > 1, ..facts }))
 }
 
 /// Drops channels that say nothing and those that were not asked for.
@@ -190,6 +192,7 @@ pub(super) fn reduced(pixels: Pixels, options: &DataOptions) -> (Pixels, Facts) 
         opaque_alpha: false,
         composited: false,
         turned: false,
+        more_frames: false,
     };
     let (channels, samples) = match samples {
         Samples::U8(data) => {
@@ -209,8 +212,8 @@ fn decode_upright(bytes: &[u8]) -> Result<(DynamicImage, bool), String> {
     // By content: a wrong extension is common and harmless.
     let format = image::guess_format(bytes)
         .map_err(|_| "is not a picture: its content is of no known picture format".to_owned())?;
-    if format == ImageFormat::Jpeg && !jpeg_ends(bytes) {
-        return Err("is cut off: the JPEG has no end".into());
+    if format == ImageFormat::Jpeg {
+        jpeg::check(bytes)?;
     }
     let mut limits = Limits::default();
     limits.max_image_width = Some(MAX_DECODED_SIDE);
@@ -229,14 +232,6 @@ fn decode_upright(bytes: &[u8]) -> Result<(DynamicImage, bool), String> {
     let mut picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
     picture.apply_orientation(orientation);
     Ok((picture, orientation != Orientation::NoTransforms))
-}
-
-/// Whether the last scan of a JPEG is closed by an end marker. The decoder fills what is missing with grey, which
-/// would go into the training unnoticed.
-fn jpeg_ends(bytes: &[u8]) -> bool {
-    // In a scan a byte 0xFF is always stuffed, so both markers are unambiguous.
-    let last = |marker: [u8; 2]| bytes.windows(2).rposition(|w| w == marker);
-    matches!((last([0xFF, 0xDA]), last([0xFF, 0xD9])), (Some(scan), Some(end)) if end > scan)
 }
 
 fn reason(e: ImageError) -> String {

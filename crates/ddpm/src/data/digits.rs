@@ -155,7 +155,8 @@ impl Digits {
         let labels = (0..count as u32).map(|i| i % 10).collect();
         let source = Packed { height: size, width: size, channels: 1, data, labels, files: Vec::new() };
         let classes = (0..10).map(|digit| digit.to_string()).collect();
-        let content = Content { source: Box::new(source), classes, notes: Vec::new(), bad: Vec::new() };
+        let (source, sorted, notes) = (Box::new(source), false, Vec::new());
+        let content = Content { source, classes, sorted, notes, bad: Vec::new() };
         let name = format!("built-in digits, seed {seed}");
         Survey::new(Path::new("digits"), name, content, options, DEFAULT_MEMORY, contents)
     }

@@ -8,6 +8,7 @@ use super::pictures::Seen;
 use super::transform::enlarges;
 use super::{Found, channels_name, count, shorten, unusable};
 use crate::error::{Error, Result};
+use crate::text::thousands;
 
 /// The forms of the files, the most frequent first.
 pub(super) fn tally(pictures: &[(usize, Seen)]) -> Vec<Found> {
@@ -45,13 +46,18 @@ pub(super) fn common_size(
         None => Err(unusable(
             path,
             format!(
-                "the pictures have {} sizes (height x width): {listed}; --size H (or HxW) resizes them all",
-                sizes.len()
+                "the images have {} sizes{} (height x width): {listed}; --size H (or HxW) resizes them all",
+                thousands(sizes.len()),
+                range(&sizes)
             ),
         )),
         Some((h, w)) => {
             if sizes.len() > 1 {
-                notes.push(format!("{} sizes found (height x width): {listed}", sizes.len()));
+                notes.push(format!(
+                    "{} sizes found{} (height x width): {listed}",
+                    thousands(sizes.len()),
+                    range(&sizes)
+                ));
             }
             let side = options.resize_side.filter(|_| options.resize == Resize::ShortSide);
             if sizes.iter().any(|&(size, _)| size != (h, w) || side.is_some_and(|s| s != size.0.min(size.1)))
@@ -77,6 +83,20 @@ pub(super) fn common_size(
             tell(pictures, notes, small, &format!("smaller than {least}, and enlarged"));
             Ok((h, w))
         }
+    }
+}
+
+/// The least and the greatest sides, where there are too many sizes to name them all.
+fn range(sizes: &[((usize, usize), usize)]) -> String {
+    let sides = |f: fn(&(usize, usize)) -> usize| {
+        let all = || sizes.iter().map(|(size, _)| f(size));
+        Some((all().min()?, all().max()?))
+    };
+    match (sides(|s| s.0), sides(|s| s.1)) {
+        (Some((h, most_h)), Some((w, most_w))) if sizes.len() > 5 => {
+            format!(", {h} to {most_h} x {w} to {most_w}")
+        }
+        _ => String::new(),
     }
 }
 

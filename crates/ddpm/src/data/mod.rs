@@ -10,9 +10,12 @@
 //! set of many; [`open_picture`] is for a file alone.
 
 mod check;
+mod classes;
 mod decode;
 pub mod digits;
 mod form;
+mod frames;
+mod jpeg;
 pub mod loader;
 mod mask;
 mod options;
@@ -32,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::text::{listed, shown};
 pub use check::{Check, check};
 pub use mask::{Mask, open_mask};
 pub use options::{Alpha, CsvOptions, DataOptions, OnBadFile, Resize};
@@ -181,7 +185,7 @@ pub fn open_within(path: &Path, options: &DataOptions, memory: u64) -> Result<Bo
 fn survey(path: &Path, options: &DataOptions, memory: u64, contents: bool) -> Result<pictures::Survey> {
     options.check()?;
     let content = source::find(path, options, memory)?;
-    pictures::Survey::new(path, path.display().to_string(), content, options, memory, contents)
+    pictures::Survey::new(path, shown(path), content, options, memory, contents)
 }
 
 /// An [`Error::Data`].
@@ -196,11 +200,7 @@ fn count(n: usize, what: &str) -> String {
 
 /// The first few of `items`, and how many more.
 fn shorten(items: &[String]) -> String {
-    let mut text = items.iter().take(5).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if items.len() > 5 {
-        text += &format!(" and {} more", items.len() - 5);
-    }
-    text
+    listed(items, 5)
 }
 
 /// Builds [`Summary::fingerprint`].

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rayon::prelude::*;
 
+use super::classes::Classes;
 use super::decode::{Facts, Pixels};
 use super::form;
 use super::options::{DataOptions, OnBadFile};
@@ -13,6 +14,7 @@ use super::source::{Content, Source};
 use super::transform::Transform;
 use super::{Dataset, Fingerprint, PictureShape, Summary, count, shorten, unusable};
 use crate::error::{Error, Result};
+use crate::text::shown;
 
 /// The form of a base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +44,8 @@ pub(super) struct Survey {
     pub name: String,
     path: PathBuf,
     pub source: Box<dyn Source>,
-    pub classes: Vec<String>,
+    pub classes: Classes,
+    /// What to tell whether or not the set can be used.
     pub notes: Vec<String>,
     /// The pictures that can be read: each one's number in the source, and what is known of it.
     pub seen: Vec<(usize, Seen)>,
@@ -62,7 +65,7 @@ impl Survey {
         memory: u64,
         contents: bool,
     ) -> Result<Self> {
-        let Content { source, classes, notes, bad: mut all_bad } = content;
+        let Content { source, classes, sorted, mut notes, bad: mut all_bad } = content;
         if u32::try_from(source.len()).is_err() {
             return Err(unusable(path, "it holds more than 2^32 pictures"));
         }
@@ -94,12 +97,26 @@ impl Survey {
             }
         }
         all_bad.append(&mut bad);
+        form::tell(
+            &seen,
+            &mut notes,
+            |p| p.facts.more_frames,
+            "of several pages or frames: the first is read",
+        );
+        let mut images = vec![0; classes.len()];
+        seen.iter().filter_map(|(i, _)| source.label(*i)).for_each(|class| images[class as usize] += 1);
+        let classes = Classes::new(&classes, &images, sorted, &mut notes);
         Ok(Self { name, path: path.to_owned(), source, classes, notes, seen, bad: all_bad, memory })
     }
 
     /// Bytes of all bases.
     pub fn bytes(&self) -> u64 {
         self.seen.iter().map(|(_, p)| p.bytes).sum()
+    }
+
+    /// The class of picture `i` of the source.
+    pub fn label(&self, i: usize) -> Option<u32> {
+        self.source.label(i).and_then(|class| self.classes.label(class))
     }
 
     /// The set in one form.
@@ -111,14 +128,14 @@ impl Survey {
         }
         if seen.is_empty() {
             let reasons: Vec<_> =
-                skipped.iter().map(|(p, reason)| format!("{}: {reason}", p.display())).collect();
+                skipped.iter().map(|(p, reason)| format!("{}: {reason}", shown(p))).collect();
             return Err(unusable(
                 &path,
-                format!("no file here can be read as a picture ({})", shorten(&reasons)),
+                format!("no file here can be read as an image ({})", shorten(&reasons)),
             ));
         }
         if !skipped.is_empty() {
-            notes.push(format!("{} skipped: not readable as a picture", count(skipped.len(), "file")));
+            notes.push(format!("{} skipped: not readable as an image", count(skipped.len(), "file")));
         }
         let transform = Transform::new(options);
         let found = form::tally(&seen);
@@ -141,16 +158,17 @@ impl Survey {
         let mut fingerprint = Fingerprint::new();
         let mut labels = Vec::new();
         for (i, picture) in &seen {
-            let label = source.label(*i);
-            labels.extend(label);
-            fingerprint.add(source.name(*i), label, &picture.digest);
+            let class = source.label(*i);
+            labels.extend(class.and_then(|class| classes.label(class)));
+            // With the source's own number, which depends neither on what a run knows nor on what was skipped.
+            fingerprint.add(source.name(*i), class, &picture.digest);
         }
         let summary = Summary {
             source: name,
             pictures: seen.len(),
             shape: PictureShape { height, width, channels },
             bit_depth,
-            classes: classes.len(),
+            classes: classes.names.len(),
             found,
             skipped,
             memory_bytes: if cached { bytes } else { source.memory() },
@@ -161,7 +179,7 @@ impl Survey {
             bases: Vec::new(),
             outside: None,
             labels,
-            classes,
+            classes: classes.names,
             transform,
             options: options.clone(),
             summary,
@@ -299,8 +317,9 @@ mod tests {
         }
         let text = message(plain(&folder));
         assert!(
-            text.contains("7 sizes (height x width): 20x30 (3 pictures), 1x9 (1 picture), ")
-                && text.contains("and 2 more"),
+            text.contains(
+                "7 sizes, 1 to 20 x 9 to 30 (height x width): 20x30 (3 pictures), 1x9 (1 picture), "
+            ) && text.contains("and 2 more"),
             "{text}"
         );
         assert!(text.contains("--size H (or HxW) resizes them all"));
@@ -421,7 +440,7 @@ mod tests {
         assert!(notes(&*set).contains("3 files skipped"));
         fs::remove_file(folder.path().join("x/c.png")).unwrap();
         fs::remove_file(folder.path().join("y/good.png")).unwrap();
-        assert!(message(open(folder.path(), &options)).contains("no file here can be read as a picture"));
+        assert!(message(open(folder.path(), &options)).contains("no file here can be read as an image"));
     }
 
     #[test]

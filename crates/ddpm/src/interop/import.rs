@@ -12,6 +12,7 @@ use super::roles::Role;
 use super::sets::Listed;
 use super::source::{Source, read_all, read_classes, refuse};
 use crate::nets::{self, Shapes};
+use crate::text::shown;
 use crate::train::checkpoint::{
     self, Checkpoint, Manifest, NamedTensor, Which, check_fits, is_counter, list,
 };
@@ -262,7 +263,7 @@ fn describe(
             let json = diffusers::read_json(path)?;
             let is_its = diffusers::is_unet(&json);
             if !is_its {
-                notes.push(format!("{} is of no UNet2DModel, and was not looked at", path.display()));
+                notes.push(format!("{} is of no UNet2DModel, and was not looked at", shown(&path)));
             }
             is_its.then(|| diffusers::unet(path, &json)).transpose()?
         }
@@ -423,7 +424,8 @@ impl Imported {
         };
         let facts = CardFacts {
             parameters,
-            data: format!("not known; imported from {}", self.file.display()),
+            classes: checkpoint.manifest.classes.clone(),
+            data: format!("not known; imported from {}", shown(&self.file)),
             steps: 0,
             loss: None,
             seconds: None,

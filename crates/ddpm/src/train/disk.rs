@@ -6,6 +6,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
+use crate::text::capped;
 use crate::{Error, Result};
 
 /// A file being written.
@@ -73,7 +74,8 @@ pub(crate) fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()
 /// Puts `bytes` in the place of the file at `path`, or makes it, in one step.
 pub(crate) fn replace(disk: &dyn Disk, path: &Path, bytes: &[u8], doing: &'static str) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
+    // A name may be as long as file systems let it, and what is added to it must have room.
+    let temporary = path.with_file_name(format!(".tmp-{}-{}", capped(&name, 100), std::process::id()));
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let done = write(disk, &temporary, bytes)
         .and_then(|()| disk.rename(&temporary, path))

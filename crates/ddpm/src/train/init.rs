@@ -1,13 +1,15 @@
 //! Weights from elsewhere as the beginning of a training, and whether its settings are those they were learnt with.
 
 use super::checkpoint::{self, Manifest};
+use super::classes;
 use super::config::{Change, Config, Difference};
 use super::resume::{Remark, check_learnt};
 use super::run::RunFolder;
 use super::trainer::Trainer;
+use crate::data::Dataset;
 use crate::error::Result;
 use crate::interop::{self, Options, read_weights};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Weights to begin with.
 #[derive(Clone, Copy, Debug)]
@@ -27,24 +29,42 @@ struct Known {
 /// What is known of the weights at `path`: of a run or one of its checkpoints, or of a file in one, all; else what [`interop::read`]
 /// finds.
 fn known(path: &Path) -> Option<Known> {
-    let told = |folder: &Path| {
-        let config = Manifest::read(folder).ok()?.config(folder).ok()?;
-        Some(Known { config, assumed: Vec::new() })
-    };
-    if path.is_dir() {
-        if let Some(known) = told(path) {
-            return Some(known);
-        }
-        if let Ok(run) = RunFolder::open(path, path) {
-            let (folder, _) = checkpoint::newest_manifest(&run.checkpoints()).ok()??;
-            return told(&folder);
-        }
-    } else if let Some(known) = path.parent().and_then(told) {
-        return Some(known);
+    if let Some(folder) = checkpoint_of(path) {
+        let config = Manifest::read(&folder).ok()?.config(&folder).ok()?;
+        return Some(Known { config, assumed: Vec::new() });
     }
     let read = interop::read(path, &Options::default()).ok()?;
     let assumed = read.assumed.iter().map(|a| a.key.to_owned()).collect();
     Some(Known { config: read.config, assumed })
+}
+
+/// The checkpoint that the weights at `path` are of, where they are a run's, a checkpoint's, or a file in one.
+fn checkpoint_of(path: &Path) -> Option<PathBuf> {
+    let whole = |folder: &Path| Manifest::read(folder).is_ok();
+    match path.is_dir() {
+        true if whole(path) => Some(path.to_owned()),
+        true => {
+            let run = RunFolder::open(path, path).ok()?;
+            checkpoint::newest_manifest(&run.checkpoints()).ok()?.map(|(folder, _)| folder)
+        }
+        false => path.parent().filter(|folder| whole(folder)).map(Path::to_owned),
+    }
+}
+
+/// The data; if its classes are those that the weights at `path` were trained on, with the numbers that these have there. Other
+/// classes are for the training to learn.
+pub(super) fn with_known_classes(data: Box<dyn Dataset>, path: &Path) -> Box<dyn Dataset> {
+    let manifest = checkpoint_of(path).and_then(|folder| Manifest::read(&folder).ok());
+    let known = manifest.map_or(Vec::new(), |manifest| manifest.classes);
+    let sorted = |names: &[String]| {
+        let mut names = names.to_vec();
+        names.sort();
+        names
+    };
+    if sorted(&known) != sorted(data.classes()) {
+        return data;
+    }
+    classes::as_learnt(data, &known).0
 }
 
 /// The differences that matter to weights: neither the data nor the images' size is learnt by them alone.

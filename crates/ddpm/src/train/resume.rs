@@ -12,6 +12,7 @@ use super::rate::LearningRate;
 use super::run::{Metrics, RunFolder, RunRecord, count_from_zero, missing_metrics, read_metrics};
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
+use crate::text::{quoted, shown};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -97,7 +98,7 @@ fn find(run: &RunFolder, resume: &Resume<'_>, metrics: &[Metrics]) -> Result<(Op
             {
                 let reason = format!(
                     "{reason}; begin a run with its weights: --init {}, or go on from it all the same with --force",
-                    path.display()
+                    quoted(&path)
                 );
                 return Err(Error::Checkpoint { path, reason });
             }
@@ -113,7 +114,7 @@ fn edits(run: &RunFolder) -> Result<(Vec<Difference>, Option<Remark>)> {
     };
     let saved = manifest.config(&path)?;
     if !run.config_path().exists() {
-        let text = format!("config.toml is gone; it is written again from {}", path.display());
+        let text = format!("config.toml is gone; it is written again from {}", shown(&path));
         return Ok((Vec::new(), Some(Remark::Note(text))));
     }
     Ok((saved.differences(&run.read_config()?), None))
@@ -340,7 +341,7 @@ fn told_of_data(trainer: &Trainer, manifest: &Manifest, path: &Path) -> Option<R
     };
     Some(Remark::Warning(format!(
         "the pictures are not those that {} was trained on{count}: the run goes on with {}, and cannot be repeated from these alone",
-        path.display(),
+        shown(path),
         summary.source
     )))
 }

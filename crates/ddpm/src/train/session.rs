@@ -15,6 +15,7 @@ use crate::picture::{Picture, save_png};
 use crate::plot::sheet::{self, Sheet};
 use crate::sampler::Options;
 use crate::schedule::Schedule;
+use crate::text::shown;
 use ddpm_engine::Region;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -137,7 +138,11 @@ impl Session {
     /// # Errors
     /// Weights that were learnt with other settings ([`Change::Learnt`](super::config::Change)), if it is not forced.
     pub fn prepare(config: &Config, init: Option<Init<'_>>) -> Result<(Trainer, Vec<Remark>)> {
-        let mut trainer = Trainer::new(config, open_data(config)?)?;
+        let mut data = open_data(config)?;
+        if let Some(init) = init {
+            data = init::with_known_classes(data, init.path);
+        }
+        let mut trainer = Trainer::new(config, data)?;
         let remarks = init.map_or(Ok(Vec::new()), |init| init::begin_with(&mut trainer, init))?;
         Ok((trainer, remarks))
     }
@@ -208,11 +213,11 @@ impl Session {
         RunRecord { id: Some(id.clone()), ..RunRecord::read(run.path()) }.write(run.path())?;
         for path in checkpoint::sweep_overtaken(&run.checkpoints(), step, Some(&id))? {
             let text =
-                format!("removed {}, which was set aside and which the run has passed since", path.display());
+                format!("removed {}, which was set aside and which the run has passed since", shown(&path));
             remarks.push(Remark::Note(text));
         }
         for path in checkpoint::set_aside_after(&run.checkpoints(), step)? {
-            let text = format!("set aside {}, which is newer than the one taken up", path.display());
+            let text = format!("set aside {}, which is newer than the one taken up", shown(&path));
             remarks.push(Remark::Warning(text));
         }
         // Of steps that are made again, perhaps in another way.
@@ -440,7 +445,7 @@ impl Session {
         if self.run.config_path().exists() && self.run.read_config().ok().as_ref() != Some(&self.written) {
             let path = self.run.config_path();
             let text =
-                format!("{} was edited while the run trained; it counts when it is taken up", path.display());
+                format!("{} was edited while the run trained; it counts when it is taken up", shown(&path));
             on_event(Event::Warning(text));
         } else {
             self.run.write_config(self.trainer.config())?;
@@ -465,6 +470,7 @@ impl Session {
         let summary = self.trainer.data().summary();
         let facts = CardFacts {
             parameters: self.trainer.tensor_numbers(),
+            classes: self.trainer.class_names().to_vec(),
             data: format!("{} ({} pictures, {})", summary.source, summary.pictures, summary.shape),
             steps: step,
             loss: self.loss(),

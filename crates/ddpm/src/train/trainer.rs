@@ -197,6 +197,11 @@ impl Trainer {
         &*self.data
     }
 
+    /// The names of the classes that the network learns, by their numbers; none where it takes no classes.
+    pub fn class_names(&self) -> &[String] {
+        if self.graph.label.is_some() { self.data.classes() } else { &[] }
+    }
+
     /// Bytes of the data set in memory and of the batches read ahead.
     pub fn data_memory(&self) -> u64 {
         self.data.summary().memory_bytes + self.loader.memory()
@@ -463,9 +468,7 @@ impl Trainer {
         manifest.data = Some(self.data.summary().fingerprint.clone());
         manifest.images = Some(self.data.len() as u64);
         manifest.computed_by = Some(self.computed_by());
-        if self.graph.label.is_some() {
-            manifest.classes = self.data.classes().to_vec();
-        }
+        manifest.classes = self.class_names().to_vec();
         manifest.plateau = self.rate.plateau();
         Ok(Checkpoint {
             manifest,

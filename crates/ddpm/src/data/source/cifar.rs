@@ -10,6 +10,7 @@ use super::super::{count, unusable};
 use super::packed::Packed;
 use super::{Content, file_name_bytes};
 use crate::error::{Error, Result};
+use crate::text::shown;
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
@@ -47,7 +48,7 @@ pub(super) fn is_batch_name(path: &Path) -> bool {
 /// The training batches among the files of a folder in their order (the others if there are no training batches), and
 /// what to tell about the choice.
 pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(Vec<PathBuf>, Vec<String>)> {
-    let name = |path: &PathBuf| String::from_utf8_lossy(file_name_bytes(path)).into_owned();
+    let name = |path: &PathBuf| shown(path.file_name().unwrap_or_default());
     let training = |path: &&PathBuf| form(path).is_some_and(|f| f.training);
     let (mut chosen, rest): (Vec<_>, Vec<_>) = match candidates.iter().any(|p| training(&p)) {
         true => candidates.iter().partition(training),
@@ -117,7 +118,7 @@ pub(super) fn read(source: &Path, files: &[PathBuf], notes: Vec<String>, memory:
         }
     }
     let classes = classes(&packed, files, &form)?;
-    Ok(Content { source: Box::new(packed), classes, notes, bad: Vec::new() })
+    Ok(Content { source: Box::new(packed), classes, sorted: false, notes, bad: Vec::new() })
 }
 
 /// The names in the file beside the first batch, or numbers where there is none.
@@ -140,7 +141,7 @@ fn classes(packed: &Packed, files: &[PathBuf], form: &Form) -> Result<Vec<String
             "its record {} has the label {}, and {} has {}: it is damaged, or no CIFAR batch",
             at - first,
             packed.labels[at],
-            path.display(),
+            shown(&path),
             count(names.len(), "name")
         ),
     ))
@@ -211,8 +212,9 @@ mod tests {
             ("fine_label_names.txt", b"apple\nbear\ncup\n"),
         ]);
         let set = opened(folder.path()).unwrap();
-        assert_eq!(set.classes(), ["apple", "bear", "cup"]);
-        assert_eq!([set.label(0), set.label(1)], [Some(2), Some(0)]);
+        // The file has names of classes without images too.
+        assert_eq!(set.classes(), ["apple", "cup"]);
+        assert_eq!([set.label(0), set.label(1)], [Some(1), Some(0)]);
         assert_eq!(first_pixel(&*set, 1), [13, 14, 15]);
     }
 

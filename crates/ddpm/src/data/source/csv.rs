@@ -10,6 +10,7 @@ use super::super::options::CsvOptions;
 use super::super::{count, unusable};
 use super::{Content, Entry, Files, Store};
 use crate::error::{Error, Result};
+use crate::text::{LISTED, escaped, listed, shown};
 use crate::train::config::suggest::nearest;
 
 /// Pictures given twice that are named.
@@ -52,7 +53,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
             Some(first) => {
                 doubles += 1;
                 if twice.len() < NAMED {
-                    twice.push(format!("{id} (lines {first} and {line})"));
+                    twice.push(format!("{} (lines {first} and {line})", escaped(&id)));
                 }
             }
             None => {
@@ -78,7 +79,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
     let (mut entries, mut bad) = (Vec::new(), Vec::new());
     for (name, label, line) in rows {
         let file = folder.join(&name);
-        let table = path.file_name().unwrap_or_default().to_string_lossy();
+        let table = shown(path.file_name().unwrap_or_default());
         if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
             bad.push((file, format!("is outside of the folder (line {line} of {table})")));
         } else if !file.exists() {
@@ -88,14 +89,14 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
             entries.push(Entry { path: file, name: name.into_bytes(), label, at: 0 });
         }
     }
-    let mut notes = vec![format!("{} named by {}", count(entries.len(), "picture"), path.display())];
+    let mut notes = vec![format!("{} named by {}", count(entries.len(), "picture"), shown(path))];
     if entries.is_empty() {
         let reason = format!(
             "none of the {} pictures that {} names is here, as {}; data.path is the folder they are in, data.csv_extension \
              ({:?}) is added to an id, and the ids are in the column {:?}",
             bad.len(),
-            path.display(),
-            bad[0].0.display(),
+            shown(path),
+            shown(&bad[0].0),
             table.extension,
             &header[ids]
         );
@@ -110,7 +111,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
         ));
     }
     let source = Box::new(Files { entries, store: Store::Disk });
-    Ok(Content { source, classes, notes, bad })
+    Ok(Content { source, classes, sorted: true, notes, bad })
 }
 
 /// The file of an id: with its extension, unless the id has it, and without needless `./`.
@@ -159,7 +160,7 @@ fn column(path: &Path, header: &StringRecord, key: &str, name: &str) -> Result<u
         return Ok(at);
     }
     let hint = nearest(name, names()).map_or(String::new(), |near| format!("; did you mean {near:?}"));
-    let all = names().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
+    let all = listed(&names().map(|n| format!("{n:?}")).collect::<Vec<_>>(), LISTED);
     Err(unusable(path, format!("it has no column {name:?} (data.{key}){hint}; the columns are {all}")))
 }
 
@@ -265,7 +266,7 @@ mod tests {
     fn ids_without_a_file_are_all_listed_with_their_lines() {
         let folder = folder("id\n10\n11\n9\n../7\n");
         let text = message(with(&folder, |_| ()));
-        assert!(text.contains("2 files"), "{text}");
+        assert!(text.contains("2 files cannot"), "{text}");
         assert!(text.contains("11.png: is not there (line 3 of table.csv)"), "{text}");
         assert!(text.contains("7.png: is outside of the folder (line 5 of table.csv)"), "{text}");
         let skip = DataOptions { on_bad_file: OnBadFile::Skip, ..options(&folder) };

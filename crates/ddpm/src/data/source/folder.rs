@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::super::{count, shorten, unusable};
 use super::{Content, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_picture_name};
 use crate::error::{Error, Result};
+use crate::text::shown;
 
 /// The names in one folder, sorted by their bytes.
 #[derive(Default)]
@@ -23,6 +24,8 @@ pub(super) struct Arranged {
     pub entries: Vec<Entry>,
     pub classes: Vec<String>,
     pub notes: Vec<String>,
+    /// Folders that cannot be listed, with the reasons.
+    pub bad: Vec<(PathBuf, String)>,
 }
 
 fn list(folder: &Path) -> Result<Names> {
@@ -74,12 +77,13 @@ pub(super) fn find(path: &Path, memory: u64) -> Result<Content> {
         let (batches, notes) = cifar::choose(path, &top.cifar)?;
         return cifar::read(path, &batches, notes, memory);
     }
-    let Arranged { entries, classes, notes } = arrange(path, top, &mut list)?;
+    let Arranged { entries, classes, notes, bad } = arrange(path, top, &mut list)?;
     let source = Box::new(Files { entries, store: Store::Disk });
-    Ok(Content { source, classes, notes, bad: Vec::new() })
+    Ok(Content { source, classes, sorted: true, notes, bad })
 }
 
-/// Makes a set of the names at the top of `path`, and of those one level down, which `inside` lists.
+/// Makes a set of the names at the top of `path`, and of those one level down, which `inside` lists. A folder that it cannot list
+/// is bad like a file that cannot be read.
 pub(super) fn arrange(
     path: &Path,
     top: Names,
@@ -88,11 +92,18 @@ pub(super) fn arrange(
     let (mut hidden, mut other, mut deeper) = (top.hidden, top.other, 0);
     let mut classes: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
     let mut without: Vec<String> = Vec::new();
-    let mut with_samples = None;
+    let (mut with_samples, mut bad) = (None, Vec::new());
     for folder in top.folders {
-        let inside = inside(&folder)?;
+        let inside = match inside(&folder) {
+            Ok(inside) => inside,
+            Err(Error::Io { doing, source, .. }) => {
+                bad.push((folder, format!("cannot {doing}: {source}")));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if inside.pictures.is_empty() {
-            without.push(String::from_utf8_lossy(file_name_bytes(&folder)).into_owned());
+            without.push(shown(folder.file_name().unwrap_or_default()));
             if !inside.idx.is_empty() || !inside.cifar.is_empty() {
                 with_samples.get_or_insert(folder);
             }
@@ -105,6 +116,10 @@ pub(super) fn arrange(
     }
 
     if top.pictures.is_empty() && classes.is_empty() {
+        // What is bad says more than that there is nothing else.
+        if !bad.is_empty() {
+            return Err(Error::BadFiles { files: bad });
+        }
         let found =
             [(other, "other file"), (hidden, "hidden name"), (without.len(), "folder without pictures")]
                 .into_iter()
@@ -118,7 +133,7 @@ pub(super) fn arrange(
         let found = if found.is_empty() { "it is empty".to_owned() } else { format!("it holds {found}") };
         let hint = match with_samples {
             Some(folder) => {
-                format!("; IDX files or CIFAR batches are in {}: give that path", folder.display())
+                format!("; IDX files or CIFAR batches are in {}: give that path", shown(&folder))
             }
             None => String::new(),
         };
@@ -140,7 +155,7 @@ pub(super) fn arrange(
                  pictures, one with classes has all its pictures in them: move one or the other elsewhere",
                 count(top.pictures.len(), "picture"),
                 count(classes.len(), "folder"),
-                classes[0].0.display()
+                shown(&classes[0].0)
             ),
         ));
     }
@@ -174,15 +189,85 @@ pub(super) fn arrange(
             entries.push(Entry { path, name, label: Some(label as u32), at: 0 });
         }
     }
-    Ok(Arranged { entries, classes: names, notes })
+    Ok(Arranged { entries, classes: names, notes, bad })
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::support::{grey, message, notes, picture, plain, save};
-    use super::super::super::{Found, PictureShape};
+    use super::super::super::{DataOptions, Found, OnBadFile, PictureShape};
     use super::*;
     use tempfile::TempDir;
+
+    #[test]
+    fn class_folders_are_sorted_as_numbers_and_their_images_stay_where_they_stood() {
+        let folder = TempDir::new().unwrap();
+        for n in [1u8, 2, 3, 10, 12] {
+            save(&folder, &format!("{n}/a.png"), grey(3, 4, n));
+        }
+        let set = plain(&folder).unwrap();
+        assert_eq!(set.classes(), ["1", "2", "3", "10", "12"]);
+        let of = |set: &dyn super::super::super::Dataset| -> Vec<(u8, u32)> {
+            let value = |i| ((picture(set, i)[0] + 1.0) * 127.5).round() as u8;
+            (0..set.len()).map(|i| (value(i), set.label(i).unwrap())).collect()
+        };
+        // The images stand as they always did, by the bytes of their paths: runs go on to the same bits.
+        assert_eq!(of(&*set), [(1, 0), (10, 3), (12, 4), (2, 1), (3, 2)]);
+    }
+
+    #[test]
+    fn a_class_whose_files_are_all_skipped_is_none() {
+        let folder = TempDir::new().unwrap();
+        for name in ["cat/1.png", "dog/1.png"] {
+            save(&folder, name, grey(3, 4, 1));
+        }
+        fs::create_dir(folder.path().join("cow")).unwrap();
+        fs::write(folder.path().join("cow/1.png"), "no image").unwrap();
+        let skip = DataOptions { on_bad_file: OnBadFile::Skip, ..DataOptions::default() };
+        let set = super::super::super::open(folder.path(), &skip).unwrap();
+        assert_eq!((set.classes(), set.summary().classes), (&["cat".to_owned(), "dog".to_owned()][..], 2));
+        assert_eq!([set.label(0), set.label(1)], [Some(0), Some(1)]);
+        let notes = notes(&*set);
+        assert!(notes.contains("1 class without images left out (cow): 2 of the 3 are left"), "{notes}");
+    }
+
+    #[test]
+    fn a_class_folder_that_cannot_be_listed_is_bad_like_a_file() {
+        let folder = TempDir::new().unwrap();
+        for name in ["cat/1.png", "dog/1.png", "dog/2.png"] {
+            save(&folder, name, grey(3, 4, 1));
+        }
+        // The tests may run as one who may read everything: the system's answer is given here.
+        let denied = |path: &Path| match path.ends_with("cat") {
+            true => Err(Error::io(path, "list the folder")(std::io::ErrorKind::PermissionDenied.into())),
+            false => list(path),
+        };
+        let found = arrange(folder.path(), list(folder.path()).unwrap(), &mut denied.clone()).unwrap();
+        assert_eq!((found.classes, found.entries.len()), (vec!["dog".to_owned()], 2));
+        assert_eq!(
+            found.bad,
+            [(folder.path().join("cat"), "cannot list the folder: permission denied".to_owned())]
+        );
+        // Where nothing else is there, that is what is told.
+        fs::remove_dir_all(folder.path().join("dog")).unwrap();
+        let error = arrange(folder.path(), list(folder.path()).unwrap(), &mut denied.clone()).err().unwrap();
+        assert!(error.to_string().contains("cat: cannot list the folder"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn names_that_steer_a_terminal_are_escaped_in_every_message() {
+        let folder = TempDir::new().unwrap();
+        let name = "a\x1b[31m\n\u{202e}gnp";
+        save(&folder, "cat/1.png", grey(3, 4, 1));
+        fs::create_dir(folder.path().join(name)).unwrap();
+        let text = notes(&*plain(&folder).unwrap());
+        assert!(text.contains("no pictures inside: a\\x1b[31m\\n\\u{202e}gnp"), "{text:?}");
+        fs::write(folder.path().join(format!("cat/{name}.png")), "x").unwrap();
+        let text = message(plain(&folder));
+        assert!(text.contains("cat/a\\x1b[31m\\n\\u{202e}gnp.png: is not a picture"), "{text:?}");
+        assert!(!text.contains('\x1b') && text.lines().count() == 3, "{text:?}");
+    }
 
     #[test]
     fn a_flat_folder_is_read_in_the_order_of_its_names() {

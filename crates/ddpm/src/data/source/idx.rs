@@ -13,6 +13,7 @@ use super::super::unusable;
 use super::Content;
 use super::packed::Packed;
 use crate::error::{Error, Result};
+use crate::text::shown;
 
 /// DEFLATE never shrinks data more than 1032 to 1.
 const MAX_GZIP_RATIO: u64 = 1032;
@@ -35,7 +36,7 @@ pub(super) fn is_images_name(path: &Path) -> bool {
 /// Picks one of the picture files in a folder: training pictures before others before test pictures, a plain file
 /// before its compressed twin. The notes tell which ones are left.
 pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, Vec<String>)> {
-    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = |path: &PathBuf| shown(path.file_name().unwrap_or_default());
     let mut ranked: Vec<_> = candidates
         .iter()
         .map(|path| {
@@ -213,7 +214,7 @@ pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Re
                     [m] => format!("it holds {m} labels for {n} pictures"),
                     _ => format!("it has {} dimensions; labels have one", sizes.len()),
                 };
-                return Err(unusable(&path, format!("{reason} (of {})", images.display())));
+                return Err(unusable(&path, format!("{reason} (of {})", shown(images))));
             }
             data.into_iter().map(u32::from).collect()
         }
@@ -221,7 +222,7 @@ pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Re
     let classes = labels.iter().max().map_or(Vec::new(), |&most| (0..=most).map(|c| c.to_string()).collect());
     let files = vec![(0, images.to_owned())];
     let source = Box::new(Packed { height, width, channels: 1, data, labels, files });
-    Ok(Content { source, classes, notes, bad: Vec::new() })
+    Ok(Content { source, classes, sorted: false, notes, bad: Vec::new() })
 }
 
 #[cfg(test)]
@@ -276,7 +277,7 @@ mod tests {
 
     #[test]
     fn mnist_files_are_found_by_either_spelling_plain_or_gzipped() {
-        let labels = idx(8, &[4], &[3, 0, 3, 1]);
+        let labels = idx(8, &[4], &[3, 0, 2, 1]);
         for (images, labels_name, zipped) in [
             ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", false),
             ("train-images.idx3-ubyte", "train-labels.idx1-ubyte", false),
@@ -289,7 +290,7 @@ mod tests {
                 let set = opened(&path).unwrap();
                 assert_eq!((set.len(), set.shape()), (4, PictureShape { height: 2, width: 3, channels: 1 }));
                 assert_eq!(set.classes(), ["0", "1", "2", "3"]);
-                assert_eq!((0..4).map(|i| set.label(i).unwrap()).collect::<Vec<_>>(), [3, 0, 3, 1]);
+                assert_eq!((0..4).map(|i| set.label(i).unwrap()).collect::<Vec<_>>(), [3, 0, 2, 1]);
                 assert_eq!((0..4).map(|i| first_sample(&*set, i)).collect::<Vec<_>>(), [10, 16, 22, 28]);
                 assert_eq!(set.summary().notes, Vec::<String>::new());
                 assert_eq!(set.summary().source, path.display().to_string());
@@ -313,6 +314,21 @@ mod tests {
             "{notes}"
         );
         assert_eq!(opened(&folder.path().join("t10k-images-idx3-ubyte")).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn only_labels_with_images_are_classes() {
+        // EMNIST's letters are labelled from 1.
+        let labels = idx(8, &[5], &[1, 26, 3, 3, 1]);
+        let folder =
+            folder(&[("train-images-idx3-ubyte", &pictures(5, 0)), ("train-labels-idx1-ubyte", &labels)]);
+        let set = opened(folder.path()).unwrap();
+        assert_eq!(set.classes(), ["1", "3", "26"]);
+        let of: Vec<_> = (0..5).map(|i| set.label(i)).collect();
+        assert_eq!(of, [Some(0), Some(2), Some(1), Some(1), Some(0)]);
+        let notes = set.summary().notes.join("\n");
+        assert!(notes.contains("24 classes without images left out (0, 2, 4, 5"), "{notes}");
+        assert!(notes.contains("and 4 more): 3 of the 27 are left"), "{notes}");
     }
 
     #[test]

@@ -10,12 +10,14 @@ pub(super) mod idx;
 pub(super) mod packed;
 mod zip;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::decode::{Facts, Pixels, decode, read_capped};
 use super::options::DataOptions;
 use super::unusable;
 use crate::error::{Error, Result};
+use crate::text::shown;
 
 /// The file names that are taken for pictures, without regard to case.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif"];
@@ -46,8 +48,10 @@ pub(super) trait Source: Send + Sync {
 /// What a path holds.
 pub(super) struct Content {
     pub source: Box<dyn Source>,
-    /// The classes' names, by label.
+    /// The names of the classes, by the source's own numbers; some may have no images.
     pub classes: Vec<String>,
+    /// Whether the classes have no order but that of their names.
+    pub sorted: bool,
     /// What to tell about it.
     pub notes: Vec<String>,
     /// What belongs to the set and cannot be read, known before anything is decoded.
@@ -71,14 +75,23 @@ pub(super) fn find(path: &Path, options: &DataOptions, memory: u64) -> Result<Co
     }
     if kind.is_dir() {
         folder::find(path, memory)
-    } else if zip::is_zip(path) {
+    } else if !kind.is_file() {
+        // Opening a named pipe would wait for ever.
+        Err(unusable(path, "it is not a regular file; give a folder or a zip of images"))
+    } else if zip::begins_as_zip(path) {
         zip::open(path)
     } else if is_picture_name(path) {
         let entry = Entry { path: path.to_owned(), name: file_name_bytes(path).to_vec(), label: None, at: 0 };
         let source = Box::new(Files { entries: vec![entry], store: Store::Disk });
-        Ok(Content { source, classes: Vec::new(), notes: Vec::new(), bad: Vec::new() })
+        Ok(Content { source, classes: Vec::new(), sorted: false, notes: Vec::new(), bad: Vec::new() })
     } else if cifar::is_batch_name(path) {
         cifar::read(path, &[path.to_owned()], Vec::new(), memory)
+    } else if zip::has_directory(path) {
+        zip::open(path)
+    } else if let Some(kind) = zip::other_archive(path) {
+        let reason =
+            format!("it is {kind}, which is not read; unpack it and give the folder, or pack it as a zip");
+        Err(unusable(path, reason))
     } else {
         idx::read_set(path, Vec::new(), memory)
     }
@@ -97,7 +110,7 @@ fn missing(path: &Path) -> Error {
     };
     let mut reason = String::from("there is no such file or folder");
     if part != path {
-        reason += &format!(" ({} is missing already)", part.display());
+        reason += &format!(" ({} is missing already)", shown(part));
     }
     let wanted = part.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
     let close = std::fs::read_dir(folder).into_iter().flatten().flatten().filter_map(|entry| {
@@ -106,7 +119,7 @@ fn missing(path: &Path) -> Error {
         (distance <= 1.max(wanted.chars().count() / 3)).then_some((distance, name))
     });
     match close.min() {
-        Some((_, name)) => reason += &format!("; did you mean {}?", part.with_file_name(name).display()),
+        Some((_, name)) => reason += &format!("; did you mean {}?", shown(part.with_file_name(name))),
         None => reason += "; --data FOLDER (data.path) says where the pictures are",
     }
     unusable(path, reason)
@@ -156,7 +169,9 @@ impl Source for Files {
         let entry = &self.entries[i];
         let bytes = match &self.store {
             Store::Disk => read_capped(&entry.path)?,
-            Store::Zip(archive) => archive.read(entry.at)?,
+            // What unpacks is tested on hostile archives, yet a panic of its must not take a whole run down.
+            Store::Zip(archive) => catch_unwind(AssertUnwindSafe(|| archive.read(entry.at)))
+                .unwrap_or_else(|_| Err("cannot be unpacked; it is probably damaged".into()))?,
         };
         decode(&bytes, options)
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::tensors::from_bytes;
 use super::{Manifest, NamedTensor, Which, load_weights_only, weights_file};
+use crate::text::shown;
 use crate::train::disk::{self, Disk, RealDisk};
 use crate::train::run::RunRecord;
 use crate::{Error, Result};
@@ -100,8 +101,8 @@ impl Newest {
     /// What a person should know of the newer ones that are not whole, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let said = |(path, reason): &(PathBuf, String)| match reason.starts_with(OF_ANOTHER) {
-            true => format!("{} was passed over: it {reason}", path.display()),
-            false => format!("{} is damaged and was passed over: {reason}", path.display()),
+            true => format!("{} was passed over: it {reason}", shown(path)),
+            false => format!("{} is damaged and was passed over: {reason}", shown(path)),
         };
         self.skipped.iter().map(said).collect()
     }

@@ -173,14 +173,16 @@ impl Entry {
         {
             return Ok(config);
         }
-        let mut first = None;
+        let mut reasons = Vec::new();
         for reading in &self.readings {
             match with(Some(reading.clone())) {
                 Ok(config) => return Ok(config),
-                Err(reason) => first = first.or(Some(reason)),
+                Err(reason) => reasons.push(reason),
             }
         }
-        Err(first.unwrap_or_else(|| "has no value".into()))
+        // That a word of a list is not known says more than that the whole is no list.
+        let at = reasons.iter().position(|reason| reason.starts_with("unknown variant")).unwrap_or(0);
+        Err(reasons.into_iter().nth(at).unwrap_or_else(|| "has no value".into()))
     }
 }
 
@@ -191,8 +193,8 @@ fn known_section(name: &str) -> Result<(), String> {
     }
 }
 
-/// What a value on the command line may mean: TOML; `1e5` as a whole number; the text itself; a list without
-/// brackets.
+/// What a value on the command line may mean: TOML; `1e5` as an integer; the text itself; a list without brackets, of values or
+/// of words.
 fn readings(text: &str) -> Vec<Value> {
     let value = text.parse::<Value>().ok();
     let whole = match value {
@@ -203,7 +205,13 @@ fn readings(text: &str) -> Vec<Value> {
         _ => None,
     };
     let list = format!("[{text}]").parse().ok();
-    [value, whole, Some(Value::String(text.to_owned())), list].into_iter().flatten().collect()
+    let bare = text.trim().strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let word = |word: &str| {
+        let word = word.trim();
+        word.parse().ok().filter(Value::is_str).unwrap_or_else(|| Value::String(word.to_owned()))
+    };
+    let words = Value::Array(bare.split(',').map(word).collect());
+    [value, whole, Some(Value::String(text.to_owned())), list, Some(words)].into_iter().flatten().collect()
 }
 
 /// serde's message without Rust's names of types.

@@ -446,3 +446,29 @@ fn resolving_fills_in_what_the_data_tells() {
     assert!(Config::default().resolve(&DataFacts { count: usize::MAX, ..facts }).is_err());
     assert!(Config::default().resolve(&DataFacts { count: 0, ..facts }).is_err());
 }
+
+#[test]
+fn lists_of_words_take_commas_as_lists_of_integers_do() {
+    let types = |value: &str| {
+        let pairs =
+            [("unet2d.block_out_channels", "32,64"), ("unet2d.up_block_types", "UpBlock2D, AttnUpBlock2D")];
+        let all = [&pairs[..], &[("unet2d.down_block_types", value), ("network.name", "unet2d")]].concat();
+        set(&all).map(|config| config.unet2d.down_block_types).map_err(|e| e.to_string())
+    };
+    let expected = Ok(vec![BlockType::DownBlock2D, BlockType::AttnDownBlock2D]);
+    for value in [
+        "DownBlock2D,AttnDownBlock2D",
+        " DownBlock2D , AttnDownBlock2D ",
+        "[DownBlock2D, AttnDownBlock2D]",
+        "[\"DownBlock2D\", \"AttnDownBlock2D\"]",
+        "\"DownBlock2D\", 'AttnDownBlock2D'",
+    ] {
+        assert_eq!(types(value), expected, "{value}");
+    }
+    // A wrong word is told, not that it is no list.
+    let error = types("DownBlock2D,Down").unwrap_err();
+    assert!(error.contains("unet2d.down_block_types") && error.contains("Down`"), "{error}");
+    assert!(error.contains("AttnDownBlock2D"), "{error}");
+    // A text with commas stays one.
+    assert_eq!(set(&[("data.path", "my photos, 2024")]).unwrap().data.path, "my photos, 2024");
+}

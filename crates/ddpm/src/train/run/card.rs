@@ -7,14 +7,20 @@ use super::RunFolder;
 use crate::Result;
 use crate::objective::Weighting;
 use crate::process::Prediction;
+use crate::text::{escaped, quoted, quoted_value, thousands};
 use crate::train::config::{Config, LossKind, NetworkKind, SECTIONS};
 use crate::train::disk::{self, RealDisk};
+
+/// Most classes that are named.
+const LISTED_CLASSES: usize = 1000;
 
 /// What the card tells beside the settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CardFacts {
     /// Number of parameters of the network.
     pub parameters: u64,
+    /// The names of the classes that the network takes, by their numbers; none where it takes none, or they are not known.
+    pub classes: Vec<String>,
     /// What the data is, in a sentence: source, number and size of the pictures.
     pub data: String,
     /// Training steps done.
@@ -41,8 +47,9 @@ pub fn write_card(run: &RunFolder, config: &Config, facts: &CardFacts) -> Result
 }
 
 fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
-    let (name, path) = (run.name(), run.path().display());
-    let CardFacts { parameters, data, steps, .. } = facts;
+    let (name, path) = (escaped(run.name()), quoted(run.path()));
+    let CardFacts { parameters, steps, .. } = facts;
+    let data = escaped(&facts.data);
     let size = match (config.picture_size(), config.picture_channels()) {
         (Some(size), Some(channels)) => {
             let s = if channels == 1 { "" } else { "s" };
@@ -118,6 +125,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         text += "`ema.safetensors` holds the weights averaged over training, which sample better; \
             `model.safetensors` beside it the last ones.\n\n";
     }
+    text += &classes(&facts.classes, &path);
     text += "## Limits\n\n\
         The model knows nothing but its training pictures: it repeats their subjects, their faults and their biases, \
         and may come close to single ones of them, the more so the fewer they were and the longer it trained. \
@@ -128,11 +136,36 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         | setting | value |\n|---|---|\n";
     for (section, values) in SECTIONS.iter().zip(config.values()).filter(|(s, _)| config.uses(s.name)) {
         for (setting, value) in section.settings.iter().zip(values) {
-            let value =
-                value.map_or("unset".to_owned(), |v| v.to_string().replace('|', "\\|").replace('\n', " "));
+            let value = value.map_or("unset".to_owned(), |v| escaped(&v.to_string()).replace('|', "\\|"));
             // Writing to a String cannot fail.
             let _ = writeln!(text, "| {}.{} | {value} |", section.name, setting.name);
         }
     }
     text
+}
+
+/// The classes in their order; nothing without any.
+fn classes(names: &[String], run: &str) -> String {
+    let Some(first) = names.first() else { return String::new() };
+    let shown: Vec<_> = names.iter().take(LISTED_CLASSES).map(|name| code(name)).collect();
+    let more = match names.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {} more, all in `manifest.json` of each checkpoint", thousands(more)),
+    };
+    format!(
+        "## Classes\n\nThe network takes one of {} classes. Their indices, from 0, are in this order: {}{more}.\n\n\
+         ```sh\nddpm sample {run} --class={}\n```\n\n",
+        thousands(names.len()),
+        shown.join(", "),
+        quoted_value(first)
+    )
+}
+
+/// Text as Markdown code, whatever is in it.
+fn code(text: &str) -> String {
+    let text = escaped(text);
+    match text.contains('`') {
+        true => format!("`` {text} ``"),
+        false => format!("`{text}`"),
+    }
 }

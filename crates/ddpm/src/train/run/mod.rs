@@ -24,6 +24,7 @@ pub use record::{End, RunRecord};
 use super::config::Config;
 use super::config::suggest::nearest;
 use super::disk::{self, RealDisk};
+use crate::text::{LISTED, listed, quoted, shown};
 use crate::{Error, Result};
 
 /// The folder runs are kept in unless another is named.
@@ -68,7 +69,7 @@ impl RunFolder {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                         let reason = format!(
                             "there is such a run already; go on with it: --resume {}, or choose another --name",
-                            path.display()
+                            quoted(&path)
                         );
                         return Err(Error::Run { path, reason });
                     }
@@ -143,9 +144,9 @@ impl RunFolder {
                  model.safetensors: ddpm import"
             ),
             _ if run.is_dir() => format!("is no run: it has no {CONFIG} or no {CHECKPOINTS} folder"),
-            Some(near) => format!("there is no such run; did you mean {}?", root.join(near).display()),
-            None if runs.is_empty() => format!("there is no such run, nor any in {}", root.display()),
-            None => format!("there is no such run; in {} there are {}", root.display(), runs.join(", ")),
+            Some(near) => format!("there is no such run; did you mean {}?", shown(root.join(near))),
+            None if runs.is_empty() => format!("there is no such run, nor any in {}", shown(root)),
+            None => format!("there is no such run; in {} there are {}", shown(root), listed(&runs, LISTED)),
         };
         Err(Error::Run { path: run.to_owned(), reason: hint })
     }
@@ -278,7 +279,7 @@ impl RunFolder {
         }
         let steps: Vec<_> =
             super::checkpoint::list(&inside)?.into_iter().map(|step| format!("step-{step:07}")).collect();
-        let there = if steps.is_empty() { "none".to_owned() } else { steps.join(", ") };
+        let there = if steps.is_empty() { "none".to_owned() } else { listed(&steps, LISTED) };
         let reason = format!("there is no checkpoint {checkpoint:?}; there are: {there}");
         Err(Error::Run { path: self.path.clone(), reason })
     }

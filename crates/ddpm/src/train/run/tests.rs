@@ -250,6 +250,7 @@ fn the_card_tells_how_to_use_the_run() {
     let mut config = Config::load(Some("digits"), None, &settings).unwrap();
     let mut facts = CardFacts {
         parameters: 12345,
+        classes: vec!["2".into(), "10".into(), "tabby `cat`\x1b[1m".into()],
         data: "100 pictures of cats|dogs".into(),
         steps: 1000,
         loss: Some(0.0312),
@@ -271,6 +272,8 @@ fn the_card_tells_how_to_use_the_run() {
         "load_state_dict(load_file(\"checkpoints/step-0001000/ema.safetensors\"))",
         "| attention.down_channels | [32, 64, 64] |",
         "| train.epochs | unset |",
+        "takes one of 3 classes. Their indices, from 0, are in this order: `2`, `10`, `` tabby `cat`\\x1b[1m ``.\n",
+        &format!("ddpm sample {} --class=2\n", run.path().display()),
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }

@@ -1,0 +1,21 @@
+//! Which classes are drawn, in words.
+
+use ddpm::generate::{Classes, Generator};
+use ddpm::text::{LISTED, listed, thousands};
+
+/// Says which class images have, by name: a number that was given may be a name or an index.
+pub(super) fn tell_class(generator: &Generator, class: Classes) {
+    let Some(n) = generator.classes() else { return };
+    let names = || -> Vec<String> { (0..n).map(|class| generator.class_name(class)).collect() };
+    match class {
+        Classes::One(class) => match generator.class_names().is_empty() {
+            true => tell!("class     #{class}, whose name is not known"),
+            false => tell!("class     {} (#{class})", generator.class_name(class)),
+        },
+        Classes::Rows(_) => tell!("rows      {}, from the top", listed(&names(), LISTED)),
+        Classes::InTurn => {
+            tell!("classes   {} in turn: {}", thousands(n as usize), listed(&names(), LISTED));
+        }
+        Classes::Untold => tell!("class     none given"),
+    }
+}
