@@ -129,8 +129,11 @@ impl<'b> Archive<'b> {
         }
         let pickle = part("data.pkl", MAX_PICKLE as u64)?.unwrap_or_default();
         let mut text =
-            |name| Ok::<_, String>(part(name, own::MAX_TEXT)?.and_then(|t| String::from_utf8(t).ok()));
-        let own = own::Texts { settings: text(own::SETTINGS_FILE)?, classes: text(own::CLASSES_FILE)? };
+            |name, most| Ok::<_, String>(part(name, most)?.and_then(|t| String::from_utf8(t).ok()));
+        let own = own::Texts {
+            settings: text(own::SETTINGS_FILE, own::MAX_SETTINGS)?,
+            classes: text(own::CLASSES_FILE, own::MAX_CLASSES)?,
+        };
         Ok(Self { zip: RefCell::new(zip), folder, pickle, own, length: bytes.len() as u64 })
     }
 }

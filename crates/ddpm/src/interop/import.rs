@@ -173,7 +173,7 @@ fn from_bytes(source: Source, bytes: &[Vec<u8>], options: &Options) -> Result<Im
             choose::told(&file.found.unread, 0)
         ));
     }
-    let known = nets::from_config(&config, channels).classes().map_or(0, |n| n as usize);
+    let known = nets::from_config(&config, channels).classes().unwrap_or(0);
     if !classes.is_empty() && classes.len() != known {
         notes.push(format!(
             "the file names {} classes, and the network has {known}: the names are left out",

@@ -16,8 +16,10 @@ const CLASSES: &str = "ddpm.classes";
 /// The files in PyTorch's archives.
 pub(super) const SETTINGS_FILE: &str = "ddpm/config.toml";
 pub(super) const CLASSES_FILE: &str = "ddpm/classes.json";
-/// Longest text of either, in bytes.
-pub(super) const MAX_TEXT: u64 = 4 << 20;
+/// Longest settings, in bytes; ours have some thousand, and reading them takes time in the square of their length.
+pub(super) const MAX_SETTINGS: u64 = 32 << 10;
+/// Longest list of names, in bytes.
+pub(super) const MAX_CLASSES: u64 = 4 << 20;
 /// Longest name of a class, in bytes.
 const MAX_NAME: usize = 512;
 
@@ -58,12 +60,12 @@ impl Texts {
             [] => None,
             names => Some(serde_json::to_string(names).map_err(|e| e.to_string())?),
         };
-        Ok(Self { settings: Some(settings), classes: classes.filter(|c| c.len() as u64 <= MAX_TEXT) })
+        Ok(Self { settings: Some(settings), classes: classes.filter(|c| c.len() as u64 <= MAX_CLASSES) })
     }
 
     pub fn of_metadata(metadata: &HashMap<String, String>) -> Self {
-        let get = |key: &str| metadata.get(key).filter(|text| text.len() as u64 <= MAX_TEXT).cloned();
-        Self { settings: get(SETTINGS), classes: get(CLASSES) }
+        let get = |key: &str, most| metadata.get(key).filter(|text| text.len() as u64 <= most).cloned();
+        Self { settings: get(SETTINGS, MAX_SETTINGS), classes: get(CLASSES, MAX_CLASSES) }
     }
 
     /// As entries of a safetensors file's metadata.
@@ -90,7 +92,7 @@ impl Texts {
                 return None;
             }
         };
-        let names = self.classes.as_deref().map(|text| serde_json::from_str::<Vec<String>>(text));
+        let names = self.classes.as_deref().map(serde_json::from_str::<Vec<String>>);
         let names = names.transpose().unwrap_or_else(|e| {
             notes.push(format!("the names of the classes in the file cannot be used: {e}"));
             None

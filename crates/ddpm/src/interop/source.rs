@@ -276,7 +276,7 @@ pub(super) fn read_all(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
 
 /// The names of classes in a list that `ddpm export` wrote.
 pub(super) fn read_classes(path: &Path) -> Result<String> {
-    let bytes = disk::read(path, "read the names of the classes", super::own::MAX_TEXT)?;
+    let bytes = disk::read(path, "read the names of the classes", super::own::MAX_CLASSES)?;
     String::from_utf8(bytes)
         .map_err(|_| Error::ConfigFile { path: path.to_owned(), reason: "is not UTF-8".to_owned() })
 }

@@ -344,7 +344,7 @@ impl<'a> Machine<'a> {
                     _ => Err(ODD.into()),
                 }
             }
-            (Name::FromType, &[function, class, arguments, _]) => self.from_type(function, class, arguments),
+            (Name::FromType, &[function, class, arguments, _]) => self.typed(function, class, arguments),
             (Name::Unread(trouble), _) => Ok(Value::Other(Other::tensor(trouble).into())),
             _ => Err(ODD.into()),
         }
@@ -402,7 +402,7 @@ impl<'a> Machine<'a> {
     }
 
     /// A tensor with attributes, which change no value; of a subclass of tensors only its own code knows what it holds.
-    fn from_type(&mut self, function: Id, class: Id, arguments: Id) -> Result<Value<'a>, Stop> {
+    fn typed(&mut self, function: Id, class: Id, arguments: Id) -> Result<Value<'a>, Stop> {
         let plain = match self.value(class) {
             Value::Other(class) => matches!(
                 (class.module, class.name),
