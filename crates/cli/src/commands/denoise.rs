@@ -62,7 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let found = estimate(&picture.numbers, picture.shape);
             let range =
                 format!("--sigma gives it, as 0.1 or 25/255, up to {:.3} for this run", most_noise(schedule));
-            let name = args.picture.display();
+            let name = ddpm::text::shown(&args.picture);
             if found.pattern {
                 bail!(
                     "{name}: its finest details are a pattern or texture, and no noise that could be estimated; {range}"

@@ -53,7 +53,7 @@ impl Pass<'_> {
     }
 
     /// Draws the images that the folder has not, into it; gives whether Ctrl-C let it.
-    pub fn into_folder(
+    pub fn run_into(
         &self,
         folder: &mut ImageFolder,
         edit: &mut Edit<'_>,

@@ -90,7 +90,7 @@ impl Editor<'_> {
     pub fn picture(&self, path: &Path) -> anyhow::Result<Single> {
         let picture = open_picture(path, &self.generator().config().data_options())?;
         if let Some(changes) = picture.changes() {
-            tell!("{}: {changes}, as the run's pictures", path.display());
+            tell!("{}: {changes}, as the run's images", ddpm::text::shown(path));
         }
         Ok(picture)
     }
@@ -142,7 +142,7 @@ impl Editor<'_> {
         edit: &mut Edit<'_>,
         seen: &mut Seen<'_>,
     ) -> anyhow::Result<bool> {
-        self.pass(self.request, what).into_folder(folder, edit, seen)
+        self.pass(self.request, what).run_into(folder, edit, seen)
     }
 
     /// Writes the sheet, and says where.
@@ -157,7 +157,7 @@ impl Editor<'_> {
         let columns = sheet::columns(images.len(), self.generator().shape());
         let path = folder.beside("sheet.png");
         save_sheet(&Sheet { columns, captions, images, ..Sheet::default() }, &path)?;
-        writeln!(std::io::stdout(), "{}", path.display())?;
+        writeln!(std::io::stdout(), "{}", ddpm::text::shown(&path))?;
         Ok(())
     }
 }

@@ -195,7 +195,7 @@ impl Place {
         if let Some(first) = self.differing().filter(|_| !overwrite).and_then(|all| all.into_iter().next()) {
             bail!(
                 "{} has the results of another measurement: {first}; give another --out, or --overwrite",
-                self.folder.display()
+                ddpm::text::shown(&self.folder)
             );
         }
         Ok(())

@@ -108,7 +108,7 @@ pub(super) fn open_run(
 ) -> anyhow::Result<(RunFolder, Option<PathBuf>)> {
     let (opened, at) = RunFolder::open_at(runs, run)?;
     if let (Some(at), Some(named)) = (&at, checkpoint) {
-        bail!("{} is a checkpoint already; leave --checkpoint {named} out, or give the run", at.display());
+        bail!("{} is a checkpoint already; leave --checkpoint {named} out, or give the run", shown(at));
     }
     let at = at
         .map_or_else(|| checkpoint.map(|name| opened.find_checkpoint(name)).transpose(), |at| Ok(Some(at)))?;

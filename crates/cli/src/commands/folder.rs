@@ -124,7 +124,7 @@ impl ImageFolder {
 
     /// Finds out what is there of the request.
     fn go_on(&mut self) -> anyhow::Result<()> {
-        let (path, shown) = (self.beside(REQUEST), self.path.display().to_string());
+        let (path, shown) = (self.beside(REQUEST), shown(&self.path));
         let Some(there) = output::json(&path).filter(|_| output::is_ours(&path, Kind::Json)) else {
             if self.numbered()?.is_empty() {
                 tell!("note: there is nothing in {shown} to go on with: this begins");

@@ -84,7 +84,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out
         && out.exists()
     {
-        bail!("{} is there already; choose another --out, or remove it", shown(&out));
+        bail!("{} is there already; choose another --out, or remove it", shown(out));
     }
     let imported = interop::read(&args.source, &options)?;
     tell(&imported);
@@ -94,7 +94,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
             let name = out.file_name().map(|n| n.to_string_lossy().into_owned());
             if name.is_none() {
-                bail!("--out {}: give the folder of the new run, as runs/imported", shown(&out));
+                bail!("--out {}: give the folder of the new run, as runs/imported", shown(out));
             }
             (parent.map_or_else(|| PathBuf::from("."), PathBuf::from), name)
         }

@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     repaint.check()?;
     let picture = editor.picture(&args.picture)?;
     let gap = gap(&args.mask, &picture, &generator.config().data_options(), args.invert_mask)?;
-    tell!("{}: {}", args.mask.display(), gap.taken);
+    tell!("{}: {}", ddpm::text::shown(&args.mask), gap.taken);
 
     let own = given([
         ("invert-mask", args.invert_mask.then(|| "yes".to_owned())),

@@ -49,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     if all.is_empty() {
-        tell!("no runs in {}; begin one: ddpm train", args.runs.display());
+        tell!("no runs in {}; begin one: ddpm train", ddpm::text::shown(&args.runs));
     }
     Ok(ExitCode::SUCCESS)
 }

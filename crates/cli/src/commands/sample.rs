@@ -169,7 +169,7 @@ pub(super) fn draw<T>(
     let moments: RefCell<Vec<Moment>> = RefCell::default();
     let mut written = Vec::new();
     let pass = Pass { generator: &generator, request, what: "drawing", stop: &stop };
-    let whole = pass.into_folder(
+    let whole = pass.run_into(
         &mut folder,
         &mut |denoiser, seeds, on_step| {
             sampler.sample(denoiser, seeds, &mut |step| {

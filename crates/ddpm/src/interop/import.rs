@@ -263,7 +263,7 @@ fn describe(
             let json = diffusers::read_json(path)?;
             let is_its = diffusers::is_unet(&json);
             if !is_its {
-                notes.push(format!("{} is of no UNet2DModel, and was not looked at", shown(&path)));
+                notes.push(format!("{} is of no UNet2DModel, and was not looked at", shown(path)));
             }
             is_its.then(|| diffusers::unet(path, &json)).transpose()?
         }

@@ -48,7 +48,7 @@ fn segments(bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
         let length = usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]));
         all.push(at..at + 2 + length);
         at += 2 + length;
-        while !(bytes[at] == 0xFF && !matches!(bytes[at + 1], 0x00 | 0xD0..=0xD7)) {
+        while bytes[at] != 0xFF || matches!(bytes[at + 1], 0x00 | 0xD0..=0xD7) {
             at += 1;
         }
     }
