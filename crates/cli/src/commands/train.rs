@@ -2,7 +2,7 @@
 
 use crate::commands::pairs;
 use crate::progress::{Progress, count, human_bytes, human_time};
-use crate::signals::{Hold, hold, stop_flag};
+use crate::signals::{Hold, hold, say_when_stopped, stop_flag};
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
@@ -196,6 +196,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
     let folder = session.run_folder().path().display().to_string();
     tell!("run       {folder}");
+    say_when_stopped(format!("; go on with:  ddpm train --resume {folder}"));
 
     let mut steps = Progress::new("training", session.trainer().steps());
     let (done, all) = (session.trainer().steps_done(), session.trainer().steps());

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn differences_are_found_with_both_values_and_carried_over() {
         let a = config(&[("train.lr", "1e-3"), ("train.clip_norm", "1")]);
-        let b = config(&[("train.lr", "2e-3"), ("data.size", "16"), ("diffusion.prediction", "v")]);
+        let b = config(&[("train.lr", "2e-3"), ("data.size", "20"), ("diffusion.prediction", "v")]);
         let found = a.differences(&b);
         let keys: Vec<String> = found.iter().map(Difference::key).collect();
         assert_eq!(keys, ["data.size", "diffusion.prediction", "train.lr", "train.clip_norm"]);
