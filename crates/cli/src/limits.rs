@@ -31,16 +31,10 @@ const INTEGERS: &[(&str, RangeInclusive<u64>)] = &[
     ("timesteps", 1..=limits::TIMESTEPS as u64),
 ];
 
-/// The other numbers: the least, whether it is among them, the greatest, and what is usual.
-const NUMBERS: &[(&str, (f64, bool, f64, &str))] = &[
-    ("beta_end", (0.0, false, 1.0, "0.02")),
-    ("beta_start", (0.0, false, 1.0, "1e-4")),
-    ("eta", (0.0, true, 1.0, "0")),
-    ("lr", (0.0, false, limits::LR, "1e-4")),
-    ("scale", (0.0, true, 1000.0, "1 to 5")),
-    ("sigma_rel", (0.0, false, 1.0, "0.05 to 0.15")),
-    ("strength", (0.0, true, 1.0, "0.5")),
-];
+/// The numbers above zero that flags take: the greatest, and what is usual. Others (`--eta`, `--guidance`) have ranges that depend on the
+/// run; the library has them.
+const POSITIVE: &[(&str, (f64, &str))] =
+    &[("beta_end", (1.0, "0.02")), ("beta_start", (1.0, "1e-4")), ("lr", (limits::LR, "1e-4"))];
 
 /// What flags are called elsewhere (in diffusers' scripts, PyTorch Lightning and well-known repositories), and here; of several the
 /// first that the command has.
@@ -141,7 +135,7 @@ fn limited(arg: Arg) -> Arg {
         (TypeId::of::<f64>(), number),
     ];
     match parser.into_iter().find(|(id, _)| of == *id) {
-        Some((_, parser)) => arg.allow_negative_numbers(true).value_parser(parser(&id)),
+        Some((_, parser)) => arg.allow_hyphen_values(true).value_parser(parser(&id)),
         None if arg.get_action().takes_values() && !arg.is_positional() => arg.allow_negative_numbers(true),
         None => arg,
     }
@@ -155,7 +149,8 @@ where
     let range =
         INTEGERS.iter().find(|(name, _)| *name == id).map_or(0..=u64::MAX, |(_, range)| range.clone());
     ValueParser::new(move |text: &str| {
-        let value = text.trim().parse::<u64>().ok().filter(|n| range.contains(n));
+        // Zero is left to the command: what it says knows the run.
+        let value = text.trim().parse::<u64>().ok().filter(|n| *n == 0 || range.contains(n));
         value
             .and_then(|n| T::try_from(n).ok())
             .ok_or_else(|| between("an integer", range.start(), range.end()))
@@ -166,19 +161,14 @@ fn between(what: &str, low: impl Display, high: impl Display) -> String {
     format!("give {what} from {low} to {high}")
 }
 
-/// Numbers in the range of that name.
+/// Numbers, in the range of that name if there is one.
 fn number(id: &str) -> ValueParser {
-    let range = NUMBERS.iter().find(|(name, _)| *name == id).map(|(_, range)| *range);
+    let range = POSITIVE.iter().find(|(name, _)| *name == id).map(|(_, range)| *range);
     ValueParser::new(move |text: &str| {
-        let value = text.trim().parse::<f64>().ok().filter(|v| v.is_finite());
-        let Some((low, among, high, usual)) = range else {
-            return value.ok_or_else(|| "give a number".to_owned());
-        };
-        let fits = value.filter(|v| *v <= high && if among { *v >= low } else { *v > low });
-        fits.ok_or_else(|| match among {
-            true => format!("{}; {usual} is usual", between("a number", low, high)),
-            false => format!("give a number above {low} and at most {high}; {usual} is usual"),
-        })
+        let value = text.trim().parse::<f64>().ok();
+        let Some((high, usual)) = range else { return value.ok_or_else(|| "give a number".to_owned()) };
+        let refused = || format!("give a number above 0 and at most {high}; {usual} is usual");
+        value.filter(|v| *v > 0.0 && *v <= high).ok_or_else(refused)
     })
 }
 
@@ -252,9 +242,6 @@ mod tests {
             if integer.into_iter().any(|t| of(arg, t)) {
                 assert!(INTEGERS.iter().any(|(name, _)| *name == id), "{command}: {id} has no range");
             }
-            if of(arg, TypeId::of::<f64>()) {
-                assert!(NUMBERS.iter().any(|(name, _)| *name == id), "{command}: {id} has no range");
-            }
         }
     }
 
@@ -276,10 +263,12 @@ mod tests {
             (&["sample", "r", "--threads", "1025"], "from 0 to 1024"),
             (&["bench", "--threads=-4"], "from 0 to 1024"),
             (&["train", "--steps", "-5"], "'-5' for '--steps <N>': give an integer from 1 to 4294967295"),
-            (&["train", "--batch-size", "0"], "from 1 to 65536"),
+            (&["train", "--batch-size", "65537"], "from 1 to 65536"),
             (&["sample", "r", "-n", "-3"], "from 1 to 10000000"),
             (&["sample", "r", "-n", "1.5"], "give an integer from 1"),
-            (&["vary", "r", "a.png", "--strength", "-.5"], "give a number from 0 to 1"),
+            (&["vary", "r", "a.png", "--strength", "-x"], "'-x' for '--strength <PART>': give a number"),
+            (&["train", "--lr", "--steps", "3"], "'--steps' for '--lr <RATE>': give a number above 0"),
+            (&["train", "--lr", "-.5"], "above 0 and at most 10"),
             (&["interpolate", "r", "a", "b", "--iterations=1000000000"], "from 1 to 100000"),
             (&["inpaint", "r", "a", "--mask=b", "--resamplings", "99999"], "from 1 to 1000"),
             (&["show", "schedules", "--timesteps=-1"], "from 1 to 1000000"),
@@ -287,6 +276,8 @@ mod tests {
             let text = refused(args);
             assert!(text.contains(said), "{args:?}: {text}");
         }
+        let fine = ["ddpm", "vary", "r", "a.png", "--strength", "-.5"];
+        with_limits(Cli::command()).try_get_matches_from(fine).expect("the library's to refuse");
         let fine = ["ddpm", "train", "--lr", "1e-3", "--threads", "1024", "--set", "train.lr=-1"];
         with_limits(Cli::command()).try_get_matches_from(fine).expect("in range");
     }

@@ -1,7 +1,7 @@
 //! Ctrl-C: the first asks for an orderly stop, which must come soon unless something is being saved; the second stops at once.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Time that an orderly stop may take where there is nothing to save.
@@ -11,6 +11,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// How much there is that an orderly stop saves.
 static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// What is told where the program ends before it could tell by itself.
+static WORDS: Mutex<String> = Mutex::new(String::new());
+
+/// Sets what is told behind "stopped", as how to go on.
+pub fn say_when_stopped(words: String) {
+    *WORDS.lock().unwrap_or_else(|e| e.into_inner()) = words;
+}
 
 /// While it lives the first Ctrl-C ends the program no other way than orderly: there is work that would be lost.
 pub struct Hold(());
@@ -53,7 +61,7 @@ fn end_soon() {
         }
         std::thread::sleep(LOOK_EVERY);
     }
-    tell!("stopped");
+    tell!("stopped{}", WORDS.lock().unwrap_or_else(|e| e.into_inner()));
     std::process::exit(i32::from(crate::INTERRUPTED));
 }
 

@@ -3,7 +3,7 @@
 use crate::commands::pairs;
 use crate::listing::{first_lines, write_all};
 use crate::progress::{Progress, count, human_bytes, human_time};
-use crate::signals::{Hold, hold, stop_flag};
+use crate::signals::{Hold, hold, say_when_stopped, stop_flag};
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
@@ -205,6 +205,7 @@ fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -
         tell!("          left out: {line}");
     }
     let folder = quoted(&path);
+    say_when_stopped(format!("; go on with:  ddpm train --resume {folder}"));
 
     let mut steps = Progress::new("training", session.trainer().steps());
     let (done, all) = (session.trainer().steps_done(), session.trainer().steps());

@@ -41,7 +41,7 @@ fn a_dry_run_of_a_step_of_minutes_tells_what_is_known_at_once_and_ends_soon() {
     let order = ["network ", "memory ", "disk ", "data ", "time "].map(|name| at(name).expect(name));
     assert!(order.is_sorted() && order[2] < 5.0 && order[4] < 25.0, "{seen:?}");
     let time = &seen.last().unwrap().1;
-    assert!(time.contains("for 100 steps of ") && time.contains("2 threads"), "{time}");
+    assert!(time.contains("for 5 steps of ") && time.contains("2 threads"), "{time}");
 }
 
 #[test]

@@ -199,7 +199,7 @@ fn no_good_checkpoint_is_promised_where_there_is_none() {
 #[test]
 fn a_training_that_has_diverged_does_not_end_well() {
     let place = Place::new();
-    let done = place.train("r", 30, 10, &["--lr=10"]).fails(
+    let done = place.train("r", 30, 10, &["--lr=3"]).fails(
         1,
         &[
             "warning: step ",
@@ -214,7 +214,7 @@ fn a_training_that_has_diverged_does_not_end_well() {
 
     // From a good start there is a way back.
     place.train("s", 40, 20, &[]).well();
-    let args = ["train", "--resume", "s", "--steps=80", "--lr=10"];
+    let args = ["train", "--resume", "s", "--steps=80", "--lr=1"];
     place
         .ddpm(&args)
         .fails(1, &["diverged", "Go on from step 40", "--resume runs/s --checkpoint 40 --lr 2e-4"]);

@@ -203,7 +203,7 @@ fn a_step_that_ctrl_c_breaks_off_is_made_again_with_the_same_bits() {
 fn ctrl_c_is_obeyed_while_a_step_is_timed_and_while_samples_are_drawn_in_one_long_step() {
     let place = Place::new();
     large_images(&place);
-    let slow = ["--set=network.name=simple", "--data=images", "--size=128", "--batch-size=512", "--dry-run"];
+    let slow = ["--set=network.name=simple", "--data=images", "--size=128", "--batch-size=64", "--dry-run"];
     let begun = Instant::now();
     let mut child = place.spawn(&train("r", 2, 1, &slow));
     while begun.elapsed() < Duration::from_millis(1500) {

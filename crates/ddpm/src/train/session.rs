@@ -432,8 +432,9 @@ impl Session {
         let path = checkpoint::save(&self.run.checkpoints(), &checkpoint)?;
         self.prune(step)?;
         self.write_card()?;
+        self.note(Entry::Checkpoint, on_event)?;
         on_event(Event::Checkpoint { step, path: &path });
-        self.note(Entry::Checkpoint, on_event)
+        Ok(())
     }
 
     /// Puts the settings that are trained with into `config.toml`, where they are others, unless it was edited meanwhile.
