@@ -97,11 +97,16 @@ fn runs_are_listed_with_what_they_are_doing_and_broken_ones_are_named() {
 #[test]
 fn a_run_whose_folder_is_gone_stops_at_the_next_step() {
     let place = Place::new();
-    let mut child = place.spawn(&train("r", 1_000_000, 0, &[]));
-    while !place.path("runs/r/metrics.jsonl").exists() {
-        assert!(child.try_wait().unwrap().is_none());
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
+    // Until it has made a step.
+    let training = |name: &str| {
+        let mut child = place.spawn(&train(name, 1_000_000, 0, &[]));
+        while fs::metadata(place.path(format!("runs/{name}/metrics.jsonl"))).map_or(0, |m| m.len()) == 0 {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child
+    };
+    let child = training("r");
     fs::rename(place.path("runs/r"), place.path("moved")).unwrap();
     let done: crate::support::Done = child.wait_with_output().unwrap().into();
     done.fails(
@@ -110,13 +115,8 @@ fn a_run_whose_folder_is_gone_stops_at_the_next_step() {
     );
     assert!(!place.path("runs/r").exists(), "nothing is made in its place");
     // What was learnt is kept where the file alone is gone.
-    let mut child = place.spawn(&train("s", 1_000_000, 0, &[]));
-    let metrics = place.path("runs/s/metrics.jsonl");
-    while fs::metadata(&metrics).map_or(0, |m| m.len()) == 0 {
-        assert!(child.try_wait().unwrap().is_none());
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    fs::remove_file(&metrics).unwrap();
+    let child = training("s");
+    fs::remove_file(place.path("runs/s/metrics.jsonl")).unwrap();
     let done: crate::support::Done = child.wait_with_output().unwrap().into();
     done.fails(1, &["the file is gone"]);
     let all = listed(&place);
