@@ -206,6 +206,7 @@ fn samplers_in_the_gpus_memory_draw_what_they_draw_on_the_host() {
         return;
     }
     sampling::every_sampler(&Counting::new(Order::Forwards));
+    sampling::from_no_signal(&Counting::new(Order::Forwards));
     sampling::classes_and_variance(&Counting::new(Order::Backwards));
     sampling::editing(&Counting::new(Order::Forwards));
 }

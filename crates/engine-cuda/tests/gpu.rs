@@ -176,6 +176,7 @@ fn samplers_in_the_gpus_memory_draw_what_they_draw_on_the_host() {
     if there() {
         let device = CudaDevice::default();
         sampling::every_sampler(&device);
+        sampling::from_no_signal(&device);
         sampling::classes_and_variance(&device);
         sampling::editing(&device);
         sampling::thresholds(&device);

@@ -160,6 +160,22 @@ pub fn every_sampler(device: &dyn Device) {
     }
 }
 
+/// From the timestep at which nothing is left of the image, where an output of v means its negative.
+pub fn from_no_signal(device: &dyn Device) {
+    let schedule = schedule().zero_terminal_snr().expect("a schedule");
+    for prediction in [Prediction::X0, Prediction::V] {
+        let mut model = model(device, &PLAIN, prediction);
+        for sampler in SAMPLERS.iter().filter(|sampler| sampler.from_nothing) {
+            let (steps, spacing) = (Some(2), Some(Spacing::Trailing));
+            let options =
+                Options { sampler, steps, spacing, threshold: Some(Threshold::None), ..Options::default() };
+            let built = options.build(&schedule, prediction).expect("a sampler");
+            let what = format!("{} from no signal with {prediction}", sampler.name);
+            compare(&what, &mut model, &|denoiser, on_step| built.sample(denoiser, SEEDS, on_step));
+        }
+    }
+}
+
 /// Guidance within an interval, without and with a class for every picture, and a learnt variance.
 pub fn classes_and_variance(device: &dyn Device) {
     let mut model = model(device, &Tiny { learned_variance: true, classes: Some(3) }, Prediction::Eps);
