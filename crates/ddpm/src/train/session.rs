@@ -232,6 +232,7 @@ impl Session {
         let (log, earlier) = RunLog::open(&run, trainer.config(), Some(step))?;
         let (mut losses, mut health) = (VecDeque::new(), Health::new(trainer.config()));
         earlier.iter().for_each(|m| note_loss(&mut losses, &mut health, m.loss));
+        health.take_up();
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
         Ok(Self { run, _lock: lock, trainer, log, losses, health, remarks, id, written, spent })

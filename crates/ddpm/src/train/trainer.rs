@@ -225,7 +225,7 @@ impl Trainer {
     /// What rounds the results: the CPU's instruction set, or the GPU.
     pub fn computed_by(&self) -> String {
         let device = self.exec.describe();
-        match device.split_once(" threads, ") {
+        match device.split_once(" threads, ").or(device.split_once(" thread, ")) {
             Some((_, isa)) => isa.to_owned(),
             None => device.split(',').next().unwrap_or_default().to_owned(),
         }
