@@ -267,7 +267,7 @@ mod tests {
             (&["sample", "r", "-n", "-3"], "from 1 to 10000000"),
             (&["sample", "r", "-n", "1.5"], "give an integer from 1"),
             (&["vary", "r", "a.png", "--strength", "-x"], "'-x' for '--strength <PART>': give a number"),
-            (&["train", "--lr", "--steps", "3"], "'--steps' for '--lr <RATE>': give a number above 0"),
+            (&["train", "--lr", "--steps"], "'--steps' for '--lr <RATE>': give a number above 0"),
             (&["train", "--lr", "-.5"], "above 0 and at most 10"),
             (&["interpolate", "r", "a", "b", "--iterations=1000000000"], "from 1 to 100000"),
             (&["inpaint", "r", "a", "--mask=b", "--resamplings", "99999"], "from 1 to 1000"),

@@ -80,7 +80,24 @@ fn main() -> ExitCode {
     signals::survive_file_size_limits();
     let command = arguments().command;
     ddpm::hardware::start_shared_threads();
-    let result = match command {
+    let result = signals::handle().and_then(|()| run(command));
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            tell!("ddpm: {}", message(&error));
+            if let Some(ddpm::Error::BadFiles { files }) = error.downcast_ref()
+                && let Some(line) = listing::write_all(files, None)
+            {
+                tell!("{line}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
         Command::Train(args) => commands::train::run(*args),
         Command::Sample(args) => commands::sample::run(args),
         Command::Nearest(args) => commands::nearest::run(args),
@@ -99,19 +116,6 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Completions(args) => commands::completions::run(args),
-    };
-    match result {
-        Ok(code) => code,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            tell!("ddpm: {}", message(&error));
-            if let Some(ddpm::Error::BadFiles { files }) = error.downcast_ref()
-                && let Some(line) = listing::write_all(files, None)
-            {
-                tell!("{line}");
-            }
-            ExitCode::FAILURE
-        }
     }
 }
 

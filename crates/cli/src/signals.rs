@@ -1,7 +1,8 @@
-//! Ctrl-C: the first asks for an orderly stop, which must come soon unless something is being saved; the second stops at once.
+//! Ctrl-C: the first ends the program, or asks those that have something to finish for an orderly stop, which must come soon unless
+//! something is being saved; the second ends it at once.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 /// Time that an orderly stop may take where there is nothing to save.
@@ -9,6 +10,10 @@ const GRACE: Duration = Duration::from_millis(900);
 /// Time between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
+/// Whether a stop was asked for.
+static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+/// Whether somebody looks at that.
+static ORDERLY: AtomicBool = AtomicBool::new(false);
 /// How much there is that an orderly stop saves.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
@@ -35,18 +40,26 @@ impl Drop for Hold {
     }
 }
 
-/// A flag that Ctrl-C (or a request to terminate) sets.
-pub fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&flag);
-    ctrlc::set_handler(move || {
-        if seen.swap(true, Ordering::SeqCst) {
+/// Sets what Ctrl-C (or a request to terminate) does.
+pub fn handle() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        let again = STOP.swap(true, Ordering::SeqCst);
+        if again {
             std::process::exit(i32::from(crate::INTERRUPTED));
+        }
+        if !ORDERLY.load(Ordering::SeqCst) {
+            end();
         }
         // Without the thread the second Ctrl-C is there.
         let _ = std::thread::Builder::new().name("stop".to_owned()).spawn(end_soon);
     })?;
-    Ok(flag)
+    Ok(())
+}
+
+/// The flag that Ctrl-C sets; from now on the program ends by looking at it.
+pub fn stop_flag() -> Arc<AtomicBool> {
+    ORDERLY.store(true, Ordering::SeqCst);
+    Arc::clone(&STOP)
 }
 
 /// Ends the program once nothing has been held for a while: what it is doing does not look at the flag.
@@ -61,6 +74,10 @@ fn end_soon() {
         }
         std::thread::sleep(LOOK_EVERY);
     }
+    end();
+}
+
+fn end() -> ! {
     tell!("stopped{}", WORDS.lock().unwrap_or_else(|e| e.into_inner()));
     std::process::exit(i32::from(crate::INTERRUPTED));
 }

@@ -64,7 +64,7 @@ impl EditFlags {
         if request.count == 0 || request.batch == 0 {
             bail!("-n and --batch-size must be at least 1");
         }
-        let stop = stop_flag()?;
+        let stop = stop_flag();
         let mut run = self.run.open()?;
         run.generator.set_stop(stop.clone());
         let class = match self.class.as_deref() {

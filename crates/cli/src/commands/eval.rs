@@ -75,7 +75,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         None | Some("all") => None,
         Some(n) => Some(n.parse().with_context(|| format!("--terms {n}: give a number, or all"))?),
     };
-    let stop = stop_flag()?;
+    let stop = stop_flag();
     let mut run = args.run.open()?;
     run.generator.set_stop(stop.clone());
     let generator = &run.generator;

@@ -155,7 +155,7 @@ pub(super) fn draw<T>(
     if args.count == Some(0) || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
-    let stop = stop_flag()?;
+    let stop = stop_flag();
     let mut run = args.run.open()?;
     run.generator.set_stop(stop.clone());
     let request = args.request(&run.generator)?;

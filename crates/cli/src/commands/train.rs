@@ -13,8 +13,6 @@ use ddpm::train::run::{RUNS, RunFolder};
 use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan, Trainer, outline};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// About how long the time of a step may be measured.
@@ -143,7 +141,6 @@ pub(super) fn absolute(path: &str) -> String {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let stop = stop_flag()?;
     let overrides = args.overrides()?;
     match &args.resume {
         Some(run) => {
@@ -167,7 +164,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             reading.finish();
             let remarks = session.take_remarks();
             let time = tell_trainer(session.trainer(), &remarks, early.as_ref())?;
-            train(session, time, &stop)
+            train(session, time)
         }
         None => {
             let own = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
@@ -192,13 +189,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             let name = args.name.as_deref().or(loaded.run_name.as_deref());
-            train(Session::create(&args.runs, name, trainer)?, time, &stop)
+            train(Session::create(&args.runs, name, trainer)?, time)
         }
     }
 }
 
 /// Trains to the end, or until it is stopped.
-fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -> anyhow::Result<ExitCode> {
+fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCode> {
     let path = session.run_folder().path().to_owned();
     tell!("run       {}", shown(&path));
     if let Some(line) = write_all(&session.trainer().data().summary().skipped, Some(&path)) {
@@ -217,7 +214,7 @@ fn train(mut session: Session, step: Option<Duration>, stop: &Arc<AtomicBool>) -
     let mut sheet = None;
     // What was learnt since the last checkpoint.
     let mut unsaved: Option<Hold> = None;
-    let outcome = session.train(stop, &mut |event| match event {
+    let outcome = session.train(&stop_flag(), &mut |event| match event {
         Event::Step { step, steps: all, loss, images_per_second, left } => {
             unsaved.get_or_insert_with(hold);
             steps.set(step, all, || {

@@ -26,6 +26,10 @@ pub(super) struct Health {
     zero: f64,
     /// The lowest mean loss that was reached; that of a prediction of zero at first.
     lowest: f64,
+    /// The first loss of all, that of drawn or given weights.
+    first: Option<f64>,
+    /// Losses since the training was begun or taken up.
+    here: usize,
     recent: VecDeque<f64>,
     told: bool,
 }
@@ -33,7 +37,7 @@ pub(super) struct Health {
 impl Health {
     pub fn new(config: &Config) -> Self {
         let zero = loss_of_zero(config);
-        Self { zero, lowest: zero, recent: VecDeque::new(), told: false }
+        Self { zero, lowest: zero, first: None, here: 0, recent: VecDeque::new(), told: false }
     }
 
     /// Takes the loss of a step, and the mean of the last `steps` steps.
@@ -42,6 +46,8 @@ impl Health {
             self.recent.pop_front();
         }
         self.recent.push_back(loss);
+        self.first.get_or_insert(loss);
+        self.here += 1;
         if steps >= ENOUGH && mean < self.lowest {
             self.lowest = mean;
         }
@@ -58,12 +64,21 @@ impl Health {
     /// or it is far worse.
     pub fn is_bad(&self, loss: f64) -> bool {
         // A value that is none is bad.
-        !(loss <= NOTHING * self.zero || loss <= RISE * self.lowest)
+        let base = match self.lowest < self.zero {
+            true => self.lowest,
+            false => self.first.map_or(self.zero, |first| first.max(self.zero)),
+        };
+        !(loss <= NOTHING * self.zero || loss <= RISE * base)
+    }
+
+    /// The losses so far are those of an earlier part of the training, perhaps of another objective: a few more say what is now.
+    pub fn take_up(&mut self) {
+        self.here = 0;
     }
 
     /// What a person is told of a training that has diverged; `None` if it has not.
     pub fn diverged(&self) -> Option<String> {
-        let now = self.now().filter(|&loss| self.is_bad(loss))?;
+        let now = self.now().filter(|&loss| self.here >= RECENT && self.is_bad(loss))?;
         let lowest = match self.lowest < self.zero {
             true => format!(", and was down to {:.4}", self.lowest),
             false => String::new(),
@@ -73,7 +88,7 @@ impl Health {
 
     /// As [`diverged`](Self::diverged), once until the loss is good again.
     pub fn newly_diverged(&mut self) -> Option<String> {
-        let diverged = self.diverged().filter(|_| self.recent.len() == RECENT);
+        let diverged = self.diverged();
         let new = !std::mem::replace(&mut self.told, diverged.is_some());
         diverged.filter(|_| new)
     }
@@ -176,16 +191,28 @@ mod tests {
             &[(1.0, 5), (0.05, 200), (0.3, 100)],
             // No better than at the start, and no worse.
             &[(1.02, 300)],
+            // An untrained network may be far from zero, and a few steps say nothing.
+            &[(2.04, 30)],
+            &[(1.0, 1), (900.0, 8)],
             &[],
         ] {
             assert_eq!(diverged(parts), None, "{parts:?}");
         }
+        // Few steps of another objective, or few at all.
+        let mut taken_up = health(&[], repeated(&[(1.0, 20), (0.05, 300)]));
+        taken_up.take_up();
+        for _ in 0..9 {
+            taken_up.note(3.0, 0.1, 100);
+            assert_eq!(taken_up.diverged(), None);
+        }
+        taken_up.note(3.0, 0.1, 100);
+        assert!(taken_up.diverged().is_some());
         // From the start, in the middle, and to a network that says nothing any more.
         for (parts, said) in [
             (&[(1.1, 2), (2761.0, 98)][..], "the loss is 2761.0000: predicting nothing has about 1.0000"),
             (&[(1.0, 20), (0.05, 300), (40.0, 10)], "and was down to 0.05"),
             (&[(1.0, 20), (0.05, 300), (1.0, 50)], "the loss is 1.0000"),
-            (&[(f64::INFINITY, 10)], "the loss is inf"),
+            (&[(1.0, 1), (f64::INFINITY, 10)], "the loss is inf"),
         ] {
             let text = diverged(parts).expect("it has diverged");
             assert!(text.contains(said), "{text}");

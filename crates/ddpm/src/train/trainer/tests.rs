@@ -125,6 +125,13 @@ fn a_step_whose_updates_are_all_made_at_its_end_is_made_whole_or_not_at_all() {
 }
 
 #[test]
+fn what_rounds_the_results_does_not_depend_on_the_number_of_threads() {
+    let by = |threads| trainer(&[("train.threads", threads), ("train.device", "cpu")]).computed_by();
+    assert_eq!(by("1"), by("2"));
+    assert_eq!(by("1"), ddpm_engine::Isa::from_env().unwrap().name());
+}
+
+#[test]
 fn steps_of_the_presets_that_take_seconds_can_be_stopped_to_their_end() {
     for (preset, size, channels) in
         [("cars", 64, 3), ("pictures", 128, 1), ("ddpm-cifar10", 32, 3), ("digits28", 28, 1)]
