@@ -487,6 +487,51 @@ mod tests {
     use crate::data::DataOptions;
     use crate::picture::save_png;
 
+    #[test]
+    fn batches_are_handed_on_as_they_are_drawn_and_are_of_those_that_are_wanted() {
+        let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        let settings = [
+            set("attention.down_channels", "8, 8"),
+            set("attention.mid_channels", "8, 8"),
+            set("attention.down_sample", "true"),
+            set("data.size", "16"),
+            set("data.channels", "1"),
+        ];
+        let config = Config::load(Some("digits"), None, &settings).unwrap();
+        let data = crate::data::digits::Digits::new(0, 16, 4).unwrap();
+        let mut trainer = crate::train::Trainer::new(&config, Box::new(data)).unwrap();
+        let weights = trainer.tensors(ddpm_engine::Region::Weights).unwrap();
+        let generator = Generator::new(&config, weights, Path::new("run"), 1).unwrap();
+        let request = Request { count: 11, ..Request::default() };
+        let draw = |batch: usize, wanted: &dyn Fn(usize) -> bool| {
+            let (mut seeds_seen, mut given) = (Vec::new(), Vec::new());
+            let drawing: &mut BatchDrawing<'_> = &mut |denoiser, seeds| {
+                seeds_seen.push(seeds.first as usize);
+                Ok(vec![seeds.first as f32; denoiser.batch() * 256])
+            };
+            let done = &mut |first: usize, x: &[f32]| {
+                assert!(x.iter().all(|&v| v == first as f32));
+                given.push((first, x.len() / 256));
+                Ok(())
+            };
+            generator.each_batch(request, batch, wanted, drawing, done).unwrap();
+            assert!(seeds_seen.into_iter().eq(given.iter().map(|g| g.0)));
+            given
+        };
+        assert_eq!(draw(4, &|_| true), [(0, 4), (4, 4), (8, 3)]);
+        assert_eq!(draw(4, &|i| i == 2 || i > 6), [(2, 4), (7, 4)]);
+        assert_eq!(draw(4, &|_| false), []);
+        // What fails to be kept ends the drawing.
+        let full = generator.each_batch(
+            request,
+            4,
+            &|_| true,
+            &mut |denoiser, _| Ok(vec![0.0; denoiser.batch() * 256]),
+            &mut |first, _| if first == 4 { Err(Error::Interrupted) } else { Ok(()) },
+        );
+        assert!(matches!(full, Err(Error::Interrupted)));
+    }
+
     /// A run of three classes.
     fn named(names: &[&str]) -> Generator {
         let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
