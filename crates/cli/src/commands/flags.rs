@@ -316,6 +316,7 @@ pub(super) fn sampling_record(options: &Options) -> serde_json::Map<String, serd
         ("eta", number(options.eta)),
         ("variance", serde_json::json!(options.variance.map(Variance::name))),
         ("threshold", serde_json::json!(options.threshold.map(Threshold::name))),
+        ("use_clipped_model_output", serde_json::json!(options.use_clipped_model_output)),
     ];
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

@@ -194,7 +194,14 @@ mod tests {
                     eta: sampler.eta.map(|_| 1.0),
                     ..Options::default()
                 };
-                let denoise = Denoise::sampled(options, &schedule(), Prediction::Eps, sigma).unwrap();
+                let denoise = match Denoise::sampled(options, &schedule(), Prediction::Eps, sigma) {
+                    Ok(denoise) => denoise,
+                    Err(error) => {
+                        // Of few steps it leaves gaps, and is refused by name.
+                        assert!(spacing == Spacing::Sigma, "{} {spacing}: {error}", sampler.name);
+                        continue;
+                    }
+                };
                 let ratio = denoise.level().ratio();
                 assert!((0.3..0.6).contains(&ratio), "{} {spacing}: {ratio}", sampler.name);
                 if sampler.order.is_some() && sampler.name != "ddim" {

@@ -1,0 +1,115 @@
+use super::*;
+use crate::data::DataOptions;
+use crate::picture::save_png;
+
+#[test]
+fn batches_are_handed_on_as_they_are_drawn_and_are_of_those_that_are_wanted() {
+    let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let settings = [
+        set("attention.down_channels", "8, 8"),
+        set("attention.mid_channels", "8, 8"),
+        set("attention.down_sample", "true"),
+        set("data.size", "16"),
+        set("data.channels", "1"),
+    ];
+    let config = Config::load(Some("digits"), None, &settings).unwrap();
+    let data = crate::data::digits::Digits::new(0, 16, 4).unwrap();
+    let mut trainer = crate::train::Trainer::new(&config, Box::new(data)).unwrap();
+    let weights = trainer.tensors(ddpm_engine::Region::Weights).unwrap();
+    let generator = Generator::new(&config, weights, Path::new("run"), 1).unwrap();
+    let request = Request { count: 11, ..Request::default() };
+    let draw = |batch: usize, wanted: &dyn Fn(usize) -> bool| {
+        let (mut seeds_seen, mut given) = (Vec::new(), Vec::new());
+        let drawing: &mut BatchDrawing<'_> = &mut |denoiser, seeds| {
+            seeds_seen.push(seeds.first as usize);
+            Ok(vec![seeds.first as f32; denoiser.batch() * 256])
+        };
+        let done = &mut |first: usize, x: &[f32]| {
+            assert!(x.iter().all(|&v| v == first as f32));
+            given.push((first, x.len() / 256));
+            Ok(())
+        };
+        generator.each_batch(request, batch, wanted, drawing, done).unwrap();
+        assert!(seeds_seen.into_iter().eq(given.iter().map(|g| g.0)));
+        given
+    };
+    assert_eq!(draw(4, &|_| true), [(0, 4), (4, 4), (8, 3)]);
+    assert_eq!(draw(4, &|i| i == 2 || i > 6), [(2, 4), (7, 4)]);
+    assert_eq!(draw(4, &|_| false), []);
+    // What fails to be kept ends the drawing.
+    let full = generator.each_batch(
+        request,
+        4,
+        &|_| true,
+        &mut |denoiser, _| Ok(vec![0.0; denoiser.batch() * 256]),
+        &mut |first, _| if first == 4 { Err(Error::Interrupted) } else { Ok(()) },
+    );
+    assert!(matches!(full, Err(Error::Interrupted)));
+}
+
+/// A run of three classes.
+fn named(names: &[&str]) -> Generator {
+    let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let settings =
+        [set("attention.num_class_embeds", "3"), set("data.size", "16"), set("data.channels", "1")];
+    let config = Config::load(Some("digits"), None, &settings).unwrap();
+    let generator = Generator::new(&config, Vec::new(), Path::new("run"), 1).unwrap();
+    Generator { class_names: names.iter().map(|n| (*n).to_owned()).collect(), ..generator }
+}
+
+#[test]
+fn a_class_is_never_taken_by_its_index_unless_asked() {
+    let of = |names: &[&str], asked: &str| named(names).class(asked).map_err(|e| e.to_string());
+    let months = ["01", "02", "10"];
+    assert_eq!(of(&months, "02"), Ok(1));
+    assert_eq!(of(&months, "#1"), Ok(1));
+    let error = of(&months, "1").unwrap_err();
+    for part in [
+        "there is no class \"1\"; did you mean \"01\"?",
+        "the run has the classes 01, 02, 10",
+        "at the index 1 is \"02\": --class=#1",
+    ] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(of(&months, "7").unwrap_err().ends_with("the classes 01, 02, 10"));
+    assert!(of(&months, "#3").unwrap_err().contains("indices go from 0 to 2"));
+    // Names that are other indices, and names as indices are asked for.
+    assert_eq!(of(&["2", "0", "1"], "2"), Ok(0));
+    assert_eq!(of(&["#2", "#0", "x"], "#2"), Ok(0));
+    for wrong in ["", "#", "#-1", "# 1", "+1", "1.0", "Cat ", "1e0"] {
+        assert!(of(&["ant", "bee", "cat"], wrong).is_err(), "{wrong:?}");
+    }
+    assert!(of(&["ant", "bee", "cat"], "Bee").unwrap_err().contains("did you mean \"bee\"?"));
+    let error = of(&["a\u{fffd}", "a\u{fffd}", "b"], "a\u{fffd}").unwrap_err();
+    assert!(error.contains("--class=#0 or --class=#1"), "{error}");
+    // Nobody knows the names of imported weights.
+    assert_eq!((of(&[], "1"), of(&[], "#2")), (Ok(1), Ok(2)));
+    assert!(of(&[], "3").is_err() && of(&[], "x").unwrap_err().contains("the classes 0 to 2"));
+    assert_eq!((named(&months).class_name(1), named(&[]).class_name(1)), ("02".into(), "#1".into()));
+    assert!(of(&["a\x1b[1m", "b", "c"], "d\n").unwrap_err().contains("no class \"d\\n\"; the run has"));
+}
+
+#[test]
+fn classes_of_other_data_are_known_by_their_names() {
+    let data = |names: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        for name in names {
+            std::fs::create_dir(folder.path().join(name)).unwrap();
+            let picture = Picture::black(PictureShape { height: 16, width: 16, channels: 1 });
+            save_png(&picture, &folder.path().join(name).join("a.png")).unwrap();
+        }
+        crate::data::open_within(folder.path(), &DataOptions::default(), 1 << 20).unwrap()
+    };
+    let bees = named(&["ant", "bee", "cat"]);
+    let of = |generator: &Generator, names: &[&str]| {
+        generator.class_numbers(&*data(names)).map_err(|e| e.to_string())
+    };
+    assert_eq!(of(&bees, &["ant", "bee", "cat"]), Ok(vec![0, 1, 2]));
+    assert_eq!(of(&bees, &["bee", "cat"]), Ok(vec![1, 2]));
+    let error = of(&bees, &["ant", "bee", "dog"]).unwrap_err();
+    assert!(error.contains("has a class \"dog\"; the run has the classes ant, bee, cat"), "{error}");
+    // Imported: by number, if there are as many.
+    assert_eq!(of(&named(&[]), &["bee", "cat", "dog"]), Ok(vec![0, 1, 2]));
+    let error = of(&named(&[]), &["bee", "cat"]).unwrap_err();
+    assert!(error.contains("has 2 classes, and the run 3"), "{error}");
+}
