@@ -18,6 +18,7 @@ const INTEGERS: &[(&str, RangeInclusive<u64>)] = &[
     ("channels", 1..=4),
     ("count", 1..=MOST_IMAGES),
     ("epochs", 1..=limits::STEPS),
+    ("grid", 0..=MOST_IMAGES),
     ("heads", 1..=1024),
     ("index", 0..=u32::MAX as u64),
     ("iterations", 1..=100_000),

@@ -342,10 +342,13 @@ impl Generator {
     /// That there is no class of this name, and what there is instead.
     fn no_such_class(&self, name: &str, n: u32) -> String {
         let number = |text: &str| text.trim().parse::<f64>().ok();
-        let same = self.class_names.iter().find(|own| number(own).is_some() && number(own) == number(name));
-        let near =
-            same.map(String::as_str).or_else(|| nearest(name, self.class_names.iter().map(String::as_str)));
-        let meant = near.map_or(String::new(), |near| format!("; did you mean \"{}\"?", escaped(near)));
+        let names = || self.class_names.iter().map(String::as_str);
+        // A number is meant as a number, however it is written; other names are like one another by their letters.
+        let near = match number(name) {
+            Some(_) => names().find(|own| number(own) == number(name)),
+            None => nearest(name, names()),
+        };
+        let meant = near.map_or("; the".to_owned(), |near| format!("; did you mean \"{}\"? The", escaped(near)));
         let by_index = match name.parse::<u32>() {
             Ok(index) if index < n => {
                 format!(
@@ -356,7 +359,7 @@ impl Generator {
             _ => String::new(),
         };
         format!(
-            "there is no class \"{}\"{meant}; the run has {}{by_index}",
+            "there is no class \"{}\"{meant} run has {}{by_index}",
             escaped(name),
             self.class_list(n)
         )

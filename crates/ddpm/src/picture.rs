@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::data::PictureShape;
 use crate::error::{Error, Result};
 use crate::output::SOFTWARE;
+use crate::text::capped;
 
 /// A picture of 8-bit samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,9 +227,9 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
         reason: "this names no file to write a picture to".into(),
     })?;
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let mut temporary = std::ffi::OsString::from(".");
-    temporary.push(name);
-    temporary.push(format!(".{}-{number}.tmp", std::process::id()));
+    // A name may be as long as file systems let it, and what is added to it must have room.
+    let name = name.to_string_lossy();
+    let temporary = format!(".{}.{}-{number}.tmp", capped(&name, 100), std::process::id());
     let temporary = path.with_file_name(temporary);
     let done = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     done.map_err(|e| {

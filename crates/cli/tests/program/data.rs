@@ -264,5 +264,5 @@ fn a_run_with_another_order_of_classes_goes_on_with_its_own() {
     fs::rename(place.path("set/10"), place.path("set/11")).unwrap();
     place
         .ddpm(&["train", "--resume", "part", "--steps=8"])
-        .fails(1, &["it has a class \"11\" that the run was not trained on; the run's classes are 1, 2, 10"]);
+        .fails(1, &["the images have the class \"11\", which the run has not learnt: it knows \"1\", \"2\", \"10\""]);
 }

@@ -195,7 +195,7 @@ fn a_run_with_classes_draws_those_that_are_asked_for() {
     let refused = |args: &[&str], part: &str| {
         place.ddpm(&[&["sample", "r"], args].concat()).fails(1, &[part]);
     };
-    refused(&["--class", "10"], "class: 10 is out of range; the run has the classes 0 to 9");
+    refused(&["--class", "10"], "class: there is no class \"10\"; the run has the classes 0 to 9");
     refused(&["--class", "cat"], "class: there is no class \"cat\"; the run has the classes 0 to 9");
     refused(&["--guidance", "-1"], "guidance: -1 is out of range");
     refused(&["--guidance-interval", "3,1"], "give two sigmas");

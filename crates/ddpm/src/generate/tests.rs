@@ -14,7 +14,7 @@ fn batches_are_handed_on_as_they_are_drawn_and_are_of_those_that_are_wanted() {
     ];
     let config = Config::load(Some("digits"), None, &settings).unwrap();
     let data = crate::data::digits::Digits::new(0, 16, 4).unwrap();
-    let mut trainer = crate::train::Trainer::new(&config, Box::new(data)).unwrap();
+    let trainer = crate::train::Trainer::new(&config, Box::new(data)).unwrap();
     let weights = trainer.tensors(ddpm_engine::Region::Weights).unwrap();
     let generator = Generator::new(&config, weights, Path::new("run"), 1).unwrap();
     let request = Request { count: 11, ..Request::default() };
@@ -66,7 +66,7 @@ fn a_class_is_never_taken_by_its_index_unless_asked() {
     let error = of(&months, "1").unwrap_err();
     for part in [
         "there is no class \"1\"; did you mean \"01\"?",
-        "the run has the classes 01, 02, 10",
+        "? The run has the classes 01, 02, 10",
         "at the index 1 is \"02\": --class=#1",
     ] {
         assert!(error.contains(part), "{error}");

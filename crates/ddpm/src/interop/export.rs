@@ -13,6 +13,7 @@ use crate::nets;
 use crate::output::{self, Kind};
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
+use crate::text::capped;
 use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes_with};
 use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::disk::{self, Disk, RealDisk};
@@ -101,7 +102,7 @@ pub fn export_over(
     let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
     let name = out.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = out.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
+    let temporary = out.with_file_name(format!(".tmp-{}-{}", capped(&name, 100), std::process::id()));
     let unusable = |reason| Error::Checkpoint { path: checkpoint.to_owned(), reason };
     let about = Texts::of(&config, &manifest.classes).map_err(unusable)?;
     let written = match format {

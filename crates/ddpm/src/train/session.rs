@@ -212,17 +212,9 @@ impl Session {
         }
         let written = run.read_config()?;
         let (log, earlier) = RunLog::open(&run, trainer.config(), Some(step))?;
-<<<<<<< HEAD
         let mut losses = Losses::new(trainer.config(), restored.losses_since);
         earlier.iter().for_each(|m| losses.note(m.step, m.loss));
-||||||| 9dccb93
-        let (mut losses, mut health) = (VecDeque::new(), Health::new(trainer.config()));
-        earlier.iter().for_each(|m| note_loss(&mut losses, &mut health, m.loss));
-=======
-        let (mut losses, mut health) = (VecDeque::new(), Health::new(trainer.config()));
-        earlier.iter().for_each(|m| note_loss(&mut losses, &mut health, m.loss));
-        health.take_up();
->>>>>>> 9c9f9aac7b498c66cb3a320b39be7b0d148b415e
+        losses.health.take_up();
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
         Ok(Self { run, _lock: lock, trainer, log, losses, remarks, id, written, spent })
