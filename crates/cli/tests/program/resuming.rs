@@ -132,11 +132,18 @@ fn settings_that_change_the_plan_are_told_with_both_values_and_free_ones_are_not
             "note: train.batch_size is 8 from here on; it was 4",
             "note: train.loss is \"huber\" from here on; it was \"mse\"",
             "note: train.loss_weight is \"min-snr\" from here on; it was \"plain\"",
+            "note: losses are measured in another way from here on",
             "note: train.optimizer is \"adamw\" from here on; it was \"adam\"",
         ],
     );
     assert!(!done.err.contains("threads is") && !done.err.contains("train.keep"), "{}", done.err);
     assert!(!done.err.contains("rounds differently"), "{}", done.err);
+    // Its checkpoint has the mean of what compares, and is known for the run's own.
+    let manifest: Value =
+        serde_json::from_str(&read(place.checkpoint("r", 4).join("manifest.json"))).unwrap();
+    assert_eq!(manifest["losses_since"], 3);
+    assert_eq!(manifest["loss"].as_f64(), Some(losses(&place.path("runs/r"))[3].1));
+    assert!(!resume(&place, &["--dry-run"]).well().err.contains("another run"));
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         let moved = run("avx2", &["train", "--resume", "r", "--steps=5"].map(str::to_owned)).well();
@@ -325,7 +332,7 @@ fn a_checkpoint_of_another_run_is_not_taken_for_the_runs_own() {
     let old = place.path("runs/old");
     copy(&old_run().join("run"), &old);
     let metrics = read(old.join("metrics.jsonl"));
-    fs::write(old.join("metrics.jsonl"), metrics.replace("\"loss\":1", "\"loss\":2")).unwrap();
+    fs::write(old.join("metrics.jsonl"), metrics.replace("\"loss\":1.", "\"loss\":0.")).unwrap();
     let done = place.ddpm(&["train", "--resume", "old"]);
     done.fails(1, &["no checkpoint is whole: step-0000004: is of another run: its mean loss is "]);
     place.ddpm(&["train", "--resume", "old", "--force"]).well();

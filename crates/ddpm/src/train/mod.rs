@@ -13,6 +13,7 @@ mod ema;
 mod health;
 mod init;
 mod log;
+mod losses;
 pub mod posthoc;
 pub mod rate;
 mod resume;

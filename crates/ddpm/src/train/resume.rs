@@ -8,9 +8,11 @@ use super::checkpoint::{self, Checkpoint, Manifest, of_run};
 use super::classes::{self, Classes};
 use super::config::{Change, Config, Difference};
 use super::data::open_data;
+use super::losses::{mean_at, measured_otherwise};
 use super::rate::LearningRate;
 use super::run::{Metrics, RunFolder, RunRecord, count_from_zero, missing_metrics, read_metrics};
 use super::trainer::Trainer;
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::text::{quoted, shown};
 use std::fmt;
@@ -52,21 +54,17 @@ pub(super) struct Restored {
     pub settings: Config,
     /// The run's mark; none where nothing tells it.
     pub id: Option<String>,
+    /// Steps after which losses are measured as they are now.
+    pub losses_since: u64,
 }
-
-/// Steps whose mean loss a manifest has.
-const WINDOW: usize = 100;
 
 /// Why a checkpoint cannot be of the run whose losses are these: its own mean loss is another. The metrics may have fewer steps
 /// than were made.
 fn fits_metrics(manifest: &Manifest, metrics: &[Metrics]) -> Result<(), String> {
-    let mut until = metrics.iter().filter(|m| m.step <= manifest.step);
-    let losses: Vec<f64> = until.clone().rev().take(WINDOW).map(|m| m.loss).collect();
-    let (Some(told), true) = (manifest.loss, until.next_back().is_some_and(|m| m.step == manifest.step))
-    else {
+    let since = manifest.losses_since.unwrap_or(0);
+    let (Some(told), Some(mean)) = (manifest.loss, mean_at(metrics, manifest.step, since)) else {
         return Ok(());
     };
-    let mean = losses.iter().sum::<f64>() / losses.len() as f64;
     // A sum in another order.
     if (mean - told).abs() <= 1e-6 * told.abs().max(mean.abs()) || !mean.is_finite() {
         return Ok(());
@@ -187,6 +185,28 @@ fn settings(
     Ok(Settings { saved, settings, asked, remarks })
 }
 
+/// The data with the numbers that the run has for its classes; the error is the reason alone.
+fn with_learnt_classes(
+    data: Box<dyn Dataset>,
+    learnt: &[String],
+    force: bool,
+    remarks: &mut Vec<Remark>,
+) -> Result<Box<dyn Dataset>, String> {
+    let (data, found) = classes::as_learnt(data, learnt);
+    match found {
+        Classes::Same => {}
+        Classes::Renumbered => remarks.push(Remark::Note(
+            "the classes are not sorted as when the run began, or some have no images now: each keeps its number"
+                .to_owned(),
+        )),
+        Classes::Others(reason) if force => remarks.push(Remark::Warning(reason)),
+        Classes::Others(reason) => {
+            return Err(format!("{reason}; give its own images, or go on all the same with --force"));
+        }
+    }
+    Ok(data)
+}
+
 /// The trainer of a run at its newest whole checkpoint, or at the named one, and what a person should know.
 pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> {
     let path = run.metrics_path();
@@ -210,23 +230,13 @@ pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> 
     }
     let mut data = open_data(&settings.asked)?;
     if let Some((path, checkpoint)) = &loaded {
-        let found;
-        (data, found) = classes::as_learnt(data, &checkpoint.manifest.classes);
-        match found {
-            Classes::Same => {}
-            Classes::Renumbered => {
-                let text = "the classes are not sorted as when the run began, or some have no images now: each keeps its number";
-                remarks.push(Remark::Note(text.to_owned()));
-            }
-            Classes::Others(reason) if resume.force => remarks.push(Remark::Warning(reason)),
-            Classes::Others(reason) => {
-                let reason = format!("{reason}; give its own images, or go on all the same with --force");
-                return Err(Error::Run { path: path.clone(), reason });
-            }
-        }
+        let (learnt, force) = (&checkpoint.manifest.classes, resume.force);
+        data = with_learnt_classes(data, learnt, force, &mut remarks)
+            .map_err(|reason| Error::Run { path: path.clone(), reason })?;
     }
     let mut trainer = Trainer::new(&settings.asked, data)?;
     let mut id = RunRecord::read(run.path()).id;
+    let mut losses_since = 0;
     match &loaded {
         Some((path, checkpoint)) => {
             trainer.restore(checkpoint, path)?;
@@ -236,6 +246,13 @@ pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> 
             let differences = saved.differences(trainer.config());
             check_learnt(path, &learnt(&differences), resume.force, way_out)?;
             check_steps(&trainer)?;
+            losses_since = manifest.losses_since.unwrap_or(0);
+            if measured_otherwise(&differences) && manifest.step > 0 {
+                losses_since = manifest.step;
+                let text =
+                    "losses are measured in another way from here on: they do not compare with those before";
+                remarks.push(Remark::Note(text.to_owned()));
+            }
             remarks.extend(told(&trainer, manifest, &saved, &differences)?);
             remarks.extend(told_of_data(&trainer, manifest, path));
             if let Some(text) = missing_metrics(&metrics, manifest.step) {
@@ -247,7 +264,7 @@ pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> 
             remarks.push(Remark::Warning(text.to_owned()));
         }
     }
-    Ok(Restored { trainer, remarks, settings: settings.settings, id })
+    Ok(Restored { trainer, remarks, settings: settings.settings, id, losses_since })
 }
 
 /// Refuses a plan that ends before what is done.

@@ -3,9 +3,9 @@
 use super::checkpoint;
 use super::config::Config;
 use super::data::open_data;
-use super::health::Health;
 use super::init::{self, Init};
 use super::log::{Entry, RunLog};
+use super::losses::Losses;
 use super::resume::{Remark, Resume, restore};
 use super::run::{CardFacts, End, Metrics, RunFolder, RunLock, RunRecord, sweep_leftovers, write_card};
 use super::trainer::Trainer;
@@ -17,15 +17,12 @@ use crate::sampler::Options;
 use crate::schedule::Schedule;
 use crate::text::shown;
 use ddpm_engine::Region;
-use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Steps whose mean loss is reported and compared.
-const WINDOW: usize = 100;
 /// Seed of the sample sheets, the same all through a run so that sheets compare.
 const SHEET_SEED: u64 = 0;
 
@@ -101,27 +98,13 @@ pub enum Outcome {
     Stopped,
 }
 
-/// Takes the loss of a step into the last ones, and into what is known of the training.
-fn note_loss(losses: &mut VecDeque<f64>, health: &mut Health, loss: f64) {
-    if losses.len() == WINDOW {
-        losses.pop_front();
-    }
-    losses.push_back(loss);
-    health.note(loss, mean(losses).unwrap_or(loss), losses.len());
-}
-
-fn mean(losses: &VecDeque<f64>) -> Option<f64> {
-    (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64)
-}
-
 /// A run folder with its trainer.
 pub struct Session {
     run: RunFolder,
     _lock: RunLock,
     trainer: Trainer,
     log: RunLog,
-    losses: VecDeque<f64>,
-    health: Health,
+    losses: Losses,
     remarks: Vec<Remark>,
     /// The run's mark, which its checkpoints get.
     id: String,
@@ -172,10 +155,9 @@ impl Session {
             run,
             _lock: lock,
             written: trainer.config().clone(),
-            health: Health::new(trainer.config()),
+            losses: Losses::new(trainer.config(), 0),
             trainer,
             log,
-            losses: VecDeque::new(),
             remarks: Vec::new(),
             id,
             spent: Duration::ZERO,
@@ -230,11 +212,11 @@ impl Session {
         }
         let written = run.read_config()?;
         let (log, earlier) = RunLog::open(&run, trainer.config(), Some(step))?;
-        let (mut losses, mut health) = (VecDeque::new(), Health::new(trainer.config()));
-        earlier.iter().for_each(|m| note_loss(&mut losses, &mut health, m.loss));
+        let mut losses = Losses::new(trainer.config(), restored.losses_since);
+        earlier.iter().for_each(|m| losses.note(m.step, m.loss));
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
-        Ok(Self { run, _lock: lock, trainer, log, losses, health, remarks, id, written, spent })
+        Ok(Self { run, _lock: lock, trainer, log, losses, remarks, id, written, spent })
     }
 
     /// What a person should know before it trains; what is not taken is told when it begins.
@@ -253,18 +235,18 @@ impl Session {
     }
 
     fn loss(&self) -> Option<f64> {
-        mean(&self.losses)
+        self.losses.mean()
     }
 
     /// What is known of a training that has diverged, and where to go on from.
     pub fn divergence(&self) -> Option<String> {
-        Some(format!("{}. {}", self.health.diverged()?, self.way_back(None)))
+        Some(format!("{}. {}", self.losses.health.diverged()?, self.way_back(None)))
     }
 
     /// From where, and how, to go on after the training left what is good, or could not make the step behind `failed`.
     fn way_back(&self, failed: Option<u64>) -> String {
         let given = self.trainer.weights_given();
-        self.health.way_back(&self.run, self.trainer.config().train.lr, failed, given)
+        self.losses.health.way_back(&self.run, self.trainer.config().train.lr, failed, given)
     }
 
     /// Notes how the training ended; nothing depends on it.
@@ -297,7 +279,7 @@ impl Session {
         match &outcome {
             Ok(Outcome::Finished) => self.note_end(End::Finished, None),
             Ok(Outcome::Diverged) => {
-                self.note_end(End::Diverged, self.health.diverged());
+                self.note_end(End::Diverged, self.losses.health.diverged());
             }
             Ok(Outcome::Stopped) => self.note_end(End::Stopped, None),
             Err(error) => self.note_end(End::Failed, Some(error.to_string())),
@@ -323,6 +305,11 @@ impl Session {
     /// Notes whether the checkpoint of `step` is the best, and removes those that are not kept.
     fn prune(&self, step: u64) -> Result<()> {
         let dir = self.run.checkpoints();
+        // One whose loss is of another measure is not the best of those that are compared now.
+        let since = self.losses.since;
+        if step > since && checkpoint::best(&dir).is_some_and(|best| best.step <= since) {
+            checkpoint::forget_best(&dir)?;
+        }
         let best = match self.loss() {
             Some(loss) => checkpoint::note_best(&dir, step, loss)?.map(|b| b.step),
             None => checkpoint::best(&dir).map(|b| b.step),
@@ -372,8 +359,8 @@ impl Session {
             let took = begun.elapsed();
             training += took;
             steps_here += 1;
-            note_loss(&mut self.losses, &mut self.health, loss);
-            if let Some(diverged) = self.health.newly_diverged() {
+            self.losses.note(step + 1, loss);
+            if let Some(diverged) = self.losses.health.newly_diverged() {
                 on_event(Event::Warning(format!("step {}: the training diverges: {diverged}", step + 1)));
             }
             let batch = self.trainer.config().pictures_per_step() as f64;
@@ -411,7 +398,7 @@ impl Session {
             }
         }
         self.write_card()?;
-        Ok(if self.health.diverged().is_some() { Outcome::Diverged } else { Outcome::Finished })
+        Ok(if self.losses.health.diverged().is_some() { Outcome::Diverged } else { Outcome::Finished })
     }
 
     /// Whether what is done `every` so many steps is due after `done` steps.
@@ -428,6 +415,7 @@ impl Session {
         let (step, loss) = (self.trainer.steps_done(), self.loss());
         let mut checkpoint = self.trainer.checkpoint(loss)?;
         checkpoint.manifest.run = Some(self.id.clone());
+        checkpoint.manifest.losses_since = Some(self.losses.since).filter(|&since| since > 0);
         self.write_settings(on_event)?;
         let path = checkpoint::save(&self.run.checkpoints(), &checkpoint)?;
         self.prune(step)?;

@@ -225,9 +225,12 @@ impl Trainer {
     /// What rounds the results: the CPU's instruction set, or the GPU.
     pub fn computed_by(&self) -> String {
         let device = self.exec.describe();
-        match device.split_once(" threads, ") {
-            Some((_, isa)) => isa.to_owned(),
-            None => device.split(',').next().unwrap_or_default().to_owned(),
+        match device.split_once(", ") {
+            // "2 threads, avx2"
+            Some((threads, isa)) if threads.ends_with(" thread") || threads.ends_with(" threads") => {
+                isa.to_owned()
+            }
+            _ => device.split(',').next().unwrap_or_default().to_owned(),
         }
     }
 

@@ -320,6 +320,15 @@ pub fn best(dir: &Path) -> Option<Best> {
     path_of(dir, best.step).is_dir().then_some(best)
 }
 
+/// Forgets which checkpoint is the best.
+pub(crate) fn forget_best(dir: &Path) -> Result<()> {
+    let path = dir.join(BEST);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::io(&path, "forget which checkpoint is best")),
+    }
+}
+
 /// Notes the checkpoint of `step` as the best if no other has a lower loss. Gives the best one now; a loss that is
 /// not finite is never it.
 ///

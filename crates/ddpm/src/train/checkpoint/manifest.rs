@@ -45,6 +45,10 @@ pub struct Manifest {
     pub parameters: u64,
     /// Mean loss of the last steps, where there is a finite one.
     pub loss: Option<f64>,
+    /// Steps after which losses are measured as they are now (`train.loss`, what is predicted): of those behind them is the mean; none:
+    /// of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub losses_since: Option<u64>,
     /// State of the learning rate, where it depends on the losses so far (`train.lr_schedule = "plateau"`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<Plateau>,
@@ -80,6 +84,7 @@ impl Manifest {
             seed: config.train.seed,
             parameters,
             loss: loss.filter(|l| l.is_finite()),
+            losses_since: None,
             plateau: None,
             created: None,
             data: None,

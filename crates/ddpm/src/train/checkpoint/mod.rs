@@ -25,7 +25,7 @@ pub use folder::{
     Best, Newest, best, list, newest, newest_weights, note_best, path_of, retain, set_aside_after,
     sweep_orphans,
 };
-pub(crate) use folder::{OF_ANOTHER, newest_manifest, newest_where, of_run, sweep_overtaken};
+pub(crate) use folder::{OF_ANOTHER, forget_best, newest_manifest, newest_where, of_run, sweep_overtaken};
 pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
 pub(crate) use tensors::{check_extent, is_counter, to_bytes, to_bytes_with};
