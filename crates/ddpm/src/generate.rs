@@ -348,7 +348,8 @@ impl Generator {
             Some(_) => names().find(|own| number(own) == number(name)),
             None => nearest(name, names()),
         };
-        let meant = near.map_or("; the".to_owned(), |near| format!("; did you mean \"{}\"? The", escaped(near)));
+        let meant =
+            near.map_or("; the".to_owned(), |near| format!("; did you mean \"{}\"? The", escaped(near)));
         let by_index = match name.parse::<u32>() {
             Ok(index) if index < n => {
                 format!(
@@ -358,11 +359,7 @@ impl Generator {
             }
             _ => String::new(),
         };
-        format!(
-            "there is no class \"{}\"{meant} run has {}{by_index}",
-            escaped(name),
-            self.class_list(n)
-        )
+        format!("there is no class \"{}\"{meant} run has {}{by_index}", escaped(name), self.class_list(n))
     }
 
     /// The number that the network knows each of a data set's classes by: that of the class with the same name, or, where the

@@ -262,7 +262,8 @@ fn a_run_with_another_order_of_classes_goes_on_with_its_own() {
     assert!(draw("whole").0.ends_with("10 (#2)"));
     // A class that the run has not learnt is refused by its name.
     fs::rename(place.path("set/10"), place.path("set/11")).unwrap();
-    place
-        .ddpm(&["train", "--resume", "part", "--steps=8"])
-        .fails(1, &["the images have the class \"11\", which the run has not learnt: it knows \"1\", \"2\", \"10\""]);
+    place.ddpm(&["train", "--resume", "part", "--steps=8"]).fails(
+        1,
+        &["the images have the class \"11\", which the run has not learnt: it knows \"1\", \"2\", \"10\""],
+    );
 }
