@@ -222,7 +222,7 @@ fn pictures_are_brought_to_the_runs_form_and_it_is_said() {
     GrayImage::from_fn(40, 24, |x, _| Luma([if x > 20 { 255 } else { 0 }]))
         .save(place.path("m.png"))
         .unwrap();
-    let told = "wide.png: brought from 24x40 to 12x12 and made grey from RGB, as the run's pictures";
+    let told = "wide.png: brought from 24x40 to 12x12 and made grey from RGB, as the run's images";
     for args in [
         &["inpaint", "r", "wide.png", "--mask", "m.png", "-n", "1", "--steps", "2"][..],
         &["vary", "r", "wide.png", "-n", "1"],
@@ -287,7 +287,7 @@ fn a_run_with_classes_is_told_the_class_that_is_given() {
     let refused = |args: &[&str], part: &str| {
         place.ddpm(&[&["vary", "r", "a.png"], args].concat()).fails(1, &[part]);
     };
-    refused(&["--class", "10"], "class: 10 is out of range; the run has the classes 0 to 9");
+    refused(&["--class", "10"], "class: there is no class \"10\"; the run has the classes 0 to 9");
     refused(&["--guidance", "3"], "guidance: goes towards a class, and none is given (--class)");
     place.train("told", 1, 0, &["--set=attention.num_class_embeds=10", "--set=train.label_dropout=0"]).well();
     place

@@ -136,8 +136,7 @@ fn other_pictures_are_read_in_their_own_way_and_told_their_classes() {
     fs::write(place.path("flat.csv"), "kind,file\nbee,x\n").unwrap();
     let table = ["--data", "flat", "--set", "data.csv=flat.csv", "--set", "data.csv_id_column=file"];
     assert_eq!(total(&table), bee);
-    eval(&["--data", "dogs"])
-        .fails(1, &["dogs: has a class \"dog\"; the run has the classes 0 to 2: ant, bee, cat"]);
+    eval(&["--data", "dogs"]).fails(1, &["dogs: has a class \"dog\"; the run has the classes ant, bee, cat"]);
     eval(&["--set", "train.lr=1"]).fails(1, &["--set train.lr: only settings of the pictures"]);
     eval(&["--set", "data.cvs=x"]).fails(1, &["data.cvs"]);
 }

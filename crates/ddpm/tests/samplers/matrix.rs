@@ -41,19 +41,19 @@ pub fn schedules() -> Vec<(String, Schedule)> {
     .collect()
 }
 
-/// The values that divide the data's distribution into equal parts.
-pub fn quantiles(schedule: &Schedule) -> Vec<f64> {
+/// The values that divide the data's distribution into `n` equal parts.
+pub fn quantiles(schedule: &Schedule, n: usize) -> Vec<f64> {
     let mixture = Mixture::new(schedule, &DATA, 1);
     let quantile = |i: usize| {
         let (mut low, mut high) = (-4.0, 4.0);
         for _ in 0..60 {
             let middle = 0.5 * (low + high);
-            let below = mixture.below(middle, Level::CLEAN) < (i as f64 + 0.5) / SAMPLES as f64;
+            let below = mixture.below(middle, Level::CLEAN) < (i as f64 + 0.5) / n as f64;
             (low, high) = if below { (middle, high) } else { (low, middle) };
         }
         0.5 * (low + high)
     };
-    (0..SAMPLES).map(quantile).collect()
+    (0..n).map(quantile).collect()
 }
 
 /// The most that samples in so many steps may be off: an error that falls with the steps' length, and chance. Samples that are
@@ -77,11 +77,16 @@ pub fn distance(
     let built = options.build(schedule, prediction).map_err(|error| error.to_string())?;
     let mut mixture = Mixture::new(schedule, &DATA, SAMPLES);
     mixture.prediction = prediction;
-    let mut x = built.sample(&mut mixture, Seeds { seed: 4, first: 0 }, &mut |_| Ok(())).expect("samples");
+    let x = built.sample(&mut mixture, Seeds { seed: 4, first: 0 }, &mut |_| Ok(())).expect("samples");
+    Ok(wasserstein(x, quantiles))
+}
+
+/// Wasserstein's distance of samples from the data, given by as many quantiles, over the data's deviation.
+pub fn wasserstein(mut x: Vec<f32>, quantiles: &[f64]) -> f64 {
+    const DEVIATION: f64 = 0.5;
     x.sort_unstable_by(f32::total_cmp);
     let far = x.iter().zip(quantiles).map(|(&x, q)| (f64::from(x) - q).abs()).sum::<f64>();
-    let deviation = 0.5;
-    Ok(far / SAMPLES as f64 / deviation)
+    far / x.len() as f64 / DEVIATION
 }
 
 /// What else of a sampling there is; what is expected is the same whatever it is.
@@ -98,7 +103,7 @@ pub fn matrix<'a>(
     schedules: &[(String, Schedule)],
     settings: impl Fn(usize) -> &'a [(Prediction, Threshold)] + Sync,
 ) -> Vec<(Way, Vec<Result<f64, String>>)> {
-    let quantiles = quantiles(&schedules[0].1);
+    let quantiles = quantiles(&schedules[0].1, SAMPLES);
     let cell = |way: Way, i: usize| {
         let (schedule, steps) = (&schedules[i / STEPS.len()].1, STEPS[i % STEPS.len()]);
         let each = settings(i).iter().map(|&setting| distance(way, schedule, steps, setting, &quantiles));

@@ -67,10 +67,10 @@ impl Events {
 
 impl Listener for Events {
     fn hear(&mut self, entry: Entry<'_>) -> Result<()> {
-        let file = self.file()?;
         match entry {
-            Entry::Step(metrics) => file.append(&scalars(metrics)),
+            Entry::Step(metrics) => self.file()?.append(&scalars(metrics)),
             Entry::Samples { step, sheet } => {
+                let file = self.file()?;
                 let png = png(sheet, &file.path)?;
                 file.append(&image(step, sheet, &png))
             }
