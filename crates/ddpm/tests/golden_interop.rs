@@ -319,7 +319,7 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
             [("train.batch_size", "2"), ("train.lr", "1e-3")].map(|(k, v)| (k.to_owned(), v.to_owned())),
         );
         let config = Config::load(Some("digits"), None, &pairs).unwrap();
-        let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 8).unwrap())).unwrap();
+        let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 10).unwrap())).unwrap();
         trainer.step().unwrap();
         let checkpoint = trainer.checkpoint(None).unwrap();
         let path = checkpoint::save(&folder.path().join(case), &checkpoint).unwrap();

@@ -249,7 +249,7 @@ fn run_with_classes(folder: &Path, more: &[(&str, &str)]) -> (Config, PathBuf) {
     pairs.extend(more);
     let pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
     let config = Config::load(Some("digits"), None, &pairs).unwrap();
-    let trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 8).unwrap())).unwrap();
+    let trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 10).unwrap())).unwrap();
     let mut checkpoint = trainer.checkpoint(None).unwrap();
     checkpoint.manifest.classes = (0..10).map(|i| format!("digit {i}, \"quoted\"")).collect();
     let path = checkpoint::save(&folder.join("checkpoints"), &checkpoint).unwrap();

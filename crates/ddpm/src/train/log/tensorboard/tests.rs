@@ -185,7 +185,7 @@ fn what_is_told_comes_back_from_the_file() {
 #[test]
 fn the_settings_are_hyperparameters_of_the_hparams_plugin() {
     let folder = tempfile::tempdir().unwrap();
-    Events::new(folder.path(), settings(), None).hear(Entry::Checkpoint).unwrap();
+    Events::new(folder.path(), settings(), None).hear(Entry::Step(&metrics(1))).unwrap();
     let [path] = &files(folder.path())[..] else { panic!("one file") };
     let value = inner(&inner(&read(path)[1][0].1)[0].1);
     assert_eq!(value[0], (summary::TAG, Bytes("_hparams_/session_start_info".into())));
