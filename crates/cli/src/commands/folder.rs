@@ -349,8 +349,14 @@ const MAX_NAME: usize = 120;
 pub(super) fn name(what: &str, said: &[Said]) -> String {
     let parts = said.iter().map(|(flag, value)| format!("-{flag}-{value}"));
     let whole: String = std::iter::once(what.to_owned()).chain(parts).collect();
-    let safe: String =
-        whole.chars().map(|c| if c.is_alphanumeric() || "-_.+".contains(c) { c } else { '-' }).collect();
+    let mut safe = String::new();
+    for c in whole.chars() {
+        match c.is_alphanumeric() || "-_.+".contains(c) {
+            true => safe.push(c),
+            // As in URLs: other flags have another name, whatever characters they differ in.
+            false => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| safe += &format!("%{byte:02X}")),
+        }
+    }
     capped(&safe, MAX_NAME).into_owned()
 }
 
@@ -375,8 +381,11 @@ mod tests {
         let of_sampler = said(&[("class", "bl/ue: één"), ("sampler", "dpm++2m"), ("steps", "10")]);
         assert_eq!(
             name("vary-cat-seed-0", &of_sampler),
-            "vary-cat-seed-0-class-bl-ue--één-sampler-dpm++2m-steps-10"
+            "vary-cat-seed-0-class-bl%2Fue%3A%20één-sampler-dpm++2m-steps-10"
         );
+        let of_class = |class| name("seed-0", &said(&[("class", class)]));
+        let classes = ["a b", "a-b", "a:b", "-1", "#1"].map(of_class);
+        assert!((1..classes.len()).all(|i| !classes[..i].contains(&classes[i])), "{classes:?}");
     }
 
     #[test]
