@@ -52,11 +52,17 @@ impl Losses {
 }
 
 /// Mean of the losses that a checkpoint of `step` has noted, of steps behind `since`, as the metrics tell it; `None` where they do
-/// not have the step.
+/// not have the step, or lack one of those before it.
 pub(super) fn mean_at(metrics: &[Metrics], step: u64, since: u64) -> Option<f64> {
     let mut until = metrics.iter().rev().skip_while(|m| m.step > step).take_while(|m| m.step > since);
     let losses: Vec<f64> = until.clone().take(WINDOW).map(|m| m.loss).collect();
     until.next().filter(|m| m.step == step)?;
+    let expected = (step - since).min(WINDOW as u64) as usize;
+    let complete =
+        metrics.iter().filter(|m| m.step <= step && m.step + expected as u64 > step).count() == expected;
+    if losses.len() != expected || !complete {
+        return None;
+    }
     Some(losses.iter().sum::<f64>() / losses.len() as f64)
 }
 
@@ -85,6 +91,8 @@ mod tests {
         assert_eq!(mean_at(&all, 4, 0), Some((3000.0 + 0.5) / 4.0));
         assert_eq!(mean_at(&all[..20], 30, 0), None);
         assert_eq!(mean_at(&[], 1, 0), None);
+        let gap: Vec<Metrics> = all.iter().filter(|m| m.step != 5).cloned().collect();
+        assert_eq!((mean_at(&gap, 30, 0), mean_at(&gap, 4, 0)), (None, mean_at(&all, 4, 0)));
     }
 
     #[test]
