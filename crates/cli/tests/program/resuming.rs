@@ -457,9 +457,9 @@ fn a_gap_in_the_metrics_does_not_make_a_runs_own_checkpoints_those_of_another() 
     let place = Place::new();
     place.train("r", 8, 2, &[]).well();
     let path = place.path("runs/r/metrics.jsonl");
-    let text = std::fs::read_to_string(&path).unwrap();
+    let text = fs::read_to_string(&path).unwrap();
     let lines: Vec<&str> = text.lines().enumerate().filter(|(i, _)| *i != 2).map(|(_, line)| line).collect();
-    std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+    fs::write(&path, lines.join("\n") + "\n").unwrap();
     let done = place.ddpm(&["train", "--resume", "r", "--steps", "9"]).well();
     assert!(!done.err.contains("of another run"), "{}", done.err);
     assert!(place.checkpoint("r", 9).is_dir() && place.checkpoint("r", 8).is_dir());
