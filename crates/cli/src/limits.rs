@@ -3,6 +3,7 @@
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
+use ddpm::text::quoted;
 use ddpm::train::config::{SECTIONS, limits};
 use std::any::TypeId;
 use std::fmt::Display;
@@ -122,6 +123,22 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     ),
 ];
 
+/// What commands are called elsewhere, and here.
+const COMMANDS: &[(&[&str], &str)] = &[
+    (&["generate", "gen", "infer", "inference", "predict", "draw"], "ddpm sample RUN"),
+    (&["resume", "continue"], "ddpm train --resume RUN"),
+    (&["finetune", "fine-tune"], "ddpm train --init WEIGHTS"),
+    (&["fid", "evaluate", "test", "validate", "metrics"], "ddpm eval RUN"),
+    (&["convert", "load"], "ddpm import FILE"),
+    (&["ls", "list", "status"], "ddpm runs"),
+    (&["edit", "img2img"], "ddpm vary RUN IMAGE"),
+    (&["fill", "repaint"], "ddpm inpaint RUN IMAGE --mask MASK"),
+    (&["ema"], "ddpm average RUN"),
+    (&["info", "env"], "ddpm doctor"),
+    (&["presets", "settings"], "ddpm config"),
+    (&["check", "dataset"], "ddpm data check FOLDER"),
+];
+
 /// The command line with the ranges of all numbers; what begins with a minus is a number where one is wanted.
 pub fn with_limits(command: Command) -> Command {
     command.mut_args(limited).mut_subcommands(with_limits)
@@ -175,12 +192,20 @@ fn number(id: &str) -> ValueParser {
 
 /// Tells of a flag that is not there what it is called here. `args` are those of the program.
 pub fn with_hint(mut error: clap::Error, root: &Command, args: &[String]) -> clap::Error {
-    if error.kind() != ErrorKind::UnknownArgument {
-        return error;
-    }
-    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else { return error };
-    if let Some(hint) = hint(flag, subcommand(root, args)) {
+    let hint =
+        match (error.kind(), error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidSubcommand)) {
+            (ErrorKind::UnknownArgument, Some(ContextValue::String(flag)), _) => {
+                hint(flag, subcommand(root, args))
+            }
+            (ErrorKind::InvalidSubcommand, _, Some(ContextValue::String(name))) => {
+                let known = COMMANDS.iter().find(|(names, _)| names.contains(&name.to_lowercase().as_str()));
+                known.map(|(_, here)| format!("here that is {here}"))
+            }
+            _ => None,
+        };
+    if let Some(hint) = hint {
         error.remove(ContextKind::SuggestedArg);
+        error.remove(ContextKind::SuggestedSubcommand);
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![hint.into()]));
     }
     error
@@ -201,8 +226,11 @@ fn subcommand<'a>(root: &'a Command, args: &[String]) -> &'a Command {
 
 /// What a flag is called here, if it is known elsewhere or is a setting.
 fn hint(flag: &str, command: &Command) -> Option<String> {
-    let name = flag.trim_start_matches('-').split('=').next()?.to_lowercase().replace('_', "-");
     let has = |long: &str| command.get_arguments().any(|a| a.get_long() == Some(long));
+    if !flag.starts_with('-') {
+        return has("data").then(|| format!("images are given as --data {}", quoted(flag)));
+    }
+    let name = flag.trim_start_matches('-').split('=').next()?.to_lowercase().replace('_', "-");
     let here = |known: &str| match known.strip_prefix("--") {
         Some(long) => has(long.split(' ').next().unwrap_or(long)),
         None => command.get_arguments().any(|a| a.get_short() == known.chars().nth(1)),
@@ -305,6 +333,9 @@ mod tests {
             (&["data", "check", "x", "--image_size", "64"], "here that is --size"),
             (&["train", "--weight-decay", "0.1"], "--set train.weight_decay=VALUE"),
             (&["train", "--mixed_precision", "bf16"], "here that is --set train.precision=bf16"),
+            (&["train", "my photos"], "images are given as --data 'my photos'"),
+            (&["generate", "runs/r"], "here that is ddpm sample RUN"),
+            (&["resume", "runs/r"], "here that is ddpm train --resume RUN"),
         ] {
             let text = told(args);
             assert!(text.contains(said), "{args:?}: {text}");
@@ -315,6 +346,16 @@ mod tests {
     #[test]
     fn every_hint_names_something_that_is_there() {
         let root = Cli::command();
+        for (names, here) in COMMANDS {
+            let words: Vec<String> = here.split(' ').skip(1).map(str::to_owned).collect();
+            let command = subcommand(&root, &words);
+            assert_ne!(command.get_name(), "ddpm", "{here}");
+            let flags = words.iter().filter_map(|word| word.strip_prefix("--"));
+            for flag in flags {
+                assert!(command.get_arguments().any(|a| a.get_long() == Some(flag)), "{here}");
+            }
+            assert!(names.iter().all(|name| root.find_subcommand(name).is_none()), "{names:?}");
+        }
         let flags: Vec<String> = arguments(&root)
             .iter()
             .flat_map(|(_, a)| {

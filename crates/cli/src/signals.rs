@@ -1,6 +1,7 @@
 //! Ctrl-C: the first ends the program, or asks those that have something to finish for an orderly stop, which must come soon unless
 //! something is being saved; the second ends it at once.
 
+use anyhow::Context;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
@@ -52,8 +53,10 @@ pub fn handle() -> anyhow::Result<()> {
         }
         // Without the thread the second Ctrl-C is there.
         let _ = std::thread::Builder::new().name("stop".to_owned()).spawn(end_soon);
-    })?;
-    Ok(())
+    })
+    .context(
+        "cannot start the thread that waits for Ctrl-C; if memory or processes are limited here (ulimit -v, -u), raise the limit",
+    )
 }
 
 /// The flag that Ctrl-C sets; from now on the program ends by looking at it.

@@ -8,6 +8,7 @@ use crate::hardware::Hardware;
 use crate::model::Model;
 use crate::nets;
 use crate::picture::Picture;
+use crate::plot;
 use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
 use crate::schedule::Schedule;
 use crate::text::{LISTED, escaped, listed};
@@ -181,9 +182,14 @@ impl Generator {
         Self { class_names, ..self }
     }
 
-    /// What class `n` is called: its name, or its number where the run knows no names (of imported weights).
+    /// What class `n` is called in a plot: its name, behind its index where the plot's font cannot write that; the index alone where
+    /// the run knows no names (of imported weights).
     pub fn class_label(&self, n: u32) -> String {
-        self.class_names.get(n as usize).cloned().unwrap_or_else(|| n.to_string())
+        match self.class_names.get(n as usize) {
+            Some(name) if plot::can_write(name) => name.clone(),
+            Some(name) => format!("#{n} {name}"),
+            None => n.to_string(),
+        }
     }
 
     /// The settings that the network was trained with.
@@ -302,8 +308,8 @@ impl Generator {
             .map_or_else(|| format!("#{class}"), |name| escaped(name).into_owned())
     }
 
-    /// The class of that name, or with that index where it is asked for as `#3`. A number is a name: only where no names are known
-    /// is it the index.
+    /// The class with that index where it is asked for as `#3`, or of that name. A number is a name: only where no names are known is
+    /// it the index.
     ///
     /// # Errors
     /// [`Error::Config`] with the classes that there are.
@@ -312,7 +318,9 @@ impl Generator {
         let Some(n) = self.classes() else {
             return wrong("the run was trained without classes; leave it out".to_owned());
         };
-        let places = || (0u32..).zip(&self.class_names).filter(|(_, own)| *own == name).map(|(i, _)| i);
+        let index = name.strip_prefix('#').filter(|digits| digits.parse::<u32>().is_ok());
+        let named = |own: &&String| index.is_none() && *own == name;
+        let places = || (0u32..).zip(&self.class_names).filter(|(_, own)| named(own)).map(|(i, _)| i);
         let (first, second) = (places().next(), places().nth(1));
         match (first, second) {
             (Some(only), None) => return Ok(only),
@@ -324,10 +332,7 @@ impl Generator {
             }
             _ => {}
         }
-        let index = match name.strip_prefix('#') {
-            None if self.class_names.is_empty() => Some(name),
-            index => index,
-        };
+        let index = index.or(self.class_names.is_empty().then_some(name));
         match index.and_then(|text| text.parse::<u32>().ok()) {
             Some(class) if class < n => Ok(class),
             Some(_) => wrong(format!(

@@ -124,6 +124,11 @@ pub fn listed<S: AsRef<str>>(items: &[S], most: usize) -> String {
     text
 }
 
+/// `1 image`, `1,234 images`: so many of what `noun` names.
+pub fn counted(n: usize, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
+}
+
 /// `1,234,567`.
 pub fn thousands(n: usize) -> String {
     let digits = n.to_string();

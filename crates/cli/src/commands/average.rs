@@ -49,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let name = format!("sigma-rel-{}-step-{:07}.safetensors", args.sigma_rel, made.step);
     let out = args.out.unwrap_or_else(|| run.path().join("averages").join(name));
     output::check(&out, Kind::Weights, args.overwrite)?;
-    posthoc::write(&made.weights, &out)?;
+    posthoc::write(&run, &made.weights, &out)?;
     tell!(
         "average   of {} snapshots up to step {}, its profile within {:.2} % of the wanted one",
         made.snapshots,

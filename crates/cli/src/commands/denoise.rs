@@ -51,8 +51,9 @@ fn sigma(text: &str) -> Result<Sigma, String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sampling = args.sampler.options()?;
-    let editor = args.edit.open(Request { seed: args.seed, sampling, ..Request::default() })?;
+    let editor = args.edit.open(|run| {
+        Ok(Request { seed: args.seed, sampling: args.sampler.options(run)?, ..Request::default() })
+    })?;
     let generator = editor.generator();
     let (schedule, prediction) = (generator.schedule(), generator.config().diffusion.prediction);
     let picture = editor.picture(&args.picture)?;

@@ -10,6 +10,8 @@ use anyhow::bail;
 use ddpm::data::{Single, open_picture};
 use ddpm::generate::{Classes, Generator, Request};
 use ddpm::plot::{Sheet, sheet};
+use ddpm::text::thousands;
+use ddpm::train::config::SamplingConfig;
 use serde_json::{Map, Value};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -59,13 +61,17 @@ pub(super) struct Shown<'a> {
 }
 
 impl EditFlags {
-    /// Opens the run for a request, with the class that is given. What cannot be done is refused.
-    pub fn open(&self, request: Request) -> anyhow::Result<Editor<'_>> {
+    /// Opens the run for the request that is made for its settings, with the class that is given. What cannot be done is refused.
+    pub fn open(
+        &self,
+        request: impl FnOnce(&SamplingConfig) -> ddpm::Result<Request>,
+    ) -> anyhow::Result<Editor<'_>> {
+        let stop = stop_flag();
+        let mut run = self.run.open()?;
+        let request = request(&run.generator.config().sampling)?;
         if request.count == 0 || request.batch == 0 {
             bail!("-n and --batch-size must be at least 1");
         }
-        let stop = stop_flag();
-        let mut run = self.run.open()?;
         run.generator.set_stop(stop.clone());
         let class = match self.class.as_deref() {
             None => Classes::Untold,
@@ -149,7 +155,11 @@ impl Editor<'_> {
     pub fn finish(&self, folder: &ImageFolder, shown: Shown<'_>) -> anyhow::Result<()> {
         let drawn = folder.first(at_most(None, self.generator().shape()))?;
         if drawn.len() < folder.count() {
-            tell!("note: the sheet shows the first {} of {} images", drawn.len(), folder.count());
+            tell!(
+                "note: the sheet shows the first {} of {} images",
+                thousands(drawn.len()),
+                thousands(folder.count())
+            );
         }
         let drawn = drawn.into_iter().enumerate().map(|(i, image)| (image, (shown.caption)(i)));
         let (images, captions): (Vec<_>, Vec<_>) =

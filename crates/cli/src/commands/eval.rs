@@ -10,6 +10,7 @@ use ddpm::data::Dataset;
 use ddpm::generate::BATCH;
 use ddpm::output::{self, Kind};
 use ddpm::picture::save_png;
+use ddpm::text::counted;
 use ddpm::train::write_file;
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -97,9 +98,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         if !told && done > 0 {
             told = true;
             let whole = begun.elapsed().mul_f64(all as f64 / done as f64);
-            let images = thousands(args.count.min(data.len()) as u64);
-            progress
-                .line(&format!("the variational bound of {images} images takes about {}", human_time(whole)));
+            let images = counted(args.count.min(data.len()), "image");
+            progress.line(&format!("the variational bound of {images} takes about {}", human_time(whole)));
         }
         progress.set(done as u64, all as u64, String::new);
         if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
@@ -253,14 +253,15 @@ fn summary(bound: &Bound) -> Vec<String> {
         Some(error) => format!("{name:20} {:9.5} +- {error:.5} bits/dim", e.mean),
         None => format!("{name:20} {:9.5} bits/dim", e.mean),
     };
+    let images = counted(bound.pictures, "image");
+    let error = if bound.total.standard_error.is_some() { "; +- is the standard error" } else { "" };
     vec![
         line("variational bound", &bound.total),
         line("  prior, L_T", &bound.prior),
         line("  steps, L_1 ..", &bound.steps),
         line("  decoder, L_0", &bound.decoder),
         format!(
-            "of {} pictures, by {} of {} steps' terms each; +- is the standard error",
-            thousands(bound.pictures as u64),
+            "of {images}, by {} of {} steps' terms each{error}",
             thousands(bound.terms_measured as u64),
             thousands(bound.timesteps as u64 - 1)
         ),

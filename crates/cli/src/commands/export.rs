@@ -49,13 +49,13 @@ enum To {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (run, at) = super::flags::open_run(&args.runs, &args.run, args.checkpoint.as_deref())?;
+    let which = super::flags::weights_of(&args.run, at.as_deref(), &args.weights)?;
     let checkpoint = at.map_or_else(|| super::flags::newest(&run), Ok)?;
     let format = match args.to {
         To::Diffusers => Format::Diffusers,
         To::Pytorch => Format::Pytorch,
         To::Safetensors => Format::Safetensors,
     };
-    let which = args.weights;
     let out = args.out.unwrap_or_else(|| run.path().join("export").join(format.file_name()));
     for note in interop::export_over(&checkpoint, which, format, &out, args.overwrite)? {
         tell!("note: {note}");

@@ -11,8 +11,9 @@ use ddpm::hardware::{DeviceChoice, Hardware};
 use ddpm::sampler::{self, Listed, Options, SAMPLERS, Spacing, Threshold, Variance};
 use ddpm::text::{quoted, shown};
 use ddpm::train::checkpoint::{self, Newest, Which};
+use ddpm::train::config::SamplingConfig;
 use ddpm::train::open_data;
-use ddpm::train::run::{RUNS, RunFolder};
+use ddpm::train::run::{End, RUNS, RunFolder, RunRecord};
 use std::path::{Path, PathBuf};
 
 /// The run, its weights, and where it is.
@@ -43,23 +44,25 @@ impl RunFlags {
     /// The run, the checkpoint that is meant, and its network.
     pub fn open(&self) -> anyhow::Result<OpenRun> {
         let (run, at) = open_run(&self.runs, &self.run, self.checkpoint.as_deref())?;
+        let which = weights_of(&self.run, at.as_deref(), &self.weights)?;
         let hardware = Hardware { device: self.device, ..self.threads.into() };
         let named = at.is_some();
         let (checkpoint, generator) = match at {
             Some(path) => {
-                let generator = Generator::open(&path, self.weights.clone(), hardware)?;
+                let generator = Generator::open(&path, which.clone(), hardware)?;
                 (path, generator)
             }
             None => {
-                let found = Generator::open_newest(&run.checkpoints(), &self.weights, hardware)?;
+                let found = Generator::open_newest(&run.checkpoints(), &which, hardware)?;
                 let (newest, generator) = found.with_context(|| none_yet(&run))?;
                 tell_skipped(&newest);
+                tell_divergence(&run);
                 (newest.path, generator)
             }
         };
-        let weights_sha256 = checkpoint::weights_sha256(&checkpoint, &self.weights)?;
+        let weights_sha256 = checkpoint::weights_sha256(&checkpoint, &which)?;
         let step = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let weights = match &self.weights {
+        let weights = match &which {
             Which::Auto => None,
             Which::Ema => Some("ema".to_owned()),
             Which::Raw => Some("raw".to_owned()),
@@ -113,6 +116,21 @@ pub(super) fn open_run(
     let at = at
         .map_or_else(|| checkpoint.map(|name| opened.find_checkpoint(name)).transpose(), |at| Ok(Some(at)))?;
     Ok((opened, at))
+}
+
+/// The weights that are meant where a file of the checkpoint `at` is given as the run: those in the file.
+pub(super) fn weights_of(run: &Path, at: Option<&Path>, asked: &Which) -> anyhow::Result<Which> {
+    if at.is_none() || !run.is_file() {
+        return Ok(asked.clone());
+    }
+    let name = run.file_name().unwrap_or_default().to_string_lossy();
+    let Some(which) = Which::of_checkpoint_file(&name) else {
+        bail!("{} holds no weights of its own; give the folder of the checkpoint, or the run", shown(run));
+    };
+    if *asked != Which::Auto && *asked != which {
+        bail!("{} is a file of other weights than --weights asks for; leave one of the two out", shown(run));
+    }
+    Ok(which)
 }
 
 /// Those of the flags that have a value.
@@ -181,6 +199,15 @@ fn none_yet(run: &RunFolder) -> String {
         shown(path),
         quoted(path)
     )
+}
+
+/// That the newest weights are those of a training that has diverged.
+fn tell_divergence(run: &RunFolder) {
+    let record = RunRecord::read(run.path());
+    if record.end == Some(End::Diverged) {
+        let why = record.error.map_or(String::new(), |why| format!(" ({why})"));
+        tell!("warning: the training of this run diverged{why}; --checkpoint STEP takes an earlier one");
+    }
 }
 
 fn tell_skipped(newest: &Newest) {
@@ -261,7 +288,7 @@ impl From<Bounds> for Threshold {
 fn samplers() -> String {
     let line = |s: &Listed| format!("\n  {:16} {}", s.name, s.about);
     let lines: String = SAMPLERS.iter().map(line).collect();
-    format!("How pictures are drawn, by the sampler's name; {} if not given:{lines}", SAMPLERS[0].name)
+    format!("How images are drawn, by the sampler's name; the run's (sampling.sampler) if not given:{lines}")
 }
 
 impl SamplerFlags {
@@ -272,9 +299,10 @@ impl SamplerFlags {
         of_sampler || of_noise || self.steps.is_some() || self.levels.spacing.is_some()
     }
 
-    pub fn options(&self) -> ddpm::Result<Options> {
+    /// What is asked of a run with these settings.
+    pub fn options(&self, run: &SamplingConfig) -> ddpm::Result<Options> {
         let variance = self.variance.map(Variance::from);
-        let sampler = self.sampler.as_deref().map_or(Ok(&SAMPLERS[0]), sampler::find)?;
+        let sampler = sampler::find(self.sampler.as_deref().unwrap_or(&run.sampler))?;
         let threshold = self.levels.threshold();
         let Self { steps, eta, use_clipped_model_output, .. } = *self;
         let spacing = self.levels.spacing;

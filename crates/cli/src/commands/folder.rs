@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use ddpm::Error;
 use ddpm::output::{self, Kind};
 use ddpm::picture::{Picture, read_png, save_png};
-use ddpm::text::{capped, quoted_value, shown};
+use ddpm::text::{capped, quoted_value, shown, thousands};
 use ddpm::train::run::RunFolder;
 use ddpm::train::write_file;
 use serde_json::{Map, Value, json};
@@ -156,7 +156,7 @@ impl ImageFolder {
         self.there = known.filter(|&i| output::is_whole_png(&self.image(i))).collect();
         self.before = Some(before);
         self.record["count"] = self.count.max(before).into();
-        tell!("going on: {} of {} images are there", self.present(), self.count);
+        tell!("going on: {} of {} images are there", thousands(self.present()), thousands(self.count));
         Ok(())
     }
 
@@ -290,7 +290,8 @@ impl ImageFolder {
             let _ = std::fs::remove_dir(self.images()).and_then(|()| std::fs::remove_dir(&self.path));
             return;
         }
-        tell!("stopped; {there} of {} images are in {}", self.count, shown(self.images()));
+        let (there, count) = (thousands(there), thousands(self.count));
+        tell!("stopped; {there} of {count} images are in {}", shown(self.images()));
         tell!("go on with:  {}", again("--resume"));
     }
 }

@@ -60,7 +60,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (spacing, threshold) = (args.levels.spacing, args.levels.threshold());
     let sampling = Options { steps: args.steps, spacing, threshold, ..Options::default() };
     let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
-    let editor = args.edit.open(Request { count, seed, batch, sampling, ..Request::default() })?;
+    let editor = args.edit.open(|_| Ok(Request { count, seed, batch, sampling, ..Request::default() }))?;
     let generator = editor.generator();
     let schedule = generator.schedule();
     let sampling = editor.request.sampling;

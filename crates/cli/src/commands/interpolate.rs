@@ -80,7 +80,7 @@ impl End {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let threshold = Some(Threshold::None);
     let sampling = Options { sampler: find("ddim")?, steps: args.steps, threshold, ..Options::default() };
-    let editor = args.edit.open(Request { count: args.count, sampling, ..Request::default() })?;
+    let editor = args.edit.open(|_| Ok(Request { count: args.count, sampling, ..Request::default() }))?;
     if args.count < 2 {
         bail!("-n {}: the two ends are among the pictures; give at least 2", args.count);
     }

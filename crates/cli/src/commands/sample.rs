@@ -1,6 +1,6 @@
 //! `ddpm sample`.
 
-use super::classes::tell_class;
+use super::classes::{ALL, tell_class};
 use super::drawing::{Pass, grid, save_sheet};
 use super::flags::{GuidanceFlags, OpenRun, RunFlags, SamplerFlags, given, sampling_record};
 use super::folder::{Asked, ImageFolder, OutFlags};
@@ -10,7 +10,7 @@ use clap::ValueEnum;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
 use ddpm::picture::{self, Picture, save_gif, save_png};
 use ddpm::plot::{Sheet, sheet};
-use ddpm::text::shown;
+use ddpm::text::{shown, thousands};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::io::Write;
@@ -81,6 +81,19 @@ fn classes(generator: &Generator) -> usize {
     generator.classes().map_or(1, |n| n as usize)
 }
 
+/// How many images of each class make `count`.
+fn rows_of(count: usize, classes: usize) -> anyhow::Result<usize> {
+    if count > 0 && count.is_multiple_of(classes) {
+        return Ok(count / classes);
+    }
+    let (below, above) = (count / classes * classes, count.div_ceil(classes) * classes);
+    let less = if below == 0 { String::new() } else { format!("-n {below} or ") };
+    bail!(
+        "--class {ALL} draws as many images of each of the {} classes, and {count} are no multiple of that: give {less}-n {above}",
+        thousands(classes)
+    )
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(draw(&args, |_| Ok(()))?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
 }
@@ -107,14 +120,15 @@ pub(super) fn computed(generator: &Generator) -> Map<String, Value> {
 impl Args {
     /// What is asked of the run.
     fn request(&self, generator: &Generator) -> anyhow::Result<Request> {
-        let all = self.class.as_deref() == Some("all");
+        let all = self.class.as_deref() == Some(ALL);
         let count = self.count.unwrap_or(if all { ROW * classes(generator) } else { COUNT });
         let class = match self.class.as_deref() {
             None => Classes::InTurn,
-            Some("all") => Classes::Rows((count / classes(generator)).max(1)),
+            Some(ALL) => Classes::Rows(rows_of(count, classes(generator))?),
             Some(name) => Classes::One(generator.class(name)?),
         };
-        let (guidance, sampling) = (self.guidance.guidance(), self.sampler.options()?);
+        let (guidance, sampling) =
+            (self.guidance.guidance(), self.sampler.options(&generator.config().sampling)?);
         let request = Request { count, seed: self.seed, batch: self.batch_size, class, guidance, sampling };
         generator.check(request)?;
         Ok(Request { sampling: generator.sampling(request), ..request })
@@ -128,11 +142,16 @@ impl Args {
         record.extend(sampling_record(&request.sampling));
         let class = match request.class {
             Classes::Rows(row) => format!("{row} of each"),
-            class => format!("{class:?}"),
+            Classes::One(class) => run.generator.class_name(class),
+            Classes::InTurn => "in turn".to_owned(),
+            Classes::Untold => "none".to_owned(),
         };
+        let (low, high) = request.guidance.interval;
         record.insert("seed".to_owned(), request.seed.into());
         record.insert("class".to_owned(), class.into());
-        record.insert("guidance".to_owned(), format!("{:?}", request.guidance).into());
+        record.insert("guidance".to_owned(), request.guidance.scale.into());
+        // JSON has no infinity: a bound that is not given is null.
+        record.insert("guidance_interval".to_owned(), vec![Value::from(low), Value::from(high)].into());
         let asked = Asked {
             run: &run.run,
             command: "sample",

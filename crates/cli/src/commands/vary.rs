@@ -36,9 +36,10 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let sampling = args.sampler.options()?;
     let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
-    let editor = args.edit.open(Request { count, seed, batch, sampling, ..Request::default() })?;
+    let editor = args.edit.open(|run| {
+        Ok(Request { count, seed, batch, sampling: args.sampler.options(run)?, ..Request::default() })
+    })?;
     let generator = editor.generator();
     let prediction = generator.config().diffusion.prediction;
     let vary = Vary::new(editor.request.sampling, generator.schedule(), prediction, args.strength)?;

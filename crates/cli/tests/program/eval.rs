@@ -20,7 +20,7 @@ fn the_bound_is_told_in_sums_a_table_and_a_plot_and_is_the_same_again() {
     let (total, prior) = (bits(&done.out, "variational bound"), bits(&done.out, "prior, L_T"));
     let rest = bits(&done.out, "steps, L_1 ..") + bits(&done.out, "decoder, L_0");
     assert!((total - prior - rest).abs() < 3e-5 && total > 1.0, "{}", done.out);
-    assert!(done.out.contains("of 20 pictures, by 19 of 19 steps' terms each"), "{}", done.out);
+    assert!(done.out.contains("of 20 images, by 19 of 19 steps' terms each"), "{}", done.out);
     let folder = place.path("runs/r/eval/step-0000040-n-20-terms-all");
     assert_eq!(names(&folder), ["nll.csv", "nll.json", "nll.png"]);
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();

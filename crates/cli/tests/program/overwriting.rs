@@ -139,7 +139,7 @@ fn a_checkpoint_that_is_given_for_its_run_is_taken_and_other_places_are_named() 
     };
     let second = draw(&[checkpoint]);
     assert!(second == draw(&["r", "--checkpoint", "2"]) && second != draw(&["r"]));
-    assert!(second == draw(&[&format!("{checkpoint}/model.safetensors")]), "a file of it");
+    assert!(second == draw(&[&format!("{checkpoint}/ema.safetensors")]), "a file of it");
     place.ddpm(&["vary", checkpoint, "a.png", "-n", "1", "--steps", "2"]).well();
     let made = place.ddpm(&["average", checkpoint, "--sigma-rel", "0.1"]).well();
     assert!(made.out.contains("step-0000002.safetensors"), "{}", made.out);
@@ -166,7 +166,7 @@ fn a_checkpoint_that_is_given_for_its_run_is_taken_and_other_places_are_named() 
 fn eval_measures_the_bound_by_default_and_says_how_long_it_takes() {
     let place = place();
     let done = place.ddpm(&["eval", "r"]).well();
-    assert!(done.out.contains("variational bound") && done.out.contains("of 64 pictures"), "{}", done.out);
+    assert!(done.out.contains("variational bound") && done.out.contains("of 64 images"), "{}", done.out);
     assert!(done.err.contains("the variational bound of 64 images takes about "), "{}", done.err);
     assert_eq!(names(&place.path("runs/r/eval/step-0000004")), ["nll.csv", "nll.json", "nll.png"]);
 }

@@ -310,6 +310,13 @@ fn the_class_that_is_drawn_is_said_by_its_name() {
     assert!(draw(&["-n1", "--class=#2"]).well().err.contains("class     10 (#2)\n"));
     assert!(draw(&["--class=all"]).well().err.contains("rows      01, 02, 10, from the top\n"));
     assert!(draw(&["-n3"]).well().err.contains("classes   3 in turn: 01, 02, 10\n"));
+    // Rows are of one length.
+    draw(&["--class=all", "-n", "7"])
+        .fails(1, &["each of the 3 classes, and 7 are no multiple of that: give -n 6 or -n 9"]);
+    draw(&["--class=all", "-n", "2"]).fails(1, &["give -n 3"]);
+    let done = draw(&["-n1", "--class=10", "--out=one"]).well();
+    let other = draw(&["-n1", "--class=01", "--out=one", "--resume"]).fails(1, &["class is 10, and here 01"]);
+    assert!(done.out.contains("one") && !other.err.contains("One("), "{}", other.err);
     draw(&["-n1", "--class=1"]).fails(
         1,
         &[
@@ -331,4 +338,26 @@ fn an_input_of_240_bytes_in_its_name_has_results() {
     let long = format!("{}.png", "a".repeat(251));
     place.ddpm(&["data", "show", "digits", "--size=12", "-n4", "-o", &long]).well();
     assert!(place.path(&long).is_file());
+}
+
+#[test]
+fn a_file_of_a_checkpoint_is_drawn_from_with_the_weights_in_it() {
+    let place = Place::new();
+    place.train("r", 2, 0, &[]).well();
+    let draw = |run: &str, more: &[&str], out: &str| {
+        let all = [&["sample", run, "-n1", "--sampler=ddim", "--steps=2", "--out", out], more].concat();
+        place.ddpm(&all).well();
+        fs::read(place.path(out).join("images/000000.png")).unwrap()
+    };
+    let folder = "runs/r/checkpoints/step-0000002";
+    let (raw, ema) = (draw("r", &["--weights=raw"], "a"), draw("r", &["--weights=ema"], "b"));
+    assert!(raw != ema);
+    assert!(draw(&format!("{folder}/model.safetensors"), &[], "c") == raw);
+    assert!(draw(&format!("{folder}/ema.safetensors"), &[], "d") == ema);
+    let fails = |file: &str, more: &[&str], part: &str| {
+        let file = format!("{folder}/{file}");
+        place.ddpm(&[&["sample", &file], more].concat()).fails(1, &[part]);
+    };
+    fails("optimizer.safetensors", &[], "holds no weights of its own");
+    fails("model.safetensors", &["--weights=ema"], "other weights than --weights asks for");
 }

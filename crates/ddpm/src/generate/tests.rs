@@ -75,7 +75,8 @@ fn a_class_is_never_taken_by_its_index_unless_asked() {
     assert!(of(&months, "#3").unwrap_err().contains("indices go from 0 to 2"));
     // Names that are other indices, and names as indices are asked for.
     assert_eq!(of(&["2", "0", "1"], "2"), Ok(0));
-    assert_eq!(of(&["#2", "#0", "x"], "#2"), Ok(0));
+    // What looks like an index is one, whatever classes are named: advice to give an index holds.
+    assert_eq!((of(&["#2", "#0", "x"], "#2"), of(&["#2", "#x", "x"], "#x")), (Ok(2), Ok(1)));
     for wrong in ["", "#", "#-1", "# 1", "+1", "1.0", "Cat ", "1e0"] {
         assert!(of(&["ant", "bee", "cat"], wrong).is_err(), "{wrong:?}");
     }
@@ -85,6 +86,10 @@ fn a_class_is_never_taken_by_its_index_unless_asked() {
     // Nobody knows the names of imported weights.
     assert_eq!((of(&[], "1"), of(&[], "#2")), (Ok(1), Ok(2)));
     assert!(of(&[], "3").is_err() && of(&[], "x").unwrap_err().contains("the classes 0 to 2"));
+    // Plots have letters of many scripts, and not of all.
+    let labels = |names: &[&str]| [0, 1, 2].map(|n| named(names).class_label(n));
+    assert_eq!(labels(&["Ōtsu", "東京", "Москва"]), ["Ōtsu", "#1 東京", "Москва"]);
+    assert_eq!(labels(&[]), ["0", "1", "2"]);
     assert_eq!((named(&months).class_name(1), named(&[]).class_name(1)), ("02".into(), "#1".into()));
     assert!(of(&["a\x1b[1m", "b", "c"], "d\n").unwrap_err().contains("no class \"d\\n\"; the run has"));
 }

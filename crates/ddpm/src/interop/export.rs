@@ -118,6 +118,13 @@ pub fn export_over(
         }
         Format::Safetensors => write_safetensors(&temporary, &weights, &about),
     };
+    // A person knows the place that was asked for.
+    let written = written.map_err(|e| match e {
+        Error::Io { path, doing, source } if path.starts_with(&temporary) => {
+            Error::Io { path: out.to_owned(), doing, source }
+        }
+        other => other,
+    });
     let done = written.and_then(|()| {
         RealDisk
             .rename(&temporary, out)
@@ -171,6 +178,15 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
                     .to_owned(),
             ),
         });
+    }
+    let sampler = &config.sampling.sampler;
+    if format == Format::Diffusers
+        && sampler != "ddpm"
+        && diffusers::scheduler_class(config) != diffusers::DDIM
+    {
+        notes.push(format!(
+            "this run samples with {sampler} (sampling.sampler), which the export does not: its pipeline samples with ddpm"
+        ));
     }
     if format == Format::Diffusers
         && config.sampling.use_clipped_model_output
@@ -233,7 +249,7 @@ fn write_pipeline(
     let mut files = vec![
         (unet.join("config.json"), diffusers::unet_json(&config.unet2d, facts.channels, learned, facts.size)),
         (scheduler.join("scheduler_config.json"), diffusers::scheduler_json(config)?),
-        (folder.join("model_index.json"), diffusers::index_json()),
+        (folder.join("model_index.json"), diffusers::index_json(config)),
     ];
     if !facts.classes.is_empty() {
         files.push((folder.join("classes.json"), facts.classes.into()));

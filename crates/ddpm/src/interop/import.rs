@@ -115,7 +115,7 @@ pub fn read_settings(unet: (&Path, &[u8]), scheduler: (&Path, &[u8])) -> Result<
 /// # Errors
 /// [`Error::ConfigFile`] for other pipelines than the unconditional ones.
 pub fn read_index(path: &Path, bytes: &[u8]) -> Result<()> {
-    diffusers::pipeline(path, &diffusers::parse_json(path, bytes)?)
+    diffusers::pipeline(path, &diffusers::parse_json(path, bytes)?).map(drop)
 }
 
 /// The content of files of weights, by the source's paths.
@@ -256,6 +256,9 @@ fn describe(
     let (is_own, mut config) = (own.is_some(), own.map_or_else(Config::default, |own| own.config));
     if let Some(path) = &source.scheduler {
         notes.extend(diffusers::scheduler(path, &diffusers::read_json(path)?, &mut config)?);
+        if let Some(pipeline) = source.pipeline {
+            pipeline.apply(&mut config);
+        }
     }
     let unet = match (kind, &source.unet, &source.neighbour) {
         (NetworkKind::Unet2d, Some(path), _) => Some(diffusers::unet(path, &diffusers::read_json(path)?)?),

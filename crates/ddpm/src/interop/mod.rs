@@ -22,6 +22,7 @@ mod export;
 mod file;
 mod import;
 mod own;
+pub(crate) use own::Texts;
 mod pickle;
 mod recognise;
 mod roles;

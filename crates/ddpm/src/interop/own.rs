@@ -25,14 +25,14 @@ const MAX_NAME: usize = 512;
 
 /// Both as they stand in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Texts {
+pub(crate) struct Texts {
     pub settings: Option<String>,
     pub classes: Option<String>,
 }
 
 /// Both as they were read.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Own {
+pub(crate) struct Own {
     pub config: Config,
     pub classes: Vec<String>,
 }

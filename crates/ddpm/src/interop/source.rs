@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::diffusers;
+use super::diffusers::{self, Pipeline};
 use super::roles::{Role, is_averaged};
 use crate::train::checkpoint::MAX_WEIGHTS;
 use crate::train::disk;
@@ -38,6 +38,8 @@ pub(super) struct Source {
     pub neighbour: Option<PathBuf>,
     /// The folder of a checkpoint of a run that a lone file is in.
     pub checkpoint: Option<PathBuf>,
+    /// The pipeline that the folder is.
+    pub pipeline: Option<Pipeline>,
     /// `scheduler_config.json`.
     pub scheduler: Option<PathBuf>,
     /// The list of the classes' names that `ddpm export` wrote.
@@ -153,8 +155,9 @@ impl Source {
             return refuse(path, hint);
         }
         let index = path.join(INDEX);
+        let mut pipeline = None;
         if index.is_file() {
-            diffusers::pipeline(&index, &diffusers::read_json(&index)?)?;
+            pipeline = diffusers::pipeline(&index, &diffusers::read_json(&index)?)?;
         }
         let has = |name: &str| path.join(name).join(UNET_CONFIG).is_file();
         if index.is_file() || has(UNET) || has(UNET_EMA) {
@@ -171,7 +174,7 @@ impl Source {
             }
             let file = |path: PathBuf| Some(path).filter(|p| p.is_file());
             let mut source = Self::of_model(&folder)?;
-            source.unet = Some(config);
+            (source.unet, source.pipeline) = (Some(config), pipeline);
             source.scheduler = file(path.join("scheduler").join(SCHEDULER_CONFIG));
             source.classes = file(path.join(CLASSES));
             if has(UNET_EMA) {

@@ -22,11 +22,26 @@ pub(super) fn write(
     texts: &[(&str, &str)],
 ) -> io::Result<()> {
     let mut zip = ZipWriter::new(out);
+    let written = write_parts(&mut zip, folder, tensors, texts);
+    if let Err(e) = written {
+        // Dropped, it would try to end the archive once more and print that it cannot.
+        std::mem::forget(zip);
+        return Err(e);
+    }
+    zip.finish()?.flush()
+}
+
+fn write_parts<W: Write + Seek>(
+    zip: &mut ZipWriter<W>,
+    folder: &str,
+    tensors: &[NamedTensor],
+    texts: &[(&str, &str)],
+) -> io::Result<()> {
     let plain = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
     let mut part = |name: &str, long: bool, bytes: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
         let options = plain.with_alignment(ALIGNMENT).large_file(long);
         zip.start_file(format!("{folder}/{name}"), options)?;
-        bytes(&mut zip)
+        bytes(zip)
     };
     let pickle = pickle(tensors);
     part("data.pkl", false, &mut |out| out.write_all(&pickle))?;
@@ -49,7 +64,7 @@ pub(super) fn write(
     for (name, text) in texts {
         part(name, false, &mut |out| out.write_all(text.as_bytes()))?;
     }
-    zip.finish()?.flush()
+    Ok(())
 }
 
 fn dtype(tensor: &NamedTensor) -> Dtype {

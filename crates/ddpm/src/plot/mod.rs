@@ -17,6 +17,7 @@ mod strips;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::picture::Picture;
+use ab_glyph::{Font, FontRef};
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, WHITE};
 use plotters::style::{FontStyle, IntoFont, TextStyle, register_font};
@@ -109,6 +110,13 @@ fn text(size: u32) -> TextStyle<'static> {
     });
     *REGISTERED;
     (FONT, size * SCALE).into_font().color(&INK)
+}
+
+/// Whether the built-in font has a shape for every character of `words`; others are drawn as boxes.
+pub fn can_write(words: &str) -> bool {
+    static SANS: LazyLock<Option<FontRef<'static>>> =
+        LazyLock::new(|| FontRef::try_from_slice(dejavu::sans::regular()).ok());
+    SANS.as_ref().is_none_or(|font| words.chars().all(|c| font.glyph_id(c).0 != 0))
 }
 
 /// How wide `words` are, in pixels of the finished plot.

@@ -170,7 +170,25 @@ impl Options {
         let variance = self.variance.or(if self.sampler.variances { run.variance } else { None });
         let of_run = self.sampler.clipped_output.then_some(run.use_clipped_model_output);
         let use_clipped_model_output = self.use_clipped_model_output.or(of_run);
-        Self { variance, threshold: self.threshold.or(Some(run.threshold)), use_clipped_model_output, ..self }
+        let threshold = self.threshold.or(Some(run.threshold));
+        // Levels that do for one sampler need not do for another.
+        let its_own = self.sampler.name == run.sampler;
+        let steps = self.steps.or(run.steps.filter(|_| its_own));
+        let spacing = self.spacing.or(run.spacing.filter(|_| its_own));
+        Self { variance, threshold, use_clipped_model_output, steps, spacing, ..self }
+    }
+
+    /// How a run's images are sampled where nothing else is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a sampler that is not there.
+    pub fn of_run(run: &SamplingConfig) -> Result<Self> {
+        Ok(Self { sampler: find(&run.sampler)?, ..Self::default() }.with_defaults(run))
+    }
+
+    /// How the noise levels are chosen.
+    pub fn spacing(&self) -> Spacing {
+        self.spacing.unwrap_or(self.sampler.spacings[0])
     }
 
     /// The noise levels that the sampler visits, of a schedule and with a network that predicts that.
@@ -179,7 +197,7 @@ impl Options {
     /// [`Error::Config`] for a spacing that the sampler cannot take, with those that it can, and as [`Levels::new`].
     pub fn levels(&self, schedule: &Schedule, prediction: Prediction) -> Result<Levels> {
         let Listed { name, spacings, .. } = self.sampler;
-        let spacing = self.spacing.unwrap_or(spacings[0]);
+        let spacing = self.spacing();
         if !spacings.contains(&spacing) {
             let can: Vec<_> = spacings.iter().map(|s| s.name()).collect();
             let reason = format!("{name} cannot take {spacing}; give {}", can.join(" or "));
@@ -255,6 +273,7 @@ mod tests {
             variance: Some(Variance::Large),
             threshold: Threshold::None,
             use_clipped_model_output: false,
+            ..SamplingConfig::default()
         };
         let unsaid = Options::default().with_defaults(&run);
         assert_eq!((unsaid.variance, unsaid.threshold), (run.variance, Some(run.threshold)));
@@ -268,6 +287,18 @@ mod tests {
         assert_eq!(unsaid.use_clipped_model_output, None);
         let asked = Options { use_clipped_model_output: Some(true), ..ddim };
         assert_eq!(asked.with_defaults(&run).use_clipped_model_output, Some(true));
+        // The run's steps and spacing are those of its own sampler.
+        let run = SamplingConfig {
+            sampler: "ddim".to_owned(),
+            steps: Some(7),
+            spacing: Some(Spacing::Uniform),
+            ..SamplingConfig::default()
+        };
+        let own = Options::of_run(&run).unwrap();
+        assert_eq!((own.sampler.name, own.steps, own.spacing()), ("ddim", Some(7), Spacing::Uniform));
+        assert_eq!(Options { steps: Some(3), ..ddim }.with_defaults(&run).steps, Some(3));
+        let other = Options { sampler: find("heun").unwrap(), ..Options::default() }.with_defaults(&run);
+        assert_eq!((other.steps, other.spacing), (None, None));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::process::Prediction;
 use crate::schedule::{Level, Schedule};
+use serde::{Deserialize, Serialize};
 
 /// Most steps of a sampling: random numbers count them in 32 bits, and nobody waits for as many.
 const MOST_STEPS: usize = 1_000_000;
@@ -24,12 +25,14 @@ const RHO: f64 = 7.0;
 
 /// How the noise levels of fewer steps are chosen. The first four choose timesteps; the others choose sigmas, the ratio
 /// of noise to signal ([`Level::ratio`]) between the schedule's first and last, but at most 200, whose timesteps lie between two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Spacing {
     /// Evenly, both ends among them.
     Linspace,
     /// Every `T / steps`-th from the first, so that the last, where pictures are all noise, is left out: the linear
     /// subsequence of Song et al. 2021 (appendix D.2); diffusers' `leading`.
+    #[serde(alias = "leading")]
     Uniform,
     /// Every `T / steps`-th from the last one down (Lin et al. 2023, section 3.3).
     Trailing,

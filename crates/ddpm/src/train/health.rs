@@ -15,6 +15,8 @@ const RECENT: usize = 10;
 const ENOUGH: usize = 20;
 /// Share of the loss of a prediction of zero from which on hardly anything is predicted.
 const NOTHING: f64 = 0.95;
+/// Share of it below which something was learnt.
+const LEARNT: f64 = 0.8;
 /// How many times its lowest mean the loss must be: noise alone does not make that.
 const RISE: f64 = 2.0;
 /// Largest learning rate that is advised; 1e-4 to 2e-4 are usual with Adam.
@@ -28,6 +30,8 @@ pub(super) struct Health {
     lowest: f64,
     /// The first loss of all, that of drawn or given weights.
     first: Option<f64>,
+    /// The mean loss of the last steps, where they are enough to count.
+    mean: Option<f64>,
     /// Losses since the training was begun or taken up.
     here: usize,
     recent: VecDeque<f64>,
@@ -37,7 +41,7 @@ pub(super) struct Health {
 impl Health {
     pub fn new(config: &Config) -> Self {
         let zero = loss_of_zero(config);
-        Self { zero, lowest: zero, first: None, here: 0, recent: VecDeque::new(), told: false }
+        Self { zero, lowest: zero, first: None, mean: None, here: 0, recent: VecDeque::new(), told: false }
     }
 
     /// Takes the loss of a step, and the mean of the last `steps` steps.
@@ -48,6 +52,7 @@ impl Health {
         self.recent.push_back(loss);
         self.first.get_or_insert(loss);
         self.here += 1;
+        self.mean = (steps >= ENOUGH).then_some(mean);
         if steps >= ENOUGH && mean < self.lowest {
             self.lowest = mean;
         }
@@ -71,6 +76,12 @@ impl Health {
         !(loss <= NOTHING * self.zero || loss <= RISE * base)
     }
 
+    /// Whether such a mean loss is one of a training that has diverged: as [`is_bad`](Self::is_bad), or that of a network that has
+    /// come to predict nothing, which a lower mean, but not single losses, tells from one that never learnt much.
+    pub fn is_bad_mean(&self, mean: f64) -> bool {
+        self.is_bad(mean) || (self.lowest < LEARNT * self.zero && mean > NOTHING * self.zero)
+    }
+
     /// The losses so far are those of an earlier part of the training, perhaps of another objective: a few more say what is now.
     pub fn take_up(&mut self) {
         self.here = 0;
@@ -78,7 +89,9 @@ impl Health {
 
     /// What a person is told of a training that has diverged; `None` if it has not.
     pub fn diverged(&self) -> Option<String> {
-        let now = self.now().filter(|&loss| self.here >= RECENT && self.is_bad(loss))?;
+        let enough = self.here >= RECENT;
+        let now = self.now().filter(|&loss| enough && self.is_bad(loss));
+        let now = now.or(self.mean.filter(|&mean| enough && self.is_bad_mean(mean)))?;
         let lowest = match self.lowest < self.zero {
             true => format!(", and was down to {:.4}", self.lowest),
             false => String::new(),
@@ -109,7 +122,7 @@ impl Health {
         let good = |step: &&u64| {
             let loss = checkpoint::loss_of(&checkpoint::path_of(&dir, **step));
             // One without a loss is that of given weights.
-            failed != Some(**step) && loss.is_some_and(|loss| loss.is_none_or(|loss| !self.is_bad(loss)))
+            failed != Some(**step) && loss.is_some_and(|loss| loss.is_none_or(|loss| !self.is_bad_mean(loss)))
         };
         let (advised, again) = (format!("--lr {:e}", lower_rate(lr)), "train again from the start");
         let way = match steps.iter().rev().find(good) {
@@ -189,6 +202,8 @@ mod tests {
             &[(1.05, 5), (0.3, 50), (0.04, 500)],
             &[(1.0, 5), (0.05, 200), (50.0, 1)],
             &[(1.0, 5), (0.05, 200), (0.3, 100)],
+            // Losses of small batches go up and down.
+            &[(1.0, 20), (0.6, 300), (1.0, 60)],
             // No better than at the start, and no worse.
             &[(1.02, 300)],
             // An untrained network may be far from zero, and a few steps say nothing.
@@ -213,6 +228,8 @@ mod tests {
             (&[(1.0, 20), (0.05, 300), (40.0, 10)], "and was down to 0.05"),
             (&[(1.0, 20), (0.05, 300), (1.0, 50)], "the loss is 1.0000"),
             (&[(1.0, 1), (f64::INFINITY, 10)], "the loss is inf"),
+            // To nothing from what was not twice as good.
+            (&[(1.0, 20), (0.6, 300), (1.0, 100)], "the loss is 1.0000"),
         ] {
             let text = diverged(parts).expect("it has diverged");
             assert!(text.contains(said), "{text}");

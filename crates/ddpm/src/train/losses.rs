@@ -11,10 +11,12 @@ pub(super) const WINDOW: usize = 100;
 const MEASURE: [&str; 7] =
     ["loss", "loss_weight", "min_snr_gamma", "p2_gamma", "p2_k", "huber_delta", "vlb_weight"];
 
-/// Whether losses after such a change do not compare with those before.
-pub(super) fn measured_otherwise(differences: &[Difference]) -> bool {
+/// Whether losses after such a change do not compare with those before; `now` are the settings with it.
+pub(super) fn measured_otherwise(differences: &[Difference], now: &Config) -> bool {
     let other = |d: &Difference| match d.section {
         "diffusion" => true,
+        // Only a learned variance has that loss.
+        "train" if d.name == "vlb_weight" => now.diffusion.learned_variance,
         section => section == "train" && MEASURE.contains(&d.name),
     };
     differences.iter().any(other)
@@ -98,7 +100,9 @@ mod tests {
     #[test]
     fn only_settings_of_the_measure_part_the_losses() {
         let plain = config(&[]);
-        let parts = |key: &str, value: &str| measured_otherwise(&plain.differences(&config(&[(key, value)])));
+        let parts = |key: &str, value: &str| {
+            measured_otherwise(&plain.differences(&config(&[(key, value)])), &config(&[(key, value)]))
+        };
         for (key, value) in
             [("train.loss", "l1"), ("train.loss_weight", "min-snr"), ("diffusion.prediction", "v")]
         {

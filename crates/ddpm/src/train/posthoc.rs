@@ -10,6 +10,7 @@ use super::checkpoint::{self, NamedTensor, read_weights_file};
 use super::config::Config;
 use super::run::RunFolder;
 use crate::error::{Error, Result};
+use crate::interop::Texts;
 use crate::nets;
 use crate::output::SOFTWARE;
 use std::collections::HashMap;
@@ -239,13 +240,20 @@ fn combine(used: &[Snapshot], counts: &[f64], as_they_are: &[&str]) -> Result<Ve
     Ok(sums.into_iter().map(rounded).collect())
 }
 
-/// Writes an average where `ddpm sample --weights` takes it.
+/// Writes an average of a run where `ddpm sample --weights` takes it, with the run's settings and classes as an export has them.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn write(weights: &[NamedTensor], path: &Path) -> Result<()> {
-    let bytes = checkpoint::to_bytes_with(weights.iter().map(|t| ("", t)), &[("software", SOFTWARE)]);
-    let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
+pub fn write(run: &RunFolder, weights: &[NamedTensor], path: &Path) -> Result<()> {
+    let wrong = |reason| Error::Checkpoint { path: path.to_owned(), reason };
+    let about = match checkpoint::newest_manifest(&run.checkpoints())? {
+        Some((folder, manifest)) => {
+            Texts::of(&manifest.config(&folder)?, &manifest.classes).map_err(wrong)?
+        }
+        None => Texts::default(),
+    };
+    let metadata = [about.metadata(), vec![("software", SOFTWARE)]].concat();
+    let bytes = checkpoint::to_bytes_with(weights.iter().map(|t| ("", t)), &metadata).map_err(wrong)?;
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
     }

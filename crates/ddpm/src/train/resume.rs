@@ -247,7 +247,7 @@ pub(super) fn restore(run: &RunFolder, resume: &Resume<'_>) -> Result<Restored> 
             check_learnt(path, &learnt(&differences), resume.force, way_out)?;
             check_steps(&trainer)?;
             losses_since = manifest.losses_since.unwrap_or(0);
-            if measured_otherwise(&differences) && manifest.step > 0 {
+            if measured_otherwise(&differences, trainer.config()) && manifest.step > 0 {
                 losses_since = manifest.step;
                 let text =
                     "losses are measured in another way from here on: they do not compare with those before";

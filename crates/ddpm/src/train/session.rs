@@ -7,7 +7,10 @@ use super::init::{self, Init};
 use super::log::{Entry, RunLog};
 use super::losses::Losses;
 use super::resume::{Remark, Resume, restore};
-use super::run::{CardFacts, End, Metrics, RunFolder, RunLock, RunRecord, sweep_leftovers, write_card};
+use super::run::{
+    CardFacts, End, Metrics, NEW_CARD, RunFolder, RunLock, RunRecord, card_is_edited, sweep_leftovers,
+    write_card,
+};
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
@@ -140,7 +143,7 @@ impl Session {
             given.extend(weights.iter().flat_map(|t| &t.data).flat_map(|v| v.to_le_bytes()));
         }
         let id = RunRecord::new_id(trainer.config(), &trainer.data().summary().fingerprint, &given);
-        let record = RunRecord { id: Some(id.clone()), end: Some(End::Running), error: None };
+        let record = RunRecord { id: Some(id.clone()), end: Some(End::Running), ..RunRecord::default() };
         record.write(run.path())?;
         if trainer.weights_given() {
             // A run that is taken up before its first checkpoint must not begin with drawn weights.
@@ -214,6 +217,17 @@ impl Session {
         let (log, earlier) = RunLog::open(&run, trainer.config(), Some(step))?;
         let mut losses = Losses::new(trainer.config(), restored.losses_since);
         earlier.iter().for_each(|m| losses.note(m.step, m.loss));
+        if let Some(diverged) = losses.health.diverged() {
+            let (lr, given) = (trainer.config().train.lr, trainer.weights_given());
+            let way = losses.health.way_back(&run, lr, None, given);
+            remarks.push(Remark::Warning(format!(
+                "the training had diverged by step {step}: {diverged}. {way}"
+            )));
+        }
+        if card_is_edited(&run) {
+            let text = format!("README.md was edited and stays as it is; the model card goes to {NEW_CARD}");
+            remarks.push(Remark::Note(text));
+        }
         losses.health.take_up();
         let spent =
             Duration::try_from_secs_f64(earlier.last().map_or(0.0, |m| m.seconds)).unwrap_or_default();
@@ -252,7 +266,8 @@ impl Session {
 
     /// Notes how the training ended; nothing depends on it.
     fn note_end(&self, end: End, error: Option<String>) {
-        let record = RunRecord { id: Some(self.id.clone()), end: Some(end), error };
+        let before = RunRecord::read(self.run.path());
+        let record = RunRecord { id: Some(self.id.clone()), end: Some(end), error, ..before };
         // A disk that is full must not hide why the training ended. A folder that is gone is not made again.
         let _ = record.write(self.run.path());
     }
@@ -488,7 +503,8 @@ impl Session {
         let t = &config.train;
         let most = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
         let steps = (t.sample_steps > 0 && t.sample_steps < most).then_some(t.sample_steps);
-        let sampling = Options { steps, ..Options::default() };
+        let sampling = Options::of_run(&config.sampling)?;
+        let sampling = Options { steps: steps.or(sampling.steps), ..sampling };
         let request = Request { count: t.sample_count, seed: SHEET_SEED, sampling, ..Request::default() };
         let drawn = generator.draw(request, &mut |first, s| {
             let (batches, batch) = request.batches();

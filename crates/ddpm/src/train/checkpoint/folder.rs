@@ -134,9 +134,13 @@ pub(crate) fn newest_where(
 /// What reasons begin with why a whole checkpoint is not the run's.
 pub(crate) const OF_ANOTHER: &str = "is of another run";
 
-/// The mark of the run whose checkpoints are in `dir`, where it has one.
+/// The mark of the run whose checkpoints are in `dir`, where it has one; where its record is lost, that of its oldest checkpoint.
 fn own_id(dir: &Path) -> Option<String> {
-    RunRecord::read(dir.parent()?).id
+    let oldest = || {
+        let paths = list(dir).unwrap_or_default().into_iter().map(|step| path_of(dir, step));
+        paths.filter_map(|path| Manifest::read(&path).ok()?.run).next()
+    };
+    RunRecord::read(dir.parent()?).id.or_else(oldest)
 }
 
 /// Whether a checkpoint may be of the run with the mark `own`; the error is the reason why it is not. Those of earlier versions

@@ -32,7 +32,8 @@ pub(crate) use tensors::{check_extent, is_counter, to_bytes, to_bytes_with};
 
 use super::disk::{self, Disk, RealDisk};
 use crate::{Error, Result};
-use manifest::{FORMAT, sha256};
+use manifest::FORMAT;
+pub(crate) use manifest::sha256;
 
 const MODEL: &str = "model.safetensors";
 pub(crate) const EMA: &str = "ema.safetensors";
@@ -102,6 +103,15 @@ impl Which {
     pub fn origin<'a>(&'a self, checkpoint: &'a Path) -> &'a Path {
         if let Self::File(file) = self { file } else { checkpoint }
     }
+
+    /// Those that are in a file of a checkpoint; `None` for a file that holds none.
+    pub fn of_checkpoint_file(name: &str) -> Option<Self> {
+        match name {
+            MODEL => Some(Self::Raw),
+            EMA => Some(Self::Ema),
+            name => average_of(name).map(|average| Self::Average(average.to_owned())),
+        }
+    }
 }
 
 impl std::str::FromStr for Which {
@@ -149,8 +159,9 @@ fn save_on(disk: &dyn Disk, dir: &Path, checkpoint: &Checkpoint) -> Result<PathB
     consistent(checkpoint).map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
     // Left by an attempt of this process that could not clean up after itself.
     let _ = fs::remove_dir_all(&temporary);
-    let io =
-        |e| helpful(Error::io(&path, "put the checkpoint in its place")(e), CHECKPOINT, numbers(checkpoint));
+    let io = |e| {
+        helpful(Error::io(&path, "put the checkpoint in its place")(e), dir, CHECKPOINT, numbers(checkpoint))
+    };
     let done = write_files(disk, &temporary, checkpoint)
         .and_then(|()| put_in_place(disk, dir, &temporary, &path).map_err(io));
     if done.is_err() {
@@ -186,9 +197,10 @@ fn put_in_place(disk: &dyn Disk, dir: &Path, temporary: &Path, path: &Path) -> i
 /// Writes all files into the new folder `folder`, the manifest last, and waits until they are on the disk.
 fn write_files(disk: &dyn Disk, folder: &Path, checkpoint: &Checkpoint) -> Result<()> {
     const DOING: &str = "write the checkpoint";
+    let dir = folder.parent().unwrap_or(folder);
     let io = |path: &Path| {
         let path = path.to_owned();
-        move |e| helpful(Error::io(path, DOING)(e), CHECKPOINT, numbers(checkpoint))
+        move |e| helpful(Error::io(path, DOING)(e), dir, CHECKPOINT, numbers(checkpoint))
     };
     disk.create_dir(folder).map_err(io(folder))?;
     let mut manifest = checkpoint.manifest.clone();
@@ -229,20 +241,24 @@ fn numbers(checkpoint: &Checkpoint) -> usize {
     sets.flatten().map(|t| t.data.len()).sum()
 }
 
-/// Adds to an error in writing a checkpoint (or a snapshot, `what`) of so many numbers that those before are whole, and for a full
-/// disk how much room is needed.
-fn helpful(error: Error, what: &str, numbers: usize) -> Error {
+/// Adds to an error in writing a checkpoint (or a snapshot, `what`) into the folder `dir`, of so many numbers, that those before are
+/// whole, and for a full disk how much room is needed.
+fn helpful(error: Error, dir: &Path, what: &str, numbers: usize) -> Error {
     use io::ErrorKind::{QuotaExceeded, StorageFull};
+    let before = match list(dir).is_ok_and(|steps| !steps.is_empty()) {
+        true => format!("the {what}s before it are whole"),
+        false => format!("there is no {what} before it"),
+    };
     match error {
         Error::Io { path, doing, source } if matches!(source.kind(), StorageFull | QuotaExceeded) => {
             let megabytes = (numbers as u64 * 4).div_ceil(1_000_000).max(1);
             let help = format!(
-                "{source}; a {what} of this run takes {megabytes} MB: make room and resume; the {what}s before it are whole"
+                "{source}; a {what} of this run takes {megabytes} MB: make room and resume; {before}"
             );
             Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
         }
         Error::Io { path, doing, source } => {
-            let help = format!("{source}; mend this and resume; the {what}s before it are whole");
+            let help = format!("{source}; mend this and resume; {before}");
             Error::Io { path, doing, source: io::Error::new(source.kind(), help) }
         }
         other => other,
@@ -409,7 +425,7 @@ fn save_snapshot_on(
     let numbers = averages.iter().flat_map(|(_, set)| set).map(|t| t.data.len()).sum();
     let io = |path: &Path| {
         let path = path.to_owned();
-        move |e| helpful(Error::io(path, "write the snapshot")(e), "snapshot", numbers)
+        move |e| helpful(Error::io(path, "write the snapshot")(e), dir, "snapshot", numbers)
     };
     let path = path_of(dir, step);
     let temporary = folder::temporary(&path);

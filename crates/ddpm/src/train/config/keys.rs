@@ -8,7 +8,7 @@ use crate::data::{Alpha, OnBadFile, Resize};
 use crate::hardware::{DeviceChoice, Hardware};
 use crate::objective::Weighting;
 use crate::process::Prediction;
-use crate::sampler::{Threshold, Variance};
+use crate::sampler::{Spacing, Threshold, Variance};
 use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use ddpm_engine::{Arithmetic, Factors};
@@ -168,6 +168,12 @@ settings! {
 
     /// How pictures are drawn from the run where nothing else is asked for.
     sampling: SamplingConfig {
+        /// The sampler, by its name; `ddpm sample --help` lists them.
+        free sampler: String = "ddpm".into(),
+        /// Number of steps of that sampler; unset: its own.
+        free steps: Option<usize> = None,
+        /// Which noise levels that sampler visits: "linspace", "uniform" (diffusers' "leading"), "trailing", "quadratic", "karras", "exponential" or "sigma"; unset: its own.
+        free spacing: Option<Spacing> = None,
         /// Variance of the noise that ancestral steps add: "small", the posterior's, "large", beta_t, or "learned"; unset: learned where it is, else small.
         free variance: Option<Variance> = None,
         /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".

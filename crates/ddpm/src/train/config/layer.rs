@@ -54,6 +54,10 @@ impl Layer {
             let reason = format!("{at}{}", e.message().replace('\n', ", "));
             Error::ConfigFile { path: path.to_owned(), reason }
         };
+        if text.trim_start().starts_with('{') {
+            let reason = "is JSON, and settings are TOML: give config.toml of a run, or a file as `ddpm config` prints it";
+            return Err(Error::ConfigFile { path: path.to_owned(), reason: reason.to_owned() });
+        }
         let spans = DeTable::parse(text).map_err(syntax)?;
         let mut values: toml::Table = toml::from_str(text).map_err(syntax)?;
         let mut entries = Vec::new();

@@ -6,7 +6,7 @@ use super::{Config, EmaKind, Size, limits, networks};
 use crate::model::fitting_sizes;
 use crate::objective::{Objective, Weighting};
 use crate::process::Prediction;
-use crate::sampler::Variance;
+use crate::sampler::{Options, Variance};
 use crate::schedule::{LEAST_BETA, Schedule};
 use crate::train::posthoc;
 use crate::{Error, Result, nets};
@@ -140,7 +140,14 @@ impl Config {
                           it unset";
             return refuse("sampling.variance", reason);
         }
-        Ok(())
+        // A schedule that cannot be made is refused where it is.
+        let Ok(schedule) = Schedule::from_config(diffusion) else { return Ok(()) };
+        let sampler = Options::of_run(&self.sampling)
+            .and_then(|options| options.build(&schedule, diffusion.prediction));
+        sampler.map(drop).map_err(|error| match error {
+            Error::Config { key, reason } => Error::Config { key: format!("sampling.{key}"), reason },
+            other => other,
+        })
     }
 
     /// The weights of all timesteps, of settings that are fine each on its own.

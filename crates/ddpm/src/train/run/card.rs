@@ -3,11 +3,12 @@
 use std::fmt::Write;
 use std::path::PathBuf;
 
-use super::RunFolder;
+use super::{RunFolder, RunRecord};
 use crate::Result;
 use crate::objective::Weighting;
 use crate::process::Prediction;
 use crate::text::{escaped, quoted, quoted_value, thousands};
+use crate::train::checkpoint::sha256;
 use crate::train::config::{Config, LossKind, NetworkKind, SECTIONS};
 use crate::train::disk::{self, RealDisk};
 
@@ -37,13 +38,35 @@ pub struct CardFacts {
     pub checkpoint: Option<PathBuf>,
 }
 
-/// Writes the run's model card, `README.md`, in the place of the one before.
+/// The card's name where the one of the usual name was edited.
+pub(crate) const NEW_CARD: &str = "README.new.md";
+
+/// Writes the run's model card, `README.md`, in the place of the one before; as `README.new.md` where that was edited, for what a
+/// person wrote stays.
 ///
 /// # Errors
 /// [`Error::Io`](crate::Error::Io).
 pub fn write_card(run: &RunFolder, config: &Config, facts: &CardFacts) -> Result<()> {
+    const DOING: &str = "write the model card";
     let text = card(run, config, facts);
-    disk::replace(&RealDisk, &run.card_path(), text.as_bytes(), "write the model card")
+    if card_is_edited(run) {
+        return disk::replace(&RealDisk, &run.path().join(NEW_CARD), text.as_bytes(), DOING);
+    }
+    let mut record = RunRecord::read(run.path());
+    let hash = sha256(text.as_bytes());
+    if record.cards.last() != Some(&hash) {
+        // The one before is ours as well, should the process be killed between the two.
+        record.cards = record.cards.pop().into_iter().chain([hash]).collect();
+        record.write(run.path())?;
+    }
+    disk::replace(&RealDisk, &run.card_path(), text.as_bytes(), DOING)
+}
+
+/// Whether the run's card is another than the ones that were written; of runs of earlier versions nobody knows.
+pub(crate) fn card_is_edited(run: &RunFolder) -> bool {
+    let written = RunRecord::read(run.path()).cards;
+    let there = std::fs::read(run.card_path()).map(|bytes| sha256(&bytes));
+    there.is_ok_and(|there| !written.is_empty() && !written.contains(&there))
 }
 
 fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {

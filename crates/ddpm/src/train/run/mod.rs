@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 pub use card::{CardFacts, write_card};
+pub(super) use card::{NEW_CARD, card_is_edited};
 pub(super) use leftovers::sweep_leftovers;
 pub use list::{Listed, RunInfo, State, list_runs};
 pub use metrics::{Metrics, MetricsLog, read_metrics};
@@ -24,7 +25,7 @@ pub use record::{End, RunRecord};
 use super::config::Config;
 use super::config::suggest::nearest;
 use super::disk::{self, RealDisk};
-use crate::text::{LISTED, listed, quoted, shown};
+use crate::text::{LISTED, escaped, listed, quoted, shown};
 use crate::{Error, Result};
 
 /// The folder runs are kept in unless another is named.
@@ -348,13 +349,17 @@ fn check_name(root: &Path, name: &str) -> Result<()> {
         "the run's name has a separator of paths in it"
     } else if name.starts_with(['.', '-']) {
         "the run's name begins with a dot or a dash"
-    } else if name.chars().any(char::is_control) || name.len() > 100 {
-        "the run's name has control characters or more than 100 bytes"
+    } else if name.chars().any(char::is_control) {
+        "the run's name has control characters"
+    } else if name.len() > 100 {
+        "the run's name has more than 100 bytes"
     } else {
         return Ok(());
     };
-    let reason =
-        format!("{reason}; choose another --name, of letters and digits: {name:?} cannot be a folder here");
+    let reason = format!(
+        "{reason}; choose another --name, of letters and digits: \"{}\" cannot be a folder here",
+        escaped(name)
+    );
     Err(Error::Run { path: root.to_owned(), reason })
 }
 

@@ -45,6 +45,9 @@ pub struct RunRecord {
     /// Why, where it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// SHA-256 of the model cards that were written last, at most two: any other content is a person's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cards: Vec<String>,
 }
 
 impl RunRecord {

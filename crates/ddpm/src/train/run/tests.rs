@@ -1,4 +1,5 @@
 use super::*;
+use crate::train::checkpoint::sha256;
 use crate::train::config::{DataFacts, LossKind, ScheduleKind, Size};
 
 fn runs() -> (tempfile::TempDir, PathBuf) {
@@ -299,4 +300,20 @@ fn the_card_tells_how_to_use_the_run() {
     let text = fs::read_to_string(run.card_path()).unwrap();
     assert!(text.contains("Imported with ddpm") && text.contains("- Training: imported, "), "{text}");
     assert!(!text.contains("steps of"), "{text}");
+
+    // What a person writes into it stays.
+    let own = format!("{text}\nTrained for the lecture of May.\n");
+    fs::write(run.card_path(), &own).unwrap();
+    assert!(card_is_edited(&run));
+    (facts.steps, facts.imported) = (1500, false);
+    write_card(&run, &config, &facts).unwrap();
+    assert_eq!(fs::read_to_string(run.card_path()).unwrap(), own);
+    assert!(run.path().join(NEW_CARD).is_file());
+    // That of an earlier version, of which nobody knows, gives way; so does one of which only the record was written.
+    for cards in [Vec::new(), vec![sha256(text.as_bytes()), sha256(b"the next")]] {
+        fs::write(run.card_path(), &text).unwrap();
+        RunRecord { cards, ..RunRecord::read(run.path()) }.write(run.path()).unwrap();
+        write_card(&run, &config, &facts).unwrap();
+        assert_ne!(fs::read_to_string(run.card_path()).unwrap(), text);
+    }
 }
