@@ -308,11 +308,15 @@ def chains(name, settings, scheduler):
     net, folder = pipeline(name, settings, scheduler, teach=True)
     out = work / f'runs/{name}'
     ddpm('import', folder, '--out', out)
-    for sampler, steps, spacing, kind, used in (('ddpm', 1000, 'linspace', diffusers.DDPMPipeline, None),
-                                                ('ddim', 50, 'uniform', diffusers.DDIMPipeline, None),
-                                                ('ddim', 50, 'uniform', diffusers.DDIMPipeline, True)):
+    as_ddim = work / f'{name}-ddim'
+    diffusers.DDIMPipeline.from_pretrained(folder).save_pretrained(as_ddim)
+    out_ddim = work / f'runs/{name}-ddim'
+    ddpm('import', as_ddim, '--out', out_ddim)
+    for sampler, steps, kind, run, said in (('ddpm', 1000, diffusers.DDPMPipeline, out, []),
+                                            ('ddim', 50, diffusers.DDIMPipeline, out_ddim, []),
+                                            ('ddim', 50, diffusers.DDIMPipeline, out, ['ddim', 50, 'uniform', 'true'])):
         # What is not said is as imported, and theirs is the pipeline's default.
-        ours = our_chain(out, sampler, steps, spacing, *(['true'] if used else []))
+        ours, used = our_chain(run, *said), bool(said)
         # The pipeline as it is; only the random numbers are ours: the start first, then one for each step.
         left = iter([ours['start'], *ours['noise']])
         module = 'ddpm' if sampler == 'ddpm' else 'ddim'

@@ -5,7 +5,9 @@
 //! cargo run --release -p ddpm --example checkpoint_numbers -- predict CHECKPOINT in.safetensors out.safetensors
 //! # a chain with the noise that it drew: start, noise [steps, n, c, h, w] and the pictures x
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform
-//! # the same, but that the noise is taken from the clipped image
+//! # as the run samples where nothing is asked for
+//! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors
+//! # the first one, but that the noise is taken from the clipped image
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform true
 //! ```
 
@@ -29,16 +31,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["predict", checkpoint, input, output] => predict(checkpoint, input, output),
+        ["chain", checkpoint, output] => chain(checkpoint, output, None),
         ["chain", checkpoint, output, name, steps, spacing, ref clipped @ ..] if clipped.len() < 2 => {
             let (steps, spacing) = (Some(steps.parse()?), Some(spacing.parse()?));
             let use_clipped_model_output = clipped.first().map(|clipped| clipped.parse()).transpose()?;
             let sampler = sampler::find(name)?;
             let options = Options { sampler, steps, spacing, use_clipped_model_output, ..Options::default() };
-            chain(checkpoint, output, options)
+            chain(checkpoint, output, Some(options))
         }
         _ => {
             println!(
-                "predict CHECKPOINT IN OUT, or chain CHECKPOINT OUT SAMPLER STEPS SPACING [USE_CLIPPED_MODEL_OUTPUT]"
+                "predict CHECKPOINT IN OUT, or chain CHECKPOINT OUT [SAMPLER STEPS SPACING [USE_CLIPPED_MODEL_OUTPUT]]"
             );
             Ok(())
         }
@@ -94,14 +97,18 @@ fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Er
     save(output, &[("y", x.shape.clone(), y)])
 }
 
-fn chain(checkpoint: &str, output: &str, options: Options) -> Result<(), Box<dyn Error>> {
+fn chain(checkpoint: &str, output: &str, asked: Option<Options>) -> Result<(), Box<dyn Error>> {
     let generator = Generator::open(Path::new(checkpoint), Which::Auto, 0)?;
     let config = generator.config();
     let schedule = Schedule::from_config(&config.diffusion)?;
-    let sampler = options.with_defaults(&config.sampling).build(&schedule, Prediction::Eps)?;
+    let options = asked.map_or_else(
+        || Options::of_run(&config.sampling),
+        |options| Ok(options.with_defaults(&config.sampling)),
+    )?;
+    let sampler = options.build(&schedule, Prediction::Eps)?;
     let (mut model, shape) = (generator.model(PICTURES)?, generator.shape());
     let (seeds, dims) = (Seeds { seed: 7, first: 0 }, [shape.height, shape.width, shape.channels]);
-    let steps = options.steps.unwrap_or(schedule.timesteps());
+    let steps = options.steps.or(options.sampler.steps).unwrap_or(schedule.timesteps());
     let draw = |purpose, step| {
         let mut z = vec![0.0; PICTURES * shape.values()];
         seeds.fill(purpose, step, shape.values(), &mut z);
