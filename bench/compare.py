@@ -1,7 +1,7 @@
 """This program and PyTorch in turns on the four networks; `compare.sh` runs it. Prints the tables and writes RESULTS.md.
 
 Both programs are started, wait, and make one step each in turn, so that whatever else happens to the machine happens to
-both. (Of one picture alone whole drawings take turns: what a step finds in the caches counts there.) Every number is a median. PyTorch takes part in the form that is fastest of those it has, which is found first
+both. (Of one image alone whole drawings take turns: what a step finds in the caches counts there.) Every number is a median. PyTorch takes part in the form that is fastest of those it has, which is found first
 (and kept in WORK/variants.json): as the tutorial writes it, channels-last, compiled, with fused attention.
 """
 import argparse
@@ -29,7 +29,7 @@ GOALS = {
     'bf16': {'attention': 3, 'simple': 1.4, 'unet2d': 1.4, 'double-conv': 9},
 }
 SAMPLE_GOAL = 3
-PICTURES, STEPS = 64, 50
+IMAGES, STEPS = 64, 50
 PAUSE = 0.2  # seconds between turns, in which the other's threads go to sleep
 WARM = 3  # steps of a compiled network that are not counted; it is compiled twice, for its first input and for the next
 
@@ -195,11 +195,11 @@ def across(a, record):
 
 
 def sampling(a, precision, record):
-    """The table of denoising steps: many pictures at once, and one alone."""
+    """The table of denoising steps: many images at once, and one alone."""
     rows = []
     for network in a.networks:
         flags, _ = fastest(a, network, 'forward', precision)
-        for batch, steps in ((PICTURES, 1), (1, STEPS)):
+        for batch, steps in ((IMAGES, 1), (1, STEPS)):
             tell(f'{network} sample {precision}, batch {batch}')
             mine, other = turns([ours(a, network, 'sample', precision, batch),
                                  theirs(a, network, 'sample', precision, flags, batch)], a.rounds, steps)
@@ -207,7 +207,7 @@ def sampling(a, precision, record):
             whole = [f'{STEPS * r["seconds"]:.2f} s' for r in (mine, other)]
             rows.append([network, str(batch), *whole, ratio(other, mine, SAMPLE_GOAL), mib(mine), mib(other)])
             tell(' | '.join(rows[-1]))
-    return table(['network', 'pictures', f'ours, {STEPS} steps', 'PyTorch', 'times as fast', 'our memory', 'PyTorch\'s'], rows)
+    return table(['network', 'images', f'ours, {STEPS} steps', 'PyTorch', 'times as fast', 'our memory', 'PyTorch\'s'], rows)
 
 
 def timed(command, runs, cwd=None):
@@ -287,7 +287,7 @@ def main():
     if 'sample' in a.parts:
         for precision in a.precisions:
             section(f'Drawing, {precision}', [
-                f'Drawings of {STEPS} steps: of one picture the median of {a.rounds}, of {PICTURES} from the median of {a.rounds} steps.',
+                f'Drawings of {STEPS} steps: of one image the median of {a.rounds}, of {IMAGES} from the median of {a.rounds} steps.',
                 '', *sampling(a, precision, record)])
     if 'start' in a.parts:
         section('Starting', starting(a, record))

@@ -19,7 +19,7 @@ from compare import HERE, SETTINGS, Player, named, ratio, table, tell
 LARGEST = {'attention': 3, 'double-conv': 3, 'simple': 1.2, 'unet2d': 1.2}  # times as fast, at the largest batch
 AT_16 = 2
 SAMPLING = 2
-PICTURES, STEPS = 64, 1000
+IMAGES, STEPS = 64, 1000
 WARM = 4  # turns that are not counted: a compiled network is compiled in them
 
 
@@ -110,14 +110,14 @@ def main():
     for part in a.parts:
         rows = []
         for network in a.networks:
-            for batch in a.batches if part == 'train' else [PICTURES]:
+            for batch in a.batches if part == 'train' else [IMAGES]:
                 goal = LARGEST[network] if batch == max(a.batches) else AT_16 if batch == 16 else None
                 if part == 'sample':
                     goal = SAMPLING
                 tell(f'{network} {part} {batch}')
                 rows.append(row(a, network, part, batch, goal, a.steps, record))
                 (a.work / 'gpu.json').write_text(json.dumps(record, indent=1))
-        title = 'Training steps' if part == 'train' else f'Denoising steps ({STEPS} of them draw a picture)'
+        title = 'Training steps' if part == 'train' else f'Denoising steps ({STEPS} of them draw an image)'
         text += [f'## {title}', '', *table(head, rows)]
     text = '\n'.join(text).rstrip() + '\n'
     print(text)

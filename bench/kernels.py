@@ -65,12 +65,12 @@ def main():
     if shapes:
         out += ['## Convolutions', '',
                 'GFLOP/s of the plain convolution and the share of the peak: of f32 for f32 and Winograd (which multiplies less),',
-                'of bf16 where factors are bf16. Shapes are pictures x height x width, channels in-out, kernel and stride.', '']
+                'of bf16 where factors are bf16. Shapes are images x height x width, channels in-out, kernel and stride.', '']
         head = ['shape'] + [f'{p.replace("_", " ")}, {way.replace("_", " ")}' for p in passes for way in WAYS]
         out += table(head, [[s] + [share(found.get((p, way, s), 0), way) for p in passes for way in WAYS] for s in shapes])
     sizes = list(dict.fromkeys(p[3] for p in found if p[0] == 'attention'))
     if sizes:
-        out += ['## Attention', '', 'A picture: 2 products of tokens with tokens forward, 5 in the gradient; an exponential for each pair of',
+        out += ['## Attention', '', 'An image: 2 products of tokens with tokens forward, 5 in the gradient; an exponential for each pair of',
                 'tokens and head in both.', '']
         rows = []
         for s in sizes:

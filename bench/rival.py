@@ -5,7 +5,7 @@
     python rival.py attention start --weights model.safetensors
 
 For each line one step is made and one line of JSON is written: `part`, `seconds`, `resident_bytes` (the most memory that
-the process has held; with --device cuda, of the GPU). A step of `train` draws timesteps and noise, makes the noisy pictures, and does forward, MSE,
+the process has held; with --device cuda, of the GPU). A step of `train` draws timesteps and noise, makes the noisy images, and does forward, MSE,
 backward and Adam; `forward` is the network alone; `sample` is a step of ancestral sampling. `start` loads weights and
 makes one such step, with nothing to wait for.
 
@@ -107,7 +107,7 @@ class Rival:
 
     @torch.no_grad()
     def sample(self):
-        """x_t to x_{t-1}, the expected picture clipped (Ho et al. 2020, eq. 15 and 7)."""
+        """x_t to x_{t-1}, the expected image clipped (Ho et al. 2020, eq. 15 and 7)."""
         t = self.t = self.t - 1 if self.t > 1 else T - 1
         a, before, beta = self.alpha_bar[t], self.alpha_bar[t - 1], self.beta[t]
         eps = self.predict(self.x, torch.full((self.batch,), t))

@@ -9,7 +9,7 @@ For every network and the diffusers configurations of `CONFIGS`:
 1. their checkpoint -> `ddpm import` -> our output against theirs (largest difference over the largest magnitude);
 2. `ddpm export` -> their load is strict, every tensor is equal to the bit, and so is that of a second import;
 3. a 1000-step DDPM and a 50-step DDIM chain of diffusers' own pipeline loop with our noise, against our
-   sampler's pictures, in [0, 1]; DDIM also with use_clipped_model_output;
+   sampler's images, in [0, 1]; DDIM also with use_clipped_model_output;
 4. a 20-step chain of each of diffusers' schedulers of `SCHEDULERS` with clipping on, in the same way. The three that have no
    clipping (Euler's two, PNDM) get the noise that follows from the clipped x_0.
 
@@ -40,7 +40,7 @@ CLASSIC = dict(act_fn='silu', attention_head_dim=None, center_input_sample=False
 WIDE = dict(CLASSIC, block_out_channels=(128, 128, 256, 256, 512, 512), down_block_types=(D, D, D, D, A, D),
             up_block_types=(U, V, U, U, U, U))
 TWO = dict(block_out_channels=(32, 64), down_block_types=(D, A), up_block_types=(V, U), layers_per_block=1)
-# Name: (settings, side of the pictures in this check, the scheduler's settings).
+# Name: (settings, side of the images in this check, the scheduler's settings).
 CONFIGS = {
     'ddpm-cifar10-32': (dict(CLASSIC, sample_size=32, block_out_channels=(128, 256, 256, 256),
                              down_block_types=(D, A, D, D), up_block_types=(U, U, V, U)), 32,
@@ -225,8 +225,8 @@ def tutorial(name, make, how, flags):
 
 
 def taught(net, scheduler, steps=150):
-    """The network after a short training on pictures of one colour with a bar. With random weights a chain without fresh
-    noise is chaotic: PyTorch's own in f32 and in f64 end with other pictures."""
+    """The network after a short training on images of one colour with a bar. With random weights a chain without fresh
+    noise is chaotic: PyTorch's own in f32 and in f64 end with other images."""
     side, channels = net.config.sample_size, net.config.in_channels
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
     with torch.enable_grad():
@@ -299,8 +299,8 @@ def our_chain(out, *what):
 
 
 def compare_chain(name, what, ours, theirs):
-    picture = (ours['x'] / 2 + 0.5).clamp(0, 1)
-    check(name, f'{what} (deviation {theirs.std().item():.2f})', (picture - theirs).abs().max().item(), CHAIN)
+    image = (ours['x'] / 2 + 0.5).clamp(0, 1)
+    check(name, f'{what} (deviation {theirs.std().item():.2f})', (image - theirs).abs().max().item(), CHAIN)
 
 
 def chains(name, settings, scheduler):

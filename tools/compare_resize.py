@@ -1,8 +1,8 @@
-"""Sets our resizing beside torchvision's on real pictures: `compare_resize.py DDPM FOLDER [PICTURES]`.
+"""Sets our resizing beside torchvision's on real images: `compare_resize.py DDPM FOLDER [IMAGES]`.
 
-Takes PICTURES (50) of the pictures in FOLDER, half of them as they are, half in mosaics of 12x16 with a little noise,
+Takes IMAGES (50) of the images in FOLDER, half of them as they are, half in mosaics of 12x16 with a little noise,
 saved as PNG so that JPEG decoders play no part; brings each to sizes below and above its own by `ddpm data show` and by
-the torchvision transforms that the tutorials use on PIL pictures; and tells the greatest difference in steps of 1/255.
+the torchvision transforms that the tutorials use on PIL images; and tells the greatest difference in steps of 1/255.
 Fails if it is above 1. Needs torchvision 0.26, pillow, numpy and a built `ddpm`.
 """
 import pathlib
@@ -24,7 +24,7 @@ PIPELINES = [
 SIZES = [(16, 16), (28, 28), (64, 64), (48, 80), (200, 200)]
 
 
-def pictures(folder, count):
+def images(folder, count):
     paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg'))
     random = np.random.default_rng(0)
     chosen = random.choice(len(paths), count // 2, replace=False)
@@ -39,11 +39,11 @@ def pictures(folder, count):
 
 def main(ddpm, folder, count=50):
     worst = {}
-    for picture in pictures(pathlib.Path(folder), int(count)):
+    for image in images(pathlib.Path(folder), int(count)):
         with tempfile.TemporaryDirectory() as place:
             place = pathlib.Path(place)
             (place / 'set').mkdir()
-            picture.save(place / 'set' / 'a.png')
+            image.save(place / 'set' / 'a.png')
             for name, theirs, flags in PIPELINES:
                 for h, w in SIZES:
                     run = [ddpm, 'data', 'show', place / 'set', f'--size={h}x{w}', '--channels=3', '-n1', '-o', place / 'out.png',
@@ -51,7 +51,7 @@ def main(ddpm, folder, count=50):
                            '--set=attention.down_sample=[false,false]', *flags(h, w)]
                     subprocess.run(run, check=True, capture_output=True)
                     ours = np.asarray(Image.open(place / 'out.png').convert('RGB')).astype(int)
-                    expected = np.asarray(theirs(h, w)(picture)).astype(int)
+                    expected = np.asarray(theirs(h, w)(image)).astype(int)
                     assert ours.shape == expected.shape, (ours.shape, expected.shape)
                     difference = np.abs(ours - expected)
                     most, ones, all_ = worst.get((name, h, w), (0, 0, 0))

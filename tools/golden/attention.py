@@ -11,7 +11,7 @@ Weights    step 0, index i = the parameter's position in `state_dict()` order; n
                                                    (transposed convolutions [cin, cout, kh, kw] too)
              1-D, the name ends in `weight`        1 + 0.1 z   (group norms)
              the other 1-D tensors                 0.1 z       (biases)
-Input x    step 1, index = place in the batch; Target eps: step 2 likewise. The numbers of a picture are drawn
+Input x    step 1, index = place in the batch; Target eps: step 2 likewise. The numbers of an image are drawn
            channels last: H*W*C numbers are shape (H, W, C).
 Samples    eight entries j = 0..7 of a tensor of n numbers: flat indices 104729 (j + 1) mod n in PyTorch's order.
 
@@ -47,7 +47,7 @@ from safetensors.torch import save_file
 
 import nets
 import philox
-from rules import SEED, STRIDE, norms, pictures, relative, samples, set_weights
+from rules import SEED, STRIDE, norms, images, relative, samples, set_weights
 
 HERE = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/golden'
 torch.set_num_threads(1)
@@ -69,7 +69,7 @@ tensors, meta = {}, {'seed': SEED, 'sample_stride': STRIDE}
 
 
 def whole_network(case, config, batch, h, w, t):
-    x, eps = pictures(1, batch, config['channels'], h, w), pictures(2, batch, config['channels'], h, w)
+    x, eps = images(1, batch, config['channels'], h, w), images(2, batch, config['channels'], h, w)
     steps = torch.tensor(t)
     out, grads = forward_backward(config, torch.float64, x, steps, eps)
     out32, grads32 = forward_backward(config, torch.float32, x, steps, eps)
@@ -103,8 +103,8 @@ def adam20():
         opt = torch.optim.Adam(net.parameters(), lr=1e-4, betas=(0.9, 0.999), eps=1e-8)
         losses[dtype], ts = [], []
         for k in range(20):
-            x0 = (pictures(1000 + k, 2, 1, 28, 28) * 0.5).clamp(-1, 1)
-            eps = pictures(2000 + k, 2, 1, 28, 28)
+            x0 = (images(1000 + k, 2, 1, 28, 28) * 0.5).clamp(-1, 1)
+            eps = images(2000 + k, 2, 1, 28, 28)
             words = [int(philox.philox(SEED, 0, i, 3000 + k, philox.TEST)[0]) for i in range(2)]
             t = torch.tensor([w * 1000 >> 32 for w in words])
             x_t = signal[t][:, None, None, None] * x0 + noise[t][:, None, None, None] * eps

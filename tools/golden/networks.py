@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 import nets
 import philox
-from rules import SEED, norms, pictures, samples, set_weights
+from rules import SEED, norms, images, samples, set_weights
 
 HERE = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/golden'
 torch.set_num_threads(1)
@@ -64,7 +64,7 @@ OPTIONS = dict(layers_per_block=1, block_out_channels=[8, 16], down_block_types=
 CASES = {
     'simple': (simple, [
         ('tiny', dict(widths=[4, 8, 12], time_emb_dim=8), 3, 8, 12, 2, [1, 742, 300], True),
-        # Timesteps at which no input of a ReLU that matters lies near 0 (see `swayed`). Pictures of 32x16 leave batch norm four
+        # Timesteps at which no input of a ReLU that matters lies near 0 (see `swayed`). Images of 32x16 leave batch norm four
         # pixels of a channel at the bottom, and its gradients sway by 4e-2.
         ('default', dict(widths=[64, 128, 256, 512, 1024], time_emb_dim=32), 2, 64, 64, 1, [22, 977], False),
     ]),
@@ -86,7 +86,7 @@ CASES = {
 
 
 # `simple` makes much of the least differences: at a learning rate of 1e-4 and batches of 2, PyTorch's f32 losses are 1e-3
-# away from its f64 ones after three steps. So it gets more pictures and smaller steps: 6e-6 within eight steps.
+# away from its f64 ones after three steps. So it gets more images and smaller steps: 6e-6 within eight steps.
 STEPS = {'simple': dict(batch=4, lr=1e-5, h=32, w=32)}
 
 
@@ -127,7 +127,7 @@ def names_of(net):
 
 def whole(make, case, settings, batch, h, w, channels, t, every):
     net = set_weights(make(channels, max(h, w), **settings)).double().train()
-    x, eps = pictures(1, batch, channels, h, w), pictures(2, batch, channels, h, w)
+    x, eps = images(1, batch, channels, h, w), images(2, batch, channels, h, w)
     labels = torch.arange(batch) * 2 if settings.get('num_class_embeds') else None
     if settings.get('center_input_sample'):
         x = (x * 0.5 + 0.5).float()
@@ -160,8 +160,8 @@ def steps(make, settings, h, w, channels, batch=2, lr=1e-4):
     opt = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-8)
     losses = []
     for k in range(20):
-        x0 = (pictures(1000 + k, batch, channels, h, w) * 0.5).clamp(-1, 1)
-        eps = pictures(2000 + k, batch, channels, h, w)
+        x0 = (images(1000 + k, batch, channels, h, w) * 0.5).clamp(-1, 1)
+        eps = images(2000 + k, batch, channels, h, w)
         words = [int(philox.philox(SEED, 0, i, 3000 + k, philox.TEST)[0]) for i in range(batch)]
         t = torch.tensor([word * 1000 >> 32 for word in words])
         x_t = signal[t][:, None, None, None] * x0 + noise[t][:, None, None, None] * eps
@@ -176,7 +176,7 @@ def steps(make, settings, h, w, channels, batch=2, lr=1e-4):
         out['steps/running'] = norms(running.values())
     net.eval()
     with torch.no_grad():
-        out['steps/eval'] = net(pictures(1, 1, channels, h, w).double(), torch.tensor([500]))
+        out['steps/eval'] = net(images(1, 1, channels, h, w).double(), torch.tensor([500]))
     print(f'steps: losses {losses[0]:.6g} to {losses[-1]:.6g}', flush=True)
     about = dict(settings=settings, batch=batch, lr=lr, height=h, width=w, channels=channels, names=names_of(net),
                  running=list(running))

@@ -1,7 +1,7 @@
-"""What torchvision makes of small pictures: Resize(antialias), CenterCrop, resized_crop, convert('L'), CMYK, make_grid,
+"""What torchvision makes of small images: Resize(antialias), CenterCrop, resized_crop, convert('L'), CMYK, make_grid,
 save_image.
 
-Writes crates/ddpm/tests/golden/resize.json, which the tests of crates/ddpm compare with. The pictures are made
+Writes crates/ddpm/tests/golden/resize.json, which the tests of crates/ddpm compare with. The images are made
 from a formula (`sample`), so they need not be stored. Needs torch 2.11, torchvision 0.26, pillow, numpy.
 """
 import io
@@ -30,7 +30,7 @@ def covering(h, w, height, width):
 
 
 def resize_8(h, w, channels, height, width):
-    """By Pillow; transparent pictures as there with premultiplied alpha, but without its rounding in between."""
+    """By Pillow; transparent images as there with premultiplied alpha, but without its rounding in between."""
     to = covering(h, w, height, width)
     if channels in (2, 4):
         t = torch.from_numpy(sample(h, w, channels, 255, 120).astype(np.float64)).permute(2, 0, 1)
@@ -39,9 +39,9 @@ def resize_8(h, w, channels, height, width):
         t[:-1] /= t[-1:]
         return np.round(t.permute(1, 2, 0).numpy()).astype(np.int64)
     a = sample(h, w, channels, 255).astype(np.uint8)
-    picture = Image.fromarray(a.squeeze(-1) if channels == 1 else a)
-    picture = F.resize(picture, to, InterpolationMode.BILINEAR, antialias=True)
-    return np.asarray(F.center_crop(picture, [height, width]))
+    image = Image.fromarray(a.squeeze(-1) if channels == 1 else a)
+    image = F.resize(image, to, InterpolationMode.BILINEAR, antialias=True)
+    return np.asarray(F.center_crop(image, [height, width]))
 
 
 def resize_16(h, w, channels, height, width):
@@ -57,22 +57,22 @@ def case(bits, *numbers):
 
 
 def steps():
-    """The tutorials' pipelines on an RGB picture of 31x44 or 9x14: smaller, larger, and from a crop."""
-    def picture(h, w):
+    """The tutorials' pipelines on an RGB image of 31x44 or 9x14: smaller, larger, and from a crop."""
+    def image(h, w):
         return Image.fromarray(sample(h, w, 3, 255).astype(np.uint8))
 
-    def made(kind, picture, numbers, result):
-        return dict(kind=kind, from_size=list(picture.size[::-1]), numbers=numbers,
+    def made(kind, image, numbers, result):
+        return dict(kind=kind, from_size=list(image.size[::-1]), numbers=numbers,
                     samples=np.asarray(result).flatten().tolist())
 
     out = []
-    for p in picture(31, 44), picture(9, 14):
+    for p in image(31, 44), image(9, 14):
         out.append(made('exact', p, [12, 10], F.resize(p, [12, 10], InterpolationMode.BILINEAR, antialias=True)))
         side = F.resize(p, 15, InterpolationMode.BILINEAR, antialias=True)
         out.append(made('side', p, [15, 12, 12], F.center_crop(side, [12, 12])))
         box = [2, 3, 6, 8]
         out.append(made('crop', p, box + [10, 9], F.resized_crop(p, *box, [10, 9], InterpolationMode.BILINEAR)))
-    out.append(made('flip', picture(9, 14), [], F.hflip(picture(9, 14))))
+    out.append(made('flip', image(9, 14), [], F.hflip(image(9, 14))))
     return out
 
 
@@ -87,7 +87,7 @@ def cmyk():
 
 
 def grids():
-    """save_image of make_grid on 5 pictures of 3x4, 3 a row, with padding 2 and with 1: one channel of it."""
+    """save_image of make_grid on 5 images of 3x4, 3 a row, with padding 2 and with 1: one channel of it."""
     a = sample(15, 4, 1, 255).astype(np.float32).reshape(5, 1, 3, 4) / 255 * 2.4 - 1.2
     out = []
     for per_row, padding, n in [(3, 2, 5), (8, 1, 5), (8, 2, 1)]:
@@ -96,7 +96,7 @@ def grids():
         save_image(make_grid(unit, nrow=per_row, padding=padding), file, format='png')
         made = np.asarray(Image.open(file))
         assert (made == made[:, :, :1]).all()
-        out.append(dict(per_row=per_row, padding=padding, pictures=n, values=a[:n].flatten().tolist(),
+        out.append(dict(per_row=per_row, padding=padding, images=n, values=a[:n].flatten().tolist(),
                         height=made.shape[0], width=made.shape[1], samples=made[:, :, 0].flatten().tolist()))
     return out
 

@@ -22,7 +22,7 @@ def set_weights(net):
     return net
 
 
-def pictures(step, batch, channels, h, w):
+def images(step, batch, channels, h, w):
     """[B, C, H, W] f32, drawn channels last."""
     z = [philox.normals(SEED, philox.TEST, step, i, h * w * channels).reshape(h, w, channels) for i in range(batch)]
     return torch.from_numpy(np.stack(z).transpose(0, 3, 1, 2).copy())

@@ -1,8 +1,8 @@
 """Golden trajectories of the samplers, by diffusers' schedulers with a denoiser that is known exactly.
 
-Every number of a picture is drawn from the same mixture of two normals, times `scale`; the best prediction of noise,
-picture and v at a noise level x = alpha x_0 + sigma eps is the posterior's mean, in f64 here and in the test. The start
-and the noise of a step are the project's draws (`philox.py`), 2 pictures of 5 numbers. The schedule is linear, T = 1000,
+Every number of an image is drawn from the same mixture of two normals, times `scale`; the best prediction of noise,
+image and v at a noise level x = alpha x_0 + sigma eps is the posterior's mean, in f64 here and in the test. The start
+and the noise of a step are the project's draws (`philox.py`), 2 images of 5 numbers. The schedule is linear, T = 1000,
 1e-4 to 0.02; schedulers get its alpha_bar in f64 where they would compute it in f32.
 
 Trajectories are those of x = alpha x_0 + sigma eps: what schedulers on Karras et al.'s time axis keep, x / alpha, is
@@ -28,7 +28,7 @@ import torch
 import philox
 
 SEED, START, NOISE = 2026, 5, 6
-T, PICTURES, NUMBERS = 1000, 2, 5
+T, IMAGES, NUMBERS = 1000, 2, 5
 MIXTURE = [(0.35, -0.6, 0.2), (0.65, 0.4, 0.1)]  # weight, mean, deviation
 AGREE = 1e-5
 OUT = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/samplers/golden.json'
@@ -41,8 +41,8 @@ ALPHA_BAR = PLAIN
 
 
 def draws(purpose, step):
-    z = [philox.normals(SEED, purpose, step, i, NUMBERS).astype(np.float32) for i in range(PICTURES)]
-    return torch.from_numpy(np.stack(z)).double().reshape(PICTURES, 1, 1, NUMBERS)
+    z = [philox.normals(SEED, purpose, step, i, NUMBERS).astype(np.float32) for i in range(IMAGES)]
+    return torch.from_numpy(np.stack(z)).double().reshape(IMAGES, 1, 1, NUMBERS)
 
 
 def level(t):
@@ -278,7 +278,7 @@ def by_sigma_cases():
                 if n > 4 or spacing == 'trailing':  # other steps are too long for a second half (sampler/heun.rs)
                     add(by_sigma, of(S.HeunDiscreteScheduler, **COMMON), sampler='heun', **case)
                 if spacing not in SIGMAS:
-                    # It knows no prediction of the picture.
+                    # It knows no prediction of the image.
                     add(by_sigma, of(S.EulerAncestralDiscreteScheduler, **COMMON), ['epsilon', 'v_prediction'],
                         sampler='euler-ancestral', **case)
 
@@ -364,7 +364,7 @@ zero_terminal_snr_cases()
 all_timesteps()
 
 OUT.parent.mkdir(parents=True, exist_ok=True)
-golden = {'seed': SEED, 'pictures': PICTURES, 'numbers': NUMBERS, 'mixture': MIXTURE, 'cases': cases}
+golden = {'seed': SEED, 'images': IMAGES, 'numbers': NUMBERS, 'mixture': MIXTURE, 'cases': cases}
 lines = ',\n'.join(json.dumps(c) for c in cases)
 text = json.dumps({**golden, 'cases': []}, indent=None)[:-2] + '\n' + lines + '\n]}\n'
 json.loads(text)

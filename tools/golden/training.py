@@ -6,8 +6,8 @@ training.json (its settings, and loss, gradient norm and learning rate of each s
 Twenty steps of a tiny `AttentionUnet`, once with few of the settings and once with all that a step can have: AdamW with
 weight decay, two micro-batches a step, clipping that binds in some steps, warm-up and cosine, Huber. PyTorch's
 optimizer, `clip_grad_norm_`, schedulers and losses in f64, on the draws of `ddpm train`: micro-batch number
-b = step * accumulate + k has the pictures at positions b * batch .. of the order, and its timesteps and noise. The data
-are 20 grey pictures of 12 x 8 whose byte j is the lowest byte of word j at (TEST, step 0, index = picture).
+b = step * accumulate + k has the images at positions b * batch .. of the order, and its timesteps and noise. The data
+are 20 grey images of 12 x 8 whose byte j is the lowest byte of word j at (TEST, step 0, index = image).
 """
 import json
 import pathlib
@@ -21,21 +21,21 @@ from torch.optim import lr_scheduler as sched
 import nets
 import philox
 
-SEED, STEPS, BATCH, PICTURES, SIZE = 2026, 20, 3, 20, (12, 8)
+SEED, STEPS, BATCH, IMAGES, SIZE = 2026, 20, 3, 20, (12, 8)
 NET = dict(channels=1, down=(8, 16), mid=(16, 8), resample=(True,), temb=16, layers=(1, 1, 1), heads=2)
 HERE = pathlib.Path(__file__).resolve().parents[2] / 'crates/ddpm/tests/golden'
 torch.set_num_threads(1)
 
 values = SIZE[0] * SIZE[1]
-words = [philox.philox(SEED, np.arange(values // 4), i, 0, philox.TEST).reshape(-1) for i in range(PICTURES)]
-pictures = np.stack(words).astype(np.uint8).astype(np.float32).reshape(PICTURES, 1, *SIZE) / np.float32(255) * 2 - 1
+words = [philox.philox(SEED, np.arange(values // 4), i, 0, philox.TEST).reshape(-1) for i in range(IMAGES)]
+images = np.stack(words).astype(np.uint8).astype(np.float32).reshape(IMAGES, 1, *SIZE) / np.float32(255) * 2 - 1
 abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 sqrt_abar, sqrt_one_minus_abar = np.sqrt(abar).astype(np.float32), np.sqrt(1 - abar).astype(np.float32)
 
 
 def micro_batch(number):
-    at = [divmod(number * BATCH + i, PICTURES) for i in range(BATCH)]
-    x0 = pictures[[philox.permutation(SEED, epoch, PICTURES)[place] for epoch, place in at]]
+    at = [divmod(number * BATCH + i, IMAGES) for i in range(BATCH)]
+    x0 = images[[philox.permutation(SEED, epoch, IMAGES)[place] for epoch, place in at]]
     t = np.array([philox.timestep(SEED, number, i, 1000) for i in range(BATCH)])
     eps = np.stack([philox.normals(SEED, philox.NOISE, number, i, values) for i in range(BATCH)]).reshape(x0.shape)
     x_t = sqrt_abar[t][:, None, None, None] * x0 + sqrt_one_minus_abar[t][:, None, None, None] * eps
@@ -86,6 +86,6 @@ runs = [
 ]
 save_file(weights, HERE / 'training.safetensors')
 out = HERE / 'training.json'
-out.write_text(json.dumps({'network': NET, 'pictures': PICTURES, 'size': SIZE, 'runs': runs}, indent=1) + '\n')
+out.write_text(json.dumps({'network': NET, 'images': IMAGES, 'size': SIZE, 'runs': runs}, indent=1) + '\n')
 print(f'{out}: {out.stat().st_size:,} bytes; weights {(HERE / "training.safetensors").stat().st_size:,} bytes, '
       f'{sum(w.numel() for w in weights.values()):,} numbers')

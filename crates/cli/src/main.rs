@@ -1,4 +1,4 @@
-//! `ddpm`: train, sample and study denoising diffusion models on your own pictures.
+//! `ddpm`: train, sample and study denoising diffusion models on your own images.
 //!
 //! Only this crate knows the command line and prints. Each command is a file in `commands`, with its flags, their
 //! documentation and its work together.
@@ -30,9 +30,9 @@ const INTERRUPTED: u8 = 130;
 #[command(
     name = "ddpm",
     version,
-    about = "Train, sample and study denoising diffusion models on your own pictures",
+    about = "Train, sample and study denoising diffusion models on your own images",
     after_help = "Examples:\n  ddpm train                              learn the built-in digits, in minutes\n  \
-                  ddpm train --data photos --size 32      learn a folder of pictures\n  \
+                  ddpm train --data photos --size 32      learn a folder of images\n  \
                   ddpm sample runs/run-001 -n 64 --seed 7 draw new ones\n\n\
                   DDPM_ISA=portable|avx2|avx512|neon forces an instruction set.",
     propagate_version = true

@@ -3,7 +3,7 @@
 //! ```sh
 //! # x [n, c, h, w], t [n] and, with classes, label [n] of in.safetensors; the prediction y to out.safetensors
 //! cargo run --release -p ddpm --example checkpoint_numbers -- predict CHECKPOINT in.safetensors out.safetensors
-//! # a chain with the noise that it drew: start, noise [steps, n, c, h, w] and the pictures x
+//! # a chain with the noise that it drew: start, noise [steps, n, c, h, w] and the images x
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform
 //! # as the run samples where nothing is asked for
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors
@@ -23,8 +23,8 @@ use safetensors::tensor::TensorView;
 use std::error::Error;
 use std::path::Path;
 
-/// Pictures of a chain.
-const PICTURES: usize = 2;
+/// Images of a chain.
+const IMAGES: usize = 2;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,15 +48,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Channels first, as PyTorch has pictures, from channels last; `back` the other way.
+/// Channels first, as PyTorch has images, from channels last; `back` the other way.
 fn turned(x: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
-    for (picture, out) in x.chunks(h * w * c).zip(out.chunks_mut(h * w * c)) {
+    for (image, out) in x.chunks(h * w * c).zip(out.chunks_mut(h * w * c)) {
         for at in 0..h * w {
             for ch in 0..c {
                 let (last, first) = (at * c + ch, ch * h * w + at);
                 let (from, to) = if back { (first, last) } else { (last, first) };
-                out[to] = picture[from];
+                out[to] = image[from];
             }
         }
     }
@@ -86,12 +86,12 @@ fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Er
         );
     }
     let mut y = Vec::new();
-    for (i, picture) in x.data.chunks(shape.values()).enumerate() {
+    for (i, image) in x.data.chunks(shape.values()).enumerate() {
         if let Some(label) = find("label") {
             model.set_labels(&[Some(label.data[i] as u32)])?;
         }
         let mut one = vec![0.0; shape.values()];
-        model.predict(&turned(picture, dims, true), f64::from(t.data[i]), &mut one)?;
+        model.predict(&turned(image, dims, true), f64::from(t.data[i]), &mut one)?;
         y.extend(turned(&one, dims, false));
     }
     save(output, &[("y", x.shape.clone(), y)])
@@ -106,16 +106,16 @@ fn chain(checkpoint: &str, output: &str, asked: Option<Options>) -> Result<(), B
         |options| Ok(options.with_defaults(&config.sampling)),
     )?;
     let sampler = options.build(&schedule, Prediction::Eps)?;
-    let (mut model, shape) = (generator.model(PICTURES)?, generator.shape());
+    let (mut model, shape) = (generator.model(IMAGES)?, generator.shape());
     let (seeds, dims) = (Seeds { seed: 7, first: 0 }, [shape.height, shape.width, shape.channels]);
     let steps = options.steps.or(options.sampler.steps).unwrap_or(schedule.timesteps());
     let draw = |purpose, step| {
-        let mut z = vec![0.0; PICTURES * shape.values()];
+        let mut z = vec![0.0; IMAGES * shape.values()];
         seeds.fill(purpose, step, shape.values(), &mut z);
         turned(&z, dims, false)
     };
     let x = sampler.sample(&mut model, seeds, &mut |_| Ok(()))?;
-    let batch = vec![PICTURES, dims[2], dims[0], dims[1]];
+    let batch = vec![IMAGES, dims[2], dims[0], dims[1]];
     // Samplers count the steps that are left.
     let noise = (0..steps as u32).rev().flat_map(|left| draw(Purpose::SampleNoise, left)).collect();
     let start = draw(Purpose::SampleStart, 0);

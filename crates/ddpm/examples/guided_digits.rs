@@ -25,7 +25,7 @@ const SAMPLES: usize = 500;
 /// A network of three convolutions that reads digits.
 struct Reader {
     exec: Box<dyn Executor>,
-    picture: Tensor,
+    image: Tensor,
     class: Tensor,
     says: Tensor,
 }
@@ -33,9 +33,9 @@ struct Reader {
 impl Reader {
     fn new(side: usize) -> Result<Self> {
         let mut b = Builder::new(Mode::Training);
-        let picture = b.graph.input("picture", [BATCH, side, side, 1]);
+        let image = b.graph.input("image", [BATCH, side, side, 1]);
         let class = b.graph.input("class", [BATCH, 1, 1, 10]);
-        let h = b.conv("conv1", picture, ConvLayer::new(16, 3).strided(2, 1))?;
+        let h = b.conv("conv1", image, ConvLayer::new(16, 3).strided(2, 1))?;
         let h = b.activate("conv1", h, Activation::Relu)?;
         let h = b.conv("conv2", h, ConvLayer::new(32, 3).strided(2, 1))?;
         let h = b.activate("conv2", h, Activation::Relu)?;
@@ -50,15 +50,15 @@ impl Reader {
         for (i, spec) in built.parameters.iter().enumerate() {
             exec.write_parameter(Region::Weights, i, &spec.init(1, i))?;
         }
-        Ok(Self { exec, picture, class, says })
+        Ok(Self { exec, image, class, says })
     }
 
     /// One step of learning on the digits from `first` on.
     fn learn(&mut self, digits: &Digits, first: usize, step: u64) -> Result<()> {
-        let (pictures, labels) = batch(digits, first)?;
+        let (images, labels) = batch(digits, first)?;
         let mut one_hot = vec![0.0; BATCH * 10];
         labels.iter().enumerate().for_each(|(i, &l)| one_hot[i * 10 + l] = 1.0);
-        self.exec.write(self.picture, &pictures)?;
+        self.exec.write(self.image, &images)?;
         self.exec.write(self.class, &one_hot)?;
         self.exec.run(Draws::default())?;
         let lr = 2e-3 * (1.0 - step as f64 / STEPS as f64);
@@ -69,8 +69,8 @@ impl Reader {
     }
 
     /// What it reads in a batch.
-    fn read(&mut self, pictures: &[f32]) -> Result<Vec<usize>> {
-        self.exec.write(self.picture, pictures)?;
+    fn read(&mut self, images: &[f32]) -> Result<Vec<usize>> {
+        self.exec.write(self.image, images)?;
         self.exec.run(Draws::default())?;
         let mut says = vec![0.0f32; BATCH * 10];
         self.exec.read(self.says, &mut says)?;
@@ -81,13 +81,13 @@ impl Reader {
 
 fn batch(digits: &Digits, first: usize) -> Result<(Vec<f32>, Vec<usize>)> {
     let len = digits.shape().values();
-    let (mut pictures, mut labels) = (vec![0.0; BATCH * len], Vec::new());
-    for (i, out) in pictures.chunks_mut(len).enumerate() {
+    let (mut images, mut labels) = (vec![0.0; BATCH * len], Vec::new());
+    for (i, out) in images.chunks_mut(len).enumerate() {
         let index = (first + i) % digits.len();
         digits.read(index, Draw::default(), out)?;
         labels.push(digits.label(index).unwrap_or(0) as usize);
     }
-    Ok((pictures, labels))
+    Ok((images, labels))
 }
 
 fn main() -> Result<()> {
@@ -111,8 +111,8 @@ fn main() -> Result<()> {
     }
     let mut right = 0;
     for first in (0..others.len()).step_by(BATCH) {
-        let (pictures, labels) = batch(&others, first)?;
-        right += reader.read(&pictures)?.iter().zip(&labels).filter(|(a, b)| a == b).count();
+        let (images, labels) = batch(&others, first)?;
+        right += reader.read(&images)?.iter().zip(&labels).filter(|(a, b)| a == b).count();
     }
     println!(
         "the reader reads {:.1} % of {} new digits",
@@ -126,9 +126,9 @@ fn main() -> Result<()> {
         let request = Request { count: SAMPLES, seed: 5, guidance, sampling, ..Request::default() };
         let drawn = generator.draw(request, &mut |_, _| Ok(()))?;
         let mut right = 0;
-        for (k, pictures) in drawn.chunks(BATCH).enumerate() {
+        for (k, images) in drawn.chunks(BATCH).enumerate() {
             let numbers: Vec<f32> =
-                pictures.iter().flat_map(|p| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0)).collect();
+                images.iter().flat_map(|p| p.data.iter().map(|v| f32::from(*v) / 127.5 - 1.0)).collect();
             let read = reader.read(&numbers)?;
             right += read.iter().enumerate().filter(|&(i, &class)| class == (k * BATCH + i) % 10).count();
         }

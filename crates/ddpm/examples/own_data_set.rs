@@ -1,11 +1,11 @@
-//! Training on a data set of your own: implement [`Dataset`], hand it to a [`Trainer`], make steps, draw pictures.
+//! Training on a data set of your own: implement [`Dataset`], hand it to a [`Trainer`], make steps, draw images.
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example own_data_set
 //! ```
 
 use ddpm::Result;
-use ddpm::data::{Dataset, Draw, PictureShape, Summary};
+use ddpm::data::{Dataset, Draw, ImageShape, Summary};
 use ddpm::generate::{Generator, Request};
 use ddpm::sampler::Options;
 use ddpm::train::Trainer;
@@ -20,17 +20,17 @@ struct Discs {
 }
 
 impl Discs {
-    fn new(pictures: usize) -> Self {
+    fn new(images: usize) -> Self {
         let summary = Summary {
             source: "discs".to_owned(),
-            pictures,
-            shape: PictureShape { height: SIZE, width: SIZE, channels: 1 },
+            images,
+            shape: ImageShape { height: SIZE, width: SIZE, channels: 1 },
             bit_depth: 8,
             classes: 0,
             found: Vec::new(),
             skipped: Vec::new(),
             memory_bytes: 0,
-            fingerprint: format!("discs {pictures}"),
+            fingerprint: format!("discs {images}"),
             notes: Vec::new(),
         };
         Self { summary }
@@ -78,7 +78,7 @@ fn main() -> Result<()> {
         ],
     )?;
     let mut trainer = Trainer::new(&config, Box::new(Discs::new(500)))?;
-    println!("{} parameters", trainer.tensor_numbers());
+    println!("{} parameters", trainer.num_parameters());
 
     let (mut first, mut last) = (0.0, 0.0);
     for step in 0..60 {
@@ -92,12 +92,12 @@ fn main() -> Result<()> {
     println!("mean loss {first:.3} over the first ten steps, {last:.3} over the last ten");
     assert!(last < first, "the network learns");
 
-    // A checkpoint's weights draw pictures at once; a run folder would have saved them.
+    // A checkpoint's weights draw images at once; a run folder would have saved them.
     let weights = trainer.checkpoint(None)?.ema;
     let generator = Generator::new(trainer.config(), weights, Path::new("discs"), 0)?;
     let sampling = Options { steps: Some(20), ..Options::default() };
     let request = Request { count: 4, seed: 1, sampling, ..Request::default() };
-    let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
-    println!("drew {} pictures of {}", pictures.len(), generator.shape());
+    let images = generator.draw(request, &mut |_, _| Ok(()))?;
+    println!("drew {} images of {}", images.len(), generator.shape());
     Ok(())
 }

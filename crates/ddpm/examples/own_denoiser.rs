@@ -10,7 +10,7 @@ use ddpm::denoiser::Denoiser;
 use ddpm::sampler::{Ddpm, Levels, Sampler, Seeds, Threshold, Variance};
 use ddpm::schedule::Schedule;
 
-/// "Pictures" of independent numbers, number i drawn from N(mean\[i\], variance\[i\]).
+/// "Images" of independent numbers, number i drawn from N(mean\[i\], variance\[i\]).
 struct Gaussian {
     schedule: Schedule,
     mean: Vec<f64>,
@@ -23,7 +23,7 @@ impl Denoiser for Gaussian {
         self.batch
     }
 
-    fn picture_len(&self) -> usize {
+    fn image_len(&self) -> usize {
         self.mean.len()
     }
 
@@ -46,7 +46,7 @@ fn main() -> Result<()> {
     let (mean, variance) = (vec![-0.5, 0.0, 0.7], vec![0.04, 0.25, 0.01]);
     let mut gaussian = Gaussian { schedule: schedule.clone(), mean, variance, batch: 4000 };
 
-    // Unclipped: these "pictures" may leave [-1, 1].
+    // Unclipped: these "images" may leave [-1, 1].
     let levels = Levels::all(&schedule)?;
     let sampler = Ddpm { levels, variance: Some(Variance::Small), threshold: Threshold::None };
     let x = sampler.sample(&mut gaussian, Seeds { seed: 7, first: 0 }, &mut |_| Ok(()))?;

@@ -1,4 +1,4 @@
-//! Drawing pictures from a checkpoint: of the folder given, or of a network that is trained for a moment first.
+//! Drawing images from a checkpoint: of the folder given, or of a network that is trained for a moment first.
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example sample_from_checkpoint -- runs/run-001/checkpoints/step-0002000 grid.png
@@ -8,7 +8,7 @@
 use ddpm::Result;
 use ddpm::data::digits::Digits;
 use ddpm::generate::{Generator, Request};
-use ddpm::picture::{grid, save_png};
+use ddpm::image::{grid, save_png};
 use ddpm::sampler::{self, Options};
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::{self, Which};
@@ -28,18 +28,18 @@ fn main() -> Result<()> {
     let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
     let sampling = Options { sampler: sampler::find("ddim")?, steps: Some(20), ..Options::default() };
     let request = Request { count: 16, seed: 7, sampling, ..Request::default() };
-    let pictures = generator.draw(request, &mut |_first, step| {
+    let images = generator.draw(request, &mut |_first, step| {
         if step.done == step.steps {
             println!("{} steps done, {} numbers", step.steps, step.x.len());
         }
         Ok(())
     })?;
-    save_png(&grid(&pictures, 4, 2), &sheet)?;
+    save_png(&grid(&images, 4, 2), &sheet)?;
     println!("{}", sheet.display());
     Ok(())
 }
 
-/// Trains a tiny network for a few steps: its pictures are still noise.
+/// Trains a tiny network for a few steps: its images are still noise.
 fn make_checkpoint(folder: &Path) -> Result<PathBuf> {
     let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let config = Config::load(

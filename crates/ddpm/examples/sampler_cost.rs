@@ -12,7 +12,7 @@ use std::time::Instant;
 
 const STEPS: usize = 50;
 
-/// Predicts the same for every picture.
+/// Predicts the same for every image.
 struct Nothing;
 
 impl Denoiser for Nothing {
@@ -20,7 +20,7 @@ impl Denoiser for Nothing {
         64
     }
 
-    fn picture_len(&self) -> usize {
+    fn image_len(&self) -> usize {
         28 * 28
     }
 
@@ -38,7 +38,7 @@ fn main() -> ddpm::Result<()> {
         let start = Instant::now();
         built.sample(&mut Nothing, Seeds { seed: 1, first: 0 }, &mut |_| Ok(()))?;
         let step = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
-        println!("{:16} {step:.3} ms a step of 64 pictures of 28x28", sampler.name);
+        println!("{:16} {step:.3} ms a step of 64 images of 28x28", sampler.name);
     }
     Ok(())
 }

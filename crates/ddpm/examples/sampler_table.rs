@@ -7,12 +7,12 @@
 //! ```
 //!
 //! A sampler is named with, if not its own, a spacing, a threshold and whether it uses the clipped model output. The distance is Fréchet's between normals of the mean and the covariance of features (Heusel et al. 2017). The features
-//! are those of a fixed network of two layers with random weights: no judge of pictures, but the same for all, and it
-//! needs no download. Numbers compare only between equal numbers of pictures, which is the second argument.
+//! are those of a fixed network of two layers with random weights: no judge of images, but the same for all, and it
+//! needs no download. Numbers compare only between equal numbers of images, which is the second argument.
 
-use ddpm::data::{Dataset, Draw, PictureShape};
+use ddpm::data::{Dataset, Draw, ImageShape};
 use ddpm::generate::{BATCH, Generator, Request};
-use ddpm::picture::save_png;
+use ddpm::image::save_png;
 use ddpm::plot;
 use ddpm::sampler::{Listed, Options, SAMPLERS, Spacing, Threshold, find};
 use ddpm::train::checkpoint::Which;
@@ -25,16 +25,16 @@ use std::path::PathBuf;
 /// Numbers of steps that are tried; the first sampler of the list, and one that is named with all of its settings, also make all of
 /// the schedule's.
 const STEPS: [usize; 4] = [5, 10, 20, 50];
-/// Channels of the two layers; each of the second has a feature for each quarter of the picture.
+/// Channels of the two layers; each of the second has a feature for each quarter of the image.
 const CHANNELS: [usize; 2] = [16, 24];
 
 /// A 3x3 convolution with stride 2 and random weights, rectified.
-fn layer(x: &[f32], shape: PictureShape, out: usize, index: u32) -> (Vec<f32>, PictureShape) {
-    let PictureShape { height, width, channels } = shape;
+fn layer(x: &[f32], shape: ImageShape, out: usize, index: u32) -> (Vec<f32>, ImageShape) {
+    let ImageShape { height, width, channels } = shape;
     let mut weights = vec![0.0; 9 * channels * out];
     Stream::new(1, Purpose::Test, 0, index).fill_normal(&mut weights);
     let scale = (2.0 / (9 * channels) as f32).sqrt();
-    let made = PictureShape { height: height.div_ceil(2), width: width.div_ceil(2), channels: out };
+    let made = ImageShape { height: height.div_ceil(2), width: width.div_ceil(2), channels: out };
     let mut y = Vec::with_capacity(made.values());
     for (row, column) in (0..made.height).flat_map(|r| (0..made.width).map(move |c| (r, c))) {
         for kernel in weights.chunks(9 * channels) {
@@ -52,9 +52,9 @@ fn layer(x: &[f32], shape: PictureShape, out: usize, index: u32) -> (Vec<f32>, P
     (y, made)
 }
 
-/// The features of a picture.
-fn features(picture: &[f32], shape: PictureShape) -> Vec<f64> {
-    let (h, inner) = layer(picture, shape, CHANNELS[0], 0);
+/// The features of an image.
+fn features(image: &[f32], shape: ImageShape) -> Vec<f64> {
+    let (h, inner) = layer(image, shape, CHANNELS[0], 0);
     let (h, inner) = layer(&h, inner, CHANNELS[1], 1);
     let mut sums = vec![0.0; 4 * CHANNELS[1]];
     for (i, pixel) in h.chunks(CHANNELS[1]).enumerate() {
@@ -89,10 +89,10 @@ fn distance(a: &[Vec<f64>], b: &[Vec<f64>]) -> f64 {
 }
 
 fn features_of_data(data: &dyn Dataset, from: usize, count: usize) -> Result<Vec<Vec<f64>>> {
-    let mut picture = vec![0.0; data.shape().values()];
+    let mut image = vec![0.0; data.shape().values()];
     let each = (from..from + count).map(|i| {
-        data.read(i % data.len(), Draw::default(), &mut picture)?;
-        Ok(features(&picture, data.shape()))
+        data.read(i % data.len(), Draw::default(), &mut image)?;
+        Ok(features(&image, data.shape()))
     });
     each.collect()
 }
@@ -146,9 +146,9 @@ impl Way {
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
     let usage = |reason: &str| Error::Config { key: "arguments".to_owned(), reason: reason.to_owned() };
-    let checkpoint = arguments.next().ok_or_else(|| usage("CHECKPOINT [PICTURES] [PLOT.png] [SAMPLERS]"))?;
+    let checkpoint = arguments.next().ok_or_else(|| usage("CHECKPOINT [IMAGES] [PLOT.png] [SAMPLERS]"))?;
     let count = arguments.next().map_or(Some(1000), |n| n.to_str()?.parse().ok());
-    let count: usize = count.filter(|&n| n > 1).ok_or_else(|| usage("PICTURES is a number above 1"))?;
+    let count: usize = count.filter(|&n| n > 1).ok_or_else(|| usage("IMAGES is a number above 1"))?;
     let plot = arguments.next().unwrap_or_else(|| "samplers.png".into());
     let mut samplers: Vec<Way> =
         arguments.map(|name| Way::named(name.to_str().unwrap_or_default())).collect::<Result<_>>()?;
@@ -160,7 +160,7 @@ fn main() -> Result<()> {
     let data = open_data(generator.config())?;
     let truth = features_of_data(&*data, 0, count)?;
     let other = features_of_data(&*data, count, count)?;
-    println!("{} pictures each; other pictures of the data are at {:.5}\n", count, distance(&truth, &other));
+    println!("{} images each; other images of the data are at {:.5}\n", count, distance(&truth, &other));
     println!("| sampler | spacing | threshold | steps | distance |\n| --- | --- | --- | --- | --- |");
 
     let mut lines = Vec::new();
@@ -179,9 +179,9 @@ fn main() -> Result<()> {
                 ..Options::default()
             };
             let request = Request { count, seed: 1, batch: BATCH, sampling, ..Request::default() };
-            let pictures = generator.draw(request, &mut |_, _| Ok(()))?;
+            let images = generator.draw(request, &mut |_, _| Ok(()))?;
             let unit = |v: &u8| f32::from(*v) / 127.5 - 1.0;
-            let drawn: Vec<Vec<f64>> = pictures
+            let drawn: Vec<Vec<f64>> = images
                 .iter()
                 .map(|p| features(&p.data.iter().map(unit).collect::<Vec<_>>(), generator.shape()))
                 .collect();
@@ -191,7 +191,7 @@ fn main() -> Result<()> {
         }
         lines.push((format!("{} ({spacing}, {})", sampler.name, way.threshold_name()), points));
     }
-    save_png(&plot::distances(&format!("Samples of {count} pictures against the data"), &lines)?, &plot)?;
+    save_png(&plot::distances(&format!("Samples of {count} images against the data"), &lines)?, &plot)?;
     println!("\n{}", plot.display());
     Ok(())
 }

@@ -13,7 +13,7 @@ mod matrix;
 mod mixture;
 
 use ddpm::Result;
-use ddpm::picture::save_png;
+use ddpm::image::save_png;
 use ddpm::plot::{Columns, Row, heat_map};
 use std::path::PathBuf;
 

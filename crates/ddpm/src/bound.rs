@@ -1,11 +1,11 @@
-//! The variational bound: at most how many bits a picture takes, told by the network (Ho et al. 2020, section 2 and 3.3).
+//! The variational bound: at most how many bits an image takes, told by the network (Ho et al. 2020, section 2 and 3.3).
 //!
 //! ```text
 //! -log p(x_0) <= L = KL(q(x_T | x_0) || p(x_T))                                        L_T, the prior's
 //!                  + sum over t > 1 of KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t))   L_{t-1}, the steps'      (eq. 5)
 //!                  - log p(x_0 | x_1)                                                  L_0, the decoder's      (eq. 13)
 //! ```
-//! Numbers are bits per dimension: bits of a picture over its numbers. Pictures have 256 levels. All arithmetic but the
+//! Numbers are bits per dimension: bits of an image over its numbers. Images have 256 levels. All arithmetic but the
 //! network's is f64. The first step's variance is the second's `beta_tilde`, its own being 0, as in Ho et al.'s program and in
 //! that of Nichol and Dhariwal 2021; timesteps count from 0, so that `L_{t-1}` of the paper stands at t - 1 here.
 
@@ -24,11 +24,11 @@ use serde::Serialize;
 use std::f64::consts::LN_2;
 use std::ops::Range;
 
-/// Groups of pictures, at least, that share the timesteps drawn for them: the standard error is told from their differences.
+/// Groups of images, at least, that share the timesteps drawn for them: the standard error is told from their differences.
 const GROUPS: usize = 16;
 /// How much closer together the timesteps that are measured lie at low noise, where terms are large and differ most: the
 /// parts of the timesteps of which one is drawn end at the cubes.
-const CLOSENESS: f64 = 3.0;
+const STRATIFY_POWER: f64 = 3.0;
 
 /// What the term of each timestep needs of a schedule, for a network that predicts that.
 pub fn steps(schedule: &Schedule, prediction: Prediction) -> Vec<BoundStep> {
@@ -52,20 +52,20 @@ pub struct Options {
     /// The variance of `p(x_{t-1} | x_t)`; `None`: the network's own, where it has learnt one, else the small one. The first
     /// step's is that of the second with both fixed ones.
     pub variance: Option<Variance>,
-    /// What is done about expected pictures outside [-1, 1], as in sampling; the programs of both papers clip.
+    /// What is done about expected images outside [-1, 1], as in sampling; the programs of both papers clip.
     pub threshold: Threshold,
-    /// How many of the steps' terms are measured of each picture, drawn at random; `None`: all of them.
+    /// How many of the steps' terms are measured of each image, drawn at random; `None`: all of them.
     pub terms: Option<usize>,
     /// The seed of the noise, and of which terms are measured.
     pub seed: u64,
 }
 
-/// A mean over pictures.
+/// A mean over images.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
-    /// Its standard error over pictures, noise and timesteps; `None` (in JSON null) where there is a single measurement.
+    /// Its standard error over images, noise and timesteps; `None` (in JSON null) where there is a single measurement.
     pub standard_error: Option<f64>,
 }
 
@@ -78,7 +78,7 @@ pub struct Term {
     pub last: usize,
     /// The mean of their terms, in bits per dimension.
     pub bits: Estimate,
-    /// The mean squared error of the picture that the network expects.
+    /// The mean squared error of the image that the network expects.
     pub x_0_error: f64,
     /// That of the noise.
     pub eps_error: f64,
@@ -95,11 +95,11 @@ pub struct Bound {
     pub steps: Estimate,
     /// `L_0`.
     pub decoder: Estimate,
-    /// Pictures that were measured.
-    pub pictures: usize,
+    /// Images that were measured.
+    pub images: usize,
     /// Timesteps of the chain.
     pub timesteps: usize,
-    /// Terms of the steps that were measured of each picture.
+    /// Terms of the steps that were measured of each image.
     pub terms_measured: usize,
     /// The decoder's term and the steps', from t = 0 on.
     pub terms: Vec<Term>,
@@ -140,7 +140,7 @@ struct TermMoments {
     eps_error: Moments,
 }
 
-/// Of a picture at a timestep.
+/// Of an image at a timestep.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
     bits: f64,
@@ -156,7 +156,7 @@ pub struct Measure {
     options: Options,
     /// The timesteps above 0 in parts, of each of which one is measured.
     parts: Vec<Range<usize>>,
-    pictures: usize,
+    images: usize,
     batches: usize,
     /// Of the total, the prior, the steps and the decoder.
     sums: [Moments; 4],
@@ -168,7 +168,7 @@ pub struct Measure {
 fn parts(all: usize, n: usize) -> Vec<Range<usize>> {
     let (mut parts, mut first) = (Vec::with_capacity(n), 1);
     for i in 1..=n {
-        let end = 1.0 + (all - 1) as f64 * (i as f64 / n as f64).powf(CLOSENESS);
+        let end = 1.0 + (all - 1) as f64 * (i as f64 / n as f64).powf(STRATIFY_POWER);
         // Of each of the parts to come there is one left at least.
         let end = (end.round() as usize).clamp(first + 1, all - (n - i));
         parts.push(first..end);
@@ -180,7 +180,7 @@ fn parts(all: usize, n: usize) -> Vec<Range<usize>> {
 impl Measure {
     /// For a schedule and a network that predicts that.
     ///
-    /// Where nothing is left of the picture at the last timesteps, the chain ends before them, as sampling begins there
+    /// Where nothing is left of the image at the last timesteps, the chain ends before them, as sampling begins there
     /// ([`Levels`](crate::sampler::Levels)).
     ///
     /// # Errors
@@ -205,7 +205,7 @@ impl Measure {
             prediction,
             options,
             parts: if n == 0 { Vec::new() } else { parts(all, n) },
-            pictures: 0,
+            images: 0,
             batches: 0,
             sums: [Moments::default(); 4],
             terms: vec![TermMoments::default(); n + 1],
@@ -217,12 +217,12 @@ impl Measure {
         self.terms.len()
     }
 
-    /// Whether all terms are measured, so that pictures tell the standard error; else batches do.
+    /// Whether all terms are measured, so that images tell the standard error; else batches do.
     fn is_whole(&self) -> bool {
         self.terms.len() == self.steps.len()
     }
 
-    /// Measures the pictures `x_0`, at most as many as the denoiser's batch; `on_asked` is called whenever the network was
+    /// Measures the images `x_0`, at most as many as the denoiser's batch; `on_asked` is called whenever the network was
     /// asked, and its error ends it.
     ///
     /// # Errors
@@ -230,14 +230,14 @@ impl Measure {
     /// `on_asked` give; what was measured before stays.
     ///
     /// # Panics
-    /// If `x_0` is no whole number of pictures, none, or more than a batch.
+    /// If `x_0` is no whole number of images, none, or more than a batch.
     pub fn add(
         &mut self,
         denoiser: &mut dyn Denoiser,
         x_0: &[f32],
         on_asked: &mut dyn FnMut() -> Result<()>,
     ) -> Result<()> {
-        let (len, batch) = (denoiser.picture_len(), denoiser.batch());
+        let (len, batch) = (denoiser.image_len(), denoiser.batch());
         let n = x_0.len() / len;
         assert!(x_0.len() == n * len && (1..=batch).contains(&n), "{} numbers", x_0.len());
         let draw =
@@ -275,12 +275,12 @@ impl Measure {
                 moments.eps_error.add(weight, mean(|m| m.eps_error));
             }
         }
-        self.pictures += n;
+        self.images += n;
         self.batches += 1;
         Ok(())
     }
 
-    /// `L_T` of each picture: what is left of it at the last timestep, against a standard normal.
+    /// `L_T` of each image: what is left of it at the last timestep, against a standard normal.
     fn prior(&self, x_0: &[f32], len: usize) -> Vec<f64> {
         let level = self.schedule.level((self.steps.len() - 1) as f64);
         let log_variance = 2.0 * level.sigma.ln();
@@ -288,11 +288,11 @@ impl Measure {
         x_0.par_chunks(len).map(|p| p.iter().map(of).sum::<f64>() / (len as f64 * LN_2)).collect()
     }
 
-    /// The terms of the pictures at a timestep.
+    /// The terms of the images at a timestep.
     fn at(&self, t: usize, denoiser: &mut dyn Denoiser, x_0: &[f32]) -> Result<Vec<Measured>> {
-        let (len, step, level) = (denoiser.picture_len(), &self.steps[t], self.schedule.level(t as f64));
+        let (len, step, level) = (denoiser.image_len(), &self.steps[t], self.schedule.level(t as f64));
         let mut x_t = vec![0.0; denoiser.batch() * len];
-        let (seed, first) = (self.options.seed, self.pictures);
+        let (seed, first) = (self.options.seed, self.images);
         x_t.par_chunks_mut(len).zip(x_0.par_chunks(len)).enumerate().for_each(|(i, (x_t, x_0))| {
             Stream::new(seed, Purpose::Bound, t as u32, (first + i) as u32).fill_normal(x_t);
             for (x, &x_0) in x_t.iter_mut().zip(x_0) {
@@ -314,8 +314,8 @@ impl Measure {
             (Variance::Large, _) if t > 0 => step.log_variance.1,
             _ => step.log_variance.0,
         };
-        let each = (0..x_0.len() / len).into_par_iter().map(|picture| {
-            let places = picture * len..(picture + 1) * len;
+        let each = (0..x_0.len() / len).into_par_iter().map(|image| {
+            let places = image * len..(image + 1) * len;
             let mean = |i: usize| step.to_x_0.0 * f64::from(x_t[i]) + step.to_x_0.1 * f64::from(output[i]);
             let mut means: Vec<f64> = places.clone().map(mean).collect();
             if self.options.threshold != Threshold::None {
@@ -358,7 +358,7 @@ impl Measure {
             prior,
             steps,
             decoder,
-            pictures: self.pictures,
+            images: self.images,
             timesteps: self.steps.len(),
             terms_measured: self.parts.len(),
             terms: places.zip(&self.terms).map(term).collect(),
@@ -366,11 +366,11 @@ impl Measure {
     }
 }
 
-/// Measures a run's network on `count` pictures of the data, evenly spread, with their classes where it is told them; `batch`
+/// Measures a run's network on `count` images of the data, evenly spread, with their classes where it is told them; `batch`
 /// at most at once. `on_asked` sees how often the network was asked, of how often.
 ///
 /// # Errors
-/// As [`Measure::new`], [`Measure::add`] and [`Generator::class_numbers`]; [`Error::Data`] for pictures of another shape, and for
+/// As [`Measure::new`], [`Measure::add`] and [`Generator::class_numbers`]; [`Error::Data`] for images of another shape, and for
 /// those without classes where the network knows none without.
 pub fn of_run(
     generator: &Generator,
@@ -382,7 +382,7 @@ pub fn of_run(
 ) -> Result<Bound> {
     let (config, shape) = (generator.config(), generator.shape());
     if data.shape() != shape {
-        let reason = format!("has pictures of {}, and the run's are of {shape}", data.shape());
+        let reason = format!("has images of {}, and the run's are of {shape}", data.shape());
         return Err(Error::Data { path: data.summary().source.clone().into(), reason });
     }
     let classes = generator.classes();
@@ -392,8 +392,8 @@ pub fn of_run(
         && config.train.label_dropout == 0.0
     {
         let reason = format!(
-            "has no classes, and the run was trained with train.label_dropout = 0, or was imported: it knows no picture without \
-             its class; give pictures in a folder for each of its {n} classes"
+            "has no classes, and the run was trained with train.label_dropout = 0, or was imported: it knows no image without \
+             its class; give images in a folder for each of its {n} classes"
         );
         return Err(Error::Data { path: data.summary().source.clone().into(), reason });
     }
@@ -406,14 +406,14 @@ pub fn of_run(
     let mut model = generator.model(batch)?;
     let (mut asked, all) = (0, count.div_ceil(batch) * measure.asked());
     let len = shape.values();
-    let mut pictures = vec![0.0; batch * len];
+    let mut images = vec![0.0; batch * len];
     for first in (0..count).step_by(batch) {
         let here: Vec<usize> = (first..count.min(first + batch)).map(|i| i * data.len() / count).collect();
-        for (&i, out) in here.iter().zip(pictures.chunks_mut(len)) {
+        for (&i, out) in here.iter().zip(images.chunks_mut(len)) {
             data.read(i, Draw::default(), out)?;
             out.iter_mut().for_each(|x| *x = level(*x));
         }
-        let x_0 = &pictures[..here.len() * len];
+        let x_0 = &images[..here.len() * len];
         let mut on_asked = || {
             asked += 1;
             on_asked(asked, all)
@@ -432,7 +432,7 @@ pub fn of_run(
     Ok(measure.finish())
 }
 
-/// The nearest of the 256 levels, which resized pictures and those of 16 bits lie between.
+/// The nearest of the 256 levels, which resized images and those of 16 bits lie between.
 fn level(x: f32) -> f32 {
     ((f64::from(x.clamp(-1.0, 1.0)) + 1.0) * 127.5).round().mul_add(1.0 / 127.5, -1.0) as f32
 }
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn pictures_are_brought_to_their_levels() {
+    fn images_are_brought_to_their_levels() {
         for i in 0..=255u16 {
             let x = f32::from(i) / 255.0 * 2.0 - 1.0;
             assert!((level(x) - x).abs() < 1e-6 && (level(x + 0.003) - x).abs() < 1e-6, "{i}");

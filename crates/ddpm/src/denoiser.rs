@@ -4,22 +4,22 @@ use crate::error::Result;
 use crate::process::Prediction;
 use crate::sampler::Resident;
 
-/// Predicts the noise in a batch of pictures, `eps_theta` of Ho et al. 2020, or what says the same.
+/// Predicts the noise in a batch of images, `eps_theta` of Ho et al. 2020, or what says the same.
 /// [`Model`](crate::model::Model) is the network's; anything else that knows an answer will do.
 pub trait Denoiser {
-    /// Pictures of a batch.
+    /// Images of a batch.
     fn batch(&self) -> usize;
 
-    /// Numbers of a picture.
-    fn picture_len(&self) -> usize;
+    /// Numbers of an image.
+    fn image_len(&self) -> usize;
 
     /// What [`predict`](Self::predict) gives.
     fn prediction(&self) -> Prediction {
         Prediction::Eps
     }
 
-    /// `eps_theta(x_t, t)`: the predicted noise of each picture (or the other [`prediction`](Self::prediction)); `x_t` and
-    /// `output` hold `batch * picture_len` numbers, all pictures at timestep `t`, which may lie between two.
+    /// `eps_theta(x_t, t)`: the predicted noise of each image (or the other [`prediction`](Self::prediction)); `x_t` and
+    /// `output` hold `batch * image_len` numbers, all images at timestep `t`, which may lie between two.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()>;
 
     /// The variance of a step back from what was predicted last, a number for each of `output`'s, where the network tells it

@@ -12,7 +12,7 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was tried, as "read the picture", "write the checkpoint".
+        /// What was tried, as "read the image", "write the checkpoint".
         doing: &'static str,
         /// The system's reason.
         source: std::io::Error,
@@ -108,7 +108,7 @@ impl From<ddpm_engine::Error> for Error {
 }
 
 impl Error {
-    /// Adds the path and the attempt to an operating-system error: `.map_err(Error::io(path, "read the picture"))`.
+    /// Adds the path and the attempt to an operating-system error: `.map_err(Error::io(path, "read the image"))`.
     pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { path, doing, source }

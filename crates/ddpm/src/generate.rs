@@ -1,13 +1,13 @@
-//! New pictures from a trained network.
+//! New images from a trained network.
 
-use crate::data::{Dataset, PictureShape};
+use crate::data::{Dataset, ImageShape};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::guidance::{Guidance, Guided};
 use crate::hardware::Hardware;
+use crate::image::Image;
 use crate::model::Model;
 use crate::nets;
-use crate::picture::Picture;
 use crate::plot;
 use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
 use crate::schedule::Schedule;
@@ -19,19 +19,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-/// Most pictures that are drawn at once, where memory is not short.
+/// Most images that are drawn at once, where memory is not short.
 pub const BATCH: usize = 64;
 
-/// Which classes the pictures have, of a network that takes them; numbers start again behind the last class.
+/// Which classes the images have, of a network that takes them; numbers start again behind the last class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Classes {
-    /// Picture i has class i.
-    InTurn,
+    /// Image i has class i.
+    Cycle,
     /// They are not told.
-    Untold,
+    Unlabelled,
     /// All have this one.
     One(u32),
-    /// So many pictures of each, one class after the other.
+    /// So many images of each, one class after the other.
     Rows(usize),
 }
 
@@ -41,21 +41,21 @@ impl Classes {
         let classes = classes.max(1) as usize;
         match self {
             Self::One(class) => Some(class),
-            Self::InTurn => Some((i % classes) as u32),
+            Self::Cycle => Some((i % classes) as u32),
             Self::Rows(row) => Some((i / row.max(1) % classes) as u32),
-            Self::Untold => None,
+            Self::Unlabelled => None,
         }
     }
 }
 
-/// How pictures are drawn.
+/// How images are drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     /// How many.
     pub count: usize,
-    /// The seed; picture i depends on it and on i alone.
+    /// The seed; image i depends on it and on i alone.
     pub seed: u64,
-    /// Most pictures at once.
+    /// Most images at once.
     pub batch: usize,
     /// The classes, where the network takes them.
     pub class: Classes,
@@ -71,7 +71,7 @@ impl Default for Request {
             count: 1,
             seed: 0,
             batch: BATCH,
-            class: Classes::InTurn,
+            class: Classes::Cycle,
             guidance: Guidance::default(),
             sampling: Options::default(),
         }
@@ -82,7 +82,7 @@ impl Default for Request {
 pub type BatchDrawing<'a> = dyn FnMut(&mut dyn Denoiser, Seeds) -> Result<Vec<f32>> + 'a;
 
 impl Request {
-    /// Number of batches, and pictures in each: batches of one size, so that one plan serves them all; the last may
+    /// Number of batches, and images in each: batches of one size, so that one plan serves them all; the last may
     /// draw a few too many.
     pub fn batches(&self) -> (usize, usize) {
         let batches = self.count.div_ceil(self.batch.max(1)).max(1);
@@ -101,7 +101,7 @@ enum Weights {
 /// A network with its weights, ready to draw.
 pub struct Generator {
     config: Config,
-    shape: PictureShape,
+    shape: ImageShape,
     schedule: Schedule,
     weights: Weights,
     class_names: Vec<String>,
@@ -155,9 +155,9 @@ impl Generator {
             key: key.to_owned(),
             reason: "is not set: these are not the settings of a training run".to_owned(),
         };
-        let size = config.picture_size().ok_or_else(|| missing("data.size"))?;
-        let channels = config.picture_channels().ok_or_else(|| missing("data.channels"))?;
-        let shape = PictureShape { height: size.height, width: size.width, channels };
+        let size = config.image_size().ok_or_else(|| missing("data.size"))?;
+        let channels = config.image_channels().ok_or_else(|| missing("data.channels"))?;
+        let shape = ImageShape { height: size.height, width: size.width, channels };
         let schedule = Schedule::from_config(&config.diffusion)?;
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
         // Arithmetic belongs to the training's settings, the device to whoever draws.
@@ -172,8 +172,8 @@ impl Generator {
         self.stop = Some(stop);
     }
 
-    /// The pictures' shape.
-    pub fn shape(&self) -> PictureShape {
+    /// The images' shape.
+    pub fn shape(&self) -> ImageShape {
         self.shape
     }
 
@@ -227,22 +227,22 @@ impl Generator {
     /// Whether [`draw`](Self::draw) can do this.
     ///
     /// # Errors
-    /// [`Error::Config`] for a class that is not there, more pictures than can be numbered, and as [`Options::build`].
+    /// [`Error::Config`] for a class that is not there, more images than can be numbered, and as [`Options::build`].
     pub fn check(&self, request: Request) -> Result<()> {
-        // The number of a picture is a 32-bit word in the random numbers' counter.
+        // The number of an image is a 32-bit word in the random numbers' counter.
         if u32::try_from(request.count).is_err() {
-            let reason = format!("{} pictures are too many; give at most {}", request.count, u32::MAX);
+            let reason = format!("{} images are too many; give at most {}", request.count, u32::MAX);
             return Err(Error::Config { key: "count (-n)".to_owned(), reason });
         }
         let wrong = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
         let classes = self.classes();
         let without = || "the run was trained without classes; leave it out".to_owned();
         match (request.class, classes) {
-            (Classes::InTurn, _) | (Classes::Untold, None) => {}
-            (Classes::Untold, Some(n)) => {
+            (Classes::Cycle, _) | (Classes::Unlabelled, None) => {}
+            (Classes::Unlabelled, Some(n)) => {
                 if self.config.train.label_dropout == 0.0 {
                     let reason = "none is given (--class), and the run was trained with train.label_dropout = 0, or was imported: it \
-                                  knows no picture without its class; it has";
+                                  knows no image without its class; it has";
                     return wrong("class", format!("{reason} {}", self.class_list(n)));
                 }
                 if request.guidance != Guidance::default() {
@@ -265,9 +265,9 @@ impl Generator {
                 return wrong("guidance", without());
             }
             if self.config.train.label_dropout == 0.0 {
-                let reason = "the run was trained with train.label_dropout = 0, or was imported (if it did learn pictures \
+                let reason = "the run was trained with train.label_dropout = 0, or was imported (if it did learn images \
                               without their class, import it with --set train.label_dropout=0.1): it knows no \
-                              picture without its class, from which guidance goes on";
+                              image without its class, from which guidance goes on";
                 return wrong("guidance", reason.to_owned());
             }
         }
@@ -285,7 +285,7 @@ impl Generator {
         self.sampling(request).build(&self.schedule, self.config.diffusion.prediction)
     }
 
-    /// How a request's pictures are sampled, with the run's settings where it says nothing.
+    /// How a request's images are sampled, with the run's settings where it says nothing.
     pub fn sampling(&self, request: Request) -> Options {
         request.sampling.with_defaults(&self.config.sampling)
     }
@@ -411,7 +411,7 @@ impl Generator {
         classes.map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 
-    /// Draws pictures. `on_step` sees each step of each batch and the index of the batch's first picture; an error of
+    /// Draws images. `on_step` sees each step of each batch and the index of the batch's first image; an error of
     /// its stops the drawing.
     ///
     /// # Errors
@@ -420,15 +420,15 @@ impl Generator {
         &self,
         request: Request,
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<Picture>> {
+    ) -> Result<Vec<Image>> {
         let sampler = self.sampler(request)?;
         let x = self.in_batches(request, &mut |denoiser, seeds| {
             sampler.sample(denoiser, seeds, &mut |step| on_step(seeds.first as usize, step))
         })?;
-        Ok(self.pictures(&x))
+        Ok(self.images(&x))
     }
 
-    /// The numbers that `draw` makes of each batch, one picture behind the other, without those of a last batch that are too
+    /// The numbers that `draw` makes of each batch, one image behind the other, without those of a last batch that are too
     /// many; the network is told the classes that the request has for them.
     ///
     /// # Errors
@@ -480,9 +480,9 @@ impl Generator {
         Ok(())
     }
 
-    /// The pictures of numbers in [-1, 1], one behind the other.
-    pub fn pictures(&self, numbers: &[f32]) -> Vec<Picture> {
-        numbers.chunks(self.shape.values()).map(|p| Picture::from_unit(p, self.shape)).collect()
+    /// The images of numbers in [-1, 1], one behind the other.
+    pub fn images(&self, numbers: &[f32]) -> Vec<Image> {
+        numbers.chunks(self.shape.values()).map(|p| Image::from_unit(p, self.shape)).collect()
     }
 }
 

@@ -9,10 +9,10 @@ use crate::sampler::vectors::WITHOUT;
 use crate::schedule::Schedule;
 use ddpm_engine::{Vector, Vectors};
 
-/// How much further than told pictures go towards their class (Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022).
+/// How much further than told images go towards their class (Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guidance {
-    /// 0: the class is not told; 1: it is told and no more; above 1: pictures are more of their class and less varied.
+    /// 0: the class is not told; 1: it is told and no more; above 1: images are more of their class and less varied.
     pub scale: f64,
     /// The sigmas ([`Level::ratio`](crate::schedule::Level::ratio)) between which it acts; outside, the class is told and
     /// no more (Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024).
@@ -44,13 +44,13 @@ impl Guidance {
     }
 }
 
-/// A network that is told the class of each picture, and asked twice where guidance acts.
+/// A network that is told the class of each image, and asked twice where guidance acts.
 pub struct Guided<'a> {
     /// The network, which takes classes.
     pub model: &'a mut Model,
     /// Its schedule.
     pub schedule: &'a Schedule,
-    /// The class of each picture of the batch.
+    /// The class of each image of the batch.
     pub labels: Vec<Option<u32>>,
     /// How far.
     pub guidance: Guidance,
@@ -83,8 +83,8 @@ impl Denoiser for Guided<'_> {
         self.model.batch()
     }
 
-    fn picture_len(&self) -> usize {
-        self.model.picture_len()
+    fn image_len(&self) -> usize {
+        self.model.image_len()
     }
 
     fn prediction(&self) -> Prediction {
@@ -94,7 +94,7 @@ impl Denoiser for Guided<'_> {
     /// ```text
     /// eps(x) + w (eps(x, c) - eps(x))                                                       (Ho, Salimans, eq. 6)
     /// ```
-    /// with w = 1 for the class alone, where the paper writes 1 + w. Pictures and v are linear in the noise, so that the
+    /// with w = 1 for the class alone, where the paper writes 1 + w. Images and v are linear in the noise, so that the
     /// same holds for them. A learned variance is that of the class as told, for which the network is asked last.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         let scale = self.scale(t);
@@ -133,7 +133,7 @@ impl Resident for Guided<'_> {
     fn predict_vector(&mut self, x_t: Vector, t: f64, output: Vector) -> Result<()> {
         let scale = self.scale(t);
         if scale != 1.0 {
-            self.model.tell_labels(false)?;
+            self.model.select_labels(false)?;
             if scale == 0.0 {
                 return self.model.predict_vector(x_t, t, output);
             }
@@ -143,7 +143,7 @@ impl Resident for Guided<'_> {
             self.model.keep_labels(&self.labels)?;
             self.kept = Some(self.labels.clone());
         }
-        self.model.tell_labels(true)?;
+        self.model.select_labels(true)?;
         self.model.predict_vector(x_t, t, output)?;
         if scale != 1.0 {
             self.model.plan_vectors()?.extrapolate(output, WITHOUT, scale as f32)?;

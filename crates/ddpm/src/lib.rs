@@ -6,7 +6,7 @@
 //!
 //! # The method, and where it is
 //!
-//! A picture `x_0` loses itself in noise over T steps with variances `beta_t` ([`schedule::Schedule`]: the paper's
+//! An image `x_0` loses itself in noise over T steps with variances `beta_t` ([`schedule::Schedule`]: the paper's
 //! linear ones, cosine, sigmoid and others). With `alpha_t = 1 - beta_t` and `alpha_bar_t` the product of all `alpha` up
 //! to t, any step can be reached at once ([`process::q_sample`]):
 //!
@@ -14,7 +14,7 @@
 //! x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,   eps ~ N(0, I)                                (eq. 4)
 //! ```
 //!
-//! A network `eps_theta` ([`nets`]) learns to tell the noise from the noisy picture ([`model::TrainingGraph`],
+//! A network `eps_theta` ([`nets`]) learns to tell the noise from the noisy image ([`model::TrainingGraph`],
 //! algorithm 1, stepped by [`train::Trainer`]):
 //!
 //! ```text
@@ -30,16 +30,16 @@
 //! beta_tilde_t = (1 - alpha_bar_{t-1}) / (1 - alpha_bar_t) beta_t                                         (eq. 7)
 //! ```
 //!
-//! Sampling ([`sampler::Ddpm`], algorithm 2) walks it from pure noise, with the picture that the predicted noise
+//! Sampling ([`sampler::Ddpm`], algorithm 2) walks it from pure noise, with the image that the predicted noise
 //! implies in the place of `x_0` ([`process::predict_x0`], eq. 15). [`sampler::SAMPLERS`] lists it and those that need fewer
 //! steps; [`objective::Objective`] what else a network may learn, [`guidance`] how it is told classes; [`edit`] what else than
 //! drawing from noise can be done with it.
 //!
-//! # From pictures to pictures
+//! # From images to images
 //!
-//! [`data::open`] reads folders of pictures and IDX files, [`train::config::Config`] holds all settings,
+//! [`data::open`] reads folders of images and IDX files, [`train::config::Config`] holds all settings,
 //! [`train::Session`] trains in a run folder with checkpoints ([`train::checkpoint`]), [`generate::Generator`] draws
-//! pictures from one. To put in something of your own, implement [`data::Dataset`], [`denoiser::Denoiser`],
+//! images from one. To put in something of your own, implement [`data::Dataset`], [`denoiser::Denoiser`],
 //! [`sampler::Sampler`] or [`nets::Network`]; the crate's `examples` show the first two.
 //!
 //! ```
@@ -73,6 +73,7 @@ mod error;
 pub mod generate;
 pub mod guidance;
 pub mod hardware;
+pub mod image;
 pub mod interop;
 mod memory;
 pub mod model;
@@ -80,7 +81,6 @@ pub mod nearest;
 pub mod nets;
 pub mod objective;
 pub mod output;
-pub mod picture;
 pub mod plot;
 pub mod process;
 pub mod rates;

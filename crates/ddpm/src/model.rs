@@ -12,21 +12,21 @@ use crate::sampler::vectors::{LABELS, VECTORS};
 use crate::schedule::{Level, Schedule};
 use crate::train::checkpoint::{NamedTensor, check_fits};
 use ddpm_engine::ops::{
-    Add, AddPicture, Affine, DrawNormal, DrawTimestep, QSample, Slice, VariationalBound, WeightedLoss,
+    Add, AddPerChannel, Affine, DrawTimestep, QSample, RandomNormal, Slice, VariationalBound, WeightedLoss,
 };
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    Arithmetic, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, PlanVectors, Region, Shape, Tensor,
-    Vector, Vectors, VectorsOf,
+    BufferSpec, ComputeOptions, CpuDevice, Device, Draws, Executor, Graph, PlanOptions, PlanVectors, Region,
+    Shape, Tensor, Vector, Vectors,
 };
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
 
 /// Parameters that are brought to the engine's layout at once.
-const SIDE_BY_SIDE: usize = 16;
+const PARALLEL_CHUNK: usize = 16;
 
-/// Refuses pictures that a network cannot take, and says which size it would.
+/// Refuses images that a network cannot take, and says which size it would.
 pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
     let factor = net.size_factor();
     if height.is_multiple_of(factor) && width.is_multiple_of(factor) && height > 0 && width > 0 {
@@ -89,11 +89,11 @@ pub(crate) fn load_tensors(
     check_fits(&of_parameters.chain(of_states).collect::<Vec<_>>(), tensors, origin)?;
     let by_name: HashMap<&str, &NamedTensor> = tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     // A few side by side; all at once would take as much memory again.
-    for (chunk, specs) in parameters.chunks(SIDE_BY_SIDE).enumerate() {
+    for (chunk, specs) in parameters.chunks(PARALLEL_CHUNK).enumerate() {
         let data = specs.par_iter().map(|spec| spec.from_torch(&by_name[spec.name.as_str()].data));
         for (i, data) in data.collect::<Vec<_>>().iter().enumerate() {
             for &region in regions {
-                exec.write_parameter(region, chunk * SIDE_BY_SIDE + i, data)?;
+                exec.write_parameter(region, chunk * PARALLEL_CHUNK + i, data)?;
             }
         }
     }
@@ -136,16 +136,16 @@ pub(crate) fn device(hardware: Hardware) -> Result<Box<dyn Device>> {
     }
 }
 
-/// The label of a picture whose class is not told: no row of the embedding, which gives zeros.
+/// The label of an image whose class is not told: no row of the embedding, which gives zeros.
 pub(crate) const NO_CLASS: f32 = -1.0;
 
 /// Normal numbers of a size, drawn by the graph.
 fn drawn(graph: &mut Graph, name: &str, shape: Shape, purpose: Purpose, size: f64) -> Result<Tensor> {
-    let z = graph.add(name, DrawNormal { shape, purpose }, &[])?;
+    let z = graph.add(name, RandomNormal { shape, purpose }, &[])?;
     Ok(graph.add(name, Affine { scale: size as f32, shift: 0.0 }, &[z])?)
 }
 
-/// What a network said of the pictures, and of the variance where it learns that.
+/// What a network said of the images, and of the variance where it learns that.
 fn halves(graph: &mut Graph, net: &dyn Network, output: Tensor) -> Result<(Tensor, Option<Tensor>)> {
     if !net.learned_variance() {
         return Ok((output, None));
@@ -157,7 +157,7 @@ fn halves(graph: &mut Graph, net: &dyn Network, output: Tensor) -> Result<(Tenso
 
 /// Where a training step's noise and timesteps come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StepDraws {
+pub enum NoiseSource {
     /// Drawn by the graph from the seed and the step.
     Drawn,
     /// Written from outside, for tests against other programs.
@@ -174,13 +174,13 @@ pub struct TrainingGraph {
     pub gradients: Vec<Tensor>,
     /// What the network keeps from step to step besides, each with its tensor.
     pub states: Vec<(StateSpec, Tensor)>,
-    /// The pictures, `[n, h, w, c]`.
+    /// The images, `[n, h, w, c]`.
     pub x_0: Tensor,
-    /// The pictures' classes, `[n]`, where the network takes them.
+    /// The images' classes, `[n]`, where the network takes them.
     pub label: Option<Tensor>,
     /// The timesteps, `[n]`.
     pub t: Tensor,
-    /// The noise, of the pictures' shape.
+    /// The noise, of the images' shape.
     pub eps: Tensor,
     /// The predicted noise, or what the objective has for it.
     pub prediction: Tensor,
@@ -192,12 +192,17 @@ pub struct TrainingGraph {
 
 impl TrainingGraph {
     /// `L_simple = || eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||^2` (eq. 14) with its
-    /// backward pass. The square is taken as the mean over all numbers of a batch of pictures `[n, h, w, c]`, so that
-    /// the loss does not grow with the pictures; a prediction of zero has loss 1.
+    /// backward pass. The square is taken as the mean over all numbers of a batch of images `[n, h, w, c]`, so that
+    /// the loss does not grow with the images; a prediction of zero has loss 1.
     ///
     /// # Errors
-    /// [`Error::Config`] for pictures that the network cannot halve as often as it does.
-    pub fn new(net: &dyn Network, schedule: &Schedule, shape: [usize; 4], draws: StepDraws) -> Result<Self> {
+    /// [`Error::Config`] for images that the network cannot halve as often as it does.
+    pub fn new(
+        net: &dyn Network,
+        schedule: &Schedule,
+        shape: [usize; 4],
+        draws: NoiseSource,
+    ) -> Result<Self> {
         Self::with_objective(net, schedule, shape, draws, Objective::default())
     }
 
@@ -211,18 +216,18 @@ impl TrainingGraph {
         net: &dyn Network,
         schedule: &Schedule,
         shape: [usize; 4],
-        draws: StepDraws,
+        draws: NoiseSource,
         objective: Objective,
     ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new(Mode::Training);
         let x_0 = b.graph.input("x_0", shape);
         let (t, eps) = match draws {
-            StepDraws::Given => (b.graph.input("t", [shape[0]]), b.graph.input("eps", shape)),
-            StepDraws::Drawn => {
+            NoiseSource::Given => (b.graph.input("t", [shape[0]]), b.graph.input("eps", shape)),
+            NoiseSource::Drawn => {
                 let steps = schedule.timesteps() as u32;
                 let t = b.graph.add("t", DrawTimestep { n: shape[0], steps }, &[])?;
-                let eps = DrawNormal { shape: shape.into(), purpose: Purpose::Noise };
+                let eps = RandomNormal { shape: shape.into(), purpose: Purpose::Noise };
                 (t, b.graph.add("eps", eps, &[])?)
             }
         };
@@ -238,7 +243,7 @@ impl TrainingGraph {
             let of_channels = [shape[0], shape[3]].into();
             let purpose = Purpose::OffsetNoise;
             let offset = drawn(&mut b.graph, "offset_noise", of_channels, purpose, objective.offset_noise)?;
-            noise = b.graph.add("offset_noise", AddPicture, &[eps, offset])?;
+            noise = b.graph.add("offset_noise", AddPerChannel, &[eps, offset])?;
             added = noise;
         }
         if objective.input_perturbation > 0.0 {
@@ -316,7 +321,7 @@ impl Model {
     /// A network for batches `[n, h, w, c]`; its weights are zero until they are set. A number of threads as `hardware` is
     /// the CPU with so many, 0 all of its cores.
     pub fn new(net: &dyn Network, shape: [usize; 4], hardware: impl Into<Hardware>) -> Result<Self> {
-        Self::with_arithmetic(net, shape, hardware, Arithmetic::default())
+        Self::with_arithmetic(net, shape, hardware, ComputeOptions::default())
     }
 
     /// As [`new`](Self::new), computing in another way.
@@ -324,7 +329,7 @@ impl Model {
         net: &dyn Network,
         shape: [usize; 4],
         hardware: impl Into<Hardware>,
-        arithmetic: Arithmetic,
+        arithmetic: ComputeOptions,
     ) -> Result<Self> {
         Self::on(&*device(hardware.into())?, net, shape, arithmetic)
     }
@@ -334,7 +339,7 @@ impl Model {
         device: &dyn Device,
         net: &dyn Network,
         shape: [usize; 4],
-        arithmetic: Arithmetic,
+        arithmetic: ComputeOptions,
     ) -> Result<Self> {
         check_size(net, shape[1], shape[2])?;
         let mut b = Builder::new(Mode::Sampling);
@@ -346,7 +351,7 @@ impl Model {
         let built = b.finish(output);
         let keep: Vec<Tensor> = [prediction].into_iter().chain(variance).collect();
         let graph = ddpm_engine::fuse::fuse(built.graph, &keep)?;
-        let vectors = Some(VectorsOf { count: VECTORS, shape: shape.into() });
+        let vectors = Some(BufferSpec { count: VECTORS, shape: shape.into() });
         let options = PlanOptions { keep, arithmetic, vectors, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         let exec = device.executor(graph, &options)?;
@@ -390,7 +395,7 @@ impl Model {
     }
 
     /// Sets all parameters and states to what a training with this seed begins with.
-    pub fn set_first_weights(&mut self, seed: u64) -> Result<()> {
+    pub fn init_weights(&mut self, seed: u64) -> Result<()> {
         for (i, spec) in self.parameters.iter().enumerate() {
             self.exec.write_parameter(Region::Weights, i, &spec.init(seed, i))?;
         }
@@ -400,7 +405,7 @@ impl Model {
         Ok(())
     }
 
-    /// Sets the class of each picture of the batch; `None` for a picture whose class the network is not told.
+    /// Sets the class of each image of the batch; `None` for an image whose class the network is not told.
     ///
     /// # Errors
     /// [`Error::Config`] for a network that takes no classes.
@@ -409,13 +414,13 @@ impl Model {
         Ok(self.exec.write(t, &label_numbers(labels))?)
     }
 
-    /// Keeps classes beside the network in a device's memory, for [`tell_labels`](Self::tell_labels).
+    /// Keeps classes beside the network in a device's memory, for [`select_labels`](Self::tell_labels).
     pub(crate) fn keep_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
         Ok(self.plan_vectors()?.write(LABELS, &label_numbers(labels))?)
     }
 
-    /// Sets the class of each picture to what was kept, or to none, without the host.
-    pub(crate) fn tell_labels(&mut self, told: bool) -> Result<()> {
+    /// Sets the class of each image to what was kept, or to none, without the host.
+    pub(crate) fn select_labels(&mut self, told: bool) -> Result<()> {
         let t = self.label()?;
         let vectors = self.plan_vectors()?;
         let set = if told { vectors.give(t, LABELS) } else { vectors.fill(t, NO_CLASS) };
@@ -449,7 +454,7 @@ impl Denoiser for Model {
         self.shape[0]
     }
 
-    fn picture_len(&self) -> usize {
+    fn image_len(&self) -> usize {
         self.shape[1..].iter().product()
     }
 

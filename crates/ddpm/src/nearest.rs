@@ -1,17 +1,17 @@
-//! Whether samples are copies: the nearest pictures of the data, and how near the data's own are to one another.
+//! Whether samples are copies: the nearest images of the data, and how near the data's own are to one another.
 //!
 //! Small sets get learnt by heart (Carlini et al., "Extracting Training Data from Diffusion Models", 2023). A network that has
-//! learnt what pictures look like draws some that are about as far from the data as the data's pictures are from one
-//! another; one that has learnt the pictures draws nearer ones.
+//! learnt what images look like draws some that are about as far from the data as the data's images are from one
+//! another; one that has learnt the images draws nearer ones.
 
 use crate::data::{Dataset, Draw};
 use crate::error::Result;
 use rayon::prelude::*;
 
-/// Pictures of the data that are read at once.
+/// Images of the data that are read at once.
 const BLOCK: usize = 256;
 
-/// The nearest of the data's pictures.
+/// The nearest of the data's images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Nearest {
     /// Its number in the data.
@@ -23,21 +23,21 @@ pub struct Nearest {
 }
 
 /// What is looked for.
-struct Sought {
+struct Query {
     numbers: Vec<f32>,
-    /// The number in the data that is not looked at: the picture's own.
+    /// The number in the data that is not looked at: the image's own.
     own: Option<usize>,
     mirrored: bool,
 }
 
-/// The nearest picture of the data for each sample, given in the network's range, [-1, 1]; with `mirror` the mirrored samples
-/// are looked for too. `on_block` sees how many pictures of the data are done, of how many.
+/// The nearest image of the data for each sample, given in the network's range, [-1, 1]; with `mirror` the mirrored samples
+/// are looked for too. `on_block` sees how many images of the data are done, of how many.
 ///
 /// # Errors
 /// As [`Dataset::read`], and what `on_block` gives.
 ///
 /// # Panics
-/// If a sample has not as many numbers as the data's pictures.
+/// If a sample has not as many numbers as the data's images.
 pub fn nearest(
     data: &dyn Dataset,
     samples: &[Vec<f32>],
@@ -48,7 +48,7 @@ pub fn nearest(
     search(data, sought, mirror, on_block)
 }
 
-/// For at most `count` pictures of the data, evenly spread, the nearest other one.
+/// For at most `count` images of the data, evenly spread, the nearest other one.
 ///
 /// # Errors
 /// As [`nearest`].
@@ -85,9 +85,9 @@ fn search(
         if mirror {
             let rows = numbers.chunks(shape.width * shape.channels);
             let mirrored = rows.flat_map(|row| row.chunks(shape.channels).rev().flatten().copied()).collect();
-            sought.push(Sought { numbers: mirrored, own, mirrored: true });
+            sought.push(Query { numbers: mirrored, own, mirrored: true });
         }
-        sought.push(Sought { numbers, own, mirrored: false });
+        sought.push(Query { numbers, own, mirrored: false });
     }
     let mut best = vec![(usize::MAX, f64::INFINITY); sought.len()];
     let mut block = vec![0.0; BLOCK.min(data.len()) * values];
@@ -97,8 +97,8 @@ fn search(
             data.read(first + i, Draw::default(), out)?;
         }
         best.par_iter_mut().zip(&sought).for_each(|(best, sought)| {
-            for (i, picture) in block.chunks(values).take(here).enumerate() {
-                let far = squares(&sought.numbers, picture);
+            for (i, image) in block.chunks(values).take(here).enumerate() {
+                let far = squares(&sought.numbers, image);
                 if far < best.1 && sought.own != Some(first + i) {
                     *best = (first + i, far);
                 }
@@ -131,9 +131,9 @@ pub fn quantile(all: &[Nearest], part: f64) -> f64 {
     distances[((part * distances.len() as f64) as usize).min(distances.len() - 1)]
 }
 
-/// Fewest samples, and fewest pictures of the data that are measured by, that a verdict is given of.
+/// Fewest samples, and fewest images of the data that are measured by, that a verdict is given of.
 pub const LEAST: usize = 20;
-/// Part of the data's pictures that is nearer to another than the rest; samples nearer than they are suspicious.
+/// Part of the data's images that is nearer to another than the rest; samples nearer than they are suspicious.
 const NEAR: f64 = 0.01;
 /// How improbable it must be that as many samples are near by chance.
 const IMPROBABLE: f64 = 1e-3;
@@ -143,7 +143,7 @@ const FEW: f64 = 0.1;
 /// What the distances say of copying.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
-    /// There are fewer than [`LEAST`] samples, or pictures to measure by.
+    /// There are fewer than [`LEAST`] samples, or images to measure by.
     TooFew,
     /// More samples are near than chance brings about: the network copies.
     Copies,
@@ -156,18 +156,18 @@ pub enum Verdict {
 /// How many samples are suspiciously near to the data, and what follows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
-    /// Samples that are nearer to the data than the data's own nearest pictures to one another: below their hundredth part,
+    /// Samples that are nearer to the data than the data's own nearest images to one another: below their hundredth part,
     /// or the least distance of fewer than a hundred.
     pub near: usize,
     /// Samples in all.
     pub samples: usize,
-    /// Pictures of the data that were measured by, which have no exact duplicate.
+    /// Images of the data that were measured by, which have no exact duplicate.
     pub own: usize,
     /// What follows.
     pub verdict: Verdict,
 }
 
-/// Judges the distances of samples by those of the data's own pictures; exact duplicates among these are left out, as nothing is
+/// Judges the distances of samples by those of the data's own images; exact duplicates among these are left out, as nothing is
 /// nearer than they are.
 ///
 /// A network that does not copy draws as the data was drawn: then the samples' distances and the data's own stand in any order with

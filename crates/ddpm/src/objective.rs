@@ -1,6 +1,6 @@
 //! What a network learns: its target, and how much each timestep counts.
 //!
-//! Losses of noise, picture and v are the same loss but for a factor (Salimans, Ho 2022, section 4): with the
+//! Losses of noise, image and v are the same loss but for a factor (Salimans, Ho 2022, section 4): with the
 //! signal-to-noise ratio `snr = alpha^2 / sigma^2`,
 //! ```text
 //! || eps - eps' ||^2 = snr || x_0 - x_0' ||^2,    || v - v' ||^2 = (snr + 1) || x_0 - x_0' ||^2
@@ -30,7 +30,7 @@ pub enum Weighting {
 /// What a network learns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
-    /// What it tells of a noisy picture.
+    /// What it tells of a noisy image.
     pub prediction: Prediction,
     /// What is made of the difference from its target.
     pub loss: Loss,
@@ -40,10 +40,10 @@ pub struct Objective {
     pub min_snr_gamma: f64,
     /// The gamma and the k of P2.
     pub p2: (f64, f64),
-    /// Size of noise that is alike in all of a picture's pixels, a number a channel, and is added to the noise (Guttenberg,
+    /// Size of noise that is alike in all of an image's pixels, a number a channel, and is added to the noise (Guttenberg,
     /// "Diffusion with Offset Noise", 2023); 0: none.
     pub offset_noise: f64,
-    /// Size of noise that is added to the noisy picture and kept from the target (Ning et al., "Input Perturbation
+    /// Size of noise that is added to the noisy image and kept from the target (Ning et al., "Input Perturbation
     /// Reduces Exposure Bias in Diffusion Models", 2023, algorithm 1); 0: none.
     pub input_perturbation: f64,
     /// Weight of the variational bound beside that loss, of a network that learns the variance too: the hybrid loss
@@ -89,7 +89,7 @@ impl Objective {
     }
 
     /// The weight of a level in the loss of what is predicted; infinite only for the noise where nothing is left of the
-    /// picture and [`Weighting::SnrTruncated`] asks for the picture all the same.
+    /// image and [`Weighting::SnrTruncated`] asks for the image all the same.
     pub fn weight(&self, level: Level) -> f64 {
         let snr = (level.alpha / level.sigma).powi(2);
         // Where nothing is left, snr / snr is its limit, 1.
@@ -178,7 +178,7 @@ mod tests {
             (X0, Weighting::SnrTruncated, 4.0, 4.0),
             (Eps, Weighting::SnrTruncated, 0.25, 4.0),
             (V, Weighting::SnrTruncated, 3.0, 0.75),
-            // Nothing left of the picture.
+            // Nothing left of the image.
             (Eps, Weighting::MinSnr, 0.0, 1.0),
             (V, Weighting::MinSnr, 0.0, 0.0),
             (V, Weighting::SnrTruncated, 0.0, 1.0),

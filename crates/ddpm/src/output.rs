@@ -16,7 +16,7 @@ pub(crate) const SOFTWARE: &str = concat!("ddpm ", env!("CARGO_PKG_VERSION"));
 /// The key and the value of the mark in JSON.
 pub const PROGRAM: (&str, &str) = ("program", "ddpm");
 /// The header line of the table of distances.
-pub const DISTANCES: &str = "sample,training picture,mirrored,distance";
+pub const DISTANCES: &str = "sample,training image,mirrored,distance";
 /// The header line of the table of a bound's terms.
 pub const TERMS: &str = "term,first_t,last_t,bits_per_dim,standard_error,x_0_mse,eps_mse";
 
@@ -207,13 +207,13 @@ fn part_of_run(path: &Path) -> Option<(PathBuf, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::PictureShape;
-    use crate::picture::{Picture, save_gif, save_png};
+    use crate::data::ImageShape;
+    use crate::image::{Image, save_gif, save_png};
     use crate::train::config::Config;
     use crate::train::run::RunFolder;
 
-    fn image() -> Picture {
-        Picture::black(PictureShape { height: 2, width: 3, channels: 3 })
+    fn image() -> Image {
+        Image::black(ImageShape { height: 2, width: 3, channels: 3 })
     }
 
     #[test]

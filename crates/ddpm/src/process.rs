@@ -2,20 +2,20 @@
 //!
 //! Numbers are f32, coefficients f64. The slices of a call have one length; `t` is below T.
 //!
-//! What a network's output means is said by [`Prediction`], the only place that converts between noise, picture and v.
+//! What a network's output means is said by [`Prediction`], the only place that converts between noise, image and v.
 
 use crate::error::{Error, Result};
 use crate::schedule::{Level, Schedule};
 use serde::{Deserialize, Serialize};
 
-/// What a network tells of a noisy picture `x_t = alpha x_0 + sigma eps` ([`Level`]); from each the others follow.
+/// What a network tells of a noisy image `x_t = alpha x_0 + sigma eps` ([`Level`]); from each the others follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prediction {
     /// The noise `eps` (Ho et al. 2020).
     #[default]
     Eps,
-    /// The picture `x_0`.
+    /// The image `x_0`.
     X0,
     /// `v = alpha eps - sigma x_0` (Salimans, Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
     /// section 4).
@@ -35,7 +35,7 @@ impl Prediction {
         }
     }
 
-    /// What the network should have said of a picture and its noise.
+    /// What the network should have said of an image and its noise.
     pub fn target(self, level: Level, x_0: f64, eps: f64) -> f64 {
         match self {
             Self::Eps => eps,
@@ -44,7 +44,7 @@ impl Prediction {
         }
     }
 
-    /// What `x_t` and the output are multiplied by in the picture that they mean ([`x_0`](Self::x_0)).
+    /// What `x_t` and the output are multiplied by in the image that they mean ([`x_0`](Self::x_0)).
     pub fn to_x_0(self, level: Level) -> (f64, f64) {
         match self {
             Self::Eps => (1.0 / level.alpha, -level.sigma / level.alpha),
@@ -53,7 +53,7 @@ impl Prediction {
         }
     }
 
-    /// The picture that it means; not finite for [`Eps`](Self::Eps) where nothing is left of the picture.
+    /// The image that it means; not finite for [`Eps`](Self::Eps) where nothing is left of the image.
     pub fn x_0(self, level: Level, x_t: f64, output: f64) -> f64 {
         match self {
             Self::Eps => (x_t - level.sigma * output) / level.alpha,
@@ -88,13 +88,13 @@ pub fn q_sample(schedule: &Schedule, t: usize, x_0: &[f32], eps: &[f32], x_t: &m
     }
 }
 
-/// The picture that a noise prediction means: `x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)` (eq. 15).
+/// The image that a noise prediction means: `x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)` (eq. 15).
 ///
-/// With `clip`, values are held within [-1, 1], where pictures live. At large t the division makes much of small errors
+/// With `clip`, values are held within [-1, 1], where images live. At large t the division makes much of small errors
 /// of `eps`, which clipping takes back.
 ///
 /// # Errors
-/// [`Error::Config`] at a timestep that leaves nothing of the picture (`alpha_bar_t` = 0): any picture has that noise.
+/// [`Error::Config`] at a timestep that leaves nothing of the image (`alpha_bar_t` = 0): any image has that noise.
 pub fn predict_x0(
     schedule: &Schedule,
     t: usize,
@@ -114,10 +114,10 @@ pub fn predict_x0(
     Ok(())
 }
 
-/// The error of asking the noise for a picture of which nothing is left.
+/// The error of asking the noise for an image of which nothing is left.
 pub(crate) fn no_signal(t: f64) -> Error {
     let reason = format!(
-        "nothing is left of the picture at t = {t}, where the predicted noise says nothing about it; start before, or \
+        "nothing is left of the image at t = {t}, where the predicted noise says nothing about it; start before, or \
          train with diffusion.prediction = v"
     );
     Error::Config { key: "diffusion.zero_terminal_snr".to_owned(), reason }
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_prediction_means_the_same_picture_and_noise() {
+    fn every_prediction_means_the_same_image_and_noise() {
         // A few roundings, of numbers up to 2 divided by alpha or sigma, at least 0.1 here.
         const TOLERANCE: f64 = 100.0 * f64::EPSILON;
         for alpha in [0.1f64, 0.5, 0.9, 0.99] {
@@ -152,7 +152,7 @@ mod tests {
                 }
             }
         }
-        // The ends: v is the noise of a clean picture, and the picture, negative, of noise.
+        // The ends: v is the noise of a clean image, and the image, negative, of noise.
         let (clean, noise) = (Level::CLEAN, Level { t: 9.0, alpha: 0.0, sigma: 1.0 });
         assert_eq!(
             (Prediction::V.target(clean, 0.3, 2.0), Prediction::V.target(noise, 0.3, 2.0)),

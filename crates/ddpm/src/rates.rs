@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::hardware::Hardware;
 use crate::model::device;
 use ddpm_engine::ops::{Affine, Conv2d};
-use ddpm_engine::{Arithmetic, Device, Draws, Graph, PlanOptions, Tensor};
+use ddpm_engine::{ComputeOptions, Device, Draws, Graph, PlanOptions, Tensor};
 use std::time::Instant;
 
 /// Rates of large operations.
@@ -25,15 +25,15 @@ impl Rates {
     ///
     /// # Errors
     /// What the device says, as not enough memory for about 2 GiB.
-    pub fn measure(hardware: Hardware, arithmetic: Arithmetic) -> Result<Option<Self>> {
+    pub fn measure(hardware: Hardware, arithmetic: ComputeOptions) -> Result<Option<Self>> {
         let device = device(hardware)?;
-        match device.is_apart() {
+        match device.has_own_memory() {
             true => Self::of(&*device, arithmetic, SIDE, NUMBERS).map(Some),
             false => Ok(None),
         }
     }
 
-    fn of(device: &dyn Device, arithmetic: Arithmetic, side: usize, numbers: usize) -> Result<Self> {
+    fn of(device: &dyn Device, arithmetic: ComputeOptions, side: usize, numbers: usize) -> Result<Self> {
         let product = |g: &mut Graph, x, weights| {
             Ok(g.add("product", Conv2d { bias: false, ..Conv2d::linear() }, &[x, weights])?)
         };
@@ -51,7 +51,7 @@ type Link<'a> = dyn Fn(&mut Graph, Tensor, Tensor) -> Result<Tensor> + 'a;
 /// Time of one node in a chain: how much longer a long chain takes than a short one. With the bytes of a number in it.
 fn chain(
     device: &dyn Device,
-    arithmetic: Arithmetic,
+    arithmetic: ComputeOptions,
     numbers: usize,
     side: usize,
     link: &Link<'_>,
@@ -90,9 +90,9 @@ mod tests {
 
     #[test]
     fn rates_are_of_what_was_done() {
-        assert_eq!(Rates::measure(1.into(), Arithmetic::default()).unwrap(), None);
+        assert_eq!(Rates::measure(1.into(), ComputeOptions::default()).unwrap(), None);
         // Any device can be measured; the processor does between a million and ten million million of both.
-        let rates = Rates::of(&CpuDevice { threads: 1 }, Arithmetic::default(), 256, 1 << 20).unwrap();
+        let rates = Rates::of(&CpuDevice { threads: 1 }, ComputeOptions::default(), 256, 1 << 20).unwrap();
         assert!((1e6..1e13).contains(&rates.flops) && (1e6..1e13).contains(&rates.bytes), "{rates:?}");
     }
 }

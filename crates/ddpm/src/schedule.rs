@@ -3,7 +3,7 @@
 //! Timesteps count from 0 to T - 1, as in every implementation; the paper counts from 1 to T, so that its `beta_1` is
 //! `beta(0)` here. `alpha_bar` before the first step is 1. Methods that take a timestep panic where it is not below T.
 //!
-//! Some schedules choose the variances ([`Schedule::linear`] and others), some what is left of the picture
+//! Some schedules choose the variances ([`Schedule::linear`] and others), some what is left of the image
 //! ([`Schedule::from_signal`]). Those end with hardly any signal; [`Schedule::zero_terminal_snr`] makes any schedule
 //! end with none at all.
 
@@ -12,7 +12,7 @@ use crate::train::config::{DiffusionConfig, ScheduleKind};
 use std::f64::consts::FRAC_PI_2;
 
 /// Smallest variance of a step: below it `1 - beta` is rounded too coarsely for the posterior.
-pub(crate) const LEAST_BETA: f64 = 1e-12;
+pub(crate) const MIN_BETA: f64 = 1e-12;
 
 /// The `s` of the cosine schedule (Nichol and Dhariwal 2021, section 3.2).
 const COSINE_OFFSET: f64 = 0.008;
@@ -40,15 +40,15 @@ pub struct Posterior {
     pub variance: f64,
 }
 
-/// How noisy pictures are: `x_t = alpha x_0 + sigma eps`, `alpha^2 + sigma^2 = 1`; what samplers walk along.
+/// How noisy images are: `x_t = alpha x_0 + sigma eps`, `alpha^2 + sigma^2 = 1`; what samplers walk along.
 ///
-/// The same level has three measures in the papers: `alpha_bar = alpha^2` (Ho et al. 2020), the noise of a picture that
+/// The same level has three measures in the papers: `alpha_bar = alpha^2` (Ho et al. 2020), the noise of an image that
 /// keeps its size, [`ratio`](Self::ratio) (Karras et al. 2022), and its logarithm, [`lambda`](Self::lambda) (Lu et al. 2022).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Level {
     /// The timestep, which the network is told; it may lie between two.
     pub t: f64,
-    /// What pictures are multiplied by, `sqrt(alpha_bar)`.
+    /// What images are multiplied by, `sqrt(alpha_bar)`.
     pub alpha: f64,
     /// What noise is multiplied by, `sqrt(1 - alpha_bar)`.
     pub sigma: f64,
@@ -154,7 +154,7 @@ impl Schedule {
         if config.zero_terminal_snr { schedule.zero_terminal_snr() } else { Ok(schedule) }
     }
 
-    /// The schedule that leaves `signal(t / T) / signal(0)` of the picture's variance after t of T steps; `signal`
+    /// The schedule that leaves `signal(t / T) / signal(0)` of the image's variance after t of T steps; `signal`
     /// falls on [0, 1] and may end at 0. No step adds more than a variance of `max_beta`, so that something is left (Nichol
     /// and Dhariwal 2021, section 3.2, and diffusers take 0.999; tutorials take 0.9999).
     ///
@@ -165,7 +165,7 @@ impl Schedule {
         Self::from_betas((0..timesteps).map(|t| (1.0 - at(t + 1) / at(t)).min(max_beta)).collect())
     }
 
-    /// Any variances between 0 and 1, one a timestep. The last may be 1: then nothing is left of the picture
+    /// Any variances between 0 and 1, one a timestep. The last may be 1: then nothing is left of the image
     /// ("zero terminal SNR").
     ///
     /// # Errors
@@ -175,9 +175,9 @@ impl Schedule {
             return Err(refused("a schedule needs at least one timestep".to_owned()));
         }
         let last = beta.len() - 1;
-        let fits = |t: usize, b: f64| b >= LEAST_BETA && (b < 1.0 || (b == 1.0 && t == last));
+        let fits = |t: usize, b: f64| b >= MIN_BETA && (b < 1.0 || (b == 1.0 && t == last));
         if let Some((t, b)) = beta.iter().enumerate().find(|&(t, &b)| !fits(t, b)) {
-            return Err(refused(format!("beta at t = {t} is {b}; it must lie between {LEAST_BETA:e} and 1")));
+            return Err(refused(format!("beta at t = {t} is {b}; it must lie between {MIN_BETA:e} and 1")));
         }
         let alpha_bar = beta
             .iter()
@@ -191,14 +191,14 @@ impl Schedule {
         Ok(Self { beta, alpha_bar })
     }
 
-    /// This schedule with `sqrt(alpha_bar)` shifted and stretched so that nothing is left of the picture at the last
+    /// This schedule with `sqrt(alpha_bar)` shifted and stretched so that nothing is left of the image at the last
     /// timestep while the first stays as it is (Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps
     /// are Flawed", 2023, algorithm 1).
     ///
-    /// At that timestep `x_t` is all noise, so that the noise says nothing about the picture: training learns nothing
+    /// At that timestep `x_t` is all noise, so that the noise says nothing about the image: training learns nothing
     /// from it, [`predict_x0`](crate::process::predict_x0) refuses it, and samplers start one timestep earlier, where
     /// little is left but not nothing. (The posterior forgets `x_t` there, so that this step would draw new noise and no
-    /// more.) A network that predicts `x_0` or v learns there what pictures look like, and can be asked
+    /// more.) A network that predicts `x_0` or v learns there what images look like, and can be asked
     /// ([`Prediction`](crate::process::Prediction)).
     ///
     /// # Errors
@@ -208,7 +208,7 @@ impl Schedule {
         let signal = self.timesteps_with_signal();
         if signal < self.timesteps() - 1 {
             let reason = format!(
-                "nothing is left of the picture from t = {signal} on; take at most {} timesteps",
+                "nothing is left of the image from t = {signal} on; take at most {} timesteps",
                 signal + 1
             );
             return Err(refused(reason));
@@ -229,7 +229,7 @@ impl Schedule {
         Self::from_betas(beta.collect())
     }
 
-    /// Its first `n` timesteps alone: what is left to do from pictures with less noise than all.
+    /// Its first `n` timesteps alone: what is left to do from images with less noise than all.
     ///
     /// # Panics
     /// If `n` is not 1 to T.
@@ -254,34 +254,34 @@ impl Schedule {
         1.0 - self.beta[t]
     }
 
-    /// `alpha_bar_t`, the product of all `alpha` up to t: the share of the picture's variance that is left.
+    /// `alpha_bar_t`, the product of all `alpha` up to t: the share of the image's variance that is left.
     pub fn alpha_bar(&self, t: usize) -> f64 {
         self.alpha_bar[t]
     }
 
-    /// The signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)`, of pictures of variance 1.
+    /// The signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)`, of images of variance 1.
     pub fn snr(&self, t: usize) -> f64 {
         self.alpha_bar[t] / (1.0 - self.alpha_bar[t])
     }
 
-    /// Natural logarithm of [`snr`](Self::snr); minus infinity where nothing is left of the picture.
+    /// Natural logarithm of [`snr`](Self::snr); minus infinity where nothing is left of the image.
     pub fn log_snr(&self, t: usize) -> f64 {
         self.snr(t).ln()
     }
 
-    /// The timesteps at which something is left of the picture: all, or all but the last ones.
+    /// The timesteps at which something is left of the image: all, or all but the last ones.
     pub fn timesteps_with_signal(&self) -> usize {
         self.alpha_bar.partition_point(|&a| a > 0.0)
     }
 
     /// `alpha_bar_{t-1}`; 1 before the first step.
-    pub fn alpha_bar_before(&self, t: usize) -> f64 {
+    pub fn alpha_bar_prev(&self, t: usize) -> f64 {
         if t == 0 { 1.0 } else { self.alpha_bar[t - 1] }
     }
 
     /// The posterior `q(x_{t-1} | x_t, x_0)` (eq. 6 and 7).
     pub fn posterior(&self, t: usize) -> Posterior {
-        Posterior::of(self.alpha_bar_before(t), self.alpha_bar(t), self.beta(t))
+        Posterior::of(self.alpha_bar_prev(t), self.alpha_bar(t), self.beta(t))
     }
 
     /// The noise level of timestep t, which may lie between two: there the logarithm of [`Level::ratio`] is taken to be
@@ -300,8 +300,8 @@ impl Schedule {
     }
 
     /// The noise level of that [`Level::ratio`], with the timestep that belongs to it; a ratio outside the schedule's
-    /// takes the nearest timestep at which something is left of the picture.
-    pub fn level_of_ratio(&self, ratio: f64) -> Level {
+    /// takes the nearest timestep at which something is left of the image.
+    pub fn level_for_sigma(&self, ratio: f64) -> Level {
         let (wanted, end) = (ratio.ln(), self.timesteps_with_signal());
         let above = self.alpha_bar[..end].partition_point(|&a| log_ratio(a) < wanted);
         let t = match above {
@@ -361,13 +361,13 @@ mod tests {
     }
 
     #[test]
-    fn every_schedule_loses_the_picture_bit_by_bit_at_any_length() {
+    fn every_schedule_loses_the_image_bit_by_bit_at_any_length() {
         for kind in ScheduleKind::ALL {
             for timesteps in [1, 2, 3, 300, 1000, 4000] {
                 let s = of(kind, timesteps, false).unwrap();
                 assert_eq!((s.timesteps(), s.timesteps_with_signal()), (timesteps, timesteps), "{kind}");
                 for t in 0..timesteps {
-                    assert!(s.beta(t) > 0.0 && s.beta(t) < 1.0 && s.alpha_bar(t) < s.alpha_bar_before(t));
+                    assert!(s.beta(t) > 0.0 && s.beta(t) < 1.0 && s.alpha_bar(t) < s.alpha_bar_prev(t));
                     assert!(s.snr(t) > 0.0 && (s.log_snr(t) - s.snr(t).ln()).abs() == 0.0, "{kind}, {t}");
                 }
             }
@@ -391,13 +391,13 @@ mod tests {
                     assert!((level.alpha.powi(2) + level.sigma.powi(2) - 1.0).abs() < TOLERANCE);
                     assert!(level.t == t && level.ratio() > before, "{kind}: {t}");
                     before = level.ratio();
-                    let back = s.level_of_ratio(level.ratio());
+                    let back = s.level_for_sigma(level.ratio());
                     assert!((back.t - t).abs() < TOLERANCE * 1e3, "{kind}: {t} came back as {}", back.t);
                     assert!((back.lambda() - level.lambda()).abs() < TOLERANCE);
                 }
                 assert_eq!(s.level(7.0).alpha, s.alpha_bar(7).sqrt());
                 assert_eq!((s.level(1e9).t, s.level(-1.0).t), (999.0, 0.0));
-                assert_eq!((s.level_of_ratio(1e9).t, s.level_of_ratio(1e-9).t), (last, 0.0));
+                assert_eq!((s.level_for_sigma(1e9).t, s.level_for_sigma(1e-9).t), (last, 0.0));
                 // A posterior between neighbours is the timestep's; 1 - alpha_t cancels down to beta_1, 1e-4 or less.
                 let (a, b) = (s.posterior(500), Posterior::between(s.level(500.0), s.level(499.0)));
                 assert!(

@@ -15,7 +15,7 @@ const BETAS: (f64, f64) = (1e-3, 0.2);
 /// Mean and deviation of the numbers: they stay within black and white.
 const MEAN: f64 = 0.1;
 const DEVIATION: f64 = 0.2;
-const PICTURES: usize = 64;
+const IMAGES: usize = 64;
 const NUMBERS: usize = 256;
 /// Standard errors that a mean may be off by.
 const ERRORS: f64 = 5.0;
@@ -67,16 +67,16 @@ struct Normal {
 
 impl Normal {
     fn new(prediction: Prediction, tells: bool) -> Self {
-        Self { prediction, tells, variance: vec![0.0; PICTURES * NUMBERS] }
+        Self { prediction, tells, variance: vec![0.0; IMAGES * NUMBERS] }
     }
 }
 
 impl Denoiser for Normal {
     fn batch(&self) -> usize {
-        PICTURES
+        IMAGES
     }
 
-    fn picture_len(&self) -> usize {
+    fn image_len(&self) -> usize {
         NUMBERS
     }
 
@@ -109,8 +109,8 @@ impl Denoiser for Normal {
     }
 }
 
-fn pictures(seed: u64) -> Vec<f32> {
-    let mut x = vec![0.0; PICTURES * NUMBERS];
+fn images(seed: u64) -> Vec<f32> {
+    let mut x = vec![0.0; IMAGES * NUMBERS];
     Stream::new(seed, Purpose::Test, 0, 0).fill_normal(&mut x);
     x.into_iter().map(|z| (MEAN + DEVIATION * f64::from(z)) as f32).collect()
 }
@@ -120,7 +120,7 @@ fn measure(prediction: Prediction, tells: bool, options: Options) -> Bound {
     let options = Options { threshold: Threshold::None, ..options };
     let mut measure = Measure::new(&schedule, prediction, options).expect("options that are fine");
     let mut denoiser = Normal::new(prediction, tells);
-    measure.add(&mut denoiser, &pictures(options.seed), &mut || Ok(())).expect("a measurement");
+    measure.add(&mut denoiser, &images(options.seed), &mut || Ok(())).expect("a measurement");
     measure.finish()
 }
 
@@ -156,9 +156,9 @@ fn prior() -> f64 {
 }
 
 #[track_caller]
-fn near(what: &str, got: Estimate, want: f64, slack: f64) {
+fn near(what: &str, got: Estimate, want: f64, liveness_slack: f64) {
     let error = got.standard_error.expect("a standard error");
-    assert!((got.mean - want).abs() < ERRORS * error + slack, "{what}: {got:?}, not {want}");
+    assert!((got.mean - want).abs() < ERRORS * error + liveness_slack, "{what}: {got:?}, not {want}");
 }
 
 #[test]
@@ -172,10 +172,7 @@ fn every_term_and_its_standard_error_have_their_closed_forms() {
             (None, true),
         ] {
             let bound = measure(prediction, tells, Options { variance, seed: 3, ..Options::default() });
-            assert_eq!(
-                (bound.timesteps, bound.terms.len(), bound.pictures),
-                (TIMESTEPS, TIMESTEPS, PICTURES)
-            );
+            assert_eq!((bound.timesteps, bound.terms.len(), bound.images), (TIMESTEPS, TIMESTEPS, IMAGES));
             let mut sum = 0.0;
             for (t, got) in bound.terms.iter().enumerate() {
                 let variance = match (variance, tells) {
@@ -187,8 +184,8 @@ fn every_term_and_its_standard_error_have_their_closed_forms() {
                 let (want, deviation) = term(t, variance);
                 let what = format!("{prediction}, {variance:?}, t = {t}");
                 near(&what, got.bits, want, 1e-6);
-                // 64 pictures tell their own deviation to a tenth.
-                let error = deviation / ((PICTURES * NUMBERS) as f64).sqrt();
+                // 64 images tell their own deviation to a tenth.
+                let error = deviation / ((IMAGES * NUMBERS) as f64).sqrt();
                 let ratio = got.bits.standard_error.unwrap() / error;
                 assert!((0.6..1.5).contains(&ratio), "{what}: standard error {ratio} times");
                 let left = at(t).left;
@@ -236,10 +233,10 @@ fn a_part_of_the_terms_estimates_the_sum_of_all_without_bias() {
         for i in 0..40 {
             // The last batches are smaller.
             let n = if i < 30 { 8 } else { 3 };
-            measure.add(&mut denoiser, &pictures(i)[..n * NUMBERS], &mut || Ok(())).unwrap();
+            measure.add(&mut denoiser, &images(i)[..n * NUMBERS], &mut || Ok(())).unwrap();
         }
         let bound = measure.finish();
-        assert_eq!((bound.pictures, bound.terms_measured), (270, terms));
+        assert_eq!((bound.images, bound.terms_measured), (270, terms));
         near(&format!("{terms} terms"), bound.total, want, 0.0);
         let error = bound.total.standard_error.unwrap();
         errors.push(error);
@@ -259,18 +256,18 @@ fn what_cannot_be_measured_is_refused() {
     let schedule = Schedule::linear(TIMESTEPS, BETAS.0, BETAS.1).unwrap();
     let mut measure = Measure::new(&schedule, Prediction::Eps, options).unwrap();
     let mut denoiser = Normal::new(Prediction::Eps, false);
-    let error = measure.add(&mut denoiser, &pictures(0), &mut || Ok(())).unwrap_err().to_string();
+    let error = measure.add(&mut denoiser, &images(0), &mut || Ok(())).unwrap_err().to_string();
     assert!(error.contains("no variance") && error.contains("small or large"), "{error}");
 }
 
 #[test]
-fn chains_that_leave_nothing_of_the_picture_end_where_sampling_begins() {
+fn chains_that_leave_nothing_of_the_image_end_where_sampling_begins() {
     let zero = Schedule::linear(TIMESTEPS, BETAS.0, BETAS.1).unwrap().zero_terminal_snr().unwrap();
     let chain = |prediction| Measure::new(&zero, prediction, Options::default()).unwrap().asked();
     assert_eq!([Prediction::Eps, Prediction::X0, Prediction::V].map(chain), [39, 40, 40]);
     let one = Schedule::linear(1, 0.5, 0.6).unwrap();
     let mut measure = Measure::new(&one, Prediction::V, Options::default()).unwrap();
-    measure.add(&mut Normal::new(Prediction::V, false), &pictures(0), &mut || Ok(())).unwrap();
+    measure.add(&mut Normal::new(Prediction::V, false), &images(0), &mut || Ok(())).unwrap();
     let bound = measure.finish();
     assert!(bound.total.mean.is_finite() && bound.steps.mean == 0.0 && bound.terms.len() == 1);
 }

@@ -31,7 +31,7 @@ fn run(name: &str) -> (String, tempfile::TempDir) {
 #[test]
 fn a_data_set_of_ones_own_is_learnt() {
     let (said, _folder) = run("own_data_set");
-    assert!(said.contains("drew 4 pictures of 16x16 grey"), "{said}");
+    assert!(said.contains("drew 4 images of 16x16 grey"), "{said}");
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn a_checkpoint_is_sampled() {
     let (said, folder) = run("sample_from_checkpoint");
     let sheet = folder.path().join("ddpm-example.png");
     assert!(said.contains(&sheet.display().to_string()), "{said}");
-    // Four pictures of 16 pixels a side and two between them; how much lies around the grid is its own affair.
-    let sheet = image::open(&sheet).expect("a picture");
+    // Four images of 16 pixels a side and two between them; how much lies around the grid is its own affair.
+    let sheet = image::open(&sheet).expect("an image");
     assert!(sheet.width() >= 4 * 16 + 3 * 2 && sheet.height() == sheet.width(), "{sheet:?}");
 }

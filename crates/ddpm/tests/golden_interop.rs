@@ -26,12 +26,12 @@ fn import(name: &str, options: &Options) -> Imported {
     read(&golden(name), options).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Channels last from channels first, of pictures 8 pixels a side; or back.
+/// Channels last from channels first, of images 8 pixels a side; or back.
 fn turned(x: &[f32], channels: usize, back: bool) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     for i in 0..x.len() {
-        let (picture, inside) = (i / (64 * channels), i % (64 * channels));
-        let last = picture * 64 * channels + inside % 64 * channels + inside / 64;
+        let (image, inside) = (i / (64 * channels), i % (64 * channels));
+        let last = image * 64 * channels + inside % 64 * channels + inside / 64;
         let (from, to) = if back { (last, i) } else { (i, last) };
         out[to] = x[from];
     }
@@ -132,7 +132,7 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
         let dropout = [("train.label_dropout", "0")];
         assert_eq!(assumed, dropout[..usize::from(case == "classes")], "{case}");
         assert!(read.notes.is_empty(), "{case}: {:?}", read.notes);
-        assert_eq!(read.config.picture_size(), Some(Size { height: 8, width: 8 }));
+        assert_eq!(read.config.image_size(), Some(Size { height: 8, width: 8 }));
         check_output(case, &read.config, read.weights.clone());
         let (config, weights) = (read.config.clone(), read.weights.clone());
         let run = read.save(folder.path(), Some(case)).unwrap();

@@ -2,7 +2,7 @@
 //! gradients, and the losses of 20 Adam steps.
 
 use ddpm::denoiser::Denoiser;
-use ddpm::model::{Model, StepDraws, TrainingGraph};
+use ddpm::model::{Model, NoiseSource, TrainingGraph};
 use ddpm::nets::{Network, ParameterSpec, from_config};
 use ddpm::schedule::Schedule;
 use ddpm::train::checkpoint::NamedTensor;
@@ -49,10 +49,10 @@ impl Golden {
         (view.shape().to_vec(), data)
     }
 
-    /// A picture tensor, channels last.
-    fn pictures(&self, name: &str) -> Vec<f32> {
+    /// An image tensor, channels last.
+    fn images(&self, name: &str) -> Vec<f32> {
         let (shape, data) = self.tensor(name);
-        let [n, c, h, w] = shape[..] else { panic!("{name} is no picture tensor") };
+        let [n, c, h, w] = shape[..] else { panic!("{name} is no image tensor") };
         let mut out = Vec::with_capacity(data.len());
         for i in 0..n {
             for p in 0..h * w {
@@ -143,7 +143,7 @@ struct Trained {
 
 fn prepare(net: &dyn Network, names: &[String], shape: [usize; 4]) -> Trained {
     let schedule = Schedule::linear(1000, 1e-4, 0.02).expect("a schedule");
-    let graph = TrainingGraph::new(net, &schedule, shape, StepDraws::Given).expect("a graph");
+    let graph = TrainingGraph::new(net, &schedule, shape, NoiseSource::Given).expect("a graph");
     let mut exec = CpuExecutor::new(graph.graph.clone(), &graph.options(false), 0).expect("an executor");
     assert_eq!(graph.parameters.len(), names.len());
     let places: Vec<usize> = graph
@@ -164,7 +164,7 @@ fn prepare(net: &dyn Network, names: &[String], shape: [usize; 4]) -> Trained {
 
 impl Trained {
     fn step(&mut self, x_0: &[f32], t: &[f32], eps: &[f32]) -> f64 {
-        self.exec.write(self.graph.x_0, x_0).expect("pictures");
+        self.exec.write(self.graph.x_0, x_0).expect("images");
         self.exec.write(self.graph.t, t).expect("timesteps");
         self.exec.write(self.graph.eps, eps).expect("noise");
         self.exec.run(Draws::default()).expect("a run");
@@ -198,11 +198,11 @@ fn run_network(golden: &Golden, name: &str, case: &str) -> (Trained, f64, Vec<f3
     }
     // x_t = a x_0 + b eps: find the x_0 that gives the golden x_t.
     let schedule = Schedule::linear(1000, 1e-4, 0.02).expect("a schedule");
-    let (x_t, eps) = (golden.pictures(&format!("{case}/x")), golden.pictures(&format!("{case}/eps")));
-    let picture = x_t.len() / shape[0];
+    let (x_t, eps) = (golden.images(&format!("{case}/x")), golden.images(&format!("{case}/eps")));
+    let image = x_t.len() / shape[0];
     let x_0: Vec<f32> = (0..x_t.len())
         .map(|i| {
-            let a = schedule.alpha_bar(t[i / picture] as usize);
+            let a = schedule.alpha_bar(t[i / image] as usize);
             ((f64::from(x_t[i]) - (1.0 - a).sqrt() * f64::from(eps[i])) / a.sqrt()) as f32
         })
         .collect();
@@ -213,7 +213,7 @@ fn run_network(golden: &Golden, name: &str, case: &str) -> (Trained, f64, Vec<f3
 }
 
 fn check_output(golden: &Golden, case: &str, loss: f64, y: &[f32]) {
-    let want = golden.pictures(&format!("{case}/y"));
+    let want = golden.images(&format!("{case}/y"));
     let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
     let worst = y.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale;
     println!("{case}: output off by {worst:.2e} of its largest number");
@@ -384,7 +384,7 @@ fn check_default_steps(name: &str) {
     Stream::new(2026, Purpose::Test, 1, 0).fill_normal(&mut x);
     let mut y = vec![0.0; x.len()];
     model.predict(&x, 500.0, &mut y).expect("a prediction");
-    let want = golden.pictures("steps/eval");
+    let want = golden.images("steps/eval");
     let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
     let worst = y.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale;
     println!("{name}: sampling output after 20 steps off by {worst:.2e} of its largest number");

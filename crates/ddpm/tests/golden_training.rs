@@ -24,17 +24,17 @@ fn numbers(v: &Value) -> Vec<f64> {
     v.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
 }
 
-/// Writes the pictures of the golden script as an IDX file.
-fn write_pictures(path: &Path, pictures: u32, height: u32, width: u32) {
+/// Writes the images of the golden script as an IDX file.
+fn write_images(path: &Path, images: u32, height: u32, width: u32) {
     let mut bytes = vec![0, 0, 8, 3];
-    for size in [pictures, height, width] {
+    for size in [images, height, width] {
         bytes.extend(size.to_be_bytes());
     }
-    for i in 0..pictures {
+    for i in 0..images {
         let words = Stream::new(2026, Purpose::Test, 0, i).words();
         bytes.extend(words.take((height * width) as usize).map(|word| word as u8));
     }
-    std::fs::write(path, bytes).expect("the pictures");
+    std::fs::write(path, bytes).expect("the images");
 }
 
 /// Every setting of a section of the golden file, as `--set` has it.
@@ -49,9 +49,9 @@ fn twenty_steps_with_every_setting_have_pytorchs_losses() {
     let golden = json(include_str!("golden/training.json"));
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/training.safetensors");
     let folder = tempfile::tempdir().expect("a folder");
-    let data = folder.path().join("pictures-idx3-ubyte");
+    let data = folder.path().join("images-idx3-ubyte");
     let size: Vec<u32> = numbers(&golden["size"]).iter().map(|&s| s as u32).collect();
-    write_pictures(&data, golden["pictures"].as_u64().expect("a number") as u32, size[0], size[1]);
+    write_images(&data, golden["images"].as_u64().expect("a number") as u32, size[0], size[1]);
     for run in golden["runs"].as_array().expect("runs") {
         let net = &golden["network"];
         let mut settings = overrides("train", &run["settings"]);

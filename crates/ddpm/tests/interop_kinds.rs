@@ -314,7 +314,7 @@ fn our_own_exports_carry_their_settings_and_classes_and_nothing_is_assumed() {
                 ..Options::default()
             };
             let told = read(&out, &options).unwrap();
-            assert_eq!((told.config.diffusion.timesteps, told.config.picture_size()), (50, options.size));
+            assert_eq!((told.config.diffusion.timesteps, told.config.image_size()), (50, options.size));
             // A run of it exports the same settings and classes again.
             let run = back.save(folder.path(), Some(&format!("{i}-{format:?}"))).unwrap();
             let newest = checkpoint::newest(&run.checkpoints()).unwrap().unwrap().path;

@@ -1,7 +1,7 @@
 //! The loss of every objective against its closed form, with a network that gives back what it is given.
 
 use ddpm::Result;
-use ddpm::model::{StepDraws, TrainingGraph};
+use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets::{Builder, ConvLayer, Inputs, Network};
 use ddpm::objective::{Objective, Weighting};
 use ddpm::process::Prediction;
@@ -15,7 +15,7 @@ const TOLERANCE: f64 = 1e-5;
 const SHAPE: [usize; 4] = [3, 4, 2, 2];
 const SEED: u64 = 5;
 
-/// Predicts the noisy picture, and of its variance the picture's half with the sign changed.
+/// Predicts the noisy image, and of its variance the image's half with the sign changed.
 struct Same {
     learned_variance: bool,
 }
@@ -51,7 +51,7 @@ fn schedule() -> Schedule {
 /// A number's term of the variational bound in bits (Ho et al. 2020, eq. 5 and 13; Nichol, Dhariwal 2021, eq. 15).
 fn bound(t: usize, x_0: f64, mean: f64, v: f64) -> f64 {
     let s = schedule();
-    let tilde = |t: usize| (1.0 - s.alpha_bar_before(t)) / (1.0 - s.alpha_bar(t)) * s.beta(t);
+    let tilde = |t: usize| (1.0 - s.alpha_bar_prev(t)) / (1.0 - s.alpha_bar(t)) * s.beta(t);
     let low = tilde(t.max(1));
     let variance = (low.ln() * (1.0 - v) / 2.0 + s.beta(t).ln() * (1.0 + v) / 2.0).exp();
     let nats = if t == 0 {
@@ -60,22 +60,22 @@ fn bound(t: usize, x_0: f64, mean: f64, v: f64) -> f64 {
         let to = if x_0 > 0.999 { 1.0 } else { below(x_0 + 1.0 / 255.0) };
         -(to - from).max(1e-12).ln()
     } else {
-        let difference = s.alpha_bar_before(t).sqrt() * s.beta(t) / (1.0 - s.alpha_bar(t)) * (x_0 - mean);
+        let difference = s.alpha_bar_prev(t).sqrt() * s.beta(t) / (1.0 - s.alpha_bar(t)) * (x_0 - mean);
         0.5 * ((variance / low).ln() + (low + difference * difference) / variance - 1.0)
     };
     nats / std::f64::consts::LN_2
 }
 
-fn normal(purpose: Purpose, step: u32, picture: usize, len: usize) -> Vec<f64> {
+fn normal(purpose: Purpose, step: u32, image: usize, len: usize) -> Vec<f64> {
     let mut z = vec![0.0; len];
-    Stream::new(SEED, purpose, step, picture as u32).fill_normal(&mut z);
+    Stream::new(SEED, purpose, step, image as u32).fill_normal(&mut z);
     z.into_iter().map(f64::from).collect()
 }
 
 /// The loss that the graph computes in step 4 of seed 5, and its closed form.
 fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
     let net = Same { learned_variance };
-    let graph = TrainingGraph::with_objective(&net, &schedule(), SHAPE, StepDraws::Drawn, objective);
+    let graph = TrainingGraph::with_objective(&net, &schedule(), SHAPE, NoiseSource::Drawn, objective);
     let graph = graph.expect("a graph");
     let mut options = graph.options(false);
     options.keep.push(graph.t);
@@ -86,17 +86,17 @@ fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
     };
     exec.write_parameter(Region::Weights, 0, weights).expect("weights");
     exec.write_parameter(Region::Weights, 1, &vec![0.0; net.out_channels()]).expect("a bias");
-    let (pictures, channels) = (SHAPE[0], SHAPE[3]);
-    let len = SHAPE.iter().product::<usize>() / pictures;
-    let x_0: Vec<f32> = (0..pictures * len).map(|i| ((i * 7 % 13) as f32 - 6.0) / 6.0).collect();
-    exec.write(graph.x_0, &x_0).expect("pictures");
+    let (images, channels) = (SHAPE[0], SHAPE[3]);
+    let len = SHAPE.iter().product::<usize>() / images;
+    let x_0: Vec<f32> = (0..images * len).map(|i| ((i * 7 % 13) as f32 - 6.0) / 6.0).collect();
+    exec.write(graph.x_0, &x_0).expect("images");
     exec.run(Draws { seed: SEED, step: 4, first_index: 0 }).expect("a step");
-    let (mut loss, mut t) = ([0.0], vec![0.0; pictures]);
+    let (mut loss, mut t) = ([0.0], vec![0.0; images]);
     exec.read(graph.loss, &mut loss).expect("kept");
     exec.read(graph.t, &mut t).expect("kept");
 
     let mut want = 0.0;
-    for i in 0..pictures {
+    for i in 0..images {
         let level = schedule().level(f64::from(t[i]));
         let eps = normal(Purpose::Noise, 4, i, len);
         let offset = normal(Purpose::OffsetNoise, 4, i, channels);
@@ -107,11 +107,11 @@ fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
             let x_t = level.alpha * x_0 + level.sigma * (noise + objective.input_perturbation * more[j]);
             let d = x_t - objective.prediction.target(level, x_0, noise);
             let loss = if objective.loss == Loss::L1 { d.abs() } else { d * d };
-            want += objective.weight(level) * loss / (pictures * len) as f64;
+            want += objective.weight(level) * loss / (images * len) as f64;
             if learned_variance {
                 let mean = objective.prediction.x_0(level, x_t, x_t);
                 let term = bound(t[i] as usize, x_0, mean, -0.5 * x_t);
-                want += objective.vlb_weight * TIMESTEPS as f64 * term / (pictures * len) as f64;
+                want += objective.vlb_weight * TIMESTEPS as f64 * term / (images * len) as f64;
             }
         }
     }

@@ -63,7 +63,7 @@ fn trainer_on(data: Box<dyn Dataset>, settings: &[(&str, &str)], threads: usize)
         ("attention.down_channels", "16, 32"),
         ("attention.mid_channels", "32, 16"),
         ("attention.down_sample", "true"),
-        // Batches of seven pictures go through the twenty pictures more than once, and no epoch ends with a batch.
+        // Batches of seven images go through the twenty images more than once, and no epoch ends with a batch.
         ("train.batch_size", "7"),
         ("train.threads", &threads),
     ];
@@ -84,7 +84,7 @@ fn trainer_on_files(folder: &Path, network: &[(&str, &str)]) -> Trainer {
         horizontal_flip: true,
         ..DataOptions::default()
     };
-    let data = open_within(folder, &options, 0).expect("pictures");
+    let data = open_within(folder, &options, 0).expect("images");
     trainer_on(data, &[EVERYTHING, network].concat(), 2)
 }
 
@@ -145,13 +145,13 @@ fn everything_that_a_resume_must_keep_is_in_use() {
 /// With augmentation, dropout, running statistics and everything else that a step may depend on.
 #[test]
 fn augmentation_dropout_and_running_statistics_are_taken_up_where_they_were() {
-    let pictures = tempfile::tempdir().expect("a folder");
+    let images = tempfile::tempdir().expect("a folder");
     for i in 0..20u32 {
-        let picture = image::GrayImage::from_fn(20 + i, 18, |x, y| image::Luma([(x * y + 9 * i) as u8]));
-        picture.save(pictures.path().join(format!("{i:02}.png"))).expect("a picture");
+        let image = image::GrayImage::from_fn(20 + i, 18, |x, y| image::Luma([(x * y + 9 * i) as u8]));
+        image.save(images.path().join(format!("{i:02}.png"))).expect("an image");
     }
     for network in [DOUBLE_CONV, SIMPLE, UNET2D] {
-        let new = || trainer_on_files(pictures.path(), network);
+        let new = || trainer_on_files(images.path(), network);
         let (whole, reports) = go_on(&mut new(), 5);
         let mut first = new();
         let (half, first_reports) = go_on(&mut first, 2);
@@ -205,7 +205,7 @@ fn weights_updated_in_runs_are_those_updated_behind_them() {
 }
 
 #[test]
-fn micro_batches_see_pictures_and_draws_of_their_own() {
+fn micro_batches_see_images_and_draws_of_their_own() {
     // Three micro-batches of seven see what three steps of seven see: with weights that do not move, the losses of the
     // steps are those whose mean the accumulating step tells.
     let still = ("train.lr", "1e-300");

@@ -1,6 +1,6 @@
 //! The control block: what changes from run to run, at the start of the GPU's memory. `Control` in `common.cu`.
 
-use ddpm_engine::{AdamStep, Draws, TrainingRun};
+use ddpm_engine::{AdamStep, Draws, StepOutcome};
 
 /// Bytes of the block, with room behind it.
 pub const BYTES: usize = 256;
@@ -47,13 +47,13 @@ pub fn training(of: Draws, step: &AdamStep) -> [u32; 15] {
 
 /// What came of a training run, from the bytes at [`HELD`]: whether the weights were held back, the loss, the squared norm of
 /// the gradients.
-pub fn outcome(bytes: [u8; 16]) -> TrainingRun {
+pub fn outcome(bytes: [u8; 16]) -> StepOutcome {
     let [first, norm]: [u64; 2] = bytemuck::cast(bytes);
     match first as u32 {
-        0 => TrainingRun::Whole {
+        0 => StepOutcome::Whole {
             loss: f32::from_bits((first >> 32) as u32),
             gradient_norm: f64::from_bits(norm).sqrt(),
         },
-        _ => TrainingRun::Stopped { updated: 0 },
+        _ => StepOutcome::Stopped { updated: 0 },
     }
 }

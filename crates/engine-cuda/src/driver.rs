@@ -110,7 +110,7 @@ impl Device for CudaDevice {
         Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.choices())?))
     }
 
-    fn is_apart(&self) -> bool {
+    fn has_own_memory(&self) -> bool {
         true
     }
 

@@ -15,7 +15,7 @@ use crate::vectors;
 use ddpm_engine::graph::{Graph, Kind};
 use ddpm_engine::{
     AdamStep, DType, Draws, Error, Executor, Footprint, NodeTime, Plan, PlanOptions, PlanVectors, Region,
-    Result, Tensor, TrainingRun,
+    Result, StepOutcome, Tensor,
 };
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -269,7 +269,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         !self.updates.is_empty()
     }
 
-    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<StepOutcome> {
         self.begin_training(draws, step)?;
         self.end_training()
     }
@@ -300,13 +300,13 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         Ok(true)
     }
 
-    fn end_training(&mut self) -> Result<TrainingRun> {
+    fn end_training(&mut self) -> Result<StepOutcome> {
         let mut outcome = [0; 16];
         self.gpu.read(control::HELD, &mut outcome)?;
         Ok(control::outcome(outcome))
     }
 
-    fn keep_states(&mut self) -> Result<()> {
+    fn snapshot_states(&mut self) -> Result<()> {
         self.laid.move_states(false).map_or(Ok(()), |launch| self.gpu.launch(&launch))
     }
 

@@ -72,7 +72,7 @@ pub trait Gpu: Send {
     /// Copies to the GPU.
     fn write(&self, at: usize, data: &[u8]) -> Result<()>;
 
-    /// As [`write`](Self::write), of what is written again and again in one length, as the pictures of batches: it may go
+    /// As [`write`](Self::write), of what is written again and again in one length, as the images of batches: it may go
     /// through memory that the GPU reads by itself.
     fn upload(&self, at: usize, data: &[u8]) -> Result<()> {
         self.write(at, data)

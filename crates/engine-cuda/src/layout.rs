@@ -13,7 +13,7 @@ use crate::vectors;
 use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::keep::store_in_bf16;
 use ddpm_engine::plan::Workspace;
-use ddpm_engine::{DType, Error, Factors, Footprint, Plan, PlanOptions, Region, Result, Tensor};
+use ddpm_engine::{DType, Error, Footprint, MatmulDtype, Plan, PlanOptions, Region, Result, Tensor};
 use std::mem;
 use std::ops::Range;
 
@@ -83,7 +83,7 @@ impl WeightTables {
 impl Laid {
     pub(crate) fn new(mut graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Self> {
         let mut constants = Constants::default();
-        if options.arithmetic.factors == Factors::Bf16 {
+        if options.arithmetic.factors == MatmulDtype::Bf16 {
             let read: Vec<Tensor> =
                 options.keep.iter().chain(options.gradients.iter().flatten()).copied().collect();
             store_in_bf16(&mut graph, &read, choices.least_bf16, takes_bf16);
@@ -95,10 +95,10 @@ impl Laid {
         let workspaces: Vec<Workspace> =
             works.iter().map(|w| Workspace { scratch: w.scratch, kept: w.kept }).collect();
         // Weights are updated together, behind the nodes.
-        let loss = options.update_in_runs.filter(|_| options.gradients.is_some());
+        let loss = options.fuse_optimizer.filter(|_| options.gradients.is_some());
         assert!(loss.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
         let keep = options.keep.iter().copied().chain(loss).collect();
-        let options = PlanOptions { update_in_runs: None, keep, ..options.clone() };
+        let options = PlanOptions { fuse_optimizer: None, keep, ..options.clone() };
         let plan = planned(graph, &options, &workspaces, choices);
         // Of whatever way is taken.
         let rows_of = |w: &Work| w.alternatives.iter().map(|a| a.rows.len()).fold(w.rows.len(), usize::max);
@@ -240,7 +240,7 @@ impl Laid {
     pub(crate) fn move_states(&self, back: bool) -> Option<Launch<usize>> {
         let (table, count) = self.states;
         let args = vec![Arg::At(0), Arg::At(table), int(back.into())];
-        (count > 0).then(|| call("keep_states", count, args))
+        (count > 0).then(|| call("snapshot_states", count, args))
     }
 
     pub(crate) fn footprint(&self) -> Footprint {
@@ -254,12 +254,15 @@ impl Laid {
 
 /// A plan that lets nodes run side by side, but for too much memory.
 fn planned(graph: Graph, options: &PlanOptions, workspaces: &[Workspace], choices: Choices) -> Plan {
-    let with = |slack, graph| Plan::new(graph, &PlanOptions { slack, ..options.clone() }, workspaces);
+    let with = |liveness_slack, graph| {
+        Plan::new(graph, &PlanOptions { liveness_slack, ..options.clone() }, workspaces)
+    };
     let tight = with(0, graph);
     let most = tight.arena_len() as f64 * (1.0 + MOST_SLACK);
-    let loose =
-        [choices.slack, choices.slack / 2].into_iter().filter(|&slack| slack > 0 && choices.streams > 1);
-    let mut plans = loose.map(|slack| with(slack, tight.graph().clone()));
+    let loose = [choices.liveness_slack, choices.liveness_slack / 2]
+        .into_iter()
+        .filter(|&liveness_slack| liveness_slack > 0 && choices.streams > 1);
+    let mut plans = loose.map(|liveness_slack| with(liveness_slack, tight.graph().clone()));
     plans.find(|plan| plan.arena_len() as f64 <= most).unwrap_or(tight)
 }
 

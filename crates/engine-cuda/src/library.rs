@@ -23,7 +23,7 @@ pub enum Libraries {
 /// A library.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Library {
-    /// Convolutions. Pictures are NHWC, weights `[cout, kh, kw, cin]`.
+    /// Convolutions. Images are NHWC, weights `[cout, kh, kw, cin]`.
     Cudnn,
     /// Products of matrices: convolutions of 1x1, with weights `[cin, cout]`.
     CublasLt,
@@ -54,7 +54,7 @@ pub enum Math {
 /// A convolution's sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
-    /// Pictures.
+    /// Images.
     pub n: usize,
     /// Height and width of x.
     pub input: (usize, usize),

@@ -4,14 +4,14 @@ use crate::executor::GpuExecutor;
 use crate::gpu::{Arg, Gpu, Launch};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::vectors::MOST_TERMS;
-use ddpm_engine::{Draws, Error, PlanVectors, Result, Tensor, Vector, Vectors, VectorsOf};
+use ddpm_engine::{BufferSpec, Draws, Error, PlanVectors, Result, Tensor, Vector, Vectors};
 use std::ops::Range;
 
 /// Threads of a block, and most blocks.
 const THREADS: usize = 256;
 const MOST_BLOCKS: usize = 4096;
-/// Threads for the one block that has a picture.
-const THREADS_OF_PICTURE: usize = 512;
+/// Threads for the one block that has an image.
+const THREADS_OF_IMAGE: usize = 512;
 
 /// The kernels that are launched here.
 pub const KERNELS: [&str; 8] = [
@@ -31,8 +31,8 @@ pub struct Laid {
     from: usize,
     stride: usize,
     count: usize,
-    pictures: usize,
-    picture: usize,
+    images: usize,
+    image: usize,
 }
 
 impl Laid {
@@ -40,19 +40,19 @@ impl Laid {
     ///
     /// # Errors
     /// [`Error::Device`] for more numbers than the kernels count.
-    pub fn new(wanted: Option<VectorsOf>, end: usize) -> Result<Self> {
+    pub fn new(wanted: Option<BufferSpec>, end: usize) -> Result<Self> {
         let from = end.next_multiple_of(256);
-        let Some(VectorsOf { count, shape }) = wanted else {
+        let Some(BufferSpec { count, shape }) = wanted else {
             return Ok(Self { from: end, ..Self::default() });
         };
-        let pictures = shape.dims().first().copied().unwrap_or(1);
+        let images = shape.dims().first().copied().unwrap_or(1);
         // Threads count on beyond the last number by as many as there are.
         if shape.len() > i32::MAX as usize - THREADS * MOST_BLOCKS {
             let reason = "a batch of more than 2^31 numbers".to_owned();
             return Err(Error::Device { device: "cuda".to_owned(), reason });
         }
-        let picture = shape.len() / pictures.max(1);
-        Ok(Self { from, stride: (shape.len() * 4).next_multiple_of(256), count, pictures, picture })
+        let image = shape.len() / images.max(1);
+        Ok(Self { from, stride: (shape.len() * 4).next_multiple_of(256), count, images, image })
     }
 
     /// Whether there are any.
@@ -67,7 +67,7 @@ impl Laid {
 
     /// Numbers of each.
     fn len(&self) -> usize {
-        self.pictures * self.picture
+        self.images * self.image
     }
 
     /// Where the first numbers of one begin.
@@ -128,8 +128,8 @@ impl<G: Gpu> Vectors for GpuExecutor<G> {
         let laid = self.vectors_laid();
         let seed = [draws.seed as u32, (draws.seed >> 32) as u32];
         let words = [seed[0], seed[1], draws.step, draws.first_index, purpose as u32].map(Arg::Uint);
-        let args = [&[laid.arg(to), int(laid.pictures), int(laid.picture)][..], &words].concat();
-        let fours = laid.pictures * laid.picture.div_ceil(4);
+        let args = [&[laid.arg(to), int(laid.images), int(laid.image)][..], &words].concat();
+        let fours = laid.images * laid.image.div_ceil(4);
         self.gpu().launch(&each("vector_normal", fours, args))
     }
 
@@ -139,15 +139,15 @@ impl<G: Gpu> Vectors for GpuExecutor<G> {
             let args = vec![laid.arg(v), int(laid.len())];
             return self.gpu().launch(&each("vector_clip", laid.len(), args));
         };
-        let Some(last) = laid.picture.checked_sub(1) else { return Ok(()) };
+        let Some(last) = laid.image.checked_sub(1) else { return Ok(()) };
         let at = part * last as f64;
         let ranks = [at.floor(), at.ceil()].map(|rank| int(rank as usize));
-        let args = vec![laid.arg(v), int(laid.picture), ranks[0], ranks[1], Arg::Float(at.fract() as f32)];
-        let (grid, block) = ([laid.pictures as u32, 1, 1], [THREADS_OF_PICTURE as u32, 1, 1]);
+        let args = vec![laid.arg(v), int(laid.image), ranks[0], ranks[1], Arg::Float(at.fract() as f32)];
+        let (grid, block) = ([laid.images as u32, 1, 1], [THREADS_OF_IMAGE as u32, 1, 1]);
         self.gpu().launch(&Launch { kernel: "vector_clip_dynamic", grid, block, args })
     }
 
-    fn deviate(&mut self, v: Vector, z: Vector, [small, large]: [f64; 2]) -> Result<()> {
+    fn apply_learned_std(&mut self, v: Vector, z: Vector, [small, large]: [f64; 2]) -> Result<()> {
         let laid = self.vectors_laid();
         let args = vec![laid.arg(v), laid.arg(z), int(laid.len()), Arg::Double(small), Arg::Double(large)];
         self.gpu().launch(&each("vector_deviate", laid.len(), args))

@@ -1,7 +1,7 @@
 //! The products that the networks' plans ask libraries for, described to the real cuDNN and cuBLASLt, which needs no GPU.
 //! Skipped, with a line, where they are not found (docs/cuda.md says where they come from).
 
-use ddpm::model::{StepDraws, TrainingGraph};
+use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets;
 use ddpm::objective::Objective;
 use ddpm::schedule::Schedule;
@@ -23,8 +23,9 @@ fn plan(network: &str, precision: &str) -> (Graph, PlanOptions) {
     let config = Config::load(None, None, &pairs).expect("settings");
     let schedule = Schedule::from_config(&config.diffusion).expect("a schedule");
     let (net, objective) = (nets::from_config(&config, 3), Objective::from_config(&config));
-    let graph = TrainingGraph::with_objective(&*net, &schedule, [8, 32, 32, 3], StepDraws::Drawn, objective)
-        .expect("a training graph");
+    let graph =
+        TrainingGraph::with_objective(&*net, &schedule, [8, 32, 32, 3], NoiseSource::Drawn, objective)
+            .expect("a training graph");
     let options = PlanOptions { arithmetic: config.train.arithmetic(), ..graph.options(true) };
     (graph.graph, options)
 }

@@ -13,7 +13,8 @@ use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Conv2d, Loss};
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{
-    AdamStep, Arithmetic, Device, Draws, Error, Executor, Factors, Graph, PlanOptions, Region, Result, Tensor,
+    AdamStep, ComputeOptions, Device, Draws, Error, Executor, Graph, MatmulDtype, PlanOptions, Region,
+    Result, Tensor,
 };
 use ddpm_engine_cuda::source::SOURCES;
 use ddpm_engine_cuda::translate::Choices;
@@ -30,12 +31,12 @@ fn operations_agree_with_the_cpu() {
     let report = apart("operations_agree_with_the_cpu", "all", ALL, &[], || {
         // Some of them: `emulated.rs` has all, and the driver does not know what it launches.
         for case in table::cases(table::Form::Plain).iter().step_by(7) {
-            table::agree(case, Arithmetic::default(), 1e-5, &make(Choices::default()));
+            table::agree(case, ComputeOptions::default(), 1e-5, &make(Choices::default()));
         }
         let convolution = &table::convolutions(table::Form::Plain)[1];
         let tf32 = Choices { tf32: true, ..Choices::default() };
-        table::agree(convolution, Arithmetic::default(), 2e-3, &make(tf32));
-        let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+        table::agree(convolution, ComputeOptions::default(), 2e-3, &make(tf32));
+        let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
         let choices = Choices { least_bf16: 1, ..Choices::default() };
         for case in table::cases(table::Form::Stored).iter().step_by(7) {
             table::agree(case, bf16, table::STORED, &make(choices));
@@ -187,8 +188,8 @@ impl Small {
 }
 
 #[test]
-fn pictures_go_through_pinned_buffers_that_are_not_overwritten_too_early() {
-    let test = "pictures_go_through_pinned_buffers_that_are_not_overwritten_too_early";
+fn images_go_through_pinned_buffers_that_are_not_overwritten_too_early() {
+    let test = "images_go_through_pinned_buffers_that_are_not_overwritten_too_early";
     let run = || {
         let small = Small::new();
         small.agree(&mut *small.on_gpu().expect("an executor"), 3);

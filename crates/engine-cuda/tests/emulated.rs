@@ -11,7 +11,7 @@ mod table;
 mod training;
 
 use cases::{Golden, run_case};
-use ddpm_engine::{Arithmetic, Device, Executor, Factors, Footprint, Graph, PlanOptions, Result};
+use ddpm_engine::{ComputeOptions, Device, Executor, Footprint, Graph, MatmulDtype, PlanOptions, Result};
 use ddpm_engine_cuda::gpu::{Gpu, Launch, Step};
 use ddpm_engine_cuda::translate::Choices;
 use ddpm_engine_cuda::{GpuExecutor, executor};
@@ -55,7 +55,7 @@ fn every_operation_agrees_with_the_cpu() {
     for case in table::cases(Form::Plain) {
         // Where a barrier is missing, one of the orders reads what is not written yet.
         for (choices, order) in [(Choices::default(), Order::Forwards), (few(), Order::Backwards)] {
-            agree(&case, Arithmetic::default(), 1e-5, &in_order(choices, order));
+            agree(&case, ComputeOptions::default(), 1e-5, &in_order(choices, order));
         }
     }
 }
@@ -65,13 +65,13 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
     if Emulator::new().is_none() {
         return;
     }
-    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
     for case in table::convolutions(Form::Plain) {
         for blocks in [Choices::default().blocks, 1] {
             // 10 and 7 bits behind the point.
             agree(
                 &case,
-                Arithmetic::default(),
+                ComputeOptions::default(),
                 2e-3,
                 &make(Choices { tf32: true, blocks, ..Choices::default() }),
             );
@@ -89,7 +89,7 @@ fn tensors_in_bf16_agree_with_the_cpu() {
     if Emulator::new().is_none() {
         return;
     }
-    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
     let mut seen = Vec::new();
     for case in table::cases(Form::Stored) {
         let all = Choices { least_bf16: 1, ..Choices::default() };
@@ -229,8 +229,8 @@ fn steps_at_which_nobody_looks_wait_for_nothing() {
     }
     let device = Counting::new(Order::Forwards);
     let mut waits = Vec::new();
-    let pictures = sampling::unseen(&device, &mut || waits.push(device.waits.load(Ordering::Relaxed)));
-    assert!(pictures.iter().all(|x| x.is_finite()));
+    let images = sampling::unseen(&device, &mut || waits.push(device.waits.load(Ordering::Relaxed)));
+    assert!(images.iter().all(|x| x.is_finite()));
     assert!(waits.len() > 2 && waits.iter().all(|w| w == &waits[0]), "{waits:?}");
     assert_eq!(device.waits.load(Ordering::Relaxed), waits[0] + 1, "the end is read, and no more");
 }

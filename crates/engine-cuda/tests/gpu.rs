@@ -8,7 +8,7 @@ mod table;
 mod training;
 
 use cases::{Golden, run_case};
-use ddpm_engine::{Arithmetic, Device, Executor, Factors, Graph, PlanOptions};
+use ddpm_engine::{ComputeOptions, Device, Executor, Graph, MatmulDtype, PlanOptions};
 use ddpm_engine_cuda::CudaDevice;
 use ddpm_engine_cuda::library::{self, Libraries, cublaslt_version, cudnn_version};
 use ddpm_engine_cuda::translate::Choices;
@@ -59,7 +59,7 @@ fn every_operation_agrees_with_the_cpu() {
         for blocks in [Choices::default().blocks, 1] {
             table::agree(
                 &case,
-                Arithmetic::default(),
+                ComputeOptions::default(),
                 TOLERANCE,
                 &make(Choices { blocks, ..Choices::default() }),
             );
@@ -72,12 +72,12 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
     if !there() {
         return;
     }
-    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
     for case in table::convolutions(Form::Plain) {
         for blocks in [Choices::default().blocks, 1] {
             table::agree(
                 &case,
-                Arithmetic::default(),
+                ComputeOptions::default(),
                 2e-3,
                 &make(Choices { tf32: true, blocks, ..Choices::default() }),
             );
@@ -95,7 +95,7 @@ fn tensors_in_bf16_agree_with_the_cpu() {
     if !there() {
         return;
     }
-    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
     let mut seen = Vec::new();
     for case in table::cases(Form::Stored) {
         for blocks in [Choices::default().blocks, 1] {
@@ -123,12 +123,12 @@ fn products_of_libraries_agree_with_the_cpu() {
     if !there() || !libraries() {
         return;
     }
-    let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
     for number in 0..6 {
         let choices = Choices { libraries: Libraries::Forced(number), ..Choices::default() };
         for case in table::convolutions(Form::Plain) {
-            table::agree(&case, Arithmetic::default(), TOLERANCE, &make(choices));
-            table::agree(&case, Arithmetic::default(), 2e-3, &make(Choices { tf32: true, ..choices }));
+            table::agree(&case, ComputeOptions::default(), TOLERANCE, &make(choices));
+            table::agree(&case, ComputeOptions::default(), 2e-3, &make(Choices { tf32: true, ..choices }));
         }
         for case in table::convolutions(Form::Stored) {
             table::agree(&case, bf16, table::STORED, &make(Choices { least_bf16: 1, ..choices }));

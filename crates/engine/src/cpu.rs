@@ -5,10 +5,10 @@
 //! partial sums of the gradients' norm.
 
 use crate::error::{Error, Result};
-use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun};
+use crate::executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, StepOutcome};
 use crate::graph::{Graph, Kind, Tensor};
 use crate::keep::keep_in_bf16;
-use crate::plan::{Arithmetic, Factors, Plan, PlanOptions, Region, Workspace};
+use crate::plan::{ComputeOptions, MatmulDtype, Plan, PlanOptions, Region, Workspace};
 pub use crate::scratch::Scratch;
 use crate::scratch::{Aligned, threads_of};
 use crate::shape::{DType, TensorType};
@@ -29,7 +29,7 @@ const MOST_RESULTS: usize = 4;
 #[derive(Clone, Copy, Debug)]
 pub struct Cpu {
     isa: Isa,
-    arithmetic: Arithmetic,
+    arithmetic: ComputeOptions,
     fixed_weights: bool,
 }
 
@@ -40,7 +40,7 @@ impl Cpu {
     }
 
     /// How results may be computed.
-    pub fn arithmetic(&self) -> Arithmetic {
+    pub fn arithmetic(&self) -> ComputeOptions {
         self.arithmetic
     }
 
@@ -223,7 +223,7 @@ impl CpuExecutor {
     }
 
     /// Runs all nodes, and the updates if a step is given. Without one it ends early only where it is asked to stop.
-    fn run_nodes(&mut self, draws: Draws, step: Option<&AdamStep>) -> Result<TrainingRun> {
+    fn run_nodes(&mut self, draws: Draws, step: Option<&AdamStep>) -> Result<StepOutcome> {
         let Self { plan, isa, kernels, arena, scratch, pool, profiling, times, new_weights, .. } = self;
         let (updates, squares) = (&mut self.updates, &mut self.squares);
         let arena = arena.as_mut_slice();
@@ -269,8 +269,8 @@ impl CpuExecutor {
         *new_weights = false;
         let loss = plan.updates().map_or(f32::NAN, |all| arena[plan.place(all.loss)][0]);
         Ok(match whole {
-            true => TrainingRun::Whole { loss, gradient_norm: squares.iter().sum::<f64>().sqrt() },
-            false => TrainingRun::Stopped { updated },
+            true => StepOutcome::Whole { loss, gradient_norm: squares.iter().sum::<f64>().sqrt() },
+            false => StepOutcome::Stopped { updated },
         })
     }
 }
@@ -326,7 +326,7 @@ fn footprint_of(plan: &Plan, kernels: &[Kernel], threads: usize) -> Footprint {
 }
 
 fn prepare(mut graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, Vec<Kernel>)> {
-    if options.gradients.is_some() && options.arithmetic.factors == Factors::Bf16 {
+    if options.gradients.is_some() && options.arithmetic.factors == MatmulDtype::Bf16 {
         keep_in_bf16(&mut graph, &options.keep);
     }
     let mut kernels = Vec::with_capacity(graph.nodes().len());
@@ -394,7 +394,7 @@ impl Executor for CpuExecutor {
         self.run_nodes(draws, None).map(drop)
     }
 
-    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<StepOutcome> {
         if self.plan.updates().is_none() {
             return Err(Error::Resources(
                 "the plan was not made to update weights within its runs".to_owned(),
@@ -407,7 +407,7 @@ impl Executor for CpuExecutor {
         self.scratch.set_stop(stop);
     }
 
-    fn keep_states(&mut self) -> Result<()> {
+    fn snapshot_states(&mut self) -> Result<()> {
         let (plan, arena) = (&self.plan, self.arena.as_slice());
         self.states = plan.graph().states().iter().map(|&t| arena[plan.place(t)].to_vec()).collect();
         Ok(())

@@ -16,7 +16,7 @@ pub struct Draws {
     pub seed: u64,
     /// The training or sampling step; where gradients are accumulated, the run of the graph, counted through all steps.
     pub step: u32,
-    /// Index of the batch's first picture.
+    /// Index of the batch's first image.
     pub first_index: u32,
 }
 
@@ -33,7 +33,7 @@ pub struct Footprint {
 
 /// What came of a [training run](Executor::train).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum TrainingRun {
+pub enum StepOutcome {
     /// Every weight was updated.
     Whole {
         /// The loss.
@@ -99,7 +99,7 @@ pub trait Device {
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>>;
 
     /// Whether it has memory apart from the host's, as GPUs have.
-    fn is_apart(&self) -> bool {
+    fn has_own_memory(&self) -> bool {
         false
     }
 
@@ -143,7 +143,7 @@ pub trait Executor: Send {
     /// [`update`](Self::update) together do, to the bit; gradients longer than the plan's
     /// [`clip_norm`](PlanOptions::clip_norm) are shortened by [`clip_scale`]. Only where it [may](Self::trains) be; plans that update in runs are not
     /// for the other two.
-    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<TrainingRun> {
+    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<StepOutcome> {
         let _ = (draws, step);
         Err(Error::Resources("the plan was not made to update weights within its runs".to_owned()))
     }
@@ -157,7 +157,7 @@ pub trait Executor: Send {
     }
 
     /// Waits for the training run that was begun.
-    fn end_training(&mut self) -> Result<TrainingRun> {
+    fn end_training(&mut self) -> Result<StepOutcome> {
         Err(Error::Resources("no training run was begun".to_owned()))
     }
 
@@ -169,7 +169,7 @@ pub trait Executor: Send {
     }
 
     /// Remembers the [states](crate::graph::Kind::State) of now.
-    fn keep_states(&mut self) -> Result<()>;
+    fn snapshot_states(&mut self) -> Result<()>;
 
     /// Brings back the states that were kept last.
     fn restore_states(&mut self) -> Result<()>;

@@ -47,9 +47,11 @@ fn join(earlier: &Node, later: &Node, operand: usize) -> Option<Node> {
             norm.silu = true;
             (norm.into(), None)
         }
-        (Op::Conv2d(conv), Op::AddPicture(_)) if operand == 0 && !conv.picture_bias && !conv.residual => {
+        (Op::Conv2d(conv), Op::AddPerChannel(_))
+            if operand == 0 && !conv.per_image_bias && !conv.residual =>
+        {
             let mut conv = conv.clone();
-            conv.picture_bias = true;
+            conv.per_image_bias = true;
             (conv.into(), Some(later.inputs[1]))
         }
         (Op::Conv2d(conv), Op::Add(_)) if !conv.residual => {

@@ -8,7 +8,7 @@
 //! what they write.
 
 use crate::graph::{Graph, Kind, Node, Tensor};
-use crate::ops::{Op, ToBf16};
+use crate::ops::{Cast, Op};
 use crate::recompute::SMALL;
 use crate::shape::DType;
 use std::collections::{HashMap, HashSet};
@@ -47,7 +47,7 @@ pub fn keep_in_bf16(graph: &mut Graph, but: &[Tensor]) {
                 let half = graph.twin(t, DType::Bf16);
                 kept.insert(t, half);
                 begins += 1;
-                let op = Op::from(ToBf16);
+                let op = Op::from(Cast);
                 made.push(Node { op, inputs: vec![t], outputs: vec![half], name: name.clone() });
             }
         }

@@ -28,12 +28,12 @@ pub mod vectors;
 
 pub use cpu::{CpuDevice, CpuExecutor};
 pub use ddpm_kernels::Isa;
-pub use ddpm_kernels::bf16::multiply_add_rounds as bf16_multiply_add_rounds;
-pub use ddpm_kernels::elementwise::multiply_add_rounds;
+pub use ddpm_kernels::bf16::fma_throughput as bf16_multiply_add_rounds;
+pub use ddpm_kernels::elementwise::fma_throughput;
 pub use error::{Error, Result};
-pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, TrainingRun, clip_scale};
+pub use executor::{AdamStep, Device, Draws, Executor, Footprint, NodeTime, StepOutcome, clip_scale};
 pub use graph::{Graph, Tensor};
-pub use plan::{Arithmetic, Factors, Plan, PlanOptions, Region};
+pub use plan::{ComputeOptions, MatmulDtype, Plan, PlanOptions, Region};
 pub use scratch::MOST_THREADS;
 pub use shape::{DType, Shape, TensorType};
-pub use vectors::{PlanVectors, Vector, Vectors, VectorsOf};
+pub use vectors::{BufferSpec, PlanVectors, Vector, Vectors};

@@ -9,8 +9,8 @@
 //! of gradients: each is a tensor like others, which the update of its weight is the last to read.
 
 use crate::graph::{Graph, Kind, Tensor};
-use crate::vectors::VectorsOf;
-pub use ddpm_kernels::conv::Factors;
+use crate::vectors::BufferSpec;
+pub use ddpm_kernels::conv::MatmulDtype;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -22,19 +22,19 @@ const LATE_SHARE: usize = 20;
 
 /// How executors may compute what f32 sums define.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Arithmetic {
+pub struct ComputeOptions {
     /// Convolutions of 3x3, and of 4x4 with stride 2, may go through Winograd's tiles where that is faster: a quarter of the
     /// products, or two fifths, for three to five times the rounding error.
     pub winograd: bool,
     /// What the factors of convolutions, linear layers and attention are rounded to; sums are of f32. Forward through Winograd's
     /// tiles it is whole numbers of 16 bits instead of bf16, or nothing on a machine without such products. On the CPU plans
     /// for training [keep](crate::keep) in bf16 what norms and activations read again; on a GPU all that nodes hand on is.
-    pub factors: Factors,
+    pub factors: MatmulDtype,
 }
 
-impl Default for Arithmetic {
+impl Default for ComputeOptions {
     fn default() -> Self {
-        Self { winograd: true, factors: Factors::F32 }
+        Self { winograd: true, factors: MatmulDtype::F32 }
     }
 }
 
@@ -49,7 +49,7 @@ pub struct PlanOptions {
     /// later node reads the weight: no memory for all gradients is taken, and none can be read. The tensor is the loss: a run
     /// updates nothing where it is not finite. Not together with `accumulate`. Executors may plan as without, and update all weights
     /// behind the nodes of a training run.
-    pub update_in_runs: Option<Tensor>,
+    pub fuse_optimizer: Option<Tensor>,
     /// Whether the updates within a run are all made behind its last node where that takes hardly more memory (a twentieth at most):
     /// until then a run can be [stopped](crate::Executor::set_stop).
     pub late_updates: bool,
@@ -61,11 +61,11 @@ pub struct PlanOptions {
     /// Tensors that are read after a run.
     pub keep: Vec<Tensor>,
     /// How the executor may compute.
-    pub arithmetic: Arithmetic,
+    pub arithmetic: ComputeOptions,
     /// For so many nodes behind the last that needs it nothing is written over a tensor, so that nodes may run side by side.
-    pub slack: usize,
+    pub liveness_slack: usize,
     /// Vectors that are wanted beside the plan; only executors that [compute with them](crate::Executor::vectors) take memory.
-    pub vectors: Option<VectorsOf>,
+    pub vectors: Option<BufferSpec>,
 }
 
 /// A group of numbers, one for each number of the parameters.
@@ -163,7 +163,7 @@ impl Item {
 impl Plan {
     /// Lays out `graph`; `workspaces` has what each node needs besides its tensors.
     pub fn new(graph: Graph, options: &PlanOptions, workspaces: &[Workspace]) -> Self {
-        let late = options.late_updates && options.update_in_runs.is_some() && options.clip_norm == 0.0;
+        let late = options.late_updates && options.fuse_optimizer.is_some() && options.clip_norm == 0.0;
         let late = late.then(|| Self::laid_out(graph.clone(), options, workspaces, true));
         let plan = Self::laid_out(graph, options, workspaces, false);
         late.filter(|late| late.len - plan.len.min(late.len) <= plan.len / LATE_SHARE).unwrap_or(plan)
@@ -182,7 +182,7 @@ impl Plan {
             })
             .collect();
         let region_len = at;
-        let in_runs = options.update_in_runs.filter(|_| options.clip_norm == 0.0);
+        let in_runs = options.fuse_optimizer.filter(|_| options.clip_norm == 0.0);
         let updates = in_runs.zip(options.gradients.as_ref());
         let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss, late));
         assert!(updates.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
@@ -213,7 +213,7 @@ impl Plan {
             fixed.insert(g);
         }
 
-        let keep: Vec<Tensor> = options.keep.iter().copied().chain(options.update_in_runs).collect();
+        let keep: Vec<Tensor> = options.keep.iter().copied().chain(options.fuse_optimizer).collect();
         let mut live = lifetimes(&graph, &keep);
         let mut followed = HashSet::new();
         if let Some(Updates { gradients, behind, .. }) = &updates {
@@ -228,7 +228,8 @@ impl Plan {
         let shares = shared_places(&graph, &live, &fixed, &followed);
         let mut items: Vec<Item> = Vec::new();
         // Tensors and scratch memory that are not needed any more, and not written over yet.
-        let held = |live: Range<usize>| live.start..(live.end + options.slack).min(graph.nodes().len() + 2);
+        let held =
+            |live: Range<usize>| live.start..(live.end + options.liveness_slack).min(graph.nodes().len() + 2);
         let (always, begin) = (0..graph.nodes().len() + 2, regions[Region::Gradients as usize].start);
         for (place, g) in parameters.iter().zip(in_region()) {
             let made = live[g.index()].start..always.end;

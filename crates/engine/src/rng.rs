@@ -11,35 +11,35 @@ pub use ddpm_kernels::random::philox4x32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
-    /// The noise `eps` of a training step; `index` is the picture's place in the batch.
+    /// The noise `eps` of a training step; `index` is the image's place in the batch.
     Noise = 1,
-    /// The timestep `t` of a training step; `index` is the picture's place in the batch.
+    /// The timestep `t` of a training step; `index` is the image's place in the batch.
     Timestep = 2,
     /// The order of the data; `step` is the epoch.
     Shuffle = 3,
     /// Initial weights; `index` is the parameter's number.
     Init = 4,
-    /// The start `x_T` of a sample; `index` is the picture's number.
+    /// The start `x_T` of a sample; `index` is the image's number.
     SampleStart = 5,
-    /// The noise `z` of a sampling step; `index` is the picture's number, `step` how many steps follow.
+    /// The noise `z` of a sampling step; `index` is the image's number, `step` how many steps follow.
     SampleNoise = 6,
-    /// Built-in digits; `index` is the picture's number.
+    /// Built-in digits; `index` is the image's number.
     Digits = 7,
-    /// Random choices of data transforms; `index` is the picture's number, `step` the epoch.
+    /// Random choices of data transforms; `index` is the image's number, `step` the epoch.
     Augment = 8,
-    /// Dropout masks; `index` is the picture's place in the batch, and the network's place stands above the lowest 8 bits.
+    /// Dropout masks; `index` is the image's place in the batch, and the network's place stands above the lowest 8 bits.
     Dropout = 9,
-    /// Which pictures are learnt without their class; `index` is the picture's place in the batch.
+    /// Which images are learnt without their class; `index` is the image's place in the batch.
     LabelDropout = 10,
-    /// Noise alike in all pixels of a training step; `index` is the picture's place in the batch.
+    /// Noise alike in all pixels of a training step; `index` is the image's place in the batch.
     OffsetNoise = 11,
-    /// Noise of a training step that the network is not told of; `index` is the picture's place in the batch.
+    /// Noise of a training step that the network is not told of; `index` is the image's place in the batch.
     InputPerturbation = 12,
-    /// Noise of the pictures whose variational bound is measured; `index` is the picture's number, `step` the timestep.
+    /// Noise of the images whose variational bound is measured; `index` is the image's number, `step` the timestep.
     Bound = 13,
-    /// Which timesteps' terms of the variational bound are measured; `index` is the group of pictures' number.
+    /// Which timesteps' terms of the variational bound are measured; `index` is the group of images' number.
     BoundTimestep = 14,
-    /// Noise that is added again to fill a part of a picture; `index` is the picture's number, `step` how many moves follow.
+    /// Noise that is added again to fill a part of an image; `index` is the image's number, `step` how many moves follow.
     Resample = 20,
     /// Numbers made up in tests and benchmarks.
     Test = 100,

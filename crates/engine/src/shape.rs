@@ -31,7 +31,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// Up to four sizes, the slowest first; pictures are `[n, h, w, c]`.
+/// Up to four sizes, the slowest first; images are `[n, h, w, c]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [usize; 4],
@@ -67,7 +67,7 @@ impl Shape {
         self.dims().last().copied().unwrap_or(1)
     }
 
-    /// `[n, h, w, c]`, if this is a picture batch.
+    /// `[n, h, w, c]`, if this is an image batch.
     pub fn nhwc(&self) -> Option<[usize; 4]> {
         (self.rank == 4).then_some(self.dims)
     }

@@ -1,9 +1,11 @@
-//! The ways to compute a convolution (`Arithmetic`), as the executor runs them: against the plain way, and whatever the
+//! The ways to compute a convolution (`ComputeOptions`), as the executor runs them: against the plain way, and whatever the
 //! threads.
 #![allow(missing_docs, reason = "nothing here is for others")]
 
 use ddpm_engine::ops::{Conv2d, Loss, Padding};
-use ddpm_engine::{Arithmetic, CpuExecutor, Draws, Executor, Factors, Graph, Isa, PlanOptions, Region};
+use ddpm_engine::{
+    ComputeOptions, CpuExecutor, Draws, Executor, Graph, Isa, MatmulDtype, PlanOptions, Region,
+};
 use ddpm_kernels::conv::ConvShape;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 
@@ -14,7 +16,7 @@ type Layer = (usize, usize, usize, usize);
 fn run(
     shape: [usize; 4],
     layers: [Layer; 2],
-    arithmetic: Arithmetic,
+    arithmetic: ComputeOptions,
     threads: usize,
     isa: Isa,
 ) -> Vec<Vec<f32>> {
@@ -68,9 +70,9 @@ fn differences(a: &[Vec<f32>], b: &[Vec<f32>]) -> Vec<f64> {
     a.iter().zip(b).map(one).collect()
 }
 
-const PLAIN: Arithmetic = Arithmetic { winograd: false, factors: Factors::F32 };
-const WINOGRAD: Arithmetic = Arithmetic { winograd: true, ..PLAIN };
-const BF16: Arithmetic = Arithmetic { factors: Factors::Bf16, ..PLAIN };
+const PLAIN: ComputeOptions = ComputeOptions { winograd: false, factors: MatmulDtype::F32 };
+const WINOGRAD: ComputeOptions = ComputeOptions { winograd: true, ..PLAIN };
+const BF16: ComputeOptions = ComputeOptions { factors: MatmulDtype::Bf16, ..PLAIN };
 
 /// 3x3 convolutions, and 4x4 ones of stride 2: with one block of tiles and with several, with weights in one group and in
 /// several.
@@ -99,7 +101,7 @@ fn winograd_agrees_with_the_plain_way() {
             let worst = differences(&plain, &winograd);
             assert!(worst.iter().all(|d| *d < 4e-5), "{isa}: {shape:?}: {worst:?}");
             // Gradients go through the tiles with rounded factors, the forward pass does not.
-            let both = run(shape, layers, Arithmetic { winograd: true, ..BF16 }, 2, isa);
+            let both = run(shape, layers, ComputeOptions { winograd: true, ..BF16 }, 2, isa);
             let worst = differences(&plain, &both);
             assert!(worst.iter().all(|d| *d < 0.2), "{isa}: {shape:?}, bf16: {worst:?}");
             assert!(worst[0] < 4e-5 || isa.has_bf16(), "{isa}: {shape:?}, bf16: {worst:?}");
@@ -113,10 +115,10 @@ fn all_passes_take_this_way(isa: Isa, [n, h, w, cin]: [usize; 4], (kernel, strid
     let output = (h / stride, w / stride);
     let (kernel, stride, pad) = ((kernel, kernel), (stride, stride), (pad, pad));
     let shape = ConvShape { n, input: (h, w), output, cin, cout, kernel, stride, pad };
-    let f32 = Factors::F32;
-    assert!(Winograd::forward(isa, f32, shape).is_some_and(|w| w.pays(f32)), "{isa}: {shape:?} forward");
-    assert!(Winograd::data_grad(isa, f32, shape).is_some_and(|w| w.pays(f32)), "{isa}: {shape:?} data");
-    assert!(WinogradGrad::new(isa, f32, shape).is_some_and(|w| w.pays(f32)), "{isa}: {shape:?} weights");
+    let f32 = MatmulDtype::F32;
+    assert!(Winograd::forward(isa, f32, shape).is_some_and(|w| w.is_faster(f32)), "{isa}: {shape:?} forward");
+    assert!(Winograd::data_grad(isa, f32, shape).is_some_and(|w| w.is_faster(f32)), "{isa}: {shape:?} data");
+    assert!(WinogradGrad::new(isa, f32, shape).is_some_and(|w| w.is_faster(f32)), "{isa}: {shape:?} weights");
 }
 
 #[test]
@@ -136,7 +138,7 @@ fn bf16_agrees_with_the_plain_way_to_its_precision() {
 fn threads_change_no_bit() {
     let winograd = TILED.map(|case| (case, WINOGRAD));
     let bf16 = OTHERS.map(|case| (case, BF16));
-    let both = TILED.map(|case| (case, Arithmetic { winograd: true, ..BF16 }));
+    let both = TILED.map(|case| (case, ComputeOptions { winograd: true, ..BF16 }));
     for ((shape, layers), arithmetic) in winograd.into_iter().chain(bf16).chain(both) {
         let bits = |threads: usize| {
             let all = run(shape, layers, arithmetic, threads, Isa::best()).concat();
@@ -192,9 +194,9 @@ fn kept_weights_are_made_anew_when_they_change() {
 }
 
 #[test]
-fn a_picture_does_not_depend_on_the_size_of_its_batch() {
+fn an_image_does_not_depend_on_the_size_of_its_batch() {
     // The way to compute is chosen for a batch of some size, whatever its size.
-    for arithmetic in [WINOGRAD, Arithmetic { winograd: true, ..BF16 }] {
+    for arithmetic in [WINOGRAD, ComputeOptions { winograd: true, ..BF16 }] {
         for size in [3, 4, 6, 8, 16] {
             let draw = |n: usize| {
                 let mut g = Graph::new();

@@ -10,8 +10,8 @@ use ddpm_engine::ops::*;
 use ddpm_engine::recompute::recompute;
 use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{
-    AdamStep, CpuExecutor, Draws, Error, Executor, Graph, Isa, PlanOptions, Region, Result, Shape, Tensor,
-    TrainingRun,
+    AdamStep, CpuExecutor, Draws, Error, Executor, Graph, Isa, PlanOptions, Region, Result, Shape,
+    StepOutcome, Tensor,
 };
 use ddpm_kernels::reference::{self, Trained};
 use f64_eval::{Values, evaluate};
@@ -70,7 +70,7 @@ fn network() -> Result<Network> {
     };
     let x0 = g.input("x0", [N, 16, 16, 3]);
     let t = g.add("t", DrawTimestep { n: N, steps: 50 }, &[])?;
-    let eps = g.add("eps", DrawNormal { shape: g.shape(x0), purpose: Purpose::Noise }, &[])?;
+    let eps = g.add("eps", RandomNormal { shape: g.shape(x0), purpose: Purpose::Noise }, &[])?;
     let table = |f: fn(f32) -> f32| (0..50).map(|t| f(1.0 - t as f32 / 50.0)).collect::<Arc<[f32]>>();
     let q =
         QSample { sqrt_alpha_bar: table(f32::sqrt), sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()) };
@@ -83,7 +83,7 @@ fn network() -> Result<Network> {
 
     let (w, b) = (p(&mut g, &[3, 3, 3, C]), p(&mut g, &[C]));
     let x = g.add("in", Conv2d::new(1, 1), &[xt, w, b])?;
-    let x = g.add("in.time", AddPicture, &[x, e])?;
+    let x = g.add("in.time", AddPerChannel, &[x, e])?;
     let (gamma, beta) = (p(&mut g, &[C]), p(&mut g, &[C]));
     let h = g.add("block.norm", GroupNorm { groups: 8, eps: 1e-5, silu: false }, &[x, gamma, beta])?;
     let h = g.add("block.silu", Activate(Activation::Silu), &[h])?;
@@ -249,7 +249,7 @@ fn every_tensor_of_the_network_agrees_with_f64() -> Result<()> {
             .forward
             .nodes()
             .iter()
-            .filter(|n| matches!(n.op, Op::DrawNormal(_) | Op::DrawTimestep(_)));
+            .filter(|n| matches!(n.op, Op::RandomNormal(_) | Op::DrawTimestep(_)));
         let drawn = drawn.map(|n| n.outputs[0]);
         for t in drawn.chain([network.x0]).chain(network.forward.parameters().iter().copied()) {
             values.insert(t, read(t)?);
@@ -396,7 +396,7 @@ fn random_graph(seed: u32) -> Result<(Graph, Tensor)> {
         let conv = Conv2d { bias: false, ..Conv2d::linear() };
         let t = match draw(6) {
             0 | 1 => g.add(&name, Add, &[a, b])?,
-            2 => g.add(&name, AddPicture, &[a, rows[draw(2)]])?,
+            2 => g.add(&name, AddPerChannel, &[a, rows[draw(2)]])?,
             3 => g.add(&name, Activate(Activation::Silu), &[a])?,
             4 => g.add(&name, GroupNorm { groups: 1, eps: 1e-2, silu: false }, &[a, gamma, beta])?,
             _ => g.add(&name, conv, &[a, w])?,
@@ -546,7 +546,7 @@ fn trained(
             // A run alone moves nothing.
             executor.run(draws)?;
             match executor.train(draws, &adam)? {
-                TrainingRun::Whole { gradient_norm, .. } => gradient_norm,
+                StepOutcome::Whole { gradient_norm, .. } => gradient_norm,
                 stopped => panic!("{stopped:?} in step {step}"),
             }
         } else {
@@ -578,7 +578,7 @@ fn updates_in_runs_give_the_same_bits() -> Result<()> {
     recompute(&mut again);
     let (gradients, keep) = (Some(network.gradients.clone()), vec![network.loss]);
     let behind = PlanOptions { gradients, keep, ..PlanOptions::default() };
-    let within = PlanOptions { update_in_runs: Some(network.loss), ..behind.clone() };
+    let within = PlanOptions { fuse_optimizer: Some(network.loss), ..behind.clone() };
     let late = PlanOptions { late_updates: true, ..within.clone() };
     for graph in [&network.graph, &again] {
         let run =
@@ -599,7 +599,7 @@ fn updates_in_runs_give_the_same_bits() -> Result<()> {
         let (mut graph, loss) = random_graph(seed)?;
         let gradients = Some(backward(&mut graph, loss)?);
         let behind = PlanOptions { gradients, keep: vec![loss], ..PlanOptions::default() };
-        let within = PlanOptions { update_in_runs: Some(loss), ..behind.clone() };
+        let within = PlanOptions { fuse_optimizer: Some(loss), ..behind.clone() };
         let start = given(&graph);
         let run = |options| trained(&graph, options, loss, &start, 1);
         let want = run(behind)?;
@@ -629,7 +629,7 @@ fn nothing_is_updated_from_the_first_number_on_that_is_not_finite() -> Result<()
     let loss = g.add("loss", Loss::L1, &[z, y])?;
     let gradients = Some(backward(&mut g, loss)?);
     let options =
-        PlanOptions { gradients, update_in_runs: Some(loss), keep: vec![loss], ..PlanOptions::default() };
+        PlanOptions { gradients, fuse_optimizer: Some(loss), keep: vec![loss], ..PlanOptions::default() };
     // (x, p, q), and how many are updated.
     let cases = [
         ([1.0, 1.0, 1.0], None),
@@ -657,12 +657,12 @@ fn nothing_is_updated_from_the_first_number_on_that_is_not_finite() -> Result<()
         match want {
             None => {
                 assert!(
-                    matches!(got, TrainingRun::Whole { gradient_norm, .. } if gradient_norm > 0.0),
+                    matches!(got, StepOutcome::Whole { gradient_norm, .. } if gradient_norm > 0.0),
                     "{got:?}"
                 )
             }
             Some(updated) => {
-                assert_eq!(got, TrainingRun::Stopped { updated }, "x {at_x}, p {at_p}, q {at_q}")
+                assert_eq!(got, StepOutcome::Stopped { updated }, "x {at_x}, p {at_p}, q {at_q}")
             }
         }
         assert_eq!(moved, [want.is_none(), want != Some(0)]);
@@ -681,7 +681,7 @@ fn nothing_is_updated_from_the_first_number_on_that_is_not_finite() -> Result<()
     {
         assert!(error.to_string().contains(part), "{error}");
     }
-    let mut executor = CpuExecutor::new(g, &PlanOptions { update_in_runs: None, ..options }, 1)?;
+    let mut executor = CpuExecutor::new(g, &PlanOptions { fuse_optimizer: None, ..options }, 1)?;
     let error = executor.train(Draws::default(), &adam_step(1)).expect_err("updated behind").to_string();
     assert!(error.contains("within its runs"), "{error}");
     Ok(())
@@ -721,7 +721,7 @@ fn a_joined_network_has_the_same_loss_and_fewer_nodes() -> Result<()> {
     let network = network()?;
     let fused = fuse(network.forward.clone(), &[network.loss])?;
     let names: Vec<&str> = fused.nodes().iter().map(|n| n.op.operation().name()).collect();
-    let gone = ["add", "add_picture", "group_norm"];
+    let gone = ["add", "add_per_channel", "group_norm"];
     assert!(names.iter().all(|n| !gone.contains(n)), "{names:?}");
     let run = |graph: &Graph| -> Result<f32> {
         let options = PlanOptions { keep: vec![network.loss], ..PlanOptions::default() };
@@ -755,11 +755,11 @@ fn shape_errors_name_the_node_the_operation_and_the_shapes() {
         }),
         ("[2, 1, 1, 3] [1, 3]", |g, t| {
             let x = [t(g, &[2, 1, 1, 3]), t(g, &[1, 3])];
-            g.add("the.node", AddPicture, &x)
+            g.add("the.node", AddPerChannel, &x)
         }),
         ("[6, 3] [2, 3]", |g, t| {
             let x = [t(g, &[6, 3]), t(g, &[2, 3])];
-            g.add("the.node", AddPicture, &x)
+            g.add("the.node", AddPerChannel, &x)
         }),
         ("[2, 3] [3, 3]", |g, t| {
             let x = [t(g, &[2, 3]), t(g, &[3, 3])];
@@ -834,12 +834,12 @@ fn shape_errors_name_the_node_the_operation_and_the_shapes() {
 #[test]
 fn data_of_the_wrong_length_and_missing_regions_are_refused_by_name() -> Result<()> {
     let mut g = Graph::new();
-    let (x, p) = (g.input("picture", [2, 3]), g.parameter("the.weight", [2, 3]));
+    let (x, p) = (g.input("image", [2, 3]), g.parameter("the.weight", [2, 3]));
     let y = g.add("y", Add, &[x, p])?;
     let options = PlanOptions { keep: vec![y], ..PlanOptions::default() };
     let mut executor = CpuExecutor::with_isa(g, &options, 1, Isa::best())?;
     let error = executor.write(x, &[0.0; 5]).expect_err("too short").to_string();
-    assert!(error.contains("picture") && error.contains('5') && error.contains('6'), "{error}");
+    assert!(error.contains("image") && error.contains('5') && error.contains('6'), "{error}");
     let error = executor.read(y, &mut [0.0; 7]).expect_err("too long").to_string();
     assert!(error.contains('y') && error.contains('7'), "{error}");
     let error = executor.write_parameter(Region::Weights, 0, &[0.0; 1]).expect_err("too short").to_string();

@@ -184,13 +184,13 @@ fn pointwise_operations() {
             let y = b.add(Activate(Activation::Silu), &[x]);
             b.add(Add, &[y, y])
         }),
-        ("add picture", |b| {
+        ("add image", |b| {
             let (x, r) = (b.p([3, 2, 5, 7]), b.p([3, 7]));
-            b.add(AddPicture, &[x, r])
+            b.add(AddPerChannel, &[x, r])
         }),
-        ("add picture to an input", |b| {
+        ("add image to an input", |b| {
             let (x, r) = (b.input([2, 3, 3, 1]), b.p([2, 1]));
-            b.add(AddPicture, &[x, r])
+            b.add(AddPerChannel, &[x, r])
         }),
         ("mse between two parameters", |b| {
             let (x, y) = (b.p([5, 3]), b.p([5, 3]));
@@ -204,15 +204,15 @@ fn pointwise_operations() {
             let (x, y) = (b.p([5, 7]), b.input([5, 7]));
             b.add(Loss::Huber { delta: 0.8 }, &[x, y])
         }),
-        ("weighted mse of two pictures", |b| {
+        ("weighted mse of two images", |b| {
             let (x, y, t) = (b.p([2, 3, 5, 7]), b.input([2, 3, 5, 7]), b.input([2]));
             b.add(WeightedLoss { loss: Loss::Mse, weight: weights() }, &[x, y, t])
         }),
-        ("weighted huber of pictures of one number", |b| {
+        ("weighted huber of images of one number", |b| {
             let (x, y, t) = (b.p([5, 1]), b.input([5, 1]), b.input([5]));
             b.add(WeightedLoss { loss: Loss::Huber { delta: 0.8 }, weight: weights() }, &[x, y, t])
         }),
-        ("variational bound of five pictures", |b| {
+        ("variational bound of five images", |b| {
             let (output, v) = (b.input([5, 2, 3, 2]), b.p([5, 2, 3, 2]));
             let (x_0, x_t, t) = (b.input([5, 2, 3, 2]), b.input([5, 2, 3, 2]), b.input([5]));
             b.add(bound(), &[output, v, x_0, x_t, t])
@@ -283,14 +283,14 @@ fn activations_and_products() {
             let (x, y) = (b.p([2, 3, 1, 5]), b.p([2, 3, 1, 5]));
             b.add(Multiply, &[x, y])
         }),
-        ("scale picture", |b| {
+        ("scale image", |b| {
             let (x, r) = (b.p([3, 2, 5, 7]), b.p([3, 7]));
-            b.add(ScalePicture, &[x, r])
+            b.add(Modulate, &[x, r])
         }),
         ("lookup", |b| {
             // Labels 0 to about 8, some of them twice.
             let (table, label) = (b.p([16, 5]), b.input([9]));
-            b.add(Lookup, &[table, label])
+            b.add(Embedding, &[table, label])
         }),
         ("dropout", |b| {
             let x = b.p([2, 5, 7, 3]);
@@ -445,14 +445,14 @@ fn convolutions() {
         }),
         ("conv with everything", |b| {
             let (x, w, bias) = (b.p([3, 3, 4, 2]), b.p([3, 3, 2, 7]), b.p([7]));
-            let (picture, residual) = (b.p([3, 7]), b.p([3, 3, 4, 7]));
-            let op = Conv2d { picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
-            b.add(op, &[x, w, bias, picture, residual])
+            let (image, residual) = (b.p([3, 7]), b.p([3, 3, 4, 7]));
+            let op = Conv2d { per_image_bias: true, residual: true, ..Conv2d::new(1, 1) };
+            b.add(op, &[x, w, bias, image, residual])
         }),
-        ("conv with picture bias only", |b| {
-            let (x, w, picture) = (b.p([2, 3, 4, 2]), b.p([1, 1, 2, 3]), b.p([2, 3]));
-            let op = Conv2d { bias: false, picture_bias: true, ..Conv2d::new(1, 0) };
-            b.add(op, &[x, w, picture])
+        ("conv with image bias only", |b| {
+            let (x, w, image) = (b.p([2, 3, 4, 2]), b.p([1, 1, 2, 3]), b.p([2, 3]));
+            let op = Conv2d { bias: false, per_image_bias: true, ..Conv2d::new(1, 0) };
+            b.add(op, &[x, w, image])
         }),
         ("conv whose residual is its own input", |b| {
             let (x, w) = (b.p([2, 3, 4, 5]), b.p([3, 3, 5, 5]));
@@ -639,7 +639,7 @@ fn composite_graphs() {
             let e = b.conv(e, (1, 1), 10, 1, 0);
             let h = b.norm(x, 3, true);
             let (w, bias) = (b.p([3, 3, 6, 10]), b.p([10]));
-            let h = b.add(Conv2d { picture_bias: true, ..Conv2d::new(1, 1) }, &[h, w, bias, e]);
+            let h = b.add(Conv2d { per_image_bias: true, ..Conv2d::new(1, 1) }, &[h, w, bias, e]);
             let h = b.norm(h, 5, true);
             let skip = b.conv(x, (1, 1), 10, 1, 0);
             let (w, bias) = (b.p([3, 3, 10, 10]), b.p([10]));
@@ -653,7 +653,7 @@ fn composite_graphs() {
             let (w, bias) = (b.p([1, 1, 6, 6]), b.p([6]));
             b.add(Conv2d { residual: true, ..Conv2d::linear() }, &[o, w, bias, x])
         }),
-        ("a small U-Net on a diffused picture", |b| {
+        ("a small U-Net on a diffused image", |b| {
             let (x0, eps, t) = (b.input([2, 4, 6, 3]), b.input([2, 4, 6, 3]), b.input([2]));
             let table = |f: fn(f32) -> f32| (0..20).map(|t| f(1.0 - t as f32 / 20.0)).collect::<Arc<[f32]>>();
             let q = QSample {
@@ -664,7 +664,7 @@ fn composite_graphs() {
             let x = b.conv(x, (3, 3), 6, 1, 1);
             let e = b.add(SinusoidalEmbedding { dim: 4, shift: 0.0, cosines_first: false }, &[t]);
             let e = b.conv(e, (1, 1), 6, 1, 0);
-            let x = b.add(AddPicture, &[x, e]);
+            let x = b.add(AddPerChannel, &[x, e]);
             let down = b.conv(x, (3, 3), 8, 2, 1);
             let down = b.norm(down, 2, true);
             let (w, bias) = (b.p([4, 4, 6, 8]), b.p([6]));
@@ -685,7 +685,7 @@ fn an_operation_without_a_gradient_is_refused_by_name() {
     let build = || -> Result<(Graph, Tensor)> {
         let mut g = Graph::new();
         let [x, c] = [g.parameter("p", [2, 3]), g.parameter("q", [3])];
-        let y = g.add("the.norm", BatchNormFixed { eps: 1e-5 }, &[x, c, c, c, c])?;
+        let y = g.add("the.norm", BatchNormInference { eps: 1e-5 }, &[x, c, c, c, c])?;
         let target = g.input("target", [2, 3]);
         let loss = g.add("loss", Loss::Mse, &[y, target])?;
         Ok((g, loss))

@@ -7,7 +7,7 @@ use ddpm_engine::keep::keep_in_bf16;
 use ddpm_engine::ops::{Activate, Activation, Add, Affine, Conv2d, GroupNorm, Loss, Op};
 use ddpm_engine::recompute::recompute;
 use ddpm_engine::{
-    Arithmetic, CpuExecutor, DType, Draws, Executor, Factors, Graph, Isa, PlanOptions, Region, Tensor,
+    ComputeOptions, CpuExecutor, DType, Draws, Executor, Graph, Isa, MatmulDtype, PlanOptions, Region, Tensor,
 };
 use ddpm_kernels::bf16;
 
@@ -33,11 +33,11 @@ impl Training {
         Self { graph, gradients: self.gradients.clone(), ..*self }
     }
 
-    fn executor(&self, factors: Factors, threads: usize, isa: Isa) -> CpuExecutor {
+    fn executor(&self, factors: MatmulDtype, threads: usize, isa: Isa) -> CpuExecutor {
         let options = PlanOptions {
             gradients: Some(self.gradients.clone()),
             keep: vec![self.loss],
-            arithmetic: Arithmetic { factors, ..Arithmetic::default() },
+            arithmetic: ComputeOptions { factors, ..ComputeOptions::default() },
             ..PlanOptions::default()
         };
         CpuExecutor::with_isa(self.graph.clone(), &options, threads, isa).expect("a small plan")
@@ -81,12 +81,12 @@ fn rounded(x: f32) -> f32 {
 
 /// Names of what is kept in bf16.
 fn halves(g: &Graph) -> Vec<&str> {
-    g.nodes().iter().filter(|n| matches!(n.op, Op::ToBf16(_))).map(|n| n.name.as_str()).collect()
+    g.nodes().iter().filter(|n| matches!(n.op, Op::Cast(_))).map(|n| n.name.as_str()).collect()
 }
 
 #[test]
 fn operations_compute_of_kept_numbers_what_they_do_of_rounded_ones() {
-    // Odd numbers of numbers in a picture and in all, several tasks, one that is shorter.
+    // Odd numbers of numbers in an image and in all, several tasks, one that is shorter.
     for shape in [[3, 37, 37, 3], [2, 64, 48, 16], [1, 1, 8191, 1]] {
         let mut ops: Vec<Op> = Activation::ALL.map(|a| Activate(a).into()).to_vec();
         for silu in [false, true] {
@@ -105,7 +105,7 @@ fn operations_compute_of_kept_numbers_what_they_do_of_rounded_ones() {
             let kept = plain.kept();
             assert_eq!(halves(&kept.graph), ["x"], "{name}");
             for isa in Isa::all() {
-                let [mut a, mut b] = [&plain, &kept].map(|t| t.executor(Factors::F32, 2, isa));
+                let [mut a, mut b] = [&plain, &kept].map(|t| t.executor(MatmulDtype::F32, 2, isa));
                 let (want, got) = (plain.run(&mut a, rounded), kept.run(&mut b, |x| x));
                 assert!(want.iter().all(|v| v.is_finite()));
                 assert_eq!(bits(&got), bits(&want), "{name} of {shape:?} on {isa}");
@@ -168,12 +168,12 @@ fn what_only_norms_and_activations_read_again_is_kept_so() {
 fn plans_with_bf16_factors_are_smaller_and_their_results_do_not_depend_on_threads() {
     let training = network();
     for isa in Isa::all() {
-        let mut f32 = training.executor(Factors::F32, 2, isa);
-        let mut bf16 = training.executor(Factors::Bf16, 2, isa);
+        let mut f32 = training.executor(MatmulDtype::F32, 2, isa);
+        let mut bf16 = training.executor(MatmulDtype::Bf16, 2, isa);
         assert_eq!(halves(bf16.plan().graph()).len(), 2);
         assert!(halves(f32.plan().graph()).is_empty());
-        let picture = 2 * 32 * 32 * 16;
-        assert!(bf16.plan().arena_len() + picture / 2 <= f32.plan().arena_len());
+        let image = 2 * 32 * 32 * 16;
+        assert!(bf16.plan().arena_len() + image / 2 <= f32.plan().arena_len());
 
         let (want, got) = (training.run(&mut f32, |x| x), training.run(&mut bf16, |x| x));
         let typical = (want.iter().map(|v| f64::from(v * v)).sum::<f64>() / want.len() as f64).sqrt();
@@ -181,7 +181,7 @@ fn plans_with_bf16_factors_are_smaller_and_their_results_do_not_depend_on_thread
         let difference = (difference / want.len() as f64).sqrt() / typical;
         assert!((1e-5..2e-2).contains(&difference), "{isa}: {difference}");
         for threads in [1, 3] {
-            let again = training.run(&mut training.executor(Factors::Bf16, threads, isa), |x| x);
+            let again = training.run(&mut training.executor(MatmulDtype::Bf16, threads, isa), |x| x);
             assert_eq!(bits(&again), bits(&got), "{threads} threads on {isa}");
         }
     }
@@ -190,8 +190,8 @@ fn plans_with_bf16_factors_are_smaller_and_their_results_do_not_depend_on_thread
 #[test]
 fn a_tensor_in_bf16_is_not_read_as_f32() {
     let kept = network().kept();
-    let half = kept.graph.nodes().iter().find(|n| matches!(n.op, Op::ToBf16(_))).expect("there are two");
-    let exec = kept.executor(Factors::F32, 1, Isa::best());
+    let half = kept.graph.nodes().iter().find(|n| matches!(n.op, Op::Cast(_))).expect("there are two");
+    let exec = kept.executor(MatmulDtype::F32, 1, Isa::best());
     let error = exec.read(half.outputs[0], &mut [0.0; 4]).expect_err("another format");
     assert!(error.to_string().contains("bf16"), "{error}");
 }

@@ -3,17 +3,17 @@
 
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{
-    Activate, Activation, Add, AddPicture, Affine, BatchNorm, Concat, Conv2d, Dropout, GroupNorm, Loss,
+    Activate, Activation, Add, AddPerChannel, Affine, BatchNorm, Concat, Conv2d, Dropout, GroupNorm, Loss,
 };
 use ddpm_engine::recompute::recompute;
 use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tensor};
 
 const N: usize = 2;
 const C: usize = 16;
-/// So that pictures are large beside the gradients and scratch memory, among which they have places too.
+/// So that images are large beside the gradients and scratch memory, among which they have places too.
 const SIDE: usize = 32;
 
-/// Convolutions with everything between them that can be made again, a skip connection, and an addition for each picture; if
+/// Convolutions with everything between them that can be made again, a skip connection, and an addition for each image; if
 /// asked, a join with what is kept anyway.
 fn network(g: &mut Graph, join: bool) -> Tensor {
     let conv = |g: &mut Graph, x: Tensor| {
@@ -32,7 +32,7 @@ fn network(g: &mut Graph, join: bool) -> Tensor {
     let [gamma, beta] = scale(g);
     let y = g.add("batch_norm", BatchNorm { eps: 1e-5 }, &[y, gamma, beta]).expect("the shapes fit");
     let embedding = g.parameter("embedding", [N, C]);
-    let y = g.add("add_picture", AddPicture, &[y, embedding]).expect("the shapes fit");
+    let y = g.add("add_per_channel", AddPerChannel, &[y, embedding]).expect("the shapes fit");
     let y = conv(g, y);
     let y = match join {
         true => {
@@ -83,13 +83,13 @@ fn run(join: bool, again: bool) -> (Vec<u32>, usize) {
 
 #[test]
 fn gradients_have_the_same_bits_and_the_arena_is_smaller() {
-    let picture = N * SIDE * SIDE * C;
+    let image = N * SIDE * SIDE * C;
     for join in [false, true] {
         let ((kept, kept_len), (again, again_len)) = (run(join, false), run(join, true));
         assert_eq!(kept, again);
-        // Of nine large results between the convolutions, five need not be kept. The join is two pictures in one, beside
+        // Of nine large results between the convolutions, five need not be kept. The join is two images in one, beside
         // which others find their places less well.
-        let less = if join { 2 * picture } else { 3 * picture };
+        let less = if join { 2 * image } else { 3 * image };
         assert!(again_len + less <= kept_len, "{again_len} numbers, {kept_len} without");
     }
 }

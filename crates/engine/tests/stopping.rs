@@ -4,7 +4,7 @@
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Activate, Activation, Conv2d, Loss};
 use ddpm_engine::{
-    AdamStep, CpuExecutor, Draws, Error, Executor, Graph, PlanOptions, Region, Result, Tensor, TrainingRun,
+    AdamStep, CpuExecutor, Draws, Error, Executor, Graph, PlanOptions, Region, Result, StepOutcome, Tensor,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,9 +30,9 @@ fn network(side: usize, late_updates: bool) -> Result<CpuExecutor> {
     }
     let loss = g.add("loss", Loss::Mse, &[h, y])?;
     let gradients = Some(backward(&mut g, loss)?);
-    let (update_in_runs, keep) = (Some(loss), vec![loss]);
+    let (fuse_optimizer, keep) = (Some(loss), vec![loss]);
     let options =
-        PlanOptions { gradients, update_in_runs, late_updates, keep, ema: true, ..PlanOptions::default() };
+        PlanOptions { gradients, fuse_optimizer, late_updates, keep, ema: true, ..PlanOptions::default() };
     let of_input = |t: Tensor, exec: &mut CpuExecutor| exec.write(t, &values(3, 2 * side * side * CHANNELS));
     let mut exec = CpuExecutor::new(g, &options, 2)?;
     of_input(x, &mut exec)?;
@@ -45,7 +45,7 @@ fn network(side: usize, late_updates: bool) -> Result<CpuExecutor> {
     Ok(exec)
 }
 
-fn step(exec: &mut CpuExecutor, step: u64) -> Result<TrainingRun> {
+fn step(exec: &mut CpuExecutor, step: u64) -> Result<StepOutcome> {
     let adam = AdamStep {
         lr: 1e-2,
         beta1: 0.9,
@@ -108,7 +108,7 @@ fn a_run_that_is_asked_to_stop_changes_no_weight_and_a_later_one_gives_the_same_
                     assert!(state(&exec) == start, "moment {moment}");
                     assert_eq!(step(&mut exec, 1)?, step(&mut network(48, late)?, 1)?);
                 }
-                other => assert!(matches!(other?, TrainingRun::Whole { .. })),
+                other => assert!(matches!(other?, StepOutcome::Whole { .. })),
             }
             assert!(state(&exec) == first, "moment {moment}");
             step(&mut exec, 2)?;

@@ -9,7 +9,7 @@
 //! ```
 
 use crate::isa::{Isa, dispatch};
-use crate::norm::{channel_dots_shifted, channel_sums, channel_sums_shifted, load, rows5, store};
+use crate::norm::{affine_grad_row, channel_dots_shifted, channel_sums, channel_sums_shifted, load, store};
 use pulp::Simd;
 
 /// `sums [channels] = sum of the rows of x`.
@@ -70,7 +70,7 @@ pub fn gradient(
     ) {
         let c = mean.len();
         for (x, g) in x.chunks_exact(c).zip(g.chunks_exact_mut(c)) {
-            rows5(s, g, x, mean, scale, slope, offset);
+            affine_grad_row(s, g, x, mean, scale, slope, offset);
         }
     }
     assert_eq!(x.len(), g.len());

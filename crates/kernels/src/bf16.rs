@@ -3,7 +3,7 @@
 //! Numbers that are multiplied with one another stand in *pairs*: two neighbours along k, the even one in the lower half
 //! of a 32-bit word. A panel of pairs is a panel of words, kept in slices of f32 whose values mean nothing.
 
-use crate::conv::Factors;
+use crate::conv::MatmulDtype;
 use crate::isa::{Isa, dispatch};
 use crate::tile::Product;
 use pulp::Simd;
@@ -94,11 +94,11 @@ pub(crate) enum Words {
 
 impl Words {
     /// Those for such factors on an instruction set.
-    pub(crate) fn of(isa: Isa, factors: Factors) -> Self {
+    pub(crate) fn of(isa: Isa, factors: MatmulDtype) -> Self {
         match factors {
-            Factors::F32 => Self::Single,
-            Factors::Bf16 if isa.has_bf16() => Self::Pairs,
-            Factors::Bf16 => Self::Rounded,
+            MatmulDtype::F32 => Self::Single,
+            MatmulDtype::Bf16 if isa.has_bf16() => Self::Pairs,
+            MatmulDtype::Bf16 => Self::Rounded,
         }
     }
 
@@ -300,9 +300,9 @@ mod native {
     }
 }
 
-/// As [`multiply_add_rounds`](crate::elementwise::multiply_add_rounds), of pairs where the machine has an instruction
+/// As [`fma_throughput`](crate::elementwise::multiply_add_rounds), of pairs where the machine has an instruction
 /// for them.
-pub fn multiply_add_rounds(isa: Isa, rounds: u64) -> Option<u64> {
+pub fn fma_throughput(isa: Isa, rounds: u64) -> Option<u64> {
     /// As there.
     const SUMS: usize = 12;
     #[inline(always)]

@@ -1,4 +1,4 @@
-//! Terms of the variational bound of pictures of 256 levels (Ho et al. 2020, eq. 5 and 13), and their slopes by a learned
+//! Terms of the variational bound of images of 256 levels (Ho et al. 2020, eq. 5 and 13), and their slopes by a learned
 //! variance (Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, section 3.1).
 //!
 //! They are few beside a network's numbers and span many powers of ten: f64, number by number, on any instruction set alike.
@@ -13,13 +13,13 @@ const LEAST_PROBABILITY: f64 = 1e-12;
 /// What the term of a timestep needs of the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BoundStep {
-    /// The picture that an output means is `to_x_0.0 x_t + to_x_0.1 output`.
+    /// The image that an output means is `to_x_0.0 x_t + to_x_0.1 output`.
     pub to_x_0: (f64, f64),
     /// What the posterior's mean multiplies `x_0` by (eq. 7).
     pub posterior_x_0: f64,
     /// Logarithms of the variances between which a learned one lies: `beta_tilde_t` and `beta_t`.
     pub log_variance: (f64, f64),
-    /// Whether the step ends at the picture: its term is the decoder's, `-log p(x_0 | x_1)`, and no divergence.
+    /// Whether the step ends at the image: its term is the decoder's, `-log p(x_0 | x_1)`, and no divergence.
     pub decoder: bool,
 }
 
@@ -32,7 +32,7 @@ impl BoundStep {
         part * high + (1.0 - part) * low
     }
 
-    /// The term of a number in nats, and its slope by the logarithm of the variance; `x_0` is the picture, `mean_x_0` the one
+    /// The term of a number in nats, and its slope by the logarithm of the variance; `x_0` is the image, `mean_x_0` the one
     /// that the network means.
     pub fn term(&self, x_0: f64, mean_x_0: f64, log_variance: f64) -> (f64, f64) {
         if self.decoder {
@@ -80,8 +80,8 @@ fn below_slope(z: f64) -> f64 {
     if z.is_infinite() { 0.0 } else { z * INVERSE_ROOT * libm::exp(-0.5 * z * z) }
 }
 
-/// The sum of a picture's terms, in nats. `output` is what the network says of the picture, `v` of the variance
-/// ([`BoundStep::log_variance`]); all have the picture's length.
+/// The sum of an image's terms, in nats. `output` is what the network says of the image, `v` of the variance
+/// ([`BoundStep::log_variance`]); all have the image's length.
 pub fn sum(step: &BoundStep, output: &[f32], v: &[f32], x_0: &[f32], x_t: &[f32]) -> f64 {
     let mut total = 0.0;
     each(step, output, v, x_0, x_t, |_, (term, _)| total += term);

@@ -236,7 +236,7 @@ impl<S: Simd> AdamRule<S> {
 
 /// Keeps the multiply-add units busy for `rounds` rounds, in registers only; the floating-point operations done.
 /// For measuring what the machine can do at most.
-pub fn multiply_add_rounds(isa: Isa, rounds: u64) -> u64 {
+pub fn fma_throughput(isa: Isa, rounds: u64) -> u64 {
     /// Enough independent sums to hide the latency, few enough for sixteen registers.
     const SUMS: usize = 12;
     #[inline(always)]

@@ -1,7 +1,7 @@
-//! Group normalisation of one picture, optionally followed by SiLU, forward and backward.
+//! Group normalisation of one image, optionally followed by SiLU, forward and backward.
 //!
 //! `y = act(x_hat * gamma + beta)` with `x_hat = (x - mean) * rstd`; mean and variance (the biased one) are taken over
-//! all pixels and the channels of a group (Wu and He 2018). Pictures are `[pixels, channels]`.
+//! all pixels and the channels of a group (Wu and He 2018). Images are `[pixels, channels]`.
 
 use crate::isa::{Isa, dispatch};
 use crate::vector;
@@ -10,7 +10,7 @@ use pulp::Simd;
 /// The sizes of a normalisation.
 #[derive(Clone, Copy, Debug)]
 pub struct NormShape {
-    /// Pixels of a picture.
+    /// Pixels of an image.
     pub pixels: usize,
     /// Channels.
     pub channels: usize,
@@ -33,7 +33,7 @@ impl NormShape {
     }
 }
 
-/// Forward pass of one picture. `stats` receives `[groups]` means, then `[groups]` reciprocal standard deviations.
+/// Forward pass of one image. `stats` receives `[groups]` means, then `[groups]` reciprocal standard deviations.
 pub fn group_norm(
     isa: Isa,
     shape: NormShape,
@@ -82,7 +82,7 @@ fn forward<S: Simd>(
     let scale = sums;
     affine(shape, gamma, beta, means, rstds, scale, shift);
     for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-        rows3(
+        map_row(
             s,
             y,
             x,
@@ -115,8 +115,8 @@ fn affine(
     }
 }
 
-/// Backward pass of one picture. `stats` is what the forward pass left; `dgamma` and `dbeta` (`[channels]` each) are
-/// this picture's share of the parameter gradients, to be added over pictures in order.
+/// Backward pass of one image. `stats` is what the forward pass left; `dgamma` and `dbeta` (`[channels]` each) are
+/// this image's share of the parameter gradients, to be added over images in order.
 pub fn group_norm_backward(
     isa: Isa,
     shape: NormShape,
@@ -167,7 +167,7 @@ fn backward<S: Simd>(
     if shape.silu {
         for ((dz, dy), x) in dz.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(x.chunks_exact(c)) {
             copy(dz, dy);
-            rows3(
+            map_row(
                 s,
                 dz,
                 x,
@@ -201,7 +201,7 @@ fn backward<S: Simd>(
         }
     }
     for (dz, x) in dz.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-        rows5(s, dz, x, mean, scale, slope, offset);
+        affine_grad_row(s, dz, x, mean, scale, slope, offset);
     }
 }
 
@@ -214,7 +214,7 @@ fn copy(to: &mut [f32], from: &[f32]) {
 
 /// `y = f(y, x, a, b)` for a row of channels.
 #[inline(always)]
-fn rows3<S: Simd>(
+fn map_row<S: Simd>(
     s: S,
     y: &mut [f32],
     x: &[f32],
@@ -232,7 +232,15 @@ fn rows3<S: Simd>(
 
 /// `y = y * a + ((x - m) * b + c)` for a row of channels.
 #[inline(always)]
-pub(crate) fn rows5<S: Simd>(s: S, y: &mut [f32], x: &[f32], m: &[f32], a: &[f32], b: &[f32], c: &[f32]) {
+pub(crate) fn affine_grad_row<S: Simd>(
+    s: S,
+    y: &mut [f32],
+    x: &[f32],
+    m: &[f32],
+    a: &[f32],
+    b: &[f32],
+    c: &[f32],
+) {
     for start in (0..y.len()).step_by(S::F32_LANES) {
         let at = start..y.len().min(start + S::F32_LANES);
         let centred = s.sub_f32s(load(s, &x[at.clone()]), load(s, &m[at.clone()]));

@@ -91,7 +91,7 @@ pub struct Dropout {
     /// The same two for attention's weights, whose words have 16 bits; for exactly the probability that they stand for.
     weight_threshold: u32,
     weight_scale: f32,
-    /// The last three words of the counter: index of the picture, step, purpose.
+    /// The last three words of the counter: index of the image, step, purpose.
     rest: [u32; 3],
     key: [u32; 2],
 }
@@ -112,12 +112,12 @@ impl Dropout {
         }
     }
 
-    /// The same for another picture: `index` is added to the first of the counter's last words.
-    pub fn picture(self, index: u32) -> Self {
+    /// The same for another image: `index` is added to the first of the counter's last words.
+    pub fn image(self, index: u32) -> Self {
         Self { rest: [self.rest[0].wrapping_add(index), self.rest[1], self.rest[2]], ..self }
     }
 
-    /// 0 or `1 / (1 - p)` for number `i` of a picture. Numbers stand in blocks of 64: word j of counter `16 b + l`
+    /// 0 or `1 / (1 - p)` for number `i` of an image. Numbers stand in blocks of 64: word j of counter `16 b + l`
     /// belongs to number `64 b + 16 j + l`.
     pub fn factor(&self, i: usize) -> f32 {
         let (block, j, lane) = (i / (4 * LANES), i / LANES % 4, i % LANES);
@@ -130,7 +130,7 @@ impl Dropout {
         if word < self.threshold { 0.0 } else { self.scale }
     }
 
-    /// Multiplies numbers `64 * block ..` of a picture (at most 64) with their factors.
+    /// Multiplies numbers `64 * block ..` of an image (at most 64) with their factors.
     #[inline(always)]
     fn apply_block(&self, block: usize, y: &mut [f32]) {
         let mut first = [0; LANES];
@@ -198,7 +198,7 @@ impl Dropout {
     }
 }
 
-/// `y *= factors`, for numbers `first ..` of a picture; `first` is a multiple of 64.
+/// `y *= factors`, for numbers `first ..` of an image; `first` is a multiple of 64.
 pub fn dropout(isa: Isa, masks: Dropout, first: usize, y: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(_: S, masks: Dropout, first: usize, y: &mut [f32]) {

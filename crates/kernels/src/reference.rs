@@ -6,7 +6,7 @@
 //!
 //! | sizes | meaning |
 //! |---|---|
-//! | `n, h, w` / `oh, ow` | pictures, input height and width / output height and width |
+//! | `n, h, w` / `oh, ow` | images, input height and width / output height and width |
 //! | `cin, cout` / `c` | input, output channels / channels |
 //! | `kh, kw` | kernel height and width |
 
@@ -22,16 +22,16 @@ use crate::resample::Taps;
 
 /// Calls `f(output pixel, kernel position, input pixel)` for every product of a convolution: output pixel `(oy, ox)`
 /// meets kernel position `(ky, kx)` at input pixel `(oy * stride + ky - pad, ox * stride + kx - pad)` if that is
-/// inside. Pixels count through all pictures.
+/// inside. Pixels count through all images.
 fn products(shape: ConvShape, mut f: impl FnMut(usize, usize, usize)) {
     let ConvShape { n, input: (h, w), output: (oh, ow), kernel: (kh, kw), stride, pad, .. } = shape;
-    for picture in 0..n {
+    for image in 0..n {
         for (oy, ox) in grid(oh, ow) {
             for (ky, kx) in grid(kh, kw) {
                 let (y, x) = (oy * stride.0 + ky, ox * stride.1 + kx);
                 if (pad.0..pad.0 + h).contains(&y) && (pad.1..pad.1 + w).contains(&x) {
                     let (iy, ix) = (y - pad.0, x - pad.1);
-                    f((picture * oh + oy) * ow + ox, ky * kw + kx, (picture * h + iy) * w + ix);
+                    f((image * oh + oy) * ow + ox, ky * kw + kx, (image * h + iy) * w + ix);
                 }
             }
         }
@@ -42,17 +42,17 @@ fn grid(height: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..height).flat_map(move |y| (0..width).map(move |x| (y, x)))
 }
 
-/// `y[o, co] = sum of x[i, ci] w[k, ci, co] + bias[co] + picture_bias[picture, co] + residual[o, co]` over all
+/// `y[o, co] = sum of x[i, ci] w[k, ci, co] + bias[co] + per_image_bias[image, co] + residual[o, co]` over all
 /// products `(o, k, i)`.
 ///
-/// `x [n, h, w, cin]`, `w [kh, kw, cin, cout]`, `bias [cout]`, `picture_bias [n, cout]`, `residual` and result
+/// `x [n, h, w, cin]`, `w [kh, kw, cin, cout]`, `bias [cout]`, `per_image_bias [n, cout]`, `residual` and result
 /// `[n, oh, ow, cout]`.
 pub fn conv2d(
     shape: ConvShape,
     x: &[f64],
     w: &[f64],
     bias: Option<&[f64]>,
-    picture_bias: Option<&[f64]>,
+    per_image_bias: Option<&[f64]>,
     residual: Option<&[f64]>,
 ) -> Vec<f64> {
     let ConvShape { n, output, cin, cout, .. } = shape;
@@ -66,9 +66,9 @@ pub fn conv2d(
         }
     });
     for (at, y) in y.iter_mut().enumerate() {
-        let (picture, co) = (at / (pixels * cout), at % cout);
+        let (image, co) = (at / (pixels * cout), at % cout);
         *y += bias.map_or(0.0, |b| b[co]);
-        *y += picture_bias.map_or(0.0, |b| b[picture * cout + co]);
+        *y += per_image_bias.map_or(0.0, |b| b[image * cout + co]);
         *y += residual.map_or(0.0, |r| r[at]);
     }
     y
@@ -116,7 +116,7 @@ pub fn conv2d_weight_grad(shape: ConvShape, x: &[f64], dy: &[f64]) -> (Vec<f64>,
 /// `y = act(x_hat gamma + beta)`, `x_hat = (x - mean) / sqrt(variance + eps)`, mean and biased variance over the
 /// pixels and channels of a group, `act` SiLU or nothing.
 ///
-/// One picture: `x [pixels, c]`, `gamma [c]`, `beta [c]`. Results `y [pixels, c]` and the statistics
+/// One image: `x [pixels, c]`, `gamma [c]`, `beta [c]`. Results `y [pixels, c]` and the statistics
 /// `[groups]` means, then `[groups]` reciprocal standard deviations.
 pub fn group_norm(shape: NormShape, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let stats = group_stats(shape, x);
@@ -133,7 +133,7 @@ pub fn group_norm(shape: NormShape, x: &[f64], gamma: &[f64], beta: &[f64]) -> (
 /// `d = dz gamma`: `dx = (d - mean(d) - x_hat mean(d x_hat)) / sqrt(variance + eps)`, means over the group;
 /// `dgamma = sum over pixels of dz x_hat`; `dbeta = sum over pixels of dz`.
 ///
-/// One picture: `x, dy [pixels, c]`; results `[pixels, c]`, `[c]`, `[c]`.
+/// One image: `x, dy [pixels, c]`; results `[pixels, c]`, `[c]`, `[c]`.
 pub fn group_norm_backward(
     shape: NormShape,
     x: &[f64],
@@ -169,7 +169,7 @@ pub fn group_norm_backward(
     (dx.collect(), dgamma, dbeta)
 }
 
-/// Channel and group of number `at` of a picture.
+/// Channel and group of number `at` of an image.
 fn place(shape: NormShape, at: usize) -> (usize, usize) {
     let channel = at % shape.channels;
     (channel, channel / (shape.channels / shape.groups))
@@ -192,11 +192,11 @@ fn group_stats(shape: NormShape, x: &[f64]) -> Vec<f64> {
 
 // ------------------------------------------------------------------------------------------------------ attention
 
-/// The sizes of an attention. Queries, keys and values of a picture are `qkv [tokens, 3 * channels]`: for each token
+/// The sizes of an attention. Queries, keys and values of an image are `qkv [tokens, 3 * channels]`: for each token
 /// the queries of all heads, then the keys, then the values; head `h` owns `width = channels / heads` of each.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
-    /// Tokens of a picture.
+    /// Tokens of an image.
     pub tokens: usize,
     /// Channels of the output.
     pub channels: usize,
@@ -428,7 +428,7 @@ pub fn layer_norm(eps: f64, x: &[f64], gamma: &[f64], beta: &[f64]) -> Vec<f64> 
 
 // -------------------------------------------------------------------------------------------------------- resizing
 
-/// `y[oy, ox] = sum over taps of row weight * column weight * x[iy, ix]`, channel by channel, of one picture.
+/// `y[oy, ox] = sum over taps of row weight * column weight * x[iy, ix]`, channel by channel, of one image.
 pub fn resample(rows: &Taps, columns: &Taps, channels: usize, x: &[f64]) -> Vec<f64> {
     let mut y = vec![0.0; rows.outputs() * columns.outputs() * channels];
     for (oy, ox) in grid(rows.outputs(), columns.outputs()) {
@@ -444,7 +444,7 @@ pub fn resample(rows: &Taps, columns: &Taps, channels: usize, x: &[f64]) -> Vec<
     y
 }
 
-/// The largest of each 2x2 block of one picture `[h, w, channels]`, and where in x it stands (the first of equals).
+/// The largest of each 2x2 block of one image `[h, w, channels]`, and where in x it stands (the first of equals).
 pub fn max_pool(h: usize, w: usize, channels: usize, x: &[f64]) -> (Vec<f64>, Vec<usize>) {
     let mut places = Vec::new();
     for (oy, ox) in grid(h / 2, w / 2) {
@@ -464,7 +464,7 @@ pub fn max_pool(h: usize, w: usize, channels: usize, x: &[f64]) -> (Vec<f64>, Ve
 
 // --------------------------------------------------------------------------------------------- variational bound
 
-/// The sum of a picture's terms of the variational bound, in nats (Ho et al. 2020, eq. 5 and 13), from variances and not
+/// The sum of an image's terms of the variational bound, in nats (Ho et al. 2020, eq. 5 and 13), from variances and not
 /// from their logarithms.
 pub fn bound_sum(step: &BoundStep, output: &[f64], v: &[f64], x_0: &[f64], x_t: &[f64]) -> f64 {
     let (low, high) = (step.log_variance.0.exp(), step.log_variance.1.exp());

@@ -1,4 +1,4 @@
-//! Linear resampling of pictures: every output row and column is a weighted sum of a few input rows and columns.
+//! Linear resampling of images: every output row and column is a weighted sum of a few input rows and columns.
 //!
 //! Nearest and bilinear enlargement and the mean of 2x2 blocks are this one kernel with different weights, and the
 //! gradient of each is it again with the weights transposed.
@@ -78,7 +78,7 @@ impl Taps {
     }
 }
 
-/// Output row `row` (`y [columns.outputs(), channels]`) of a picture `x [rows.inputs(), columns.inputs(), channels]`.
+/// Output row `row` (`y [columns.outputs(), channels]`) of an image `x [rows.inputs(), columns.inputs(), channels]`.
 pub fn resample_row(
     isa: Isa,
     rows: &Taps,

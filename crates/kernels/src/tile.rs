@@ -246,7 +246,7 @@ pub const MOST_SUMS: usize = 256;
 /// Puts the sums of a tile to a place near by, `[MR][NV]`, from where they may be taken row by row: in the function that
 /// makes them they are kept in registers only if all that is done with them is as simple as this.
 #[inline(always)]
-pub fn put_down<S: Simd, const MR: usize, const NV: usize>(
+pub fn store_acc<S: Simd, const MR: usize, const NV: usize>(
     acc: &Acc<S, MR, NV>,
     sums: &mut [f32; MOST_SUMS],
 ) {
@@ -259,9 +259,9 @@ pub fn put_down<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// The counterpart of [`put_down`].
+/// The counterpart of [`store_acc`].
 #[inline(always)]
-pub fn take_up<S: Simd, const MR: usize, const NV: usize>(sums: &[f32], acc: &mut Acc<S, MR, NV>) {
+pub fn load_acc<S: Simd, const MR: usize, const NV: usize>(sums: &[f32], acc: &mut Acc<S, MR, NV>) {
     let sums = &S::as_simd_f32s(sums).0[..MR * NV];
     for r in 0..MR {
         for v in 0..NV {

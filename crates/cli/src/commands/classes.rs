@@ -27,9 +27,9 @@ pub(super) fn tell_class(generator: &Generator, class: Classes) {
             false => tell!("class     {} (#{class})", generator.class_name(class)),
         },
         Classes::Rows(_) => tell!("rows      {}, from the top", listed(&names(), LISTED)),
-        Classes::InTurn => {
+        Classes::Cycle => {
             tell!("classes   {} in turn: {}", thousands(n as usize), listed(&names(), LISTED));
         }
-        Classes::Untold => tell!("class     none given"),
+        Classes::Unlabelled => tell!("class     none given"),
     }
 }

@@ -2,9 +2,9 @@
 
 use crate::commands::{pairs, train};
 use crate::progress::{human_bytes, thousands};
-use ddpm::data::{Check, Found, Order, PictureShape};
+use ddpm::data::{Check, Found, ImageShape, Order};
+use ddpm::image::{Image, save_png};
 use ddpm::output::{self, Kind};
-use ddpm::picture::{Picture, save_png};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{escaped, escaped_lines, shown};
 use ddpm::train::config::{Config, OnBadFile};
@@ -16,7 +16,7 @@ use std::process::ExitCode;
 /// Classes and groups of duplicates that are listed unless all are asked for.
 const LISTED: usize = 20;
 
-/// Look at pictures before training on them
+/// Look at images before training on them
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,14 +29,14 @@ enum Command {
     Show(ShowArgs),
 }
 
-/// Read every picture and tell what there is: forms, classes, unreadable files, duplicates, memory
+/// Read every image and tell what there is: forms, classes, unreadable files, duplicates, memory
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm data check photos                       a folder of pictures, or one folder per class\n  \
+    ddpm data check photos                       a folder of images, or one folder per class\n  \
     ddpm data check photos.zip --size 64         a zip, not unpacked; what training at 64x64 needs\n  \
     ddpm data check hands --set data.csv=hands.csv --set data.csv_label_column=male\n  \
     ddpm data check --config mine.toml           the data of a file of settings\n\n\
-    The exit status is 1 if training would refuse the pictures.")]
+    The exit status is 1 if training would refuse the images.")]
 struct CheckArgs {
     #[command(flatten)]
     data: DataArgs,
@@ -45,7 +45,7 @@ struct CheckArgs {
     all: bool,
 }
 
-/// Draw a grid of the pictures as the network will see them, after all transforms
+/// Draw a grid of the images as the network will see them, after all transforms
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm data show photos --size 64              the first 64 of a training, in data.png\n  \
@@ -54,10 +54,10 @@ struct CheckArgs {
 struct ShowArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// How many pictures
+    /// How many images
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 64)]
     count: usize,
-    /// Seed of their order and of random transforms; a training with this seed begins with these pictures
+    /// Seed of their order and of random transforms; a training with this seed begins with these images
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// The PNG to write
@@ -68,10 +68,10 @@ struct ShowArgs {
     overwrite: bool,
 }
 
-/// Which pictures, and the settings they are read with: as for `ddpm train`.
+/// Which images, and the settings they are read with: as for `ddpm train`.
 #[derive(clap::Args)]
 struct DataArgs {
-    /// A folder or zip of pictures, a folder of IDX files or CIFAR batches, or one such file; the settings' data.path if
+    /// A folder or zip of images, a folder of IDX files or CIFAR batches, or one such file; the settings' data.path if
     /// not given
     path: Option<String>,
     /// A named set of settings (`ddpm config --list`)
@@ -80,10 +80,10 @@ struct DataArgs {
     /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Bring pictures to this size: one side, or HEIGHTxWIDTH
+    /// Bring images to this size: one side, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Bring pictures to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
+    /// Bring images to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
     #[arg(long, value_name = "N")]
     channels: Option<usize>,
     /// What to do about files that cannot be read: fail or skip
@@ -105,7 +105,7 @@ impl DataArgs {
         flag("data.on_bad_file", self.on_bad_file.clone());
         all.extend(more.iter().cloned());
         let own = self.path.as_deref().is_some_and(|d| d != "digits") && self.config.is_none();
-        let preset = self.preset.as_deref().or(own.then_some("pictures"));
+        let preset = self.preset.as_deref().or(own.then_some("images"));
         let loaded = Config::load_with_notes(preset, self.config.as_deref(), &all)?;
         for note in &loaded.notes {
             tell!("note: {note}");
@@ -123,7 +123,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let config = args.data.config(&[])?;
-    let Check { source, pictures, found, classes, unreadable, duplicates, notes, decoded_bytes, set } =
+    let Check { source, images, found, classes, unreadable, duplicates, notes, decoded_bytes, set } =
         check_data(&config)?;
     let out = &mut stdout().lock();
     let most = if args.all { usize::MAX } else { LISTED };
@@ -132,7 +132,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     };
 
     line(out, "data", &escaped(&source))?;
-    line(out, "pictures", &thousands(pictures as u64))?;
+    line(out, "images", &thousands(images as u64))?;
     block(out, "forms", forms(&found, most).into_iter())?;
     let listed = classes.iter().map(|(name, n)| format!("{:>8}  {}", thousands(*n as u64), escaped(name)));
     line(out, "classes", &if classes.is_empty() { "none".into() } else { thousands(classes.len() as u64) })?;
@@ -141,7 +141,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let reasons = unreadable.iter().map(|(path, reason)| format!("{}: {}", shown(path), escaped(reason)));
     block(out, "", reasons.take(most).chain(more(unreadable.len())))?;
     let spare = duplicates.iter().map(|group| group.len() - 1).sum();
-    line(out, "duplicates", &none_or(spare, "picture is there already", "pictures are there already"))?;
+    line(out, "duplicates", &none_or(spare, "image is there already", "images are there already"))?;
     let groups = duplicates.iter().map(|group| same(group, args.all));
     block(out, "", groups.take(most).chain(more(duplicates.len())))?;
 
@@ -185,11 +185,10 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
 /// The forms of the files: each of them, or where there are too many, the range of their sizes.
 fn forms(found: &[Found], most: usize) -> Vec<String> {
-    let shape = |f: &Found| PictureShape { height: f.height, width: f.width, channels: f.channels };
+    let shape = |f: &Found| ImageShape { height: f.height, width: f.width, channels: f.channels };
     if found.len() <= most {
-        let form = |f: &Found| {
-            format!("{:>8}  {}, {} bits a sample", thousands(f.pictures as u64), shape(f), f.bits)
-        };
+        let form =
+            |f: &Found| format!("{:>8}  {}, {} bits a sample", thousands(f.images as u64), shape(f), f.bits);
         return found.iter().map(form).collect();
     }
     // The most frequent form of a kind comes first.
@@ -205,7 +204,7 @@ fn forms(found: &[Found], most: usize) -> Vec<String> {
             all.iter().fold((usize::MAX, 0), |(a, b), f| (a.min(side(f)), b.max(side(f))));
         if least == greatest { least.to_string() } else { format!("{least} to {greatest}") }
     };
-    let total = |all: &[&Found]| all.iter().map(|f| f.pictures as u64).sum::<u64>();
+    let total = |all: &[&Found]| all.iter().map(|f| f.images as u64).sum::<u64>();
     kinds.sort_by_key(|(_, all)| std::cmp::Reverse(total(all)));
     let line = |(first, all): &(&Found, Vec<&Found>)| {
         let shown = shape(first).to_string();
@@ -215,7 +214,7 @@ fn forms(found: &[Found], most: usize) -> Vec<String> {
             return format!("{n:>8}  {shown}, {bits} bits a sample");
         }
         let (height, width) = (range(all, |f| f.height), range(all, |f| f.width));
-        let (sizes, often) = (thousands(all.len() as u64), thousands(first.pictures as u64));
+        let (sizes, often) = (thousands(all.len() as u64), thousands(first.images as u64));
         format!(
             "{n:>8}  {height} x {width} {channels}, {bits} bits a sample: {sizes} sizes, {size} most often ({often})"
         )
@@ -275,11 +274,11 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     let mut sheet = Sheet { columns: sheet::columns(count, data.shape()), ..Sheet::default() };
     for turn in Order::new(seed, data.len()).batch(0, count) {
         data.read(turn.index, turn.draw(seed), &mut numbers)?;
-        sheet.images.push(Picture::from_unit(&numbers, data.shape()));
+        sheet.images.push(Image::from_unit(&numbers, data.shape()));
         let class = data.label(turn.index).and_then(|label| data.classes().get(label as usize));
         sheet.captions.extend(class.cloned());
     }
     save_png(&sheet.draw()?, &args.out)?;
-    tell!("{}: {count} of {} pictures, {}", shown(&args.out), thousands(data.len() as u64), data.shape());
+    tell!("{}: {count} of {} images, {}", shown(&args.out), thousands(data.len() as u64), data.shape());
     Ok(ExitCode::SUCCESS)
 }

@@ -5,20 +5,20 @@ use super::flags::{SamplerFlags, given, stem};
 use anyhow::bail;
 use ddpm::edit::{Denoise, estimate, most_noise};
 use ddpm::generate::Request;
-use ddpm::picture::Picture;
+use ddpm::image::Image;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Take the noise from a picture: the expected clean one, or with a sampler or steps one that it may have been
+/// Take the noise from an image: the expected clean one, or with a sampler or steps one that it may have been
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm denoise runs/run-001 noisy.png                    the expected clean picture\n  \
+    ddpm denoise runs/run-001 noisy.png                    the expected clean image\n  \
     ddpm denoise runs/run-001 noisy.png --sigma 25/255     whose noise is known\n  \
     ddpm denoise runs/run-001 noisy.png --sampler dpm++2m   one that it may have been: sharper")]
 pub struct Args {
-    /// The noisy picture
+    /// The noisy image
     #[arg(index = 2)]
-    picture: PathBuf,
+    image: PathBuf,
     /// Standard deviation of the noise, as a part of the range from black to white (0.1 or 25/255); auto estimates it
     #[arg(long, value_name = "SIGMA", default_value = "auto", value_parser = sigma, allow_hyphen_values = true)]
     sigma: Sigma,
@@ -56,14 +56,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     })?;
     let generator = editor.generator();
     let (schedule, prediction) = (generator.schedule(), generator.config().diffusion.prediction);
-    let picture = editor.picture(&args.picture)?;
+    let image = editor.image(&args.image)?;
     let (sigma, sure, whence) = match args.sigma {
         Sigma::Of(sigma) => (sigma, String::new(), ""),
         Sigma::Auto => {
-            let found = estimate(&picture.numbers, picture.shape);
+            let found = estimate(&image.numbers, image.shape);
             let range =
                 format!("--sigma gives it, as 0.1 or 25/255, up to {:.3} for this run", most_noise(schedule));
-            let name = ddpm::text::shown(&args.picture);
+            let name = ddpm::text::shown(&args.image);
             if found.pattern {
                 bail!(
                     "{name}: its finest details are a pattern or texture, and no noise that could be estimated; {range}"
@@ -96,21 +96,21 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     ]);
     let mut folder = editor.folder(Named {
         command: "denoise",
-        what: format!("denoise-{}", stem(&args.picture)),
+        what: format!("denoise-{}", stem(&args.image)),
         said: [own, args.sampler.said()].concat(),
-        files: vec![("image", args.picture.clone())],
+        files: vec![("image", args.image.clone())],
         request: vec![("sigma", sigma.into()), ("sampled", args.sampler.any().into())],
     })?;
     let whole = editor.draw(
         &mut folder,
         "denoising",
-        &mut |denoiser, seeds, on_step| denoise.apply(denoiser, seeds, &picture.numbers, on_step),
+        &mut |denoiser, seeds, on_step| denoise.apply(denoiser, seeds, &image.numbers, on_step),
         &mut |_, _| Ok(()),
     )?;
     if !whole {
         return Ok(ExitCode::from(crate::INTERRUPTED));
     }
-    let before = vec![(Picture::from_unit(&picture.numbers, picture.shape), "input".to_owned())];
+    let before = vec![(Image::from_unit(&image.numbers, image.shape), "input".to_owned())];
     editor.finish(&folder, Shown { before, caption: &|_| "denoised".to_owned(), after: Vec::new() })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,10 +2,10 @@
 
 use super::folder::ImageFolder;
 use crate::progress::{Progress, thousands};
-use ddpm::data::PictureShape;
+use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::generate::{Classes, Generator, Request};
-use ddpm::picture::{Picture, save_png};
+use ddpm::image::{Image, save_png};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::sampler::{SampleStep, Seeds};
 use std::cell::{Cell, RefCell};
@@ -64,7 +64,7 @@ impl Pass<'_> {
         let shared = RefCell::new(folder);
         let wanted = |i: usize| shared.borrow().wants(i);
         let drawn = self.batches(missing, batch, &wanted, edit, &mut |first, x| {
-            shared.borrow_mut().put(first, &self.generator.pictures(x))?;
+            shared.borrow_mut().put(first, &self.generator.images(x))?;
             seen(first, x)
         });
         let folder = shared.into_inner();
@@ -118,7 +118,7 @@ pub(super) fn save_sheet(sheet: &Sheet, path: &Path) -> anyhow::Result<()> {
 }
 
 /// At most so many images of a shape go on a sheet.
-pub(super) fn at_most(asked: Option<usize>, shape: PictureShape) -> usize {
+pub(super) fn at_most(asked: Option<usize>, shape: ImageShape) -> usize {
     asked.unwrap_or(SHOWN).min(sheet::most(shape))
 }
 
@@ -142,8 +142,7 @@ pub(super) fn grid(
         let most = asked.map_or(CLASS_ROWS, |shown| (shown / columns).max(1));
         let rows = all.min(most).min(sheet::most(shape) / columns).max(1);
         let places = (0..rows).flat_map(|r| (0..columns).map(move |c| r * row + c)).filter(|&i| i < count);
-        let images =
-            places.map(|i| ddpm::picture::read_png(&folder.image(i))).collect::<ddpm::Result<_>>()?;
+        let images = places.map(|i| ddpm::image::read_png(&folder.image(i))).collect::<ddpm::Result<_>>()?;
         let row_labels = (0..rows).filter_map(|r| class.of(r * row, classes)).map(label).collect();
         let note = (columns < row || rows < all).then(|| {
             format!(
@@ -155,7 +154,7 @@ pub(super) fn grid(
     let images = folder.first(shown)?;
     let columns = sheet::columns(images.len(), shape);
     let captions = match (class, generator.classes()) {
-        (Classes::InTurn, Some(n)) => (0..images.len()).filter_map(|i| class.of(i, n)).map(label).collect(),
+        (Classes::Cycle, Some(n)) => (0..images.len()).filter_map(|i| class.of(i, n)).map(label).collect(),
         _ => Vec::new(),
     };
     let rows = images.len().div_ceil(columns);
@@ -167,5 +166,5 @@ pub(super) fn grid(
     Ok((Some(Sheet { columns, row_labels, captions, images, ..Sheet::default() }), note))
 }
 
-/// Pictures of a sheet with what stands below each.
-pub(super) type Captioned = (Picture, String);
+/// Images of a sheet with what stands below each.
+pub(super) type Captioned = (Image, String);

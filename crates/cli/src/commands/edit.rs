@@ -3,11 +3,11 @@
 use super::classes::tell_class;
 use super::drawing::{Captioned, Edit, Pass, Seen, at_most, save_sheet};
 use super::flags::{GuidanceFlags, OpenRun, RunFlags, given, sampling_record};
-use super::folder::{Asked, ImageFolder, OutFlags, Said};
+use super::folder::{Asked, FlagValue, ImageFolder, OutFlags};
 use super::sample::computed;
 use crate::signals::stop_flag;
 use anyhow::bail;
-use ddpm::data::{Single, open_picture};
+use ddpm::data::{Single, open_image};
 use ddpm::generate::{Classes, Generator, Request};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::thousands;
@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// What the commands share that begin with a picture: the class that the network is told, the run, where the result goes.
+/// What the commands share that begin with an image: the class that the network is told, the run, where the result goes.
 #[derive(clap::Args)]
 pub(super) struct EditFlags {
     /// The class that the network is told, by name or number, of a run that was trained with classes; none if not given
@@ -46,7 +46,7 @@ pub(super) struct Named {
     /// The beginning of its folder's name.
     pub what: String,
     /// The flags that were given beside those that are known here.
-    pub said: Vec<Said>,
+    pub said: Vec<FlagValue>,
     /// The files that it begins with.
     pub files: Vec<(&'static str, PathBuf)>,
     /// What else its images depend on.
@@ -74,7 +74,7 @@ impl EditFlags {
         }
         run.generator.set_stop(stop.clone());
         let class = match self.class.as_deref() {
-            None => Classes::Untold,
+            None => Classes::Unlabelled,
             Some(name) => Classes::One(run.generator.class(name)?),
         };
         let request = Request { class, guidance: self.guidance.guidance(), ..request };
@@ -93,12 +93,12 @@ impl Editor<'_> {
     }
 
     /// An image file in the form of the run's; what was done to it is told.
-    pub fn picture(&self, path: &Path) -> anyhow::Result<Single> {
-        let picture = open_picture(path, &self.generator().config().data_options())?;
-        if let Some(changes) = picture.changes() {
+    pub fn image(&self, path: &Path) -> anyhow::Result<Single> {
+        let image = open_image(path, &self.generator().config().data_options())?;
+        if let Some(changes) = image.changes() {
             tell!("{}: {changes}, as the run's images", ddpm::text::shown(path));
         }
-        Ok(picture)
+        Ok(image)
     }
 
     fn pass(&self, request: Request, what: &'static str) -> Pass<'_> {

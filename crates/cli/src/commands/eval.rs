@@ -1,15 +1,15 @@
 //! `ddpm eval`.
 
 use super::flags::{Bounds, DataFlags, NoiseVariance, OpenRun, RunFlags, choice, given};
-use super::folder::{Said, differing, make_folder, name};
+use super::folder::{FlagValue, differing, make_folder, name};
 use crate::progress::{Progress, human_time, thousands};
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use ddpm::bound::{self, Bound, Estimate, Options};
 use ddpm::data::Dataset;
 use ddpm::generate::BATCH;
+use ddpm::image::save_png;
 use ddpm::output::{self, Kind};
-use ddpm::picture::save_png;
 use ddpm::text::counted;
 use ddpm::train::write_file;
 use serde_json::{Map, Value, json};
@@ -21,10 +21,10 @@ use std::time::Instant;
 
 /// Images that are measured unless another number is asked for.
 const COUNT: usize = 256;
-/// Terms that are measured of each picture unless another number is asked for.
+/// Terms that are measured of each image unless another number is asked for.
 const TERMS: usize = 64;
 
-/// Measure how well a run has learnt its pictures
+/// Measure how well a run has learnt its images
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm eval runs/run-001                        bits that a value of an image takes, at most: a table and a plot\n  \
@@ -42,7 +42,7 @@ pub struct Args {
     /// How many of them, evenly spread
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = COUNT)]
     count: usize,
-    /// How many of the bound's terms are measured of each picture, drawn at random, more of them at low noise: an estimate
+    /// How many of the bound's terms are measured of each image, drawn at random, more of them at low noise: an estimate
     /// without bias, with its standard error; all: each term; 64 if not given, or all where there are hardly more
     #[arg(long, value_name = "N")]
     terms: Option<String>,
@@ -52,10 +52,10 @@ pub struct Args {
     /// The variance of the steps; the run's (sampling.variance) if not given, learned where it is
     #[arg(long, value_name = "WHICH")]
     variance: Option<NoiseVariance>,
-    /// How expected pictures are held within black and white; the run's way (sampling.threshold) if not given
+    /// How expected images are held within black and white; the run's way (sampling.threshold) if not given
     #[arg(long, value_name = "HOW")]
     threshold: Option<Bounds>,
-    /// Most pictures at once
+    /// Most images at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
     /// Where table and plot go; if not given, a folder in RUN/eval with the name of the checkpoint and all that is said
@@ -220,7 +220,7 @@ impl Place {
 
 impl Args {
     /// What was asked for besides the checkpoint, with other data by its name and a part of its fingerprint.
-    fn said(&self, run: &OpenRun, fingerprint: &str) -> Vec<Said> {
+    fn said(&self, run: &OpenRun, fingerprint: &str) -> Vec<FlagValue> {
         let data = self.data.name().map(|name| format!("{name}-{}", &fingerprint[..8]));
         given([
             ("data", data),
@@ -253,7 +253,7 @@ fn summary(bound: &Bound) -> Vec<String> {
         Some(error) => format!("{name:20} {:9.5} +- {error:.5} bits/dim", e.mean),
         None => format!("{name:20} {:9.5} bits/dim", e.mean),
     };
-    let images = counted(bound.pictures, "image");
+    let images = counted(bound.images, "image");
     let error = if bound.total.standard_error.is_some() { "; +- is the standard error" } else { "" };
     vec![
         line("variational bound", &bound.total),

@@ -1,6 +1,6 @@
 //! What the commands that draw with a run share: flags, progress, files.
 
-use super::folder::Said;
+use super::folder::FlagValue;
 use super::pairs;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -90,7 +90,7 @@ pub(super) struct OpenRun {
 
 impl OpenRun {
     /// Which weights were asked for.
-    pub fn said(&self) -> Vec<Said> {
+    pub fn said(&self) -> Vec<FlagValue> {
         let number = self.step.strip_prefix("step-").and_then(|n| n.parse::<u64>().ok());
         let step = number.map_or_else(|| self.step.clone(), |n| n.to_string());
         given([("weights", self.weights.clone()), ("checkpoint", self.named.then_some(step))])
@@ -134,7 +134,7 @@ pub(super) fn weights_of(run: &Path, at: Option<&Path>, asked: &Which) -> anyhow
 }
 
 /// Those of the flags that have a value.
-pub(super) fn given<const N: usize>(flags: [(&'static str, Option<String>); N]) -> Vec<Said> {
+pub(super) fn given<const N: usize>(flags: [(&'static str, Option<String>); N]) -> Vec<FlagValue> {
     flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect()
 }
 
@@ -143,10 +143,10 @@ pub(super) fn choice(value: impl ValueEnum) -> Option<String> {
     value.to_possible_value().map(|value| value.get_name().to_owned())
 }
 
-/// Pictures that a run is held against.
+/// Images that a run is held against.
 #[derive(clap::Args)]
 pub(super) struct DataFlags {
-    /// The pictures, as `ddpm train --data`; the run's own if not given
+    /// The images, as `ddpm train --data`; the run's own if not given
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
     /// How they are read, as data.csv=table.csv, where it is not as the run's (see `ddpm config`); may be given more than once
@@ -161,11 +161,11 @@ impl DataFlags {
         self.data.as_deref().map(|path| stem(Path::new(path))).or_else(own)
     }
 
-    /// The data set. A CSV file of the run's names the run's pictures, and has nothing to say of others.
+    /// The data set. A CSV file of the run's names the run's images, and has nothing to say of others.
     pub fn open(&self, generator: &Generator) -> anyhow::Result<Box<dyn Dataset>> {
         let said = pairs(&self.set)?;
         if let Some((key, _)) = said.iter().find(|(key, _)| !key.starts_with("data.")) {
-            bail!("--set {key}: only settings of the pictures can be given here, as data.csv=table.csv");
+            bail!("--set {key}: only settings of the images can be given here, as data.csv=table.csv");
         }
         let mut over: Vec<(String, String)> = Vec::new();
         if let Some(path) = &self.data {
@@ -219,7 +219,7 @@ fn tell_skipped(newest: &Newest) {
 /// The sampler and what it can be told.
 #[derive(clap::Args)]
 pub(super) struct SamplerFlags {
-    /// How pictures are drawn, by the sampler's name; ddpm if not given
+    /// How images are drawn, by the sampler's name; ddpm if not given
     #[arg(long, value_name = "NAME", long_help = samplers())]
     sampler: Option<String>,
     /// Denoising steps; the sampler's own number if not given, all of the schedule's with ddpm
@@ -245,7 +245,7 @@ pub(super) struct LevelFlags {
     /// Which noise levels the steps visit: linspace, uniform, trailing, quadratic, karras, exponential or sigma
     #[arg(long, value_name = "NAME")]
     pub spacing: Option<Spacing>,
-    /// How expected pictures are held within black and white; the run's way (sampling.threshold) if not given
+    /// How expected images are held within black and white; the run's way (sampling.threshold) if not given
     #[arg(long, value_name = "HOW")]
     threshold: Option<Bounds>,
 }
@@ -310,7 +310,7 @@ impl SamplerFlags {
     }
 
     /// What was asked for.
-    pub fn said(&self) -> Vec<Said> {
+    pub fn said(&self) -> Vec<FlagValue> {
         let own = given([
             ("sampler", self.sampler.clone()),
             ("steps", self.steps.map(|n| n.to_string())),
@@ -324,7 +324,7 @@ impl SamplerFlags {
 
 impl LevelFlags {
     /// What was asked for.
-    pub fn said(&self) -> Vec<Said> {
+    pub fn said(&self) -> Vec<FlagValue> {
         let spacing = self.spacing.map(|spacing| spacing.to_string());
         given([("spacing", spacing), ("threshold", self.threshold.and_then(choice))])
     }
@@ -349,10 +349,10 @@ pub(super) fn sampling_record(options: &Options) -> serde_json::Map<String, serd
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// How far pictures go towards their class.
+/// How far images go towards their class.
 #[derive(clap::Args)]
 pub(super) struct GuidanceFlags {
-    /// How far pictures go towards their class: 1 as told, 2 to 5 further and less varied, 0 not told
+    /// How far images go towards their class: 1 as told, 2 to 5 further and less varied, 0 not told
     #[arg(long = "guidance", value_name = "SCALE", default_value_t = 1.0, allow_negative_numbers = true)]
     scale: f64,
     /// Guide only where the noise is within these sigmas, noise to signal, as 0.3,5
@@ -366,7 +366,7 @@ impl GuidanceFlags {
     }
 
     /// What was asked for.
-    pub fn said(&self) -> Vec<Said> {
+    pub fn said(&self) -> Vec<FlagValue> {
         let scale = (self.scale != Guidance::default().scale).then(|| self.scale.to_string());
         let interval = self.interval.map(|(low, high)| format!("{low}-{high}"));
         given([("guidance", scale), ("guidance-interval", interval)])
@@ -379,13 +379,13 @@ fn interval(text: &str) -> Result<(f64, f64), String> {
     both.ok_or_else(|| "give two sigmas, the lower first, as 0.3,5".to_owned())
 }
 
-/// Seed and batch of many pictures from one.
+/// Seed and batch of many images from one.
 #[derive(clap::Args)]
-pub(super) struct ManyFlags {
-    /// Seed; picture i depends on it and on i alone
+pub(super) struct BatchFlags {
+    /// Seed; image i depends on it and on i alone
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Most pictures at once
+    /// Most images at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     pub batch_size: usize,
 }

@@ -7,8 +7,8 @@
 use super::flags::stem;
 use anyhow::{Context, bail};
 use ddpm::Error;
+use ddpm::image::{Image, read_png, save_png};
 use ddpm::output::{self, Kind};
-use ddpm::picture::{Picture, read_png, save_png};
 use ddpm::text::{capped, quoted_value, shown, thousands};
 use ddpm::train::run::RunFolder;
 use ddpm::train::write_file;
@@ -34,7 +34,7 @@ const BESIDE: [(&str, Kind); 6] = [
 const NAMED: usize = 4;
 
 /// A flag that was given, with its value: images that are drawn in another way have a folder of another name.
-pub(super) type Said = (&'static str, String);
+pub(super) type FlagValue = (&'static str, String);
 
 /// Where results go, and what becomes of what is there.
 #[derive(clap::Args)]
@@ -56,7 +56,7 @@ pub(super) struct Asked<'a> {
     pub command: &'static str,
     /// The beginning of the folder's name, and the rest of it.
     pub what: String,
-    pub said: Vec<Said>,
+    pub said: Vec<FlagValue>,
     /// All that the images depend on beside their numbers.
     pub request: Map<String, Value>,
     /// What they depend on in their last digits.
@@ -211,14 +211,14 @@ impl ImageFolder {
     }
 
     /// Writes images, the first of which is number `first`, but for those that are there.
-    pub fn put(&mut self, first: usize, pictures: &[Picture]) -> ddpm::Result<()> {
+    pub fn put(&mut self, first: usize, images: &[Image]) -> ddpm::Result<()> {
         if !self.begun {
             self.begin()?;
             self.begun = true;
         }
-        for (i, picture) in (first..self.count).zip(pictures) {
+        for (i, image) in (first..self.count).zip(images) {
             if self.wants(i) {
-                save_png(picture, &self.image(i))?;
+                save_png(image, &self.image(i))?;
                 self.written += 1;
             }
         }
@@ -277,7 +277,7 @@ impl ImageFolder {
     }
 
     /// The first `n` images, whoever drew them.
-    pub fn first(&self, n: usize) -> ddpm::Result<Vec<Picture>> {
+    pub fn first(&self, n: usize) -> ddpm::Result<Vec<Image>> {
         (0..n.min(self.count)).map(|i| read_png(&self.image(i))).collect()
     }
 
@@ -347,7 +347,7 @@ pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
 const MAX_NAME: usize = 120;
 
 /// `vary-cat-seed-0-strength-0.3`: on every system a name, however long those are that it is made of.
-pub(super) fn name(what: &str, said: &[Said]) -> String {
+pub(super) fn name(what: &str, said: &[FlagValue]) -> String {
     let parts = said.iter().map(|(flag, value)| format!("-{flag}-{value}"));
     let whole: String = std::iter::once(what.to_owned()).chain(parts).collect();
     let mut safe = String::new();
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn folders_are_named_by_what_was_said() {
-        let said = |pairs: &[(&'static str, &str)]| -> Vec<Said> {
+        let said = |pairs: &[(&'static str, &str)]| -> Vec<FlagValue> {
             pairs.iter().map(|&(flag, value)| (flag, value.to_owned())).collect()
         };
         assert_eq!(name("seed-7", &[]), "seed-7");
@@ -395,7 +395,7 @@ mod tests {
         let (a, b) = (name(&long("a"), &[]), name(&long("b"), &[]));
         assert!(a.len() <= MAX_NAME && b.len() <= MAX_NAME && a != b, "{a} {b}");
         assert!(a.starts_with("denoise-東京"), "{a}");
-        let said: Vec<Said> = vec![("class", "x".repeat(300)), ("weights", "y".repeat(300))];
+        let said: Vec<FlagValue> = vec![("class", "x".repeat(300)), ("weights", "y".repeat(300))];
         assert!(name("seed-0", &said).len() <= MAX_NAME);
         std::fs::create_dir(tempfile::tempdir().unwrap().path().join(a)).unwrap();
     }

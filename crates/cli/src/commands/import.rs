@@ -31,7 +31,7 @@ pub struct Args {
     /// Which of several sets of weights in the file; if not given, the averaged ones where there is one such set
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// Size of the pictures: one side, or HEIGHTxWIDTH
+    /// Size of the images: one side, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
     /// Number of diffusion steps T that the network was trained with
@@ -101,7 +101,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let run = imported.save(&root, name.as_deref())?;
     let path = quoted(run.path());
-    tell!("\ndraw pictures:  ddpm sample {path} -n 64 --seed 7");
+    tell!("\ndraw images:  ddpm sample {path} -n 64 --seed 7");
     tell!("train it on:    ddpm train --resume {path} --data FOLDER");
     writeln!(std::io::stdout(), "{}", shown(run.path()))?;
     Ok(ExitCode::SUCCESS)
@@ -109,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Tells what was found, and what was not.
 fn tell(imported: &Imported) {
-    let (config, channels) = (&imported.config, imported.config.picture_channels().unwrap_or(0));
+    let (config, channels) = (&imported.config, imported.config.image_channels().unwrap_or(0));
     tell!(
         "weights   {}{}",
         shown(&imported.file),
@@ -127,8 +127,8 @@ fn tell(imported: &Imported) {
     for (key, value) in config.network_settings() {
         tell!("          {key} = {value}");
     }
-    if let Some(size) = config.picture_size() {
-        tell!("pictures  {size}, {channels} channel{}", if channels == 1 { "" } else { "s" });
+    if let Some(size) = config.image_size() {
+        tell!("images  {size}, {channels} channel{}", if channels == 1 { "" } else { "s" });
     }
     let d = &config.diffusion;
     tell!(

@@ -1,10 +1,10 @@
 //! `ddpm inpaint`.
 
 use super::edit::{EditFlags, Named, Shown};
-use super::flags::{LevelFlags, ManyFlags, given, stem};
+use super::flags::{BatchFlags, LevelFlags, given, stem};
 use ddpm::edit::{RePaint, gap};
 use ddpm::generate::Request;
-use ddpm::picture::Picture;
+use ddpm::image::Image;
 use ddpm::sampler::Options;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,7 +16,7 @@ const RESAMPLINGS: usize = 5;
 /// What is to be filled, as the sheet shows it.
 const GAP: u8 = 128;
 
-/// Fill a part of a picture with what a run expects beside the rest (RePaint)
+/// Fill a part of an image with what a run expects beside the rest (RePaint)
 #[derive(clap::Args)]
 #[command(
     after_help = "White in the mask is what is filled; black is kept as it is. Of two values, as 0 and 1, the brighter is filled;\n\
@@ -26,10 +26,10 @@ const GAP: u8 = 128;
     ddpm inpaint runs/run-001 cat.png --mask mask.png --resamplings 10   fits better, takes longer"
 )]
 pub struct Args {
-    /// The picture
+    /// The image
     #[arg(index = 2)]
-    picture: PathBuf,
-    /// A picture of the same size: white is filled, black is kept
+    image: PathBuf,
+    /// An image of the same size: white is filled, black is kept
     #[arg(long, value_name = "FILE")]
     mask: PathBuf,
     /// Fill what the mask does not mark: black is filled, white is kept
@@ -38,7 +38,7 @@ pub struct Args {
     /// How many fillings
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 4)]
     count: usize,
-    /// Denoising steps from noise to picture; 100 if not given
+    /// Denoising steps from noise to image; 100 if not given
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// So many steps are taken back at once; 5 if not given
@@ -51,7 +51,7 @@ pub struct Args {
     #[command(flatten)]
     levels: LevelFlags,
     #[command(flatten)]
-    many: ManyFlags,
+    many: BatchFlags,
     #[command(flatten)]
     edit: EditFlags,
 }
@@ -73,8 +73,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let threshold = sampling.threshold.unwrap_or_default();
     let repaint = RePaint { levels, jump, resamplings, variance: sampling.variance, threshold };
     repaint.check()?;
-    let picture = editor.picture(&args.picture)?;
-    let gap = gap(&args.mask, &picture, &generator.config().data_options(), args.invert_mask)?;
+    let image = editor.image(&args.image)?;
+    let gap = gap(&args.mask, &image, &generator.config().data_options(), args.invert_mask)?;
     tell!("{}: {}", ddpm::text::shown(&args.mask), gap.taken);
 
     let own = given([
@@ -85,9 +85,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     ]);
     let mut folder = editor.folder(Named {
         command: "inpaint",
-        what: format!("inpaint-{}-{}-seed-{seed}", stem(&args.picture), stem(&args.mask)),
+        what: format!("inpaint-{}-{}-seed-{seed}", stem(&args.image), stem(&args.mask)),
         said: [own, args.levels.said()].concat(),
-        files: vec![("image", args.picture.clone()), ("mask", args.mask.clone())],
+        files: vec![("image", args.image.clone()), ("mask", args.mask.clone())],
         request: vec![
             ("invert_mask", args.invert_mask.into()),
             ("steps", steps.into()),
@@ -98,15 +98,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let whole = editor.draw(
         &mut folder,
         "filling",
-        &mut |denoiser, seeds, on_step| {
-            repaint.fill(denoiser, seeds, &picture.numbers, &gap.unknown, on_step)
-        },
+        &mut |denoiser, seeds, on_step| repaint.fill(denoiser, seeds, &image.numbers, &gap.unknown, on_step),
         &mut |_, _| Ok(()),
     )?;
     if !whole {
         return Ok(ExitCode::from(crate::INTERRUPTED));
     }
-    let input = Picture::from_unit(&picture.numbers, picture.shape);
+    let input = Image::from_unit(&image.numbers, image.shape);
     let mut masked = input.clone();
     masked.data.iter_mut().zip(&gap.unknown).filter(|(_, unknown)| **unknown).for_each(|(v, _)| *v = GAP);
     let before = vec![(input, "input".to_owned()), (masked, "mask".to_owned())];

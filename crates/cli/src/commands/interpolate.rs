@@ -5,30 +5,30 @@ use super::flags::{given, stem};
 use anyhow::{Context, bail};
 use ddpm::edit::{Inversion, slerp};
 use ddpm::generate::Request;
-use ddpm::picture::Picture;
+use ddpm::image::Image;
 use ddpm::process::Prediction;
 use ddpm::sampler::{Ddim, Options, Sampler, Seeds, Threshold, find};
 use ddpm_engine::rng::Purpose;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Go from one picture to another, through the noise that they come from
+/// Go from one image to another, through the noise that they come from
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm interpolate runs/run-001 a.png b.png            eight pictures, and a sheet of them\n  \
-    ddpm interpolate runs/run-001 seed:3 seed:4 -n 16    between the pictures that two seeds draw\n  \
-    ddpm interpolate runs/run-001 a.png seed:7           from a picture to a drawn one")]
+    ddpm interpolate runs/run-001 a.png b.png            eight images, and a sheet of them\n  \
+    ddpm interpolate runs/run-001 seed:3 seed:4 -n 16    between the images that two seeds draw\n  \
+    ddpm interpolate runs/run-001 a.png seed:7           from an image to a drawn one")]
 pub struct Args {
-    /// The first picture: a file, or seed:N for what the run draws from that seed
+    /// The first image: a file, or seed:N for what the run draws from that seed
     #[arg(index = 2, value_name = "A")]
     from: PathBuf,
-    /// The last picture
+    /// The last image
     #[arg(index = 3, value_name = "B")]
     to: PathBuf,
-    /// How many pictures, the two ends among them
+    /// How many images, the two ends among them
     #[arg(short = 'n', long = "n", alias = "count", value_name = "N", default_value_t = 8)]
     count: usize,
-    /// DDIM's steps from noise to picture; 50 if not given
+    /// DDIM's steps from noise to image; 50 if not given
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
     /// Most iterations with which a step back is solved; it ends before where the step forward undoes it
@@ -50,8 +50,8 @@ const FAR: f32 = 8.0;
 enum End {
     /// What the run draws from a seed.
     Seed(u64),
-    /// A picture, in the run's form.
-    Picture(Vec<f32>),
+    /// An image, in the run's form.
+    Image(Vec<f32>),
 }
 
 impl End {
@@ -63,7 +63,7 @@ impl End {
                     number.with_context(|| format!("seed:{seed}: give a whole number, as seed:3"))?,
                 ))
             }
-            None => Ok(Self::Picture(editor.picture(path)?.numbers)),
+            None => Ok(Self::Image(editor.image(path)?.numbers)),
         }
     }
 
@@ -72,8 +72,8 @@ impl End {
         if let Self::Seed(seed) = self { format!("seed {seed}") } else { "an image".to_owned() }
     }
 
-    fn picture(&self) -> Option<&[f32]> {
-        if let Self::Picture(x_0) = self { Some(x_0) } else { None }
+    fn image(&self) -> Option<&[f32]> {
+        if let Self::Image(x_0) = self { Some(x_0) } else { None }
     }
 }
 
@@ -82,14 +82,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let sampling = Options { sampler: find("ddim")?, steps: args.steps, threshold, ..Options::default() };
     let editor = args.edit.open(|_| Ok(Request { count: args.count, sampling, ..Request::default() }))?;
     if args.count < 2 {
-        bail!("-n {}: the two ends are among the pictures; give at least 2", args.count);
+        bail!("-n {}: the two ends are among the images; give at least 2", args.count);
     }
     let (generator, request, interrupted) = (editor.generator(), editor.request, crate::INTERRUPTED);
     let schedule = generator.schedule();
     let paths = [&args.from, &args.to];
     let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
-    // From where nothing is left of a picture there is no way back to it: then as for a network that predicts noise.
-    let prediction = match ends.iter().any(|end| end.picture().is_some()) {
+    // From where nothing is left of an image there is no way back to it: then as for a network that predicts noise.
+    let prediction = match ends.iter().any(|end| end.image().is_some()) {
         true => Prediction::Eps,
         false => generator.config().diffusion.prediction,
     };
@@ -106,7 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
         ]),
         files: files
-            .filter(|(_, end)| end.picture().is_some())
+            .filter(|(_, end)| end.image().is_some())
             .map(|((key, path), _)| (key, path.clone()))
             .collect(),
         request: vec![
@@ -119,7 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     })?;
 
     let values = generator.shape().values();
-    let x_0: Vec<f32> = ends.iter().filter_map(End::picture).flatten().copied().collect();
+    let x_0: Vec<f32> = ends.iter().filter_map(End::image).flatten().copied().collect();
     let mut noises = Vec::new();
     if !x_0.is_empty() {
         let inversion =
@@ -133,7 +133,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let mut found = noises.chunks(values);
     let mut noise = |end: &End| match end {
-        End::Picture(_) => found.next().unwrap_or_default().to_vec(),
+        End::Image(_) => found.next().unwrap_or_default().to_vec(),
         End::Seed(seed) => {
             let mut x = vec![0.0; values];
             Seeds { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
@@ -149,7 +149,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         &mut folder,
         "drawing",
         &mut |denoiser, seeds, on_step| {
-            // A last batch may have more places than there are pictures left.
+            // A last batch may have more places than there are images left.
             let x: Vec<f32> =
                 (0..denoiser.batch()).flat_map(|i| slerp(&a, &b, part(seeds.first as usize + i))).collect();
             ddim.sample_from(Some(&x), denoiser, seeds, on_step)
@@ -170,20 +170,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 
     let own = |i: usize| {
-        let x_0 = ends[i].picture()?;
+        let x_0 = ends[i].image()?;
         if let Some(again) = &met[i] {
             let off = 127.5 * farthest(x_0, again);
             let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
             tell!("{} is met within {off:.2} of 255{more}", ddpm::text::shown(paths[i]));
         }
-        Some((Picture::from_unit(x_0, generator.shape()), "input".to_owned()))
+        Some((Image::from_unit(x_0, generator.shape()), "input".to_owned()))
     };
     let (before, after) = (own(0).into_iter().collect(), own(1).into_iter().collect());
     editor.finish(&folder, Shown { before, caption: &|i| format!("{:.0} %", 100.0 * part(i)), after })?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The greatest difference of two pictures' numbers, of what can be seen of them; NaN where a number is none.
+/// The greatest difference of two images' numbers, of what can be seen of them; NaN where a number is none.
 fn farthest(a: &[f32], b: &[f32]) -> f32 {
     // A maximum would pass over a NaN.
     let off = a.iter().zip(b).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs());

@@ -8,16 +8,16 @@ use crate::progress::Progress;
 use anyhow::bail;
 use ddpm::data::{Dataset, Draw};
 use ddpm::generate::Generator;
+use ddpm::image::{Image, read_png};
 use ddpm::nearest::{Judged, LEAST, Nearest, Verdict, among, judge, nearest, quantile};
 use ddpm::output::DISTANCES;
-use ddpm::picture::{Picture, read_png};
 use ddpm::plot::Sheet;
 use ddpm::train::write_file;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
-/// Pictures of the data whose nearest others are looked for.
+/// Images of the data whose nearest others are looked for.
 const AMONG: usize = 1000;
 /// Samples that are looked for at once.
 const AT_ONCE: usize = 4096;
@@ -25,13 +25,13 @@ const AT_ONCE: usize = 4096;
 const SHOWN: usize = 64;
 const ROW: usize = 4;
 
-/// Find out whether a run copies: draw pictures, and set the nearest training picture beside each
+/// Find out whether a run copies: draw images, and set the nearest training image beside each
 #[derive(clap::Args)]
 #[group(skip)]
 #[command(after_help = "Examples:\n  \
     ddpm nearest runs/run-001                              64 samples, in runs/run-001/samples/seed-0\n  \
     ddpm nearest runs/run-001 -n 500 --sampler dpm++2m     more, faster\n  \
-    ddpm nearest runs/imported --data photos               of an imported run, whose pictures are not known")]
+    ddpm nearest runs/imported --data photos               of an imported run, whose images are not known")]
 pub struct Args {
     #[command(flatten)]
     sample: sample::Args,
@@ -39,12 +39,12 @@ pub struct Args {
     data: DataFlags,
 }
 
-/// The pictures that samples are compared with.
+/// The images that samples are compared with.
 fn open(generator: &Generator, flags: &DataFlags) -> anyhow::Result<Box<dyn Dataset>> {
     let data = flags.open(generator)?;
     let shape = generator.shape();
     if data.shape() != shape {
-        bail!("the data has pictures of {} now, and the run's are of {shape}", data.shape());
+        bail!("the data has images of {} now, and the run's are of {shape}", data.shape());
     }
     Ok(data)
 }
@@ -91,7 +91,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The nearest of the data's pictures for each of a folder's images, so many of these at a time.
+/// The nearest of the data's images for each of a folder's images, so many of these at a time.
 fn search(
     folder: &ImageFolder,
     data: &dyn Dataset,
@@ -115,7 +115,7 @@ fn search(
     Ok(found)
 }
 
-/// The nearest samples, each beside its training picture.
+/// The nearest samples, each beside its training image.
 fn pairs(
     folder: &ImageFolder,
     data: &dyn Dataset,
@@ -128,16 +128,16 @@ fn pairs(
     for &i in order.iter().take(SHOWN) {
         let Nearest { index, mirrored, distance } = found[i];
         let turned = if mirrored { ", mirrored" } else { "" };
-        sheet.images.extend([read_png(&folder.image(i))?, training_picture(data, index)?]);
+        sheet.images.extend([read_png(&folder.image(i))?, training_image(data, index)?]);
         sheet.captions.extend([i.to_string(), format!("{index}: {distance:.3}{turned}")]);
     }
     Ok(sheet)
 }
 
-fn training_picture(data: &dyn Dataset, index: usize) -> anyhow::Result<Picture> {
+fn training_image(data: &dyn Dataset, index: usize) -> anyhow::Result<Image> {
     let mut numbers = vec![0.0; data.shape().values()];
     data.read(index, Draw::default(), &mut numbers)?;
-    Ok(Picture::from_unit(&numbers, data.shape()))
+    Ok(Image::from_unit(&numbers, data.shape()))
 }
 
 /// What the distances say, in sentences.
@@ -146,17 +146,17 @@ fn summary(found: &[Nearest], own: &[Nearest]) -> Vec<String> {
         let [least, middle, most] = [0.0, 0.5, 1.0].map(|part| quantile(all, part));
         format!("{least:.4} to {most:.4}, half below {middle:.4}")
     };
-    let mut lines = vec![format!("samples to their nearest training picture:          {}", range(found))];
+    let mut lines = vec![format!("samples to their nearest training image:          {}", range(found))];
     if own.is_empty() {
-        lines.push("no verdict: a single training picture has no other to measure by".to_owned());
+        lines.push("no verdict: a single training image has no other to measure by".to_owned());
         return lines;
     }
-    lines.push(format!("training pictures to their nearest other (of {:5}):  {}", own.len(), range(own)));
-    // Pictures that are in the data twice are not near by chance, and nothing is nearer than they are.
+    lines.push(format!("training images to their nearest other (of {:5}):  {}", own.len(), range(own)));
+    // Images that are in the data twice are not near by chance, and nothing is nearer than they are.
     let twice = own.iter().filter(|n| n.distance <= 0.0).count();
     if twice > 0 {
         lines.push(format!(
-            "{twice} of these {} training pictures have an exact duplicate, which networks learn by heart first; they are left \
+            "{twice} of these {} training images have an exact duplicate, which networks learn by heart first; they are left \
              out of what follows",
             own.len()
         ));
@@ -165,16 +165,16 @@ fn summary(found: &[Nearest], own: &[Nearest]) -> Vec<String> {
     let Judged { near, samples, own: apart, verdict } = judged;
     let than = match apart {
         0 => return lines,
-        n if n < 100 => format!("any of {n} training pictures is to another"),
-        _ => "99 of 100 training pictures are to one another".to_owned(),
+        n if n < 100 => format!("any of {n} training images is to another"),
+        _ => "99 of 100 training images are to one another".to_owned(),
     };
     let percent = |part: f64| format!("{:.1} %", 100.0 * part);
     let verdict = match verdict {
         Verdict::TooFew => format!(
-            "too few to say whether the run copies ({samples} samples and {apart} training pictures; {LEAST} of both are needed)"
+            "too few to say whether the run copies ({samples} samples and {apart} training images; {LEAST} of both are needed)"
         ),
         Verdict::Copies => {
-            "more than chance: the run copies; more pictures, flips and crops, or fewer steps help".to_owned()
+            "more than chance: the run copies; more images, flips and crops, or fewer steps help".to_owned()
         }
         Verdict::Chance(most) => {
             format!("no more than chance (at most {} of all samples are, at 95 % confidence)", percent(most))
@@ -206,12 +206,12 @@ mod tests {
         let own: Vec<_> = (0..1000).map(|i| at(0.1 + f64::from(i) * 1e-4)).collect();
         let fresh: Vec<_> = (0..64).map(|i| at(0.1005 + f64::from(i) * 1e-3)).collect();
         let said = |found: &[Nearest], own: &[Nearest]| summary(found, own).join("\n");
-        assert!(said(&fresh, &own).contains("1 of 64 samples are nearer than 99 of 100 training pictures"));
+        assert!(said(&fresh, &own).contains("1 of 64 samples are nearer than 99 of 100 training images"));
         assert!(said(&fresh, &own).contains("no more than chance (at most 8.4 % of all samples"));
         let copies: Vec<_> = (0..64).map(|i| at(f64::from(i) * 1e-3)).collect();
         assert!(said(&copies, &own).contains("the run copies"));
         assert!(said(&copies, &[]).contains("no verdict"));
-        assert!(said(&copies, &own[..50]).contains("nearer than any of 50 training pictures is"));
+        assert!(said(&copies, &own[..50]).contains("nearer than any of 50 training images is"));
         // Three images, of which one is noise.
         let few = [at(0.01), at(0.02), at(0.7)];
         assert!(said(&few, &own).contains("2 of 3 samples") && said(&few, &own).contains("too few to say"));
@@ -223,7 +223,7 @@ mod tests {
         let twice: Vec<_> = (0..1000).map(|i| at(if i < 40 { 0.0 } else { own[i].distance })).collect();
         let lines = summary(&copies, &twice);
         assert!(
-            lines[2].starts_with("40 of these 1000 training pictures have an exact duplicate"),
+            lines[2].starts_with("40 of these 1000 training images have an exact duplicate"),
             "{lines:?}"
         );
         assert!(lines[3].contains("the run copies"), "{lines:?}");

@@ -8,7 +8,7 @@ use crate::signals::stop_flag;
 use anyhow::bail;
 use clap::ValueEnum;
 use ddpm::generate::{BATCH, Classes, Generator, Request};
-use ddpm::picture::{self, Picture, save_gif, save_png};
+use ddpm::image::{self, Image, save_gif, save_png};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{shown, thousands};
 use serde_json::{Map, Value};
@@ -22,29 +22,29 @@ use std::sync::atomic::AtomicBool;
 /// Images of each class unless another number is asked for.
 const ROW: usize = 8;
 
-/// Moments of a denoising strip, noise to picture.
+/// Moments of a denoising strip, noise to image.
 const MOMENTS: usize = 10;
-/// Pictures unless another number is asked for.
+/// Images unless another number is asked for.
 const COUNT: usize = 64;
-/// Most pictures whose denoising is shown.
+/// Most images whose denoising is shown.
 const STRIPS: usize = 8;
 /// Time of a frame of the GIF, and of its last, in milliseconds.
 const FRAME_MS: (u16, u16) = (120, 1500);
 
-/// Draw new pictures from a trained run
+/// Draw new images from a trained run
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm sample runs/run-001 -n 64 --seed 7      a grid, and 64 PNGs in samples/seed-7/images\n  \
     ddpm sample runs/run-001 --steps 100         faster, a little worse\n  \
-    ddpm sample runs/run-001 --sampler ddim      in 50 steps, the same picture from the same noise\n  \
+    ddpm sample runs/run-001 --sampler ddim      in 50 steps, the same image from the same noise\n  \
     ddpm sample runs/run-001 --class 3 --guidance 3   one class, of a run with classes\n  \
-    ddpm sample runs/run-001 -n 8 --progress x0  how the pictures come out of the noise\n  \
+    ddpm sample runs/run-001 -n 8 --progress x0  how the images come out of the noise\n  \
     ddpm sample runs/run-001 -n 50000 --resume   go on where this was stopped")]
 pub struct Args {
-    /// How many pictures; 64 if not given, and 8 of each with --class all
+    /// How many images; 64 if not given, and 8 of each with --class all
     #[arg(short = 'n', long = "count", value_name = "N")]
     count: Option<usize>,
-    /// Seed; picture i depends on it and on i alone
+    /// Seed; image i depends on it and on i alone
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -55,10 +55,10 @@ pub struct Args {
     class: Option<String>,
     #[command(flatten)]
     guidance: GuidanceFlags,
-    /// Most pictures at once
+    /// Most images at once
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
-    /// Also write the denoising strip and a GIF: of the expected pictures (x0) or of the noisy ones (xt)
+    /// Also write the denoising strip and a GIF: of the expected images (x0) or of the noisy ones (xt)
     #[arg(long, value_name = "WHAT")]
     progress: Option<Show>,
     /// How many images the grid shows: the first 100 if not given, or with --class all up to 10 of each of 40 classes; 0 for none
@@ -107,7 +107,7 @@ pub(super) struct Drawing {
 }
 
 /// A moment of drawing: after so many steps, these images.
-type Moment = (usize, Vec<Picture>);
+type Moment = (usize, Vec<Image>);
 
 /// What the last digits of images depend on.
 pub(super) fn computed(generator: &Generator) -> Map<String, Value> {
@@ -123,7 +123,7 @@ impl Args {
         let all = self.class.as_deref() == Some(ALL);
         let count = self.count.unwrap_or(if all { ROW * classes(generator) } else { COUNT });
         let class = match self.class.as_deref() {
-            None => Classes::InTurn,
+            None => Classes::Cycle,
             Some(ALL) => Classes::Rows(rows_of(count, classes(generator))?),
             Some(name) => Classes::One(generator.class(name)?),
         };
@@ -143,8 +143,8 @@ impl Args {
         let class = match request.class {
             Classes::Rows(row) => format!("{row} of each"),
             Classes::One(class) => run.generator.class_name(class),
-            Classes::InTurn => "in turn".to_owned(),
-            Classes::Untold => "none".to_owned(),
+            Classes::Cycle => "in turn".to_owned(),
+            Classes::Unlabelled => "none".to_owned(),
         };
         let (low, high) = request.guidance.interval;
         record.insert("seed".to_owned(), request.seed.into());
@@ -198,7 +198,7 @@ pub(super) fn draw<T>(
                 {
                     let values = if show == Show::X0 { &step.x_0 } else { &step.x };
                     let shown = values.chunks(shape.values()).take(request.count.min(STRIPS));
-                    let images = shown.map(|p| Picture::from_unit(p, shape)).collect();
+                    let images = shown.map(|p| Image::from_unit(p, shape)).collect();
                     moments.borrow_mut().push((step.done, images));
                 }
                 on_step(step)
@@ -243,7 +243,7 @@ fn is_moment(done: usize, steps: usize) -> bool {
 /// The strip (a row for each image, noise to image) and the GIF (a grid at each moment).
 fn write_progress(moments: &[Moment], out: &Path) -> ddpm::Result<[PathBuf; 2]> {
     let count = moments.first().map_or(0, |(_, images)| images.len());
-    let images: Vec<Picture> =
+    let images: Vec<Image> =
         (0..count).flat_map(|i| moments.iter().map(move |(_, images)| images[i].clone())).collect();
     let strip = out.join("progress.png");
     let sheet = Sheet {
@@ -257,9 +257,9 @@ fn write_progress(moments: &[Moment], out: &Path) -> ddpm::Result<[PathBuf; 2]> 
     let gif = out.join("progress.gif");
     let frame = |(_, images): &Moment| {
         let shape = images[0].shape();
-        picture::grid(images, sheet::columns(images.len(), shape), 2).enlarge(sheet::factor(shape))
+        image::grid(images, sheet::columns(images.len(), shape), 2).enlarge(sheet::factor(shape))
     };
-    let frames: Vec<Picture> = moments.iter().map(frame).collect();
+    let frames: Vec<Image> = moments.iter().map(frame).collect();
     save_gif(&frames, FRAME_MS.0, FRAME_MS.1, &gif)?;
     Ok([strip, gif])
 }
@@ -269,7 +269,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_strip_has_ten_moments_and_ends_with_the_picture() {
+    fn a_strip_has_ten_moments_and_ends_with_the_image() {
         for steps in [1, 3, 10, 37, 1000] {
             let moments: Vec<usize> = (1..=steps).filter(|&d| is_moment(d, steps)).collect();
             assert_eq!(moments.len(), MOMENTS.min(steps));

@@ -4,8 +4,8 @@ use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ddpm::data::{Dataset, Draw};
+use ddpm::image::{Image, save_png};
 use ddpm::output::{self, Kind};
-use ddpm::picture::{Picture, save_png};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
 use ddpm::schedule::Schedule;
@@ -16,16 +16,16 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Moments of a strip of the forward process, the picture itself and pure noise among them.
+/// Moments of a strip of the forward process, the image itself and pure noise among them.
 const MOMENTS: usize = 10;
-/// Longest side of a picture in a strip, in pixels, unless a size is given.
+/// Longest side of an image in a strip, in pixels, unless a size is given.
 const LONGEST: usize = 128;
 
-/// Draw what is behind a training: noise schedules, and how a picture is lost in noise
+/// Draw what is behind a training: noise schedules, and how an image is lost in noise
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm show schedules                     compare the noise schedules: schedules.png\n  \
-    ddpm show noising cat.jpg               how a picture is lost in noise: noising.png\n  \
+    ddpm show noising cat.jpg               how an image is lost in noise: noising.png\n  \
     ddpm show noising --data photos --size 64 --schedule linear --schedule cosine")]
 pub struct Args {
     #[command(subcommand)]
@@ -38,7 +38,7 @@ enum What {
     Noising(NoisingArgs),
 }
 
-/// Plot the noise schedules side by side: what is left of the picture, and the signal-to-noise ratio
+/// Plot the noise schedules side by side: what is left of the image, and the signal-to-noise ratio
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm show schedules                                       all schedules, 1000 timesteps\n  \
@@ -56,7 +56,7 @@ struct SchedulesArgs {
     overwrite: bool,
 }
 
-/// Draw the forward process: a picture at ten moments from itself to noise, a row for each schedule
+/// Draw the forward process: an image at ten moments from itself to noise, a row for each schedule
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm show noising cat.jpg                     with every schedule\n  \
@@ -64,16 +64,16 @@ struct SchedulesArgs {
     ddpm show noising --data mnist-folder --index 7\n  \
     ddpm show noising                             one of the built-in digits")]
 struct NoisingArgs {
-    /// A picture file
-    #[arg(value_name = "PICTURE", conflicts_with_all = ["data", "index"])]
-    picture: Option<PathBuf>,
-    /// Take the picture from a data set: all that `ddpm train --data` takes
+    /// An image file
+    #[arg(value_name = "IMAGE", conflicts_with_all = ["data", "index"])]
+    image: Option<PathBuf>,
+    /// Take the image from a data set: all that `ddpm train --data` takes
     #[arg(long, value_name = "PATH", default_value = "digits")]
     data: String,
-    /// Which picture of the data set, from 0
+    /// Which image of the data set, from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     index: usize,
-    /// Bring the picture to this size: one side, or HEIGHTxWIDTH; at most 128 pixels a side if not given
+    /// Bring the image to this size: one side, or HEIGHTxWIDTH; at most 128 pixels a side if not given
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
     /// Seed of the noise, the same in all rows
@@ -108,12 +108,12 @@ fn schedule_parser() -> impl TypedValueParser<Value = ScheduleKind> {
 }
 
 impl Schedules {
-    /// The settings, over a preset that leaves the pictures as they are; `more` goes over `--set`.
+    /// The settings, over a preset that leaves the images as they are; `more` goes over `--set`.
     fn config(&self, more: &[(String, String)]) -> anyhow::Result<Config> {
         let mut overrides = pairs(&self.set)?;
         overrides.extend(more.iter().cloned());
         overrides.extend(self.timesteps.map(|t| ("diffusion.timesteps".to_owned(), t.to_string())));
-        Ok(Config::load(Some("pictures"), None, &overrides)?)
+        Ok(Config::load(Some("images"), None, &overrides)?)
     }
 
     /// The chosen schedules by name; equal ones together.
@@ -137,7 +137,7 @@ impl Schedules {
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (picture, out) = match args.what {
+    let (image, out) = match args.what {
         What::Schedules(args) => {
             output::check(&args.out, Kind::Png, args.overwrite)?;
             let all = args.schedules.all(&args.schedules.config(&[])?)?;
@@ -148,27 +148,27 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (noising(&args)?, args.out)
         }
     };
-    save_png(&picture, &out)?;
+    save_png(&image, &out)?;
     writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn noising(args: &NoisingArgs) -> anyhow::Result<Picture> {
-    let path = args.picture.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
+fn noising(args: &NoisingArgs) -> anyhow::Result<Image> {
+    let path = args.image.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
     let mut config = args.schedules.config(&[("data.path".to_owned(), path)])?;
     let schedules = args.schedules.all(&config)?;
-    // No network sees the picture: any size does.
+    // No network sees the image: any size does.
     if let Some(text) = &args.size {
         config.data.size = Some(size(text)?);
     }
     let data = open(&mut config)?;
     if args.index >= data.len() {
-        bail!("{} has {} pictures; give --index 0 to {}", data.summary().source, data.len(), data.len() - 1);
+        bail!("{} has {} images; give --index 0 to {}", data.summary().source, data.len(), data.len() - 1);
     }
     let shape = data.shape();
     let mut x_0 = vec![0.0; shape.values()];
     data.read(args.index, Draw::default(), &mut x_0)?;
-    // A noise of its own for each picture, which all rows share: they differ by the schedule alone.
+    // A noise of its own for each image, which all rows share: they differ by the schedule alone.
     let mut eps = vec![0.0; x_0.len()];
     Stream::new(args.seed, Purpose::Noise, 0, args.index as u32).fill_normal(&mut eps);
 
@@ -178,17 +178,17 @@ fn noising(args: &NoisingArgs) -> anyhow::Result<Picture> {
     let rows: Vec<Strip> = schedules
         .into_iter()
         .map(|(label, schedule)| {
-            let picture = |&steps: &usize| match steps {
-                0 => Picture::from_unit(&x_0, shape),
+            let image = |&steps: &usize| match steps {
+                0 => Image::from_unit(&x_0, shape),
                 t => {
                     q_sample(&schedule, t - 1, &x_0, &eps, &mut x_t);
-                    Picture::from_unit(&x_t, shape)
+                    Image::from_unit(&x_t, shape)
                 }
             };
-            Strip { label, pictures: moments.iter().map(picture).collect() }
+            Strip { label, images: moments.iter().map(image).collect() }
         })
         .collect();
-    let title = format!("The picture after t of T = {} steps of noise", config.diffusion.timesteps);
+    let title = format!("The image after t of T = {} steps of noise", config.diffusion.timesteps);
     Ok(strips(&title, &columns, &rows)?)
 }
 
@@ -202,7 +202,7 @@ fn size(text: &str) -> anyhow::Result<Size> {
         .with_context(|| format!("--size {text}: give one side in pixels, or HEIGHTxWIDTH, as 28x32"))
 }
 
-/// Opens the data set, its pictures no larger than fits a strip unless they have a size already.
+/// Opens the data set, its images no larger than fits a strip unless they have a size already.
 fn open(config: &mut Config) -> anyhow::Result<Box<dyn Dataset>> {
     let data = open_data(config)?;
     let shape = data.shape();
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_go_from_the_picture_to_noise() {
+    fn moments_go_from_the_image_to_noise() {
         assert_eq!(moments(1000), [0, 111, 222, 333, 444, 556, 667, 778, 889, 1000]);
         assert_eq!(moments(9), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
         assert_eq!(moments(2), [0, 1, 2]);

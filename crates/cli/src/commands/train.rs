@@ -20,30 +20,30 @@ const TIMING: Duration = Duration::from_secs(3);
 /// A first step that takes longer than this is announced.
 const LONG_STEP: Duration = Duration::from_secs(5);
 
-/// Train a network on pictures, or take up an earlier run
+/// Train a network on images, or take up an earlier run
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm train                                     the built-in digits and a small network\n  \
-    ddpm train --data photos --size 32             a folder of pictures, or one folder per class\n  \
+    ddpm train --data photos --size 32             a folder of images, or one folder per class\n  \
     ddpm train --preset mnist --data mnist-folder  the DDPM-Pytorch tutorial's system\n  \
     ddpm train --config default.yaml               the tutorial's own file\n  \
     ddpm train --data photos --dry-run             only tell what it would take\n  \
     ddpm train --resume runs/run-001               go on where a run stopped")]
 pub struct Args {
-    /// A folder or zip of pictures (flat, or one folder per class), or a folder of IDX files or CIFAR batches; `digits`
+    /// A folder or zip of images (flat, or one folder per class), or a folder of IDX files or CIFAR batches; `digits`
     /// are the built-in ones
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// A named set of settings (`ddpm config --list`); `pictures` if only --data is given, else `digits`
+    /// A named set of settings (`ddpm config --list`); `images` if only --data is given, else `digits`
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     preset: Option<String>,
     /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     config: Option<PathBuf>,
-    /// Bring pictures to this size: one side, or HEIGHTxWIDTH
+    /// Bring images to this size: one side, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Bring pictures to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
+    /// Bring images to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
     #[arg(long, value_name = "N")]
     channels: Option<usize>,
     /// What to do about files that cannot be read: fail or skip
@@ -55,7 +55,7 @@ pub struct Args {
     /// Passes over the data in all
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
-    /// Pictures a step
+    /// Images a step
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
     /// Learning rate
@@ -168,7 +168,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         None => {
             let own = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
-            let preset = args.preset.as_deref().or(own.then_some("pictures"));
+            let preset = args.preset.as_deref().or(own.then_some("images"));
             let mut loaded = Config::load_with_notes(preset, args.config.as_deref(), &overrides)?;
             for note in &loaded.notes {
                 tell!("note: {note}");
@@ -320,7 +320,7 @@ fn tell_data(data: &Summary, bytes: u64) {
     tell!(
         "data      {}: {}, {}, {} bit{classes}, {} in memory",
         escaped(&data.source),
-        count(data.pictures as u64, "picture"),
+        count(data.images as u64, "image"),
         data.shape,
         data.bit_depth,
         human_bytes(bytes)

@@ -46,9 +46,9 @@ fn a_person_is_told_everything() {
         "\n  memory   arena ",
         "\nforward ",
         "\nsample ",
-        "a step of 4 pictures, 20 steps each: ",
+        "a step of 4 images, 20 steps each: ",
         "\nsample-one ",
-        "a step of one picture, ",
+        "a step of one image, ",
         "\nconv2d_weight_grad ",
         "\nslowest nodes\n",
     ] {
@@ -61,7 +61,7 @@ fn json_has_the_same_and_agrees_with_itself() {
     let out = bench(&["--runs=2", "--json", "--profile", "--set=train.accumulate=2"]).out;
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["network"], "attention");
-    assert_eq!(report["picture"], serde_json::json!([12, 12, 1]));
+    assert_eq!(report["image"], serde_json::json!([12, 12, 1]));
     let peak = positive(&report["peak_gflops"]);
     assert!(peak < 1e5, "{peak}");
     let parts = report["parts"].as_array().unwrap();
@@ -72,13 +72,13 @@ fn json_has_the_same_and_agrees_with_itself() {
         let [least, median, most] = ["least", "seconds", "most"].map(|k| positive(&part[k]));
         assert!(least <= median && median <= most);
         let images = positive(&part["images_per_second"]) * median * positive(&part["steps"]);
-        assert!((images / positive(&part["pictures"]) - 1.0).abs() < 1e-9);
+        assert!((images / positive(&part["images"]) - 1.0).abs() < 1e-9);
         if cfg!(target_os = "linux") {
             assert!(positive(&part["resident_bytes"]) >= positive(&part["arena_bytes"]));
         }
     }
-    assert_eq!([&parts[0]["pictures"], &parts[1]["pictures"], &parts[3]["pictures"]], [8, 4, 1]);
-    // Eight pictures forward and back against four forward.
+    assert_eq!([&parts[0]["images"], &parts[1]["images"], &parts[3]["images"]], [8, 4, 1]);
+    // Eight images forward and back against four forward.
     let (step, pass) = (positive(&parts[0]["gflop"]), positive(&parts[1]["gflop"]));
     assert!((4.0..=6.5).contains(&(step / pass)), "{step} {pass}");
     let shares = parts[0]["shares"].as_array().unwrap();
@@ -91,7 +91,7 @@ fn json_has_the_same_and_agrees_with_itself() {
 }
 
 #[test]
-fn random_pictures_have_any_size_and_channels_and_need_no_files() {
+fn random_images_have_any_size_and_channels_and_need_no_files() {
     let sets = ["--set=data.path=not-there", "--set=data.size=[16, 24]", "--set=data.channels=3"];
     let done = bench(&[&["--only=forward", "--runs=1", "--random-data"], &sets[..]].concat());
     assert!(done.out.contains("16x24 RGB"), "{}", done.out);

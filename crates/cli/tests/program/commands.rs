@@ -8,8 +8,7 @@ fn a_dry_run_tells_the_plan_and_writes_nothing() {
     let place = Place::new();
     let args = [&["train", "--dry-run", "--steps=7", "--threads=1"], &TINY[..]].concat();
     let done = place.ddpm(&args).well();
-    for part in
-        ["64 pictures, 12x12 grey", " parameters\n", " a checkpoint\n", "for 7 steps of ", "1 thread,"]
+    for part in ["64 images, 12x12 grey", " parameters\n", " a checkpoint\n", "for 7 steps of ", "1 thread,"]
     {
         assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
     }
@@ -25,7 +24,7 @@ fn a_dry_run_of_a_step_of_minutes_tells_what_is_known_at_once_and_ends_soon() {
     use std::io::BufRead;
     let place = Place::new();
     for i in 0..6 {
-        crate::support::picture(&place.path(format!("cars/{i}.png")), 80, 100, 20 * i);
+        crate::support::image(&place.path(format!("cars/{i}.png")), 80, 100, 20 * i);
     }
     // 3e12 operations a step.
     let begun = std::time::Instant::now();
@@ -87,23 +86,20 @@ fn printed_settings_are_read_back() {
 #[test]
 fn the_tutorials_file_is_understood() {
     let place = Place::new();
-    let picture = |class: u8| place.path(format!("data/train/images/{class}/{class}.png"));
+    let image = |class: u8| place.path(format!("data/train/images/{class}/{class}.png"));
     for class in 0..3 {
-        crate::support::picture(&picture(class), 28, 28, class);
+        crate::support::image(&image(class), 28, 28, class);
     }
     fs::write(place.path("default.yaml"), TUTORIAL).unwrap();
     let args = ["train", "--config", "default.yaml", "--dry-run", "--batch-size=1"];
     let done = place.ddpm(&args).well();
-    for part in [
-        "3 pictures, 28x28 grey",
-        "3 classes",
-        "for 120 steps of ",
-        "note: train_params.ckpt_name is not used",
-    ] {
+    for part in
+        ["3 images, 28x28 grey", "3 classes", "for 120 steps of ", "note: train_params.ckpt_name is not used"]
+    {
         assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
     }
-    // The size is that of the file, whatever the pictures have.
-    crate::support::picture(&picture(1), 40, 32, 3);
+    // The size is that of the file, whatever the images have.
+    crate::support::image(&image(1), 40, 32, 3);
     let done = place.ddpm(&args).well();
     assert!(done.err.contains("resized to 28x28"), "{}", done.err);
     let other = TUTORIAL.replace("im_size", "im_sice");

@@ -1,11 +1,11 @@
 //! `ddpm data`, and training on every form of data.
 
-use crate::support::{Place, TINY, losses, picture};
+use crate::support::{Place, TINY, image, losses};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-/// Steps on the pictures that `more` names.
+/// Steps on the images that `more` names.
 fn train(place: &Place, more: &[&str]) -> crate::support::Done {
     let tiny: Vec<&str> = TINY.into_iter().filter(|f| !f.contains("data.path")).collect();
     place.ddpm(&[&["train", "--steps=3"], &tiny[..], more].concat())
@@ -45,22 +45,22 @@ fn zip(path: &Path, files: &[(&str, &[u8])], claimed: Option<u32>) {
 }
 
 #[test]
-fn check_tells_all_about_the_pictures() {
+fn check_tells_all_about_the_images() {
     let place = Place::new();
     for i in 0..6u8 {
-        picture(&place.path(format!("set/{}/{i}.png", ["cat", "dog"][i as usize % 2])), 12, 12, 20 * i);
+        image(&place.path(format!("set/{}/{i}.png", ["cat", "dog"][i as usize % 2])), 12, 12, 20 * i);
     }
     fs::copy(place.path("set/cat/0.png"), place.path("set/dog/again.png")).unwrap();
     let done = place.ddpm(&["data", "check", "set", "--set=attention.down_sample=[true,true]"]).well();
     for part in [
         "data        set\n",
-        "pictures    7\n",
+        "images    7\n",
         "7  12x12 grey, 8 bits a sample",
         "classes     2\n",
         "3  cat",
         "4  dog",
         "unreadable  none",
-        "duplicates  1 picture is there already",
+        "duplicates  1 image is there already",
         "set/cat/0.png = set/dog/again.png",
         "trained as  12x12 grey, 8 bits",
         "memory      ",
@@ -72,31 +72,31 @@ fn check_tells_all_about_the_pictures() {
     fs::write(place.path("set/dog/a.jpg"), "text").unwrap();
     fs::write(place.path("set/dog/b.jpg"), "").unwrap();
     let done = place.ddpm(&["data", "check", "set"]).fails(1, &[]);
-    for part in ["unreadable  2 files", "a.jpg: is not a picture", "b.jpg: is empty", "--on-bad-file skip"] {
+    for part in ["unreadable  2 files", "a.jpg: is not an image", "b.jpg: is empty", "--on-bad-file skip"] {
         assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
     }
     let done = place.ddpm(&["data", "check", "set", "--on-bad-file=skip"]).well();
     assert!(done.out.contains("b.jpg: is empty") && done.out.contains("memory  "), "{}", done.out);
 
     // What a training would refuse is told in the same words.
-    picture(&place.path("set/dog/large.png"), 20, 12, 3);
+    image(&place.path("set/dog/large.png"), 20, 12, 3);
     let done = place.ddpm(&["data", "check", "set", "--on-bad-file=skip"]).fails(1, &[]);
     assert!(done.out.contains("refused     ") && done.out.contains("2 sizes"), "{}", done.out);
     place.ddpm(&["data", "check", "set", "--on-bad-file=skip", "--size=16"]).well();
     place.ddpm(&["data", "check", "sat"]).fails(1, &["did you mean set?"]);
     let done = place.ddpm(&["data", "check", "digits", "--set=data.digits_count=50"]).well();
-    assert!(done.out.contains("pictures    50"), "{}", done.out);
+    assert!(done.out.contains("images    50"), "{}", done.out);
 }
 
 #[test]
 fn show_draws_what_the_network_will_see() {
     let place = Place::new();
     for i in 0..10u8 {
-        picture(&place.path(format!("set/{i}.png")), 12, 20, 20 * i);
+        image(&place.path(format!("set/{i}.png")), 12, 20, 20 * i);
     }
     let show = |more: &[&str]| place.ddpm(&[&["data", "show", "set", "--size=8"], more].concat()).well();
     let done = show(&[]);
-    assert!(done.err.contains("data.png: 10 of 10 pictures, 8x8 grey"), "{}", done.err);
+    assert!(done.err.contains("data.png: 10 of 10 images, 8x8 grey"), "{}", done.err);
     let grid = |name: &str| image::open(place.path(name)).unwrap().to_luma8();
     // Five a row, enlarged by 11, six pixels between and twelve around.
     assert_eq!(grid("data.png").dimensions(), (5 * 94 + 18, 2 * 94 + 18));
@@ -114,16 +114,16 @@ fn show_draws_what_the_network_will_see() {
 }
 
 #[test]
-fn a_csv_file_names_the_pictures_from_wherever_the_run_is_taken_up() {
+fn a_csv_file_names_the_images_from_wherever_the_run_is_taken_up() {
     let place = Place::new();
     for i in 0..4u8 {
-        picture(&place.path(format!("hands/{}.png", 1377 + u32::from(i))), 12, 12, 60 * i);
+        image(&place.path(format!("hands/{}.png", 1377 + u32::from(i))), 12, 12, 60 * i);
     }
     let mut table = fs::File::create(place.path("hands.csv")).unwrap();
     table.write_all(b"id,boneage,male\n1377,180,False\n1379,12,True\n").unwrap();
     let csv = "--set=data.csv=hands.csv";
     let done = train(&place, &["--data=hands", csv, "--set=data.csv_label_column=male", "--name=r"]).well();
-    assert!(done.err.contains("2 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
+    assert!(done.err.contains("2 images, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
     let elsewhere = place.path("hands");
     let mut resume = place.command(&["train", "--resume", "../runs/r", "--steps=4"]);
     let resumed: crate::support::Done = resume.current_dir(elsewhere).output().unwrap().into();
@@ -144,13 +144,13 @@ fn a_zip_is_trained_on_without_being_unpacked() {
     let mut files = Vec::new();
     for i in 0..5u8 {
         let name = format!("{}/{i}.png", ["cat", "dog"][i as usize % 2]);
-        picture(&place.path(format!("set/{name}")), 12, 12, 50 * i);
+        image(&place.path(format!("set/{name}")), 12, 12, 50 * i);
         files.push((name.clone(), fs::read(place.path(format!("set/{name}"))).unwrap()));
     }
     let files: Vec<_> = files.iter().map(|(name, bytes)| (&**name, &bytes[..])).collect();
     zip(&place.path("set.zip"), &files, None);
     let done = train(&place, &["--data=set.zip", "--name=zip"]).well();
-    assert!(done.err.contains("5 pictures, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
+    assert!(done.err.contains("5 images, 12x12 grey, 8 bit, 2 classes"), "{}", done.err);
     // The folder in the same order, the zip again with nothing kept in memory: the same losses.
     train(&place, &["--data=set", "--name=folder"]).well();
     train(&place, &["--data=set.zip", "--name=outside", "--set=data.memory_mib=0"]).well();
@@ -170,10 +170,10 @@ fn a_zip_is_trained_on_without_being_unpacked() {
 }
 
 #[test]
-fn odd_pictures_are_read_or_refused_by_name() {
+fn odd_images_are_read_or_refused_by_name() {
     let place = Place::new();
-    picture(&place.path("set/plain.png"), 12, 12, 30);
-    // A header that says 60,000 x 60,000 on a picture of 12 x 12.
+    image(&place.path("set/plain.png"), 12, 12, 30);
+    // A header that says 60,000 x 60,000 on an image of 12 x 12.
     let mut huge = fs::read(place.path("set/plain.png")).unwrap();
     huge[16..24].copy_from_slice(&[60_000u32.to_be_bytes(); 2].concat());
     let sum = crc(&huge[12..29]);
@@ -194,8 +194,7 @@ fn odd_pictures_are_read_or_refused_by_name() {
     train(&place, &["--data=set"])
         .fails(1, &["1 file cannot be read as an image", "huge.png: is too large: over 32768 pixels a side"]);
     let done = place.ddpm(&["data", "check", "set", "--size=12", "--on-bad-file=skip"]).well();
-    for part in
-        ["pictures    4", "1x1 grey", "12x12 grey, 16 bits a sample", "trained as  12x12 grey, 16 bits"]
+    for part in ["images    4", "1x1 grey", "12x12 grey, 16 bits a sample", "trained as  12x12 grey, 16 bits"]
     {
         assert!(done.out.contains(part), "{part:?} is not in: {}", done.out);
     }
@@ -203,17 +202,17 @@ fn odd_pictures_are_read_or_refused_by_name() {
 }
 
 #[test]
-fn pictures_that_go_while_they_are_trained_on_are_named() {
+fn images_that_go_while_they_are_trained_on_are_named() {
     let place = Place::new();
     for i in 0..6u8 {
-        picture(&place.path(format!("set/{i}.png")), 12, 12, 40 * i);
+        image(&place.path(format!("set/{i}.png")), 12, 12, 40 * i);
     }
     train(&place, &["--data=set", "--name=r", "--set=data.memory_mib=0"]).well();
     // What is gone before a run is taken up is only missing; what is broken is told.
     fs::write(place.path("set/3.png"), "broken").unwrap();
     place
         .ddpm(&["train", "--resume", "r", "--steps=9"])
-        .fails(1, &["set/3.png: is not a picture", "--on-bad-file skip"]);
+        .fails(1, &["set/3.png: is not an image", "--on-bad-file skip"]);
 }
 
 #[test]
@@ -231,7 +230,7 @@ fn hundreds_of_sizes_are_told_as_a_range() {
         "forms             40  12 to 18 x 20 to 59 grey, 8 bits a sample: 40 sizes, ",
         "1  8x9 RGBA, 8 bits a sample",
         "(--all lists every size)",
-        "notes       1 file ignored: not named as pictures",
+        "notes       1 file ignored: not named as images",
         "41 sizes, 8 to 18 x 9 to 59 (height x width): ",
         " and 36 more; --size",
     ] {
@@ -246,7 +245,7 @@ fn a_run_with_another_order_of_classes_goes_on_with_its_own() {
     let place = Place::new();
     for (i, name) in ["1", "2", "10"].iter().enumerate() {
         for k in 0..2 {
-            picture(&place.path(format!("set/{name}/{k}.png")), 12, 12, (60 * i + 9 * k) as u8);
+            image(&place.path(format!("set/{name}/{k}.png")), 12, 12, (60 * i + 9 * k) as u8);
         }
     }
     let more = ["--data=set", "--set=attention.num_class_embeds=3"];

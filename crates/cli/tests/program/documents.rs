@@ -3,7 +3,7 @@
 //! A document is read from top to bottom in one folder, which holds the files that its commands name. Runs that take hours
 //! are interrupted once they have begun: what is tested is that the command is accepted, finds what it names, and computes.
 
-use crate::support::{Done, Place, TUTORIAL, interrupt, picture};
+use crate::support::{Done, Place, TUTORIAL, image, interrupt};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -216,7 +216,7 @@ fn images_to_edit(place: &Place) {
     for (name, value) in
         [("cat.png", 60), ("cat.jpg", 60), ("a.png", 100), ("b.png", 180), ("noisy.png", 120)]
     {
-        picture(&place.path(name), 16, 16, value);
+        image(&place.path(name), 16, 16, value);
     }
     let mask = image::GrayImage::from_fn(16, 16, |x, _| image::Luma([if x < 8 { 255 } else { 0 }]));
     mask.save(place.path("mask.png")).unwrap();

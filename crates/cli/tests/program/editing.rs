@@ -1,18 +1,18 @@
 //! `ddpm inpaint`, `vary`, `interpolate` and `denoise`.
 
-use crate::support::{Place, names, picture};
+use crate::support::{Place, image, names};
 use ddpm::data::digits::Digits;
 use ddpm::data::{Dataset, Draw};
-use ddpm::picture::{Picture, save_png};
+use ddpm::image::{Image, save_png};
 use image::{GrayImage, Luma};
 use std::fs;
 
-/// A run of pictures of 12x12, two pictures of that size, and a mask of which the right half is white.
+/// A run of images of 12x12, two images of that size, and a mask of which the right half is white.
 fn place(more: &[&str]) -> Place {
     let place = Place::new();
     place.train("r", 3, 0, more).well();
-    picture(&place.path("a.png"), 12, 12, 60);
-    picture(&place.path("b.png"), 12, 12, 180);
+    image(&place.path("a.png"), 12, 12, 60);
+    image(&place.path("b.png"), 12, 12, 180);
     let mask = GrayImage::from_fn(12, 12, |x, _| Luma([if x >= 6 { 255 } else { 0 }]));
     mask.save(place.path("mask.png")).unwrap();
     place
@@ -29,7 +29,7 @@ fn sheet(place: &Place, path: &str) -> (u32, u32) {
 }
 
 #[test]
-fn a_filled_picture_has_the_known_pixels_and_others_by_the_seed() {
+fn a_filled_image_has_the_known_pixels_and_others_by_the_seed() {
     let place = place(&["--set=diffusion.prediction=v"]);
     let fill = |out: &str, more: &[&str]| {
         let args = ["inpaint", "r", "a.png", "--mask", "mask.png", "--resamplings", "2", "--out", out];
@@ -60,8 +60,8 @@ fn a_filled_picture_has_the_known_pixels_and_others_by_the_seed() {
 fn a_filling_has_the_variance_of_the_run() {
     let place = Place::new();
     GrayImage::from_pixel(12, 12, Luma([255])).save(place.path("all.png")).unwrap();
-    picture(&place.path("a.png"), 12, 12, 60);
-    // Filling all of a picture, without going back, is drawing one.
+    image(&place.path("a.png"), 12, 12, 60);
+    // Filling all of an image, without going back, is drawing one.
     for (run, setting) in [
         ("learned", "--set=diffusion.learned_variance=true"),
         ("large", "--set=sampling.variance=large"),
@@ -78,7 +78,7 @@ fn a_filling_has_the_variance_of_the_run() {
 }
 
 #[test]
-fn calls_do_not_mix_their_pictures() {
+fn calls_do_not_mix_their_images() {
     let place = place(&[]);
     let vary = |args: &[&str]| {
         let done = place.ddpm(&[&["vary", "r", "a.png"], args].concat()).well();
@@ -102,7 +102,7 @@ fn calls_do_not_mix_their_pictures() {
 }
 
 #[test]
-fn a_variation_of_no_strength_is_the_picture_and_of_all_a_sample() {
+fn a_variation_of_no_strength_is_the_image_and_of_all_a_sample() {
     let place = place(&[]);
     let vary = |strength: &str, more: &[&str]| {
         let args = ["vary", "r", "a.png", "-n", "2", "--out", "out", "--strength", strength];
@@ -124,7 +124,7 @@ fn a_variation_of_no_strength_is_the_picture_and_of_all_a_sample() {
 }
 
 #[test]
-fn the_ends_of_an_interpolation_are_the_pictures() {
+fn the_ends_of_an_interpolation_are_the_images() {
     // Sixty steps of training, so that the network is not what it began as.
     let place = Place::new();
     place.train("r", 60, 0, &["--set=diffusion.timesteps=200"]).well();
@@ -132,7 +132,7 @@ fn the_ends_of_an_interpolation_are_the_pictures() {
     for (i, name) in ["a.png", "b.png"].into_iter().enumerate() {
         let mut values = vec![0.0; 144];
         digits.read(i, Draw::default(), &mut values).unwrap();
-        save_png(&Picture::from_unit(&values, digits.shape()), &place.path(name)).unwrap();
+        save_png(&Image::from_unit(&values, digits.shape()), &place.path(name)).unwrap();
     }
     let go = |from: &str, to: &str| {
         let args = ["interpolate", "r", from, to, "-n", "5", "--steps", "20", "--out", "out"];
@@ -152,8 +152,8 @@ fn the_ends_of_an_interpolation_are_the_pictures() {
         "{}",
         done.err
     );
-    assert_eq!(sheet(&place, "out/sheet.png"), (3, 3), "the pictures themselves at both ends");
-    // Drawn pictures are those of `ddpm sample`.
+    assert_eq!(sheet(&place, "out/sheet.png"), (3, 3), "the images themselves at both ends");
+    // Drawn images are those of `ddpm sample`.
     let args = ["--sampler", "ddim", "--steps", "20", "--threshold", "none", "--out", "drawn"];
     place.ddpm(&[&["sample", "r", "-n", "1", "--seed", "3"][..], &args].concat()).well();
     let (_, made) = go("seed:3", "a.png");
@@ -163,7 +163,7 @@ fn the_ends_of_an_interpolation_are_the_pictures() {
 }
 
 #[test]
-fn seeds_are_what_is_sampled_where_nothing_is_left_of_a_picture_and_with_classes() {
+fn seeds_are_what_is_sampled_where_nothing_is_left_of_a_image_and_with_classes() {
     let settings = [
         "--set=diffusion.zero_terminal_snr=true",
         "--set=diffusion.prediction=v",
@@ -188,7 +188,7 @@ fn seeds_are_what_is_sampled_where_nothing_is_left_of_a_picture_and_with_classes
     let (_, made) = go("seed:3", "seed:4", &["--steps", "6"]);
     let untold = ["--class", "3", "--guidance", "0", "--steps", "6"];
     assert!(made == [sample("3", &untold), sample("4", &untold)]);
-    // A picture is found where something is left of it, and is met.
+    // An image is found where something is left of it, and is met.
     let (told, made) = go("a.png", "seed:4", &["--class", "3", "--steps", "19"]);
     let off = made[0].as_raw().iter().zip(grey(&place, "a.png").as_raw()).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(off <= Some(1), "{off:?}, {told}");
@@ -199,7 +199,7 @@ fn noise_is_estimated_told_and_taken() {
     let place = place(&[]);
     let denoise = |more: &[&str]| {
         let done = place.ddpm(&[&["denoise", "r", "a.png", "--out", "out"], more].concat()).well();
-        assert_eq!(sheet(&place, "out/sheet.png"), (2, 1), "the picture and the result");
+        assert_eq!(sheet(&place, "out/sheet.png"), (2, 1), "the image and the result");
         (done.err, grey(&place, "out/images/000000.png"))
     };
     let input = grey(&place, "a.png");
@@ -215,7 +215,7 @@ fn noise_is_estimated_told_and_taken() {
 }
 
 #[test]
-fn pictures_are_brought_to_the_runs_form_and_it_is_said() {
+fn images_are_brought_to_the_runs_form_and_it_is_said() {
     let place = place(&[]);
     let wide = image::RgbImage::from_fn(40, 24, |x, y| image::Rgb([(6 * x) as u8, (9 * y) as u8, 30]));
     wide.save(place.path("wide.png")).unwrap();
@@ -242,7 +242,7 @@ fn what_cannot_be_edited_is_refused_with_the_choices() {
     };
     GrayImage::from_pixel(10, 14, Luma([255])).save(place.path("small.png")).unwrap();
     GrayImage::new(12, 12).save(place.path("black.png")).unwrap();
-    fs::write(place.path("text.png"), "no picture").unwrap();
+    fs::write(place.path("text.png"), "no image").unwrap();
     refused("inpaint r a.png --mask small.png", &["small.png: the mask is 14x10 and the image 12x12"]);
     refused(
         "inpaint r a.png --mask black.png",
@@ -256,7 +256,7 @@ fn what_cannot_be_edited_is_refused_with_the_choices() {
     );
     refused("inpaint r a.png --mask mask.png --resamplings 0", &["resamplings: 0 is out of range"]);
     refused("inpaint r a.png --mask mask.png -n 0", &["must be at least 1"]);
-    refused("vary r text.png", &["text.png: is not a picture"]);
+    refused("vary r text.png", &["text.png: is not an image"]);
     refused("vary r a.png --strength 1.5", &["strength: 1.5 is out of range; give 0"]);
     refused("vary r a.png --steps 21", &["the schedule allows 1 to 20"]);
     refused("vary r a.png --sampler ddin", &["did you mean ddim?", "the samplers are ddpm"]);

@@ -1,6 +1,6 @@
 //! What goes wrong is told with its place and the way out, and leaves what was good as it was.
 
-use crate::support::{Place, TINY, losses, names, picture, state};
+use crate::support::{Place, TINY, image, losses, names, state};
 use std::fs;
 
 /// A whole run: network and data are given, but neither name nor steps.
@@ -77,30 +77,30 @@ fn a_read_only_folder_is_named() {
 }
 
 #[test]
-fn all_broken_pictures_are_listed_and_can_be_left_out() {
+fn all_broken_images_are_listed_and_can_be_left_out() {
     let place = Place::new();
     for i in 0..8 {
-        picture(&place.path(format!("pictures/{i}.png")), 12, 12, 20 * i);
+        image(&place.path(format!("images/{i}.png")), 12, 12, 20 * i);
     }
-    let whole = fs::read(place.path("pictures/0.png")).unwrap();
-    fs::write(place.path("pictures/cut.png"), &whole[..whole.len() / 2]).unwrap();
-    fs::write(place.path("pictures/text.png"), "This is no picture.\n").unwrap();
-    fs::write(place.path("pictures/nothing.jpg"), "").unwrap();
+    let whole = fs::read(place.path("images/0.png")).unwrap();
+    fs::write(place.path("images/cut.png"), &whole[..whole.len() / 2]).unwrap();
+    fs::write(place.path("images/text.png"), "This is no image.\n").unwrap();
+    fs::write(place.path("images/nothing.jpg"), "").unwrap();
     let train =
-        |more: &[&'static str]| place.ddpm(&with(&[&["--data", "pictures", "--steps=1"], more].concat()));
+        |more: &[&'static str]| place.ddpm(&with(&[&["--data", "images", "--steps=1"], more].concat()));
     train(&[]).fails(
         1,
         &[
             "3 files cannot be read as images:",
-            "pictures/cut.png: ",
-            "pictures/text.png: ",
-            "pictures/nothing.jpg: ",
+            "images/cut.png: ",
+            "images/text.png: ",
+            "images/nothing.jpg: ",
             "--on-bad-file skip",
         ],
     );
     assert!(!place.path("runs").exists());
     let done = train(&["--on-bad-file", "skip"]).well();
-    for part in ["8 pictures, 12x12 grey", "left out ", "cut.png", "text.png", "nothing.jpg"] {
+    for part in ["8 images, 12x12 grey", "left out ", "cut.png", "text.png", "nothing.jpg"] {
         assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
     }
     place.assert_intact("run-001", 1);
@@ -112,25 +112,25 @@ fn data_that_is_none_is_refused_with_what_was_looked_for() {
     fs::create_dir(place.path("empty")).unwrap();
     fs::create_dir(place.path("photos")).unwrap();
     let train = |data: &'static str| place.ddpm(&with(&["--steps", "1", "--data", data]));
-    train("empty").fails(1, &["empty: no pictures here (it is empty)", ".png"]);
+    train("empty").fails(1, &["empty: no images here (it is empty)", ".png"]);
     train("photo").fails(1, &["photo: there is no such file or folder; did you mean", "photos?"]);
     assert!(!place.path("runs").exists());
 }
 
 #[test]
-fn pictures_of_several_sizes_ask_for_one() {
+fn images_of_several_sizes_ask_for_one() {
     let place = Place::new();
     for (i, height, width) in [(0, 12, 12), (1, 12, 12), (2, 24, 16)] {
-        picture(&place.path(format!("pictures/{i}.png")), height, width, 80);
+        image(&place.path(format!("images/{i}.png")), height, width, 80);
     }
     let flags: Vec<&str> = TINY.into_iter().filter(|f| !f.contains("data.size")).collect();
-    let train = [&["train", "--data", "pictures", "--steps=1"], &flags[..]].concat();
+    let train = [&["train", "--data", "images", "--steps=1"], &flags[..]].concat();
     // The first preset has a size of its own; a file of settings does without.
     fs::write(place.path("plain.toml"), "").unwrap();
     let train = [&train[..], &["--config", "plain.toml"]].concat();
     place
         .ddpm(&train)
-        .fails(1, &["the images have 2 sizes", "12x12 (2 pictures)", "24x16 (1 picture)", "--size H"]);
+        .fails(1, &["the images have 2 sizes", "12x12 (2 images)", "24x16 (1 image)", "--size H"]);
     place.ddpm(&[&train[..], &["--size", "12x16"]].concat()).well();
 }
 
@@ -142,10 +142,10 @@ fn sizes_that_cannot_be_halved_are_refused_with_those_that_can() {
     for (size, said) in [("33", "use 32x32 or 36x36"), ("35", "use 36x36 or 32x32"), ("2x3", "use 4x4")] {
         place.ddpm(&with(&[&simple[..], &["--size", size]].concat())).fails(1, &[said]);
     }
-    picture(&place.path("pictures/a.png"), 21, 30, 80);
+    image(&place.path("images/a.png"), 21, 30, 80);
     fs::write(place.path("plain.toml"), "[attention]\ndown_sample = [true, true, false]\n").unwrap();
     place
-        .ddpm(&["train", "--config", "plain.toml", "--data", "pictures", "--steps=1"])
+        .ddpm(&["train", "--config", "plain.toml", "--data", "images", "--steps=1"])
         .fails(1, &["21x30 cannot be divided by 4", "20x28 or 24x32", "--size"]);
 }
 
@@ -373,17 +373,17 @@ fn two_processes_do_not_train_one_run() {
 }
 
 #[test]
-fn a_run_taken_up_with_other_pictures_is_told() {
+fn a_run_taken_up_with_other_images_is_told() {
     let place = Place::new();
     for i in 0..6 {
-        picture(&place.path(format!("pictures/{i}.png")), 12, 12, 20 * i);
+        image(&place.path(format!("images/{i}.png")), 12, 12, 20 * i);
     }
-    place.train("r", 2, 0, &["--data", "pictures"]).well();
+    place.train("r", 2, 0, &["--data", "images"]).well();
     let same = place.ddpm(&["train", "--resume", "r", "--steps=3"]).well();
     assert!(!same.err.contains("warning"), "{}", same.err);
-    picture(&place.path("pictures/5.png"), 12, 12, 200);
+    image(&place.path("images/5.png"), 12, 12, 200);
     let other = place.ddpm(&["train", "--resume", "r", "--steps=4"]).well();
-    assert!(other.err.contains("warning: the pictures are not those"), "{}", other.err);
+    assert!(other.err.contains("warning: the images are not those"), "{}", other.err);
     // From then on these are the run's.
     let same = place.ddpm(&["train", "--resume", "r", "--steps=5"]).well();
     assert!(!same.err.contains("warning"), "{}", same.err);
@@ -405,12 +405,12 @@ fn a_device_that_is_not_there_is_told_with_what_to_do() {
 fn a_list_of_thousands_is_cut_and_a_file_has_all_of_it() {
     let place = Place::new();
     for i in 0..3 {
-        picture(&place.path(format!("pictures/{i}.png")), 12, 12, 20 * i);
+        image(&place.path(format!("images/{i}.png")), 12, 12, 20 * i);
     }
     for i in 0..500 {
-        fs::write(place.path(format!("pictures/bad-{i:03}.png")), "no image").unwrap();
+        fs::write(place.path(format!("images/bad-{i:03}.png")), "no image").unwrap();
     }
-    let done = place.ddpm(&with(&["--data", "pictures", "--steps=1"])).fails(
+    let done = place.ddpm(&with(&["--data", "images", "--steps=1"])).fails(
         1,
         &["500 files cannot be read as images:", "bad-019.png: ", "and 480 more", "--on-bad-file skip"],
     );
@@ -418,16 +418,15 @@ fn a_list_of_thousands_is_cut_and_a_file_has_all_of_it() {
     let list = done.err.split_once("all 500 are listed in ").expect("a file").1.trim();
     let all = fs::read_to_string(list).unwrap();
     fs::remove_file(list).unwrap();
-    assert_eq!(all.lines().filter(|line| line.contains(".png: is not a picture")).count(), 500);
+    assert_eq!(all.lines().filter(|line| line.contains(".png: is not an image")).count(), 500);
 
-    let done =
-        place.ddpm(&with(&["--data", "pictures", "--steps=1", "--on-bad-file=skip", "--name=r"])).well();
+    let done = place.ddpm(&with(&["--data", "images", "--steps=1", "--on-bad-file=skip", "--name=r"])).well();
     assert!(done.err.contains("and 480 more") && done.err.lines().count() < 40, "{}", done.err);
     assert!(done.err.contains("left out: all 500 are listed in runs/r/left-out.txt"), "{}", done.err);
     assert_eq!(fs::read_to_string(place.path("runs/r/left-out.txt")).unwrap().lines().count(), 500);
-    let done = place.ddpm(&["data", "check", "pictures"]).fails(1, &[]);
+    let done = place.ddpm(&["data", "check", "images"]).fails(1, &[]);
     assert!(done.out.contains("and 480 more (--all lists them)"), "{}", done.out);
-    let done = place.ddpm(&["data", "check", "pictures", "--all"]).fails(1, &[]);
+    let done = place.ddpm(&["data", "check", "images", "--all"]).fails(1, &[]);
     assert!(done.out.contains("bad-499.png: "), "{}", done.out);
 }
 
@@ -437,7 +436,7 @@ fn names_from_outside_do_nothing_to_the_terminal_and_are_quoted_in_commands() {
     let place = Place::new();
     let name = "my \x1b[31mphotos\u{202e}";
     for i in 0..3 {
-        picture(&place.path(format!("{name}/{i}.png")), 12, 12, 20 * i);
+        image(&place.path(format!("{name}/{i}.png")), 12, 12, 20 * i);
     }
     fs::write(place.path(format!("{name}/x\nddpm: all is well.png")), "no image").unwrap();
     let args = ["--data", name, "--steps=1", "--on-bad-file=skip", "--name=my run"];
@@ -447,7 +446,7 @@ fn names_from_outside_do_nothing_to_the_terminal_and_are_quoted_in_commands() {
         assert!(!text.lines().any(|line| line.starts_with("ddpm: all is well")), "{text}");
     }
     assert!(done.err.contains("my \\x1b[31mphotos\\u{202e}"), "{}", done.err);
-    assert!(done.err.contains("x\\nddpm: all is well.png: is not a picture"), "{}", done.err);
+    assert!(done.err.contains("x\\nddpm: all is well.png: is not an image"), "{}", done.err);
     assert!(done.err.contains("ddpm sample 'runs/my run' -n 64"), "{}", done.err);
     let done = place.ddpm(&["data", "check", name]).fails(1, &[]);
     assert!(!done.out.contains(['\x1b', '\u{202e}']), "{:?}", done.out);

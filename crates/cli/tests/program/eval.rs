@@ -1,6 +1,6 @@
 //! `ddpm eval`.
 
-use crate::support::{Place, names, picture};
+use crate::support::{Place, image, names};
 use std::fs;
 
 /// The number behind a name in the table of sums.
@@ -83,9 +83,9 @@ fn what_cannot_be_measured_is_refused() {
     refused(&["--nll", "--terms", "few"], &["--terms few: give a number, or all"]);
     refused(&["--nll", "--data", "nowhere"], &["nowhere"]);
     refused(&["--nll", "--checkpoint", "7"], &["there is no checkpoint \"7\"; there are: step-0000001"]);
-    // Pictures without the classes that the network must be told.
+    // Images without the classes that the network must be told.
     fs::create_dir(place.path("held-out")).unwrap();
-    picture(&place.path("held-out/a.png"), 12, 12, 60);
+    image(&place.path("held-out/a.png"), 12, 12, 60);
     for (run, dropout) in [("told", "0"), ("both", "0.1")] {
         let dropout = format!("--set=train.label_dropout={dropout}");
         place.train(run, 1, 0, &["--set=attention.num_class_embeds=10", &dropout]).well();
@@ -98,11 +98,11 @@ fn what_cannot_be_measured_is_refused() {
 }
 
 #[test]
-fn other_pictures_are_read_in_their_own_way_and_told_their_classes() {
+fn other_images_are_read_in_their_own_way_and_told_their_classes() {
     let place = Place::new();
-    // A run on the pictures that a table names, of three classes.
+    // A run on the images that a table names, of three classes.
     for (id, value) in [("a", 30), ("b", 120), ("c", 220)] {
-        picture(&place.path(format!("own/{id}.png")), 12, 12, value);
+        image(&place.path(format!("own/{id}.png")), 12, 12, value);
     }
     fs::write(place.path("own.csv"), "id,kind\na,ant\nb,bee\nc,cat\n").unwrap();
     let settings = [
@@ -118,9 +118,9 @@ fn other_pictures_are_read_in_their_own_way_and_told_their_classes() {
         let done = eval(args).well();
         bits(&done.out, "variational bound")
     };
-    // The same picture in a folder of its class: nothing of the table is asked of it, and it is said.
+    // The same image in a folder of its class: nothing of the table is asked of it, and it is said.
     for class in ["ant", "bee", "dog"] {
-        picture(&place.path(format!("{class}s/{class}/x.png")), 12, 12, 120);
+        image(&place.path(format!("{class}s/{class}/x.png")), 12, 12, 120);
     }
     let done = eval(&["--data", "bees"]).well();
     assert!(
@@ -131,13 +131,13 @@ fn other_pictures_are_read_in_their_own_way_and_told_their_classes() {
     let (ant, bee) = (total(&["--data", "ants"]), total(&["--data", "bees"]));
     assert!(ant != bee, "told the class by its name: {ant}");
     // The same again by a table, whose ids have another column and whose classes the run's.
-    picture(&place.path("flat/x.jpeg"), 12, 12, 0);
+    image(&place.path("flat/x.jpeg"), 12, 12, 0);
     fs::copy(place.path("bees/bee/x.png"), place.path("flat/x.png")).unwrap();
     fs::write(place.path("flat.csv"), "kind,file\nbee,x\n").unwrap();
     let table = ["--data", "flat", "--set", "data.csv=flat.csv", "--set", "data.csv_id_column=file"];
     assert_eq!(total(&table), bee);
     eval(&["--data", "dogs"]).fails(1, &["dogs: has a class \"dog\"; the run has the classes ant, bee, cat"]);
-    eval(&["--set", "train.lr=1"]).fails(1, &["--set train.lr: only settings of the pictures"]);
+    eval(&["--set", "train.lr=1"]).fails(1, &["--set train.lr: only settings of the images"]);
     eval(&["--set", "data.cvs=x"]).fails(1, &["data.cvs"]);
 }
 

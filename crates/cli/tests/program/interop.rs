@@ -19,7 +19,7 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
     for part in [
         "network   attention, ",
         "down_channels = [8, 16]",
-        "pictures  12x12, 1 channel\n",
+        "images  12x12, 1 channel\n",
         "diffusion T = 20, linear schedule, beta from 0.0001 to 0.02, predicting eps\n",
         "assumed   diffusion.prediction = eps, which the file does not tell (--set diffusion.prediction=x0 or v)",
         "assumed   diffusion.schedule = linear, which the file does not tell (--schedule NAME)",
@@ -157,7 +157,7 @@ fn an_export_carries_settings_and_classes_and_an_import_takes_them_up() {
         let done = place.ddpm(&["import", file, "-o", &format!("runs/{format}")]).well();
         assert!(!done.err.contains("assumed"), "{}", done.err);
         for part in
-            ["pictures  16x16, 1 channel\n", "diffusion T = 55, cosine schedule", "classes   0, 1, 2, 3"]
+            ["images  16x16, 1 channel\n", "diffusion T = 55, cosine schedule", "classes   0, 1, 2, 3"]
         {
             assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
         }

@@ -1,6 +1,6 @@
 //! Ctrl-C, `kill -9`, and going on afterwards.
 
-use crate::support::{Done, Place, losses, names, picture, signal, state, train};
+use crate::support::{Done, Place, image, losses, names, signal, state, train};
 use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
@@ -145,7 +145,7 @@ fn ctrl_c_while_a_sheet_is_drawn_stops_and_the_sheet_is_drawn_later() {
 /// Some images of 128x128 in the folder `images`.
 fn large_images(place: &Place) {
     for i in 0..4 {
-        picture(&place.path(format!("images/{i}.png")), 128, 128, 60 * i);
+        image(&place.path(format!("images/{i}.png")), 128, 128, 60 * i);
     }
 }
 
@@ -266,21 +266,21 @@ fn ctrl_c_while_drawing_writes_nothing() {
 }
 
 #[test]
-fn a_picture_that_goes_missing_costs_no_step_that_was_made() {
+fn an_image_that_goes_missing_costs_no_step_that_was_made() {
     let place = Place::new();
     for (i, value) in [(0, 30), (1, 90), (2, 150), (3, 210)] {
-        picture(&place.path(format!("pictures/{i}.png")), 16, 16, value);
+        image(&place.path(format!("images/{i}.png")), 16, 16, value);
     }
     // Each is read from the disk whenever its turn comes.
-    let from_disk = ["--data=pictures", "--set=data.memory_mib=0"];
+    let from_disk = ["--data=images", "--set=data.memory_mib=0"];
     let mut child = place.spawn(&train("r", 100_000, 0, &from_disk));
     let run = place.path("runs/r");
     wait_until(&mut child, || lines(&run.join("metrics.jsonl")) > 2);
-    std::fs::rename(place.path("pictures/2.png"), place.path("2.png")).unwrap();
+    std::fs::rename(place.path("images/2.png"), place.path("2.png")).unwrap();
     end(child).fails(1, &["2.png", "--resume"]);
     let made = lines(&run.join("metrics.jsonl"));
     place.assert_intact("r", made);
-    std::fs::rename(place.path("2.png"), place.path("pictures/2.png")).unwrap();
+    std::fs::rename(place.path("2.png"), place.path("images/2.png")).unwrap();
     let steps = made + 2;
     place.ddpm(&["train", "--resume", "r", &format!("--steps={steps}")]).well();
     // As if nothing had happened.

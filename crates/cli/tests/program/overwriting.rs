@@ -1,6 +1,6 @@
 //! What is there already: no command overwrites what it did not make, and none loses what was measured or drawn before.
 
-use crate::support::{Done, Place, names, picture};
+use crate::support::{Done, Place, image, names};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,8 +10,8 @@ fn place() -> Place {
     let place = Place::new();
     let more = ["--set=train.power_ema=0.05, 0.1", "--set=train.snapshot_every=2"];
     place.train("r", 4, 2, &more).well();
-    picture(&place.path("a.png"), 12, 12, 60);
-    picture(&place.path("mask.png"), 12, 12, 0);
+    image(&place.path("a.png"), 12, 12, 60);
+    image(&place.path("mask.png"), 12, 12, 0);
     place
 }
 
@@ -258,17 +258,17 @@ fn only_the_same_request_is_gone_on_with() {
         "{}",
         done.err
     );
-    picture(&place.path("mine/images/0001.png"), 12, 12, 3);
+    image(&place.path("mine/images/0001.png"), 12, 12, 3);
     place
         .ddpm(&["sample", "r", "-n", "1", "--steps", "3", "--out", "mine", "--resume"])
         .fails(1, &["mine has images, but no request.json"]);
     // Edits are gone on with in the same way.
-    picture(&place.path("a.png"), 12, 12, 60);
+    image(&place.path("a.png"), 12, 12, 60);
     let vary = |more: &[&str]| place.ddpm(&[&["vary", "r", "a.png", "--out", "v"], more].concat());
     vary(&["-n", "2"]).well();
     let two = images(&place.path("v"));
     vary(&["-n", "3", "--resume"]).well();
     assert!(images(&place.path("v"))[..2] == two);
-    picture(&place.path("a.png"), 12, 12, 61);
+    image(&place.path("a.png"), 12, 12, 61);
     vary(&["-n", "3", "--resume"]).fails(1, &["image is "]);
 }

@@ -424,7 +424,7 @@ fn weights_to_begin_with_are_refused_under_settings_that_they_were_not_learnt_wi
 fn classes_of_another_set_are_refused_and_new_ones_in_between_do_not_shift_the_others() {
     let place = Place::new();
     let image = |class: &str, i: u8| {
-        crate::support::picture(&place.path(format!("set/{class}/{i}.png")), 12, 12, 40 + 30 * i);
+        crate::support::image(&place.path(format!("set/{class}/{i}.png")), 12, 12, 40 + 30 * i);
     };
     for i in 0..3 {
         image("bird", i);
@@ -440,7 +440,7 @@ fn classes_of_another_set_are_refused_and_new_ones_in_between_do_not_shift_the_o
     fs::rename(place.path("set/bird"), place.path("bird")).unwrap();
     image("dog", 7);
     let done = resume(&place, &["--steps=3"]).well();
-    says(&done, &["each keeps its number", "the pictures are not those", "(6 then, 4 now)"]);
+    says(&done, &["each keeps its number", "the images are not those", "(6 then, 4 now)"]);
     let manifest: Value =
         serde_json::from_str(&read(place.checkpoint("r", 3).join("manifest.json"))).unwrap();
     assert_eq!(manifest["classes"], serde_json::json!(["bird", "dog"]));

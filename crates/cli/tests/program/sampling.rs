@@ -1,10 +1,10 @@
 //! `ddpm sample`.
 
-use crate::support::{Place, names, picture};
+use crate::support::{Place, image, names};
 use std::fs;
 
 #[test]
-fn a_picture_depends_on_its_number_and_the_seed_alone() {
+fn an_image_depends_on_its_number_and_the_seed_alone() {
     let place = Place::new();
     place.train("r", 3, 0, &[]).well();
     let draw = |out: &str, more: &[&str]| {
@@ -48,11 +48,11 @@ fn a_sample_folder_has_a_folder_of_nothing_but_images_and_all_else_beside() {
     );
     // The images are a data set of ours as well.
     let done = place.ddpm(&["data", "check", "runs/r/samples/seed-0-steps-3/images"]).well();
-    assert!(done.out.contains("pictures    2") && done.out.contains("12x12 grey"), "{}", done.out);
+    assert!(done.out.contains("images    2") && done.out.contains("12x12 grey"), "{}", done.out);
     // What an earlier version left has the images beside the grid.
     fs::remove_dir_all(&folder).unwrap();
     for name in ["0000.png", "0001.png", "grid.png"] {
-        picture(&folder.join(name), 12, 12, 9);
+        image(&folder.join(name), 12, 12, 9);
     }
     assert_eq!(draw(&["-n", "1"]).0, ["grid.png", "images", "request.json"]);
 }
@@ -177,7 +177,7 @@ fn a_run_with_classes_draws_those_that_are_asked_for() {
         fs::read(place.path(&out).join("images/000000.png")).unwrap()
     };
     let three = draw(&["--class", "3", "-n", "2"]);
-    assert!(draw(&["-n", "1"]) != three, "picture 0 has class 0");
+    assert!(draw(&["-n", "1"]) != three, "image 0 has class 0");
     assert!(draw(&["--class", "0", "-n", "1"]) == draw(&["-n", "1"]));
     let guided = draw(&["--class", "3", "--guidance", "4", "-n", "2"]);
     assert!(
@@ -209,12 +209,12 @@ fn a_run_with_classes_draws_those_that_are_asked_for() {
 }
 
 #[test]
-fn the_nearest_training_pictures_are_set_beside_the_samples() {
+fn the_nearest_training_images_are_set_beside_the_samples() {
     let place = Place::new();
     place.train("r", 2, 0, &[]).well();
     let done = place.ddpm(&["nearest", "r", "-n", "5", "--sampler", "ddim", "--steps", "2"]).well();
     for part in
-        ["samples to their nearest", "training pictures to their nearest other", "of 5 samples are nearer"]
+        ["samples to their nearest", "training images to their nearest other", "of 5 samples are nearer"]
     {
         assert!(done.out.contains(part), "{part}: {}", done.out);
     }
@@ -223,7 +223,7 @@ fn the_nearest_training_pictures_are_set_beside_the_samples() {
     // Under labels, with captions of 22 pixels.
     assert!(pairs.1 == 24 + 20 + 2 * 112 - 6 && pairs.0 > 8 * 90, "four pairs a row: {pairs:?}");
     assert!(
-        done.out.contains("too few to say whether the run copies (5 samples and 64 training pictures"),
+        done.out.contains("too few to say whether the run copies (5 samples and 64 training images"),
         "{}",
         done.out
     );
@@ -295,7 +295,7 @@ fn the_class_that_is_drawn_is_said_by_its_name() {
     let place = Place::new();
     for (i, name) in ["01", "02", "10"].iter().enumerate() {
         for k in 0..2 {
-            picture(&place.path(format!("months/{name}/{k}.png")), 12, 12, (50 * i + 9 * k) as u8);
+            image(&place.path(format!("months/{name}/{k}.png")), 12, 12, (50 * i + 9 * k) as u8);
         }
     }
     fs::create_dir(place.path("months/11")).unwrap();
@@ -332,7 +332,7 @@ fn an_input_of_240_bytes_in_its_name_has_results() {
     let place = Place::new();
     place.train("r", 1, 0, &[]).well();
     let name = format!("{}.png", "東".repeat(80));
-    picture(&place.path(&name), 12, 12, 90);
+    image(&place.path(&name), 12, 12, 90);
     let done = place.ddpm(&["denoise", "r", &name, "--sigma=0.1"]).well();
     assert!(place.path(done.out.trim()).is_file(), "{}", done.out);
     let long = format!("{}.png", "a".repeat(251));

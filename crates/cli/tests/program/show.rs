@@ -1,6 +1,6 @@
 //! `ddpm show`, and what a run shows of itself.
 
-use crate::support::{Place, names, picture};
+use crate::support::{Place, image, names};
 use std::fs;
 use std::path::Path;
 
@@ -9,8 +9,8 @@ fn open(path: &Path) -> image::RgbImage {
     image::open(path).unwrap().into_rgb8()
 }
 
-fn count(picture: &image::RgbImage, colour: [u8; 3]) -> usize {
-    picture.pixels().filter(|p| p.0 == colour).count()
+fn count(image: &image::RgbImage, colour: [u8; 3]) -> usize {
+    image.pixels().filter(|p| p.0 == colour).count()
 }
 
 #[test]
@@ -34,20 +34,20 @@ fn schedules_are_plotted() {
 }
 
 #[test]
-fn a_picture_is_lost_in_noise() {
+fn an_image_is_lost_in_noise() {
     let place = Place::new();
-    picture(&place.path("a.png"), 60, 90, 20);
+    image(&place.path("a.png"), 60, 90, 20);
     let args = ["show", "noising", "a.png", "--schedule=linear", "--schedule=cosine", "--timesteps=100"];
     assert_eq!(place.ddpm(&args).well().out, "noising.png\n");
     let strip = open(&place.path("noising.png"));
-    // Ten pictures of 90 by 60 in each of two rows, the first of each as it is.
+    // Ten images of 90 by 60 in each of two rows, the first of each as it is.
     assert!(strip.width() > 10 * 90 && strip.height() > 2 * 60, "{:?}", strip.dimensions());
     let same = count(&strip, [20; 3]);
     assert!((2 * (90 * 60 - 1)..3 * 90 * 60).contains(&same), "{same}");
-    // Grey stays grey: nothing but the text and the pictures, none in colour.
+    // Grey stays grey: nothing but the text and the images, none in colour.
     assert!(strip.pixels().all(|p| p.0[0] == p.0[1] && p.0[1] == p.0[2]));
 
-    // The same seed, the same picture.
+    // The same seed, the same image.
     let bytes = fs::read(place.path("noising.png")).unwrap();
     place.ddpm(&args).well();
     assert!(fs::read(place.path("noising.png")).unwrap() == bytes);
@@ -56,30 +56,30 @@ fn a_picture_is_lost_in_noise() {
 }
 
 #[test]
-fn noise_is_shown_of_data_sets_and_of_large_and_single_pixel_pictures() {
+fn noise_is_shown_of_data_sets_and_of_large_and_single_pixel_images() {
     let place = Place::new();
     let show = |args: &[&str]| place.ddpm(&[&["show", "noising", "--schedule=linear"], args].concat());
     show(&[]).well();
     for i in 0..3 {
-        picture(&place.path(format!("set/{i}.png")), 20, 30, 50 + i);
+        image(&place.path(format!("set/{i}.png")), 20, 30, 50 + i);
     }
     show(&["--data", "set", "--index", "2"]).well();
     assert!(count(&open(&place.path("noising.png")), [52; 3]) >= 20 * 30 - 1);
-    show(&["--data", "set", "--index", "3"]).fails(1, &["set has 3 pictures", "--index 0 to 2"]);
+    show(&["--data", "set", "--index", "3"]).fails(1, &["set has 3 images", "--index 0 to 2"]);
     show(&["--data", "sets"]).fails(1, &["did you mean set?"]);
     show(&["set/0.png", "--data", "set"]).fails(2, &["cannot be used with"]);
     show(&["set/0.pgn"]).fails(1, &["did you mean", "0.png"]);
     show(&["--data", "set", "--size", "30x"]).fails(1, &["--size 30x", "HEIGHTxWIDTH"]);
     show(&["--data", "set", "--size", "0"]).fails(1, &["data.size", "out of range"]);
 
-    picture(&place.path("large.png"), 1000, 1500, 9);
+    image(&place.path("large.png"), 1000, 1500, 9);
     show(&["large.png"]).well();
     let (width, height) = open(&place.path("noising.png")).dimensions();
     assert!(width < 10 * 128 + 200 && height < 250, "{width}x{height}");
     show(&["large.png", "--size", "21x35"]).well();
-    picture(&place.path("dot.png"), 1, 1, 9);
+    image(&place.path("dot.png"), 1, 1, 9);
     show(&["dot.png", "--timesteps", "1"]).well();
-    fs::write(place.path("broken.png"), "no picture").unwrap();
+    fs::write(place.path("broken.png"), "no image").unwrap();
     show(&["broken.png"]).fails(1, &["broken.png"]);
 }
 

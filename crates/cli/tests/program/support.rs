@@ -8,7 +8,7 @@ use tempfile::TempDir;
 /// The files of a checkpoint that the rest of a training depends on.
 pub const STATE: [&str; 3] = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
 
-/// Settings of a training run with a small network on pictures of 12x12. Flags go over them.
+/// Settings of a training run with a small network on images of 12x12. Flags go over them.
 pub const TINY: [&str; 13] = [
     "--set=data.path=digits",
     "--set=data.size=12",
@@ -118,7 +118,7 @@ impl Place {
         self.path(format!("runs/{name}/checkpoints/step-{step:07}"))
     }
 
-    /// The run's checkpoint of `step` and no broken remains beside it; pictures can be drawn from it.
+    /// The run's checkpoint of `step` and no broken remains beside it; images can be drawn from it.
     #[track_caller]
     pub fn assert_intact(&self, name: &str, step: u64) {
         let names = names(&self.path(format!("runs/{name}/checkpoints")));
@@ -192,10 +192,10 @@ pub fn signal(child: &Child, name: &str) {
     assert!(status.success());
 }
 
-/// Writes a picture of one colour with a dot.
-pub fn picture(path: &Path, height: u32, width: u32, value: u8) {
-    let mut picture = image::GrayImage::from_pixel(width, height, image::Luma([value]));
-    picture.put_pixel(width / 2, height / 2, image::Luma([255 - value]));
+/// Writes an image of one colour with a dot.
+pub fn image(path: &Path, height: u32, width: u32, value: u8) {
+    let mut image = image::GrayImage::from_pixel(width, height, image::Luma([value]));
+    image.put_pixel(width / 2, height / 2, image::Luma([255 - value]));
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    picture.save(path).unwrap();
+    image.save(path).unwrap();
 }

@@ -1,12 +1,12 @@
-//! Everything about the pictures at a path, before anything is trained on them.
+//! Everything about the images at a path, before anything is trained on them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::digits::Digits;
 use super::form::tally;
+use super::images::DatasetScan;
 use super::options::{DataOptions, OnBadFile};
-use super::pictures::Survey;
 use super::{Dataset, Found, survey};
 use crate::error::Result;
 
@@ -14,40 +14,40 @@ use crate::error::Result;
 pub struct Check {
     /// The path, or what was drawn.
     pub source: String,
-    /// How many pictures can be read.
-    pub pictures: usize,
+    /// How many images can be read.
+    pub images: usize,
     /// The forms that they have, the most frequent first.
     pub found: Vec<Found>,
     /// The classes with the images that each has, by label; empty when there are no labels.
     pub classes: Vec<(String, usize)>,
     /// All files that cannot be read, with the reasons.
     pub unreadable: Vec<(PathBuf, String)>,
-    /// The pictures that show the same, pixel by pixel, before they are resized; each group has at least two.
+    /// The images that show the same, pixel by pixel, before they are resized; each group has at least two.
     pub duplicates: Vec<Vec<PathBuf>>,
     /// What a person should be told, whether or not a training would take the set; its own notes begin with these.
     pub notes: Vec<String>,
-    /// Bytes of the pictures decoded, as they would be kept in memory.
+    /// Bytes of the images decoded, as they would be kept in memory.
     pub decoded_bytes: u64,
     /// The set as a training would open it without the unreadable files, or why it would not.
     pub set: Result<Box<dyn Dataset>>,
 }
 
 impl Check {
-    fn new(survey: Survey, options: &DataOptions) -> Self {
+    fn new(survey: DatasetScan, options: &DataOptions) -> Self {
         let mut classes: Vec<_> = survey.classes.names.iter().map(|name| (name.clone(), 0)).collect();
         let mut same: BTreeMap<[u8; 32], Vec<usize>> = BTreeMap::new();
-        for (i, picture) in &survey.seen {
+        for (i, image) in &survey.seen {
             if let Some(class) = survey.label(*i).and_then(|label| classes.get_mut(label as usize)) {
                 class.1 += 1;
             }
-            same.entry(picture.content.unwrap_or_default()).or_default().push(*i);
+            same.entry(image.content.unwrap_or_default()).or_default().push(*i);
         }
         let mut groups: Vec<_> = same.into_values().filter(|group| group.len() > 1).collect();
         groups.sort();
         let place = |i: usize| survey.source.place(i);
         Self {
             source: survey.name.clone(),
-            pictures: survey.seen.len(),
+            images: survey.seen.len(),
             found: tally(&survey.seen),
             classes,
             unreadable: survey.bad.clone(),
@@ -69,10 +69,10 @@ impl Check {
     }
 }
 
-/// Looks at all pictures at `path`; `options` and `memory` are those of [`open_within`](super::open_within).
+/// Looks at all images at `path`; `options` and `memory` are those of [`open_within`](super::open_within).
 ///
 /// # Errors
-/// When there are no pictures at all, or the options are out of range. That a training would refuse them is in
+/// When there are no images at all, or the options are out of range. That a training would refuse them is in
 /// [`Check::set`] and [`Check::unreadable`].
 pub fn check(path: &Path, options: &DataOptions, memory: u64) -> Result<Check> {
     Ok(Check::new(survey(path, options, memory, true)?, options))
@@ -99,10 +99,7 @@ mod tests {
         assert!(found.set.is_err());
         let notes = found.notes.join("\n");
         assert!(notes.contains("1 file ignored"), "{notes}");
-        assert!(
-            notes.contains("1 of 2 pictures is of several pages or frames: the first is read"),
-            "{notes}"
-        );
+        assert!(notes.contains("1 of 2 images is of several pages or frames: the first is read"), "{notes}");
     }
 
     #[test]
@@ -123,13 +120,13 @@ mod tests {
         let again = image::open(folder.path().join("a/2.png")).unwrap();
         again.save(folder.path().join("b/5.bmp")).unwrap();
         RgbImage::new(6, 9).save(folder.path().join("b/6.png")).unwrap();
-        std::fs::write(folder.path().join("b/7.jpg"), "no picture").unwrap();
+        std::fs::write(folder.path().join("b/7.jpg"), "no image").unwrap();
         std::fs::write(folder.path().join("b/8.jpg"), "").unwrap();
 
         let found = check(folder.path(), &DataOptions::default(), 1 << 20).unwrap();
-        assert_eq!(found.pictures, 6);
+        assert_eq!(found.images, 6);
         assert_eq!(found.classes, [("a".to_owned(), 2), ("b".to_owned(), 4)]);
-        assert_eq!((found.found[0].height, found.found[0].pictures), (6, 3));
+        assert_eq!((found.found[0].height, found.found[0].images), (6, 3));
         let names = |paths: &[PathBuf]| -> Vec<String> {
             paths
                 .iter()
@@ -144,7 +141,7 @@ mod tests {
 
         let sized = DataOptions { size: Some((4, 4)), ..DataOptions::default() };
         let found = check(folder.path(), &sized, 1 << 20).unwrap();
-        // Pictures are told apart by what they show, not by what is left of it at 4x4.
+        // Images are told apart by what they show, not by what is left of it at 4x4.
         assert_eq!(found.duplicates.len(), 2);
         let set = found.set.unwrap();
         assert_eq!((set.len(), set.summary().memory_bytes), (6, found.decoded_bytes));

@@ -1,4 +1,4 @@
-//! One file to one picture: decoding under limits, then the least form that loses nothing that was asked for.
+//! One file to one image: decoding under limits, then the least form that loses nothing that was asked for.
 
 use std::fs::File;
 use std::io::{Cursor, Read};
@@ -14,9 +14,9 @@ use super::{Found, frames, jpeg};
 
 /// Files longer than this are not read.
 const MAX_FILE: u64 = 1 << 30;
-/// Pictures wider or higher than this are not decoded.
+/// Images wider or higher than this are not decoded.
 const MAX_DECODED_SIDE: u32 = 32_768;
-/// A picture that takes more memory than this is not decoded.
+/// An image that takes more memory than this is not decoded.
 const MAX_DECODED_BYTES: u64 = 512 << 20;
 
 /// Samples as stored, row by row, the channels of a pixel together.
@@ -26,7 +26,7 @@ pub(super) enum Samples {
     U16(Vec<u16>),
 }
 
-/// A decoded picture.
+/// A decoded image.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Pixels {
     pub height: usize,
@@ -61,7 +61,7 @@ impl Pixels {
         sha.finalize().into()
     }
 
-    /// The picture in [-1, 1] with `channels` channels; see [`write_unit`].
+    /// The image in [-1, 1] with `channels` channels; see [`write_unit`].
     pub fn write_unit(&self, channels: usize, out: &mut [f32]) {
         match &self.samples {
             Samples::U8(data) => write_unit(data, self.channels, channels, out),
@@ -73,7 +73,7 @@ impl Pixels {
 /// What was noticed on the way from a file to its [`Pixels`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Facts {
-    /// The form of the file; `pictures` is 1.
+    /// The form of the file; `images` is 1.
     pub file: Found,
     /// The file has colour channels, every pixel is grey.
     pub grey_in_colour: bool,
@@ -137,7 +137,7 @@ pub(super) fn write_unit<T: Sample>(data: &[T], own: usize, wanted: usize, out: 
 }
 
 /// Decodes a file's `bytes`. What is left to do to bring it to the channels asked for is to repeat grey as colour and
-/// to add an opaque alpha channel, for which the other pictures must be known.
+/// to add an opaque alpha channel, for which the other images must be known.
 ///
 /// The error is the reason, for a person.
 pub(super) fn decode(bytes: &[u8], options: &DataOptions) -> Result<(Pixels, Facts), String> {
@@ -164,10 +164,10 @@ pub(super) fn read_capped(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 fn decode_reduced(bytes: &[u8], options: &DataOptions) -> Result<(Pixels, Facts), String> {
-    let (picture, turned) = decode_upright(bytes)?;
-    let (height, width) = (picture.height() as usize, picture.width() as usize);
-    let channels = picture.color().channel_count() as usize;
-    let samples = match picture {
+    let (image, turned) = decode_upright(bytes)?;
+    let (height, width) = (image.height() as usize, image.width() as usize);
+    let channels = image.color().channel_count() as usize;
+    let samples = match image {
         DynamicImage::ImageLuma8(p) => Samples::U8(p.into_raw()),
         DynamicImage::ImageLumaA8(p) => Samples::U8(p.into_raw()),
         DynamicImage::ImageRgb8(p) => Samples::U8(p.into_raw()),
@@ -187,7 +187,7 @@ pub(super) fn reduced(pixels: Pixels, options: &DataOptions) -> (Pixels, Facts) 
     let Pixels { height, width, channels: stored, samples } = pixels;
     let bits = if matches!(samples, Samples::U8(_)) { 8 } else { 16 };
     let mut facts = Facts {
-        file: Found { height, width, channels: stored, bits, pictures: 1 },
+        file: Found { height, width, channels: stored, bits, images: 1 },
         grey_in_colour: false,
         opaque_alpha: false,
         composited: false,
@@ -207,11 +207,11 @@ pub(super) fn reduced(pixels: Pixels, options: &DataOptions) -> (Pixels, Facts) 
     (Pixels { height, width, channels, samples }, facts)
 }
 
-/// Decodes under limits and turns the picture as its EXIF orientation says; the flag tells whether that did anything.
+/// Decodes under limits and turns the image as its EXIF orientation says; the flag tells whether that did anything.
 fn decode_upright(bytes: &[u8]) -> Result<(DynamicImage, bool), String> {
     // By content: a wrong extension is common and harmless.
     let format = image::guess_format(bytes)
-        .map_err(|_| "is not a picture: its content is of no known picture format".to_owned())?;
+        .map_err(|_| "is not an image: its content is of no known image format".to_owned())?;
     if format == ImageFormat::Jpeg {
         jpeg::check(bytes)?;
     }
@@ -227,11 +227,11 @@ fn decode_upright(bytes: &[u8]) -> Result<(DynamicImage, bool), String> {
     if width == 0 || height == 0 {
         return Err("has no pixels".into());
     }
-    // A broken EXIF block is no reason to refuse the picture.
+    // A broken EXIF block is no reason to refuse the image.
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(reason)?;
-    picture.apply_orientation(orientation);
-    Ok((picture, orientation != Orientation::NoTransforms))
+    let mut image = DynamicImage::from_decoder(decoder).map_err(reason)?;
+    image.apply_orientation(orientation);
+    Ok((image, orientation != Orientation::NoTransforms))
 }
 
 fn reason(e: ImageError) -> String {
@@ -315,9 +315,9 @@ mod tests {
     use image::codecs::png::PngEncoder;
     use image::{ExtendedColorType, ImageBuffer, ImageEncoder, Luma, Rgb, RgbImage, Rgba};
 
-    fn encoded(picture: &DynamicImage, format: ImageFormat) -> Vec<u8> {
+    fn encoded(image: &DynamicImage, format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        picture.write_to(&mut bytes, format).unwrap();
+        image.write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
     }
 
@@ -368,23 +368,23 @@ mod tests {
     #[test]
     fn every_format_is_decoded() {
         use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
-        let picture = colours(6, 9);
+        let image = colours(6, 9);
         for format in [Png, Bmp, Tiff, WebP, Gif, Jpeg] {
-            let source = if format == Gif { picture.to_rgba8().into() } else { picture.clone() };
+            let source = if format == Gif { image.to_rgba8().into() } else { image.clone() };
             let (pixels, facts) = decode(&encoded(&source, format), &DataOptions::default()).unwrap();
             assert_eq!((pixels.height, pixels.width, pixels.channels), (6, 9, 3), "{format:?}");
             assert!(!facts.grey_in_colour && !facts.composited && !facts.turned);
             let tolerance = if format == Jpeg { 30 } else { 0 };
-            let worst = u8s(&pixels).iter().zip(picture.as_bytes()).map(|(a, b)| a.abs_diff(*b)).max();
+            let worst = u8s(&pixels).iter().zip(image.as_bytes()).map(|(a, b)| a.abs_diff(*b)).max();
             assert!(worst.unwrap() <= tolerance, "{format:?}: {worst:?}");
         }
     }
 
     #[test]
     fn colour_files_with_grey_pixels_are_grey() {
-        let picture = RgbImage::from_fn(3, 2, |x, y| Rgb([(x + 3 * y) as u8; 3]));
+        let image = RgbImage::from_fn(3, 2, |x, y| Rgb([(x + 3 * y) as u8; 3]));
         let (pixels, facts) =
-            decode(&encoded(&picture.into(), ImageFormat::Png), &DataOptions::default()).unwrap();
+            decode(&encoded(&image.into(), ImageFormat::Png), &DataOptions::default()).unwrap();
         assert!(facts.grey_in_colour);
         assert_eq!((pixels.channels, facts.file.channels), (1, 3));
         assert_eq!(u8s(&pixels), [0, 1, 2, 3, 4, 5]);
@@ -392,24 +392,24 @@ mod tests {
 
     #[test]
     fn an_opaque_alpha_channel_is_dropped_and_a_real_one_laid_on_black_or_kept() {
-        let picture = |alpha: u8| {
+        let image = |alpha: u8| {
             let all =
                 ImageBuffer::from_fn(2, 1, |x, _| Rgba([200, 100, 50, if x == 0 { 255 } else { alpha }]));
             encoded(&DynamicImage::ImageRgba8(all), ImageFormat::Png)
         };
-        let (pixels, facts) = decode(&picture(255), &DataOptions::default()).unwrap();
+        let (pixels, facts) = decode(&image(255), &DataOptions::default()).unwrap();
         assert!(facts.opaque_alpha && !facts.composited);
         assert_eq!(u8s(&pixels), [200, 100, 50, 200, 100, 50]);
-        let (pixels, facts) = decode(&picture(51), &DataOptions::default()).unwrap();
+        let (pixels, facts) = decode(&image(51), &DataOptions::default()).unwrap();
         assert!(facts.composited && !facts.opaque_alpha);
         assert_eq!(u8s(&pixels), [200, 100, 50, 40, 20, 10]);
-        let (pixels, facts) = decode(&picture(51), &asked(4)).unwrap();
+        let (pixels, facts) = decode(&image(51), &asked(4)).unwrap();
         assert!(!facts.composited);
         assert_eq!(u8s(&pixels), [200, 100, 50, 255, 200, 100, 50, 51]);
         // Grey with alpha: luma of the colour, alpha as it is.
-        let (pixels, _) = decode(&picture(51), &asked(2)).unwrap();
+        let (pixels, _) = decode(&image(51), &asked(2)).unwrap();
         assert_eq!(u8s(&pixels), [124, 255, 124, 51]);
-        let (pixels, _) = decode(&picture(51), &asked(1)).unwrap();
+        let (pixels, _) = decode(&image(51), &asked(1)).unwrap();
         assert_eq!(u8s(&pixels), [124, 25]);
     }
 
@@ -429,8 +429,8 @@ mod tests {
     #[test]
     fn sixteen_bits_stay_sixteen() {
         let words = [0u16, 1, 300, 65_535];
-        let picture = ImageBuffer::<Luma<u16>, _>::from_raw(2, 2, words.to_vec()).unwrap();
-        let bytes = encoded(&DynamicImage::ImageLuma16(picture), ImageFormat::Png);
+        let image = ImageBuffer::<Luma<u16>, _>::from_raw(2, 2, words.to_vec()).unwrap();
+        let bytes = encoded(&DynamicImage::ImageLuma16(image), ImageFormat::Png);
         let (pixels, facts) = decode(&bytes, &DataOptions::default()).unwrap();
         assert_eq!(pixels.samples, Samples::U16(words.to_vec()));
         assert_eq!((pixels.bits(), facts.file.bits, pixels.bytes()), (16, 16, 8));
@@ -441,28 +441,28 @@ mod tests {
     }
 
     #[test]
-    fn a_turned_camera_gives_an_upright_picture() {
-        let picture = colours(2, 3);
+    fn a_turned_camera_gives_an_upright_image() {
+        let image = colours(2, 3);
         // A TIFF header and one entry: tag 0x0112 (orientation), a short, 6: turn by 90 degrees clockwise.
         let mut exif = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0".to_vec();
         exif.extend([0; 4]);
         let mut bytes = Vec::new();
         let mut encoder = PngEncoder::new(&mut bytes);
         encoder.set_exif_metadata(exif).unwrap();
-        encoder.write_image(picture.as_bytes(), 3, 2, ExtendedColorType::Rgb8).unwrap();
+        encoder.write_image(image.as_bytes(), 3, 2, ExtendedColorType::Rgb8).unwrap();
         let (pixels, facts) = decode(&bytes, &DataOptions::default()).unwrap();
         assert!(facts.turned);
         assert_eq!((pixels.height, pixels.width, facts.file.height, facts.file.width), (3, 2, 3, 2));
-        assert_eq!(u8s(&pixels), picture.rotate90().as_bytes());
+        assert_eq!(u8s(&pixels), image.rotate90().as_bytes());
     }
 
     #[test]
     fn cut_off_files_of_every_format_are_refused() {
         use ImageFormat::{Bmp, Gif, Jpeg, Png, Tiff, WebP};
-        let picture: DynamicImage =
+        let image: DynamicImage =
             RgbImage::from_fn(40, 40, |x, y| Rgb([(x * y * 7) as u8, (x * 91) as u8, y as u8])).into();
         for format in [Png, Bmp, Tiff, WebP, Gif, Jpeg] {
-            let source = if format == Gif { picture.to_rgba8().into() } else { picture.clone() };
+            let source = if format == Gif { image.to_rgba8().into() } else { image.clone() };
             let bytes = encoded(&source, format);
             for kept in [3, 12, bytes.len() / 3, bytes.len() * 2 / 3] {
                 let result = decode(&bytes[..kept], &DataOptions::default());
@@ -472,9 +472,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_refused_with_the_reason() {
+    fn what_is_no_image_is_refused_with_the_reason() {
         let refused = |bytes: &[u8]| decode(bytes, &DataOptions::default()).unwrap_err();
-        assert!(refused(b"dear diary").contains("is not a picture"));
+        assert!(refused(b"dear diary").contains("is not an image"));
         let float = ImageBuffer::from_pixel(2, 2, Rgb([0.5f32, 0.5, 0.5]));
         let float = encoded(&DynamicImage::ImageRgb32F(float), ImageFormat::Tiff);
         assert!(refused(&float).contains("floating-point"));
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pixel_is_a_picture() {
+    fn one_pixel_is_a_image() {
         for format in [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::Bmp] {
             let (pixels, _) = decode(&encoded(&colours(1, 1), format), &DataOptions::default()).unwrap();
             assert_eq!((pixels.height, pixels.width, pixels.channels), (1, 1, 3), "{format:?}");
@@ -530,7 +530,7 @@ mod tests {
         encoder.encode_frames([frame(30), frame(200), frame(90)]).unwrap();
         drop(encoder);
         let (pixels, facts) = decode(&bytes, &DataOptions::default()).unwrap();
-        assert_eq!((pixels.height, pixels.width, facts.file.pictures), (4, 5, 1));
+        assert_eq!((pixels.height, pixels.width, facts.file.images), (4, 5, 1));
         assert!(u8s(&pixels).chunks(3).enumerate().all(|(i, p)| p == [30, (i % 5 * 40) as u8, 7]));
     }
 

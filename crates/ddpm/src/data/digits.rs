@@ -1,7 +1,7 @@
 //! A data set that needs no files: handwritten-looking digits, drawn from random numbers.
 //!
 //! Every digit is a few strokes, each a smooth curve (Catmull-Rom) through points; there are several ways to write
-//! most digits. A picture moves the points a little, then slants, turns, stretches, scales and places the whole,
+//! most digits. An image moves the points a little, then slants, turns, stretches, scales and places the whole,
 //! and draws it with a pen of some width. It is a pure function of (seed, index) and the same on every platform:
 //! only IEEE arithmetic and `libm` are used.
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use ddpm_engine::rng::{Purpose, Stream};
 use rayon::prelude::*;
 
-use super::pictures::{Pictures, Survey};
+use super::images::{DatasetScan, Images};
 use super::source::Content;
 use super::source::packed::Packed;
 use super::{DEFAULT_MEMORY, DataOptions, Dataset, Draw, Summary};
@@ -108,10 +108,10 @@ const THINNEST: f32 = 0.6;
 const SIZES: std::ops::RangeInclusive<usize> = 12..=64;
 
 /// White digits on black, square, grey, labelled 0 to 9.
-pub struct Digits(Pictures);
+pub struct Digits(Images);
 
 impl Digits {
-    /// Draws `count` pictures of `size` x `size` (12 to 64). Picture `index` shows the digit `index % 10` and
+    /// Draws `count` images of `size` x `size` (12 to 64). Image `index` shows the digit `index % 10` and
     /// depends on `seed` and `index` alone.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Digits {
         Self::with_options(seed, size, count, &DataOptions::default())
     }
 
-    /// [`new`](Self::new), and then what `options` ask for: crops and flips, say. Their size is the pictures' own if
+    /// [`new`](Self::new), and then what `options` ask for: crops and flips, say. Their size is the images' own if
     /// they have none.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Digits {
         count: usize,
         options: &DataOptions,
         contents: bool,
-    ) -> Result<Survey> {
+    ) -> Result<DatasetScan> {
         options.check()?;
         if !SIZES.contains(&size) {
             let reason =
@@ -158,7 +158,7 @@ impl Digits {
         let (source, sorted, notes) = (Box::new(source), false, Vec::new());
         let content = Content { source, classes, sorted, notes, bad: Vec::new() };
         let name = format!("built-in digits, seed {seed}");
-        Survey::new(Path::new("digits"), name, content, options, DEFAULT_MEMORY, contents)
+        DatasetScan::new(Path::new("digits"), name, content, options, DEFAULT_MEMORY, contents)
     }
 }
 
@@ -180,7 +180,7 @@ impl Dataset for Digits {
     }
 }
 
-/// Uniform draws of one picture.
+/// Uniform draws of one image.
 struct Draws<I>(I);
 
 impl<I: Iterator<Item = f64>> Draws<I> {
@@ -233,7 +233,7 @@ fn draw(seed: u64, index: u32, size: usize, out: &mut [u8]) {
     let mut phase = draws.between(0.0, std::f32::consts::TAU);
     let pace = draws.between(0.3, 0.9);
 
-    // Size and place: the points keep within the middle of the picture.
+    // Size and place: the points keep within the middle of the image.
     let side = size as f32;
     let radius = (side * draws.between(0.030, 0.066)).max(THINNEST);
     let (wide, tall) = (high.0 - low.0, high.1 - low.1);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_depends_on_its_seed_and_index_alone() {
+    fn an_image_depends_on_its_seed_and_index_alone() {
         let (few, many, other) = (
             Digits::new(3, 20, 11).unwrap(),
             Digits::new(3, 20, 500).unwrap(),
@@ -348,13 +348,13 @@ mod tests {
         }
         assert_ne!(few.summary().fingerprint, other.summary().fingerprint);
         assert_eq!(few.summary().fingerprint, Digits::new(3, 20, 11).unwrap().summary().fingerprint);
-        // The eleventh is another picture of the first's digit.
+        // The eleventh is another image of the first's digit.
         assert_eq!(few.label(10), few.label(0));
         assert_ne!(bytes(&few, 10), bytes(&few, 0));
     }
 
     #[test]
-    fn every_digit_comes_equally_often_and_no_two_pictures_are_the_same() {
+    fn every_digit_comes_equally_often_and_no_two_images_are_the_same() {
         let digits = Digits::new(0, 16, 2000).unwrap();
         let mut counts = [0; 10];
         (0..digits.len()).for_each(|i| counts[digits.label(i).unwrap() as usize] += 1);
@@ -369,10 +369,10 @@ mod tests {
         for size in [12, 16, 28, 64] {
             let digits = Digits::new(1, size, 1000).unwrap();
             for i in 0..digits.len() {
-                let picture = bytes(&digits, i);
-                let ink = picture.iter().map(|&v| f64::from(v)).sum::<f64>() / 255.0 / (size * size) as f64;
+                let image = bytes(&digits, i);
+                let ink = image.iter().map(|&v| f64::from(v)).sum::<f64>() / 255.0 / (size * size) as f64;
                 assert!((0.02..0.42).contains(&ink), "{size}, {i}: {ink}");
-                assert!(*picture.iter().max().unwrap() > 150, "{size}, {i}: faint");
+                assert!(*image.iter().max().unwrap() > 150, "{size}, {i}: faint");
             }
             // Points keep clear of the border; a curve may swing a little beyond its points, never to be cut much.
             let border = |i: usize| {

@@ -1,45 +1,45 @@
-//! The one form that all pictures of a set can be given, and what to tell about it.
+//! The one form that all images of a set can be given, and what to tell about it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::images::Seen;
 use super::options::{Alpha, DataOptions, Resize};
-use super::pictures::Seen;
 use super::transform::enlarges;
 use super::{Found, channels_name, count, shorten, unusable};
 use crate::error::{Error, Result};
 use crate::text::thousands;
 
 /// The forms of the files, the most frequent first.
-pub(super) fn tally(pictures: &[(usize, Seen)]) -> Vec<Found> {
+pub(super) fn tally(images: &[(usize, Seen)]) -> Vec<Found> {
     let mut counts = BTreeMap::new();
-    for Found { height, width, channels, bits, .. } in pictures.iter().map(|(_, p)| p.facts.file) {
+    for Found { height, width, channels, bits, .. } in images.iter().map(|(_, p)| p.facts.file) {
         *counts.entry((height, width, channels, bits)).or_insert(0) += 1;
     }
     let mut found: Vec<_> = counts
         .into_iter()
-        .map(|((height, width, channels, bits), pictures)| Found { height, width, channels, bits, pictures })
+        .map(|((height, width, channels, bits), images)| Found { height, width, channels, bits, images })
         .collect();
-    found.sort_by_key(|f| std::cmp::Reverse(f.pictures));
+    found.sort_by_key(|f| std::cmp::Reverse(f.images));
     found
 }
 
-/// The one size of all pictures.
+/// The one size of all images.
 pub(super) fn common_size(
     path: &Path,
-    pictures: &[(usize, Seen)],
+    images: &[(usize, Seen)],
     options: &DataOptions,
     found: &[Found],
     notes: &mut Vec<String>,
 ) -> Result<(usize, usize)> {
     let mut counts = BTreeMap::new();
     for f in found {
-        *counts.entry((f.height, f.width)).or_insert(0) += f.pictures;
+        *counts.entry((f.height, f.width)).or_insert(0) += f.images;
     }
     let mut sizes: Vec<_> = counts.into_iter().collect();
     sizes.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
     let listed = shorten(
-        &sizes.iter().map(|((h, w), n)| format!("{h}x{w} ({})", count(*n, "picture"))).collect::<Vec<_>>(),
+        &sizes.iter().map(|((h, w), n)| format!("{h}x{w} ({})", count(*n, "image"))).collect::<Vec<_>>(),
     );
     match options.size {
         None if sizes.len() == 1 => Ok(sizes[0].0),
@@ -63,7 +63,7 @@ pub(super) fn common_size(
             if sizes.iter().any(|&(size, _)| size != (h, w) || side.is_some_and(|s| s != size.0.min(size.1)))
             {
                 let whom = if sizes.len() == 1 {
-                    format!("the pictures are {}x{}: ", sizes[0].0.0, sizes[0].0.1)
+                    format!("the images are {}x{}: ", sizes[0].0.0, sizes[0].0.1)
                 } else {
                     String::new()
                 };
@@ -76,11 +76,11 @@ pub(super) fn common_size(
                     (Resize::ShortSide, None, None) => "short side, then the middle cut out".to_owned(),
                     (Resize::ShortSide, None, _) => "a random crop".to_owned(),
                 };
-                notes.push(format!("{whom}every picture is resized to {h}x{w} ({how})"));
+                notes.push(format!("{whom}every image is resized to {h}x{w} ({how})"));
             }
             let small = |p: &Seen| enlarges(p.facts.file.height, p.facts.file.width, options);
             let least = side.map_or(format!("{h}x{w}"), |s| format!("{s} pixels at the short side"));
-            tell(pictures, notes, small, &format!("smaller than {least}, and enlarged"));
+            tell(images, notes, small, &format!("smaller than {least}, and enlarged"));
             Ok((h, w))
         }
     }
@@ -100,87 +100,87 @@ fn range(sizes: &[((usize, usize), usize)]) -> String {
     }
 }
 
-/// The channels that all pictures can be given without loss, or those asked for.
+/// The channels that all images can be given without loss, or those asked for.
 pub(super) fn common_channels(
-    pictures: &[(usize, Seen)],
+    images: &[(usize, Seen)],
     options: &DataOptions,
     notes: &mut Vec<String>,
 ) -> Result<usize> {
-    let own = |n: usize| pictures.iter().filter(|(_, p)| p.base.channels == n).count();
+    let own = |n: usize| images.iter().filter(|(_, p)| p.base.channels == n).count();
     // Grey with alpha and RGB without together need all four.
     let (colour, alpha) = (own(3) + own(4) > 0, own(2) + own(4) > 0);
     let needed = if colour { 3 } else { 1 } + usize::from(alpha);
     let channels = options.channels.unwrap_or(needed);
-    let colour_files = pictures.iter().filter(|(_, p)| p.facts.file.channels >= 3).count();
-    let grey_in_colour = pictures.iter().filter(|(_, p)| p.facts.grey_in_colour).count();
+    let colour_files = images.iter().filter(|(_, p)| p.facts.file.channels >= 3).count();
+    let grey_in_colour = images.iter().filter(|(_, p)| p.facts.grey_in_colour).count();
     if channels <= 2 {
         if grey_in_colour > 0 {
             notes.push(format!(
                 "{} stored in colour, yet every pixel is grey: read as grey",
-                are(grey_in_colour, pictures.len())
+                are(grey_in_colour, images.len())
             ));
         }
         if colour_files > grey_in_colour {
             notes.push(format!(
                 "{} in colour, made grey (luma)",
-                are(colour_files - grey_in_colour, pictures.len())
+                are(colour_files - grey_in_colour, images.len())
             ));
         }
     } else {
         let grey = own(1) + own(2);
         if grey > 0 {
-            notes.push(format!("{} grey, made {}", are(grey, pictures.len()), channels_name(channels)));
+            notes.push(format!("{} grey, made {}", are(grey, images.len()), channels_name(channels)));
         }
     }
     tell(
-        pictures,
+        images,
         notes,
         |p| p.facts.opaque_alpha,
         "stored with an alpha channel that is opaque everywhere: it is dropped",
     );
-    let laid = pictures.iter().filter(|(_, p)| p.facts.composited).count();
+    let laid = images.iter().filter(|(_, p)| p.facts.composited).count();
     if laid > 0 && options.alpha == Some(Alpha::Keep) {
         let reason = format!(
             "{} transparent in places, and {channels} channels have no room to keep that; use data.channels = {}, or \
              \"black\" or \"white\" to lay them on",
-            are(laid, pictures.len()),
+            are(laid, images.len()),
             channels + 1
         );
         return Err(Error::Config { key: "data.alpha".into(), reason });
     }
     let ground = if options.alpha == Some(Alpha::White) { "white" } else { "black" };
     let what = format!("transparent in places: laid on {ground} (--channels 2 or 4 keeps alpha)");
-    tell(pictures, notes, |p| p.facts.composited, &what);
+    tell(images, notes, |p| p.facts.composited, &what);
     Ok(channels)
 }
 
-pub(super) fn common_depth(pictures: &[(usize, Seen)], notes: &mut Vec<String>) -> u8 {
-    let deep = pictures.iter().filter(|(_, p)| p.base.bits == 16).count();
-    if deep > 0 && deep < pictures.len() {
-        notes.push(format!("{} of 16 bits a sample, the others of 8", are(deep, pictures.len())));
+pub(super) fn common_depth(images: &[(usize, Seen)], notes: &mut Vec<String>) -> u8 {
+    let deep = images.iter().filter(|(_, p)| p.base.bits == 16).count();
+    if deep > 0 && deep < images.len() {
+        notes.push(format!("{} of 16 bits a sample, the others of 8", are(deep, images.len())));
     }
     if deep > 0 { 16 } else { 8 }
 }
 
-/// Notes how many pictures something holds for, if it does for any.
+/// Notes how many images something holds for, if it does for any.
 pub(super) fn tell(
-    pictures: &[(usize, Seen)],
+    images: &[(usize, Seen)],
     notes: &mut Vec<String>,
     holds: impl Fn(&Seen) -> bool,
     what: &str,
 ) {
-    let n = pictures.iter().filter(|(_, p)| holds(p)).count();
+    let n = images.iter().filter(|(_, p)| holds(p)).count();
     if n > 0 {
-        notes.push(format!("{} {what}", are(n, pictures.len())));
+        notes.push(format!("{} {what}", are(n, images.len())));
     }
 }
 
-/// "all 7 pictures are", "1 of 7 pictures is".
+/// "all 7 images are", "1 of 7 images is".
 fn are(n: usize, of: usize) -> String {
     match n {
-        _ if of == 1 => "the picture is".to_owned(),
-        _ if n == of => format!("all {of} pictures are"),
-        1 => format!("1 of {of} pictures is"),
-        _ => format!("{n} of {of} pictures are"),
+        _ if of == 1 => "the image is".to_owned(),
+        _ if n == of => format!("all {of} images are"),
+        1 => format!("1 of {of} images is"),
+        _ => format!("{n} of {of} images are"),
     }
 }

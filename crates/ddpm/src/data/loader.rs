@@ -22,13 +22,13 @@ const MAX_THREADS: usize = 8;
 /// Time between two looks at whether a batch is still wanted.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// Pictures for one run of the network.
+/// Images for one run of the network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// The batch's number, counted from the start of the training.
     pub number: u64,
-    /// The pictures one after the other (batch, height, width, channels), in [-1, 1].
-    pub pictures: Vec<f32>,
+    /// The images one after the other (batch, height, width, channels), in [-1, 1].
+    pub images: Vec<f32>,
     /// Their classes; empty when the set has none.
     pub labels: Vec<u32>,
 }
@@ -51,7 +51,7 @@ struct Running {
 }
 
 impl Loader {
-    /// Batches of `batch_size` pictures of `data` in the [`Order`] of `seed`. Nothing is read before the first
+    /// Batches of `batch_size` images of `data` in the [`Order`] of `seed`. Nothing is read before the first
     /// [`batch`](Self::batch).
     pub fn new(data: Arc<dyn Dataset>, seed: u64, batch_size: usize) -> Self {
         // What is in memory needs no more than a crop; decoding takes what the machine has.
@@ -83,7 +83,7 @@ impl Loader {
     /// waits.
     ///
     /// # Errors
-    /// The error of the first picture of the batch that cannot be read; [`Error::Interrupted`] where it was asked to stop.
+    /// The error of the first image of the batch that cannot be read; [`Error::Interrupted`] where it was asked to stop.
     ///
     /// # Panics
     /// If the data set does.
@@ -135,7 +135,7 @@ impl Loader {
             let handle = thread::Builder::new()
                 .name(format!("loader-{k}"))
                 .spawn(move || worker.work(first + k, step, &sender))
-                .map_err(Error::io(&self.data.summary().source, "start a thread that reads the pictures"))?;
+                .map_err(Error::io(&self.data.summary().source, "start a thread that reads the images"))?;
             running.workers.push((receiver, handle));
         }
         Ok(running)
@@ -143,7 +143,7 @@ impl Loader {
 }
 
 impl Drop for Running {
-    /// The threads end at their next picture. They are not waited for: a slow disk must not hold up the end.
+    /// The threads end at their next image. They are not waited for: a slow disk must not hold up the end.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -176,24 +176,24 @@ impl Worker {
     /// The batch, unless it is told to stop.
     fn prepare(&mut self, number: u64) -> Result<Option<Batch>> {
         let values = self.data.shape().values();
-        let mut pictures = memory::zeros(self.batch_size * values, "a batch of images")?;
+        let mut images = memory::zeros(self.batch_size * values, "a batch of images")?;
         let mut labels = Vec::new();
         let turns = self.order.batch(number, self.batch_size);
-        for (turn, out) in turns.into_iter().zip(pictures.chunks_exact_mut(values)) {
+        for (turn, out) in turns.into_iter().zip(images.chunks_exact_mut(values)) {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
             self.data.read(turn.index, turn.draw(self.seed), out)?;
             labels.extend(self.data.label(turn.index));
         }
-        Ok(Some(Batch { number, pictures, labels }))
+        Ok(Some(Batch { number, images, labels }))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::digits::Digits;
-    use super::super::{DataOptions, Draw, PictureShape, Summary, open_within};
+    use super::super::{DataOptions, Draw, ImageShape, Summary, open_within};
     use super::*;
     use image::{GrayImage, Luma};
 
@@ -210,11 +210,11 @@ mod tests {
     fn plainly(data: &dyn Dataset, seed: u64, size: usize, numbers: std::ops::Range<u64>) -> Vec<Batch> {
         let mut order = Order::new(seed, data.len());
         let one = |number| {
-            let mut batch = Batch { number, pictures: Vec::new(), labels: Vec::new() };
+            let mut batch = Batch { number, images: Vec::new(), labels: Vec::new() };
             for turn in order.batch(number, size) {
                 let mut out = vec![0.0; data.shape().values()];
                 data.read(turn.index, turn.draw(seed), &mut out).unwrap();
-                batch.pictures.extend(out);
+                batch.images.extend(out);
                 batch.labels.extend(data.label(turn.index));
             }
             batch
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_batches_are_those_that_are_read_one_by_one_whatever_the_threads() {
-        // Twenty pictures in batches of seven: epochs end within batches.
+        // Twenty images in batches of seven: epochs end within batches.
         let data: Arc<dyn Dataset> = Arc::new(Digits::with_options(0, 16, 20, &augmented()).unwrap());
         let expected = plainly(&*data, 5, 7, 0..12);
         assert!(expected.iter().all(|b| b.labels.len() == 7));
@@ -241,11 +241,11 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_goes_is_named_at_the_batch_that_needs_it_and_not_before() {
+    fn an_image_that_goes_is_named_at_the_batch_that_needs_it_and_not_before() {
         let folder = tempfile::tempdir().unwrap();
         for i in 0..6u8 {
-            let picture = GrayImage::from_fn(8, 8, |x, y| Luma([i * 40 + (x * y) as u8]));
-            picture.save(folder.path().join(format!("{i}.png"))).unwrap();
+            let image = GrayImage::from_fn(8, 8, |x, y| Luma([i * 40 + (x * y) as u8]));
+            image.save(folder.path().join(format!("{i}.png"))).unwrap();
         }
         // Nothing is kept in memory.
         let data: Arc<dyn Dataset> =
@@ -290,7 +290,7 @@ mod tests {
     fn a_panic_of_the_data_set_is_the_caller_s() {
         let digits = Digits::new(0, 16, 3).unwrap();
         let data = Broken(digits.summary().clone());
-        assert_eq!(data.shape(), PictureShape { height: 16, width: 16, channels: 1 });
+        assert_eq!(data.shape(), ImageShape { height: 16, width: 16, channels: 1 });
         let mut loader = Loader::new(Arc::new(data), 0, 2);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| loader.batch(0)));
         assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"broken on purpose"));

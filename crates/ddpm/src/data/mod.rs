@@ -1,13 +1,13 @@
-//! Data sets: pictures in, [-1, 1] channels-last numbers out.
+//! Data sets: images in, [-1, 1] channels-last numbers out.
 //!
-//! [`open`] looks at a path and finds out what it holds: a folder of pictures, a folder with one folder per class, a
+//! [`open`] looks at a path and finds out what it holds: a folder of images, a folder with one folder per class, a
 //! zip of either, IDX files (the form MNIST comes in), CIFAR's binary batches; with [`CsvOptions`], a folder whose
-//! pictures a CSV file names. [`digits::Digits`] is a data set that the program draws itself. Either way the pictures
-//! have one [`PictureShape`], values in [-1, 1] and, where there are classes, a label. [`check()`] tells all about a
+//! images a CSV file names. [`digits::Digits`] is a data set that the program draws itself. Either way the images
+//! have one [`ImageShape`], values in [-1, 1] and, where there are classes, a label. [`check()`] tells all about a
 //! path, and [`loader::Loader`] reads ahead of a training.
 //!
-//! `source` knows the formats, `decode`, `transform` and `resize` make one picture of a file, `form` and `pictures` a
-//! set of many; [`open_picture`] is for a file alone.
+//! `source` knows the formats, `decode`, `transform` and `resize` make one image of a file, `form` and `images` a
+//! set of many; [`open_image`] is for a file alone.
 
 mod check;
 mod classes;
@@ -15,12 +15,12 @@ mod decode;
 pub mod digits;
 mod form;
 mod frames;
+mod images;
 mod jpeg;
 pub mod loader;
 mod mask;
 mod options;
 mod order;
-mod pictures;
 mod resize;
 mod single;
 mod source;
@@ -40,14 +40,14 @@ pub use check::{Check, check};
 pub use mask::{Mask, open_mask};
 pub use options::{Alpha, CsvOptions, DataOptions, OnBadFile, Resize};
 pub use order::{Draw, Order, Turn};
-pub use single::{Single, open_picture};
+pub use single::{Single, open_image};
 
-/// Decoded pictures are kept in memory up to this many bytes in all (2 GiB); see [`open_within`].
+/// Decoded images are kept in memory up to this many bytes in all (2 GiB); see [`open_within`].
 pub const DEFAULT_MEMORY: u64 = 2 << 30;
 
-/// Height, width and channels of every picture of a data set.
+/// Height, width and channels of every image of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct PictureShape {
+pub struct ImageShape {
     /// Rows.
     pub height: usize,
     /// Columns.
@@ -56,14 +56,14 @@ pub struct PictureShape {
     pub channels: usize,
 }
 
-impl PictureShape {
-    /// How many numbers a picture has.
+impl ImageShape {
+    /// How many numbers an image has.
     pub fn values(&self) -> usize {
         self.height * self.width * self.channels
     }
 }
 
-impl fmt::Display for PictureShape {
+impl fmt::Display for ImageShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{} {}", self.height, self.width, channels_name(self.channels))
     }
@@ -80,11 +80,11 @@ fn channels_name(channels: usize) -> &'static str {
     }
 }
 
-/// Pictures of one shape, read by number.
+/// Images of one shape, read by number.
 pub trait Dataset: Send + Sync {
-    /// How many pictures there are; at least one for what [`open`] returns.
+    /// How many images there are; at least one for what [`open`] returns.
     fn len(&self) -> usize {
-        self.summary().pictures
+        self.summary().images
     }
 
     /// Whether there are none.
@@ -92,18 +92,18 @@ pub trait Dataset: Send + Sync {
         self.len() == 0
     }
 
-    /// The shape of every picture.
-    fn shape(&self) -> PictureShape {
+    /// The shape of every image.
+    fn shape(&self) -> ImageShape {
         self.summary().shape
     }
 
     /// The classes' names, by label; empty when there are no labels.
     fn classes(&self) -> &[String];
 
-    /// The class of picture `index`.
+    /// The class of image `index`.
     fn label(&self, index: usize) -> Option<u32>;
 
-    /// Writes picture `index` into `out` (height, width, channels), a sample of `bits` bits as
+    /// Writes image `index` into `out` (height, width, channels), a sample of `bits` bits as
     /// `v / (2^bits - 1) * 2 - 1`. Random crops and flips, where the set has them, are a function of `draw` and
     /// `index`; other sets take no notice of `draw`.
     ///
@@ -123,11 +123,11 @@ pub trait Dataset: Send + Sync {
 pub struct Summary {
     /// The path, or what was drawn.
     pub source: String,
-    /// How many pictures there are, without the skipped ones.
-    pub pictures: usize,
+    /// How many images there are, without the skipped ones.
+    pub images: usize,
     /// The shape that they are given.
-    pub shape: PictureShape,
-    /// Bits a sample: 8, or 16 when some picture has 16.
+    pub shape: ImageShape,
+    /// Bits a sample: 8, or 16 when some image has 16.
     pub bit_depth: u8,
     /// How many classes there are; 0 when there are no labels.
     pub classes: usize,
@@ -136,7 +136,7 @@ pub struct Summary {
     /// The files left out, each with its reason.
     #[serde(serialize_with = "lossy_paths")]
     pub skipped: Vec<(PathBuf, String)>,
-    /// Bytes of pictures kept in memory; 0 when they are read from disk and decoded at each reading.
+    /// Bytes of images kept in memory; 0 when they are read from disk and decoded at each reading.
     pub memory_bytes: u64,
     /// SHA-256 in hex over the names, labels and decoded pixels, in order.
     pub fingerprint: String,
@@ -144,19 +144,19 @@ pub struct Summary {
     pub notes: Vec<String>,
 }
 
-/// One form of picture among the files, and how many have it.
+/// One form of image among the files, and how many have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Found {
-    /// Rows, of the upright picture.
+    /// Rows, of the upright image.
     pub height: usize,
-    /// Columns, of the upright picture.
+    /// Columns, of the upright image.
     pub width: usize,
     /// Channels as stored.
     pub channels: usize,
     /// Bits a sample as stored (a palette counts as 8).
     pub bits: u8,
-    /// How many pictures have this form.
-    pub pictures: usize,
+    /// How many images have this form.
+    pub images: usize,
 }
 
 /// Names need not be UTF-8, JSON must be.
@@ -164,8 +164,8 @@ fn lossy_paths<S: serde::Serializer>(paths: &[(PathBuf, String)], s: S) -> Resul
     s.collect_seq(paths.iter().map(|(path, reason)| (path.to_string_lossy(), reason)))
 }
 
-/// Opens the data set at `path`: a folder of pictures, a folder with one folder per class, a zip of either, one
-/// picture, a folder
+/// Opens the data set at `path`: a folder of images, a folder with one folder per class, a zip of either, one
+/// image, a folder
 /// with IDX files or CIFAR's binary batches, or one such file.
 ///
 /// # Errors
@@ -175,17 +175,17 @@ pub fn open(path: &Path, options: &DataOptions) -> Result<Box<dyn Dataset>> {
     open_within(path, options, DEFAULT_MEMORY)
 }
 
-/// [`open`] with another limit on the bytes of decoded pictures held in memory. More pictures than that are decoded at
+/// [`open`] with another limit on the bytes of decoded images held in memory. More images than that are decoded at
 /// each reading; larger IDX files and CIFAR batches, which are read whole, are refused.
 pub fn open_within(path: &Path, options: &DataOptions, memory: u64) -> Result<Box<dyn Dataset>> {
     Ok(Box::new(survey(path, options, memory, false)?.into_set(options)?))
 }
 
-/// Every picture at `path` decoded once.
-fn survey(path: &Path, options: &DataOptions, memory: u64, contents: bool) -> Result<pictures::Survey> {
+/// Every image at `path` decoded once.
+fn survey(path: &Path, options: &DataOptions, memory: u64, contents: bool) -> Result<images::DatasetScan> {
     options.check()?;
     let content = source::find(path, options, memory)?;
-    pictures::Survey::new(path, shown(path), content, options, memory, contents)
+    images::DatasetScan::new(path, shown(path), content, options, memory, contents)
 }
 
 /// An [`Error::Data`].
@@ -193,7 +193,7 @@ fn unusable(path: &Path, reason: impl Into<String>) -> Error {
     Error::Data { path: path.to_owned(), reason: reason.into() }
 }
 
-/// "1 picture", "2 pictures".
+/// "1 image", "2 images".
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
@@ -208,10 +208,10 @@ struct Fingerprint(Sha256);
 
 impl Fingerprint {
     fn new() -> Self {
-        Self(Sha256::new_with_prefix(b"ddpm pictures 1\n"))
+        Self(Sha256::new_with_prefix(b"ddpm images 1\n"))
     }
 
-    /// Adds a picture; `digest` is of its samples.
+    /// Adds an image; `digest` is of its samples.
     fn add(&mut self, name: &[u8], label: Option<u32>, digest: &[u8]) {
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name);
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn shapes_read_as_words() {
-        let shown = |channels| PictureShape { height: 28, width: 32, channels }.to_string();
+        let shown = |channels| ImageShape { height: 28, width: 32, channels }.to_string();
         assert_eq!([1, 2, 3, 4].map(shown), ["28x32 grey", "28x32 grey+alpha", "28x32 RGB", "28x32 RGBA"]);
     }
 

@@ -1,4 +1,4 @@
-//! What is asked of a data set: which files belong to it, and the form that its pictures are brought to.
+//! What is asked of a data set: which files belong to it, and the form that its images are brought to.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// The largest height or width that pictures may be resized to.
+/// The largest height or width that images may be resized to.
 const MAX_SIDE: usize = 8192;
 
-/// What to do about a file that looks like a picture by its name and cannot be decoded.
+/// What to do about a file that looks like an image by its name and cannot be decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBadFile {
@@ -52,13 +52,13 @@ impl fmt::Display for OnBadFile {
 pub enum Alpha {
     /// It stays a channel.
     Keep,
-    /// Transparent pictures are laid on black.
+    /// Transparent images are laid on black.
     Black,
-    /// Transparent pictures are laid on white.
+    /// Transparent images are laid on white.
     White,
 }
 
-/// How pictures get their size.
+/// How images get their size.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
@@ -69,7 +69,7 @@ pub enum Resize {
     Exact,
 }
 
-/// A CSV file that names the pictures by ids.
+/// A CSV file that names the images by ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CsvOptions {
     /// The file.
@@ -82,31 +82,31 @@ pub struct CsvOptions {
     pub label_column: Option<String>,
 }
 
-/// How pictures are to be found and brought to one form.
+/// How images are to be found and brought to one form.
 ///
 /// The steps are, as in the tutorials' torchvision pipelines: transparency and channels; resizing; a crop, of the
 /// middle or a random one; a random flip; [-1, 1]. What is random is drawn anew each epoch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DataOptions {
-    /// Height and width. `None`: the pictures' own, which must then be the same for all of them.
+    /// Height and width. `None`: the images' own, which must then be the same for all of them.
     pub size: Option<(usize, usize)>,
-    /// 1 to 4. `None`: 1 if every pixel of every picture is grey, else 3; one more where alpha is kept.
+    /// 1 to 4. `None`: 1 if every pixel of every image is grey, else 3; one more where alpha is kept.
     pub channels: Option<usize>,
     /// What to do about files that cannot be decoded.
     pub on_bad_file: OnBadFile,
     /// What becomes of transparency. `None`: kept if `channels` is 2 or 4, else laid on black.
     pub alpha: Option<Alpha>,
-    /// How pictures get their size.
+    /// How images get their size.
     pub resize: Resize,
-    /// The short side, in pixels, that pictures are resized to before they are cropped. `None`: that of `size`, or
+    /// The short side, in pixels, that images are resized to before they are cropped. `None`: that of `size`, or
     /// before random crops none at all.
     pub resize_side: Option<usize>,
-    /// Random crops are made of this least and greatest part of a picture's area, with a width of 3/4 to 4/3 of
+    /// Random crops are made of this least and greatest part of an image's area, with a width of 3/4 to 4/3 of
     /// the height, and resized to `size`: torchvision's `RandomResizedCrop`. `None`: no random crops.
     pub random_crop_scale: Option<[f64; 2]>,
-    /// Whether half of the pictures, drawn anew each epoch, are mirrored left to right.
+    /// Whether half of the images, drawn anew each epoch, are mirrored left to right.
     pub horizontal_flip: bool,
-    /// The CSV file that names the pictures of the folder; `None`: all pictures there are.
+    /// The CSV file that names the images of the folder; `None`: all images there are.
     pub csv: Option<CsvOptions>,
 }
 

@@ -1,8 +1,8 @@
-//! Which picture is read when, and which random transforms it gets: functions of (seed, epoch, index).
+//! Which image is read when, and which random transforms it gets: functions of (seed, epoch, index).
 
 use ddpm_engine::rng::{Purpose, Stream, permutation};
 
-/// What the random transforms of a reading depend on besides the picture's number.
+/// What the random transforms of a reading depend on besides the image's number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Draw {
     /// The seed of the run.
@@ -12,18 +12,18 @@ pub struct Draw {
 }
 
 impl Draw {
-    /// The random numbers for the transforms of picture `index`.
+    /// The random numbers for the transforms of image `index`.
     pub fn stream(&self, index: usize) -> Stream {
         Stream::new(self.seed, Purpose::Augment, self.epoch, index as u32)
     }
 }
 
-/// A picture's turn in a training run.
+/// An image's turn in a training run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
     /// How often the whole set was gone through before.
     pub epoch: u32,
-    /// The picture's number.
+    /// The image's number.
     pub index: usize,
 }
 
@@ -34,7 +34,7 @@ impl Turn {
     }
 }
 
-/// Which picture is the g-th of a training run: epoch `g / n` goes through all `n` in its own shuffled order, so a
+/// Which image is the g-th of a training run: epoch `g / n` goes through all `n` in its own shuffled order, so a
 /// batch may span two epochs and none is ever cut short.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -45,12 +45,12 @@ pub struct Order {
 }
 
 impl Order {
-    /// The order of `n` pictures under `seed`.
+    /// The order of `n` images under `seed`.
     ///
     /// # Panics
     /// If `n` is 0 or not below 2^32; [`open`](super::open) returns no such set.
     pub fn new(seed: u64, n: usize) -> Self {
-        assert!(n > 0 && u32::try_from(n).is_ok(), "{n} pictures cannot be ordered");
+        assert!(n > 0 && u32::try_from(n).is_ok(), "{n} images cannot be ordered");
         Self { seed, n, epoch: None, permutation: Vec::new() }
     }
 
@@ -65,7 +65,7 @@ impl Order {
         Turn { epoch, index: self.permutation[place as usize] as usize }
     }
 
-    /// The pictures of the batch of this number: positions `number * batch_size` and on.
+    /// The images of the batch of this number: positions `number * batch_size` and on.
     pub fn batch(&mut self, number: u64, batch_size: usize) -> Vec<Turn> {
         let first = number * batch_size as u64;
         (first..first + batch_size as u64).map(|position| self.turn(position)).collect()
@@ -87,13 +87,13 @@ mod tests {
         }
         let batches: Vec<_> = (0..5).flat_map(|number| order.batch(number, 4)).collect();
         assert_eq!(batches, seen[..20]);
-        // A position's picture does not depend on what was asked before.
+        // A position's image does not depend on what was asked before.
         assert_eq!(order.turn(3), seen[3]);
         assert_eq!(Order::new(5, 7).batch(2, 4), seen[8..12]);
     }
 
     #[test]
-    fn transforms_differ_by_seed_epoch_and_picture() {
+    fn transforms_differ_by_seed_epoch_and_image() {
         let word = |seed, epoch, index| Draw { seed, epoch }.stream(index).word(0);
         let words = [word(0, 0, 0), word(1, 0, 0), word(0, 1, 0), word(0, 0, 1)];
         let distinct: std::collections::HashSet<_> = words.iter().collect();

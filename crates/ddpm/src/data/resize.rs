@@ -1,7 +1,7 @@
-//! Resizing, cropping and mirroring of pictures.
+//! Resizing, cropping and mirroring of images.
 //!
 //! The filter is the bilinear (triangle) one widened by the reduction, as Pillow's `Image.resize` and torchvision's
-//! `Resize(antialias=True)`; transparent pictures are resized with premultiplied alpha, as in Pillow, but in 16 bits:
+//! `Resize(antialias=True)`; transparent images are resized with premultiplied alpha, as in Pillow, but in 16 bits:
 //! Pillow's 8 bits cost up to two steps of colour.
 
 use fast_image_resize::images::TypedImage;
@@ -10,7 +10,7 @@ use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resize
 
 use super::decode::{Pixels, Samples};
 
-/// The most samples that a picture may have between resizing and cropping; only absurdly thin ones have more.
+/// The most samples that an image may have between resizing and cropping; only absurdly thin ones have more.
 const MAX_BETWEEN: usize = 1 << 28;
 
 /// `pixels` at `height` x `width`: just covering it, and the middle cut out.
@@ -204,7 +204,7 @@ pub(super) mod tests {
         }
     }
 
-    /// A step of a picture in 8 bits, for which it and Pillow round alike but for ties.
+    /// A step of an image in 8 bits, for which it and Pillow round alike but for ties.
     const STEP: usize = 1;
 
     #[test]

@@ -8,11 +8,11 @@ use tempfile::TempDir;
 use super::{DataOptions, Dataset, Draw, open};
 use crate::error::Result;
 
-/// Writes a picture into `folder`.
-pub(super) fn save(folder: &TempDir, name: &str, picture: impl Into<DynamicImage>) {
+/// Writes an image into `folder`.
+pub(super) fn save(folder: &TempDir, name: &str, image: impl Into<DynamicImage>) {
     let path = folder.path().join(name);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    picture.into().save(path).unwrap();
+    image.into().save(path).unwrap();
 }
 
 pub(super) fn grey(height: u32, width: u32, value: u8) -> GrayImage {
@@ -31,7 +31,7 @@ pub(super) fn message(result: Result<Box<dyn Dataset>>) -> String {
     result.err().expect("an error").to_string()
 }
 
-pub(super) fn picture(set: &dyn Dataset, index: usize) -> Vec<f32> {
+pub(super) fn image(set: &dyn Dataset, index: usize) -> Vec<f32> {
     let mut out = vec![9.0; set.shape().values()];
     set.read(index, Draw::default(), &mut out).unwrap();
     out

@@ -1,4 +1,4 @@
-//! From a decoded picture to the one that the network sees: resizing, crops and flips.
+//! From a decoded image to the one that the network sees: resizing, crops and flips.
 //!
 //! The part that is the same at each reading makes the *base*, which is what a set keeps in memory; the random part
 //! is drawn from the base at each reading.
@@ -12,10 +12,10 @@ use super::resize::{covering, crop, crop_middle, flip, resize, resize_and_crop, 
 
 /// Least and greatest width of a random crop, in heights; torchvision's default.
 const ASPECT: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
-/// How often a random crop is drawn that must fit into the picture.
+/// How often a random crop is drawn that must fit into the image.
 const ATTEMPTS: usize = 10;
 
-/// What is done to every picture.
+/// What is done to every image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Transform {
     size: Option<(usize, usize)>,
@@ -64,7 +64,7 @@ impl Transform {
         }
     }
 
-    /// `base` at `height` x `width` with what is random drawn for this reading of picture `index`.
+    /// `base` at `height` x `width` with what is random drawn for this reading of image `index`.
     pub fn draw<'a>(
         &self,
         base: &'a Pixels,
@@ -87,7 +87,7 @@ impl Transform {
     }
 }
 
-/// The size that a picture of `height` x `width` must not fall short of lest it be enlarged.
+/// The size that an image of `height` x `width` must not fall short of lest it be enlarged.
 pub(super) fn enlarges(height: usize, width: usize, options: &DataOptions) -> bool {
     options.size.is_some_and(|(h, w)| match options.resize {
         Resize::Exact => h > height || w > width,
@@ -137,7 +137,7 @@ mod tests {
     use super::super::decode::Samples;
     use super::*;
 
-    fn picture(height: usize, width: usize) -> Pixels {
+    fn image(height: usize, width: usize) -> Pixels {
         let data = (0..height * width).map(|v| (v * 37 % 251) as u8).collect();
         Pixels { height, width, channels: 1, samples: Samples::U8(data) }
     }
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn the_base_has_the_size_that_the_pipeline_says() {
         let size = |options: &DataOptions, height, width| {
-            let base = Transform::new(options).base(picture(height, width)).unwrap();
+            let base = Transform::new(options).base(image(height, width)).unwrap();
             (base.height, base.width)
         };
         assert_eq!(size(&DataOptions::default(), 20, 33), (20, 33));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn random_crops_are_spread_over_the_picture() {
+    fn random_crops_are_spread_over_the_image() {
         let n = 2000;
         let (mut tops, mut whole, mut area) = ([0; 4], 0, 0.0);
         for seed in 0..n {
@@ -206,10 +206,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_is_a_function_of_seed_epoch_and_picture() {
+    fn a_reading_is_a_function_of_seed_epoch_and_image() {
         let asked = DataOptions { random_crop_scale: Some([0.3, 1.0]), horizontal_flip: true, ..options() };
         let transform = Transform::new(&asked);
-        let base = picture(20, 20);
+        let base = image(20, 20);
         let read = |seed, epoch, index| {
             transform.draw(&base, (8, 8), Draw { seed, epoch }, index).unwrap().into_owned()
         };
@@ -220,9 +220,9 @@ mod tests {
     }
 
     #[test]
-    fn half_of_the_pictures_are_flipped() {
+    fn half_of_the_images_are_flipped() {
         let transform = Transform::new(&DataOptions { horizontal_flip: true, ..options() });
-        let base = picture(8, 8);
+        let base = image(8, 8);
         let mirrored = flip(&base);
         let n = 1000;
         let flipped = (0..n)

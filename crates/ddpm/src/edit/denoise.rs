@@ -1,4 +1,4 @@
-//! Taking the noise from a picture, which is what the network has learnt; and how much there is.
+//! Taking the noise from an image, which is what the network has learnt; and how much there is.
 
 use super::refused;
 use crate::denoiser::Denoiser;
@@ -9,7 +9,7 @@ use crate::sampler::{Options, SampleStep, Sampler, Seeds, Spacing, Threshold};
 use crate::schedule::{Level, Schedule};
 use ddpm_engine::rng::Purpose;
 
-/// Takes normal noise of a known deviation from pictures `y = x_0 + s n`: `alpha y` is a noisy picture at the level with
+/// Takes normal noise of a known deviation from images `y = x_0 + s n`: `alpha y` is a noisy image at the level with
 /// `sigma / alpha = s` (Ho et al. 2020, eq. 4).
 ///
 /// Deviations are parts of the range from black to white: 0.1 is 25.5 of 255, and s = 0.2 of numbers in [-1, 1].
@@ -26,18 +26,18 @@ enum Way {
 }
 
 impl Denoise {
-    /// One prediction: the mean of the pictures that it may have been, `E[x_0 | y]`, which has the least expected square of
+    /// One prediction: the mean of the images that it may have been, `E[x_0 | y]`, which has the least expected square of
     /// the error.
     ///
     /// # Errors
     /// [`Error::Config`] for a deviation below 0, or beyond the schedule's.
     pub fn expected(schedule: &Schedule, sigma: f64, threshold: Threshold) -> Result<Self> {
         let noise = noise(schedule, sigma)?;
-        Ok(Self { noise, level: schedule.level_of_ratio(noise), way: Way::Expected(threshold) })
+        Ok(Self { noise, level: schedule.level_for_sigma(noise), way: Way::Expected(threshold) })
     }
 
-    /// Many steps: one of the pictures that it may have been. The sampler begins at the first of its levels with as much noise,
-    /// and what the picture lacks there is added.
+    /// Many steps: one of the images that it may have been. The sampler begins at the first of its levels with as much noise,
+    /// and what the image lacks there is added.
     ///
     /// # Errors
     /// As [`expected`](Self::expected) and [`Options::build`].
@@ -63,18 +63,18 @@ impl Denoise {
             }
         }
         let reason = format!(
-            "this spacing of {}'s begins with less noise than {sigma} of the picture's range; take another spacing",
+            "this spacing of {}'s begins with less noise than {sigma} of the image's range; take another spacing",
             options.sampler.name
         );
         Err(refused("spacing", reason))
     }
 
-    /// The level that the picture is brought to.
+    /// The level that the image is brought to.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// Takes the noise from a batch of noisy pictures.
+    /// Takes the noise from a batch of noisy images.
     ///
     /// ```text
     /// x = alpha (y + sqrt(sigma^2 / alpha^2 - s^2) z)
@@ -106,7 +106,7 @@ impl Denoise {
             Way::Sampled(sampler) => {
                 let lacking = (self.level.ratio().powi(2) - self.noise * self.noise).max(0.0).sqrt();
                 let mut z = vec![0.0; x.len()];
-                seeds.fill(Purpose::SampleStart, 0, denoiser.picture_len(), &mut z);
+                seeds.fill(Purpose::SampleStart, 0, denoiser.image_len(), &mut z);
                 blend(&mut x, 1.0, [(self.level.alpha * lacking, &z)]);
                 sampler.sample_from(Some(&x), denoiser, seeds, on_step)
             }
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn steps_draw_from_the_posterior_whatever_the_sampler_and_spacing() {
-        // The mean of many draws from one noisy picture: that of its posterior with the noise of the sampler's first level, for
+        // The mean of many draws from one noisy image: that of its posterior with the noise of the sampler's first level, for
         // it is linear here. Flows draw nothing anew and have another.
         const N: usize = 2000;
         let (sigma, y) = (0.15, [0.9f32, 0.2]);

@@ -9,7 +9,7 @@ use crate::sampler::{Levels, SampleStep, Seeds, Threshold, Variance, ancestral};
 use crate::schedule::Level;
 use ddpm_engine::rng::Purpose;
 
-/// Fills a part of a picture with what the network expects beside the rest. The known part is given to each step, noised to
+/// Fills a part of an image with what the network expects beside the rest. The known part is given to each step, noised to
 /// its level; going back to more noise and down again ("resampling") lets the two parts agree.
 #[derive(Clone, Debug)]
 pub struct RePaint {
@@ -22,7 +22,7 @@ pub struct RePaint {
     pub resamplings: usize,
     /// The variance of a step, as [`Ddpm`](crate::sampler::Ddpm) has it.
     pub variance: Option<Variance>,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -72,7 +72,7 @@ impl RePaint {
         way
     }
 
-    /// Fills each picture of a batch in its own way. `x_0` is the one picture and `unknown` says which of its numbers are to be
+    /// Fills each image of a batch in its own way. `x_0` is the one image and `unknown` says which of its numbers are to be
     /// filled; all others are in the result as they are in `x_0`.
     ///
     /// ```text
@@ -85,13 +85,13 @@ impl RePaint {
     ///         x_{t-1+j} = alpha_{t-1+j} / alpha_{t-1} x_{t-1} + sqrt(1 - (alpha_{t-1+j} / alpha_{t-1})^2) z
     /// ```
     /// Where the steps back are taken is as in the authors' program (appendix B): from the last noisy level on, and never from the
-    /// finished picture (t > 1 in algorithm 1).
+    /// finished image (t > 1 in algorithm 1).
     ///
     /// # Errors
     /// As [`check`](Self::check), and what the denoiser and `on_step` give.
     ///
     /// # Panics
-    /// If `x_0` or `unknown` is no picture of the denoiser.
+    /// If `x_0` or `unknown` is no image of the denoiser.
     pub fn fill(
         &self,
         denoiser: &mut dyn Denoiser,
@@ -101,8 +101,8 @@ impl RePaint {
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         self.check()?;
-        let len = denoiser.picture_len();
-        assert_eq!((x_0.len(), unknown.len()), (len, len), "picture and mask have a picture's length");
+        let len = denoiser.image_len();
+        assert_eq!((x_0.len(), unknown.len()), (len, len), "image and mask have an image's length");
         let (way, steps) = (self.walk(), self.levels.steps());
         let level = |left: usize| -> Level { self.levels.at(steps - left) };
         let mut d = Drawing::new(None, denoiser, seeds, self.threshold, down(&way), on_step)?;
@@ -211,8 +211,8 @@ mod tests {
             self.0.batch()
         }
 
-        fn picture_len(&self) -> usize {
-            self.0.picture_len()
+        fn image_len(&self) -> usize {
+            self.0.image_len()
         }
 
         fn prediction(&self) -> Prediction {

@@ -1,4 +1,4 @@
-//! From one picture to another, in the noise that they come from: Song, Meng, Ermon, "Denoising Diffusion Implicit Models",
+//! From one image to another, in the noise that they come from: Song, Meng, Ermon, "Denoising Diffusion Implicit Models",
 //! ICLR 2021, section 4.3 and appendix D.5.
 
 use crate::denoiser::Denoiser;
@@ -6,15 +6,15 @@ use crate::error::Result;
 use crate::sampler::drawing::{Drawing, EPS, X, X_0, blend, own};
 use crate::sampler::{Levels, SampleStep, Seeds, Threshold};
 
-/// The noise from which DDIM's steps make a picture.
+/// The noise from which DDIM's steps make an image.
 ///
-/// Each step back is made such that the step forward undoes it: its equation is implicit in the noisier picture, and is solved
+/// Each step back is made such that the step forward undoes it: its equation is implicit in the noisier image, and is solved
 /// by iteration (Pan, Gherardi, Xie, Huang, "Effective Real Image Editing with Accelerated Iterative Diffusion Inversion",
 /// ICCV 2023). Taking the noise that is expected at the step's clean end instead, as the first inversions did, leaves an
 /// error of the step's length.
 #[derive(Clone, Debug)]
 pub struct Inversion {
-    /// The levels that DDIM's steps visit, of which the noisiest must have something left of the picture.
+    /// The levels that DDIM's steps visit, of which the noisiest must have something left of the image.
     pub levels: Levels,
     /// Most iterations of a step.
     pub iterations: usize,
@@ -23,7 +23,7 @@ pub struct Inversion {
 }
 
 impl Inversion {
-    /// The noise of a batch of pictures, at the first of the levels. `on_step` sees every step, with what has been reached.
+    /// The noise of a batch of images, at the first of the levels. `on_step` sees every step, with what has been reached.
     ///
     /// A step forward from x is `F(x) = alpha_{t-1} x_0(x) + sigma_{t-1} eps(x)`; that with `F(x) = x_{t-1}` is found by
     /// ```text
@@ -52,7 +52,7 @@ impl Inversion {
             d.copy(target, X)?;
             for _ in 0..self.iterations.max(1) {
                 d.denoise(from)?;
-                d.expect_noise(from)?;
+                d.predict_eps(from)?;
                 d.copy(off, target)?;
                 d.blend(off, 1.0, [(-to.alpha, X_0), (-to.sigma, EPS)])?;
                 d.blend(X, 1.0, [(from.alpha / to.alpha, off)])?;
@@ -96,7 +96,7 @@ mod tests {
     use crate::process::Prediction;
     use crate::sampler::{Ddim, Sampler, Spacing};
 
-    /// How far pictures are from what DDIM makes of their noise, at most.
+    /// How far images are from what DDIM makes of their noise, at most.
     fn off(prediction: Prediction, spacing: Spacing, steps: usize, iterations: usize) -> f32 {
         let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap();
         let mut gaussian = Gaussian::correlated(4, prediction);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_inverted_and_drawn_again_is_the_picture() {
+    fn what_is_inverted_and_drawn_again_is_the_image() {
         for prediction in Prediction::ALL {
             for spacing in [Spacing::Trailing, Spacing::Linspace, Spacing::Karras] {
                 for steps in [10, 50] {

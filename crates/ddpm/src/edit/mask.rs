@@ -43,7 +43,7 @@ pub fn gap(path: &Path, image: &Single, options: &DataOptions, invert: bool) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::open_picture;
+    use crate::data::open_image;
     use image::{GrayImage, ImageBuffer, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 
     const OPTIONS: fn() -> DataOptions =
@@ -55,7 +55,7 @@ mod tests {
         let (image, mask) = (folder.path().join("image.png"), folder.path().join("mask.png"));
         RgbImage::from_pixel(4, 2, Rgb([9, 8, 7])).save(&image).unwrap();
         save(&mask);
-        let image = open_picture(&image, &OPTIONS()).unwrap();
+        let image = open_image(&image, &OPTIONS()).unwrap();
         let gap = gap(&mask, &image, &OPTIONS(), invert).map_err(|e| e.to_string())?;
         let pixels: Vec<&[bool]> = gap.unknown.chunks(3).collect();
         assert!(pixels.iter().all(|p| p[0] == p[1] && p[1] == p[2]), "all channels of a pixel alike");
@@ -157,7 +157,7 @@ mod tests {
         GrayImage::from_pixel(2, 4, Luma([255])).save(file("turned.png")).unwrap();
         // The middle of a wide one.
         let half = DataOptions { size: Some((2, 2)), ..OPTIONS() };
-        let image = open_picture(&file("image.png"), &half).unwrap();
+        let image = open_image(&file("image.png"), &half).unwrap();
         let filled = gap(&file("mask.png"), &image, &half, false).unwrap().unknown;
         assert!(filled.iter().enumerate().all(|(i, &f)| f == (6..9).contains(&i)), "{filled:?}");
         let error = gap(&file("turned.png"), &image, &half, false).unwrap_err().to_string();
@@ -167,7 +167,7 @@ mod tests {
             .save(file("dot.png"))
             .unwrap();
         RgbImage::new(400, 200).save(file("large.png")).unwrap();
-        let large = open_picture(&file("large.png"), &half).unwrap();
+        let large = open_image(&file("large.png"), &half).unwrap();
         let error = gap(&file("dot.png"), &large, &half, false).unwrap_err().to_string();
         assert!(error.contains("lost where the mask is brought from 200x400 to 2x2"), "{error}");
     }

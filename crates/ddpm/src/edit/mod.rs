@@ -1,8 +1,8 @@
-//! What a denoiser can do with pictures that are there: fill a part of one, vary one, go from one to another, take the noise
+//! What a denoiser can do with images that are there: fill a part of one, vary one, go from one to another, take the noise
 //! from one. A file each, following its paper.
 //!
 //! As samplers do, these know noise levels, scalars, slices and the [`Denoiser`](crate::denoiser::Denoiser) trait, never a
-//! graph. Pictures are numbers in [-1, 1], all of one shape (height, width, channels).
+//! graph. Images are numbers in [-1, 1], all of one shape (height, width, channels).
 
 pub mod denoise;
 pub mod inpaint;

@@ -1,6 +1,6 @@
 //! How much noise there is in an image, and how sure that is.
 
-use crate::data::PictureShape;
+use crate::data::ImageShape;
 use std::f64::consts::SQRT_2;
 
 /// The median of the size of a standard normal value, and its lower quartile.
@@ -43,7 +43,7 @@ struct Details {
 /// Noise upon black and white is cut off there, and a half of it is missing. Where a quarter of all values are black, or white,
 /// those beside one that is are looked at instead: as many of them are off it by noise as are cut off, and the middle one of
 /// these is off by 0.6745 of the deviation. Edges are further off, and where there is no noise there are too few.
-pub fn estimate(image: &[f32], shape: PictureShape) -> Estimate {
+pub fn estimate(image: &[f32], shape: ImageShape) -> Estimate {
     let colours = if shape.channels >= 3 { 3 } else { 1 };
     let many = |end: f64| {
         let pixels = image.chunks_exact(shape.channels);
@@ -64,15 +64,15 @@ pub fn estimate(image: &[f32], shape: PictureShape) -> Estimate {
 }
 
 /// All places of an image: row, column, channel; without alpha.
-fn places(shape: PictureShape) -> impl Iterator<Item = (usize, usize, usize)> {
-    let PictureShape { height, width, channels } = shape;
+fn places(shape: ImageShape) -> impl Iterator<Item = (usize, usize, usize)> {
+    let ImageShape { height, width, channels } = shape;
     let colours = if channels >= 3 { 3 } else { 1 };
     (0..height).flat_map(move |y| (0..width).flat_map(move |x| (0..colours).map(move |c| (y, x, c))))
 }
 
 /// Values beside black, or white.
-fn beside_end(image: &[f32], shape: PictureShape, end: f64) -> Details {
-    let PictureShape { height, width, channels } = shape;
+fn beside_end(image: &[f32], shape: ImageShape, end: f64) -> Details {
+    let ImageShape { height, width, channels } = shape;
     let at = |y: usize, x: usize, c: usize| f64::from(image[(y * width + x) * channels + c]);
     let mut off = Vec::new();
     for (y, x, c) in places(shape).filter(|&(y, x, c)| at(y, x, c) == end) {
@@ -98,8 +98,8 @@ fn beside_end(image: &[f32], shape: PictureShape, end: f64) -> Details {
 }
 
 /// The finest diagonal details.
-fn diagonal(image: &[f32], shape: PictureShape) -> Details {
-    let PictureShape { height, width, channels } = shape;
+fn diagonal(image: &[f32], shape: ImageShape) -> Details {
+    let ImageShape { height, width, channels } = shape;
     let at = |y: usize, x: usize, c: usize| f64::from(image[(y * width + x) * channels + c]);
     let detail = |y: usize, x: usize, c: usize| -> Option<f64> {
         if y + 1 >= height || x + 1 >= width {
@@ -167,9 +167,9 @@ mod tests {
     }
 
     #[test]
-    fn the_noise_of_a_picture_is_estimated() {
+    fn the_noise_of_a_image_is_estimated() {
         // Grey waves and an edge, off the ends.
-        let shape = PictureShape { height: 64, width: 64, channels: 3 };
+        let shape = ImageShape { height: 64, width: 64, channels: 3 };
         let clean = |i: usize| {
             let (y, x) = ((i / 192) as f64, (i / 3 % 64) as f64);
             0.3 * (x / 9.0).sin() * (y / 7.0).cos() + if x > 40.0 { 0.2 } else { -0.2 }
@@ -177,15 +177,15 @@ mod tests {
         for sigma in [0.02, 0.05, 0.1] {
             let z = normal(shape.values(), 0);
             let noisy = |i: usize| eight_bits(clean(i) + 2.0 * sigma * f64::from(z[i]));
-            let picture: Vec<f32> = (0..shape.values()).map(noisy).collect();
-            let Estimate { sigma: found, error, pattern } = estimate(&picture, shape);
+            let image: Vec<f32> = (0..shape.values()).map(noisy).collect();
+            let Estimate { sigma: found, error, pattern } = estimate(&image, shape);
             println!("{sigma}: {found:.4} +- {error:.4}");
             assert!(!pattern && (0.01..0.04).contains(&(error / sigma)), "{error}");
             // The median of 3072 has a standard error of 2.1 %; four of these, and what the waves add.
             assert!((found / sigma - 1.0).abs() < 0.1, "{found} for {sigma}");
         }
-        let picture: Vec<f32> = (0..shape.values()).map(|i| clean(i) as f32).collect();
-        assert!(estimate(&picture, shape).sigma < 0.002);
+        let image: Vec<f32> = (0..shape.values()).map(|i| clean(i) as f32).collect();
+        assert!(estimate(&image, shape).sigma < 0.002);
     }
 
     #[test]
@@ -193,15 +193,15 @@ mod tests {
         const N: usize = 40;
         let digits = Digits::new(1, 28, N).unwrap();
         let shape = digits.shape();
-        let mut picture = vec![0.0; shape.values()];
+        let mut image = vec![0.0; shape.values()];
         for sigma in [0.05, 0.1, 0.2] {
             let (mut sum, mut squares) = (0.0, 0.0);
             for i in 0..N {
-                digits.read(i, Draw::default(), &mut picture).unwrap();
-                assert_eq!(estimate(&picture, shape).sigma, 0.0, "a clean digit has none");
-                let z = normal(picture.len(), 1 + i as u32);
+                digits.read(i, Draw::default(), &mut image).unwrap();
+                assert_eq!(estimate(&image, shape).sigma, 0.0, "a clean digit has none");
+                let z = normal(image.len(), 1 + i as u32);
                 let noisy = |(x, z): (&f32, &f32)| eight_bits(f64::from(*x) + 2.0 * sigma * f64::from(*z));
-                let noisy: Vec<f32> = picture.iter().zip(&z).map(noisy).collect();
+                let noisy: Vec<f32> = image.iter().zip(&z).map(noisy).collect();
                 let found = estimate(&noisy, shape);
                 assert!(!found.pattern, "{sigma}: {found:?}");
                 let off = found.sigma / sigma - 1.0;
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn patterns_are_told_from_noise_and_noise_from_patterns() {
-        let shape = |channels| PictureShape { height: 32, width: 32, channels };
+        let shape = |channels| ImageShape { height: 32, width: 32, channels };
         let draw = |channels: usize, f: &dyn Fn(usize, usize) -> f64| -> Estimate {
             let at = |i: usize| f(i / channels / 32, i / channels % 32);
             let image: Vec<f32> = (0..1024 * channels).map(|i| eight_bits(at(i))).collect();
@@ -244,7 +244,7 @@ mod tests {
             let z = normal(3 * 1024, 500 + trial);
             for (side, channels) in [(8, 1), (16, 1), (32, 1), (32, 3)] {
                 for (sigma, slope) in [(0.02, 0.0), (0.1, 0.02), (0.25, 0.01)] {
-                    let shape = PictureShape { height: side, width: side, channels };
+                    let shape = ImageShape { height: side, width: side, channels };
                     let clean = |i: usize| slope * ((i / channels % side) as f64 - side as f64 / 2.0);
                     let noisy = |i: usize| eight_bits(clean(i) + 2.0 * sigma * f64::from(z[i]));
                     let image: Vec<f32> = (0..shape.values()).map(noisy).collect();

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::process::Prediction;
 use crate::schedule::Schedule;
 
-/// Pictures of two numbers, jointly normal with one deviation.
+/// Images of two numbers, jointly normal with one deviation.
 pub(super) struct Gaussian {
     pub mean: [f64; 2],
     pub deviation: f64,
@@ -41,7 +41,7 @@ impl Denoiser for Gaussian {
         self.batch
     }
 
-    fn picture_len(&self) -> usize {
+    fn image_len(&self) -> usize {
         2
     }
 

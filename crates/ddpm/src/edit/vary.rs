@@ -10,7 +10,7 @@ use crate::sampler::{Options, SampleStep, Sampler, Seeds};
 use crate::schedule::{Level, Schedule};
 use ddpm_engine::rng::Purpose;
 
-/// Varies a picture: noises it to a level, and draws on from there.
+/// Varies an image: noises it to a level, and draws on from there.
 pub struct Vary {
     level: Level,
     /// None where nothing is to be done.
@@ -18,7 +18,7 @@ pub struct Vary {
 }
 
 impl Vary {
-    /// With a strength of `t_0 / T`, the paper's `t_0` (section 3): 0 gives the picture back, 1 is a drawing from noise.
+    /// With a strength of `t_0 / T`, the paper's `t_0` (section 3): 0 gives the image back, 1 is a drawing from noise.
     /// Between, the sampler is that of the schedule's first `t_0` timesteps, with as large a part of the steps; where its
     /// spacing leaves out the last of them, less noise is added.
     ///
@@ -27,7 +27,7 @@ impl Vary {
     pub fn new(options: Options, schedule: &Schedule, prediction: Prediction, strength: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&strength) {
             let reason = format!(
-                "{strength} is out of range; give 0 (the picture as it is) to 1 (nothing of it is left)"
+                "{strength} is out of range; give 0 (the image as it is) to 1 (nothing of it is left)"
             );
             return Err(refused("strength", reason));
         }
@@ -40,17 +40,17 @@ impl Vary {
             let nothing = Level { t: (n - 1) as f64, alpha: 0.0, sigma: 1.0 };
             return Ok(Self { level: nothing, sampler: Some(options.build(schedule, prediction)?) });
         }
-        let (options, part) = (options.for_first(n, schedule), schedule.first(n));
+        let (options, part) = (options.truncated(n, schedule), schedule.first(n));
         let level = options.levels(&part, prediction)?.at(0);
         Ok(Self { level, sampler: Some(options.build(&part, prediction)?) })
     }
 
-    /// The level that the picture is noised to.
+    /// The level that the image is noised to.
     pub fn level(&self) -> Level {
         self.level
     }
 
-    /// Varies one picture in as many ways as there are in a batch.
+    /// Varies one image in as many ways as there are in a batch.
     ///
     /// ```text
     /// x = alpha x_0 + sigma z,  z ~ N(0, I), and the sampler's steps from there              (algorithm 1 and 3)
@@ -58,7 +58,7 @@ impl Vary {
     /// The noise is that which a drawing with the same seed begins with.
     ///
     /// # Panics
-    /// If `x_0` is no picture of the denoiser.
+    /// If `x_0` is no image of the denoiser.
     pub fn draw(
         &self,
         denoiser: &mut dyn Denoiser,
@@ -66,12 +66,12 @@ impl Vary {
         x_0: &[f32],
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let len = denoiser.picture_len();
-        assert_eq!(x_0.len(), len, "a picture of another shape");
+        let len = denoiser.image_len();
+        assert_eq!(x_0.len(), len, "an image of another shape");
         let mut x = vec![0.0; denoiser.batch() * len];
         seeds.fill(Purpose::SampleStart, 0, len, &mut x);
-        for picture in x.chunks_mut(len.max(1)) {
-            blend(picture, self.level.sigma, [(self.level.alpha, x_0)]);
+        for image in x.chunks_mut(len.max(1)) {
+            blend(image, self.level.sigma, [(self.level.alpha, x_0)]);
         }
         match &self.sampler {
             Some(sampler) => sampler.sample_from(Some(&x), denoiser, seeds, on_step),
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_gives_the_picture_back_and_all_is_a_drawing_from_noise() {
+    fn nothing_gives_the_image_back_and_all_is_a_drawing_from_noise() {
         for sampler in SAMPLERS {
             let options = options(sampler.name, 20);
             assert_eq!(vary(options, 3, [0.3, -0.7], 0.0), [0.3, -0.7].repeat(3), "{}", sampler.name);
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn every_sampler_goes_on_from_the_level_to_what_the_picture_may_have_been() {
+    fn every_sampler_goes_on_from_the_level_to_what_the_image_may_have_been() {
         // The sum of the two numbers is normal with mean m and variance V = 2 v (1 + c), and is given noise of variance n (both
         // over alpha^2). With g = V / (V + n), the posterior of a noisy sum s' is N(m + g (s' - m), (1 - g) V), s' having the
         // mean s and the variance n; the probability flow multiplies s' - m by sqrt(g).

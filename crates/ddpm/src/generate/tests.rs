@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::DataOptions;
-use crate::picture::save_png;
+use crate::image::save_png;
 
 #[test]
 fn batches_are_handed_on_as_they_are_drawn_and_are_of_those_that_are_wanted() {
@@ -100,8 +100,8 @@ fn classes_of_other_data_are_known_by_their_names() {
         let folder = tempfile::tempdir().unwrap();
         for name in names {
             std::fs::create_dir(folder.path().join(name)).unwrap();
-            let picture = Picture::black(PictureShape { height: 16, width: 16, channels: 1 });
-            save_png(&picture, &folder.path().join(name).join("a.png")).unwrap();
+            let image = Image::black(ImageShape { height: 16, width: 16, channels: 1 });
+            save_png(&image, &folder.path().join(name).join("a.png")).unwrap();
         }
         crate::data::open_within(folder.path(), &DataOptions::default(), 1 << 20).unwrap()
     };

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::recognise::{MARKS, is_buffer, is_plausible};
+use super::recognise::{SIGNATURES, is_buffer, is_plausible};
 use super::roles::{Role, is_averaged, role};
 use super::sets::{Found, Listed, Set};
 use crate::train::config::NetworkKind;
@@ -79,7 +79,7 @@ fn named(set: &Set) -> Result<Vec<Candidate>, String> {
     let names = set.tensors.iter().map(|t| &t.name).chain(set.unread.iter().map(|u| &u.0));
     let mut prefixes: Vec<(&str, NetworkKind)> = Vec::new();
     for name in names {
-        for (kind, mark) in MARKS {
+        for (kind, mark) in SIGNATURES {
             let prefix = name.strip_suffix(mark).filter(|p| p.is_empty() || p.ends_with('.'));
             prefixes.extend(prefix.map(|p| (p, kind)));
         }

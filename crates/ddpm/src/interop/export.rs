@@ -74,10 +74,10 @@ pub fn export_over(
     let origin = which.origin(checkpoint).to_owned();
     let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, &which)?;
     let config = manifest.config(checkpoint)?;
-    let facts = config.picture_size().zip(config.picture_channels());
+    let facts = config.image_size().zip(config.image_channels());
     let (size, channels) = facts.ok_or_else(|| Error::Checkpoint {
         path: checkpoint.to_owned(),
-        reason: "does not say the size and channels of its pictures".to_owned(),
+        reason: "does not say the size and channels of its images".to_owned(),
     })?;
     if format == Format::Diffusers && config.network.name != NetworkKind::Unet2d {
         let reason = "its network is none that diffusers has; only unet2d can go there. Export it to pytorch or safetensors, \
@@ -86,7 +86,7 @@ pub fn export_over(
     }
     if format == Format::Diffusers && divides_by_zero(&config) && config.sampling.threshold != Threshold::Clip
     {
-        let reason = "its network predicts noise and its schedule leaves nothing of the picture in the end \
+        let reason = "its network predicts noise and its schedule leaves nothing of the image in the end \
                       (diffusion.zero_terminal_snr), where diffusers divides by zero and draws no numbers, unless \
                       sampling.threshold is clip. Export it to pytorch or safetensors";
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
@@ -138,7 +138,7 @@ pub fn export_over(
     done.map(|()| notes(&config, format))
 }
 
-/// Whether diffusers' first step takes a picture from noise in which there is none.
+/// Whether diffusers' first step takes an image from noise in which there is none.
 fn divides_by_zero(config: &Config) -> bool {
     config.diffusion.zero_terminal_snr && config.diffusion.prediction == Prediction::Eps
 }
@@ -173,7 +173,7 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
             )),
             (Format::Diffusers, None) => None,
             _ => Some(
-                "the network learns the variance: its last convolution has twice the pictures' channels, the second half \
+                "the network learns the variance: its last convolution has twice the images' channels, the second half \
                  for the variance"
                     .to_owned(),
             ),
@@ -200,7 +200,7 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
     }
     if format == Format::Diffusers && divides_by_zero(config) {
         notes.push(
-            "the network predicts noise and the schedule leaves nothing of the picture in the end \
+            "the network predicts noise and the schedule leaves nothing of the image in the end \
              (diffusion.zero_terminal_snr): at the last timestep, where ours does not begin, diffusers divides by zero and \
              clips what comes of it to black and white"
                 .into(),

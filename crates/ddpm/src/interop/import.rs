@@ -20,14 +20,14 @@ use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::run::{CardFacts, RunFolder, write_card};
 use crate::{Error, Result};
 
-/// The data path of runs whose pictures are not known.
+/// The data path of runs whose images are not known.
 pub const UNKNOWN_DATA: &str = "unknown";
 /// What is asked for besides the file.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Which of several sets of weights, by the name that [`WeightSet::key`] gives.
     pub key: Option<String>,
-    /// Size of the pictures.
+    /// Size of the images.
     pub size: Option<Size>,
     /// Heads of each attention.
     pub heads: Option<usize>,
@@ -277,7 +277,7 @@ fn describe(
         }
         _ => None,
     };
-    let own_channels = config.picture_channels().filter(|_| is_own);
+    let own_channels = config.image_channels().filter(|_| is_own);
     let (channels, mut assumed, size) = match (unet, own_channels) {
         (Some(unet), _) => {
             config.network.name = kind;
@@ -291,14 +291,14 @@ fn describe(
             }
             (unet.channels, assumed, unet.size)
         }
-        (None, Some(channels)) => (channels, Vec::new(), config.picture_size()),
+        (None, Some(channels)) => (channels, Vec::new(), config.image_size()),
         (None, None) => {
             let at = |reason: String| Error::Checkpoint { path: source.file.clone(), reason };
             let (channels, assumed) = recognise::settings(chosen, &mut config).map_err(at)?;
             (channels, assumed, None)
         }
     };
-    let own_size = config.picture_size().filter(|_| is_own);
+    let own_size = config.image_size().filter(|_| is_own);
     let size = options.size.or(size).or(own_size).unwrap_or_else(|| {
         let side = match kind {
             NetworkKind::Attention => 28,

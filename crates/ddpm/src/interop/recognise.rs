@@ -10,7 +10,7 @@ use crate::train::config::{
 /// Most stages or layers that are counted; the settings allow fewer.
 const MOST: usize = 100;
 /// A tensor that each network has and the others have not.
-pub(super) const MARKS: [(NetworkKind, &str); 4] = [
+pub(super) const SIGNATURES: [(NetworkKind, &str); 4] = [
     (NetworkKind::Attention, "t_proj.0.weight"),
     (NetworkKind::Simple, "conv0.weight"),
     (NetworkKind::DoubleConv, "conv1.double_conv.0.weight"),
@@ -19,7 +19,7 @@ pub(super) const MARKS: [(NetworkKind, &str); 4] = [
 
 /// Whether a tensor of this name, with anything before it, says which network it is of.
 pub(super) fn is_mark(name: &str) -> bool {
-    MARKS.iter().any(|(_, mark)| name.ends_with(mark))
+    SIGNATURES.iter().any(|(_, mark)| name.ends_with(mark))
 }
 
 /// Whether a tensor of this name is a buffer, which no optimizer sees and no average has.
@@ -76,7 +76,7 @@ impl Shapes<'_> {
     }
 }
 
-/// Puts the network and its settings into `config` and tells the channels of its pictures and what was assumed. The error
+/// Puts the network and its settings into `config` and tells the channels of its images and what was assumed. The error
 /// is the reason alone.
 pub(super) fn settings(found: &Candidate, config: &mut Config) -> Result<(usize, Vec<Assumed>), String> {
     let shapes = found.tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice()));

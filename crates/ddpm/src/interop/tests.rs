@@ -294,7 +294,7 @@ fn other_files_are_named_for_what_they_are() {
     refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull");
     refused(b"\x80\x02}.", "a pickle without tensors");
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-    zip.start_file("picture.png", zip::write::SimpleFileOptions::default()).unwrap();
+    zip.start_file("image.png", zip::write::SimpleFileOptions::default()).unwrap();
     refused(&zip.finish().unwrap().into_inner(), "none of PyTorch's: it has no data.pkl");
 }
 

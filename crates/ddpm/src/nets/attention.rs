@@ -16,7 +16,7 @@ pub(crate) const LAST_CHANNELS: usize = 16;
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionUnet {
-    /// Channels of the pictures.
+    /// Channels of the images.
     pub channels: usize,
     /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
     pub learned_variance: bool,
@@ -39,7 +39,7 @@ impl AttentionUnet {
         let time = format!("{stage}.t_emb_layers.{i}");
         let t = b.silu(&format!("{time}.0"), t)?;
         let t = b.linear(&format!("{time}.1"), t, out)?;
-        let h = b.add_picture(&time, h, t)?;
+        let h = b.add_per_channel(&time, h, t)?;
         let h = self.norm_act_conv(b, &format!("{stage}.resnet_conv_second.{i}"), h, out)?;
         let residual = format!("{stage}.residual_input_conv.{i}");
         let x = b.conv(&residual, x, ConvLayer::new(out, 1))?;

@@ -141,10 +141,10 @@ impl Builder {
         Ok(self.graph.add(name, Conv2d::linear(), &[x, w, b])?)
     }
 
-    /// `nn.Embedding(rows, c)`: the row of each picture's class.
+    /// `nn.Embedding(rows, c)`: the row of each image's class.
     pub fn embedding(&mut self, name: &str, label: Tensor, rows: usize, c: usize) -> Result<Tensor> {
         let table = self.parameter(format!("{name}.weight"), &[rows, c], Layout::Plain, Init::Normal);
-        Ok(self.graph.add(name, ops::Lookup, &[table, label])?)
+        Ok(self.graph.add(name, ops::Embedding, &[table, label])?)
     }
 
     /// The timestep's embedding with that of the class added, where there are classes.
@@ -177,7 +177,7 @@ impl Builder {
         let variance = self.state(format!("{name}.running_var"), &[c], 1.0);
         let batches = self.state(format!("{name}.num_batches_tracked"), &[], 0.0);
         if self.mode == Mode::Sampling {
-            let op = ops::BatchNormFixed { eps: EPS };
+            let op = ops::BatchNormInference { eps: EPS };
             return Ok(self.graph.add(name, op, &[x, gamma, beta, mean, variance])?);
         }
         let made = self.graph.add_all(name, ops::BatchNorm { eps: EPS }, &[x, gamma, beta])?;
@@ -188,7 +188,7 @@ impl Builder {
         Ok(made[0])
     }
 
-    /// `nn.MultiheadAttention(_, heads, dropout)` of a picture's pixels with themselves.
+    /// `nn.MultiheadAttention(_, heads, dropout)` of an image's pixels with themselves.
     pub fn attention(&mut self, name: &str, x: Tensor, heads: usize, dropout: f64) -> Result<Tensor> {
         let c = self.channels(x);
         let init = Init::xavier(c, 3 * c);
@@ -248,14 +248,14 @@ impl Builder {
         Ok(self.graph.add(name, ops::Affine { scale: scale as f32, shift: shift as f32 }, &[x])?)
     }
 
-    /// `x + r` for every pixel of a picture; `r` is `[n, c]`.
-    pub fn add_picture(&mut self, name: &str, x: Tensor, r: Tensor) -> Result<Tensor> {
-        Ok(self.graph.add(name, ops::AddPicture, &[x, r])?)
+    /// `x + r` for every pixel of an image; `r` is `[n, c]`.
+    pub fn add_per_channel(&mut self, name: &str, x: Tensor, r: Tensor) -> Result<Tensor> {
+        Ok(self.graph.add(name, ops::AddPerChannel, &[x, r])?)
     }
 
-    /// `x (1 + r)` for every pixel of a picture; `r` is `[n, c]`.
-    pub fn scale_picture(&mut self, name: &str, x: Tensor, r: Tensor) -> Result<Tensor> {
-        Ok(self.graph.add(name, ops::ScalePicture, &[x, r])?)
+    /// `x (1 + r)` for every pixel of an image; `r` is `[n, c]`.
+    pub fn modulate(&mut self, name: &str, x: Tensor, r: Tensor) -> Result<Tensor> {
+        Ok(self.graph.add(name, ops::Modulate, &[x, r])?)
     }
 
     /// `a` and `b`, channel behind channel.

@@ -1,5 +1,5 @@
 //! The U-Net of the CIFAR-10 notebook: pairs of convolutions, GELU, max-pooling, bilinear enlargement, attention with a
-//! small perceptron behind each level; 23,563,011 parameters for RGB pictures.
+//! small perceptron behind each level; 23,563,011 parameters for RGB images.
 
 use super::blocks::ConvLayer;
 use super::{Builder, Inputs, Network, blocks};
@@ -11,7 +11,7 @@ use ddpm_engine::ops::{Activation, SinusoidalEmbedding, Taps};
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DoubleConvUnet {
-    /// Channels of the pictures.
+    /// Channels of the images.
     pub channels: usize,
     /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
     pub learned_variance: bool,
@@ -49,7 +49,7 @@ impl DoubleConvUnet {
         let (name, out) = (format!("{name}.pos_embed"), b.channels(x));
         let t = b.silu(&format!("{name}.0"), t)?;
         let t = b.linear(&format!("{name}.1"), t, out)?;
-        b.add_picture(&name, x, t)
+        b.add_per_channel(&name, x, t)
     }
 
     fn down(&self, b: &mut Builder, name: &str, x: Tensor, t: Tensor, out: usize) -> Result<Tensor> {

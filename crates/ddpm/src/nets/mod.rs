@@ -38,7 +38,7 @@ pub struct Built {
 /// What a network is given.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
-    /// Noisy pictures `[n, h, w, c]`.
+    /// Noisy images `[n, h, w, c]`.
     pub x: Tensor,
     /// Timesteps `[n]`.
     pub t: Tensor,
@@ -51,7 +51,7 @@ pub trait Network: Send + Sync {
     /// Its name in settings.
     fn name(&self) -> &'static str;
 
-    /// Channels of its pictures.
+    /// Channels of its images.
     fn channels(&self) -> usize;
 
     /// Whether it tells the variance of a step back too, in as many channels more, behind the others
@@ -73,7 +73,7 @@ pub trait Network: Send + Sync {
         None
     }
 
-    /// Adds the network to a graph: pictures, timesteps and classes to the predicted noise `[n, h, w, c]`, c being
+    /// Adds the network to a graph: images, timesteps and classes to the predicted noise `[n, h, w, c]`, c being
     /// [`out_channels`](Self::out_channels).
     fn build(&self, b: &mut Builder, inputs: Inputs) -> Result<Tensor>;
 }

@@ -1,5 +1,5 @@
 //! The U-Net of DeepFindr's notebook and its X-ray descendant: convolution, ReLU, batch normalisation; 62,437,601
-//! parameters for grey pictures.
+//! parameters for grey images.
 
 use super::blocks::ConvLayer;
 use super::{Builder, Inputs, Network};
@@ -11,7 +11,7 @@ use ddpm_engine::ops::{Activation, SinusoidalEmbedding};
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SimpleUnet {
-    /// Channels of the pictures.
+    /// Channels of the images.
     pub channels: usize,
     /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
     pub learned_variance: bool,
@@ -37,7 +37,7 @@ impl SimpleUnet {
         let h = b.batch_norm(&at("bnorm1"), h)?;
         let t = b.linear(&at("time_mlp"), t, out)?;
         let t = b.activate(&at("relu"), t, relu)?;
-        let h = b.add_picture(name, h, t)?;
+        let h = b.add_per_channel(name, h, t)?;
         let h = b.conv(&at("conv2"), h, ConvLayer::new(out, 3))?;
         let h = b.activate(&at("relu"), h, relu)?;
         let h = b.batch_norm(&at("bnorm2"), h)?;

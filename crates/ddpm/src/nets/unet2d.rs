@@ -11,7 +11,7 @@ use ddpm_engine::ops::{Activation, Padding, SinusoidalEmbedding, Taps};
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unet2d {
-    /// Channels of the pictures.
+    /// Channels of the images.
     pub channels: usize,
     /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
     pub learned_variance: bool,
@@ -55,15 +55,15 @@ impl Unet2d {
         let h = match self.config.resnet_time_scale_shift {
             TimeScaleShift::Default => {
                 let t = b.linear(&proj, t, out)?;
-                let h = b.add_picture(&proj, h, t)?;
+                let h = b.add_per_channel(&proj, h, t)?;
                 self.group_norm(b, &at("norm2"), h, groups)?
             }
             TimeScaleShift::ScaleShift => {
                 let t = b.linear(&proj, t, 2 * out)?;
                 let h = self.group_norm(b, &at("norm2"), h, groups)?;
                 let (scale, shift) = (b.slice(&proj, t, 0, out)?, b.slice(&proj, t, out, out)?);
-                let h = b.scale_picture(&proj, h, scale)?;
-                b.add_picture(&proj, h, shift)?
+                let h = b.modulate(&proj, h, scale)?;
+                b.add_per_channel(&proj, h, shift)?
             }
         };
         let h = b.activate(&at("norm2"), h, act)?;

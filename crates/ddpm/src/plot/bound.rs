@@ -4,7 +4,7 @@ use super::axis::Axis;
 use super::chart::{Chart, Line};
 use super::{COLOURS, render};
 use crate::error::Result;
-use crate::picture::Picture;
+use crate::image::Image;
 
 /// Width and height of the plot, in pixels: two charts.
 const SIZE: (u32, u32) = (1240, 520);
@@ -14,7 +14,7 @@ const SIZE: (u32, u32) = (1240, 520);
 ///
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
-pub fn bound(title: &str, parts: &[(f64, f64, f64)]) -> Result<Picture> {
+pub fn bound(title: &str, parts: &[(f64, f64, f64)]) -> Result<Image> {
     let ends = || parts.iter().flat_map(|p| [p.0, p.1]);
     let chart = |title: &str, name: &str, y: Axis, points| Chart {
         title: title.to_owned(),
@@ -60,11 +60,11 @@ mod tests {
         let falling: Vec<_> =
             (1..100).map(|t| (f64::from(t), f64::from(t), 1.0 / f64::from(t * t))).collect();
         for parts in [&falling[..], &[(1.0, 1.0, 0.5)], &[(1.0, 1.0, f64::NAN), (2.0, 50.0, -1e-9)], &[]] {
-            let picture = bound("terms", parts).unwrap();
-            assert_eq!((picture.width as u32, picture.height as u32), SIZE);
+            let image = bound("terms", parts).unwrap();
+            assert_eq!((image.width as u32, image.height as u32), SIZE);
         }
-        let picture = bound("terms", &falling).unwrap();
+        let image = bound("terms", &falling).unwrap();
         let blue = [COLOURS[0].0, COLOURS[0].1, COLOURS[0].2];
-        assert!(picture.data.chunks(3).filter(|p| **p == blue).count() > 500);
+        assert!(image.data.chunks(3).filter(|p| **p == blue).count() > 500);
     }
 }

@@ -4,7 +4,7 @@ use super::axis::Axis;
 use super::chart::{Chart, Line};
 use super::{COLOURS, pale, render};
 use crate::error::Result;
-use crate::picture::Picture;
+use crate::image::Image;
 
 /// Width and height of the plot, in pixels.
 const SIZE: (u32, u32) = (1000, 620);
@@ -13,7 +13,7 @@ const SIZE: (u32, u32) = (1000, 620);
 ///
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
-pub fn distances(title: &str, all: &[(String, Vec<(f64, f64)>)]) -> Result<Picture> {
+pub fn distances(title: &str, all: &[(String, Vec<(f64, f64)>)]) -> Result<Image> {
     let points = || all.iter().flat_map(|(_, points)| points);
     let mut chart = Chart {
         title: title.to_owned(),
@@ -39,10 +39,10 @@ mod tests {
         let all: Vec<_> = (0..9)
             .map(|i| (format!("sampler {i}"), vec![(5.0, 1.0 + f64::from(i)), (50.0, 0.1), (1000.0, 0.05)]))
             .collect();
-        let picture = distances("distances", &all).unwrap();
-        assert_eq!((picture.width, picture.height), (1000, 620));
+        let image = distances("distances", &all).unwrap();
+        assert_eq!((image.width, image.height), (1000, 620));
         for colour in COLOURS {
-            assert!(picture.data.chunks(3).any(|p| *p == [colour.0, colour.1, colour.2]));
+            assert!(image.data.chunks(3).any(|p| *p == [colour.0, colour.1, colour.2]));
         }
         assert!(distances("none", &[]).is_ok());
     }

@@ -2,7 +2,7 @@
 
 use super::{Drawn, GRID, INK, SCALE, TEXT, TITLE, render, text, text_width};
 use crate::error::{Error, Result};
-use crate::picture::Picture;
+use crate::image::Image;
 use plotters::element::{PathElement, Rectangle};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color, RGBColor, WHITE};
@@ -66,7 +66,7 @@ fn short(value: f64) -> String {
 ///
 /// # Errors
 /// [`Error::Plot`]; also if a row has not a value for every column.
-pub fn heat_map(title: &str, none: &str, columns: &[Columns], rows: &[Row]) -> Result<Picture> {
+pub fn heat_map(title: &str, none: &str, columns: &[Columns], rows: &[Row]) -> Result<Image> {
     let count: usize = columns.iter().map(|group| group.each.len()).sum();
     if rows.iter().any(|row| row.values.len() != count) {
         return Err(Error::Plot { reason: "a row has too few or too many values".to_owned() });

@@ -4,7 +4,7 @@ use super::axis::{Axis, span};
 use super::chart::{Chart, Line};
 use super::{COLOURS, pale, render};
 use crate::error::Result;
-use crate::picture::Picture;
+use crate::image::Image;
 use std::collections::VecDeque;
 
 /// Steps that the running mean is over.
@@ -86,7 +86,7 @@ impl LossCurve {
     ///
     /// # Errors
     /// [`Error::Plot`](crate::Error::Plot).
-    pub fn plot(&self, title: &str) -> Result<Picture> {
+    pub fn plot(&self, title: &str) -> Result<Image> {
         let all = || self.bins.iter().flat_map(|b| [b.low, b.high]);
         let y = match span(all()) {
             Some((low, high)) if low > 0.0 && high >= LOG_FROM * low => Axis::log("loss (log scale)", all()),
@@ -145,9 +145,9 @@ mod tests {
     fn the_running_mean_starts_where_its_window_is_full() {
         let short = curve((0..99).map(|_| 0.5));
         assert!(short.bins.iter().all(|b| b.mean.is_nan()));
-        let blue = |picture: &Picture| {
+        let blue = |image: &Image| {
             let blue = [COLOURS[0].0, COLOURS[0].1, COLOURS[0].2];
-            picture.data.chunks(3).filter(|p| **p == blue).count()
+            image.data.chunks(3).filter(|p| **p == blue).count()
         };
         assert_eq!(blue(&short.plot("short").unwrap()), 0, "neither a line nor a legend");
         let long = curve((0..300).map(|i| if i < 100 { 1.0 } else { 0.5 }));
@@ -167,8 +167,8 @@ mod tests {
             &[f64::MAX, f64::MIN],
         ];
         for losses in odd {
-            let picture = curve(losses.iter().copied()).plot("odd").unwrap();
-            assert_eq!((picture.width as u32, picture.height as u32), SIZE, "{losses:?}");
+            let image = curve(losses.iter().copied()).plot("odd").unwrap();
+            assert_eq!((image.width as u32, image.height as u32), SIZE, "{losses:?}");
         }
         let mut late = LossCurve::default();
         late.push(u64::MAX, 1.0);
@@ -176,10 +176,10 @@ mod tests {
     }
 
     #[test]
-    fn both_lines_are_in_the_picture_with_the_steps_behind_the_mean() {
-        let picture = curve((0..500).map(|i| 0.5 + f64::from(i % 2) * 0.3)).plot("x").unwrap();
+    fn both_lines_are_in_the_image_with_the_steps_behind_the_mean() {
+        let image = curve((0..500).map(|i| 0.5 + f64::from(i % 2) * 0.3)).plot("x").unwrap();
         let count = |colour: plotters::style::RGBColor| {
-            picture.data.chunks(3).filter(|p| **p == [colour.0, colour.1, colour.2]).count()
+            image.data.chunks(3).filter(|p| **p == [colour.0, colour.1, colour.2]).count()
         };
         assert!(count(COLOURS[0]) > 500, "the mean: {}", count(COLOURS[0]));
         assert!(count(pale(COLOURS[0])) > 10_000, "the steps: {}", count(pale(COLOURS[0])));

@@ -1,4 +1,4 @@
-//! Plots: plain numbers in, a [`Picture`] out; nothing here reads files or knows a run.
+//! Plots: plain numbers in, a [`Image`] out; nothing here reads files or knows a run.
 //!
 //! Charts have titled axes with ticks, and a legend; sheets are rows of images with labels. plotters draws, at twice
 //! the size: halving that smooths lines and letters. The font is built in (DejaVu Sans), so that plots look the same on
@@ -15,8 +15,8 @@ pub mod sheet;
 mod strips;
 
 use crate::error::{Error, Result};
+use crate::image::Image;
 use crate::memory;
-use crate::picture::Picture;
 use ab_glyph::{Font, FontRef};
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, WHITE};
@@ -61,9 +61,9 @@ type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Draws on white. `draw` sees an area [`SCALE`] times as large as `width` and `height`, which are in pixels.
-fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Picture> {
+fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Image> {
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
-        let reason = format!("it would have {width} x {height} pixels; show fewer or smaller pictures");
+        let reason = format!("it would have {width} x {height} pixels; show fewer or smaller images");
         return Err(Error::Plot { reason });
     }
     let (wide, high) = (width * SCALE, height * SCALE);
@@ -81,8 +81,8 @@ fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Res
     Ok(halved(&large, width as usize, height as usize))
 }
 
-/// The mean of every [`SCALE`] x [`SCALE`] pixels of an RGB picture.
-fn halved(large: &[u8], width: usize, height: usize) -> Picture {
+/// The mean of every [`SCALE`] x [`SCALE`] pixels of an RGB image.
+fn halved(large: &[u8], width: usize, height: usize) -> Image {
     let scale = SCALE as usize;
     let mut data = Vec::with_capacity(width * height * 3);
     for (y, x, c) in (0..height).flat_map(|y| (0..width).flat_map(move |x| (0..3).map(move |c| (y, x, c)))) {
@@ -93,7 +93,7 @@ fn halved(large: &[u8], width: usize, height: usize) -> Picture {
         let sum: u32 = (0..scale * scale).map(pixel).sum();
         data.push(((sum + SCALE * SCALE / 2) / (SCALE * SCALE)) as u8);
     }
-    Picture { height, width, channels: 3, data }
+    Image { height, width, channels: 3, data }
 }
 
 /// A colour for what lies behind a line of the full colour.

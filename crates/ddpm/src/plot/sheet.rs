@@ -1,9 +1,9 @@
 //! Images in rows and columns, enlarged by a whole factor, with labels.
 
 use super::{Drawn, GRID, SCALE, TEXT, TITLE, render, text, text_width};
-use crate::data::PictureShape;
+use crate::data::ImageShape;
 use crate::error::{Error, Result};
-use crate::picture::Picture;
+use crate::image::Image;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 /// Pixels between cells, around everything, and between text and what it belongs to.
@@ -39,7 +39,7 @@ pub struct Sheet {
     /// What stands below each image.
     pub captions: Vec<String>,
     /// The images row by row, all of one shape; the last row may have fewer. Transparency is laid on white.
-    pub images: Vec<Picture>,
+    pub images: Vec<Image>,
 }
 
 /// Where things are on a sheet, in pixels.
@@ -57,8 +57,8 @@ struct Layout {
 
 /// The number of columns that makes a sheet of `count` images nearly square: one that leaves no gap in the last row where that is
 /// not much wider.
-pub fn columns(count: usize, shape: PictureShape) -> usize {
-    let PictureShape { height, width, .. } = shape;
+pub fn columns(count: usize, shape: ImageShape) -> usize {
+    let ImageShape { height, width, .. } = shape;
     let square = (count as f64 * height.max(1) as f64 / width.max(1) as f64).sqrt();
     let least = (square.ceil() as usize).clamp(1, count.max(1));
     let most = ((2.0 * square) as usize).min(count);
@@ -66,14 +66,14 @@ pub fn columns(count: usize, shape: PictureShape) -> usize {
 }
 
 /// By how much an image of this shape is enlarged to be seen.
-pub fn factor(shape: PictureShape) -> usize {
-    let PictureShape { height, width, .. } = shape;
+pub fn factor(shape: ImageShape) -> usize {
+    let ImageShape { height, width, .. } = shape;
     let wanted = LEAST.0.div_ceil(width.max(1)).max(LEAST.1.div_ceil(height.max(1)));
     wanted.min(MOST / height.max(width).max(1)).max(1)
 }
 
 /// How many images of this shape a sheet can hold at least.
-pub fn most(shape: PictureShape) -> usize {
+pub fn most(shape: ImageShape) -> usize {
     let cell = (shape.height + GAP + LINE).saturating_mul(shape.width.max(LABEL) + GAP);
     (PIXELS / 2 / cell.max(1)).max(1)
 }
@@ -83,7 +83,7 @@ impl Sheet {
     ///
     /// # Errors
     /// [`Error::Plot`] without images, for images of several shapes, and for more than fit.
-    pub fn draw(&self) -> Result<Picture> {
+    pub fn draw(&self) -> Result<Image> {
         let unfit = |reason: &str| Error::Plot { reason: reason.to_owned() };
         let shape = self.images.first().ok_or_else(|| unfit("there are no images"))?.shape();
         if self.images.iter().any(|image| image.shape() != shape) {
@@ -95,7 +95,7 @@ impl Sheet {
             let reason = format!("it would have {width} x {height} pixels; show fewer or smaller images");
             return Err(Error::Plot { reason });
         }
-        let mut sheet = Picture { height, width, channels: 3, data: vec![255; height * width * 3] };
+        let mut sheet = Image { height, width, channels: 3, data: vec![255; height * width * 3] };
         let place = |i: usize| {
             let (row, column) = (i / self.columns(), i % self.columns());
             let left = layout.left + column * (layout.cell.0 + GAP);
@@ -141,7 +141,7 @@ impl Sheet {
         self.images.len().div_ceil(self.columns())
     }
 
-    fn layout(&self, shape: PictureShape) -> Layout {
+    fn layout(&self, shape: ImageShape) -> Layout {
         let widest = |labels: &[String], size| labels.iter().map(|l| text_width(&plain(l), size)).max();
         let label = widest(&self.captions, TEXT).max(widest(&self.column_labels, TEXT));
         let label = label.map_or(0, |width| (width + 2).min(LABEL));
@@ -165,15 +165,15 @@ impl Sheet {
 }
 
 /// A thin line around what is at (left, top) and so large, lest white images are lost on the sheet.
-fn frame(sheet: &mut Picture, (left, top): (usize, usize), (width, height): (usize, usize)) {
-    let shape = PictureShape { height, width, channels: 3 };
+fn frame(sheet: &mut Image, (left, top): (usize, usize), (width, height): (usize, usize)) {
+    let shape = ImageShape { height, width, channels: 3 };
     let line = [GRID.0, GRID.1, GRID.2].repeat(width * height);
-    sheet.paste(&Picture { data: line, ..Picture::black(shape) }, top, left);
+    sheet.paste(&Image { data: line, ..Image::black(shape) }, top, left);
 }
 
 /// Writes `words` within the box at (left, top) of that width and height; what does not fit is cut off.
 fn put(
-    sheet: &mut Picture,
+    sheet: &mut Image,
     words: &str,
     size: u32,
     at: HPos,
@@ -215,7 +215,7 @@ fn plain(words: &str) -> String {
 }
 
 /// An image's colours, its transparency laid on white.
-fn on_white(image: &Picture) -> Picture {
+fn on_white(image: &Image) -> Image {
     let lay = |pixel: &[u8]| {
         let (colours, alpha) = match pixel.len() {
             1 | 3 => (pixel, 255),
@@ -225,15 +225,15 @@ fn on_white(image: &Picture) -> Picture {
         if colours.len() < 3 { [on(colours[0]); 3] } else { [on(colours[0]), on(colours[1]), on(colours[2])] }
     };
     let data = image.data.chunks_exact(image.channels).flat_map(lay).collect();
-    Picture { channels: 3, data, ..*image }
+    Image { channels: 3, data, ..*image }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn image(height: usize, width: usize, channels: usize, value: u8) -> Picture {
-        Picture { height, width, channels, data: vec![value; height * width * channels] }
+    fn image(height: usize, width: usize, channels: usize, value: u8) -> Image {
+        Image { height, width, channels, data: vec![value; height * width * channels] }
     }
 
     fn labels(n: usize) -> Vec<String> {
@@ -244,7 +244,7 @@ mod tests {
     fn small_images_are_enlarged_exactly_and_large_ones_stay() {
         for (side, factor) in [(1, 84), (12, 7), (16, 6), (28, 3), (32, 3), (64, 2), (84, 1), (500, 1)] {
             let data: Vec<u8> = (0..side * side).map(|i| (i * 7) as u8).collect();
-            let image = Picture { height: side, width: side, channels: 1, data };
+            let image = Image { height: side, width: side, channels: 1, data };
             let sheet = Sheet { columns: 1, images: vec![image.clone()], ..Sheet::default() }.draw().unwrap();
             let large = image.enlarge(factor);
             assert_eq!((sheet.height, sheet.width), (large.height + 2 * MARGIN, large.width + 2 * MARGIN));
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn labels_have_their_own_room_and_change_no_image() {
-        let images: Vec<Picture> = (0..6).map(|i| image(16, 16, 3, 10 * i + 40)).collect();
+        let images: Vec<Image> = (0..6).map(|i| image(16, 16, 3, 10 * i + 40)).collect();
         let bare = Sheet { columns: 3, images, ..Sheet::default() };
         let with = Sheet {
             title: "a title".into(),
@@ -269,13 +269,13 @@ mod tests {
         };
         let (bare, with) = (bare.draw().unwrap(), with.draw().unwrap());
         assert!(with.width > bare.width && with.height > bare.height + TITLE_LINE + 2 * LINE);
-        let count = |sheet: &Picture, v: u8| sheet.data.chunks(3).filter(|p| **p == [v; 3]).count();
+        let count = |sheet: &Image, v: u8| sheet.data.chunks(3).filter(|p| **p == [v; 3]).count();
         for i in 0..6 {
             let v = 10 * i + 40;
             // Smoothed letters may have any grey.
             assert!(count(&bare, v) == 96 * 96 && count(&with, v) >= 96 * 96, "{v}");
         }
-        let dark = |sheet: &Picture| sheet.data.chunks(3).filter(|p| p[0] < 100).count();
+        let dark = |sheet: &Image| sheet.data.chunks(3).filter(|p| p[0] < 100).count();
         assert!(dark(&with) > dark(&bare) + 300);
         // Long and hostile labels do not make a sheet wider.
         let long = |text: &str| Sheet {
@@ -292,10 +292,10 @@ mod tests {
 
     #[test]
     fn sheets_are_nearly_square_and_have_no_gap_where_that_costs_little() {
-        let square = PictureShape { height: 16, width: 16, channels: 1 };
+        let square = ImageShape { height: 16, width: 16, channels: 1 };
         let found = [1, 2, 3, 4, 5, 7, 8, 10, 12, 16, 50, 64, 97, 100, 5000].map(|n| columns(n, square));
         assert_eq!(found, [1, 2, 3, 2, 3, 3, 4, 5, 4, 4, 10, 8, 10, 10, 100]);
-        assert!(columns(100, PictureShape { height: 10, width: 40, channels: 1 }) == 5);
+        assert!(columns(100, ImageShape { height: 10, width: 40, channels: 1 }) == 5);
         assert_eq!(columns(0, square), 1);
     }
 
@@ -307,10 +307,9 @@ mod tests {
         let many = Sheet { columns: 100, images: vec![image(8, 8, 1, 7); 1000], ..Sheet::default() };
         let sheet = many.draw().unwrap();
         assert!(sheet.width <= SIDE && sheet.width > 2000, "{}", sheet.width);
-        let shape = PictureShape { height: 3000, width: 4000, channels: 3 };
+        let shape = ImageShape { height: 3000, width: 4000, channels: 3 };
         assert!(
-            (1..=9).contains(&most(shape))
-                && most(PictureShape { height: 16, width: 16, channels: 1 }) > 5000
+            (1..=9).contains(&most(shape)) && most(ImageShape { height: 16, width: 16, channels: 1 }) > 5000
         );
         // Transparency is laid on white.
         assert_eq!(on_white(&image(1, 1, 4, 51)).data, [214; 3]);

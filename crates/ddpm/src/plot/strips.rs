@@ -1,24 +1,24 @@
-//! Rows of pictures with a label each, under columns with a label each.
+//! Rows of images with a label each, under columns with a label each.
 
 use super::sheet::Sheet;
 use crate::error::{Error, Result};
-use crate::picture::Picture;
+use crate::image::Image;
 
 /// One row.
 #[derive(Clone, Debug)]
 pub struct Strip {
     /// What stands left of it.
     pub label: String,
-    /// Its pictures, all of one shape with those of the other rows.
-    pub pictures: Vec<Picture>,
+    /// Its images, all of one shape with those of the other rows.
+    pub images: Vec<Image>,
 }
 
 /// Lays out rows of images as a [`Sheet`]. Alpha is left out.
 ///
 /// # Errors
 /// [`Error::Plot`]; also if rows have not an image for every column, or images differ in shape.
-pub fn strips(title: &str, columns: &[String], rows: &[Strip]) -> Result<Picture> {
-    if rows.iter().any(|r| r.pictures.len() != columns.len()) {
+pub fn strips(title: &str, columns: &[String], rows: &[Strip]) -> Result<Image> {
+    if rows.iter().any(|r| r.images.len() != columns.len()) {
         return Err(Error::Plot { reason: "a row has too few or too many images".to_owned() });
     }
     let sheet = Sheet {
@@ -27,34 +27,34 @@ pub fn strips(title: &str, columns: &[String], rows: &[Strip]) -> Result<Picture
         column_labels: columns.to_vec(),
         row_labels: rows.iter().map(|r| r.label.clone()).collect(),
         captions: Vec::new(),
-        images: rows.iter().flat_map(|r| &r.pictures).map(opaque).collect(),
+        images: rows.iter().flat_map(|r| &r.images).map(opaque).collect(),
     };
     sheet.draw()
 }
 
-/// A picture's colours without its alpha.
-fn opaque(picture: &Picture) -> Picture {
-    let channels = picture.channels - (picture.channels + 1) % 2;
-    let colours = picture.data.chunks_exact(picture.channels).flat_map(|pixel| &pixel[..channels]);
-    Picture { channels, data: colours.copied().collect(), ..*picture }
+/// An image's colours without its alpha.
+fn opaque(image: &Image) -> Image {
+    let channels = image.channels - (image.channels + 1) % 2;
+    let colours = image.data.chunks_exact(image.channels).flat_map(|pixel| &pixel[..channels]);
+    Image { channels, data: colours.copied().collect(), ..*image }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn picture(width: usize, channels: usize, value: u8) -> Picture {
-        Picture { height: 2, width, channels, data: vec![value; 2 * width * channels] }
+    fn image(width: usize, channels: usize, value: u8) -> Image {
+        Image { height: 2, width, channels, data: vec![value; 2 * width * channels] }
     }
 
-    fn strip(pictures: Vec<Picture>) -> Strip {
-        Strip { label: "a schedule".to_owned(), pictures }
+    fn strip(images: Vec<Image>) -> Strip {
+        Strip { label: "a schedule".to_owned(), images }
     }
 
     #[test]
-    fn pictures_stand_in_their_rows_and_columns_enlarged() {
+    fn images_stand_in_their_rows_and_columns_enlarged() {
         for channels in 1..=4 {
-            let row = |first: u8| strip(vec![picture(10, channels, first), picture(10, channels, first + 1)]);
+            let row = |first: u8| strip(vec![image(10, channels, first), image(10, channels, first + 1)]);
             let columns = ["t = 0".to_owned(), "t = 1000".to_owned()];
             let made = strips("title", &columns, &[row(100), row(110)]).unwrap();
             let count = |v: u8| made.data.chunks(3).filter(|p| **p == [v; 3]).count();
@@ -75,11 +75,11 @@ mod tests {
         let columns = ["a".to_owned()];
         assert!(strips("", &columns, &[]).is_err());
         assert!(strips("", &columns, &[strip(vec![])]).is_err());
-        assert!(strips("", &columns, &[strip(vec![picture(1, 1, 0), picture(1, 1, 0)])]).is_err());
-        let rows = [strip(vec![picture(1, 1, 0)]), strip(vec![picture(2, 1, 0)])];
+        assert!(strips("", &columns, &[strip(vec![image(1, 1, 0), image(1, 1, 0)])]).is_err());
+        let rows = [strip(vec![image(1, 1, 0)]), strip(vec![image(2, 1, 0)])];
         assert!(strips("", &columns, &rows).is_err());
         assert!(strips("", &columns, &rows[..1]).is_ok());
-        let large = strip(vec![picture(100_000_000, 1, 0)]);
+        let large = strip(vec![image(100_000_000, 1, 0)]);
         assert!(matches!(strips("", &columns, &[large]), Err(Error::Plot { .. })));
     }
 }

@@ -6,8 +6,8 @@ use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Posterior;
 
-/// Steps of any length towards the expected picture along the expected noise, with part of it drawn anew: none with eta = 0
-/// (then the same noise gives the same picture in any number of steps, nearly), as much as [`Ddpm`](super::Ddpm) with
+/// Steps of any length towards the expected image along the expected noise, with part of it drawn anew: none with eta = 0
+/// (then the same noise gives the same image in any number of steps, nearly), as much as [`Ddpm`](super::Ddpm) with
 /// eta = 1. Of order 1.
 #[derive(Clone, Debug)]
 pub struct Ddim {
@@ -15,7 +15,7 @@ pub struct Ddim {
     pub levels: Levels,
     /// Share of [`Ddpm`](super::Ddpm)'s noise, 0 to 1.
     pub eta: f64,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
     /// Where the threshold has changed `x_0`: whether the noise is what is left of `x_t` beside the changed one, as
     /// diffusers' argument of that name has it, or stays as it was predicted.
@@ -41,9 +41,9 @@ impl Sampler for Ddim {
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             if self.use_clipped_model_output && self.threshold != Threshold::None {
-                d.noise_beside_picture(from)?;
+                d.noise_beside_image(from)?;
             } else {
-                d.expect_noise(from)?;
+                d.predict_eps(from)?;
             }
             let variance = self.eta * self.eta * Posterior::between(from, to).variance;
             let direction = (to.sigma * to.sigma - variance).max(0.0).sqrt();

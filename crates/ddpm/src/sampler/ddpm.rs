@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variance {
-    /// `beta_tilde_t`, the posterior's: right for a single picture.
+    /// `beta_tilde_t`, the posterior's: right for a single image.
     Small,
-    /// `beta_t`: right for pictures that are noise themselves.
+    /// `beta_t`: right for images that are noise themselves.
     Large,
     /// The network's own, for each number, in the logarithm between the two (Nichol, Dhariwal 2021, eq. 15).
     Learned,
@@ -47,7 +47,7 @@ pub struct Ddpm {
     pub levels: Levels,
     /// The variance of a step; `None`: the network's own, where it has learnt one, else the small one.
     pub variance: Option<Variance>,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -107,7 +107,7 @@ mod tests {
     use crate::sampler::Spacing;
     use crate::schedule::Schedule;
 
-    /// Expects a grey picture, and has learnt that variance.
+    /// Expects a grey image, and has learnt that variance.
     struct Grey(Option<Vec<f32>>);
 
     impl Denoiser for Grey {
@@ -115,7 +115,7 @@ mod tests {
             1
         }
 
-        fn picture_len(&self) -> usize {
+        fn image_len(&self) -> usize {
             64
         }
 

@@ -1,11 +1,11 @@
 //! Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022.
 //!
-//! The expected picture changes slowly along `lambda = ln(alpha / sigma)`; everything else of the way from noise to picture
+//! The expected image changes slowly along `lambda = ln(alpha / sigma)`; everything else of the way from noise to image
 //! is solved exactly. With h for the step in lambda:
 //! ```text
-//! x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D,   D of the expected pictures at s and before              (eq. 8, 9)
+//! x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D,   D of the expected images at s and before              (eq. 8, 9)
 //! ```
-//! The step to no noise, of infinite h, goes to the expected picture itself.
+//! The step to no noise, of infinite h, goes to the expected image itself.
 
 use super::drawing::{Drawing, X, X_0, Z, own};
 use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
@@ -16,14 +16,14 @@ use crate::schedule::Level;
 /// How much longer in lambda than the step before a step may be that looks back on it.
 pub(super) const LONGEST: f64 = 3.5;
 
-/// Algorithm 2, "2M": from two expected pictures, the last step's and this one's. Of order 2, one prediction a step.
+/// Algorithm 2, "2M": from two expected images, the last step's and this one's. Of order 2, one prediction a step.
 #[derive(Clone, Debug)]
 pub struct DpmSolver2M {
     /// The levels that are visited.
     pub levels: Levels,
     /// Whether noise is drawn anew: the solver of the diffusion SDE (appendix B, "SDE-DPM-Solver++(2M)").
     pub stochastic: bool,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -33,7 +33,7 @@ pub struct DpmSolver2M {
 pub struct DpmSolver2S {
     /// The levels that are visited.
     pub levels: Levels,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -67,7 +67,7 @@ impl Sampler for DpmSolver2M {
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
-        // The expected pictures of the step before; none before the first.
+        // The expected images of the step before; none before the first.
         let before = own(0);
         d.clear(before)?;
         let mut level_before = None;

@@ -1,4 +1,4 @@
-//! What all samplers do: ask the network, hold the expected picture within bounds, add vectors.
+//! What all samplers do: ask the network, hold the expected image within bounds, add vectors.
 
 pub(crate) use super::vectors::{EPS, LEARNED, X, X_0, Z, own};
 use super::vectors::{HostVectors, OUTPUT, Resident};
@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::cell::{LazyCell, RefCell};
 
-/// Part of a picture's numbers that [`Threshold::Dynamic`] leaves in their range (Saharia et al. 2022 have 0.995).
+/// Part of an image's numbers that [`Threshold::Dynamic`] leaves in their range (Saharia et al. 2022 have 0.995).
 const DYNAMIC_PART: f64 = 0.995;
 
-/// What is done about an expected picture that leaves [-1, 1], where pictures live.
+/// What is done about an expected image that leaves [-1, 1], where images live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Threshold {
@@ -26,7 +26,7 @@ pub enum Threshold {
     /// Each number is held within, as Ho et al.'s program does.
     #[default]
     Clip,
-    /// Dynamic thresholding: numbers are held within [-s, s] and divided by s, where s is such that 99.5 % of the picture's
+    /// Dynamic thresholding: numbers are held within [-s, s] and divided by s, where s is such that 99.5 % of the image's
     /// numbers are within, and at least 1 (Saharia et al., "Photorealistic Text-to-Image Diffusion Models", 2022,
     /// section 2.3).
     Dynamic,
@@ -42,23 +42,23 @@ impl Threshold {
         }
     }
 
-    /// Applies it to one picture.
-    pub(crate) fn apply(self, picture: &mut [f32]) {
+    /// Applies it to one image.
+    pub(crate) fn apply(self, image: &mut [f32]) {
         if self != Self::None {
-            hold(picture, self.part());
+            hold(image, self.part());
         }
     }
 
-    /// The part of a picture's numbers that it leaves in their range, where it asks for one.
+    /// The part of an image's numbers that it leaves in their range, where it asks for one.
     fn part(self) -> Option<f64> {
         (self == Self::Dynamic).then_some(DYNAMIC_PART)
     }
 }
 
-/// Holds a picture's numbers within [-s, s], and divides them by s: 1, or what `part` of them do not exceed, if that is more.
-pub(super) fn hold(picture: &mut [f32], part: Option<f64>) {
-    let most = part.map_or(1.0, |part| quantile(picture, part).max(1.0));
-    picture.iter_mut().for_each(|x| *x = x.clamp(-most, most) / most);
+/// Holds an image's numbers within [-s, s], and divides them by s: 1, or what `part` of them do not exceed, if that is more.
+pub(super) fn hold(image: &mut [f32], part: Option<f64>) {
+    let most = part.map_or(1.0, |part| quantile(image, part).max(1.0));
+    image.iter_mut().for_each(|x| *x = x.clamp(-most, most) / most);
 }
 
 /// The size that a part of all numbers do not exceed, between two linearly.
@@ -97,7 +97,7 @@ impl Place<'_> {
     }
 }
 
-/// A batch on its way from noise to pictures: vectors with names ([`X`] and so on), and what samplers do with them.
+/// A batch on its way from noise to images: vectors with names ([`X`] and so on), and what samplers do with them.
 pub(crate) struct Drawing<'a> {
     place: Place<'a>,
     on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
@@ -122,11 +122,11 @@ impl<'a> Drawing<'a> {
         steps: usize,
         on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Self> {
-        let (batch, picture) = (denoiser.batch(), denoiser.picture_len());
-        let (prediction, len) = (denoiser.prediction(), batch * picture);
+        let (batch, image) = (denoiser.batch(), denoiser.image_len());
+        let (prediction, len) = (denoiser.prediction(), batch * image);
         let place = match denoiser.resident().is_some() {
             true => Place::Device(denoiser.resident().expect("a denoiser stays where it is")),
-            false => Place::Host(denoiser, HostVectors::new(batch, picture)),
+            false => Place::Host(denoiser, HostVectors::new(batch, image)),
         };
         let mut d = Self { place, on_step, prediction, len, seeds, threshold, steps, done: 0 };
         match start {
@@ -158,7 +158,7 @@ impl<'a> Drawing<'a> {
     }
 
     /// Makes [`EPS`] the noise that the network expected when it was asked, at this level; [`X`] is still what it was.
-    pub fn expect_noise(&mut self, level: Level) -> Result<()> {
+    pub fn predict_eps(&mut self, level: Level) -> Result<()> {
         self.meant(EPS, self.prediction.terms_of_eps(level.alpha, level.sigma))
     }
 
@@ -177,7 +177,7 @@ impl<'a> Drawing<'a> {
     }
 
     /// Makes [`EPS`] what is left of [`X`] beside [`X_0`], which a threshold may have changed.
-    pub fn noise_beside_picture(&mut self, level: Level) -> Result<()> {
+    pub fn noise_beside_image(&mut self, level: Level) -> Result<()> {
         Ok(self.place.vectors()?.mix(EPS, &[(1.0, X), (-level.alpha, X_0)], level.sigma)?)
     }
 
@@ -221,7 +221,7 @@ impl<'a> Drawing<'a> {
             },
         };
         if told {
-            self.place.vectors()?.deviate(LEARNED, Z, [small.ln(), large.ln()])?;
+            self.place.vectors()?.apply_learned_std(LEARNED, Z, [small.ln(), large.ln()])?;
         }
         Ok(told)
     }
@@ -292,18 +292,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dynamic_thresholds_follow_the_picture() {
-        let picture: Vec<f32> = (0..201).map(|i| (i as f32 - 100.0) / 50.0).collect();
+    fn dynamic_thresholds_follow_the_image() {
+        let image: Vec<f32> = (0..201).map(|i| (i as f32 - 100.0) / 50.0).collect();
         let with = |threshold: Threshold| {
-            let mut p = picture.clone();
+            let mut p = image.clone();
             threshold.apply(&mut p);
             p
         };
-        assert_eq!(with(Threshold::None), picture);
+        assert_eq!(with(Threshold::None), image);
         assert_eq!(with(Threshold::Clip)[..3], [-1.0; 3]);
         // The sizes are 0, then each of 1/50 .. 100/50 twice; 0.995 of the way from the first to the last of 201 is
         // number 199, and that is 2.
-        assert_eq!(with(Threshold::Dynamic)[25], picture[25] / 2.0);
+        assert_eq!(with(Threshold::Dynamic)[25], image[25] / 2.0);
         let mut small = [0.25, -0.5];
         Threshold::Dynamic.apply(&mut small);
         assert_eq!(small, [0.25, -0.5], "nothing is enlarged");
@@ -319,7 +319,7 @@ mod tests {
             1
         }
 
-        fn picture_len(&self) -> usize {
+        fn image_len(&self) -> usize {
             1
         }
 
@@ -342,7 +342,7 @@ mod tests {
             let mut on_step = |_: SampleStep<'_>| Ok(());
             let mut d = Drawing::new(Some(&[x]), &mut says, seeds, Threshold::None, 1, &mut on_step)?;
             d.denoise(level)?;
-            d.expect_noise(level)?;
+            d.predict_eps(level)?;
             Ok::<_, crate::Error>([X_0, EPS].map(|v| d.numbers(v).unwrap()[0]))
         };
         // x_0 = alpha x - sigma v, eps = sigma x + alpha v.

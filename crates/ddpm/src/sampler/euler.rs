@@ -1,5 +1,5 @@
 //! Euler's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
-//! Generative Models", NeurIPS 2022, where time is the noise s of a picture y that keeps its size; and its ancestral
+//! Generative Models", NeurIPS 2022, where time is the noise s of an image y that keeps its size; and its ancestral
 //! variant, which is k-diffusion's.
 
 use super::drawing::{Drawing, X, X_0, Z};
@@ -7,7 +7,7 @@ use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 
-/// Straight steps towards the expected picture; with eta above 0 they go further, to less noise, and noise is drawn anew.
+/// Straight steps towards the expected image; with eta above 0 they go further, to less noise, and noise is drawn anew.
 /// Of order 1. With eta = 0 it is [`Ddim`](super::Ddim), but that a threshold bends its way too.
 #[derive(Clone, Debug)]
 pub struct Euler {
@@ -15,7 +15,7 @@ pub struct Euler {
     pub levels: Levels,
     /// Share of the noise that ancestral steps draw anew, 0 to 1.
     pub eta: f64,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 

@@ -17,7 +17,7 @@ const WIDEST: f64 = 1.2;
 pub struct Heun {
     /// The levels that are visited.
     pub levels: Levels,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 

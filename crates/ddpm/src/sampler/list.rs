@@ -26,10 +26,10 @@ pub struct Listed {
     pub eta: Option<f64>,
     /// Whether its noise has a choice of variances.
     pub variances: bool,
-    /// Whether it can take the noise from the clipped picture, or as it was predicted ([`Ddim::use_clipped_model_output`]).
+    /// Whether it can take the noise from the clipped image, or as it was predicted ([`Ddim::use_clipped_model_output`]).
     pub clipped_output: bool,
-    /// Whether it can begin where nothing is left of the picture ([`Schedule::zero_terminal_snr`]); else one timestep before.
-    pub from_nothing: bool,
+    /// Whether it can begin where nothing is left of the image ([`Schedule::zero_terminal_snr`]); else one timestep before.
+    pub handles_zero_snr: bool,
     /// The sampler; with eta 0 and the first variance where it has none.
     make: fn(Parts) -> Box<dyn Sampler>,
 }
@@ -56,7 +56,7 @@ impl Listed {
             eta: None,
             variances: false,
             clipped_output: false,
-            from_nothing: false,
+            handles_zero_snr: false,
             make,
         }
     }
@@ -81,20 +81,20 @@ const EXPONENTIAL_FIRST: [Spacing; 7] = {
 /// Every sampler; the first is taken unasked.
 #[rustfmt::skip]
 pub static SAMPLERS: &[Listed] = &[
-    Listed { variances: true, from_nothing: true, ..Listed::new("ddpm",
+    Listed { variances: true, handles_zero_snr: true, ..Listed::new("ddpm",
         "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |p| Box::new(
             Ddpm { levels: p.levels, variance: p.variance, threshold: p.threshold })) },
-    Listed { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), from_nothing: true, clipped_output: true,
+    Listed { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), handles_zero_snr: true, clipped_output: true,
         ..Listed::new("ddim",
-        "the same picture from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
+        "the same image from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
             Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold, use_clipped_model_output: p.use_clipped_model_output })) },
-    Listed { steps: Some(20), order: Some(2), spacings: &EXPONENTIAL_FIRST, from_nothing: true, ..Listed::new("dpm++2m",
+    Listed { steps: Some(20), order: Some(2), spacings: &EXPONENTIAL_FIRST, handles_zero_snr: true, ..Listed::new("dpm++2m",
         "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |p| Box::new(
             DpmSolver2M { levels: p.levels, stochastic: false, threshold: p.threshold })) },
     Listed { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..Listed::new("dpm++2s",
         "DPM-Solver++(2S), steadier with strong guidance (Lu et al. 2022)", |p| Box::new(
             DpmSolver2S { levels: p.levels, threshold: p.threshold })) },
-    Listed { steps: Some(30), spacings: &EXPONENTIAL_FIRST, from_nothing: true, ..Listed::new("dpm++2m-sde",
+    Listed { steps: Some(30), spacings: &EXPONENTIAL_FIRST, handles_zero_snr: true, ..Listed::new("dpm++2m-sde",
         "SDE-DPM-Solver++(2M), with fresh noise, better in 30 steps and more (Lu et al. 2022)", |p| Box::new(
             DpmSolver2M { levels: p.levels, stochastic: true, threshold: p.threshold })) },
     Listed { steps: Some(10), order: Some(3), spacings: &EXPONENTIAL_FIRST, ..Listed::new("unipc",
@@ -117,7 +117,7 @@ pub static SAMPLERS: &[Listed] = &[
             Pndm { levels: p.levels, warm_up: false, threshold: p.threshold })) },
 ];
 
-/// How pictures are sampled. What is `None` is the sampler's own choice.
+/// How images are sampled. What is `None` is the sampler's own choice.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Which sampler.
@@ -130,9 +130,9 @@ pub struct Options {
     pub eta: Option<f64>,
     /// Variance of the noise that is drawn anew.
     pub variance: Option<Variance>,
-    /// What is done about expected pictures outside [-1, 1]; [`Threshold::Clip`] where nothing is said.
+    /// What is done about expected images outside [-1, 1]; [`Threshold::Clip`] where nothing is said.
     pub threshold: Option<Threshold>,
-    /// Whether `ddim` takes the noise from what the threshold has made of the picture
+    /// Whether `ddim` takes the noise from what the threshold has made of the image
     /// ([`Ddim::use_clipped_model_output`]); true where nothing is said.
     pub use_clipped_model_output: Option<bool>,
 }
@@ -205,14 +205,14 @@ impl Options {
         }
         // A choice of its own that is more than there is, is all there is.
         let own = self.sampler.steps.map(|n| n.min(schedule.timesteps_with_signal()));
-        let visited = if self.sampler.from_nothing { prediction } else { Prediction::Eps };
+        let visited = if self.sampler.handles_zero_snr { prediction } else { Prediction::Eps };
         Levels::new(schedule, visited, self.steps.or(own), spacing)
     }
 
     /// These for the first `n` timesteps of a schedule alone, with as large a part of the steps: what samplers need that go
-    /// on from pictures with less noise than all.
+    /// on from images with less noise than all.
     #[must_use]
-    pub fn for_first(self, n: usize, schedule: &Schedule) -> Self {
+    pub fn truncated(self, n: usize, schedule: &Schedule) -> Self {
         // No steps are refused, also of a part.
         let part = |steps: usize| (steps * n).div_ceil(schedule.timesteps()).clamp(steps.min(1), n.max(1));
         Self { steps: self.steps.or(self.sampler.steps).map(part), ..self }

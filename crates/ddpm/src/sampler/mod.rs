@@ -1,9 +1,9 @@
-//! Samplers: from noise to pictures, one file each, following their paper; [`SAMPLERS`] lists them.
+//! Samplers: from noise to images, one file each, following their paper; [`SAMPLERS`] lists them.
 //!
 //! A sampler knows noise levels, scalars, vectors by name and the [`Denoiser`] trait, never a graph, nor where the vectors are:
 //! on the host, or beside the network in a device's memory ([`Resident`]). Which levels it visits is said by [`Levels`], alike for
 //! all of them.
-//! The noise of picture i is a function of the seed and i alone, so that a picture does not depend on how many are
+//! The noise of image i is a function of the seed and i alone, so that an image does not depend on how many are
 //! drawn with it.
 
 mod ddim;
@@ -43,15 +43,15 @@ use std::ops::Deref;
 pub struct Seeds {
     /// The seed.
     pub seed: u64,
-    /// Index of the batch's first picture.
+    /// Index of the batch's first image.
     pub first: u32,
 }
 
 impl Seeds {
     /// Fills a batch with standard normal noise for a purpose and step.
-    pub fn fill(&self, purpose: Purpose, step: u32, picture_len: usize, out: &mut [f32]) {
-        out.par_chunks_mut(picture_len.max(1)).enumerate().for_each(|(i, picture)| {
-            Stream::new(self.seed, purpose, step, self.first + i as u32).fill_normal(picture);
+    pub fn fill(&self, purpose: Purpose, step: u32, image_len: usize, out: &mut [f32]) {
+        out.par_chunks_mut(image_len.max(1)).enumerate().for_each(|(i, image)| {
+            Stream::new(self.seed, purpose, step, self.first + i as u32).fill_normal(image);
         });
     }
 }
@@ -67,7 +67,7 @@ pub struct SampleStep<'a> {
     pub steps: usize,
     /// The batch behind the step.
     pub x: Shown<'a>,
-    /// The pictures that the network expected at the end, before the step.
+    /// The images that the network expected at the end, before the step.
     pub x_0: Shown<'a>,
 }
 
@@ -91,10 +91,10 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
-/// Draws pictures with a denoiser.
+/// Draws images with a denoiser.
 pub trait Sampler {
-    /// Draws a batch; `on_step` sees every step, and an error of its stops the sampling. The pictures are
-    /// `batch * picture_len` numbers, nominally in [-1, 1].
+    /// Draws a batch; `on_step` sees every step, and an error of its stops the sampling. The images are
+    /// `batch * image_len` numbers, nominally in [-1, 1].
     fn sample(
         &self,
         denoiser: &mut dyn Denoiser,
@@ -108,7 +108,7 @@ pub trait Sampler {
     /// Fewer levels than all are those of a schedule that ends earlier ([`Schedule::first`](crate::schedule::Schedule::first)).
     ///
     /// # Panics
-    /// If `start` has not `batch * picture_len` numbers.
+    /// If `start` has not `batch * image_len` numbers.
     fn sample_from(
         &self,
         start: Option<&[f32]>,

@@ -18,7 +18,7 @@ const WEIGHTS: [&[f64]; 4] = [
 const WARM_UP: usize = WEIGHTS.len() - 1;
 
 /// Known methods for differential equations, with the paper's transfer (DDIM's step) in the place of the sum. Timesteps
-/// must be evenly spaced, and begin where something is left of the picture: the transfer divides by it, and its roundings
+/// must be evenly spaced, and begin where something is left of the image: the transfer divides by it, and its roundings
 /// are multiplied in every step, so that only [`Spacing::Uniform`](super::Spacing::Uniform) is taken. Of order 2.
 #[derive(Clone, Debug)]
 pub struct Pndm {
@@ -27,7 +27,7 @@ pub struct Pndm {
     /// Whether the first three steps are Runge and Kutta's with four predictions each ("F-PNDM"); else they look back on as
     /// many noises as there are, and the first has two predictions (PLMS of latent diffusion, as in diffusers).
     pub warm_up: bool,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -43,7 +43,7 @@ fn transfer(d: &mut Drawing<'_>, eps: Vector, from: Level, to: Level) -> Result<
     d.blend(X, scale, [(to.sigma - scale * from.sigma, eps)])
 }
 
-/// Makes `eps` the noise that the network expects of x at a level; that of the expected picture within bounds.
+/// Makes `eps` the noise that the network expects of x at a level; that of the expected image within bounds.
 fn noise(d: &mut Drawing<'_>, eps: Vector, level: Level) -> Result<()> {
     d.denoise(level)?;
     d.copy(eps, X)?;

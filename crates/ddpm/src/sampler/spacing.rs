@@ -30,7 +30,7 @@ const RHO: f64 = 7.0;
 pub enum Spacing {
     /// Evenly, both ends among them.
     Linspace,
-    /// Every `T / steps`-th from the first, so that the last, where pictures are all noise, is left out: the linear
+    /// Every `T / steps`-th from the first, so that the last, where images are all noise, is left out: the linear
     /// subsequence of Song et al. 2021 (appendix D.2); diffusers' `leading`.
     #[serde(alias = "leading")]
     Uniform,
@@ -160,8 +160,8 @@ pub struct Levels {
 impl Levels {
     /// `steps` levels of a schedule (`None`: all), for a network that predicts that.
     ///
-    /// A last timestep that leaves nothing of the picture ([`Schedule::zero_terminal_snr`]) is not visited where the
-    /// network predicts noise, which says nothing about the picture there, nor where sigmas are spaced, for it has none.
+    /// A last timestep that leaves nothing of the image ([`Schedule::zero_terminal_snr`]) is not visited where the
+    /// network predicts noise, which says nothing about the image there, nor where sigmas are spaced, for it has none.
     ///
     /// # Errors
     /// [`Error::Config`] for no steps, or more than there are; for a list of levels from which no sampler draws images: one that
@@ -191,7 +191,7 @@ impl Levels {
             let mut reason = format!("{steps} steps: the schedule allows 1 to {most}");
             if all < schedule.timesteps() && spacing.of_timesteps() {
                 reason +=
-                    ", for nothing is left of the picture at later timesteps, where none can be found again";
+                    ", for nothing is left of the image at later timesteps, where none can be found again";
             }
             return Err(Error::Config { key: "steps".to_owned(), reason });
         }
@@ -206,7 +206,7 @@ impl Levels {
                 check_gap(low, high, steps)?;
             }
             let ratios = spacing.ratios(low, high, steps);
-            ratios.into_iter().map(|ratio| schedule.level_of_ratio(ratio)).collect()
+            ratios.into_iter().map(|ratio| schedule.level_for_sigma(ratio)).collect()
         };
         check_start(spacing, steps, levels[0], schedule)?;
         Ok(Self { levels, schedule: schedule.clone() })
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_without_signal_is_visited_where_the_picture_is_predicted() {
+    fn a_level_without_signal_is_visited_where_the_image_is_predicted() {
         let zero = schedule().zero_terminal_snr().unwrap();
         let first = |prediction, spacing| Levels::new(&zero, prediction, Some(10), spacing).unwrap().at(0).t;
         assert_eq!(first(Prediction::Eps, Spacing::Trailing), 998.0);
@@ -401,8 +401,8 @@ mod tests {
         assert_eq!(first(Prediction::X0, Spacing::Linspace), 999.0);
         // A few roundings of t.
         let karras = first(Prediction::X0, Spacing::Karras);
-        assert!((karras - zero.level_of_ratio(MOST_RATIO).t).abs() < 1e-9 && karras < 998.0, "{karras}");
-        // Of many without signal, the first alone: half of the picture's variance is lost at each, and all of it at 2^-1022.
+        assert!((karras - zero.level_for_sigma(MOST_RATIO).t).abs() < 1e-9 && karras < 998.0, "{karras}");
+        // Of many without signal, the first alone: half of the image's variance is lost at each, and all of it at 2^-1022.
         let long = Schedule::from_betas(vec![0.5; 2000]).unwrap();
         for spacing in [Spacing::Linspace, Spacing::Trailing] {
             let levels = Levels::new(&long, Prediction::V, None, spacing).unwrap();

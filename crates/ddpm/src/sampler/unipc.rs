@@ -8,14 +8,14 @@ use crate::error::Result;
 use crate::schedule::Level;
 use ddpm_engine::Vector;
 
-/// Most expected pictures that a step looks back on.
+/// Most expected images that a step looks back on.
 const MOST: usize = 3;
 
 /// Their places, in any order, and x where a step begins.
 const PAST: [Vector; MOST] = [own(0), own(1), own(2)];
 const START: Vector = own(3);
 
-/// UniPC in the data prediction, with `B(h) = e^h - 1` (the authors' "bh2"). A step looks back on `p` expected pictures,
+/// UniPC in the data prediction, with `B(h) = e^h - 1` (the authors' "bh2"). A step looks back on `p` expected images,
 /// and each prediction serves twice: it corrects the step that led to it, and makes the next. Of order p + 1, one
 /// prediction a step.
 #[derive(Clone, Debug)]
@@ -24,11 +24,11 @@ pub struct UniPc {
     pub levels: Levels,
     /// The paper's p, 1 to 3.
     pub p: usize,
-    /// What is done about expected pictures outside [-1, 1].
+    /// What is done about expected images outside [-1, 1].
     pub threshold: Threshold,
 }
 
-/// The expected pictures of the last levels, the newest first.
+/// The expected images of the last levels, the newest first.
 #[derive(Default)]
 struct Past {
     levels: Vec<Level>,
@@ -63,7 +63,7 @@ impl Past {
             known.push(m);
         }
         let rho = match known.len() {
-            // The authors' choice where one picture is known: any gives the order.
+            // The authors' choice where one image is known: any gives the order.
             1 => vec![0.5],
             n => solve(&r, &moments(-h, n)),
         };

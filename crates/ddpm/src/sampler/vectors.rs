@@ -9,7 +9,7 @@ use ddpm_engine::{Draws, Vector, Vectors};
 
 /// The batch, `alpha x_0 + sigma eps` at the level that the sampler is at.
 pub(crate) const X: Vector = Vector(0);
-/// The pictures that the network expects, held within bounds.
+/// The images that the network expects, held within bounds.
 pub(crate) const X_0: Vector = Vector(1);
 /// The noise that it expects, once it is [asked for](super::drawing::Drawing::expect_noise).
 pub(crate) const EPS: Vector = Vector(2);
@@ -78,13 +78,13 @@ impl Prediction {
 /// Vectors in the host's memory, which they take when they are first written.
 pub(super) struct HostVectors {
     len: usize,
-    picture: usize,
+    image: usize,
     all: Vec<Vec<f32>>,
 }
 
 impl HostVectors {
-    pub fn new(batch: usize, picture: usize) -> Self {
-        Self { len: batch * picture, picture, all: vec![Vec::new(); VECTORS] }
+    pub fn new(batch: usize, image: usize) -> Self {
+        Self { len: batch * image, image, all: vec![Vec::new(); VECTORS] }
     }
 
     /// The numbers of a vector that was written.
@@ -156,16 +156,21 @@ impl Vectors for HostVectors {
 
     fn normal(&mut self, to: Vector, draws: Draws, purpose: Purpose) -> ddpm_engine::Result<()> {
         let seeds = Seeds { seed: draws.seed, first: draws.first_index };
-        self.change(to, |to, all| seeds.fill(purpose, draws.step, all.picture, to));
+        self.change(to, |to, all| seeds.fill(purpose, draws.step, all.image, to));
         Ok(())
     }
 
     fn threshold(&mut self, v: Vector, part: Option<f64>) -> ddpm_engine::Result<()> {
-        self.change(v, |v, all| v.chunks_mut(all.picture.max(1)).for_each(|p| hold(p, part)));
+        self.change(v, |v, all| v.chunks_mut(all.image.max(1)).for_each(|p| hold(p, part)));
         Ok(())
     }
 
-    fn deviate(&mut self, v: Vector, z: Vector, [small, large]: [f64; 2]) -> ddpm_engine::Result<()> {
+    fn apply_learned_std(
+        &mut self,
+        v: Vector,
+        z: Vector,
+        [small, large]: [f64; 2],
+    ) -> ddpm_engine::Result<()> {
         self.change(v, |v, all| {
             for (v, &z) in v.iter_mut().zip(all.numbers(z)) {
                 let part = (f64::from(*v) + 1.0) / 2.0;

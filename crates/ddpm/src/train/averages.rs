@@ -62,14 +62,14 @@ impl Averages {
         Ok(())
     }
 
-    /// Follows the weights behind step `step`, counted from 0, of so many pictures.
+    /// Follows the weights behind step `step`, counted from 0, of so many images.
     pub fn follow(
         &mut self,
         exec: &dyn Executor,
         specs: &[ParameterSpec],
         train: &TrainConfig,
         step: u64,
-        pictures: usize,
+        images: usize,
     ) -> Result<()> {
         if self.all.is_empty() {
             return Ok(());
@@ -79,7 +79,7 @@ impl Averages {
             exec.read_parameter(Region::Weights, i, &mut self.weights)?;
             for average in &mut self.all {
                 let keeps = match average.kind {
-                    Kind::Decay(decay) => ema::decay_of(train, decay, step, pictures),
+                    Kind::Decay(decay) => ema::decay_of(train, decay, step, images),
                     Kind::Power(gamma) => posthoc::decay(gamma, step + 1),
                 };
                 let blend = |(a, w): (&mut f32, &f32)| {

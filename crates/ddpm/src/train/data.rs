@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 const DIGITS: &str = "digits";
 
 impl Config {
-    /// What the settings ask of the pictures.
+    /// What the settings ask of the images.
     pub fn data_options(&self) -> DataOptions {
         let d = &self.data;
         DataOptions {
-            size: self.picture_size().map(|s| (s.height, s.width)),
-            channels: self.picture_channels(),
+            size: self.image_size().map(|s| (s.height, s.width)),
+            channels: self.image_channels(),
             on_bad_file: d.on_bad_file,
             alpha: d.alpha,
             resize: d.resize,
@@ -37,11 +37,11 @@ impl Config {
         if self.data.path != DIGITS {
             return Ok(None);
         }
-        if self.picture_channels().is_some_and(|c| c != 1) {
+        if self.image_channels().is_some_and(|c| c != 1) {
             let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
             return Err(Error::Config { key: "data.channels".to_owned(), reason });
         }
-        let size = self.picture_size().unwrap_or(Size { height: 28, width: 28 });
+        let size = self.image_size().unwrap_or(Size { height: 28, width: 28 });
         if size.height != size.width {
             let reason = format!("the built-in digits are square, not {size}");
             return Err(Error::Config { key: "data.size".to_owned(), reason });
@@ -57,8 +57,7 @@ impl Config {
 pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     let (d, options) = (&config.data, config.data_options());
     if d.path == UNKNOWN_DATA {
-        let reason =
-            "is not known, for the run was imported; say which pictures it learns from: --data FOLDER";
+        let reason = "is not known, for the run was imported; say which images it learns from: --data FOLDER";
         return Err(Error::Config { key: "data.path".to_owned(), reason: reason.to_owned() });
     }
     match config.digits_side()? {
@@ -67,7 +66,7 @@ pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     }
 }
 
-/// Looks at all pictures of the data set that the settings name.
+/// Looks at all images of the data set that the settings name.
 ///
 /// # Errors
 /// As [`data::check()`].

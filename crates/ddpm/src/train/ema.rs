@@ -2,24 +2,24 @@
 
 use super::config::{EmaKind, TrainConfig};
 
-/// Part of the pictures seen so far that the half-life may reach (Karras et al. 2022's program: `ema_rampup_ratio`).
+/// Part of the images seen so far that the half-life may reach (Karras et al. 2022's program: `ema_rampup_ratio`).
 const RAMP_UP: f64 = 0.05;
 
-/// What the average keeps of itself in step `step`, counted from 0, of so many pictures.
-pub(super) fn decay(train: &TrainConfig, step: u64, pictures: usize) -> f64 {
-    decay_of(train, train.ema_decay, step, pictures)
+/// What the average keeps of itself in step `step`, counted from 0, of so many images.
+pub(super) fn decay(train: &TrainConfig, step: u64, images: usize) -> f64 {
+    decay_of(train, train.ema_decay, step, images)
 }
 
 /// The same for another decay than `train.ema_decay`.
-pub(super) fn decay_of(train: &TrainConfig, decay: f64, step: u64, pictures: usize) -> f64 {
+pub(super) fn decay_of(train: &TrainConfig, decay: f64, step: u64, images: usize) -> f64 {
     match train.ema {
         EmaKind::Fixed => decay,
         // It follows closely at first, so that early samples are not those of the first weights.
         EmaKind::WarmUp => decay.min((1.0 + step as f64) / (10.0 + step as f64)),
         EmaKind::HalfLife => {
-            let pictures = pictures as f64;
-            let half_life = train.ema_half_life.min(step as f64 * pictures * RAMP_UP);
-            0.5f64.powf(pictures / half_life.max(1e-8))
+            let images = images as f64;
+            let half_life = train.ema_half_life.min(step as f64 * images * RAMP_UP);
+            0.5f64.powf(images / half_life.max(1e-8))
         }
     }
 }
@@ -37,11 +37,11 @@ mod tests {
         let warm = with(EmaKind::WarmUp);
         assert_eq!((decay(&warm, 0, 64), decay(&warm, 90, 64), decay(&warm, 10_000, 64)), (0.1, 0.91, 0.99));
         let half = with(EmaKind::HalfLife);
-        // The first step takes the weights as they are; from 20,000 pictures on 1000 halve what is kept.
+        // The first step takes the weights as they are; from 20,000 images on 1000 halve what is kept.
         assert_eq!(decay(&half, 0, 50), 0.0);
         let kept: f64 = (400..420).map(|step| decay(&half, step, 50)).product();
         assert!((kept - 0.5).abs() < 1e-12, "{kept}");
-        // After 2000 pictures the half-life is 100 of them.
+        // After 2000 images the half-life is 100 of them.
         assert_eq!(decay(&half, 40, 50), 0.5f64.sqrt());
     }
 }

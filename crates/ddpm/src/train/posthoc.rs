@@ -193,7 +193,7 @@ pub fn average(run: &RunFolder, config: &Config, width: f64, step: Option<u64>) 
     let used: Vec<Snapshot> = all.into_iter().filter(|s| s.profile.t <= step as f64).collect();
     let profiles: Vec<Profile> = used.iter().map(|s| s.profile).collect();
     let (counts, error) = coefficients(&profiles, Profile { t: step as f64, gamma: wanted_gamma })?;
-    let channels = config.picture_channels().unwrap_or(1);
+    let channels = config.image_channels().unwrap_or(1);
     let (_, states) = nets::tensors_of(&*nets::from_config(config, channels))?;
     let states: Vec<&str> = states.iter().map(|(name, _)| name.as_str()).collect();
     let weights = combine(&used, &counts, &states)?;

@@ -351,13 +351,13 @@ fn told_of_data(trainer: &Trainer, manifest: &Manifest, path: &Path) -> Option<R
     let summary = trainer.data().summary();
     manifest.data.as_ref().filter(|before| **before != summary.fingerprint)?;
     let count = match manifest.images {
-        Some(before) if before != summary.pictures as u64 => {
-            format!(" ({before} then, {} now)", summary.pictures)
+        Some(before) if before != summary.images as u64 => {
+            format!(" ({before} then, {} now)", summary.images)
         }
         _ => String::new(),
     };
     Some(Remark::Warning(format!(
-        "the pictures are not those that {} was trained on{count}: the run goes on with {}, and cannot be repeated from these alone",
+        "the images are not those that {} was trained on{count}: the run goes on with {}, and cannot be repeated from these alone",
         shown(path),
         summary.source
     )))

@@ -14,7 +14,7 @@ use super::run::{
 use super::trainer::Trainer;
 use crate::error::{Error, Result};
 use crate::generate::{Generator, Request};
-use crate::picture::{Picture, save_png};
+use crate::image::{Image, save_png};
 use crate::plot::sheet::{self, Sheet};
 use crate::sampler::Options;
 use crate::schedule::Schedule;
@@ -40,7 +40,7 @@ pub enum Event<'a> {
         steps: u64,
         /// Mean loss of the last steps (at most 100).
         loss: f64,
-        /// Pictures a second.
+        /// Images a second.
         images_per_second: f64,
         /// Time that the rest will take.
         left: Duration,
@@ -78,7 +78,7 @@ pub enum Event<'a> {
 }
 
 /// The sheet of a step's samples: of one size and layout all through a run, so that sheets compare.
-fn step_sheet(generator: &Generator, step: u64, images: Vec<Picture>) -> Result<Picture> {
+fn step_sheet(generator: &Generator, step: u64, images: Vec<Image>) -> Result<Image> {
     let class = |i: usize| Some(generator.class_label(Request::default().class.of(i, generator.classes()?)?));
     let sheet = Sheet {
         title: format!("step {step:07}"),
@@ -362,7 +362,7 @@ impl Session {
                     }
                     return Ok(Outcome::Stopped);
                 }
-                // The pictures failed, not the weights: what was learnt is kept.
+                // The images failed, not the weights: what was learnt is kept.
                 Err(error @ (Error::Data { .. } | Error::Io { .. })) => {
                     if saved != self.trainer.steps_done() {
                         self.save(on_event)?;
@@ -379,7 +379,7 @@ impl Session {
             if let Some(diverged) = self.losses.health.newly_diverged() {
                 on_event(Event::Warning(format!("step {}: the training diverges: {diverged}", step + 1)));
             }
-            let batch = self.trainer.config().pictures_per_step() as f64;
+            let batch = self.trainer.config().images_per_step() as f64;
             self.spent = before + start.elapsed();
             let seconds = self.spent.as_secs_f64();
             let images_per_second = batch / took.as_secs_f64();
@@ -474,9 +474,9 @@ impl Session {
         let inside = path.strip_prefix(self.run.path()).ok().filter(|_| path.is_dir()).map(Path::to_owned);
         let summary = self.trainer.data().summary();
         let facts = CardFacts {
-            parameters: self.trainer.tensor_numbers(),
+            parameters: self.trainer.num_parameters(),
             classes: self.trainer.class_names().to_vec(),
-            data: format!("{} ({} pictures, {})", summary.source, summary.pictures, summary.shape),
+            data: format!("{} ({} images, {})", summary.source, summary.images, summary.shape),
             steps: step,
             loss: self.loss(),
             seconds: (!self.spent.is_zero()).then_some(self.spent.as_secs_f64()),
@@ -511,12 +511,12 @@ impl Session {
             on_event(Event::Drawing { done: first / batch * s.steps + s.done, steps: batches * s.steps });
             if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
         });
-        let pictures = match drawn {
+        let images = match drawn {
             Err(Error::Interrupted) => return Ok(false), // the loop sees the flag and saves
             other => other?,
         };
         let path = self.run.sample_path(step);
-        let sheet = step_sheet(&generator, step, pictures)?;
+        let sheet = step_sheet(&generator, step, images)?;
         save_png(&sheet, &path)?;
         on_event(Event::Samples { step, path: &path });
         self.note(Entry::Samples { step, sheet: &sheet }, on_event)?;

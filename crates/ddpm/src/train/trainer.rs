@@ -10,15 +10,15 @@ use super::config::{Config, DataFacts, OptimizerKind, Size};
 use super::ema;
 use super::rate::LearningRate;
 use crate::data::loader::Loader;
-use crate::data::{Dataset, PictureShape};
+use crate::data::{Dataset, ImageShape};
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::{NO_CLASS, StepDraws, TrainingGraph, check_size, device, load_tensors, read_tensors};
+use crate::model::{NO_CLASS, NoiseSource, TrainingGraph, check_size, device, load_tensors, read_tensors};
 use crate::nets::{self, Network, StateSpec};
 use crate::objective::Objective;
 use crate::schedule::Schedule;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, Tensor, TrainingRun, clip_scale};
+use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, StepOutcome, Tensor, clip_scale};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicBool;
 /// What a step tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean loss of the step's pictures, before the step.
+    /// Mean loss of the step's images, before the step.
     pub loss: f32,
     /// The learning rate.
     pub learning_rate: f64,
@@ -49,7 +49,7 @@ pub struct Trainer {
     /// Steps made.
     step: u64,
     weights_given: bool,
-    /// The micro-batch whose pictures were read ahead into the graph.
+    /// The micro-batch whose images were read ahead into the graph.
     ahead: Option<u32>,
     /// Whether a step ended in the middle of its updates: some weights are a step ahead of the others.
     torn: bool,
@@ -84,8 +84,8 @@ impl Prepared {
             && classes != data.classes().len()
         {
             let reason = match data.classes().len() {
-                0 => format!("is {classes}, but the pictures have no classes; leave it unset (none)"),
-                n => format!("is {classes}, but the pictures have {n} classes; give {n}"),
+                0 => format!("is {classes}, but the images have no classes; leave it unset (none)"),
+                n => format!("is {classes}, but the images have {n} classes; give {n}"),
             };
             let key = format!("{}.num_class_embeds", config.network_section());
             return Err(Error::Config { key, reason });
@@ -94,7 +94,7 @@ impl Prepared {
     }
 
     /// The same of `count` images of that shape, whatever their classes are.
-    fn of(config: &Config, shape: PictureShape, count: usize) -> Result<Self> {
+    fn of(config: &Config, shape: ImageShape, count: usize) -> Result<Self> {
         let size = Size { height: shape.height, width: shape.width };
         let net: Box<dyn Network> = nets::from_config(config, shape.channels);
         let config = config.resolve(&DataFacts { count, size, channels: shape.channels })?;
@@ -102,17 +102,17 @@ impl Prepared {
         let schedule = Schedule::from_config(&config.diffusion)?;
         let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
         let objective = Objective::from_config(&config);
-        let graph = TrainingGraph::with_objective(&*net, &schedule, batch, StepDraws::Drawn, objective)
+        let graph = TrainingGraph::with_objective(&*net, &schedule, batch, NoiseSource::Drawn, objective)
             .map_err(|e| without_variance(e, batch))?;
         let accumulate = config.train.accumulate > 1;
         let arithmetic = config.train.arithmetic();
         // Nobody needs all gradients at once, but who adds them up.
-        let update_in_runs = (!accumulate).then_some(graph.loss);
+        let fuse_optimizer = (!accumulate).then_some(graph.loss);
         let (ema, clip_norm) = (config.train.ema_decay > 0.0, config.train.clip_norm);
         let late_updates = true;
         let options = PlanOptions {
             accumulate,
-            update_in_runs,
+            fuse_optimizer,
             late_updates,
             clip_norm,
             arithmetic,
@@ -140,7 +140,7 @@ fn without_variance(error: Error, [n, height, width, _]: [usize; 4]) -> Error {
 }
 
 /// Bytes that training with these settings on this data takes, without taking them: of the network with its optimizer,
-/// and of the pictures.
+/// and of the images.
 ///
 /// # Errors
 /// As [`Trainer::new`].
@@ -149,10 +149,10 @@ pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
     let parameters = graph.graph.parameter_count();
     let network = device(config.train.hardware())?.footprint(graph.graph, &options)?;
     let data: Arc<dyn Dataset> = Arc::from(data);
-    let pictures = data.summary().memory_bytes;
+    let images = data.summary().memory_bytes;
     let ahead = Loader::new(data, config.train.seed, config.train.batch_size).memory();
     let averages = (config.train.ema_decays.len() + config.train.power_ema.len()) * parameters * 4;
-    Ok(((network.arena_bytes + network.scratch_bytes + averages) as u64, pictures + ahead))
+    Ok(((network.arena_bytes + network.scratch_bytes + averages) as u64, images + ahead))
 }
 
 impl Trainer {
@@ -235,7 +235,7 @@ impl Trainer {
     }
 
     /// Numbers in the network's parameters.
-    pub fn tensor_numbers(&self) -> u64 {
+    pub fn num_parameters(&self) -> u64 {
         self.graph.graph.parameter_count() as u64
     }
 
@@ -248,10 +248,10 @@ impl Trainer {
         self.config.train.ema_decay > 0.0
     }
 
-    /// Reads the pictures of a micro-batch, counted from the start of the run, into the graph.
+    /// Reads the images of a micro-batch, counted from the start of the run, into the graph.
     fn load(&mut self, number: u64) -> Result<()> {
         let batch = self.loader.batch(number)?;
-        self.exec.write(self.graph.x_0, &batch.pictures)?;
+        self.exec.write(self.graph.x_0, &batch.images)?;
         if let Some(label) = self.graph.label {
             let t = &self.config.train;
             self.exec.write(label, &labels(&batch.labels, t.label_dropout, t.seed, number as u32))?;
@@ -286,9 +286,9 @@ impl Trainer {
         u32::try_from(first.checked_add(k)?).ok()
     }
 
-    /// Reads the pictures of the step's micro-batch `k` into the graph, if they are not there; the number of the micro-batch.
+    /// Reads the images of the step's micro-batch `k` into the graph, if they are not there; the number of the micro-batch.
     fn begin(&mut self, k: u64) -> Result<u32> {
-        // Pictures and draws are those of this number: no two micro-batches share them.
+        // Images and draws are those of this number: no two micro-batches share them.
         let number = self.number(self.step, k).ok_or_else(|| Error::Config {
             key: "train.steps".to_owned(),
             reason: format!("a run has at most {} micro-batches", u32::MAX),
@@ -299,7 +299,7 @@ impl Trainer {
         Ok(number)
     }
 
-    /// Reads the pictures of the next step, while this one goes on. If they cannot be read, the next step will say so.
+    /// Reads the images of the next step, while this one goes on. If they cannot be read, the next step will say so.
     fn read_ahead(&mut self) {
         let next = self.number(self.step + 1, 0).filter(|_| self.step + 1 < self.steps());
         self.ahead = next.filter(|&number| self.load(u64::from(number)).is_ok());
@@ -321,10 +321,10 @@ impl Trainer {
         Ok((total / micro_batches as f64) as f32)
     }
 
-    /// Whether step `step` (from 0) reads the last picture of an epoch.
+    /// Whether step `step` (from 0) reads the last image of an epoch.
     fn ends_epoch(&self, step: u64) -> bool {
         let epochs = |steps: u64| {
-            u128::from(steps) * self.config.pictures_per_step() as u128 / self.data.len().max(1) as u128
+            u128::from(steps) * self.config.images_per_step() as u128 / self.data.len().max(1) as u128
         };
         epochs(step + 1) > epochs(step)
     }
@@ -347,10 +347,10 @@ impl Trainer {
                 }
                 false => self.exec.train(draws, &adam)?,
             };
-            self.torn = matches!(trained, TrainingRun::Stopped { updated: 1.. });
+            self.torn = matches!(trained, StepOutcome::Stopped { updated: 1.. });
             return match trained {
-                TrainingRun::Whole { loss, gradient_norm } => Ok((loss, gradient_norm)),
-                TrainingRun::Stopped { .. } => {
+                StepOutcome::Whole { loss, gradient_norm } => Ok((loss, gradient_norm)),
+                StepOutcome::Stopped { .. } => {
                     self.loss()?;
                     Err(self.not_finite(GRADIENTS))
                 }
@@ -378,7 +378,7 @@ impl Trainer {
             weight_decay: t.weight_decay,
             decoupled: t.optimizer == OptimizerKind::AdamW,
             step: self.step + 1,
-            ema_decay: ema::decay(t, self.step, self.config.pictures_per_step()),
+            ema_decay: ema::decay(t, self.step, self.config.images_per_step()),
             grad_scale,
         }
     }
@@ -388,13 +388,13 @@ impl Trainer {
         if self.torn { Err(self.not_finite(GRADIENTS)) } else { Ok(()) }
     }
 
-    /// Makes one step. Pictures that cannot be read, a loss or a gradient that is not finite, and a [stop](Self::set_stop) are
+    /// Makes one step. Images that cannot be read, a loss or a gradient that is not finite, and a [stop](Self::set_stop) are
     /// errors, and nothing has changed; but where weights are updated in the run
-    /// ([`PlanOptions::update_in_runs`]) and a gradient is not finite behind some that were, there are no steps and no
+    /// ([`PlanOptions::fuse_optimizer`]) and a gradient is not finite behind some that were, there are no steps and no
     /// checkpoints any more, only the same error, until a checkpoint is [restored](Self::restore).
     pub fn step(&mut self) -> Result<StepReport> {
         self.whole()?;
-        self.exec.keep_states()?;
+        self.exec.snapshot_states()?;
         let learning_rate = self.rate.at(self.step);
         let (loss, grad_norm) = match self.learn(learning_rate) {
             Ok(both) => both,
@@ -404,8 +404,8 @@ impl Trainer {
                 return Err(error);
             }
         };
-        let pictures = self.config.pictures_per_step();
-        self.averages.follow(&*self.exec, &self.graph.parameters, &self.config.train, self.step, pictures)?;
+        let images = self.config.images_per_step();
+        self.averages.follow(&*self.exec, &self.graph.parameters, &self.config.train, self.step, images)?;
         self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
         self.step += 1;
         Ok(StepReport { loss, learning_rate, grad_norm })
@@ -467,7 +467,7 @@ impl Trainer {
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
             return Err(self.not_finite(&format!("a value of {}", broken.name)));
         }
-        let mut manifest = Manifest::new(self.step, &self.config, self.tensor_numbers(), loss);
+        let mut manifest = Manifest::new(self.step, &self.config, self.num_parameters(), loss);
         manifest.data = Some(self.data.summary().fingerprint.clone());
         manifest.images = Some(self.data.len() as u64);
         manifest.computed_by = Some(self.computed_by());

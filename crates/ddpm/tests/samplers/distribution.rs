@@ -55,8 +55,8 @@ fn every_sampler_draws_from_the_datas_distribution() {
 }
 
 #[test]
-fn a_single_picture_is_found_by_every_sampler_schedule_and_prediction() {
-    // The expected picture is known to f32's rounding, divided by the signal that is left: 1e-3 at the worst, in the first
+fn a_single_image_is_found_by_every_sampler_schedule_and_prediction() {
+    // The expected image is known to f32's rounding, divided by the signal that is left: 1e-3 at the worst, in the first
     // step, and made good by later ones. Steps that are so long that they multiply roundings are not asked for.
     const TOLERANCE: f32 = 1e-4;
     let point = [Part { weight: 1.0, mean: 0.37, deviation: 0.0 }];
@@ -131,8 +131,8 @@ impl Denoiser for Imperfect {
         self.0.batch()
     }
 
-    fn picture_len(&self) -> usize {
-        self.0.picture_len()
+    fn image_len(&self) -> usize {
+        self.0.image_len()
     }
 
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
@@ -165,7 +165,7 @@ fn errors_that_clipping_cuts_off_do_not_pile_up_over_ddims_steps_with_the_clippe
 }
 
 #[test]
-fn a_picture_does_not_depend_on_its_batch() {
+fn an_image_does_not_depend_on_its_batch() {
     for sampler in SAMPLERS {
         let all = |batch, first| {
             let mut mixture = Mixture::new(&schedule(), &MIXTURE, batch);

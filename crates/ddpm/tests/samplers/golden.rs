@@ -59,7 +59,7 @@ fn every_trajectory_is_diffusers() {
         // Where nothing is left of x_0 the noise says nothing about it.
         for prediction in Prediction::ALL.into_iter().filter(|&p| !stretch || p != Prediction::Eps) {
             let sampler = options.build(schedule, prediction).expect("a sampler");
-            let mut mixture = Mixture::new(schedule, &parts, count(&golden["pictures"]));
+            let mut mixture = Mixture::new(schedule, &parts, count(&golden["images"]));
             (mixture.prediction, mixture.numbers) = (prediction, count(&golden["numbers"]));
             mixture.tells_variance = options.variance == Some(Variance::Learned);
             let mut met = 0;

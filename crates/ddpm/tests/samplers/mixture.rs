@@ -13,7 +13,7 @@ pub struct Part {
     pub deviation: f64,
 }
 
-/// Pictures of independent numbers from one mixture.
+/// Images of independent numbers from one mixture.
 pub struct Mixture {
     pub schedule: Schedule,
     pub parts: Vec<Part>,
@@ -28,7 +28,7 @@ pub struct Mixture {
 }
 
 impl Mixture {
-    /// One number a picture; noise is predicted.
+    /// One number an image; noise is predicted.
     pub fn new(schedule: &Schedule, parts: &[Part], batch: usize) -> Self {
         let schedule = schedule.clone();
         Self {
@@ -96,7 +96,7 @@ impl Denoiser for Mixture {
         self.batch
     }
 
-    fn picture_len(&self) -> usize {
+    fn image_len(&self) -> usize {
         self.numbers
     }
 

@@ -71,7 +71,7 @@ template <int E, int T> __device__ __forceinline__ void add_row(float p, const f
     }
 }
 
-// Block x: queries; y: head; z: picture.
+// Block x: queries; y: head; z: image.
 template <int E, int T>
 __device__ void attention_forward(const float *qkv, float *o, float *lse, int tokens, int c, int heads, const Control *control,
                                   Drop drop) {

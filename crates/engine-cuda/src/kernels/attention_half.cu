@@ -149,7 +149,7 @@ struct HeadOf {
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.69314718055994531f
 
-// Block x: queries; y: head; z: picture.
+// Block x: queries; y: head; z: image.
 template <int D>
 __device__ __forceinline__ void attention_half_forward(In qkv, Out o, float *lse, HeadOf head, const Control *control, Drop drop) {
     const int KEYS = Tokens<D>::ONE, CHUNKS = KEYS * D / 8;

@@ -36,11 +36,11 @@ struct Scaled {
     }
 };
 
-// A matrix of each head of each picture: its row, and how far apart they are.
-#define MATRIX(x) int x##_first, int x##_stride, int x##_picture, int x##_head
-#define OFFSET(x) (x##_first + (int)(blockIdx.z / heads) * x##_picture + (int)(blockIdx.z % heads) * x##_head)
+// A matrix of each head of each image: its row, and how far apart they are.
+#define MATRIX(x) int x##_first, int x##_stride, int x##_image, int x##_head
+#define OFFSET(x) (x##_first + (int)(blockIdx.z / heads) * x##_image + (int)(blockIdx.z % heads) * x##_head)
 
-// y [m, n] = scale a b, blocks (x: rows, y: columns, z: picture and head). a is [m, k], or [k, m] (TRANSPOSED); b is [k, n], or
+// y [m, n] = scale a b, blocks (x: rows, y: columns, z: image and head). a is [m, k], or [k, m] (TRANSPOSED); b is [k, n], or
 // [n, k] (BY_ROWS).
 #define MATMUL(NAME, TRANSPOSED, BY_ROWS)                                                                                 \
     extern "C" __global__ void __launch_bounds__(Shares<64>::BLOCK)                                                       \
@@ -54,8 +54,8 @@ MATMUL(nt, false, true)
 MATMUL(nn, false, false)
 MATMUL(tn, true, false)
 
-// Weights of scores [picture, head, tokens, stride], one warp a row: p in bf16, zeros behind the last token, and the logarithm of
-// the row's sum. Blocks (x: rows, y: head, z: picture) of 32 x 8 threads; `first` is the first picture of all.
+// Weights of scores [image, head, tokens, stride], one warp a row: p in bf16, zeros behind the last token, and the logarithm of
+// the row's sum. Blocks (x: rows, y: head, z: image) of 32 x 8 threads; `first` is the first image of all.
 extern "C" __global__ void attention_weights(const float *scores, Out p, float *lse, int tokens, int stride, int heads, int first,
                                              const Control *control, u32 purpose, u32 threshold, float scale) {
     int query = blockIdx.x * 8 + threadIdx.y, head = blockIdx.y, lane = threadIdx.x;

@@ -38,8 +38,8 @@ __device__ __forceinline__ Term decoder(double x, double mean, double log_varian
 
 // The term of number i, and its slope by v.
 __device__ __forceinline__ Term bound_term(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
-                                           const BoundStep *steps, int count, int picture, int i) {
-    BoundStep k = steps[min((int)t[i / picture], count - 1)];
+                                           const BoundStep *steps, int count, int image, int i) {
+    BoundStep k = steps[min((int)t[i / image], count - 1)];
     double mean = k.from_x_t * (double)x_t[i] + k.from_output * (double)output[i];
     double part = ((double)v[i] + 1.0) / 2.0;
     double log_variance = part * k.high + (1.0 - part) * k.low;
@@ -52,18 +52,18 @@ __device__ __forceinline__ Term bound_term(const float *output, const float *v, 
 // y = factor times the sum of the terms, in parts of `run` numbers.
 extern "C" __global__ void bound(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
                                  const BoundStep *steps, const double *factor, float *y, double *parts, u32 *counter, int n,
-                                 int picture, int count, int run) {
+                                 int image, int count, int run) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
     for (int i = blockIdx.x * run + threadIdx.x; i < last; i += blockDim.x)
-        sum += bound_term(output, v, x_0, x_t, t, steps, count, picture, i).value;
+        sum += bound_term(output, v, x_0, x_t, t, steps, count, image, i).value;
     if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) y[0] = (float)(factor[0] * sum);
 }
 
 extern "C" __global__ void bound_grad(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
                                       const float *dloss, const BoundStep *steps, const double *factor, float *dv, int n,
-                                      int picture, int count) {
+                                      int image, int count) {
     double share = factor[0] * (double)dloss[0];
     for (int i = thread_of_grid(); i < n; i += threads_of_grid())
-        dv[i] = (float)(share * bound_term(output, v, x_0, x_t, t, steps, count, picture, i).slope);
+        dv[i] = (float)(share * bound_term(output, v, x_0, x_t, t, steps, count, image, i).slope);
 }

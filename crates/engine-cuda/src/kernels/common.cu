@@ -158,13 +158,13 @@ __device__ __forceinline__ float keep(u32 word, u32 threshold, float scale) { re
 struct Drop {
     u32 purpose, threshold;
     float scale;
-    int picture;
+    int image;
 };
 
 // A call, because kernels ask for many factors in unrolled loops, and mostly for none.
 __device__ __noinline__ float draw_factor(Drop drop, const Control *control, int head, int tokens, int query, int key) {
     u32 first = (u32)((head * tokens + query) * ceil_div(tokens, 8) + key / 8);
-    uint4 words = philox(first, control->first_index + drop.picture, control->step, drop.purpose, control->seed[0], control->seed[1], 7);
+    uint4 words = philox(first, control->first_index + drop.image, control->step, drop.purpose, control->seed[0], control->seed[1], 7);
     int j = key % 8 / 2;
     u32 word = j == 0 ? words.x : j == 1 ? words.y : j == 2 ? words.z : words.w;
     return keep(key % 2 ? word >> 16 : word & 0xffff, drop.threshold, drop.scale);

@@ -43,8 +43,8 @@ template <int SLOTS, class X> struct GatherK {
     int base[SLOTS], y[SLOTS], column[SLOTS];
 
     __device__ __forceinline__ void place(int slot, int row) {
-        int j = row % p.columns, i = row / p.columns % p.rows, picture = row / p.columns / p.rows;
-        base[slot] = row < m ? picture * p.h : -1;
+        int j = row % p.columns, i = row / p.columns % p.rows, image = row / p.columns / p.rows;
+        base[slot] = row < m ? image * p.h : -1;
         y[slot] = i * p.stride_y;
         column[slot] = j * p.stride_x;
     }
@@ -79,25 +79,25 @@ template <class X> struct GatherM {
     Pixels p;
     int m, k_end;
 
-    __device__ __forceinline__ float number(int row, int i, int j, int picture) const {
+    __device__ __forceinline__ float number(int row, int i, int j, int image) const {
         if (row >= m) return 0.0f;
         Tap tap = taps[row / p.c];
         int iy = i * p.stride_y + tap.dy, ix = j * p.stride_x + tap.dx;
         bool inside = (u32)iy < (u32)p.h && (u32)ix < (u32)p.w;
-        return inside ? x[((picture * p.h + iy) * p.w + ix) * p.c + row % p.c] : 0.0f;
+        return inside ? x[((image * p.h + iy) * p.w + ix) * p.c + row % p.c] : 0.0f;
     }
 
     __device__ __forceinline__ float4 get(int row, int k) const {
         if (k >= k_end || row >= m) return zeros();
-        int j = k % p.columns, i = k / p.columns % p.rows, picture = k / p.columns / p.rows;
+        int j = k % p.columns, i = k / p.columns % p.rows, image = k / p.columns / p.rows;
         if (p.c % 4 == 0) {
             Tap tap = taps[row / p.c];
             int iy = i * p.stride_y + tap.dy, ix = j * p.stride_x + tap.dx;
             if ((u32)iy >= (u32)p.h || (u32)ix >= (u32)p.w) return zeros();
-            return four(x, ((picture * p.h + iy) * p.w + ix) * p.c + row % p.c);
+            return four(x, ((image * p.h + iy) * p.w + ix) * p.c + row % p.c);
         }
-        return make_float4(number(row, i, j, picture), number(row + 1, i, j, picture), number(row + 2, i, j, picture),
-                           number(row + 3, i, j, picture));
+        return make_float4(number(row, i, j, image), number(row + 1, i, j, image), number(row + 2, i, j, image),
+                           number(row + 3, i, j, image));
     }
 };
 
@@ -413,9 +413,9 @@ extern "C" __global__ void conv_finish(int count, int m, int rows, int columns, 
         float sum = 0.0f;
 #pragma unroll 4
         for (int part = 0; part < count; part++) sum += parts[part * m * channels + i];
-        int place, picture;
-        result.row(i / channels, place, picture);
-        y.set(place + i % channels, result.finished(sum, place, picture, i % channels));
+        int place, image;
+        result.row(i / channels, place, image);
+        y.set(place + i % channels, result.finished(sum, place, image, i % channels));
     }
 }
 #endif

@@ -80,16 +80,16 @@ template <int SIDE> struct WeightRows {
 
 // Output pixels, one after the other.
 struct Walk {
-    int picture, i, j;
+    int image, i, j;
 
     __device__ __forceinline__ Walk(int pixel, const Pixels &p)
-        : picture(pixel / p.columns / p.rows), i(pixel / p.columns % p.rows), j(pixel % p.columns) {}
+        : image(pixel / p.columns / p.rows), i(pixel / p.columns % p.rows), j(pixel % p.columns) {}
 
     __device__ __forceinline__ void on(const Pixels &p) {
         j += DEPTH;
         while (j >= p.columns) {
             j -= p.columns;
-            if (++i == p.rows) i = 0, picture++;
+            if (++i == p.rows) i = 0, image++;
         }
     }
 };
@@ -115,7 +115,7 @@ template <int SIDE> struct PixelColumns {
             int iy = walk[i].i * p.stride_y + tap.dy, ix = walk[i].j * p.stride_x + tap.dx;
             int row = threadIdx.x / Layout::PER_ROW + i * APART;
             bool there = inside && k + i * APART < k_end && (u32)iy < (u32)p.h && (u32)ix < (u32)p.w;
-            const unsigned short *from = there ? x + (u64)((walk[i].picture * p.h + iy) * p.w + ix) * p.c + channel : x;
+            const unsigned short *from = there ? x + (u64)((walk[i].image * p.h + iy) * p.w + ix) * p.c + channel : x;
             copy_16(tile + Layout::place(row, threadIdx.x % Layout::PER_ROW), from, there);
             walk[i].on(p);
         }

@@ -2,33 +2,33 @@
 
 __device__ __forceinline__ double unit(u32 word) { return ((double)word + 0.5) * (1.0 / 4294967296.0); }
 
-// Standard normal numbers by Box-Muller in f64, as ddpm_engine::rng: numbers 4 b to 4 b + 3 of a picture, from its block of words.
-__device__ __forceinline__ void normals(uint4 words, float *out, int b, int picture) {
+// Standard normal numbers by Box-Muller in f64, as ddpm_engine::rng: numbers 4 b to 4 b + 3 of an image, from its block of words.
+__device__ __forceinline__ void normals(uint4 words, float *out, int b, int image) {
     double r0 = sqrt(-2.0 * log(unit(words.x))), r1 = sqrt(-2.0 * log(unit(words.z)));
     double s0, c0, s1, c1;
     sincos(6.283185307179586 * unit(words.y), &s0, &c0);
     sincos(6.283185307179586 * unit(words.w), &s1, &c1);
     double z[4] = {r0 * c0, r0 * s0, r1 * c1, r1 * s1};
     for (int j = 0; j < 4; j++)
-        if (4 * b + j < picture) out[4 * b + j] = (float)z[j];
+        if (4 * b + j < image) out[4 * b + j] = (float)z[j];
 }
 
-// blockIdx.y is the picture.
-extern "C" __global__ void draw_normal(float *y, int picture, const Control *control, u32 purpose) {
+// blockIdx.y is the image.
+extern "C" __global__ void draw_normal(float *y, int image, const Control *control, u32 purpose) {
     u32 index = control->first_index + blockIdx.y;
-    float *out = y + blockIdx.y * picture;
-    for (int b = thread_of_grid(); b < ceil_div(picture, 4); b += threads_of_grid()) {
-        normals(philox(b, index, control->step, purpose, control->seed[0], control->seed[1]), out, b, picture);
+    float *out = y + blockIdx.y * image;
+    for (int b = thread_of_grid(); b < ceil_div(image, 4); b += threads_of_grid()) {
+        normals(philox(b, index, control->step, purpose, control->seed[0], control->seed[1]), out, b, image);
     }
 }
 
 // The same for a batch of a sampler, which says itself what the draws depend on.
-extern "C" __global__ void vector_normal(float *y, int n, int picture, u32 seed0, u32 seed1, u32 step, u32 first_index,
+extern "C" __global__ void vector_normal(float *y, int n, int image, u32 seed0, u32 seed1, u32 step, u32 first_index,
                                          u32 purpose) {
-    int blocks = ceil_div(picture, 4);
+    int blocks = ceil_div(image, 4);
     for (int i = thread_of_grid(); i < n * blocks; i += threads_of_grid()) {
         int p = i / blocks, b = i % blocks;
-        normals(philox(b, first_index + p, step, purpose, seed0, seed1), y + (u64)p * picture, b, picture);
+        normals(philox(b, first_index + p, step, purpose, seed0, seed1), y + (u64)p * image, b, image);
     }
 }
 
@@ -40,11 +40,11 @@ extern "C" __global__ void draw_timestep(float *t, int n, const Control *control
     }
 }
 
-// y = a[t] x + b[t] eps, t that of the picture.
-extern "C" __global__ void q_sample(const float *x, const float *eps, const float *t, float *y, int n, int picture,
+// y = a[t] x + b[t] eps, t that of the image.
+extern "C" __global__ void q_sample(const float *x, const float *eps, const float *t, float *y, int n, int image,
                                     const float *a, const float *b, int steps) {
     for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
-        int at = min((int)t[i / picture], steps - 1);
+        int at = min((int)t[i / image], steps - 1);
         y[i] = fmaf(a[at], x[i], b[at] * eps[i]);
     }
 }

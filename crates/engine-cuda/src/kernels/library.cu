@@ -27,24 +27,24 @@ template <int V> __device__ __forceinline__ void add_from(In from, int i, bool t
 }
 
 template <int V>
-__device__ __forceinline__ void product_epilogue_of(In x, In bias, In picture_bias, In residual, Out y, int n, int picture,
+__device__ __forceinline__ void product_epilogue_of(In x, In bias, In per_image_bias, In residual, Out y, int n, int image,
                                                     int c, int flags) {
     for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
         float v[V];
         x.get<V>(i, v);
         add_from<V>(bias, i % c, flags & 1, v);
-        add_from<V>(picture_bias, i / picture * c + i % c, flags & 2, v);
+        add_from<V>(per_image_bias, i / image * c + i % c, flags & 2, v);
         add_from<V>(residual, i, flags & 4, v);
         y.set<V>(i, v);
     }
 }
 
-// y = x + bias [c] + picture_bias [pictures, c] + residual, of which `flags` has a bit each; x [pictures, pixels, c] may be y,
-// with `picture` numbers a picture.
-extern "C" __global__ void product_epilogue(In x, In bias, In picture_bias, In residual, Out y, int n, int picture, int c,
+// y = x + bias [c] + per_image_bias [images, c] + residual, of which `flags` has a bit each; x [images, pixels, c] may be y,
+// with `image` numbers an image.
+extern "C" __global__ void product_epilogue(In x, In bias, In per_image_bias, In residual, Out y, int n, int image, int c,
                                             int flags) {
     if (c % 8 == 0)
-        product_epilogue_of<8>(x, bias, picture_bias, residual, y, n, picture, c, flags);
+        product_epilogue_of<8>(x, bias, per_image_bias, residual, y, n, image, c, flags);
     else
-        product_epilogue_of<1>(x, bias, picture_bias, residual, y, n, picture, c, flags);
+        product_epilogue_of<1>(x, bias, per_image_bias, residual, y, n, image, c, flags);
 }

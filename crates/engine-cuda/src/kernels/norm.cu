@@ -2,13 +2,13 @@
 
 // ------------------------------------------------------------------------------------------- group normalisation
 
-// The values of a group of a picture, one by one or in fours: place i of `count` in x.
+// The values of a group of an image, one by one or in fours: place i of `count` in x.
 template <int V> __device__ __forceinline__ int place_in_group(int i, int per_group, int c) {
     int of_pixel = per_group / V;
     return i / of_pixel * c + i % of_pixel * V;
 }
 
-// Neighbouring groups of a picture, so many that what a block reads of a pixel fills a sector of memory. Each of 512 threads
+// Neighbouring groups of an image, so many that what a block reads of a pixel fills a sector of memory. Each of 512 threads
 // has V channels of one group; the threads of a pixel, and of a group in it, are powers of two, 32 at most.
 struct GroupBlock {
     int of_pixel, of_group; // threads
@@ -44,7 +44,7 @@ __device__ __forceinline__ void group_norm_groups_of(In x, const float *gamma, c
                                                      int c, int groups, int at_once, float eps, int with_silu) {
     __shared__ float shared[16][32];
     GroupBlock b(V, c, groups, at_once);
-    int picture = blockIdx.y, from = picture * pixels * c + b.ch;
+    int image = blockIdx.y, from = image * pixels * c + b.ch;
     double count = (double)pixels * (c / groups);
     float sum = 0.0f, squares = 0.0f;
 #pragma unroll 4
@@ -64,8 +64,8 @@ __device__ __forceinline__ void group_norm_groups_of(In x, const float *gamma, c
     }
     float rstd = (float)(1.0 / sqrt(b.sum(squares, shared) / count + (double)eps));
     if (threadIdx.x < b.of_pixel && threadIdx.x % b.of_group == 0) {
-        stats[picture * 2 * groups + b.group] = mean;
-        stats[picture * 2 * groups + groups + b.group] = rstd;
+        stats[image * 2 * groups + b.group] = mean;
+        stats[image * 2 * groups + groups + b.group] = rstd;
     }
     float scale[V], shift[V];
 #pragma unroll
@@ -86,7 +86,7 @@ __device__ __forceinline__ void group_norm_groups_of(In x, const float *gamma, c
     }
 }
 
-// Blocks (x: `at_once` groups, y: picture).
+// Blocks (x: `at_once` groups, y: image).
 extern "C" __global__ void __launch_bounds__(512)
     group_norm_groups(In x, const float *gamma, const float *beta, Out y, float *stats, int pixels, int c, int groups,
                       int at_once, float eps, int with_silu) {
@@ -99,9 +99,9 @@ extern "C" __global__ void __launch_bounds__(512)
         group_norm_groups_of<1>(x, gamma, beta, y, stats, pixels, c, groups, at_once, eps, with_silu);
 }
 
-// The same for other groups, of many numbers or of odd sizes, in runs of pixels: blocks (x: run, y: group, z: picture).
+// The same for other groups, of many numbers or of odd sizes, in runs of pixels: blocks (x: run, y: group, z: image).
 //
-// First mean and squared distance from it of each run, parts [picture, group, run, 2].
+// First mean and squared distance from it of each run, parts [image, group, run, 2].
 template <int V>
 __device__ __forceinline__ void group_norm_parts_of(In x, float *parts, int pixels, int c, int groups, int run) {
     __shared__ float shared[32];
@@ -143,8 +143,8 @@ __device__ __forceinline__ void group_norm_apply_of(In x, const float *gamma, co
                                                     float *stats, int pixels, int c, int groups, int run, float eps,
                                                     int with_silu) {
     __shared__ double shared[32];
-    int group = blockIdx.y, picture = blockIdx.z, per_group = c / groups, runs = gridDim.x;
-    const float *of_group = parts + (picture * groups + group) * runs * 2;
+    int group = blockIdx.y, image = blockIdx.z, per_group = c / groups, runs = gridDim.x;
+    const float *of_group = parts + (image * groups + group) * runs * 2;
     double all = (double)pixels * per_group, sum = 0.0, squares = 0.0;
     for (int r = threadIdx.x; r < runs; r += blockDim.x)
         sum += (double)of_group[2 * r] * (min(run, pixels - r * run) * per_group);
@@ -155,11 +155,11 @@ __device__ __forceinline__ void group_norm_apply_of(In x, const float *gamma, co
     }
     float mean = (float)centre, rstd = (float)(1.0 / sqrt(block_sum(squares, shared) / all + (double)eps));
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        stats[picture * 2 * groups + group] = mean;
-        stats[picture * 2 * groups + groups + group] = rstd;
+        stats[image * 2 * groups + group] = mean;
+        stats[image * 2 * groups + groups + group] = rstd;
     }
     int first = blockIdx.x * run, count = min(run, pixels - first) * per_group;
-    int from = (picture * pixels + first) * c + group * per_group;
+    int from = (image * pixels + first) * c + group * per_group;
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
         int at = place_in_group<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
         float v[V];
@@ -191,15 +191,15 @@ __device__ __forceinline__ void before_activation(float x, float dy, float mean,
     dz = with_silu ? dy * silu_slope(fmaf(x_hat, gamma, beta)) : dy;
 }
 
-// The gradient of the same groups in one go: shares [picture, 2, c] of dbeta and dgamma, and dx.
+// The gradient of the same groups in one go: shares [image, 2, c] of dbeta and dgamma, and dx.
 template <int V>
 __device__ __forceinline__ void group_norm_grad_groups_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                           float *shares, Out dx, int pixels, int c, int groups, int at_once,
                                                           int with_silu, float (*of_warps)[2][256],
                                                           double (*of_channels)[256]) {
     GroupBlock b(V, c, groups, at_once);
-    int picture = blockIdx.y, from = picture * pixels * c + b.ch, per_group = c / groups, channels = per_group * at_once;
-    float mean = stats[picture * 2 * groups + b.group], rstd = stats[picture * 2 * groups + groups + b.group];
+    int image = blockIdx.y, from = image * pixels * c + b.ch, per_group = c / groups, channels = per_group * at_once;
+    float mean = stats[image * 2 * groups + b.group], rstd = stats[image * 2 * groups + groups + b.group];
     float sum[V], product[V], scale[V], shift[V];
 #pragma unroll
     for (int j = 0; j < V; j++) {
@@ -237,7 +237,7 @@ __device__ __forceinline__ void group_norm_grad_groups_of(In x, In dy, const flo
         int which = i / channels, ch = i % channels, at = blockIdx.x * channels + ch;
         double total = 0.0;
         for (int warp = 0; warp < 16; warp++) total += (double)of_warps[warp][which][ch];
-        shares[(picture * 2 + which) * c + at] = (float)total;
+        shares[(image * 2 + which) * c + at] = (float)total;
         of_channels[which][ch] = total * (double)gamma[at];
     }
     __syncthreads();
@@ -288,17 +288,17 @@ template <int V>
 __device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                          float *parts, int pixels, int c, int groups, int run, int with_silu) {
     __shared__ float shared[8][32];
-    int ch = (blockIdx.x * 32 + threadIdx.x) * V, picture = blockIdx.z;
+    int ch = (blockIdx.x * 32 + threadIdx.x) * V, image = blockIdx.z;
     int last = min(pixels, (int)(blockIdx.y + 1) * run);
     float sum[V], product[V];
 #pragma unroll
     for (int j = 0; j < V; j++) sum[j] = product[j] = 0.0f;
     if (ch < c) {
         int group = ch / (c / groups);
-        float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
+        float mean = stats[image * 2 * groups + group], rstd = stats[image * 2 * groups + groups + group];
 #pragma unroll 4
         for (int p = blockIdx.y * run + threadIdx.y; p < last; p += 8) {
-            int at = (picture * pixels + p) * c + ch;
+            int at = (image * pixels + p) * c + ch;
             float v[V], g[V];
             x.get<V>(at, v);
             dy.get<V>(at, g);
@@ -311,7 +311,7 @@ __device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const floa
             }
         }
     }
-    float *out = parts + (picture * gridDim.y + blockIdx.y) * 2 * c + ch;
+    float *out = parts + (image * gridDim.y + blockIdx.y) * 2 * c + ch;
     for (int j = 0; j < V; j++) {
         float of_dz = sum_of_rows<8>(sum[j], shared), of_product = sum_of_rows<8>(product[j], shared);
         if (threadIdx.y == 0 && ch < c) {
@@ -321,7 +321,7 @@ __device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const floa
     }
 }
 
-// For each picture (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [picture, run, 2, c]. Blocks of 32 threads
+// For each image (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [image, run, 2, c]. Blocks of 32 threads
 // by 8 pixels; a thread has four channels, of one group, where there are as many.
 extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                  float *parts, int pixels, int c, int groups, int run, int with_silu) {
@@ -331,23 +331,23 @@ extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma
         group_norm_grad_parts_of<1>(x, dy, gamma, beta, stats, parts, pixels, c, groups, run, with_silu);
 }
 
-// Adds the runs of each picture (y) up, shares [picture, 2, c], and makes the means over each group (x) of dz gamma and
-// dz gamma x_hat, means [picture, groups, 2].
+// Adds the runs of each image (y) up, shares [image, 2, c], and makes the means over each group (x) of dz gamma and
+// dz gamma x_hat, means [image, groups, 2].
 extern "C" __global__ void group_norm_grad_means(const float *parts, const float *gamma, float *shares, float *means,
                                                  int pixels, int c, int groups, int runs) {
     __shared__ double shared[32];
-    int group = blockIdx.x, picture = blockIdx.y, per_group = c / groups;
+    int group = blockIdx.x, image = blockIdx.y, per_group = c / groups;
     double first = 0.0, second = 0.0;
     for (int i = threadIdx.x; i < per_group; i += blockDim.x) {
         int ch = group * per_group + i;
         double sum = 0.0, product = 0.0;
         for (int r = 0; r < runs; r++) {
-            const float *part = parts + (picture * runs + r) * 2 * c;
+            const float *part = parts + (image * runs + r) * 2 * c;
             sum += (double)part[ch];
             product += (double)part[c + ch];
         }
-        shares[picture * 2 * c + ch] = (float)sum;
-        shares[picture * 2 * c + c + ch] = (float)product;
+        shares[image * 2 * c + ch] = (float)sum;
+        shares[image * 2 * c + c + ch] = (float)product;
         first += sum * (double)gamma[ch];
         second += product * (double)gamma[ch];
     }
@@ -355,8 +355,8 @@ extern "C" __global__ void group_norm_grad_means(const float *parts, const float
     second = block_sum(second, shared);
     if (threadIdx.x == 0) {
         double count = (double)pixels * per_group;
-        means[(picture * groups + group) * 2] = (float)(first / count);
-        means[(picture * groups + group) * 2 + 1] = (float)(second / count);
+        means[(image * groups + group) * 2] = (float)(first / count);
+        means[(image * groups + group) * 2 + 1] = (float)(second / count);
     }
 }
 
@@ -365,9 +365,9 @@ __device__ __forceinline__ void group_norm_grad_of(In x, In dy, const float *gam
                                                    const float *means, Out dx, int n, int pixels, int c, int groups,
                                                    int with_silu) {
     for (int i = thread_of_grid() * V; i < n * pixels * c; i += threads_of_grid() * V) {
-        int first = i % c, picture = i / (pixels * c), group = first / (c / groups);
-        float mean = stats[picture * 2 * groups + group], rstd = stats[picture * 2 * groups + groups + group];
-        const float *of_group = means + (picture * groups + group) * 2;
+        int first = i % c, image = i / (pixels * c), group = first / (c / groups);
+        float mean = stats[image * 2 * groups + group], rstd = stats[image * 2 * groups + groups + group];
+        const float *of_group = means + (image * groups + group) * 2;
         float mean_dz = of_group[0], mean_product = of_group[1], v[V], g[V];
         x.get<V>(i, v);
         dy.get<V>(i, g);

@@ -54,32 +54,32 @@ extern "C" __global__ void copy(In x, Out y, int n) {
 
 // For every pixel of x [n, pixels, c], with r [n, c].
 template <int V, class F>
-__device__ __forceinline__ void by_picture_of(In x, In r, Out y, int n, int picture, int c, F f) {
+__device__ __forceinline__ void by_image_of(In x, In r, Out y, int n, int image, int c, F f) {
     for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
         float v[V], w[V];
         x.get<V>(i, v);
-        r.get<V>(i / picture * c + i % c, w);
+        r.get<V>(i / image * c + i % c, w);
 #pragma unroll
         for (int j = 0; j < V; j++) v[j] = f(v[j], w[j]);
         y.set<V>(i, v);
     }
 }
 
-template <class F> __device__ __forceinline__ void by_picture(In x, In r, Out y, int n, int picture, int c, F f) {
+template <class F> __device__ __forceinline__ void by_image(In x, In r, Out y, int n, int image, int c, F f) {
     if (c % 8 == 0)
-        by_picture_of<8>(x, r, y, n, picture, c, f);
+        by_image_of<8>(x, r, y, n, image, c, f);
     else
-        by_picture_of<1>(x, r, y, n, picture, c, f);
+        by_image_of<1>(x, r, y, n, image, c, f);
 }
 
 // y = x + r
-extern "C" __global__ void add_picture(In x, In r, Out y, int n, int picture, int c) {
-    by_picture(x, r, y, n, picture, c, [](float x, float r) { return x + r; });
+extern "C" __global__ void add_per_channel(In x, In r, Out y, int n, int image, int c) {
+    by_image(x, r, y, n, image, c, [](float x, float r) { return x + r; });
 }
 
 // y = x (1 + r)
-extern "C" __global__ void scale_picture(In x, In r, Out y, int n, int picture, int c) {
-    by_picture(x, r, y, n, picture, c, [](float x, float r) { return fmaf(x, r, x); });
+extern "C" __global__ void modulate(In x, In r, Out y, int n, int image, int c) {
+    by_image(x, r, y, n, image, c, [](float x, float r) { return fmaf(x, r, x); });
 }
 
 // ------------------------------------------------------------------------------------------- activation functions
@@ -165,18 +165,18 @@ extern "C" __global__ void slice(In x, Out y, int rows, int of_x, int first, int
 
 // --------------------------------------------------------------------------------------------------------- dropout
 
-// Masks as ddpm_kernels::random::Dropout: word j of counter 16 b + l belongs to number 64 b + 16 j + l of a picture.
-// blockIdx.y is the picture.
-extern "C" __global__ void dropout(In x, Out y, int picture, const Control *control, u32 purpose,
+// Masks as ddpm_kernels::random::Dropout: word j of counter 16 b + l belongs to number 64 b + 16 j + l of an image.
+// blockIdx.y is the image.
+extern "C" __global__ void dropout(In x, Out y, int image, const Control *control, u32 purpose,
                                    u32 threshold, float scale) {
     u32 index = control->first_index + blockIdx.y;
-    int counters = ceil_div(picture, 64) * 16, base = blockIdx.y * picture;
+    int counters = ceil_div(image, 64) * 16, base = blockIdx.y * image;
     for (int k = thread_of_grid(); k < counters; k += threads_of_grid()) {
         uint4 words = philox(k, index, control->step, purpose, control->seed[0], control->seed[1]);
         u32 of[4] = {words.x, words.y, words.z, words.w};
         for (int j = 0; j < 4; j++) {
             int i = k / 16 * 64 + 16 * j + k % 16;
-            if (i < picture) y.set(base + i, x[base + i] * keep(of[j], threshold, scale));
+            if (i < image) y.set(base + i, x[base + i] * keep(of[j], threshold, scale));
         }
     }
 }

@@ -8,7 +8,7 @@ struct Tap {
 
 // The output pixels of one phase, and the input they are made of.
 struct Pixels {
-    int n, h, w, c;             // pictures; the input's height, width, channels
+    int n, h, w, c;             // images; the input's height, width, channels
     int rows, columns;          // output pixels of a phase
     int stride_y, stride_x;     // steps through the input
 };
@@ -18,22 +18,22 @@ struct Result {
     Out y;
     float *parts;
     const float *bias;
-    In picture_bias, residual;
+    In per_image_bias, residual;
     int m, n, rows, columns;            // of the product; pixels of a phase
     int out_h, out_w;                   // of the whole output
     int first_y, first_x, step_y, step_x; // of the phase's pixels in it
-    int flags;                          // 1: bias, 2: picture bias, 4: residual
+    int flags;                          // 1: bias, 2: image bias, 4: residual
 
-    // Of row m: its place in the output, and its picture.
-    __device__ __forceinline__ void row(int at, int &place, int &picture) const {
+    // Of row m: its place in the output, and its image.
+    __device__ __forceinline__ void row(int at, int &place, int &image) const {
         int j = at % columns, i = at / columns % rows;
-        picture = at / columns / rows;
-        place = ((picture * out_h + first_y + i * step_y) * out_w + first_x + j * step_x) * n;
+        image = at / columns / rows;
+        place = ((image * out_h + first_y + i * step_y) * out_w + first_x + j * step_x) * n;
     }
 
-    __device__ __forceinline__ float finished(float v, int place, int picture, int column) const {
+    __device__ __forceinline__ float finished(float v, int place, int image, int column) const {
         if (flags & 1) v += bias[column];
-        if (flags & 2) v += picture_bias[picture * n + column];
+        if (flags & 2) v += per_image_bias[image * n + column];
         if (flags & 4) v += residual[place + column];
         return v;
     }
@@ -49,13 +49,13 @@ struct Result {
                 if (column + i < n) parts[from + i] = v[i];
             return;
         }
-        int place, picture;
-        row(at, place, picture);
+        int place, image;
+        row(at, place, image);
         if (whole) {
             float sum[COUNT], more[COUNT];
             for (int i = 0; i < COUNT; i++) sum[i] = v[i] + (flags & 1 ? bias[column + i] : 0.0f);
             if (flags & 2) {
-                picture_bias.get<COUNT>(picture * n + column, more);
+                per_image_bias.get<COUNT>(image * n + column, more);
                 for (int i = 0; i < COUNT; i++) sum[i] += more[i];
             }
             if (flags & 4) {
@@ -65,7 +65,7 @@ struct Result {
             return y.set<COUNT>(place + column, sum);
         }
         for (int i = 0; i < COUNT; i++)
-            if (column + i < n) y.set(place + column + i, finished(v[i], place, picture, column + i));
+            if (column + i < n) y.set(place + column + i, finished(v[i], place, image, column + i));
     }
 };
 
@@ -78,13 +78,13 @@ __device__ __forceinline__ Result of_weights(Out dw, float *parts, int m, int n)
 #define PIXELS(X)                                                                                                        \
     X x, const Tap *taps, int n, int h, int w, int c, int rows, int columns, int stride_y, int stride_x, int tap_count
 #define RESULT                                                                                                           \
-    Out y, float *parts, const float *bias, In picture_bias, In residual, int channels, int out_h, int out_w, int first_y, \
+    Out y, float *parts, const float *bias, In per_image_bias, In residual, int channels, int out_h, int out_w, int first_y, \
         int first_x, int step_y, int step_x, int flags
 #define OF_PIXELS                                                                                                        \
     Pixels { n, h, w, c, rows, columns, stride_y, stride_x }
 #define OF_RESULT(M)                                                                                                     \
     Result {                                                                                                             \
-        y, parts, bias, picture_bias, residual, M, channels, rows, columns, out_h, out_w, first_y, first_x, step_y,      \
+        y, parts, bias, per_image_bias, residual, M, channels, rows, columns, out_h, out_w, first_y, first_x, step_y,      \
             step_x, flags                                                                                                \
     }
 #endif

@@ -1,4 +1,4 @@
-// Changes of a picture's size.
+// Changes of an image's size.
 
 // Linear resampling: output rows and columns are sums of a few input ones. `starts` has where each position's taps begin.
 template <int V>
@@ -6,13 +6,13 @@ __device__ __forceinline__ void resample_of(In x, Out y, int n, int h, int w, in
                                             const int *row_taps, const float *row_weights, const int *column_starts,
                                             const int *column_taps, const float *column_weights) {
     for (int i = thread_of_grid() * V; i < n * oh * ow * c; i += threads_of_grid() * V) {
-        int ch = i % c, ox = i / c % ow, oy = i / c / ow % oh, picture = i / c / ow / oh;
+        int ch = i % c, ox = i / c % ow, oy = i / c / ow % oh, image = i / c / ow / oh;
         float sum[V];
         for (int j = 0; j < V; j++) sum[j] = 0.0f;
         for (int r = row_starts[oy]; r < row_starts[oy + 1]; r++)
             for (int k = column_starts[ox]; k < column_starts[ox + 1]; k++) {
                 float v[V], weight = row_weights[r] * column_weights[k];
-                x.get<V>(((picture * h + row_taps[r]) * w + column_taps[k]) * c + ch, v);
+                x.get<V>(((image * h + row_taps[r]) * w + column_taps[k]) * c + ch, v);
 #pragma unroll
                 for (int j = 0; j < V; j++) sum[j] = fmaf(weight, v[j], sum[j]);
             }
@@ -49,9 +49,9 @@ __device__ __forceinline__ void block_of(In x, int at, int w, int c, float (&v)[
 extern "C" __global__ void max_pool(In x, Out y, int n, int h, int w, int c) {
     int oh = h / 2, ow = w / 2;
     for (int i = thread_of_grid(); i < n * oh * ow * c; i += threads_of_grid()) {
-        int ch = i % c, ox = i / c % ow, oy = i / c / ow % oh, picture = i / c / ow / oh;
+        int ch = i % c, ox = i / c % ow, oy = i / c / ow % oh, image = i / c / ow / oh;
         float v[4];
-        block_of(x, ((picture * h + 2 * oy) * w + 2 * ox) * c + ch, w, c, v);
+        block_of(x, ((image * h + 2 * oy) * w + 2 * ox) * c + ch, w, c, v);
         y.set(i, largest(v));
     }
 }
@@ -60,12 +60,12 @@ extern "C" __global__ void max_pool(In x, Out y, int n, int h, int w, int c) {
 extern "C" __global__ void max_pool_grad(In dy, In x, Out dx, int n, int h, int w, int c) {
     int bh = ceil_div(h, 2), bw = ceil_div(w, 2), oh = h / 2, ow = w / 2;
     for (int i = thread_of_grid(); i < n * bh * bw * c; i += threads_of_grid()) {
-        int ch = i % c, bx = i / c % bw, by = i / c / bw % bh, picture = i / c / bw / bh;
-        int at = ((picture * h + 2 * by) * w + 2 * bx) * c + ch;
+        int ch = i % c, bx = i / c % bw, by = i / c / bw % bh, image = i / c / bw / bh;
+        int at = ((image * h + 2 * by) * w + 2 * bx) * c + ch;
         if (by < oh && bx < ow) {
             float v[4];
             block_of(x, at, w, c, v);
-            float most = largest(v), left = dy[((picture * oh + by) * ow + bx) * c + ch];
+            float most = largest(v), left = dy[((image * oh + by) * ow + bx) * c + ch];
             for (int k = 0; k < 4; k++) {
                 bool hit = v[k] == most;
                 dx.set(at + (k / 2 * w + k % 2) * c, hit ? left : 0.0f);

@@ -39,16 +39,16 @@ extern "C" __global__ void vector_clip(float *x, int n) {
 // The bits of a number's size: they have the order of the sizes, with what is not a number behind infinity.
 __device__ __forceinline__ u32 size_bits(float x) { return __float_as_uint(x) & 0x7fffffffu; }
 
-// Holds a picture's numbers within what a part of them does not exceed: between the sizes of rank `low` and `high`, counted
-// from 0 and found bit by bit, from the highest on. The rank of a size is how many are less. A block has a picture.
-extern "C" __global__ void vector_clip_dynamic(float *x, int picture, int low, int high, float fraction) {
+// Holds an image's numbers within what a part of them does not exceed: between the sizes of rank `low` and `high`, counted
+// from 0 and found bit by bit, from the highest on. The rank of a size is how many are less. A block has an image.
+extern "C" __global__ void vector_clip_dynamic(float *x, int image, int low, int high, float fraction) {
     __shared__ double shared[32];
-    x += (u64)blockIdx.x * picture;
+    x += (u64)blockIdx.x * image;
     u32 at_low = 0, at_high = 0;
     for (int bit = 30; bit >= 0; bit--) {
         u32 of_low = at_low | 1u << bit, of_high = at_high | 1u << bit;
         double below_low = 0.0, below_high = 0.0;
-        for (int i = threadIdx.x; i < picture; i += blockDim.x) {
+        for (int i = threadIdx.x; i < image; i += blockDim.x) {
             u32 bits = size_bits(x[i]);
             below_low += bits < of_low ? 1.0 : 0.0;
             below_high += bits < of_high ? 1.0 : 0.0;
@@ -58,5 +58,5 @@ extern "C" __global__ void vector_clip_dynamic(float *x, int picture, int low, i
     }
     float a = __uint_as_float(at_low), b = __uint_as_float(at_high);
     float most = fmaxf(__fadd_rn(a, __fmul_rn(__fsub_rn(b, a), fraction)), 1.0f);
-    for (int i = threadIdx.x; i < picture; i += blockDim.x) x[i] = held(x[i], most);
+    for (int i = threadIdx.x; i < image; i += blockDim.x) x[i] = held(x[i], most);
 }

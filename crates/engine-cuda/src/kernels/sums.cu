@@ -5,19 +5,19 @@
 
 template <int V>
 __device__ __forceinline__ void column_sums_of(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
-    int picture = blockIdx.z;
+    int image = blockIdx.z;
     sum_columns<V, 1>(
-        rows, c, run, parts + picture * gridDim.y * c, counters + picture * gridDim.x + blockIdx.x,
+        rows, c, run, parts + image * gridDim.y * c, counters + image * gridDim.x + blockIdx.x,
         [=](int r, int ch, float (&sums)[1][V]) {
             float v[V];
-            x.get<V>((picture * rows + r) * c + ch, v);
+            x.get<V>((image * rows + r) * c + ch, v);
 #pragma unroll
             for (int j = 0; j < V; j++) sums[0][j] += v[j];
         },
-        [=](int ch, const double (&sums)[1]) { out.set(picture * c + ch, (float)sums[0]); });
+        [=](int ch, const double (&sums)[1]) { out.set(image * c + ch, (float)sums[0]); });
 }
 
-// out[picture, c] = sum over the rows of x [pictures, rows, c]; blockIdx.z: the picture.
+// out[image, c] = sum over the rows of x [images, rows, c]; blockIdx.z: the image.
 extern "C" __global__ void column_sums(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
     if (c % 4 == 0)
         column_sums_of<4>(x, out, parts, counters, rows, c, run);
@@ -62,26 +62,26 @@ __device__ __forceinline__ float slope_of(int kind, float delta, float d) {
     return d < -delta ? -delta : d > delta ? delta : d;
 }
 
-// The weight of number i's picture; 1 where there are no weights (`steps` 0).
-__device__ __forceinline__ float weight_of(const float *t, const float *weights, int steps, int picture, int i) {
-    return steps == 0 ? 1.0f : weights[min((int)t[i / picture], steps - 1)];
+// The weight of number i's image; 1 where there are no weights (`steps` 0).
+__device__ __forceinline__ float weight_of(const float *t, const float *weights, int steps, int image, int i) {
+    return steps == 0 ? 1.0f : weights[min((int)t[i / image], steps - 1)];
 }
 
 // y = the mean of the weighted losses: parts of `run` numbers, added up by the last block.
 extern "C" __global__ void loss(const float *a, const float *b, const float *t, const float *weights, float *y, double *parts,
-                                u32 *counter, int n, int picture, int steps, int kind, float delta, int run) {
+                                u32 *counter, int n, int image, int steps, int kind, float delta, int run) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
     for (int i = blockIdx.x * run + threadIdx.x; i < last; i += blockDim.x)
-        sum += (double)weight_of(t, weights, steps, picture, i) * (double)loss_of(kind, delta, a[i] - b[i]);
+        sum += (double)weight_of(t, weights, steps, image, i) * (double)loss_of(kind, delta, a[i] - b[i]);
     if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) y[0] = (float)(sum / (double)n);
 }
 
 extern "C" __global__ void loss_grad(const float *a, const float *b, const float *t, const float *weights,
-                                     const float *dloss, float *y, int n, int picture, int steps, int kind, float delta) {
+                                     const float *dloss, float *y, int n, int image, int steps, int kind, float delta) {
     double share = (double)dloss[0] / (double)n;
     for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
-        float factor = (float)((double)weight_of(t, weights, steps, picture, i) * share);
+        float factor = (float)((double)weight_of(t, weights, steps, image, i) * share);
         y[i] = factor * slope_of(kind, delta, a[i] - b[i]);
     }
 }

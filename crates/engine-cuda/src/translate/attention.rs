@@ -4,7 +4,7 @@ use super::{Arg, CONTROL, Place, Translation, input, int, output};
 use crate::translate::simple::thresholds;
 use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::ops::{Attention, Dropout};
-use ddpm_engine::{Factors, Shape};
+use ddpm_engine::{MatmulDtype, Shape};
 use ddpm_kernels::random::weight_threshold;
 
 /// Threads of a block, as in `attention.cu`.
@@ -81,26 +81,26 @@ impl Heads {
         self.tokens.next_multiple_of(8)
     }
 
-    /// Numbers of a picture's scores.
+    /// Numbers of an image's scores.
     fn scores(&self) -> usize {
         self.heads * self.tokens * self.stride()
     }
 
-    /// Pictures, in groups whose scores, so many at most, are in memory at once: the first, and how many.
+    /// Images, in groups whose scores, so many at most, are in memory at once: the first, and how many.
     fn groups(&self, scores: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let (n, at_once) = (self.n, (scores / self.scores()).clamp(1, self.n));
         (0..n).step_by(at_once).map(move |first| (first, at_once.min(n - first)))
     }
 
-    /// A part of qkv (0, 1, 2) from a picture on: `first, stride, picture, head` of a matrix.
-    fn of_qkv(&self, part: usize, picture: usize) -> [usize; 4] {
+    /// A part of qkv (0, 1, 2) from an image on: `first, stride, image, head` of a matrix.
+    fn of_qkv(&self, part: usize, image: usize) -> [usize; 4] {
         let step = self.tokens * 3 * self.c;
-        [picture * step + part * self.c, 3 * self.c, step, self.width()]
+        [image * step + part * self.c, 3 * self.c, step, self.width()]
     }
 
-    fn of_o(&self, picture: usize) -> [usize; 4] {
+    fn of_o(&self, image: usize) -> [usize; 4] {
         let step = self.tokens * self.c;
-        [picture * step, self.c, step, self.width()]
+        [image * step, self.c, step, self.width()]
     }
 
     fn of_scores(&self) -> [usize; 4] {
@@ -124,7 +124,7 @@ impl Translation<'_> {
         if op.heads > 65_535 {
             return Err("its kernels take 65,535 heads at most".to_owned());
         }
-        let fast = sizes.way_in_bf16().filter(|_| self.arithmetic.factors == Factors::Bf16);
+        let fast = sizes.way_in_bf16().filter(|_| self.arithmetic.factors == MatmulDtype::Bf16);
         if let Some(way) = fast {
             return Ok((sizes, way));
         }
@@ -182,12 +182,12 @@ impl Translation<'_> {
         Ok(())
     }
 
-    /// `y = scale a b` for each head of so many pictures: factors and result with `first, stride, picture, head`.
+    /// `y = scale a b` for each head of so many images: factors and result with `first, stride, image, head`.
     fn matmul(
         &mut self,
         kernel: &'static str,
         [m, n, k]: [usize; 3],
-        (pictures, heads): (usize, usize),
+        (images, heads): (usize, usize),
         [a, b, y]: [(Arg<Place>, [usize; 4]); 3],
         scale: f32,
     ) {
@@ -195,11 +195,11 @@ impl Translation<'_> {
         args.extend([m, n, k, heads].map(int));
         args.extend([a.1, b.1, y.1].into_iter().flatten().map(int));
         args.push(Arg::Float(scale));
-        let grid = [m.div_ceil(64), n.div_ceil(64), pictures * heads];
+        let grid = [m.div_ceil(64), n.div_ceil(64), images * heads];
         self.launch_all(kernel, grid, [128, 1, 1], args);
     }
 
-    /// Scores of a group of pictures.
+    /// Scores of a group of images.
     fn scores(&mut self, sizes: &Heads, qkv: Arg<Place>, (first, count): (usize, usize), to: Arg<Place>) {
         let Heads { tokens, heads, .. } = *sizes;
         let (q, k) = (sizes.of_qkv(0, first), sizes.of_qkv(1, first));

@@ -2,7 +2,7 @@
 
 use super::{Arg, CONTROL, Place, Rows, Translation, input, int, output};
 use crate::library::{Geometry, Kind};
-use ddpm_engine::Factors;
+use ddpm_engine::MatmulDtype;
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
 
@@ -38,7 +38,7 @@ const HALF_WEIGHTS: [&str; 2] = ["conv_half_weights_64", "conv_half_weights_128"
 /// Numbers of bf16 that are copied at once: of 16 bytes.
 const CHUNK: usize = 8;
 
-/// A convolution's sizes: pictures, input, output, kernel, channels.
+/// A convolution's sizes: images, input, output, kernel, channels.
 #[derive(Clone, Copy)]
 struct Sizes {
     n: usize,
@@ -49,7 +49,7 @@ struct Sizes {
     cout: usize,
 }
 
-/// Pictures as `[n, h, w, c]`; anything else as one picture with a row of pixels.
+/// Images as `[n, h, w, c]`; anything else as one image with a row of pixels.
 fn pixels(shape: Shape) -> [usize; 4] {
     shape.nhwc().unwrap_or([1, 1, shape.len() / shape.channels(), shape.channels()])
 }
@@ -118,7 +118,7 @@ impl Target {
     fn args(&self, parts: Arg<Place>) -> [Arg<Place>; 13] {
         let operand = |i: Option<usize>| i.map_or(CONTROL, input);
         let flags = (0..3).map(|i| usize::from(self.addends[i].is_some()) << i).sum();
-        let [bias, picture_bias, residual] = self.addends.map(operand);
+        let [bias, per_image_bias, residual] = self.addends.map(operand);
         let [channels, h, w, y0, x0, dy, dx, flags] = [
             self.channels,
             self.size.0,
@@ -130,7 +130,7 @@ impl Target {
             flags,
         ]
         .map(int);
-        [output(0), parts, bias, picture_bias, residual, channels, h, w, y0, x0, dy, dx, flags]
+        [output(0), parts, bias, per_image_bias, residual, channels, h, w, y0, x0, dy, dx, flags]
     }
 }
 
@@ -155,7 +155,7 @@ struct Source {
 impl Translation<'_> {
     pub(super) fn math(&self) -> usize {
         match self.arithmetic.factors {
-            Factors::Bf16 => 2,
+            MatmulDtype::Bf16 => 2,
             _ if self.choices.tf32 => 1,
             _ => 0,
         }
@@ -226,7 +226,7 @@ impl Translation<'_> {
     pub(super) fn conv(&mut self, op: &Conv2d) {
         let s = Sizes::new(self.inputs[0], self.inputs[1], self.outputs[0]);
         let mut next = 2;
-        let addends = [op.bias, op.picture_bias, op.residual].map(|there| {
+        let addends = [op.bias, op.per_image_bias, op.residual].map(|there| {
             next += usize::from(there);
             there.then_some(next - 1)
         });

@@ -13,8 +13,8 @@ pub fn takes_bf16(graph: &Graph, node: &Node, which: Operand) -> bool {
         | Op::ActivateGrad(_)
         | Op::Add(_)
         | Op::Multiply(_)
-        | Op::AddPicture(_)
-        | Op::ScalePicture(_)
+        | Op::AddPerChannel(_)
+        | Op::Modulate(_)
         | Op::Affine(_)
         | Op::Concat(_)
         | Op::Slice(_)
@@ -22,9 +22,9 @@ pub fn takes_bf16(graph: &Graph, node: &Node, which: Operand) -> bool {
         | Op::Resample(_)
         | Op::MaxPool(_)
         | Op::MaxPoolGrad(_)
-        | Op::SumPixels(_)
+        | Op::ReduceSpatial(_)
         | Op::SumRows(_) => true,
-        Op::GroupNorm(_) | Op::LayerNorm(_) | Op::BatchNorm(_) | Op::BatchNormFixed(_) => {
+        Op::GroupNorm(_) | Op::LayerNorm(_) | Op::BatchNorm(_) | Op::BatchNormInference(_) => {
             matches!(which, Input(0) | Output(0))
         }
         Op::GroupNormGrad(_) | Op::LayerNormGrad(_) | Op::BatchNormGrad(_) => {

@@ -4,7 +4,7 @@ use super::{Arg, CONTROL, Place, Rows, Translation, Work, input, int, output};
 use crate::library::{Alternative, Geometry, Kind, Libraries, Library, Math, Product};
 use std::mem;
 
-/// What is added to a result, by the operands' numbers: bias, picture bias, residual.
+/// What is added to a result, by the operands' numbers: bias, image bias, residual.
 type Addends = [Option<usize>; 3];
 
 impl Translation<'_> {
@@ -67,12 +67,12 @@ impl Translation<'_> {
         }
         let y = self.outputs[0];
         let flags = (0..3).map(|i| usize::from(addends[i].is_some()) << i).sum();
-        let [bias, picture_bias, residual] = addends.map(|i| i.map_or(CONTROL, input));
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map_or(CONTROL, input));
         let (n, c) = (y.len(), y.channels());
-        let picture = y.nhwc().map_or(n, |[_, h, w, c]| h * w * c);
-        let sizes = [n, picture, c, flags].map(int);
+        let image = y.nhwc().map_or(n, |[_, h, w, c]| h * w * c);
+        let sizes = [n, image, c, flags].map(int);
         let args =
-            [output(0), bias, picture_bias, residual, output(0), sizes[0], sizes[1], sizes[2], sizes[3]];
+            [output(0), bias, per_image_bias, residual, output(0), sizes[0], sizes[1], sizes[2], sizes[3]];
         self.each("product_epilogue", n.div_ceil(8), args);
     }
 

@@ -15,7 +15,7 @@ use bytemuck::Pod;
 use ddpm_engine::graph::{Graph, Kind, Node};
 use ddpm_engine::keep::Operand;
 use ddpm_engine::ops::Op;
-use ddpm_engine::{Arithmetic, DType, Error, Result, Shape, Tensor};
+use ddpm_engine::{ComputeOptions, DType, Error, Result, Shape, Tensor};
 
 /// How the executor computes, beyond what the plan says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +28,8 @@ pub struct Choices {
     pub least_bf16: usize,
     /// Streams, on which nodes run side by side where they do not fill the GPU.
     pub streams: usize,
-    /// For how many nodes memory is held longer for that ([`PlanOptions::slack`](ddpm_engine::PlanOptions::slack)).
-    pub slack: usize,
+    /// For how many nodes memory is held longer for that ([`PlanOptions::liveness_slack`](ddpm_engine::PlanOptions::slack)).
+    pub liveness_slack: usize,
     /// Most numbers of attention's scores that are in memory at once, where heads are too wide for registers.
     pub scores: usize,
     /// Whether cuDNN and cuBLASLt make products where they are there.
@@ -45,7 +45,7 @@ impl Default for Choices {
             blocks: 264,
             least_bf16: 4096,
             streams: 3,
-            slack: 8,
+            liveness_slack: 8,
             scores: 1 << 25,
             libraries: Libraries::Never,
             workspace: 32 << 20,
@@ -170,7 +170,7 @@ struct Translation<'a> {
     /// Whether the first result is of bf16.
     half_result: bool,
     parameters: Vec<bool>,
-    arithmetic: Arithmetic,
+    arithmetic: ComputeOptions,
     choices: Choices,
     constants: &'a mut Constants,
     work: Work,
@@ -260,13 +260,13 @@ impl Translation<'_> {
         self.constants.push(&vec![0u32; count])
     }
 
-    /// `out[picture] = ` sum over the rows of `x [pictures, rows, c]`.
-    fn column_sums(&mut self, x: Arg<Place>, out: Arg<Place>, pictures: usize, rows: usize, c: usize) {
+    /// `out[image] = ` sum over the rows of `x [images, rows, c]`.
+    fn column_sums(&mut self, x: Arg<Place>, out: Arg<Place>, images: usize, rows: usize, c: usize) {
         let (run, runs) = runs(rows);
-        let parts = self.scratch(pictures * runs * c);
-        let counters = self.counters(pictures * column_blocks(c));
+        let parts = self.scratch(images * runs * c);
+        let counters = self.counters(images * column_blocks(c));
         let args = [x, out, parts, counters, int(rows), int(c), int(run)];
-        self.launch("column_sums", [column_blocks(c), runs, pictures], [32, 8, 1], args);
+        self.launch("column_sums", [column_blocks(c), runs, images], [32, 8, 1], args);
     }
 
     /// Adds parts up in order: `parts [count, c]`.
@@ -299,7 +299,7 @@ fn runs(rows: usize) -> (usize, usize) {
 pub fn translate(
     graph: &Graph,
     node: &Node,
-    arithmetic: Arithmetic,
+    arithmetic: ComputeOptions,
     choices: Choices,
     constants: &mut Constants,
 ) -> Result<Work> {
@@ -326,7 +326,7 @@ pub fn translate(
             )));
         }
         if shape.dims().len() > 1 && shape.dims().len() == 4 && shape.dims()[0] > 65_535 {
-            return Err(unsupported(format!("{shape} has more than 65,535 pictures: take a smaller batch")));
+            return Err(unsupported(format!("{shape} has more than 65,535 images: take a smaller batch")));
         }
     }
     let shapes = |t: &[Tensor]| t.iter().map(|&t| graph.shape(t)).collect::<Vec<_>>();
@@ -346,24 +346,24 @@ pub fn translate(
         Op::ActivateGrad(op) => t.activate_grad(op.0),
         Op::Add(_) => t.pairwise("add"),
         Op::Multiply(_) => t.pairwise("multiply"),
-        Op::AddPicture(_) => t.by_picture("add_picture"),
-        Op::ScalePicture(_) => t.by_picture("scale_picture"),
+        Op::AddPerChannel(_) => t.by_image("add_per_channel"),
+        Op::Modulate(_) => t.by_image("modulate"),
         Op::Affine(op) => t.affine(op),
         Op::Fill(op) => t.fill(op),
         Op::Concat(_) => t.concat(),
         Op::Slice(op) => t.slice(op),
         Op::Dropout(op) => t.dropout(op),
         Op::RunningAverage(op) => t.running_average(op),
-        Op::DrawNormal(op) => t.draw_normal(op),
+        Op::RandomNormal(op) => t.draw_normal(op),
         Op::DrawTimestep(op) => t.draw_timestep(op),
         Op::QSample(op) => t.q_sample(op),
         Op::SinusoidalEmbedding(op) => t.embedding(op),
-        Op::Lookup(_) => t.lookup(),
+        Op::Embedding(_) => t.lookup(),
         Op::LookupGrad(op) => t.lookup_grad(op),
         Op::Resample(op) => t.resample(op),
         Op::MaxPool(_) => t.max_pool(),
         Op::MaxPoolGrad(_) => t.max_pool_grad(),
-        Op::SumPixels(_) => t.sum_pixels(),
+        Op::ReduceSpatial(_) => t.sum_pixels(),
         Op::SumRows(_) => t.sum_rows(),
         Op::Loss(op) => t.loss(*op, None),
         Op::LossGrad(op) => t.loss_grad(op.0, None),
@@ -375,14 +375,14 @@ pub fn translate(
         Op::LayerNormGrad(_) => t.layer_norm_grad(),
         Op::BatchNorm(op) => t.batch_norm(op.eps),
         Op::BatchNormGrad(_) => t.batch_norm_grad(),
-        Op::BatchNormFixed(op) => t.batch_norm_fixed(op.eps),
+        Op::BatchNormInference(op) => t.batch_norm_fixed(op.eps),
         Op::Attention(op) => t.attention(op).map_err(unsupported)?,
         Op::AttentionGrad(op) => t.attention_grad(&op.0).map_err(unsupported)?,
         Op::Conv2d(op) => t.conv(op),
         Op::Conv2dTranspose(op) => t.conv_transpose(op),
         Op::Conv2dWeightGrad(op) => t.conv_weight_grad(op),
         // Only the CPU's plans have it.
-        Op::ToBf16(_) => return Err(unsupported("it stands in the CPU's plans alone".to_owned())),
+        Op::Cast(_) => return Err(unsupported("it stands in the CPU's plans alone".to_owned())),
         Op::VariationalBound(op) => t.bound(op),
         Op::VariationalBoundGrad(op) => t.bound_grad(&op.0),
     }

@@ -3,7 +3,7 @@
 use super::{Arg, CONTROL, Place, THREADS, Translation, input, int, output};
 use ddpm_engine::Shape;
 use ddpm_engine::ops::{
-    Activation, Affine, DrawNormal, DrawTimestep, Dropout, Fill, LookupGrad, Loss, QSample, Resample,
+    Activation, Affine, DrawTimestep, Dropout, Fill, LookupGrad, Loss, QSample, RandomNormal, Resample,
     RunningAverage, SinusoidalEmbedding, Slice, Taps, VariationalBound,
 };
 use ddpm_engine::rng::Purpose;
@@ -19,8 +19,8 @@ pub(super) fn thresholds(op: &Dropout) -> [Arg<Place>; 3] {
     [Arg::Uint(purpose), Arg::Uint(threshold), Arg::Float((1.0 / (1.0 - op.p)) as f32)]
 }
 
-/// Numbers of a picture, the first size counting pictures.
-fn picture(x: Shape) -> usize {
+/// Numbers of an image, the first size counting images.
+fn image(x: Shape) -> usize {
     x.len() / x.dims()[0]
 }
 
@@ -63,9 +63,9 @@ impl Translation<'_> {
         self.each(kernel, n.div_ceil(8), [input(0), input(1), output(0), int(n)]);
     }
 
-    pub(super) fn by_picture(&mut self, kernel: &'static str) {
+    pub(super) fn by_image(&mut self, kernel: &'static str) {
         let x = self.inputs[0];
-        let sizes = [int(x.len()), int(picture(x)), int(x.channels())];
+        let sizes = [int(x.len()), int(image(x)), int(x.channels())];
         self.each(kernel, x.len().div_ceil(8), [input(0), input(1), output(0), sizes[0], sizes[1], sizes[2]]);
     }
 
@@ -103,15 +103,15 @@ impl Translation<'_> {
 
     pub(super) fn dropout(&mut self, op: &Dropout) {
         let (x, [purpose, threshold, scale]) = (self.inputs[0], thresholds(op));
-        let counters = picture(x).div_ceil(64) * 16;
-        let args = [input(0), output(0), int(picture(x)), CONTROL, purpose, threshold, scale];
+        let counters = image(x).div_ceil(64) * 16;
+        let args = [input(0), output(0), int(image(x)), CONTROL, purpose, threshold, scale];
         self.launch("dropout", [counters.div_ceil(THREADS), x.dims()[0], 1], [THREADS, 1, 1], args);
     }
 
-    pub(super) fn draw_normal(&mut self, op: &DrawNormal) {
-        let (n, picture) = (op.shape.dims()[0], picture(op.shape));
-        let args = [output(0), int(picture), CONTROL, Arg::Uint(op.purpose as u32)];
-        self.launch("draw_normal", [picture.div_ceil(4 * THREADS), n, 1], [THREADS, 1, 1], args);
+    pub(super) fn draw_normal(&mut self, op: &RandomNormal) {
+        let (n, image) = (op.shape.dims()[0], image(op.shape));
+        let args = [output(0), int(image), CONTROL, Arg::Uint(op.purpose as u32)];
+        self.launch("draw_normal", [image.div_ceil(4 * THREADS), n, 1], [THREADS, 1, 1], args);
     }
 
     pub(super) fn draw_timestep(&mut self, op: &DrawTimestep) {
@@ -123,7 +123,7 @@ impl Translation<'_> {
         let x = self.inputs[0];
         let (a, b) =
             (self.constants.push(&op.sqrt_alpha_bar), self.constants.push(&op.sqrt_one_minus_alpha_bar));
-        let sizes = [x.len(), picture(x), op.sqrt_alpha_bar.len()].map(int);
+        let sizes = [x.len(), image(x), op.sqrt_alpha_bar.len()].map(int);
         let args = [input(0), input(1), input(2), output(0), sizes[0], sizes[1], a, b, sizes[2]];
         self.each("q_sample", x.len(), args);
     }
@@ -203,7 +203,7 @@ impl Translation<'_> {
         let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
         let (parts, counter) = (self.scratch(2 * count), self.counters(1)); // f64
         let mut args = vec![input(0), input(1), t, table, output(0), parts, counter];
-        args.extend([int(x.len()), int(picture(x)), steps, kind, delta, int(PART)]);
+        args.extend([int(x.len()), int(image(x)), steps, kind, delta, int(PART)]);
         self.launch_all("loss", [count, 1, 1], [THREADS, 1, 1], args);
     }
 
@@ -211,7 +211,7 @@ impl Translation<'_> {
         let x = self.inputs[0];
         let dloss = input(if weights.is_some() { 3 } else { 2 });
         let ([t, table, steps], [kind, delta]) = (self.weights(weights), kind(loss));
-        let sizes = [int(x.len()), int(picture(x))];
+        let sizes = [int(x.len()), int(image(x))];
         let args = [input(0), input(1), t, table, dloss, output(0), sizes[0], sizes[1], steps, kind, delta];
         self.each("loss_grad", x.len(), args);
     }
@@ -240,16 +240,16 @@ impl Translation<'_> {
         let (parts, counter) = (self.scratch(2 * count), self.counters(1)); // f64
         let [output_, v, x_0, x_t, t] = [0, 1, 2, 3, 4].map(input);
         let mut args = vec![output_, v, x_0, x_t, t, steps, factor, output(0), parts, counter];
-        args.extend([x.len(), picture(x), op.steps.len(), PART].map(int));
+        args.extend([x.len(), image(x), op.steps.len(), PART].map(int));
         self.launch_all("bound", [count, 1, 1], [THREADS, 1, 1], args);
     }
 
     pub(super) fn bound_grad(&mut self, op: &VariationalBound) {
         let x = self.inputs[0];
         let [steps, factor] = self.bound_tables(op);
-        let [n, picture, timesteps] = [x.len(), picture(x), op.steps.len()].map(int);
+        let [n, image, timesteps] = [x.len(), image(x), op.steps.len()].map(int);
         let [output_, v, x_0, x_t, t, dloss] = [0, 1, 2, 3, 4, 5].map(input);
-        let args = [output_, v, x_0, x_t, t, dloss, steps, factor, output(0), n, picture, timesteps];
+        let args = [output_, v, x_0, x_t, t, dloss, steps, factor, output(0), n, image, timesteps];
         self.each("bound_grad", x.len(), args);
     }
 }

@@ -1,4 +1,4 @@
-//! What cuDNN and cuBLASLt make, number by number, in f64: pictures NHWC, a convolution's weights `[cout, kh, kw, cin]`, a
+//! What cuDNN and cuBLASLt make, number by number, in f64: images NHWC, a convolution's weights `[cout, kh, kw, cin]`, a
 //! matrix's `[cin, cout]`.
 
 use ddpm_engine::Result;
@@ -55,7 +55,7 @@ pub fn make(gpu: &dyn Gpu, p: &Product<usize>) -> Result<()> {
     };
     for row in 0..g.n * g.output.0 {
         for column in 0..g.output.1 {
-            let (picture, oy) = (row / g.output.0, row % g.output.0);
+            let (image, oy) = (row / g.output.0, row % g.output.0);
             let to = (row * g.output.1 + column) * g.cout;
             for tap in 0..taps {
                 let iy = (oy * g.stride.0 + tap / g.kernel.1).wrapping_sub(g.pad.0);
@@ -63,7 +63,7 @@ pub fn make(gpu: &dyn Gpu, p: &Product<usize>) -> Result<()> {
                 if iy >= g.input.0 || ix >= g.input.1 {
                     continue;
                 }
-                let from = ((picture * g.input.0 + iy) * g.input.1 + ix) * g.cin;
+                let from = ((image * g.input.0 + iy) * g.input.1 + ix) * g.cin;
                 for co in 0..g.cout {
                     for ci in 0..g.cin {
                         let (x, w, y) = (&mut x[from + ci], &mut w[weight(co, tap, ci)], &mut y[to + co]);

@@ -4,7 +4,7 @@
 use crate::stand_in::apart;
 use crate::table::{self, Form, agree};
 use crate::{Small, make, says, training};
-use ddpm_engine::{Arithmetic, Device, Executor, Factors, Result};
+use ddpm_engine::{ComputeOptions, Device, Executor, MatmulDtype, Result};
 use ddpm_engine_cuda::library::Libraries;
 use ddpm_engine_cuda::translate::Choices;
 use ddpm_engine_cuda::{CudaDevice, probe};
@@ -24,13 +24,13 @@ fn products_agree_with_the_cpu() {
         let cases = table::convolutions(Form::Plain);
         // The emulated GPU's libraries make all of them (`libraries/mod.rs`).
         for case in cases.iter().step_by(2) {
-            agree(case, Arithmetic::default(), 1e-5, &make(forced(0)));
+            agree(case, ComputeOptions::default(), 1e-5, &make(forced(0)));
         }
         let tf32 = Choices { tf32: true, ..forced(1) };
         for case in cases.iter().take(5) {
-            agree(case, Arithmetic::default(), 1e-5, &make(tf32));
+            agree(case, ComputeOptions::default(), 1e-5, &make(tf32));
         }
-        let bf16 = Arithmetic { factors: Factors::Bf16, ..Arithmetic::default() };
+        let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
         for (i, case) in table::convolutions(Form::Stored).iter().step_by(3).enumerate() {
             let choices = Choices { least_bf16: 1, ..forced(i % 2) };
             agree(case, bf16, table::STORED, &make(choices));

@@ -7,7 +7,7 @@ use crate::table::{self, Form, agree};
 use crate::{networks, training};
 use ddpm_engine::graph::Graph;
 use ddpm_engine::ops::Conv2d;
-use ddpm_engine::{Arithmetic, Executor, Factors, PlanOptions, Result};
+use ddpm_engine::{ComputeOptions, Executor, MatmulDtype, PlanOptions, Result};
 use ddpm_engine_cuda::GpuExecutor;
 use ddpm_engine_cuda::gpu::{Gpu, Launch, Step};
 use ddpm_engine_cuda::library::{Algorithm, Call, Kind, Libraries, Library, Math, Product};
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-const BF16: Arithmetic = Arithmetic { factors: Factors::Bf16, winograd: true };
+const BF16: ComputeOptions = ComputeOptions { factors: MatmulDtype::Bf16, winograd: true };
 
 /// A small workspace, which the emulated libraries fill at each product.
 fn forced(number: usize) -> Choices {
@@ -51,7 +51,7 @@ fn products_of_libraries_agree_with_the_cpu() {
     }
     let seen = RefCell::default();
     for case in table::convolutions(Form::Plain) {
-        agree(&case, Arithmetic::default(), 1e-5, &make(forced(0), &seen));
+        agree(&case, ComputeOptions::default(), 1e-5, &make(forced(0), &seen));
     }
     // A convolution with a bias can be made in two ways.
     for way in [0, 1] {

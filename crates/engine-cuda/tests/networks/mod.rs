@@ -1,13 +1,13 @@
 //! Training steps of every network as `ddpm` builds them, against the CPU's executor.
 
 use crate::table::Make;
-use ddpm::model::{StepDraws, TrainingGraph};
+use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets;
 use ddpm::objective::Objective;
 use ddpm::schedule::Schedule;
 use ddpm::train::config::Config;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{Arithmetic, CpuExecutor, Draws, Executor, PlanOptions, Region};
+use ddpm_engine::{ComputeOptions, CpuExecutor, Draws, Executor, PlanOptions, Region};
 
 /// A name, and settings that make its network small.
 type Small = (&'static str, &'static [(&'static str, &'static str)]);
@@ -95,7 +95,7 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
         let net = nets::from_config(&config, 3);
         let shape = [2, 16, 16, 3];
         let objective = Objective::from_config(&config);
-        let graph = TrainingGraph::with_objective(&*net, &schedule, shape, StepDraws::Drawn, objective)
+        let graph = TrainingGraph::with_objective(&*net, &schedule, shape, NoiseSource::Drawn, objective)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let run = |mut exec: Box<dyn Executor>| -> Vec<(String, Vec<f32>)> {
             for (i, spec) in graph.parameters.iter().enumerate() {
@@ -104,9 +104,9 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
             for (spec, t) in &graph.states {
                 exec.write(*t, &vec![spec.value; spec.numbers()]).expect("its length");
             }
-            let mut pictures = vec![0.0; shape.iter().product()];
-            Stream::new(1, Purpose::Test, 0, 0).fill_normal(&mut pictures);
-            exec.write(graph.x_0, &pictures).expect("its length");
+            let mut images = vec![0.0; shape.iter().product()];
+            Stream::new(1, Purpose::Test, 0, 0).fill_normal(&mut images);
+            exec.write(graph.x_0, &images).expect("its length");
             if let Some(label) = graph.label {
                 exec.write(label, &[2.0, -1.0]).expect("its length");
             }
@@ -130,11 +130,11 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
             seen
         };
         let options = PlanOptions { arithmetic: config.train.arithmetic(), ..graph.options(true) };
-        let plain = Arithmetic { winograd: false, ..Arithmetic::default() };
+        let plain = ComputeOptions { winograd: false, ..ComputeOptions::default() };
         let on_cpu = PlanOptions { arithmetic: plain, ..options.clone() };
         let want = run(Box::new(CpuExecutor::new(graph.graph.clone(), &on_cpu, 1).expect("a small plan")));
         let got = run(make(graph.graph.clone(), &options));
-        let tolerance = if options.arithmetic == Arithmetic::default() { tolerance } else { 0.1 };
+        let tolerance = if options.arithmetic == ComputeOptions::default() { tolerance } else { 0.1 };
         let largest = want.iter().flat_map(|(_, x)| x).fold(0f32, |m, v| m.max(v.abs()));
         for ((what, got), (_, want)) in got.iter().zip(&want) {
             // A gradient that is zero but for rounding has no precision of its own.

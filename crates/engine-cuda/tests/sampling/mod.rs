@@ -12,14 +12,14 @@ use ddpm::nets::{Builder, ConvLayer, Inputs, Network};
 use ddpm::process::Prediction;
 use ddpm::sampler::{Levels, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance, find};
 use ddpm::schedule::Schedule;
-use ddpm_engine::ops::{DrawNormal, SinusoidalEmbedding};
+use ddpm_engine::ops::{RandomNormal, SinusoidalEmbedding};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    Arithmetic, Device, Draws, Executor, Graph, PlanOptions, Tensor, Vector, Vectors, VectorsOf,
+    BufferSpec, ComputeOptions, Device, Draws, Executor, Graph, PlanOptions, Tensor, Vector, Vectors,
 };
 
 const TOLERANCE: f32 = 1e-6;
-/// Pictures whose numbers are no multiple of four.
+/// Images whose numbers are no multiple of four.
 const SHAPE: [usize; 4] = [3, 5, 5, 1];
 const SEEDS: Seeds = Seeds { seed: 0x1234_5678_9abc, first: 7 };
 const STEPS: usize = 5;
@@ -57,7 +57,7 @@ impl Network for Tiny {
         let t = b.time_embedding(t, SinusoidalEmbedding { dim: 8, shift: 0.0, cosines_first: false })?;
         let t = b.add_class(t, label, self.classes)?;
         let x = b.conv("in", x, ConvLayer::new(8, 3))?;
-        let x = b.add_picture("time", x, t)?;
+        let x = b.add_per_channel("time", x, t)?;
         let x = b.silu("time", x)?;
         b.conv("out", x, ConvLayer::new(self.out_channels(), 3))
     }
@@ -69,8 +69,8 @@ fn schedule() -> Schedule {
 
 fn model(device: &dyn Device, net: &Tiny, prediction: Prediction) -> Model {
     let mut model =
-        Model::on(device, net, SHAPE, Arithmetic::default()).expect("a model").predicting(prediction);
-    model.set_first_weights(3).expect("weights");
+        Model::on(device, net, SHAPE, ComputeOptions::default()).expect("a model").predicting(prediction);
+    model.init_weights(3).expect("weights");
     model
 }
 
@@ -82,8 +82,8 @@ impl Denoiser for ByHost<'_> {
         self.0.batch()
     }
 
-    fn picture_len(&self) -> usize {
-        self.0.picture_len()
+    fn image_len(&self) -> usize {
+        self.0.image_len()
     }
 
     fn prediction(&self) -> Prediction {
@@ -113,7 +113,7 @@ fn seen(denoiser: &mut dyn Denoiser, go: Go<'_>) -> Seen {
         all.extend([step.x.to_vec(), step.x_0.to_vec()]);
         Ok(())
     });
-    all.push(end.expect("pictures"));
+    all.push(end.expect("images"));
     all
 }
 
@@ -165,7 +165,7 @@ pub fn from_no_signal(device: &dyn Device) {
     let schedule = schedule().zero_terminal_snr().expect("a schedule");
     for prediction in [Prediction::X0, Prediction::V] {
         let mut model = model(device, &PLAIN, prediction);
-        for sampler in SAMPLERS.iter().filter(|sampler| sampler.from_nothing) {
+        for sampler in SAMPLERS.iter().filter(|sampler| sampler.handles_zero_snr) {
             let (steps, spacing) = (Some(2), Some(Spacing::Trailing));
             let options =
                 Options { sampler, steps, spacing, threshold: Some(Threshold::None), ..Options::default() };
@@ -176,7 +176,7 @@ pub fn from_no_signal(device: &dyn Device) {
     }
 }
 
-/// Guidance within an interval, without and with a class for every picture, and a learnt variance.
+/// Guidance within an interval, without and with a class for every image, and a learnt variance.
 pub fn classes_and_variance(device: &dyn Device) {
     let mut model = model(device, &Tiny { learned_variance: true, classes: Some(3) }, Prediction::Eps);
     let schedule = schedule();
@@ -194,19 +194,19 @@ pub fn classes_and_variance(device: &dyn Device) {
     }
 }
 
-/// What begins with pictures, and what is done with them on the host.
+/// What begins with images, and what is done with them on the host.
 pub fn editing(device: &dyn Device) {
     let mut model = model(device, &PLAIN, Prediction::V);
-    let picture: Vec<f32> = (0..25).map(|i| (i as f32 * 0.7).sin()).collect();
+    let image: Vec<f32> = (0..25).map(|i| (i as f32 * 0.7).sin()).collect();
     let levels = Levels::new(&schedule(), Prediction::V, Some(4), Spacing::Linspace).expect("levels");
     let (variance, threshold) = (None, Threshold::Clip);
     let repaint = RePaint { levels: levels.clone(), jump: 1, resamplings: 2, variance, threshold };
     let unknown: Vec<bool> = (0..25).map(|i| i % 3 == 0).collect();
     compare("filling", &mut model, &|denoiser, on_step| {
-        repaint.fill(denoiser, SEEDS, &picture, &unknown, on_step)
+        repaint.fill(denoiser, SEEDS, &image, &unknown, on_step)
     });
     let inversion = Inversion { levels, iterations: 2, tolerance: 0.0 };
-    let batch = picture.repeat(3);
+    let batch = image.repeat(3);
     compare("inversion", &mut model, &|denoiser, on_step| inversion.invert(denoiser, &batch, on_step));
     let options = Options { sampler: find("ddim").expect("there"), steps: Some(2), ..Options::default() };
     let ddim = options.build(&schedule(), Prediction::V).expect("a sampler");
@@ -228,22 +228,22 @@ pub fn unseen(device: &dyn Device, on_step: &mut dyn FnMut()) -> Vec<f32> {
         on_step();
         Ok(())
     };
-    sampler.sample(&mut guided, SEEDS, on_step).expect("pictures")
+    sampler.sample(&mut guided, SEEDS, on_step).expect("images")
 }
 
-/// Vectors of pictures of a size beside a plan that does nothing of interest.
-fn vectors(device: &dyn Device, pictures: usize, len: usize) -> Box<dyn Executor> {
+/// Vectors of images of a size beside a plan that does nothing of interest.
+fn vectors(device: &dyn Device, images: usize, len: usize) -> Box<dyn Executor> {
     let mut graph = Graph::new();
-    let op = DrawNormal { shape: [1].into(), purpose: Purpose::Test };
+    let op = RandomNormal { shape: [1].into(), purpose: Purpose::Test };
     let keep = vec![graph.add("z", op, &[]).expect("a tensor")];
-    let of = VectorsOf { count: 3, shape: [pictures, len].into() };
+    let of = BufferSpec { count: 3, shape: [images, len].into() };
     let options = PlanOptions { keep, vectors: Some(of), ..PlanOptions::default() };
     let exec = device.executor(graph.clone(), &options).expect("an executor");
     let told = device.footprint(graph.clone(), &options).expect("a footprint");
     let without = PlanOptions { vectors: None, ..options };
     let without = device.footprint(graph, &without).expect("a footprint");
     assert_eq!(told, exec.footprint());
-    assert!(told.arena_bytes >= without.arena_bytes + 3 * pictures * len * 4, "the vectors are counted");
+    assert!(told.arena_bytes >= without.arena_bytes + 3 * images * len * 4, "the vectors are counted");
     exec
 }
 
@@ -256,31 +256,31 @@ pub fn thresholds(device: &dyn Device) {
             11 => -0.0,
             _ => 0.5,
         };
-        let pictures = [
+        let images = [
             (0..len).map(|i| ((i * 37 % len) as f32 - 3.0) / 5.0).collect::<Vec<_>>(),
             (0..len).map(|i| 2.5 * (i as f32).sin()).collect(),
             (0..len).map(hostile).collect(),
             vec![-3.0; len],
         ];
-        let mut exec = vectors(device, pictures.len(), len);
+        let mut exec = vectors(device, images.len(), len);
         let vectors = exec.vectors().expect("they were asked for");
         for part in [None, Some(0.995), Some(0.5), Some(0.0), Some(1.0)] {
-            vectors.write(Vector(1), &pictures.concat()).expect("written");
+            vectors.write(Vector(1), &images.concat()).expect("written");
             vectors.threshold(Vector(1), part).expect("launched");
-            let mut got = vec![0.0; pictures.len() * len];
+            let mut got = vec![0.0; images.len() * len];
             vectors.read(Vector(1), &mut got).expect("read");
-            for (i, (picture, got)) in pictures.iter().zip(got.chunks(len)).enumerate() {
-                let mut sizes: Vec<f32> = picture.iter().map(|x| x.abs()).collect();
+            for (i, (image, got)) in images.iter().zip(got.chunks(len)).enumerate() {
+                let mut sizes: Vec<f32> = image.iter().map(|x| x.abs()).collect();
                 sizes.sort_by(f32::total_cmp);
                 let most = part.map_or(1.0, |part| {
                     let at = part * (len - 1) as f64;
                     let (low, high) = (sizes[at.floor() as usize], sizes[at.ceil() as usize]);
                     (low + (high - low) * at.fract() as f32).max(1.0)
                 });
-                for (&x, &got) in picture.iter().zip(got) {
+                for (&x, &got) in image.iter().zip(got) {
                     let want = x.clamp(-most, most) / most;
                     let same = want.to_bits() == got.to_bits() || (want.is_nan() && got.is_nan());
-                    assert!(same, "picture {i} of {len}, {part:?}: {x} became {got}, not {want}");
+                    assert!(same, "image {i} of {len}, {part:?}: {x} became {got}, not {want}");
                 }
             }
         }

@@ -6,7 +6,7 @@ use ddpm_engine::keep::Operand;
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{
-    Arithmetic, CpuExecutor, DType, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
+    ComputeOptions, CpuExecutor, DType, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
 };
 use ddpm_engine_cuda::translate::takes_bf16;
 use ddpm_kernels::bf16;
@@ -181,15 +181,15 @@ pub fn convolutions(form: Form) -> Vec<Case> {
     }
     cases.add("everything added to a convolution", |b| {
         let (x, w, bias) = (b.p([2, 5, 4, 6]), b.p([3, 3, 6, 9]), b.p([9]));
-        let (picture, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
-        let op = Conv2d { picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
-        b.add(op, &[x, w, bias, picture, residual])
+        let (image, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
+        let op = Conv2d { per_image_bias: true, residual: true, ..Conv2d::new(1, 1) };
+        b.add(op, &[x, w, bias, image, residual])
     });
     cases.add("everything added to a convolution in parts", |b| {
         let (x, w) = (b.p([2, 5, 4, 96]), b.p([3, 3, 96, 9]));
-        let (picture, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
-        let op = Conv2d { bias: false, picture_bias: true, residual: true, ..Conv2d::new(1, 1) };
-        b.add(op, &[x, w, picture, residual])
+        let (image, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
+        let op = Conv2d { bias: false, per_image_bias: true, residual: true, ..Conv2d::new(1, 1) };
+        b.add(op, &[x, w, image, residual])
     });
     cases.add("padding behind", |b| {
         let (x, w, bias) = (b.p([2, 6, 6, 4]), b.p([3, 3, 4, 8]), b.p([8]));
@@ -282,10 +282,10 @@ pub fn cases(form: Form) -> Vec<Case> {
         });
     }
     for shape in [[3, 2, 5, 7], [2, 16, 17, 8], [1, 1, 1, 1], [2, 30, 30, 33]] {
-        cases.add("by picture", move |b| {
+        cases.add("by image", move |b| {
             let (x, r, s) = (b.p(shape), b.p([shape[0], shape[3]]), b.p([shape[0], shape[3]]));
-            let y = b.add(AddPicture, &[x, r]);
-            b.add(ScalePicture, &[y, s])
+            let y = b.add(AddPerChannel, &[x, r]);
+            b.add(Modulate, &[y, s])
         });
         cases.add("dropout", move |b| {
             let x = b.p(shape);
@@ -336,13 +336,13 @@ pub fn cases(form: Form) -> Vec<Case> {
         cases.add("batch norm with given statistics", move |b| {
             let c = shape[3];
             let operands = [b.input(shape), b.input([c]), b.input([c]), b.input([c]), b.numbers(c)];
-            b.add(BatchNormFixed { eps: 1e-2 }, &operands)
+            b.add(BatchNormInference { eps: 1e-2 }, &operands)
         });
     }
     cases.all.extend(attentions(form));
     cases.add("draws", |b| {
         let t = b.add(DrawTimestep { n: 3, steps: 20 }, &[]);
-        let eps = b.add(DrawNormal { shape: [3, 4, 5, 3].into(), purpose: Purpose::Noise }, &[]);
+        let eps = b.add(RandomNormal { shape: [3, 4, 5, 3].into(), purpose: Purpose::Noise }, &[]);
         let x = b.input([3, 4, 5, 3]);
         let table = |f: fn(f32) -> f32| (0..20).map(|t| f(t as f32 / 20.0)).collect::<Arc<[f32]>>();
         let op = QSample { sqrt_alpha_bar: table(|t| 1.0 - t), sqrt_one_minus_alpha_bar: table(|t| t) };
@@ -356,7 +356,7 @@ pub fn cases(form: Form) -> Vec<Case> {
     }
     cases.add("lookup", |b| {
         let (table, label) = (b.p([4, 7]), b.numbers(9));
-        b.add(Lookup, &[table, label])
+        b.add(Embedding, &[table, label])
     });
     type MakeTaps = fn(usize) -> Taps;
     for taps in [Taps::nearest_double as MakeTaps, Taps::linear_double, Taps::mean_half] {
@@ -372,11 +372,11 @@ pub fn cases(form: Form) -> Vec<Case> {
         });
     }
     cases.add("sums", |b| {
-        // The gradients of biases and of what is added to whole pictures: many rows, many pixels.
+        // The gradients of biases and of what is added to whole images: many rows, many pixels.
         let (x, w, r) = (b.input([2, 30, 31, 5]), b.p([1, 1, 5, 35]), b.p([2, 35]));
         let y = b.add(Conv2d { bias: false, ..Conv2d::new(1, 0) }, &[x, w]);
-        let y = b.add(AddPicture, &[y, r]);
-        let y = b.add(SumPixels, &[y.to_owned()].map(|_| x));
+        let y = b.add(AddPerChannel, &[y, r]);
+        let y = b.add(ReduceSpatial, &[y.to_owned()].map(|_| x));
         let z = b.p([2, 5]);
         b.add(Add, &[z, y])
     });
@@ -403,7 +403,7 @@ pub fn cases(form: Form) -> Vec<Case> {
         });
     }
     cases.add("variational bound", |b| {
-        // Timesteps that end at the picture and others, and numbers beyond the darkest and the brightest level.
+        // Timesteps that end at the image and others, and numbers beyond the darkest and the brightest level.
         let step = |t: usize| BoundStep {
             to_x_0: (1.0 + 0.1 * t as f64, -0.2 - 0.1 * t as f64),
             posterior_x_0: 0.9 / (1.0 + t as f64),
@@ -457,7 +457,7 @@ fn given_to(case: &Case) -> Vec<(Tensor, Vec<f32>)> {
 
 /// The plain CPU executor.
 pub fn on_cpu(graph: &Graph, options: &PlanOptions) -> Box<dyn Executor> {
-    let arithmetic = Arithmetic { winograd: false, ..Arithmetic::default() };
+    let arithmetic = ComputeOptions { winograd: false, ..ComputeOptions::default() };
     let options = PlanOptions { arithmetic, ..options.clone() };
     Box::new(CpuExecutor::new(graph.clone(), &options, 1).expect("a small plan"))
 }
@@ -508,7 +508,7 @@ pub const STORED: f32 = 3e-2;
 /// half of that.
 ///
 /// The operations with a tensor that was stored in bf16.
-pub fn agree(case: &Case, arithmetic: Arithmetic, tolerance: f32, make: Make<'_>) -> Vec<&'static str> {
+pub fn agree(case: &Case, arithmetic: ComputeOptions, tolerance: f32, make: Make<'_>) -> Vec<&'static str> {
     let options = PlanOptions {
         gradients: case.gradients.clone(),
         keep: case.keep.clone(),
@@ -517,7 +517,7 @@ pub fn agree(case: &Case, arithmetic: Arithmetic, tolerance: f32, make: Make<'_>
     };
     let want = run(
         case,
-        &mut *on_cpu(&case.graph, &PlanOptions { arithmetic: Arithmetic::default(), ..options.clone() }),
+        &mut *on_cpu(&case.graph, &PlanOptions { arithmetic: ComputeOptions::default(), ..options.clone() }),
     );
     let mut exec = make(case.graph.clone(), &options);
     let got = run(case, &mut *exec);
@@ -553,7 +553,7 @@ pub fn all_were_stored(mut seen: Vec<&'static str>) {
     seen.dedup();
     let want = [
         "add",
-        "add_picture",
+        "add_per_channel",
         "affine",
         "attention",
         "attention_grad",
@@ -581,7 +581,7 @@ pub fn all_were_stored(mut seen: Vec<&'static str>) {
         "relu",
         "relu_grad",
         "resample",
-        "scale_picture",
+        "modulate",
         "silu",
         "silu_grad",
         "slice",
@@ -607,7 +607,7 @@ fn no_operation_is_left_out() {
         "gelu_grad",
         "mish_grad",
         "add",
-        "add_picture",
+        "add_per_channel",
         "affine",
         "attention",
         "attention_grad",
@@ -640,7 +640,7 @@ fn no_operation_is_left_out() {
         "q_sample",
         "resample",
         "running_average",
-        "scale_picture",
+        "modulate",
         "sinusoidal_embedding",
         "slice",
         "sum_pixels",

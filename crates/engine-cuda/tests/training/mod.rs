@@ -4,7 +4,7 @@ use super::table::{Build, Make, given, on_cpu};
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::Purpose;
-use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, Tensor, TrainingRun, clip_scale};
+use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, StepOutcome, Tensor, clip_scale};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn network() -> Network {
     let mut b = Build::default();
     let x0 = b.input([N, 8, 8, 3]);
     let t = b.add(DrawTimestep { n: N, steps: 50 }, &[]);
-    let eps = b.add(DrawNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
+    let eps = b.add(RandomNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
     let table = |f: fn(f32) -> f32| (0..50).map(|t| f(1.0 - t as f32 / 50.0)).collect::<Arc<[f32]>>();
     let op =
         QSample { sqrt_alpha_bar: table(f32::sqrt), sqrt_one_minus_alpha_bar: table(|a| (1.0 - a).sqrt()) };
@@ -33,7 +33,7 @@ fn network() -> Network {
     let e = b.add(Conv2d::linear(), &[e, w, bias]);
     let e = b.add(Activate(Activation::Silu), &[e]);
     let x = b.conv(xt, (3, 3), C, 1, 1);
-    let x = b.add(AddPicture, &[x, e]);
+    let x = b.add(AddPerChannel, &[x, e]);
     let h = b.norm(x, 4, true);
     let h = b.add(Dropout { p: 0.1, site: 1 }, &[h]);
     let h = b.conv(h, (3, 3), C, 1, 1);
@@ -157,16 +157,16 @@ pub fn by_the_host(make: Make<'_>) {
 /// Three training runs; in the second the loss is not a number, and the weights stay. Timed and not, with the same bits.
 pub fn in_runs(make: Make<'_>) {
     let network = network();
-    let options = PlanOptions { update_in_runs: Some(network.loss), ..network.options() };
+    let options = PlanOptions { fuse_optimizer: Some(network.loss), ..network.options() };
     let steps = |exec: &mut dyn Executor, profiling: bool| {
         assert!(exec.trains());
         let mut seen = Vec::new();
         network.give(exec);
         exec.set_profiling(profiling);
-        let mut picture = vec![0.0; network.graph.shape(network.x0).len()];
-        exec.read(network.x0, &mut picture).expect("its length");
+        let mut image = vec![0.0; network.graph.shape(network.x0).len()];
+        exec.read(network.x0, &mut image).expect("its length");
         for (step, broken) in [(1, false), (2, true), (2, false)] {
-            let mut x0 = picture.clone();
+            let mut x0 = image.clone();
             if broken {
                 x0[17] = f32::NAN;
             }
@@ -176,11 +176,11 @@ pub fn in_runs(make: Make<'_>) {
             let run = exec.train(draws, &adam(step, 0.5)).expect("a run");
             let loss = network.loss(exec);
             match run {
-                TrainingRun::Whole { loss: told, gradient_norm } => {
+                StepOutcome::Whole { loss: told, gradient_norm } => {
                     assert!(!broken && told == loss, "the loss is {loss}, not {told}");
                     seen.push((format!("loss and norm of step {step}"), vec![loss, gradient_norm as f32]));
                 }
-                TrainingRun::Stopped { updated } => {
+                StepOutcome::Stopped { updated } => {
                     assert!(broken && updated == 0 && loss.is_nan());
                     assert!(network.state(exec, &OPTIMIZER) == before, "weights were moved");
                 }
@@ -198,7 +198,7 @@ pub fn in_runs(make: Make<'_>) {
     // What held the weights back in the second run is not in the way of the host.
     let before = network.state(&*exec, &OPTIMIZER);
     exec.write(network.x0, &vec![f32::NAN; network.graph.shape(network.x0).len()]).expect("its length");
-    assert!(matches!(exec.train(Draws::default(), &adam(3, 1.0)), Ok(TrainingRun::Stopped { updated: 0 })));
+    assert!(matches!(exec.train(Draws::default(), &adam(3, 1.0)), Ok(StepOutcome::Stopped { updated: 0 })));
     assert!(network.state(&*exec, &OPTIMIZER) == before);
     network.give(&mut *exec);
     exec.run(Draws::default()).expect("a run");
@@ -225,7 +225,7 @@ pub fn in_runs(make: Make<'_>) {
 pub fn clipped(make: Make<'_>) {
     let network = network();
     for (clip_norm, shortens) in [(0.05, true), (1e6, false)] {
-        let options = PlanOptions { update_in_runs: Some(network.loss), clip_norm, ..network.options() };
+        let options = PlanOptions { fuse_optimizer: Some(network.loss), clip_norm, ..network.options() };
         let (mut device, mut host) =
             (make(network.graph.clone(), &options), on_cpu(&network.graph, &options));
         assert!(device.trains() && !host.trains());
@@ -246,7 +246,7 @@ pub fn clipped(make: Make<'_>) {
                 norms.push(norm);
             }
             let loss = network.loss(&*by_hand);
-            assert_eq!(run, TrainingRun::Whole { loss, gradient_norm: norms[1] });
+            assert_eq!(run, StepOutcome::Whole { loss, gradient_norm: norms[1] });
             assert!((norms[0] - norms[1]).abs() <= 1e-4 * norms[0]);
         }
         let (got, want) = (network.state(&*device, &OPTIMIZER), network.state(&*by_hand, &OPTIMIZER));
@@ -279,7 +279,7 @@ pub fn states_are_kept(make: Make<'_>) {
         exec.write(state, &[i as f32; 5]).expect("five");
     }
     exec.run(Draws::default()).expect("a run");
-    exec.keep_states().expect("kept");
+    exec.snapshot_states().expect("kept");
     let before = read(&*exec);
     exec.run(Draws::default()).expect("a run");
     assert_ne!(read(&*exec), before);
@@ -302,13 +302,13 @@ pub fn held(make: Make<'_>) {
         let mut graph = b.graph;
         let gradients = Some(backward(&mut graph, loss).expect("gradients"));
         // The loss is not asked for, and there when it is looked at.
-        let options = PlanOptions { gradients, update_in_runs: Some(loss), ..PlanOptions::default() };
+        let options = PlanOptions { gradients, fuse_optimizer: Some(loss), ..PlanOptions::default() };
         for mut exec in [on_cpu(&graph, &options), make(graph.clone(), &options)] {
             let weights = vec![weight; 32];
             exec.write_parameter(Region::Weights, 0, &weights).expect("its length");
             exec.write(goal, &[target; 32]).expect("its length");
             let run = exec.train(Draws::default(), &adam(1, 1.0)).expect("a run");
-            assert_eq!(run, TrainingRun::Stopped { updated: 0 }, "{}", exec.describe());
+            assert_eq!(run, StepOutcome::Stopped { updated: 0 }, "{}", exec.describe());
             let (mut value, mut after) = ([0.0], vec![0.0; 32]);
             exec.read(loss, &mut value).expect("one number");
             assert_eq!(!value[0].is_finite(), infinite_loss, "{}", exec.describe());

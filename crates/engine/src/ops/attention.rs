@@ -1,4 +1,4 @@
-//! Multi-head self-attention over the pixels of a picture, in tiles.
+//! Multi-head self-attention over the pixels of an image, in tiles.
 
 use super::{Dropout, Operation, operands};
 use crate::autodiff::Backward;
@@ -23,12 +23,12 @@ pub struct Attention {
 #[derive(Clone, Debug)]
 pub struct AttentionGrad(pub Attention);
 
-/// From so many pictures on, the backward pass of each is one task, and needs no memory for parts.
-const MANY_PICTURES: usize = 16;
+/// From so many images on, the backward pass of each is one task, and needs no memory for parts.
+const MANY_IMAGES: usize = 16;
 /// Tokens of a task that adds parts.
 const ROWS: usize = 256;
 
-/// (pictures, tokens, channels)
+/// (images, tokens, channels)
 fn sizes(qkv: Shape) -> (usize, usize, usize) {
     let (n, c) = (qkv.dims()[0], qkv.channels());
     (n, qkv.len() / n / c, c / 3)
@@ -64,17 +64,17 @@ impl Operation for Attention {
         let (n, tokens, c) = sizes(inputs[0].shape);
         let (heads, dropout) = (self.heads, self.dropout);
         let tiles = Tiles::new(cpu.isa(), cpu.arithmetic().factors, tokens, c, heads);
-        // A task is a picture's run of queries; every picture begins a new one.
+        // A task is an image's run of queries; every image begins a new one.
         let queries = tiles.task_queries(n);
         let blocks = tokens.div_ceil(queries);
         Kernel::new(move |run: &mut Run<'_>| {
             let (qkv, scratch) = (run.inputs[0], run.scratch);
             let [o, lse] = run.outputs else { unreachable!("two results") };
-            let pictures = (qkv.par_chunks(tokens * 3 * c), o.par_chunks_mut(tokens * c));
+            let images = (qkv.par_chunks(tokens * 3 * c), o.par_chunks_mut(tokens * c));
             let masks = dropout.map(|d| d.masks(run.draws));
-            let pictures = pictures.into_par_iter().zip(lse.par_chunks_mut(tokens * heads));
-            pictures.enumerate().for_each(|(picture, ((qkv, o), lse))| {
-                let masks = masks.map(|m| m.picture(picture as u32));
+            let images = images.into_par_iter().zip(lse.par_chunks_mut(tokens * heads));
+            images.enumerate().for_each(|(image, ((qkv, o), lse))| {
+                let masks = masks.map(|m| m.image(image as u32));
                 let parts = (o.par_chunks_mut(queries * c), lse.par_chunks_mut(queries * heads));
                 parts.into_par_iter().enumerate().with_max_len(blocks).for_each(|(i, (o, lse))| {
                     scratch.with(|memory| tiles.forward(qkv, i * queries, masks, o, lse, memory));
@@ -106,26 +106,26 @@ impl Operation for AttentionGrad {
         let (heads, dropout) = (self.0.heads, self.0.dropout);
         let tiles = Tiles::new(cpu.isa(), cpu.arithmetic().factors, tokens, c, heads);
         let per_thread = tiles.backward_scratch_len();
-        // Few pictures are split into heads and ranges of keys; each makes a part of dqkv, and these are added in order.
+        // Few images are split into heads and ranges of keys; each makes a part of dqkv, and these are added in order.
         let ranges = tiles.key_ranges(n);
         let partial = tiles.partial_len(ranges);
-        let shared = if n < MANY_PICTURES { n * heads * ranges * partial } else { 0 };
+        let shared = if n < MANY_IMAGES { n * heads * ranges * partial } else { 0 };
         Kernel::new(move |run: &mut Run<'_>| {
             let ([qkv, o, lse, d_o], scratch) = (run.inputs, run.scratch) else {
                 unreachable!("four operands")
             };
             let masks = dropout.map(|d| d.masks(run.draws));
-            let saved = |picture: usize| Saved {
-                qkv: &qkv[picture * tokens * 3 * c..][..tokens * 3 * c],
-                o: &o[picture * tokens * c..][..tokens * c],
-                lse: &lse[picture * tokens * heads..][..tokens * heads],
-                d_o: &d_o[picture * tokens * c..][..tokens * c],
-                dropout: masks.map(|m| m.picture(picture as u32)),
+            let saved = |image: usize| Saved {
+                qkv: &qkv[image * tokens * 3 * c..][..tokens * 3 * c],
+                o: &o[image * tokens * c..][..tokens * c],
+                lse: &lse[image * tokens * heads..][..tokens * heads],
+                d_o: &d_o[image * tokens * c..][..tokens * c],
+                dropout: masks.map(|m| m.image(image as u32)),
             };
-            let pictures = run.outputs[0].par_chunks_mut(tokens * 3 * c).enumerate();
+            let images = run.outputs[0].par_chunks_mut(tokens * 3 * c).enumerate();
             if shared == 0 {
-                pictures.for_each(|(picture, dqkv)| {
-                    scratch.with(|memory| tiles.backward(&saved(picture), dqkv, memory));
+                images.for_each(|(image, dqkv)| {
+                    scratch.with(|memory| tiles.backward(&saved(image), dqkv, memory));
                 });
                 return;
             }
@@ -135,7 +135,7 @@ impl Operation for AttentionGrad {
                 let saved = saved(i / tasks);
                 scratch.with(|memory| tiles.backward_range(&saved, i % tasks, ranges, out, memory));
             });
-            pictures.zip(partials.par_chunks(tasks * partial)).for_each(|((_, dqkv), partials)| {
+            images.zip(partials.par_chunks(tasks * partial)).for_each(|((_, dqkv), partials)| {
                 let rows = dqkv.par_chunks_mut(ROWS * 3 * c).enumerate();
                 rows.for_each(|(i, dqkv)| tiles.add_ranges(partials, ranges, i * ROWS, dqkv));
             });

@@ -25,7 +25,7 @@ pub struct BatchNormGrad;
 
 /// Sampling: the same with given statistics; operands `x, gamma, beta, mean, variance`. It has no gradient.
 #[derive(Clone, Debug)]
-pub struct BatchNormFixed {
+pub struct BatchNormInference {
     /// Added to the variance.
     pub eps: f32,
 }
@@ -187,7 +187,7 @@ impl Operation for BatchNormGrad {
     }
 }
 
-impl Operation for BatchNormFixed {
+impl Operation for BatchNormInference {
     fn name(&self) -> &'static str {
         "batch_norm_fixed"
     }

@@ -3,17 +3,17 @@
 //! Weights are `[kh, kw, cin, cout]`. With a 1x1 kernel any tensor will do as input: a linear layer is a convolution
 //! whose pixels are the rows.
 
-use super::{Operation, SumPixels, SumRows, operands, winograd};
+use super::{Operation, ReduceSpatial, SumRows, operands, winograd};
 use crate::autodiff::Backward;
 use crate::cpu::{Cpu, Kernel, Run};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, Factors, Gather, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
 use rayon::prelude::*;
 
-/// Rows and columns of zeros around a picture.
+/// Rows and columns of zeros around an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Padding {
     /// Above and left.
@@ -36,7 +36,7 @@ impl From<(usize, usize)> for Padding {
     }
 }
 
-/// `y = x * w + bias + picture_bias + residual`; operands `x, w` and then those of the flags that are set, in order.
+/// `y = x * w + bias + per_image_bias + residual`; operands `x, w` and then those of the flags that are set, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Conv2d {
     /// Vertical and horizontal stride.
@@ -45,8 +45,8 @@ pub struct Conv2d {
     pub pad: Padding,
     /// Adds `[cout]` to every pixel.
     pub bias: bool,
-    /// Adds `[n, cout]` to every pixel of its picture.
-    pub picture_bias: bool,
+    /// Adds `[n, cout]` to every pixel of its image.
+    pub per_image_bias: bool,
     /// Adds a tensor of the result's shape.
     pub residual: bool,
 }
@@ -62,7 +62,7 @@ pub struct Conv2dTranspose {
     pub pad: Padding,
     /// The result's height and width.
     pub size: (usize, usize),
-    /// The result's shape where the convolution's input was no picture batch.
+    /// The result's shape where the convolution's input was no image batch.
     pub like: Option<Shape>,
     /// Whether it is a gradient, which may be made with less exact factors than a result.
     pub gradient: bool,
@@ -83,7 +83,7 @@ pub struct Conv2dWeightGrad {
     pub bias: bool,
 }
 
-/// Pictures as `[n, h, w, c]`; anything else as one picture of `rows x 1` pixels.
+/// Images as `[n, h, w, c]`; anything else as one image of `rows x 1` pixels.
 fn pixels(shape: Shape) -> [usize; 4] {
     shape.nhwc().unwrap_or([1, shape.len() / shape.channels(), 1, shape.channels()])
 }
@@ -127,10 +127,10 @@ impl Conv2d {
         Self::new(1, 0)
     }
 
-    /// Places of the bias, picture bias and residual among the operands.
+    /// Places of the bias, image bias and residual among the operands.
     fn addends(&self) -> [Option<usize>; 3] {
         let mut next = 2;
-        [self.bias, self.picture_bias, self.residual].map(|there| {
+        [self.bias, self.per_image_bias, self.residual].map(|there| {
             there.then(|| {
                 next += 1;
                 next - 1
@@ -145,8 +145,8 @@ impl Operation for Conv2d {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let [bias, picture_bias, residual] = self.addends();
-        let count = 2 + [bias, picture_bias, residual].iter().flatten().count();
+        let [bias, per_image_bias, residual] = self.addends();
+        let count = 2 + [bias, per_image_bias, residual].iter().flatten().count();
         if inputs.len() != count {
             return Err(format!("takes {count} operands, not {}", inputs.len()));
         }
@@ -158,7 +158,7 @@ impl Operation for Conv2d {
         };
         let n = pixels(x.shape)[0];
         for (i, expected) in
-            [(bias, Shape::new(&[shape.cout])), (picture_bias, Shape::new(&[n, shape.cout])), (residual, y)]
+            [(bias, Shape::new(&[shape.cout])), (per_image_bias, Shape::new(&[n, shape.cout])), (residual, y)]
         {
             if let Some(i) = i
                 && inputs[i].shape != expected
@@ -172,12 +172,12 @@ impl Operation for Conv2d {
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let (x, w, dy, name) = (b.input(0), b.input(1), b.dy, b.name());
         let mut shares = vec![None; b.node.inputs.len()];
-        let [bias, picture_bias, residual] = self.addends();
+        let [bias, per_image_bias, residual] = self.addends();
         if let Some(i) = residual {
             shares[i] = Some(dy);
         }
-        if let Some(i) = picture_bias {
-            shares[i] = Some(b.graph.add(&name, SumPixels, &[dy])?);
+        if let Some(i) = per_image_bias {
+            shares[i] = Some(b.graph.add(&name, ReduceSpatial, &[dy])?);
         }
         let weights = b.graph.shape(w);
         let grad = Conv2dWeightGrad { weights, stride: self.stride, pad: self.pad, bias: bias.is_some() };
@@ -213,7 +213,7 @@ impl Operation for Conv2d {
             Some(conv) => winograd::product_kernel(conv, self.addends()),
             None => gather_kernel(
                 cpu,
-                Gather::forward(cpu.isa(), cpu.arithmetic().factors, shape),
+                ImplicitGemm::forward(cpu.isa(), cpu.arithmetic().factors, shape),
                 self.addends(),
             ),
         }
@@ -221,7 +221,7 @@ impl Operation for Conv2d {
 }
 
 /// Packs the weights, then computes blocks of output pixels side by side.
-fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kernel {
+fn gather_kernel(cpu: &Cpu, gather: ImplicitGemm, addends: [Option<usize>; 3]) -> Kernel {
     let (packed_len, per_thread, keep) = (gather.packed_len(), gather.scratch_len(), cpu.fixed_weights());
     let by_columns = gather.task_panels();
     let columns_len = by_columns.map_or(0, |_| gather.output_len());
@@ -234,7 +234,7 @@ fn gather_kernel(cpu: &Cpu, gather: Gather, addends: [Option<usize>; 3]) -> Kern
         let operand = |i: Option<usize>| i.map(|i| run.inputs[i]);
         let epilogue = Epilogue {
             bias: operand(addends[0]),
-            picture_bias: operand(addends[1]),
+            per_image_bias: operand(addends[1]),
             residual: operand(addends[2]),
         };
         let (x, packed, task, scratch) = (run.inputs[0], &*packed, gather.task_pixels(), run.scratch);
@@ -270,7 +270,7 @@ fn join_columns(parts: &[f32], width: usize, out: &mut [f32], channels: usize) {
 }
 
 /// Packs all weights, panels side by side.
-fn pack(gather: &Gather, weights: &[f32], packed: &mut [f32]) {
+fn pack(gather: &ImplicitGemm, weights: &[f32], packed: &mut [f32]) {
     let mut rest = packed;
     for phase in 0..gather.phase_count() {
         let (part, tail) = rest.split_at_mut(gather.panel_len(phase) * gather.panel_count());
@@ -353,10 +353,10 @@ impl Operation for Conv2dTranspose {
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
         let factors = cpu.arithmetic().factors;
-        let at_points = if self.gradient { factors } else { Factors::F32 };
+        let at_points = if self.gradient { factors } else { MatmulDtype::F32 };
         match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), at_points, shape)) {
             Some(conv) => winograd::product_kernel(conv, addends),
-            None => gather_kernel(cpu, Gather::data_grad(cpu.isa(), factors, shape), addends),
+            None => gather_kernel(cpu, ImplicitGemm::data_grad(cpu.isa(), factors, shape), addends),
         }
     }
 }
@@ -387,7 +387,7 @@ impl Operation for Conv2dWeightGrad {
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], outputs[0], self.stride, self.pad);
         if let Some(grad) = WinogradGrad::new(cpu.isa(), cpu.arithmetic().factors, shape)
-            .filter(|w| cpu.arithmetic().winograd && w.pays(cpu.arithmetic().factors))
+            .filter(|w| cpu.arithmetic().winograd && w.is_faster(cpu.arithmetic().factors))
         {
             return winograd::grad_kernel(grad, shape.cin, shape.cout);
         }

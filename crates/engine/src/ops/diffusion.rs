@@ -9,19 +9,19 @@ use ddpm_kernels::elementwise;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Standard normal numbers, a function of the run's seed and step and of the picture's index; no operands.
+/// Standard normal numbers, a function of the run's seed and step and of the image's index; no operands.
 #[derive(Clone, Debug)]
-pub struct DrawNormal {
-    /// The result's shape; the first size counts pictures.
+pub struct RandomNormal {
+    /// The result's shape; the first size counts images.
     pub shape: Shape,
     /// What the numbers are for.
     pub purpose: Purpose,
 }
 
-/// Uniform timesteps `0 .. steps`, one a picture, as a tensor `[n]`; no operands.
+/// Uniform timesteps `0 .. steps`, one an image, as a tensor `[n]`; no operands.
 #[derive(Clone, Debug)]
 pub struct DrawTimestep {
-    /// Pictures.
+    /// Images.
     pub n: usize,
     /// Number of timesteps, T.
     pub steps: u32,
@@ -37,7 +37,7 @@ pub struct QSample {
     pub sqrt_one_minus_alpha_bar: Arc<[f32]>,
 }
 
-impl Operation for DrawNormal {
+impl Operation for RandomNormal {
     fn name(&self) -> &'static str {
         "draw_normal"
     }
@@ -48,10 +48,10 @@ impl Operation for DrawNormal {
     }
 
     fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (purpose, picture) = (self.purpose, self.shape.len() / self.shape.dims()[0]);
+        let (purpose, image) = (self.purpose, self.shape.len() / self.shape.dims()[0]);
         Kernel::new(move |run: &mut Run<'_>| {
             let draws = run.draws;
-            run.outputs[0].par_chunks_mut(picture).enumerate().for_each(|(i, out)| {
+            run.outputs[0].par_chunks_mut(image).enumerate().for_each(|(i, out)| {
                 let index = draws.first_index + i as u32;
                 Stream::new(draws.seed, purpose, draws.step, index).fill_normal(out);
             });
@@ -91,18 +91,18 @@ impl Operation for QSample {
         let [x0, eps, t] = operands(inputs)?;
         same(x0, eps)?;
         if t.shape.dims() != &x0.shape.dims()[..1] {
-            return Err("takes one timestep a picture".to_owned());
+            return Err("takes one timestep an image".to_owned());
         }
         Ok(vec![x0])
     }
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, shape, tables) = (cpu.isa(), inputs[0].shape, self.clone());
-        let picture = shape.len() / shape.dims()[0];
+        let image = shape.len() / shape.dims()[0];
         Kernel::new(move |run: &mut Run<'_>| {
             let [x0, eps, t] = run.inputs else { unreachable!("three operands") };
             let last = tables.sqrt_alpha_bar.len() - 1;
-            (run.outputs[0].par_chunks_mut(picture), x0.par_chunks(picture), eps.par_chunks(picture))
+            (run.outputs[0].par_chunks_mut(image), x0.par_chunks(image), eps.par_chunks(image))
                 .into_par_iter()
                 .zip(t.par_iter())
                 .for_each(|((y, x0, eps), &t)| {

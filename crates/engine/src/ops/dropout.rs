@@ -15,7 +15,7 @@ use rayon::prelude::*;
 const TASK: usize = 1 << 12;
 
 /// `y = x` times 0 with probability p, else `1 / (1 - p)`. Its gradient is the same with the same mask, which is drawn
-/// again rather than kept: it is a function of the run's seed and step, of the place in the network and of the picture.
+/// again rather than kept: it is a function of the run's seed and step, of the place in the network and of the image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of dropping a number, from 0 up to, not including, 1.
@@ -25,7 +25,7 @@ pub struct Dropout {
 }
 
 impl Dropout {
-    /// The masks of a run; [`Masks::picture`] has those of its pictures.
+    /// The masks of a run; [`Masks::image`] has those of its images.
     pub(crate) fn masks(&self, draws: Draws) -> Masks {
         let purpose = Purpose::Dropout as u32 | self.site << 8;
         let key = [draws.seed as u32, (draws.seed >> 32) as u32];
@@ -65,11 +65,11 @@ impl Operation for Dropout {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, op, x) = (cpu.isa(), *self, inputs[0].shape);
-        let picture = x.len() / x.dims()[0];
+        let image = x.len() / x.dims()[0];
         Kernel::new(move |run: &mut Run<'_>| {
             let masks = op.masks(run.draws);
-            run.outputs[0].par_chunks_mut(picture).enumerate().for_each(|(i, y)| {
-                let masks = masks.picture(i as u32);
+            run.outputs[0].par_chunks_mut(image).enumerate().for_each(|(i, y)| {
+                let masks = masks.image(i as u32);
                 y.par_chunks_mut(TASK).enumerate().for_each(|(task, y)| {
                     random::dropout(isa, masks, task * TASK, y);
                 });

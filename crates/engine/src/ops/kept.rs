@@ -10,9 +10,9 @@ use std::ops::Range;
 /// `y = x`, every number rounded to bf16, two in the memory of one. No gradient goes through it: it stands in a plan only, where
 /// later nodes read `y` for `x`.
 #[derive(Clone, Debug)]
-pub struct ToBf16;
+pub struct Cast;
 
-impl Operation for ToBf16 {
+impl Operation for Cast {
     fn name(&self) -> &'static str {
         "to_bf16"
     }

@@ -10,9 +10,9 @@ use crate::shape::TensorType;
 /// `y[i] = table[label[i]]`; operands `table [k, c], label [n]` (whole numbers below k); result `[n, c]`. A label that is
 /// none gives zeros.
 #[derive(Clone, Debug)]
-pub struct Lookup;
+pub struct Embedding;
 
-/// The gradient of [`Lookup`] by the table; operands `dy, label`.
+/// The gradient of [`Embedding`] by the table; operands `dy, label`.
 #[derive(Clone, Debug)]
 pub struct LookupGrad {
     /// Rows of the table.
@@ -24,7 +24,7 @@ fn row(label: f32) -> Option<usize> {
     (label >= 0.0 && label.fract() == 0.0).then_some(label as usize)
 }
 
-impl Operation for Lookup {
+impl Operation for Embedding {
     fn name(&self) -> &'static str {
         "lookup"
     }

@@ -22,22 +22,22 @@ mod weighted_loss;
 mod winograd;
 
 pub use attention::{Attention, AttentionGrad};
-pub use batch_norm::{BatchNorm, BatchNormFixed, BatchNormGrad, RunningAverage};
+pub use batch_norm::{BatchNorm, BatchNormGrad, BatchNormInference, RunningAverage};
 pub use concat::{Concat, Slice};
 pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
-pub use diffusion::{DrawNormal, DrawTimestep, QSample};
+pub use diffusion::{DrawTimestep, QSample, RandomNormal};
 pub use dropout::Dropout;
 pub use embedding::SinusoidalEmbedding;
-pub use kept::ToBf16;
+pub use kept::Cast;
 pub use layer_norm::{LayerNorm, LayerNormGrad};
-pub use lookup::{Lookup, LookupGrad};
+pub use lookup::{Embedding, LookupGrad};
 pub use loss::{Loss, LossGrad};
 pub use norm::{GroupNorm, GroupNormGrad};
 pub use pointwise::{
-    Activate, ActivateGrad, Activation, Add, AddPicture, Affine, Fill, Multiply, ScalePicture,
+    Activate, ActivateGrad, Activation, Add, AddPerChannel, Affine, Fill, Modulate, Multiply,
 };
 pub use resample::{MaxPool, MaxPoolGrad, Resample, Taps};
-pub use sum::{SumPixels, SumRows};
+pub use sum::{ReduceSpatial, SumRows};
 pub use variational_bound::{BoundStep, VariationalBound, VariationalBoundGrad, kl, log_likelihood};
 pub use weighted_loss::{WeightedLoss, WeightedLossGrad};
 
@@ -107,10 +107,10 @@ macro_rules! operations {
 }
 
 operations! {
-    Activate, ActivateGrad, Add, AddPicture, Affine, Attention, AttentionGrad, BatchNorm, BatchNormFixed, BatchNormGrad,
-    Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, DrawNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
-    LayerNorm, LayerNormGrad, Loss, LossGrad, Lookup, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
-    RunningAverage, ScalePicture, SinusoidalEmbedding, Slice, SumPixels, SumRows, ToBf16,
+    Activate, ActivateGrad, Add, AddPerChannel, Affine, Attention, AttentionGrad, BatchNorm, BatchNormInference, BatchNormGrad,
+    Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, RandomNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
+    LayerNorm, LayerNormGrad, Loss, LossGrad, Embedding, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
+    RunningAverage, Modulate, SinusoidalEmbedding, Slice, ReduceSpatial, SumRows, Cast,
     VariationalBound, VariationalBoundGrad, WeightedLoss, WeightedLossGrad,
 }
 

@@ -33,7 +33,7 @@ impl GroupNorm {
     }
 }
 
-/// Pixels of a picture, and channels.
+/// Pixels of an image, and channels.
 fn pixels(x: Shape) -> (usize, usize) {
     (x.len() / x.dims()[0] / x.channels(), x.channels())
 }
@@ -71,22 +71,21 @@ impl Operation for GroupNorm {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, ty, shape, groups) = (cpu.isa(), inputs[0], self.shape(inputs[0].shape), self.groups);
-        let picture = shape.pixels * shape.channels;
-        let widened = Kept::memory(ty, picture);
+        let image = shape.pixels * shape.channels;
+        let widened = Kept::memory(ty, image);
         Kernel::new(move |run: &mut Run<'_>| {
             let (gamma, beta, scratch) = (run.inputs[1], run.inputs[2], run.scratch);
             let x = Kept::new(ty, run.inputs[0]);
             let [y, stats] = run.outputs else { unreachable!("two results") };
-            (y.par_chunks_mut(picture), stats.par_chunks_mut(2 * groups))
-                .into_par_iter()
-                .enumerate()
-                .for_each(|(i, (y, stats))| {
+            (y.par_chunks_mut(image), stats.par_chunks_mut(2 * groups)).into_par_iter().enumerate().for_each(
+                |(i, (y, stats))| {
                     scratch.with(|memory| {
                         let (widened, memory) = memory.split_at_mut(widened);
-                        let x = x.numbers(isa, i * picture..(i + 1) * picture, widened);
+                        let x = x.numbers(isa, i * image..(i + 1) * image, widened);
                         group_norm(isa, shape, x, gamma, beta, y, stats, memory);
                     });
-                });
+                },
+            );
         })
         .per_thread(widened + shape.scratch_len())
     }
@@ -109,14 +108,14 @@ impl Operation for GroupNormGrad {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, ty, shape, groups) = (cpu.isa(), inputs[0], self.0.shape(inputs[0].shape), self.0.groups);
-        let (picture, c, n) = (shape.pixels * shape.channels, shape.channels, inputs[0].shape.dims()[0]);
-        let widened = Kept::memory(ty, picture);
+        let (image, c, n) = (shape.pixels * shape.channels, shape.channels, inputs[0].shape.dims()[0]);
+        let widened = Kept::memory(ty, image);
         Kernel::new(move |run: &mut Run<'_>| {
             let [x, dy, gamma, beta, stats] = run.inputs else { unreachable!("five operands") };
             let x = Kept::new(ty, x);
             let [dx, dgamma, dbeta] = run.outputs else { unreachable!("three results") };
             let (scratch, shares) = (run.scratch, &mut run.shared[..n * 2 * c]);
-            (dy.par_chunks(picture), dx.par_chunks_mut(picture))
+            (dy.par_chunks(image), dx.par_chunks_mut(image))
                 .into_par_iter()
                 .zip((stats.par_chunks(2 * groups), shares.par_chunks_mut(2 * c)))
                 .enumerate()
@@ -124,7 +123,7 @@ impl Operation for GroupNormGrad {
                     let (dgamma, dbeta) = share.split_at_mut(c);
                     scratch.with(|memory| {
                         let (widened, memory) = memory.split_at_mut(widened);
-                        let x = x.numbers(isa, i * picture..(i + 1) * picture, widened);
+                        let x = x.numbers(isa, i * image..(i + 1) * image, widened);
                         group_norm_backward(isa, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, memory);
                     });
                 });

@@ -1,7 +1,7 @@
 //! Operations number by number.
 
 use super::kept::Kept;
-use super::{Operation, SumPixels, operands, same};
+use super::{Operation, ReduceSpatial, operands, same};
 use crate::autodiff::Backward;
 use crate::cpu::{CHUNK, Cpu, Kernel, Run};
 use crate::error::Result;
@@ -18,7 +18,7 @@ pub struct Add;
 
 /// `y = x + r` for every pixel; operands `x [n, h, w, c], r [n, c]`.
 #[derive(Clone, Debug)]
-pub struct AddPicture;
+pub struct AddPerChannel;
 
 /// `y = act(x)`.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub struct Multiply;
 
 /// `y = x (1 + r)` for every pixel; operands `x [n, h, w, c], r [n, c]`.
 #[derive(Clone, Debug)]
-pub struct ScalePicture;
+pub struct Modulate;
 
 /// A tensor of one number everywhere; no operands.
 #[derive(Clone, Debug)]
@@ -79,17 +79,17 @@ impl Operation for Add {
     }
 }
 
-impl Operation for AddPicture {
+impl Operation for AddPerChannel {
     fn name(&self) -> &'static str {
-        "add_picture"
+        "add_per_channel"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        of_picture(inputs)
+        of_image(inputs)
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dr = if b.wants(1) { Some(b.graph.add(&b.name(), SumPixels, &[b.dy])?) } else { None };
+        let dr = if b.wants(1) { Some(b.graph.add(&b.name(), ReduceSpatial, &[b.dy])?) } else { None };
         Ok(Some(vec![Some(b.dy), dr]))
     }
 
@@ -103,7 +103,7 @@ impl Operation for AddPicture {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let isa = cpu.isa();
-        by_picture(inputs, move |y, r| elementwise::add_rows(isa, r, y))
+        by_image(inputs, move |y, r| elementwise::add_rows(isa, r, y))
     }
 }
 
@@ -220,22 +220,21 @@ impl Operation for Multiply {
     }
 }
 
-impl Operation for ScalePicture {
+impl Operation for Modulate {
     fn name(&self) -> &'static str {
-        "scale_picture"
+        "modulate"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        of_picture(inputs)
+        of_image(inputs)
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dx =
-            if b.wants(0) { Some(b.graph.add(&b.name(), ScalePicture, &[b.dy, b.input(1)])?) } else { None };
+        let dx = if b.wants(0) { Some(b.graph.add(&b.name(), Modulate, &[b.dy, b.input(1)])?) } else { None };
         let mut dr = None;
         if b.wants(1) {
             let product = b.graph.add(&b.name(), Multiply, &[b.dy, b.input(0)])?;
-            dr = Some(b.graph.add(&b.name(), SumPixels, &[product])?);
+            dr = Some(b.graph.add(&b.name(), ReduceSpatial, &[product])?);
         }
         Ok(Some(vec![dx, dr]))
     }
@@ -250,12 +249,12 @@ impl Operation for ScalePicture {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let isa = cpu.isa();
-        by_picture(inputs, move |y, r| elementwise::scale_rows(isa, r, y))
+        by_image(inputs, move |y, r| elementwise::scale_rows(isa, r, y))
     }
 }
 
 /// The type of `x [n, h, w, c]` beside `r [n, c]`.
-fn of_picture(inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+fn of_image(inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
     let [x, r] = operands(inputs)?;
     let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("takes [n, h, w, c]".to_owned()) };
     if r.shape != Shape::new(&[n, c]) {
@@ -298,12 +297,12 @@ fn by_pieces(
     .per_thread(Kept::memory(ty, PIECE))
 }
 
-/// `f(y, r)` for each picture of the result, which holds the first operand, and its row of the second.
-fn by_picture(inputs: &[TensorType], f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
+/// `f(y, r)` for each image of the result, which holds the first operand, and its row of the second.
+fn by_image(inputs: &[TensorType], f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
     let (n, c) = (inputs[0].shape.dims()[0], inputs[0].shape.channels());
-    let picture = inputs[0].shape.len() / n;
+    let image = inputs[0].shape.len() / n;
     Kernel::new(move |run: &mut Run<'_>| {
-        (run.outputs[0].par_chunks_mut(picture), run.inputs[1].par_chunks(c))
+        (run.outputs[0].par_chunks_mut(image), run.inputs[1].par_chunks(c))
             .into_par_iter()
             .for_each(|(y, r)| f(y, r));
     })

@@ -1,4 +1,4 @@
-//! Changes of a picture's size: linear resampling, and the largest of each 2x2 block.
+//! Changes of an image's size: linear resampling, and the largest of each 2x2 block.
 
 use super::{Operation, operands};
 use crate::autodiff::Backward;
@@ -32,13 +32,13 @@ pub struct MaxPool;
 pub struct MaxPoolGrad;
 
 impl Resample {
-    /// The same weights for rows and columns of pictures of height `h` and width `w`.
+    /// The same weights for rows and columns of images of height `h` and width `w`.
     pub fn both(taps: impl Fn(usize) -> Taps, h: usize, w: usize) -> Self {
         Self { rows: Arc::new(taps(h)), columns: Arc::new(taps(w)) }
     }
 }
 
-fn picture(x: TensorType) -> Result<[usize; 4], String> {
+fn image(x: TensorType) -> Result<[usize; 4], String> {
     x.shape.nhwc().ok_or_else(|| "takes [n, h, w, c]".to_owned())
 }
 
@@ -49,7 +49,7 @@ impl Operation for Resample {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = operands(inputs)?;
-        let [n, h, w, c] = picture(x)?;
+        let [n, h, w, c] = image(x)?;
         if (h, w) != (self.rows.inputs(), self.columns.inputs()) {
             return Err(format!(
                 "its weights are for {}x{} pixels",
@@ -69,12 +69,12 @@ impl Operation for Resample {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, op, x) = (cpu.isa(), self.clone(), inputs[0].shape);
-        let (c, picture) = (x.channels(), x.len() / x.dims()[0]);
+        let (c, image) = (x.channels(), x.len() / x.dims()[0]);
         let (outputs, row) = (op.rows.outputs(), op.columns.outputs() * c);
         Kernel::new(move |run: &mut Run<'_>| {
             let x = run.inputs[0];
             run.outputs[0].par_chunks_mut(row).enumerate().for_each(|(i, y)| {
-                let x = &x[i / outputs * picture..][..picture];
+                let x = &x[i / outputs * image..][..image];
                 resample_row(isa, &op.rows, &op.columns, c, x, i % outputs, y);
             });
         })
@@ -88,9 +88,9 @@ impl Operation for MaxPool {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = operands(inputs)?;
-        let [n, h, w, c] = picture(x)?;
+        let [n, h, w, c] = image(x)?;
         if h < 2 || w < 2 {
-            return Err(format!("a picture of {h}x{w} has no block of 2x2"));
+            return Err(format!("an image of {h}x{w} has no block of 2x2"));
         }
         Ok(vec![TensorType { shape: [n, h / 2, w / 2, c].into(), dtype: x.dtype }])
     }
@@ -129,8 +129,8 @@ impl Operation for MaxPoolGrad {
         let (isa, [_, h, w, c]) = (cpu.isa(), inputs[1].shape.nhwc().expect("checked"));
         Kernel::new(move |run: &mut Run<'_>| {
             let [dy, x] = run.inputs else { unreachable!("two operands") };
-            let pictures = (run.outputs[0].par_chunks_mut(h * w * c), x.par_chunks(h * w * c));
-            pictures.into_par_iter().zip(dy.par_chunks(h / 2 * (w / 2) * c)).for_each(|((dx, x), dy)| {
+            let images = (run.outputs[0].par_chunks_mut(h * w * c), x.par_chunks(h * w * c));
+            images.into_par_iter().zip(dy.par_chunks(h / 2 * (w / 2) * c)).for_each(|((dx, x), dy)| {
                 let rows = dx.chunks_mut(2 * w * c).zip(x.chunks(2 * w * c));
                 for (i, (dx, x)) in rows.enumerate() {
                     if dx.len() < 2 * w * c {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 /// `[n, h, w, c]` to `[n, c]`.
 #[derive(Clone, Debug)]
-pub struct SumPixels;
+pub struct ReduceSpatial;
 
 /// `[.., c]` to `[c]`.
 #[derive(Clone, Debug)]
@@ -17,7 +17,7 @@ pub struct SumRows;
 /// Rows that are summed before the next level of sums: fixed, so that the order is.
 const ROWS: usize = 512;
 
-impl Operation for SumPixels {
+impl Operation for ReduceSpatial {
     fn name(&self) -> &'static str {
         "sum_pixels"
     }
@@ -30,9 +30,9 @@ impl Operation for SumPixels {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, shape) = (cpu.isa(), inputs[0].shape);
-        let picture = shape.len() / shape.dims()[0];
+        let image = shape.len() / shape.dims()[0];
         Kernel::new(move |run: &mut Run<'_>| {
-            (run.inputs[0].par_chunks(picture), run.outputs[0].par_chunks_mut(shape.channels()))
+            (run.inputs[0].par_chunks(image), run.outputs[0].par_chunks_mut(shape.channels()))
                 .into_par_iter()
                 .for_each(|(x, y)| elementwise::sum_rows(isa, x, y));
         })

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::f64::consts::LN_2;
 use std::sync::Arc;
 
-/// `scale` times the mean over all numbers of the bound's term at their picture's timestep, in bits; operands `output, v, x_0,
+/// `scale` times the mean over all numbers of the bound's term at their image's timestep, in bits; operands `output, v, x_0,
 /// x_t, t [n]`, result `[1]` (Nichol, Dhariwal 2021, section 3.1: `L_vlb`).
 ///
 /// Only v, the variance, has a gradient: the output learns from another loss (the paper's stop-gradient on the mean).
@@ -30,7 +30,7 @@ pub struct VariationalBound {
 pub struct VariationalBoundGrad(pub VariationalBound);
 
 impl VariationalBound {
-    /// The step of a picture; a timestep beyond the table takes the last.
+    /// The step of an image; a timestep beyond the table takes the last.
     fn step(&self, t: f32) -> &BoundStep {
         &self.steps[(t as usize).min(self.steps.len() - 1)]
     }
@@ -39,7 +39,7 @@ impl VariationalBound {
         [v, x_0, x_t].into_iter().try_for_each(|other| same(output, other))?;
         match t.shape.dims() == &output.shape.dims()[..1] && !self.steps.is_empty() {
             true => Ok(()),
-            false => Err("takes one timestep a picture, and what each timestep needs".to_owned()),
+            false => Err("takes one timestep an image, and what each timestep needs".to_owned()),
         }
     }
 }
@@ -65,17 +65,17 @@ impl Operation for VariationalBound {
 
     fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (op, shape) = (self.clone(), inputs[0].shape);
-        let (n, pictures) = (shape.len(), shape.dims()[0]);
-        let picture = n / pictures;
-        // Each f64 sum of a picture is kept as two f32, high and low: the arena holds f32.
+        let (n, images) = (shape.len(), shape.dims()[0]);
+        let image = n / images;
+        // Each f64 sum of an image is kept as two f32, high and low: the arena holds f32.
         Kernel::new(move |run: &mut Run<'_>| {
             let [output, v, x_0, x_t, t] = run.inputs else { unreachable!("five operands") };
-            let sums = &mut run.shared[..2 * pictures];
+            let sums = &mut run.shared[..2 * images];
             (
-                output.par_chunks(picture),
-                v.par_chunks(picture),
-                x_0.par_chunks(picture),
-                x_t.par_chunks(picture),
+                output.par_chunks(image),
+                v.par_chunks(image),
+                x_0.par_chunks(image),
+                x_t.par_chunks(image),
                 t.par_iter(),
                 sums.par_chunks_mut(2),
             )
@@ -88,7 +88,7 @@ impl Operation for VariationalBound {
             let total: f64 = sums.chunks(2).map(|s| f64::from(s[0]) + f64::from(s[1])).sum();
             run.outputs[0][0] = (op.scale * total / (n as f64 * LN_2)) as f32;
         })
-        .shared(2 * pictures)
+        .shared(2 * images)
     }
 }
 
@@ -105,17 +105,17 @@ impl Operation for VariationalBoundGrad {
 
     fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (op, shape) = (self.0.clone(), inputs[0].shape);
-        let (n, picture) = (shape.len(), shape.len() / shape.dims()[0]);
+        let (n, image) = (shape.len(), shape.len() / shape.dims()[0]);
         Kernel::new(move |run: &mut Run<'_>| {
             let [output, v, x_0, x_t, t, dloss] = run.inputs else { unreachable!("six operands") };
             let factor = op.scale * f64::from(dloss[0]) / (n as f64 * LN_2);
             (
-                output.par_chunks(picture),
-                v.par_chunks(picture),
-                x_0.par_chunks(picture),
-                x_t.par_chunks(picture),
+                output.par_chunks(image),
+                v.par_chunks(image),
+                x_0.par_chunks(image),
+                x_t.par_chunks(image),
                 t.par_iter(),
-                run.outputs[0].par_chunks_mut(picture),
+                run.outputs[0].par_chunks_mut(image),
             )
                 .into_par_iter()
                 .for_each(|(output, v, x_0, x_t, &t, dv)| {

@@ -1,4 +1,4 @@
-//! Losses in which a picture counts by its timestep.
+//! Losses in which an image counts by its timestep.
 
 use super::{Loss, Operation, operands, same};
 use crate::autodiff::Backward;
@@ -10,7 +10,7 @@ use ddpm_kernels::loss;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// The mean over all numbers of `weight[t] loss(prediction - target)`, t that of the number's picture; operands
+/// The mean over all numbers of `weight[t] loss(prediction - target)`, t that of the number's image; operands
 /// `prediction, target, t [n]`, result `[1]`. Only the prediction has a gradient.
 #[derive(Clone, Debug)]
 pub struct WeightedLoss {
@@ -25,7 +25,7 @@ pub struct WeightedLoss {
 pub struct WeightedLossGrad(pub WeightedLoss);
 
 impl WeightedLoss {
-    /// The weight of a picture; a timestep beyond the table takes the last.
+    /// The weight of an image; a timestep beyond the table takes the last.
     fn of(&self, t: f32) -> f64 {
         f64::from(self.weight[(t as usize).min(self.weight.len() - 1)])
     }
@@ -34,7 +34,7 @@ impl WeightedLoss {
         same(a, b)?;
         match t.shape.dims() == &a.shape.dims()[..1] && !self.weight.is_empty() {
             true => Ok(()),
-            false => Err("takes one timestep a picture, and a weight for each timestep".to_owned()),
+            false => Err("takes one timestep an image, and a weight for each timestep".to_owned()),
         }
     }
 }
@@ -61,12 +61,12 @@ impl Operation for WeightedLoss {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, op, shape) = (cpu.isa(), self.clone(), inputs[0].shape);
-        let (n, pictures) = (shape.len(), shape.dims()[0]);
-        // Each f64 sum of a picture is kept as two f32, high and low: the arena holds f32.
+        let (n, images) = (shape.len(), shape.dims()[0]);
+        // Each f64 sum of an image is kept as two f32, high and low: the arena holds f32.
         Kernel::new(move |run: &mut Run<'_>| {
             let [a, b, t] = run.inputs else { unreachable!("three operands") };
-            let sums = &mut run.shared[..2 * pictures];
-            (a.par_chunks(n / pictures), b.par_chunks(n / pictures), t.par_iter(), sums.par_chunks_mut(2))
+            let sums = &mut run.shared[..2 * images];
+            (a.par_chunks(n / images), b.par_chunks(n / images), t.par_iter(), sums.par_chunks_mut(2))
                 .into_par_iter()
                 .for_each(|(a, b, &t, sum)| {
                     let total = op.of(t) * loss::sum(isa, op.loss, a, b);
@@ -76,7 +76,7 @@ impl Operation for WeightedLoss {
             let total: f64 = sums.chunks(2).map(|s| f64::from(s[0]) + f64::from(s[1])).sum();
             run.outputs[0][0] = (total / n as f64) as f32;
         })
-        .shared(2 * pictures)
+        .shared(2 * images)
     }
 }
 
@@ -93,16 +93,11 @@ impl Operation for WeightedLossGrad {
 
     fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (isa, op, shape) = (cpu.isa(), self.0.clone(), inputs[0].shape);
-        let (n, picture) = (shape.len(), shape.len() / shape.dims()[0]);
+        let (n, image) = (shape.len(), shape.len() / shape.dims()[0]);
         Kernel::new(move |run: &mut Run<'_>| {
             let [a, b, t, dloss] = run.inputs else { unreachable!("four operands") };
             let share = f64::from(dloss[0]) / n as f64;
-            (
-                a.par_chunks(picture),
-                b.par_chunks(picture),
-                t.par_iter(),
-                run.outputs[0].par_chunks_mut(picture),
-            )
+            (a.par_chunks(image), b.par_chunks(image), t.par_iter(), run.outputs[0].par_chunks_mut(image))
                 .into_par_iter()
                 .for_each(|(a, b, &t, y)| {
                     loss::slope(isa, op.loss, (op.of(t) * share) as f32, a, b, y);

@@ -10,7 +10,7 @@ use std::ops::Range;
 pub(super) fn chosen(cpu: &Cpu, conv: Option<Winograd>) -> Option<Winograd> {
     let conv = conv.filter(|_| cpu.arithmetic().winograd)?;
     let conv = if cpu.fixed_weights() { conv.with_fixed_weights() } else { conv };
-    conv.pays(cpu.arithmetic().factors).then_some(conv)
+    conv.is_faster(cpu.arithmetic().factors).then_some(conv)
 }
 
 /// Forward pass or data gradient; operands `x, w` and the epilogue's at the places `addends`.
@@ -31,8 +31,8 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
         let (values, rest) = rest.split_at_mut(values_len);
         let products = &mut rest[..products_len];
         let (x, w) = (run.inputs[0], run.inputs[1]);
-        let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
-        let epilogue = Epilogue { bias, picture_bias, residual };
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let epilogue = Epilogue { bias, per_image_bias, residual };
         let one_block = conv.blocks().count() == 1;
         for (panels, first_of_part) in conv.groups() {
             let start = if keep { panels.start * conv.panel_len() } else { 0 };
@@ -78,8 +78,8 @@ fn own_blocks_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
     let kernel = Kernel::new(move |run: &mut Run<'_>| {
         let packed = if keep { &mut *run.kept } else { &mut run.shared[..packed_len] };
         let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
-        let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
-        let epilogue = Epilogue { bias, picture_bias, residual };
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let epilogue = Epilogue { bias, per_image_bias, residual };
         for (panels, _) in conv.groups() {
             let start = if keep { panels.start * conv.panel_len() } else { 0 };
             let packed = &mut packed[start..][..panels.len() * conv.panel_len()];
@@ -115,8 +115,8 @@ fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
         let (products, rest) = rest.split_at_mut(products_len);
         let steps = if keep { &mut *run.kept } else { &mut rest[..steps_len] };
         let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
-        let [bias, picture_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
-        let epilogue = Epilogue { bias, picture_bias, residual };
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let epilogue = Epilogue { bias, per_image_bias, residual };
         for (group, (panels, first_of_part)) in conv.groups().enumerate() {
             if first_of_part {
                 values.par_chunks_exact_mut(conv.values_len()).enumerate().for_each(|(group, to)| {
@@ -135,7 +135,7 @@ fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
             products.par_chunks_mut(share * panel_len).enumerate().for_each(|(i, to)| {
                 let steps = if steps.is_empty() { steps } else { &steps[i * share..] };
                 scratch.with(|memory| {
-                    conv.own_panels(shared(i), values, w, steps, to, &mut memory[..packed_len]);
+                    conv.per_thread_panels(shared(i), values, w, steps, to, &mut memory[..packed_len]);
                 });
             });
             let products = &*products;

@@ -63,7 +63,7 @@ fn permute(shape: &[usize], data: &[f32], order: &[usize]) -> (Vec<usize>, Vec<f
     (to, out)
 }
 
-const PICTURE: &[usize] = &[0, 2, 3, 1];
+const IMAGE: &[usize] = &[0, 2, 3, 1];
 const CONV: &[usize] = &[2, 3, 1, 0];
 
 fn usizes(case: &Value, key: &str) -> (usize, usize) {
@@ -113,10 +113,10 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
         constants.push((t, data));
         t
     };
-    let mut result = ("y", "dy", PICTURE);
+    let mut result = ("y", "dy", IMAGE);
     let y = match op {
         "conv2d" => {
-            let (x, w) = (c.input("x", PICTURE), c.input("weight", CONV));
+            let (x, w) = (c.input("x", IMAGE), c.input("weight", CONV));
             let mut operands = vec![x, w];
             if has_bias {
                 operands.push(c.input("bias", &[0]));
@@ -125,7 +125,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             c.graph.add(name, Conv2d { stride, pad, bias: has_bias, ..Conv2d::default() }, &operands)
         }
         "conv_transpose2d" => {
-            let (x, w) = (c.input("x", PICTURE), c.input("weight", CONV));
+            let (x, w) = (c.input("x", IMAGE), c.input("weight", CONV));
             let mut operands = vec![x, w];
             if has_bias {
                 operands.push(c.input("bias", &[0]));
@@ -152,39 +152,39 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             c.graph.add(name, Conv2d { bias: has_bias, ..Conv2d::linear() }, &operands)
         }
         "group_norm" | "group_norm_silu" => {
-            let operands = [c.input("x", PICTURE), c.input("weight", &[0]), c.input("bias", &[0])];
+            let operands = [c.input("x", IMAGE), c.input("weight", &[0]), c.input("bias", &[0])];
             let groups = spec["groups"].as_u64().expect("groups") as usize;
             let eps = spec["eps"].as_f64().expect("eps") as f32;
             c.graph.add(name, GroupNorm { groups, eps, silu: op == "group_norm_silu" }, &operands)
         }
         "batch_norm" | "layer_norm" => {
-            let operands = [c.input("x", PICTURE), c.input("weight", &[0]), c.input("bias", &[0])];
+            let operands = [c.input("x", IMAGE), c.input("weight", &[0]), c.input("bias", &[0])];
             let eps = spec["eps"].as_f64().expect("eps") as f32;
             let op: Op = if op == "batch_norm" { BatchNorm { eps }.into() } else { LayerNorm { eps }.into() };
             c.graph.add(name, op, &operands)
         }
         "max_pool" => {
-            let x = c.input("x", PICTURE);
+            let x = c.input("x", IMAGE);
             c.graph.add(name, MaxPool, &[x])
         }
         "avg_pool" | "nearest" | "bilinear" => {
-            let x = c.input("x", PICTURE);
+            let x = c.input("x", IMAGE);
             let taps = match op {
                 "avg_pool" => Taps::mean_half,
                 "nearest" => Taps::nearest_double,
                 _ => Taps::linear_double,
             };
-            let [_, h, w, _] = c.graph.shape(x).nhwc().expect("pictures");
+            let [_, h, w, _] = c.graph.shape(x).nhwc().expect("images");
             c.graph.add(name, Resample::both(taps, h, w), &[x])
         }
         "conv2d_pad_after" => {
-            let operands = [c.input("x", PICTURE), c.input("weight", CONV), c.input("bias", &[0])];
+            let operands = [c.input("x", IMAGE), c.input("weight", CONV), c.input("bias", &[0])];
             let pad = Padding { before: (0, 0), after: (1, 1) };
             c.graph.add(name, Conv2d { stride: (2, 2), pad, bias: true, ..Conv2d::default() }, &operands)
         }
         "scale_channels" => {
-            let operands = [c.input("x", PICTURE), c.input("b", &[0, 1])];
-            c.graph.add(name, ScalePicture, &operands)
+            let operands = [c.input("x", IMAGE), c.input("b", &[0, 1])];
+            c.graph.add(name, Modulate, &operands)
         }
         "silu" | "relu" | "gelu" | "mish" => {
             let act = Activation::ALL.into_iter().find(|a| a.name() == op).expect("an activation");
@@ -194,7 +194,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             c.graph.add(name, Activate(act), &[x])
         }
         "mha" => {
-            // [b, tokens, 3c] as a picture of tokens x 1 pixels.
+            // [b, tokens, 3c] as an image of tokens x 1 pixels.
             result = ("o", "do", &[0, 1, 2]);
             c.orders.insert("qkv".to_owned(), vec![0, 1, 2]);
             let (s, data) = c.load("qkv").expect("qkv");
@@ -207,16 +207,16 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             )
         }
         "concat" => {
-            let operands = [c.input("a", PICTURE), c.input("b", PICTURE)];
+            let operands = [c.input("a", IMAGE), c.input("b", IMAGE)];
             c.graph.add(name, Concat, &operands)
         }
         "add" => {
-            let operands = [c.input("a", PICTURE), c.input("b", PICTURE)];
+            let operands = [c.input("a", IMAGE), c.input("b", IMAGE)];
             c.graph.add(name, Add, &operands)
         }
         "add_channels" => {
-            let operands = [c.input("x", PICTURE), c.input("b", &[0, 1])];
-            c.graph.add(name, AddPicture, &operands)
+            let operands = [c.input("x", IMAGE), c.input("b", &[0, 1])];
+            c.graph.add(name, AddPerChannel, &operands)
         }
         "sincos" => {
             result = ("y", "", &[0, 1]);
@@ -234,7 +234,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
         }
         "mse" | "l1" | "huber" => {
             result = ("loss", "", &[]);
-            let operands = [c.input("x", PICTURE), c.input("target", PICTURE)];
+            let operands = [c.input("x", IMAGE), c.input("target", IMAGE)];
             let loss = match op {
                 "mse" => Loss::Mse,
                 "l1" => Loss::L1,
@@ -244,7 +244,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
         }
         "variational_bound" => {
             result = ("loss", "", &[]);
-            let operands = ["output", "v", "x_0", "x_t"].map(|name| c.input(name, PICTURE));
+            let operands = ["output", "v", "x_0", "x_t"].map(|name| c.input(name, IMAGE));
             let number = |key: &str| spec[key].as_f64().expect(key);
             let t: Vec<f32> =
                 spec["t"].as_array().expect("t").iter().map(|v| v.as_f64().expect("t") as f32).collect();
@@ -263,8 +263,8 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             c.graph.add(name, op, &[operands[0], operands[1], operands[2], operands[3], t])
         }
         "q_sample" => {
-            result = ("x_t", "", PICTURE);
-            let operands = [c.input("x0", PICTURE), c.input("eps", PICTURE)];
+            result = ("x_t", "", IMAGE);
+            let operands = [c.input("x0", IMAGE), c.input("eps", IMAGE)];
             let t: Vec<f32> =
                 spec["t"].as_array().expect("t").iter().map(|v| v.as_f64().expect("t") as f32).collect();
             let t = constant(&mut c, "t", t);

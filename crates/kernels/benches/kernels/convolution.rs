@@ -3,7 +3,7 @@
 
 use super::{isa, numbers};
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, Factors, Gather, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
@@ -20,15 +20,15 @@ fn lens(shape: ConvShape) -> [usize; 2] {
     [n * input.0 * input.1 * cin, n * output.0 * output.1 * cout]
 }
 
-pub fn forward(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
-    gather(bencher, shape, lens(shape)[0], &Gather::forward(isa(), factors, shape));
+pub fn forward(bencher: Bencher<'_, '_>, shape: ConvShape, factors: MatmulDtype) {
+    gather(bencher, shape, lens(shape)[0], &ImplicitGemm::forward(isa(), factors, shape));
 }
 
-pub fn data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
-    gather(bencher, shape, lens(shape)[1], &Gather::data_grad(isa(), factors, shape));
+pub fn data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: MatmulDtype) {
+    gather(bencher, shape, lens(shape)[1], &ImplicitGemm::data_grad(isa(), factors, shape));
 }
 
-fn gather(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, of: &Gather) {
+fn gather(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, of: &ImplicitGemm) {
     let (x, w) = (numbers(input), numbers(shape.weights()));
     let (mut packed, mut scratch) = (vec![0.0; of.packed_len()], vec![0.0; of.scratch_len()]);
     let mut out = vec![0.0; of.output_len()];
@@ -41,7 +41,7 @@ fn gather(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, of: &Gather)
     });
 }
 
-pub fn weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+pub fn weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: MatmulDtype) {
     let of = WeightGrad::new(isa(), factors, shape);
     let [x, dy] = lens(shape).map(numbers);
     let (mut partials, mut scratch) = (vec![0.0; of.tasks() * of.partial_len()], vec![0.0; of.scratch_len()]);
@@ -54,12 +54,12 @@ pub fn weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Fact
     });
 }
 
-pub fn winograd_forward(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+pub fn winograd_forward(bencher: Bencher<'_, '_>, shape: ConvShape, factors: MatmulDtype) {
     let of = Winograd::forward(isa(), factors, shape).expect(WAY);
     winograd(bencher, shape, lens(shape)[0], &of);
 }
 
-pub fn winograd_data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+pub fn winograd_data_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: MatmulDtype) {
     let of = Winograd::data_grad(isa(), factors, shape).expect(WAY);
     winograd(bencher, shape, lens(shape)[1], &of);
 }
@@ -70,7 +70,7 @@ fn winograd(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, of: &Winog
     bencher.counter(flops(shape)).bench_local(|| of.run(&x, &w, Epilogue::default(), &mut out, &mut memory));
 }
 
-pub fn winograd_weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: Factors) {
+pub fn winograd_weight_gradient(bencher: Bencher<'_, '_>, shape: ConvShape, factors: MatmulDtype) {
     let of = WinogradGrad::new(isa(), factors, shape).expect(WAY);
     let [x, dy] = lens(shape).map(numbers);
     let (mut dw, mut db) = (vec![0.0; shape.weights()], vec![0.0; shape.cout]);

@@ -10,7 +10,7 @@
 //! `cargo test` runs it, everything is done once, on tiny shapes.
 
 use ddpm_kernels::Isa;
-use ddpm_kernels::conv::{ConvShape, Factors};
+use ddpm_kernels::conv::{ConvShape, MatmulDtype};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use std::fmt;
@@ -47,8 +47,8 @@ mod peak {
     #[divan::bench]
     fn f32(bencher: Bencher<'_, '_>) {
         let (isa, rounds) = (isa(), if tiny() { 1 } else { 1 << 20 });
-        let flops = ddpm_kernels::elementwise::multiply_add_rounds(isa, rounds);
-        let run = || ddpm_kernels::elementwise::multiply_add_rounds(isa, rounds);
+        let flops = ddpm_kernels::elementwise::fma_throughput(isa, rounds);
+        let run = || ddpm_kernels::elementwise::fma_throughput(isa, rounds);
         bencher.counter(ItemsCount::new(flops)).bench_local(run);
     }
 
@@ -56,8 +56,8 @@ mod peak {
     fn bf16(bencher: Bencher<'_, '_>) {
         let (isa, rounds) = (isa(), if tiny() { 1 } else { 1 << 20 });
         // Without an instruction for it there is no peak of its own.
-        let flops = ddpm_kernels::bf16::multiply_add_rounds(isa, rounds).unwrap_or(0);
-        let run = || ddpm_kernels::bf16::multiply_add_rounds(isa, rounds);
+        let flops = ddpm_kernels::bf16::fma_throughput(isa, rounds).unwrap_or(0);
+        let run = || ddpm_kernels::bf16::fma_throughput(isa, rounds);
         bencher.counter(ItemsCount::new(flops)).bench_local(run);
     }
 }
@@ -78,7 +78,7 @@ const fn conv(name: &'static str, n: usize, size: usize, cin: usize, cout: usize
     Conv { name, n, size, cin, cout, kernel: 3, stride: 1 }
 }
 
-/// Where training steps of the four networks take longest; in fewer pictures, which changes nothing about the speed.
+/// Where training steps of the four networks take longest; in fewer images, which changes nothing about the speed.
 const HOTTEST: [Conv; 10] = [
     conv("simple", 4, 64, 128, 128),
     conv("simple", 4, 32, 256, 256),
@@ -131,22 +131,22 @@ mod forward {
 
     #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn f32(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::forward(bencher, conv.shape(), Factors::F32);
+        convolution::forward(bencher, conv.shape(), MatmulDtype::F32);
     }
 
     #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::forward(bencher, conv.shape(), Factors::Bf16);
+        convolution::forward(bencher, conv.shape(), MatmulDtype::Bf16);
     }
 
     #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_forward(bencher, conv.shape(), Factors::F32);
+        convolution::winograd_forward(bencher, conv.shape(), MatmulDtype::F32);
     }
 
     #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_forward(bencher, conv.shape(), Factors::Bf16);
+        convolution::winograd_forward(bencher, conv.shape(), MatmulDtype::Bf16);
     }
 }
 
@@ -156,22 +156,22 @@ mod data_gradient {
 
     #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn f32(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::data_gradient(bencher, conv.shape(), Factors::F32);
+        convolution::data_gradient(bencher, conv.shape(), MatmulDtype::F32);
     }
 
     #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::data_gradient(bencher, conv.shape(), Factors::Bf16);
+        convolution::data_gradient(bencher, conv.shape(), MatmulDtype::Bf16);
     }
 
     #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_data_gradient(bencher, conv.shape(), Factors::F32);
+        convolution::winograd_data_gradient(bencher, conv.shape(), MatmulDtype::F32);
     }
 
     #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_data_gradient(bencher, conv.shape(), Factors::Bf16);
+        convolution::winograd_data_gradient(bencher, conv.shape(), MatmulDtype::Bf16);
     }
 }
 
@@ -181,22 +181,22 @@ mod weight_gradient {
 
     #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn f32(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::weight_gradient(bencher, conv.shape(), Factors::F32);
+        convolution::weight_gradient(bencher, conv.shape(), MatmulDtype::F32);
     }
 
     #[divan::bench(args = HOTTEST.iter().chain(&LINEAR), sample_count = 20, max_time = 1)]
     fn bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::weight_gradient(bencher, conv.shape(), Factors::Bf16);
+        convolution::weight_gradient(bencher, conv.shape(), MatmulDtype::Bf16);
     }
 
     #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_weight_gradient(bencher, conv.shape(), Factors::F32);
+        convolution::winograd_weight_gradient(bencher, conv.shape(), MatmulDtype::F32);
     }
 
     #[divan::bench(args = HOTTEST, sample_count = 20, max_time = 1)]
     fn winograd_bf16(bencher: Bencher<'_, '_>, conv: &Conv) {
-        convolution::winograd_weight_gradient(bencher, conv.shape(), Factors::Bf16);
+        convolution::winograd_weight_gradient(bencher, conv.shape(), MatmulDtype::Bf16);
     }
 }
 
@@ -306,12 +306,12 @@ mod passes {
     }
 }
 
-/// Attention of one picture.
+/// Attention of one image.
 mod attention {
     use super::*;
     use ddpm_kernels::attention::{Attention, Saved};
 
-    /// Pictures of a batch, as far as the split into tasks goes.
+    /// Images of a batch, as far as the split into tasks goes.
     const BATCH: usize = 16;
 
     /// Tokens, channels and heads.
@@ -363,33 +363,33 @@ mod attention {
         }
     }
 
-    /// Pictures that are gone through: together more than the caches close to a core hold, as in a network.
-    fn pictures(sizes: Sizes) -> usize {
+    /// Images that are gone through: together more than the caches close to a core hold, as in a network.
+    fn images(sizes: Sizes) -> usize {
         if tiny() { 2 } else { (1 << 21) / (sizes.tokens() * sizes.1) }.max(1)
     }
 
-    fn forward_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: Factors) {
+    fn forward_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: MatmulDtype) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), pictures(sizes));
+        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), images(sizes));
         let qkv = numbers(n * tokens * 3 * channels);
         let (mut o, mut lse) = (vec![0.0; n * tokens * channels], vec![0.0; n * tokens * heads]);
         let mut scratch = vec![0.0; of.scratch_len()];
         bencher.counter(sizes.flops(2 * n)).bench_local(|| {
-            let pictures = qkv.chunks(tokens * 3 * channels).zip(o.chunks_mut(tokens * channels));
-            for ((qkv, o), lse) in pictures.zip(lse.chunks_mut(tokens * heads)) {
+            let images = qkv.chunks(tokens * 3 * channels).zip(o.chunks_mut(tokens * channels));
+            for ((qkv, o), lse) in images.zip(lse.chunks_mut(tokens * heads)) {
                 forward_pass(&of, channels, qkv, o, lse, &mut scratch);
             }
         });
     }
 
-    fn gradient_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: Factors) {
+    fn gradient_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: MatmulDtype) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), pictures(sizes));
+        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), images(sizes));
         let qkv = numbers(n * tokens * 3 * channels);
         let (mut o, mut lse) = (vec![0.0; n * tokens * channels], vec![0.0; n * tokens * heads]);
         let mut scratch = vec![0.0; of.scratch_len().max(of.backward_scratch_len())];
         let (d_o, mut dqkv) = (numbers(o.len()), qkv.clone());
-        let part = |picture: usize, len: usize| picture * tokens * len..(picture + 1) * tokens * len;
+        let part = |image: usize, len: usize| image * tokens * len..(image + 1) * tokens * len;
         for i in 0..n {
             let (o, lse) = (&mut o[part(i, channels)], &mut lse[part(i, heads)]);
             forward_pass(&of, channels, &qkv[part(i, 3 * channels)], o, lse, &mut scratch);
@@ -408,12 +408,12 @@ mod attention {
 
         #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
         fn f32(bencher: Bencher<'_, '_>, sizes: Sizes) {
-            forward_of(bencher, sizes, Factors::F32);
+            forward_of(bencher, sizes, MatmulDtype::F32);
         }
 
         #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
         fn bf16(bencher: Bencher<'_, '_>, sizes: Sizes) {
-            forward_of(bencher, sizes, Factors::Bf16);
+            forward_of(bencher, sizes, MatmulDtype::Bf16);
         }
     }
 
@@ -422,12 +422,12 @@ mod attention {
 
         #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
         fn f32(bencher: Bencher<'_, '_>, sizes: Sizes) {
-            gradient_of(bencher, sizes, Factors::F32);
+            gradient_of(bencher, sizes, MatmulDtype::F32);
         }
 
         #[divan::bench(args = SIZES, sample_count = 20, max_time = 1)]
         fn bf16(bencher: Bencher<'_, '_>, sizes: Sizes) {
-            gradient_of(bencher, sizes, Factors::Bf16);
+            gradient_of(bencher, sizes, MatmulDtype::Bf16);
         }
     }
 }

@@ -20,7 +20,7 @@
 use super::product::{PANEL, dot, put_rows};
 use super::ranges::Layout;
 use super::tiles::{add_keys, add_lanes, add_rows, weights_and_gradients};
-use super::{Attention, NEAR, Rows, Splitter, vectors, vectors_mut};
+use super::{Attention, L2_ELEMS, Rows, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
 use crate::tile::{Lanes, Single, TileShape, with_tile};
@@ -42,7 +42,7 @@ pub(super) const fn tile_vectors(lanes: usize) -> usize {
     if lanes == 1 { 8 } else { 4 }
 }
 
-/// What the backward pass of a picture reads: the operands, what the forward pass made of them, and the gradient.
+/// What the backward pass of an image reads: the operands, what the forward pass made of them, and the gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved<'a> {
     /// Queries, keys and values, `[tokens, 3 * channels]`.
@@ -91,8 +91,9 @@ impl Attention {
 
     /// Numbers of a backward task's scratch memory.
     pub fn backward_scratch_len(&self) -> usize {
-        let walks = if self.walks(None) { Splitter::total(&self.walk_parts()) } else { 0 };
-        Splitter::total(&self.backward_parts()).max(walks)
+        let supports_small_heads =
+            if self.supports_small_heads(None) { Splitter::total(&self.walk_parts()) } else { 0 };
+        Splitter::total(&self.backward_parts()).max(supports_small_heads)
     }
 
     /// Numbers and lengths of the parts of the scratch memory: panels of keys and values, and rows of keys; q, do and dq with
@@ -127,8 +128,8 @@ impl Attention {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        if self.walks(saved.dropout) {
-            return self.walk_head(s, product, saved, head, keys, layout, out, scratch);
+        if self.supports_small_heads(saved.dropout) {
+            return self.small_head_backward(s, product, saved, head, keys, layout, out, scratch);
         }
         match S::F32_LANES {
             1 => self.backward_tiles::<S, P, 8>(s, product, saved, head, keys, layout, out, scratch),
@@ -163,8 +164,8 @@ impl Attention {
         let [dk, dv] = split.take(sums_len);
         let [q, k, v] = [0, 1, 2].map(|part| self.rows(qkv, part, head));
         let gradients = Rows { x: d_o, stride: c, at: head * width, width };
-        if qkv.len() > NEAR {
-            [k, v].iter().for_each(Rows::bring_near);
+        if qkv.len() > L2_ELEMS {
+            [k, v].iter().for_each(Rows::prefetch_rows);
         }
         k.panels::<P>(&mut keys[..tokens.div_ceil(PANEL) * words * PANEL]);
         v.panels::<P>(&mut values[..tokens.div_ceil(PANEL) * words * PANEL]);
@@ -176,10 +177,10 @@ impl Attention {
         for start in (0..tokens).step_by(self.chunk()) {
             let chunk = self.chunk().min(tokens - start);
             let (q, gradients) = (q.part(start, chunk), gradients.part(start, chunk));
-            if qkv.len() > NEAR {
+            if qkv.len() > L2_ELEMS {
                 [q, gradients, Rows { x: o, ..gradients }.part(start, chunk)]
                     .iter()
-                    .for_each(Rows::bring_near);
+                    .for_each(Rows::prefetch_rows);
             }
             let scale = self.scale() * LOG2_E;
             for first in (0..chunk).step_by(nr) {

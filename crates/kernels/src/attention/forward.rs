@@ -14,10 +14,10 @@
 //! other queries need the running maximum and the rescaling of the online softmax (Milakov and Gimelshein 2018).
 
 use super::product::{
-    PANEL, Rows, columns, in_rows, load, pair_rows, panel_columns, power, power_above, put_rows, row,
+    PANEL, Rows, columns, exp2_bounded, in_rows, load, pair_rows, panel_columns, power, put_rows, row,
     short_rows, store,
 };
-use super::{Attention, NEAR, Splitter, vectors, vectors_mut};
+use super::{Attention, L2_ELEMS, Splitter, vectors, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
 use crate::tile::{self, Lanes};
@@ -43,12 +43,12 @@ impl Attention {
         tile_vectors(self.isa.lanes()) * self.isa.lanes()
     }
 
-    /// Queries of a forward task of a batch of pictures, a multiple of the tile: enough tasks for many threads, and so many
+    /// Queries of a forward task of a batch of images, a multiple of the tile: enough tasks for many threads, and so many
     /// queries that packing the keys and values anew does not count.
-    pub fn task_queries(&self, pictures: usize) -> usize {
+    pub fn task_queries(&self, images: usize) -> usize {
         const TASKS: usize = 16;
         const LEAST: usize = 128;
-        let parts = TASKS.div_ceil(pictures).min(self.tokens / LEAST).max(1);
+        let parts = TASKS.div_ceil(images).min(self.tokens / LEAST).max(1);
         self.tokens.div_ceil(parts).next_multiple_of(self.nr())
     }
 
@@ -109,9 +109,9 @@ impl Attention {
         let (count, factors) = (o.len() / c, self.words);
         for head in 0..self.heads {
             let part = |part: usize| self.rows(qkv, part, head);
-            if qkv.len() > NEAR {
-                part(1).bring_near();
-                part(2).bring_near();
+            if qkv.len() > L2_ELEMS {
+                part(1).prefetch_rows();
+                part(2).prefetch_rows();
             }
             part(1).panels::<P>(keys);
             part(2).down::<P>(width, values);
@@ -261,7 +261,7 @@ fn bounded_weights<S: Simd, P: Lanes, const NV: usize>(
         panel_columns(s, product, keys, queries, NV, at, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
-                acc[r][v] = power_above::<S, P>(s, acc[r][v]);
+                acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
                 sum[v] = s.add_f32s(sum[v], acc[r][v]);
             }
         }
@@ -413,7 +413,7 @@ fn fused<S: Simd, P: Lanes, const W: usize, const D: usize, const NV: usize, con
         short_rows(s, product, keys, q, &mut acc);
         for r in 0..MR {
             for v in 0..V {
-                acc[r][v] = power_above::<S, P>(s, acc[r][v]);
+                acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
                 sum[v] = s.add_f32s(sum[v], acc[r][v]);
             }
         }

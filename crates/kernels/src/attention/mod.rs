@@ -1,4 +1,4 @@
-//! Multi-head self-attention of one picture, in tiles, without ever storing the N x N weights.
+//! Multi-head self-attention of one image, in tiles, without ever storing the N x N weights.
 //!
 //! Input is `qkv`, `[tokens, 3 * channels]`: for each token the queries of all heads, then the keys, then the values
 //! (the layout of PyTorch's `in_proj_weight`); head `h` owns `width = channels / heads` numbers of each.
@@ -25,7 +25,7 @@ pub use backward::Saved;
 use self::product::Rows;
 use self::ranges::Layout;
 use crate::bf16::Words;
-use crate::conv::Factors;
+use crate::conv::MatmulDtype;
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
@@ -43,7 +43,7 @@ pub struct Attention {
 
 impl Attention {
     /// Prepares; `heads` must divide `channels`.
-    pub fn new(isa: Isa, factors: Factors, tokens: usize, channels: usize, heads: usize) -> Self {
+    pub fn new(isa: Isa, factors: MatmulDtype, tokens: usize, channels: usize, heads: usize) -> Self {
         assert_eq!(channels % heads, 0, "heads divide channels");
         Self { isa, words: Words::of(isa, factors), tokens, channels, heads }
     }
@@ -65,21 +65,21 @@ impl Attention {
     ) {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!(o.len() * self.heads, lse.len() * self.channels);
-        bring_near([qkv, o]);
+        prefetch_rows([qkv, o]);
         dispatch!(self.isa, self.words, s, product => self.forward_generic(
             s, product, qkv, first, dropout, o, lse, scratch
         ));
     }
 
-    /// Backward pass of one picture; `dqkv` is `[tokens, 3 * channels]`.
+    /// Backward pass of one image; `dqkv` is `[tokens, 3 * channels]`.
     pub fn backward(&self, saved: &Saved<'_>, dqkv: &mut [f32], scratch: &mut [f32]) {
         self.check(saved);
         assert_eq!(dqkv.len(), saved.qkv.len());
-        bring_near([dqkv, saved.qkv, saved.o, saved.d_o]);
+        prefetch_rows([dqkv, saved.qkv, saved.o, saved.d_o]);
         self.backward_heads(saved, 0..self.heads, 0..self.tokens, None, dqkv, scratch);
     }
 
-    /// Part `task` of the backward pass of one picture, of `heads * ranges`: head `task / ranges`, and of its keys range
+    /// Part `task` of the backward pass of one image, of `heads * ranges`: head `task / ranges`, and of its keys range
     /// `task % ranges`. `out` holds [`partial_len`](Self::partial_len) numbers, which
     /// [`add_ranges`](Self::add_ranges) adds.
     pub fn backward_range(
@@ -96,7 +96,7 @@ impl Attention {
         self.backward_heads(saved, head..head + 1, keys, Some(self.partial_layout(ranges)), out, scratch);
     }
 
-    /// Some heads of the backward pass with some keys; without a layout `out` is that of a picture's `dqkv`. (One place for both
+    /// Some heads of the backward pass with some keys; without a layout `out` is that of an image's `dqkv`. (One place for both
     /// ways, so that the kernel is compiled once.)
     fn backward_heads(
         &self,
@@ -137,12 +137,12 @@ impl Attention {
 }
 
 /// Most queries, keys and values that are brought into the second-level cache.
-const NEAR: usize = 160 << 10;
+const L2_ELEMS: usize = 160 << 10;
 
 /// Reads memory front to back, which is fast, before the heads read it in pieces far apart, which is slow unless it is near.
 /// The first part says whether it is little enough. What will be written comes too, because a cache reads it first.
-fn bring_near<const N: usize>(parts: [&[f32]; N]) {
-    if parts[0].len() <= NEAR {
+fn prefetch_rows<const N: usize>(parts: [&[f32]; N]) {
+    if parts[0].len() <= L2_ELEMS {
         let lines = parts.iter().flat_map(|part| part.iter().step_by(LINE));
         std::hint::black_box(lines.fold(0, |bits, x| bits | x.to_bits()));
     }

@@ -16,7 +16,7 @@
 
 use super::product::{PANEL, Rows, dot, panel_at, power, put_rows, row};
 use super::ranges::Layout;
-use super::{Attention, NEAR, Saved, Splitter, vectors_mut};
+use super::{Attention, L2_ELEMS, Saved, Splitter, vectors_mut};
 use crate::bf16::Words;
 use crate::random::Dropout;
 use crate::tile::{Lanes, Single};
@@ -58,7 +58,7 @@ struct Keys<'a> {
 
 impl Attention {
     /// Whether the backward pass goes this way.
-    pub(super) fn walks(&self, dropout: Option<Dropout>) -> bool {
+    pub(super) fn supports_small_heads(&self, dropout: Option<Dropout>) -> bool {
         let sizes = [(16, 4), (16, 8), (8, 4)];
         sizes.contains(&(self.isa.lanes(), self.width())) && dropout.is_none() && self.words != Words::Rounded
     }
@@ -89,7 +89,7 @@ impl Attention {
 
     /// A head's `dq` as far as some keys make it, and these keys' `dk` and `dv`.
     #[inline(always)]
-    pub(super) fn walk_head<S: Simd, P: Lanes>(
+    pub(super) fn small_head_backward<S: Simd, P: Lanes>(
         &self,
         s: S,
         product: P,
@@ -147,8 +147,8 @@ impl Attention {
         let [records] = split.take(records_len);
         let [sums] = split.take(sums_len);
         let [k, v] = [1, 2].map(|part| self.rows(saved.qkv, part, head));
-        if saved.qkv.len() > NEAR {
-            [k, v].iter().for_each(Rows::bring_near);
+        if saved.qkv.len() > L2_ELEMS {
+            [k, v].iter().for_each(Rows::prefetch_rows);
         }
         k.panels::<P>(&mut keys[..tokens.div_ceil(PANEL) * words * PANEL]);
         v.panels::<P>(&mut values[..tokens.div_ceil(PANEL) * words * PANEL]);
@@ -169,9 +169,9 @@ impl Attention {
                 let (records, sums) =
                     (vectors_mut::<S>(records).as_chunks_mut::<R>().0, vectors_mut::<S>(sums));
                 if count == 2 {
-                    walks::<S, P, 2, D, V, R, ONCE>(s, product, of, records, sums);
+                    supports_small_heads::<S, P, 2, D, V, R, ONCE>(s, product, of, records, sums);
                 } else {
-                    walks::<S, P, 1, D, V, R, ONCE>(s, product, of, records, sums);
+                    supports_small_heads::<S, P, 1, D, V, R, ONCE>(s, product, of, records, sums);
                 }
                 // In the records q is times log2(e) / sqrt(width).
                 for (i, sums) in sums.chunks_exact(2 * D).enumerate() {
@@ -210,8 +210,8 @@ impl Attention {
         let gradients = Rows { x: d_o, stride: self.channels, at: head * D, width: D };
         let o = Rows { x: o, ..gradients };
         let count = records.len() / (Record::<D, V>::LEN * lanes) * queries;
-        if qkv.len() > NEAR {
-            [q, gradients, o].iter().for_each(|rows| rows.part(start, count).bring_near());
+        if qkv.len() > L2_ELEMS {
+            [q, gradients, o].iter().for_each(|rows| rows.part(start, count).prefetch_rows());
         }
         let scale = self.scale() * LOG2_E;
         for (i, record) in records.chunks_exact_mut(Record::<D, V>::LEN * lanes).enumerate() {
@@ -241,7 +241,7 @@ impl Attention {
 
 /// One walk or two of `K` keys.
 #[inline(always)]
-fn walks<
+fn supports_small_heads<
     S: Simd,
     P: Lanes,
     const K: usize,

@@ -47,7 +47,7 @@ impl<'a> Rows<'a> {
 
     /// Reads a number of each row, one after the other, which waits for many of them at once; packing then finds them near.
     #[inline(always)]
-    pub fn bring_near(&self) {
+    pub fn prefetch_rows(&self) {
         let rows = self.x[self.at..].chunks(self.stride);
         std::hint::black_box(rows.fold(0, |bits, row| {
             row[..self.width.min(row.len())].iter().step_by(LINE).fold(bits, |bits, x| bits | x.to_bits())
@@ -231,14 +231,14 @@ pub(super) fn pair_rows<'a, S: Simd, P: Lanes>(
 
 /// `2^x`, as exactly as the words are, where x is known to be at least -125.
 #[inline(always)]
-pub(super) fn power_above<S: Simd, P: Lanes>(s: S, x: S::f32s) -> S::f32s {
+pub(super) fn exp2_bounded<S: Simd, P: Lanes>(s: S, x: S::f32s) -> S::f32s {
     if P::PER_WORD == 1 { vector::exp2_above(s, x) } else { vector::exp2_above_rough(s, x) }
 }
 
 /// `2^x`, as exactly as the words are; at least 2^-125.
 #[inline(always)]
 pub(super) fn power<S: Simd, P: Lanes>(s: S, x: S::f32s) -> S::f32s {
-    power_above::<S, P>(s, vector::at_least(s, -125.0, x))
+    exp2_bounded::<S, P>(s, vector::at_least(s, -125.0, x))
 }
 
 /// The first `NV` vectors of a slice.

@@ -1,4 +1,4 @@
-//! The backward pass of few pictures in parts: heads, and ranges of a head's keys. Each part has the dq that its keys make,
+//! The backward pass of few images in parts: heads, and ranges of a head's keys. Each part has the dq that its keys make,
 //! and their dk and dv; they are added in order.
 
 use super::Attention;
@@ -20,11 +20,11 @@ impl Attention {
         (i * len).min(self.tokens)..((i + 1) * len).min(self.tokens)
     }
 
-    /// How many ranges of keys to make of each head, so that a few pictures are work for many threads.
-    pub fn key_ranges(&self, pictures: usize) -> usize {
+    /// How many ranges of keys to make of each head, so that a few images are work for many threads.
+    pub fn key_ranges(&self, images: usize) -> usize {
         const TASKS: usize = 16;
         const LEAST_KEYS: usize = 128;
-        TASKS.div_ceil(pictures * self.heads).min(self.tokens / LEAST_KEYS).max(1)
+        TASKS.div_ceil(images * self.heads).min(self.tokens / LEAST_KEYS).max(1)
     }
 
     /// Numbers of what [`backward_range`](Self::backward_range) makes.
@@ -38,7 +38,7 @@ impl Attention {
         Layout { begin: [0, self.tokens * width, (self.tokens + keys) * width], stride: width }
     }
 
-    /// Adds the partial results of a picture's heads and ranges, `[heads][ranges][partial_len]`, into the rows of `dqkv` for
+    /// Adds the partial results of an image's heads and ranges, `[heads][ranges][partial_len]`, into the rows of `dqkv` for
     /// the tokens `first ..`.
     pub fn add_ranges(&self, partials: &[f32], ranges: usize, first: usize, dqkv: &mut [f32]) {
         let (width, layout) = (self.width(), self.partial_layout(ranges));

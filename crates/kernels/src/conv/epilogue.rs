@@ -7,8 +7,8 @@ use pulp::Simd;
 pub struct Epilogue<'a> {
     /// `[cout]`, added to every pixel.
     pub bias: Option<&'a [f32]>,
-    /// `[n, cout]`, added to every pixel of its picture (the time embedding).
-    pub picture_bias: Option<&'a [f32]>,
+    /// `[n, cout]`, added to every pixel of its image (the time embedding).
+    pub per_image_bias: Option<&'a [f32]>,
     /// `[n, oh, ow, cout]`, added number by number (the residual).
     pub residual: Option<&'a [f32]>,
 }
@@ -17,7 +17,7 @@ pub struct Epilogue<'a> {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Pixel {
     pub(super) out: usize,
-    pub(super) picture: usize,
+    pub(super) image: usize,
     pub(super) y: isize,
     pub(super) x: isize,
 }
@@ -78,7 +78,7 @@ impl<'a> Epilogue<'a> {
     fn addends(&self, pixel: &Pixel, from: usize, cout: usize, len: usize) -> [Option<&'a [f32]>; 3] {
         [
             self.bias.map(|b| &b[from..from + len]),
-            self.picture_bias.map(|b| &b[pixel.picture * cout + from..][..len]),
+            self.per_image_bias.map(|b| &b[pixel.image * cout + from..][..len]),
             self.residual.map(|r| &r[pixel.out * cout + from..][..len]),
         ]
     }

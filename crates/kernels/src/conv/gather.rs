@@ -2,7 +2,7 @@
 
 use super::epilogue::{Epilogue, Pixel, finish_row};
 use super::row::Row;
-use super::{ConvShape, Factors, MOST_COLUMNS, Place};
+use super::{ConvShape, MOST_COLUMNS, MatmulDtype, Place};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Lanes, MOST_SUMS, TileShape, with_tile};
@@ -15,7 +15,7 @@ const PIXEL_BLOCK: usize = 192;
 /// which are less exact.
 const K_BLOCK: usize = 288;
 /// Words of weights that are near enough to be read again for every panel of pixels.
-const NEAR: usize = 96 << 10;
+const L2_ELEMS: usize = 96 << 10;
 
 /// Most output pixels for which tasks are of columns.
 const FEW_PIXELS: usize = 192;
@@ -44,7 +44,7 @@ struct Phase {
 
 /// A convolution or a data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
-pub struct Gather {
+pub struct ImplicitGemm {
     isa: Isa,
     tile: TileShape,
     words: Words,
@@ -63,9 +63,9 @@ pub struct Gather {
     packed_len: usize,
 }
 
-impl Gather {
+impl ImplicitGemm {
     /// The convolution `y = x * w`.
-    pub fn forward(isa: Isa, factors: Factors, shape: ConvShape) -> Self {
+    pub fn forward(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Self {
         let taps = positions(shape.kernel)
             .map(|(ky, kx)| Tap {
                 kernel: (ky, kx),
@@ -76,7 +76,7 @@ impl Gather {
     }
 
     /// The data gradient `dx` from `dy`, which is also the transposed convolution `y` from `x`.
-    pub fn data_grad(isa: Isa, factors: Factors, shape: ConvShape) -> Self {
+    pub fn data_grad(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Self {
         // Output row iy takes from input row oy where iy = oy * stride + ky - pad.
         let offset = |r: usize, pad: usize, k: usize, stride: usize| {
             let d = (r + pad) as isize - k as isize;
@@ -95,7 +95,7 @@ impl Gather {
 
     fn new(
         isa: Isa,
-        factors: Factors,
+        factors: MatmulDtype,
         shape: ConvShape,
         transposed: bool,
         phases: Vec<((usize, usize), Vec<Tap>)>,
@@ -150,7 +150,7 @@ impl Gather {
         self.n * self.to.0 * self.to.1 * self.cout
     }
 
-    /// Output pixels of a task: enough work to be worth waking for, few enough to share a small picture.
+    /// Output pixels of a task: enough work to be worth waking for, few enough to share a small image.
     pub fn task_pixels(&self) -> usize {
         let k: usize = self.phases.iter().map(|p| p.k).sum::<usize>() / self.phases.len().max(1);
         let wanted = (4 << 20) / (k * self.cout).max(1);
@@ -169,7 +169,7 @@ impl Gather {
         self.cout
     }
 
-    /// Phases; their packed weights stand one behind the other, [`Gather::panel_count`] panels each.
+    /// Phases; their packed weights stand one behind the other, [`ImplicitGemm::panel_count`] panels each.
     pub fn phase_count(&self) -> usize {
         self.phases.len()
     }
@@ -244,7 +244,7 @@ impl Gather {
         }
     }
 
-    /// Panels of a task of [`Gather::run_panels`], where tasks should be of columns: pixels are so few that each task takes them all,
+    /// Panels of a task of [`ImplicitGemm::run_panels`], where tasks should be of columns: pixels are so few that each task takes them all,
     /// and the weights are what there is much of.
     pub fn task_panels(&self) -> Option<usize> {
         let pixels = self.n * self.to.0 * self.to.1;
@@ -265,7 +265,7 @@ impl Gather {
     /// Computes the output pixels `first ..` that `out` holds, from the whole `input`.
     ///
     /// `input` is `[n, h, w, cin]`, `out` is any run of whole pixels of the output, `scratch` has
-    /// [`Gather::scratch_len`] numbers.
+    /// [`ImplicitGemm::scratch_len`] numbers.
     pub fn run(
         &self,
         input: &[f32],
@@ -278,7 +278,7 @@ impl Gather {
         self.run_part(input, packed, epilogue, first, 0..self.panel_count(), out, scratch);
     }
 
-    /// Computes the columns of the panels `panels` of all output pixels, `[pixels][columns]`; else as [`Gather::run`].
+    /// Computes the columns of the panels `panels` of all output pixels, `[pixels][columns]`; else as [`ImplicitGemm::run`].
     pub fn run_panels(
         &self,
         input: &[f32],
@@ -319,12 +319,12 @@ impl Gather {
                 _ => (i % step == remainder).then_some(i / step),
             };
             for p in first..first + pixels {
-                let Place { picture, y, x, .. } = place;
+                let Place { image, y, x, .. } = place;
                 place.advance();
                 let Some(y) = in_steps(y, self.phase_step.0, phase.remainder.0) else { continue };
                 let Some(x) = in_steps(x, self.phase_step.1, phase.remainder.1) else { continue };
                 let (y, x) = ((y * self.step.0) as isize, (x * self.step.1) as isize);
-                block[filled] = Pixel { out: p, picture, y, x };
+                block[filled] = Pixel { out: p, image, y, x };
                 filled += 1;
                 if filled == PIXEL_BLOCK {
                     self.block(phase, &block, input, packed, epilogue, &to, out, scratch);
@@ -424,15 +424,15 @@ impl Gather {
                 to.put(s, product, 0, k, None);
                 continue;
             };
-            let picture = pixel.picture * h * w;
+            let image = pixel.image * h * w;
             let (mut at, mut c) = (0, first_channel); // place in 0..k, channel of the tap
             for tap in &phase.taps[first_tap..] {
                 let len = (cin - c).min(k - at);
-                // Above or left of the picture wraps around to beyond its other end.
+                // Above or left of the image wraps around to beyond its other end.
                 let y = pixel.y.wrapping_add(tap.offset.0) as usize;
                 let x = pixel.x.wrapping_add(tap.offset.1) as usize;
                 if y < h && x < w {
-                    let from = (picture + y * w + x) * cin + c;
+                    let from = (image + y * w + x) * cin + c;
                     to.put(s, product, at, len, Some(&input[from..from + len]));
                 } else {
                     to.put(s, product, at, len, None);
@@ -485,7 +485,7 @@ fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
         tiles;
     let (nr, rows) = (NV * S::F32_LANES, pixels.len().div_ceil(MR));
     // Pixel by pixel the output is written front to back, for which the weights have to come from a near cache each time.
-    let by_pixels = k * panels * nr <= NEAR;
+    let by_pixels = k * panels * nr <= L2_ELEMS;
     let mut sums = [0.0; MOST_SUMS];
     let (mut i, mut j) = (0, 0);
     for _ in 0..rows * panels {
@@ -494,7 +494,7 @@ fn all_tiles<S: Simd, const MR: usize, const NV: usize>(
         tile::blocked(s, product, &a[i * MR * k..][..MR * k], b, &mut acc);
         let pixels = &pixels[i * MR..pixels.len().min((i + 1) * MR)];
         let columns = j * nr..(end - from).min((j + 1) * nr);
-        tile::put_down::<S, MR, NV>(&acc, &mut sums);
+        tile::store_acc::<S, MR, NV>(&acc, &mut sums);
         for (sums, pixel) in sums.chunks_exact(nr).zip(pixels) {
             let row = &mut out[(pixel.out - first) * (end - from) + columns.start..][..columns.len()];
             finish_row::<S, NV>(s, sums, pixel, epilogue, from + columns.start, cout, row);

@@ -1,7 +1,7 @@
 //! Convolution, its data gradient and its weight gradient, as matrix products over gathered pixels ("implicit GEMM").
 //!
 //! The plain way. (Convolutions of 3x3, and of 4x4 with stride 2, have another, [`winograd`].) Forward and data gradient are
-//! one algorithm, [`Gather`]. Every output pixel is a sum over *taps*: input pixels at fixed offsets, each times its own
+//! one algorithm, [`ImplicitGemm`]. Every output pixel is a sum over *taps*: input pixels at fixed offsets, each times its own
 //! matrix `[cin][cout]`. For the convolution the taps are the kernel's positions.
 //! For the data gradient they are the same positions seen backwards; with a stride, output pixels of different
 //! remainders have different taps, which makes `stride_y * stride_x` *phases*. A transposed convolution is the data
@@ -24,13 +24,13 @@ mod weight_grad;
 pub mod winograd;
 
 pub use epilogue::Epilogue;
-pub use gather::Gather;
+pub use gather::ImplicitGemm;
 pub use weight_grad::WeightGrad;
 
 /// The sizes of a convolution `[n, h, w, cin] -> [n, oh, ow, cout]` with weights `[kh, kw, cin, cout]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {
-    /// Pictures.
+    /// Images.
     pub n: usize,
     /// Input height and width.
     pub input: (usize, usize),
@@ -62,7 +62,7 @@ impl ConvShape {
 
 /// What the factors of a product are rounded to before they are multiplied; sums are of f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Factors {
+pub enum MatmulDtype {
     /// Nothing.
     #[default]
     F32,
@@ -71,25 +71,25 @@ pub enum Factors {
 }
 
 /// Numbers between parts of scratch memory that are worked on side by side, so that they do not all lie in the same set of a cache.
-const APART: usize = 16;
+const CACHE_SET_PAD: usize = 16;
 
 /// Columns of the widest panel of a tile shape.
 const MOST_COLUMNS: usize = 32;
 
-/// A pixel of a batch of pictures, and the next, and so on: dividing its number for each takes as long as a narrow layer's work.
+/// A pixel of a batch of images, and the next, and so on: dividing its number for each takes as long as a narrow layer's work.
 #[derive(Clone, Copy)]
 struct Place {
-    picture: usize,
+    image: usize,
     y: usize,
     x: usize,
     size: (usize, usize),
 }
 
 impl Place {
-    /// Pixel `i` of pictures of height and width `size`.
+    /// Pixel `i` of images of height and width `size`.
     fn new(i: usize, size: (usize, usize)) -> Self {
         let row = i / size.1;
-        Self { picture: row / size.0, y: row % size.0, x: i % size.1, size }
+        Self { image: row / size.0, y: row % size.0, x: i % size.1, size }
     }
 
     /// Goes on to the next pixel.
@@ -99,7 +99,7 @@ impl Place {
         if self.x == self.size.1 {
             (self.x, self.y) = (0, self.y + 1);
             if self.y == self.size.0 {
-                (self.y, self.picture) = (0, self.picture + 1);
+                (self.y, self.image) = (0, self.image + 1);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
-use super::{APART, ConvShape, Factors, MOST_COLUMNS, Place, copy_short};
+use super::{CACHE_SET_PAD, ConvShape, MOST_COLUMNS, MatmulDtype, Place, copy_short};
 use crate::bf16::{self, Words};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, MOST_SUMS, Product, TileShape, with_tile};
@@ -37,7 +37,7 @@ struct First {
 
 impl WeightGrad {
     /// Prepares; the split into tasks depends on the sizes alone.
-    pub fn new(isa: Isa, factors: Factors, shape: ConvShape) -> Self {
+    pub fn new(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Self {
         let tile = TileShape::pick(isa.lanes(), shape.cout);
         let m = shape.kernel.0 * shape.kernel.1 * shape.cin + 1;
         let pixels = shape.n * shape.output.0 * shape.output.1;
@@ -66,12 +66,12 @@ impl WeightGrad {
 
     /// Numbers of the A panels and of the B panels of a pass.
     fn a_len(&self) -> usize {
-        self.range / self.tile.mr * (GRAD_PIXELS * self.tile.mr + APART)
+        self.range / self.tile.mr * (GRAD_PIXELS * self.tile.mr + CACHE_SET_PAD)
     }
 
     fn b_len(&self) -> usize {
         let nr = self.tile.nv * self.isa.lanes();
-        self.shape.cout.div_ceil(nr) * (GRAD_PIXELS * nr + APART)
+        self.shape.cout.div_ceil(nr) * (GRAD_PIXELS * nr + CACHE_SET_PAD)
     }
 
     /// Runs one task: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`, `partial` the task's part.
@@ -132,7 +132,7 @@ impl WeightGrad {
                     self.words.round(even);
                     with_tile!(self.tile, scatter_row::<S>(s, even, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
-                        let to = &mut b[j * (words * nr + APART) + word * nr..][..nr];
+                        let to = &mut b[j * (words * nr + CACHE_SET_PAD) + word * nr..][..nr];
                         copy_short(&mut to[..part.len()], part);
                         to[part.len()..].fill(0.0);
                         self.words.round(to);
@@ -148,7 +148,7 @@ impl WeightGrad {
                     pair_rows(s, product, even, odd, pairs);
                     with_tile!(self.tile, scatter_row::<S>(s, pairs, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
-                        let to = &mut b[j * (words * nr + APART) + word * nr..][..nr];
+                        let to = &mut b[j * (words * nr + CACHE_SET_PAD) + word * nr..][..nr];
                         let next = if last {
                             &[0.0; MOST_COLUMNS][..part.len()]
                         } else {
@@ -167,7 +167,7 @@ impl WeightGrad {
     #[inline(always)]
     fn gather_row(&self, place: Place, first: First, rows: usize, input: &[f32], out: &mut [f32]) {
         let ConvShape { input: (h, w), cin, kernel, stride, pad, .. } = self.shape;
-        let Place { picture, y: oy, x: ox, .. } = place;
+        let Place { image, y: oy, x: ox, .. } = place;
         let ((mut ky, mut kx), mut at, mut c) = (first.tap, 0, first.channel);
         while at < rows {
             if ky == kernel.0 {
@@ -179,7 +179,7 @@ impl WeightGrad {
             let x = (ox * stride.1 + kx).wrapping_sub(pad.1);
             let to = &mut out[at..at + len];
             if y < h && x < w {
-                copy_short(to, &input[((picture * h + y) * w + x) * cin + c..][..len]);
+                copy_short(to, &input[((image * h + y) * w + x) * cin + c..][..len]);
             } else {
                 to.fill(0.0);
             }
@@ -203,7 +203,7 @@ impl WeightGrad {
     ) {
         let cout = self.shape.cout;
         let nr = self.tile.nv * S::F32_LANES;
-        for (j, b) in b.chunks_exact(k * nr + APART).take(cout.div_ceil(nr)).enumerate() {
+        for (j, b) in b.chunks_exact(k * nr + CACHE_SET_PAD).take(cout.div_ceil(nr)).enumerate() {
             let b = S::as_simd_f32s(&b[..k * nr]).0;
             let columns = j * nr..cout.min((j + 1) * nr);
             with_tile!(
@@ -256,7 +256,7 @@ fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
     p: usize,
     a: &mut [f32],
 ) {
-    for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR + APART)) {
+    for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR + CACHE_SET_PAD)) {
         // A copy of a constant length is one of a vector.
         panel[p * MR..][..MR].copy_from_slice(part);
     }
@@ -287,10 +287,10 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     partial: &mut [f32],
 ) {
     let (nr, mut sums) = (NV * S::F32_LANES, [0.0; MOST_SUMS]);
-    for (i, a) in a.chunks_exact(k * MR + APART).take(rows.div_ceil(MR)).enumerate() {
+    for (i, a) in a.chunks_exact(k * MR + CACHE_SET_PAD).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
         tile::columns(s, product, &a[..k * MR], b, &mut acc);
-        tile::put_down::<S, MR, NV>(&acc, &mut sums);
+        tile::store_acc::<S, MR, NV>(&acc, &mut sums);
         for (r, sums) in sums.chunks_exact(nr).enumerate().take(MR.min(rows - i * MR)) {
             let at = (i * MR + r) * cout;
             let to = &mut partial[at + columns.start..at + columns.end];

@@ -3,7 +3,7 @@
 use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::attention::{Attention, Saved};
-use ddpm_kernels::conv::Factors;
+use ddpm_kernels::conv::MatmulDtype;
 use ddpm_kernels::random::Dropout;
 use ddpm_kernels::reference::{self, AttentionShape};
 
@@ -33,21 +33,21 @@ fn many_tokens(width: usize) -> Option<usize> {
 const BF16: f64 = 4.0;
 
 /// What one unit of these bounds is, in f32's.
-pub fn unit_of(factors: Factors) -> f64 {
+pub fn unit_of(factors: MatmulDtype) -> f64 {
     match factors {
-        Factors::F32 => 1.0,
-        Factors::Bf16 => 1.0 / 512.0 / f64::from(f32::EPSILON),
+        MatmulDtype::F32 => 1.0,
+        MatmulDtype::Bf16 => 1.0 / 512.0 / f64::from(f32::EPSILON),
     }
 }
 
-fn prepare(isa: Isa, factors: Factors, shape: AttentionShape) -> Attention {
+fn prepare(isa: Isa, factors: MatmulDtype, shape: AttentionShape) -> Attention {
     Attention::new(isa, factors, shape.tokens, shape.channels, shape.heads)
 }
 
 /// `o` and `lse`, in tasks of `part` queries.
 pub fn run_forward(
     isa: Isa,
-    factors: Factors,
+    factors: MatmulDtype,
     shape: AttentionShape,
     qkv: &[f32],
     dropout: Option<Dropout>,
@@ -63,7 +63,7 @@ pub fn run_forward(
     (o, lse)
 }
 
-pub fn run_backward(isa: Isa, factors: Factors, shape: AttentionShape, saved: &Saved<'_>) -> Vec<f32> {
+pub fn run_backward(isa: Isa, factors: MatmulDtype, shape: AttentionShape, saved: &Saved<'_>) -> Vec<f32> {
     let tiles = prepare(isa, factors, shape);
     let mut dqkv = unwritten(saved.qkv.len());
     tiles.backward(saved, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
@@ -73,7 +73,7 @@ pub fn run_backward(isa: Isa, factors: Factors, shape: AttentionShape, saved: &S
 /// The same in ranges of keys, added up for `rows` tokens at a time.
 pub fn run_backward_in_ranges(
     isa: Isa,
-    factors: Factors,
+    factors: MatmulDtype,
     shape: AttentionShape,
     saved: &Saved<'_>,
     ranges: usize,
@@ -161,14 +161,14 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
             let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &|_, _, _| 1.0);
             o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m *= unit);
             for isa in Isa::all() {
-                let (got_o, got_lse) = run_forward(isa, Factors::F32, shape, &qkv, None, tokens);
+                let (got_o, got_lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, tokens);
                 o_within.check(isa, &shape, &got_o, &o, &o_mag);
                 lse_within.check(isa, &shape, &got_lse, &lse, &vec![unit; lse.len()]);
                 let saved = Saved { qkv: &qkv, o: &got_o, lse: &got_lse, d_o: &d_o, dropout: None };
-                let got = run_backward(isa, Factors::F32, shape, &saved);
+                let got = run_backward(isa, MatmulDtype::F32, shape, &saved);
                 d_within.check(isa, &shape, &got, &dqkv, &d_mag);
                 let (ranges, rows) = (1 + (i + j) % 3, 40 + 17 * j);
-                let in_ranges = run_backward_in_ranges(isa, Factors::F32, shape, &saved, ranges, rows);
+                let in_ranges = run_backward_in_ranges(isa, MatmulDtype::F32, shape, &saved, ranges, rows);
                 if ranges == 1 {
                     assert_eq!(bits(&in_ranges), bits(&got), "{isa}, {shape:?}");
                 }
@@ -210,19 +210,19 @@ fn bf16_factors_err_by_their_rounding() {
         let (o, _) = reference::attention(shape, &wide(&qkv), &|_, _, _| 1.0);
         let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
         let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &|_, _, _| 1.0);
-        let unit = unit_of(Factors::Bf16) * (1.0 + score_magnitude(shape, &qkv));
+        let unit = unit_of(MatmulDtype::Bf16) * (1.0 + score_magnitude(shape, &qkv));
         o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m = unit * m.max(1e-9));
         for isa in Isa::all() {
-            let (got, lse) = run_forward(isa, Factors::Bf16, shape, &qkv, None, tokens);
+            let (got, lse) = run_forward(isa, MatmulDtype::Bf16, shape, &qkv, None, tokens);
             o_within.check(isa, &shape, &got, &o, &o_mag);
             // Not computed in f32, unless one key makes every weight 1.
             let exactly = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-5 * want.abs();
             assert!(tokens < 17 || !got.iter().zip(&o).all(exactly), "{isa}, {shape:?}");
             let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: None };
-            let whole = run_backward(isa, Factors::Bf16, shape, &saved);
+            let whole = run_backward(isa, MatmulDtype::Bf16, shape, &saved);
             d_within.check(isa, &shape, &whole, &dqkv, &d_mag);
             for ranges in [1, 2 + i % 3] {
-                let got = run_backward_in_ranges(isa, Factors::Bf16, shape, &saved, ranges, 40 + 17 * i);
+                let got = run_backward_in_ranges(isa, MatmulDtype::Bf16, shape, &saved, ranges, 40 + 17 * i);
                 if ranges == 1 {
                     assert_eq!(bits(&got), bits(&whole), "{isa}, {shape:?}");
                 }
@@ -244,10 +244,10 @@ fn a_run_in_parts_gives_the_same_bits() {
             token[..shape.channels].iter_mut().for_each(|q| *q *= 300.0);
         }
         for isa in Isa::all() {
-            let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, tokens);
-            let task = Attention::new(isa, Factors::F32, tokens, shape.channels, heads).task_queries(16);
+            let (o, lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, tokens);
+            let task = Attention::new(isa, MatmulDtype::F32, tokens, shape.channels, heads).task_queries(16);
             for part in [1, 7, 16, 31, 50, task] {
-                let (part_o, part_lse) = run_forward(isa, Factors::F32, shape, &qkv, None, part);
+                let (part_o, part_lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, part);
                 assert_eq!(bits(&part_o), bits(&o), "{isa}, {part} queries of {shape:?}");
                 assert_eq!(bits(&part_lse), bits(&lse), "{isa}, {part} queries of {shape:?}");
             }
@@ -268,12 +268,12 @@ fn scores_far_apart_overflow_nothing() {
         }
         let d_o = rng.vec(200 * width);
         for isa in Isa::all() {
-            let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, 200);
+            let (o, lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, 200);
             for row in o.chunks_exact(width) {
                 assert_eq!(row, &qkv[(190 * 3 + 2) * width..191 * 3 * width], "{isa}, {width}");
             }
             let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
-            let dqkv = run_backward(isa, Factors::F32, shape, &saved);
+            let dqkv = run_backward(isa, MatmulDtype::F32, shape, &saved);
             assert!(dqkv.iter().all(|v| v.is_finite()), "{isa}, {width}");
         }
     }
@@ -293,7 +293,7 @@ fn equal_scores_give_the_mean_of_the_values() {
         }
         let values = |d: usize| qkv.chunks_exact(3 * width).map(move |row| f64::from(row[2 * width + d]));
         for isa in Isa::all() {
-            let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, 70);
+            let (o, lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, 70);
             for (i, o) in o.iter().enumerate() {
                 let mean = values(i % width).sum::<f64>() / 70.0;
                 // A score's last bits differ among keys by nothing: only the sums' rounding is left.
@@ -325,10 +325,10 @@ fn scores_far_below_zero_leave_the_padding_without_influence() {
     let want_d = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
     let mut within = Within::new("attention, low scores", BACKWARD);
     for isa in Isa::all() {
-        let (o, lse) = run_forward(isa, Factors::F32, shape, &qkv, None, 50);
+        let (o, lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, 50);
         within.check(isa, "o", &o, &want, &o_mag);
         let saved = Saved { qkv: &qkv, o: &o, lse: &lse, d_o: &d_o, dropout: None };
-        within.check(isa, "dqkv", &run_backward(isa, Factors::F32, shape, &saved), &want_d, &d_mag);
+        within.check(isa, "dqkv", &run_backward(isa, MatmulDtype::F32, shape, &saved), &want_d, &d_mag);
     }
 }
 
@@ -350,11 +350,11 @@ fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
             let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &|_, _, _| 1.0);
             for isa in Isa::all() {
                 let case = format!("part {part}, token {token} on {isa}, {shape:?}");
-                let (got_o, got_lse) = run_forward(isa, Factors::F32, shape, &qkv, None, tokens);
+                let (got_o, got_lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, tokens);
                 assert_eq!(nans(wide(&got_o)), nans(o.clone()), "o: {case}");
                 assert_eq!(nans(wide(&got_lse)), nans(lse.clone()), "lse: {case}");
                 let saved = Saved { qkv: &qkv, o: &got_o, lse: &got_lse, d_o: &d_o, dropout: None };
-                let got = run_backward(isa, Factors::F32, shape, &saved);
+                let got = run_backward(isa, MatmulDtype::F32, shape, &saved);
                 assert_eq!(nans(wide(&got)), nans(dqkv.clone()), "dqkv: {case}");
             }
         }

@@ -3,7 +3,7 @@
 use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::bf16;
-use ddpm_kernels::conv::{ConvShape, Epilogue, Factors, Gather, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
 use ddpm_kernels::reference;
 
 /// A product of length K is summed in one chain of fused multiply-adds per block of K, so its error is at most
@@ -28,7 +28,7 @@ pub fn shape(
     ConvShape { n, input, output, cin, cout, kernel, stride, pad }
 }
 
-/// Kernels, strides, paddings and picture sizes; what each is there for.
+/// Kernels, strides, paddings and image sizes; what each is there for.
 fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
     let c = channels;
     let mut all = vec![
@@ -60,33 +60,33 @@ fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
 /// The numbers of one case, with what the oracle makes of them and of their absolute values.
 pub struct Case {
     pub shape: ConvShape,
-    pub factors: Factors,
+    pub factors: MatmulDtype,
     pub x: Vec<f32>,
     pub w: Vec<f32>,
     pub dy: Vec<f32>,
     pub bias: Option<Vec<f32>>,
-    pub picture_bias: Option<Vec<f32>>,
+    pub per_image_bias: Option<Vec<f32>>,
     pub residual: Option<Vec<f32>>,
     pub input_bias: Option<Vec<f32>>,
 }
 
 impl Case {
-    /// `addends`: bit 0 bias, bit 1 picture bias, bit 2 residual.
+    /// `addends`: bit 0 bias, bit 1 image bias, bit 2 residual.
     pub fn new(rng: &mut Rng, shape: ConvShape, addends: usize) -> Self {
         let ConvShape { n, input, output, cin, cout, .. } = shape;
         let out_len = n * output.0 * output.1 * cout;
         let mut when = |bit: usize, len: usize| (addends >> bit & 1 == 1).then(|| rng.vec(len));
-        let (bias, picture_bias, residual) = (when(0, cout), when(1, n * cout), when(2, out_len));
+        let (bias, per_image_bias, residual) = (when(0, cout), when(1, n * cout), when(2, out_len));
         let input_bias = when(0, cin);
         let (x, w) = (rng.vec(n * input.0 * input.1 * cin), rng.vec(shape.weights()));
         Self {
             shape,
-            factors: Factors::F32,
+            factors: MatmulDtype::F32,
             x,
             w,
             dy: rng.vec(out_len),
             bias,
-            picture_bias,
+            per_image_bias,
             residual,
             input_bias,
         }
@@ -98,19 +98,19 @@ impl Case {
         let rounded = |x: &[f32]| x.iter().map(|&x| bf16::widen(bf16::round(x))).collect();
         Self {
             shape: self.shape,
-            factors: Factors::Bf16,
+            factors: MatmulDtype::Bf16,
             x: rounded(&self.x),
             w: rounded(&self.w),
             dy: rounded(&self.dy),
             bias: self.bias.clone(),
-            picture_bias: self.picture_bias.clone(),
+            per_image_bias: self.per_image_bias.clone(),
             residual: self.residual.clone(),
             input_bias: self.input_bias.clone(),
         }
     }
 
     pub fn forward(&self, to: impl Fn(&[f32]) -> Vec<f64>) -> Vec<f64> {
-        let [b, p, r] = [&self.bias, &self.picture_bias, &self.residual].map(|v| v.as_ref().map(|v| to(v)));
+        let [b, p, r] = [&self.bias, &self.per_image_bias, &self.residual].map(|v| v.as_ref().map(|v| to(v)));
         let (b, p, r) = (b.as_deref(), p.as_deref(), r.as_deref());
         reference::conv2d(self.shape, &to(&self.x), &to(&self.w), b, p, r)
     }
@@ -129,18 +129,24 @@ impl Case {
     pub fn epilogue(&self) -> Epilogue<'_> {
         Epilogue {
             bias: self.bias.as_deref(),
-            picture_bias: self.picture_bias.as_deref(),
+            per_image_bias: self.per_image_bias.as_deref(),
             residual: self.residual.as_deref(),
         }
     }
 
     pub fn run_forward(&self, isa: Isa, part: usize) -> Vec<f32> {
-        run_gather(&Gather::forward(isa, self.factors, self.shape), &self.x, &self.w, self.epilogue(), part)
+        run_gather(
+            &ImplicitGemm::forward(isa, self.factors, self.shape),
+            &self.x,
+            &self.w,
+            self.epilogue(),
+            part,
+        )
     }
 
     fn run_data_grad(&self, isa: Isa, part: usize) -> Vec<f32> {
         let epilogue = Epilogue { bias: self.input_bias.as_deref(), ..Epilogue::default() };
-        run_gather(&Gather::data_grad(isa, self.factors, self.shape), &self.dy, &self.w, epilogue, part)
+        run_gather(&ImplicitGemm::data_grad(isa, self.factors, self.shape), &self.dy, &self.w, epilogue, part)
     }
 
     /// `dw`, then `db`.
@@ -158,7 +164,7 @@ impl Case {
 }
 
 /// Runs a convolution in tasks of `part` pixels.
-fn run_gather(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, part: usize) -> Vec<f32> {
+fn run_gather(gather: &ImplicitGemm, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, part: usize) -> Vec<f32> {
     let mut packed = unwritten(gather.packed_len());
     gather.pack(w, &mut packed);
     let mut out = unwritten(gather.output_len());
@@ -169,7 +175,13 @@ fn run_gather(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, par
 }
 
 /// Runs a convolution in tasks of `panels` panels of columns.
-fn run_columns(gather: &Gather, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, panels: usize) -> Vec<f32> {
+fn run_columns(
+    gather: &ImplicitGemm,
+    x: &[f32],
+    w: &[f32],
+    epilogue: Epilogue<'_>,
+    panels: usize,
+) -> Vec<f32> {
     let mut packed = unwritten(gather.packed_len());
     gather.pack(w, &mut packed);
     let (mut out, channels) = (unwritten(gather.output_len()), gather.output_channels());
@@ -242,7 +254,7 @@ fn every_number_of_pixels_around_a_block_agrees_with_the_oracle() {
         cases.push(Case::new(&mut rng, shape(1, (1, p), (1, 1), (1, 1), (0, 0), (5, 17)), 1));
         cases.push(Case::new(&mut rng, shape(1, (p, 1), (3, 1), (1, 1), (1, 0), (6, 3)), 4));
     }
-    // Blocks that end within a picture, and phases whose blocks are full.
+    // Blocks that end within an image, and phases whose blocks are full.
     cases.push(Case::new(&mut rng, shape(3, (9, 11), (3, 3), (1, 1), (1, 1), (4, 9)), 7));
     cases.push(Case::new(&mut rng, shape(2, (30, 31), (4, 4), (2, 2), (1, 1), (3, 5)), 7));
     check("convolution, pixels", cases);
@@ -298,10 +310,10 @@ fn a_run_in_parts_gives_the_same_bits() {
                     assert_eq!(bits(&case.run_data_grad(isa, part)), dx, "{isa}, {part} of {shape:?}");
                 }
                 for panels in [1, 2] {
-                    let forward = Gather::forward(isa, case.factors, shape);
+                    let forward = ImplicitGemm::forward(isa, case.factors, shape);
                     let of_panels = run_columns(&forward, &case.x, &case.w, case.epilogue(), panels);
                     assert_eq!(bits(&of_panels), y, "{isa}, {panels} panels of {shape:?}");
-                    let data_grad = Gather::data_grad(isa, case.factors, shape);
+                    let data_grad = ImplicitGemm::data_grad(isa, case.factors, shape);
                     let epilogue = Epilogue { bias: case.input_bias.as_deref(), ..Epilogue::default() };
                     let of_panels = run_columns(&data_grad, &case.dy, &case.w, epilogue, panels);
                     assert_eq!(bits(&of_panels), dx, "{isa}, {panels} panels of {shape:?}");
@@ -317,7 +329,7 @@ fn tasks_are_of_the_advertised_size_and_cover_the_output() {
     for shape in geometries((8, 16)) {
         let case = Case::new(&mut rng, shape, 1);
         for isa in Isa::all() {
-            let task = Gather::forward(isa, Factors::F32, shape).task_pixels();
+            let task = ImplicitGemm::forward(isa, MatmulDtype::F32, shape).task_pixels();
             assert!(task > 0);
             assert_eq!(bits(&case.run_forward(isa, task)), bits(&case.run_forward(isa, WHOLE)));
         }
@@ -329,13 +341,17 @@ fn tasks_are_of_columns_where_weights_are_what_there_is_much_of() {
     let mut rng = Rng::new(8);
     for isa in Isa::all() {
         let tasks = |pixels: usize, cout: usize| {
-            Gather::forward(isa, Factors::F32, shape(1, (1, pixels), (1, 1), (1, 1), (0, 0), (16, cout)))
+            ImplicitGemm::forward(
+                isa,
+                MatmulDtype::F32,
+                shape(1, (1, pixels), (1, 1), (1, 1), (0, 0), (16, cout)),
+            )
         };
         assert_eq!(tasks(193, 640).task_panels(), None, "{isa}: many pixels");
         assert_eq!(tasks(16, 64).task_panels(), None, "{isa}: few columns");
         let few = shape(2, (4, 4), (3, 3), (1, 1), (1, 1), (40, 200));
         let case = Case::new(&mut rng, few, 7);
-        let gather = Gather::forward(isa, Factors::F32, few);
+        let gather = ImplicitGemm::forward(isa, MatmulDtype::F32, few);
         let panels = gather.task_panels().expect("few pixels, many columns");
         assert!(gather.columns_of(panels) >= 64);
         let of_panels = run_columns(&gather, &case.x, &case.w, case.epilogue(), panels);

@@ -6,14 +6,14 @@ use crate::attention::{
 use crate::{Rng, Within, bits, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::attention::Saved;
-use ddpm_kernels::conv::Factors;
+use ddpm_kernels::conv::MatmulDtype;
 use ddpm_kernels::random::{Dropout, dropout};
 use ddpm_kernels::reference::{self, AttentionShape};
 
 #[test]
 fn masks_are_the_same_everywhere() {
     let mut rng = Rng::new(90);
-    let masks = Dropout::new(0.3, [5, 6, 7], [8, 9]).picture(2);
+    let masks = Dropout::new(0.3, [5, 6, 7], [8, 9]).image(2);
     for n in (1..70).chain([127, 128, 129, 1000]) {
         let x = rng.vec(n);
         let want: Vec<f32> = x.iter().enumerate().map(|(i, x)| x * masks.factor(i)).collect();
@@ -29,10 +29,9 @@ fn masks_are_the_same_everywhere() {
             }
         }
     }
-    let other =
-        [masks.picture(1), Dropout::new(0.3, [7, 6, 8], [8, 9]), Dropout::new(0.3, [7, 6, 7], [8, 8])];
+    let other = [masks.image(1), Dropout::new(0.3, [7, 6, 8], [8, 9]), Dropout::new(0.3, [7, 6, 7], [8, 8])];
     for other in other {
-        assert!((0..64).any(|i| other.factor(i) != masks.factor(i)), "another picture, purpose or seed");
+        assert!((0..64).any(|i| other.factor(i) != masks.factor(i)), "another image, purpose or seed");
     }
 }
 
@@ -65,7 +64,7 @@ fn the_mean_stays_and_the_variance_is_that_of_dropout() {
 #[test]
 fn attention_with_dropout_agrees_with_the_oracle() {
     let mut rng = Rng::new(91);
-    for (factors, bound_of_gradients) in [(Factors::F32, 8.0), (Factors::Bf16, 4.0)] {
+    for (factors, bound_of_gradients) in [(MatmulDtype::F32, 8.0), (MatmulDtype::Bf16, 4.0)] {
         let mut o_within = Within::new("attention with dropout, o", 4.0);
         let mut d_within = Within::new("attention with dropout, dqkv", bound_of_gradients);
         for (tokens, heads, width) in

@@ -164,7 +164,7 @@ fn group_norm_and_its_gradients_agree_with_the_oracle() {
 }
 
 #[test]
-fn a_constant_picture_is_normalised_to_beta() {
+fn a_constant_image_is_normalised_to_beta() {
     // The mean of 96 times 0.1 is not exactly 0.1 in f32; rstd is 1 / sqrt(eps).
     let shape = NormShape { pixels: 16, channels: 6, groups: 1, eps: 1e-5, silu: false };
     for isa in Isa::all() {

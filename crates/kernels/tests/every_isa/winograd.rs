@@ -4,7 +4,7 @@ use crate::conv::{Case, shape};
 use crate::{Rng, Within, bits, magnitudes, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, Factors};
+use ddpm_kernels::conv::{ConvShape, Epilogue, MatmulDtype};
 
 /// What is tested here is 3x3 with stride 1, or 4x4 with stride 2 and enough channels.
 const WAY: &str = "a way through Winograd's tiles";
@@ -41,9 +41,9 @@ fn run_weight_grad(case: &Case, isa: Isa, runs: usize, groups: usize) -> Vec<f32
     dw
 }
 
-/// Pictures around the edges of tiles, with every padding.
-fn pictures(c: (usize, usize)) -> Vec<ConvShape> {
-    let pictures = [
+/// Images around the edges of tiles, with every padding.
+fn images(c: (usize, usize)) -> Vec<ConvShape> {
+    let images = [
         (1, (1, 1), (1, 1)),
         (1, (1, 1), (2, 2)),
         (2, (3, 5), (1, 1)),
@@ -55,12 +55,12 @@ fn pictures(c: (usize, usize)) -> Vec<ConvShape> {
         (2, (13, 12), (1, 2)),
         (1, (28, 17), (1, 1)),
     ];
-    pictures.map(|(n, input, pad)| shape(n, input, (3, 3), (1, 1), pad, c)).into()
+    images.map(|(n, input, pad)| shape(n, input, (3, 3), (1, 1), pad, c)).into()
 }
 
 /// The same of stride 2.
 fn halved(c: (usize, usize)) -> Vec<ConvShape> {
-    let pictures = [
+    let images = [
         (1, (2, 2), (1, 1)),
         (1, (2, 2), (2, 2)),
         (2, (4, 6), (1, 1)),
@@ -72,7 +72,7 @@ fn halved(c: (usize, usize)) -> Vec<ConvShape> {
         (2, (18, 24), (1, 2)),
         (1, (30, 34), (1, 1)),
     ];
-    pictures.map(|(n, input, pad)| shape(n, input, (4, 4), (2, 2), pad, c)).into()
+    images.map(|(n, input, pad)| shape(n, input, (4, 4), (2, 2), pad, c)).into()
 }
 
 fn check(name: &'static str, cases: Vec<(Case, usize, usize)>) {
@@ -98,12 +98,12 @@ fn check(name: &'static str, cases: Vec<(Case, usize, usize)>) {
 }
 
 #[test]
-fn every_picture_and_number_of_channels_agrees_with_the_oracle() {
+fn every_image_and_number_of_channels_agrees_with_the_oracle() {
     let channels = [1, 3, 8, 15, 16, 17, 32, 33, 48, 64, 70];
     let mut rng = Rng::new(1);
     let mut cases = Vec::new();
     for (i, &cin) in channels.iter().enumerate() {
-        for (g, shape) in pictures((cin, 1)).into_iter().enumerate() {
+        for (g, shape) in images((cin, 1)).into_iter().enumerate() {
             let shape = ConvShape { cout: channels[(3 * i + g) % channels.len()], ..shape };
             cases.push((Case::new(&mut rng, shape, (i + g) % 8), usize::MAX, usize::MAX));
         }
@@ -150,7 +150,7 @@ fn with_bf16_factors_the_error_is_a_small_part_of_the_typical_number() {
     let mut worst = [0.0f64; 3];
     for (i, &cin) in [1, 15, 16, 17, 31, 32, 33, 48, 64, 65].iter().enumerate() {
         let halved = if cin % 16 == 0 { halved((cin, 1)) } else { Vec::new() };
-        for (g, shape) in pictures((cin, 1)).into_iter().chain(halved).enumerate() {
+        for (g, shape) in images((cin, 1)).into_iter().chain(halved).enumerate() {
             let shape = ConvShape { cout: [1, 8, 16, 33, 40][(i + g) % 5], ..shape };
             if shape.input.0 < 3 {
                 continue; // too few numbers for a typical one
@@ -190,7 +190,7 @@ fn results_of_whole_numbers_are_as_exact_as_those_of_bf16_the_plain_way() {
         let three = shape(1, (16, 16), (3, 3), (1, 1), (1, 1), (channels, 33));
         let four = shape(1, (16, 16), (4, 4), (2, 2), (1, 1), (channels / 16 * 16, 33));
         for shape in [three, four] {
-            let mut case = Case { factors: Factors::Bf16, ..Case::new(&mut rng, shape, 0) };
+            let mut case = Case { factors: MatmulDtype::Bf16, ..Case::new(&mut rng, shape, 0) };
             normal(&mut rng, &mut case.x);
             normal(&mut rng, &mut case.w);
             // What comes behind an activation is mostly positive.
@@ -220,7 +220,7 @@ fn whole_numbers_never_leave_their_bits() {
                 _ => shape(2, (18, 18), (4, 4), (2, 2), (1, 1), (channels / 16 * 16, 20)),
             };
             for (x, w) in [(1.0, 1.0), (1e-20, 3e19), (3e-30, 2e5), (1e25, 1e-30)] {
-                let mut case = Case { factors: Factors::Bf16, ..Case::new(&mut rng, shape, 0) };
+                let mut case = Case { factors: MatmulDtype::Bf16, ..Case::new(&mut rng, shape, 0) };
                 // Constant; every other channel negative in both; or signs at random and all in one channel.
                 let sign =
                     |i: usize, channels: usize| if signs == 1 && i % channels % 2 == 1 { -1.0 } else { 1.0 };
@@ -245,7 +245,7 @@ fn whole_numbers_never_leave_their_bits() {
 
 #[test]
 fn the_typical_error_is_what_the_documentation_says() {
-    // Normal weights and pictures; the error against f64 in units of the typical output.
+    // Normal weights and images; the error against f64 in units of the typical output.
     let mut rng = Rng::new(3);
     let three = shape(1, (16, 16), (3, 3), (1, 1), (1, 1), (128, 64));
     let four = shape(1, (16, 16), (4, 4), (2, 2), (1, 1), (128, 64));
@@ -282,7 +282,7 @@ fn blocks_change_no_bit_of_the_forward_pass() {
     for (shape, isa) in
         [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
     {
-        for factors in [Factors::F32, Factors::Bf16] {
+        for factors in [MatmulDtype::F32, MatmulDtype::Bf16] {
             let case = Case { factors, ..Case::new(&mut rng, shape, 7) };
             let (y, dx) = (run_forward(&case, isa, 99, 99), run_data_grad(&case, isa, 99, 99));
             for (rows, panels) in [(1, 1), (3, 1), (99, 1), (99, 2)] {
@@ -314,7 +314,7 @@ fn threads_own_panels_change_no_bit_either() {
         for (shape, isa) in
             [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
         {
-            for factors in [Factors::F32, Factors::Bf16] {
+            for factors in [MatmulDtype::F32, MatmulDtype::Bf16] {
                 let case = Case { factors, ..Case::new(&mut rng, shape, 7) };
                 let (y, dx) = (run_forward(&case, isa, 99, 99), run_data_grad(&case, isa, 99, 99));
                 let of = Winograd::forward(isa, case.factors, shape).expect(WAY).in_own_panels();
@@ -337,7 +337,7 @@ fn a_nan_reaches_what_depends_on_it() {
         [three, four].into_iter().flat_map(|s| Isa::all().into_iter().map(move |isa| (s, isa)))
     {
         for (factors, wrong) in
-            [(Factors::F32, f32::NAN), (Factors::Bf16, f32::NAN), (Factors::Bf16, f32::INFINITY)]
+            [(MatmulDtype::F32, f32::NAN), (MatmulDtype::Bf16, f32::NAN), (MatmulDtype::Bf16, f32::INFINITY)]
         {
             let mut case = Case { factors, ..Case::new(&mut rng, shape, 0) };
             let at = rng.below(case.x.len());
@@ -346,9 +346,9 @@ fn a_nan_reaches_what_depends_on_it() {
             let want = lost(case.forward(wide));
             let got = lost(wide(&run_forward(&case, isa, 9, 9)));
             assert!(want.iter().zip(&got).all(|(w, g)| !w || *g), "{isa}: a {wrong} was lost");
-            let picture = got.len() / 2;
-            let other = if at < case.x.len() / 2 { &got[picture..] } else { &got[..picture] };
-            assert!(other.iter().all(|nan| !nan), "{isa}: a {wrong} went to another picture");
+            let image = got.len() / 2;
+            let other = if at < case.x.len() / 2 { &got[image..] } else { &got[..image] };
+            assert!(other.iter().all(|nan| !nan), "{isa}: a {wrong} went to another image");
             let mut case = Case { factors, ..Case::new(&mut rng, shape, 0) };
             let column = rng.below(shape.cout);
             case.w[column] = wrong;

@@ -1,7 +1,7 @@
 //! What is measured: training steps, forward passes, denoising steps.
 
 use super::clock::{Clock, forget_peak_resident, peak_resident};
-use ddpm::data::PictureShape;
+use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::Model;
 use ddpm::nets;
@@ -11,7 +11,7 @@ use ddpm::sampler::{Options, Seeds};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
-use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_multiply_add_rounds, multiply_add_rounds};
+use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_multiply_add_rounds, fma_throughput};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -21,10 +21,10 @@ const LOSS: &str = "loss";
 /// The times of one kind of step.
 #[derive(Serialize)]
 pub struct Part {
-    /// "train", "forward", "sample", or "sample-one", which is the same with a batch of one picture.
+    /// "train", "forward", "sample", or "sample-one", which is the same with a batch of one image.
     pub part: &'static str,
-    /// Pictures of a step.
-    pub pictures: usize,
+    /// Images of a step.
+    pub images: usize,
     /// Median time of a step.
     pub seconds: f64,
     /// The quickest.
@@ -33,9 +33,9 @@ pub struct Part {
     pub most: f64,
     /// Steps counted.
     pub runs: usize,
-    /// Denoising steps that a picture takes; 1 for what is not sampling.
+    /// Denoising steps that an image takes; 1 for what is not sampling.
     pub steps: usize,
-    /// Pictures a second.
+    /// Images a second.
     pub images_per_second: f64,
     /// Floating-point operations of a step, in 1e9.
     pub gflop: f64,
@@ -75,7 +75,7 @@ impl Part {
     /// From the times of steps of `passes` runs of the executor's plan each, rising.
     fn new(
         part: &'static str,
-        [pictures, steps, passes]: [usize; 3],
+        [images, steps, passes]: [usize; 3],
         times: &[f64],
         exec: &mut dyn Executor,
     ) -> Self {
@@ -85,13 +85,13 @@ impl Part {
         let gflop = 2e-9 * footprint.multiply_adds as f64 * passes as f64;
         Self {
             part,
-            pictures,
+            images,
             seconds: median,
             least: times[0],
             most: times[times.len() - 1],
             runs: times.len(),
             steps,
-            images_per_second: pictures as f64 / (median * steps as f64),
+            images_per_second: images as f64 / (median * steps as f64),
             gflop,
             gflops: gflop / median,
             arena_bytes: footprint.arena_bytes,
@@ -124,10 +124,10 @@ pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
             trainer.step()?;
         }
     }
-    let (pictures, passes) = (trainer.config().pictures_per_step(), trainer.config().train.accumulate);
+    let (images, passes) = (trainer.config().images_per_step(), trainer.config().train.accumulate);
     let times = clock.finish();
     let mean = times.iter().sum::<f64>() / times.len() as f64;
-    let mut part = Part::new("train", [pictures, 1, passes], &times, trainer.executor());
+    let mut part = Part::new("train", [images, 1, passes], &times, trainer.executor());
     let behind_loss = part.nodes.iter().position(|n| n.name == LOSS).map_or(part.nodes.len(), |i| i + 1);
     let (forward, backward) = part.nodes.split_at(behind_loss);
     let of = |name, nodes: &[NodeTime]| Share {
@@ -178,21 +178,21 @@ fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
     Ok(times[2])
 }
 
-/// The network as sampling uses it, with the weights that training begins with, for batches of `pictures`.
-pub fn model(config: &Config, shape: PictureShape, pictures: usize) -> anyhow::Result<Model> {
+/// The network as sampling uses it, with the weights that training begins with, for batches of `images`.
+pub fn model(config: &Config, shape: ImageShape, images: usize) -> anyhow::Result<Model> {
     forget_peak_resident();
     let net = nets::from_config(config, shape.channels);
-    let shape = [pictures, shape.height, shape.width, shape.channels];
+    let shape = [images, shape.height, shape.width, shape.channels];
     let mut model = Model::with_arithmetic(&*net, shape, config.train.hardware(), config.train.arithmetic())?;
-    model.set_first_weights(config.train.seed)?;
+    model.init_weights(config.train.seed)?;
     Ok(model)
 }
 
 /// Forward passes.
 pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
-    let [pictures, ..] = model.shape();
-    let mut x = vec![0.0; pictures * model.picture_len()];
-    Seeds { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.picture_len(), &mut x);
+    let [images, ..] = model.shape();
+    let mut x = vec![0.0; images * model.image_len()];
+    Seeds { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.image_len(), &mut x);
     let mut eps = x.clone();
     let aside = model.executor().profiling_slows();
     while clock.next()? {
@@ -205,7 +205,7 @@ pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
     if aside {
         profile_passes(model, &x)?;
     }
-    Ok(Part::new("forward", [pictures, 1, 1], &clock.finish(), model.executor()))
+    Ok(Part::new("forward", [images, 1, 1], &clock.finish(), model.executor()))
 }
 
 /// Forward passes whose nodes are timed.
@@ -218,7 +218,7 @@ fn profile_passes(model: &mut Model, x: &[f32]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Denoising steps; `steps` of them are a picture.
+/// Denoising steps; `steps` of them are an image.
 pub fn sample(
     name: &'static str,
     model: &mut Model,
@@ -226,12 +226,12 @@ pub fn sample(
     steps: usize,
     mut clock: Clock,
 ) -> anyhow::Result<Part> {
-    let [pictures, ..] = model.shape();
+    let [images, ..] = model.shape();
     let sampler = Options::default().build(schedule, Prediction::Eps)?;
     let mut go_on = clock.next()?;
     let aside = model.executor().profiling_slows();
     model.executor().set_profiling(!aside);
-    // Pictures are begun anew until no step is wanted any more.
+    // Images are begun anew until no step is wanted any more.
     while go_on {
         let mut failed = None;
         let mut start = Instant::now();
@@ -250,9 +250,9 @@ pub fn sample(
         }
     }
     if aside {
-        profile_passes(model, &vec![0.0; pictures * model.picture_len()])?;
+        profile_passes(model, &vec![0.0; images * model.image_len()])?;
     }
-    Ok(Part::new(name, [pictures, steps, 1], &clock.finish(), model.executor()))
+    Ok(Part::new(name, [images, steps, 1], &clock.finish(), model.executor()))
 }
 
 /// What the device can do: the processor's threads in registers only, a GPU in large products of the run's arithmetic.
@@ -274,7 +274,7 @@ impl Peak {
         }
         let isa = Isa::from_env()?;
         let rounds = 10_000_000 / isa.lanes().max(2) as u64;
-        let f32 = best_rate(threads, &|| multiply_add_rounds(isa, rounds));
+        let f32 = best_rate(threads, &|| fma_throughput(isa, rounds));
         let bf16 = bf16_multiply_add_rounds(isa, 1)
             .map(|_| best_rate(threads, &|| bf16_multiply_add_rounds(isa, rounds).unwrap_or(0)));
         Ok(Self { flops: f32, bf16, bytes: None })

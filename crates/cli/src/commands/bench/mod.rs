@@ -1,6 +1,6 @@
 //! `ddpm bench`.
 //!
-//! `measure` times steps, `clock` says when they are made, `report` tells what came of it; `random` makes pictures
+//! `measure` times steps, `clock` says when they are made, `report` tells what came of it; `random` makes images
 //! where none are at hand.
 
 mod clock;
@@ -39,7 +39,7 @@ pub struct Args {
     /// Any setting, as train.batch_size=16 or train.precision=bf16
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Take random pictures in the place of data.path, of data.size and data.channels (28x28 grey if not given)
+    /// Take random images in the place of data.path, of data.size and data.channels (28x28 grey if not given)
     #[arg(long)]
     random_data: bool,
     /// Measure this alone
@@ -95,7 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
 
     let data: Box<dyn Dataset> = match args.random_data {
-        true => Box::new(random::RandomPictures::new(&config)),
+        true => Box::new(random::RandomImages::new(&config)),
         false => open_data(&config)?,
     };
     let (shape, peak) = (data.shape(), Peak::measure(&config, threads)?);
@@ -114,8 +114,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (0, all) => all,
             (some, all) => some.min(all),
         };
-        let mut sample = |name, pictures| {
-            let mut model = measure::model(&config, shape, pictures)?;
+        let mut sample = |name, images| {
+            let mut model = measure::model(&config, shape, images)?;
             parts.push(measure::sample(name, &mut model, &schedule, steps, clock(name))?);
             anyhow::Ok(())
         };

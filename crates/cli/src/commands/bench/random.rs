@@ -1,35 +1,35 @@
-//! Pictures of noise of any shape, for measuring without files.
+//! Images of noise of any shape, for measuring without files.
 
-use ddpm::data::{Dataset, Draw, PictureShape, Summary};
+use ddpm::data::{Dataset, Draw, ImageShape, Summary};
 use ddpm::nets;
 use ddpm::train::config::{Config, Size};
 use ddpm_engine::rng::{Purpose, Stream};
 
 /// How many there are.
-const PICTURES: usize = 4096;
+const IMAGES: usize = 4096;
 /// What size they have where no setting says it: that of the built-in digits.
 const SIDE: usize = 28;
 
-/// Each picture is a window of one row of random numbers, so that reading takes no time and little memory.
-pub struct RandomPictures {
+/// Each image is a window of one row of random numbers, so that reading takes no time and little memory.
+pub struct RandomImages {
     numbers: Vec<f32>,
     classes: Vec<String>,
     summary: Summary,
 }
 
-impl RandomPictures {
+impl RandomImages {
     /// Of the size and channels of the settings (28x28 grey if they say none), with as many classes as the network
     /// wants.
     pub fn new(config: &Config) -> Self {
-        let Size { height, width } = config.picture_size().unwrap_or(Size { height: SIDE, width: SIDE });
-        let shape = PictureShape { height, width, channels: config.picture_channels().unwrap_or(1) };
+        let Size { height, width } = config.image_size().unwrap_or(Size { height: SIDE, width: SIDE });
+        let shape = ImageShape { height, width, channels: config.image_channels().unwrap_or(1) };
         let classes = nets::from_config(config, shape.channels).classes().unwrap_or(0);
         let uniforms = Stream::new(0, Purpose::Test, 0, 0).uniforms();
         let numbers: Vec<f32> =
-            uniforms.take(shape.values() + PICTURES).map(|u| (2.0 * u - 1.0) as f32).collect();
+            uniforms.take(shape.values() + IMAGES).map(|u| (2.0 * u - 1.0) as f32).collect();
         let summary = Summary {
-            source: "random pictures".to_owned(),
-            pictures: PICTURES,
+            source: "random images".to_owned(),
+            images: IMAGES,
             shape,
             bit_depth: 8,
             classes,
@@ -43,7 +43,7 @@ impl RandomPictures {
     }
 }
 
-impl Dataset for RandomPictures {
+impl Dataset for RandomImages {
     fn classes(&self) -> &[String] {
         &self.classes
     }

@@ -2,7 +2,7 @@
 
 use super::measure::{Part, Peak, node_seconds};
 use crate::progress::{human_bytes, thousands};
-use ddpm::data::PictureShape;
+use ddpm::data::ImageShape;
 use ddpm::train::config::Config;
 use ddpm_engine::NodeTime;
 use serde::Serialize;
@@ -20,7 +20,7 @@ pub struct Report {
     parameters: usize,
     batch: usize,
     /// Height, width, channels.
-    picture: [usize; 3],
+    image: [usize; 3],
     device: String,
     /// The peaks of its threads, or of a GPU in large products, measured, in 1e9 operations a second; that of bf16 where there
     /// is one.
@@ -30,7 +30,7 @@ pub struct Report {
     memory_gbytes_per_second: Option<f64>,
     parts: Vec<Part>,
     #[serde(skip)]
-    shape: PictureShape,
+    shape: ImageShape,
 }
 
 /// A kind of operation in one run of a plan.
@@ -58,15 +58,15 @@ struct Node<'a> {
 
 impl Report {
     /// Of `parts`, with what the machine can do.
-    pub fn new(config: &Config, shape: PictureShape, peak: Peak, parts: Vec<Part>) -> Self {
+    pub fn new(config: &Config, shape: ImageShape, peak: Peak, parts: Vec<Part>) -> Self {
         let (parameters, device) =
             parts.first().map_or((0, String::new()), |p| (p.parameters, p.device.clone()));
         Self {
             version: env!("CARGO_PKG_VERSION"),
             network: ddpm::nets::from_config(config, shape.channels).name(),
             parameters,
-            batch: config.pictures_per_step(),
-            picture: [shape.height, shape.width, shape.channels],
+            batch: config.images_per_step(),
+            image: [shape.height, shape.width, shape.channels],
             device,
             peak_gflops: peak.flops / 1e9,
             bf16_peak_gflops: peak.bf16.map(|p| p / 1e9),
@@ -124,16 +124,16 @@ impl Report {
     fn write_part(&self, out: &mut impl Write, part: &Part) -> anyhow::Result<()> {
         let step = match part.part {
             "train" | "forward" => String::new(),
-            _ if part.pictures == 1 => {
+            _ if part.images == 1 => {
                 format!(
-                    "a step of one picture, {:.2} s for {} steps",
+                    "a step of one image, {:.2} s for {} steps",
                     part.seconds * part.steps as f64,
                     part.steps
                 )
             }
-            _ => format!("a step of {} pictures, {} steps each:", part.pictures, part.steps),
+            _ => format!("a step of {} images, {} steps each:", part.images, part.steps),
         };
-        let speed = match part.pictures {
+        let speed = match part.images {
             1 if !step.is_empty() => String::new(),
             _ => format!("{:.1} images/s", part.images_per_second),
         };
@@ -156,7 +156,7 @@ impl Report {
                 share.name,
                 share.seconds,
                 100.0 * share.seconds / part.seconds,
-                part.pictures as f64 / share.seconds,
+                part.images as f64 / share.seconds,
                 self.rate(share.gflop, share.seconds).join("  "),
             )?;
         }

@@ -1,7 +1,7 @@
 //! The binary version of CIFAR-10 and CIFAR-100: <https://www.cs.toronto.edu/~kriz/cifar.html>.
 //!
 //! A record is the label (CIFAR-100: the coarse and the fine one), then 1024 bytes each of red, green and blue, row by
-//! row. Training pictures are in `data_batch_1.bin` to `data_batch_5.bin`, or in `train.bin`; the classes' names are
+//! row. Training images are in `data_batch_1.bin` to `data_batch_5.bin`, or in `train.bin`; the classes' names are
 //! in `batches.meta.txt` or `fine_label_names.txt`.
 
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ struct Form {
     labels: usize,
     /// The file with the classes' names.
     names: &'static str,
-    /// Whether it holds training pictures.
+    /// Whether it holds training images.
     training: bool,
 }
 
@@ -97,13 +97,13 @@ pub(super) fn read(source: &Path, files: &[PathBuf], notes: Vec<String>, memory:
             return Err(unusable(
                 path,
                 format!(
-                    "its {stored} bytes are no whole number of records of {record} bytes (a CIFAR picture with its \
+                    "its {stored} bytes are no whole number of records of {record} bytes (a CIFAR image with its \
                      label): it is cut off, or no CIFAR batch"
                 ),
             ));
         }
         if stored.saturating_add(packed.data.len() as u64) > memory {
-            let reason = format!("with it the pictures take over {} MiB (data.memory_mib)", memory >> 20);
+            let reason = format!("with it the images take over {} MiB (data.memory_mib)", memory >> 20);
             return Err(unusable(path, reason));
         }
         let bytes = std::fs::read(path).map_err(Error::io(path, "read the CIFAR batch"))?;
@@ -149,7 +149,7 @@ fn classes(packed: &Packed, files: &[PathBuf], form: &Form) -> Result<Vec<String
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{DataOptions, Dataset, Draw, PictureShape, open};
+    use super::super::super::{DataOptions, Dataset, Draw, ImageShape, open};
     use super::*;
     use tempfile::TempDir;
 
@@ -194,7 +194,7 @@ mod tests {
             ("readme.html", b""),
         ]);
         let set = opened(folder.path()).unwrap();
-        assert_eq!((set.len(), set.shape()), (4, PictureShape { height: 32, width: 32, channels: 3 }));
+        assert_eq!((set.len(), set.shape()), (4, ImageShape { height: 32, width: 32, channels: 3 }));
         assert_eq!(set.classes(), ["plane", "car", "bird"]);
         assert_eq!((0..4).map(|i| set.label(i).unwrap()).collect::<Vec<_>>(), [2, 1, 0, 1]);
         let pixels: Vec<_> = (0..4).map(|i| first_pixel(&*set, i)).collect();

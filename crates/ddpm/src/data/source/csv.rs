@@ -1,4 +1,4 @@
-//! A CSV file with an id in each row, and a folder with a picture for each id: the form of the RSNA bone-age set.
+//! A CSV file with an id in each row, and a folder with an image for each id: the form of the RSNA bone-age set.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::text::{LISTED, escaped, listed, shown};
 use crate::train::config::suggest::nearest;
 
-/// Pictures given twice that are named.
+/// Images given twice that are named.
 const NAMED: usize = 5;
 /// Longer files are not read.
 const MAX_FILE: u64 = 32 << 20;
 
-/// The pictures in `folder` that `table` names, in its order.
+/// The images in `folder` that `table` names, in its order.
 pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
     let path = &table.path;
     let wrong = |reason: String| unusable(path, reason);
@@ -64,7 +64,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
     }
     if !twice.is_empty() {
         return Err(wrong(format!(
-            "{} given twice: {}{}; every picture has one row",
+            "{} given twice: {}{}; every image has one row",
             if doubles == 1 { "an id is".to_owned() } else { format!("{doubles} ids are") },
             twice.join(", "),
             if doubles > twice.len() { " and so on" } else { "" }
@@ -89,10 +89,10 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
             entries.push(Entry { path: file, name: name.into_bytes(), label, at: 0 });
         }
     }
-    let mut notes = vec![format!("{} named by {}", count(entries.len(), "picture"), shown(path))];
+    let mut notes = vec![format!("{} named by {}", count(entries.len(), "image"), shown(path))];
     if entries.is_empty() {
         let reason = format!(
-            "none of the {} pictures that {} names is here, as {}; data.path is the folder they are in, data.csv_extension \
+            "none of the {} images that {} names is here, as {}; data.path is the folder they are in, data.csv_extension \
              ({:?}) is added to an id, and the ids are in the column {:?}",
             bad.len(),
             shown(path),
@@ -104,7 +104,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<Content> {
     }
     if classes.len() > 100 && classes.len() * 2 > entries.len() {
         notes.push(format!(
-            "{} classes for {} pictures: is {:?} a class?",
+            "{} classes for {} images: is {:?} a class?",
             classes.len(),
             entries.len(),
             table.label_column.as_deref().unwrap_or_default()
@@ -127,7 +127,7 @@ fn text(path: &Path) -> Result<String> {
     let io = |e| Error::io(path, "read the CSV file (data.csv)")(e);
     let metadata = std::fs::metadata(path).map_err(io)?;
     if !metadata.is_file() {
-        return Err(unusable(path, "it is no file; data.csv is a CSV file, data.path the pictures' folder"));
+        return Err(unusable(path, "it is no file; data.csv is a CSV file, data.path the images' folder"));
     }
     let mut bytes = Vec::new();
     std::fs::File::open(path).map_err(io)?.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(io)?;
@@ -179,13 +179,13 @@ fn sort_labels(labels: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::support::{grey, message, notes, picture, save};
+    use super::super::super::support::{grey, image, message, notes, save};
     use super::super::super::{DataOptions, Dataset, OnBadFile, open};
     use super::*;
     use std::fs;
     use tempfile::TempDir;
 
-    /// Pictures 10.png, 9.png and 7.png, and a table.
+    /// Images 10.png, 9.png and 7.png, and a table.
     fn folder(table: &str) -> TempDir {
         let folder = TempDir::new().unwrap();
         for value in [7, 9, 10] {
@@ -212,15 +212,15 @@ mod tests {
     }
 
     fn firsts(set: &dyn Dataset) -> Vec<u8> {
-        (0..set.len()).map(|i| ((picture(set, i)[0] + 1.0) * 127.5).round() as u8).collect()
+        (0..set.len()).map(|i| ((image(set, i)[0] + 1.0) * 127.5).round() as u8).collect()
     }
 
     #[test]
-    fn the_table_says_which_pictures_and_in_which_order() {
+    fn the_table_says_which_images_and_in_which_order() {
         let folder = folder("id,boneage,male\n10,180,False\n7,12,True\n");
         let set = with(&folder, |_| ()).unwrap();
         assert_eq!((firsts(&*set), set.classes().len(), set.label(0)), (vec![10, 7], 0, None));
-        assert!(notes(&*set).contains("2 pictures named by"), "{}", notes(&*set));
+        assert!(notes(&*set).contains("2 images named by"), "{}", notes(&*set));
         let set = with(&folder, |csv| csv.label_column = Some("male".into())).unwrap();
         assert_eq!(set.classes(), ["False", "True"]);
         assert_eq!([set.label(0), set.label(1)], [Some(0), Some(1)]);
@@ -274,7 +274,7 @@ mod tests {
         assert_eq!((firsts(&*set), set.summary().skipped.len()), (vec![10, 9], 2));
         // When not one is there it is the settings that are wrong.
         let text = message(with(&folder, |csv| csv.extension = ".jpg".into()));
-        assert!(text.contains("none of the 4 pictures") && text.contains("data.csv_extension"), "{text}");
+        assert!(text.contains("none of the 4 images") && text.contains("data.csv_extension"), "{text}");
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
         let folder = folder("id\n10\n9\n10\n");
         let text = message(with(&folder, |_| ()));
         assert!(text.contains("table.csv: an id is given twice: 10 (lines 2 and 4)"), "{text}");
-        // One picture by two names.
+        // One image by two names.
         for other in ["10.png", "./10", "10.PNG"] {
             let folder = self::folder(&format!("id\n10\n9\n{other}\n"));
             let text = message(with(&folder, |_| ()));

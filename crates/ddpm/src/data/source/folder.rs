@@ -1,17 +1,17 @@
-//! Folders of picture files, flat or one folder per class.
+//! Folders of image files, flat or one folder per class.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::super::{count, shorten, unusable};
-use super::{Content, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_picture_name};
+use super::{Content, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_image_name};
 use crate::error::{Error, Result};
 use crate::text::shown;
 
 /// The names in one folder, sorted by their bytes.
 #[derive(Default)]
 pub(super) struct Names {
-    pub pictures: Vec<PathBuf>,
+    pub images: Vec<PathBuf>,
     pub folders: Vec<PathBuf>,
     pub idx: Vec<PathBuf>,
     pub cifar: Vec<PathBuf>,
@@ -19,7 +19,7 @@ pub(super) struct Names {
     pub other: usize,
 }
 
-/// Pictures in their order, with their classes.
+/// Images in their order, with their classes.
 pub(super) struct Arranged {
     pub entries: Vec<Entry>,
     pub classes: Vec<String>,
@@ -36,14 +36,14 @@ fn list(folder: &Path) -> Result<Names> {
     paths.sort_by(|a, b| file_name_bytes(a).cmp(file_name_bytes(b)));
     let mut names = Names::default();
     for path in paths {
-        // Follows links. A dangling one with a picture's name is reported with the files that cannot be read.
+        // Follows links. A dangling one with an image's name is reported with the files that cannot be read.
         let is_folder = fs::metadata(&path).is_ok_and(|m| m.is_dir());
         if file_name_bytes(&path).starts_with(b".") {
             names.hidden += 1;
         } else if is_folder {
             names.folders.push(path);
-        } else if is_picture_name(&path) {
-            names.pictures.push(path);
+        } else if is_image_name(&path) {
+            names.images.push(path);
         } else if idx::is_images_name(&path) {
             names.idx.push(path);
         } else if cifar::is_batch_name(&path) {
@@ -60,10 +60,10 @@ pub(super) fn find(path: &Path, memory: u64) -> Result<Content> {
     let top = list(path)?;
     let kinds = [("IDX files", top.idx.len()), ("CIFAR batches", top.cifar.len())];
     if let Some((kind, _)) = kinds.into_iter().find(|(_, n)| *n > 0) {
-        if !top.pictures.is_empty() || kinds.iter().all(|(_, n)| *n > 0) {
-            let beside = match top.pictures.len() {
+        if !top.images.is_empty() || kinds.iter().all(|(_, n)| *n > 0) {
+            let beside = match top.images.len() {
                 0 => "CIFAR batches".to_owned(),
-                n => count(n, "picture"),
+                n => count(n, "image"),
             };
             return Err(unusable(
                 path,
@@ -102,7 +102,7 @@ pub(super) fn arrange(
             }
             Err(error) => return Err(error),
         };
-        if inside.pictures.is_empty() {
+        if inside.images.is_empty() {
             without.push(shown(folder.file_name().unwrap_or_default()));
             if !inside.idx.is_empty() || !inside.cifar.is_empty() {
                 with_samples.get_or_insert(folder);
@@ -112,20 +112,20 @@ pub(super) fn arrange(
         hidden += inside.hidden;
         other += inside.other + inside.idx.len() + inside.cifar.len();
         deeper += inside.folders.len();
-        classes.push((folder, inside.pictures));
+        classes.push((folder, inside.images));
     }
 
-    if top.pictures.is_empty() && classes.is_empty() {
+    if top.images.is_empty() && classes.is_empty() {
         // What is bad says more than that there is nothing else.
         if !bad.is_empty() {
             return Err(Error::BadFiles { files: bad });
         }
         let found =
-            [(other, "other file"), (hidden, "hidden name"), (without.len(), "folder without pictures")]
+            [(other, "other file"), (hidden, "hidden name"), (without.len(), "folder without images")]
                 .into_iter()
                 .filter(|(n, _)| *n > 0)
                 .map(|(n, what)| match what {
-                    "folder without pictures" if n > 1 => format!("{n} folders without pictures"),
+                    "folder without images" if n > 1 => format!("{n} folders without images"),
                     _ => count(n, what),
                 })
                 .collect::<Vec<_>>()
@@ -140,20 +140,20 @@ pub(super) fn arrange(
         return Err(unusable(
             path,
             format!(
-                "no pictures here ({found}); looked for .{} files here and in folders one level down (one per \
+                "no images here ({found}); looked for .{} files here and in folders one level down (one per \
                  class), and for IDX files such as train-images-idx3-ubyte.gz and CIFAR batches such as \
                  data_batch_1.bin{hint}",
                 EXTENSIONS.join(" .")
             ),
         ));
     }
-    if !top.pictures.is_empty() && !classes.is_empty() {
+    if !top.images.is_empty() && !classes.is_empty() {
         return Err(unusable(
             path,
             format!(
-                "it holds both {} and {} with pictures ({} is one); a set without classes has no folders of \
-                 pictures, one with classes has all its pictures in them: move one or the other elsewhere",
-                count(top.pictures.len(), "picture"),
+                "it holds both {} and {} with images ({} is one); a set without classes has no folders of \
+                 images, one with classes has all its images in them: move one or the other elsewhere",
+                count(top.images.len(), "image"),
                 count(classes.len(), "folder"),
                 shown(&classes[0].0)
             ),
@@ -162,13 +162,13 @@ pub(super) fn arrange(
 
     let mut notes = Vec::new();
     if other > 0 {
-        notes.push(format!("{} ignored: not named as pictures", count(other, "file")));
+        notes.push(format!("{} ignored: not named as images", count(other, "file")));
     }
     if hidden > 0 {
         notes.push(format!("{} ignored", count(hidden, "hidden name")));
     }
     if !without.is_empty() {
-        notes.push(format!("ignored, no pictures inside: {}", shorten(&without)));
+        notes.push(format!("ignored, no images inside: {}", shorten(&without)));
     }
     if deeper > 0 {
         notes.push(format!(
@@ -178,13 +178,13 @@ pub(super) fn arrange(
     }
 
     let mut entries = Vec::new();
-    for path in top.pictures {
+    for path in top.images {
         entries.push(Entry { name: file_name_bytes(&path).to_vec(), path, label: None, at: 0 });
     }
     let mut names = Vec::new();
-    for (label, (folder, pictures)) in classes.into_iter().enumerate() {
+    for (label, (folder, images)) in classes.into_iter().enumerate() {
         names.push(String::from_utf8_lossy(file_name_bytes(&folder)).into_owned());
-        for path in pictures {
+        for path in images {
             let name = [file_name_bytes(&folder), b"/", file_name_bytes(&path)].concat();
             entries.push(Entry { path, name, label: Some(label as u32), at: 0 });
         }
@@ -194,8 +194,8 @@ pub(super) fn arrange(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::support::{grey, message, notes, picture, plain, save};
-    use super::super::super::{DataOptions, Found, OnBadFile, PictureShape};
+    use super::super::super::support::{grey, image, message, notes, plain, save};
+    use super::super::super::{DataOptions, Found, ImageShape, OnBadFile};
     use super::*;
     use tempfile::TempDir;
 
@@ -208,7 +208,7 @@ mod tests {
         let set = plain(&folder).unwrap();
         assert_eq!(set.classes(), ["1", "2", "3", "10", "12"]);
         let of = |set: &dyn super::super::super::Dataset| -> Vec<(u8, u32)> {
-            let value = |i| ((picture(set, i)[0] + 1.0) * 127.5).round() as u8;
+            let value = |i| ((image(set, i)[0] + 1.0) * 127.5).round() as u8;
             (0..set.len()).map(|i| (value(i), set.label(i).unwrap())).collect()
         };
         // The images stand as they always did, by the bytes of their paths: runs go on to the same bits.
@@ -262,10 +262,10 @@ mod tests {
         save(&folder, "cat/1.png", grey(3, 4, 1));
         fs::create_dir(folder.path().join(name)).unwrap();
         let text = notes(&*plain(&folder).unwrap());
-        assert!(text.contains("no pictures inside: a\\x1b[31m\\n\\u{202e}gnp"), "{text:?}");
+        assert!(text.contains("no images inside: a\\x1b[31m\\n\\u{202e}gnp"), "{text:?}");
         fs::write(folder.path().join(format!("cat/{name}.png")), "x").unwrap();
         let text = message(plain(&folder));
-        assert!(text.contains("cat/a\\x1b[31m\\n\\u{202e}gnp.png: is not a picture"), "{text:?}");
+        assert!(text.contains("cat/a\\x1b[31m\\n\\u{202e}gnp.png: is not an image"), "{text:?}");
         assert!(!text.contains('\x1b') && text.lines().count() == 3, "{text:?}");
     }
 
@@ -278,22 +278,21 @@ mod tests {
         fs::write(folder.path().join("readme.txt"), "hello").unwrap();
         fs::write(folder.path().join(".hidden.png"), "hello").unwrap();
         let set = plain(&folder).unwrap();
-        assert_eq!((set.len(), set.shape()), (5, PictureShape { height: 3, width: 4, channels: 1 }));
+        assert_eq!((set.len(), set.shape()), (5, ImageShape { height: 3, width: 4, channels: 1 }));
         // By bytes: 10.png, 9.png, B.PNG, a.png, b.png.
-        let firsts: Vec<_> = (0..5).map(|i| ((picture(&*set, i)[0] + 1.0) * 127.5).round() as u8).collect();
+        let firsts: Vec<_> = (0..5).map(|i| ((image(&*set, i)[0] + 1.0) * 127.5).round() as u8).collect();
         assert_eq!(firsts, [3, 4, 5, 2, 1]);
         assert!(set.classes().is_empty());
         assert_eq!(set.label(0), None);
         let notes = notes(&*set);
         assert!(
-            notes.contains("1 file ignored: not named as pictures")
-                && notes.contains("1 hidden name ignored")
+            notes.contains("1 file ignored: not named as images") && notes.contains("1 hidden name ignored")
         );
         assert_eq!(set.summary().memory_bytes, 60);
-        assert_eq!(set.summary().found, [Found { height: 3, width: 4, channels: 1, bits: 8, pictures: 5 }]);
+        assert_eq!(set.summary().found, [Found { height: 3, width: 4, channels: 1, bits: 8, images: 5 }]);
         let expected: Vec<f32> =
             grey(3, 4, 3).as_raw().iter().map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0).collect();
-        assert_eq!(picture(&*set, 0), expected);
+        assert_eq!(image(&*set, 0), expected);
     }
 
     #[test]
@@ -308,7 +307,7 @@ mod tests {
         assert_eq!((0..3).map(|i| set.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
         assert_eq!((set.len(), set.summary().classes), (3, 2));
         let notes = notes(&*set);
-        assert!(notes.contains("no pictures inside: bird"), "{notes}");
+        assert!(notes.contains("no images inside: bird"), "{notes}");
         assert!(notes.contains("1 folder inside class folders ignored"), "{notes}");
     }
 
@@ -323,11 +322,11 @@ mod tests {
     }
 
     #[test]
-    fn pictures_beside_class_folders_are_refused() {
+    fn images_beside_class_folders_are_refused() {
         let folder = TempDir::new().unwrap();
         save(&folder, "a.png", grey(4, 4, 0));
         save(&folder, "cat/1.png", grey(4, 4, 0));
-        assert!(message(plain(&folder)).contains("both 1 picture and 1 folder with pictures"));
+        assert!(message(plain(&folder)).contains("both 1 image and 1 folder with images"));
     }
 
     #[test]
@@ -341,7 +340,7 @@ mod tests {
         fs::write(folder.path().join("notes.txt"), "x").unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::create_dir(folder.path().join("b")).unwrap();
-        assert!(message(plain(&folder)).contains("it holds 1 other file, 2 folders without pictures"));
+        assert!(message(plain(&folder)).contains("it holds 1 other file, 2 folders without images"));
     }
 
     #[cfg(unix)]

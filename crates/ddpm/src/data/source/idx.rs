@@ -26,14 +26,14 @@ fn ungz(name: &str) -> (&str, bool) {
     }
 }
 
-/// Whether `path` is named as IDX files with pictures are.
+/// Whether `path` is named as IDX files with images are.
 pub(super) fn is_images_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = ungz(&name).0;
     stem.contains("images") && (stem.ends_with("-idx3-ubyte") || stem.ends_with(".idx3-ubyte"))
 }
 
-/// Picks one of the picture files in a folder: training pictures before others before test pictures, a plain file
+/// Picks one of the image files in a folder: training images before others before test images, a plain file
 /// before its compressed twin. The notes tell which ones are left.
 pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, Vec<String>)> {
     let name = |path: &PathBuf| shown(path.file_name().unwrap_or_default());
@@ -53,7 +53,7 @@ pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, 
         .collect();
     ranked.sort();
     let Some((rank, stem, _, chosen)) = ranked.first() else {
-        return Err(unusable(folder, "no IDX files with pictures here"));
+        return Err(unusable(folder, "no IDX files with images here"));
     };
     let rivals: Vec<_> =
         ranked.iter().filter(|(r, s, ..)| r == rank && s != stem).map(|c| name(c.3)).collect();
@@ -75,7 +75,7 @@ pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, 
     Ok(((*chosen).clone(), notes))
 }
 
-/// The labels' file that belongs to a picture file by its name, if it is there.
+/// The labels' file that belongs to an image file by its name, if it is there.
 fn labels_beside(images: &Path) -> Option<PathBuf> {
     let name = images.file_name()?.to_str()?;
     if !is_images_name(images) {
@@ -116,7 +116,7 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     if !zipped && !start.starts_with(&[0, 0]) {
         return Err(unusable(
             path,
-            "it is neither a folder nor an IDX file (plain or .gz) nor a zip; give a folder of pictures, a folder with \
+            "it is neither a folder nor an IDX file (plain or .gz) nor a zip; give a folder of images, a folder with \
              one folder per class, a zip of either, IDX files as MNIST's, or CIFAR's binary batches",
         ));
     }
@@ -138,7 +138,7 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
         ));
     }
     if !(1..=4).contains(&dimensions) {
-        return Err(unusable(path, format!("it says that it has {dimensions} dimensions; pictures have 3")));
+        return Err(unusable(path, format!("it says that it has {dimensions} dimensions; images have 3")));
     }
     let mut sizes = Vec::new();
     for _ in 0..dimensions {
@@ -189,29 +189,29 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     Ok(Idx { sizes, data })
 }
 
-/// Reads the pictures in `images` and the labels beside them, each of at most `memory` bytes.
+/// Reads the images in `images` and the labels beside them, each of at most `memory` bytes.
 pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Result<Content> {
     let Idx { sizes, data } = read(images, memory)?;
     let [n, height, width] = sizes[..] else {
         let reason = match sizes.len() {
-            1 => "it holds labels (one dimension); give the pictures' file, ...images-idx3-ubyte".to_owned(),
-            d => format!("it has {d} dimensions; grey pictures have 3 (number, height, width)"),
+            1 => "it holds labels (one dimension); give the images' file, ...images-idx3-ubyte".to_owned(),
+            d => format!("it has {d} dimensions; grey images have 3 (number, height, width)"),
         };
         return Err(unusable(images, reason));
     };
     if data.is_empty() {
-        return Err(unusable(images, format!("it holds {n} pictures of {height}x{width}: none")));
+        return Err(unusable(images, format!("it holds {n} images of {height}x{width}: none")));
     }
     let labels: Vec<u32> = match labels_beside(images) {
         None => {
-            notes.push("no labels' file beside the pictures: the set has no classes".to_owned());
+            notes.push("no labels' file beside the images: the set has no classes".to_owned());
             Vec::new()
         }
         Some(path) => {
             let Idx { sizes, data } = read(&path, memory)?;
             if sizes != [n] {
                 let reason = match sizes[..] {
-                    [m] => format!("it holds {m} labels for {n} pictures"),
+                    [m] => format!("it holds {m} labels for {n} images"),
                     _ => format!("it has {} dimensions; labels have one", sizes.len()),
                 };
                 return Err(unusable(&path, format!("{reason} (of {})", shown(images))));
@@ -227,7 +227,7 @@ pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Re
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{DataOptions, Dataset, Draw, PictureShape, open, open_within};
+    use super::super::super::{DataOptions, Dataset, Draw, ImageShape, open, open_within};
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -248,8 +248,8 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// `n` pictures of 2x3, the samples counting up from `first`.
-    fn pictures(n: u32, first: u8) -> Vec<u8> {
+    /// `n` images of 2x3, the samples counting up from `first`.
+    fn images(n: u32, first: u8) -> Vec<u8> {
         idx(8, &[n, 2, 3], &(0..n * 6).map(|i| first.wrapping_add(i as u8)).collect::<Vec<_>>())
     }
 
@@ -278,17 +278,17 @@ mod tests {
     #[test]
     fn mnist_files_are_found_by_either_spelling_plain_or_gzipped() {
         let labels = idx(8, &[4], &[3, 0, 2, 1]);
-        for (images, labels_name, zipped) in [
+        for (images_name, labels_name, zipped) in [
             ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", false),
             ("train-images.idx3-ubyte", "train-labels.idx1-ubyte", false),
             ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz", true),
             ("train-images.idx3-ubyte.gz", "train-labels.idx1-ubyte.gz", true),
         ] {
             let form = |bytes: Vec<u8>| if zipped { gzip(&bytes) } else { bytes };
-            let folder = folder(&[(images, &form(pictures(4, 10))), (labels_name, &form(labels.clone()))]);
-            for path in [folder.path().to_owned(), folder.path().join(images)] {
+            let folder = folder(&[(images_name, &form(images(4, 10))), (labels_name, &form(labels.clone()))]);
+            for path in [folder.path().to_owned(), folder.path().join(images_name)] {
                 let set = opened(&path).unwrap();
-                assert_eq!((set.len(), set.shape()), (4, PictureShape { height: 2, width: 3, channels: 1 }));
+                assert_eq!((set.len(), set.shape()), (4, ImageShape { height: 2, width: 3, channels: 1 }));
                 assert_eq!(set.classes(), ["0", "1", "2", "3"]);
                 assert_eq!((0..4).map(|i| set.label(i).unwrap()).collect::<Vec<_>>(), [3, 0, 2, 1]);
                 assert_eq!((0..4).map(|i| first_sample(&*set, i)).collect::<Vec<_>>(), [10, 16, 22, 28]);
@@ -299,10 +299,10 @@ mod tests {
     }
 
     #[test]
-    fn the_training_pictures_come_before_the_test_pictures_and_plain_before_gzipped() {
+    fn the_training_images_come_before_the_test_images_and_plain_before_gzipped() {
         let folder = folder(&[
-            ("t10k-images-idx3-ubyte", &pictures(2, 1)),
-            ("train-images-idx3-ubyte", &pictures(3, 2)),
+            ("t10k-images-idx3-ubyte", &images(2, 1)),
+            ("train-images-idx3-ubyte", &images(3, 2)),
             ("train-images-idx3-ubyte.gz", b"never read"),
         ]);
         let set = opened(folder.path()).unwrap();
@@ -321,7 +321,7 @@ mod tests {
         // EMNIST's letters are labelled from 1.
         let labels = idx(8, &[5], &[1, 26, 3, 3, 1]);
         let folder =
-            folder(&[("train-images-idx3-ubyte", &pictures(5, 0)), ("train-labels-idx1-ubyte", &labels)]);
+            folder(&[("train-images-idx3-ubyte", &images(5, 0)), ("train-labels-idx1-ubyte", &labels)]);
         let set = opened(folder.path()).unwrap();
         assert_eq!(set.classes(), ["1", "3", "26"]);
         let of: Vec<_> = (0..5).map(|i| set.label(i)).collect();
@@ -334,15 +334,15 @@ mod tests {
     #[test]
     fn what_is_ambiguous_is_refused() {
         let two = folder(&[
-            ("letters-train-images-idx3-ubyte", &pictures(2, 1)),
-            ("digits-train-images-idx3-ubyte", &pictures(2, 1)),
+            ("letters-train-images-idx3-ubyte", &images(2, 1)),
+            ("digits-train-images-idx3-ubyte", &images(2, 1)),
         ]);
         assert!(message(opened(two.path())).contains("several sets of IDX files"));
-        let mixed = folder(&[("train-images-idx3-ubyte", &pictures(2, 1)), ("a.png", b"")]);
-        assert!(message(opened(mixed.path())).contains("IDX files and 1 picture"));
+        let mixed = folder(&[("train-images-idx3-ubyte", &images(2, 1)), ("a.png", b"")]);
+        assert!(message(opened(mixed.path())).contains("IDX files and 1 image"));
         let above = TempDir::new().unwrap();
         fs::create_dir(above.path().join("raw")).unwrap();
-        fs::write(above.path().join("raw/train-images-idx3-ubyte"), pictures(2, 1)).unwrap();
+        fs::write(above.path().join("raw/train-images-idx3-ubyte"), images(2, 1)).unwrap();
         let text = message(opened(above.path()));
         assert!(text.contains("CIFAR batches are in") && text.ends_with("raw: give that path"), "{text}");
     }
@@ -352,10 +352,10 @@ mod tests {
         let huge = idx(8, &[u32::MAX, u32::MAX, u32::MAX], &[]);
         let overflow = idx(8, &[1 << 31, 1 << 31, 4], &[]);
         let far = idx(8, &[1_000_000, 28, 28], &[0; 50]);
-        let mut damaged = gzip(&pictures(50, 0));
+        let mut damaged = gzip(&images(50, 0));
         let end = damaged.len() - 6;
         damaged[end] ^= 0xFF;
-        let good = pictures(4, 0);
+        let good = images(4, 0);
         let cases: &[(&[u8], &str)] = &[
             (b"", "neither a folder nor an IDX file"),
             (b"%PDF-1.4", "neither a folder nor an IDX file"),
@@ -378,7 +378,7 @@ mod tests {
             (&gzip(&huge), "at most 2048 MiB"),
             (&gzip(&good[..good.len() - 1]), "23 follow"),
             (&gzip(&[&good[..], &vec![0; 10_000_000]].concat()), "more than 4 x 2 x 3 bytes"),
-            (&gzip(&pictures(50, 0))[..60], "cut off"),
+            (&gzip(&images(50, 0))[..60], "cut off"),
             (&damaged, "gzip data is damaged"),
         ];
         for (bytes, expected) in cases {
@@ -390,26 +390,26 @@ mod tests {
     }
 
     #[test]
-    fn labels_must_be_as_many_as_pictures() {
+    fn labels_must_be_as_many_as_images() {
         for (labels, expected) in [
-            (idx(8, &[3], &[0; 3]), "3 labels for 4 pictures"),
-            (pictures(4, 0), "3 dimensions; labels have one"),
+            (idx(8, &[3], &[0; 3]), "3 labels for 4 images"),
+            (images(4, 0), "3 dimensions; labels have one"),
             (idx(8, &[4], &[0; 3]), "cut off"),
         ] {
             let folder =
-                folder(&[("train-images-idx3-ubyte", &pictures(4, 0)), ("train-labels-idx1-ubyte", &labels)]);
+                folder(&[("train-images-idx3-ubyte", &images(4, 0)), ("train-labels-idx1-ubyte", &labels)]);
             let text = message(opened(folder.path()));
             assert!(text.contains(expected) && text.contains("train-labels-idx1-ubyte"), "{text}");
         }
     }
 
     #[test]
-    fn pictures_are_resized_and_given_channels() {
-        let folder = folder(&[("train-images-idx3-ubyte", &pictures(4, 0))]);
+    fn images_are_resized_and_given_channels() {
+        let folder = folder(&[("train-images-idx3-ubyte", &images(4, 0))]);
         let options = DataOptions { size: Some((4, 4)), channels: Some(3), ..DataOptions::default() };
         let set = open(folder.path(), &options).unwrap();
-        assert_eq!(set.shape(), PictureShape { height: 4, width: 4, channels: 3 });
-        assert!(set.summary().notes.iter().any(|n| n.contains("2x3: every picture is resized to 4x4")));
+        assert_eq!(set.shape(), ImageShape { height: 4, width: 4, channels: 3 });
+        assert!(set.summary().notes.iter().any(|n| n.contains("2x3: every image is resized to 4x4")));
         let mut out = vec![9.0; 48];
         set.read(3, Draw::default(), &mut out).unwrap();
         assert!(out.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]));
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn the_fingerprint_is_of_pixels_and_labels() {
         let print = |first: u8, labels: Option<[u8; 2]>| {
-            let folder = folder(&[("train-images-idx3-ubyte", &pictures(2, first))]);
+            let folder = folder(&[("train-images-idx3-ubyte", &images(2, first))]);
             if let Some(labels) = labels {
                 fs::write(folder.path().join("train-labels-idx1-ubyte"), idx(8, &[2], &labels)).unwrap();
             }

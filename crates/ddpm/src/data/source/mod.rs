@@ -1,6 +1,6 @@
-//! Where pictures come from: a path is looked at, and becomes a list of named pictures that can be decoded one by one.
+//! Where images come from: a path is looked at, and becomes a list of named images that can be decoded one by one.
 //!
-//! A format is a file here that makes a [`Content`], and a line in [`find`]. Pictures in files of their own are
+//! A format is a file here that makes a [`Content`], and a line in [`find`]. Images in files of their own are
 //! [`Files`]; formats that hold plain samples are [`Packed`].
 
 pub(super) mod cifar;
@@ -19,25 +19,25 @@ use super::unusable;
 use crate::error::{Error, Result};
 use crate::text::shown;
 
-/// The file names that are taken for pictures, without regard to case.
+/// The file names that are taken for images, without regard to case.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif"];
 
-/// Pictures by number, not yet brought to one form.
+/// Images by number, not yet brought to one form.
 pub(super) trait Source: Send + Sync {
     /// How many there are.
     fn len(&self) -> usize;
 
-    /// Where picture `i` is, for messages.
+    /// Where image `i` is, for messages.
     fn place(&self, i: usize) -> PathBuf;
 
-    /// The name of picture `i` inside the data set, the parts joined by '/'; empty where pictures have none.
+    /// The name of image `i` inside the data set, the parts joined by '/'; empty where images have none.
     fn name(&self, i: usize) -> &[u8];
 
-    /// The class of picture `i`.
+    /// The class of image `i`.
     fn label(&self, i: usize) -> Option<u32>;
 
-    /// Reads and decodes picture `i`; the error is the reason, for a person.
-    fn picture(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String>;
+    /// Reads and decodes image `i`; the error is the reason, for a person.
+    fn image(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String>;
 
     /// Bytes that the source itself holds in memory.
     fn memory(&self) -> u64 {
@@ -69,7 +69,7 @@ pub(super) fn find(path: &Path, options: &DataOptions, memory: u64) -> Result<Co
         return match kind.is_dir() {
             true => csv::read(path, table),
             false => {
-                Err(unusable(path, "data.csv names pictures in a folder; give the folder, not a file in it"))
+                Err(unusable(path, "data.csv names images in a folder; give the folder, not a file in it"))
             }
         };
     }
@@ -80,7 +80,7 @@ pub(super) fn find(path: &Path, options: &DataOptions, memory: u64) -> Result<Co
         Err(unusable(path, "it is not a regular file; give a folder or a zip of images"))
     } else if zip::begins_as_zip(path) {
         zip::open(path)
-    } else if is_picture_name(path) {
+    } else if is_image_name(path) {
         let entry = Entry { path: path.to_owned(), name: file_name_bytes(path).to_vec(), label: None, at: 0 };
         let source = Box::new(Files { entries: vec![entry], store: Store::Disk });
         Ok(Content { source, classes: Vec::new(), sorted: false, notes: Vec::new(), bad: Vec::new() })
@@ -120,12 +120,12 @@ fn missing(path: &Path) -> Error {
     });
     match close.min() {
         Some((_, name)) => reason += &format!("; did you mean {}?", shown(part.with_file_name(name))),
-        None => reason += "; --data FOLDER (data.path) says where the pictures are",
+        None => reason += "; --data FOLDER (data.path) says where the images are",
     }
     unusable(path, reason)
 }
 
-/// One picture in a file of its own.
+/// One image in a file of its own.
 struct Entry {
     /// The file; in an archive, the archive's path with the entry's name after it.
     path: PathBuf,
@@ -142,7 +142,7 @@ enum Store {
     Zip(zip::Archive),
 }
 
-/// Pictures in files.
+/// Images in files.
 struct Files {
     entries: Vec<Entry>,
     store: Store,
@@ -165,7 +165,7 @@ impl Source for Files {
         self.entries[i].label
     }
 
-    fn picture(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String> {
+    fn image(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String> {
         let entry = &self.entries[i];
         let bytes = match &self.store {
             Store::Disk => read_capped(&entry.path)?,
@@ -181,7 +181,7 @@ fn file_name_bytes(path: &Path) -> &[u8] {
     path.file_name().unwrap_or_default().as_encoded_bytes()
 }
 
-fn is_picture_name(path: &Path) -> bool {
+fn is_image_name(path: &Path) -> bool {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     EXTENSIONS.contains(&extension.as_str())
 }

@@ -1,4 +1,4 @@
-//! Pictures of one size as plain bytes in memory, one after the other: what IDX files, CIFAR's batches and the built-in
+//! Images of one size as plain bytes in memory, one after the other: what IDX files, CIFAR's batches and the built-in
 //! digits are.
 
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use super::super::decode::{Facts, Pixels, Samples, reduced};
 use super::super::options::DataOptions;
 use super::Source;
 
-/// 8-bit pictures in memory.
+/// 8-bit images in memory.
 pub(in crate::data) struct Packed {
     /// Rows.
     pub height: usize,
@@ -15,11 +15,11 @@ pub(in crate::data) struct Packed {
     pub width: usize,
     /// Channels, those of a pixel together.
     pub channels: usize,
-    /// The samples of all pictures; a whole number of them.
+    /// The samples of all images; a whole number of them.
     pub data: Vec<u8>,
-    /// The classes of all pictures, or nothing.
+    /// The classes of all images, or nothing.
     pub labels: Vec<u32>,
-    /// The files, each with the number of its first picture, from 0 up.
+    /// The files, each with the number of its first image, from 0 up.
     pub files: Vec<(usize, PathBuf)>,
 }
 
@@ -49,7 +49,7 @@ impl Source for Packed {
         self.labels.get(i).copied()
     }
 
-    fn picture(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String> {
+    fn image(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String> {
         let values = self.values();
         let samples = Samples::U8(self.data[i * values..][..values].to_vec());
         let (height, width, channels) = (self.height, self.width, self.channels);

@@ -1,4 +1,4 @@
-//! Zip archives of pictures: entries are unpacked into memory one by one, never to disk.
+//! Zip archives of images: entries are unpacked into memory one by one, never to disk.
 //!
 //! An archive is laid out as a folder would be: flat, or one folder per class. Folders that hold everything else, as
 //! an archive made of a folder has, are looked through.
@@ -14,7 +14,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::super::unusable;
 use super::folder::{Arranged, Names, arrange};
-use super::{Content, Entry, Files, Store, is_picture_name};
+use super::{Content, Entry, Files, Store, is_image_name};
 use crate::error::{Error, Result};
 use crate::text::shown;
 
@@ -203,7 +203,7 @@ fn reason(e: ZipError) -> String {
     }
 }
 
-/// The parts of an entry's name, or why it cannot be one of a picture here.
+/// The parts of an entry's name, or why it cannot be one of an image here.
 fn parts(name: &str) -> Result<Vec<&str>, String> {
     if name.len() > MAX_NAME {
         return Err(format!("has a name of {} bytes; at most {MAX_NAME} are read", name.len()));
@@ -212,7 +212,7 @@ fn parts(name: &str) -> Result<Vec<&str>, String> {
     let split: Vec<_> = name.split(['/', '\\']).filter(|part| !part.is_empty() && *part != ".").collect();
     let drive = split.first().is_some_and(|first| first.ends_with(':'));
     if name.starts_with(['/', '\\']) || drive {
-        return Err("has an absolute path; a picture's path is inside the archive".into());
+        return Err("has an absolute path; an image's path is inside the archive".into());
     }
     if split.contains(&"..") {
         return Err("has a path that climbs out of the archive (..)".into());
@@ -226,7 +226,7 @@ fn parts(name: &str) -> Result<Vec<&str>, String> {
     Ok(split)
 }
 
-/// Lists the pictures in the archive at `path`.
+/// Lists the images in the archive at `path`.
 pub(super) fn open(path: &Path) -> Result<Content> {
     let file = File::open(path).map_err(Error::io(path, "open the archive"))?;
     let length = file.metadata().map_err(Error::io(path, "open the archive"))?.len();
@@ -266,10 +266,10 @@ pub(super) fn open(path: &Path) -> Result<Content> {
         let names = tree.entry(folder).or_default();
         if parts.iter().any(|part| part.starts_with('.') || *part == "__MACOSX") {
             names.hidden += 1;
-        } else if !is_picture_name(&inside) {
+        } else if !is_image_name(&inside) {
             names.other += 1;
         } else if entry.is_symlink() {
-            refuse("is a link; put the picture itself into the archive".into());
+            refuse("is a link; put the image itself into the archive".into());
         } else if entry.encrypted() {
             refuse(ENCRYPTED.into());
         } else if let Some(method) = unread(entry.compression()) {
@@ -283,7 +283,7 @@ pub(super) fn open(path: &Path) -> Result<Content> {
             declared = declared.saturating_add(entry.size());
             // Of two spellings of one path the later one counts, as when they are unpacked.
             if numbers.insert(inside.clone(), at).is_none() {
-                names.pictures.push(inside);
+                names.images.push(inside);
             }
         }
     }
@@ -299,13 +299,13 @@ pub(super) fn open(path: &Path) -> Result<Content> {
         ));
     }
     for names in tree.values_mut() {
-        names.pictures.sort();
+        names.images.sort();
         names.folders.sort();
     }
     content(path, archive, tree, &numbers, bad)
 }
 
-/// The pictures in the order that a folder of the same files would have.
+/// The images in the order that a folder of the same files would have.
 fn content(
     path: &Path,
     archive: ZipArchive<BufReader<File>>,
@@ -320,7 +320,7 @@ fn content(
     loop {
         let folders: Vec<PathBuf> = real(&top);
         match &folders[..] {
-            [only] if top.pictures.is_empty() => {
+            [only] if top.images.is_empty() => {
                 root = only.clone();
                 top = tree.remove(&root).unwrap_or_default();
             }
@@ -350,7 +350,7 @@ fn content(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::support::{colour, grey, message, notes, picture};
+    use super::super::super::support::{colour, grey, image, message, notes};
     use super::super::super::{DataOptions, Dataset, OnBadFile, open as open_set, open_within};
     use super::*;
     use image::{DynamicImage, ImageFormat};
@@ -359,9 +359,9 @@ mod tests {
     use zip::CompressionMethod;
     use zip::write::{SimpleFileOptions, ZipWriter};
 
-    fn png(picture: impl Into<DynamicImage>) -> Vec<u8> {
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        picture.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+        image.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
         bytes.into_inner()
     }
 
@@ -400,11 +400,11 @@ mod tests {
 
     #[test]
     fn an_archive_is_read_as_the_folder_of_its_files() {
-        let pictures = [png(colour(6, 6, 1)), png(colour(6, 6, 2)), png(colour(6, 6, 3))];
-        let [one, two, three] = pictures.each_ref().map(|p| &p[..]);
+        let images = [png(colour(6, 6, 1)), png(colour(6, 6, 2)), png(colour(6, 6, 3))];
+        let [one, two, three] = images.each_ref().map(|p| &p[..]);
         let names = ["dog/1.png", "cat/7.png", "cat/2.PNG"];
         let folder = TempDir::new().unwrap();
-        for (name, bytes) in names.iter().zip(&pictures) {
+        for (name, bytes) in names.iter().zip(&images) {
             let path = folder.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, bytes).unwrap();
@@ -424,21 +424,21 @@ mod tests {
             assert_eq!(set.classes(), ["cat", "dog"], "{wrap}");
             assert_eq!((0..3).map(|i| set.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
             assert_eq!(set.summary().fingerprint, expected.summary().fingerprint);
-            assert!(notes(&*set).contains("1 file ignored: not named as pictures"), "{}", notes(&*set));
-            assert!((0..3).all(|i| picture(&*set, i) == picture(&*expected, i)));
+            assert!(notes(&*set).contains("1 file ignored: not named as images"), "{}", notes(&*set));
+            assert!((0..3).all(|i| image(&*set, i) == image(&*expected, i)));
         }
         // A folder packed as it is, flat; and Windows' separators.
         let set = opened(&[("photos/b.png", one), ("photos\\a.png", two)], &DataOptions::default()).unwrap();
         assert_eq!((set.len(), set.classes().len()), (2, 0));
         assert!(notes(&*set).contains("everything is inside photos/"), "{}", notes(&*set));
-        assert_eq!(picture(&*set, 0), picture(&*expected, 1));
+        assert_eq!(image(&*set, 0), image(&*expected, 1));
     }
 
     #[test]
     fn what_does_not_fit_in_memory_is_unpacked_at_each_reading() {
-        let pictures: Vec<_> = (0..5).map(|i| png(colour(9, 9, i * 30))).collect();
+        let images: Vec<_> = (0..5).map(|i| png(colour(9, 9, i * 30))).collect();
         let names: Vec<_> = (0..5).map(|i| format!("{i}.png")).collect();
-        let files: Vec<_> = names.iter().map(|n| &**n).zip(pictures.iter().map(|p| &p[..])).collect();
+        let files: Vec<_> = names.iter().map(|n| &**n).zip(images.iter().map(|p| &p[..])).collect();
         let (_folder, path) = saved(&packed(&files));
         let options = DataOptions::default();
         let (inside, outside) =
@@ -448,7 +448,7 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    (0..5).for_each(|i| assert_eq!(picture(&*inside, i), picture(&*outside, i)));
+                    (0..5).for_each(|i| assert_eq!(image(&*inside, i), image(&*outside, i)));
                 });
             }
         });
@@ -522,7 +522,7 @@ mod tests {
 
     fn read(bytes: &[u8]) -> Result<Vec<f32>> {
         let (_folder, path) = saved(bytes);
-        open_set(&path, &DataOptions::default()).map(|set| picture(&*set, 0))
+        open_set(&path, &DataOptions::default()).map(|set| image(&*set, 0))
     }
 
     #[test]
@@ -685,7 +685,7 @@ mod tests {
         assert!(text.contains("a.png") && text.contains("damaged"), "{text}");
         for files in [&[][..], &[("notes.txt", &b"x"[..])]] {
             let text = message(opened(files, &DataOptions::default()));
-            assert!(text.contains("no pictures here"), "{text}");
+            assert!(text.contains("no images here"), "{text}");
         }
         assert_eq!(bad(&[("a.png", b""), ("b.png", b"text")]).len(), 2);
     }

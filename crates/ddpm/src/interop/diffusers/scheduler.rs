@@ -82,7 +82,7 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     let clip = r.flag("clip_sample", true)?;
     if clip && !dynamic && r.number("clip_sample_range", 1.0)? != 1.0 {
         let range = r.get("clip_sample_range").unwrap_or(&Value::Null);
-        return r.refuse("clip_sample_range", range, "give 1.0, where pictures end");
+        return r.refuse("clip_sample_range", range, "give 1.0, where images end");
     }
     r.get("clip_sample_range");
     // An argument of DDIMScheduler.step that no file holds; pipelines leave it at its default.
@@ -313,7 +313,7 @@ mod tests {
                 scheduler(Path::new("s.json"), &json, &mut Config::default()).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         }
-        // Divided by no more than 1, pictures are clipped.
+        // Divided by no more than 1, images are clipped.
         let mut config = Config::default();
         scheduler(Path::new("s.json"), &json!({"thresholding": true, "clip_sample": false}), &mut config)
             .unwrap();

@@ -41,7 +41,7 @@ fn block(value: &Value) -> Option<BlockType> {
     })
 }
 
-/// A network's settings, the channels of its pictures and their size, where it says one.
+/// A network's settings, the channels of its images and their size, where it says one.
 pub(crate) struct Unet {
     pub config: Unet2dConfig,
     pub channels: usize,

@@ -54,7 +54,7 @@ pub struct Manifest {
     pub plateau: Option<Plateau>,
     /// When it was written, in seconds since 1970, where the caller says; leave it out for files equal to the bit.
     pub created: Option<u64>,
-    /// Fingerprint of the pictures it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
+    /// Fingerprint of the images it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
     pub data: Option<String>,
     /// How many images that are, where the caller says.
     #[serde(default, skip_serializing_if = "Option::is_none")]

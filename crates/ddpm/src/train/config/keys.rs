@@ -11,7 +11,7 @@ use crate::process::Prediction;
 use crate::sampler::{Spacing, Threshold, Variance};
 use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
-use ddpm_engine::{Arithmetic, Factors};
+use ddpm_engine::{ComputeOptions, MatmulDtype};
 use serde::{Deserialize, Serialize};
 
 /// One setting, as the table has it.
@@ -112,27 +112,27 @@ macro_rules! settings {
 }
 
 settings! {
-    /// The pictures to learn from.
+    /// The images to learn from.
     data: DataConfig {
-        /// A folder or a zip of pictures, or a folder of IDX files or CIFAR batches, or one such file; "digits" is the built-in digits.
+        /// A folder or a zip of images, or a folder of IDX files or CIFAR batches, or one such file; "digits" is the built-in digits.
         free path: String = "digits".into(),
-        /// Size the pictures are brought to, in pixels: one side or [height, width]; unset: the data's own.
+        /// Size the images are brought to, in pixels: one side or [height, width]; unset: the data's own.
         learnt size: Option<Size> = None,
-        /// Channels the pictures are brought to: 1 grey, 2 grey+alpha, 3 RGB, 4 RGB+alpha; unset: the data's own.
+        /// Channels the images are brought to: 1 grey, 2 grey+alpha, 3 RGB, 4 RGB+alpha; unset: the data's own.
         learnt channels: Option<usize> = None,
-        /// What to do about files that cannot be read as pictures: "fail" or "skip".
+        /// What to do about files that cannot be read as images: "fail" or "skip".
         free on_bad_file: OnBadFile = OnBadFile::Fail,
-        /// What becomes of transparency: "keep" as a channel, or lay pictures on "black" or "white"; unset: kept if channels is 2 or 4, else black.
+        /// What becomes of transparency: "keep" as a channel, or lay images on "black" or "white"; unset: kept if channels is 2 or 4, else black.
         noted alpha: Option<Alpha> = None,
-        /// How pictures get their size: "short-side" keeps the aspect and cuts the middle out, "exact" resizes both sides.
+        /// How images get their size: "short-side" keeps the aspect and cuts the middle out, "exact" resizes both sides.
         noted resize: Resize = Resize::ShortSide,
-        /// The short side, in pixels, that pictures are resized to before the crop; unset: that of size, or none before random crops.
+        /// The short side, in pixels, that images are resized to before the crop; unset: that of size, or none before random crops.
         noted resize_side: Option<usize> = None,
         /// Least and greatest part of the area that random crops take, as [0.8, 1.0]; unset: no random crops.
         noted random_crop_scale: Option<[f64; 2]> = None,
-        /// Whether half of the pictures are mirrored left to right, drawn anew each epoch; wrong for letters and X-rays.
+        /// Whether half of the images are mirrored left to right, drawn anew each epoch; wrong for letters and X-rays.
         noted horizontal_flip: bool = false,
-        /// A CSV file with an id in each row: the pictures are the files of path that it names; unset: all there are.
+        /// A CSV file with an id in each row: the images are the files of path that it names; unset: all there are.
         free csv: Option<String> = None,
         /// The CSV file's column of ids; unset: the first.
         free csv_id_column: Option<String> = None,
@@ -140,7 +140,7 @@ settings! {
         free csv_extension: String = ".png".into(),
         /// The CSV file's column of classes; unset: no classes.
         noted csv_label_column: Option<String> = None,
-        /// Decoded pictures are kept in memory up to this many MiB in all; of more, each is decoded whenever it is read.
+        /// Decoded images are kept in memory up to this many MiB in all; of more, each is decoded whenever it is read.
         free memory_mib: u64 = 2048,
         /// How many of the built-in digits are made (used with path = "digits" only).
         noted digits_count: usize = 10_000,
@@ -158,15 +158,15 @@ settings! {
         learnt beta_end: f64 = 0.02,
         /// Largest variance that a step of "cosine" and "sigmoid" adds; diffusers takes 0.999.
         learnt max_beta: f64 = 0.9999,
-        /// Whether the schedule is stretched until nothing is left of the picture at step T (with "eps" sampling starts before it).
+        /// Whether the schedule is stretched until nothing is left of the image at step T (with "eps" sampling starts before it).
         learnt zero_terminal_snr: bool = false,
-        /// What the network predicts: "eps", the noise, "x0", the picture, or "v", both (steadier where little is left of it).
+        /// What the network predicts: "eps", the noise, "x0", the image, or "v", both (steadier where little is left of it).
         learnt prediction: Prediction = Prediction::Eps,
         /// Whether the network learns the variance of the steps back too, in as many channels more (Nichol, Dhariwal 2021).
         learnt learned_variance: bool = false,
     }
 
-    /// How pictures are drawn from the run where nothing else is asked for.
+    /// How images are drawn from the run where nothing else is asked for.
     sampling: SamplingConfig {
         /// The sampler, by its name; `ddpm sample --help` lists them.
         free sampler: String = "ddpm".into(),
@@ -176,7 +176,7 @@ settings! {
         free spacing: Option<Spacing> = None,
         /// Variance of the noise that ancestral steps add: "small", the posterior's, "large", beta_t, or "learned"; unset: learned where it is, else small.
         free variance: Option<Variance> = None,
-        /// How expected pictures are held within black and white at every step: "clip", "dynamic", or "none".
+        /// How expected images are held within black and white at every step: "clip", "dynamic", or "none".
         free threshold: Threshold = Threshold::Clip,
         /// Whether ddim takes the noise of a step from the image that the threshold has changed, or as it was predicted: the argument of that name in diffusers, where it is false by default; imported pipelines have false.
         free use_clipped_model_output: bool = true,
@@ -186,9 +186,9 @@ settings! {
     network: NetworkConfig {
         /// Which network: "attention", "simple", "double-conv" or "unet2d"; its settings are in the section of its name.
         learnt name: NetworkKind = NetworkKind::Attention,
-        /// Channels of its pictures; unset: the data's.
+        /// Channels of its images; unset: the data's.
         learnt im_channels: Option<usize> = None,
-        /// Size of its pictures, in pixels: one side or [height, width]; unset: the data's.
+        /// Size of its images, in pixels: one side or [height, width]; unset: the data's.
         learnt im_size: Option<Size> = None,
     }
 
@@ -198,7 +198,7 @@ settings! {
         learnt down_channels: Vec<usize> = vec![32, 64, 128, 256],
         /// Channels at the entrance of the middle and after each of its blocks, from down_channels' last to its last but one.
         learnt mid_channels: Vec<usize> = vec![256, 256, 128],
-        /// Whether each down block halves the picture; one fewer than down_channels.
+        /// Whether each down block halves the image; one fewer than down_channels.
         learnt down_sample: Vec<bool> = vec![true, true, false],
         /// Length of the embedding of the timestep; even.
         learnt time_emb_dim: usize = 128,
@@ -216,7 +216,7 @@ settings! {
 
     /// The network "simple": DeepFindr's notebook and its X-ray descendant.
     simple: SimpleConfig {
-        /// Channels at the entrance and after each block; each block halves the picture.
+        /// Channels at the entrance and after each block; each block halves the image.
         learnt widths: Vec<usize> = vec![64, 128, 256, 512, 1024],
         /// Length of the embedding of the timestep; even, at least 4.
         learnt time_emb_dim: usize = 32,
@@ -240,7 +240,7 @@ settings! {
     unet2d: Unet2dConfig {
         /// ResNet blocks of each down block; up blocks have one more.
         learnt layers_per_block: usize = 2,
-        /// Channels of each block; all but the last halve the picture.
+        /// Channels of each block; all but the last halve the image.
         learnt block_out_channels: Vec<usize> = vec![128, 256, 256, 256],
         /// For each block "DownBlock2D", or "AttnDownBlock2D" with attention.
         learnt down_block_types: Vec<BlockType> = vec![
@@ -266,15 +266,15 @@ settings! {
         noted dropout: f64 = 0.0,
         /// Zeros around the input of a halving convolution; 0: one row below and one column at the right.
         learnt downsample_padding: usize = 0,
-        /// How blocks with attention halve pictures: "conv", or "resnet", a ResNet block around the mean of each 2x2 pixels.
+        /// How blocks with attention halve images: "conv", or "resnet", a ResNet block around the mean of each 2x2 pixels.
         learnt downsample_type: ResampleKind = ResampleKind::Conv,
-        /// How blocks with attention double pictures: "conv" behind repeated pixels, or "resnet".
+        /// How blocks with attention double images: "conv" behind repeated pixels, or "resnet".
         learnt upsample_type: ResampleKind = ResampleKind::Conv,
         /// Whether the cosines stand before the sines in the embedding of the timestep.
         learnt flip_sin_to_cos: bool = false,
         /// Taken off the number of the embedding's frequencies where it divides: 0 or 1.
         learnt freq_shift: f64 = 1.0,
-        /// Whether pictures are taken for numbers in [0, 1] and brought to [-1, 1].
+        /// Whether images are taken for numbers in [0, 1] and brought to [-1, 1].
         learnt center_input_sample: bool = false,
         /// What the sums of the middle block are divided by.
         learnt mid_block_scale_factor: f64 = 1.0,
@@ -290,7 +290,7 @@ settings! {
         noted steps: Option<u64> = None,
         /// Passes over the data in all; give this or steps.
         noted epochs: Option<u64> = Some(40),
-        /// Pictures per step (of each micro-batch, where accumulate is more than 1).
+        /// Images per step (of each micro-batch, where accumulate is more than 1).
         noted batch_size: usize = 64,
         /// Micro-batches per step, whose gradients are averaged: a larger batch in the memory of a small one.
         noted accumulate: usize = 1,
@@ -306,13 +306,13 @@ settings! {
         noted p2_k: f64 = 1.0,
         /// Weight of the variational bound in the loss, from which a learned variance learns; 0.001 is the paper's.
         noted vlb_weight: f64 = 0.001,
-        /// Size of noise alike in all pixels that is added to the noise, so that very dark and bright pictures are learnt; 0: none, 0.1 is usual.
+        /// Size of noise alike in all pixels that is added to the noise, so that very dark and bright images are learnt; 0: none, 0.1 is usual.
         noted offset_noise: f64 = 0.0,
-        /// Size of noise that is added to the noisy picture unsaid, as errors of sampling are; 0: none, 0.1 is usual.
+        /// Size of noise that is added to the noisy image unsaid, as errors of sampling are; 0: none, 0.1 is usual.
         noted input_perturbation: f64 = 0.0,
         /// Difference from which on "huber" grows like "l1" and no longer like half of "mse".
         noted huber_delta: f64 = 1.0,
-        /// Share of the pictures whose class the network is not told, of networks with classes; guidance needs some.
+        /// Share of the images whose class the network is not told, of networks with classes; guidance needs some.
         noted label_dropout: f64 = 0.1,
         /// Learning rate, before lr_schedule lowers it.
         noted lr: f64 = 1e-4,
@@ -344,7 +344,7 @@ settings! {
         noted ema_decay: f64 = 0.995,
         /// How they follow: "warm-up" (closely at first), "fixed" (always by ema_decay) or "half-life" (by ema_half_life).
         noted ema: EmaKind = EmaKind::WarmUp,
-        /// Pictures after which half of the average is new with "half-life", approached from below.
+        /// Images after which half of the average is new with "half-life", approached from below.
         noted ema_half_life: f64 = 500_000.0,
         /// More averages of the weights, each with its own decay, as [0.999, 0.9999]; `ddpm sample --weights ema-0.999` draws with one.
         noted ema_decays: Vec<f64> = Vec::new(),
@@ -366,7 +366,7 @@ settings! {
         noted winograd: bool = true,
         /// Steps between sample sheets; 0: only at the end.
         free sample_every: u64 = 1000,
-        /// Pictures on a sample sheet; 0: no sheets.
+        /// Images on a sample sheet; 0: no sheets.
         free sample_count: usize = 64,
         /// Denoising steps of these sheets; 0: all of the schedule's.
         free sample_steps: usize = 100,
@@ -560,7 +560,7 @@ impl ActFn {
     }
 }
 
-/// How pictures are halved and doubled.
+/// How images are halved and doubled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ResampleKind {
@@ -600,7 +600,7 @@ pub enum EmaKind {
     WarmUp,
     /// `ema_decay` from the first step on.
     Fixed,
-    /// By pictures seen, not by steps (Karras et al. 2022).
+    /// By images seen, not by steps (Karras et al. 2022).
     HalfLife,
 }
 
@@ -631,12 +631,12 @@ pub enum Precision {
 
 impl TrainConfig {
     /// How an executor may compute.
-    pub fn arithmetic(&self) -> Arithmetic {
+    pub fn arithmetic(&self) -> ComputeOptions {
         let factors = match self.precision {
-            Precision::F32 | Precision::Tf32 => Factors::F32,
-            Precision::Bf16 => Factors::Bf16,
+            Precision::F32 | Precision::Tf32 => MatmulDtype::F32,
+            Precision::Bf16 => MatmulDtype::Bf16,
         };
-        Arithmetic { winograd: self.winograd, factors }
+        ComputeOptions { winograd: self.winograd, factors }
     }
 
     /// What it computes on.

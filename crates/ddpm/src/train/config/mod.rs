@@ -46,7 +46,7 @@ pub struct Loaded {
 /// What the data turned out to be, for the settings that depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFacts {
-    /// Number of pictures.
+    /// Number of images.
     pub count: usize,
     /// Their size as the network sees it.
     pub size: Size,
@@ -125,7 +125,7 @@ impl Config {
     /// `steps = ceil(epochs * count / (batch_size * accumulate))` in the place of `epochs`. Checked again.
     ///
     /// # Errors
-    /// A network for pictures of another size or other channels, and whatever [`validate`](Self::validate) refuses
+    /// A network for images of another size or other channels, and whatever [`validate`](Self::validate) refuses
     /// now that the size is known.
     pub fn resolve(&self, data: &DataFacts) -> Result<Self> {
         let mut config = self.clone();
@@ -135,25 +135,25 @@ impl Config {
         config.network.im_channels.get_or_insert(data.channels);
         if let Some(epochs) = config.train.epochs.take() {
             let draws = u128::from(epochs) * data.count as u128;
-            let steps = draws.div_ceil(config.pictures_per_step().max(1) as u128);
+            let steps = draws.div_ceil(config.images_per_step().max(1) as u128);
             config.train.steps = Some(u64::try_from(steps).unwrap_or(u64::MAX));
         }
         config.validate()?;
         Ok(config)
     }
 
-    /// Pictures of one step: those of all its micro-batches.
-    pub fn pictures_per_step(&self) -> usize {
+    /// Images of one step: those of all its micro-batches.
+    pub fn images_per_step(&self) -> usize {
         self.train.batch_size.saturating_mul(self.train.accumulate)
     }
 
-    /// The size the pictures are brought to, where a setting says so.
-    pub fn picture_size(&self) -> Option<Size> {
+    /// The size the images are brought to, where a setting says so.
+    pub fn image_size(&self) -> Option<Size> {
         self.data.size.or(self.network.im_size)
     }
 
-    /// The channels the pictures are brought to, where a setting says so.
-    pub fn picture_channels(&self) -> Option<usize> {
+    /// The channels the images are brought to, where a setting says so.
+    pub fn image_channels(&self) -> Option<usize> {
         self.data.channels.or(self.network.im_channels)
     }
 }

@@ -7,7 +7,7 @@ use crate::nets::attention::{GROUPS as NORM_GROUPS, LAST_CHANNELS};
 
 /// Most channels a network's block may have; keeps every product of sizes far from overflow.
 const MAX_CHANNELS: usize = 1 << 14;
-/// Most levels a network may have: pictures would need sides of 2^15 pixels.
+/// Most levels a network may have: images would need sides of 2^15 pixels.
 const MAX_LEVELS: usize = 16;
 
 /// Checks the settings of the network that is used.
@@ -20,7 +20,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     }
 }
 
-/// The setting that says how often pictures are halved.
+/// The setting that says how often images are halved.
 pub(super) fn halving_key(kind: NetworkKind) -> &'static str {
     match kind {
         NetworkKind::Attention => "attention.down_sample",

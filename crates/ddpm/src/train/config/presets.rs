@@ -34,8 +34,8 @@ pub const PRESETS: &[Preset] = &[
             checkpoint_every = 600",
     },
     Preset {
-        name: "pictures",
-        about: "your own pictures at their own size and a small network: what --data uses without a preset",
+        name: "images",
+        about: "your own images at their own size and a small network: what --data uses without a preset",
         settings: "
             [attention]
             down_channels = [32, 64, 128]
@@ -61,7 +61,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "textures",
-        about: "the DDPM-Pytorch tutorial on colour pictures: as mnist, with three channels",
+        about: "the DDPM-Pytorch tutorial on colour images: as mnist, with three channels",
         settings: "
             [data]
             path = 'data/textures'
@@ -91,7 +91,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "cars",
-        about: "DeepFindr's notebook: RGB pictures at 64x64, T = 300, the simple U-Net, L1, Adam at 1e-3",
+        about: "DeepFindr's notebook: RGB images at 64x64, T = 300, the simple U-Net, L1, Adam at 1e-3",
         settings: "
             [data]
             path = 'data/cars'

@@ -7,11 +7,11 @@ use crate::model::fitting_sizes;
 use crate::objective::{Objective, Weighting};
 use crate::process::Prediction;
 use crate::sampler::{Options, Variance};
-use crate::schedule::{LEAST_BETA, Schedule};
+use crate::schedule::{MIN_BETA, Schedule};
 use crate::train::posthoc;
 use crate::{Error, Result, nets};
 
-/// Largest side of a picture, in pixels.
+/// Largest side of an image, in pixels.
 const MAX_SIDE: usize = 4096;
 
 pub(super) fn refuse<T>(key: &str, reason: impl Into<String>) -> Result<T> {
@@ -74,7 +74,7 @@ impl Config {
         if data.path.is_empty() {
             return refuse(
                 "data.path",
-                "is empty; give a folder of pictures, or \"digits\" for the built-in ones",
+                "is empty; give a folder of images, or \"digits\" for the built-in ones",
             );
         }
         within_size("data.size", data.size)?;
@@ -94,7 +94,7 @@ impl Config {
         } else if data.path == "digits" {
             return refuse(
                 "data.path",
-                "is the built-in digits; give the folder of the pictures that data.csv names",
+                "is the built-in digits; give the folder of the images that data.csv names",
             );
         }
         self.data_options().check()
@@ -104,7 +104,7 @@ impl Config {
         let diffusion = &self.diffusion;
         within("diffusion.timesteps", diffusion.timesteps, 1, limits::TIMESTEPS)?;
         let (start, end) = (diffusion.beta_start, diffusion.beta_end);
-        if !(LEAST_BETA..1.0).contains(&start) {
+        if !(MIN_BETA..1.0).contains(&start) {
             return refuse(
                 "diffusion.beta_start",
                 format!("{start} is out of range; give a number between 0 and 1"),
@@ -114,7 +114,7 @@ impl Config {
             let reason = format!("{end} is out of range; give a number between beta_start, {start}, and 1");
             return refuse("diffusion.beta_end", reason);
         }
-        // Below it the signal schedules would keep most of the picture to the end.
+        // Below it the signal schedules would keep most of the image to the end.
         if !(0.5..1.0).contains(&diffusion.max_beta) {
             let reason = format!(
                 "{} is out of range; give a number from 0.5 up to, not including, 1; 0.999 and 0.9999 are usual",
@@ -123,14 +123,14 @@ impl Config {
             return refuse("diffusion.max_beta", reason);
         }
         if diffusion.zero_terminal_snr && diffusion.timesteps < 2 {
-            let reason = "needs at least 2 timesteps: of one, the picture cannot be both kept and lost";
+            let reason = "needs at least 2 timesteps: of one, the image cannot be both kept and lost";
             return refuse("diffusion.zero_terminal_snr", reason);
         }
         if diffusion.learned_variance && diffusion.prediction == Prediction::Eps {
             // A schedule that cannot be made is refused where it is.
             let lost = |s: Schedule| s.timesteps_with_signal() < s.timesteps();
             if Schedule::from_config(diffusion).is_ok_and(lost) {
-                let reason = "learns from the picture that the noise means, and at the last timesteps nothing is left of it; \
+                let reason = "learns from the image that the noise means, and at the last timesteps nothing is left of it; \
                               use diffusion.prediction = v or x0, or a schedule without diffusion.zero_terminal_snr";
                 return refuse("diffusion.learned_variance", reason);
             }
@@ -158,7 +158,7 @@ impl Config {
         let Some(t) = weights.iter().position(|w| !w.is_finite()) else { return Ok(()) };
         let reason = match self.train.loss_weight {
             Weighting::SnrTruncated => format!(
-                "\"snr-truncated\" weighs noise infinitely where nothing is left of the picture, or hardly anything, here \
+                "\"snr-truncated\" weighs noise infinitely where nothing is left of the image, or hardly anything, here \
                  from t = {t} on; use diffusion.prediction = v or x0, or another weight"
             ),
             _ => format!(
@@ -176,7 +176,7 @@ impl Config {
         self.validate_fit()
     }
 
-    /// The network against the pictures.
+    /// The network against the images.
     fn validate_fit(&self) -> Result<()> {
         let (data, network) = (&self.data, &self.network);
         if let (Some(ours), Some(theirs)) = (network.im_channels, data.channels)
@@ -195,7 +195,7 @@ impl Config {
             return refuse("network.im_size", reason);
         }
         let factor = nets::from_config(self, 1).size_factor();
-        if let Some(Size { height, width }) = self.picture_size()
+        if let Some(Size { height, width }) = self.image_size()
             && (height % factor != 0 || width % factor != 0)
         {
             let key = if data.size.is_some() { "data.size" } else { "network.im_size" };

@@ -1,8 +1,8 @@
 //! `loss.png`: the loss over all steps of a run, drawn anew with every checkpoint.
 
-use super::{Entry, Listener};
+use super::{Entry, LogSink};
 use crate::error::Result;
-use crate::picture::save_png;
+use crate::image::save_png;
 use crate::plot::LossCurve;
 use crate::train::run::{Metrics, RunFolder};
 use std::path::PathBuf;
@@ -28,8 +28,8 @@ impl LossPlot {
     }
 }
 
-impl Listener for LossPlot {
-    fn hear(&mut self, entry: Entry<'_>) -> Result<()> {
+impl LogSink for LossPlot {
+    fn write_event(&mut self, entry: Entry<'_>) -> Result<()> {
         match entry {
             Entry::Step(metrics) => self.curve.push(metrics.step, metrics.loss),
             Entry::Checkpoint if !self.curve.is_empty() => {

@@ -10,7 +10,7 @@ mod tensorboard;
 
 use super::run::{Metrics, MetricsLog, RunFolder, read_metrics};
 use crate::error::Result;
-use crate::picture::Picture;
+use crate::image::Image;
 use crate::train::config::{Change, Config, SECTIONS};
 
 /// What a listener is told.
@@ -23,18 +23,18 @@ pub(super) enum Entry<'a> {
         /// Steps made.
         step: u64,
         /// The sheet.
-        sheet: &'a Picture,
+        sheet: &'a Image,
     },
     /// A checkpoint was written, as after the last step and when training is stopped.
     Checkpoint,
 }
 
-trait Listener {
-    fn hear(&mut self, entry: Entry<'_>) -> Result<()>;
+trait LogSink {
+    fn write_event(&mut self, entry: Entry<'_>) -> Result<()>;
 }
 
-impl Listener for MetricsLog {
-    fn hear(&mut self, entry: Entry<'_>) -> Result<()> {
+impl LogSink for MetricsLog {
+    fn write_event(&mut self, entry: Entry<'_>) -> Result<()> {
         match entry {
             Entry::Step(metrics) => self.append(metrics),
             _ => Ok(()),
@@ -45,7 +45,7 @@ impl Listener for MetricsLog {
 /// All listeners of a run.
 pub(super) struct RunLog {
     record: MetricsLog,
-    views: Vec<Box<dyn Listener>>,
+    views: Vec<Box<dyn LogSink>>,
 }
 
 impl RunLog {
@@ -55,7 +55,7 @@ impl RunLog {
         let path = run.metrics_path();
         let record = MetricsLog::open(&path, done)?;
         let earlier = read_metrics(&path)?;
-        let mut views: Vec<Box<dyn Listener>> = vec![Box::new(curve::LossPlot::new(run, &earlier))];
+        let mut views: Vec<Box<dyn LogSink>> = vec![Box::new(curve::LossPlot::new(run, &earlier))];
         if config.train.tensorboard {
             let events = tensorboard::Events::new(run.path(), hyperparameters(config), done);
             views.push(Box::new(events));
@@ -68,9 +68,9 @@ impl RunLog {
     /// # Errors
     /// That of the record.
     pub fn tell(&mut self, entry: Entry<'_>) -> Result<Vec<String>> {
-        self.record.hear(entry)?;
+        self.record.write_event(entry)?;
         let mut warnings = Vec::new();
-        self.views.retain_mut(|view| match view.hear(entry) {
+        self.views.retain_mut(|view| match view.write_event(entry) {
             Ok(()) => true,
             Err(e) => {
                 warnings.push(format!("{e}; training goes on without it"));

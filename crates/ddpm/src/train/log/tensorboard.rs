@@ -9,9 +9,9 @@
 //! Each time a run is taken up a new file begins, with the mark (`SessionLog.START`) that makes TensorBoard drop the
 //! steps of earlier files that are made again.
 
-use super::{Entry, Listener};
+use super::{Entry, LogSink};
 use crate::error::{Error, Result};
-use crate::picture::{Picture, png};
+use crate::image::{Image, png};
 use crate::train::run::Metrics;
 use crc::{CRC_32_ISCSI, Crc};
 use std::fs::{self, File};
@@ -65,8 +65,8 @@ impl Events {
     }
 }
 
-impl Listener for Events {
-    fn hear(&mut self, entry: Entry<'_>) -> Result<()> {
+impl LogSink for Events {
+    fn write_event(&mut self, entry: Entry<'_>) -> Result<()> {
         match entry {
             Entry::Step(metrics) => self.file()?.append(&scalars(metrics)),
             Entry::Samples { step, sheet } => {
@@ -179,7 +179,7 @@ fn scalars(metrics: &Metrics) -> Message {
 }
 
 /// A sample sheet with its PNG. TensorFlow numbers colour spaces by their channels.
-fn image(step: u64, sheet: &Picture, png: &[u8]) -> Message {
+fn image(step: u64, sheet: &Image, png: &[u8]) -> Message {
     let image = Message::default()
         .integer(summary::HEIGHT, sheet.height as u64)
         .integer(summary::WIDTH, sheet.width as u64)

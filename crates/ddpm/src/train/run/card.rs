@@ -22,7 +22,7 @@ pub struct CardFacts {
     pub parameters: u64,
     /// The names of the classes that the network takes, by their numbers; none where it takes none, or they are not known.
     pub classes: Vec<String>,
-    /// What the data is, in a sentence: source, number and size of the pictures.
+    /// What the data is, in a sentence: source, number and size of the images.
     pub data: String,
     /// Training steps done.
     pub steps: u64,
@@ -73,7 +73,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     let (name, path) = (escaped(run.name()), quoted(run.path()));
     let CardFacts { parameters, steps, .. } = facts;
     let data = escaped(&facts.data);
-    let size = match (config.picture_size(), config.picture_channels()) {
+    let size = match (config.image_size(), config.image_channels()) {
         (Some(size), Some(channels)) => {
             let s = if channels == 1 { "" } else { "s" };
             format!(" of {size} pixels and {channels} channel{s}")
@@ -88,7 +88,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     };
     let predicted = match config.diffusion.prediction {
         Prediction::Eps => "the noise",
-        Prediction::X0 => "the picture",
+        Prediction::X0 => "the image",
         Prediction::V => "v",
     };
     let weighted = if config.train.loss_weight == Weighting::Plain { "" } else { "weighted " };
@@ -107,10 +107,10 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         diffusion += ", learned variance";
     }
     let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
-    let batch = config.pictures_per_step();
+    let batch = config.images_per_step();
     let (made, training) = match facts.imported {
         true => ("Imported", "imported, as another program left it; no steps were made here".to_owned()),
-        false => ("Trained", format!("{steps}{total} steps of {batch} pictures{loss}{time}")),
+        false => ("Trained", format!("{steps}{total} steps of {batch} images{loss}{time}")),
     };
     let weights = if facts.has_ema { "ema.safetensors" } else { "model.safetensors" };
     let checkpoint = match &facts.checkpoint {
@@ -128,14 +128,14 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     let mut text = format!(
         "# {name}\n\n\
         A denoising diffusion probabilistic model (Ho, Jain, Abbeel: \"Denoising Diffusion Probabilistic Models\", \
-        2020) that makes pictures{size} like those it was trained on. {made} with ddpm {version} on CPUs.\n\n\
+        2020) that makes images{size} like those it was trained on. {made} with ddpm {version} on CPUs.\n\n\
         - Data: {data}\n\
         - Network: {parameters} parameters, predicting {predicted}\n\
         - Training: {training}\n\
         - Diffusion: {diffusion}\n\n\
         ## Sampling\n\n\
         ```sh\nddpm sample {path} -n 64 --seed 7\n```\n\n\
-        The same seed gives the same pictures.\n\n\
+        The same seed gives the same images.\n\n\
         ## The weights in PyTorch\n\n\
         The weights are f32 safetensors with the names and layouts of {original}, built with the settings below:\n\n\
         ```python\n\
@@ -150,9 +150,9 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
     }
     text += &classes(&facts.classes, &path);
     text += "## Limits\n\n\
-        The model knows nothing but its training pictures: it repeats their subjects, their faults and their biases, \
+        The model knows nothing but its training images: it repeats their subjects, their faults and their biases, \
         and may come close to single ones of them, the more so the fewer they were and the longer it trained. \
-        Whoever passes on the model or its pictures has to see to the rights in the training pictures. It was not \
+        Whoever passes on the model or its images has to see to the rights in the training images. It was not \
         examined for any use beyond study.\n\n\
         ## Settings\n\n\
         All of them, with explanations, are in `config.toml`.\n\n\

@@ -196,7 +196,7 @@ fn about(run: &RunFolder) -> Result<(RunInfo, Duration), String> {
     let losses: Vec<f64> = metrics.iter().rev().take(WINDOW).map(|m| m.loss).collect();
     let mean = (!losses.is_empty()).then(|| losses.iter().sum::<f64>() / losses.len() as f64);
     let loss = mean.or(newest.as_ref().and_then(|m| m.loss)).filter(|l| l.is_finite());
-    let image = config.picture_size().zip(config.picture_channels()).map(|(size, c)| format!("{size}x{c}"));
+    let image = config.image_size().zip(config.image_channels()).map(|(size, c)| format!("{size}x{c}"));
     let manifest = saved.map(|step| checkpoint::path_of(&dir, step).join("manifest.json"));
     let times = [Some(run.metrics_path()), Some(run.config_path()), manifest];
     let changed = times.into_iter().flatten().map(|path| written(&path)).max().unwrap_or_default();

@@ -252,7 +252,7 @@ fn the_card_tells_how_to_use_the_run() {
     let mut facts = CardFacts {
         parameters: 12345,
         classes: vec!["2".into(), "10".into(), "tabby `cat`\x1b[1m".into()],
-        data: "100 pictures of cats|dogs".into(),
+        data: "100 images of cats|dogs".into(),
         steps: 1000,
         loss: Some(0.0312),
         seconds: Some(90.0),
@@ -265,7 +265,7 @@ fn the_card_tells_how_to_use_the_run() {
     for part in [
         "# cats\n",
         "12345 parameters",
-        "1000 of 2000 steps of 64 pictures",
+        "1000 of 2000 steps of 64 images",
         "mean squared error of the noise 0.03120",
         "T = 1000, linear schedule, beta from 0.0001 to 0.02\n",
         "1.5 minutes",
@@ -290,7 +290,7 @@ fn the_card_tells_how_to_use_the_run() {
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();
     for part in [
-        "steps of 128 pictures, mean absolute error of the noise",
+        "steps of 128 images, mean absolute error of the noise",
         "T = 1000, cosine schedule, zero terminal SNR\n",
     ] {
         assert!(text.contains(part), "{part}\n{text}");

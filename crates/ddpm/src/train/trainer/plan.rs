@@ -1,7 +1,7 @@
 //! What training takes: what is known before the first step, and the time of a step from a few seconds of work.
 
 use super::{Prepared, Trainer};
-use crate::data::PictureShape;
+use crate::data::ImageShape;
 use crate::error::Result;
 use crate::model::device;
 use crate::train::config::Config;
@@ -57,11 +57,11 @@ impl TrainPlan {
 /// # Errors
 /// As [`Trainer::new`].
 pub fn outline(config: &Config) -> Result<Option<TrainPlan>> {
-    let (Some(size), Some(channels)) = (config.picture_size(), config.picture_channels()) else {
+    let (Some(size), Some(channels)) = (config.image_size(), config.image_channels()) else {
         return Ok(None);
     };
     config.validate()?;
-    let shape = PictureShape { height: size.height, width: size.width, channels };
+    let shape = ImageShape { height: size.height, width: size.width, channels };
     let Prepared { config, graph, options } = Prepared::of(config, shape, 1)?;
     let parameters = graph.graph.parameter_count();
     let footprint = device(config.train.hardware())?.footprint(graph.graph, &options)?;
@@ -93,7 +93,7 @@ impl Trainer {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn time_step(&mut self, limit: Duration) -> Result<Option<Duration>> {
-        let apart = device(self.config.train.hardware())?.is_apart();
+        let apart = device(self.config.train.hardware())?.has_own_memory();
         let seconds = match apart || 2 * self.exec.footprint().multiply_adds < SMALL {
             true => self.time_whole(limit)?,
             false => self.time_smaller(limit)?,
@@ -104,7 +104,7 @@ impl Trainer {
 
     /// Times the plan itself.
     fn time_whole(&mut self, limit: Duration) -> Result<Option<f64>> {
-        self.exec.keep_states()?;
+        self.exec.snapshot_states()?;
         let times = best(&mut *self.exec, self.graph.loss, self.config.train.seed, limit);
         self.exec.set_stop(self.stop.clone());
         self.exec.restore_states()?;

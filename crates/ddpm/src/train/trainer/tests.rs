@@ -35,12 +35,12 @@ fn labels_are_dropped_at_random_and_not_in_vain() {
 }
 
 #[test]
-fn an_epoch_ends_with_the_step_that_reads_its_last_picture() {
+fn an_epoch_ends_with_the_step_that_reads_its_last_image() {
     let ends = |accumulate: &str| {
         let trainer = trainer(&[("train.accumulate", accumulate)]);
         (0..6).map(|step| trainer.ends_epoch(step)).collect::<Vec<_>>()
     };
-    // Ten pictures; 4, 8 or 12 a step.
+    // Ten images; 4, 8 or 12 a step.
     assert_eq!(ends("1"), [false, false, true, false, true, false]);
     assert_eq!(ends("2"), [false, true, true, true, true, false]);
     assert_eq!(ends("3"), [true; 6]);
@@ -134,10 +134,10 @@ fn what_rounds_the_results_does_not_depend_on_the_number_of_threads() {
 #[test]
 fn steps_of_the_presets_that_take_seconds_can_be_stopped_to_their_end() {
     for (preset, size, channels) in
-        [("cars", 64, 3), ("pictures", 128, 1), ("ddpm-cifar10", 32, 3), ("digits28", 28, 1)]
+        [("cars", 64, 3), ("images", 128, 1), ("ddpm-cifar10", 32, 3), ("digits28", 28, 1)]
     {
         let config = Config::load(Some(preset), None, &[]).unwrap();
-        let shape = PictureShape { height: size, width: size, channels };
+        let shape = ImageShape { height: size, width: size, channels };
         let mut config = config;
         config.data.size = Some(Size { height: size, width: size });
         config.data.channels = Some(channels);

@@ -16,7 +16,7 @@
 //! The data gradient is the same with the weights turned round. The weight gradient is `G^T (V^T (A dy A^T)) G`, the
 //! sum over tiles being the matrix product ([`WinogradGrad`]).
 //!
-//! **Stride 2.** Every other row and column of the input, from the first or the second on, makes four pictures (*parts*), and
+//! **Stride 2.** Every other row and column of the input, from the first or the second on, makes four images (*parts*), and
 //! every other tap four kernels of 2x2; the convolution is the sum of the four plain ones of part with part. Forward the
 //! parts stand beside each other as four times as many channels; in the data gradient each is a result of its own.
 //!
@@ -118,7 +118,7 @@ impl Kind {
     }
 }
 
-/// Where the tiles of a batch of pictures lie.
+/// Where the tiles of a batch of images lie.
 #[derive(Clone, Copy, Debug)]
 struct Tiles {
     n: usize,
@@ -128,14 +128,14 @@ struct Tiles {
     step: usize,
     /// Height and width of the output, or of a part of it.
     to: (usize, usize),
-    /// Rows and columns of tiles of a picture.
+    /// Rows and columns of tiles of an image.
     grid: (usize, usize),
 }
 
-/// A tile: its picture, and the first row and column of its outputs.
+/// A tile: its image, and the first row and column of its outputs.
 #[derive(Clone, Copy, Debug)]
 struct Tile {
-    picture: usize,
+    image: usize,
     y: usize,
     x: usize,
 }
@@ -150,7 +150,7 @@ impl Tiles {
         Self::new(shape.n, shape.input, kind.stride(), shape.output)
     }
 
-    /// Rows of tiles in all pictures.
+    /// Rows of tiles in all images.
     fn rows(&self) -> usize {
         self.n * self.grid.0
     }
@@ -166,7 +166,7 @@ impl Tiles {
 
     fn tile(&self, i: usize) -> Tile {
         let (row, column) = (i / self.grid.1, i % self.grid.1);
-        Tile { picture: row / self.grid.0, y: row % self.grid.0 * M, x: column * M }
+        Tile { image: row / self.grid.0, y: row % self.grid.0 * M, x: column * M }
     }
 
     /// Rows of pixels that a row of tiles makes.
@@ -176,10 +176,10 @@ impl Tiles {
 
     /// Where a tile's inputs are, of which those of the output's first pixel begin at the row and column `first`.
     fn window(&self, tile: Tile, first: (isize, isize)) -> Window {
-        // Above or left of the picture wraps around to beyond its other end.
+        // Above or left of the image wraps around to beyond its other end.
         let top = (self.step * tile.y).wrapping_add_signed(first.0);
         let left = (self.step * tile.x).wrapping_add_signed(first.1);
-        Window { picture: tile.picture, top, left, size: self.from, step: self.step }
+        Window { image: tile.image, top, left, size: self.from, step: self.step }
     }
 }
 
@@ -221,7 +221,7 @@ fn rows_of_block(tiles: &Tiles, wanted: usize, mr: usize) -> usize {
 /// Costs are in fused multiply-adds of one lane, fitted to measurements: bringing a number to or from its points costs
 /// 6 for each point for inputs and outputs, 20 for weights, which are more than the caches hold (6 where they are kept and
 /// only read).
-fn pays(
+fn is_faster(
     [plain, own]: [Words; 2],
     kept: bool,
     kind: Kind,

@@ -15,21 +15,21 @@ impl Winograd {
     /// With blocks of `rows` rows of tiles, each made from inputs to outputs; for tests, as [`Winograd::in_blocks`].
     pub fn in_own_blocks(self, rows: usize) -> Self {
         let mut of = self.in_blocks(rows, usize::MAX);
-        (of.own_blocks, of.group) = (true, of.panels_of_part());
+        (of.per_thread_blocks, of.group) = (true, of.panels_of_part());
         of
     }
 
     /// With panels that are each made from weights to products; for tests, as [`Winograd::in_blocks`].
     pub fn in_own_panels(self) -> Self {
         let mut of = self.in_blocks(usize::MAX, usize::MAX);
-        of.own_panels = true;
+        of.per_thread_panels = true;
         of
     }
 
     /// Whether blocks are made by [`Winograd::own_block`], side by side, instead of each phase of a block by all threads: V
     /// and M then stay in the cache of the core that made them, but all of U comes to it for every block.
     pub fn has_own_blocks(&self) -> bool {
-        self.own_blocks
+        self.per_thread_blocks
     }
 
     /// The outputs of a block of rows of tiles in the panels `panels`, whose U `packed` holds; `memory` has the V and M that
@@ -63,10 +63,10 @@ impl Winograd {
         }
     }
 
-    /// Whether panels are made by [`Winograd::own_panels`], side by side, instead of first all of U by all threads: with few tiles
+    /// Whether panels are made by [`Winograd::per_thread_panels`], side by side, instead of first all of U by all threads: with few tiles
     /// making U and carrying it to memory and back would take longest.
     pub fn has_own_panels(&self) -> bool {
-        self.own_panels
+        self.per_thread_panels
     }
 
     /// Numbers of [`Winograd::steps`] of a part's panels: one each if U is of whole numbers.
@@ -108,7 +108,7 @@ impl Winograd {
     /// M of the panels `panels`, each `[points][tiles][nr]`, of all tiles, whose V `values` holds; `memory` has the numbers that
     /// [`Winograd::packed_len`] says, `steps` what [`Winograd::steps`] put there. A part of k after the other for all these panels,
     /// so that rows of weights are read in runs as long as the panels are wide together.
-    pub fn own_panels(
+    pub fn per_thread_panels(
         &self,
         panels: Range<usize>,
         values: &[f32],

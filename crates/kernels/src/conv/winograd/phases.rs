@@ -1,6 +1,6 @@
 //! The phases of the forward pass and the data gradient: U, V, M and the outputs.
 
-use super::super::{APART, Epilogue};
+use super::super::{CACHE_SET_PAD, Epilogue};
 use super::points::{Inputs, Turned, Weights, words_of};
 use super::product::{Part, Winograd};
 use super::transform::Maps;
@@ -274,12 +274,12 @@ impl Winograd {
     ) {
         let (nr, width, cout, step) = (self.nr(), self.to.1, self.cout, self.step());
         let point_len = products.len() / self.points();
-        let panel_len = (point_len - APART) / panels.len();
+        let panel_len = (point_len - CACHE_SET_PAD) / panels.len();
         let part = panels.start / self.panels_of_part();
         let first_column = (panels.start - part * self.panels_of_part()) * nr;
         // The part's first row and column of the output.
         let (top, left) = (part / step, part % step);
-        let first_pixel = (self.tiles.tile(row * self.tiles.grid.1).picture * self.to.0
+        let first_pixel = (self.tiles.tile(row * self.tiles.grid.1).image * self.to.0
             + row % self.tiles.grid.0 * M * step)
             * width;
         for column in 0..self.tiles.grid.1 {
@@ -293,8 +293,8 @@ impl Winograd {
                 if let Some(b) = epilogue.bias {
                     bias = load(s, &b[c..c + lanes]);
                 }
-                if let Some(b) = epilogue.picture_bias {
-                    bias = s.add_f32s(bias, load(s, &b[tile.picture * cout + c..][..lanes]));
+                if let Some(b) = epilogue.per_image_bias {
+                    bias = s.add_f32s(bias, load(s, &b[tile.image * cout + c..][..lanes]));
                 }
                 F::output(
                     s,
@@ -342,7 +342,7 @@ pub(super) fn point_panels<S: Simd, const MR: usize, const NV: usize>(
         let a = &values[point * of.point_len() + words.start * MR..][..words.len() * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
         if words.start > 0 {
-            tile::take_up::<S, MR, NV>(out, &mut acc);
+            tile::load_acc::<S, MR, NV>(out, &mut acc);
         }
         tile::blocked(s, product, a, b, &mut acc);
         for (acc, row) in acc.iter().zip(out.chunks_exact_mut(nr)) {

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 /// The inputs of a tile.
 #[derive(Clone, Copy)]
 pub(super) struct Window {
-    pub(super) picture: usize,
+    pub(super) image: usize,
     pub(super) top: usize,
     pub(super) left: usize,
     pub(super) size: (usize, usize),
@@ -26,7 +26,7 @@ pub(super) trait Source<S: Simd, const D: usize, const R: usize> {
     fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s));
 }
 
-/// A tile's inputs, `[n, h, w, cin]`; zero outside of the picture, without a tile, and for channels that are not there.
+/// A tile's inputs, `[n, h, w, cin]`; zero outside of the image, without a tile, and for channels that are not there.
 pub(super) struct Inputs<'a, F> {
     /// Which maps.
     pub(super) of: PhantomData<F>,
@@ -40,13 +40,12 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
     fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
         let Inputs { window, input, cin, .. } = *self;
         let zero = s.splat_f32s(0.0);
-        let Some(Window { picture, top, left, size: (h, w), step }) = window.filter(|_| c < cin) else {
+        let Some(Window { image, top, left, size: (h, w), step }) = window.filter(|_| c < cin) else {
             return none::<S, D>(s, put);
         };
         let (lanes, span) = (S::F32_LANES.min(cin - c), step * (D - 1));
         if top < h && left < w && top + span < h && left + span < w && lanes == S::F32_LANES {
-            let input =
-                &input[((picture * h + top) * w + left) * cin + c..][..(span * w + span) * cin + lanes];
+            let input = &input[((image * h + top) * w + left) * cin + c..][..(span * w + span) * cin + lanes];
             let (down, right) = (step * w * cin, step * cin);
             F::input(
                 s,
@@ -61,7 +60,7 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
                 |i: usize, j: usize| {
                     let (y, x) = (top.wrapping_add(step * i), left.wrapping_add(step * j));
                     match y < h && x < w {
-                        true => load(s, &input[((picture * h + y) * w + x) * cin + c..][..lanes]),
+                        true => load(s, &input[((image * h + y) * w + x) * cin + c..][..lanes]),
                         false => zero,
                     }
                 },

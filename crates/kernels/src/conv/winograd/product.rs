@@ -1,7 +1,7 @@
 //! Forward pass and data gradient: their sizes, and how they are cut into blocks, panels and groups. `phases.rs` computes.
 
-use super::super::{APART, ConvShape, Factors};
-use super::{BLOCK, Kind, Tiles, pays, rows_of_block, whole};
+use super::super::{CACHE_SET_PAD, ConvShape, MatmulDtype};
+use super::{BLOCK, Kind, Tiles, is_faster, rows_of_block, whole};
 use crate::bf16::Words;
 use crate::isa::Isa;
 use crate::tile::{K_RUN, TileShape};
@@ -13,9 +13,9 @@ const FEWEST: usize = 128;
 const MANY_PRODUCTS: usize = 256 << 20;
 /// Most numbers of U that are kept of weights that do not change, each up to four times: sampling should take little memory.
 const MOST_KEPT: usize = 8 << 20;
-/// Tiles of a batch of pictures for which U in f32 is made anew each time: they need so little of a pass that reading it takes as long.
+/// Tiles of a batch of images for which U in f32 is made anew each time: they need so little of a pass that reading it takes as long.
 const FEW_KEPT: usize = 4;
-/// Pictures of a batch, as far as the choice of the way to compute goes where weights do not change.
+/// Images of a batch, as far as the choice of the way to compute goes where weights do not change.
 const NOMINAL_BATCH: usize = 16;
 /// Numbers of U that are made at a time where one block of tiles is all there is.
 const GROUP: usize = 4 << 20;
@@ -30,7 +30,7 @@ const MOST_OWN_VALUES: usize = 112 << 10;
 const MOST_OWN_WEIGHTS: usize = 3 << 20;
 /// Fewest such blocks: enough to share them out.
 const FEWEST_OWN: usize = 8;
-/// Most tiles of a batch of pictures of which the products with a panel of weights stay in the core's own cache.
+/// Most tiles of a batch of images of which the products with a panel of weights stay in the core's own cache.
 const FEW_TILES: usize = 64;
 /// Numbers of U that are made at a time for so few tiles: they are read a few times and never leave that cache.
 const PART_OF_U: usize = 80 << 10;
@@ -64,9 +64,9 @@ pub struct Winograd {
     /// Panels of columns of a group.
     pub(super) group: usize,
     /// Whether each block is one thread's own, from inputs to outputs.
-    pub(super) own_blocks: bool,
+    pub(super) per_thread_blocks: bool,
     /// Whether each panel of the weights is one thread's own, from weights to products.
-    pub(super) own_panels: bool,
+    pub(super) per_thread_panels: bool,
     /// Whether weights do not change from pass to pass.
     fixed_weights: bool,
 }
@@ -83,7 +83,7 @@ pub(super) struct Part {
 impl Winograd {
     /// The convolution `y = x * w`, if there is a way for it. Factors of 16 bits are whole numbers, where there are products of pairs,
     /// else f32: rounded to bf16 at the points they would not be exact enough.
-    pub fn forward(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
+    pub fn forward(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Option<Self> {
         let kind = Kind::of(&shape)?;
         let tiles = Tiles::of_output(kind, &shape);
         let part = |tap: (usize, usize)| {
@@ -99,7 +99,7 @@ impl Winograd {
     }
 
     /// The data gradient `dx` from `dy`, if there is a way for the convolution.
-    pub fn data_grad(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
+    pub fn data_grad(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Option<Self> {
         let kind = Kind::of(&shape)?;
         let (stride, taps) = (kind.stride(), kind.taps());
         let to = (shape.input.0 / stride, shape.input.1 / stride);
@@ -142,18 +142,19 @@ impl Winograd {
         let panels = cout.div_ceil(nr);
         let own_rows = rows_of_block(&tiles, (OWN_VALUES / (kind.points() * k)).max(tile.mr), tile.mr);
         let own_tiles = (own_rows * tiles.grid.1).next_multiple_of(tile.mr);
-        let own_blocks = kind.points() * k * own_tiles <= MOST_OWN_VALUES
+        let per_thread_blocks = kind.points() * k * own_tiles <= MOST_OWN_VALUES
             && kind.points() * k * panels * nr <= MOST_OWN_WEIGHTS
             && tiles.rows() >= FEWEST_OWN * own_rows;
-        let block_rows = match own_blocks {
+        let block_rows = match per_thread_blocks {
             true => own_rows,
             false => {
                 let wanted = (BLOCK / (kind.points() * (k + panels * nr))).max(FEWEST);
                 rows_of_block(&tiles, wanted, tile.mr)
             }
         };
-        let own_panels = !own_blocks && block_rows == tiles.rows() && tiles.count() <= FEW_TILES;
-        let group = match block_rows == tiles.rows() && !own_panels {
+        let per_thread_panels =
+            !per_thread_blocks && block_rows == tiles.rows() && tiles.count() <= FEW_TILES;
+        let group = match block_rows == tiles.rows() && !per_thread_panels {
             true => (GROUP / (kind.points() * k * nr)).clamp(FEWEST_PANELS.min(panels), panels),
             false => panels,
         };
@@ -173,16 +174,16 @@ impl Winograd {
             k,
             block_rows,
             group,
-            own_blocks,
-            own_panels,
+            per_thread_blocks,
+            per_thread_panels,
             fixed_weights: false,
         }
     }
 
     /// With blocks of `rows` rows of tiles, and groups of `panels` panels if one block is all; for tests, which would
-    /// need large pictures otherwise.
+    /// need large images otherwise.
     pub fn in_blocks(mut self, rows: usize, panels: usize) -> Self {
-        (self.own_blocks, self.own_panels) = (false, false);
+        (self.per_thread_blocks, self.per_thread_panels) = (false, false);
         self.block_rows = rows.clamp(1, self.tiles.rows());
         self.group = match self.block_rows == self.tiles.rows() {
             true => panels.clamp(1, self.panels_of_part()),
@@ -196,7 +197,7 @@ impl Winograd {
     pub fn with_fixed_weights(self) -> Self {
         let of = Self { fixed_weights: true, ..self };
         match of.keeps_weights() {
-            true => Self { own_panels: false, group: of.panels_of_part(), ..of },
+            true => Self { per_thread_panels: false, group: of.panels_of_part(), ..of },
             false => of,
         }
     }
@@ -222,9 +223,9 @@ impl Winograd {
         self.panels() * self.panel_len()
     }
 
-    /// Whether this is expected to take less time than the plain way with such factors. With fixed weights, when pictures
-    /// are drawn, the answer is the same for every size of a batch: a picture must not depend on its neighbours.
-    pub fn pays(&self, factors: Factors) -> bool {
+    /// Whether this is expected to take less time than the plain way with such factors. With fixed weights, when images
+    /// are drawn, the answer is the same for every size of a batch: an image must not depend on its neighbours.
+    pub fn is_faster(&self, factors: MatmulDtype) -> bool {
         let n = if self.fixed_weights { NOMINAL_BATCH } else { self.shape.n };
         let tiles = Tiles { n, ..self.tiles }.count();
         // Each part of the inputs forward; both sides for each part of the outputs in the data gradient.
@@ -234,7 +235,7 @@ impl Winograd {
         };
         let words = [Words::of(self.isa, factors), self.words];
         let kept = self.fixed_weights && self.small();
-        pays(words, kept, self.kind, &ConvShape { n, ..self.shape }, tiles, brought)
+        is_faster(words, kept, self.kind, &ConvShape { n, ..self.shape }, tiles, brought)
     }
 
     pub(super) fn nr(&self) -> usize {
@@ -273,7 +274,7 @@ impl Winograd {
 
     /// Numbers of one panel of U. Behind whole numbers is their step.
     pub fn panel_len(&self) -> usize {
-        self.points() * self.packed_point() + if self.whole { APART } else { 0 }
+        self.points() * self.packed_point() + if self.whole { CACHE_SET_PAD } else { 0 }
     }
 
     pub(super) fn packed_point(&self) -> usize {
@@ -282,7 +283,7 @@ impl Winograd {
 
     /// Numbers of U at one point for so many words of k.
     pub(super) fn packed_words(&self, k: usize) -> usize {
-        k * self.nr() + APART
+        k * self.nr() + CACHE_SET_PAD
     }
 
     /// Words of k of which U is made at a time, if panels are threads' own: few, of as many panels as there is room for, so that rows
@@ -298,7 +299,7 @@ impl Winograd {
 
     /// Numbers of U of a group, of all if it is kept, or of a part of some panels.
     pub fn packed_len(&self) -> usize {
-        if self.own_panels {
+        if self.per_thread_panels {
             return self.panels_at_once() * self.points() * self.packed_words(self.part_of_k());
         }
         let panels = if self.keeps_weights() { self.panels() } else { self.group };
@@ -306,13 +307,13 @@ impl Winograd {
     }
 
     pub(super) fn point_len(&self) -> usize {
-        self.k * self.tile.mr + APART
+        self.k * self.tile.mr + CACHE_SET_PAD
     }
 
     /// Numbers of V of one group of tiles, of which a block has [`Winograd::value_groups`]. Behind whole numbers are the tiles'
     /// steps.
     pub fn values_len(&self) -> usize {
-        let steps = if self.whole { self.tile.mr.next_multiple_of(APART) } else { 0 };
+        let steps = if self.whole { self.tile.mr.next_multiple_of(CACHE_SET_PAD) } else { 0 };
         self.points() * self.point_len() + steps
     }
 
@@ -323,7 +324,7 @@ impl Winograd {
 
     /// Numbers of M at one point, for a block of `rows` rows and `panels` panels.
     pub fn products_len(&self, rows: usize, panels: usize) -> usize {
-        panels * self.value_groups(rows) * self.tile.mr * self.nr() + APART
+        panels * self.value_groups(rows) * self.tile.mr * self.nr() + CACHE_SET_PAD
     }
 
     /// Points.
@@ -334,7 +335,7 @@ impl Winograd {
     /// Numbers of scratch memory: U of a group (of a part of some panels, if these are threads' own), V of a block, and M of a block
     /// (of one panel, if blocks are threads' own; one panel's after the other, if panels are).
     pub fn shared_len(&self) -> [usize; 3] {
-        let (panels, times) = match (self.own_blocks, self.own_panels) {
+        let (panels, times) = match (self.per_thread_blocks, self.per_thread_panels) {
             (true, _) => (1, 1),
             (_, true) => (1, self.group),
             _ => (self.group, 1),

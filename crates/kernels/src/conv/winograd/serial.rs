@@ -28,7 +28,7 @@ impl Winograd {
             let products = &mut products[..panels.len() * len];
             let mut steps = vec![0.0; self.steps_len()];
             self.steps(panels.clone(), weights, &mut steps);
-            self.own_panels(panels.clone(), values, weights, &steps, products, packed);
+            self.per_thread_panels(panels.clone(), values, weights, &steps, products, packed);
             for (panel, products) in panels.zip(products.chunks_exact(len)) {
                 let mut rest = &mut *out;
                 for row in rows.clone() {

@@ -1,14 +1,14 @@
 //! The linear maps of F(4x4, 3x3) and F(4x4, 2x2): one-dimensional, then by rows and columns.
 //!
 //! A convolution of a row with R weights that makes M outputs is a product of polynomials, and a product of polynomials is
-//! known from its values at M + R - 1 points (Toom and Cook; Winograd 1980; for pictures Lavin and Gray, arXiv:1509.09308),
+//! known from its values at M + R - 1 points (Toom and Cook; Winograd 1980; for images Lavin and Gray, arXiv:1509.09308),
 //! infinity among them. The points are chosen for small rounding errors in f32: near 1, few digits, and in pairs a, -a,
 //! whose values share their even and odd parts.
 
 use super::M;
 use pulp::Simd;
 
-/// A map of pictures: a one-dimensional one applied to all columns of what `get(row, column)` gives, then to all rows of what came
+/// A map of images: a one-dimensional one applied to all columns of what `get(row, column)` gives, then to all rows of what came
 /// out, which go to `put(row, column, vector)`. The numbers of columns and rows are written out, since only without loops what is
 /// between the two directions stays in registers.
 macro_rules! both_ways {

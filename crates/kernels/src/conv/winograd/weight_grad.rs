@@ -1,10 +1,10 @@
 //! Weight gradient.
 
-use super::super::{APART, ConvShape, Factors};
+use super::super::{CACHE_SET_PAD, ConvShape, MatmulDtype};
 use super::points::{Inputs, Source, none, words_of};
 use super::transform::Maps;
 use super::whole;
-use super::{BLOCK, Kind, M, Tile, Tiles, load, pays, store, transform, with_maps};
+use super::{BLOCK, Kind, M, Tile, Tiles, is_faster, load, store, transform, with_maps};
 use crate::bf16::Words;
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
@@ -50,7 +50,7 @@ pub struct WinogradGrad {
 
 impl WinogradGrad {
     /// The weight gradient, if there is a way for the convolution.
-    pub fn new(isa: Isa, factors: Factors, shape: ConvShape) -> Option<Self> {
+    pub fn new(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Option<Self> {
         let kind = Kind::of(&shape)?;
         let tiles = Tiles::of_output(kind, &shape);
         let tile = TileShape::of_runs(isa.lanes());
@@ -75,7 +75,7 @@ impl WinogradGrad {
         Some(of.in_ranges(range))
     }
 
-    /// With `groups` groups of blocks of `runs` runs of tiles; for tests, which would need large pictures otherwise.
+    /// With `groups` groups of blocks of `runs` runs of tiles; for tests, which would need large images otherwise.
     pub fn in_blocks(mut self, runs: usize, groups: usize) -> Self {
         self.runs = runs.clamp(1, self.all_runs());
         self.groups = groups.clamp(1, self.all_runs());
@@ -106,10 +106,10 @@ impl WinogradGrad {
     }
 
     /// Whether this is expected to take less time than the plain way with such factors.
-    pub fn pays(&self, factors: Factors) -> bool {
+    pub fn is_faster(&self, factors: MatmulDtype) -> bool {
         let words = [Words::of(self.isa, factors), self.words];
         let brought = self.parts() * (self.shape.cin + self.shape.cout);
-        pays(words, false, self.kind, &self.shape, self.tiles.count(), brought)
+        is_faster(words, false, self.kind, &self.shape, self.tiles.count(), brought)
     }
 
     /// Parts of the input, each with its own taps.
@@ -129,11 +129,11 @@ impl WinogradGrad {
     }
 
     fn input_point(&self) -> usize {
-        RUN * self.rows + APART
+        RUN * self.rows + CACHE_SET_PAD
     }
 
     fn output_point(&self) -> usize {
-        RUN * self.columns + APART
+        RUN * self.columns + CACHE_SET_PAD
     }
 
     /// Numbers of the values of one run: of the inputs, of the output gradients, and of its part of the bias gradient.
@@ -144,7 +144,7 @@ impl WinogradGrad {
 
     /// Numbers of the sums of a range at one point, and points.
     pub fn sums_len(&self) -> (usize, usize) {
-        (self.range * self.columns + APART, self.kind.points())
+        (self.range * self.columns + CACHE_SET_PAD, self.kind.points())
     }
 
     /// Taps of a part.
@@ -162,7 +162,7 @@ impl WinogradGrad {
     /// Numbers of a group's sums: at all points, and of the bias gradient.
     pub fn group_len(&self) -> usize {
         let (sums, points) = self.sums_len();
-        points * sums + self.shape.cout.next_multiple_of(APART)
+        points * sums + self.shape.cout.next_multiple_of(CACHE_SET_PAD)
     }
 
     /// Numbers of scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums of all groups, and the weight
@@ -365,7 +365,7 @@ impl WinogradGrad {
     }
 }
 
-/// A tile's output gradients, `[n, oh, ow, cout]`; zero outside of the picture, without a tile, and for channels that are not
+/// A tile's output gradients, `[n, oh, ow, cout]`; zero outside of the image, without a tile, and for channels that are not
 /// there.
 struct Gradients<'a, F> {
     /// Which maps.
@@ -381,7 +381,7 @@ impl<F> Gradients<'_, F> {
     fn pixel(&self, tile: Tile, i: usize, j: usize) -> Option<usize> {
         let ConvShape { output: (h, w), cout, .. } = self.grad.shape;
         let (y, x) = (tile.y + i, tile.x + j);
-        (y < h && x < w).then(|| ((tile.picture * h + y) * w + x) * cout)
+        (y < h && x < w).then(|| ((tile.image * h + y) * w + x) * cout)
     }
 
     /// Adds the tile's sums to the bias gradient.

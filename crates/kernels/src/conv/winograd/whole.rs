@@ -138,7 +138,7 @@ impl Winograd {
                     if y >= h || x >= w {
                         continue;
                     }
-                    let pixel = &input[((window.picture * h + y) * w + x) * self.cin..][..self.cin];
+                    let pixel = &input[((window.image * h + y) * w + x) * self.cin..][..self.cin];
                     let (whole, rest) = S::as_simd_f32s(pixel);
                     for v in whole {
                         largest.see(s, *v);

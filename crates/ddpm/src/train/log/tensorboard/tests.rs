@@ -110,12 +110,12 @@ fn records_are_those_that_tensorboard_writes() {
     let value = |tag: &str| Message::default().text(summary::TAG, tag);
     let loss = value("loss").float(summary::SIMPLE_VALUE, 0.25);
     let speed = value("images_per_second").float(summary::SIMPLE_VALUE, 100.0);
-    let picture = Message::default()
+    let image = Message::default()
         .integer(summary::HEIGHT, 2)
         .integer(summary::WIDTH, 3)
         .integer(summary::COLORSPACE, 1)
         .bytes(summary::ENCODED, b"png");
-    let picture = value("samples").message(summary::IMAGE, &picture);
+    let image = value("samples").message(summary::IMAGE, &image);
     let in_summary = |values: &[&Message]| {
         let all = values.iter().fold(Message::default(), |all, value| all.message(summary::VALUE, value));
         event(300).message(event::SUMMARY, &all)
@@ -136,7 +136,7 @@ fn records_are_those_that_tensorboard_writes() {
              735f7065725f7365636f6e64150000c8428d23a4be",
         ),
         (
-            in_summary(&[&picture]),
+            in_summary(&[&image]),
             "2600000000000000734fe30009000000000000f83f10ac022a180a160a0773616d706c6573220b080210031801220370\
              6e6765797992",
         ),
@@ -149,13 +149,13 @@ fn records_are_those_that_tensorboard_writes() {
 #[test]
 fn what_is_told_comes_back_from_the_file() {
     let folder = tempfile::tempdir().unwrap();
-    let sheet = Picture { height: 2, width: 3, channels: 3, data: (0..18).collect() };
+    let sheet = Image { height: 2, width: 3, channels: 3, data: (0..18).collect() };
     let mut events = Events::new(folder.path(), settings(), None);
     for step in 1..=200 {
-        events.hear(Entry::Step(&metrics(step))).unwrap();
+        events.write_event(Entry::Step(&metrics(step))).unwrap();
     }
-    events.hear(Entry::Samples { step: 200, sheet: &sheet }).unwrap();
-    events.hear(Entry::Checkpoint).unwrap();
+    events.write_event(Entry::Samples { step: 200, sheet: &sheet }).unwrap();
+    events.write_event(Entry::Checkpoint).unwrap();
 
     let [path] = &files(folder.path())[..] else { panic!("one file") };
     let read = read(path);
@@ -174,18 +174,18 @@ fn what_is_told_comes_back_from_the_file() {
     assert_eq!(read[202][0], (event::STEP, Integer(200)));
     let value = inner(&inner(&read[202][1].1)[0].1);
     assert_eq!(value[0], (summary::TAG, Bytes("samples".into())));
-    let picture = inner(&value[1].1);
+    let image = inner(&value[1].1);
     let sizes =
         [(summary::HEIGHT, Integer(2)), (summary::WIDTH, Integer(3)), (summary::COLORSPACE, Integer(3))];
-    assert_eq!(picture[..3], sizes);
-    let Bytes(png) = &picture[3].1 else { panic!("a PNG") };
+    assert_eq!(image[..3], sizes);
+    let Bytes(png) = &image[3].1 else { panic!("a PNG") };
     assert_eq!(image::load_from_memory(png).unwrap().as_bytes(), sheet.data);
 }
 
 #[test]
 fn the_settings_are_hyperparameters_of_the_hparams_plugin() {
     let folder = tempfile::tempdir().unwrap();
-    Events::new(folder.path(), settings(), None).hear(Entry::Step(&metrics(1))).unwrap();
+    Events::new(folder.path(), settings(), None).write_event(Entry::Step(&metrics(1))).unwrap();
     let [path] = &files(folder.path())[..] else { panic!("one file") };
     let value = inner(&inner(&read(path)[1][0].1)[0].1);
     assert_eq!(value[0], (summary::TAG, Bytes("_hparams_/session_start_info".into())));
@@ -211,10 +211,10 @@ fn the_settings_are_hyperparameters_of_the_hparams_plugin() {
 #[test]
 fn a_resume_is_marked_and_its_file_sorts_behind_the_earlier_ones() {
     let folder = tempfile::tempdir().unwrap();
-    Events::new(folder.path(), settings(), None).hear(Entry::Step(&metrics(1))).unwrap();
+    Events::new(folder.path(), settings(), None).write_event(Entry::Step(&metrics(1))).unwrap();
     for resume in [7, 3, 0] {
         let mut events = Events::new(folder.path(), settings(), Some(resume));
-        events.hear(Entry::Step(&metrics(resume + 1))).unwrap();
+        events.write_event(Entry::Step(&metrics(resume + 1))).unwrap();
     }
     let files = files(folder.path());
     let starts: Vec<_> = files[1..].iter().map(|path| read(path).remove(2)).collect();

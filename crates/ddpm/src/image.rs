@@ -1,17 +1,17 @@
-//! Pictures out: grids, strips, PNG and GIF.
+//! Images out: grids, strips, PNG and GIF.
 
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::data::PictureShape;
+use crate::data::ImageShape;
 use crate::error::{Error, Result};
 use crate::output::SOFTWARE;
 use crate::text::capped;
 
-/// A picture of 8-bit samples.
+/// An image of 8-bit samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     /// Rows.
     pub height: usize,
     /// Columns.
@@ -22,35 +22,35 @@ pub struct Picture {
     pub data: Vec<u8>,
 }
 
-impl Picture {
-    /// A picture with all samples 0: black, transparent where there is alpha.
-    pub fn black(shape: PictureShape) -> Self {
-        let PictureShape { height, width, channels } = shape;
+impl Image {
+    /// An image with all samples 0: black, transparent where there is alpha.
+    pub fn black(shape: ImageShape) -> Self {
+        let ImageShape { height, width, channels } = shape;
         Self { height, width, channels, data: vec![0; shape.values()] }
     }
 
-    /// The picture of numbers in [-1, 1] (height, width, channels): `(x + 1) / 2 * 255 + 0.5`, clamped and
+    /// The image of numbers in [-1, 1] (height, width, channels): `(x + 1) / 2 * 255 + 0.5`, clamped and
     /// truncated, as torchvision's `save_image` does it. NaN becomes 0.
     ///
     /// # Panics
     /// If `values` does not have the length that `shape` says.
-    pub fn from_unit(values: &[f32], shape: PictureShape) -> Self {
+    pub fn from_unit(values: &[f32], shape: ImageShape) -> Self {
         assert_eq!(values.len(), shape.values(), "{shape} does not fit {} numbers", values.len());
         let data = values.iter().map(|x| ((x + 1.0) / 2.0 * 255.0 + 0.5).clamp(0.0, 255.0) as u8).collect();
         Self { height: shape.height, width: shape.width, channels: shape.channels, data }
     }
 
     /// Height, width and channels.
-    pub fn shape(&self) -> PictureShape {
-        PictureShape { height: self.height, width: self.width, channels: self.channels }
+    pub fn shape(&self) -> ImageShape {
+        ImageShape { height: self.height, width: self.width, channels: self.channels }
     }
 
-    /// The picture with every pixel as `factor` x `factor` equal ones.
+    /// The image with every pixel as `factor` x `factor` equal ones.
     ///
     /// # Panics
     /// If `factor` is 0.
     pub fn enlarge(&self, factor: usize) -> Self {
-        assert!(factor > 0, "a picture cannot be enlarged by 0");
+        assert!(factor > 0, "an image cannot be enlarged by 0");
         let mut data = Vec::with_capacity(self.data.len() * factor * factor);
         for row in self.data.chunks_exact((self.width * self.channels).max(1)) {
             let start = data.len();
@@ -66,7 +66,7 @@ impl Picture {
     }
 
     /// Copies `other` in with its corner at (`top`, `left`).
-    pub(crate) fn paste(&mut self, other: &Picture, top: usize, left: usize) {
+    pub(crate) fn paste(&mut self, other: &Image, top: usize, left: usize) {
         let row = other.width * other.channels;
         for (y, line) in other.data.chunks_exact(row.max(1)).enumerate() {
             let start = ((top + y) * self.width + left) * self.channels;
@@ -75,46 +75,46 @@ impl Picture {
     }
 }
 
-/// Pictures in rows of `per_row`, with `padding` black pixels around and between, as torchvision's `make_grid`
-/// lays them out; as there, a single picture stays as it is. Grey stays grey (torchvision makes it RGB).
+/// Images in rows of `per_row`, with `padding` black pixels around and between, as torchvision's `make_grid`
+/// lays them out; as there, a single image stays as it is. Grey stays grey (torchvision makes it RGB).
 ///
 /// # Panics
-/// If there are no pictures or their shapes differ.
-pub fn grid(pictures: &[Picture], per_row: usize, padding: usize) -> Picture {
-    let shape = pictures.first().expect("a grid needs a picture").shape();
-    assert!(pictures.iter().all(|p| p.shape() == shape), "the pictures of a grid have one shape");
-    if let [picture] = pictures {
-        return picture.clone();
+/// If there are no images or their shapes differ.
+pub fn grid(images: &[Image], per_row: usize, padding: usize) -> Image {
+    let shape = images.first().expect("a grid needs an image").shape();
+    assert!(images.iter().all(|p| p.shape() == shape), "the images of a grid have one shape");
+    if let [image] = images {
+        return image.clone();
     }
-    let columns = per_row.clamp(1, pictures.len());
-    let rows = pictures.len().div_ceil(columns);
+    let columns = per_row.clamp(1, images.len());
+    let rows = images.len().div_ceil(columns);
     let (height, width) = (shape.height + padding, shape.width + padding);
-    let mut whole = Picture::black(PictureShape {
+    let mut whole = Image::black(ImageShape {
         height: rows * height + padding,
         width: columns * width + padding,
         channels: shape.channels,
     });
-    for (i, picture) in pictures.iter().enumerate() {
-        whole.paste(picture, i / columns * height + padding, i % columns * width + padding);
+    for (i, image) in images.iter().enumerate() {
+        whole.paste(image, i / columns * height + padding, i % columns * width + padding);
     }
     whole
 }
 
-/// Writes `picture` as PNG with its channels. The file appears whole or not at all.
+/// Writes `image` as PNG with its channels. The file appears whole or not at all.
 ///
 /// # Errors
-/// [`Error::Io`] with the path; [`Error::Data`] for a picture without pixels.
-pub fn save_png(picture: &Picture, path: &Path) -> Result<()> {
-    write_whole(path, &png(picture, path)?)
+/// [`Error::Io`] with the path; [`Error::Data`] for an image without pixels.
+pub fn save_png(image: &Image, path: &Path) -> Result<()> {
+    write_whole(path, &png(image, path)?)
 }
 
-/// A picture as PNG with its channels; `path` is the file that errors name.
-pub(crate) fn png(picture: &Picture, path: &Path) -> Result<Vec<u8>> {
+/// An image as PNG with its channels; `path` is the file that errors name.
+pub(crate) fn png(image: &Image, path: &Path) -> Result<Vec<u8>> {
     use png::ColorType::{Grayscale, GrayscaleAlpha, Rgb, Rgba};
-    check(picture, path)?;
+    check(image, path)?;
     let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, picture.width as u32, picture.height as u32);
-    encoder.set_color(match picture.channels {
+    let mut encoder = png::Encoder::new(&mut bytes, image.width as u32, image.height as u32);
+    encoder.set_color(match image.channels {
         1 => Grayscale,
         2 => GrayscaleAlpha,
         3 => Rgb,
@@ -125,7 +125,7 @@ pub(crate) fn png(picture: &Picture, path: &Path) -> Result<Vec<u8>> {
     let written = encoder
         .add_text_chunk("Software".to_owned(), SOFTWARE.to_owned())
         .and_then(|()| encoder.write_header())
-        .and_then(|mut writer| writer.write_image_data(&picture.data).and_then(|()| writer.finish()));
+        .and_then(|mut writer| writer.write_image_data(&image.data).and_then(|()| writer.finish()));
     written.map_err(|e| encoding(path, e))?;
     Ok(bytes)
 }
@@ -134,7 +134,7 @@ pub(crate) fn png(picture: &Picture, path: &Path) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`Error::Data`] for a file that is gone, damaged, or of another form.
-pub fn read_png(path: &Path) -> Result<Picture> {
+pub fn read_png(path: &Path) -> Result<Image> {
     use image::ColorType::{L8, La8, Rgb8, Rgba8};
     let wrong = |reason: String| Error::Data { path: path.to_owned(), reason };
     let read = image::open(path).map_err(|e| wrong(format!("cannot be read as an image: {e}")))?;
@@ -146,7 +146,7 @@ pub fn read_png(path: &Path) -> Result<Picture> {
         Rgba8 => 4,
         other => return Err(wrong(format!("is an image of {other:?}; 8 bits a sample are needed"))),
     };
-    Ok(Picture { height, width, channels, data: read.into_bytes() })
+    Ok(Image { height, width, channels, data: read.into_bytes() })
 }
 
 /// Writes `frames` as an endless GIF, each shown for `delay_ms` and the last for `last_ms` milliseconds (GIF counts
@@ -155,7 +155,7 @@ pub fn read_png(path: &Path) -> Result<Picture> {
 ///
 /// # Errors
 /// [`Error::Io`] with the path; [`Error::Data`] without frames or for frames of several sizes or beyond GIF's.
-pub fn save_gif(frames: &[Picture], delay_ms: u16, last_ms: u16, path: &Path) -> Result<()> {
+pub fn save_gif(frames: &[Image], delay_ms: u16, last_ms: u16, path: &Path) -> Result<()> {
     let unfit = |reason: String| Error::Data { path: path.to_owned(), reason };
     let first = frames.first().ok_or_else(|| unfit("a GIF needs a frame".into()))?;
     if let Some(other) = frames.iter().find(|f| f.shape() != first.shape()) {
@@ -171,16 +171,16 @@ pub fn save_gif(frames: &[Picture], delay_ms: u16, last_ms: u16, path: &Path) ->
     };
     let greys: Vec<u8> = (0..=255).flat_map(|v| [v; 3]).collect();
     let palette = if first.channels <= 2 { &greys[..] } else { &[] };
-    // The palette is learnt from every pixel of small pictures, from every tenth of large ones.
+    // The palette is learnt from every pixel of small images, from every tenth of large ones.
     let sampling = (first.height * first.width / 20_000).clamp(1, 10) as i32;
     let mut bytes = Vec::new();
     let mut encoder = gif::Encoder::new(&mut bytes, width, height, palette).map_err(|e| encoding(path, e))?;
     encoder.set_repeat(gif::Repeat::Infinite).map_err(|e| encoding(path, e))?;
     let comment = encoder.write_raw_extension(gif::Extension::Comment.into(), &[SOFTWARE.as_bytes()]);
     comment.map_err(|e| encoding(path, e))?;
-    for (i, picture) in frames.iter().enumerate() {
-        let data = on_black(picture);
-        let mut frame = match picture.channels {
+    for (i, image) in frames.iter().enumerate() {
+        let data = on_black(image);
+        let mut frame = match image.channels {
             1 | 2 => gif::Frame::from_indexed_pixels(width, height, data, None),
             _ => gif::Frame::from_rgb_speed(width, height, &data, sampling),
         };
@@ -193,30 +193,30 @@ pub fn save_gif(frames: &[Picture], delay_ms: u16, last_ms: u16, path: &Path) ->
 }
 
 /// The samples without alpha.
-fn on_black(picture: &Picture) -> Vec<u8> {
-    let channels = picture.channels;
+fn on_black(image: &Image) -> Vec<u8> {
+    let channels = image.channels;
     if channels % 2 == 1 {
-        return picture.data.clone();
+        return image.data.clone();
     }
     let lay = |pixel: &[u8]| {
         let alpha = u32::from(pixel[channels - 1]);
         pixel[..channels - 1].iter().map(|&v| ((u32::from(v) * alpha + 127) / 255) as u8).collect::<Vec<_>>()
     };
-    picture.data.chunks_exact(channels).flat_map(lay).collect()
+    image.data.chunks_exact(channels).flat_map(lay).collect()
 }
 
-fn check(picture: &Picture, path: &Path) -> Result<()> {
-    let shape = picture.shape();
-    let whole = picture.data.len() == shape.values() && !picture.data.is_empty() && shape.channels <= 4;
+fn check(image: &Image, path: &Path) -> Result<()> {
+    let shape = image.shape();
+    let whole = image.data.len() == shape.values() && !image.data.is_empty() && shape.channels <= 4;
     if whole && u32::try_from(shape.height).is_ok() && u32::try_from(shape.width).is_ok() {
         return Ok(());
     }
-    let reason = format!("a picture of {shape} with {} samples cannot be written", picture.data.len());
+    let reason = format!("an image of {shape} with {} samples cannot be written", image.data.len());
     Err(Error::Data { path: path.to_owned(), reason })
 }
 
 fn encoding(path: &Path, e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::io(path, "encode the picture")(std::io::Error::other(e))
+    Error::io(path, "encode the image")(std::io::Error::other(e))
 }
 
 /// Writes beside `path`, then renames.
@@ -224,7 +224,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = path.file_name().ok_or_else(|| Error::Data {
         path: path.to_owned(),
-        reason: "this names no file to write a picture to".into(),
+        reason: "this names no file to write an image to".into(),
     })?;
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     // A name may be as long as file systems let it, and what is added to it must have room.
@@ -235,7 +235,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     done.map_err(|e| {
         // Best effort: the error that matters is the first.
         let _ = fs::remove_file(&temporary);
-        Error::io(path, "write the picture")(e)
+        Error::io(path, "write the image")(e)
     })
 }
 
@@ -243,18 +243,18 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn picture(height: usize, width: usize, channels: usize, first: u8) -> Picture {
+    fn image(height: usize, width: usize, channels: usize, first: u8) -> Image {
         let data = (0..height * width * channels).map(|i| first.wrapping_add((i * 37) as u8)).collect();
-        Picture { height, width, channels, data }
+        Image { height, width, channels, data }
     }
 
     #[test]
     fn numbers_become_bytes_as_in_torchvision_and_bytes_come_back() {
-        let shape = |width| PictureShape { height: 1, width, channels: 1 };
+        let shape = |width| ImageShape { height: 1, width, channels: 1 };
         let unit: Vec<f32> = (0..=255u8).map(|v| f32::from(v) / 255.0 * 2.0 - 1.0).collect();
-        assert_eq!(Picture::from_unit(&unit, shape(256)).data, (0..=255).collect::<Vec<u8>>());
+        assert_eq!(Image::from_unit(&unit, shape(256)).data, (0..=255).collect::<Vec<u8>>());
         let odd = [-7.0, 7.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0];
-        assert_eq!(Picture::from_unit(&odd, shape(6)).data, [0, 255, 0, 255, 0, 128]);
+        assert_eq!(Image::from_unit(&odd, shape(6)).data, [0, 255, 0, 255, 0, 128]);
     }
 
     #[test]
@@ -267,31 +267,31 @@ mod tests {
             let number = |key: &str| case[key].as_u64().unwrap() as usize;
             let list = |key: &str| case[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap());
             let values: Vec<f32> = list("values").map(|v| v as f32).collect();
-            let shape = PictureShape { height: 3, width: 4, channels: 1 };
-            let pictures: Vec<_> = values.chunks(12).map(|v| Picture::from_unit(v, shape)).collect();
-            assert_eq!(pictures.len(), number("pictures"));
-            let made = grid(&pictures, number("per_row"), number("padding"));
+            let shape = ImageShape { height: 3, width: 4, channels: 1 };
+            let images: Vec<_> = values.chunks(12).map(|v| Image::from_unit(v, shape)).collect();
+            assert_eq!(images.len(), number("images"));
+            let made = grid(&images, number("per_row"), number("padding"));
             assert_eq!((made.height, made.width), (number("height"), number("width")));
             assert_eq!(made.data, list("samples").map(|v| v as u8).collect::<Vec<_>>());
         }
     }
 
     #[test]
-    fn a_grid_of_colours_has_each_picture_in_its_place() {
-        let pictures: Vec<_> = (0..5).map(|i| picture(2, 3, 3, i * 50)).collect();
-        let made = grid(&pictures, 2, 1);
+    fn a_grid_of_colours_has_each_image_in_its_place() {
+        let images: Vec<_> = (0..5).map(|i| image(2, 3, 3, i * 50)).collect();
+        let made = grid(&images, 2, 1);
         // Three rows of two: 3 * (2 + 1) + 1 by 2 * (3 + 1) + 1.
         assert_eq!((made.height, made.width, made.channels), (10, 9, 3));
         let pixel = |y: usize, x: usize| &made.data[(y * 9 + x) * 3..][..3];
-        assert_eq!(pixel(7, 1), &pictures[4].data[..3]);
-        assert_eq!(pixel(5, 7), &pictures[3].data[15..18]);
+        assert_eq!(pixel(7, 1), &images[4].data[..3]);
+        assert_eq!(pixel(5, 7), &images[3].data[15..18]);
         assert_eq!(pixel(7, 5), [0; 3], "the sixth place is empty");
         assert_eq!(pixel(3, 4), [0; 3], "padding");
     }
 
     #[test]
     fn enlarging_repeats_pixels() {
-        let small = Picture { height: 2, width: 2, channels: 3, data: (0..12).collect() };
+        let small = Image { height: 2, width: 2, channels: 3, data: (0..12).collect() };
         let large = small.enlarge(3);
         assert_eq!((large.height, large.width), (6, 6));
         for (y, x, c) in (0..6).flat_map(|y| (0..6).flat_map(move |x| (0..3).map(move |c| (y, x, c)))) {
@@ -301,17 +301,17 @@ mod tests {
     }
 
     #[test]
-    fn a_png_has_the_channels_and_samples_of_the_picture_and_leaves_nothing_beside_it() {
+    fn a_png_has_the_channels_and_samples_of_the_image_and_leaves_nothing_beside_it() {
         use image::ColorType::{L8, La8, Rgb8, Rgba8};
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
         for (channels, colour) in [(1, L8), (2, La8), (3, Rgb8), (4, Rgba8)] {
-            let picture = picture(5, 7, channels, 3);
-            save_png(&picture, &path).unwrap();
+            let image = image(5, 7, channels, 3);
+            save_png(&image, &path).unwrap();
             let read = image::open(&path).unwrap();
             assert_eq!((read.color(), read.width(), read.height()), (colour, 7, 5));
-            assert_eq!(read.as_bytes(), picture.data);
-            assert_eq!(read_png(&path).unwrap(), picture);
+            assert_eq!(read.as_bytes(), image.data);
+            assert_eq!(read_png(&path).unwrap(), image);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
@@ -320,14 +320,14 @@ mod tests {
     fn what_cannot_be_written_is_an_error_with_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let nowhere = folder.path().join("missing").join("a.png");
-        let e = save_png(&picture(2, 2, 1, 0), &nowhere).unwrap_err();
+        let e = save_png(&image(2, 2, 1, 0), &nowhere).unwrap_err();
         assert!(matches!(&e, Error::Io { path, .. } if *path == nowhere), "{e}");
         // A folder is in the way: the temporary file must go again.
         let taken = folder.path().join("b.png");
         fs::create_dir(&taken).unwrap();
-        assert!(save_png(&picture(2, 2, 1, 0), &taken).is_err());
+        assert!(save_png(&image(2, 2, 1, 0), &taken).is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
-        let broken = Picture { data: vec![0; 3], ..picture(2, 2, 1, 0) };
+        let broken = Image { data: vec![0; 3], ..image(2, 2, 1, 0) };
         assert!(matches!(save_png(&broken, &nowhere), Err(Error::Data { .. })));
     }
 
@@ -347,8 +347,8 @@ mod tests {
     fn a_grey_gif_is_exact_loops_and_holds_its_last_frame() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.gif");
-        let all = Picture { height: 16, width: 16, channels: 1, data: (0..=255).collect() };
-        let frames = [all.clone(), picture(16, 16, 1, 9), all];
+        let all = Image { height: 16, width: 16, channels: 1, data: (0..=255).collect() };
+        let frames = [all.clone(), image(16, 16, 1, 9), all];
         save_gif(&frames, 50, 1500, &path).unwrap();
         let (read, repeat) = read_gif(&path);
         assert_eq!(repeat, gif::Repeat::Infinite);
@@ -365,7 +365,7 @@ mod tests {
         for (side, tolerance) in [(12, 0), (40, 32)] {
             let data = (0..side * side).flat_map(|i| [i % side * 6, i / side * 6, (i % side + i / side) * 3]);
             let data = data.map(|v| v as u8);
-            let frame = Picture { height: side, width: side, channels: 3, data: data.collect() };
+            let frame = Image { height: side, width: side, channels: 3, data: data.collect() };
             save_gif(&[frame.clone(), frame.clone()], 5, 5, &path).unwrap();
             let (read, _) = read_gif(&path);
             assert_eq!(read[0].1, 2, "the shortest delay that viewers keep to");
@@ -379,13 +379,8 @@ mod tests {
     fn transparency_is_laid_on_black_in_a_gif() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.gif");
-        save_gif(
-            &[Picture { height: 1, width: 2, channels: 2, data: vec![200, 255, 200, 51] }],
-            50,
-            50,
-            &path,
-        )
-        .unwrap();
+        save_gif(&[Image { height: 1, width: 2, channels: 2, data: vec![200, 255, 200, 51] }], 50, 50, &path)
+            .unwrap();
         assert_eq!(read_gif(&path).0[0].0, [200, 200, 200, 255, 40, 40, 40, 255]);
     }
 
@@ -393,7 +388,7 @@ mod tests {
     fn frames_of_two_forms_or_none_are_refused() {
         let path = Path::new("never-written.gif");
         assert!(matches!(save_gif(&[], 50, 50, path), Err(Error::Data { .. })));
-        let frames = [picture(2, 2, 1, 0), picture(2, 3, 1, 0)];
+        let frames = [image(2, 2, 1, 0), image(2, 3, 1, 0)];
         assert!(save_gif(&frames, 50, 50, path).unwrap_err().to_string().contains("2x2 grey and 2x3 grey"));
         assert!(!path.exists());
     }

@@ -1,4 +1,4 @@
-//! A set of pictures in one form, kept decoded in memory where they fit, else decoded at each reading.
+//! A set of images in one form, kept decoded in memory where they fit, else decoded at each reading.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use super::options::{DataOptions, OnBadFile};
 use super::order::Draw;
 use super::source::{Content, Source};
 use super::transform::Transform;
-use super::{Dataset, Fingerprint, PictureShape, Summary, count, shorten, unusable};
+use super::{Dataset, Fingerprint, ImageShape, Summary, count, shorten, unusable};
 use crate::error::{Error, Result};
 use crate::text::shown;
 
@@ -25,21 +25,21 @@ pub(super) struct Form {
     pub bits: u8,
 }
 
-/// What is known of a picture that was decoded once.
+/// What is known of an image that was decoded once.
 pub(super) struct Seen {
     pub facts: Facts,
     pub base: Form,
     /// SHA-256 of the base.
     digest: [u8; 32],
-    /// SHA-256 of the upright picture before it was resized; only where it was asked for.
+    /// SHA-256 of the upright image before it was resized; only where it was asked for.
     pub content: Option<[u8; 32]>,
     /// Bytes of the base.
     pub bytes: u64,
     pixels: Option<Pixels>,
 }
 
-/// Every picture of a source decoded once.
-pub(super) struct Survey {
+/// Every image of a source decoded once.
+pub(super) struct DatasetScan {
     /// What the user named.
     pub name: String,
     path: PathBuf,
@@ -47,16 +47,16 @@ pub(super) struct Survey {
     pub classes: Classes,
     /// What to tell whether or not the set can be used.
     pub notes: Vec<String>,
-    /// The pictures that can be read: each one's number in the source, and what is known of it.
+    /// The images that can be read: each one's number in the source, and what is known of it.
     pub seen: Vec<(usize, Seen)>,
     /// Those that cannot, with the reasons.
     pub bad: Vec<(PathBuf, String)>,
     memory: u64,
 }
 
-impl Survey {
+impl DatasetScan {
     /// Decodes everything, keeping the bases while all of them together take at most `memory` bytes. With `contents`
-    /// the pictures are told apart by what they show.
+    /// the images are told apart by what they show.
     pub fn new(
         path: &Path,
         name: String,
@@ -67,14 +67,14 @@ impl Survey {
     ) -> Result<Self> {
         let Content { source, classes, sorted, mut notes, bad: mut all_bad } = content;
         if u32::try_from(source.len()).is_err() {
-            return Err(unusable(path, "it holds more than 2^32 pictures"));
+            return Err(unusable(path, "it holds more than 2^32 images"));
         }
         let transform = Transform::new(options);
         let held = AtomicU64::new(0);
         let decoded: Vec<Result<Seen, String>> = (0..source.len())
             .into_par_iter()
             .map(|i| {
-                let (pixels, facts) = source.picture(i, options)?;
+                let (pixels, facts) = source.image(i, options)?;
                 let content = contents.then(|| pixels.digest());
                 let base = transform.base(pixels)?;
                 let bytes = base.bytes();
@@ -92,7 +92,7 @@ impl Survey {
         let (mut seen, mut bad) = (Vec::new(), Vec::new());
         for (i, result) in decoded.into_iter().enumerate() {
             match result {
-                Ok(picture) => seen.push((i, picture)),
+                Ok(image) => seen.push((i, image)),
                 Err(reason) => bad.push((source.place(i), reason)),
             }
         }
@@ -114,13 +114,13 @@ impl Survey {
         self.seen.iter().map(|(_, p)| p.bytes).sum()
     }
 
-    /// The class of picture `i` of the source.
+    /// The class of image `i` of the source.
     pub fn label(&self, i: usize) -> Option<u32> {
         self.source.label(i).and_then(|class| self.classes.label(class))
     }
 
     /// The set in one form.
-    pub fn into_set(self, options: &DataOptions) -> Result<Pictures> {
+    pub fn into_set(self, options: &DataOptions) -> Result<Images> {
         let bytes = self.bytes();
         let Self { name, path, source, classes, mut notes, seen, bad: skipped, memory } = self;
         if options.on_bad_file == OnBadFile::Fail && !skipped.is_empty() {
@@ -144,29 +144,29 @@ impl Survey {
         let bit_depth = form::common_depth(&seen, &mut notes);
         form::tell(&seen, &mut notes, |p| p.facts.turned, "turned upright as the camera noted (EXIF)");
         if let Some(parts) = transform.random_parts() {
-            notes.push(format!("each reading of a picture draws {parts}"));
+            notes.push(format!("each reading of an image draws {parts}"));
         }
 
         let cached = bytes <= memory;
         if !cached {
             notes.push(format!(
-                "decoded, the pictures take {} MiB; over {} MiB (data.memory_mib) they are decoded again each time",
+                "decoded, the images take {} MiB; over {} MiB (data.memory_mib) they are decoded again each time",
                 bytes.div_ceil(1 << 20),
                 memory >> 20
             ));
         }
         let mut fingerprint = Fingerprint::new();
         let mut labels = Vec::new();
-        for (i, picture) in &seen {
+        for (i, image) in &seen {
             let class = source.label(*i);
             labels.extend(class.and_then(|class| classes.label(class)));
             // With the source's own number, which depends neither on what a run knows nor on what was skipped.
-            fingerprint.add(source.name(*i), class, &picture.digest);
+            fingerprint.add(source.name(*i), class, &image.digest);
         }
         let summary = Summary {
             source: name,
-            pictures: seen.len(),
-            shape: PictureShape { height, width, channels },
+            images: seen.len(),
+            shape: ImageShape { height, width, channels },
             bit_depth,
             classes: classes.names.len(),
             found,
@@ -175,7 +175,7 @@ impl Survey {
             fingerprint: fingerprint.finish(),
             notes,
         };
-        let mut set = Pictures {
+        let mut set = Images {
             bases: Vec::new(),
             outside: None,
             labels,
@@ -188,32 +188,32 @@ impl Survey {
             // With skipped files and a tight limit some may have been let go of although the rest fits.
             set.bases = seen
                 .into_par_iter()
-                .map(|(i, picture)| match picture.pixels {
+                .map(|(i, image)| match image.pixels {
                     Some(pixels) => Ok(pixels),
-                    None => decode_again(&*source, i, picture.base, &transform, options),
+                    None => decode_again(&*source, i, image.base, &transform, options),
                 })
                 .collect::<Result<_>>()?;
         } else {
-            let places = seen.into_iter().map(|(i, picture)| (i, picture.base)).collect();
+            let places = seen.into_iter().map(|(i, image)| (i, image.base)).collect();
             set.outside = Some(Outside { source, places });
         }
         Ok(set)
     }
 }
 
-/// Where the pictures are that do not fit in memory.
+/// Where the images are that do not fit in memory.
 struct Outside {
     source: Box<dyn Source>,
     /// Each one's number in the source, and the form of its base.
     places: Vec<(usize, Form)>,
 }
 
-/// Pictures in one form.
-pub(super) struct Pictures {
-    /// The bases of all pictures, or nothing when they take too much memory.
+/// Images in one form.
+pub(super) struct Images {
+    /// The bases of all images, or nothing when they take too much memory.
     bases: Vec<Pixels>,
     outside: Option<Outside>,
-    /// All pictures' classes, or nothing.
+    /// All images' classes, or nothing.
     labels: Vec<u32>,
     classes: Vec<String>,
     transform: Transform,
@@ -240,7 +240,7 @@ fn decode_again(
             ),
         )
     };
-    let (pixels, _) = source.picture(i, options).map_err(changed)?;
+    let (pixels, _) = source.image(i, options).map_err(changed)?;
     let stored = (pixels.height, pixels.width);
     let pixels = transform.base(pixels).map_err(changed)?;
     if (pixels.height, pixels.width) != (before.height, before.width) {
@@ -250,18 +250,18 @@ fn decode_again(
     Ok(pixels)
 }
 
-impl Dataset for Pictures {
+impl Dataset for Images {
     fn classes(&self) -> &[String] {
         &self.classes
     }
 
     fn label(&self, index: usize) -> Option<u32> {
-        assert!(index < self.summary.pictures);
+        assert!(index < self.summary.images);
         self.labels.get(index).copied()
     }
 
     fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> Result<()> {
-        let PictureShape { height, width, channels } = self.summary.shape;
+        let ImageShape { height, width, channels } = self.summary.shape;
         let again;
         let (base, place) = match &self.outside {
             None => (&self.bases[index], None),
@@ -271,7 +271,7 @@ impl Dataset for Pictures {
                 (&again, Some(outside.source.place(i)))
             }
         };
-        let wrong = |reason: String| unusable(place.as_deref().unwrap_or(Path::new("a picture")), reason);
+        let wrong = |reason: String| unusable(place.as_deref().unwrap_or(Path::new("an image")), reason);
         if base.channels > channels {
             return Err(wrong("it has more channels now than any file had; start the run again".into()));
         }
@@ -285,8 +285,8 @@ impl Dataset for Pictures {
     }
 }
 
-impl Pictures {
-    /// The base of picture `index` of a set in memory.
+impl Images {
+    /// The base of image `index` of a set in memory.
     #[cfg(test)]
     pub fn base(&self, index: usize) -> &Pixels {
         &self.bases[index]
@@ -295,7 +295,7 @@ impl Pictures {
 
 #[cfg(test)]
 mod tests {
-    use super::super::support::{colour, grey, message, notes, picture, plain, save};
+    use super::super::support::{colour, grey, image, message, notes, plain, save};
     use super::super::{Alpha, Resize, open, open_within};
     use super::*;
     use image::{DynamicImage, ImageBuffer, Luma, Rgba, RgbaImage};
@@ -317,21 +317,20 @@ mod tests {
         }
         let text = message(plain(&folder));
         assert!(
-            text.contains(
-                "7 sizes, 1 to 20 x 9 to 30 (height x width): 20x30 (3 pictures), 1x9 (1 picture), "
-            ) && text.contains("and 2 more"),
+            text.contains("7 sizes, 1 to 20 x 9 to 30 (height x width): 20x30 (3 images), 1x9 (1 image), ")
+                && text.contains("and 2 more"),
             "{text}"
         );
         assert!(text.contains("--size H (or HxW) resizes them all"));
         let set = sized(&folder, 8, 10).unwrap();
-        assert_eq!(set.shape(), PictureShape { height: 8, width: 10, channels: 1 });
+        assert_eq!(set.shape(), ImageShape { height: 8, width: 10, channels: 1 });
         let notes = notes(&*set);
         assert!(
-            notes.contains("7 sizes found") && notes.contains("every picture is resized to 8x10"),
+            notes.contains("7 sizes found") && notes.contains("every image is resized to 8x10"),
             "{notes}"
         );
-        assert!(notes.contains("6 of 9 pictures are smaller than 8x10, and enlarged"), "{notes}");
-        assert_eq!(set.summary().found[0].pictures, 3);
+        assert!(notes.contains("6 of 9 images are smaller than 8x10, and enlarged"), "{notes}");
+        assert_eq!(set.summary().found[0].images, 3);
     }
 
     #[test]
@@ -341,14 +340,14 @@ mod tests {
         save(&folder, "b.png", colour(4, 4, 5));
         let set = plain(&folder).unwrap();
         assert_eq!(set.shape().channels, 3);
-        assert!(notes(&*set).contains("1 of 2 pictures is grey, made RGB"));
-        let a = picture(&*set, 0);
+        assert!(notes(&*set).contains("1 of 2 images is grey, made RGB"));
+        let a = image(&*set, 0);
         assert_eq!(a[..3], [77.0 / 255.0 * 2.0 - 1.0; 3]);
-        assert_eq!(picture(&*set, 1)[0], 5.0 / 255.0 * 2.0 - 1.0);
+        assert_eq!(image(&*set, 1)[0], 5.0 / 255.0 * 2.0 - 1.0);
         let options = DataOptions { channels: Some(1), ..DataOptions::default() };
         let set = open(folder.path(), &options).unwrap();
         assert_eq!(set.shape().channels, 1);
-        assert!(notes(&*set).contains("1 of 2 pictures is in colour, made grey"));
+        assert!(notes(&*set).contains("1 of 2 images is in colour, made grey"));
     }
 
     #[test]
@@ -359,8 +358,8 @@ mod tests {
         save(&folder, "b.png", grey(4, 4, 8));
         let set = plain(&folder).unwrap();
         assert_eq!(set.shape().channels, 1);
-        assert!(notes(&*set).contains("1 of 2 pictures is stored in colour, yet every pixel is grey"));
-        assert_eq!(picture(&*set, 0), picture(&*set, 1));
+        assert!(notes(&*set).contains("1 of 2 images is stored in colour, yet every pixel is grey"));
+        assert_eq!(image(&*set, 0), image(&*set, 1));
     }
 
     #[test]
@@ -374,13 +373,12 @@ mod tests {
         let set = plain(&folder).unwrap();
         assert_eq!(set.shape().channels, 3);
         assert!(
-            notes(&*set)
-                .contains("1 of 2 pictures is stored with an alpha channel that is opaque everywhere")
+            notes(&*set).contains("1 of 2 images is stored with an alpha channel that is opaque everywhere")
         );
-        assert!(notes(&*set).contains("1 of 2 pictures is transparent in places: laid on black"));
-        assert_eq!(picture(&*set, 1)[3..6], [-1.0; 3]);
+        assert!(notes(&*set).contains("1 of 2 images is transparent in places: laid on black"));
+        assert_eq!(image(&*set, 1)[3..6], [-1.0; 3]);
         let set = open(folder.path(), &DataOptions { channels: Some(4), ..DataOptions::default() }).unwrap();
-        let (a, b) = (picture(&*set, 0), picture(&*set, 1));
+        let (a, b) = (image(&*set, 0), image(&*set, 1));
         assert_eq!((a[3], a[7], b[3], b[7]), (1.0, 1.0, 1.0, -1.0));
     }
 
@@ -395,8 +393,8 @@ mod tests {
         );
         let set = plain(&folder).unwrap();
         assert_eq!(set.summary().bit_depth, 16);
-        assert!(notes(&*set).contains("1 of 2 pictures is of 16 bits"));
-        let difference = picture(&*set, 1)[0] - picture(&*set, 0)[0];
+        assert!(notes(&*set).contains("1 of 2 images is of 16 bits"));
+        let difference = image(&*set, 1)[0] - image(&*set, 0)[0];
         assert!((difference - 2.0 / 65_535.0).abs() < 1e-7, "{difference}");
     }
 
@@ -409,7 +407,7 @@ mod tests {
         let cut = folder.path().join("x/a.png");
         let bytes = fs::read(&cut).unwrap();
         fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
-        fs::write(folder.path().join("x/b.png"), "not a picture").unwrap();
+        fs::write(folder.path().join("x/b.png"), "not an image").unwrap();
         fs::write(folder.path().join("y/empty.jpg"), "").unwrap();
         folder
     }
@@ -423,7 +421,7 @@ mod tests {
                     files.iter().map(|(p, _)| p.strip_prefix(folder.path()).unwrap()).collect();
                 assert_eq!(names, [Path::new("x/a.png"), Path::new("x/b.png"), Path::new("y/empty.jpg")]);
                 assert!(files[0].1.contains("damaged or cut off"), "{}", files[0].1);
-                assert!(files[1].1.contains("is not a picture"));
+                assert!(files[1].1.contains("is not an image"));
                 assert_eq!(files[2].1, "is empty");
             }
             other => panic!("{:?}", other.err()),
@@ -459,7 +457,7 @@ mod tests {
             assert!(notes(&*outside).contains("decoded again each time"));
             assert_eq!(inside.summary().fingerprint, outside.summary().fingerprint);
             for i in 0..7 {
-                assert_eq!(picture(&*inside, i), picture(&*outside, i));
+                assert_eq!(image(&*inside, i), image(&*outside, i));
             }
         }
         let set = open_within(folder.path(), &DataOptions::default(), 100).unwrap();
@@ -476,10 +474,10 @@ mod tests {
     fn the_fingerprint_is_of_the_pixels_and_names() {
         let make = |name: &str, value: u8, in_colour: bool| {
             let folder = TempDir::new().unwrap();
-            let picture = DynamicImage::ImageLuma8(grey(3, 3, value));
+            let image = DynamicImage::ImageLuma8(grey(3, 3, value));
             match in_colour {
-                true => save(&folder, name, picture.to_rgb8()),
-                false => save(&folder, name, picture),
+                true => save(&folder, name, image.to_rgb8()),
+                false => save(&folder, name, image),
             }
             plain(&folder).unwrap().summary().fingerprint.clone()
         };
@@ -492,21 +490,21 @@ mod tests {
     }
 
     #[test]
-    fn kept_alpha_takes_the_channels_that_all_pictures_need() {
+    fn kept_alpha_takes_the_channels_that_all_images_need() {
         let folder = TempDir::new().unwrap();
         let keep = |channels| DataOptions { alpha: Some(Alpha::Keep), channels, ..DataOptions::default() };
         save(&folder, "a.png", RgbaImage::from_pixel(2, 2, Rgba([9, 9, 9, 128])));
         let set = open(folder.path(), &keep(None)).unwrap();
         assert_eq!(set.shape().channels, 2);
         let refused = message(open(folder.path(), &keep(Some(1))));
-        assert!(refused.starts_with("data.alpha: the picture is transparent in places"), "{refused}");
+        assert!(refused.starts_with("data.alpha: the image is transparent in places"), "{refused}");
         assert!(refused.contains("data.channels = 2"), "{refused}");
         // Grey with alpha beside colour without.
         save(&folder, "b.png", colour(2, 2, 5));
         let set = open(folder.path(), &keep(None)).unwrap();
         assert_eq!(set.shape().channels, 4);
-        assert_eq!(picture(&*set, 0)[..4], [9, 9, 9, 128].map(|v: u8| f32::from(v) / 255.0 * 2.0 - 1.0));
-        assert_eq!(picture(&*set, 1)[3], 1.0);
+        assert_eq!(image(&*set, 0)[..4], [9, 9, 9, 128].map(|v: u8| f32::from(v) / 255.0 * 2.0 - 1.0));
+        assert_eq!(image(&*set, 1)[3], 1.0);
         let white = DataOptions { alpha: Some(Alpha::White), ..DataOptions::default() };
         let set = open(folder.path(), &white).unwrap();
         assert_eq!(set.shape().channels, 3);
@@ -527,7 +525,7 @@ mod tests {
         let corner = |resize| {
             let options = DataOptions { size: Some((10, 10)), resize, ..DataOptions::default() };
             let set = open(folder.path(), &options).unwrap();
-            (picture(&*set, 0)[0], notes(&*set))
+            (image(&*set, 0)[0], notes(&*set))
         };
         assert_eq!(corner(Resize::ShortSide).0, 1.0);
         let (value, notes) = corner(Resize::Exact);
@@ -549,10 +547,10 @@ mod tests {
         let inside = open(folder.path(), &options).unwrap();
         let outside = open_within(folder.path(), &options, 0).unwrap();
         let note =
-            "each reading of a picture draws a random crop of 30 to 100 % of the area and a random flip";
+            "each reading of an image draws a random crop of 30 to 100 % of the area and a random flip";
         assert!(notes(&*inside).contains(note), "{}", notes(&*inside));
         assert_eq!(inside.summary().fingerprint, outside.summary().fingerprint);
-        assert_eq!(inside.shape(), PictureShape { height: 8, width: 12, channels: 3 });
+        assert_eq!(inside.shape(), ImageShape { height: 8, width: 12, channels: 3 });
         let read = |set: &dyn Dataset, index, epoch| {
             let mut out = vec![9.0; 8 * 12 * 3];
             set.read(index, Draw { seed: 4, epoch }, &mut out).unwrap();
