@@ -1,4 +1,4 @@
-//! Mutations: functions of (seed, number of the input).
+//! Mutations, determined by the seed and the input's index.
 
 /// SplitMix64 (Steele, Lea, Flood 2014).
 pub struct Random(u64);
@@ -17,7 +17,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `n`; 0 for 0.
+    /// A value below `n`; 0 if `n` is 0.
     pub fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
@@ -27,8 +27,8 @@ impl Random {
     }
 }
 
-/// Numbers at which programs go wrong.
-const NUMBERS: [u64; 12] = [
+/// Integers near limits.
+const INTEGERS: [u64; 12] = [
     0,
     1,
     127,
@@ -42,10 +42,10 @@ const NUMBERS: [u64; 12] = [
     1 << 63,
     u64::MAX,
 ];
-/// Commands of pickles that make or call something.
-const COMMANDS: &[u8] = b"(.0123FIJKMLNPQRSTUVXabcde}ghijl]oprstu\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96";
-/// Words that mean something in these files.
-const WORDS: [&[u8]; 16] = [
+/// Pickle opcodes that create or call something.
+const OPCODES: &[u8] = b"(.0123FIJKMLNPQRSTUVXabcde}ghijl]oprstu\x80\x81\x82\x85\x86\x87\x88\x89\x8a\x8b\x8c\x8d\x8e\x8f\x90\x91\x92\x93\x94\x95\x96";
+/// Meaningful fragments of these formats.
+const FRAGMENTS: [&[u8]; 16] = [
     b"null",
     b"true",
     b"-1",
@@ -64,8 +64,8 @@ const WORDS: [&[u8]; 16] = [
     b"[9223372036854775807,9223372036854775807]",
 ];
 
-/// Changes `bytes` at one to eight places; half of them in `ends` bytes at the beginning and the end, where formats have
-/// their lists.
+/// Applies one to eight mutations to `bytes`, half of them within `ends` bytes of the start or end, where formats have their
+/// headers and indices.
 pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], ends: usize, r: &mut Random) {
     for _ in 0..1 + r.below(8) {
         if bytes.is_empty() {
@@ -81,11 +81,11 @@ pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], ends: usize, r: &mut Random) {
         match r.below(11) {
             0 => bytes[at] ^= 1 << r.below(8),
             1 => bytes[at] = r.below(256) as u8,
-            2 => bytes[at] = COMMANDS[r.below(COMMANDS.len())],
+            2 => bytes[at] = OPCODES[r.below(OPCODES.len())],
             3 => {
-                let number = NUMBERS[r.below(NUMBERS.len())].to_le_bytes();
+                let integer = INTEGERS[r.below(INTEGERS.len())].to_le_bytes();
                 let n = [1, 2, 4, 8][r.below(4)].min(len - at);
-                bytes[at..at + n].copy_from_slice(&number[..n]);
+                bytes[at..at + n].copy_from_slice(&integer[..n]);
             }
             4 => bytes.truncate(at),
             5 => {
@@ -93,13 +93,13 @@ pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], ends: usize, r: &mut Random) {
                 bytes.drain(at..at + n);
             }
             6 => {
-                let word = WORDS[r.below(WORDS.len())];
-                bytes.splice(at..at, word.iter().copied());
+                let fragment = FRAGMENTS[r.below(FRAGMENTS.len())];
+                bytes.splice(at..at, fragment.iter().copied());
             }
             7 => {
-                let word = WORDS[r.below(WORDS.len())];
-                let end = (at + word.len()).min(len);
-                bytes.splice(at..end, word.iter().copied());
+                let fragment = FRAGMENTS[r.below(FRAGMENTS.len())];
+                let end = (at + fragment.len()).min(len);
+                bytes.splice(at..end, fragment.iter().copied());
             }
             8 => {
                 let n = r.below(256).min(len - at);
@@ -114,7 +114,7 @@ pub fn mutate(bytes: &mut Vec<u8>, other: &[u8], ends: usize, r: &mut Random) {
                 bytes.splice(at..at, part.iter().copied());
             }
             _ => {
-                // A digit, as JSON and protocol 0 have numbers.
+                // Digits are the numbers of JSON and pickle protocol 0.
                 if bytes[at].is_ascii_digit() {
                     bytes[at] = b'0' + r.below(10) as u8;
                 } else {

@@ -1,50 +1,55 @@
-//! What is fuzzed: how its inputs are made, and what reads them.
+//! Fuzz targets: how inputs are created, and the reader under test.
 
 use crate::mutate::{Random, mutate};
-use ddpm::interop::{Options, read_bytes, read_index, read_settings};
+use ddpm::interop::{ImportOptions, read_bytes, read_index, read_settings};
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-/// A reader and its inputs.
+/// A reader with its input generator.
 pub struct Target {
     pub name: &'static str,
-    /// The folder of its seeds.
+    /// Folder of its seed files.
     pub seeds: &'static str,
-    /// Input `i` of a seed.
+    /// Creates input `i` for a random seed.
     pub make: fn(&[Seed], u64, u64) -> Vec<u8>,
-    /// Whether the input was read, and not refused.
+    /// Reads the input; returns whether it was accepted.
     pub read: fn(&[u8]) -> bool,
 }
 
-/// A file to begin with.
+/// A seed file.
 pub struct Seed {
     pub bytes: Vec<u8>,
-    /// Names and contents, of a zip archive.
+    /// Names and contents of its members, if it is a zip archive.
     pub parts: Vec<(String, Vec<u8>)>,
 }
 
 pub const TARGETS: &[Target] = &[
-    // An archive that is whole, of parts that are not: its checksums are right, so that the pickle is reached.
-    Target { name: "pth", seeds: "pth", make: parts_mutated, read: weights },
+    // A valid archive with mutated members: its checksums are correct, so the reader gets to the pickle.
+    Target { name: "pth", seeds: "pth", make: mutate_parts, read: read_weights },
     Target {
         name: "pth-legacy",
         seeds: "legacy",
-        make: |s, seed, i| bytes_mutated(s, seed, i, 8192),
-        read: weights,
+        make: |s, seed, i| mutate_bytes(s, seed, i, 8192),
+        read: read_weights,
     },
-    Target { name: "safetensors", seeds: "safetensors", make: header_mutated, read: weights },
+    Target { name: "safetensors", seeds: "safetensors", make: mutate_header, read: read_weights },
     Target {
         name: "config",
         seeds: "config",
-        make: |s, seed, i| bytes_mutated(s, seed, i, 0),
-        read: settings,
+        make: |s, seed, i| mutate_bytes(s, seed, i, 0),
+        read: read_configs,
     },
-    Target { name: "zip", seeds: "pth", make: |s, seed, i| bytes_mutated(s, seed, i, 2048), read: weights },
+    Target {
+        name: "zip",
+        seeds: "pth",
+        make: |s, seed, i| mutate_bytes(s, seed, i, 2048),
+        read: read_weights,
+    },
 ];
 
-/// The files of a folder.
+/// Loads the seed files in a folder.
 pub fn seeds(folder: &Path) -> Vec<Seed> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut paths: Vec<_> = entries.map(|e| e.expect("a file").path()).collect();
@@ -65,7 +70,7 @@ pub fn seeds(folder: &Path) -> Vec<Seed> {
     paths.iter().map(seed).collect()
 }
 
-fn bytes_mutated(seeds: &[Seed], seed: u64, i: u64, ends: usize) -> Vec<u8> {
+fn mutate_bytes(seeds: &[Seed], seed: u64, i: u64, ends: usize) -> Vec<u8> {
     let mut r = Random::new(seed, i);
     let all: Vec<&Seed> = seeds.iter().collect();
     let (one, other) = (r.pick(&all), r.pick(&all));
@@ -75,7 +80,7 @@ fn bytes_mutated(seeds: &[Seed], seed: u64, i: u64, ends: usize) -> Vec<u8> {
     bytes
 }
 
-fn parts_mutated(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
+fn mutate_parts(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
     let mut r = Random::new(seed, i);
     let all: Vec<&Seed> = seeds.iter().collect();
     let (one, other) = (r.pick(&all), r.pick(&all));
@@ -83,7 +88,7 @@ fn parts_mutated(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
         |seed: &Seed| seed.parts.iter().find(|(name, _)| name.ends_with("data.pkl")).map(|(_, p)| p.clone());
     let other = pickle(other).unwrap_or_default();
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    // Mostly the pickle; at times another part, or the way it is packed.
+    // Usually mutates the pickle, sometimes another member or the compression method.
     let which = if r.below(8) == 0 { r.below(one.parts.len()) } else { 0 };
     let method = if r.below(8) == 0 { CompressionMethod::Deflated } else { CompressionMethod::Stored };
     for (at, (name, content)) in one.parts.iter().enumerate() {
@@ -99,8 +104,8 @@ fn parts_mutated(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
     zip.finish().expect("an archive").into_inner()
 }
 
-/// Mutates the list of tensors, and mostly gives it its right length.
-fn header_mutated(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
+/// Mutates a safetensors header, usually with the correct length in front.
+fn mutate_header(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
     let mut r = Random::new(seed, i);
     let all: Vec<&Seed> = seeds.iter().collect();
     let (one, other) = (r.pick(&all), r.pick(&all));
@@ -109,8 +114,8 @@ fn header_mutated(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
     let mut header = rest[..length].to_vec();
     let end = header.len();
     mutate(&mut header, &other.bytes[..1024.min(other.bytes.len())], end, &mut r);
-    let told = if r.below(16) == 0 { r.below(1 << 20) as u64 } else { header.len() as u64 };
-    let mut bytes = told.to_le_bytes().to_vec();
+    let declared_len = if r.below(16) == 0 { r.below(1 << 20) as u64 } else { header.len() as u64 };
+    let mut bytes = declared_len.to_le_bytes().to_vec();
     bytes.extend(header);
     bytes.extend(&rest[length..]);
     if r.below(16) == 0 {
@@ -120,12 +125,12 @@ fn header_mutated(seeds: &[Seed], seed: u64, i: u64) -> Vec<u8> {
     bytes
 }
 
-fn weights(bytes: &[u8]) -> bool {
-    read_bytes(Path::new("input"), bytes, &Options::default()).is_ok()
+fn read_weights(bytes: &[u8]) -> bool {
+    read_bytes(Path::new("input"), bytes, &ImportOptions::default()).is_ok()
 }
 
-/// The same bytes as each of the three files.
-fn settings(bytes: &[u8]) -> bool {
+/// Reads the same bytes as each of the three configuration files.
+fn read_configs(bytes: &[u8]) -> bool {
     let (config, empty) = (Path::new("config.json"), (Path::new("empty.json"), &b"{}"[..]));
     let read = [
         read_settings((config, bytes), empty).is_ok(),

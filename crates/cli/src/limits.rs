@@ -1,4 +1,4 @@
-//! What the flags may be: a range for every number, and the names that other programs have for them.
+//! Ranges of numeric flags, and hints for flags and commands that other programs call differently.
 
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -10,16 +10,16 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-/// Most images that one command draws, measures or edits; a sample's number is a 32-bit word besides.
-const MOST_IMAGES: u64 = 10_000_000;
+/// Maximum images that one command samples, measures or edits. Sample indices are 32 bits wide.
+const MAX_IMAGES: u64 = 10_000_000;
 
-/// The integers that flags take, by the flag's name in the code, the same in all commands.
+/// Ranges of integer flags by argument id, the same in all commands.
 const INTEGERS: &[(&str, RangeInclusive<u64>)] = &[
     ("batch_size", 1..=limits::BATCH_SIZE as u64),
     ("channels", 1..=4),
-    ("count", 1..=MOST_IMAGES),
+    ("count", 1..=MAX_IMAGES),
     ("epochs", 1..=limits::STEPS),
-    ("grid", 0..=MOST_IMAGES),
+    ("grid", 0..=MAX_IMAGES),
     ("heads", 1..=1024),
     ("index", 0..=u32::MAX as u64),
     ("iterations", 1..=100_000),
@@ -33,14 +33,14 @@ const INTEGERS: &[(&str, RangeInclusive<u64>)] = &[
     ("timesteps", 1..=limits::TIMESTEPS as u64),
 ];
 
-/// The numbers above zero that flags take: the greatest, and what is usual. Others (`--eta`, `--guidance`) have ranges that depend on the
-/// run; the library has them.
+/// Flags that take positive numbers: the maximum, and a typical value. Others (`--eta`, `--guidance`) have ranges that depend on
+/// the run; the library checks them.
 const POSITIVE: &[(&str, (f64, &str))] =
     &[("beta_end", (1.0, "0.02")), ("beta_start", (1.0, "1e-4")), ("lr", (limits::LR, "1e-4"))];
 
-/// What flags are called elsewhere (in diffusers' scripts, PyTorch Lightning and well-known repositories), and here; of several the
-/// first that the command has.
-const ELSEWHERE: &[(&[&str], &[&str])] = &[
+/// Names of flags in other programs (diffusers' scripts, PyTorch Lightning, well-known repositories) and ours; of several, the first
+/// that the command has.
+const FLAG_SYNONYMS: &[(&[&str], &[&str])] = &[
     (&["image-size", "img-size", "im-size", "resolution", "image-resolution", "img-dim"], &["--size"]),
     (&["learning-rate", "base-lr"], &["--lr"]),
     (&["num-epochs", "num-train-epochs", "n-epochs", "max-epochs", "epoch"], &["--epochs"]),
@@ -123,8 +123,8 @@ const ELSEWHERE: &[(&[&str], &[&str])] = &[
     ),
 ];
 
-/// What commands are called elsewhere, and here.
-const COMMANDS: &[(&[&str], &str)] = &[
+/// Names of commands in other programs, and ours.
+const COMMAND_SYNONYMS: &[(&[&str], &str)] = &[
     (&["generate", "gen", "infer", "inference", "predict", "draw"], "ddpm sample RUN"),
     (&["resume", "continue"], "ddpm train --resume RUN"),
     (&["finetune", "fine-tune"], "ddpm train --init WEIGHTS"),
@@ -139,27 +139,27 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["check", "dataset"], "ddpm data check FOLDER"),
 ];
 
-/// The command line with the ranges of all numbers; what begins with a minus is a number where one is wanted.
+/// Adds the ranges of all numbers; where a number is expected, a leading minus is part of it.
 pub fn with_limits(command: Command) -> Command {
-    command.mut_args(limited).mut_subcommands(with_limits)
+    command.mut_args(limit_arg).mut_subcommands(with_limits)
 }
 
-fn limited(arg: Arg) -> Arg {
-    let (id, of) = (arg.get_id().to_string(), arg.get_value_parser().type_id());
+fn limit_arg(arg: Arg) -> Arg {
+    let (id, parsed) = (arg.get_id().to_string(), arg.get_value_parser().type_id());
     let parser = [
         (TypeId::of::<usize>(), integer::<usize> as fn(&str) -> ValueParser),
         (TypeId::of::<u64>(), integer::<u64>),
         (TypeId::of::<u32>(), integer::<u32>),
         (TypeId::of::<f64>(), number),
     ];
-    match parser.into_iter().find(|(id, _)| of == *id) {
+    match parser.into_iter().find(|(id, _)| parsed == *id) {
         Some((_, parser)) => arg.allow_hyphen_values(true).value_parser(parser(&id)),
         None if arg.get_action().takes_values() && !arg.is_positional() => arg.allow_negative_numbers(true),
         None => arg,
     }
 }
 
-/// Integers in the range of that name.
+/// Parser for integers in the range of the argument `id`.
 fn integer<T>(id: &str) -> ValueParser
 where
     T: FromStr + TryFrom<u64> + Clone + Send + Sync + 'static,
@@ -167,7 +167,7 @@ where
     let range =
         INTEGERS.iter().find(|(name, _)| *name == id).map_or(0..=u64::MAX, |(_, range)| range.clone());
     ValueParser::new(move |text: &str| {
-        // Zero is left to the command: what it says knows the run.
+        // Zero is left to the command, whose message knows the run.
         let value = text.trim().parse::<u64>().ok().filter(|n| *n == 0 || range.contains(n));
         value
             .and_then(|n| T::try_from(n).ok())
@@ -179,18 +179,18 @@ fn between(what: &str, low: impl Display, high: impl Display) -> String {
     format!("give {what} from {low} to {high}")
 }
 
-/// Numbers, in the range of that name if there is one.
+/// Parser for numbers, in the range of the argument `id` if it has one.
 fn number(id: &str) -> ValueParser {
     let range = POSITIVE.iter().find(|(name, _)| *name == id).map(|(_, range)| *range);
     ValueParser::new(move |text: &str| {
         let value = text.trim().parse::<f64>().ok();
-        let Some((high, usual)) = range else { return value.ok_or_else(|| "give a number".to_owned()) };
-        let refused = || format!("give a number above 0 and at most {high}; {usual} is usual");
+        let Some((high, typical)) = range else { return value.ok_or_else(|| "give a number".to_owned()) };
+        let refused = || format!("give a number above 0 and at most {high}; {typical} is typical");
         value.filter(|v| *v > 0.0 && *v <= high).ok_or_else(refused)
     })
 }
 
-/// Tells of a flag that is not there what it is called here. `args` are those of the program.
+/// Adds our name for an unknown flag or command to the error. `args` are the program's arguments.
 pub fn with_hint(mut error: clap::Error, root: &Command, args: &[String]) -> clap::Error {
     let hint =
         match (error.kind(), error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidSubcommand)) {
@@ -198,8 +198,9 @@ pub fn with_hint(mut error: clap::Error, root: &Command, args: &[String]) -> cla
                 hint(flag, subcommand(root, args))
             }
             (ErrorKind::InvalidSubcommand, _, Some(ContextValue::String(name))) => {
-                let known = COMMANDS.iter().find(|(names, _)| names.contains(&name.to_lowercase().as_str()));
-                known.map(|(_, here)| format!("here that is {here}"))
+                let known =
+                    COMMAND_SYNONYMS.iter().find(|(names, _)| names.contains(&name.to_lowercase().as_str()));
+                known.map(|(_, here)| format!("use {here}"))
             }
             _ => None,
         };
@@ -211,7 +212,7 @@ pub fn with_hint(mut error: clap::Error, root: &Command, args: &[String]) -> cla
     error
 }
 
-/// The subcommand that the arguments are for.
+/// The subcommand that the arguments select.
 fn subcommand<'a>(root: &'a Command, args: &[String]) -> &'a Command {
     let mut command = root;
     for arg in args {
@@ -224,24 +225,24 @@ fn subcommand<'a>(root: &'a Command, args: &[String]) -> &'a Command {
     command
 }
 
-/// What a flag is called here, if it is known elsewhere or is a setting.
+/// Our name for an unknown flag, if it is a synonym or a setting.
 fn hint(flag: &str, command: &Command) -> Option<String> {
     let has = |long: &str| command.get_arguments().any(|a| a.get_long() == Some(long));
     if !flag.starts_with('-') {
-        return has("data").then(|| format!("images are given as --data {}", quoted(flag)));
+        return has("data").then(|| format!("give images with --data {}", quoted(flag)));
     }
     let name = flag.trim_start_matches('-').split('=').next()?.to_lowercase().replace('_', "-");
-    let here = |known: &str| match known.strip_prefix("--") {
+    let exists = |known: &str| match known.strip_prefix("--") {
         Some(long) => has(long.split(' ').next().unwrap_or(long)),
         None => command.get_arguments().any(|a| a.get_short() == known.chars().nth(1)),
     };
-    // Written as others do: --batch_size.
+    // Underscores, as in --batch_size.
     if has(&name) {
-        return Some(format!("it is written --{name}"));
+        return Some(format!("use --{name}"));
     }
-    let known = ELSEWHERE.iter().filter(|(names, _)| names.contains(&name.as_str()));
-    if let Some(flag) = known.flat_map(|(_, flags)| flags.iter()).find(|flag| here(flag)) {
-        return Some(format!("here that is {flag}"));
+    let known = FLAG_SYNONYMS.iter().filter(|(names, _)| names.contains(&name.as_str()));
+    if let Some(flag) = known.flat_map(|(_, flags)| flags.iter()).find(|flag| exists(flag)) {
+        return Some(format!("use {flag}"));
     }
     let setting = name.replace('-', "_");
     let section =
@@ -262,29 +263,29 @@ mod tests {
     }
 
     #[test]
-    fn every_number_that_a_flag_takes_has_a_range() {
+    fn every_integer_flag_has_a_range() {
         let all = arguments(&Cli::command());
-        let of = |arg: &Arg, id: TypeId| arg.get_value_parser().type_id() == id;
+        let is = |arg: &Arg, id: TypeId| arg.get_value_parser().type_id() == id;
         for (command, arg) in &all {
             let id = arg.get_id().as_str();
             let integer = [TypeId::of::<usize>(), TypeId::of::<u64>(), TypeId::of::<u32>()];
-            if integer.into_iter().any(|t| of(arg, t)) {
+            if integer.into_iter().any(|t| is(arg, t)) {
                 assert!(INTEGERS.iter().any(|(name, _)| *name == id), "{command}: {id} has no range");
             }
         }
     }
 
     #[test]
-    fn numbers_out_of_range_are_refused_with_the_range_and_negative_ones_are_no_flags() {
-        let refused = |args: &[&str]| {
+    fn out_of_range_numbers_are_rejected_with_the_range_and_negative_ones_are_not_flags() {
+        let reject = |args: &[&str]| {
             let all = ["ddpm"].iter().chain(args);
-            let error = with_limits(Cli::command()).try_get_matches_from(all).expect_err("refused");
+            let error = with_limits(Cli::command()).try_get_matches_from(all).expect_err("out of range");
             error.to_string()
         };
-        for (args, said) in [
+        for (args, expected) in [
             (
                 &["train", "--lr", "-1"][..],
-                "--lr <RATE>': give a number above 0 and at most 10; 1e-4 is usual",
+                "--lr <RATE>': give a number above 0 and at most 10; 1e-4 is typical",
             ),
             (&["train", "--lr", "99"], "above 0 and at most 10"),
             (&["train", "--lr", "nan"], "above 0 and at most 10"),
@@ -295,58 +296,58 @@ mod tests {
             (&["train", "--batch-size", "65537"], "from 1 to 65536"),
             (&["sample", "r", "-n", "-3"], "from 1 to 10000000"),
             (&["sample", "r", "-n", "1.5"], "give an integer from 1"),
-            (&["vary", "r", "a.png", "--strength", "-x"], "'-x' for '--strength <PART>': give a number"),
+            (&["vary", "r", "a.png", "--strength", "-x"], "'-x' for '--strength <FRACTION>': give a number"),
             (&["train", "--lr", "--steps"], "'--steps' for '--lr <RATE>': give a number above 0"),
             (&["train", "--lr", "-.5"], "above 0 and at most 10"),
             (&["interpolate", "r", "a", "b", "--iterations=1000000000"], "from 1 to 100000"),
             (&["inpaint", "r", "a", "--mask=b", "--resamplings", "99999"], "from 1 to 1000"),
             (&["show", "schedules", "--timesteps=-1"], "from 1 to 1000000"),
         ] {
-            let text = refused(args);
-            assert!(text.contains(said), "{args:?}: {text}");
+            let text = reject(args);
+            assert!(text.contains(expected), "{args:?}: {text}");
         }
         let fine = ["ddpm", "vary", "r", "a.png", "--strength", "-.5"];
-        with_limits(Cli::command()).try_get_matches_from(fine).expect("the library's to refuse");
+        with_limits(Cli::command()).try_get_matches_from(fine).expect("left to the library");
         let fine = ["ddpm", "train", "--lr", "1e-3", "--threads", "1024", "--set", "train.lr=-1"];
         with_limits(Cli::command()).try_get_matches_from(fine).expect("in range");
     }
 
     #[test]
-    fn flags_of_other_trainers_are_answered_with_ours() {
-        let told = |args: &[&str]| {
+    fn flags_of_other_programs_get_hints() {
+        let error_text = |args: &[&str]| {
             let args: Vec<String> = args.iter().map(|&a| a.to_owned()).collect();
             let all = ["ddpm".to_owned()].into_iter().chain(args.clone());
             let root = with_limits(Cli::command());
             let error = root.clone().try_get_matches_from(all).expect_err("no such flag");
             with_hint(error, &root, &args).to_string()
         };
-        for (args, said) in [
-            (&["train", "--image-size", "64"][..], "here that is --size"),
-            (&["train", "--resolution=64"], "here that is --size"),
-            (&["train", "--learning_rate", "1e-4"], "here that is --lr"),
-            (&["train", "--num_epochs", "3"], "here that is --epochs"),
-            (&["train", "--train_batch_size", "16"], "here that is --batch-size"),
-            (&["train", "--batch_size=16"], "it is written --batch-size"),
-            (&["train", "--output", "runs"], "here that is --runs"),
-            (&["sample", "r", "--output", "x"], "here that is --out"),
-            (&["sample", "r", "--num_images", "4"], "here that is -n"),
-            (&["data", "check", "x", "--image_size", "64"], "here that is --size"),
+        for (args, expected) in [
+            (&["train", "--image-size", "64"][..], "use --size"),
+            (&["train", "--resolution=64"], "use --size"),
+            (&["train", "--learning_rate", "1e-4"], "use --lr"),
+            (&["train", "--num_epochs", "3"], "use --epochs"),
+            (&["train", "--train_batch_size", "16"], "use --batch-size"),
+            (&["train", "--batch_size=16"], "use --batch-size"),
+            (&["train", "--output", "runs"], "use --runs"),
+            (&["sample", "r", "--output", "x"], "use --out"),
+            (&["sample", "r", "--num_images", "4"], "use -n"),
+            (&["data", "check", "x", "--image_size", "64"], "use --size"),
             (&["train", "--weight-decay", "0.1"], "--set train.weight_decay=VALUE"),
-            (&["train", "--mixed_precision", "bf16"], "here that is --set train.precision=bf16"),
-            (&["train", "my photos"], "images are given as --data 'my photos'"),
-            (&["generate", "runs/r"], "here that is ddpm sample RUN"),
-            (&["resume", "runs/r"], "here that is ddpm train --resume RUN"),
+            (&["train", "--mixed_precision", "bf16"], "use --set train.precision=bf16"),
+            (&["train", "my photos"], "give images with --data 'my photos'"),
+            (&["generate", "runs/r"], "use ddpm sample RUN"),
+            (&["resume", "runs/r"], "use ddpm train --resume RUN"),
         ] {
-            let text = told(args);
-            assert!(text.contains(said), "{args:?}: {text}");
+            let text = error_text(args);
+            assert!(text.contains(expected), "{args:?}: {text}");
         }
-        assert!(told(&["train", "--stpes", "3"]).contains("--steps"), "clap's own hints stay");
+        assert!(error_text(&["train", "--stpes", "3"]).contains("--steps"), "clap's own hints remain");
     }
 
     #[test]
-    fn every_hint_names_something_that_is_there() {
+    fn every_hint_names_an_existing_flag_or_command() {
         let root = Cli::command();
-        for (names, here) in COMMANDS {
+        for (names, here) in COMMAND_SYNONYMS {
             let words: Vec<String> = here.split(' ').skip(1).map(str::to_owned).collect();
             let command = subcommand(&root, &words);
             assert_ne!(command.get_name(), "ddpm", "{here}");
@@ -365,7 +366,7 @@ mod tests {
                     .chain(a.get_short().map(|s| format!("-{s}")))
             })
             .collect();
-        for flag in ELSEWHERE.iter().flat_map(|(_, flags)| flags.iter()) {
+        for flag in FLAG_SYNONYMS.iter().flat_map(|(_, flags)| flags.iter()) {
             let first = flag.split(' ').next().unwrap_or(flag);
             assert!(flags.iter().any(|f| f == first), "{flag}");
             if let Some(setting) = flag.strip_prefix("--set ") {

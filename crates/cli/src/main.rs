@@ -1,18 +1,18 @@
 //! `ddpm`: train, sample and study denoising diffusion models on your own images.
 //!
-//! Only this crate knows the command line and prints. Each command is a file in `commands`, with its flags, their
-//! documentation and its work together.
+//! Only this crate knows the command line and prints. Each command is a file in `commands` that holds its flags, their
+//! documentation and its code.
 #![forbid(unsafe_code)]
 
-/// Writes a line to stderr; names from outside do nothing to the terminal. That nobody reads it any more (`ddpm train 2>&1 | head`) must not end a training, as
-/// `eprintln` would.
-macro_rules! tell {
+/// Writes a line to stderr, control characters escaped. Unlike `eprintln!`, it ignores a closed pipe: `ddpm train 2>&1 | head`
+/// must not end a training.
+macro_rules! status {
     ($($text:tt)*) => {{
         use std::io::Write as _;
         let _ = writeln!(std::io::stderr(), "{}", ddpm::text::escaped_lines(&format!($($text)*)));
     }};
 }
-pub(crate) use tell;
+pub(crate) use status;
 
 mod commands;
 mod limits;
@@ -31,10 +31,10 @@ const INTERRUPTED: u8 = 130;
     name = "ddpm",
     version,
     about = "Train, sample and study denoising diffusion models on your own images",
-    after_help = "Examples:\n  ddpm train                              learn the built-in digits, in minutes\n  \
-                  ddpm train --data photos --size 32      learn a folder of images\n  \
-                  ddpm sample runs/run-001 -n 64 --seed 7 draw new ones\n\n\
-                  DDPM_ISA=portable|avx2|avx512|neon forces an instruction set.",
+    after_help = "Examples:\n  ddpm train                                 train on the built-in digits, in minutes\n  \
+                  ddpm train --data photos --size 32         train on a folder of images\n  \
+                  ddpm sample runs/run-001 -n 64 --seed 7    sample new images\n\n\
+                  Environment:\n  DDPM_ISA=portable|avx2|avx512|neon         force an instruction set",
     propagate_version = true
 )]
 struct Cli {
@@ -64,20 +64,20 @@ enum Command {
     Completions(commands::completions::Args),
 }
 
-/// The arguments, or the end of the program with what is wrong with them.
+/// Parses the command line; exits with a message if it is invalid.
 fn arguments() -> Cli {
     let command = limits::with_limits(Cli::command());
-    let wrong = |error: clap::Error| -> ! {
+    let reject = |error: clap::Error| -> ! {
         let args: Vec<String> =
             std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
         limits::with_hint(error, &command, &args).exit()
     };
-    let matches = command.clone().try_get_matches().unwrap_or_else(|e| wrong(e));
-    Cli::from_arg_matches(&matches).unwrap_or_else(|e| wrong(e))
+    let matches = command.clone().try_get_matches().unwrap_or_else(|e| reject(e));
+    Cli::from_arg_matches(&matches).unwrap_or_else(|e| reject(e))
 }
 
 fn main() -> ExitCode {
-    signals::survive_file_size_limits();
+    signals::catch_sigxfsz();
     let command = arguments().command;
     ddpm::hardware::start_shared_threads();
     let result = signals::handle().and_then(|()| run(command));
@@ -85,11 +85,11 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            tell!("ddpm: {}", message(&error));
+            status!("ddpm: {}", message(&error));
             if let Some(ddpm::Error::BadFiles { files }) = error.downcast_ref()
                 && let Some(line) = listing::write_all(files, None)
             {
-                tell!("{line}");
+                status!("{line}");
             }
             ExitCode::FAILURE
         }
@@ -119,7 +119,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The error and its causes, without those that the one before has told already.
+/// The error and its causes, without causes that an earlier message already contains.
 fn message(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -132,7 +132,7 @@ fn message(error: &anyhow::Error) -> String {
     text
 }
 
-/// Whether the reader of our output went away (`ddpm config | head`), which is no error.
+/// Whether stdout was closed early (`ddpm config | head`), which is not an error.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|e| e.downcast_ref::<std::io::Error>());
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn each_cause_is_printed_once() {
         let cause = std::io::Error::other("it is full");
         let error = anyhow::Error::from(ddpm::Error::io("a/b", "write it")(cause));
         assert_eq!(message(&error), "a/b: cannot write it: it is full");

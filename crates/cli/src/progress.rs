@@ -4,10 +4,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// Time between lines without a terminal.
+/// Interval between lines when stderr is not a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows how far something is.
+/// Progress of one task.
 pub struct Progress {
     bar: Option<ProgressBar>,
     what: &'static str,
@@ -15,7 +15,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Progress of `what` in `steps` steps.
+    /// Progress of the task `what` with `steps` steps.
     pub fn new(what: &'static str, steps: u64) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {wide_bar} {pos}/{len} {msg}")
@@ -25,7 +25,7 @@ impl Progress {
         Self { bar, what, last_line: Instant::now() }
     }
 
-    /// Work of unknown length: a bar that shows the time it takes, and without a terminal nothing.
+    /// Work of unknown length: a spinner with the elapsed time; nothing if stderr is not a terminal.
     pub fn waiting(what: &'static str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{prefix} {spinner} {elapsed}")
@@ -37,7 +37,7 @@ impl Progress {
         Self { bar, what, last_line: Instant::now() }
     }
 
-    /// `done` of `steps` are done. `message` is made only where it is shown.
+    /// Sets progress to `done` of `steps`. `message` is evaluated only if it is shown.
     pub fn set(&mut self, done: u64, steps: u64, message: impl FnOnce() -> String) {
         match &self.bar {
             Some(bar) => {
@@ -47,21 +47,21 @@ impl Progress {
             }
             None if self.last_line.elapsed() >= LINE_EVERY => {
                 self.last_line = Instant::now();
-                crate::tell!("{} {done}/{steps} {}", self.what, message());
+                crate::status!("{} {done}/{steps} {}", self.what, message());
             }
             None => {}
         }
     }
 
-    /// A line of its own.
+    /// Prints a line above the bar.
     pub fn line(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| crate::tell!("{text}")),
-            None => crate::tell!("{text}"),
+            Some(bar) => bar.suspend(|| crate::status!("{text}")),
+            None => crate::status!("{text}"),
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -69,7 +69,7 @@ impl Progress {
     }
 }
 
-/// A time as a person says it.
+/// Human-readable duration.
 pub fn human_time(time: Duration) -> String {
     match time.as_secs() {
         s if s < 60 => format!("{:.1} s", time.as_secs_f64()),
@@ -79,7 +79,7 @@ pub fn human_time(time: Duration) -> String {
     }
 }
 
-/// A number of bytes as a person says it.
+/// Human-readable byte count.
 pub fn human_bytes(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match mib {
@@ -94,7 +94,7 @@ pub fn count(n: u64, what: &str) -> String {
     format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_read_well() {
+    fn numbers_are_human_readable() {
         assert_eq!(thousands(0), "0");
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(10_188_081), "10,188,081");

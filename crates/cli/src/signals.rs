@@ -1,93 +1,93 @@
-//! Ctrl-C: the first ends the program, or asks those that have something to finish for an orderly stop, which must come soon unless
-//! something is being saved; the second ends it at once.
+//! Ctrl-C. The first ends the program, or requests an orderly stop from work that polls [`stop_flag`]; that stop must come within
+//! [`GRACE`] unless unsaved work is held. The second ends the program at once.
 
 use anyhow::Context;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-/// Time that an orderly stop may take where there is nothing to save.
+/// Time allowed for an orderly stop when there is nothing to save.
 const GRACE: Duration = Duration::from_millis(900);
-/// Time between two looks.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Polling interval while stopping.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Whether a stop was asked for.
+/// Whether a stop was requested.
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
-/// Whether somebody looks at that.
-static ORDERLY: AtomicBool = AtomicBool::new(false);
-/// How much there is that an orderly stop saves.
-static HELD: AtomicUsize = AtomicUsize::new(0);
+/// Whether anything polls [`STOP`].
+static POLLED: AtomicBool = AtomicBool::new(false);
+/// Number of live [`Hold`]s: unsaved work that an orderly stop saves.
+static UNSAVED: AtomicUsize = AtomicUsize::new(0);
 
-/// What is told where the program ends before it could tell by itself.
-static WORDS: Mutex<String> = Mutex::new(String::new());
+/// Text printed after "stopped" when the program ends from here.
+static STOP_HINT: Mutex<String> = Mutex::new(String::new());
 
-/// Sets what is told behind "stopped", as how to go on.
-pub fn say_when_stopped(words: String) {
-    *WORDS.lock().unwrap_or_else(|e| e.into_inner()) = words;
+/// Sets the text printed after "stopped", such as how to resume.
+pub fn set_stop_hint(hint: String) {
+    *STOP_HINT.lock().unwrap_or_else(|e| e.into_inner()) = hint;
 }
 
-/// While it lives the first Ctrl-C ends the program no other way than orderly: there is work that would be lost.
+/// While it lives, the first Ctrl-C only requests an orderly stop: exiting would lose work.
 pub struct Hold(());
 
-/// Something has been made that is not saved yet.
+/// Marks unsaved work until the returned guard is dropped.
 pub fn hold() -> Hold {
-    HELD.fetch_add(1, Ordering::SeqCst);
+    UNSAVED.fetch_add(1, Ordering::SeqCst);
     Hold(())
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        HELD.fetch_sub(1, Ordering::SeqCst);
+        UNSAVED.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// Sets what Ctrl-C (or a request to terminate) does.
+/// Installs the handler of Ctrl-C and termination requests.
 pub fn handle() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
         let again = STOP.swap(true, Ordering::SeqCst);
         if again {
             std::process::exit(i32::from(crate::INTERRUPTED));
         }
-        if !ORDERLY.load(Ordering::SeqCst) {
-            end();
+        if !POLLED.load(Ordering::SeqCst) {
+            exit_interrupted();
         }
-        // Without the thread the second Ctrl-C is there.
-        let _ = std::thread::Builder::new().name("stop".to_owned()).spawn(end_soon);
+        // If the thread cannot start, a second Ctrl-C still works.
+        let _ = std::thread::Builder::new().name("stop".to_owned()).spawn(exit_when_idle);
     })
     .context(
-        "cannot start the thread that waits for Ctrl-C; if memory or processes are limited here (ulimit -v, -u), raise the limit",
+        "cannot start the Ctrl-C handler thread; if memory or processes are limited (ulimit -v, -u), raise the limit",
     )
 }
 
-/// The flag that Ctrl-C sets; from now on the program ends by looking at it.
+/// The flag that Ctrl-C sets. The caller must poll it: from now on Ctrl-C no longer exits by itself.
 pub fn stop_flag() -> Arc<AtomicBool> {
-    ORDERLY.store(true, Ordering::SeqCst);
+    POLLED.store(true, Ordering::SeqCst);
     Arc::clone(&STOP)
 }
 
-/// Ends the program once nothing has been held for a while: what it is doing does not look at the flag.
-fn end_soon() {
-    let (asked, mut free, mut told) = (Instant::now(), Instant::now(), false);
-    while free.elapsed() < GRACE {
-        if HELD.load(Ordering::SeqCst) > 0 {
-            free = Instant::now();
-            if asked.elapsed() > GRACE && !std::mem::replace(&mut told, true) {
-                tell!("stopping, when what was learnt is saved; a second Ctrl-C stops at once, without that");
+/// Ends the program once nothing has been held for [`GRACE`], for work that does not poll the flag in time.
+fn exit_when_idle() {
+    let (requested, mut idle_since, mut announced) = (Instant::now(), Instant::now(), false);
+    while idle_since.elapsed() < GRACE {
+        if UNSAVED.load(Ordering::SeqCst) > 0 {
+            idle_since = Instant::now();
+            if requested.elapsed() > GRACE && !std::mem::replace(&mut announced, true) {
+                status!("stopping once progress is saved; a second Ctrl-C stops at once, without saving");
             }
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
-    end();
+    exit_interrupted();
 }
 
-fn end() -> ! {
-    tell!("stopped{}", WORDS.lock().unwrap_or_else(|e| e.into_inner()));
+fn exit_interrupted() -> ! {
+    status!("stopped{}", STOP_HINT.lock().unwrap_or_else(|e| e.into_inner()));
     std::process::exit(i32::from(crate::INTERRUPTED));
 }
 
-/// Lets writing beyond the limit of a file's size (`ulimit -f`) fail as on a full disk, instead of ending the program without a word.
-pub fn survive_file_size_limits() {
-    // A signal with a handler does not end the program. Where none can be set, all is as before.
+/// Makes writes beyond the file size limit (`ulimit -f`) fail like a full disk, instead of SIGXFSZ killing the program.
+pub fn catch_sigxfsz() {
+    // Any handler suppresses the default action; if registration fails, the default stays.
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }

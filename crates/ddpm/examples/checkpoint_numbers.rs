@@ -1,22 +1,23 @@
-//! What a checkpoint computes, as numbers: for checks against other programs (`tools/check_interop.py`).
+//! Saves a checkpoint's outputs as tensors, to compare with other programs (`tools/check_interop.py`).
 //!
 //! ```sh
-//! # x [n, c, h, w], t [n] and, with classes, label [n] of in.safetensors; the prediction y to out.safetensors
+//! # Reads x [n, c, h, w], t [n] and, with classes, label [n] from in.safetensors; writes the prediction y to
+//! out.safetensors
 //! cargo run --release -p ddpm --example checkpoint_numbers -- predict CHECKPOINT in.safetensors out.safetensors
-//! # a chain with the noise that it drew: start, noise [steps, n, c, h, w] and the images x
+//! # Samples a chain; writes the initial noise start, noise [steps, n, c, h, w] and the images x
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform
-//! # as the run samples where nothing is asked for
+//! # The same with the run's default sampling settings
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors
-//! # the first one, but that the noise is taken from the clipped image
+//! # DDIM as above, but recomputing the noise from the clipped image
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform true
 //! ```
 
 use ddpm::denoiser::Denoiser;
-use ddpm::generate::Generator;
+use ddpm::generate::Pipeline;
 use ddpm::process::Prediction;
-use ddpm::sampler::{self, Options, Seeds};
+use ddpm::sampler::{self, NoiseKey, SamplerOptions};
 use ddpm::schedule::Schedule;
-use ddpm::train::checkpoint::{NamedTensor, Which, read_weights_file};
+use ddpm::train::checkpoint::{NamedTensor, WeightsChoice, read_weights_file};
 use ddpm_engine::rng::Purpose;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -36,7 +37,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             let (steps, spacing) = (Some(steps.parse()?), Some(spacing.parse()?));
             let use_clipped_model_output = clipped.first().map(|clipped| clipped.parse()).transpose()?;
             let sampler = sampler::find(name)?;
-            let options = Options { sampler, steps, spacing, use_clipped_model_output, ..Options::default() };
+            let options = SamplerOptions {
+                sampler,
+                steps,
+                spacing,
+                use_clipped_model_output,
+                ..SamplerOptions::default()
+            };
             chain(checkpoint, output, Some(options))
         }
         _ => {
@@ -48,8 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Channels first, as PyTorch has images, from channels last; `back` the other way.
-fn turned(x: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
+/// Converts images from channels last to channels first (PyTorch's layout), or `back`.
+fn permute_channels(x: &[f32], [h, w, c]: [usize; 3], back: bool) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     for (image, out) in x.chunks(h * w * c).zip(out.chunks_mut(h * w * c)) {
         for at in 0..h * w {
@@ -74,11 +81,11 @@ fn save(path: &str, tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Result<(), Box<
 }
 
 fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Error>> {
-    let generator = Generator::open(Path::new(checkpoint), Which::Auto, 0)?;
-    let given = read_weights_file(Path::new(input))?;
-    let find = |name: &str| given.iter().find(|t: &&NamedTensor| t.name == name);
+    let pipeline = Pipeline::open(Path::new(checkpoint), WeightsChoice::Auto, 0)?;
+    let tensors_in = read_weights_file(Path::new(input))?;
+    let find = |name: &str| tensors_in.iter().find(|t: &&NamedTensor| t.name == name);
     let (Some(x), Some(t)) = (find("x"), find("t")) else { return Err("x and t are needed".into()) };
-    let (mut model, shape) = (generator.model(1)?, generator.shape());
+    let (mut model, shape) = (pipeline.model(1)?, pipeline.shape());
     let dims = [shape.height, shape.width, shape.channels];
     if x.shape[1..] != [dims[2], dims[0], dims[1]] {
         return Err(
@@ -86,42 +93,50 @@ fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Er
         );
     }
     let mut y = Vec::new();
-    for (i, image) in x.data.chunks(shape.values()).enumerate() {
+    for (i, image) in x.data.chunks(shape.num_elements()).enumerate() {
         if let Some(label) = find("label") {
             model.set_labels(&[Some(label.data[i] as u32)])?;
         }
-        let mut one = vec![0.0; shape.values()];
-        model.predict(&turned(image, dims, true), f64::from(t.data[i]), &mut one)?;
-        y.extend(turned(&one, dims, false));
+        let mut one = vec![0.0; shape.num_elements()];
+        model.predict(&permute_channels(image, dims, true), f64::from(t.data[i]), &mut one)?;
+        y.extend(permute_channels(&one, dims, false));
     }
     save(output, &[("y", x.shape.clone(), y)])
 }
 
-fn chain(checkpoint: &str, output: &str, asked: Option<Options>) -> Result<(), Box<dyn Error>> {
-    let generator = Generator::open(Path::new(checkpoint), Which::Auto, 0)?;
-    let config = generator.config();
+fn chain(
+    checkpoint: &str,
+    output: &str,
+    options_override: Option<SamplerOptions>,
+) -> Result<(), Box<dyn Error>> {
+    let pipeline = Pipeline::open(Path::new(checkpoint), WeightsChoice::Auto, 0)?;
+    let config = pipeline.config();
     let schedule = Schedule::from_config(&config.diffusion)?;
-    let options = asked.map_or_else(
-        || Options::of_run(&config.sampling),
+    let options = options_override.map_or_else(
+        || SamplerOptions::of_run(&config.sampling),
         |options| Ok(options.with_defaults(&config.sampling)),
     )?;
     let sampler = options.build(&schedule, Prediction::Eps)?;
-    let (mut model, shape) = (generator.model(IMAGES)?, generator.shape());
-    let (seeds, dims) = (Seeds { seed: 7, first: 0 }, [shape.height, shape.width, shape.channels]);
+    let (mut model, shape) = (pipeline.model(IMAGES)?, pipeline.shape());
+    let (seeds, dims) = (NoiseKey { seed: 7, first: 0 }, [shape.height, shape.width, shape.channels]);
     let steps = options.steps.or(options.sampler.steps).unwrap_or(schedule.timesteps());
-    let draw = |purpose, step| {
-        let mut z = vec![0.0; IMAGES * shape.values()];
-        seeds.fill(purpose, step, shape.values(), &mut z);
-        turned(&z, dims, false)
+    let noise_at = |purpose, step| {
+        let mut z = vec![0.0; IMAGES * shape.num_elements()];
+        seeds.fill(purpose, step, shape.num_elements(), &mut z);
+        permute_channels(&z, dims, false)
     };
     let x = sampler.sample(&mut model, seeds, &mut |_| Ok(()))?;
     let batch = vec![IMAGES, dims[2], dims[0], dims[1]];
-    // Samplers count the steps that are left.
-    let noise = (0..steps as u32).rev().flat_map(|left| draw(Purpose::SampleNoise, left)).collect();
-    let start = draw(Purpose::SampleStart, 0);
+    // Samplers count the remaining steps.
+    let noise = (0..steps as u32).rev().flat_map(|left| noise_at(Purpose::SampleNoise, left)).collect();
+    let start = noise_at(Purpose::SampleStart, 0);
     let all = [&[steps], &batch[..]].concat();
     save(
         output,
-        &[("start", batch.clone(), start), ("noise", all, noise), ("x", batch, turned(&x, dims, false))],
+        &[
+            ("start", batch.clone(), start),
+            ("noise", all, noise),
+            ("x", batch, permute_channels(&x, dims, false)),
+        ],
     )
 }

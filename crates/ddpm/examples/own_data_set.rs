@@ -1,20 +1,20 @@
-//! Training on a data set of your own: implement [`Dataset`], hand it to a [`Trainer`], make steps, draw images.
+//! Training on a custom data set: implement [`Dataset`], pass it to a [`Trainer`], train, and sample images.
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example own_data_set
 //! ```
 
 use ddpm::Result;
-use ddpm::data::{Dataset, Draw, ImageShape, Summary};
-use ddpm::generate::{Generator, Request};
-use ddpm::sampler::Options;
+use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
+use ddpm::generate::{Pipeline, SampleRequest};
+use ddpm::sampler::SamplerOptions;
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
 use std::path::Path;
 
 const SIZE: usize = 16;
 
-/// White discs of many sizes on black, made when they are read.
+/// White discs of various sizes on black, generated on the fly.
 struct Discs {
     summary: Summary,
 }
@@ -46,8 +46,8 @@ impl Dataset for Discs {
         None
     }
 
-    /// Height, width, channels; -1 is black and 1 is white. Random crops or flips would be drawn from `_draw`.
-    fn read(&self, index: usize, _draw: Draw, out: &mut [f32]) -> Result<()> {
+    /// Height, width, channels; -1 is black and 1 is white. The unused argument would seed random crops or flips.
+    fn read(&self, index: usize, _draw: AugmentKey, out: &mut [f32]) -> Result<()> {
         let radius = 2.0 + 5.0 * index as f32 / self.len() as f32;
         let centre = (SIZE as f32 - 1.0) / 2.0;
         for (i, value) in out.iter_mut().enumerate() {
@@ -92,12 +92,12 @@ fn main() -> Result<()> {
     println!("mean loss {first:.3} over the first ten steps, {last:.3} over the last ten");
     assert!(last < first, "the network learns");
 
-    // A checkpoint's weights draw images at once; a run folder would have saved them.
+    // Sample directly from the averaged weights; a session would have saved them in a run folder.
     let weights = trainer.checkpoint(None)?.ema;
-    let generator = Generator::new(trainer.config(), weights, Path::new("discs"), 0)?;
-    let sampling = Options { steps: Some(20), ..Options::default() };
-    let request = Request { count: 4, seed: 1, sampling, ..Request::default() };
-    let images = generator.draw(request, &mut |_, _| Ok(()))?;
-    println!("drew {} images of {}", images.len(), generator.shape());
+    let pipeline = Pipeline::new(trainer.config(), weights, Path::new("discs"), 0)?;
+    let sampling = SamplerOptions { steps: Some(20), ..SamplerOptions::default() };
+    let request = SampleRequest { count: 4, seed: 1, sampling, ..SampleRequest::default() };
+    let images = pipeline.sample(request, &mut |_, _| Ok(()))?;
+    println!("sampled {} images of {}", images.len(), pipeline.shape());
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Drawing images from a checkpoint: of the folder given, or of a network that is trained for a moment first.
+//! Sampling images from a given checkpoint folder, or from a network trained for a few steps.
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example sample_from_checkpoint -- runs/run-001/checkpoints/step-0002000 grid.png
@@ -7,11 +7,11 @@
 
 use ddpm::Result;
 use ddpm::data::digits::Digits;
-use ddpm::generate::{Generator, Request};
+use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::image::{grid, save_png};
-use ddpm::sampler::{self, Options};
+use ddpm::sampler::{self, SamplerOptions};
 use ddpm::train::Trainer;
-use ddpm::train::checkpoint::{self, Which};
+use ddpm::train::checkpoint::{self, WeightsChoice};
 use ddpm::train::config::Config;
 use std::path::{Path, PathBuf};
 
@@ -24,13 +24,14 @@ fn main() -> Result<()> {
     };
     let sheet = arguments.next().unwrap_or_else(|| temporary.with_extension("png"));
 
-    // The averaged weights where there are any; 0: all cores.
-    let generator = Generator::open(&checkpoint, Which::Auto, 0)?;
-    let sampling = Options { sampler: sampler::find("ddim")?, steps: Some(20), ..Options::default() };
-    let request = Request { count: 16, seed: 7, sampling, ..Request::default() };
-    let images = generator.draw(request, &mut |_first, step| {
+    // Averaged weights if present; 0 threads means all cores.
+    let pipeline = Pipeline::open(&checkpoint, WeightsChoice::Auto, 0)?;
+    let sampling =
+        SamplerOptions { sampler: sampler::find("ddim")?, steps: Some(20), ..SamplerOptions::default() };
+    let request = SampleRequest { count: 16, seed: 7, sampling, ..SampleRequest::default() };
+    let images = pipeline.sample(request, &mut |_first, step| {
         if step.done == step.steps {
-            println!("{} steps done, {} numbers", step.steps, step.x.len());
+            println!("{} steps done, {} values", step.steps, step.x.len());
         }
         Ok(())
     })?;
@@ -39,7 +40,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Trains a tiny network for a few steps: its images are still noise.
+/// Trains a tiny network for a few steps; its samples are still noise.
 fn make_checkpoint(folder: &Path) -> Result<PathBuf> {
     let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
     let config = Config::load(

@@ -1,18 +1,20 @@
-//! What a step of each sampler costs beside the network: the time of sampling with a network that does nothing.
+//! Measures the overhead of each sampler per step, by sampling with a trivial network.
 //!
-//!     cargo run --release -p ddpm --example sampler_cost
+//! ```sh
+//! cargo run --release -p ddpm --example sampler_cost
+//! ```
 //!
-//! To be set beside a denoising step of `ddpm bench --only sample`.
+//! Compare with the time of a denoising step in `ddpm bench --only sample`.
 
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
-use ddpm::sampler::{Options, SAMPLERS, Seeds};
+use ddpm::sampler::{NoiseKey, SAMPLERS, SamplerOptions};
 use ddpm::schedule::Schedule;
 use std::time::Instant;
 
 const STEPS: usize = 50;
 
-/// Predicts the same for every image.
+/// Predicts a constant.
 struct Nothing;
 
 impl Denoiser for Nothing {
@@ -33,12 +35,12 @@ impl Denoiser for Nothing {
 fn main() -> ddpm::Result<()> {
     let schedule = Schedule::linear(1000, 1e-4, 0.02)?;
     for sampler in SAMPLERS {
-        let options = Options { sampler, steps: Some(STEPS), ..Options::default() };
+        let options = SamplerOptions { sampler, steps: Some(STEPS), ..SamplerOptions::default() };
         let built = options.build(&schedule, Prediction::Eps)?;
         let start = Instant::now();
-        built.sample(&mut Nothing, Seeds { seed: 1, first: 0 }, &mut |_| Ok(()))?;
+        built.sample(&mut Nothing, NoiseKey { seed: 1, first: 0 }, &mut |_| Ok(()))?;
         let step = start.elapsed().as_secs_f64() * 1e3 / STEPS as f64;
-        println!("{:16} {step:.3} ms a step of 64 images of 28x28", sampler.name);
+        println!("{:16} {step:.3} ms per step of 64 images of 28x28", sampler.name);
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! How far samples are from the data's distribution, for every sampler, spacing, schedule and number of steps, with a denoiser that
-//! is known exactly: a table and a heat map. `tests/samplers/matrix.rs` says what is measured.
+//! Distance of samples from the data's distribution for every sampler, spacing, schedule and number of steps, with an exact
+//! denoiser: prints a table and draws a heat map. `tests/samplers/matrix.rs` defines the distance.
 //!
 //! ```sh
 //! cargo run --release -p ddpm --example spacing_matrix -- docs/spacing-matrix.png

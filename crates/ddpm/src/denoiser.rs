@@ -1,36 +1,38 @@
-//! What a sampler needs of a network.
+//! The interface between samplers and networks.
 
 use crate::error::Result;
 use crate::process::Prediction;
-use crate::sampler::Resident;
+use crate::sampler::DeviceDenoiser;
 
-/// Predicts the noise in a batch of images, `eps_theta` of Ho et al. 2020, or what says the same.
-/// [`Model`](crate::model::Model) is the network's; anything else that knows an answer will do.
+/// Predicts the noise in a batch of images, `eps_theta` of Ho et al. 2020, or an equivalent.
+/// [`Model`](crate::model::Model) implements it with a network; anything else that can predict will do.
 pub trait Denoiser {
-    /// Images of a batch.
+    /// Number of images per batch.
     fn batch(&self) -> usize;
 
-    /// Numbers of an image.
+    /// Number of elements per image.
     fn image_len(&self) -> usize;
 
-    /// What [`predict`](Self::predict) gives.
+    /// What [`predict`](Self::predict) returns.
     fn prediction(&self) -> Prediction {
         Prediction::Eps
     }
 
-    /// `eps_theta(x_t, t)`: the predicted noise of each image (or the other [`prediction`](Self::prediction)); `x_t` and
-    /// `output` hold `batch * image_len` numbers, all images at timestep `t`, which may lie between two.
+    /// `eps_theta(x_t, t)`: the predicted noise of each image, or whatever [`prediction`](Self::prediction)
+    /// says. `x_t` and `output` hold `batch * image_len` elements; all images are at timestep `t`, which may
+    /// be fractional.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()>;
 
-    /// The variance of a step back from what was predicted last, a number for each of `output`'s, where the network tells it
-    /// too: at -1 it is `beta_tilde_t`, at 1 `beta_t`, and its logarithm is linear in it (Nichol, Dhariwal 2021, eq. 15).
+    /// The learned variance that belongs to the last prediction, one value per element of `output`, if the
+    /// network has it: -1 stands for `beta_tilde_t`, 1 for `beta_t`, and the log variance is linear in
+    /// between (Nichol, Dhariwal 2021, eq. 15).
     fn variance(&self) -> Option<&[f32]> {
         None
     }
 
-    /// The same network for batches that stay in the memory of the device that it runs on, where there is such; once for all of
-    /// its life.
-    fn resident(&mut self) -> Option<&mut dyn Resident> {
+    /// The same network for batches that stay in device memory, if it runs on a device. Whether this is
+    /// `Some` must never change.
+    fn as_device_denoiser(&mut self) -> Option<&mut dyn DeviceDenoiser> {
         None
     }
 }

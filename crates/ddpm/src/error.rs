@@ -1,45 +1,45 @@
-//! The library's one error type.
+//! The library's error type.
 
 use crate::text::{LISTED, shown, thousands};
 use std::path::{Path, PathBuf};
 
-/// What went wrong, where, and (in the message) what to do next.
+/// An error; its message says what went wrong, where, and what to do next.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused something.
+    /// An operating system error.
     #[error("{}: cannot {doing}: {source}", shown(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was tried, as "read the image", "write the checkpoint".
+        /// The attempted action, such as "read the image" or "write the checkpoint".
         doing: &'static str,
-        /// The system's reason.
+        /// The underlying error.
         source: std::io::Error,
     },
-    /// The data set as a whole cannot be used.
+    /// A data set is unusable.
     #[error("{}: {reason}", shown(path))]
     Data {
         /// The data set's path.
         path: PathBuf,
-        /// Why, and the way out.
+        /// Why, and what to do.
         reason: String,
     },
-    /// Some images cannot be read; its text names the first of them.
+    /// Some images cannot be read; the message lists the first of them.
     #[error("{}", bad_files(files))]
     BadFiles {
-        /// Each file with its reason.
+        /// The files and reasons.
         files: Vec<(PathBuf, String)>,
     },
-    /// A setting is wrong.
+    /// A setting is invalid.
     #[error("{key}: {reason}")]
     Config {
-        /// The setting's full name, as `train.batch_size`.
+        /// The setting's full name, such as `train.batch_size`.
         key: String,
-        /// Why, and what would be right.
+        /// Why, and what is valid.
         reason: String,
     },
-    /// A file of settings cannot be understood.
+    /// A settings file is invalid.
     #[error("{}: {reason}", shown(path))]
     ConfigFile {
         /// The file.
@@ -47,25 +47,25 @@ pub enum Error {
         /// Where in it and why.
         reason: String,
     },
-    /// A checkpoint cannot be used.
+    /// A checkpoint is unusable.
     #[error("{}: {reason}", shown(path))]
     Checkpoint {
         /// The checkpoint's folder or file.
         path: PathBuf,
-        /// What does not fit (the tensor and both shapes, where it is one) and the way out.
+        /// What does not match (for a tensor, its name and both shapes), and what to do.
         reason: String,
     },
-    /// The engine refused a graph or could not run it.
+    /// The engine rejected a graph or could not run it.
     #[error(transparent)]
     Engine(ddpm_engine::Error),
-    /// Training left the finite numbers.
-    #[error("step {step}: {what} is not a finite number; nothing of this step was kept. {advice}")]
+    /// Training diverged: a value is infinite or NaN.
+    #[error("step {step}: {what} is not finite; the step was discarded. {advice}")]
     NotFinite {
-        /// The step that was being made; the first is 1.
+        /// The failed step, counting from 1.
         step: u64,
-        /// What was not finite: the loss, the gradients' norm, or a weight's name.
+        /// What is not finite: the loss, the gradient norm, or a weight by name.
         what: String,
-        /// Where to go on from, and how.
+        /// How to resume, and from which checkpoint.
         advice: String,
     },
     /// A plot could not be drawn.
@@ -74,28 +74,28 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// There is something in the place of a result, which is not overwritten.
+    /// The output path is taken, and is not overwritten.
     #[error("{}: {reason}", path.display())]
     Taken {
         /// The file or folder.
         path: PathBuf,
-        /// What is there, and the way out.
+        /// What exists there, and what to do.
         reason: String,
     },
-    /// It was asked to stop.
-    #[error("stopped as asked")]
+    /// Interrupted on request.
+    #[error("interrupted")]
     Interrupted,
-    /// A run folder cannot be used.
+    /// A run folder is unusable.
     #[error("{}: {reason}", shown(path))]
     Run {
         /// The run's folder.
         path: PathBuf,
-        /// Why, and the way out.
+        /// Why, and what to do.
         reason: String,
     },
 }
 
-/// The library's result.
+/// The library's result type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl From<ddpm_engine::Error> for Error {
@@ -108,7 +108,7 @@ impl From<ddpm_engine::Error> for Error {
 }
 
 impl Error {
-    /// Adds the path and the attempt to an operating-system error: `.map_err(Error::io(path, "read the image"))`.
+    /// Adds the path and the attempted action to an I/O error: `.map_err(Error::io(path, "read the image"))`.
     pub fn io(path: impl AsRef<Path>, doing: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { path, doing, source }
@@ -126,5 +126,5 @@ fn bad_files(files: &[(PathBuf, String)]) -> String {
     if files.len() > LISTED {
         text.push_str(&format!("\n  and {} more", thousands(files.len() - LISTED)));
     }
-    text + "\nrepair or remove them, or train without them: --on-bad-file skip"
+    text + "\nfix or remove them, or train without them: --on-bad-file skip"
 }

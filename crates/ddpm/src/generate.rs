@@ -1,4 +1,4 @@
-//! New images from a trained network.
+//! Sampling images from a trained network.
 
 use crate::data::{Dataset, ImageShape};
 use crate::denoiser::Denoiser;
@@ -9,97 +9,98 @@ use crate::image::Image;
 use crate::model::Model;
 use crate::nets;
 use crate::plot;
-use crate::sampler::{Options, SampleStep, Sampler, Seeds, Variance};
+use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions, Variance};
 use crate::schedule::Schedule;
 use crate::text::{LISTED, escaped, listed};
-use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, Which};
+use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, WeightsChoice};
 use crate::train::config::Config;
 use crate::train::config::suggest::nearest;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-/// Most images that are drawn at once, where memory is not short.
+/// Default number of images per batch.
 pub const BATCH: usize = 64;
 
-/// Which classes the images have, of a network that takes them; numbers start again behind the last class.
+/// The class of each image, for class-conditional networks; indices wrap around after the last class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Classes {
+pub enum Labels {
     /// Image i has class i.
     Cycle,
-    /// They are not told.
+    /// Unconditional.
     Unlabelled,
-    /// All have this one.
-    One(u32),
-    /// So many images of each, one class after the other.
-    Rows(usize),
+    /// All images have this class.
+    Fixed(u32),
+    /// This many images of each class in turn.
+    Grouped(usize),
 }
 
-impl Classes {
-    /// The class that image `i` gets, of so many.
+impl Labels {
+    /// The class of image `i`, out of `classes`.
     pub fn of(self, i: usize, classes: u32) -> Option<u32> {
         let classes = classes.max(1) as usize;
         match self {
-            Self::One(class) => Some(class),
+            Self::Fixed(class) => Some(class),
             Self::Cycle => Some((i % classes) as u32),
-            Self::Rows(row) => Some((i / row.max(1) % classes) as u32),
+            Self::Grouped(row) => Some((i / row.max(1) % classes) as u32),
             Self::Unlabelled => None,
         }
     }
 }
 
-/// How images are drawn.
+/// What to sample, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Request {
-    /// How many.
+pub struct SampleRequest {
+    /// Number of images.
     pub count: usize,
-    /// The seed; image i depends on it and on i alone.
+    /// The seed; image i depends only on it and i.
     pub seed: u64,
-    /// Most images at once.
+    /// Largest number of images per batch.
     pub batch: usize,
-    /// The classes, where the network takes them.
-    pub class: Classes,
-    /// How far towards them.
+    /// The classes, for class-conditional networks.
+    pub class: Labels,
+    /// Guidance towards the class.
     pub guidance: Guidance,
     /// The sampler and its settings.
-    pub sampling: Options,
+    pub sampling: SamplerOptions,
 }
 
-impl Default for Request {
+impl Default for SampleRequest {
     fn default() -> Self {
         Self {
             count: 1,
             seed: 0,
             batch: BATCH,
-            class: Classes::Cycle,
+            class: Labels::Cycle,
             guidance: Guidance::default(),
-            sampling: Options::default(),
+            sampling: SamplerOptions::default(),
         }
     }
 }
 
-/// What makes the numbers of a batch, with the network and the batch's random numbers.
-pub type BatchDrawing<'a> = dyn FnMut(&mut dyn Denoiser, Seeds) -> Result<Vec<f32>> + 'a;
+/// Samples a batch with the network and the batch's noise key.
+pub type BatchSampler<'a> = dyn FnMut(&mut dyn Denoiser, NoiseKey) -> Result<Vec<f32>> + 'a;
 
-impl Request {
-    /// Number of batches, and images in each: batches of one size, so that one plan serves them all; the last may
-    /// draw a few too many.
+impl SampleRequest {
+    /// Number of batches and images in each. All have the same size, so that one plan serves them all; the
+    /// last may sample a few surplus images.
     pub fn batches(&self) -> (usize, usize) {
         let batches = self.count.div_ceil(self.batch.max(1)).max(1);
         (batches, self.count.div_ceil(batches).max(1))
     }
 }
 
-/// Weights for a [`Model`], which has its own copy.
+/// Weights for [`Model`]s, each of which copies them.
 enum Weights {
-    /// At hand, for every model.
-    Kept(Vec<NamedTensor>),
-    /// Of a checkpoint: read, until a model has them, so that they do not stand in memory twice; read again for others.
-    Of(PathBuf, Which, Mutex<Option<Vec<NamedTensor>>>),
+    /// In memory, for every model.
+    InMemory(Vec<NamedTensor>),
+    /// From a checkpoint: the first model takes the loaded weights, so that they are not in memory twice;
+    /// further models read them again.
+    Checkpoint(PathBuf, WeightsChoice, Mutex<Option<Vec<NamedTensor>>>),
 }
 
-/// A network with its weights, ready to draw.
-pub struct Generator {
+/// A network with its weights, ready to sample.
+pub struct Pipeline {
     config: Config,
     shape: ImageShape,
     schedule: Schedule,
@@ -110,40 +111,41 @@ pub struct Generator {
     stop: Option<Arc<AtomicBool>>,
 }
 
-impl Generator {
-    /// From a checkpoint of a run. A number of threads as `hardware` is the CPU with so many, 0 all of its cores.
-    pub fn open(path: &Path, which: Which, hardware: impl Into<Hardware>) -> Result<Self> {
+impl Pipeline {
+    /// Opens a checkpoint of a run. A number as `hardware` means the CPU with that many threads, 0 for all
+    /// cores.
+    pub fn open(path: &Path, which: WeightsChoice, hardware: impl Into<Hardware>) -> Result<Self> {
         let (manifest, weights) = checkpoint::load_weights_only(path, &which)?;
         Self::of_checkpoint(path, &which, manifest, weights, hardware)
     }
 
-    /// From the newest checkpoint in the folder `dir` whose weights are whole, with which that is; `None` if there is no
-    /// checkpoint.
+    /// Opens the newest checkpoint in the folder `dir` with intact weights, and says which one; `None` if
+    /// there is no checkpoint.
     pub fn open_newest(
         dir: &Path,
-        which: &Which,
+        which: &WeightsChoice,
         hardware: impl Into<Hardware>,
     ) -> Result<Option<(Newest, Self)>> {
         let Some((newest, manifest, weights)) = checkpoint::newest_weights(dir, which)? else {
             return Ok(None);
         };
-        let generator = Self::of_checkpoint(&newest.path, which, manifest, weights, hardware)?;
-        Ok(Some((newest, generator)))
+        let pipeline = Self::of_checkpoint(&newest.path, which, manifest, weights, hardware)?;
+        Ok(Some((newest, pipeline)))
     }
 
     fn of_checkpoint(
         path: &Path,
-        which: &Which,
+        which: &WeightsChoice,
         manifest: Manifest,
         weights: Vec<NamedTensor>,
         hardware: impl Into<Hardware>,
     ) -> Result<Self> {
-        let generator = Self::new(&manifest.config(path)?, Vec::new(), which.origin(path), hardware)?;
-        let weights = Weights::Of(path.to_owned(), which.clone(), Mutex::new(Some(weights)));
-        Ok(Self { class_names: manifest.classes, weights, ..generator })
+        let pipeline = Self::new(&manifest.config(path)?, Vec::new(), which.origin(path), hardware)?;
+        let weights = Weights::Checkpoint(path.to_owned(), which.clone(), Mutex::new(Some(weights)));
+        Ok(Self { class_names: manifest.classes, weights, ..pipeline })
     }
 
-    /// From weights that are at hand; `origin` names them in errors.
+    /// From weights in memory; `origin` names them in errors.
     pub fn new(
         config: &Config,
         weights: Vec<NamedTensor>,
@@ -160,30 +162,30 @@ impl Generator {
         let shape = ImageShape { height: size.height, width: size.width, channels };
         let schedule = Schedule::from_config(&config.diffusion)?;
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
-        // Arithmetic belongs to the training's settings, the device to whoever draws.
+        // The run's settings decide the arithmetic, the caller the device.
         let Hardware { tf32, deterministic, .. } = config.train.hardware();
         let hardware = Hardware { tf32, deterministic, ..hardware.into() };
-        let weights = Weights::Kept(weights);
+        let weights = Weights::InMemory(weights);
         Ok(Self { config, shape, schedule, weights, class_names, origin, hardware, stop: None })
     }
 
-    /// A flag that ends what the networks are doing, in the middle of a step too, with [`Error::Interrupted`].
+    /// Sets a flag that stops the networks, even within a step, with [`Error::Interrupted`].
     pub fn set_stop(&mut self, stop: Arc<AtomicBool>) {
         self.stop = Some(stop);
     }
 
-    /// The images' shape.
+    /// The shape of the images.
     pub fn shape(&self) -> ImageShape {
         self.shape
     }
 
-    /// Gives the classes names, by number: those of the data, of a network that is being trained.
+    /// Sets the class names by index, for a network in training: those of the data.
     pub fn with_class_names(self, class_names: Vec<String>) -> Self {
         Self { class_names, ..self }
     }
 
-    /// What class `n` is called in a plot: its name, behind its index where the plot's font cannot write that; the index alone where
-    /// the run knows no names (of imported weights).
+    /// The label of class `n` in plots: its name, prefixed with the index if the plot font lacks its letters;
+    /// only the index if the names are unknown (imported weights).
     pub fn class_label(&self, n: u32) -> String {
         match self.class_names.get(n as usize) {
             Some(name) if plot::can_write(name) => name.clone(),
@@ -200,19 +202,20 @@ impl Generator {
     /// The network with its weights, for batches of `n`.
     ///
     /// # Errors
-    /// As [`Model::set_weights`], and for a second model as [`open`](Self::open), since weights are read again.
+    /// Those of [`Model::set_weights`], and for a second model those of [`open`](Self::open), since weights
+    /// are read again.
     pub fn model(&self, n: usize) -> Result<Model> {
         let net = nets::from_config(&self.config, self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
-        let arithmetic = self.config.train.arithmetic();
-        let model = Model::with_arithmetic(&*net, shape, self.hardware, arithmetic)?;
+        let compute = self.config.train.compute_options();
+        let model = Model::with_compute_options(&*net, shape, self.hardware, compute)?;
         let mut model = model.predicting(self.config.diffusion.prediction);
         if let Some(stop) = &self.stop {
             model.executor().set_stop(stop.clone());
         }
         match &self.weights {
-            Weights::Kept(weights) => model.set_weights(weights, &self.origin)?,
-            Weights::Of(path, which, read) => {
+            Weights::InMemory(weights) => model.set_weights(weights, &self.origin)?,
+            Weights::Checkpoint(path, which, read) => {
                 let read = read.lock().unwrap_or_else(|e| e.into_inner()).take();
                 let weights = match read {
                     Some(weights) => weights,
@@ -224,37 +227,37 @@ impl Generator {
         Ok(model)
     }
 
-    /// Whether [`draw`](Self::draw) can do this.
+    /// Checks that [`sample`](Self::sample) supports a request.
     ///
     /// # Errors
-    /// [`Error::Config`] for a class that is not there, more images than can be numbered, and as [`Options::build`].
-    pub fn check(&self, request: Request) -> Result<()> {
-        // The number of an image is a 32-bit word in the random numbers' counter.
+    /// [`Error::Config`] for a nonexistent class or too many images, and those of [`SamplerOptions::build`].
+    pub fn check(&self, request: SampleRequest) -> Result<()> {
+        // The image index is a 32-bit word of the RNG's counter.
         if u32::try_from(request.count).is_err() {
-            let reason = format!("{} images are too many; give at most {}", request.count, u32::MAX);
+            let reason = format!("{} is too many images; give at most {}", request.count, u32::MAX);
             return Err(Error::Config { key: "count (-n)".to_owned(), reason });
         }
-        let wrong = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
+        let invalid = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
         let classes = self.classes();
-        let without = || "the run was trained without classes; leave it out".to_owned();
+        let unconditional = || "the run was trained without classes; leave it out".to_owned();
         match (request.class, classes) {
-            (Classes::Cycle, _) | (Classes::Unlabelled, None) => {}
-            (Classes::Unlabelled, Some(n)) => {
+            (Labels::Cycle, _) | (Labels::Unlabelled, None) => {}
+            (Labels::Unlabelled, Some(n)) => {
                 if self.config.train.label_dropout == 0.0 {
-                    let reason = "none is given (--class), and the run was trained with train.label_dropout = 0, or was imported: it \
-                                  knows no image without its class; it has";
-                    return wrong("class", format!("{reason} {}", self.class_list(n)));
+                    let reason = "none is given (--class), but the run cannot sample without a class: it was trained with \
+                                  train.label_dropout = 0, or imported; it has";
+                    return invalid("class", format!("{reason} {}", self.describe_classes(n)));
                 }
                 if request.guidance != Guidance::default() {
-                    let reason = "goes towards a class, and none is given (--class); the run has";
-                    return wrong("guidance", format!("{reason} {}", self.class_list(n)));
+                    let reason = "needs a class, and none is given (--class); the run has";
+                    return invalid("guidance", format!("{reason} {}", self.describe_classes(n)));
                 }
             }
-            (_, None) => return wrong("class", without()),
-            (Classes::One(class), Some(n)) if class >= n => {
-                return wrong(
+            (_, None) => return invalid("class", unconditional()),
+            (Labels::Fixed(class), Some(n)) if class >= n => {
+                return invalid(
                     "class",
-                    format!("{class} is out of range; the run has {}", self.class_list(n)),
+                    format!("{class} is out of range; the run has {}", self.describe_classes(n)),
                 );
             }
             _ => {}
@@ -262,13 +265,13 @@ impl Generator {
         request.guidance.check()?;
         if request.guidance != Guidance::default() {
             if classes.is_none() {
-                return wrong("guidance", without());
+                return invalid("guidance", unconditional());
             }
             if self.config.train.label_dropout == 0.0 {
-                let reason = "the run was trained with train.label_dropout = 0, or was imported (if it did learn images \
-                              without their class, import it with --set train.label_dropout=0.1): it knows no \
-                              image without its class, from which guidance goes on";
-                return wrong("guidance", reason.to_owned());
+                let reason = "the run has no unconditional predictions, which guidance needs: it was trained with \
+                              train.label_dropout = 0, or imported (if it was trained with label dropout, import \
+                              it with --set train.label_dropout=0.1)";
+                return invalid("guidance", reason.to_owned());
             }
         }
         if request.sampling.variance == Some(Variance::Learned) && !self.config.diffusion.learned_variance {
@@ -280,13 +283,13 @@ impl Generator {
     /// The sampler of a request.
     ///
     /// # Errors
-    /// As [`Options::build`].
-    pub fn sampler(&self, request: Request) -> Result<Box<dyn Sampler>> {
+    /// Those of [`SamplerOptions::build`].
+    pub fn sampler(&self, request: SampleRequest) -> Result<Box<dyn Sampler>> {
         self.sampling(request).build(&self.schedule, self.config.diffusion.prediction)
     }
 
-    /// How a request's images are sampled, with the run's settings where it says nothing.
-    pub fn sampling(&self, request: Request) -> Options {
+    /// A request's sampling options, with the run's settings as defaults.
+    pub fn sampling(&self, request: SampleRequest) -> SamplerOptions {
         request.sampling.with_defaults(&self.config.sampling)
     }
 
@@ -295,39 +298,39 @@ impl Generator {
         &self.schedule
     }
 
-    /// The names of the classes by their numbers; none where the network takes no classes, or they are not known (of imported
+    /// The class names by index; empty if the network takes no classes or they are unknown (imported
     /// weights).
     pub fn class_names(&self) -> &[String] {
         &self.class_names
     }
 
-    /// The class in words: its name, or `#3` where that is not known.
+    /// The name of a class, or `#3` if it is unknown.
     pub fn class_name(&self, class: u32) -> String {
         self.class_names
             .get(class as usize)
             .map_or_else(|| format!("#{class}"), |name| escaped(name).into_owned())
     }
 
-    /// The class with that index where it is asked for as `#3`, or of that name. A number is a name: only where no names are known is
-    /// it the index.
+    /// Finds a class by name, or by index when given as `#3`. A plain number is a name, and an index only if
+    /// the names are unknown.
     ///
     /// # Errors
-    /// [`Error::Config`] with the classes that there are.
+    /// [`Error::Config`] listing the classes of the run.
     pub fn class(&self, name: &str) -> Result<u32> {
-        let wrong = |reason: String| Err(Error::Config { key: "class".to_owned(), reason });
+        let invalid = |reason: String| Err(Error::Config { key: "class".to_owned(), reason });
         let Some(n) = self.classes() else {
-            return wrong("the run was trained without classes; leave it out".to_owned());
+            return invalid("the run was trained without classes; leave it out".to_owned());
         };
         let index = name.strip_prefix('#').filter(|digits| digits.parse::<u32>().is_ok());
-        let named = |own: &&String| index.is_none() && *own == name;
-        let places = || (0u32..).zip(&self.class_names).filter(|(_, own)| named(own)).map(|(i, _)| i);
-        let (first, second) = (places().next(), places().nth(1));
+        let matches = |own: &&String| index.is_none() && *own == name;
+        let found = || (0u32..).zip(&self.class_names).filter(|(_, own)| matches(own)).map(|(i, _)| i);
+        let (first, second) = (found().next(), found().nth(1));
         match (first, second) {
             (Some(only), None) => return Ok(only),
             (Some(a), Some(b)) => {
                 let name = escaped(name);
-                return wrong(format!(
-                    "several classes are named \"{name}\"; ask by the index: --class=#{a} or --class=#{b}"
+                return invalid(format!(
+                    "several classes are named \"{name}\"; give the index: --class=#{a} or --class=#{b}"
                 ));
             }
             _ => {}
@@ -335,25 +338,25 @@ impl Generator {
         let index = index.or(self.class_names.is_empty().then_some(name));
         match index.and_then(|text| text.parse::<u32>().ok()) {
             Some(class) if class < n => Ok(class),
-            Some(_) => wrong(format!(
+            Some(_) => invalid(format!(
                 "there is no class at the index {}: indices go from 0 to {}",
                 escaped(name),
                 n - 1
             )),
-            None => wrong(self.no_such_class(name, n)),
+            None => invalid(self.no_such_class(name, n)),
         }
     }
 
-    /// That there is no class of this name, and what there is instead.
+    /// The message for an unknown class name, with suggestions.
     fn no_such_class(&self, name: &str, n: u32) -> String {
         let number = |text: &str| text.trim().parse::<f64>().ok();
         let names = || self.class_names.iter().map(String::as_str);
-        // A number is meant as a number, however it is written; other names are like one another by their letters.
+        // Numbers match by value, however they are written; other names by spelling.
         let near = match number(name) {
             Some(_) => names().find(|own| number(own) == number(name)),
             None => nearest(name, names()),
         };
-        let meant =
+        let suggestion =
             near.map_or("; the".to_owned(), |near| format!("; did you mean \"{}\"? The", escaped(near)));
         let by_index = match name.parse::<u32>() {
             Ok(index) if index < n => {
@@ -364,40 +367,43 @@ impl Generator {
             }
             _ => String::new(),
         };
-        format!("there is no class \"{}\"{meant} run has {}{by_index}", escaped(name), self.class_list(n))
+        format!(
+            "there is no class \"{}\"{suggestion} run has {}{by_index}",
+            escaped(name),
+            self.describe_classes(n)
+        )
     }
 
-    /// The number that the network knows each of a data set's classes by: that of the class with the same name, or, where the
-    /// names are not known (of imported weights), the data's own. Nothing without classes on either side.
+    /// The network's class index for each class of a data set: that of the class with the same name, or the
+    /// data set's own if the names are unknown (imported weights). Empty if either side has no classes.
     ///
     /// # Errors
-    /// [`Error::Data`] for classes that the run has not.
-    pub fn class_numbers(&self, data: &dyn Dataset) -> Result<Vec<u32>> {
+    /// [`Error::Data`] for classes that the run does not have.
+    pub fn class_indices(&self, data: &dyn Dataset) -> Result<Vec<u32>> {
         let (Some(n), names) = (self.classes(), data.classes()) else { return Ok(Vec::new()) };
-        let wrong = |reason| Error::Data { path: data.summary().source.clone().into(), reason };
+        let invalid = |reason| Error::Data { path: data.summary().source.clone().into(), reason };
         if self.class_names.is_empty() {
             if !names.is_empty() && names.len() != n as usize {
-                let reason =
-                    format!("has {} classes, and the run {n}, whose names are not known", names.len());
-                return Err(wrong(reason));
+                let reason = format!("has {} classes, but the run has {n}, with unknown names", names.len());
+                return Err(invalid(reason));
             }
             return Ok((0..names.len() as u32).collect());
         }
-        let number = |name: &String| {
+        let index = |name: &String| {
             let at = self.class_names.iter().position(|n| n == name);
             at.and_then(|i| u32::try_from(i).ok()).ok_or_else(|| {
-                wrong(format!(
-                    "has a class \"{}\"; the run has {}; name the data's classes as the run's",
+                invalid(format!(
+                    "has a class \"{}\"; the run has {}; rename the data's classes to match",
                     escaped(name),
-                    self.class_list(n)
+                    self.describe_classes(n)
                 ))
             })
         };
-        names.iter().map(number).collect()
+        names.iter().map(index).collect()
     }
 
-    /// The classes in words: their names, or their numbers where these say as much.
-    fn class_list(&self, n: u32) -> String {
+    /// Describes the classes: by name, or as a range if the names are just the indices.
+    fn describe_classes(&self, n: u32) -> String {
         if self.class_names.iter().enumerate().all(|(i, name)| *name == i.to_string()) {
             return format!("the classes 0 to {}", n - 1);
         }
@@ -405,55 +411,55 @@ impl Generator {
         format!("the classes {}", listed(&names, LISTED))
     }
 
-    /// Number of classes that the network is told; `None`: it takes none.
+    /// Number of classes that the network is conditioned on; `None` if it takes none.
     pub fn classes(&self) -> Option<u32> {
         let classes = nets::from_config(&self.config, self.shape.channels).classes();
         classes.map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 
-    /// Draws images. `on_step` sees each step of each batch and the index of the batch's first image; an error of
-    /// its stops the drawing.
+    /// Samples images. `on_step` is called with the index of the batch's first image and each step; an error
+    /// from it stops sampling.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what `on_step` gives.
-    pub fn draw(
+    /// Those of [`check`](Self::check) and `on_step`.
+    pub fn sample(
         &self,
-        request: Request,
+        request: SampleRequest,
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<Image>> {
         let sampler = self.sampler(request)?;
-        let x = self.in_batches(request, &mut |denoiser, seeds| {
-            sampler.sample(denoiser, seeds, &mut |step| on_step(seeds.first as usize, step))
+        let x = self.sample_batches(request, &mut |denoiser, key| {
+            sampler.sample(denoiser, key, &mut |step| on_step(key.first as usize, step))
         })?;
         Ok(self.images(&x))
     }
 
-    /// The numbers that `draw` makes of each batch, one image behind the other, without those of a last batch that are too
-    /// many; the network is told the classes that the request has for them.
+    /// The outputs of `draw` for all batches, concatenated, without the last batch's surplus images. The
+    /// network is conditioned on the request's classes.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what `draw` gives.
-    pub fn in_batches(&self, request: Request, draw: &mut BatchDrawing<'_>) -> Result<Vec<f32>> {
+    /// Those of [`check`](Self::check) and `draw`.
+    pub fn sample_batches(&self, request: SampleRequest, draw: &mut BatchSampler<'_>) -> Result<Vec<f32>> {
         let mut all = Vec::new();
-        self.each_batch(request, request.batches().1, &|_| true, draw, &mut |_, x| {
+        self.for_each_batch(request, request.batches().1, &|_| true, draw, &mut |_, x| {
             all.extend_from_slice(x);
             Ok(())
         })?;
         Ok(all)
     }
 
-    /// As [`in_batches`](Self::in_batches) for the images that are `wanted`, handing each batch on as it is drawn: memory does not
-    /// grow with the number of images. `batch` images are drawn at once; `done` gets the index of the first and the values of
-    /// all of them, also of those between that are not wanted.
+    /// Like [`sample_batches`](Self::sample_batches), for the images that are `wanted` and one batch of size
+    /// `batch` at a time, so that memory does not grow with the number of images. `done` gets the index of
+    /// the batch's first image and the values of all its images, including unwanted ones in between.
     ///
     /// # Errors
-    /// As [`check`](Self::check), and what `draw` and `done` give.
-    pub fn each_batch(
+    /// Those of [`check`](Self::check), `draw` and `done`.
+    pub fn for_each_batch(
         &self,
-        request: Request,
+        request: SampleRequest,
         batch: usize,
         wanted: &dyn Fn(usize) -> bool,
-        draw: &mut BatchDrawing<'_>,
+        draw: &mut BatchSampler<'_>,
         done: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check(request)?;
@@ -465,24 +471,24 @@ impl Generator {
                 Some(model) => model,
                 none => none.insert(self.model(batch)?),
             };
-            let seeds = Seeds { seed: request.seed, first: first as u32 };
+            let key = NoiseKey { seed: request.seed, first: first as u32 };
             let x = match classes {
-                None => draw(model, seeds)?,
+                None => draw(model, key)?,
                 Some(classes) => {
                     let labels = (first..first + batch).map(|i| request.class.of(i, classes)).collect();
-                    draw(&mut Guided::new(model, &self.schedule, labels, request.guidance), seeds)?
+                    draw(&mut Guided::new(model, &self.schedule, labels, request.guidance), key)?
                 }
             };
-            let here = batch.min(request.count - first);
-            done(first, &x[..here * self.shape.values()])?;
-            next = (first + here..request.count).find(|&i| wanted(i));
+            let count = batch.min(request.count - first);
+            done(first, &x[..count * self.shape.num_elements()])?;
+            next = (first + count..request.count).find(|&i| wanted(i));
         }
         Ok(())
     }
 
-    /// The images of numbers in [-1, 1], one behind the other.
-    pub fn images(&self, numbers: &[f32]) -> Vec<Image> {
-        numbers.chunks(self.shape.values()).map(|p| Image::from_unit(p, self.shape)).collect()
+    /// Converts concatenated values in [-1, 1] to images.
+    pub fn images(&self, values: &[f32]) -> Vec<Image> {
+        values.chunks(self.shape.num_elements()).map(|p| Image::from_unit(p, self.shape)).collect()
     }
 }
 

@@ -1,21 +1,23 @@
-//! Classes in sampling, with classifier-free guidance.
+//! Class-conditional sampling with classifier-free guidance.
 
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::process::Prediction;
-use crate::sampler::Resident;
-use crate::sampler::vectors::WITHOUT;
+use crate::sampler::DeviceDenoiser;
+use crate::sampler::buffers::UNCOND;
 use crate::schedule::Schedule;
-use ddpm_engine::{Vector, Vectors};
+use ddpm_engine::{BufferId, SamplerBuffers};
 
-/// How much further than told images go towards their class (Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022).
+/// Strength of guidance towards the class (Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Guidance {
-    /// 0: the class is not told; 1: it is told and no more; above 1: images are more of their class and less varied.
+    /// 0: unconditional; 1: class-conditional without guidance; above 1: closer to the class, with less
+    /// variety.
     pub scale: f64,
-    /// The sigmas ([`Level::ratio`](crate::schedule::Level::ratio)) between which it acts; outside, the class is told and
-    /// no more (Kynkäänniemi et al., "Applying Guidance in a Limited Interval", 2024).
+    /// The interval of sigmas ([`Level::karras_sigma`](crate::schedule::Level::karras_sigma)) in which
+    /// guidance applies; outside it the scale is 1 (Kynkäänniemi et al., "Applying Guidance in a Limited
+    /// Interval", 2024).
     pub interval: (f64, f64),
 }
 
@@ -27,53 +29,55 @@ impl Default for Guidance {
 
 impl Guidance {
     /// # Errors
-    /// [`Error::Config`] for a scale or an interval that means nothing.
+    /// [`Error::Config`] for an invalid scale or interval.
     pub fn check(self) -> Result<()> {
-        let refused = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
+        let invalid = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
         let Self { scale, interval: (low, high) } = self;
         if !(0.0..=1000.0).contains(&scale) {
-            let reason =
-                format!("{scale} is out of range; give 0 (no class), 1 (none) or more, 2 to 5 being usual");
-            return refused("guidance", reason);
+            let reason = format!(
+                "{scale} is out of range; give 0 (no class), 1 (no guidance) or more; 2 to 5 is usual"
+            );
+            return invalid("guidance", reason);
         }
         if !(low >= 0.0 && low < high) {
-            let reason = format!("{low},{high} is no interval; give two sigmas, 0 or more, the lower first");
-            return refused("guidance interval", reason);
+            let reason =
+                format!("{low},{high} is not an interval; give two sigmas, 0 or more, the lower first");
+            return invalid("guidance interval", reason);
         }
         Ok(())
     }
 }
 
-/// A network that is told the class of each image, and asked twice where guidance acts.
+/// A class-conditional network, evaluated twice where guidance applies.
 pub struct Guided<'a> {
-    /// The network, which takes classes.
+    /// The network, which must take classes.
     pub model: &'a mut Model,
     /// Its schedule.
     pub schedule: &'a Schedule,
-    /// The class of each image of the batch.
+    /// The class of each image in the batch.
     pub labels: Vec<Option<u32>>,
-    /// How far.
+    /// The guidance.
     pub guidance: Guidance,
-    /// What is predicted without the class.
-    without: Vec<f32>,
-    /// The classes that are kept in a device's memory.
-    kept: Option<Vec<Option<u32>>>,
+    /// The unconditional prediction.
+    uncond: Vec<f32>,
+    /// The labels that are in device memory.
+    uploaded_labels: Option<Vec<Option<u32>>>,
 }
 
 impl<'a> Guided<'a> {
-    /// A network with the classes of a batch.
+    /// A network with the labels of a batch.
     pub fn new(
         model: &'a mut Model,
         schedule: &'a Schedule,
         labels: Vec<Option<u32>>,
         guidance: Guidance,
     ) -> Self {
-        Self { model, schedule, labels, guidance, without: Vec::new(), kept: None }
+        Self { model, schedule, labels, guidance, uncond: Vec::new(), uploaded_labels: None }
     }
 
-    /// How far towards the class at a timestep.
+    /// The guidance scale at a timestep.
     fn scale(&self, t: f64) -> f64 {
-        let (sigma, (low, high)) = (self.schedule.level(t).ratio(), self.guidance.interval);
+        let (sigma, (low, high)) = (self.schedule.level(t).karras_sigma(), self.guidance.interval);
         if sigma >= low && sigma <= high { self.guidance.scale } else { 1.0 }
     }
 }
@@ -94,8 +98,8 @@ impl Denoiser for Guided<'_> {
     /// ```text
     /// eps(x) + w (eps(x, c) - eps(x))                                                       (Ho, Salimans, eq. 6)
     /// ```
-    /// with w = 1 for the class alone, where the paper writes 1 + w. Images and v are linear in the noise, so that the
-    /// same holds for them. A learned variance is that of the class as told, for which the network is asked last.
+    /// with w = 1 for no guidance, where the paper writes 1 + w. Images and v are linear in the noise, so the
+    /// same holds for them. A learned variance is the conditional one, which is evaluated last.
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         let scale = self.scale(t);
         if scale != 1.0 {
@@ -103,14 +107,14 @@ impl Denoiser for Guided<'_> {
             if scale == 0.0 {
                 return self.model.predict(x_t, t, output);
             }
-            self.without.resize(output.len(), 0.0);
-            self.model.predict(x_t, t, &mut self.without)?;
+            self.uncond.resize(output.len(), 0.0);
+            self.model.predict(x_t, t, &mut self.uncond)?;
         }
         self.model.set_labels(&self.labels)?;
         self.model.predict(x_t, t, output)?;
         if scale != 1.0 {
             let scale = scale as f32;
-            output.iter_mut().zip(&self.without).for_each(|(y, u)| *y = u + scale * (*y - u));
+            output.iter_mut().zip(&self.uncond).for_each(|(y, u)| *y = u + scale * (*y - u));
         }
         Ok(())
     }
@@ -119,40 +123,40 @@ impl Denoiser for Guided<'_> {
         self.model.variance()
     }
 
-    fn resident(&mut self) -> Option<&mut dyn Resident> {
-        if self.model.resident().is_some() { Some(self) } else { None }
+    fn as_device_denoiser(&mut self) -> Option<&mut dyn DeviceDenoiser> {
+        if self.model.as_device_denoiser().is_some() { Some(self) } else { None }
     }
 }
 
-/// The same with everything in the device's memory, where the classes are kept too.
-impl Resident for Guided<'_> {
-    fn vectors(&mut self) -> Result<&mut dyn Vectors> {
-        self.model.vectors()
+/// The same in device memory, where the labels are kept too.
+impl DeviceDenoiser for Guided<'_> {
+    fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
+        self.model.buffers()
     }
 
-    fn predict_vector(&mut self, x_t: Vector, t: f64, output: Vector) -> Result<()> {
+    fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()> {
         let scale = self.scale(t);
         if scale != 1.0 {
             self.model.select_labels(false)?;
             if scale == 0.0 {
-                return self.model.predict_vector(x_t, t, output);
+                return self.model.predict_buffer(x_t, t, output);
             }
-            self.model.predict_vector(x_t, t, WITHOUT)?;
+            self.model.predict_buffer(x_t, t, UNCOND)?;
         }
-        if self.kept.as_ref() != Some(&self.labels) {
-            self.model.keep_labels(&self.labels)?;
-            self.kept = Some(self.labels.clone());
+        if self.uploaded_labels.as_ref() != Some(&self.labels) {
+            self.model.upload_labels(&self.labels)?;
+            self.uploaded_labels = Some(self.labels.clone());
         }
         self.model.select_labels(true)?;
-        self.model.predict_vector(x_t, t, output)?;
+        self.model.predict_buffer(x_t, t, output)?;
         if scale != 1.0 {
-            self.model.plan_vectors()?.extrapolate(output, WITHOUT, scale as f32)?;
+            self.model.plan_buffers()?.extrapolate(output, UNCOND, scale as f32)?;
         }
         Ok(())
     }
 
-    fn bring_variance(&mut self, to: Vector) -> Result<bool> {
-        self.model.bring_variance(to)
+    fn copy_variance(&mut self, to: BufferId) -> Result<bool> {
+        self.model.copy_variance(to)
     }
 }
 
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn guidance_goes_on_from_no_class_to_the_class_within_its_interval() {
+    fn guidance_extrapolates_from_unconditional_to_conditional_within_its_interval() {
         let (schedule, config) = (Schedule::linear(1000, 1e-4, 0.02).unwrap(), config());
         let mut model = Model::new(&*from_config(&config, 1), [2, 4, 4, 1], 1).unwrap();
         for i in 0..model.parameters().len() {
@@ -182,7 +186,7 @@ mod tests {
             model.set_parameter(i, &weights).unwrap();
         }
         let x: Vec<f32> = (0..32).map(|i| (i % 7) as f32 / 3.0 - 1.0).collect();
-        let mut ask = |labels: [Option<u32>; 2], scale, interval, t| {
+        let mut predict = |labels: [Option<u32>; 2], scale, interval, t| {
             let guidance = Guidance { scale, interval };
             let mut y = vec![0.0; 32];
             let mut guided = Guided::new(&mut model, &schedule, labels.to_vec(), guidance);
@@ -190,22 +194,22 @@ mod tests {
             y
         };
         let all = (0.0, f64::INFINITY);
-        let told = [Some(2), Some(0)];
-        let (with, without) = (ask(told, 1.0, all, 500.0), ask([None, None], 1.0, all, 500.0));
-        assert!(with != without && ask([Some(1), Some(0)], 1.0, all, 500.0) != with);
-        assert_eq!(ask(told, 0.0, all, 500.0), without);
-        let three = ask(told, 3.0, all, 500.0);
-        for ((y, c), u) in three.iter().zip(&with).zip(&without) {
+        let labels = [Some(2), Some(0)];
+        let (cond, uncond) = (predict(labels, 1.0, all, 500.0), predict([None, None], 1.0, all, 500.0));
+        assert!(cond != uncond && predict([Some(1), Some(0)], 1.0, all, 500.0) != cond);
+        assert_eq!(predict(labels, 0.0, all, 500.0), uncond);
+        let three = predict(labels, 3.0, all, 500.0);
+        for ((y, c), u) in three.iter().zip(&cond).zip(&uncond) {
             assert_eq!(*y, u + 3.0 * (c - u));
         }
-        let sigma = schedule.level(500.0).ratio();
-        assert_eq!(ask(told, 3.0, (0.0, sigma), 500.0), three);
-        assert_eq!(ask(told, 3.0, (0.0, 0.9 * sigma), 500.0), with);
-        assert_eq!(ask(told, 3.0, (1.1 * sigma, 100.0), 500.0), with);
+        let sigma = schedule.level(500.0).karras_sigma();
+        assert_eq!(predict(labels, 3.0, (0.0, sigma), 500.0), three);
+        assert_eq!(predict(labels, 3.0, (0.0, 0.9 * sigma), 500.0), cond);
+        assert_eq!(predict(labels, 3.0, (1.1 * sigma, 100.0), 500.0), cond);
     }
 
     #[test]
-    fn guidance_that_means_nothing_is_refused() {
+    fn invalid_guidance_is_refused() {
         let all = (0.0, f64::INFINITY);
         for (scale, interval) in [(-1.0, all), (f64::NAN, all), (2.0, (3.0, 1.0)), (2.0, (-1.0, 1.0))] {
             assert!(Guidance { scale, interval }.check().is_err(), "{scale}, {interval:?}");

@@ -1,4 +1,4 @@
-//! What networks run on: the CPU's cores or an NVIDIA GPU.
+//! Device selection: the CPU or an NVIDIA GPU.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -8,12 +8,12 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
-    /// The first NVIDIA GPU if the program was built for them and one can be used, else the CPU.
+    /// The first NVIDIA GPU if CUDA support is compiled in and a usable one is found, else the CPU.
     #[default]
     Auto,
-    /// The CPU's cores.
+    /// The CPU.
     Cpu,
-    /// The NVIDIA GPU of this number.
+    /// The NVIDIA GPU with this index.
     Cuda(usize),
 }
 
@@ -33,7 +33,9 @@ impl FromStr for DeviceChoice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
-            format!("{text:?} is no device; write auto, cpu, cuda or, for another GPU than the first, cuda:1")
+            format!(
+                "{text:?} is not a device; give auto, cpu, cuda or, for another GPU than the first, cuda:1"
+            )
         };
         match text {
             "auto" => Ok(Self::Auto),
@@ -61,16 +63,16 @@ impl From<DeviceChoice> for String {
     }
 }
 
-/// A device, and how it computes. A number of threads stands for the CPU with so many, 0 for all of its cores.
+/// A device and its compute options. A thread count converts to the CPU with that many threads; 0 means all cores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hardware {
-    /// Which.
+    /// The device.
     pub device: DeviceChoice,
-    /// Threads on the CPU; 0 takes all cores.
+    /// CPU threads; 0 means all cores.
     pub threads: usize,
-    /// Whether a GPU may round f32 factors to tf32.
+    /// Whether a GPU may round f32 matmul operands to TF32.
     pub tf32: bool,
-    /// Whether a GPU computes by our kernels alone: which of them are taken never depends on the clock.
+    /// Whether a GPU uses only our own kernels, whose choice never depends on timing.
     pub deterministic: bool,
 }
 
@@ -80,33 +82,33 @@ impl From<usize> for Hardware {
     }
 }
 
-/// Starts the threads that reading and writing files share. Where the system gives none, the caller's does their work: later on that
-/// would be a panic.
+/// Starts the thread pool shared by file I/O. If the system cannot create threads, the calling thread does the work; without
+/// this, rayon would panic later.
 pub fn start_shared_threads() {
     let threads = || rayon::ThreadPoolBuilder::new().thread_name(|i| format!("shared-{i}"));
-    // A pool that fails cannot be tried again: another one tells whether there are threads.
+    // The global pool can be built only once, so a temporary pool tests whether threads can be created.
     let _ = match threads().build() {
         Ok(_) => threads().build_global(),
         Err(_) => threads().num_threads(1).use_current_thread().build_global(),
     };
 }
 
-/// A library or GPU that a program with the feature `cuda` looks for.
+/// The result of probing a CUDA library or a GPU.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Finding {
+pub struct ProbeResult {
     /// Its name.
     pub name: String,
-    /// What is known of it, or why it cannot be used.
+    /// Its description, or why it is unusable.
     pub state: Result<String, String>,
 }
 
-/// Libraries and GPUs as [`DeviceChoice::Cuda`] would find them.
+/// Probes the libraries and GPUs that [`DeviceChoice::Cuda`] would use.
 #[cfg(feature = "cuda")]
-pub fn findings() -> Vec<Finding> {
+pub fn probe_cuda() -> Vec<ProbeResult> {
     use ddpm_engine_cuda::probe;
     let libraries = probe::libraries().into_iter();
-    let mut all: Vec<Finding> = libraries
-        .map(|l| Finding {
+    let mut all: Vec<ProbeResult> = libraries
+        .map(|l| ProbeResult {
             name: l.name.to_owned(),
             state: l
                 .version
@@ -115,9 +117,9 @@ pub fn findings() -> Vec<Finding> {
         })
         .collect();
     match probe::devices() {
-        Err(reason) => all.push(Finding { name: "GPUs".to_owned(), state: Err(reason) }),
+        Err(reason) => all.push(ProbeResult { name: "GPUs".to_owned(), state: Err(reason) }),
         Ok(found) if found.is_empty() => {
-            all.push(Finding { name: "GPUs".to_owned(), state: Err("there are none".to_owned()) });
+            all.push(ProbeResult { name: "GPUs".to_owned(), state: Err("none found".to_owned()) });
         }
         Ok(found) => all.extend(found.into_iter().map(|gpu| {
             let ((major, minor), (free, total)) = (gpu.capability, gpu.memory);
@@ -131,19 +133,19 @@ pub fn findings() -> Vec<Finding> {
                 Ok(()) => Ok(text),
                 Err(reason) => Err(format!("{reason} ({text})")),
             };
-            Finding { name: format!("cuda:{}", gpu.index), state }
+            ProbeResult { name: format!("cuda:{}", gpu.index), state }
         })),
     }
     all
 }
 
-/// Nothing: this program was built without them.
+/// Empty, as this build has no CUDA support.
 #[cfg(not(feature = "cuda"))]
-pub fn findings() -> Vec<Finding> {
+pub fn probe_cuda() -> Vec<ProbeResult> {
     Vec::new()
 }
 
-/// Whether the program can use NVIDIA GPUs at all.
+/// Whether CUDA support is compiled in.
 pub const BUILT_FOR_CUDA: bool = cfg!(feature = "cuda");
 
 #[cfg(test)]
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_read_as_they_are_written() {
+    fn device_names_round_trip() {
         for (text, choice) in [
             ("auto", DeviceChoice::Auto),
             ("cpu", DeviceChoice::Cpu),

@@ -1,4 +1,4 @@
-//! Images out: grids, strips, PNG and GIF.
+//! 8-bit images: grids, PNG and GIF.
 
 use std::fs;
 use std::path::Path;
@@ -16,26 +16,26 @@ pub struct Image {
     pub height: usize,
     /// Columns.
     pub width: usize,
-    /// 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA.
+    /// 1: grey, 2: grey and alpha, 3: RGB, 4: RGBA.
     pub channels: usize,
-    /// Samples, row by row, the channels of a pixel together.
+    /// Samples in row-major order, channels last.
     pub data: Vec<u8>,
 }
 
 impl Image {
-    /// An image with all samples 0: black, transparent where there is alpha.
+    /// An image of zeros: black, and transparent if it has alpha.
     pub fn black(shape: ImageShape) -> Self {
         let ImageShape { height, width, channels } = shape;
-        Self { height, width, channels, data: vec![0; shape.values()] }
+        Self { height, width, channels, data: vec![0; shape.num_elements()] }
     }
 
-    /// The image of numbers in [-1, 1] (height, width, channels): `(x + 1) / 2 * 255 + 0.5`, clamped and
-    /// truncated, as torchvision's `save_image` does it. NaN becomes 0.
+    /// Converts values in [-1, 1] (height, width, channels) to 8 bits: `(x + 1) / 2 * 255 + 0.5`, clamped and truncated like
+    /// torchvision's `save_image`. NaN becomes 0.
     ///
     /// # Panics
-    /// If `values` does not have the length that `shape` says.
+    /// If the length of `values` does not match `shape`.
     pub fn from_unit(values: &[f32], shape: ImageShape) -> Self {
-        assert_eq!(values.len(), shape.values(), "{shape} does not fit {} numbers", values.len());
+        assert_eq!(values.len(), shape.num_elements(), "{shape} does not match {} values", values.len());
         let data = values.iter().map(|x| ((x + 1.0) / 2.0 * 255.0 + 0.5).clamp(0.0, 255.0) as u8).collect();
         Self { height: shape.height, width: shape.width, channels: shape.channels, data }
     }
@@ -45,7 +45,7 @@ impl Image {
         ImageShape { height: self.height, width: self.width, channels: self.channels }
     }
 
-    /// The image with every pixel as `factor` x `factor` equal ones.
+    /// Enlarges by repeating every pixel `factor` x `factor` times.
     ///
     /// # Panics
     /// If `factor` is 0.
@@ -65,7 +65,7 @@ impl Image {
         Self { height: self.height * factor, width: self.width * factor, channels: self.channels, data }
     }
 
-    /// Copies `other` in with its corner at (`top`, `left`).
+    /// Copies `other` with its upper left corner at (`top`, `left`).
     pub(crate) fn paste(&mut self, other: &Image, top: usize, left: usize) {
         let row = other.width * other.channels;
         for (y, line) in other.data.chunks_exact(row.max(1)).enumerate() {
@@ -75,8 +75,8 @@ impl Image {
     }
 }
 
-/// Images in rows of `per_row`, with `padding` black pixels around and between, as torchvision's `make_grid`
-/// lays them out; as there, a single image stays as it is. Grey stays grey (torchvision makes it RGB).
+/// Lays out images in rows of `per_row` with `padding` black pixels around and between them, like torchvision's `make_grid`;
+/// as there, a single image is returned unchanged. Grey stays grey, while torchvision converts it to RGB.
 ///
 /// # Panics
 /// If there are no images or their shapes differ.
@@ -89,26 +89,26 @@ pub fn grid(images: &[Image], per_row: usize, padding: usize) -> Image {
     let columns = per_row.clamp(1, images.len());
     let rows = images.len().div_ceil(columns);
     let (height, width) = (shape.height + padding, shape.width + padding);
-    let mut whole = Image::black(ImageShape {
+    let mut canvas = Image::black(ImageShape {
         height: rows * height + padding,
         width: columns * width + padding,
         channels: shape.channels,
     });
     for (i, image) in images.iter().enumerate() {
-        whole.paste(image, i / columns * height + padding, i % columns * width + padding);
+        canvas.paste(image, i / columns * height + padding, i % columns * width + padding);
     }
-    whole
+    canvas
 }
 
-/// Writes `image` as PNG with its channels. The file appears whole or not at all.
+/// Writes `image` as a PNG with its channels, atomically.
 ///
 /// # Errors
 /// [`Error::Io`] with the path; [`Error::Data`] for an image without pixels.
 pub fn save_png(image: &Image, path: &Path) -> Result<()> {
-    write_whole(path, &png(image, path)?)
+    write_atomically(path, &png(image, path)?)
 }
 
-/// An image as PNG with its channels; `path` is the file that errors name.
+/// Encodes an image as PNG with its channels; `path` is for error messages.
 pub(crate) fn png(image: &Image, path: &Path) -> Result<Vec<u8>> {
     use png::ColorType::{Grayscale, GrayscaleAlpha, Rgb, Rgba};
     check(image, path)?;
@@ -130,48 +130,53 @@ pub(crate) fn png(image: &Image, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads an image of 8 bits a sample, as [`save_png`] writes them, with its channels.
+/// Reads an image with 8 bits per sample, as written by [`save_png`], with its channels.
 ///
 /// # Errors
-/// [`Error::Data`] for a file that is gone, damaged, or of another form.
+/// [`Error::Data`] for a file that is missing, damaged, or in another pixel format.
 pub fn read_png(path: &Path) -> Result<Image> {
     use image::ColorType::{L8, La8, Rgb8, Rgba8};
-    let wrong = |reason: String| Error::Data { path: path.to_owned(), reason };
-    let read = image::open(path).map_err(|e| wrong(format!("cannot be read as an image: {e}")))?;
+    let invalid = |reason: String| Error::Data { path: path.to_owned(), reason };
+    let read = image::open(path).map_err(|e| invalid(format!("cannot be read as an image: {e}")))?;
     let (height, width) = (read.height() as usize, read.width() as usize);
     let channels = match read.color() {
         L8 => 1,
         La8 => 2,
         Rgb8 => 3,
         Rgba8 => 4,
-        other => return Err(wrong(format!("is an image of {other:?}; 8 bits a sample are needed"))),
+        other => {
+            return Err(invalid(format!("has the pixel format {other:?}; 8 bits per sample are required")));
+        }
     };
     Ok(Image { height, width, channels, data: read.into_bytes() })
 }
 
-/// Writes `frames` as an endless GIF, each shown for `delay_ms` and the last for `last_ms` milliseconds (GIF counts
-/// in hundredths of a second; at least two are used, as viewers slow down what is shorter). Greys are exact,
-/// colours are reduced to 256 a frame when there are more, transparency is laid on black.
+/// Writes `frames` as a looping GIF, each shown for `delay_ms` and the last for `last_ms` milliseconds (rounded down
+/// to hundredths of a second, at least two, as viewers slow down shorter delays). Greys are exact, colours are
+/// reduced to 256 per frame, transparency is composited on black.
 ///
 /// # Errors
-/// [`Error::Io`] with the path; [`Error::Data`] without frames or for frames of several sizes or beyond GIF's.
+/// [`Error::Io`] with the path; [`Error::Data`] without frames, or for frames of different shapes or too large for GIF.
 pub fn save_gif(frames: &[Image], delay_ms: u16, last_ms: u16, path: &Path) -> Result<()> {
-    let unfit = |reason: String| Error::Data { path: path.to_owned(), reason };
-    let first = frames.first().ok_or_else(|| unfit("a GIF needs a frame".into()))?;
+    let invalid = |reason: String| Error::Data { path: path.to_owned(), reason };
+    let first = frames.first().ok_or_else(|| invalid("a GIF needs a frame".into()))?;
     if let Some(other) = frames.iter().find(|f| f.shape() != first.shape()) {
-        return Err(unfit(format!(
-            "the frames of a GIF have one form, not {} and {}",
+        return Err(invalid(format!(
+            "the frames of a GIF must have one shape, not {} and {}",
             first.shape(),
             other.shape()
         )));
     }
     check(first, path)?;
     let (Ok(width), Ok(height)) = (u16::try_from(first.width), u16::try_from(first.height)) else {
-        return Err(unfit(format!("{} is too large for a GIF (65535 a side)", first.shape())));
+        return Err(invalid(format!(
+            "{} is too large for a GIF (at most 65535 pixels per side)",
+            first.shape()
+        )));
     };
     let greys: Vec<u8> = (0..=255).flat_map(|v| [v; 3]).collect();
     let palette = if first.channels <= 2 { &greys[..] } else { &[] };
-    // The palette is learnt from every pixel of small images, from every tenth of large ones.
+    // The palette is computed from every pixel of small images, and from every tenth of large ones.
     let sampling = (first.height * first.width / 20_000).clamp(1, 10) as i32;
     let mut bytes = Vec::new();
     let mut encoder = gif::Encoder::new(&mut bytes, width, height, palette).map_err(|e| encoding(path, e))?;
@@ -189,26 +194,26 @@ pub fn save_gif(frames: &[Image], delay_ms: u16, last_ms: u16, path: &Path) -> R
         encoder.write_frame(&frame).map_err(|e| encoding(path, e))?;
     }
     drop(encoder);
-    write_whole(path, &bytes)
+    write_atomically(path, &bytes)
 }
 
-/// The samples without alpha.
+/// The samples composited on black, without alpha.
 fn on_black(image: &Image) -> Vec<u8> {
     let channels = image.channels;
     if channels % 2 == 1 {
         return image.data.clone();
     }
-    let lay = |pixel: &[u8]| {
+    let composite = |pixel: &[u8]| {
         let alpha = u32::from(pixel[channels - 1]);
         pixel[..channels - 1].iter().map(|&v| ((u32::from(v) * alpha + 127) / 255) as u8).collect::<Vec<_>>()
     };
-    image.data.chunks_exact(channels).flat_map(lay).collect()
+    image.data.chunks_exact(channels).flat_map(composite).collect()
 }
 
 fn check(image: &Image, path: &Path) -> Result<()> {
     let shape = image.shape();
-    let whole = image.data.len() == shape.values() && !image.data.is_empty() && shape.channels <= 4;
-    if whole && u32::try_from(shape.height).is_ok() && u32::try_from(shape.width).is_ok() {
+    let valid = image.data.len() == shape.num_elements() && !image.data.is_empty() && shape.channels <= 4;
+    if valid && u32::try_from(shape.height).is_ok() && u32::try_from(shape.width).is_ok() {
         return Ok(());
     }
     let reason = format!("an image of {shape} with {} samples cannot be written", image.data.len());
@@ -219,21 +224,20 @@ fn encoding(path: &Path, e: impl std::error::Error + Send + Sync + 'static) -> E
     Error::io(path, "encode the image")(std::io::Error::other(e))
 }
 
-/// Writes beside `path`, then renames.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let name = path.file_name().ok_or_else(|| Error::Data {
-        path: path.to_owned(),
-        reason: "this names no file to write an image to".into(),
-    })?;
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    // A name may be as long as file systems let it, and what is added to it must have room.
+/// Writes to a temporary sibling of `path`, then renames it.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::Data { path: path.to_owned(), reason: "is not a file name".into() })?;
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    // The name may have the maximum length, and the suffix needs room.
     let name = name.to_string_lossy();
     let temporary = format!(".{}.{}-{number}.tmp", capped(&name, 100), std::process::id());
     let temporary = path.with_file_name(temporary);
     let done = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     done.map_err(|e| {
-        // Best effort: the error that matters is the first.
+        // Best effort: report the first error.
         let _ = fs::remove_file(&temporary);
         Error::io(path, "write the image")(e)
     })
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_become_bytes_as_in_torchvision_and_bytes_come_back() {
+    fn values_convert_to_bytes_as_in_torchvision_and_bytes_round_trip() {
         let shape = |width| ImageShape { height: 1, width, channels: 1 };
         let unit: Vec<f32> = (0..=255u8).map(|v| f32::from(v) / 255.0 * 2.0 - 1.0).collect();
         assert_eq!(Image::from_unit(&unit, shape(256)).data, (0..=255).collect::<Vec<u8>>());
@@ -277,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grid_of_colours_has_each_image_in_its_place() {
+    fn a_colour_grid_has_each_image_in_its_cell() {
         let images: Vec<_> = (0..5).map(|i| image(2, 3, 3, i * 50)).collect();
         let made = grid(&images, 2, 1);
         // Three rows of two: 3 * (2 + 1) + 1 by 2 * (3 + 1) + 1.
@@ -285,7 +289,7 @@ mod tests {
         let pixel = |y: usize, x: usize| &made.data[(y * 9 + x) * 3..][..3];
         assert_eq!(pixel(7, 1), &images[4].data[..3]);
         assert_eq!(pixel(5, 7), &images[3].data[15..18]);
-        assert_eq!(pixel(7, 5), [0; 3], "the sixth place is empty");
+        assert_eq!(pixel(7, 5), [0; 3], "the sixth cell is empty");
         assert_eq!(pixel(3, 4), [0; 3], "padding");
     }
 
@@ -301,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_png_has_the_channels_and_samples_of_the_image_and_leaves_nothing_beside_it() {
+    fn pngs_round_trip_and_leave_no_temporary_files() {
         use image::ColorType::{L8, La8, Rgb8, Rgba8};
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.png");
@@ -317,12 +321,12 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_is_an_error_with_the_path() {
+    fn write_errors_name_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let nowhere = folder.path().join("missing").join("a.png");
         let e = save_png(&image(2, 2, 1, 0), &nowhere).unwrap_err();
         assert!(matches!(&e, Error::Io { path, .. } if *path == nowhere), "{e}");
-        // A folder is in the way: the temporary file must go again.
+        // A folder blocks the path: the temporary file must be removed.
         let taken = folder.path().join("b.png");
         fs::create_dir(&taken).unwrap();
         assert!(save_png(&image(2, 2, 1, 0), &taken).is_err());
@@ -331,7 +335,7 @@ mod tests {
         assert!(matches!(save_png(&broken, &nowhere), Err(Error::Data { .. })));
     }
 
-    /// The frames of a GIF as RGBA, with their delays in hundredths of a second, and how often it repeats.
+    /// The frames of a GIF as RGBA, with their delays in hundredths of a second, and its repeat count.
     fn read_gif(path: &Path) -> (Vec<(Vec<u8>, u16)>, gif::Repeat) {
         let mut options = gif::DecodeOptions::new();
         options.set_color_output(gif::ColorOutput::RGBA);
@@ -359,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_colour_gif_is_exact_up_to_256_colours_and_near_beyond() {
+    fn a_colour_gif_is_exact_up_to_256_colours_and_close_beyond() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.gif");
         for (side, tolerance) in [(12, 0), (40, 32)] {
@@ -368,7 +372,7 @@ mod tests {
             let frame = Image { height: side, width: side, channels: 3, data: data.collect() };
             save_gif(&[frame.clone(), frame.clone()], 5, 5, &path).unwrap();
             let (read, _) = read_gif(&path);
-            assert_eq!(read[0].1, 2, "the shortest delay that viewers keep to");
+            assert_eq!(read[0].1, 2, "the shortest delay that viewers honour");
             for (made, wanted) in read[1].0.chunks(4).zip(frame.data.chunks(3)) {
                 assert!((0..3).all(|c| made[c].abs_diff(wanted[c]) <= tolerance), "{made:?} {wanted:?}");
             }
@@ -376,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn transparency_is_laid_on_black_in_a_gif() {
+    fn a_gif_composites_transparency_on_black() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.gif");
         save_gif(&[Image { height: 1, width: 2, channels: 2, data: vec![200, 255, 200, 51] }], 50, 50, &path)
@@ -385,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_of_two_forms_or_none_are_refused() {
+    fn no_frames_or_frames_of_different_shapes_are_rejected() {
         let path = Path::new("never-written.gif");
         assert!(matches!(save_gif(&[], 50, 50, path), Err(Error::Data { .. })));
         let frames = [image(2, 2, 1, 0), image(2, 3, 1, 0)];

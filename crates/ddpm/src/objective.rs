@@ -1,11 +1,11 @@
-//! What a network learns: its target, and how much each timestep counts.
+//! The training objective: the network's target and the weight of each timestep.
 //!
-//! Losses of noise, image and v are the same loss but for a factor (Salimans, Ho 2022, section 4): with the
+//! The losses for noise, image and v differ only by a factor (Salimans, Ho 2022, section 4): with the
 //! signal-to-noise ratio `snr = alpha^2 / sigma^2`,
 //! ```text
 //! || eps - eps' ||^2 = snr || x_0 - x_0' ||^2,    || v - v' ||^2 = (snr + 1) || x_0 - x_0' ||^2
 //! ```
-//! so that each weighting is stated once, as that of `|| x_0 - x_0' ||^2`, and serves all three.
+//! so each weighting is defined once, for `|| x_0 - x_0' ||^2`, and applies to all three.
 
 use crate::process::Prediction;
 use crate::schedule::{Level, Schedule};
@@ -13,11 +13,11 @@ use crate::train::config::{Config, LossKind};
 use ddpm_engine::ops::Loss;
 use serde::{Deserialize, Serialize};
 
-/// How much a timestep counts in the loss.
+/// Weight of a timestep in the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weighting {
-    /// All alike, whatever is predicted (Ho et al. 2020, eq. 14).
+    /// Equal weights for any prediction type (Ho et al. 2020, eq. 14).
     Plain,
     /// `min(snr, gamma)` (Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023, section 3.4).
     MinSnr,
@@ -27,28 +27,28 @@ pub enum Weighting {
     SnrTruncated,
 }
 
-/// What a network learns.
+/// The training objective.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Objective {
-    /// What it tells of a noisy image.
+    /// What the network predicts.
     pub prediction: Prediction,
-    /// What is made of the difference from its target.
+    /// Loss function.
     pub loss: Loss,
-    /// How much a timestep counts.
+    /// Weight of each timestep.
     pub weighting: Weighting,
     /// The gamma of min-SNR.
     pub min_snr_gamma: f64,
     /// The gamma and the k of P2.
     pub p2: (f64, f64),
-    /// Size of noise that is alike in all of an image's pixels, a number a channel, and is added to the noise (Guttenberg,
-    /// "Diffusion with Offset Noise", 2023); 0: none.
+    /// Standard deviation of offset noise, which is constant over an image's pixels, one value per channel,
+    /// and added to the noise (Guttenberg, "Diffusion with Offset Noise", 2023); 0: none.
     pub offset_noise: f64,
-    /// Size of noise that is added to the noisy image and kept from the target (Ning et al., "Input Perturbation
-    /// Reduces Exposure Bias in Diffusion Models", 2023, algorithm 1); 0: none.
+    /// Standard deviation of noise that is added to the noisy image but not to the target (Ning et al.,
+    /// "Input Perturbation Reduces Exposure Bias in Diffusion Models", 2023, algorithm 1); 0: none.
     pub input_perturbation: f64,
-    /// Weight of the variational bound beside that loss, of a network that learns the variance too: the hybrid loss
-    /// `L_simple + weight L_vlb` (Nichol, Dhariwal 2021, eq. 16), both as means over all numbers, `L_vlb` in bits, as in
-    /// their program.
+    /// Weight of the variational bound for networks with learned variance: the hybrid loss `L_simple + weight
+    /// L_vlb` (Nichol, Dhariwal 2021, eq. 16), both means over all elements, `L_vlb` in bits, as in their
+    /// code.
     pub vlb_weight: f64,
 }
 
@@ -69,7 +69,7 @@ impl Default for Objective {
 }
 
 impl Objective {
-    /// The one that the settings describe.
+    /// The objective selected by the settings.
     pub fn from_config(config: &Config) -> Self {
         let train = &config.train;
         Self {
@@ -88,11 +88,11 @@ impl Objective {
         }
     }
 
-    /// The weight of a level in the loss of what is predicted; infinite only for the noise where nothing is left of the
-    /// image and [`Weighting::SnrTruncated`] asks for the image all the same.
+    /// The weight of a level in the loss of the prediction; infinite only for noise prediction without signal
+    /// under [`Weighting::SnrTruncated`], which still weights the image.
     pub fn weight(&self, level: Level) -> f64 {
         let snr = (level.alpha / level.sigma).powi(2);
-        // Where nothing is left, snr / snr is its limit, 1.
+        // Without signal, snr / snr takes its limit, 1.
         let over_snr = |w: f64| if snr == 0.0 { 1.0 } else { w / snr };
         let (gamma, k) = self.p2;
         match (self.weighting, self.prediction) {
@@ -111,7 +111,7 @@ impl Objective {
         }
     }
 
-    /// [`weight`](Self::weight) of every timestep; `None` where all are 1.
+    /// [`weight`](Self::weight) of every timestep; `None` if all are 1.
     pub fn weights(&self, schedule: &Schedule) -> Option<Vec<f32>> {
         if self.weighting == Weighting::Plain {
             return None;
@@ -131,8 +131,8 @@ mod tests {
     }
 
     #[test]
-    fn a_weighting_is_the_same_loss_whatever_is_predicted() {
-        // Powers and roots, a few roundings each.
+    fn a_weighting_gives_the_same_loss_for_any_prediction_type() {
+        // Powers and roots, a few rounding errors each.
         const TOLERANCE: f64 = 1e-12;
         for weighting in [Weighting::MinSnr, Weighting::P2, Weighting::SnrTruncated] {
             for snr in [1e-3, 0.5, 1.0, 4.0, 7.0, 1e3] {
@@ -141,11 +141,11 @@ mod tests {
                 let x_t = level.alpha * x_0 + level.sigma * eps;
                 let mut losses = Prediction::ALL.map(|prediction| {
                     let objective = Objective { prediction, weighting, ..Objective::default() };
-                    // A network that expects `other`, in its own terms.
+                    // The output of a network that predicts the image `other`.
                     let noise = (x_t - level.alpha * other) / level.sigma;
-                    let (target, said) =
+                    let (target, output) =
                         (prediction.target(level, x_0, eps), prediction.target(level, other, noise));
-                    objective.weight(level) * (target - said).powi(2)
+                    objective.weight(level) * (target - output).powi(2)
                 });
                 let first = losses[0];
                 losses.iter_mut().for_each(|l| *l = (*l / first - 1.0).abs());
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_weights_are_those_of_the_papers() {
+    fn the_weights_match_the_papers() {
         let with = |prediction, weighting, snr| {
             Objective { prediction, weighting, p2: (0.5, 2.0), ..Objective::default() }.weight(level(snr))
         };
@@ -178,7 +178,7 @@ mod tests {
             (X0, Weighting::SnrTruncated, 4.0, 4.0),
             (Eps, Weighting::SnrTruncated, 0.25, 4.0),
             (V, Weighting::SnrTruncated, 3.0, 0.75),
-            // Nothing left of the image.
+            // No signal.
             (Eps, Weighting::MinSnr, 0.0, 1.0),
             (V, Weighting::MinSnr, 0.0, 0.0),
             (V, Weighting::SnrTruncated, 0.0, 1.0),

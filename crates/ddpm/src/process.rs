@@ -1,14 +1,15 @@
-//! The forward process and its posterior, on slices of any shape (Ho, Jain, Abbeel 2020).
+//! The forward process and its posterior, on slices (Ho, Jain, Abbeel 2020).
 //!
-//! Numbers are f32, coefficients f64. The slices of a call have one length; `t` is below T.
+//! Data is f32, coefficients are f64. All slices of a call have the same length; `t` is below T.
 //!
-//! What a network's output means is said by [`Prediction`], the only place that converts between noise, image and v.
+//! [`Prediction`] defines what a network's output means; all conversions between noise, image and v are here.
 
 use crate::error::{Error, Result};
 use crate::schedule::{Level, Schedule};
 use serde::{Deserialize, Serialize};
 
-/// What a network tells of a noisy image `x_t = alpha x_0 + sigma eps` ([`Level`]); from each the others follow.
+/// What a network predicts from a noisy image `x_t = alpha x_0 + sigma eps` ([`Level`]); each determines the
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Prediction {
@@ -23,10 +24,10 @@ pub enum Prediction {
 }
 
 impl Prediction {
-    /// All of them.
+    /// All prediction types.
     pub const ALL: [Self; 3] = [Self::Eps, Self::X0, Self::V];
 
-    /// Its name in the settings.
+    /// The name in the settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Eps => "eps",
@@ -35,7 +36,7 @@ impl Prediction {
         }
     }
 
-    /// What the network should have said of an image and its noise.
+    /// The training target for an image and its noise.
     pub fn target(self, level: Level, x_0: f64, eps: f64) -> f64 {
         match self {
             Self::Eps => eps,
@@ -44,7 +45,7 @@ impl Prediction {
         }
     }
 
-    /// What `x_t` and the output are multiplied by in the image that they mean ([`x_0`](Self::x_0)).
+    /// The coefficients of `x_t` and the output in [`x_0`](Self::x_0).
     pub fn to_x_0(self, level: Level) -> (f64, f64) {
         match self {
             Self::Eps => (1.0 / level.alpha, -level.sigma / level.alpha),
@@ -53,7 +54,7 @@ impl Prediction {
         }
     }
 
-    /// The image that it means; not finite for [`Eps`](Self::Eps) where nothing is left of the image.
+    /// The image implied by an output; not finite for [`Eps`](Self::Eps) without signal.
     pub fn x_0(self, level: Level, x_t: f64, output: f64) -> f64 {
         match self {
             Self::Eps => (x_t - level.sigma * output) / level.alpha,
@@ -62,7 +63,7 @@ impl Prediction {
         }
     }
 
-    /// The noise that it means; not finite for [`X0`](Self::X0) where there is none.
+    /// The noise implied by an output; not finite for [`X0`](Self::X0) without noise.
     pub fn eps(self, level: Level, x_t: f64, output: f64) -> f64 {
         match self {
             Self::Eps => output,
@@ -88,13 +89,15 @@ pub fn q_sample(schedule: &Schedule, t: usize, x_0: &[f32], eps: &[f32], x_t: &m
     }
 }
 
-/// The image that a noise prediction means: `x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)` (eq. 15).
+/// The image implied by a noise prediction: `x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)`
+/// (eq. 15).
 ///
-/// With `clip`, values are held within [-1, 1], where images live. At large t the division makes much of small errors
-/// of `eps`, which clipping takes back.
+/// With `clip`, values are clipped to [-1, 1], the range of images. At large t the division amplifies small
+/// errors of `eps`, which clipping limits.
 ///
 /// # Errors
-/// [`Error::Config`] at a timestep that leaves nothing of the image (`alpha_bar_t` = 0): any image has that noise.
+/// [`Error::Config`] at a timestep without signal (`alpha_bar_t` = 0), where the noise does not determine the
+/// image.
 pub fn predict_x0(
     schedule: &Schedule,
     t: usize,
@@ -114,10 +117,10 @@ pub fn predict_x0(
     Ok(())
 }
 
-/// The error of asking the noise for an image of which nothing is left.
+/// The error for predicting an image from noise at a level without signal.
 pub(crate) fn no_signal(t: f64) -> Error {
     let reason = format!(
-        "nothing is left of the image at t = {t}, where the predicted noise says nothing about it; start before, or \
+        "no signal is left at t = {t}, where the predicted noise does not determine the image; start at an earlier timestep, or \
          train with diffusion.prediction = v"
     );
     Error::Config { key: "diffusion.zero_terminal_snr".to_owned(), reason }
@@ -136,8 +139,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_prediction_means_the_same_image_and_noise() {
-        // A few roundings, of numbers up to 2 divided by alpha or sigma, at least 0.1 here.
+    fn every_prediction_implies_the_same_image_and_noise() {
+        // A few rounding errors of values up to 2 divided by alpha or sigma, which are at least 0.1 here.
         const TOLERANCE: f64 = 100.0 * f64::EPSILON;
         for alpha in [0.1f64, 0.5, 0.9, 0.99] {
             let level = Level { t: 0.0, alpha, sigma: (1.0 - alpha * alpha).sqrt() };
@@ -146,13 +149,13 @@ mod tests {
                 for prediction in Prediction::ALL {
                     let output = prediction.target(level, x_0, eps);
                     assert!((prediction.x_0(level, x_t, output) - x_0).abs() < TOLERANCE, "{prediction}");
-                    let (by_x_t, by_output) = prediction.to_x_0(level);
-                    assert!((by_x_t * x_t + by_output * output - x_0).abs() < TOLERANCE, "{prediction}");
+                    let (of_x_t, of_output) = prediction.to_x_0(level);
+                    assert!((of_x_t * x_t + of_output * output - x_0).abs() < TOLERANCE, "{prediction}");
                     assert!((prediction.eps(level, x_t, output) - eps).abs() < TOLERANCE, "{prediction}");
                 }
             }
         }
-        // The ends: v is the noise of a clean image, and the image, negative, of noise.
+        // At the ends, v is the noise of a clean image and minus the image of pure noise.
         let (clean, noise) = (Level::CLEAN, Level { t: 9.0, alpha: 0.0, sigma: 1.0 });
         assert_eq!(
             (Prediction::V.target(clean, 0.3, 2.0), Prediction::V.target(noise, 0.3, 2.0)),
@@ -162,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn noise_says_nothing_where_no_signal_is_left() {
+    fn predicting_the_image_without_signal_is_refused() {
         let schedule = Schedule::linear(10, 1e-4, 0.02).unwrap().zero_terminal_snr().unwrap();
         let (x_t, mut x_0) = ([0.3, -2.0], [f32::NAN; 2]);
         let error = predict_x0(&schedule, 9, &x_t, &x_t, true, &mut x_0).unwrap_err().to_string();
         assert!(error.contains("zero_terminal_snr") && error.contains("t = 9"), "{error}");
         predict_x0(&schedule, 8, &x_t, &[0.1, 0.2], true, &mut x_0).unwrap();
         assert!(x_0.iter().all(|x| x.abs() <= 1.0));
-        // Forwards it is what it says: noise.
+        // The forward process gives pure noise.
         let mut noisy = [0.0; 2];
         q_sample(&schedule, 9, &[1.0, 1.0], &x_t, &mut noisy);
         assert_eq!(noisy, x_t);

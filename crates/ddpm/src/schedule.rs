@@ -1,24 +1,25 @@
-//! Noise schedules: the variances `beta_t` and everything that follows from them, in f64.
+//! Noise schedules: the variances `beta_t` and everything derived from them, in f64.
 //!
-//! Timesteps count from 0 to T - 1, as in every implementation; the paper counts from 1 to T, so that its `beta_1` is
-//! `beta(0)` here. `alpha_bar` before the first step is 1. Methods that take a timestep panic where it is not below T.
+//! Timesteps run from 0 to T - 1, as in every implementation; the paper counts from 1 to T, so its `beta_1`
+//! is `beta(0)` here. `alpha_bar` before the first step is 1. Methods that take a timestep panic if it is not
+//! below T.
 //!
-//! Some schedules choose the variances ([`Schedule::linear`] and others), some what is left of the image
-//! ([`Schedule::from_signal`]). Those end with hardly any signal; [`Schedule::zero_terminal_snr`] makes any schedule
-//! end with none at all.
+//! Some schedules define the variances ([`Schedule::linear`] and others), some the remaining signal
+//! ([`Schedule::from_signal`]). All end with almost no signal; [`Schedule::zero_terminal_snr`] makes any
+//! schedule end with none.
 
 use crate::error::{Error, Result};
 use crate::train::config::{DiffusionConfig, ScheduleKind};
 use std::f64::consts::FRAC_PI_2;
 
-/// Smallest variance of a step: below it `1 - beta` is rounded too coarsely for the posterior.
+/// Smallest variance of a step: below it, `1 - beta` rounds too coarsely for the posterior.
 pub(crate) const MIN_BETA: f64 = 1e-12;
 
 /// The `s` of the cosine schedule (Nichol and Dhariwal 2021, section 3.2).
 const COSINE_OFFSET: f64 = 0.008;
-/// How far the sigmoid of [`Schedule::sigmoid_beta`] is followed to both sides.
+/// Half-width of the sigmoid's argument range in [`Schedule::sigmoid_beta`].
 const SIGMOID_BETA_REACH: f64 = 6.0;
-/// Where [`Schedule::sigmoid`] begins and ends on the sigmoid (Jabri et al. 2022, appendix: start, end; tau = 1).
+/// Start and end of [`Schedule::sigmoid`] on the sigmoid (Jabri et al. 2022, appendix: start, end; tau = 1).
 const SIGMOID_ENDS: (f64, f64) = (-3.0, 3.0);
 
 /// A noise schedule: `q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t I)` (Ho et al. 2020, eq. 2).
@@ -29,7 +30,7 @@ pub struct Schedule {
 }
 
 /// Coefficients of the posterior `q(x_{t-1} | x_t, x_0)` (eq. 6 and 7), a normal distribution with the mean
-/// `x0 * x_0 + xt * x_t` and the same variance for every number.
+/// `x0 * x_0 + xt * x_t` and the same variance for every element.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Posterior {
     /// `sqrt(alpha_bar_{t-1}) beta_t / (1 - alpha_bar_t)`.
@@ -40,26 +41,27 @@ pub struct Posterior {
     pub variance: f64,
 }
 
-/// How noisy images are: `x_t = alpha x_0 + sigma eps`, `alpha^2 + sigma^2 = 1`; what samplers walk along.
+/// A noise level: `x_t = alpha x_0 + sigma eps`, `alpha^2 + sigma^2 = 1`.
 ///
-/// The same level has three measures in the papers: `alpha_bar = alpha^2` (Ho et al. 2020), the noise of an image that
-/// keeps its size, [`ratio`](Self::ratio) (Karras et al. 2022), and its logarithm, [`lambda`](Self::lambda) (Lu et al. 2022).
+/// The papers parametrize it in three ways: `alpha_bar = alpha^2` (Ho et al. 2020), the noise relative to an
+/// unscaled image, [`karras_sigma`](Self::karras_sigma) (Karras et al. 2022), and minus its logarithm,
+/// [`lambda`](Self::lambda) (Lu et al. 2022).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Level {
-    /// The timestep, which the network is told; it may lie between two.
+    /// The timestep that the network is conditioned on; may be fractional.
     pub t: f64,
-    /// What images are multiplied by, `sqrt(alpha_bar)`.
+    /// Scale of the image, `sqrt(alpha_bar)`.
     pub alpha: f64,
-    /// What noise is multiplied by, `sqrt(1 - alpha_bar)`.
+    /// Scale of the noise, `sqrt(1 - alpha_bar)`.
     pub sigma: f64,
 }
 
 impl Level {
-    /// No noise: where sampling ends. No timestep has it, and the network is never asked there.
+    /// No noise: where sampling ends. No timestep has this level, and the network is never evaluated here.
     pub const CLEAN: Self = Self { t: -1.0, alpha: 1.0, sigma: 0.0 };
 
     /// The noise of `x_t / alpha`, `sigma / alpha`: the sigma of Karras et al. 2022.
-    pub fn ratio(self) -> f64 {
+    pub fn karras_sigma(self) -> f64 {
         self.sigma / self.alpha
     }
 
@@ -70,7 +72,7 @@ impl Level {
 }
 
 impl Posterior {
-    /// That of a step from one level to a less noisy one.
+    /// The posterior of a step from one level to a less noisy one.
     pub fn between(from: Level, to: Level) -> Self {
         let (before, now) = (to.alpha * to.alpha, from.alpha * from.alpha);
         Self::of(before, now, 1.0 - now / before)
@@ -91,26 +93,26 @@ impl Schedule {
     /// 0.02 over 1000 (Ho et al. 2020, section 4).
     ///
     /// # Errors
-    /// As [`from_betas`](Self::from_betas).
+    /// Those of [`from_betas`](Self::from_betas).
     pub fn linear(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
         Self::from_betas(between(timesteps, beta_start, beta_end).collect())
     }
 
-    /// The square of `sqrt(beta_t)` linear: quadratic in t. Ho et al.'s program calls it `quad`, latent diffusion's
-    /// `linear`, diffusers `scaled_linear`.
+    /// `sqrt(beta_t)` linear, so `beta_t` is quadratic in t. Called `quad` by Ho et al.'s code, `linear` by
+    /// latent diffusion, `scaled_linear` by diffusers.
     ///
     /// # Errors
-    /// As [`from_betas`](Self::from_betas).
+    /// Those of [`from_betas`](Self::from_betas).
     pub fn scaled_linear(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
         let roots = between(timesteps, beta_start.sqrt(), beta_end.sqrt());
         Self::from_betas(roots.map(|root| root * root).collect())
     }
 
-    /// `beta_t = beta_start + (beta_end - beta_start) sigmoid(u)`, u from -6 to 6: diffusers' `sigmoid` (from GeoDiff,
-    /// Xu et al. 2022). It meets its ends within 0.25 %, as there.
+    /// `beta_t = beta_start + (beta_end - beta_start) sigmoid(u)`, u from -6 to 6: diffusers' `sigmoid` (from
+    /// GeoDiff, Xu et al. 2022). Like there, it reaches its ends only to 0.25 %.
     ///
     /// # Errors
-    /// As [`from_betas`](Self::from_betas).
+    /// Those of [`from_betas`](Self::from_betas).
     pub fn sigmoid_beta(timesteps: usize, beta_start: f64, beta_end: f64) -> Result<Self> {
         let u = between(timesteps, -SIGMOID_BETA_REACH, SIGMOID_BETA_REACH);
         Self::from_betas(u.map(|u| beta_start + (beta_end - beta_start) * sigmoid(u)).collect())
@@ -120,7 +122,7 @@ impl Schedule {
     /// Denoising Diffusion Probabilistic Models", 2021, eq. 17).
     ///
     /// # Errors
-    /// As [`from_signal`](Self::from_signal).
+    /// Those of [`from_signal`](Self::from_signal).
     pub fn cosine(timesteps: usize, max_beta: f64) -> Result<Self> {
         let cos = |u: f64| ((u + COSINE_OFFSET) / (1.0 + COSINE_OFFSET) * FRAC_PI_2).cos();
         Self::from_signal(timesteps, max_beta, |u| cos(u).powi(2))
@@ -130,16 +132,16 @@ impl Schedule {
     /// Iterative Generation", 2022, with start = -3, end = 3, tau = 1).
     ///
     /// # Errors
-    /// As [`from_signal`](Self::from_signal).
+    /// Those of [`from_signal`](Self::from_signal).
     pub fn sigmoid(timesteps: usize, max_beta: f64) -> Result<Self> {
         let (start, end) = SIGMOID_ENDS;
         Self::from_signal(timesteps, max_beta, |u| sigmoid(end) - sigmoid(start + (end - start) * u))
     }
 
-    /// The schedule that the settings describe; a new schedule is one more line.
+    /// The schedule selected by the settings. Add new schedules here.
     ///
     /// # Errors
-    /// As [`from_betas`](Self::from_betas) and [`zero_terminal_snr`](Self::zero_terminal_snr).
+    /// Those of [`from_betas`](Self::from_betas) and [`zero_terminal_snr`](Self::zero_terminal_snr).
     pub fn from_config(config: &DiffusionConfig) -> Result<Self> {
         let (timesteps, start, end) = (config.timesteps, config.beta_start, config.beta_end);
         let schedule = match config.schedule {
@@ -154,36 +156,36 @@ impl Schedule {
         if config.zero_terminal_snr { schedule.zero_terminal_snr() } else { Ok(schedule) }
     }
 
-    /// The schedule that leaves `signal(t / T) / signal(0)` of the image's variance after t of T steps; `signal`
-    /// falls on [0, 1] and may end at 0. No step adds more than a variance of `max_beta`, so that something is left (Nichol
-    /// and Dhariwal 2021, section 3.2, and diffusers take 0.999; tutorials take 0.9999).
+    /// The schedule that leaves `signal(t / T) / signal(0)` of the image's variance after t of T steps;
+    /// `signal` decreases on [0, 1] and may end at 0. Variances are capped at `max_beta`, so that some signal
+    /// is left (0.999 in Nichol and Dhariwal 2021, section 3.2, and in diffusers; 0.9999 in tutorials).
     ///
     /// # Errors
-    /// [`Error::Config`] for no timesteps, and for a signal that does not fall.
+    /// [`Error::Config`] for 0 timesteps, and for a signal that does not decrease.
     pub fn from_signal(timesteps: usize, max_beta: f64, signal: impl Fn(f64) -> f64) -> Result<Self> {
         let at = |t: usize| signal(t as f64 / timesteps as f64);
         Self::from_betas((0..timesteps).map(|t| (1.0 - at(t + 1) / at(t)).min(max_beta)).collect())
     }
 
-    /// Any variances between 0 and 1, one a timestep. The last may be 1: then nothing is left of the image
+    /// Arbitrary variances between 0 and 1, one per timestep. The last may be 1, which leaves no signal
     /// ("zero terminal SNR").
     ///
     /// # Errors
-    /// [`Error::Config`] for none at all, and for one that is not between 0 and 1.
+    /// [`Error::Config`] for an empty list, and for a variance out of range.
     pub fn from_betas(beta: Vec<f64>) -> Result<Self> {
         if beta.is_empty() {
-            return Err(refused("a schedule needs at least one timestep".to_owned()));
+            return Err(invalid("a schedule needs at least one timestep".to_owned()));
         }
         let last = beta.len() - 1;
-        let fits = |t: usize, b: f64| b >= MIN_BETA && (b < 1.0 || (b == 1.0 && t == last));
-        if let Some((t, b)) = beta.iter().enumerate().find(|&(t, &b)| !fits(t, b)) {
-            return Err(refused(format!("beta at t = {t} is {b}; it must lie between {MIN_BETA:e} and 1")));
+        let valid = |t: usize, b: f64| b >= MIN_BETA && (b < 1.0 || (b == 1.0 && t == last));
+        if let Some((t, b)) = beta.iter().enumerate().find(|&(t, &b)| !valid(t, b)) {
+            return Err(invalid(format!("beta at t = {t} is {b}; it must lie between {MIN_BETA:e} and 1")));
         }
         let alpha_bar = beta
             .iter()
             .scan(1.0, |product, b| {
                 *product *= 1.0 - b;
-                // Below it a product is rounded up again and never reaches 0.
+                // Subnormal products can round up and never reach 0.
                 *product = if *product < f64::MIN_POSITIVE { 0.0 } else { *product };
                 Some(*product)
             })
@@ -191,32 +193,30 @@ impl Schedule {
         Ok(Self { beta, alpha_bar })
     }
 
-    /// This schedule with `sqrt(alpha_bar)` shifted and stretched so that nothing is left of the image at the last
-    /// timestep while the first stays as it is (Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample Steps
-    /// are Flawed", 2023, algorithm 1).
+    /// This schedule with `sqrt(alpha_bar)` shifted and rescaled so that the last timestep has no signal
+    /// while the first stays unchanged (Lin, Liu, Li, Yang, "Common Diffusion Noise Schedules and Sample
+    /// Steps are Flawed", 2023, algorithm 1).
     ///
-    /// At that timestep `x_t` is all noise, so that the noise says nothing about the image: training learns nothing
-    /// from it, [`predict_x0`](crate::process::predict_x0) refuses it, and samplers start one timestep earlier, where
-    /// little is left but not nothing. (The posterior forgets `x_t` there, so that this step would draw new noise and no
-    /// more.) A network that predicts `x_0` or v learns there what images look like, and can be asked
-    /// ([`Prediction`](crate::process::Prediction)).
+    /// At that timestep `x_t` is pure noise, so the noise does not determine the image: a noise prediction
+    /// learns nothing from it, [`predict_x0`](crate::process::predict_x0) refuses it, and samplers start one
+    /// timestep earlier, with a little signal left. (The posterior does not depend on `x_t` there, so the
+    /// step would only sample new noise.) A network that predicts `x_0` or v
+    /// ([`Prediction`](crate::process::Prediction)) can be trained and evaluated there.
     ///
     /// # Errors
-    /// [`Error::Config`] for a single timestep, whose signal cannot both stay and go, and for a schedule of so many
-    /// steps that nothing is left long before the end.
+    /// [`Error::Config`] for a single timestep, and for a schedule so long that the signal underflows before
+    /// its end.
     pub fn zero_terminal_snr(&self) -> Result<Self> {
         let signal = self.timesteps_with_signal();
         if signal < self.timesteps() - 1 {
-            let reason = format!(
-                "nothing is left of the image from t = {signal} on; take at most {} timesteps",
-                signal + 1
-            );
-            return Err(refused(reason));
+            let reason =
+                format!("no signal is left from t = {signal} on; use at most {} timesteps", signal + 1);
+            return Err(invalid(reason));
         }
         let (first, last) = (self.alpha_bar[0].sqrt(), self.alpha_bar[self.timesteps() - 1].sqrt());
         if first <= last {
             let reason = "diffusion.zero_terminal_snr needs at least 2 timesteps".to_owned();
-            return Err(refused(reason));
+            return Err(invalid(reason));
         }
         let root = |t: usize| (self.alpha_bar[t].sqrt() - last) * (first / (first - last));
         let mut before = 1.0;
@@ -229,12 +229,12 @@ impl Schedule {
         Self::from_betas(beta.collect())
     }
 
-    /// Its first `n` timesteps alone: what is left to do from images with less noise than all.
+    /// The schedule's first `n` timesteps, for sampling from partially noised images.
     ///
     /// # Panics
     /// If `n` is not 1 to T.
     #[must_use]
-    pub fn first(&self, n: usize) -> Self {
+    pub fn truncated(&self, n: usize) -> Self {
         assert!(n > 0, "a schedule needs at least one timestep");
         Self { beta: self.beta[..n].to_vec(), alpha_bar: self.alpha_bar[..n].to_vec() }
     }
@@ -254,22 +254,22 @@ impl Schedule {
         1.0 - self.beta[t]
     }
 
-    /// `alpha_bar_t`, the product of all `alpha` up to t: the share of the image's variance that is left.
+    /// `alpha_bar_t`, the product of all `alpha` up to t: the remaining fraction of the image's variance.
     pub fn alpha_bar(&self, t: usize) -> f64 {
         self.alpha_bar[t]
     }
 
-    /// The signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)`, of images of variance 1.
+    /// The signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)` for images of variance 1.
     pub fn snr(&self, t: usize) -> f64 {
         self.alpha_bar[t] / (1.0 - self.alpha_bar[t])
     }
 
-    /// Natural logarithm of [`snr`](Self::snr); minus infinity where nothing is left of the image.
+    /// Natural logarithm of [`snr`](Self::snr); minus infinity without signal.
     pub fn log_snr(&self, t: usize) -> f64 {
         self.snr(t).ln()
     }
 
-    /// The timesteps at which something is left of the image: all, or all but the last ones.
+    /// Number of timesteps with any signal left: all, or all but the last ones.
     pub fn timesteps_with_signal(&self) -> usize {
         self.alpha_bar.partition_point(|&a| a > 0.0)
     }
@@ -284,8 +284,8 @@ impl Schedule {
         Posterior::of(self.alpha_bar_prev(t), self.alpha_bar(t), self.beta(t))
     }
 
-    /// The noise level of timestep t, which may lie between two: there the logarithm of [`Level::ratio`] is taken to be
-    /// linear, as Karras et al.'s program does. Timesteps beyond the ends are taken for the ends.
+    /// The noise level of timestep t; at fractional t the logarithm of [`Level::karras_sigma`] is
+    /// interpolated linearly, as in Karras et al.'s code. t is clamped to the schedule.
     pub fn level(&self, t: f64) -> Level {
         let t = t.clamp(0.0, (self.timesteps() - 1) as f64);
         let (below, part) = (t.floor() as usize, t.fract());
@@ -293,40 +293,40 @@ impl Schedule {
             let a = self.alpha_bar(below);
             return Level { t, alpha: a.sqrt(), sigma: (1.0 - a).sqrt() };
         }
-        let ratio = (log_ratio(self.alpha_bar(below)) * (1.0 - part)
-            + log_ratio(self.alpha_bar(below + 1)) * part)
+        let sigma = (log_sigma(self.alpha_bar(below)) * (1.0 - part)
+            + log_sigma(self.alpha_bar(below + 1)) * part)
             .exp();
-        Level { t, ..of_ratio(ratio) }
+        Level { t, ..level_of_sigma(sigma) }
     }
 
-    /// The noise level of that [`Level::ratio`], with the timestep that belongs to it; a ratio outside the schedule's
-    /// takes the nearest timestep at which something is left of the image.
-    pub fn level_for_sigma(&self, ratio: f64) -> Level {
-        let (wanted, end) = (ratio.ln(), self.timesteps_with_signal());
-        let above = self.alpha_bar[..end].partition_point(|&a| log_ratio(a) < wanted);
+    /// The noise level with this [`Level::karras_sigma`] and its timestep; a sigma outside the schedule gets
+    /// the nearest timestep with signal.
+    pub fn level_for_sigma(&self, sigma: f64) -> Level {
+        let (wanted, end) = (sigma.ln(), self.timesteps_with_signal());
+        let above = self.alpha_bar[..end].partition_point(|&a| log_sigma(a) < wanted);
         let t = match above {
             0 => 0.0,
             _ if above == end => (end - 1) as f64,
             _ => {
-                let (low, high) = (log_ratio(self.alpha_bar[above - 1]), log_ratio(self.alpha_bar[above]));
+                let (low, high) = (log_sigma(self.alpha_bar[above - 1]), log_sigma(self.alpha_bar[above]));
                 (above - 1) as f64 + (wanted - low) / (high - low)
             }
         };
-        Level { t, ..of_ratio(ratio) }
+        Level { t, ..level_of_sigma(sigma) }
     }
 }
 
-/// Logarithm of [`Level::ratio`], from `alpha_bar`.
-fn log_ratio(alpha_bar: f64) -> f64 {
+/// Logarithm of [`Level::karras_sigma`], from `alpha_bar`.
+fn log_sigma(alpha_bar: f64) -> f64 {
     0.5 * ((1.0 - alpha_bar) / alpha_bar).ln()
 }
 
-/// The level of a ratio, without its timestep.
-fn of_ratio(ratio: f64) -> Level {
-    Level { t: 0.0, alpha: 1.0 / ratio.hypot(1.0), sigma: 1.0 / ratio.recip().hypot(1.0) }
+/// The level of a sigma, without its timestep.
+fn level_of_sigma(sigma: f64) -> Level {
+    Level { t: 0.0, alpha: 1.0 / sigma.hypot(1.0), sigma: 1.0 / sigma.recip().hypot(1.0) }
 }
 
-/// `n` numbers from `first` to `last`, equally spaced; `first` alone where `n` is 1.
+/// `n` equally spaced values from `first` to `last`; just `first` if `n` is 1.
 fn between(n: usize, first: f64, last: f64) -> impl Iterator<Item = f64> {
     let steps = n.saturating_sub(1).max(1) as f64;
     (0..n).map(move |i| first + (last - first) * i as f64 / steps)
@@ -336,7 +336,7 @@ fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-fn refused(reason: String) -> Error {
+fn invalid(reason: String) -> Error {
     Error::Config { key: "diffusion".to_owned(), reason }
 }
 
@@ -350,18 +350,18 @@ mod tests {
     }
 
     #[test]
-    fn bad_variances_are_refused() {
+    fn bad_variances_are_invalid() {
         assert!(Schedule::from_betas(vec![]).is_err());
         for bad in [0.0, 1.0 + f64::EPSILON, -0.1, f64::NAN] {
             assert!(Schedule::from_betas(vec![0.1, bad]).is_err(), "{bad}");
         }
-        assert!(Schedule::from_betas(vec![1.0, 0.1]).is_err(), "no signal comes back");
+        assert!(Schedule::from_betas(vec![1.0, 0.1]).is_err(), "no signal can follow");
         assert!(Schedule::from_betas(vec![0.1, 1.0]).is_ok());
         assert!(Schedule::linear(1, 1e-4, 0.02).is_ok());
     }
 
     #[test]
-    fn every_schedule_loses_the_image_bit_by_bit_at_any_length() {
+    fn every_schedule_decreases_the_signal_at_any_length() {
         for kind in ScheduleKind::ALL {
             for timesteps in [1, 2, 3, 300, 1000, 4000] {
                 let s = of(kind, timesteps, false).unwrap();
@@ -378,8 +378,8 @@ mod tests {
     }
 
     #[test]
-    fn levels_between_timesteps_go_there_and_back() {
-        // Logarithms of ratios up to 1e2 and their differences between two timesteps, 1e-3 at least.
+    fn levels_at_fractional_timesteps_round_trip() {
+        // Logarithms of sigmas up to 1e2, which differ by at least 1e-3 between timesteps.
         const TOLERANCE: f64 = 1e-9;
         for kind in ScheduleKind::ALL {
             for zero in [false, true] {
@@ -389,16 +389,17 @@ mod tests {
                 for t in [0.0, 0.25, 1.0, 499.5, 700.0, 998.0 - 0.125, last] {
                     let level = s.level(t);
                     assert!((level.alpha.powi(2) + level.sigma.powi(2) - 1.0).abs() < TOLERANCE);
-                    assert!(level.t == t && level.ratio() > before, "{kind}: {t}");
-                    before = level.ratio();
-                    let back = s.level_for_sigma(level.ratio());
-                    assert!((back.t - t).abs() < TOLERANCE * 1e3, "{kind}: {t} came back as {}", back.t);
+                    assert!(level.t == t && level.karras_sigma() > before, "{kind}: {t}");
+                    before = level.karras_sigma();
+                    let back = s.level_for_sigma(level.karras_sigma());
+                    assert!((back.t - t).abs() < TOLERANCE * 1e3, "{kind}: {t} became {}", back.t);
                     assert!((back.lambda() - level.lambda()).abs() < TOLERANCE);
                 }
                 assert_eq!(s.level(7.0).alpha, s.alpha_bar(7).sqrt());
                 assert_eq!((s.level(1e9).t, s.level(-1.0).t), (999.0, 0.0));
                 assert_eq!((s.level_for_sigma(1e9).t, s.level_for_sigma(1e-9).t), (last, 0.0));
-                // A posterior between neighbours is the timestep's; 1 - alpha_t cancels down to beta_1, 1e-4 or less.
+                // The posterior between adjacent levels is the timestep's; 1 - alpha_t cancels down to
+                // beta_1, 1e-4 or less.
                 let (a, b) = (s.posterior(500), Posterior::between(s.level(500.0), s.level(499.0)));
                 assert!(
                     (a.variance / b.variance - 1.0).abs() < TOLERANCE
@@ -406,11 +407,11 @@ mod tests {
                 );
             }
         }
-        assert_eq!((Level::CLEAN.ratio(), Level::CLEAN.lambda()), (0.0, f64::INFINITY));
+        assert_eq!((Level::CLEAN.karras_sigma(), Level::CLEAN.lambda()), (0.0, f64::INFINITY));
     }
 
     #[test]
-    fn with_zero_terminal_snr_the_first_step_stays_and_the_last_leaves_nothing() {
+    fn zero_terminal_snr_keeps_the_first_step_and_leaves_no_signal_at_the_last() {
         for kind in ScheduleKind::ALL {
             for timesteps in [2, 3, 300, 1000] {
                 let (before, s) = (of(kind, timesteps, false).unwrap(), of(kind, timesteps, true).unwrap());
@@ -418,9 +419,9 @@ mod tests {
                 assert_eq!((s.alpha_bar(last), s.snr(last), s.beta(last)), (0.0, 0.0, 1.0), "{kind}");
                 assert_eq!(s.log_snr(last), f64::NEG_INFINITY);
                 assert_eq!(s.timesteps_with_signal(), last);
-                // 1 - (1 - alpha_bar) is all that can differ.
+                // Only rounding of 1 - (1 - alpha_bar) can differ.
                 assert!((s.alpha_bar(0) - before.alpha_bar(0)).abs() <= f64::EPSILON, "{kind}");
-                // The posterior forgets x_t and is finite.
+                // The posterior does not depend on x_t and is finite.
                 let p = s.posterior(last);
                 assert!(p.xt == 0.0 && p.x0.is_finite() && p.variance.is_finite() && p.variance > 0.0);
             }
@@ -429,9 +430,9 @@ mod tests {
             let message = of(kind, 1, true).unwrap_err().to_string();
             assert!(message.contains("zero_terminal_snr needs at least 2"), "{kind}: {message}");
         }
-        // e^-1000 is no f64.
+        // e^-1000 underflows.
         let long = of(ScheduleKind::Linear, 100_000, false).unwrap();
         assert!(long.timesteps_with_signal() < 100_000);
-        assert!(long.zero_terminal_snr().unwrap_err().to_string().contains("take at most"));
+        assert!(long.zero_terminal_snr().unwrap_err().to_string().contains("use at most"));
     }
 }

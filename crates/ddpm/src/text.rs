@@ -1,7 +1,7 @@
-//! Names from outside in messages, commands and names of files.
+//! Safe display of untrusted names in messages, commands and file names.
 //!
-//! A file's name may hold anything: sequences that steer a terminal, newlines that fake a line of a report, marks that
-//! turn the direction of writing. [`escaped`] and [`shown`] write such characters as escapes.
+//! A file name may contain terminal control sequences, newlines that fake a line of output, or marks that reverse the
+//! writing direction. [`escaped`] and [`shown`] escape such characters.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -9,11 +9,11 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-/// Lines of a long list that are shown.
+/// Maximum number of entries of a list that are shown.
 pub const LISTED: usize = 20;
 
-/// Whether `c` is shown as an escape: control characters, separators of lines, marks and overrides of the direction of
-/// writing, and spaces of no width. Joiners stay: scripts and emoji need them.
+/// Whether `c` is escaped: control characters, line separators, bidirectional marks and overrides, and zero-width spaces.
+/// Joiners are kept, as some scripts and emoji need them.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'
@@ -29,28 +29,28 @@ fn push_escaped(out: &mut String, c: char) {
     };
 }
 
-fn escape(text: &str, kept: impl Fn(char) -> bool) -> Cow<'_, str> {
-    if !text.chars().any(|c| is_unsafe(c) && !kept(c)) {
+fn escape(text: &str, keep: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.chars().any(|c| is_unsafe(c) && !keep(c)) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len() + 16);
     for c in text.chars() {
-        if is_unsafe(c) && !kept(c) { push_escaped(&mut out, c) } else { out.push(c) }
+        if is_unsafe(c) && !keep(c) { push_escaped(&mut out, c) } else { out.push(c) }
     }
     Cow::Owned(out)
 }
 
-/// `text` as one line that does nothing to a terminal: control characters as `\n`, `\x1b` or `\u{202e}`.
+/// `text` as a single line that is safe for a terminal, with escapes such as `\n`, `\x1b` or `\u{202e}`.
 pub fn escaped(text: &str) -> Cow<'_, str> {
     escape(text, |_| false)
 }
 
-/// A message of several lines that does nothing else to a terminal.
+/// [`escaped`] for multi-line text: keeps newlines.
 pub fn escaped_lines(text: &str) -> Cow<'_, str> {
     escape(text, |c| c == '\n')
 }
 
-/// The name in a message: [`escaped`], bytes that are no UTF-8 as `\xe9`.
+/// A path for a message: [`escaped`], with invalid UTF-8 bytes as `\xe9`.
 pub fn shown(path: impl AsRef<Path>) -> String {
     let mut out = String::new();
     for chunk in path.as_ref().as_os_str().as_encoded_bytes().utf8_chunks() {
@@ -62,14 +62,14 @@ pub fn shown(path: impl AsRef<Path>) -> String {
     out
 }
 
-/// The path as a word of a command that can be copied into a shell: quoted where it must be.
+/// A path as a word of a shell command, quoted if necessary.
 pub fn quoted(path: impl AsRef<Path>) -> String {
     let bytes = path.as_ref().as_os_str().as_encoded_bytes();
-    // What begins with a dash would be a flag.
+    // A leading dash would make it a flag.
     if bytes.starts_with(b"-") { quoted_bytes(&[b"./", bytes].concat()) } else { quoted_bytes(bytes) }
 }
 
-/// [`quoted`] for a value that is no path, behind its flag: `--class=NAME`.
+/// [`quoted`] for a value that is not a path and follows its flag: `--class=NAME`.
 pub fn quoted_value(text: &str) -> String {
     quoted_bytes(text.as_bytes())
 }
@@ -80,7 +80,7 @@ fn quoted_bytes(bytes: &[u8]) -> String {
     {
         return quoted_text(text);
     }
-    // bash, zsh and POSIX of 2024 read escapes between $' and '.
+    // bash, zsh and POSIX 2024 support escapes in $'...'.
     let mut out = "$'".to_owned();
     let escape = |out: &mut String, bytes: &[u8]| {
         bytes.iter().for_each(|byte| {
@@ -100,7 +100,7 @@ fn quoted_bytes(bytes: &[u8]) -> String {
     out + "'"
 }
 
-/// Text without control characters as a word for a shell.
+/// Quotes text without control characters for a shell.
 fn quoted_text(text: &str) -> String {
     if cfg!(windows) {
         let bare = |c: char| c.is_alphanumeric() || "-_.:=/\\+,@".contains(c);
@@ -110,26 +110,26 @@ fn quoted_text(text: &str) -> String {
             format!("\"{text}\"")
         };
     }
-    // It refuses only NUL, which no path has.
+    // It fails only for NUL, which no path contains.
     shlex::try_quote(text).map_or_else(|_| escaped(text).into_owned(), Cow::into_owned)
 }
 
-/// The first of `items`, joined, and how many more there are.
-pub fn listed<S: AsRef<str>>(items: &[S], most: usize) -> String {
-    let mut text = items.iter().take(most).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
-    if items.len() > most {
+/// The first `max` items, joined, and the number of the others.
+pub fn listed<S: AsRef<str>>(items: &[S], max: usize) -> String {
+    let mut text = items.iter().take(max).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    if items.len() > max {
         // Writing to a String cannot fail.
-        let _ = write!(text, " and {} more", thousands(items.len() - most));
+        let _ = write!(text, " and {} more", thousands(items.len() - max));
     }
     text
 }
 
-/// `1 image`, `1,234 images`: so many of what `noun` names.
+/// A count with its noun: `1 image`, `1,234 images`.
 pub fn counted(n: usize, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// `1,234,567`.
+/// Formats with thousands separators: `1,234,567`.
 pub fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut text = String::new();
@@ -142,18 +142,18 @@ pub fn thousands(n: usize) -> String {
     text
 }
 
-/// `name` in at most `most` bytes, as file systems ask for: a longer one is cut between characters and ends with a hash of
-/// the whole, so that different names stay different.
+/// `name` limited to `max` bytes, for file systems: a longer name is cut at a character boundary and ends with a hash of the
+/// full name, so that different names stay distinct.
 ///
 /// # Panics
-/// If `most` is below 16.
-pub fn capped(name: &str, most: usize) -> Cow<'_, str> {
-    assert!(most >= 16);
-    if name.len() <= most {
+/// If `max` is below 16.
+pub fn capped(name: &str, max: usize) -> Cow<'_, str> {
+    assert!(max >= 16);
+    if name.len() <= max {
         return Cow::Borrowed(name);
     }
     let hash: String = Sha256::digest(name).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    let kept = name.floor_char_boundary(most - hash.len() - 1);
+    let kept = name.floor_char_boundary(max - hash.len() - 1);
     Cow::Owned(format!("{}-{hash}", &name[..kept]))
 }
 
@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_in_a_name_steers_a_terminal() {
+    fn control_sequences_in_names_are_escaped() {
         for (name, expected) in [
             ("plain name.png", "plain name.png"),
             ("né à 東京 👩\u{200d}🎨.png", "né à 東京 👩\u{200d}🎨.png"),
@@ -179,7 +179,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn names_that_are_no_utf8_are_told_apart() {
+    fn invalid_utf8_names_stay_distinct() {
         use std::os::unix::ffi::OsStrExt;
         let name = |bytes: &'static [u8]| std::ffi::OsStr::from_bytes(bytes);
         assert_eq!(shown(name(b"caf\xe9\n")), "caf\\xe9\\n");
@@ -188,26 +188,26 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn commands_can_be_copied_into_a_shell() {
+    fn quoted_names_survive_a_shell() {
         assert_eq!(quoted("runs/run-001"), "runs/run-001");
         assert_eq!(quoted("-x"), "./-x");
         for name in ["my photos", "it's", "a$HOME`ls`", "*", "a\nb\x1b[1m", "say \"hi\"", "\\t", "é\u{202e}'"]
         {
             let script = format!("printf %s {}", quoted(name));
             let run = std::process::Command::new("bash").args(["-c", &script]).output();
-            // Where there is no bash there is nothing to ask.
+            // Skip the test without bash.
             let Ok(run) = run else { return };
             assert_eq!(String::from_utf8(run.stdout).unwrap(), name, "{script}");
         }
     }
 
     #[test]
-    fn long_names_are_cut_between_characters_and_stay_different() {
+    fn long_names_are_cut_at_character_boundaries_and_stay_distinct() {
         assert_eq!(capped("short", 16), "short");
         let (a, b) = ("é".repeat(200) + "a", "é".repeat(200) + "b");
-        for most in 16..60 {
-            let (a, b) = (capped(&a, most), capped(&b, most));
-            assert!(a.len() <= most && a.len() >= most - 1 && a != b, "{a} {b}");
+        for max in 16..60 {
+            let (a, b) = (capped(&a, max), capped(&b, max));
+            assert!(a.len() <= max && a.len() >= max - 1 && a != b, "{a} {b}");
         }
     }
 

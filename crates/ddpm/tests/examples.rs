@@ -1,9 +1,9 @@
-//! The examples run without arguments and end well. Cargo builds them together with the tests.
+//! The examples run without arguments and succeed. Cargo builds them together with the tests.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// The example's program: in a folder `examples` beside or above this test's own program.
+/// The example's executable, in a folder `examples` next to or above this test's executable.
 fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this test's program");
     let file = format!("{name}{}", std::env::consts::EXE_SUFFIX);
@@ -14,7 +14,7 @@ fn program(name: &str) -> PathBuf {
         .unwrap_or_else(|| panic!("{file} is not built; `cargo test -p ddpm` builds the examples too"))
 }
 
-/// Runs an example in an empty folder, which is also its folder for temporary files.
+/// Runs an example in an empty folder, which also serves for temporary files.
 fn run(name: &str) -> (String, tempfile::TempDir) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = Command::new(program(name));
@@ -29,24 +29,24 @@ fn run(name: &str) -> (String, tempfile::TempDir) {
 }
 
 #[test]
-fn a_data_set_of_ones_own_is_learnt() {
-    let (said, _folder) = run("own_data_set");
-    assert!(said.contains("drew 4 images of 16x16 grey"), "{said}");
+fn own_data_set_trains_and_samples() {
+    let (stdout, _folder) = run("own_data_set");
+    assert!(stdout.contains("sampled 4 images of 16x16 grey"), "{stdout}");
 }
 
 #[test]
-fn a_denoiser_of_ones_own_is_sampled() {
+fn own_denoiser_samples_its_distribution() {
     // The example itself checks the samples' mean and deviation.
-    let (said, _folder) = run("own_denoiser");
-    assert_eq!(said.lines().count(), 4, "{said}");
+    let (stdout, _folder) = run("own_denoiser");
+    assert_eq!(stdout.lines().count(), 4, "{stdout}");
 }
 
 #[test]
-fn a_checkpoint_is_sampled() {
-    let (said, folder) = run("sample_from_checkpoint");
+fn sample_from_checkpoint_writes_a_grid() {
+    let (stdout, folder) = run("sample_from_checkpoint");
     let sheet = folder.path().join("ddpm-example.png");
-    assert!(said.contains(&sheet.display().to_string()), "{said}");
-    // Four images of 16 pixels a side and two between them; how much lies around the grid is its own affair.
+    assert!(stdout.contains(&sheet.display().to_string()), "{stdout}");
+    // Four images of 16 pixels with padding of 2 between them; padding around the grid is not checked.
     let sheet = image::open(&sheet).expect("an image");
     assert!(sheet.width() >= 4 * 16 + 3 * 2 && sheet.height() == sheet.width(), "{sheet:?}");
 }

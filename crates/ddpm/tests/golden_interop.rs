@@ -1,33 +1,33 @@
-//! Checkpoints that real PyTorch and diffusers wrote (`tools/golden/interop.py`): what the networks say of theirs, and the
-//! way there and back.
+//! Checkpoints written by PyTorch and diffusers (`tools/golden/interop.py`): network outputs, and export and import
+//! round trips.
 
 use ddpm::denoiser::Denoiser;
-use ddpm::generate::{Generator, Request};
+use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::guidance::Guidance;
-use ddpm::interop::{Format, Imported, Options, Role, WeightSet, export, read};
+use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read};
 use ddpm::sampler::{Threshold, Variance};
-use ddpm::train::checkpoint::{self, NamedTensor, Which, read_weights_file};
+use ddpm::train::checkpoint::{self, NamedTensor, WeightsChoice, read_weights_file};
 use ddpm::train::config::{Config, NetworkKind, ScheduleKind, Size};
 use std::path::{Path, PathBuf};
 
-/// Largest error of the output, relative to its largest number.
+/// Maximum error of the output, relative to its largest absolute value.
 const TOLERANCE: f32 = 1e-4;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/interop").join(name)
 }
 
-fn options(more: &[(&str, &str)]) -> Options {
+fn options(more: &[(&str, &str)]) -> ImportOptions {
     let overrides = more.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
-    Options { size: Some(Size { height: 8, width: 8 }), overrides, ..Options::default() }
+    ImportOptions { size: Some(Size { height: 8, width: 8 }), overrides, ..ImportOptions::default() }
 }
 
-fn import(name: &str, options: &Options) -> Imported {
+fn import(name: &str, options: &ImportOptions) -> Imported {
     read(&golden(name), options).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Channels last from channels first, of images 8 pixels a side; or back.
-fn turned(x: &[f32], channels: usize, back: bool) -> Vec<f32> {
+/// Converts 8x8 images from channels first to channels last, or `back`.
+fn permute_channels(x: &[f32], channels: usize, back: bool) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     for i in 0..x.len() {
         let (image, inside) = (i / (64 * channels), i % (64 * channels));
@@ -38,14 +38,14 @@ fn turned(x: &[f32], channels: usize, back: bool) -> Vec<f32> {
     out
 }
 
-/// The network's output against PyTorch's for the golden case.
+/// Compares the network's output with PyTorch's for a golden case.
 fn check_output(case: &str, config: &Config, weights: Vec<NamedTensor>) {
     let expected = read_weights_file(&golden("expected.safetensors")).unwrap();
     let find = |part: &str| expected.iter().find(|t| t.name == format!("{case}/{part}"));
     let (x, t, y) = (find("x").unwrap(), find("t").unwrap(), find("y").unwrap());
     let channels = x.shape[1];
-    let generator = Generator::new(config, weights, Path::new(case), 0).unwrap();
-    let mut model = generator.model(1).unwrap();
+    let pipeline = Pipeline::new(config, weights, Path::new(case), 0).unwrap();
+    let mut model = pipeline.model(1).unwrap();
     let (mut worst, largest) = (0f32, y.data.iter().fold(0f32, |m, v| m.max(v.abs())));
     for i in 0..x.shape[0] {
         if let Some(label) = find("label") {
@@ -54,18 +54,22 @@ fn check_output(case: &str, config: &Config, weights: Vec<NamedTensor>) {
         let n = 64 * channels;
         let mut out = vec![0.0; n];
         model
-            .predict(&turned(&x.data[i * n..][..n], channels, false), f64::from(t.data[i]), &mut out)
+            .predict(
+                &permute_channels(&x.data[i * n..][..n], channels, false),
+                f64::from(t.data[i]),
+                &mut out,
+            )
             .unwrap();
-        let out = turned(&out, channels, true);
+        let out = permute_channels(&out, channels, true);
         worst = out.iter().zip(&y.data[i * n..]).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
     }
     println!("{case}: off by {:.1e}", worst / largest);
-    assert!(worst <= TOLERANCE * largest, "{case}: off by {:.1e} of the largest number", worst / largest);
+    assert!(worst <= TOLERANCE * largest, "{case}: off by {:.1e} of the largest value", worst / largest);
 }
 
 #[test]
-fn files_of_pytorch_are_recognised_and_say_what_pytorch_says() {
-    let heads = Options { heads: Some(2), ..options(&[]) };
+fn pytorch_files_are_detected_and_outputs_match() {
+    let heads = ImportOptions { heads: Some(2), ..options(&[]) };
     for (file, case) in [
         ("attention.pth", "attention"),
         ("attention-legacy.pth", "attention"),
@@ -97,37 +101,37 @@ fn files_of_pytorch_are_recognised_and_say_what_pytorch_says() {
         );
         check_output(case, &read.config, read.weights);
     }
-    // What is not said is assumed, and said to be.
-    let read = import("attention.pth", &Options::default());
+    // Missing settings are assumed and reported.
+    let read = import("attention.pth", &ImportOptions::default());
     let heads = read.assumed.iter().find(|a| a.key == "attention.num_heads").expect("heads are assumed");
     assert_eq!((heads.value.as_str(), read.config.attention.num_heads), ("4", 4));
     assert!(read.assumed.iter().any(|a| a.key == "network.im_size" && a.value == "28"));
 }
 
 #[test]
-fn of_several_sets_of_weights_the_averages_are_taken_unless_another_is_named() {
+fn averaged_weights_are_preferred_unless_another_set_is_selected() {
     let read = import("simple.ckpt", &options(&[("diffusion.timesteps", "1000")]));
     assert_eq!((read.key.as_str(), read.role), ("ema", Role::Averaged));
     assert_eq!(read.others, [WeightSet { key: "model".into(), role: Role::Raw }]);
     assert_eq!((&read.config.simple.widths[..], read.config.simple.time_emb_dim), (&[4, 8, 12][..], 8));
     assert_eq!(read.config.diffusion.timesteps, 1000);
     check_output("simple-ema", &read.config, read.weights);
-    let read = import("simple.ckpt", &Options { key: Some("model".into()), ..options(&[]) });
+    let read = import("simple.ckpt", &ImportOptions { key: Some("model".into()), ..options(&[]) });
     assert_eq!((read.key.as_str(), read.config.diffusion.timesteps), ("model", 300));
     check_output("simple", &read.config, read.weights);
-    let wrong = Options { key: Some("modl".into()), ..options(&[]) };
+    let wrong = ImportOptions { key: Some("modl".into()), ..options(&[]) };
     let error = ddpm::interop::read(&golden("simple.ckpt"), &wrong).unwrap_err().to_string();
     assert!(
-        error.contains("no weights called \"modl\"; --key can be one of \"model\" (raw), \"ema\" (averaged)"),
+        error.contains("no weights named \"modl\"; --key can be one of \"model\" (raw), \"ema\" (averaged)"),
         "{error}"
     );
 }
 
 #[test]
-fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit() {
+fn diffusers_folders_match_and_round_trip_bit_exactly() {
     let folder = tempfile::tempdir().unwrap();
     for case in ["classic", "example", "classes", "options"] {
-        let read = import(case, &Options::default());
+        let read = import(case, &ImportOptions::default());
         let assumed: Vec<_> = read.assumed.iter().map(|a| (a.key, a.value.as_str())).collect();
         let dropout = [("train.label_dropout", "0")];
         assert_eq!(assumed, dropout[..usize::from(case == "classes")], "{case}");
@@ -144,38 +148,38 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
             (Format::Safetensors, format!("{case}.safetensors")),
         ] {
             let out = folder.path().join(out);
-            let notes = export(&newest, Which::Auto, format, &out).unwrap();
+            let notes = export(&newest, WeightsChoice::Auto, format, &out).unwrap();
             assert_eq!(
                 notes.len(),
                 usize::from(case == "classes" && format == Format::Diffusers),
                 "{notes:?}"
             );
-            let back = ddpm::interop::read(&out, &Options::default()).unwrap();
+            let back = ddpm::interop::read(&out, &ImportOptions::default()).unwrap();
             let sorted = |mut w: Vec<NamedTensor>| {
                 w.sort_by(|a, b| a.name.cmp(&b.name));
                 w
             };
             assert!(sorted(back.weights) == sorted(weights.clone()), "{case}, {format:?}");
             assert_eq!((back.config, back.assumed), (config.clone(), Vec::new()), "{case}");
-            // A second time, there is something there.
-            let error = export(&newest, Which::Auto, format, &out).unwrap_err().to_string();
-            assert!(error.contains("is there already; choose another --out"), "{error}");
+            // The second export finds an existing file.
+            let error = export(&newest, WeightsChoice::Auto, format, &out).unwrap_err().to_string();
+            assert!(error.contains("already exists; choose another --out"), "{error}");
         }
     }
-    // Settings of their own.
-    let of = |case| import(case, &Options::default()).config;
+    // Case-specific settings.
+    let of = |case| import(case, &ImportOptions::default()).config;
     let (classic, classes, options) = (of("classic"), of("classes"), of("options"));
     assert_eq!(classic.sampling.variance, Some(Variance::Large));
     assert_eq!((classic.unet2d.attention_head_dim, classic.unet2d.freq_shift), (None, 1.0));
     assert_eq!((classes.diffusion.schedule, classes.diffusion.max_beta), (ScheduleKind::Cosine, 0.999));
     assert_eq!((options.diffusion.timesteps, options.diffusion.schedule), (500, ScheduleKind::SigmoidBeta));
     assert_eq!(options.sampling.threshold, Threshold::None);
-    // As diffusers' pipelines sample; ours is the other way.
+    // As diffusers pipelines sample; our default is the opposite.
     assert!([&classic, &classes, &options].iter().all(|c| !c.sampling.use_clipped_model_output));
     assert!(Config::default().sampling.use_clipped_model_output);
-    // The network's folder alone, and its file alone, which has its settings beside it.
+    // The network's folder alone, and its weight file alone, which has its settings next to it.
     for part in ["classic/unet", "classic/unet/diffusion_pytorch_model.bin"] {
-        let read = import(part, &Options::default());
+        let read = import(part, &ImportOptions::default());
         assert_eq!((&read.config.unet2d, read.assumed.len()), (&classic.unet2d, 5), "{part}");
         assert!(!read.config.sampling.use_clipped_model_output, "{part}");
         check_output("classic", &read.config, read.weights);
@@ -183,24 +187,27 @@ fn folders_of_diffusers_say_what_diffusers_says_and_go_there_and_back_to_the_bit
 }
 
 #[test]
-fn an_imported_network_with_classes_is_guided_only_where_someone_says_that_it_can_be() {
-    let request = Request { guidance: Guidance { scale: 3.0, ..Guidance::default() }, ..Request::default() };
-    let check = |options: &Options| {
-        let read = import("classes", options);
-        Generator::new(&read.config, read.weights, Path::new("classes"), 0).unwrap().check(request)
+fn an_imported_network_with_classes_is_guided_only_with_label_dropout_set() {
+    let request = SampleRequest {
+        guidance: Guidance { scale: 3.0, ..Guidance::default() },
+        ..SampleRequest::default()
     };
-    let error = check(&Options::default()).unwrap_err().to_string();
-    assert!(error.starts_with("guidance: ") && error.contains("or was imported"), "{error}");
+    let check = |options: &ImportOptions| {
+        let read = import("classes", options);
+        Pipeline::new(&read.config, read.weights, Path::new("classes"), 0).unwrap().check(request)
+    };
+    let error = check(&ImportOptions::default()).unwrap_err().to_string();
+    assert!(error.starts_with("guidance: ") && error.contains("or imported"), "{error}");
     check(&options(&[("train.label_dropout", "0.1")])).unwrap();
     assert_eq!(import("classes", &options(&[("train.label_dropout", "0.1")])).assumed, []);
 }
 
 #[test]
-fn weights_of_a_unet_without_its_settings_are_recognised_and_the_rest_is_assumed() {
+fn unet_weights_without_settings_are_detected_and_the_rest_is_assumed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("unet.bin");
     std::fs::copy(golden("classic/unet/diffusion_pytorch_model.bin"), &file).unwrap();
-    let told = [
+    let overrides = [
         ("unet2d.attention_head_dim", "none"),
         ("unet2d.norm_num_groups", "4"),
         ("unet2d.norm_eps", "1e-6"),
@@ -208,21 +215,21 @@ fn weights_of_a_unet_without_its_settings_are_recognised_and_the_rest_is_assumed
         ("unet2d.flip_sin_to_cos", "false"),
         ("unet2d.freq_shift", "1"),
     ];
-    let read = read(&file, &options(&told)).unwrap();
-    assert_eq!(read.config.unet2d, import("classic", &Options::default()).config.unet2d);
+    let read = read(&file, &options(&overrides)).unwrap();
+    assert_eq!(read.config.unet2d, import("classic", &ImportOptions::default()).config.unet2d);
     let assumed: Vec<_> = read.assumed.iter().map(|a| a.key).collect();
     assert!(assumed.contains(&"unet2d.act_fn") && !assumed.contains(&"unet2d.norm_eps"), "{assumed:?}");
     check_output("classic", &read.config, read.weights);
 }
 
 #[test]
-fn noise_that_is_predicted_where_nothing_is_left_goes_to_diffusers_clipped_or_not_at_all() {
+fn eps_prediction_with_zero_terminal_snr_is_exported_only_with_clipping() {
     let folder = tempfile::tempdir().unwrap();
     let export = |name: &str, more: &[(&str, &str)]| {
         let set = [&[("diffusion.zero_terminal_snr", "true")][..], more].concat();
         let run = import("classic", &options(&set)).save(folder.path(), Some(name)).unwrap();
         let newest = checkpoint::newest(&run.checkpoints()).unwrap().unwrap().path;
-        export(&newest, Which::Auto, Format::Diffusers, &folder.path().join(name).join("out"))
+        export(&newest, WeightsChoice::Auto, Format::Diffusers, &folder.path().join(name).join("out"))
     };
     let notes = export("clip", &[]).unwrap();
     assert!(notes.len() == 1 && notes[0].contains("divides by zero"), "{notes:?}");
@@ -235,27 +242,27 @@ fn noise_that_is_predicted_where_nothing_is_left_goes_to_diffusers_clipped_or_no
 }
 
 #[test]
-fn a_config_json_of_something_else_beside_a_lone_file_is_let_be() {
+fn an_unrelated_config_json_next_to_a_file_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let place = |name: &str| folder.path().join(name);
     std::fs::copy(golden("attention.pth"), place("a.pth")).unwrap();
     std::fs::copy(golden("classic/unet/diffusion_pytorch_model.bin"), place("unet.bin")).unwrap();
     for foreign in [r#"{"model_type": "bert", "hidden_size": 768}"#, "no json"] {
         std::fs::write(place("config.json"), foreign).unwrap();
-        let read = read(&place("a.pth"), &Options::default()).unwrap();
+        let read = read(&place("a.pth"), &ImportOptions::default()).unwrap();
         assert_eq!((read.config.network.name, &read.notes[..]), (NetworkKind::Attention, &[][..]));
     }
     let alone = options(&[("unet2d.norm_num_groups", "4")]);
     for foreign in [r#"{"_class_name": "UNet2DConditionModel"}"#, r#"{"lr": 1e-4}"#] {
         std::fs::write(place("config.json"), foreign).unwrap();
         let read = read(&place("unet.bin"), &alone).unwrap();
-        assert!(read.notes[0].contains("config.json is of no UNet2DModel"), "{:?}", read.notes);
+        assert!(read.notes[0].contains("config.json does not describe a UNet2DModel"), "{:?}", read.notes);
         assert!(read.assumed.iter().any(|a| a.key == "unet2d.norm_eps"));
     }
 }
 
 #[test]
-fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
+fn all_networks_round_trip_through_pytorch_bit_exactly() {
     use ddpm::data::digits::Digits;
     use ddpm::train::Trainer;
     let folder = tempfile::tempdir().unwrap();
@@ -323,7 +330,9 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
         trainer.step().unwrap();
         let checkpoint = trainer.checkpoint(None).unwrap();
         let path = checkpoint::save(&folder.path().join(case), &checkpoint).unwrap();
-        for (which, weights) in [(Which::Raw, &checkpoint.weights), (Which::Ema, &checkpoint.ema)] {
+        for (which, weights) in
+            [(WeightsChoice::Raw, &checkpoint.weights), (WeightsChoice::Ema, &checkpoint.ema)]
+        {
             let out = folder.path().join(format!("{case}-{which:?}.pth"));
             let notes = export(&path, which, Format::Pytorch, &out).unwrap();
             let classes = case.ends_with("classes");
@@ -349,9 +358,9 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
         }
         if learned && name == "unet2d" {
             let out = folder.path().join("learned-pipe");
-            let notes = export(&path, Which::Raw, Format::Diffusers, &out).unwrap();
+            let notes = export(&path, WeightsChoice::Raw, Format::Diffusers, &out).unwrap();
             assert!(notes.len() == 1 && notes[0].contains("use_clipped_model_output"), "{notes:?}");
-            let back = read(&out, &Options::default()).unwrap();
+            let back = read(&out, &ImportOptions::default()).unwrap();
             assert_eq!(back.config.sampling.variance, Some(Variance::Learned));
             assert_eq!(
                 (back.config.unet2d, back.config.diffusion),
@@ -359,11 +368,11 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
             );
         }
         if name != "unet2d" {
-            let error = export(&path, Which::Raw, Format::Diffusers, &folder.path().join("no"))
+            let error = export(&path, WeightsChoice::Raw, Format::Diffusers, &folder.path().join("no"))
                 .unwrap_err()
                 .to_string();
             assert!(
-                error.contains("only unet2d can go there. Export it to pytorch or safetensors"),
+                error.contains("only unet2d can be exported to it. Export to pytorch or safetensors"),
                 "{error}"
             );
         }
@@ -371,10 +380,10 @@ fn every_network_of_ours_goes_to_pytorch_and_back_to_the_bit() {
 }
 
 #[test]
-fn a_training_goes_on_from_an_imported_run() {
+fn training_resumes_from_an_imported_run() {
     let folder = tempfile::tempdir().unwrap();
     let size = Some(Size { height: 12, width: 12 });
-    let run = import("attention.pth", &Options { heads: Some(2), size, ..options(&[]) });
+    let run = import("attention.pth", &ImportOptions { heads: Some(2), size, ..options(&[]) });
     let weights = run.weights.clone();
     let run = run.save(folder.path(), Some("r")).unwrap();
     let resume = |change: &dyn Fn(&mut Config) -> ddpm::Result<()>| {
@@ -383,7 +392,7 @@ fn a_training_goes_on_from_an_imported_run() {
     };
     let error = resume(&|_| Ok(())).err().expect("no data").to_string();
     assert!(
-        error.contains("data.path: is not known, for the run was imported") && error.contains("--data"),
+        error.contains("data.path: is unknown, because the run was imported") && error.contains("--data"),
         "{error}"
     );
     let digits = |config: &mut Config| {

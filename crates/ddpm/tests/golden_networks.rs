@@ -1,5 +1,5 @@
-//! The networks against PyTorch's numbers (`tools/golden/attention.py`, `tools/golden/networks.py`): output, loss, all
-//! gradients, and the losses of 20 Adam steps.
+//! The networks compared with PyTorch (`tools/golden/attention.py`, `tools/golden/networks.py`): output,
+//! loss, all gradients, and the losses of 20 Adam steps.
 
 use ddpm::denoiser::Denoiser;
 use ddpm::model::{Model, NoiseSource, TrainingGraph};
@@ -8,20 +8,20 @@ use ddpm::schedule::Schedule;
 use ddpm::train::checkpoint::NamedTensor;
 use ddpm::train::config::{Config, NetworkKind};
 use ddpm_engine::rng::{Purpose, Stream, below};
-use ddpm_engine::{AdamStep, CpuExecutor, Draws, Executor, Region};
+use ddpm_engine::{AdamStep, CpuExecutor, Executor, Region, RngKey};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// Largest error of the output, relative to its largest number.
+/// Largest error of the output, relative to its largest magnitude.
 const OUTPUT_TOLERANCE: f32 = 1e-4;
 /// Error of a gradient tensor in the L2 norm, relative to its norm.
 const GRADIENT_TOLERANCE: f64 = 1e-3;
-/// The same for single numbers of the gradients of `simple` at full width: a ReLU input within rounding of 0 may fall on
-/// its other side, on which instruction set is chance, and then moves single gradients of all earlier layers by up to
-/// 5e-3 of the typical one. (In PyTorch an error of 3e-5 in the timestep's embedding moves whole tensors by 1e-2.)
-/// Norms stay within [`GRADIENT_TOLERANCE`], and the small network, in which no input is so near, has every number
-/// within it.
+/// The same for single elements of the gradients of `simple` at full width: a ReLU input within rounding of 0
+/// may change sign, depending on the instruction set, and then changes single gradients of all earlier layers
+/// by up to 5e-3 of the typical one. (In PyTorch an error of 3e-5 in the timestep embedding changes whole
+/// tensors by 1e-2.) Norms stay within [`GRADIENT_TOLERANCE`], as does every element of the small network, in
+/// which no input is so close to 0.
 const RELU_TIE: f64 = 1e-2;
 /// Relative error of a loss.
 const LOSS_TOLERANCE: f64 = 1e-4;
@@ -71,7 +71,8 @@ fn number(v: &Value) -> usize {
     v.as_u64().expect("a number") as usize
 }
 
-/// The network of a golden case. The attention network's settings have the reference's names there, the others' ours.
+/// The network of a golden case. The attention network's settings have the reference's names there, the
+/// others ours.
 fn network(name: &str, about: &Value) -> Box<dyn Network> {
     let mut config = Config::default();
     let (kind, channels) = match name {
@@ -116,13 +117,13 @@ fn network(name: &str, about: &Value) -> Box<dyn Network> {
         }
     };
     config.network.name = kind;
-    config.validate().expect("settings that do");
+    config.validate().expect("valid settings");
     from_config(&config, channels)
 }
 
-/// The weights that the golden script draws for parameter `index` of the state dict.
+/// The weights that the golden script samples for parameter `index` of the state dict.
 fn weights(spec: &ParameterSpec, index: usize) -> Vec<f32> {
-    let mut z = vec![0.0; spec.numbers()];
+    let mut z = vec![0.0; spec.num_elements()];
     Stream::new(2026, Purpose::Test, 0, index as u32).fill_normal(&mut z);
     let fan_in: usize = spec.shape[1..].iter().product();
     let scale = 1.0 / (fan_in as f64).sqrt();
@@ -137,8 +138,8 @@ fn weights(spec: &ParameterSpec, index: usize) -> Vec<f32> {
 struct Trained {
     graph: TrainingGraph,
     exec: CpuExecutor,
-    /// For each parameter its place in the state dict.
-    places: Vec<usize>,
+    /// The index of each parameter in the state dict.
+    indices: Vec<usize>,
 }
 
 fn prepare(net: &dyn Network, names: &[String], shape: [usize; 4]) -> Trained {
@@ -146,20 +147,20 @@ fn prepare(net: &dyn Network, names: &[String], shape: [usize; 4]) -> Trained {
     let graph = TrainingGraph::new(net, &schedule, shape, NoiseSource::Given).expect("a graph");
     let mut exec = CpuExecutor::new(graph.graph.clone(), &graph.options(false), 0).expect("an executor");
     assert_eq!(graph.parameters.len(), names.len());
-    let places: Vec<usize> = graph
+    let indices: Vec<usize> = graph
         .parameters
         .iter()
         .map(|p| {
             names.iter().position(|n| *n == p.name).unwrap_or_else(|| panic!("{} is no PyTorch name", p.name))
         })
         .collect();
-    for (i, (spec, &place)) in graph.parameters.iter().zip(&places).enumerate() {
-        exec.write_parameter(Region::Weights, i, &spec.from_torch(&weights(spec, place))).expect("weights");
+    for (i, (spec, &index)) in graph.parameters.iter().zip(&indices).enumerate() {
+        exec.write_parameter(Region::Weights, i, &spec.from_torch(&weights(spec, index))).expect("weights");
     }
     for (spec, t) in &graph.states {
-        exec.write(*t, &vec![spec.value; spec.numbers()]).expect("a state");
+        exec.write(*t, &vec![spec.value; spec.num_elements()]).expect("a state");
     }
-    Trained { graph, exec, places }
+    Trained { graph, exec, indices }
 }
 
 impl Trained {
@@ -167,7 +168,7 @@ impl Trained {
         self.exec.write(self.graph.x_0, x_0).expect("images");
         self.exec.write(self.graph.t, t).expect("timesteps");
         self.exec.write(self.graph.eps, eps).expect("noise");
-        self.exec.run(Draws::default()).expect("a run");
+        self.exec.run(RngKey::default()).expect("a run");
         let mut loss = [0.0];
         self.exec.read(self.graph.loss, &mut loss).expect("the loss");
         f64::from(loss[0])
@@ -176,14 +177,14 @@ impl Trained {
     /// Parameter `i` of a region in PyTorch's layout.
     fn torch(&self, region: Region, i: usize) -> Vec<f32> {
         let spec = &self.graph.parameters[i];
-        let mut data = vec![0.0; spec.numbers()];
+        let mut data = vec![0.0; spec.num_elements()];
         self.exec.read_parameter(region, i, &mut data).expect("a parameter");
         spec.to_torch(&data)
     }
 }
 
-/// Runs a case's network once. The graph takes x_0, so the one that the forward process turns into the golden x_t is
-/// given.
+/// Runs a case's network once. The graph takes x_0, so it gets the one that the forward process turns into
+/// the golden x_t.
 fn run_network(golden: &Golden, name: &str, case: &str) -> (Trained, f64, Vec<f32>) {
     let about = &golden.about[case];
     let net = network(name, about);
@@ -216,14 +217,14 @@ fn check_output(golden: &Golden, case: &str, loss: f64, y: &[f32]) {
     let want = golden.images(&format!("{case}/y"));
     let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
     let worst = y.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale;
-    println!("{case}: output off by {worst:.2e} of its largest number");
+    println!("{case}: output off by {worst:.2e} of its largest magnitude");
     assert!(worst <= OUTPUT_TOLERANCE, "{case}: output off by {worst:.2e}");
     let want = f64::from(golden.tensor(&format!("{case}/loss")).1[0]);
     assert!((loss / want - 1.0).abs() <= LOSS_TOLERANCE, "{case}: loss {loss}, PyTorch {want}");
 }
 
-/// Gradients that are zero in theory, and rounding errors in practice: the bias of an attention's keys shifts all scores
-/// of a query alike.
+/// Gradients that are zero in theory and rounding errors in practice: the bias of attention keys shifts all
+/// scores of a query equally.
 fn has_no_gradient(name: &str) -> bool {
     name.ends_with("to_k.bias")
 }
@@ -257,12 +258,12 @@ fn relative_error(got: &[f32], want: &[f32]) -> f64 {
     difference / norm(&mut want.iter().map(|&v| f64::from(v)))
 }
 
-/// The flat indices at which the golden script took samples of a tensor of `n` numbers.
+/// The flat indices at which the golden script sampled a tensor of `n` elements.
 fn samples(n: usize) -> impl Iterator<Item = usize> {
     (0..8).map(move |j| 104_729 * (j + 1) % n)
 }
 
-/// A case that has samples of the gradients; its network has so many parameters.
+/// Checks a case with sampled gradients, whose network has this many parameters.
 fn check_large(name: &str, case: &str, parameters: usize) {
     let golden = Golden::open(name);
     let (trained, loss, y) = run_network(&golden, name, case);
@@ -274,18 +275,18 @@ fn check_large(name: &str, case: &str, parameters: usize) {
         if has_no_gradient(&spec.name) {
             continue;
         }
-        let (got, place) = (trained.torch(Region::Gradients, i), trained.places[i]);
+        let (got, index) = (trained.torch(Region::Gradients, i), trained.indices[i]);
         let norm = got.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let want = f64::from(norms[place]);
+        let want = f64::from(norms[index]);
         assert!(
             (norm / want - 1.0).abs() <= GRADIENT_TOLERANCE,
             "{name} {}: norm {norm}, PyTorch {want}",
             spec.name
         );
-        // A sample is compared with the tensor's typical number: single gradients may cancel to nothing.
+        // Errors are relative to the tensor's typical element: single gradients may cancel to zero.
         let typical = want / (got.len() as f64).sqrt();
         for (j, at) in samples(got.len()).enumerate() {
-            let (g, w) = (f64::from(got[at]), f64::from(sampled[place * 8 + j]));
+            let (g, w) = (f64::from(got[at]), f64::from(sampled[index * 8 + j]));
             let off = (g - w).abs() / typical.max(w.abs());
             let tolerance = if name == "simple" { RELU_TIE } else { GRADIENT_TOLERANCE };
             assert!(off <= tolerance, "{name} {}[{at}]: {g}, PyTorch {w}", spec.name);
@@ -293,16 +294,16 @@ fn check_large(name: &str, case: &str, parameters: usize) {
     }
 }
 
-/// 20 Adam steps with the golden script's draws; the losses and the final norms of the parameters.
+/// Checks 20 Adam steps with the golden script's noise: the losses and the final norms of the parameters.
 fn check_steps(name: &str, golden: &Golden, net: &dyn Network, about: &Value, want: (&str, &str)) -> Trained {
     let names: Vec<String> = list(&about["names"], |v| v.as_str().expect("a name").to_owned());
     let side = |key: &str| about[key].as_u64().map_or(28, |v| v as usize);
     let shape = [number(&about["batch"]), side("height"), side("width"), net.channels()];
-    let numbers: usize = shape[1..].iter().product();
+    let len: usize = shape[1..].iter().product();
     let mut trained = prepare(net, &names, shape);
     let (_, losses) = golden.tensor(want.0);
     let draw = |step: u32, i: usize| {
-        let mut z = vec![0.0; numbers];
+        let mut z = vec![0.0; len];
         Stream::new(2026, Purpose::Test, step, i as u32).fill_normal(&mut z);
         z
     };
@@ -334,19 +335,19 @@ fn check_steps(name: &str, golden: &Golden, net: &dyn Network, about: &Value, wa
     println!("{name}: losses off by at most {worst:.2e}");
     let (_, norms) = golden.tensor(want.1);
     for (i, spec) in trained.graph.parameters.iter().enumerate() {
-        // What Adam makes of the rounding errors in the place of a gradient agrees between no two programs.
+        // Adam steps on pure rounding errors never agree between two implementations.
         if spec.name.ends_with("in_proj_bias") || has_no_gradient(&spec.name) {
             continue;
         }
         let got = trained.torch(Region::Weights, i);
         let norm = got.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-        let want = f64::from(norms[trained.places[i]]);
+        let want = f64::from(norms[trained.indices[i]]);
         assert!((norm / want - 1.0).abs() <= LOSS_TOLERANCE, "{}: norm {norm}, PyTorch {want}", spec.name);
     }
     trained
 }
 
-/// [`check_steps`], and what the trained network says with its running statistics and without dropout.
+/// [`check_steps`], and the trained network's output with running statistics and without dropout.
 fn check_default_steps(name: &str) {
     let golden = Golden::open(name);
     let about = &golden.about["steps"];
@@ -361,12 +362,12 @@ fn check_default_steps(name: &str) {
         .collect();
     let running: Vec<String> = list(&about["running"], |v| v.as_str().expect("a name").to_owned());
     for (spec, t) in &trained.graph.states {
-        let mut data = vec![0.0; spec.numbers()];
+        let mut data = vec![0.0; spec.num_elements()];
         trained.exec.read(*t, &mut data).expect("a state");
         match running.iter().position(|n| *n == spec.name) {
-            Some(place) => {
+            Some(index) => {
                 let norm = data.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-                let want = f64::from(golden.tensor("steps/running").1[place]);
+                let want = f64::from(golden.tensor("steps/running").1[index]);
                 assert!(
                     (norm / want - 1.0).abs() <= GRADIENT_TOLERANCE,
                     "{}: {norm}, PyTorch {want}",
@@ -387,9 +388,9 @@ fn check_default_steps(name: &str) {
     let want = golden.images("steps/eval");
     let scale = want.iter().fold(0f32, |m, v| m.max(v.abs()));
     let worst = y.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale;
-    println!("{name}: sampling output after 20 steps off by {worst:.2e} of its largest number");
-    // The weights that Adam made of rounding errors have their share in it: PyTorch's own f32 is 7.4e-4 away from its f64
-    // in `simple`.
+    println!("{name}: sampling output after 20 steps off by {worst:.2e} of its largest magnitude");
+    // Weights that Adam updated by rounding errors contribute: for `simple`, PyTorch's f32 is 7.4e-4 away
+    // from its own f64.
     assert!(worst <= 1e-3, "{name}: sampling output off by {worst:.2e}");
 }
 

@@ -1,26 +1,26 @@
-//! Training steps and learning rates against PyTorch's (`tools/golden/training.py`, `tools/golden/rates.py`).
+//! Training steps and learning rates compared with PyTorch (`tools/golden/training.py`, `tools/golden/rates.py`).
 
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::read_weights_file;
 use ddpm::train::config::{Config, TrainConfig};
+use ddpm::train::lr_schedule::{LearningRate, Plateau};
 use ddpm::train::open_data;
-use ddpm::train::rate::{LearningRate, Plateau};
 use ddpm_engine::rng::{Purpose, Stream};
 use serde_json::Value;
 use std::path::Path;
 
-/// Relative error of a step's loss, in f32 here and in f64 there.
+/// Relative error of a step's loss: f32 here, f64 in PyTorch.
 const LOSS_TOLERANCE: f64 = 1e-4;
 /// Relative error of a step's gradient norm.
 const NORM_TOLERANCE: f64 = 1e-3;
-/// Relative error of a learning rate: f64 on both sides, but PyTorch's come from the one before by a factor.
+/// Relative error of a learning rate: both are f64, but PyTorch computes each rate from the previous one.
 const RATE_TOLERANCE: f64 = 1e-11;
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).expect("JSON")
 }
 
-fn numbers(v: &Value) -> Vec<f64> {
+fn floats(v: &Value) -> Vec<f64> {
     v.as_array().expect("a list").iter().map(|x| x.as_f64().expect("a number")).collect()
 }
 
@@ -37,7 +37,7 @@ fn write_images(path: &Path, images: u32, height: u32, width: u32) {
     std::fs::write(path, bytes).expect("the images");
 }
 
-/// Every setting of a section of the golden file, as `--set` has it.
+/// Every setting of a section of the golden file, in the form of `--set`.
 fn overrides(section: &str, settings: &Value) -> Vec<(String, String)> {
     let all = settings.as_object().expect("settings").iter();
     all.map(|(key, v)| (format!("{section}.{key}"), v.as_str().map_or(v.to_string(), str::to_owned)))
@@ -45,12 +45,12 @@ fn overrides(section: &str, settings: &Value) -> Vec<(String, String)> {
 }
 
 #[test]
-fn twenty_steps_with_every_setting_have_pytorchs_losses() {
+fn losses_of_twenty_steps_with_every_setting_match_pytorch() {
     let golden = json(include_str!("golden/training.json"));
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/training.safetensors");
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("images-idx3-ubyte");
-    let size: Vec<u32> = numbers(&golden["size"]).iter().map(|&s| s as u32).collect();
+    let size: Vec<u32> = floats(&golden["size"]).iter().map(|&s| s as u32).collect();
     write_images(&data, golden["images"].as_u64().expect("a number") as u32, size[0], size[1]);
     for run in golden["runs"].as_array().expect("runs") {
         let net = &golden["network"];
@@ -72,7 +72,7 @@ fn twenty_steps_with_every_setting_have_pytorchs_losses() {
         let config = Config::load(Some("mnist"), None, &settings).expect("settings");
         let mut trainer = Trainer::new(&config, open_data(&config).expect("data")).expect("a trainer");
         trainer.set_weights(&read_weights_file(&weights).expect("weights"), &weights).expect("they fit");
-        let wants = ["loss", "grad_norm", "learning_rate"].map(|key| numbers(&run[key]));
+        let wants = ["loss", "grad_norm", "learning_rate"].map(|key| floats(&run[key]));
         let mut worst = [0f64; 3];
         for step in 0..wants[0].len() {
             let got = trainer.step().expect("a step");
@@ -88,18 +88,18 @@ fn twenty_steps_with_every_setting_have_pytorchs_losses() {
             }
         }
         let [loss, norm, rate] = worst;
-        println!("off by at most: loss {loss:.1e}, norm {norm:.1e}, rate {rate:.1e}");
+        println!("largest errors: loss {loss:.1e}, norm {norm:.1e}, rate {rate:.1e}");
     }
 }
 
 #[test]
-fn learning_rates_are_pytorchs_at_every_step() {
+fn learning_rates_match_pytorch_at_every_step() {
     let golden = json(include_str!("golden/rates.json"));
     let cases = golden.as_array().expect("cases");
     assert_eq!(cases.len(), 10);
     for case in cases {
         let mut settings = case.clone();
-        let (rates, losses) = (numbers(&case["rates"]), case.get("losses").map(numbers));
+        let (rates, losses) = (floats(&case["rates"]), case.get("losses").map(floats));
         let map = settings.as_object_mut().expect("settings");
         map.retain(|key, _| key != "rates" && key != "losses");
         map.entry("steps").or_insert(rates.len().into());
@@ -111,14 +111,14 @@ fn learning_rates_are_pytorchs_at_every_step() {
                 (got / want - 1.0).abs() <= RATE_TOLERANCE,
                 "{settings}, step {step}: {got}, PyTorch {want}"
             );
-            // Four steps an epoch.
+            // Four steps per epoch.
             rate.observe(losses.as_ref().map_or(0.0, |l| l[step]), step % 4 == 3);
         }
     }
 }
 
 #[test]
-fn a_plateau_goes_on_where_it_was_and_takes_a_new_rate() {
+fn plateau_state_is_restored_and_accepts_a_new_rate() {
     let config = |lr: f64| -> TrainConfig {
         let pairs = [
             ("train.lr", lr.to_string()),
@@ -133,23 +133,23 @@ fn a_plateau_goes_on_where_it_was_and_takes_a_new_rate() {
     assert_eq!((rate.at(0), rate.at(3), rate.at(4)), (0.025, 0.1, 0.1));
     rate.observe(1.0, true);
     rate.observe(1.0, true);
-    // The warm-up rises to what is left of the rate.
+    // The warm-up rises to the reduced rate.
     assert_eq!((rate.at(1), rate.at(9)), (0.025, 0.05));
     rate.observe(0.25, false);
 
     let text = serde_json::to_string(&rate.plateau()).expect("JSON");
-    let mut again = LearningRate::new(&config(0.1));
-    again.restore(serde_json::from_str(&text).expect("the same")).expect("a state that can be");
-    assert_eq!(again.plateau(), rate.plateau());
-    assert_eq!(again.at(9), 0.05);
-    // A rate that was changed by hand counts; the lowest loss is not forgotten.
+    let mut restored = LearningRate::new(&config(0.1));
+    restored.restore(serde_json::from_str(&text).expect("the same")).expect("a valid state");
+    assert_eq!(restored.plateau(), rate.plateau());
+    assert_eq!(restored.at(9), 0.05);
+    // A changed `train.lr` takes effect; the lowest loss is kept.
     let mut changed = LearningRate::new(&config(0.3));
-    changed.restore(rate.plateau()).expect("a state that can be");
+    changed.restore(rate.plateau()).expect("a valid state");
     assert_eq!((changed.at(9), changed.plateau().expect("a state").best), (0.3, Some(1.0)));
-    // Nothing saved: from the beginning.
+    // Without a saved state, the schedule starts from the beginning.
     changed.restore(None).expect("no state");
     assert_eq!((changed.at(9), changed.plateau().expect("a state").best), (0.3, None));
-    // A checkpoint that was tampered with.
+    // A manipulated checkpoint.
     let saved = rate.plateau().expect("a state");
     for broken in [
         Plateau { lr: -1.0, ..saved },
@@ -159,10 +159,10 @@ fn a_plateau_goes_on_where_it_was_and_takes_a_new_rate() {
         Plateau { best: Some(f64::NAN), ..saved },
     ] {
         let mut rate = LearningRate::new(&config(0.1));
-        let error = rate.restore(Some(broken)).expect_err("a state that cannot be");
+        let error = rate.restore(Some(broken)).expect_err("an invalid state");
         assert!(error.contains("learning rate"), "{error}");
     }
     let mut rate = LearningRate::new(&config(0.1));
-    rate.restore(Some(Plateau { steps: u64::MAX, bad_epochs: u64::MAX, ..saved })).expect("large numbers");
+    rate.restore(Some(Plateau { steps: u64::MAX, bad_epochs: u64::MAX, ..saved })).expect("large counts");
     rate.observe(1.0, true);
 }

@@ -1,4 +1,4 @@
-//! The loss of every objective against its closed form, with a network that gives back what it is given.
+//! The loss of every objective compared with its closed form, for an identity network.
 
 use ddpm::Result;
 use ddpm::model::{NoiseSource, TrainingGraph};
@@ -8,21 +8,21 @@ use ddpm::process::Prediction;
 use ddpm::schedule::Schedule;
 use ddpm_engine::ops::Loss;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{CpuDevice, Device, Draws, Region, Tensor};
+use ddpm_engine::{CpuDevice, Device, Region, RngKey, Tensor};
 
-/// Relative error of a loss in f32, of numbers whose weights reach 1e3: a few roundings.
+/// Relative error of an f32 loss, with weights up to 1e3: a few rounding errors.
 const TOLERANCE: f64 = 1e-5;
 const SHAPE: [usize; 4] = [3, 4, 2, 2];
 const SEED: u64 = 5;
 
-/// Predicts the noisy image, and of its variance the image's half with the sign changed.
-struct Same {
+/// Predicts the noisy image, and as its variance minus half of it.
+struct Identity {
     learned_variance: bool,
 }
 
-impl Network for Same {
+impl Network for Identity {
     fn name(&self) -> &'static str {
-        "same"
+        "identity"
     }
 
     fn channels(&self) -> usize {
@@ -38,7 +38,7 @@ impl Network for Same {
     }
 
     fn build(&self, b: &mut Builder, Inputs { x, .. }: Inputs) -> Result<Tensor> {
-        b.conv("same", x, ConvLayer::new(self.out_channels(), 1))
+        b.conv("identity", x, ConvLayer::new(self.out_channels(), 1))
     }
 }
 
@@ -48,7 +48,8 @@ fn schedule() -> Schedule {
     Schedule::linear(TIMESTEPS, 1e-2, 0.4).expect("a schedule")
 }
 
-/// A number's term of the variational bound in bits (Ho et al. 2020, eq. 5 and 13; Nichol, Dhariwal 2021, eq. 15).
+/// One element's term of the variational bound in bits (Ho et al. 2020, eq. 5 and 13; Nichol, Dhariwal 2021,
+/// eq. 15).
 fn bound(t: usize, x_0: f64, mean: f64, v: f64) -> f64 {
     let s = schedule();
     let tilde = |t: usize| (1.0 - s.alpha_bar_prev(t)) / (1.0 - s.alpha_bar(t)) * s.beta(t);
@@ -74,23 +75,21 @@ fn normal(purpose: Purpose, step: u32, image: usize, len: usize) -> Vec<f64> {
 
 /// The loss that the graph computes in step 4 of seed 5, and its closed form.
 fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
-    let net = Same { learned_variance };
-    let graph = TrainingGraph::with_objective(&net, &schedule(), SHAPE, NoiseSource::Drawn, objective);
+    let net = Identity { learned_variance };
+    let graph = TrainingGraph::with_objective(&net, &schedule(), SHAPE, NoiseSource::Random, objective);
     let graph = graph.expect("a graph");
     let mut options = graph.options(false);
-    options.keep.push(graph.t);
+    options.outputs.push(graph.t);
     let mut exec = CpuDevice { threads: 1 }.executor(graph.graph.clone(), &options).expect("an executor");
-    let weights: &[f32] = match learned_variance {
-        true => &[1.0, 0.0, -0.5, 0.0, 0.0, 1.0, 0.0, -0.5],
-        false => &[1.0, 0.0, 0.0, 1.0],
-    };
+    let weights: &[f32] =
+        if learned_variance { &[1.0, 0.0, -0.5, 0.0, 0.0, 1.0, 0.0, -0.5] } else { &[1.0, 0.0, 0.0, 1.0] };
     exec.write_parameter(Region::Weights, 0, weights).expect("weights");
     exec.write_parameter(Region::Weights, 1, &vec![0.0; net.out_channels()]).expect("a bias");
     let (images, channels) = (SHAPE[0], SHAPE[3]);
     let len = SHAPE.iter().product::<usize>() / images;
     let x_0: Vec<f32> = (0..images * len).map(|i| ((i * 7 % 13) as f32 - 6.0) / 6.0).collect();
     exec.write(graph.x_0, &x_0).expect("images");
-    exec.run(Draws { seed: SEED, step: 4, first_index: 0 }).expect("a step");
+    exec.run(RngKey { seed: SEED, step: 4, first_index: 0 }).expect("a step");
     let (mut loss, mut t) = ([0.0], vec![0.0; images]);
     exec.read(graph.loss, &mut loss).expect("kept");
     exec.read(graph.t, &mut t).expect("kept");
@@ -100,11 +99,12 @@ fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
         let level = schedule().level(f64::from(t[i]));
         let eps = normal(Purpose::Noise, 4, i, len);
         let offset = normal(Purpose::OffsetNoise, 4, i, channels);
-        let more = normal(Purpose::InputPerturbation, 4, i, len);
+        let perturbation = normal(Purpose::InputPerturbation, 4, i, len);
         for j in 0..len {
             let x_0 = f64::from(x_0[i * len + j]);
             let noise = eps[j] + objective.offset_noise * offset[j % channels];
-            let x_t = level.alpha * x_0 + level.sigma * (noise + objective.input_perturbation * more[j]);
+            let x_t =
+                level.alpha * x_0 + level.sigma * (noise + objective.input_perturbation * perturbation[j]);
             let d = x_t - objective.prediction.target(level, x_0, noise);
             let loss = if objective.loss == Loss::L1 { d.abs() } else { d * d };
             want += objective.weight(level) * loss / (images * len) as f64;
@@ -119,7 +119,7 @@ fn losses(objective: Objective, learned_variance: bool) -> (f64, f64) {
 }
 
 #[test]
-fn every_objective_has_its_closed_form() {
+fn every_objective_matches_its_closed_form() {
     let weightings = [Weighting::Plain, Weighting::MinSnr, Weighting::P2, Weighting::SnrTruncated];
     let mut seen = Vec::new();
     for prediction in Prediction::ALL {
@@ -142,7 +142,7 @@ fn every_objective_has_its_closed_form() {
         }
     }
     seen.sort_unstable_by(f64::total_cmp);
-    assert!(seen.windows(2).all(|w| w[0] != w[1]), "every setting does something");
+    assert!(seen.windows(2).all(|w| w[0] != w[1]), "every setting has an effect");
 }
 
 #[test]

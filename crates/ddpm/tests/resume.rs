@@ -1,7 +1,7 @@
-//! Training is a function of settings, data and seed: stopping, going on and the number of threads change no bit.
+//! Training is a function of settings, data and seed: interruptions, resumes and the number of threads change no bit.
 
 use ddpm::data::digits::Digits;
-use ddpm::data::{DataOptions, Dataset, Draw, Summary, open_within};
+use ddpm::data::{AugmentKey, DataOptions, Dataset, Summary, open_within};
 use ddpm::train::checkpoint::{self, Checkpoint};
 use ddpm::train::config::Config;
 use ddpm::train::{Event, Init, Resume, Session, StepReport, Trainer, open_data};
@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// The settings as they are.
+/// No changes to the settings.
 const PLAIN: &[(&str, &str)] = &[];
-/// Everything that has a state of its own or that more than one batch of a step depends on. Any mean loss that has not
-/// halved counts as a plateau, so that the learning rate falls within a few steps.
+/// Every setting with its own state or with effects across the micro-batches of a step. Any mean loss that has not halved
+/// counts as a plateau, so that the learning rate drops within a few steps.
 const EVERYTHING: &[(&str, &str)] = &[
     ("diffusion.schedule", "cosine"),
     ("train.accumulate", "2"),
@@ -63,7 +63,7 @@ fn trainer_on(data: Box<dyn Dataset>, settings: &[(&str, &str)], threads: usize)
         ("attention.down_channels", "16, 32"),
         ("attention.mid_channels", "32, 16"),
         ("attention.down_sample", "true"),
-        // Batches of seven images go through the twenty images more than once, and no epoch ends with a batch.
+        // Batches of seven pass over the twenty images more than once, and no epoch ends with a batch.
         ("train.batch_size", "7"),
         ("train.threads", &threads),
     ];
@@ -76,7 +76,7 @@ fn trainer(settings: &[(&str, &str)], threads: usize) -> Trainer {
     trainer_on(Box::new(Digits::new(0, 16, 20).expect("digits")), settings, threads)
 }
 
-/// Trains with [`EVERYTHING`] on files that are decoded, cropped and flipped anew at each reading.
+/// Trains with [`EVERYTHING`] on files that are decoded, cropped and flipped again on every read.
 fn trainer_on_files(folder: &Path, network: &[(&str, &str)]) -> Trainer {
     let options = DataOptions {
         size: Some((16, 16)),
@@ -88,8 +88,8 @@ fn trainer_on_files(folder: &Path, network: &[(&str, &str)]) -> Trainer {
     trainer_on(data, &[EVERYTHING, network].concat(), 2)
 }
 
-/// The state after `steps` more steps, and what they told.
-fn go_on(trainer: &mut Trainer, steps: usize) -> (Checkpoint, Vec<StepReport>) {
+/// The state after `steps` more steps, and their reports.
+fn train_steps(trainer: &mut Trainer, steps: usize) -> (Checkpoint, Vec<StepReport>) {
     let reports = (0..steps).map(|_| trainer.step().expect("a step")).collect();
     (trainer.checkpoint(None).expect("a state"), reports)
 }
@@ -109,18 +109,18 @@ fn assert_same(a: &Checkpoint, b: &Checkpoint) {
 }
 
 #[test]
-fn a_resumed_training_ends_like_one_that_was_not_stopped() {
-    // With micro-batches, an epoch ends with the third step, and the fourth is in the middle of one.
+fn a_resumed_run_ends_like_an_uninterrupted_one() {
+    // With micro-batches, the third step ends an epoch, and the fourth is in the middle of one.
     for (settings, steps, stops) in [(PLAIN, 5, &[2][..]), (UNET2D, 3, &[1]), (EVERYTHING, 6, &[3, 4])] {
-        let (whole, reports) = go_on(&mut trainer(settings, 2), steps);
+        let (whole, reports) = train_steps(&mut trainer(settings, 2), steps);
         for &stop in stops {
             let mut first = trainer(settings, 2);
-            let (half, first_reports) = go_on(&mut first, stop);
+            let (half, first_reports) = train_steps(&mut first, stop);
             let folder = tempfile::tempdir().expect("a folder");
             let path = checkpoint::save(folder.path(), &half).expect("a checkpoint");
             let mut second = trainer(settings, 2);
             second.restore(&checkpoint::load(&path).expect("the checkpoint"), &path).expect("fits");
-            let (resumed, second_reports) = go_on(&mut second, steps - stop);
+            let (resumed, second_reports) = train_steps(&mut second, steps - stop);
 
             assert_eq!([first_reports, second_reports].concat(), reports, "stopped after {stop} steps");
             assert_same(&resumed, &whole);
@@ -129,22 +129,22 @@ fn a_resumed_training_ends_like_one_that_was_not_stopped() {
 }
 
 #[test]
-fn everything_that_a_resume_must_keep_is_in_use() {
+fn the_test_settings_use_all_state_that_a_resume_must_restore() {
     let mut trainer = trainer(EVERYTHING, 2);
-    let (middle, mut reports) = go_on(&mut trainer, 4);
-    reports.extend(go_on(&mut trainer, 2).1);
+    let (middle, mut reports) = train_steps(&mut trainer, 4);
+    reports.extend(train_steps(&mut trainer, 2).1);
     let rates: Vec<f64> = reports.iter().map(|r| r.learning_rate).collect();
     assert!(rates[0] < rates[1], "no warm-up: {rates:?}");
-    // Lowered before the stops of the test above and after them.
+    // Lowered both before and after the stops of the test above.
     assert!(rates[5] < rates[3] && rates[3] < rates[2], "the learning rate did not fall: {rates:?}");
     assert!(reports.iter().any(|r| r.grad_norm > 0.3), "nothing was clipped: {reports:?}");
     let plateau = middle.manifest.plateau.expect("the state of the learning rate");
     assert!(plateau.steps > 0 && plateau.loss_sum > 0.0 && plateau.best.is_some(), "{plateau:?}");
 }
 
-/// With augmentation, dropout, running statistics and everything else that a step may depend on.
+/// With augmentation, dropout, running statistics and everything else a step may depend on.
 #[test]
-fn augmentation_dropout_and_running_statistics_are_taken_up_where_they_were() {
+fn augmentation_dropout_and_running_statistics_resume_exactly() {
     let images = tempfile::tempdir().expect("a folder");
     for i in 0..20u32 {
         let image = image::GrayImage::from_fn(20 + i, 18, |x, y| image::Luma([(x * y + 9 * i) as u8]));
@@ -152,30 +152,30 @@ fn augmentation_dropout_and_running_statistics_are_taken_up_where_they_were() {
     }
     for network in [DOUBLE_CONV, SIMPLE, UNET2D] {
         let new = || trainer_on_files(images.path(), network);
-        let (whole, reports) = go_on(&mut new(), 5);
+        let (whole, reports) = train_steps(&mut new(), 5);
         let mut first = new();
-        let (half, first_reports) = go_on(&mut first, 2);
+        let (half, first_reports) = train_steps(&mut first, 2);
         let folder = tempfile::tempdir().expect("a folder");
         let path = checkpoint::save(folder.path(), &half).expect("a checkpoint");
         let mut second = new();
-        // Timing a step runs the network, and must change nothing.
+        // Timing a step runs the network but must not change anything.
         second.time_step(Duration::from_secs(5)).expect("a step").expect("its time");
         second.restore(&checkpoint::load(&path).expect("the checkpoint"), &path).expect("fits");
-        let (resumed, second_reports) = go_on(&mut second, 3);
+        let (resumed, second_reports) = train_steps(&mut second, 3);
         assert_eq!([first_reports, second_reports].concat(), reports, "{network:?}");
         assert_same(&resumed, &whole);
-        // The same trainer, thrown back: it reads from there again.
+        // The same trainer, restored to an earlier step, reads the data from there again.
         first.restore(&half, Path::new("half")).expect("fits");
-        assert_same(&go_on(&mut first, 3).0, &whole);
+        assert_same(&train_steps(&mut first, 3).0, &whole);
     }
 }
 
 #[test]
 fn the_number_of_threads_changes_nothing() {
     for settings in [PLAIN, EVERYTHING] {
-        let (one, reports) = go_on(&mut trainer(settings, 1), 3);
+        let (one, reports) = train_steps(&mut trainer(settings, 1), 3);
         for threads in [2, 5] {
-            let (other, other_reports) = go_on(&mut trainer(settings, threads), 3);
+            let (other, other_reports) = train_steps(&mut trainer(settings, threads), 3);
             assert_eq!(other_reports, reports, "{threads} threads");
             assert_same(&other, &one);
         }
@@ -183,21 +183,21 @@ fn the_number_of_threads_changes_nothing() {
 }
 
 #[test]
-fn weights_updated_in_runs_are_those_updated_behind_them() {
+fn fused_weight_updates_equal_separate_ones() {
     let attention: &[_] = &[("train.optimizer", "adamw")];
     let networks =
         [("double-conv", DOUBLE_CONV), ("simple", SIMPLE), ("unet2d", UNET2D), ("attention", attention)];
     for (name, network) in networks {
         let common = [("train.weight_decay", "0.1"), ("train.ema_decay", "0.9"), ("train.ema_decays", "0.5")];
         let settings = [&common[..], network].concat();
-        // A bound that no norm reaches: gradients are kept until the norm is known, and not shortened.
+        // A threshold that no norm reaches: gradients are kept until the norm is known, but never clipped.
         let bounded = [&settings[..], &[("train.clip_norm", "1e9")]].concat();
-        let (mut behind, mut within) = (trainer(&bounded, 2), trainer(&settings, 2));
+        let (mut separate, mut fused) = (trainer(&bounded, 2), trainer(&settings, 2));
         let arena = |t: &mut Trainer| t.executor().footprint().arena_bytes;
-        assert!(arena(&mut within) < arena(&mut behind), "{name}");
-        let (want, reports) = go_on(&mut behind, 3);
-        for mut within in [within, trainer(&settings, 1)] {
-            let (got, got_reports) = go_on(&mut within, 3);
+        assert!(arena(&mut fused) < arena(&mut separate), "{name}");
+        let (want, reports) = train_steps(&mut separate, 3);
+        for mut fused in [fused, trainer(&settings, 1)] {
+            let (got, got_reports) = train_steps(&mut fused, 3);
             assert_eq!(got_reports, reports, "{name}");
             assert_same(&got, &want);
         }
@@ -205,27 +205,27 @@ fn weights_updated_in_runs_are_those_updated_behind_them() {
 }
 
 #[test]
-fn micro_batches_see_images_and_draws_of_their_own() {
-    // Three micro-batches of seven see what three steps of seven see: with weights that do not move, the losses of the
-    // steps are those whose mean the accumulating step tells.
-    let still = ("train.lr", "1e-300");
-    let (_, single) = go_on(&mut trainer(&[still], 2), 6);
-    let (_, joined) = go_on(&mut trainer(&[still, ("train.accumulate", "3")], 2), 2);
-    for (step, joined) in joined.iter().enumerate() {
+fn micro_batches_have_their_own_images_and_random_numbers() {
+    // Three micro-batches of seven see what three steps of seven see: with constant weights, the accumulated step reports
+    // the mean of the losses of the single steps.
+    let constant = ("train.lr", "1e-300");
+    let (_, single) = train_steps(&mut trainer(&[constant], 2), 6);
+    let (_, accumulated) = train_steps(&mut trainer(&[constant, ("train.accumulate", "3")], 2), 2);
+    for (step, accumulated) in accumulated.iter().enumerate() {
         let losses = single[3 * step..3 * step + 3].iter().map(|r| f64::from(r.loss));
-        assert_eq!(joined.loss, (losses.sum::<f64>() / 3.0) as f32);
+        assert_eq!(accumulated.loss, (losses.sum::<f64>() / 3.0) as f32);
         let longest = single[3 * step..3 * step + 3].iter().map(|r| r.grad_norm).fold(0.0, f64::max);
         assert!(
-            joined.grad_norm > 0.0 && joined.grad_norm < longest,
-            "a mean is not longer than its longest"
+            accumulated.grad_norm > 0.0 && accumulated.grad_norm < longest,
+            "the norm of a mean does not exceed the largest norm"
         );
     }
 }
 
-/// A set as earlier versions numbered its classes: by the bytes of their names.
-struct Numbered(Box<dyn Dataset>, Vec<String>);
+/// A data set with the class order of earlier versions: by the bytes of the names.
+struct Reordered(Box<dyn Dataset>, Vec<String>);
 
-impl Dataset for Numbered {
+impl Dataset for Reordered {
     fn classes(&self) -> &[String] {
         &self.1
     }
@@ -235,7 +235,7 @@ impl Dataset for Numbered {
         self.1.iter().position(|own| own == name).map(|i| i as u32)
     }
 
-    fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> ddpm::Result<()> {
+    fn read(&self, index: usize, draw: AugmentKey, out: &mut [f32]) -> ddpm::Result<()> {
         self.0.read(index, draw, out)
     }
 
@@ -245,7 +245,7 @@ impl Dataset for Numbered {
 }
 
 #[test]
-fn a_run_with_another_order_of_classes_goes_on_to_the_same_bits() {
+fn a_run_with_another_order_of_classes_resumes_to_the_same_bits() {
     let place = tempfile::tempdir().expect("a folder");
     let set = place.path().join("set");
     for (i, name) in ["1", "2", "10"].iter().enumerate() {
@@ -271,20 +271,20 @@ fn a_run_with_another_order_of_classes_goes_on_to_the_same_bits() {
         let pairs: Vec<_> = settings.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         Config::load(Some("digits"), None, &pairs).expect("settings")
     };
-    // As runs were begun whose classes were sorted by their bytes.
+    // As in runs started when classes were sorted by their bytes.
     let (old, new) = (["1", "10", "2"].map(str::to_owned), ["1", "2", "10"].map(str::to_owned));
     let runs = place.path().join("runs");
-    let begin = |name: &str, classes: &[String], steps: &str| {
+    let start = |name: &str, classes: &[String], steps: &str| {
         let data = open_data(&config(steps)).expect("the data");
         assert_eq!(data.classes(), new);
-        let data = Numbered(data, classes.to_vec());
+        let data = Reordered(data, classes.to_vec());
         let trainer = Trainer::new(&config(steps), Box::new(data)).expect("a trainer");
         let mut session = Session::create(&runs, Some(name), trainer).expect("a run");
         session.train(&Arc::new(AtomicBool::new(false)), &mut |_| ()).expect("training");
     };
-    begin("whole", &old, "6");
-    begin("other", &new, "6");
-    begin("part", &old, "3");
+    start("whole", &old, "6");
+    start("other", &new, "6");
+    start("part", &old, "3");
     let more = |config: &mut Config| {
         *config = config.with_overrides(&[("train.steps".to_owned(), "6".to_owned())])?;
         Ok(())
@@ -306,13 +306,13 @@ fn a_run_with_another_order_of_classes_goes_on_to_the_same_bits() {
     };
     let (whole, part, other) = (end("whole"), end("part"), end("other"));
     assert_eq!(whole.0, old);
-    assert!(whole == part, "the classes have other numbers");
+    assert!(whole == part, "the class indices differ");
     assert!(
         other.2 != whole.2 && other.1 == whole.1,
-        "the order of the classes must count for this test to hold"
+        "the order of the classes must matter for this test to be meaningful"
     );
 
-    // Whoever starts from these weights on the same classes knows them by the same numbers.
+    // A run initialized from these weights with the same classes uses the same indices.
     let init = Init { path: &runs.join("whole"), force: false };
     let (trainer, _) = Session::prepare(&config("9"), Some(init)).expect("a trainer");
     assert_eq!(trainer.class_names(), old);

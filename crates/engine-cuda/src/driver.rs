@@ -1,12 +1,12 @@
-//! The GPU by NVIDIA's driver.
+//! The GPU behind NVIDIA's driver API.
 
 use crate::compile;
 use crate::executor::{self, GpuExecutor};
 use crate::ffi;
 use crate::ffi::libraries::{CublasLt, Cudnn};
 use crate::gpu::{Gpu, Launch, Step};
-use crate::library::{self, Algorithm, Call, Libraries, Library, Product};
-use crate::translate::Choices;
+use crate::library::{self, Algorithm, Call, Libraries, Library, LibraryOp};
+use crate::lower::CudaOptions;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{
     CudaContext, CudaEvent, CudaFunction, CudaSlice, CudaStream, DevicePtr, DriverError, PinnedHostSlice,
@@ -19,37 +19,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The oldest compute capability that the kernels are for (bf16 and tf32 on tensor cores).
-const OLDEST: (i32, i32) = (8, 0);
+/// The lowest compute capability that the kernels support (bf16 and tf32 tensor cores).
+const MIN_CAPABILITY: (i32, i32) = (8, 0);
 
-/// The oldest CUDA that a driver must take, as 1000 major + 10 minor: NVRTC's, whose machine code it loads.
-const OLDEST_DRIVER: i32 = 12000;
+/// The oldest CUDA version a driver may support, as 1000 major + 10 minor: that of the oldest NVRTC whose cubins it must load.
+const MIN_DRIVER: i32 = 12000;
 
 /// An NVIDIA GPU.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CudaDevice {
-    /// Its number, as the driver counts.
+    /// Device index, in the driver's numbering.
     pub index: usize,
     /// How to compute.
-    pub choices: Choices,
+    pub options: CudaOptions,
 }
 
 impl CudaDevice {
-    /// How many GPUs there are; or why none can be used.
+    /// The number of GPUs, or why none can be used.
     ///
     /// # Errors
-    /// That the driver's library is missing, that the driver is too old, or what it says.
+    /// If the driver library is missing or too old, or the driver reports an error.
     pub fn count() -> Result<usize, String> {
         if !ffi::has_driver() {
             return Err(
-                "the NVIDIA driver (libcuda.so) cannot be found: install it, or use --device cpu".to_owned()
+                "cannot find the NVIDIA driver (libcuda.so): install it, or use --device cpu".to_owned()
             );
         }
-        let count = CudaContext::device_count().map_err(|e| says(e, STARTING))?;
+        let count = CudaContext::device_count().map_err(|e| explain(e, STARTING))?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    /// This GPU, if it is there and new enough and its libraries are.
+    /// Checks that this GPU exists, is recent enough and has the libraries it needs.
     ///
     /// # Errors
     /// What is missing or too old, and what to do.
@@ -58,36 +58,37 @@ impl CudaDevice {
         self.usable().map_err(|reason| Error::Device { device: device(), reason })
     }
 
-    /// As [`check`](Self::check), which says whose reason it is.
+    /// Like [`check`](Self::check), but the reason does not name the device.
     pub(crate) fn usable(&self) -> Result<(), String> {
         match Self::count()? {
-            0 => return Err("there is no NVIDIA GPU: use --device cpu".to_owned()),
+            0 => return Err("no NVIDIA GPU found: use --device cpu".to_owned()),
             n if self.index >= n => {
                 return Err(format!(
-                    "there are {n} NVIDIA GPUs, counted from 0: ddpm doctor lists them (or use --device cpu)"
+                    "{n} NVIDIA GPU(s) found, numbered from 0: ddpm doctor lists them (or use --device cpu)"
                 ));
             }
             _ => {}
         }
-        let driver = ffi::driver_version().map_err(|e| says(e, STARTING))?;
-        let takes = format!("the NVIDIA driver takes CUDA up to {}.{}", driver / 1000, driver % 1000 / 10);
-        if driver < OLDEST_DRIVER {
-            let needed = OLDEST_DRIVER / 1000;
+        let driver = ffi::driver_version().map_err(|e| explain(e, STARTING))?;
+        let supports =
+            format!("the NVIDIA driver supports CUDA up to {}.{}", driver / 1000, driver % 1000 / 10);
+        if driver < MIN_DRIVER {
+            let needed = MIN_DRIVER / 1000;
             return Err(format!(
-                "{takes}, and {needed}.0 is needed: install a newer driver, or use --device cpu"
+                "{supports}, but {needed}.0 is required: install a newer driver, or use --device cpu"
             ));
         }
-        let (major, minor) = ffi::capability(self.index).map_err(|e| says(e, STARTING))?;
-        if (major, minor) < OLDEST {
+        let (major, minor) = ffi::capability(self.index).map_err(|e| explain(e, STARTING))?;
+        if (major, minor) < MIN_CAPABILITY {
             return Err(format!(
-                "it has compute capability {major}.{minor}, and the kernels need {}.{} (Ampere) or later: use --device cpu",
-                OLDEST.0, OLDEST.1
+                "the GPU has compute capability {major}.{minor}, but the kernels require {}.{} (Ampere) or later: use --device cpu",
+                MIN_CAPABILITY.0, MIN_CAPABILITY.1
             ));
         }
         compile::available()?;
         match ffi::nvrtc_version() {
             Some((major, minor)) if major > driver / 1000 => Err(format!(
-                "{takes}, and the NVRTC that was found is of CUDA {major}.{minor}, whose machine code it cannot load: install \
+                "{supports}, but the NVRTC found is from CUDA {major}.{minor}, whose machine code the driver cannot load: install \
                  a newer driver or an older NVRTC (pip install nvidia-cuda-nvrtc-cu{})",
                 driver / 1000
             )),
@@ -95,11 +96,13 @@ impl CudaDevice {
         }
     }
 
-    /// How to compute with the libraries that are there.
-    fn choices(&self) -> Choices {
-        match self.choices.libraries {
-            Libraries::Timed if !library::any() => Choices { libraries: Libraries::Never, ..self.choices },
-            _ => self.choices,
+    /// The options, without autotuning if no library is installed.
+    fn effective_options(&self) -> CudaOptions {
+        match self.options.libraries {
+            Libraries::Timed if !library::any() => {
+                CudaOptions { libraries: Libraries::Never, ..self.options }
+            }
+            _ => self.options,
         }
     }
 }
@@ -107,7 +110,7 @@ impl CudaDevice {
 impl Device for CudaDevice {
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>> {
         self.check()?;
-        Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.choices())?))
+        Ok(Box::new(GpuExecutor::new(CudaGpu::new(self.index)?, graph, options, self.effective_options())?))
     }
 
     fn has_own_memory(&self) -> bool {
@@ -115,28 +118,28 @@ impl Device for CudaDevice {
     }
 
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
-        executor::footprint(graph, options, self.choices())
+        executor::footprint(graph, options, self.effective_options())
     }
 }
 
-/// What an unexpected error means before anything has run, and after.
+/// Hint for an unexpected error: before anything has run, and while running.
 const STARTING: &str =
     "the NVIDIA driver cannot start (nvidia-smi and the kernel log may say why): use --device cpu";
-const RUNNING: &str = "the GPU was lost or a kernel failed (nvidia-smi and the kernel log say what the GPU did); a training's \
-                       last checkpoint is whole: go on from it with --resume";
+const RUNNING: &str = "the GPU was lost or a kernel failed (see nvidia-smi and the kernel log); the last training \
+                       checkpoint is intact: continue from it with --resume";
 
-/// What a driver's error means for a person, and what to do.
-fn says(error: DriverError, otherwise: &str) -> String {
+/// Human-readable explanation of a driver error and what to do about it.
+fn explain(error: DriverError, otherwise: &str) -> String {
     let hint = match error.0 {
-        CUresult::CUDA_ERROR_NO_DEVICE => "there is no NVIDIA GPU: use --device cpu",
+        CUresult::CUDA_ERROR_NO_DEVICE => "no NVIDIA GPU found: use --device cpu",
         CUresult::CUDA_ERROR_STUB_LIBRARY => {
-            "the libcuda.so that was found is the CUDA toolkit's stub and no driver: take its folder out of LD_LIBRARY_PATH"
+            "the libcuda.so found is the CUDA toolkit's stub, not a driver: remove its folder from LD_LIBRARY_PATH"
         }
         CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
-            "the driver's library and the kernel's module are of different versions: restart the machine"
+            "the driver library and the kernel module have different versions: restart the machine"
         }
         CUresult::CUDA_ERROR_SYSTEM_NOT_READY => {
-            "the driver waits for another service (on machines with NVSwitch the Fabric Manager): start it"
+            "the driver is waiting for another service (on NVSwitch machines, the Fabric Manager): start it"
         }
         CUresult::CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE
         | CUresult::CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER
@@ -146,76 +149,76 @@ fn says(error: DriverError, otherwise: &str) -> String {
             "the driver is too old for this GPU or this program: install a newer one (ddpm doctor shows it)"
         }
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-            "the GPU has not enough free memory: take a smaller batch (train.batch_size with train.accumulate), size or \
+            "not enough free GPU memory: use a smaller batch (train.batch_size with train.accumulate), image size or \
              network"
         }
-        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => "another program keeps the GPU to itself",
+        CUresult::CUDA_ERROR_DEVICE_UNAVAILABLE => "another program has exclusive use of the GPU",
         _ => otherwise,
     };
     format!("{hint} ({error})")
 }
 
-/// Two buffers of one length that the GPU reads by itself: one is filled while the copy from the other may be under way. The
-/// event of each is its last copy (the buffers' own ones are not recorded, as events are off).
-struct Pinned {
+/// Two page-locked buffers of equal length: one is filled while the copy from the other may still be in flight. Each event marks
+/// the last copy from its buffer (cudarc's own events are off).
+struct PinnedPair {
     buffers: [(PinnedHostSlice<u8>, CudaEvent); 2],
     next: usize,
 }
 
-/// Less is copied by the driver before it returns, in one go with its call.
+/// Uploads below this size use plain copies, which the driver stages as part of the call.
 const SMALL_UPLOAD: usize = 64 << 10;
 
-/// How often calls stand in a graph whose time is taken, and how often it is started: the shortest time counts.
+/// How often the calls are repeated within a timed graph, and how often that graph is launched; the shortest time counts.
 const TIMED_CALLS: u32 = 10;
 const TIMED_STARTS: usize = 3;
 
-/// One GPU with one stream and one piece of memory.
+/// One GPU with its streams and a single memory allocation.
 struct CudaGpu {
     index: usize,
-    /// Started when they are first asked for. They stand first, as they end before the stream and its context do.
+    /// Initialised on first use. First fields, so that they are dropped before the stream and its context.
     cudnn: Option<Result<Cudnn, String>>,
     cublaslt: Option<Result<CublasLt, String>>,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    /// Those that graphs are recorded on beside the first.
-    others: Vec<Arc<CudaStream>>,
+    /// Further streams used during graph capture.
+    side_streams: Vec<Arc<CudaStream>>,
     functions: HashMap<&'static str, CudaFunction>,
     memory: Option<Mutex<CudaSlice<u8>>>,
-    /// By their length.
-    pinned: Mutex<HashMap<usize, Pinned>>,
+    /// By length.
+    pinned: Mutex<HashMap<usize, PinnedPair>>,
     base: u64,
     graphs: Vec<ffi::Graph>,
-    /// What was started before the last [`pace`](Gpu::pace).
-    paced: Mutex<Option<CudaEvent>>,
+    /// Marks the work submitted before the last [`throttle`](Gpu::throttle).
+    throttle_event: Mutex<Option<CudaEvent>>,
 }
 
 impl CudaGpu {
     fn new(index: usize) -> Result<Self> {
-        let error = |e| Error::Device { device: format!("cuda:{index}"), reason: says(e, STARTING) };
+        let error = |e| Error::Device { device: format!("cuda:{index}"), reason: explain(e, STARTING) };
         let context = CudaContext::new(index).map_err(error)?;
         ffi::without_events(&context);
         let stream = context.new_stream().map_err(error)?;
         let (functions, graphs, pinned) = (HashMap::new(), Vec::new(), Mutex::default());
         let (cudnn, cublaslt, memory, base) = (None, None, None, 0);
-        let (others, paced) = (Vec::new(), Mutex::default());
+        let (side_streams, throttle_event) = (Vec::new(), Mutex::default());
         Ok(Self {
             index,
             cudnn,
             cublaslt,
             context,
             stream,
-            others,
+            side_streams,
             functions,
             memory,
             pinned,
             base,
             graphs,
-            paced,
+            throttle_event,
         })
     }
 
-    /// What stands between two calls on the stream as a graph; `None` without such calls.
-    fn captured(&self, calls: impl FnOnce() -> Result<()>) -> Result<Option<ffi::Graph>> {
+    /// Captures the calls made on the stream into a graph; `None` if there were none.
+    fn capture(&self, calls: impl FnOnce() -> Result<()>) -> Result<Option<ffi::Graph>> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.finish()?;
         self.stream.begin_capture(mode).map_err(|e| self.error(e))?;
@@ -230,55 +233,55 @@ impl CudaGpu {
         ffi::launch(stream, function, self.base, launch).map_err(|e| self.error(e))
     }
 
-    fn product_on(
+    fn call_library_on(
         &self,
         stream: &Arc<CudaStream>,
-        product: &Product<usize>,
+        op: &LibraryOp<usize>,
         algorithm: &Algorithm,
     ) -> Result<()> {
         self.context.bind_to_thread().map_err(|e| self.error(e))?;
         let base = self.base;
-        let missing = || Err("the library was not started".to_owned());
-        let started = match product.library {
+        let missing = || Err("the library was not initialised".to_owned());
+        let started = match op.library {
             Library::Cudnn => self
                 .cudnn
                 .as_ref()
-                .map_or_else(missing, |cudnn| cudnn.as_ref()?.product(stream, base, product, algorithm)),
+                .map_or_else(missing, |cudnn| cudnn.as_ref()?.run(stream, base, op, algorithm)),
             Library::CublasLt => self
                 .cublaslt
                 .as_ref()
-                .map_or_else(missing, |lt| lt.as_ref()?.product(stream, base, product, algorithm)),
+                .map_or_else(missing, |lt| lt.as_ref()?.run(stream, base, op, algorithm)),
         };
         started.map_err(|reason| Error::Device { device: format!("cuda:{}", self.index), reason })
     }
 
-    /// Starts all steps, each on the stream of its turn, behind those that it waits for. The others join the first stream, which
-    /// is captured, at the beginning, and it waits for them at the end.
-    fn start(&self, steps: &[Step<'_>]) -> Result<()> {
+    /// Submits all steps, each on its slot's stream after the steps it waits for. The side streams fork from the captured main stream
+    /// at the start and join it at the end.
+    fn submit(&self, steps: &[Step<'_>]) -> Result<()> {
         let error = |e| self.error(e);
-        let streams: Vec<&Arc<CudaStream>> = [&self.stream].into_iter().chain(&self.others).collect();
-        let mut awaited = vec![false; steps.len()];
-        steps.iter().flat_map(|step| &step.turn.waits).for_each(|&i| awaited[i] = true);
+        let streams: Vec<&Arc<CudaStream>> = [&self.stream].into_iter().chain(&self.side_streams).collect();
+        let mut has_waiters = vec![false; steps.len()];
+        steps.iter().flat_map(|step| &step.slot.waits).for_each(|&i| has_waiters[i] = true);
         let mut events: Vec<Option<CudaEvent>> = Vec::with_capacity(steps.len());
-        let beginning = self.stream.record_event(None).map_err(error)?;
+        let fork = self.stream.record_event(None).map_err(error)?;
         let mut joined = vec![false; streams.len()];
         joined[0] = true;
-        for (step, awaited) in steps.iter().zip(awaited) {
-            let stream = streams[step.turn.stream];
-            if !joined[step.turn.stream] {
-                stream.wait(&beginning).map_err(error)?;
-                joined[step.turn.stream] = true;
+        for (step, has_waiters) in steps.iter().zip(has_waiters) {
+            let stream = streams[step.slot.stream];
+            if !joined[step.slot.stream] {
+                stream.wait(&fork).map_err(error)?;
+                joined[step.slot.stream] = true;
             }
-            for event in step.turn.waits.iter().filter_map(|&i| events[i].as_ref()) {
+            for event in step.slot.waits.iter().filter_map(|&i| events[i].as_ref()) {
                 stream.wait(event).map_err(error)?;
             }
             for call in step.calls {
                 match call {
                     Call::Launch(launch) => self.launch_on(stream, launch)?,
-                    Call::Product(both) => self.product_on(stream, &both.0, &both.1)?,
+                    Call::Library(both) => self.call_library_on(stream, &both.0, &both.1)?,
                 }
             }
-            events.push(if awaited { Some(stream.record_event(None).map_err(error)?) } else { None });
+            events.push(if has_waiters { Some(stream.record_event(None).map_err(error)?) } else { None });
         }
         for (stream, _) in streams.iter().zip(joined).skip(1).filter(|(_, joined)| *joined) {
             self.stream.wait(&stream.record_event(None).map_err(error)?).map_err(error)?;
@@ -287,13 +290,13 @@ impl CudaGpu {
     }
 
     fn error(&self, e: DriverError) -> Error {
-        Error::Device { device: format!("cuda:{}", self.index), reason: says(e, RUNNING) }
+        Error::Device { device: format!("cuda:{}", self.index), reason: explain(e, RUNNING) }
     }
 
     fn memory(&self) -> Result<std::sync::MutexGuard<'_, CudaSlice<u8>>> {
         let memory = self.memory.as_ref().ok_or_else(|| Error::Device {
             device: format!("cuda:{}", self.index),
-            reason: "no memory was reserved".to_owned(),
+            reason: "no GPU memory was reserved".to_owned(),
         })?;
         Ok(memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -301,15 +304,15 @@ impl CudaGpu {
     fn function(&self, kernel: &str) -> Result<&CudaFunction> {
         self.functions.get(kernel).ok_or_else(|| Error::Device {
             device: format!("cuda:{}", self.index),
-            reason: format!("the kernel {kernel} was not prepared"),
+            reason: format!("kernel {kernel} was not loaded"),
         })
     }
 }
 
 impl Drop for CudaGpu {
     fn drop(&mut self) {
-        // Copies from pinned buffers end before these go. What is freed in the stream's order stays the driver's pool's until
-        // somebody waits: the next plan finds it free. An error leaves nothing to do.
+        // Pinned buffers must outlive copies in flight. A stream-ordered free returns memory to the driver's pool only at the next
+        // synchronisation, so the second one makes it available to the next plan. Errors cannot be handled here.
         let _ = self.stream.synchronize();
         self.memory = None;
         let _ = self.stream.synchronize();
@@ -325,10 +328,10 @@ impl Gpu for CudaGpu {
     fn reserve(&mut self, bytes: usize) -> Result<()> {
         let mib = |b: usize| b >> 20;
         let (free, total) = self.context.mem_get_info().map_err(|e| self.error(e))?;
-        let enough = |free: usize| {
+        let out_of_memory = |free: usize| {
             Error::Resources(format!(
-                "{} MiB of GPU memory are needed, and {} of cuda:{}'s {} MiB are free: take a smaller batch \
-                 (train.batch_size with train.accumulate), size or network, or end what else uses the GPU",
+                "{} MiB of GPU memory needed, but only {} of cuda:{}'s {} MiB free: use a smaller batch \
+                 (train.batch_size with train.accumulate), image size or network, or stop other programs on the GPU",
                 mib(bytes),
                 mib(free),
                 self.index,
@@ -336,10 +339,10 @@ impl Gpu for CudaGpu {
             ))
         };
         if bytes > free {
-            return Err(enough(free));
+            return Err(out_of_memory(free));
         }
         let memory = self.stream.alloc_zeros::<u8>(bytes).map_err(|e| match e.0 {
-            CUresult::CUDA_ERROR_OUT_OF_MEMORY => enough(free),
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => out_of_memory(free),
             _ => self.error(e),
         })?;
         self.base = memory.device_ptr(&self.stream).0;
@@ -350,11 +353,11 @@ impl Gpu for CudaGpu {
     fn prepare(&mut self, kernels: &[&'static str]) -> Result<()> {
         let capability = self.context.compute_capability().map_err(|e| self.error(e))?;
         let sources = compile::sources_of(kernels);
-        // The compiler takes seconds for a source: all at once.
+        // Each source takes seconds to compile: compile them in parallel.
         let compiled: Vec<Result<Arc<[u8]>, String>> = thread::scope(|scope| {
             let all: Vec<_> =
                 sources.iter().map(|source| scope.spawn(|| compile::compile(source, capability))).collect();
-            let panicked = |_| Err("the compiler's thread ended early".to_owned());
+            let panicked = |_| Err("the compiler thread panicked".to_owned());
             all.into_iter().map(|t| t.join().unwrap_or_else(panicked)).collect()
         });
         for (source, code) in sources.iter().zip(compiled) {
@@ -372,8 +375,8 @@ impl Gpu for CudaGpu {
 
     fn write(&self, at: usize, data: &[u8]) -> Result<()> {
         let mut memory = self.memory()?;
-        let mut place = memory.slice_mut(at..at + data.len());
-        self.stream.memcpy_htod(data, &mut place).map_err(|e| self.error(e))
+        let mut dst = memory.slice_mut(at..at + data.len());
+        self.stream.memcpy_htod(data, &mut dst).map_err(|e| self.error(e))
     }
 
     fn upload(&self, at: usize, data: &[u8]) -> Result<()> {
@@ -381,31 +384,31 @@ impl Gpu for CudaGpu {
             return self.write(at, data);
         }
         let mut all = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
-        let Pinned { buffers, next } = match all.entry(data.len()) {
-            Entry::Occupied(there) => there.into_mut(),
-            Entry::Vacant(place) => {
+        let PinnedPair { buffers, next } = match all.entry(data.len()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
                 let buffer = || Ok((ffi::pinned(&self.context, data.len())?, self.context.new_event(None)?));
                 let both = || -> Result<_, DriverError> { Ok([buffer()?, buffer()?]) };
-                // The host may have no such memory left: it is a matter of speed.
+                // The host may be out of page-locked memory, which only affects speed.
                 let Ok(buffers) = both() else { return self.write(at, data) };
-                place.insert(Pinned { buffers, next: 0 })
+                entry.insert(PinnedPair { buffers, next: 0 })
             }
         };
         let (buffer, copied) = &mut buffers[*next];
         *next = 1 - *next;
-        // The copy before the last; an event that was never recorded is not waited for.
+        // Waits for the last copy from this buffer; returns at once for an event that was never recorded.
         copied.synchronize().map_err(|e| self.error(e))?;
         buffer.as_mut_slice().map_err(|e| self.error(e))?.copy_from_slice(data);
         let mut memory = self.memory()?;
-        let mut place = memory.slice_mut(at..at + data.len());
-        self.stream.memcpy_htod(&*buffer, &mut place).map_err(|e| self.error(e))?;
+        let mut dst = memory.slice_mut(at..at + data.len());
+        self.stream.memcpy_htod(&*buffer, &mut dst).map_err(|e| self.error(e))?;
         copied.record(&self.stream).map_err(|e| self.error(e))
     }
 
     fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
         let memory = self.memory()?;
-        let place = memory.slice(at..at + out.len());
-        self.stream.memcpy_dtoh(&place, out).map_err(|e| self.error(e))?;
+        let src = memory.slice(at..at + out.len());
+        self.stream.memcpy_dtoh(&src, out).map_err(|e| self.error(e))?;
         self.stream.synchronize().map_err(|e| self.error(e))
     }
 
@@ -413,33 +416,33 @@ impl Gpu for CudaGpu {
         self.launch_on(&self.stream, launch)
     }
 
-    fn algorithms(&mut self, product: &Product<usize>) -> Vec<Algorithm> {
+    fn algorithms(&mut self, op: &LibraryOp<usize>) -> Vec<Algorithm> {
         if self.context.bind_to_thread().is_err() {
             return Vec::new();
         }
-        // What a library cannot do, or one that does not start, is our kernels' part.
-        let found = match product.library {
+        // Fall back to our kernels if the library fails to start or does not support the operation.
+        let found = match op.library {
             Library::Cudnn => {
                 let cudnn = self.cudnn.get_or_insert_with(Cudnn::new);
-                cudnn.as_ref().map_err(Clone::clone).and_then(|cudnn| cudnn.algorithms(product))
+                cudnn.as_ref().map_err(Clone::clone).and_then(|cudnn| cudnn.algorithms(op))
             }
             Library::CublasLt => {
                 let cublaslt = self.cublaslt.get_or_insert_with(CublasLt::new);
-                cublaslt.as_ref().map_err(Clone::clone).and_then(|lt| lt.algorithms(self.base, product))
+                cublaslt.as_ref().map_err(Clone::clone).and_then(|lt| lt.algorithms(self.base, op))
             }
         };
         found.unwrap_or_default()
     }
 
-    fn product(&self, product: &Product<usize>, algorithm: &Algorithm) -> Result<()> {
-        self.product_on(&self.stream, product, algorithm)
+    fn call_library(&self, op: &LibraryOp<usize>, algorithm: &Algorithm) -> Result<()> {
+        self.call_library_on(&self.stream, op, algorithm)
     }
 
     fn time(&mut self, calls: &[Call<usize>]) -> Result<Duration> {
         let once = || calls.iter().try_for_each(|call| self.call(call));
-        // Libraries load what they need; a graph would not take that.
+        // The first call lets libraries load lazily, which is not allowed during capture.
         once()?;
-        let graph = self.captured(|| (0..TIMED_CALLS).try_for_each(|_| once()))?;
+        let graph = self.capture(|| (0..TIMED_CALLS).try_for_each(|_| once()))?;
         let mut best = Duration::MAX;
         for _ in 0..TIMED_STARTS {
             self.finish()?;
@@ -455,11 +458,11 @@ impl Gpu for CudaGpu {
     }
 
     fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>> {
-        let streams = steps.iter().map(|step| step.turn.stream + 1).max().unwrap_or(1);
-        while self.others.len() + 1 < streams {
-            self.others.push(self.context.new_stream().map_err(|e| self.error(e))?);
+        let streams = steps.iter().map(|step| step.slot.stream + 1).max().unwrap_or(1);
+        while self.side_streams.len() + 1 < streams {
+            self.side_streams.push(self.context.new_stream().map_err(|e| self.error(e))?);
         }
-        let graph = self.captured(|| self.start(steps))?;
+        let graph = self.capture(|| self.submit(steps))?;
         let Some(graph) = graph else { return Ok(None) };
         self.graphs.push(graph);
         Ok(Some(self.graphs.len() - 1))
@@ -473,15 +476,15 @@ impl Gpu for CudaGpu {
         self.stream.synchronize().map_err(|e| self.error(e))
     }
 
-    fn pace(&self) -> Result<()> {
-        let mut paced = self.paced.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = &*paced {
+    fn throttle(&self) -> Result<()> {
+        let mut throttle_event = self.throttle_event.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = &*throttle_event {
             before.synchronize().map_err(|e| self.error(e))?;
             return before.record(&self.stream).map_err(|e| self.error(e));
         }
         let event = self.context.new_event(None).map_err(|e| self.error(e))?;
         event.record(&self.stream).map_err(|e| self.error(e))?;
-        *paced = Some(event);
+        *throttle_event = Some(event);
         Ok(())
     }
 }

@@ -1,21 +1,21 @@
-//! The executor: a plan that is laid out (`layout.rs`), on a GPU.
+//! Runs a laid-out plan (`layout.rs`) on a GPU.
 //!
-//! All calls are made once, when the executor is; a run writes the control block and starts them, as one graph where the GPU has
-//! graphs. What nodes keep of weights is made before a run if weights have changed. A training run is a graph too: what nodes keep of weights,
-//! the nodes, the gradients' norm, the look whether it and the loss are finite, and the optimizer's step.
+//! All calls are built once, at creation; a run writes the control block and launches them, as one graph where the GPU supports
+//! graphs. Weights are repacked before a run if they have changed. A training run is a graph too: weight repacking, the nodes,
+//! the gradient norm, the check that norm and loss are finite, and the optimizer step.
 
-use crate::choice::{Way, Ways};
+use crate::autotune::{Candidate, Candidates};
+use crate::buffers;
 use crate::control;
 use crate::gpu::{Arg, Gpu, Launch, Step};
-use crate::layout::{Laid, blocks, call, int};
-pub use crate::layout::{footprint, products};
-use crate::library::{Algorithm, Call, Library, Product};
-use crate::translate::Choices;
-use crate::vectors;
-use ddpm_engine::graph::{Graph, Kind};
+use crate::layout::{MemoryLayout, blocks, call, int};
+pub use crate::layout::{footprint, library_ops};
+use crate::library::{Algorithm, Call, Library, LibraryOp};
+use crate::lower::CudaOptions;
+use ddpm_engine::graph::{Graph, TensorKind};
 use ddpm_engine::{
-    AdamStep, DType, Draws, Error, Executor, Footprint, NodeTime, Plan, PlanOptions, PlanVectors, Region,
-    Result, StepOutcome, Tensor,
+    AdamStep, DType, Error, Executor, Footprint, NodeTime, Plan, PlanBuffers, PlanOptions, Region, Result,
+    RngKey, StepOutcome, Tensor,
 };
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -23,176 +23,181 @@ use std::time::{Duration, Instant};
 /// Runs a plan on a GPU.
 pub struct GpuExecutor<G> {
     gpu: G,
-    laid: Laid,
+    layout: MemoryLayout,
     /// The calls of each node.
     nodes: Vec<Vec<Call<usize>>>,
-    /// The call that makes what nodes keep of weights.
-    rows: Option<Launch<usize>>,
-    /// The calls behind the nodes of a training run.
+    /// The launch that repacks weights.
+    repack: Option<Launch<usize>>,
+    /// The launches after the nodes of a training run.
     updates: Vec<Launch<usize>>,
-    /// The graphs of what makes what nodes keep of weights, of a run, and of a training run.
+    /// Graphs of the weight repack, of a run, and of a training run.
     preparation: Option<usize>,
     graph: Option<usize>,
     training: Option<usize>,
-    /// Whether weights have changed since the preparation.
+    /// Whether weights have changed since they were repacked.
     stale: bool,
-    /// What the control block has, where that is known: a sampler's runs draw nothing, and are not told so again.
-    told: Option<Draws>,
+    /// The key in the control block, if known: sampler runs reuse one key, which need not be uploaded again.
+    uploaded_rng: Option<RngKey>,
     profiling: bool,
     times: Vec<(u64, Duration)>,
-    /// Training runs that were profiled, and the time of their updates.
+    /// Number of profiled training runs, and the total time of their updates.
     update_times: (u32, Duration),
 }
 
 impl<G: Gpu> GpuExecutor<G> {
-    /// Plans `graph`, takes the memory and makes the kernels.
+    /// Plans `graph`, allocates memory and compiles the kernels.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] for an operation without a kernel, by name; [`Error::Resources`] without enough memory;
-    /// [`Error::Device`] for what else the GPU says.
-    pub fn new(mut gpu: G, graph: Graph, options: &PlanOptions, choices: Choices) -> Result<Self> {
-        let mut laid = Laid::new(graph, options, choices)?;
-        let mut kernels: Vec<&'static str> = laid.nodes.iter().flat_map(Ways::kernels).collect();
+    /// [`Error::Unsupported`] names an operation without a kernel; [`Error::Resources`] if memory is insufficient;
+    /// [`Error::Device`] for other GPU errors.
+    pub fn new(mut gpu: G, graph: Graph, options: &PlanOptions, cuda_options: CudaOptions) -> Result<Self> {
+        let mut layout = MemoryLayout::new(graph, options, cuda_options)?;
+        let mut kernels: Vec<&'static str> = layout.nodes.iter().flat_map(Candidates::kernels).collect();
         if options.gradients.is_some() {
-            kernels.extend(["copy", "add", "squared_norm", "hold", "adam"]);
+            kernels.extend(["copy", "add", "squared_norm", "check_and_clip", "adam"]);
         }
-        kernels.extend(laid.move_states(false).map(|launch| launch.kernel));
-        if laid.vectors.any() {
-            kernels.extend(vectors::KERNELS);
+        kernels.extend(layout.move_states(false).map(|launch| launch.kernel));
+        if layout.buffers.any() {
+            kernels.extend(buffers::KERNELS);
         }
         kernels.sort_unstable();
         kernels.dedup();
-        gpu.reserve(laid.bytes)?;
+        gpu.reserve(layout.bytes)?;
         gpu.prepare(&kernels)?;
-        // Tables first: kernels are timed with them.
-        gpu.write(control::BYTES, laid.constants.bytes())?;
-        let taken: Vec<Option<Way>> =
-            laid.nodes.iter().map(|ways| ways.choose(&mut gpu, choices.libraries)).collect::<Result<_>>()?;
-        let rows = laid.prepare(&taken);
-        gpu.write(control::BYTES, laid.constants.bytes())?;
-        let updates = laid.updates();
-        let turns = laid.turns(updates.len(), choices.streams);
-        let nodes: Vec<Vec<Call<usize>>> = laid
+        // Constants first: autotuned kernels read them.
+        gpu.write(control::BYTES, layout.constants.bytes())?;
+        let chosen: Vec<Option<Candidate>> = layout
             .nodes
             .iter()
-            .zip(taken)
-            .zip(&turns[1..])
-            .map(|((ways, way), turn)| {
-                let mut calls = ways.calls(way);
-                // Streams do not share what libraries write to.
-                calls.iter_mut().for_each(|call| call.shift_workspace(turn.stream * choices.workspace));
+            .map(|candidates| candidates.choose(&mut gpu, cuda_options.libraries))
+            .collect::<Result<_>>()?;
+        let repack = layout.prepare(&chosen);
+        gpu.write(control::BYTES, layout.constants.bytes())?;
+        let updates = layout.updates();
+        let slots = layout.stream_slots(updates.len(), cuda_options.streams);
+        let nodes: Vec<Vec<Call<usize>>> = layout
+            .nodes
+            .iter()
+            .zip(chosen)
+            .zip(&slots[1..])
+            .map(|((candidates, candidate), slot)| {
+                let mut calls = candidates.calls(candidate);
+                // Streams must not share a workspace.
+                calls.iter_mut().for_each(|call| call.shift_workspace(slot.stream * cuda_options.workspace));
                 calls
             })
             .collect();
         let of_launch = |launch: &Launch<usize>| vec![Call::from(launch.clone())];
-        let mut all: Vec<Vec<Call<usize>>> = vec![rows.iter().flat_map(of_launch).collect()];
+        let mut all: Vec<Vec<Call<usize>>> = vec![repack.iter().flat_map(of_launch).collect()];
         all.extend(nodes.iter().cloned());
         all.extend(updates.iter().map(of_launch));
         let steps: Vec<Step<'_>> =
-            all.iter().zip(&turns).map(|(calls, turn)| Step { calls, turn: turn.clone() }).collect();
+            all.iter().zip(&slots).map(|(calls, slot)| Step { calls, slot: slot.clone() }).collect();
         let training = if updates.is_empty() { None } else { gpu.record(&steps)? };
-        let preparation = if rows.is_none() { None } else { gpu.record(&steps[..1])? };
+        let preparation = if repack.is_none() { None } else { gpu.record(&steps[..1])? };
         let mut run = steps[1..=nodes.len()].to_vec();
-        for Step { turn, .. } in &mut run {
-            turn.waits.retain(|&i| i > 0);
-            turn.waits.iter_mut().for_each(|i| *i -= 1);
+        for Step { slot, .. } in &mut run {
+            slot.waits.retain(|&i| i > 0);
+            slot.waits.iter_mut().for_each(|i| *i -= 1);
         }
         let graph = gpu.record(&run)?;
-        let times = vec![(0, Duration::ZERO); laid.nodes.len()];
+        let times = vec![(0, Duration::ZERO); layout.nodes.len()];
         let update_times = (0, Duration::ZERO);
-        let (told, profiling, stale) = (None, false, true);
+        let (uploaded_rng, profiling, stale) = (None, false, true);
         Ok(Self {
             gpu,
-            laid,
+            layout,
             nodes,
-            rows,
+            repack,
             updates,
             preparation,
             graph,
             training,
             stale,
-            told,
+            uploaded_rng,
             profiling,
             times,
             update_times,
         })
     }
 
-    /// The products that libraries make, in the plan's order, and how.
-    pub fn products(&self) -> impl Iterator<Item = &(Product<usize>, Algorithm)> {
+    /// The plan's library operations, in order, with their algorithms.
+    pub fn library_ops(&self) -> impl Iterator<Item = &(LibraryOp<usize>, Algorithm)> {
         self.nodes.iter().flatten().filter_map(|call| match call {
             Call::Launch(_) => None,
-            Call::Product(both) => Some(&**both),
+            Call::Library(both) => Some(&**both),
         })
     }
 
-    fn byte(&self, number: usize) -> usize {
-        self.laid.byte(number)
+    fn byte(&self, word: usize) -> usize {
+        self.layout.byte(word)
     }
 
     pub(crate) fn gpu(&self) -> &G {
         &self.gpu
     }
 
-    pub(crate) fn vectors_laid(&self) -> vectors::Laid {
-        self.laid.vectors
+    pub(crate) fn buffer_layout(&self) -> buffers::BufferLayout {
+        self.layout.buffers
     }
 
-    /// Where a tensor lies in the GPU's memory.
+    /// Byte range of a tensor in GPU memory.
     pub(crate) fn tensor_bytes(&self, t: Tensor) -> Range<usize> {
-        let place = self.laid.plan.place(t);
-        self.byte(place.start)..self.byte(place.end)
+        let range = self.layout.plan.range(t);
+        self.byte(range.start)..self.byte(range.end)
     }
 
     fn checked(&self, t: Tensor, given: usize) -> Result<Range<usize>> {
-        let info = self.laid.plan.graph().info(t);
-        let place = self.laid.plan.place(t);
+        let info = self.layout.plan.graph().info(t);
+        let range = self.layout.plan.range(t);
         if info.ty.dtype != DType::F32 {
             return Err(Error::DType { node: info.name.clone(), executor: "CUDA", dtype: info.ty.dtype });
         }
-        if place.len() == given {
-            return Ok(place);
+        if range.len() == given {
+            return Ok(range);
         }
-        Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: place.len(), given })
+        Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: range.len(), given })
     }
 
     fn checked_parameter(&self, region: Region, i: usize, given: usize) -> Result<Range<usize>> {
-        let plan = &self.laid.plan;
-        let place = plan.parameter(region, i).ok_or_else(|| {
+        let plan = &self.layout.plan;
+        let range = plan.parameter(region, i).ok_or_else(|| {
             Error::Resources(format!(
-                "the plan holds no {region:?} of parameter {i}: it was not made for training"
+                "the plan was built without {region:?} of parameter {i}: it is not a training plan"
             ))
         })?;
-        if place.len() == given {
-            return Ok(place);
+        if range.len() == given {
+            return Ok(range);
         }
         let info = plan.graph().info(plan.graph().parameters()[i]);
-        Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: place.len(), given })
+        Err(Error::Length { tensor: info.name.clone(), shape: info.ty.shape, expected: range.len(), given })
     }
 
-    /// The gradients that an update follows.
+    /// The gradients that an update applies.
     fn update_gradients(&self) -> Result<Range<usize>> {
         let [sum, last, weights] =
-            [Region::GradientSum, Region::Gradients, Region::Weights].map(|r| self.laid.plan.region(r));
+            [Region::GradientSum, Region::Gradients, Region::Weights].map(|r| self.layout.plan.region(r));
         if last.is_empty() && !weights.is_empty() {
-            return Err(Error::Resources("the plan was not made for training".to_owned()));
+            return Err(Error::Resources(
+                "the plan was built without gradients: it is not a training plan".to_owned(),
+            ));
         }
         Ok(if sum.is_empty() { last } else { sum })
     }
 
-    /// Makes what nodes keep of weights, if it is not there.
+    /// Repacks weights if they have changed.
     fn prepare(&mut self) -> Result<()> {
         if self.stale {
             match self.preparation {
                 Some(graph) => self.gpu.replay(graph)?,
-                None => self.rows.iter().try_for_each(|launch| self.gpu.launch(launch))?,
+                None => self.repack.iter().try_for_each(|launch| self.gpu.launch(launch))?,
             }
             self.stale = false;
         }
         Ok(())
     }
 
-    /// Starts all nodes one by one, and takes their times if that is asked for.
+    /// Runs all nodes one by one, timing them if profiling is on.
     fn run_nodes(&mut self) -> Result<()> {
         for (node, (runs, time)) in self.nodes.iter().zip(&mut self.times) {
             let start = Instant::now();
@@ -209,54 +214,57 @@ impl<G: Gpu> GpuExecutor<G> {
 
 impl<G: Gpu> Executor for GpuExecutor<G> {
     fn describe(&self) -> String {
-        let count = |library| self.products().filter(|(product, _)| product.library == library).count();
+        let count = |library| self.library_ops().filter(|(op, _)| op.library == library).count();
         match [Library::Cudnn, Library::CublasLt].map(count) {
             [0, 0] => self.gpu.describe(),
             [convolutions, matrices] => {
-                format!("{}, {convolutions} products by cuDNN, {matrices} by cuBLASLt", self.gpu.describe())
+                format!(
+                    "{}, {convolutions} convolutions by cuDNN, {matrices} matrix products by cuBLASLt",
+                    self.gpu.describe()
+                )
             }
         }
     }
 
     fn plan(&self) -> &Plan {
-        &self.laid.plan
+        &self.layout.plan
     }
 
     fn footprint(&self) -> Footprint {
-        self.laid.footprint()
+        self.layout.footprint()
     }
 
     fn write(&mut self, t: Tensor, data: &[f32]) -> Result<()> {
-        let (place, data) = (self.checked(t, data.len())?, bytemuck::cast_slice(data));
-        let kind = self.laid.plan.graph().info(t).kind;
-        self.stale |= matches!(kind, Kind::Parameter(_));
+        let (range, data) = (self.checked(t, data.len())?, bytemuck::cast_slice(data));
+        let kind = self.layout.plan.graph().info(t).kind;
+        self.stale |= matches!(kind, TensorKind::Parameter(_));
         match kind {
-            Kind::Input => self.gpu.upload(self.byte(place.start), data),
-            _ => self.gpu.write(self.byte(place.start), data),
+            TensorKind::Input => self.gpu.upload(self.byte(range.start), data),
+            _ => self.gpu.write(self.byte(range.start), data),
         }
     }
 
     fn read(&self, t: Tensor, out: &mut [f32]) -> Result<()> {
-        let place = self.checked(t, out.len())?;
-        self.gpu.read(self.byte(place.start), bytemuck::cast_slice_mut(out))
+        let range = self.checked(t, out.len())?;
+        self.gpu.read(self.byte(range.start), bytemuck::cast_slice_mut(out))
     }
 
     fn write_parameter(&mut self, region: Region, i: usize, data: &[f32]) -> Result<()> {
-        let place = self.checked_parameter(region, i, data.len())?;
+        let range = self.checked_parameter(region, i, data.len())?;
         self.stale |= region == Region::Weights;
-        self.gpu.write(self.byte(place.start), bytemuck::cast_slice(data))
+        self.gpu.write(self.byte(range.start), bytemuck::cast_slice(data))
     }
 
     fn read_parameter(&self, region: Region, i: usize, out: &mut [f32]) -> Result<()> {
-        let place = self.checked_parameter(region, i, out.len())?;
-        self.gpu.read(self.byte(place.start), bytemuck::cast_slice_mut(out))
+        let range = self.checked_parameter(region, i, out.len())?;
+        self.gpu.read(self.byte(range.start), bytemuck::cast_slice_mut(out))
     }
 
-    fn run(&mut self, draws: Draws) -> Result<()> {
-        if self.told != Some(draws) {
-            self.told = None;
-            self.gpu.write(0, bytemuck::bytes_of(&control::draws(draws)))?;
-            self.told = Some(draws);
+    fn run(&mut self, key: RngKey) -> Result<()> {
+        if self.uploaded_rng != Some(key) {
+            self.uploaded_rng = None;
+            self.gpu.write(0, bytemuck::bytes_of(&control::rng_key(key)))?;
+            self.uploaded_rng = Some(key);
         }
         self.prepare()?;
         if let (Some(graph), false) = (self.graph, self.profiling) {
@@ -265,23 +273,21 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         self.run_nodes()
     }
 
-    fn trains(&self) -> bool {
+    fn fuses_optimizer(&self) -> bool {
         !self.updates.is_empty()
     }
 
-    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<StepOutcome> {
-        self.begin_training(draws, step)?;
+    fn train(&mut self, key: RngKey, step: &AdamStep) -> Result<StepOutcome> {
+        self.begin_training(key, step)?;
         self.end_training()
     }
 
-    fn begin_training(&mut self, draws: Draws, step: &AdamStep) -> Result<bool> {
-        if !self.trains() {
-            return Err(Error::Resources(
-                "the plan was not made to update weights within its runs".to_owned(),
-            ));
+    fn begin_training(&mut self, key: RngKey, step: &AdamStep) -> Result<bool> {
+        if !self.fuses_optimizer() {
+            return Err(Error::Resources("the plan was built without a fused optimizer step".to_owned()));
         }
-        self.told = None;
-        self.gpu.write(0, bytemuck::bytes_of(&control::training(draws, step)))?;
+        self.uploaded_rng = None;
+        self.gpu.write(0, bytemuck::bytes_of(&control::training(key, step)))?;
         self.stale = true;
         if let (Some(graph), false) = (self.training, self.profiling) {
             self.gpu.replay(graph)?;
@@ -302,22 +308,22 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
 
     fn end_training(&mut self) -> Result<StepOutcome> {
         let mut outcome = [0; 16];
-        self.gpu.read(control::HELD, &mut outcome)?;
+        self.gpu.read(control::OUTCOME, &mut outcome)?;
         Ok(control::outcome(outcome))
     }
 
     fn snapshot_states(&mut self) -> Result<()> {
-        self.laid.move_states(false).map_or(Ok(()), |launch| self.gpu.launch(&launch))
+        self.layout.move_states(false).map_or(Ok(()), |launch| self.gpu.launch(&launch))
     }
 
     fn restore_states(&mut self) -> Result<()> {
-        self.laid.move_states(true).map_or(Ok(()), |launch| self.gpu.launch(&launch))
+        self.layout.move_states(true).map_or(Ok(()), |launch| self.gpu.launch(&launch))
     }
 
     fn accumulate(&mut self, start: bool) -> Result<()> {
-        let [sum, last] = [Region::GradientSum, Region::Gradients].map(|r| self.laid.plan.region(r));
-        if sum.is_empty() && !self.laid.plan.region(Region::Weights).is_empty() {
-            return Err(Error::Resources("the plan was not made to add gradients up".to_owned()));
+        let [sum, last] = [Region::GradientSum, Region::Gradients].map(|r| self.layout.plan.region(r));
+        if sum.is_empty() && !self.layout.plan.region(Region::Weights).is_empty() {
+            return Err(Error::Resources("the plan was built without gradient accumulation".to_owned()));
         }
         let n = last.len();
         let [sum, last] = [sum.start, last.start].map(|at| Arg::At(self.byte(at)));
@@ -333,7 +339,7 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         if gradients.is_empty() {
             return Ok(0.0);
         }
-        self.gpu.launch(&self.laid.norm(&gradients))?;
+        self.gpu.launch(&self.layout.norm(&gradients))?;
         let mut square = 0.0f64;
         self.gpu.read(control::SQUARED_NORM, bytemuck::bytes_of_mut(&mut square))?;
         Ok(square.sqrt())
@@ -346,11 +352,11 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         }
         self.stale = true;
         self.gpu.write(control::ADAM, bytemuck::bytes_of(&control::adam(step)))?;
-        self.gpu.launch(&self.laid.adam(&gradients))
+        self.gpu.launch(&self.layout.adam(&gradients))
     }
 
-    fn vectors(&mut self) -> Option<&mut dyn PlanVectors> {
-        if self.laid.vectors.any() { Some(self) } else { None }
+    fn sampler_buffers(&mut self) -> Option<&mut dyn PlanBuffers> {
+        if self.layout.buffers.any() { Some(self) } else { None }
     }
 
     fn set_profiling(&mut self, on: bool) {
@@ -362,12 +368,12 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
     }
 
     fn profiling_slows(&self) -> bool {
-        // Nodes are waited for one by one.
+        // Each node is waited for.
         true
     }
 
     fn profile(&self) -> Vec<NodeTime> {
-        NodeTime::of_nodes(self.laid.plan.graph(), &self.times)
+        NodeTime::of_nodes(self.layout.plan.graph(), &self.times)
     }
 
     fn update_time(&self) -> Duration {

@@ -1,5 +1,5 @@
-//! The calls into NVIDIA's libraries that cudarc leaves to its caller: the crate's only `unsafe` code.
-#![allow(unsafe_code, reason = "foreign functions; every block says why it may call them")]
+//! Calls into NVIDIA's libraries that cudarc leaves to its users: the crate's only `unsafe` code.
+#![allow(unsafe_code, reason = "foreign functions; every block states why the call is sound")]
 
 pub mod libraries;
 
@@ -14,38 +14,37 @@ use cudarc::nvrtc::sys as nvrtc_sys;
 use std::ffi::{CString, c_char};
 use std::sync::Arc;
 
-/// Whether the driver's library can be loaded.
+/// Whether the driver library can be loaded.
 pub fn has_driver() -> bool {
-    // SAFETY: loading runs the library's initialisers; it is NVIDIA's driver, or nothing of that name is there.
+    // SAFETY: loading runs the library's initialisers; a library of that name, if any, is NVIDIA's driver.
     unsafe { cudarc::driver::sys::is_culib_present() }
 }
 
-/// Memory of the host that the GPU reads by itself.
+/// Page-locked host memory.
 pub fn pinned(context: &Arc<CudaContext>, bytes: usize) -> Result<PinnedHostSlice<u8>, DriverError> {
-    // SAFETY: the memory comes from the driver, not from the compiler, and any bytes are numbers; they are written before
-    // they are read.
+    // SAFETY: the driver provides the memory, and every bit pattern is a valid `u8`; the buffer is written before it is read.
     unsafe { context.alloc_pinned(bytes) }
 }
 
-/// Whether NVRTC's library can be loaded.
+/// Whether the NVRTC library can be loaded.
 pub fn has_nvrtc() -> bool {
-    // SAFETY: loading runs the library's initialisers; it is NVIDIA's compiler, or nothing of that name is there.
+    // SAFETY: loading runs the library's initialisers; a library of that name, if any, is NVIDIA's compiler.
     unsafe { nvrtc_sys::is_culib_present() }
 }
 
-/// The newest CUDA that the driver takes, as 1000 major + 10 minor. The driver's library must be there.
+/// The newest CUDA version that the driver supports, as 1000 major + 10 minor. The driver library must be present.
 pub fn driver_version() -> Result<i32, DriverError> {
     let mut version = 0;
-    // SAFETY: the function writes one int to where it is told, and needs no context.
+    // SAFETY: the function writes one int through the pointer and needs no context.
     unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) }.result()?;
     Ok(version)
 }
 
-/// A GPU's compute capability. The driver's library must be there.
+/// Compute capability of a GPU. The driver library must be present.
 pub fn capability(index: usize) -> Result<(i32, i32), DriverError> {
     result::init()?;
     let device = result::device::get(i32::try_from(index).unwrap_or(i32::MAX))?;
-    // SAFETY: the driver has just given the device.
+    // SAFETY: the driver has just returned the device.
     let attribute = |which| unsafe { result::device::get_attribute(device, which) };
     Ok((
         attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
@@ -53,31 +52,31 @@ pub fn capability(index: usize) -> Result<(i32, i32), DriverError> {
     ))
 }
 
-/// Major and minor number of NVRTC, whose library must be there.
+/// Major and minor version of NVRTC, whose library must be present.
 pub fn nvrtc_version() -> Option<(i32, i32)> {
     let (mut major, mut minor) = (0, 0);
-    // SAFETY: the function writes two ints to where it is told.
+    // SAFETY: the function writes two ints through the pointers.
     unsafe { nvrtc_sys::nvrtcVersion(&mut major, &mut minor) }.result().ok()?;
     Some((major, minor))
 }
 
-/// A program of NVRTC, destroyed when it goes.
+/// An NVRTC program, destroyed on drop.
 struct Program(nvrtc_sys::nvrtcProgram);
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // SAFETY: the program was created by NVRTC, and nobody else destroys it. An error leaves nothing to do.
+        // SAFETY: NVRTC created the program, and this is its only owner. Errors cannot be handled here.
         let _ = unsafe { nvrtc::destroy_program(self.0) };
     }
 }
 
-/// Compiles CUDA C++ with these options to machine code of one architecture; or says what the compiler said. NVRTC's
-/// library must be there.
+/// Compiles CUDA C++ to machine code for the architecture given in the options, or returns the compiler's log. The NVRTC library
+/// must be present.
 pub fn compile(source: &str, name: &str, options: &[String]) -> Result<Vec<u8>, String> {
     let text = |s: &str| CString::new(s).map_err(|e| e.to_string());
     let (source, name) = (text(source)?, text(name)?);
     let program = Program(nvrtc::create_program(&source, Some(&name)).map_err(|e| e.to_string())?);
-    // SAFETY: the program is alive, and so are the source and its name, which it refers to.
+    // SAFETY: the program is alive, and so are the source and name that it refers to.
     if let Err(error) = unsafe { nvrtc::compile_program(program.0, options) } {
         // SAFETY: as above.
         let log = unsafe { nvrtc::get_program_log(program.0) }.unwrap_or_default();
@@ -85,41 +84,41 @@ pub fn compile(source: &str, name: &str, options: &[String]) -> Result<Vec<u8>, 
         return Err(format!("{error}: {}", String::from_utf8_lossy(&log).trim()));
     }
     let mut size = 0usize;
-    // SAFETY: the program is alive and compiled; the function writes one number.
+    // SAFETY: the program is alive and compiled; the function writes one `size_t`.
     unsafe { nvrtc_sys::nvrtcGetCUBINSize(program.0, &mut size) }.result().map_err(|e| e.to_string())?;
     let mut code = vec![0u8; size];
-    // SAFETY: the function writes as many bytes as it said.
+    // SAFETY: the function writes exactly the number of bytes that it reported.
     unsafe { nvrtc_sys::nvrtcGetCUBIN(program.0, code.as_mut_ptr().cast::<c_char>()) }
         .result()
         .map_err(|e| e.to_string())?;
     Ok(code)
 }
 
-/// Leaves the order of calls to the one stream that there is.
+/// Turns off cudarc's event tracking, as the stream order suffices.
 pub fn without_events(context: &CudaContext) {
-    // SAFETY: all memory of the GPU is used on one stream, so nothing of it relies on events; pinned memory of the host has
-    // events of its own (`driver.rs`).
+    // SAFETY: all GPU memory is used on one stream, so nothing relies on tracked events; pinned host memory has its own events
+    // (`driver.rs`).
     unsafe { context.disable_event_tracking() };
 }
 
-/// A graph of launches, which may go to another thread with its GPU.
+/// An instantiated CUDA graph, which may move to another thread together with its GPU.
 pub struct Graph(pub CudaGraph);
 
-// SAFETY: the driver wants calls on a graph to be made one after the other, from whatever thread: what holds a graph is
-// not `Sync` (its pointers are not), so no two threads have it at once.
+// SAFETY: the driver allows calls on a graph from any thread if they do not overlap: the owner of a graph is not `Sync` (its
+// pointers are not), so no two threads use it at once.
 unsafe impl Send for Graph {}
 
-/// Starts a kernel on the stream; places are offsets from `base`.
+/// Launches a kernel on the stream; addresses are offsets from `base`.
 ///
-/// What the kernel does with them is its own affair: that its arguments are those of its signature, and that it stays
-/// inside of what they name, is what the tests with the emulator show.
+/// That arguments match the kernel's signature and that the kernel stays within the tensors it is given is verified by the
+/// emulator tests.
 pub fn launch(
     stream: &CudaStream,
     function: &CudaFunction,
     base: u64,
     launch: &Launch<usize>,
 ) -> Result<(), DriverError> {
-    // Pointers first, so that their addresses stay as they are while the arguments are handed on.
+    // Collected first, so that their addresses stay stable while arguments are pushed.
     let pointers: Vec<u64> = launch
         .args
         .iter()
@@ -141,7 +140,7 @@ pub fn launch(
     let tuple = |[x, y, z]: [u32; 3]| (x, y, z);
     let config =
         LaunchConfig { grid_dim: tuple(launch.grid), block_dim: tuple(launch.block), shared_mem_bytes: 0 };
-    // SAFETY: number and types of the arguments are those of the kernel's signature, and the places lie in the GPU's one
-    // piece of memory, which outlives the stream: `tests/emulated.rs` checks both for every kernel.
+    // SAFETY: number and types of the arguments match the kernel's signature, and the addresses lie within the GPU's single
+    // allocation, which outlives the stream: `tests/emulated.rs` checks both for every kernel.
     unsafe { builder.launch(config) }.map(|_| ())
 }

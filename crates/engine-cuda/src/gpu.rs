@@ -1,16 +1,16 @@
-//! What an executor needs of a GPU, small enough that the tests have another one: the same kernels compiled as C++ for
-//! the CPU (`tests/emulator`).
+//! The GPU interface that the executor needs, small enough for a second implementation in tests: the same kernels compiled as
+//! C++ for the CPU (`tests/emulator`).
 
-use crate::library::{Algorithm, Call, Product};
-use crate::schedule::Turn;
+use crate::library::{Algorithm, Call, LibraryOp};
+use crate::streams::StreamSlot;
 use ddpm_engine::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// An argument of a kernel. Places are byte offsets into the GPU's one piece of memory, once a plan is laid out.
+/// A kernel argument. Addresses are byte offsets into the GPU's single allocation once a plan is laid out.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arg<Place> {
+pub enum Arg<Addr> {
     /// A pointer.
-    At(Place),
+    At(Addr),
     /// An `int`.
     Int(i32),
     /// An `unsigned int`.
@@ -21,24 +21,24 @@ pub enum Arg<Place> {
     Double(f64),
 }
 
-/// One kernel call.
+/// One kernel launch.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Launch<Place> {
-    /// The kernel's name.
+pub struct Launch<Addr> {
+    /// Kernel name.
     pub kernel: &'static str,
-    /// Blocks.
+    /// Grid dimensions, in blocks.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// Block dimensions, in threads.
     pub block: [u32; 3],
-    /// Its arguments, in order.
-    pub args: Vec<Arg<Place>>,
+    /// Arguments, in the kernel's order.
+    pub args: Vec<Arg<Addr>>,
 }
 
 impl<P: Copy> Launch<P> {
-    /// The same with every place replaced.
-    pub fn placed<Q>(&self, place: impl Fn(P) -> Q) -> Launch<Q> {
+    /// Maps every address.
+    pub fn map_addrs<Q>(&self, f: impl Fn(P) -> Q) -> Launch<Q> {
         let args = self.args.iter().map(|&arg| match arg {
-            Arg::At(p) => Arg::At(place(p)),
+            Arg::At(p) => Arg::At(f(p)),
             Arg::Int(v) => Arg::Int(v),
             Arg::Uint(v) => Arg::Uint(v),
             Arg::Float(v) => Arg::Float(v),
@@ -48,61 +48,61 @@ impl<P: Copy> Launch<P> {
     }
 }
 
-/// Calls that run one after the other, and when.
+/// Calls that run in sequence, and their place in the stream schedule.
 #[derive(Clone, Debug)]
 pub struct Step<'a> {
     /// The calls.
     pub calls: &'a [Call<usize>],
-    /// Counts steps of the same list.
-    pub turn: Turn,
+    /// Stream and dependencies; indices refer to steps of the same list.
+    pub slot: StreamSlot,
 }
 
-/// A GPU with one piece of memory. Calls are carried out in order; all but [`read`](Self::read),
-/// [`finish`](Self::finish) and [`pace`](Self::pace) may return before they are done, and then no longer need what they were given.
+/// A GPU with a single memory allocation. Calls run in order; all except [`read`](Self::read), [`finish`](Self::finish) and
+/// [`throttle`](Self::throttle) may return before completion, but no longer need the caller's buffers then.
 pub trait Gpu: Send {
-    /// For a person: "NVIDIA H200, driver 12.8".
+    /// Human-readable description, such as "NVIDIA H200 (cuda:0)".
     fn describe(&self) -> String;
 
-    /// Takes the memory, all zeros.
+    /// Allocates the memory, zeroed.
     fn reserve(&mut self, bytes: usize) -> Result<()>;
 
-    /// Makes these kernels ready to launch.
+    /// Compiles and loads these kernels.
     fn prepare(&mut self, kernels: &[&'static str]) -> Result<()>;
 
-    /// Copies to the GPU.
+    /// Copies host to device.
     fn write(&self, at: usize, data: &[u8]) -> Result<()>;
 
-    /// As [`write`](Self::write), of what is written again and again in one length, as the images of batches: it may go
-    /// through memory that the GPU reads by itself.
+    /// Like [`write`](Self::write), for data of one length that is uploaded repeatedly, such as image batches: may use
+    /// page-locked staging buffers.
     fn upload(&self, at: usize, data: &[u8]) -> Result<()> {
         self.write(at, data)
     }
 
-    /// Copies from the GPU.
+    /// Copies device to host and waits.
     fn read(&self, at: usize, out: &mut [u8]) -> Result<()>;
 
-    /// Starts a kernel.
+    /// Launches a kernel.
     fn launch(&self, launch: &Launch<usize>) -> Result<()>;
 
-    /// The algorithms that a library has for a product, the likely fastest first; none where it is missing or cannot make it.
-    fn algorithms(&mut self, _: &Product<usize>) -> Vec<Algorithm> {
+    /// A library's algorithms for an operation, expected fastest first; empty if the library is missing or does not support it.
+    fn algorithms(&mut self, _: &LibraryOp<usize>) -> Vec<Algorithm> {
         Vec::new()
     }
 
-    /// Starts a library's product.
-    fn product(&self, _: &Product<usize>, _: &Algorithm) -> Result<()> {
-        Err(Error::Device { device: self.describe(), reason: "it has no libraries".to_owned() })
+    /// Starts a library operation.
+    fn call_library(&self, _: &LibraryOp<usize>, _: &Algorithm) -> Result<()> {
+        Err(Error::Device { device: self.describe(), reason: "it has no cuDNN or cuBLASLt".to_owned() })
     }
 
-    /// Starts a kernel or a product.
+    /// Starts a kernel or a library operation.
     fn call(&self, call: &Call<usize>) -> Result<()> {
         match call {
             Call::Launch(launch) => self.launch(launch),
-            Call::Product(both) => self.product(&both.0, &both.1),
+            Call::Library(both) => self.call_library(&both.0, &both.1),
         }
     }
 
-    /// How long these calls take in a graph, after others have made them once.
+    /// Time of these calls within a graph, after a warm-up run.
     fn time(&mut self, calls: &[Call<usize>]) -> Result<Duration> {
         calls.iter().try_for_each(|call| self.call(call))?;
         self.finish()?;
@@ -112,16 +112,16 @@ pub trait Gpu: Send {
         Ok(start.elapsed())
     }
 
-    /// Makes one graph of many calls, and gives its number; `None` where there is no such thing. Steps run side by side where
-    /// their turns let them.
+    /// Records the steps as a graph and returns its index; `None` if graphs are not supported. Steps run concurrently where their
+    /// stream slots allow.
     fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>>;
 
-    /// Starts all calls of a graph, behind whatever was called before.
+    /// Launches a graph, ordered after all earlier calls.
     fn replay(&self, graph: usize) -> Result<()>;
 
-    /// Waits until everything is done.
+    /// Waits for all submitted work.
     fn finish(&self) -> Result<()>;
 
-    /// Waits until what was started before the last call of this is done; what was started since goes on.
-    fn pace(&self) -> Result<()>;
+    /// Waits for the work submitted before the previous call of this function; later work continues.
+    fn throttle(&self) -> Result<()>;
 }

@@ -1,21 +1,22 @@
 //! Runs the engine's plans on NVIDIA GPUs.
 //!
-//! - [`source`] has the kernels, CUDA C++ that NVRTC compiles when a plan needs them;
-//! - [`translate`] says which kernels an operation is, with which arguments;
-//! - [`schedule`] says which nodes wait for which;
-//! - `layout` lays a plan out in one piece of memory, [`executor`] runs it on a [`gpu`];
-//! - `vectors` is what samplers do between two runs, in that memory too;
-//! - `driver` is the GPU by NVIDIA's driver, [`compile`] its compiler, whose work a `cache` keeps; both libraries are looked for when the program runs;
-//! - [`library`] describes products that cuDNN and cuBLASLt may make in place of kernels, where they are there; `choice` times
-//!   both;
-//! - [`probe`] says what is there.
+//! - [`source`] contains the kernels, CUDA C++ compiled by NVRTC when a plan needs them;
+//! - [`lower`] turns operations into kernel launches with their arguments;
+//! - [`streams`] derives dependencies between nodes and assigns them to streams;
+//! - `layout` lays a plan out in a single allocation, [`executor`] runs it on a [`gpu`];
+//! - `buffers` implements samplers' arithmetic between runs, in the same allocation;
+//! - `driver` implements the GPU with NVIDIA's driver, [`compile`] calls NVRTC, and `cache` keeps its output on disk; both libraries are
+//!   loaded at run time;
+//! - [`library`] describes operations that cuDNN and cuBLASLt can perform instead of kernels; `autotune` times both;
+//! - [`probe`] reports which drivers, libraries and GPUs are available.
 //!
-//! The tests run the same kernels as C++ on the CPU (`tests/emulator`), also behind a stand-in for NVIDIA's driver, so that
-//! all of it is tested without a GPU. `docs/cuda.md` says what that cannot show.
+//! The tests run the same kernels as C++ on the CPU (`tests/emulator`), also below a stand-in for NVIDIA's driver, so that everything
+//! is tested without a GPU. `docs/cuda.md` lists what that cannot show.
 #![deny(unsafe_code)]
 
+mod autotune;
+mod buffers;
 mod cache;
-mod choice;
 pub mod compile;
 pub mod control;
 mod driver;
@@ -24,11 +25,10 @@ mod ffi;
 pub mod gpu;
 mod layout;
 pub mod library;
+pub mod lower;
 pub mod probe;
-pub mod schedule;
 pub mod source;
-pub mod translate;
-mod vectors;
+pub mod streams;
 
 pub use driver::CudaDevice;
 pub use executor::GpuExecutor;

@@ -1,22 +1,21 @@
-//! Products that NVIDIA's libraries can make in place of our kernels: convolutions by cuDNN, plain matrix products by
-//! cuBLASLt.
+//! Operations that NVIDIA's libraries can perform in place of our kernels: convolutions by cuDNN, matrix products by cuBLASLt.
 //!
-//! `translate` says of a node which products would do and which of our kernels stand around them; where a library is there,
-//! the executor times both when a plan is made, and takes what is faster.
+//! `lower` describes the suitable library operations of a node and the kernels around them; where a library is available, the
+//! executor times both when it is created and keeps the faster one.
 
 use crate::ffi::libraries::{CublasLt, Cudnn};
 use crate::gpu::Launch;
-use crate::translate::Rows;
+use crate::lower::WeightRepack;
 
-/// Whether libraries make products.
+/// Whether libraries are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Libraries {
-    /// Our kernels make all: which are taken depends on nothing but the plan.
+    /// Only our kernels: their choice depends on nothing but the plan.
     #[default]
     Never,
-    /// What is faster, by the clock.
+    /// Whichever is faster in a timing run.
     Timed,
-    /// Wherever one can, by the algorithm of this number (counted round), for tests.
+    /// Wherever possible, with the algorithm of this index (modulo their number); for tests.
     Forced(usize),
 }
 
@@ -25,33 +24,33 @@ pub enum Libraries {
 pub enum Library {
     /// Convolutions. Images are NHWC, weights `[cout, kh, kw, cin]`.
     Cudnn,
-    /// Products of matrices: convolutions of 1x1, with weights `[cin, cout]`.
+    /// Matrix products: 1x1 convolutions with weights `[cin, cout]`.
     CublasLt,
 }
 
-/// What is made of what, for the convolution `y = x * w`.
+/// The pass of the convolution `y = x * w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// y of x and w.
+pub enum ConvPass {
+    /// y from x and w.
     Forward,
-    /// The gradient of x, of that of y and w.
+    /// dx from dy and w.
     DataGrad,
-    /// The gradient of w, of x and that of y.
+    /// dw from x and dy.
     WeightGrad,
 }
 
-/// What factors are rounded to; sums are of f32.
+/// Precision of the operands; accumulation is in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Math {
-    /// Nothing; factors are stored in f32.
+pub enum MathMode {
+    /// f32, stored in f32.
     F32,
-    /// tf32; factors are stored in f32.
+    /// tf32, stored in f32.
     Tf32,
-    /// bf16, in which factors are stored.
+    /// bf16, stored in bf16.
     Bf16,
 }
 
-/// A convolution's sizes.
+/// Sizes of a convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Geometry {
     /// Images.
@@ -60,11 +59,11 @@ pub struct Geometry {
     pub input: (usize, usize),
     /// Height and width of y.
     pub output: (usize, usize),
-    /// The kernel's.
+    /// Height and width of the kernel.
     pub kernel: (usize, usize),
-    /// Steps.
+    /// Stride.
     pub stride: (usize, usize),
-    /// Zeros on each side.
+    /// Zero padding on each side.
     pub pad: (usize, usize),
     /// Channels of x.
     pub cin: usize,
@@ -73,13 +72,13 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Whether this is a plain product of matrices `[rows, cin] [cin, cout]`.
-    pub fn is_plain(&self) -> bool {
+    /// Whether this is a plain matrix product `[rows, cin] [cin, cout]`.
+    pub fn is_matmul(&self) -> bool {
         (self.kernel, self.stride, self.pad) == ((1, 1), (1, 1), (0, 0)) && self.input == self.output
     }
 
-    /// Whether the output's size follows from the rest as libraries reckon it, with as many zeros on each side.
-    pub fn is_even(&self) -> bool {
+    /// Whether the padding is symmetric: the output size then follows from the other sizes as libraries compute it.
+    pub fn has_symmetric_padding(&self) -> bool {
         let fits = |size: usize, kernel: usize, stride: usize, pad: usize, out: usize| {
             size + 2 * pad >= kernel && (size + 2 * pad - kernel) / stride + 1 == out
         };
@@ -87,80 +86,80 @@ impl Geometry {
             && fits(self.input.1, self.kernel.1, self.stride.1, self.pad.1, self.output.1)
     }
 
-    /// Rows of a plain product.
+    /// Rows of the matrix product.
     pub fn rows(&self) -> usize {
         self.n * self.input.0 * self.input.1
     }
 }
 
-/// One product. The lowest bit of its places means nothing: the formats stand here.
+/// A library operation. The format bit of its addresses is ignored; formats are fields.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Product<Place> {
-    /// Who makes it.
+pub struct LibraryOp<Addr> {
+    /// The library.
     pub library: Library,
-    /// What is made.
-    pub kind: Kind,
-    /// The factors' format.
-    pub math: Math,
-    /// Whether the result is of bf16, as are bias and residual then; else f32.
-    pub half_result: bool,
+    /// Which pass.
+    pub pass: ConvPass,
+    /// Precision of the operands.
+    pub math: MathMode,
+    /// Whether the result, bias and residual are bf16; f32 otherwise.
+    pub bf16_result: bool,
     /// Sizes.
     pub geometry: Geometry,
-    /// x or its gradient.
-    pub x: Place,
-    /// w or its gradient.
-    pub w: Place,
-    /// y or its gradient.
-    pub y: Place,
-    /// Added to every pixel of the result.
-    pub bias: Option<Place>,
-    /// Of the result's shape, added to it.
-    pub residual: Option<Place>,
-    /// Memory for the library, which calls of one stream share, and its bytes.
-    pub workspace: (Place, usize),
+    /// x or dx.
+    pub x: Addr,
+    /// w or dw.
+    pub w: Addr,
+    /// y or dy.
+    pub y: Addr,
+    /// Per-channel bias added to the result.
+    pub bias: Option<Addr>,
+    /// Tensor of the result's shape to add.
+    pub residual: Option<Addr>,
+    /// Workspace of the library, shared by the calls of a stream, and its size in bytes.
+    pub workspace: (Addr, usize),
 }
 
-impl<P: Copy> Product<P> {
-    /// The same with every place replaced.
-    pub fn placed<Q>(&self, place: impl Fn(P) -> Q) -> Product<Q> {
-        Product {
+impl<P: Copy> LibraryOp<P> {
+    /// Maps every address.
+    pub fn map_addrs<Q>(&self, f: impl Fn(P) -> Q) -> LibraryOp<Q> {
+        LibraryOp {
             library: self.library,
-            kind: self.kind,
+            pass: self.pass,
             math: self.math,
-            half_result: self.half_result,
+            bf16_result: self.bf16_result,
             geometry: self.geometry,
-            x: place(self.x),
-            w: place(self.w),
-            y: place(self.y),
-            bias: self.bias.map(&place),
-            residual: self.residual.map(&place),
-            workspace: (place(self.workspace.0), self.workspace.1),
+            x: f(self.x),
+            w: f(self.w),
+            y: f(self.y),
+            bias: self.bias.map(&f),
+            residual: self.residual.map(&f),
+            workspace: (f(self.workspace.0), self.workspace.1),
         }
     }
 }
 
-/// How a library makes a product: its own words, and the bytes of the workspace that it needs.
+/// An algorithm of a library: its opaque description and workspace size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Algorithm {
-    /// What the library calls it.
+    /// The library's own encoding.
     pub words: [u64; 8],
-    /// Bytes.
+    /// Workspace in bytes.
     pub workspace: usize,
 }
 
-/// A call on a stream of the GPU.
+/// A call on a GPU stream.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Call<Place> {
-    /// Of a kernel.
-    Launch(Launch<Place>),
-    /// Of a library.
-    Product(Box<(Product<Place>, Algorithm)>),
+pub enum Call<Addr> {
+    /// A kernel launch.
+    Launch(Launch<Addr>),
+    /// A library operation.
+    Library(Box<(LibraryOp<Addr>, Algorithm)>),
 }
 
 impl Call<usize> {
-    /// Lets a library's product have its workspace so many bytes behind.
+    /// Moves the workspace of a library operation by this many bytes.
     pub fn shift_workspace(&mut self, by: usize) {
-        if let Self::Product(both) = self {
+        if let Self::Library(both) = self {
             both.0.workspace.0 += by;
         }
     }
@@ -172,38 +171,38 @@ impl<P> From<Launch<P>> for Call<P> {
     }
 }
 
-/// A way to make a node with a library's product.
+/// An implementation of a node that uses a library.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Alternative<Place> {
-    /// What is kept of weights.
-    pub rows: Vec<Rows<Place>>,
-    /// The product.
-    pub product: Product<Place>,
-    /// The calls behind it.
-    pub after: Vec<Launch<Place>>,
+pub struct Alternative<Addr> {
+    /// The weights it needs repacked.
+    pub repacks: Vec<WeightRepack<Addr>>,
+    /// The library operation.
+    pub op: LibraryOp<Addr>,
+    /// Launches after it.
+    pub after: Vec<Launch<Addr>>,
 }
 
 impl<P: Copy> Alternative<P> {
-    /// The same with every place replaced.
-    pub fn placed<Q>(&self, place: impl Fn(P) -> Q + Copy) -> Alternative<Q> {
+    /// Maps every address.
+    pub fn map_addrs<Q>(&self, f: impl Fn(P) -> Q + Copy) -> Alternative<Q> {
         Alternative {
-            rows: self.rows.iter().map(|rows| rows.placed(place)).collect(),
-            product: self.product.placed(place),
-            after: self.after.iter().map(|launch| launch.placed(place)).collect(),
+            repacks: self.repacks.iter().map(|repack| repack.map_addrs(f)).collect(),
+            op: self.op.map_addrs(f),
+            after: self.after.iter().map(|launch| launch.map_addrs(f)).collect(),
         }
     }
 
-    /// The calls with an algorithm.
+    /// The calls, with this algorithm.
     pub fn calls(&self, algorithm: Algorithm) -> Vec<Call<P>> {
-        let product = Call::Product(Box::new((self.product, algorithm)));
-        [product].into_iter().chain(self.after.iter().cloned().map(Call::from)).collect()
+        let op = Call::Library(Box::new((self.op, algorithm)));
+        [op].into_iter().chain(self.after.iter().cloned().map(Call::from)).collect()
     }
 }
 
 /// cuDNN's version; or why it cannot be used.
 ///
 /// # Errors
-/// That it cannot be found, is too old, or lacks a function.
+/// If it cannot be found, is too old, or lacks a function.
 pub fn cudnn_version() -> Result<String, String> {
     Cudnn::version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100))
 }
@@ -216,19 +215,18 @@ pub fn cublaslt_version() -> Result<String, String> {
     CublasLt::version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100))
 }
 
-/// Whether any library is there.
+/// Whether any library is available.
 pub fn any() -> bool {
     Cudnn::version().is_ok() || CublasLt::version().is_ok()
 }
 
-/// Describes a product to its library as is done before it is made, and compares the sizes that cuDNN gets for the result.
-/// Needs no GPU.
+/// Describes an operation to its library as for a real call, and compares cuDNN's output size with ours. Needs no GPU.
 ///
 /// # Errors
-/// What the library says.
-pub fn check_description(product: &Product<usize>) -> Result<(), String> {
-    match product.library {
-        Library::Cudnn => Cudnn::check_description(product),
-        Library::CublasLt => CublasLt::check_description(product),
+/// The library's error.
+pub fn check_description(op: &LibraryOp<usize>) -> Result<(), String> {
+    match op.library {
+        Library::Cudnn => Cudnn::check_description(op),
+        Library::CublasLt => CublasLt::check_description(op),
     }
 }

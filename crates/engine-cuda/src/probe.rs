@@ -1,33 +1,33 @@
-//! What is there: driver, libraries, GPUs. Nothing of it is needed to ask.
+//! Reports which driver, libraries and GPUs are available; requires none of them.
 
 use crate::driver::CudaDevice;
 use crate::ffi;
 use crate::library::{cublaslt_version, cudnn_version};
 use cudarc::driver::CudaContext;
 
-/// A library that the program looks for.
+/// A library that the program uses if present.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Library {
-    /// Its name.
+pub struct LibraryInfo {
+    /// Name.
     pub name: &'static str,
-    /// What it is for.
+    /// Purpose.
     pub purpose: &'static str,
-    /// Its version, or why it cannot be used.
+    /// Version, or why it cannot be used.
     pub version: Result<String, String>,
 }
 
 /// A GPU.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
-    /// Its number.
+pub struct GpuInfo {
+    /// Device index.
     pub index: usize,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its compute capability.
+    /// Compute capability.
     pub capability: (i32, i32),
-    /// Free bytes and all bytes of its memory.
+    /// Free and total memory in bytes.
     pub memory: (usize, usize),
-    /// What is in the way of computing on it.
+    /// Why it cannot be used, if so.
     pub usable: Result<(), String>,
 }
 
@@ -35,38 +35,38 @@ fn version(v: i32) -> String {
     format!("{}.{}", v / 1000, v % 1000 / 10)
 }
 
-/// The libraries, there or not.
-pub fn libraries() -> Vec<Library> {
+/// All libraries, whether found or not.
+pub fn libraries() -> Vec<LibraryInfo> {
     let driver = match ffi::has_driver() {
         true => ffi::driver_version()
-            .map(|v| format!("takes CUDA up to {}", version(v)))
+            .map(|v| format!("supports CUDA up to {}", version(v)))
             .map_err(|e| e.to_string()),
-        false => Err("libcuda.so cannot be found".to_owned()),
+        false => Err("cannot find libcuda.so".to_owned()),
     };
     let nvrtc = match ffi::has_nvrtc() {
         true => ffi::nvrtc_version()
             .map(|(major, minor)| format!("{major}.{minor}"))
-            .ok_or_else(|| "it does not say its version".to_owned()),
-        false => Err("libnvrtc.so cannot be found".to_owned()),
+            .ok_or_else(|| "it reports no version".to_owned()),
+        false => Err("cannot find libnvrtc.so".to_owned()),
     };
-    let without = |e: String| format!("{e}; it is optional: the program's own kernels are used");
-    let (cudnn, cublaslt) = (cudnn_version().map_err(without), cublaslt_version().map_err(without));
+    let optional = |e: String| format!("{e}; optional: the built-in kernels are used instead");
+    let (cudnn, cublaslt) = (cudnn_version().map_err(optional), cublaslt_version().map_err(optional));
     vec![
-        Library { name: "NVIDIA driver", purpose: "runs GPUs", version: driver },
-        Library { name: "NVRTC", purpose: "compiles the kernels", version: nvrtc },
-        Library { name: "cuDNN", purpose: "may make convolutions faster", version: cudnn },
-        Library { name: "cuBLASLt", purpose: "may make linear layers faster", version: cublaslt },
+        LibraryInfo { name: "NVIDIA driver", purpose: "runs the GPUs", version: driver },
+        LibraryInfo { name: "NVRTC", purpose: "compiles the kernels", version: nvrtc },
+        LibraryInfo { name: "cuDNN", purpose: "can speed up convolutions", version: cudnn },
+        LibraryInfo { name: "cuBLASLt", purpose: "can speed up linear layers", version: cublaslt },
     ]
 }
 
-/// The GPUs; or why none can be asked for.
+/// The GPUs, or why they cannot be listed.
 ///
 /// # Errors
 /// As [`CudaDevice::count`].
-pub fn devices() -> Result<Vec<Found>, String> {
+pub fn devices() -> Result<Vec<GpuInfo>, String> {
     let one = |index: usize| {
         let context = CudaContext::new(index).map_err(|e| e.to_string())?;
-        Ok(Found {
+        Ok(GpuInfo {
             index,
             name: context.name().map_err(|e| e.to_string())?,
             capability: context.compute_capability().map_err(|e| e.to_string())?,

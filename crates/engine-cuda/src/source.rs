@@ -1,35 +1,35 @@
-//! The kernels' sources: CUDA C++, a file a family, each compiled with `common.cu` before it.
+//! Kernel sources: CUDA C++, one file per family, each compiled with `common.cu` in front.
 
-/// A source and the kernels in it.
+/// A compilation unit and its kernels.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// Its name in errors.
+    /// Name used in errors.
     pub name: &'static str,
-    /// What is compiled; `common.cu` belongs before it.
+    /// The code, without `common.cu`.
     pub text: &'static str,
-    /// A macro to define: which kernels of the file are wanted.
+    /// Macro to define; selects kernels of the file.
     pub define: Option<&'static str>,
-    /// The kernels' names.
+    /// Kernel names.
     pub kernels: &'static [&'static str],
 }
 
-/// What every source begins with.
+/// The prefix of every source.
 pub const COMMON: &str = include_str!("kernels/common.cu");
 
-const CONV: &str = concat!(include_str!("kernels/product.cu"), include_str!("kernels/conv.cu"));
+const CONV: &str = concat!(include_str!("kernels/conv_common.cu"), include_str!("kernels/conv.cu"));
 
-const CONV_HALF: &str = concat!(
-    include_str!("kernels/product.cu"),
-    include_str!("kernels/product_half.cu"),
-    include_str!("kernels/conv_half.cu")
+const CONV_STORED_BF16: &str = concat!(
+    include_str!("kernels/conv_common.cu"),
+    include_str!("kernels/matmul_bf16.cu"),
+    include_str!("kernels/conv_bf16.cu")
 );
 
 const ATTENTION_WIDE: &str =
-    concat!(include_str!("kernels/product_half.cu"), include_str!("kernels/attention_wide.cu"));
+    concat!(include_str!("kernels/matmul_bf16.cu"), include_str!("kernels/attention_wide.cu"));
 
 const ATTENTION: &str = include_str!("kernels/attention.cu");
 
-/// The kernels for heads of one width: many registers, which take the compiler long.
+/// Attention kernels for one head width. One unit per width, as their register use makes them slow to compile.
 macro_rules! attention {
     ($width:literal) => {
         Source {
@@ -45,12 +45,12 @@ macro_rules! attention {
     };
 }
 
-/// The same on tensor cores.
+/// The tensor-core versions.
 macro_rules! attention_bf16 {
     ($width:literal) => {
         Source {
-            name: concat!("attention_half.cu (", $width, ")"),
-            text: include_str!("kernels/attention_half.cu"),
+            name: concat!("attention_bf16.cu (", $width, ")"),
+            text: include_str!("kernels/attention_bf16.cu"),
             define: Some(concat!("ATTENTION_BF16_", $width)),
             kernels: &[
                 concat!("attention_bf16_", $width),
@@ -61,7 +61,7 @@ macro_rules! attention_bf16 {
     };
 }
 
-/// The convolutions of an arithmetic and a tile: they take the compiler long as well.
+/// Convolution kernels for one math mode and tile size; one unit each, as they compile slowly.
 macro_rules! conv {
     ($math:literal, $tile:literal) => {
         Source {
@@ -71,25 +71,25 @@ macro_rules! conv {
             kernels: &[
                 concat!("conv_", $math, "_", $tile),
                 concat!("conv_transposed_", $math, "_", $tile),
-                concat!("conv_weights_", $math, "_", $tile),
+                concat!("conv_weight_grad_", $math, "_", $tile),
             ],
         }
     };
 }
 
-/// Those of tensors in bf16.
-macro_rules! conv_half {
+/// Convolutions of tensors stored in bf16.
+macro_rules! conv_stored_bf16 {
     ($tile:literal) => {
         Source {
-            name: concat!("conv_half.cu (", $tile, ")"),
-            text: CONV_HALF,
-            define: Some(concat!("CONV_HALF_", $tile)),
-            kernels: &[concat!("conv_half_", $tile), concat!("conv_half_weights_", $tile)],
+            name: concat!("conv_bf16.cu (", $tile, ")"),
+            text: CONV_STORED_BF16,
+            define: Some(concat!("CONV_STORED_BF16_", $tile)),
+            kernels: &[concat!("conv_stored_bf16_", $tile), concat!("conv_stored_bf16_weight_grad_", $tile)],
         }
     };
 }
 
-/// All sources. The executor compiles those whose kernels a plan needs.
+/// All sources. The executor compiles those that contain a plan's kernels.
 pub const SOURCES: [Source; 32] = [
     Source {
         name: "pointwise.cu",
@@ -118,17 +118,17 @@ pub const SOURCES: [Source; 32] = [
         ],
     },
     Source {
-        name: "draws.cu",
-        text: include_str!("kernels/draws.cu"),
+        name: "random.cu",
+        text: include_str!("kernels/random.cu"),
         define: None,
         kernels: &[
-            "draw_normal",
-            "vector_normal",
-            "draw_timestep",
+            "random_normal",
+            "sampler_normal",
+            "random_timestep",
             "q_sample",
+            "sinusoidal_embedding",
             "embedding",
-            "lookup",
-            "lookup_grad",
+            "embedding_grad",
         ],
     },
     Source {
@@ -136,11 +136,11 @@ pub const SOURCES: [Source; 32] = [
         text: include_str!("kernels/sampler.cu"),
         define: None,
         kernels: &[
-            "vector_mix",
-            "vector_deviate",
-            "vector_extrapolate",
-            "vector_clip",
-            "vector_clip_dynamic",
+            "sampler_linear_combination",
+            "sampler_learned_std",
+            "sampler_extrapolate",
+            "sampler_clip",
+            "sampler_clip_dynamic",
         ],
     },
     Source {
@@ -160,7 +160,7 @@ pub const SOURCES: [Source; 32] = [
             "loss",
             "loss_grad",
             "squared_norm",
-            "hold",
+            "check_and_clip",
             "snapshot_states",
             "adam",
         ],
@@ -169,7 +169,7 @@ pub const SOURCES: [Source; 32] = [
         name: "library.cu",
         text: include_str!("kernels/library.cu"),
         define: None,
-        kernels: &["transpose", "product_epilogue"],
+        kernels: &["transpose", "library_epilogue"],
     },
     Source {
         name: "bound.cu",
@@ -194,7 +194,7 @@ pub const SOURCES: [Source; 32] = [
             "layer_norm_grad_sums",
             "batch_norm_mean",
             "batch_norm_variance",
-            "batch_norm_fixed_scale",
+            "batch_norm_inference_scale",
             "normalise",
             "batch_norm_grad_sums",
             "batch_norm_grad",
@@ -224,14 +224,19 @@ pub const SOURCES: [Source; 32] = [
     conv!("tf32", 128),
     conv!("bf16", 64),
     conv!("bf16", 128),
-    Source { name: "conv.cu (parts)", text: CONV, define: Some("CONV_FINISH"), kernels: &["conv_finish"] },
-    conv_half!(64),
-    conv_half!(128),
     Source {
-        name: "conv_half.cu (weights)",
-        text: CONV_HALF,
-        define: Some("WEIGHT_ROWS"),
-        kernels: &["weight_rows"],
+        name: "conv.cu (split-k)",
+        text: CONV,
+        define: Some("CONV_SPLIT_K_REDUCE"),
+        kernels: &["conv_split_k_reduce"],
+    },
+    conv_stored_bf16!(64),
+    conv_stored_bf16!(128),
+    Source {
+        name: "conv_bf16.cu (repack)",
+        text: CONV_STORED_BF16,
+        define: Some("REPACK_WEIGHTS"),
+        kernels: &["repack_weights"],
     },
     Source {
         name: "attention_wide.cu",
@@ -242,13 +247,13 @@ pub const SOURCES: [Source; 32] = [
 ];
 
 impl Source {
-    /// What the compiler is given.
-    pub fn whole(&self) -> String {
+    /// The complete text for the compiler.
+    pub fn full_text(&self) -> String {
         let define = self.define.map(|d| format!("#define {d}\n")).unwrap_or_default();
         format!("{define}{COMMON}\n{}", self.text)
     }
 
-    /// The source that has this kernel.
+    /// The source that contains a kernel.
     pub fn of(kernel: &str) -> Option<&'static Self> {
         SOURCES.iter().find(|s| s.kernels.contains(&kernel))
     }

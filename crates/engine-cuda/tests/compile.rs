@@ -1,13 +1,13 @@
-//! Every source through NVIDIA's own compiler and assembler, for Ampere and Hopper. Needs NVRTC, which needs no GPU:
-//! `tools/check_cuda_kernels.sh` fetches it. Skipped, with a line, where it is not found.
+//! Compiles every source with NVIDIA's compiler and assembler, for Ampere and Hopper. Needs NVRTC but no GPU:
+//! `tools/check_cuda_kernels.sh` fetches it. Skipped, with a message, if it is not found.
 
-use ddpm_engine_cuda::compile::{available, compile_anew};
+use ddpm_engine_cuda::compile::{available, compile_uncached};
 use ddpm_engine_cuda::source::SOURCES;
 
 const CAPABILITIES: [(i32, i32); 2] = [(8, 0), (9, 0)];
 
-/// What a kernel may have of its own without asking, and what the system has beside it.
-const MOST_SHARED: u64 = (48 + 1) << 10;
+/// Static shared memory available to a kernel by default, plus the system's share.
+const MAX_SHARED_BYTES: u64 = (48 + 1) << 10;
 
 #[test]
 fn all_sources_compile_and_have_their_kernels() {
@@ -19,10 +19,13 @@ fn all_sources_compile_and_have_their_kernels() {
         for capability in CAPABILITIES {
             scope.spawn(move || {
                 for source in &SOURCES {
-                    let code = compile_anew(source, capability).unwrap_or_else(|e| panic!("{e}"));
+                    let code = compile_uncached(source, capability).unwrap_or_else(|e| panic!("{e}"));
                     let has = |name: &str| code.windows(name.len()).any(|w| w == name.as_bytes());
                     for (name, bytes) in shared_memory(&code) {
-                        assert!(bytes <= MOST_SHARED, "{name}: {bytes} bytes of shared memory are too many");
+                        assert!(
+                            bytes <= MAX_SHARED_BYTES,
+                            "{name}: {bytes} bytes of shared memory are too many"
+                        );
                     }
                     for kernel in source.kernels {
                         assert!(has(&format!(".text.{kernel}\0")), "{}: {kernel}", source.name);
@@ -56,16 +59,16 @@ fn shared_memory(elf: &[u8]) -> Vec<(String, u64)> {
 }
 
 #[test]
-fn errors_of_the_compiler_are_told() {
+fn compiler_errors_are_reported() {
     if let Err(reason) = available() {
         println!("skipped: {reason}");
         return;
     }
-    let error = compile_anew(&SOURCES[0], (1, 0)).expect_err("no such GPU");
+    let error = compile_uncached(&SOURCES[0], (1, 0)).expect_err("no such architecture");
     assert!(error.contains("pointwise.cu") && error.contains("1.0"), "{error}");
 }
 
-/// Each kernel stands in one list. (That each is in its text, the emulator's table and the test above show.)
+/// Each kernel is listed once. (That each exists in its source is shown by the emulator's table and the test above.)
 #[test]
 fn no_kernel_is_listed_twice() {
     let mut all: Vec<&str> = SOURCES.iter().flat_map(|s| s.kernels).copied().collect();

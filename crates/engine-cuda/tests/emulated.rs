@@ -1,5 +1,5 @@
-//! The kernels and their calls on an emulated GPU (`emulator`): the case table with PyTorch's numbers, every operation
-//! against the CPU's executor, training steps. Skipped, with a line, where there is no C++ compiler.
+//! Kernels and launches on an emulated GPU (`emulator`): the case table with PyTorch's results, every operation against the CPU
+//! executor, training steps. Skipped, with a message, if there is no C++ compiler.
 
 #[path = "../../engine/tests/cases/mod.rs"]
 mod cases;
@@ -13,26 +13,26 @@ mod training;
 use cases::{Golden, run_case};
 use ddpm_engine::{ComputeOptions, Device, Executor, Footprint, Graph, MatmulDtype, PlanOptions, Result};
 use ddpm_engine_cuda::gpu::{Gpu, Launch, Step};
-use ddpm_engine_cuda::translate::Choices;
+use ddpm_engine_cuda::lower::CudaOptions;
 use ddpm_engine_cuda::{GpuExecutor, executor};
 use emulator::{Emulator, Order};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use table::{Form, agree};
 
-/// Few blocks fill the emulated GPU, so that small products are not cut into parts of k.
-fn few() -> Choices {
-    Choices { blocks: 1, least_bf16: 1, scores: 1, ..Choices::default() }
+/// One block fills the emulated GPU, so that small products do not split k.
+fn one_block() -> CudaOptions {
+    CudaOptions { blocks: 1, min_bf16_elems: 1, max_scores: 1, ..CudaOptions::default() }
 }
 
-fn make(choices: Choices) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
-    in_order(choices, Order::Forwards)
+fn make(cuda_options: CudaOptions) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
+    in_order(cuda_options, Order::Forwards)
 }
 
-fn in_order(choices: Choices, order: Order) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
+fn in_order(cuda_options: CudaOptions, order: Order) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
     move |graph, options| {
-        let gpu = Emulator::with(order).expect("the caller has looked");
-        Box::new(GpuExecutor::new(gpu, graph, options, choices).expect("an executor"))
+        let gpu = Emulator::with(order).expect("the caller has checked");
+        Box::new(GpuExecutor::new(gpu, graph, options, cuda_options).expect("an executor"))
     }
 }
 
@@ -43,7 +43,7 @@ fn the_case_table_agrees_with_pytorch() {
     }
     let golden = Golden::open();
     for case in golden.cases() {
-        run_case(&golden, &case, "emulated GPU", 1e-5, &make(Choices::default()));
+        run_case(&golden, &case, "emulated GPU", 1e-5, &make(CudaOptions::default()));
     }
 }
 
@@ -53,9 +53,11 @@ fn every_operation_agrees_with_the_cpu() {
         return;
     }
     for case in table::cases(Form::Plain) {
-        // Where a barrier is missing, one of the orders reads what is not written yet.
-        for (choices, order) in [(Choices::default(), Order::Forwards), (few(), Order::Backwards)] {
-            agree(&case, ComputeOptions::default(), 1e-5, &in_order(choices, order));
+        // A missing barrier makes one of the orders read what is not written yet.
+        for (cuda_options, order) in
+            [(CudaOptions::default(), Order::Forwards), (one_block(), Order::Backwards)]
+        {
+            agree(&case, ComputeOptions::default(), 1e-5, &in_order(cuda_options, order));
         }
     }
 }
@@ -65,22 +67,22 @@ fn tensor_cores_agree_with_the_cpu_to_their_precision() {
     if Emulator::new().is_none() {
         return;
     }
-    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
+    let bf16 = ComputeOptions { matmul_dtype: MatmulDtype::Bf16, ..ComputeOptions::default() };
     for case in table::convolutions(Form::Plain) {
-        for blocks in [Choices::default().blocks, 1] {
-            // 10 and 7 bits behind the point.
+        for blocks in [CudaOptions::default().blocks, 1] {
+            // Mantissas of 10 and 7 bits.
             agree(
                 &case,
                 ComputeOptions::default(),
                 2e-3,
-                &make(Choices { tf32: true, blocks, ..Choices::default() }),
+                &make(CudaOptions { tf32: true, blocks, ..CudaOptions::default() }),
             );
-            agree(&case, bf16, 1.5e-2, &make(Choices { blocks, ..Choices::default() }));
+            agree(&case, bf16, 1.5e-2, &make(CudaOptions { blocks, ..CudaOptions::default() }));
         }
     }
-    // Softmax makes an error of the scores a relative one of the weights.
+    // Softmax turns an error of the scores into a relative error of the weights.
     for case in table::attentions(Form::Plain) {
-        agree(&case, bf16, 3e-2, &in_order(Choices::default(), Order::Backwards));
+        agree(&case, bf16, 3e-2, &in_order(CudaOptions::default(), Order::Backwards));
     }
 }
 
@@ -89,15 +91,15 @@ fn tensors_in_bf16_agree_with_the_cpu() {
     if Emulator::new().is_none() {
         return;
     }
-    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
+    let bf16 = ComputeOptions { matmul_dtype: MatmulDtype::Bf16, ..ComputeOptions::default() };
     let mut seen = Vec::new();
     for case in table::cases(Form::Stored) {
-        let all = Choices { least_bf16: 1, ..Choices::default() };
-        for (choices, order) in [(all, Order::Forwards), (few(), Order::Backwards)] {
-            seen.extend(agree(&case, bf16, table::STORED, &in_order(choices, order)));
+        let all = CudaOptions { min_bf16_elems: 1, ..CudaOptions::default() };
+        for (cuda_options, order) in [(all, Order::Forwards), (one_block(), Order::Backwards)] {
+            seen.extend(agree(&case, bf16, table::BF16_TOLERANCE, &in_order(cuda_options, order)));
         }
     }
-    table::all_were_stored(seen);
+    table::assert_all_stored(seen);
 }
 
 #[test]
@@ -105,11 +107,11 @@ fn training_steps_agree_with_the_cpu() {
     if Emulator::new().is_none() {
         return;
     }
-    training::by_the_host(&make(Choices::default()));
-    training::in_runs(&in_order(Choices::default(), Order::Backwards));
-    training::held(&make(Choices::default()));
-    training::clipped(&make(Choices::default()));
-    training::states_are_kept(&make(Choices::default()));
+    training::host_controlled(&make(CudaOptions::default()));
+    training::fused_steps(&in_order(CudaOptions::default(), Order::Backwards));
+    training::skipped_updates(&make(CudaOptions::default()));
+    training::clipped(&make(CudaOptions::default()));
+    training::states_are_restored(&make(CudaOptions::default()));
 }
 
 #[test]
@@ -117,10 +119,10 @@ fn networks_agree_with_the_cpu() {
     if Emulator::new().is_none() {
         return;
     }
-    networks::agree(2e-4, &make(Choices::default()));
+    networks::agree(2e-4, &make(CudaOptions::default()));
 }
 
-/// The emulated GPU as a device, which counts what the host waits for: reads, and writes, which may wait on a real one.
+/// The emulated GPU as a device that counts possible waits of the host: reads, and writes, which may wait on a real GPU.
 struct Counting {
     order: Order,
     waits: Arc<AtomicUsize>,
@@ -134,13 +136,13 @@ impl Counting {
 
 impl Device for Counting {
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>> {
-        let gpu = Emulator::with(self.order).expect("the caller has looked");
+        let gpu = Emulator::with(self.order).expect("the caller has checked");
         let gpu = Counted { gpu, waits: self.waits.clone() };
-        Ok(Box::new(GpuExecutor::new(gpu, graph, options, few())?))
+        Ok(Box::new(GpuExecutor::new(gpu, graph, options, one_block())?))
     }
 
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint> {
-        executor::footprint(graph, options, few())
+        executor::footprint(graph, options, one_block())
     }
 }
 
@@ -195,24 +197,24 @@ impl Gpu for Counted {
         self.gpu.finish()
     }
 
-    fn pace(&self) -> Result<()> {
-        self.gpu.pace()
+    fn throttle(&self) -> Result<()> {
+        self.gpu.throttle()
     }
 }
 
 #[test]
-fn samplers_in_the_gpus_memory_draw_what_they_draw_on_the_host() {
+fn samplers_on_the_gpu_agree_with_the_host() {
     if Emulator::new().is_none() {
         return;
     }
     sampling::every_sampler(&Counting::new(Order::Forwards));
-    sampling::from_no_signal(&Counting::new(Order::Forwards));
+    sampling::from_zero_snr(&Counting::new(Order::Forwards));
     sampling::classes_and_variance(&Counting::new(Order::Backwards));
     sampling::editing(&Counting::new(Order::Forwards));
 }
 
 #[test]
-fn vectors_in_the_gpus_memory_have_the_hosts_arithmetic() {
+fn buffers_on_the_gpu_have_the_hosts_arithmetic() {
     if Emulator::new().is_none() {
         return;
     }
@@ -223,14 +225,14 @@ fn vectors_in_the_gpus_memory_have_the_hosts_arithmetic() {
 }
 
 #[test]
-fn steps_at_which_nobody_looks_wait_for_nothing() {
+fn unobserved_steps_do_not_wait() {
     if Emulator::new().is_none() {
         return;
     }
     let device = Counting::new(Order::Forwards);
     let mut waits = Vec::new();
-    let images = sampling::unseen(&device, &mut || waits.push(device.waits.load(Ordering::Relaxed)));
+    let images = sampling::unobserved(&device, &mut || waits.push(device.waits.load(Ordering::Relaxed)));
     assert!(images.iter().all(|x| x.is_finite()));
     assert!(waits.len() > 2 && waits.iter().all(|w| w == &waits[0]), "{waits:?}");
-    assert_eq!(device.waits.load(Ordering::Relaxed), waits[0] + 1, "the end is read, and no more");
+    assert_eq!(device.waits.load(Ordering::Relaxed), waits[0] + 1, "only the result is read");
 }

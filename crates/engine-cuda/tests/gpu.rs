@@ -1,4 +1,4 @@
-//! The same on a real GPU, where there is one: run this first on a machine that has one (docs/cuda.md).
+//! The same tests on a real GPU. Run this first on a machine that has one (docs/cuda.md).
 
 #[path = "../../engine/tests/cases/mod.rs"]
 mod cases;
@@ -11,15 +11,15 @@ use cases::{Golden, run_case};
 use ddpm_engine::{ComputeOptions, Device, Executor, Graph, MatmulDtype, PlanOptions};
 use ddpm_engine_cuda::CudaDevice;
 use ddpm_engine_cuda::library::{self, Libraries, cublaslt_version, cudnn_version};
-use ddpm_engine_cuda::translate::Choices;
+use ddpm_engine_cuda::lower::CudaOptions;
 use std::collections::HashMap;
 use table::Form;
 
-/// Largest difference from PyTorch's numbers, relative to the largest of a tensor, that the issue allows.
+/// Largest allowed difference from PyTorch's results, relative to a tensor's largest absolute value.
 const TOLERANCE: f32 = 1e-4;
 
-/// Says why, where there is none.
-fn there() -> bool {
+/// Whether there is a GPU; prints the reason otherwise.
+fn has_gpu() -> bool {
     match CudaDevice::default().check() {
         Ok(()) => true,
         Err(error) => {
@@ -29,19 +29,21 @@ fn there() -> bool {
     }
 }
 
-fn make(choices: Choices) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
-    move |graph, options| CudaDevice { index: 0, choices }.executor(graph, options).expect("an executor")
+fn make(cuda_options: CudaOptions) -> impl Fn(Graph, &PlanOptions) -> Box<dyn Executor> {
+    move |graph, options| {
+        CudaDevice { index: 0, options: cuda_options }.executor(graph, options).expect("an executor")
+    }
 }
 
 #[test]
 fn the_case_table_agrees_with_pytorch() {
-    if !there() {
+    if !has_gpu() {
         return;
     }
     let golden = Golden::open();
     let mut worst: HashMap<String, f32> = HashMap::new();
     for case in golden.cases() {
-        let error = run_case(&golden, &case, "CUDA", TOLERANCE, &make(Choices::default()));
+        let error = run_case(&golden, &case, "CUDA", TOLERANCE, &make(CudaOptions::default()));
         let of_op = worst.entry(case["op"].as_str().expect("op").to_owned()).or_default();
         *of_op = of_op.max(error);
     }
@@ -52,16 +54,16 @@ fn the_case_table_agrees_with_pytorch() {
 
 #[test]
 fn every_operation_agrees_with_the_cpu() {
-    if !there() {
+    if !has_gpu() {
         return;
     }
     for case in table::cases(Form::Plain) {
-        for blocks in [Choices::default().blocks, 1] {
+        for blocks in [CudaOptions::default().blocks, 1] {
             table::agree(
                 &case,
                 ComputeOptions::default(),
                 TOLERANCE,
-                &make(Choices { blocks, ..Choices::default() }),
+                &make(CudaOptions { blocks, ..CudaOptions::default() }),
             );
         }
     }
@@ -69,44 +71,44 @@ fn every_operation_agrees_with_the_cpu() {
 
 #[test]
 fn tensor_cores_agree_with_the_cpu_to_their_precision() {
-    if !there() {
+    if !has_gpu() {
         return;
     }
-    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
+    let bf16 = ComputeOptions { matmul_dtype: MatmulDtype::Bf16, ..ComputeOptions::default() };
     for case in table::convolutions(Form::Plain) {
-        for blocks in [Choices::default().blocks, 1] {
+        for blocks in [CudaOptions::default().blocks, 1] {
             table::agree(
                 &case,
                 ComputeOptions::default(),
                 2e-3,
-                &make(Choices { tf32: true, blocks, ..Choices::default() }),
+                &make(CudaOptions { tf32: true, blocks, ..CudaOptions::default() }),
             );
-            table::agree(&case, bf16, 1.5e-2, &make(Choices { blocks, ..Choices::default() }));
+            table::agree(&case, bf16, 1.5e-2, &make(CudaOptions { blocks, ..CudaOptions::default() }));
         }
     }
-    // Softmax makes an error of the scores a relative one of the weights.
+    // Softmax turns an error of the scores into a relative error of the weights.
     for case in table::attentions(Form::Plain) {
-        table::agree(&case, bf16, 3e-2, &make(Choices::default()));
+        table::agree(&case, bf16, 3e-2, &make(CudaOptions::default()));
     }
 }
 
 #[test]
 fn tensors_in_bf16_agree_with_the_cpu() {
-    if !there() {
+    if !has_gpu() {
         return;
     }
-    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
+    let bf16 = ComputeOptions { matmul_dtype: MatmulDtype::Bf16, ..ComputeOptions::default() };
     let mut seen = Vec::new();
     for case in table::cases(Form::Stored) {
-        for blocks in [Choices::default().blocks, 1] {
-            let choices = Choices { blocks, least_bf16: 1, ..Choices::default() };
-            seen.extend(table::agree(&case, bf16, table::STORED, &make(choices)));
+        for blocks in [CudaOptions::default().blocks, 1] {
+            let cuda_options = CudaOptions { blocks, min_bf16_elems: 1, ..CudaOptions::default() };
+            seen.extend(table::agree(&case, bf16, table::BF16_TOLERANCE, &make(cuda_options)));
         }
     }
-    table::all_were_stored(seen);
+    table::assert_all_stored(seen);
 }
 
-/// Whether cuDNN or cuBLASLt is there.
+/// Whether cuDNN or cuBLASLt is available.
 fn libraries() -> bool {
     for (name, version) in [("cuDNN", cudnn_version()), ("cuBLASLt", cublaslt_version())] {
         match version {
@@ -117,23 +119,33 @@ fn libraries() -> bool {
     library::any()
 }
 
-/// Every algorithm, as far as there are this many.
+/// The first six algorithms (fewer where a library offers fewer).
 #[test]
-fn products_of_libraries_agree_with_the_cpu() {
-    if !there() || !libraries() {
+fn libraries_agree_with_the_cpu() {
+    if !has_gpu() || !libraries() {
         return;
     }
-    let bf16 = ComputeOptions { factors: MatmulDtype::Bf16, ..ComputeOptions::default() };
+    let bf16 = ComputeOptions { matmul_dtype: MatmulDtype::Bf16, ..ComputeOptions::default() };
     for number in 0..6 {
-        let choices = Choices { libraries: Libraries::Forced(number), ..Choices::default() };
+        let cuda_options = CudaOptions { libraries: Libraries::Forced(number), ..CudaOptions::default() };
         for case in table::convolutions(Form::Plain) {
-            table::agree(&case, ComputeOptions::default(), TOLERANCE, &make(choices));
-            table::agree(&case, ComputeOptions::default(), 2e-3, &make(Choices { tf32: true, ..choices }));
+            table::agree(&case, ComputeOptions::default(), TOLERANCE, &make(cuda_options));
+            table::agree(
+                &case,
+                ComputeOptions::default(),
+                2e-3,
+                &make(CudaOptions { tf32: true, ..cuda_options }),
+            );
         }
         for case in table::convolutions(Form::Stored) {
-            table::agree(&case, bf16, table::STORED, &make(Choices { least_bf16: 1, ..choices }));
+            table::agree(
+                &case,
+                bf16,
+                table::BF16_TOLERANCE,
+                &make(CudaOptions { min_bf16_elems: 1, ..cuda_options }),
+            );
         }
-        let networks = make(choices);
+        let networks = make(cuda_options);
         networks::agree(1e-3, &|graph, options| {
             let made = networks(graph, options);
             println!("algorithm {number}: {}", made.describe());
@@ -142,47 +154,47 @@ fn products_of_libraries_agree_with_the_cpu() {
     }
 }
 
-/// What was taken once is taken again, and gives the same bits.
+/// Autotuning decisions are cached within the process, so that results repeat bit by bit.
 #[test]
 fn training_with_libraries_agrees_with_the_cpu_and_repeats_to_the_bit() {
-    if there() && libraries() {
-        let choices = Choices { libraries: Libraries::Timed, ..Choices::default() };
-        training::by_the_host(&make(choices));
-        training::in_runs(&make(choices));
-        networks::agree(1e-3, &make(choices));
+    if has_gpu() && libraries() {
+        let cuda_options = CudaOptions { libraries: Libraries::Timed, ..CudaOptions::default() };
+        training::host_controlled(&make(cuda_options));
+        training::fused_steps(&make(cuda_options));
+        networks::agree(1e-3, &make(cuda_options));
     }
 }
 
 #[test]
 fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
-    if there() {
-        training::by_the_host(&make(Choices::default()));
-        training::in_runs(&make(Choices::default()));
-        training::held(&make(Choices::default()));
-        training::clipped(&make(Choices::default()));
-        training::states_are_kept(&make(Choices::default()));
+    if has_gpu() {
+        training::host_controlled(&make(CudaOptions::default()));
+        training::fused_steps(&make(CudaOptions::default()));
+        training::skipped_updates(&make(CudaOptions::default()));
+        training::clipped(&make(CudaOptions::default()));
+        training::states_are_restored(&make(CudaOptions::default()));
     }
 }
 
 #[test]
 fn networks_agree_with_the_cpu() {
-    if there() {
-        networks::agree(1e-3, &make(Choices::default()));
+    if has_gpu() {
+        networks::agree(1e-3, &make(CudaOptions::default()));
     }
 }
 
 #[test]
-fn samplers_in_the_gpus_memory_draw_what_they_draw_on_the_host() {
-    if there() {
+fn samplers_on_the_gpu_agree_with_the_host() {
+    if has_gpu() {
         let device = CudaDevice::default();
         sampling::every_sampler(&device);
-        sampling::from_no_signal(&device);
+        sampling::from_zero_snr(&device);
         sampling::classes_and_variance(&device);
         sampling::editing(&device);
         sampling::thresholds(&device);
         sampling::arithmetic(&device);
         let mut steps = 0;
-        assert!(sampling::unseen(&device, &mut || steps += 1).iter().all(|x| x.is_finite()));
+        assert!(sampling::unobserved(&device, &mut || steps += 1).iter().all(|x| x.is_finite()));
         assert_eq!(steps, 5);
     }
 }

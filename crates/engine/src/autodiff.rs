@@ -1,7 +1,7 @@
-//! Reverse mode: the backward pass as more nodes of the same graph.
+//! Reverse-mode differentiation: appends the backward pass to the same graph.
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Kind, Node, Tensor};
+use crate::graph::{Graph, Node, Tensor, TensorKind};
 use crate::ops::{Add, Fill, Slice};
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +11,7 @@ pub struct Backward<'a> {
     pub graph: &'a mut Graph,
     /// The forward node.
     pub node: &'a Node,
-    /// The gradient of the node's first result. (Further results are statistics that no gradient goes through.)
+    /// The gradient of the node's first output. (Further outputs are statistics without a gradient.)
     pub dy: Tensor,
 }
 
@@ -21,13 +21,13 @@ impl Backward<'_> {
         self.node.inputs[i]
     }
 
-    /// The node's result `i`.
+    /// The node's output `i`.
     pub fn output(&self, i: usize) -> Tensor {
         self.node.outputs[i]
     }
 
-    /// Whether anything needs the gradient of operand `i`.
-    pub fn wants(&self, i: usize) -> bool {
+    /// Whether the gradient of operand `i` is needed.
+    pub fn needs_grad(&self, i: usize) -> bool {
         self.graph.info(self.node.inputs[i]).differentiable
     }
 
@@ -37,17 +37,17 @@ impl Backward<'_> {
     }
 }
 
-/// Adds the backward pass of `loss` (one number) and returns the gradient of each parameter, in their order.
+/// Adds the backward pass of `loss`, a scalar, and returns the gradient of each parameter, in their order.
 ///
 /// A parameter that the loss does not depend on gets a gradient of zeros.
 pub fn backward(graph: &mut Graph, loss: Tensor) -> Result<Vec<Tensor>> {
-    assert_eq!(graph.shape(loss).len(), 1, "the loss is one number");
+    assert_eq!(graph.shape(loss).len(), 1, "the loss is a scalar");
     graph.begin_backward();
     let one = graph.add("loss.grad", Fill { ty: graph.ty(loss), value: 1.0 }, &[])?;
     backward_from(graph, loss, one)
 }
 
-/// As [`backward`], from any tensor `y` with its gradient `dy` given.
+/// Like [`backward`], from any tensor `y` with its gradient `dy` given.
 pub fn backward_from(graph: &mut Graph, y: Tensor, dy: Tensor) -> Result<Vec<Tensor>> {
     assert_eq!(graph.shape(y), graph.shape(dy), "a gradient has its tensor's shape");
     graph.begin_backward();
@@ -59,28 +59,28 @@ pub fn backward_from(graph: &mut Graph, y: Tensor, dy: Tensor) -> Result<Vec<Ten
             continue;
         }
         let operation = node.op.operation();
-        let shares = operation
+        let grads = operation
             .backward(&mut Backward { graph, node, dy })?
             .ok_or_else(|| Error::NoGradient { node: node.name.clone(), operation: operation.name() })?;
-        for (&input, share) in node.inputs.iter().zip(shares) {
-            let Some(share) = share else { continue };
+        for (&input, grad) in node.inputs.iter().zip(grads) {
+            let Some(grad) = grad else { continue };
             let total = match gradients.get(&input) {
-                None => share,
-                Some(&before) => graph.add(&format!("{}.grad", node.name), Add, &[before, share])?,
+                None => grad,
+                Some(&sum) => graph.add(&format!("{}.grad", node.name), Add, &[sum, grad])?,
             };
             gradients.insert(input, total);
         }
     }
-    let mut taken = HashSet::new();
+    let mut used = HashSet::new();
     let parameters = graph.parameters().to_vec();
     parameters
         .into_iter()
         .map(|p| {
             let (name, ty) = (format!("{}.grad", graph.info(p).name), graph.ty(p));
             match gradients.get(&p) {
-                // The plan gives every gradient a place of its own, which a tensor that comes from elsewhere (or
-                // stands for two parameters) cannot have.
-                Some(&g) if graph.info(g).kind != Kind::Computed || !taken.insert(g) => {
+                // The plan gives every gradient its own range of the gradient region, so a tensor that is not
+                // computed, or is the gradient of two parameters, is copied.
+                Some(&g) if graph.info(g).kind != TensorKind::Computed || !used.insert(g) => {
                     graph.add(&name, Slice { from: 0, len: ty.shape.channels() }, &[g])
                 }
                 Some(&g) => Ok(g),

@@ -2,23 +2,23 @@
 
 use crate::shape::Shape;
 
-/// What went wrong, with the node and the shapes.
+/// Why a graph, plan or run failed, with the node and the shapes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An operation does not take tensors of these shapes.
-    #[error("{node} ({operation}): {reason}; it was given {shapes:?}")]
+    /// An operation does not accept operands of these shapes.
+    #[error("{node} ({operation}): {reason}; got {shapes:?}")]
     Shape {
         /// The node's name.
         node: String,
         /// The operation's name.
         operation: &'static str,
-        /// What it needs.
+        /// What it requires.
         reason: String,
-        /// What it was given.
+        /// The operands' shapes.
         shapes: Vec<Shape>,
     },
-    /// An operation has no gradient, but a parameter's gradient goes through it.
+    /// An operation without a gradient lies between a parameter and the loss.
     #[error("{node} ({operation}) has no gradient")]
     NoGradient {
         /// The node's name.
@@ -26,18 +26,18 @@ pub enum Error {
         /// The operation's name.
         operation: &'static str,
     },
-    /// An executor has no arithmetic for a number format.
-    #[error("{node}: the {executor} executor has no {dtype} arithmetic")]
+    /// An executor does not support a data type.
+    #[error("{node}: the {executor} executor does not support {dtype} here")]
     DType {
         /// The node's name.
         node: String,
         /// The executor's name.
         executor: &'static str,
-        /// The number format.
+        /// The data type.
         dtype: crate::shape::DType,
     },
-    /// An executor has no arithmetic for an operation, or not for these sizes.
-    #[error("{node} ({operation}): the {executor} executor does not take it: {reason}")]
+    /// An executor does not support an operation, or not with these sizes.
+    #[error("{node} ({operation}): not supported by the {executor} executor: {reason}")]
     Unsupported {
         /// The node's name.
         node: String,
@@ -49,27 +49,27 @@ pub enum Error {
         reason: String,
     },
     /// Data of the wrong length was written to or read from a tensor.
-    #[error("{tensor}: {given} numbers for a tensor of shape {shape} ({expected} numbers)")]
+    #[error("{tensor}: got {given} elements for a tensor of shape {shape} ({expected} elements)")]
     Length {
         /// The tensor's name.
         tensor: String,
         /// Its shape.
         shape: Shape,
-        /// Numbers of the shape.
+        /// Elements of the shape.
         expected: usize,
-        /// Numbers that were given.
+        /// Elements given.
         given: usize,
     },
-    /// The forced instruction set is not there.
+    /// The forced instruction set is not available.
     #[error(transparent)]
     Isa(#[from] ddpm_kernels::IsaError),
-    /// The memory or threads that the plan needs cannot be had.
+    /// The memory or threads that the plan needs are not available, or the plan lacks what a call needs.
     #[error("{0}")]
     Resources(String),
-    /// A run was [asked to stop](crate::Executor::set_stop).
-    #[error("stopped as asked")]
+    /// A run ended early because of a [stop request](crate::Executor::set_stop).
+    #[error("interrupted by a stop request")]
     Interrupted,
-    /// A device is not there, cannot be used or was lost.
+    /// A device is missing, unusable or lost.
     #[error("{device}: {reason}")]
     Device {
         /// The device, as a setting names it.

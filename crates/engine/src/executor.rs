@@ -1,55 +1,55 @@
-//! What every executor of a plan can do. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
+//! The traits that every device and executor of plans implements. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::plan::{Plan, PlanOptions, Region};
-use crate::vectors::PlanVectors;
+use crate::sampler_buffers::PlanBuffers;
 pub use ddpm_kernels::elementwise::AdamStep;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// What the random draws of a run depend on.
+/// Key of the random numbers of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Draws {
+pub struct RngKey {
     /// The seed.
     pub seed: u64,
-    /// The training or sampling step; where gradients are accumulated, the run of the graph, counted through all steps.
+    /// The training or sampling step; with gradient accumulation, the micro-batch, counted over all steps.
     pub step: u32,
-    /// Index of the batch's first image.
+    /// Index of the first image of the batch.
     pub first_index: u32,
 }
 
-/// Memory and arithmetic of a plan on an executor.
+/// Memory and multiply-adds of a plan on an executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
     /// Bytes of the arena.
     pub arena_bytes: usize,
-    /// Bytes of the threads' own scratch memory.
+    /// Bytes of per-thread scratch memory.
     pub scratch_bytes: usize,
     /// Multiply-adds of a run.
     pub multiply_adds: u64,
 }
 
-/// What came of a [training run](Executor::train).
+/// The outcome of a [training run](Executor::train).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum StepOutcome {
     /// Every weight was updated.
-    Whole {
+    Applied {
         /// The loss.
         loss: f32,
-        /// The L2 norm of the gradients, before they were shortened.
+        /// The L2 norm of the gradients before clipping.
         gradient_norm: f64,
     },
-    /// No weight was moved from where the loss, or the squares of a gradient, were seen not to be finite.
-    Stopped {
-        /// Parameters that had been updated before.
+    /// The loss, or the squared norm of a gradient, was not finite: no further weight was updated.
+    NonFinite {
+        /// Parameters that had already been updated.
         updated: usize,
     },
 }
 
-/// What gradients of that norm are multiplied by so that it is at most `max_norm` (0: any): as PyTorch's
-/// `clip_grad_norm_`, small constant and all (Pascanu, Mikolov, Bengio 2013, algorithm 1).
+/// The factor that clips gradients with L2 norm `norm` to `max_norm` (0: no clipping), including the small constant of
+/// PyTorch's `clip_grad_norm_` (Pascanu, Mikolov, Bengio 2013, algorithm 1).
 pub fn clip_scale(max_norm: f64, norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
@@ -61,18 +61,18 @@ pub struct NodeTime {
     pub name: String,
     /// The operation's name.
     pub operation: &'static str,
-    /// Runs.
+    /// Number of runs.
     pub runs: u64,
-    /// Time of all runs.
+    /// Total time of all runs.
     pub time: Duration,
     /// Multiply-adds of one run.
     pub multiply_adds: u64,
-    /// Bytes of its operands and results.
+    /// Bytes of its inputs and outputs.
     pub bytes: u64,
 }
 
 impl NodeTime {
-    /// Those of a graph's nodes, from how often each ran and how long in all.
+    /// The times of a graph's nodes, given (runs, total time) of each.
     pub fn of_nodes(graph: &Graph, times: &[(u64, Duration)]) -> Vec<Self> {
         let nodes = graph.nodes().iter().zip(times);
         nodes
@@ -93,29 +93,29 @@ impl NodeTime {
     }
 }
 
-/// Something that plans can run on.
+/// A device that can run plans.
 pub trait Device {
-    /// Plans a graph and takes the memory.
+    /// Plans a graph and allocates its memory.
     fn executor(&self, graph: Graph, options: &PlanOptions) -> Result<Box<dyn Executor>>;
 
-    /// Whether it has memory apart from the host's, as GPUs have.
+    /// Whether it has its own memory, separate from the host's, as GPUs do.
     fn has_own_memory(&self) -> bool {
         false
     }
 
-    /// Memory and arithmetic of a plan, without taking the memory.
+    /// Memory and multiply-adds of a plan, without allocating it.
     fn footprint(&self, graph: Graph, options: &PlanOptions) -> Result<Footprint>;
 }
 
-/// Runs a plan many times.
+/// Runs a plan repeatedly.
 pub trait Executor: Send {
-    /// What it runs on, for a person: "2 threads, avx512".
+    /// Human-readable description of the device, such as "2 threads, avx512".
     fn describe(&self) -> String;
 
     /// The plan.
     fn plan(&self) -> &Plan;
 
-    /// Memory and arithmetic.
+    /// Memory and multiply-adds.
     fn footprint(&self) -> Footprint;
 
     /// Writes a whole tensor.
@@ -130,79 +130,78 @@ pub trait Executor: Send {
     /// Reads parameter `i` of a region.
     fn read_parameter(&self, region: Region, i: usize, out: &mut [f32]) -> Result<()>;
 
-    /// Runs all nodes once. Moves no weights.
-    fn run(&mut self, draws: Draws) -> Result<()>;
+    /// Runs all nodes once, without updating weights.
+    fn run(&mut self, rng: RngKey) -> Result<()>;
 
-    /// Whether [`train`](Self::train) may be called: the plan was made to [update in runs](PlanOptions::update_in_runs), or the
-    /// executor to update behind them, which may shorten gradients as well.
-    fn trains(&self) -> bool {
+    /// Whether [`train`](Self::train) may be called: the plan [fuses the optimizer](PlanOptions::fuse_optimizer) into its runs, or the
+    /// executor updates all weights after the last node, where it can clip gradients too.
+    fn fuses_optimizer(&self) -> bool {
         self.plan().updates().is_some()
     }
 
-    /// Runs all nodes once and moves the weights, as [`run`](Self::run), [`gradient_norm`](Self::gradient_norm) and
-    /// [`update`](Self::update) together do, to the bit; gradients longer than the plan's
-    /// [`clip_norm`](PlanOptions::clip_norm) are shortened by [`clip_scale`]. Only where it [may](Self::trains) be; plans that update in runs are not
-    /// for the other two.
-    fn train(&mut self, draws: Draws, step: &AdamStep) -> Result<StepOutcome> {
-        let _ = (draws, step);
-        Err(Error::Resources("the plan was not made to update weights within its runs".to_owned()))
+    /// Runs all nodes once and updates the weights: bit for bit what [`run`](Self::run), [`gradient_norm`](Self::gradient_norm) and
+    /// [`update`](Self::update) do together; gradients whose norm exceeds the plan's [`clip_norm`](PlanOptions::clip_norm) are scaled by
+    /// [`clip_scale`]. Requires [`fuses_optimizer`](Self::fuses_optimizer); plans with a fused optimizer need not support `gradient_norm` and `update`.
+    fn train(&mut self, rng: RngKey, step: &AdamStep) -> Result<StepOutcome> {
+        let _ = (rng, step);
+        Err(Error::Resources("the plan was built without a fused optimizer".to_owned()))
     }
 
-    /// Starts a training run that goes on by itself, and says so. Inputs may be written meanwhile, for the next run; weights have
-    /// moved, and everything else may be called, once [`end_training`](Self::end_training) was. Where it says no, nothing was
-    /// started: [`train`](Self::train) does all at once.
-    fn begin_training(&mut self, draws: Draws, step: &AdamStep) -> Result<bool> {
-        let _ = (draws, step);
+    /// Starts an asynchronous training run and returns true. Until [`end_training`](Self::end_training), only inputs may be written,
+    /// for the next run; the weights are updated once it returns. Returns false if the executor has no asynchronous runs: nothing was
+    /// started, and [`train`](Self::train) is to be used.
+    fn begin_training(&mut self, rng: RngKey, step: &AdamStep) -> Result<bool> {
+        let _ = (rng, step);
         Ok(false)
     }
 
-    /// Waits for the training run that was begun.
+    /// Waits for the training run that [`begin_training`](Self::begin_training) started.
     fn end_training(&mut self) -> Result<StepOutcome> {
-        Err(Error::Resources("no training run was begun".to_owned()))
+        Err(Error::Resources("end_training was called without begin_training".to_owned()))
     }
 
-    /// A flag that asks [`run`](Self::run) and [`train`](Self::train) to end early, with [`Error::Interrupted`]: weights, their
-    /// averages and the optimizer's state are as before then; [states](crate::graph::Kind::State) may have moved. A training run
-    /// that has begun to update weights is made whole. Executors whose runs are short need not look at it.
+    /// Sets a flag that makes [`run`](Self::run) and [`train`](Self::train) end early with [`Error::Interrupted`]. Weights, their
+    /// averages and the optimizer's state are then unchanged; [states](crate::graph::TensorKind::State) may have changed. A training run
+    /// that has begun to update weights is completed. Executors with short runs may ignore the flag.
     fn set_stop(&mut self, stop: Arc<AtomicBool>) {
         let _ = stop;
     }
 
-    /// Remembers the [states](crate::graph::Kind::State) of now.
+    /// Takes a snapshot of the [states](crate::graph::TensorKind::State).
     fn snapshot_states(&mut self) -> Result<()>;
 
-    /// Brings back the states that were kept last.
+    /// Restores the states of the last snapshot.
     fn restore_states(&mut self) -> Result<()>;
 
-    /// Adds the gradients of the last run to the sum of those before, or starts a new sum with them. Only for plans
+    /// Adds the gradients of the last run to the accumulated sum, or, with `start`, starts a new sum with them. Only for plans
     /// that [accumulate](PlanOptions::accumulate).
     fn accumulate(&mut self, start: bool) -> Result<()>;
 
-    /// The L2 norm of the gradients of the last run, or of their sum where the plan accumulates.
+    /// The L2 norm of the gradients of the last run, or of the accumulated sum where the plan accumulates.
     fn gradient_norm(&self) -> Result<f64>;
 
-    /// Moves the weights along the gradients of the last run, or along their sum where the plan accumulates, and their
-    /// average after them.
+    /// Updates the weights with the gradients of the last run, or with the accumulated sum where the plan accumulates, then the
+    /// weights' moving average.
     fn update(&mut self, step: &AdamStep) -> Result<()>;
 
-    /// The [vectors](PlanOptions::vectors) beside the plan, where they were asked for and it computes with them by itself: where
-    /// tensors are not in the host's memory.
-    fn vectors(&mut self) -> Option<&mut dyn PlanVectors> {
+    /// The [sampler buffers](PlanOptions::sampler_buffers), if the plan has them and the executor computes on them itself, as those
+    /// whose tensors are not in host memory do.
+    fn sampler_buffers(&mut self) -> Option<&mut dyn PlanBuffers> {
         None
     }
 
-    /// Starts or stops taking the time of each node; starting forgets earlier times.
+    /// Starts or stops timing each node; starting discards earlier times.
     fn set_profiling(&mut self, on: bool);
 
-    /// Whether runs take longer while the time of each node is taken: then those whose whole time counts should not be profiled.
+    /// Whether profiling makes runs slower: if so, runs whose total time is measured should not be profiled.
     fn profiling_slows(&self) -> bool {
         false
     }
 
-    /// Times since profiling was started, in the plan's order.
+    /// Times since profiling started, in the plan's order.
     fn profile(&self) -> Vec<NodeTime>;
 
-    /// Mean time of the updates in a profiled [training run](Self::train), with the norm of the gradients.
+    /// Mean time of the updates in a profiled [training run](Self::train), including the gradient norm.
     fn update_time(&self) -> Duration {
         Duration::ZERO
     }

@@ -1,46 +1,48 @@
-//! Joins operations into one where a kernel does both in one pass over memory. Networks are written without it.
+//! Operator fusion: merges operations that one kernel computes in one pass over memory. Networks are written unfused.
 //!
 //! - group norm, then SiLU: one normalisation;
 //! - a convolution, then an addition of `[n, c]` (the time embedding) or of a tensor of its shape (the residual): the
 //!   convolution's epilogue.
 //!
-//! Only where nothing else reads the tensor between the two, and before the backward pass is added.
+//! Only where nothing else reads the intermediate tensor, and before the backward pass is added.
 
 use crate::error::Result;
 use crate::graph::{Graph, Node, Tensor};
 use crate::ops::{Activate, Activation, Op};
 use std::collections::HashMap;
 
-/// The graph with operations joined; tensors in `keep` go on existing.
-pub fn fuse(mut graph: Graph, keep: &[Tensor]) -> Result<Graph> {
+/// The graph with operations fused; tensors in `outputs` are preserved.
+pub fn fuse(mut graph: Graph, outputs: &[Tensor]) -> Result<Graph> {
     let mut nodes = graph.nodes().to_vec();
-    let mut readers: HashMap<Tensor, usize> = keep.iter().map(|&t| (t, 1)).collect();
+    let mut consumers: HashMap<Tensor, usize> = outputs.iter().map(|&t| (t, 1)).collect();
     for t in nodes.iter().flat_map(|n| &n.inputs) {
-        *readers.entry(*t).or_default() += 1;
+        *consumers.entry(*t).or_default() += 1;
     }
-    let mut maker: HashMap<Tensor, usize> = HashMap::new();
-    let mut gone = vec![false; nodes.len()];
+    let mut producer: HashMap<Tensor, usize> = HashMap::new();
+    let mut removed = vec![false; nodes.len()];
     for i in 0..nodes.len() {
-        // A joined node stands in the place of the later one, where all operands are known.
+        // The fused node replaces the later one, where all operands are available.
         for operand in 0..nodes[i].inputs.len() {
             let between = nodes[i].inputs[operand];
-            let Some(&earlier) = maker.get(&between).filter(|_| readers[&between] == 1) else { continue };
-            if let Some(joined) = join(&nodes[earlier], &nodes[i], operand) {
-                gone[earlier] = true;
-                nodes[i] = joined;
+            let Some(&earlier) = producer.get(&between).filter(|_| consumers[&between] == 1) else {
+                continue;
+            };
+            if let Some(fused) = fuse_pair(&nodes[earlier], &nodes[i], operand) {
+                removed[earlier] = true;
+                nodes[i] = fused;
                 break;
             }
         }
-        maker.insert(nodes[i].outputs[0], i);
+        producer.insert(nodes[i].outputs[0], i);
     }
-    let mut kept = gone.iter();
-    nodes.retain(|_| !kept.next().expect("one flag a node"));
+    let mut flags = removed.iter();
+    nodes.retain(|_| !flags.next().expect("one flag per node"));
     graph.set_nodes(nodes, None);
     Ok(graph)
 }
 
-/// One node for `earlier` and then `later`, whose operand `operand` is the earlier one's result.
-fn join(earlier: &Node, later: &Node, operand: usize) -> Option<Node> {
+/// One node for `earlier` followed by `later`, whose operand `operand` is the output of `earlier`.
+fn fuse_pair(earlier: &Node, later: &Node, operand: usize) -> Option<Node> {
     let (op, extra) = match (&earlier.op, &later.op) {
         (Op::GroupNorm(norm), Op::Activate(Activate(Activation::Silu))) if !norm.silu => {
             let mut norm = norm.clone();

@@ -1,4 +1,4 @@
-//! The graph: operations with static shapes, in the order in which they were added.
+//! The graph: operations with static shapes, in the order they were added.
 
 use crate::error::{Error, Result};
 use crate::ops::Op;
@@ -14,15 +14,15 @@ impl Tensor {
     }
 }
 
-/// What a tensor is.
+/// The role of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Written from outside before a run.
+pub enum TensorKind {
+    /// Written by the caller before a run.
     Input,
-    /// A trained weight; the number counts parameters in the order in which they were added.
+    /// A trained weight, with its index among the parameters.
     Parameter(usize),
-    /// Keeps its numbers from run to run, as a running average does. An in-place operation on it changes it; nothing
-    /// else may read it in the same graph.
+    /// Persists from run to run, like a running average. An in-place operation updates it; nothing else in the same
+    /// graph may read it.
     State,
     /// Computed by a node.
     Computed,
@@ -31,11 +31,11 @@ pub enum Kind {
 /// A tensor's type, kind and name.
 #[derive(Clone, Debug)]
 pub struct TensorInfo {
-    /// Shape and number format.
+    /// Shape and data type.
     pub ty: TensorType,
-    /// What it is.
-    pub kind: Kind,
-    /// A parameter's or input's name, or that of the node that makes it.
+    /// Its role.
+    pub kind: TensorKind,
+    /// A parameter's or input's name, or that of the node that computes it.
     pub name: String,
     /// Whether a parameter's gradient goes through it.
     pub differentiable: bool,
@@ -44,17 +44,17 @@ pub struct TensorInfo {
 /// An operation with its operands.
 #[derive(Clone, Debug)]
 pub struct Node {
-    /// What is computed.
+    /// The operation.
     pub op: Op,
-    /// From what.
+    /// The operands.
     pub inputs: Vec<Tensor>,
-    /// The results.
+    /// The outputs.
     pub outputs: Vec<Tensor>,
-    /// Where in the network, as `downs.0.attentions.1`.
+    /// Where in the network, such as `downs.0.attentions.1`.
     pub name: String,
 }
 
-/// A graph under construction or complete.
+/// A graph, under construction or complete.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     tensors: Vec<TensorInfo>,
@@ -71,37 +71,37 @@ impl Graph {
         Self::default()
     }
 
-    fn tensor(&mut self, ty: TensorType, kind: Kind, name: &str, differentiable: bool) -> Tensor {
+    fn tensor(&mut self, ty: TensorType, kind: TensorKind, name: &str, differentiable: bool) -> Tensor {
         self.tensors.push(TensorInfo { ty, kind, name: name.to_owned(), differentiable });
         Tensor(self.tensors.len() as u32 - 1)
     }
 
-    /// A tensor that is written from outside before each run.
+    /// A tensor that the caller writes before each run.
     pub fn input(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        self.tensor(TensorType::f32(shape), Kind::Input, name, false)
+        self.tensor(TensorType::f32(shape), TensorKind::Input, name, false)
     }
 
     /// A trained weight.
     pub fn parameter(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        let kind = Kind::Parameter(self.parameters.len());
+        let kind = TensorKind::Parameter(self.parameters.len());
         let t = self.tensor(TensorType::f32(shape), kind, name, true);
         self.parameters.push(t);
         t
     }
 
-    /// A tensor that keeps its numbers from run to run.
+    /// A tensor that persists from run to run.
     pub fn state(&mut self, name: &str, shape: impl Into<Shape>) -> Tensor {
-        let t = self.tensor(TensorType::f32(shape), Kind::State, name, false);
+        let t = self.tensor(TensorType::f32(shape), TensorKind::State, name, false);
         self.states.push(t);
         t
     }
 
-    /// Adds an operation; its first result.
+    /// Adds an operation and returns its first output.
     pub fn add(&mut self, name: &str, op: impl Into<Op>, inputs: &[Tensor]) -> Result<Tensor> {
         Ok(self.add_all(name, op, inputs)?[0])
     }
 
-    /// Adds an operation; all its results.
+    /// Adds an operation and returns all its outputs.
     pub fn add_all(&mut self, name: &str, op: impl Into<Op>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         let op = op.into();
         let types: Vec<TensorType> = inputs.iter().map(|&t| self.ty(t)).collect();
@@ -112,8 +112,10 @@ impl Graph {
             shapes: types.iter().map(|t| t.shape).collect(),
         })?;
         let differentiable = inputs.iter().any(|&t| self.info(t).differentiable);
-        let outputs: Vec<Tensor> =
-            outputs.into_iter().map(|ty| self.tensor(ty, Kind::Computed, name, differentiable)).collect();
+        let outputs: Vec<Tensor> = outputs
+            .into_iter()
+            .map(|ty| self.tensor(ty, TensorKind::Computed, name, differentiable))
+            .collect();
         self.nodes.push(Node {
             op,
             inputs: inputs.to_vec(),
@@ -123,48 +125,48 @@ impl Graph {
         Ok(outputs)
     }
 
-    /// All nodes, each behind those that it needs.
+    /// All nodes, in topological order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Replaces all nodes; `forward` of them come before the backward pass, if there is one.
+    /// Replaces all nodes; the first `forward` of them precede the backward pass, if there is one.
     pub(crate) fn set_nodes(&mut self, nodes: Vec<Node>, forward: Option<usize>) {
         (self.nodes, self.forward) = (nodes, forward);
     }
 
-    /// Where the nodes of the backward pass begin; none: it was not added.
-    pub fn backward_begins(&self) -> Option<usize> {
+    /// Index of the first node of the backward pass; `None` if it was not added.
+    pub fn backward_start(&self) -> Option<usize> {
         self.forward
     }
 
-    /// From here on nodes are of the backward pass.
+    /// Nodes added from here on belong to the backward pass.
     pub(crate) fn begin_backward(&mut self) {
         self.forward.get_or_insert(self.nodes.len());
     }
 
-    /// A new computed tensor of the same shape, name and differentiability.
-    pub(crate) fn twin(&mut self, t: Tensor, dtype: DType) -> Tensor {
+    /// A new computed tensor with the shape, name and differentiability of `t`.
+    pub(crate) fn new_like(&mut self, t: Tensor, dtype: DType) -> Tensor {
         let TensorInfo { ty, name, differentiable, .. } = self.info(t).clone();
-        self.tensor(TensorType { dtype, ..ty }, Kind::Computed, &name, differentiable)
+        self.tensor(TensorType { dtype, ..ty }, TensorKind::Computed, &name, differentiable)
     }
 
-    /// Gives a computed tensor another number format.
+    /// Changes the data type of a computed tensor.
     pub(crate) fn set_dtype(&mut self, t: Tensor, dtype: DType) {
         self.tensors[t.index()].ty.dtype = dtype;
     }
 
-    /// All parameters, in the order in which they were added.
+    /// All parameters, in the order they were added.
     pub fn parameters(&self) -> &[Tensor] {
         &self.parameters
     }
 
-    /// All states, in the order in which they were added.
+    /// All states, in the order they were added.
     pub fn states(&self) -> &[Tensor] {
         &self.states
     }
 
-    /// Numbers in all parameters together.
+    /// Number of elements in all parameters.
     pub fn parameter_count(&self) -> usize {
         self.parameters.iter().map(|&p| self.shape(p).len()).sum()
     }
@@ -174,7 +176,7 @@ impl Graph {
         self.tensors.len()
     }
 
-    /// What is known of a tensor.
+    /// Type, role and name of a tensor.
     pub fn info(&self, t: Tensor) -> &TensorInfo {
         &self.tensors[t.index()]
     }
@@ -194,7 +196,7 @@ impl Graph {
         self.nodes.iter().map(|n| self.node_multiply_adds(n)).sum()
     }
 
-    /// Multiply-adds of one node (matrix products and convolutions; the rest counts nothing).
+    /// Multiply-adds of one node (matrix products and convolutions; other operations count as 0).
     pub fn node_multiply_adds(&self, node: &Node) -> u64 {
         let types = |t: &[Tensor]| t.iter().map(|&t| self.ty(t)).collect::<Vec<_>>();
         node.op.operation().multiply_adds(&types(&node.inputs), &types(&node.outputs))

@@ -1,79 +1,79 @@
-//! The plan: the order of the steps, and a place in one arena for every tensor.
+//! The plan: memory planning of a graph's tensors in one arena.
 //!
-//! Weights, their gradients and the optimizer's state each have a region in which parameters stand in their order, so
-//! that the optimizer walks over memory once. Every other tensor gets a place by its lifetime: from the step that
-//! makes it to the last that reads it. Tensors are placed from the largest to the smallest, each at the lowest place
-//! that nothing else holds meanwhile. Inputs and states have theirs to themselves all the time. Scratch memory that a step
-//! shares between threads is placed in the same way. A gradient holds its part of the region from the step that makes it on:
-//! before that, tensors of the forward pass have places there. Where weights are updated within the runs, there is no region
-//! of gradients: each is a tensor like others, which the update of its weight is the last to read.
+//! Weights, their gradients and the optimizer's state each have a region that holds the parameters in order, so that the
+//! optimizer reads memory sequentially. Every other tensor is allocated by its lifetime, from the step that computes it to the last
+//! that reads it. Tensors are allocated from the largest to the smallest, each at the lowest offset that is free throughout its
+//! lifetime. Inputs and states are live all the time. Scratch memory shared by the threads of a step is allocated in the same
+//! way. A gradient occupies its part of the region from the step that computes it on; before that, tensors of the forward pass use the
+//! memory. With a fused optimizer there is no gradient region: gradients are ordinary tensors, last read by the
+//! update of their weight.
 
-use crate::graph::{Graph, Kind, Tensor};
-use crate::vectors::BufferSpec;
+use crate::graph::{Graph, Tensor, TensorKind};
+use crate::sampler_buffers::BufferSpec;
 pub use ddpm_kernels::conv::MatmulDtype;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-/// Numbers of a cache line: every tensor begins at a multiple.
+/// Elements of a cache line: every tensor is aligned to it.
 pub(crate) const ALIGN: usize = 16;
 
-/// By one part in so many an arena may be larger for updates that are all made behind the last node.
-const LATE_SHARE: usize = 20;
+/// Deferring all updates to the end of a run may grow the arena by one part in this many.
+const DEFER_COST: usize = 20;
 
-/// How executors may compute what f32 sums define.
+/// The approximations that executors may make relative to plain f32 arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ComputeOptions {
-    /// Convolutions of 3x3, and of 4x4 with stride 2, may go through Winograd's tiles where that is faster: a quarter of the
-    /// products, or two fifths, for three to five times the rounding error.
+    /// Whether convolutions of 3x3, and of 4x4 with stride 2, may use Winograd's algorithm where it is faster: a quarter, or two
+    /// fifths, of the multiplications for three to five times the rounding error.
     pub winograd: bool,
-    /// What the factors of convolutions, linear layers and attention are rounded to; sums are of f32. Forward through Winograd's
-    /// tiles it is whole numbers of 16 bits instead of bf16, or nothing on a machine without such products. On the CPU plans
-    /// for training [keep](crate::keep) in bf16 what norms and activations read again; on a GPU all that nodes hand on is.
-    pub factors: MatmulDtype,
+    /// Precision of the matmul operands of convolutions, linear layers and attention; accumulation is in f32. With bf16, Winograd
+    /// forward passes use 16-bit integers instead, or f32 on a machine without integer dot products. On the CPU, training plans
+    /// then [store](crate::bf16_storage) in bf16 what norms and activations read again; on a GPU, all tensors between nodes.
+    pub matmul_dtype: MatmulDtype,
 }
 
 impl Default for ComputeOptions {
     fn default() -> Self {
-        Self { winograd: true, factors: MatmulDtype::F32 }
+        Self { winograd: true, matmul_dtype: MatmulDtype::F32 }
     }
 }
 
-/// What a plan is made for.
+/// What a plan is built for.
 #[derive(Clone, Debug, Default)]
 pub struct PlanOptions {
-    /// The parameters' gradients, as [`backward`](crate::autodiff::backward) returns them; none: no training.
+    /// The parameters' gradients, as [`backward`](crate::autodiff::backward) returns them; `None` for inference.
     pub gradients: Option<Vec<Tensor>>,
-    /// Whether the gradients of several runs are added up for an update.
+    /// Whether gradients are accumulated over several runs per update.
     pub accumulate: bool,
-    /// Whether weights are updated within [training runs](crate::Executor::train), each as soon as its gradient is made and no
-    /// later node reads the weight: no memory for all gradients is taken, and none can be read. The tensor is the loss: a run
-    /// updates nothing where it is not finite. Not together with `accumulate`. Executors may plan as without, and update all weights
-    /// behind the nodes of a training run.
+    /// The loss, if the optimizer is fused into [training runs](crate::Executor::train): each weight is updated as soon as its gradient
+    /// is computed and no later node reads the weight, so gradients have no memory of their own and cannot be read. A run
+    /// updates nothing if the loss is not finite. Excludes `accumulate`. Executors may instead plan without fusion and update all
+    /// weights after the last node of a training run.
     pub fuse_optimizer: Option<Tensor>,
-    /// Whether the updates within a run are all made behind its last node where that takes hardly more memory (a twentieth at most):
-    /// until then a run can be [stopped](crate::Executor::set_stop).
-    pub late_updates: bool,
-    /// Gradients longer than this are shortened in training runs; 0: none are. The CPU, which needs all gradients at once for
-    /// that, does not update within its runs then.
+    /// Whether fused updates are deferred until after the last node where that takes at most a twentieth more memory: a
+    /// run can be [stopped](crate::Executor::set_stop) until the first update.
+    pub defer_updates: bool,
+    /// Maximum norm of the gradients in training runs; 0 disables clipping. Clipping needs all gradients at once, so the CPU does not
+    /// fuse the optimizer then.
     pub clip_norm: f64,
-    /// Whether a moving average of the weights is kept.
+    /// Whether to maintain a moving average of the weights.
     pub ema: bool,
-    /// Tensors that are read after a run.
-    pub keep: Vec<Tensor>,
-    /// How the executor may compute.
-    pub arithmetic: ComputeOptions,
-    /// For so many nodes behind the last that needs it nothing is written over a tensor, so that nodes may run side by side.
+    /// Tensors that the caller reads after a run.
+    pub outputs: Vec<Tensor>,
+    /// The approximations that the executor may make.
+    pub compute: ComputeOptions,
+    /// A tensor stays intact for this many nodes after its last use, so that nodes may run concurrently.
     pub liveness_slack: usize,
-    /// Vectors that are wanted beside the plan; only executors that [compute with them](crate::Executor::vectors) take memory.
-    pub vectors: Option<BufferSpec>,
+    /// Buffers for samplers; only executors that [compute on them](crate::Executor::sampler_buffers) allocate them.
+    pub sampler_buffers: Option<BufferSpec>,
 }
 
-/// A group of numbers, one for each number of the parameters.
+/// An array with one element for each element of the parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Region {
     /// The weights.
     Weights,
-    /// Their gradients, as the last run left them.
+    /// The gradients of the last run.
     Gradients,
     /// The sum of the gradients of several runs.
     GradientSum,
@@ -87,70 +87,70 @@ pub enum Region {
 
 impl Region {
     const COUNT: usize = 6;
-    /// In the order in which they lie, the gradients last: where tensors begin.
+    /// In memory order. The gradients come last, since tensors share their memory.
     const ALL: [Region; Self::COUNT] =
         [Self::Weights, Self::GradientSum, Self::ExpAvg, Self::ExpAvgSq, Self::Ema, Self::Gradients];
 }
 
-/// Where everything is.
+/// The memory layout of a graph.
 #[derive(Clone, Debug)]
 pub struct Plan {
     graph: Graph,
-    places: Vec<Range<usize>>,
-    /// Each parameter's place within a region.
+    tensors: Vec<Range<usize>>,
+    /// Each parameter's range within a region.
     parameters: Vec<Range<usize>>,
     regions: [Range<usize>; Region::COUNT],
     scratch: Vec<Range<usize>>,
-    kept: Vec<Range<usize>>,
+    cached: Vec<Range<usize>>,
     updates: Option<Updates>,
     len: usize,
 }
 
-/// The updates within a run.
+/// The updates of a fused optimizer.
 #[derive(Clone, Debug)]
 pub struct Updates {
-    /// Must be finite before the first.
+    /// Must be finite before the first update.
     pub loss: Tensor,
     /// The gradient of each parameter.
     pub gradients: Vec<Tensor>,
-    /// For each node the parameters that are updated behind it.
-    pub behind: Vec<Vec<usize>>,
+    /// For each node, the parameters that are updated after it.
+    pub after_node: Vec<Vec<usize>>,
 }
 
 impl Updates {
-    /// A parameter is updated once its gradient is made and the last node has read it, never before there is a loss; `late`, all
-    /// are updated behind the last node.
-    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor, late: bool) -> Self {
-        let mut makers = vec![0; graph.tensor_count()];
-        let mut readers = makers.clone();
+    /// A parameter is updated after its gradient is computed, its last consumer has run and the loss is known; with `deferred`,
+    /// all are updated after the last node.
+    fn new(graph: &Graph, gradients: &[Tensor], loss: Tensor, deferred: bool) -> Self {
+        let mut producers = vec![0; graph.tensor_count()];
+        let mut last_consumers = producers.clone();
         for (i, node) in graph.nodes().iter().enumerate() {
-            node.outputs.iter().for_each(|t| makers[t.index()] = i);
-            node.inputs.iter().for_each(|t| readers[t.index()] = i);
+            node.outputs.iter().for_each(|t| producers[t.index()] = i);
+            node.inputs.iter().for_each(|t| last_consumers[t.index()] = i);
         }
-        let mut behind = vec![Vec::new(); graph.nodes().len()];
+        let mut after_node = vec![Vec::new(); graph.nodes().len()];
         let last = graph.nodes().len().saturating_sub(1);
         for (i, (&p, &g)) in graph.parameters().iter().zip(gradients).enumerate() {
-            let node = makers[g.index()].max(readers[p.index()]).max(makers[loss.index()]);
-            behind[if late { last } else { node }].push(i);
+            let node = producers[g.index()].max(last_consumers[p.index()]).max(producers[loss.index()]);
+            after_node[if deferred { last } else { node }].push(i);
         }
-        Self { loss, gradients: gradients.to_vec(), behind }
+        Self { loss, gradients: gradients.to_vec(), after_node }
     }
 }
 
-/// Numbers that a node needs besides its tensors.
+/// Memory that a node needs besides its tensors, in f32 elements.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Workspace {
-    /// While it runs.
+    /// Scratch memory, while it runs.
     pub scratch: usize,
-    /// From run to run: what it makes of weights that do not change.
-    pub kept: usize,
+    /// Memory that persists from run to run: data derived from constant weights.
+    pub cached: usize,
 }
 
-/// Something to be placed: its size and the steps that need it.
+/// An allocation: its size and the steps in which it is live.
 struct Item {
     len: usize,
     live: Range<usize>,
-    /// Its place, if it has one.
+    /// Its offset, if that is fixed.
     at: Option<usize>,
 }
 
@@ -161,108 +161,78 @@ impl Item {
 }
 
 impl Plan {
-    /// Lays out `graph`; `workspaces` has what each node needs besides its tensors.
+    /// Lays out `graph`; `workspaces` is what each node needs besides its tensors.
     pub fn new(graph: Graph, options: &PlanOptions, workspaces: &[Workspace]) -> Self {
-        let late = options.late_updates && options.fuse_optimizer.is_some() && options.clip_norm == 0.0;
-        let late = late.then(|| Self::laid_out(graph.clone(), options, workspaces, true));
-        let plan = Self::laid_out(graph, options, workspaces, false);
-        late.filter(|late| late.len - plan.len.min(late.len) <= plan.len / LATE_SHARE).unwrap_or(plan)
+        let defer = options.defer_updates && options.fuse_optimizer.is_some() && options.clip_norm == 0.0;
+        let deferred = defer.then(|| Self::lay_out(graph.clone(), options, workspaces, true));
+        let plan = Self::lay_out(graph, options, workspaces, false);
+        deferred.filter(|d| d.len - plan.len.min(d.len) <= plan.len / DEFER_COST).unwrap_or(plan)
     }
 
-    fn laid_out(graph: Graph, options: &PlanOptions, workspaces: &[Workspace], late: bool) -> Self {
-        let mut at = 0;
-        let parameters: Vec<Range<usize>> = graph
-            .parameters()
-            .iter()
-            .map(|&p| {
-                let len = graph.shape(p).len();
-                let place = at..at + len;
-                at += len.next_multiple_of(ALIGN);
-                place
-            })
-            .collect();
-        let region_len = at;
-        let in_runs = options.fuse_optimizer.filter(|_| options.clip_norm == 0.0);
-        let updates = in_runs.zip(options.gradients.as_ref());
-        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss, late));
-        assert!(updates.is_none() || !options.accumulate, "sums of gradients are not updated within runs");
-        let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));
-        for region in Region::ALL {
-            let there = match region {
-                Region::Weights => true,
-                Region::Ema => options.ema && options.gradients.is_some(),
-                Region::GradientSum => options.accumulate && options.gradients.is_some(),
-                Region::Gradients => options.gradients.is_some() && updates.is_none(),
-                _ => options.gradients.is_some(),
-            };
-            let start = end;
-            end += if there { region_len } else { 0 };
-            regions[region as usize] = start..end;
-        }
+    fn lay_out(graph: Graph, options: &PlanOptions, workspaces: &[Workspace], deferred: bool) -> Self {
+        let (parameters, region_len) = parameter_ranges(&graph);
+        let fused_loss = options.fuse_optimizer.filter(|_| options.clip_norm == 0.0);
+        let updates = fused_loss.zip(options.gradients.as_ref());
+        let updates = updates.map(|(loss, gradients)| Updates::new(&graph, gradients, loss, deferred));
+        assert!(updates.is_none() || !options.accumulate, "a fused optimizer cannot accumulate gradients");
+        let (regions, end) = region_ranges(options, updates.is_some(), region_len);
 
-        let mut places = vec![0..0; graph.tensor_count()];
+        let mut tensors = vec![0..0; graph.tensor_count()];
         let shift = |r: &Range<usize>, by: usize| r.start + by..r.end + by;
         let mut fixed = HashSet::new();
         for (i, &p) in graph.parameters().iter().enumerate() {
-            places[p.index()] = shift(&parameters[i], regions[Region::Weights as usize].start);
+            tensors[p.index()] = shift(&parameters[i], regions[Region::Weights as usize].start);
             fixed.insert(p);
         }
         let in_region = || options.gradients.iter().flatten().filter(|_| updates.is_none());
         for (i, &g) in in_region().enumerate() {
-            places[g.index()] = shift(&parameters[i], regions[Region::Gradients as usize].start);
+            tensors[g.index()] = shift(&parameters[i], regions[Region::Gradients as usize].start);
             fixed.insert(g);
         }
 
-        let keep: Vec<Tensor> = options.keep.iter().copied().chain(options.fuse_optimizer).collect();
-        let mut live = lifetimes(&graph, &keep);
-        let mut followed = HashSet::new();
-        if let Some(Updates { gradients, behind, .. }) = &updates {
-            for (node, &i) in
-                behind.iter().enumerate().flat_map(|(node, all)| all.iter().map(move |i| (node, i)))
-            {
-                let end = &mut live[gradients[i].index()].end;
-                *end = (*end).max(node + 2);
-            }
-            followed.extend(gradients);
-        }
-        let shares = shared_places(&graph, &live, &fixed, &followed);
+        let outputs: Vec<Tensor> = options.outputs.iter().copied().chain(options.fuse_optimizer).collect();
+        let mut live = lifetimes(&graph, &outputs);
+        let pinned = updates.as_ref().map_or_else(HashSet::new, |updates| pin_gradients(&mut live, updates));
+        let roots = in_place_roots(&graph, &live, &fixed, &pinned);
         let mut items: Vec<Item> = Vec::new();
-        // Tensors and scratch memory that are not needed any more, and not written over yet.
-        let held =
+        // Tensors and scratch memory stay intact for a while after their last use.
+        let extended =
             |live: Range<usize>| live.start..(live.end + options.liveness_slack).min(graph.nodes().len() + 2);
         let (always, begin) = (0..graph.nodes().len() + 2, regions[Region::Gradients as usize].start);
-        for (place, g) in parameters.iter().zip(in_region()) {
-            let made = live[g.index()].start..always.end;
-            items.push(Item { len: place.len(), live: made, at: Some(place.start) });
-            // What is behind it stays zero: the optimizer walks over it.
-            let behind = place.len().next_multiple_of(ALIGN) - place.len();
-            items.push(Item { len: behind, live: always.clone(), at: Some(place.end) });
+        for (range, g) in parameters.iter().zip(in_region()) {
+            let lifetime = live[g.index()].start..always.end;
+            items.push(Item { len: range.len(), live: lifetime, at: Some(range.start) });
+            // The padding after it stays zero: the optimizer reads it.
+            let padding = range.len().next_multiple_of(ALIGN) - range.len();
+            items.push(Item { len: padding, live: always.clone(), at: Some(range.end) });
         }
         let mut item_of: HashMap<usize, usize> = HashMap::new();
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
-            let root = shares[t];
+            let root = roots[t];
             let item = *item_of.entry(root).or_insert_with(|| {
-                items.push(Item::new(graph.ty(Tensor(root as u32)).words(), held(live[root].clone())));
+                items.push(Item::new(graph.ty(Tensor(root as u32)).words(), extended(live[root].clone())));
                 items.len() - 1
             });
-            let both = &mut items[item].live;
-            *both = both.start.min(live[t].start)..both.end.max(held(live[t].clone()).end);
+            let union = &mut items[item].live;
+            *union = union.start.min(live[t].start)..union.end.max(extended(live[t].clone()).end);
         }
         let first_scratch = items.len();
-        items.extend(workspaces.iter().enumerate().map(|(i, w)| Item::new(w.scratch, held(i + 1..i + 2))));
-        let first_kept = items.len();
-        items.extend(workspaces.iter().map(|w| Item::new(w.kept, always.clone())));
+        items
+            .extend(workspaces.iter().enumerate().map(|(i, w)| Item::new(w.scratch, extended(i + 1..i + 2))));
+        let first_cached = items.len();
+        items.extend(workspaces.iter().map(|w| Item::new(w.cached, always.clone())));
 
         let (offsets, len) = place(&items);
         for t in (0..graph.tensor_count()).filter(|&t| !fixed.contains(&Tensor(t as u32))) {
-            let at = begin + offsets[item_of[&shares[t]]];
-            places[t] = at..at + graph.ty(Tensor(t as u32)).words();
+            let at = begin + offsets[item_of[&roots[t]]];
+            tensors[t] = at..at + graph.ty(Tensor(t as u32)).words();
         }
-        let places_of = |items_: Range<usize>| {
-            items_.map(|i| begin + offsets[i]..begin + offsets[i] + items[i].len).collect::<Vec<_>>()
+        let ranges_of = |range: Range<usize>| {
+            range.map(|i| begin + offsets[i]..begin + offsets[i] + items[i].len).collect::<Vec<_>>()
         };
-        let (scratch, kept) = (places_of(first_scratch..first_kept), places_of(first_kept..items.len()));
-        Self { graph, places, parameters, regions, scratch, kept, updates, len: end.max(begin + len) }
+        let (scratch, cached) =
+            (ranges_of(first_scratch..first_cached), ranges_of(first_cached..items.len()));
+        Self { graph, tensors, parameters, regions, scratch, cached, updates, len: end.max(begin + len) }
     }
 
     /// The planned graph.
@@ -270,27 +240,27 @@ impl Plan {
         &self.graph
     }
 
-    /// Numbers of the arena.
+    /// Length of the arena, in f32 elements.
     pub fn arena_len(&self) -> usize {
         self.len
     }
 
-    /// Where a tensor is.
-    pub fn place(&self, t: Tensor) -> Range<usize> {
-        self.places[t.index()].clone()
+    /// The memory of a tensor.
+    pub fn range(&self, t: Tensor) -> Range<usize> {
+        self.tensors[t.index()].clone()
     }
 
-    /// Where a node's scratch memory is.
+    /// The range of a node's scratch memory.
     pub fn scratch(&self, node: usize) -> Range<usize> {
         self.scratch[node].clone()
     }
 
-    /// Where a node's memory from run to run is.
-    pub fn kept(&self, node: usize) -> Range<usize> {
-        self.kept[node].clone()
+    /// The range of a node's cached data.
+    pub fn cached(&self, node: usize) -> Range<usize> {
+        self.cached[node].clone()
     }
 
-    /// The updates within a run; none if all weights are updated together, behind it.
+    /// The updates of a fused optimizer; `None` if the optimizer is not fused.
     pub fn updates(&self) -> Option<&Updates> {
         self.updates.as_ref()
     }
@@ -300,16 +270,62 @@ impl Plan {
         self.regions[region as usize].clone()
     }
 
-    /// Where parameter `i` is in a region; `None` if the plan has no such region.
+    /// The range of parameter `i` in a region; `None` if the plan has no such region.
     pub fn parameter(&self, region: Region, i: usize) -> Option<Range<usize>> {
         let all = self.region(region);
-        let place = self.parameters.get(i)?;
-        (all.len() >= place.end).then(|| all.start + place.start..all.start + place.end)
+        let range = self.parameters.get(i)?;
+        (all.len() >= range.end).then(|| all.start + range.start..all.start + range.end)
     }
 }
 
-/// The steps in which each tensor is needed. Step 0 is before the first node; node i runs in step i + 1.
-fn lifetimes(graph: &Graph, keep: &[Tensor]) -> Vec<Range<usize>> {
+/// The range of each parameter within a region, and the length of a region.
+fn parameter_ranges(graph: &Graph) -> (Vec<Range<usize>>, usize) {
+    let mut at = 0;
+    let range = |&p: &Tensor| {
+        let len = graph.shape(p).len();
+        let range = at..at + len;
+        at += len.next_multiple_of(ALIGN);
+        range
+    };
+    let parameters = graph.parameters().iter().map(range).collect();
+    (parameters, at)
+}
+
+/// The ranges of all regions, and the end of the last.
+fn region_ranges(
+    options: &PlanOptions,
+    fused: bool,
+    region_len: usize,
+) -> ([Range<usize>; Region::COUNT], usize) {
+    let (mut end, mut regions) = (0, std::array::from_fn(|_| 0..0));
+    for region in Region::ALL {
+        let exists = match region {
+            Region::Weights => true,
+            Region::Ema => options.ema && options.gradients.is_some(),
+            Region::GradientSum => options.accumulate && options.gradients.is_some(),
+            Region::Gradients => options.gradients.is_some() && !fused,
+            _ => options.gradients.is_some(),
+        };
+        let start = end;
+        end += if exists { region_len } else { 0 };
+        regions[region as usize] = start..end;
+    }
+    (regions, end)
+}
+
+/// Extends the lifetimes of the gradients to their updates; returns the gradients.
+fn pin_gradients(live: &mut [Range<usize>], updates: &Updates) -> HashSet<Tensor> {
+    for (node, parameters) in updates.after_node.iter().enumerate() {
+        for &i in parameters {
+            let end = &mut live[updates.gradients[i].index()].end;
+            *end = (*end).max(node + 2);
+        }
+    }
+    updates.gradients.iter().copied().collect()
+}
+
+/// The steps in which each tensor is live. Step 0 precedes the first node; node i runs in step i + 1.
+fn lifetimes(graph: &Graph, outputs: &[Tensor]) -> Vec<Range<usize>> {
     let end = graph.nodes().len() + 2;
     let mut live = vec![0..0; graph.tensor_count()];
     for (i, node) in graph.nodes().iter().enumerate() {
@@ -322,62 +338,62 @@ fn lifetimes(graph: &Graph, keep: &[Tensor]) -> Vec<Range<usize>> {
     }
     for (t, live) in live.iter_mut().enumerate() {
         let t = Tensor(t as u32);
-        if matches!(graph.info(t).kind, Kind::Input | Kind::State) {
+        if matches!(graph.info(t).kind, TensorKind::Input | TensorKind::State) {
             *live = 0..end;
-        } else if keep.contains(&t) {
+        } else if outputs.contains(&t) {
             live.end = end;
         }
     }
     live
 }
 
-/// For each tensor the one whose memory it lives in: its own, or, down a chain of in-place operations, the first's. Nothing is
-/// written over `followed`, gradients that an update reads behind the last node that does.
-fn shared_places(
+/// For each tensor the one whose memory it uses: itself, or the first tensor of its chain of in-place operations. Tensors in
+/// `pinned`, gradients that an update reads after their last consumer, are never overwritten.
+fn in_place_roots(
     graph: &Graph,
     live: &[Range<usize>],
     fixed: &HashSet<Tensor>,
-    followed: &HashSet<Tensor>,
+    pinned: &HashSet<Tensor>,
 ) -> Vec<usize> {
     let mut root: Vec<usize> = (0..graph.tensor_count()).collect();
     for (i, node) in graph.nodes().iter().enumerate() {
         let Some(operand) = node.op.operation().in_place() else { continue };
         let (from, to) = (node.inputs[operand], node.outputs[0]);
         let once = node.inputs.iter().filter(|&&t| t == from).count() == 1;
-        let last_use = live[from.index()].end == i + 2;
-        if graph.info(from).kind == Kind::State {
-            let readers = graph.nodes().iter().filter(|n| n.inputs.contains(&from)).count();
-            assert!(once && readers == 1, "{}: a state that changes is read by nothing else", node.name);
+        let is_last_use = live[from.index()].end == i + 2;
+        if graph.info(from).kind == TensorKind::State {
+            let consumers = graph.nodes().iter().filter(|n| n.inputs.contains(&from)).count();
+            assert!(once && consumers == 1, "{}: an updated state must have no other consumer", node.name);
             root[to.index()] = root[from.index()];
             continue;
         }
-        let computed = graph.info(from).kind == Kind::Computed;
-        let held = fixed.contains(&from) || fixed.contains(&to) || followed.contains(&from);
-        let alike = graph.ty(from).dtype == graph.ty(to).dtype;
-        if once && last_use && computed && !held && alike {
+        let computed = graph.info(from).kind == TensorKind::Computed;
+        let reserved = fixed.contains(&from) || fixed.contains(&to) || pinned.contains(&from);
+        let same_dtype = graph.ty(from).dtype == graph.ty(to).dtype;
+        if once && is_last_use && computed && !reserved && same_dtype {
             root[to.index()] = root[from.index()];
         }
     }
     root
 }
 
-/// Offsets for all items, and the length of the whole: the largest are placed first, or before those that are held to the end, whichever
-/// takes less.
+/// Offsets for all items, and the total length. Larger items are placed first, either throughout or with the items that stay
+/// live to the end last, whichever takes less memory.
 fn place(items: &[Item]) -> (Vec<usize>, usize) {
     let end = items.iter().map(|item| item.live.end).max().unwrap_or(0);
-    let of = |held_last: bool| {
+    let attempt = |long_lived_last: bool| {
         let mut order: Vec<usize> = (0..items.len()).filter(|&i| items[i].len > 0).collect();
         order.sort_by_key(|&i| {
-            let held = held_last && items[i].live.end == end;
-            (items[i].at.is_none(), held, std::cmp::Reverse(items[i].len), i)
+            let long_lived = long_lived_last && items[i].live.end == end;
+            (items[i].at.is_none(), long_lived, std::cmp::Reverse(items[i].len), i)
         });
         place_in(items, order)
     };
-    let (plain, other) = (of(false), of(true));
-    if other.1 < plain.1 { other } else { plain }
+    let (by_size, long_lived_last) = (attempt(false), attempt(true));
+    if long_lived_last.1 < by_size.1 { long_lived_last } else { by_size }
 }
 
-/// Places items one behind the other, each as low as it can lie.
+/// Places items in order, each at the lowest free offset.
 fn place_in(items: &[Item], order: Vec<usize>) -> (Vec<usize>, usize) {
     let mut offsets = vec![0; items.len()];
     let mut placed: Vec<usize> = Vec::new(); // by offset
@@ -386,8 +402,8 @@ fn place_in(items: &[Item], order: Vec<usize>) -> (Vec<usize>, usize) {
         let item = &items[i];
         let mut at = item.at.unwrap_or(0);
         for &other in placed.iter().filter(|_| item.at.is_none()) {
-            let meets = items[other].live.start < item.live.end && item.live.start < items[other].live.end;
-            if meets {
+            let overlaps = items[other].live.start < item.live.end && item.live.start < items[other].live.end;
+            if overlaps {
                 if offsets[other] >= at + item.len {
                     break;
                 }
@@ -408,7 +424,7 @@ mod tests {
     use crate::rng::{Purpose, Stream, below};
 
     #[test]
-    fn items_that_live_together_never_overlap() {
+    fn items_live_at_the_same_time_never_overlap() {
         let mut words = Stream::new(1, Purpose::Test, 0, 0).words();
         let mut draw = |n| below(words.next().expect("endless"), n) as usize;
         for _ in 0..50 {
@@ -419,11 +435,11 @@ mod tests {
                 })
                 .collect();
             let (offsets, total) = place(&items);
-            let most = (0..60)
+            let max_live = (0..60)
                 .map(|step| items.iter().filter(|i| i.live.contains(&step)).map(|i| i.len).sum::<usize>())
                 .max()
                 .unwrap_or(0);
-            assert!(total >= most);
+            assert!(total >= max_live);
             for (i, a) in items.iter().enumerate() {
                 assert_eq!(offsets[i] % ALIGN, 0);
                 assert!(offsets[i] + a.len <= total);
@@ -437,8 +453,8 @@ mod tests {
     }
 
     #[test]
-    fn before_something_has_its_place_others_are_there() {
-        // Made in step 5, as a gradient is; the second lies behind it.
+    fn memory_of_an_item_with_a_fixed_offset_is_used_before_its_lifetime() {
+        // Live from step 5, like a gradient; the second lies after it.
         let gradients = [(0, 160), (160, 40)].map(|(at, len)| Item { len, live: 5..9, at: Some(at) });
         let early = [Item::new(200, 1..3), Item::new(100, 2..5)];
         let late = [Item::new(30, 4..6)];
@@ -449,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_reused_once_free() {
+    fn memory_is_reused_once_free() {
         let items: Vec<Item> = (0..10).map(|i| Item::new(160, i..i + 2)).collect();
         assert_eq!(place(&items).1, 320);
     }

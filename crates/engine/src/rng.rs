@@ -1,51 +1,51 @@
-//! Counter-based random numbers: every draw is a function of (seed, purpose, step, index).
+//! Counter-based random numbers: every value is a function of (seed, purpose, step, index).
 //!
-//! Nothing here has state, so nothing about it needs saving: a resumed run, another batch size or another number of
-//! threads sees the same numbers. The generator is Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random
+//! Nothing here has state, so there is none to save: a resumed run, another batch size or another number of
+//! threads sees the same values. The generator is Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random
 //! numbers: as easy as 1, 2, 3", SC 2011). Its counter holds four 32-bit words, used as
-//! `(block, index, step, purpose)`; its key is the seed. `tools/golden/philox.py` is the same in numpy.
+//! `(block, index, step, purpose)`; its key is the seed. `tools/golden/philox.py` is a numpy implementation.
 
 pub use ddpm_kernels::random::philox4x32;
 
-/// What a draw is for. Draws of different purposes never share a counter, so adding one disturbs no other.
+/// What random numbers are for. Purposes never share a counter, so adding one leaves the others unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {
-    /// The noise `eps` of a training step; `index` is the image's place in the batch.
+    /// The noise `eps` of a training step; `index` is the image's index in the batch.
     Noise = 1,
-    /// The timestep `t` of a training step; `index` is the image's place in the batch.
+    /// The timestep `t` of a training step; `index` is the image's index in the batch.
     Timestep = 2,
     /// The order of the data; `step` is the epoch.
     Shuffle = 3,
-    /// Initial weights; `index` is the parameter's number.
+    /// Initial weights; `index` is the parameter's index.
     Init = 4,
-    /// The start `x_T` of a sample; `index` is the image's number.
+    /// The initial noise `x_T` of a sample; `index` is the image's index.
     SampleStart = 5,
-    /// The noise `z` of a sampling step; `index` is the image's number, `step` how many steps follow.
+    /// The noise `z` of a sampling step; `index` is the image's index, `step` the number of remaining steps.
     SampleNoise = 6,
-    /// Built-in digits; `index` is the image's number.
+    /// Built-in digits; `index` is the image's index.
     Digits = 7,
-    /// Random choices of data transforms; `index` is the image's number, `step` the epoch.
+    /// Data augmentation; `index` is the image's index, `step` the epoch.
     Augment = 8,
-    /// Dropout masks; `index` is the image's place in the batch, and the network's place stands above the lowest 8 bits.
+    /// Dropout masks; `index` is the image's index in the batch; the bits above the lowest 8 hold the dropout's index in the network.
     Dropout = 9,
-    /// Which images are learnt without their class; `index` is the image's place in the batch.
+    /// Which images drop their class label; `index` is the image's index in the batch.
     LabelDropout = 10,
-    /// Noise alike in all pixels of a training step; `index` is the image's place in the batch.
+    /// Offset noise, equal in all pixels of an image, of a training step; `index` is the image's index in the batch.
     OffsetNoise = 11,
-    /// Noise of a training step that the network is not told of; `index` is the image's place in the batch.
+    /// Noise added to the input, but not to the target, of a training step; `index` is the image's index in the batch.
     InputPerturbation = 12,
-    /// Noise of the images whose variational bound is measured; `index` is the image's number, `step` the timestep.
+    /// Noise for evaluating the variational bound; `index` is the image's index, `step` the timestep.
     Bound = 13,
-    /// Which timesteps' terms of the variational bound are measured; `index` is the group of images' number.
+    /// Timesteps at which the variational bound is evaluated; `index` is the index of the group of images.
     BoundTimestep = 14,
-    /// Noise that is added again to fill a part of an image; `index` is the image's number, `step` how many moves follow.
+    /// Noise re-added in inpainting (RePaint); `index` is the image's index, `step` the number of remaining moves.
     Resample = 20,
-    /// Numbers made up in tests and benchmarks.
+    /// Data of tests and benchmarks.
     Test = 100,
 }
 
-/// The endless sequence of draws that belongs to one (seed, purpose, step, index).
+/// The infinite sequence of random words of one (seed, purpose, step, index).
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     key: [u32; 2],
@@ -55,17 +55,17 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The draws for `index` at `step`.
+    /// The sequence for `index` at `step`.
     pub fn new(seed: u64, purpose: Purpose, step: u32, index: u32) -> Self {
         Self { key: [seed as u32, (seed >> 32) as u32], index, step, purpose: purpose as u32 }
     }
 
-    /// The `block`-th four words.
+    /// Words `4 block` to `4 block + 3`.
     pub fn block(&self, block: u32) -> [u32; 4] {
         philox4x32([block, self.index, self.step, self.purpose], self.key)
     }
 
-    /// The words one by one, from the first.
+    /// The words in order.
     pub fn words(self) -> impl Iterator<Item = u32> {
         (0..).flat_map(move |b| self.block(b))
     }
@@ -75,12 +75,12 @@ impl Stream {
         self.block(i / 4)[i as usize % 4]
     }
 
-    /// Uniform numbers in (0, 1), one a word, never exactly 0 or 1.
+    /// Uniform values in (0, 1), one per word, never exactly 0 or 1.
     pub fn uniforms(self) -> impl Iterator<Item = f64> {
         self.words().map(unit)
     }
 
-    /// Fills `out` with standard normal numbers (Box-Muller, computed in f64, rounded to f32).
+    /// Fills `out` with standard normal values (Box-Muller, computed in f64, rounded to f32).
     pub fn fill_normal(&self, out: &mut [f32]) {
         for (b, four) in out.chunks_mut(4).enumerate() {
             let [x0, x1, x2, x3] = self.block(b as u32).map(unit);
@@ -96,17 +96,17 @@ impl Stream {
     }
 }
 
-/// A word as a number in (0, 1): the middle of its 2^-32 wide cell.
+/// Maps a word to (0, 1): the midpoint of its cell of width 2^-32.
 fn unit(word: u32) -> f64 {
     (f64::from(word) + 0.5) * (1.0 / 4_294_967_296.0)
 }
 
-/// A word as an integer below `n`, by multiplication (bias below `n` / 2^32).
+/// Maps a word to an integer below `n` by multiplication (bias below `n` / 2^32).
 pub fn below(word: u32, n: u32) -> u32 {
     ((u64::from(word) * u64::from(n)) >> 32) as u32
 }
 
-/// The order of `n` items in `epoch`: a Fisher-Yates shuffle from the end.
+/// A random permutation of `n` items for `epoch`: a Fisher-Yates shuffle from the end.
 pub fn permutation(seed: u64, epoch: u32, n: usize) -> Vec<u32> {
     let mut order: Vec<u32> = (0..n as u32).collect();
     let words = Stream::new(seed, Purpose::Shuffle, epoch, 0).words();
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn philox_agrees_with_the_published_vectors() {
+    fn philox_matches_the_published_vectors() {
         // Random123's kat_vectors file, "philox4x32 10".
         let cases = [
             ([0; 4], [0; 2], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
@@ -138,11 +138,11 @@ mod tests {
     }
 
     #[test]
-    fn normals_have_the_moments_of_a_normal() {
+    fn normal_values_have_the_moments_of_the_distribution() {
         let mut z = vec![0.0; 100_000];
         Stream::new(3, Purpose::Test, 0, 0).fill_normal(&mut z);
         let moment = |p: i32| z.iter().map(|&v| f64::from(v).powi(p)).sum::<f64>() / z.len() as f64;
-        // Standard errors: sqrt(1/n), sqrt(2/n), sqrt(15/n), sqrt(96/n); four of each.
+        // Four standard errors: sqrt(1/n), sqrt(2/n), sqrt(15/n), sqrt(96/n).
         for (p, expected, error) in [(1, 0.0, 0.0127), (2, 1.0, 0.0179), (3, 0.0, 0.049), (4, 3.0, 0.124)] {
             assert!((moment(p) - expected).abs() < error, "moment {p}: {}", moment(p));
         }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn permutations_are_permutations_and_differ_by_epoch() {
+    fn permutations_are_valid_and_differ_by_epoch() {
         for n in [0, 1, 2, 3, 1000] {
             let mut p = permutation(1, 4, n);
             p.sort_unstable();

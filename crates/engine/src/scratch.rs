@@ -1,77 +1,77 @@
-//! Memory for running plans on the CPU: the arena's, and the scratch memory of each thread, whose tasks can be asked to end.
+//! Memory of the CPU executor: the arena's allocation and per-thread scratch memory. Tasks that use scratch memory can be cancelled.
 
 use crate::error::{Error, Result};
 use crate::plan::ALIGN;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Most threads of an executor.
-pub const MOST_THREADS: usize = 1024;
+/// Maximum number of threads of an executor.
+pub const MAX_THREADS: usize = 1024;
 
-/// A number of threads that can be started; 0 stands for all cores.
-pub(crate) fn threads_of(threads: usize) -> Result<usize> {
+/// Checks a number of threads; 0 stands for all cores.
+pub(crate) fn check_threads(threads: usize) -> Result<usize> {
     match threads {
-        0..=MOST_THREADS => Ok(threads),
+        0..=MAX_THREADS => Ok(threads),
         _ => Err(Error::Resources(format!(
-            "{threads} threads are too many: give 0 (all cores) to {MOST_THREADS}"
+            "{threads} threads are too many; use 0 (all cores) to {MAX_THREADS}"
         ))),
     }
 }
 
-/// Scratch memory of each thread of the pool.
+/// Scratch memory for each thread of the pool.
 pub struct Scratch {
     threads: Vec<Mutex<Aligned>>,
-    /// Once set, tasks are skipped.
+    /// Set by the caller to request a stop: tasks are then skipped.
     stop: Arc<AtomicBool>,
     /// Whether tasks may be skipped.
     may_stop: bool,
-    /// Whether one was.
+    /// Whether a task was skipped.
     skipped: AtomicBool,
 }
 
 impl Scratch {
-    /// Memory of `len` values for each of `threads` threads.
+    /// Allocates `len` values for each of `threads` threads.
     pub(crate) fn new(threads: usize, len: usize) -> Result<Self> {
         let threads = (0..threads).map(|_| Aligned::new(len).map(Mutex::new)).collect::<Result<_>>()?;
         let [stop, skipped] = [false; 2].map(AtomicBool::new);
         Ok(Self { threads, stop: Arc::new(stop), may_stop: true, skipped })
     }
 
-    /// Calls `f` with the current thread's memory, unless the run was asked to stop. `f` must not wait for other tasks of the pool.
+    /// Calls `f` with the current thread's memory, unless a stop was requested. `f` must not wait for other tasks of the pool.
     pub fn with(&self, f: impl FnOnce(&mut [f32])) {
         if self.may_stop && self.stop.load(Ordering::Relaxed) {
             self.skipped.store(true, Ordering::Relaxed);
             return;
         }
         let thread = rayon::current_thread_index().unwrap_or(0);
-        // A poisoned lock means that a task panicked; its scratch memory holds nothing that the next one reads.
+        // A poisoned lock means that a task panicked; no later task reads what it left in scratch memory.
         let mut memory = self.threads[thread].lock().unwrap_or_else(|e| e.into_inner());
         f(memory.as_mut_slice());
     }
 
-    /// The flag that asks for a stop.
+    /// Sets the flag that requests a stop.
     pub(crate) fn set_stop(&mut self, stop: Arc<AtomicBool>) {
         self.stop = stop;
     }
 
-    /// Begins a run, which may be stopped.
+    /// Begins a run, which may be stopped from here on.
     pub(crate) fn begin(&mut self) {
         self.may_stop = true;
         *self.skipped.get_mut() = false;
     }
 
-    /// From now on the run must not be stopped.
-    pub(crate) fn hold_on(&mut self) {
+    /// From here on the run must not be stopped.
+    pub(crate) fn forbid_stop(&mut self) {
         self.may_stop = false;
     }
 
-    /// Whether the run was asked to stop, and may: what the last node made is of no use if so.
+    /// Whether the run is to stop: the output of the last node may then be incomplete.
     pub(crate) fn stopped(&self) -> bool {
         self.skipped.load(Ordering::Relaxed) || self.may_stop && self.stop.load(Ordering::Relaxed)
     }
 }
 
-/// Values that begin at a cache line.
+/// Memory aligned to a cache line.
 pub(crate) struct Aligned {
     memory: Box<[f32]>,
     start: usize,
@@ -79,13 +79,13 @@ pub(crate) struct Aligned {
 }
 
 impl Aligned {
-    /// Takes the memory; all values are zero.
+    /// Allocates `len` zeros.
     pub(crate) fn new(len: usize) -> Result<Self> {
-        // Zeros that the system gives: a page is there only when something is written to it.
+        // Zeroed lazily by the operating system: untouched pages take no memory.
         let memory = bytemuck::allocation::try_zeroed_slice_box::<f32>(len + ALIGN).map_err(|()| {
             let mib = (len * 4) >> 20;
             Error::Resources(format!(
-                "{mib} MiB of memory cannot be had: take a smaller batch, size or network"
+                "cannot allocate {mib} MiB of memory; use a smaller batch, image size or network"
             ))
         })?;
         let start = memory.as_ptr().align_offset(64).min(ALIGN);

@@ -1,19 +1,19 @@
-//! Shapes and number formats of tensors.
+//! Shapes and data types of tensors.
 
 use std::fmt;
 
-/// The number format of a tensor.
+/// The data type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DType {
     /// IEEE single precision: the reference arithmetic.
     F32,
-    /// bfloat16, two numbers in the memory of one f32: what is [kept](crate::keep) for the backward pass.
+    /// bfloat16, two elements in the memory of one f32: see [`bf16_storage`](crate::bf16_storage).
     Bf16,
 }
 
 impl DType {
-    /// Bytes of one number.
+    /// Bytes of one element.
     pub fn bytes(self) -> usize {
         match self {
             DType::F32 => 4,
@@ -31,7 +31,7 @@ impl fmt::Display for DType {
     }
 }
 
-/// Up to four sizes, the slowest first; images are `[n, h, w, c]`.
+/// Up to four dimensions, the outermost first; images are `[n, h, w, c]`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     dims: [usize; 4],
@@ -39,7 +39,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A shape of these sizes; at most four of them.
+    /// A shape of at most four dimensions.
     pub fn new(dims: &[usize]) -> Self {
         assert!(dims.len() <= 4, "at most four dimensions: {dims:?}");
         let mut all = [1; 4];
@@ -47,22 +47,22 @@ impl Shape {
         Self { dims: all, rank: dims.len() as u8 }
     }
 
-    /// The sizes.
+    /// The dimensions.
     pub fn dims(&self) -> &[usize] {
         &self.dims[..self.rank as usize]
     }
 
-    /// Numbers in a tensor of this shape.
+    /// Elements of a tensor of this shape.
     pub fn len(&self) -> usize {
         self.dims().iter().product()
     }
 
-    /// Whether there are none.
+    /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The last size: the channels.
+    /// The last dimension: the channels.
     pub fn channels(&self) -> usize {
         self.dims().last().copied().unwrap_or(1)
     }
@@ -98,12 +98,12 @@ impl<const N: usize> From<[usize; N]> for Shape {
     }
 }
 
-/// Shape and number format.
+/// Shape and data type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TensorType {
-    /// The sizes.
+    /// The dimensions.
     pub shape: Shape,
-    /// The number format.
+    /// The data type.
     pub dtype: DType,
 }
 
@@ -113,7 +113,7 @@ impl TensorType {
         Self { shape: shape.into(), dtype: DType::F32 }
     }
 
-    /// The memory of such a tensor, in numbers of f32.
+    /// The memory of such a tensor, in f32 words.
     pub fn words(&self) -> usize {
         (self.shape.len() * self.dtype.bytes()).div_ceil(DType::F32.bytes())
     }

@@ -1,4 +1,4 @@
-//! Every operation, forward and backward, against PyTorch's numbers, on every instruction set.
+//! Every operation, forward and backward, against PyTorch's results, on every instruction set.
 
 mod cases;
 
@@ -6,7 +6,7 @@ use cases::{Golden, run_case};
 use ddpm_engine::{CpuExecutor, Executor, Isa, PlanOptions};
 use std::collections::HashMap;
 
-/// Largest difference, relative to the largest number of the tensor: what the issue asks for.
+/// Maximum absolute difference, relative to the largest absolute value of the tensor.
 const TOLERANCE: f32 = 1e-5;
 
 #[test]

@@ -7,22 +7,22 @@ use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{
-    CpuExecutor, Draws, Error, Executor, Graph, Isa, PlanOptions, Region, Result, Shape, Tensor,
+    CpuExecutor, Error, Executor, Graph, Isa, PlanOptions, Region, Result, RngKey, Shape, Tensor,
 };
 use f64_eval::{Values, evaluate};
 use std::sync::Arc;
 
-/// The step of the finite differences, in f64: the error of its square is 1e-10, that of rounding 1e-11.
+/// Step of the finite differences, in f64: truncation error of 1e-10, rounding error of 1e-11.
 const STEP: f64 = 1e-5;
-/// Largest difference, in units of the parameter's largest gradient. A wrong or missing term makes one of about 1; the
-/// rounding of f32 through a few layers one of 1e-6.
+/// Maximum difference, relative to the parameter's largest gradient. A wrong or missing term causes one of about 1; f32
+/// rounding through a few layers one of 1e-6.
 const TOLERANCE: f64 = 1e-5;
-/// The rounding error that a gradient may have that is 0 (attention to a single token): sums of numbers of about 1.
+/// Allowed rounding error of a gradient that is exactly 0 (attention to a single token), a sum of values of about 1.
 const ZERO: f64 = 1e-7;
-/// Numbers of each parameter that are looked at.
+/// Elements of each parameter to check.
 const SAMPLES: usize = 48;
 
-/// Adds nodes to a graph, naming everything by its number.
+/// Adds nodes to a graph, with numbered names.
 struct Build {
     graph: Graph,
     inputs: Vec<Tensor>,
@@ -65,12 +65,12 @@ fn normal(index: usize, len: usize) -> Vec<f32> {
     x
 }
 
-/// A weight for each timestep that [`check`] makes up.
+/// A weight for each timestep that [`check`] generates.
 fn weights() -> Arc<[f32]> {
     (0..20).map(|t| 0.3 + 0.5 * t as f32).collect()
 }
 
-/// The terms of as many timesteps, every second a decoder's.
+/// A bound with as many timesteps, every second one with the decoder term.
 fn bound() -> VariationalBound {
     let step = |t: usize| BoundStep {
         to_x_0: (1.0 + 0.1 * t as f64, -0.2 * t as f64),
@@ -95,30 +95,30 @@ fn check((name, case): (&str, impl Fn(&mut Build) -> Tensor)) {
     let parameters = forward.parameters().to_vec();
     let data: Vec<(Tensor, Vec<f32>)> = (parameters.iter().chain(&inputs).enumerate())
         .map(|(i, &t)| {
-            let numbers = normal(i, forward.shape(t).len());
-            // Timesteps are the only inputs of one dimension that are not parameters or targets of some.
+            let values = normal(i, forward.shape(t).len());
+            // Inputs with one dimension, other than the target, are timesteps or labels.
             let timesteps =
                 forward.info(t).name.starts_with('x') && t != target && forward.shape(t).dims().len() == 1;
-            (t, if timesteps { numbers.iter().map(|v| (v.abs() * 3.0).floor()).collect() } else { numbers })
+            (t, if timesteps { values.iter().map(|v| (v.abs() * 3.0).floor()).collect() } else { values })
         })
         .collect();
     let wide = |x: &[f32]| x.iter().map(|&v| f64::from(v)).collect::<Vec<_>>();
-    let given: Values = data.iter().map(|(t, x)| (*t, wide(x))).collect();
+    let start: Values = data.iter().map(|(t, x)| (*t, wide(x))).collect();
     let loss_of = |values: &Values| {
         let mut values = values.clone();
         evaluate(&forward, &mut values);
         values[&loss][0]
     };
 
-    // (parameter, number, difference quotient)
+    // (parameter, element, difference quotient)
     let mut quotients = Vec::new();
     for (i, p) in parameters.iter().enumerate() {
         let len = forward.shape(*p).len();
         for s in 0..SAMPLES.min(len) {
             let at = s * len / SAMPLES.min(len);
-            let mut values = given.clone();
+            let mut values = start.clone();
             let mut side = |by: f64| {
-                values.get_mut(p).expect("given")[at] = given[p][at] + by;
+                values.get_mut(p).expect("given")[at] = start[p][at] + by;
                 loss_of(&values)
             };
             quotients.push((i, at, (side(STEP) - side(-STEP)) / (2.0 * STEP)));
@@ -127,15 +127,15 @@ fn check((name, case): (&str, impl Fn(&mut Build) -> Tensor)) {
 
     for isa in Isa::all() {
         let options =
-            PlanOptions { gradients: Some(gradients.clone()), keep: vec![loss], ..PlanOptions::default() };
+            PlanOptions { gradients: Some(gradients.clone()), outputs: vec![loss], ..PlanOptions::default() };
         let mut executor = CpuExecutor::with_isa(graph.clone(), &options, 2, isa).expect("a small plan");
         for (t, x) in &data {
             executor.write(*t, x).expect("right length");
         }
-        executor.run(Draws::default()).expect("runs");
+        executor.run(RngKey::default()).expect("runs");
         let mut got_loss = [0.0];
-        executor.read(loss, &mut got_loss).expect("kept");
-        let want_loss = loss_of(&given);
+        executor.read(loss, &mut got_loss).expect("an output");
+        let want_loss = loss_of(&start);
         let error = (f64::from(got_loss[0]) - want_loss).abs();
         assert!(error <= 1e-5 * want_loss.abs(), "{name} on {isa}: loss {} not {want_loss}", got_loss[0]);
         let mut worst = 0.0f64;
@@ -166,12 +166,12 @@ fn pointwise_operations() {
             let x = b.p([2, 3, 5, 7]);
             b.add(Activate(Activation::Silu), &[x])
         }),
-        ("silu of one number", |b| {
+        ("silu of one element", |b| {
             let x = b.p([1]);
             b.add(Activate(Activation::Silu), &[x])
         }),
         ("add", |b| {
-            // One gradient for two parameters: each must get its own.
+            // Both parameters have the same gradient: each must get its own copy.
             let (x, y) = (b.p([2, 3, 1, 5]), b.p([2, 3, 1, 5]));
             b.add(Add, &[x, y])
         }),
@@ -184,11 +184,11 @@ fn pointwise_operations() {
             let y = b.add(Activate(Activation::Silu), &[x]);
             b.add(Add, &[y, y])
         }),
-        ("add image", |b| {
+        ("add per channel", |b| {
             let (x, r) = (b.p([3, 2, 5, 7]), b.p([3, 7]));
             b.add(AddPerChannel, &[x, r])
         }),
-        ("add image to an input", |b| {
+        ("add per channel to an input", |b| {
             let (x, r) = (b.input([2, 3, 3, 1]), b.p([2, 1]));
             b.add(AddPerChannel, &[x, r])
         }),
@@ -208,7 +208,7 @@ fn pointwise_operations() {
             let (x, y, t) = (b.p([2, 3, 5, 7]), b.input([2, 3, 5, 7]), b.input([2]));
             b.add(WeightedLoss { loss: Loss::Mse, weight: weights() }, &[x, y, t])
         }),
-        ("weighted huber of images of one number", |b| {
+        ("weighted huber of images of one element", |b| {
             let (x, y, t) = (b.p([5, 1]), b.input([5, 1]), b.input([5]));
             b.add(WeightedLoss { loss: Loss::Huber { delta: 0.8 }, weight: weights() }, &[x, y, t])
         }),
@@ -241,7 +241,7 @@ fn pointwise_operations() {
 }
 
 #[test]
-fn only_the_variance_learns_from_the_bound() {
+fn the_bound_has_a_gradient_for_the_variance_only() {
     let mut b = Build { graph: Graph::new(), inputs: Vec::new() };
     let (output, v) = (b.p([5, 2]), b.p([5, 2]));
     let (x_0, x_t, t) = (b.input([5, 2]), b.input([5, 2]), b.input([5]));
@@ -254,13 +254,16 @@ fn only_the_variance_learns_from_the_bound() {
         executor.write(x, &normal(i, 10)).unwrap();
     }
     executor.write(t, &[1.0; 5]).unwrap();
-    executor.run(Draws::default()).unwrap();
-    let [of_output, of_v] = [0, 1].map(|i| {
+    executor.run(RngKey::default()).unwrap();
+    let [output_grad, v_grad] = [0, 1].map(|i| {
         let mut gradient = vec![f32::NAN; 10];
         executor.read_parameter(Region::Gradients, i, &mut gradient).unwrap();
         gradient
     });
-    assert!(of_output.iter().all(|g| *g == 0.0) && of_v.iter().all(|g| *g != 0.0), "{of_output:?}, {of_v:?}");
+    assert!(
+        output_grad.iter().all(|g| *g == 0.0) && v_grad.iter().all(|g| *g != 0.0),
+        "{output_grad:?}, {v_grad:?}"
+    );
 }
 
 #[test]
@@ -283,11 +286,11 @@ fn activations_and_products() {
             let (x, y) = (b.p([2, 3, 1, 5]), b.p([2, 3, 1, 5]));
             b.add(Multiply, &[x, y])
         }),
-        ("scale image", |b| {
+        ("modulate", |b| {
             let (x, r) = (b.p([3, 2, 5, 7]), b.p([3, 7]));
             b.add(Modulate, &[x, r])
         }),
-        ("lookup", |b| {
+        ("embedding", |b| {
             // Labels 0 to about 8, some of them twice.
             let (table, label) = (b.p([16, 5]), b.input([9]));
             b.add(Embedding, &[table, label])
@@ -449,7 +452,7 @@ fn convolutions() {
             let op = Conv2d { per_image_bias: true, residual: true, ..Conv2d::new(1, 1) };
             b.add(op, &[x, w, bias, image, residual])
         }),
-        ("conv with image bias only", |b| {
+        ("conv with per-image bias only", |b| {
             let (x, w, image) = (b.p([2, 3, 4, 2]), b.p([1, 1, 2, 3]), b.p([2, 3]));
             let op = Conv2d { bias: false, per_image_bias: true, ..Conv2d::new(1, 0) };
             b.add(op, &[x, w, image])
@@ -586,15 +589,15 @@ fn attention() {
             let qkv = b.p([2, 2, 3, 3 * 8]);
             b.add(Attention { heads: 2, dropout: None }, &[qkv])
         }),
-        ("attention, heads of one number", |b| {
+        ("attention, heads of size 1", |b| {
             let qkv = b.p([1, 3, 3, 3 * 3]);
             b.add(Attention { heads: 3, dropout: None }, &[qkv])
         }),
-        ("attention, heads of 5", |b| {
+        ("attention, heads of size 5", |b| {
             let qkv = b.p([1, 5, 7, 3 * 10]);
             b.add(Attention { heads: 2, dropout: None }, &[qkv])
         }),
-        ("attention, heads of 33", |b| {
+        ("attention, heads of size 33", |b| {
             let qkv = b.p([1, 2, 2, 3 * 33]);
             b.add(Attention { heads: 1, dropout: None }, &[qkv])
         }),
@@ -681,7 +684,7 @@ fn composite_graphs() {
 }
 
 #[test]
-fn an_operation_without_a_gradient_is_refused_by_name() {
+fn an_operation_without_a_gradient_is_reported_by_name() {
     let build = || -> Result<(Graph, Tensor)> {
         let mut g = Graph::new();
         let [x, c] = [g.parameter("p", [2, 3]), g.parameter("q", [3])];
@@ -691,6 +694,6 @@ fn an_operation_without_a_gradient_is_refused_by_name() {
         Ok((g, loss))
     };
     let (mut g, loss) = build().expect("a valid graph");
-    let error = backward(&mut g, loss).expect_err("a norm with given statistics has no gradient");
+    let error = backward(&mut g, loss).expect_err("inference batch norm has no gradient");
     assert!(matches!(&error, Error::NoGradient { node, .. } if node == "the.norm"), "{error}");
 }

@@ -1,20 +1,20 @@
-//! Making results again for the backward pass: the same bits in less memory.
-#![allow(missing_docs, reason = "nothing here is for others")]
+//! Recomputation for the backward pass: the same bits in less memory.
+#![allow(missing_docs, reason = "tests")]
 
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{
     Activate, Activation, Add, AddPerChannel, Affine, BatchNorm, Concat, Conv2d, Dropout, GroupNorm, Loss,
 };
 use ddpm_engine::recompute::recompute;
-use ddpm_engine::{CpuExecutor, Draws, Executor, Graph, PlanOptions, Region, Tensor};
+use ddpm_engine::{CpuExecutor, Executor, Graph, PlanOptions, Region, RngKey, Tensor};
 
 const N: usize = 2;
 const C: usize = 16;
-/// So that images are large beside the gradients and scratch memory, among which they have places too.
+/// Large enough that activations dominate gradients and scratch memory.
 const SIDE: usize = 32;
 
-/// Convolutions with everything between them that can be made again, a skip connection, and an addition for each image; if
-/// asked, a join with what is kept anyway.
+/// Convolutions with all recomputable operations between them, a skip connection and a per-channel addition; with `join`, also a
+/// concatenation with a tensor that is kept anyway.
 fn network(g: &mut Graph, join: bool) -> Tensor {
     let conv = |g: &mut Graph, x: Tensor| {
         let cin = g.shape(x).channels();
@@ -49,15 +49,15 @@ fn network(g: &mut Graph, join: bool) -> Tensor {
     g.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit")
 }
 
-/// The bits of all gradients, and the numbers of the arena.
-fn run(join: bool, again: bool) -> (Vec<u32>, usize) {
+/// The bits of all gradients, and the length of the arena.
+fn run(join: bool, recomputed: bool) -> (Vec<u32>, usize) {
     let mut g = Graph::new();
     let loss = network(&mut g, join);
-    let gradients = backward(&mut g, loss).expect("all have gradients");
-    if again {
+    let gradients = backward(&mut g, loss).expect("all operations have gradients");
+    if recomputed {
         recompute(&mut g);
     }
-    let options = PlanOptions { gradients: Some(gradients), keep: vec![loss], ..PlanOptions::default() };
+    let options = PlanOptions { gradients: Some(gradients), outputs: vec![loss], ..PlanOptions::default() };
     let mut exec = CpuExecutor::new(g.clone(), &options, 2).expect("a small plan");
     let ramp = |i: usize, len: usize| -> Vec<f32> {
         (0..len).map(|j| ((j * 31 + i * 17) % 97) as f32 / 97.0 - 0.5).collect()
@@ -65,17 +65,17 @@ fn run(join: bool, again: bool) -> (Vec<u32>, usize) {
     for (i, &p) in g.parameters().iter().enumerate() {
         exec.write_parameter(Region::Weights, i, &ramp(i, g.shape(p).len())).expect("its length");
     }
-    let draws = Draws { seed: 1, step: 2, first_index: 0 };
+    let rng = RngKey { seed: 1, step: 2, first_index: 0 };
     let inputs: Vec<Tensor> = g.nodes().iter().flat_map(|n| n.inputs.clone()).collect();
-    for &t in inputs.iter().filter(|&&t| g.info(t).kind == ddpm_engine::graph::Kind::Input) {
+    for &t in inputs.iter().filter(|&&t| g.info(t).kind == ddpm_engine::graph::TensorKind::Input) {
         exec.write(t, &ramp(7, g.shape(t).len())).expect("its length");
     }
-    exec.run(draws).expect("a run");
+    exec.run(rng).expect("a run");
     let mut bits = Vec::new();
     for (i, &p) in g.parameters().iter().enumerate() {
         let mut gradient = vec![0.0; g.shape(p).len()];
         exec.read_parameter(Region::Gradients, i, &mut gradient).expect("its length");
-        assert!(gradient.iter().any(|&v| v != 0.0), "a gradient of zeros cannot show a difference");
+        assert!(gradient.iter().any(|&v| v != 0.0), "a zero gradient would hide differences");
         bits.extend(gradient.iter().map(|v| v.to_bits()));
     }
     (bits, exec.plan().arena_len())
@@ -85,17 +85,20 @@ fn run(join: bool, again: bool) -> (Vec<u32>, usize) {
 fn gradients_have_the_same_bits_and_the_arena_is_smaller() {
     let image = N * SIDE * SIDE * C;
     for join in [false, true] {
-        let ((kept, kept_len), (again, again_len)) = (run(join, false), run(join, true));
-        assert_eq!(kept, again);
-        // Of nine large results between the convolutions, five need not be kept. The join is two images in one, beside
-        // which others find their places less well.
-        let less = if join { 2 * image } else { 3 * image };
-        assert!(again_len + less <= kept_len, "{again_len} numbers, {kept_len} without");
+        let ((kept, kept_len), (recomputed, recomputed_len)) = (run(join, false), run(join, true));
+        assert_eq!(kept, recomputed);
+        // Of nine large tensors between the convolutions, five need not be kept. The concatenation is twice as large, which
+        // fragments the arena.
+        let saved = if join { 2 * image } else { 3 * image };
+        assert!(
+            recomputed_len + saved <= kept_len,
+            "{recomputed_len} elements, {kept_len} without recomputation"
+        );
     }
 }
 
 #[test]
-fn a_join_is_made_again_where_one_half_is_kept_anyway() {
+fn a_concat_is_recomputed_if_one_operand_is_kept_anyway() {
     for kept in [false, true] {
         let mut g = Graph::new();
         let shape = [N, SIDE, SIDE, C];
@@ -113,7 +116,7 @@ fn a_join_is_made_again_where_one_half_is_kept_anyway() {
         }
         let target = g.input("target", shape);
         let loss = g.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit");
-        backward(&mut g, loss).expect("all have gradients");
+        backward(&mut g, loss).expect("all operations have gradients");
         recompute(&mut g);
         assert_eq!(g.nodes().iter().any(|n| n.name == "join.again"), kept);
     }

@@ -1,10 +1,10 @@
-//! Runs that are asked to stop: they end early, and leave weights and the optimizer's state as they were.
-#![allow(missing_docs, reason = "nothing here is for others")]
+//! Stop requests: runs end early, and leave weights and the optimizer's state unchanged.
+#![allow(missing_docs, reason = "tests")]
 
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Activate, Activation, Conv2d, Loss};
 use ddpm_engine::{
-    AdamStep, CpuExecutor, Draws, Error, Executor, Graph, PlanOptions, Region, Result, StepOutcome, Tensor,
+    AdamStep, CpuExecutor, Error, Executor, Graph, PlanOptions, Region, Result, RngKey, StepOutcome, Tensor,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +18,8 @@ fn values(seed: usize, len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 31 + seed * 17) % 997) as f32 / 4985.0 - 0.1).collect()
 }
 
-/// Some convolutions one behind the other, on two images of that side, ready to train.
-fn network(side: usize, late_updates: bool) -> Result<CpuExecutor> {
+/// A stack of convolutions on two images of `side` x `side`, ready to train.
+fn network(side: usize, defer_updates: bool) -> Result<CpuExecutor> {
     let mut g = Graph::new();
     let [x, y] = ["x", "y"].map(|name| g.input(name, [2, side, side, CHANNELS]));
     let mut h = x;
@@ -30,9 +30,15 @@ fn network(side: usize, late_updates: bool) -> Result<CpuExecutor> {
     }
     let loss = g.add("loss", Loss::Mse, &[h, y])?;
     let gradients = Some(backward(&mut g, loss)?);
-    let (fuse_optimizer, keep) = (Some(loss), vec![loss]);
-    let options =
-        PlanOptions { gradients, fuse_optimizer, late_updates, keep, ema: true, ..PlanOptions::default() };
+    let (fuse_optimizer, outputs) = (Some(loss), vec![loss]);
+    let options = PlanOptions {
+        gradients,
+        fuse_optimizer,
+        defer_updates,
+        outputs,
+        ema: true,
+        ..PlanOptions::default()
+    };
     let of_input = |t: Tensor, exec: &mut CpuExecutor| exec.write(t, &values(3, 2 * side * side * CHANNELS));
     let mut exec = CpuExecutor::new(g, &options, 2)?;
     of_input(x, &mut exec)?;
@@ -57,10 +63,10 @@ fn step(exec: &mut CpuExecutor, step: u64) -> Result<StepOutcome> {
         ema_decay: 0.9,
         grad_scale: 1.0,
     };
-    exec.train(Draws::default(), &adam)
+    exec.train(RngKey::default(), &adam)
 }
 
-/// The bits of weights, their average and the optimizer's state.
+/// The bits of the weights, their average and the optimizer's state.
 fn state(exec: &CpuExecutor) -> Vec<u32> {
     let mut all = Vec::new();
     for (region, i) in REGIONS.into_iter().flat_map(|region| (0..LAYERS).map(move |i| (region, i))) {
@@ -71,48 +77,48 @@ fn state(exec: &CpuExecutor) -> Vec<u32> {
     all
 }
 
-fn is_late(exec: &CpuExecutor) -> bool {
-    let behind = &exec.plan().updates().expect("asked for").behind;
-    behind[..behind.len() - 1].iter().all(Vec::is_empty)
+fn is_deferred(exec: &CpuExecutor) -> bool {
+    let after_node = &exec.plan().updates().expect("a fused optimizer").after_node;
+    after_node[..after_node.len() - 1].iter().all(Vec::is_empty)
 }
 
 #[test]
-fn a_run_that_is_asked_to_stop_changes_no_weight_and_a_later_one_gives_the_same_bits() -> Result<()> {
-    for late in [true, false] {
-        let mut whole = network(48, late)?;
-        let start = state(&whole);
-        let begun = Instant::now();
-        step(&mut whole, 1)?;
-        let took = begun.elapsed();
-        let (first, mut interrupted) = (state(&whole), 0);
-        step(&mut whole, 2)?;
-        let second = state(&whole);
-        assert!(is_late(&whole) == late && first != start && second != first);
+fn a_stopped_run_changes_no_weights_and_a_later_run_gives_the_same_bits() -> Result<()> {
+    for deferred in [true, false] {
+        let mut reference = network(48, deferred)?;
+        let start = state(&reference);
+        let started = Instant::now();
+        step(&mut reference, 1)?;
+        let duration = started.elapsed();
+        let (first, mut interrupted) = (state(&reference), 0);
+        step(&mut reference, 2)?;
+        let second = state(&reference);
+        assert!(is_deferred(&reference) == deferred && first != start && second != first);
 
-        const MOMENTS: u32 = 12;
-        for moment in 0..MOMENTS {
-            let mut exec = network(48, late)?;
-            let stop = Arc::new(AtomicBool::new(moment == 0));
+        const DELAYS: u32 = 12;
+        for delay in 0..DELAYS {
+            let mut exec = network(48, deferred)?;
+            let stop = Arc::new(AtomicBool::new(delay == 0));
             exec.set_stop(stop.clone());
-            let made = std::thread::scope(|scope| {
+            let result = std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    std::thread::sleep(took * moment / MOMENTS);
+                    std::thread::sleep(duration * delay / DELAYS);
                     stop.store(true, Ordering::Relaxed);
                 });
                 step(&mut exec, 1)
             });
             stop.store(false, Ordering::Relaxed);
-            match made {
+            match result {
                 Err(Error::Interrupted) => {
                     interrupted += 1;
-                    assert!(state(&exec) == start, "moment {moment}");
-                    assert_eq!(step(&mut exec, 1)?, step(&mut network(48, late)?, 1)?);
+                    assert!(state(&exec) == start, "delay {delay}");
+                    assert_eq!(step(&mut exec, 1)?, step(&mut network(48, deferred)?, 1)?);
                 }
-                other => assert!(matches!(other?, StepOutcome::Whole { .. })),
+                other => assert!(matches!(other?, StepOutcome::Applied { .. })),
             }
-            assert!(state(&exec) == first, "moment {moment}");
+            assert!(state(&exec) == first, "delay {delay}");
             step(&mut exec, 2)?;
-            assert!(state(&exec) == second, "moment {moment}");
+            assert!(state(&exec) == second, "delay {delay}");
         }
         assert!(interrupted > 0);
     }
@@ -120,21 +126,21 @@ fn a_run_that_is_asked_to_stop_changes_no_weight_and_a_later_one_gives_the_same_
 }
 
 #[test]
-fn a_stop_is_obeyed_in_the_middle_of_a_node() -> Result<()> {
-    // One node takes hundreds of milliseconds on one thread, all of them seconds.
+fn a_stop_request_interrupts_a_node() -> Result<()> {
+    // On one thread a node takes hundreds of milliseconds, and the run takes seconds.
     let mut exec = network(384, true)?;
-    assert!(is_late(&exec));
+    assert!(is_deferred(&exec));
     let stop = Arc::new(AtomicBool::new(false));
     exec.set_stop(stop.clone());
     for _ in 0..3 {
         let ended = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| {
+            let stopper = scope.spawn(|| {
                 std::thread::sleep(Duration::from_millis(60));
                 stop.store(true, Ordering::Relaxed);
                 Instant::now()
             });
             assert!(matches!(step(&mut exec, 1), Err(Error::Interrupted)));
-            Instant::now() - asked.join().expect("a thread that sleeps")
+            Instant::now() - stopper.join().expect("the thread does not panic")
         });
         stop.store(false, Ordering::Relaxed);
         assert!(ended < Duration::from_millis(500), "{ended:?}");
@@ -143,13 +149,14 @@ fn a_stop_is_obeyed_in_the_middle_of_a_node() -> Result<()> {
 }
 
 #[test]
-fn updates_behind_the_run_are_chosen_where_they_take_hardly_more_memory() -> Result<()> {
-    // Large images: what the forward pass leaves makes room for all gradients. Images of a pixel: it does not.
-    for (side, late) in [(48, true), (1, false)] {
-        let (within, behind) = (network(side, false)?, network(side, true)?);
-        assert_eq!(is_late(&behind), late, "side {side}");
-        let [within, most] = [within, behind].map(|exec| exec.footprint().arena_bytes);
-        assert!(most <= within + within / 20);
+fn updates_are_deferred_where_that_takes_little_more_memory() -> Result<()> {
+    // With large images the memory of the forward pass has room for all gradients; with images of one pixel it has not.
+    for (side, deferred) in [(48, true), (1, false)] {
+        let (immediate, maybe_deferred) = (network(side, false)?, network(side, true)?);
+        assert_eq!(is_deferred(&maybe_deferred), deferred, "side {side}");
+        let [immediate, maybe_deferred] =
+            [immediate, maybe_deferred].map(|exec| exec.footprint().arena_bytes);
+        assert!(maybe_deferred <= immediate + immediate / 20);
     }
     Ok(())
 }

@@ -4,14 +4,14 @@ use crate::isa::{Isa, dispatch};
 use crate::vector::{self, map2};
 use pulp::Simd;
 
-/// A function that is applied number by number between two layers.
+/// An elementwise activation function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     /// `x sigmoid(x)` (Elfwing et al. 2018).
     Silu,
     /// `max(x, 0)`.
     Relu,
-    /// `x Phi(x)` with the normal distribution function, not its approximation by tanh (Hendrycks and Gimpel 2016).
+    /// `x Phi(x)` with the exact normal CDF, not its tanh approximation (Hendrycks and Gimpel 2016).
     Gelu,
     /// `x tanh(ln(1 + e^x))` (Misra 2019).
     Mish,
@@ -37,7 +37,7 @@ pub fn activate(isa: Isa, act: Activation, x: &[f32], y: &mut [f32]) {
     dispatch!(isa, s => forward(s, act, x, y))
 }
 
-/// `g = dy * act'(x)`, where `g` holds `dy` before.
+/// `g = dy * act'(x)`; `g` holds `dy` on entry.
 pub fn activate_backward(isa: Isa, act: Activation, x: &[f32], g: &mut [f32]) {
     dispatch!(isa, s => backward(s, act, x, g))
 }

@@ -1,6 +1,7 @@
 //! The passes of batch normalisation (Ioffe and Szegedy 2015) over rows `[rows, channels]`.
 //!
-//! Statistics are taken over all rows of a batch; a task sums a run of rows, and the caller adds the runs up in order.
+//! Statistics are over all rows of a batch; a task sums a range of rows, and the caller adds up the ranges in
+//! order.
 //!
 //! ```text
 //! forward    mean = sum x / rows;   variance = sum (x - mean)^2 / rows;   y = (x - mean) gamma rstd + beta
@@ -30,7 +31,7 @@ pub fn column_dots(isa: Isa, dy: &[f32], x: &[f32], mean: &[f32], sums: &mut [f3
     dispatch!(isa, s => channel_dots_shifted(s, dy, x, c, sums, mean))
 }
 
-/// `y = (x - mean) * scale + shift`, a row after the other.
+/// `y = (x - mean) * scale + shift`, row by row.
 pub fn normalise(isa: Isa, mean: &[f32], scale: &[f32], shift: &[f32], x: &[f32], y: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(s: S, mean: &[f32], scale: &[f32], shift: &[f32], x: &[f32], y: &mut [f32]) {
@@ -48,7 +49,7 @@ pub fn normalise(isa: Isa, mean: &[f32], scale: &[f32], shift: &[f32], x: &[f32]
     dispatch!(isa, s => run(s, mean, scale, shift, x, y))
 }
 
-/// `g = g * scale + (x - mean) * slope + offset`, a row after the other; `g` holds `dy` before and `dx` after.
+/// `g = g * scale + (x - mean) * slope + offset`, row by row; `g` holds `dy` on entry and `dx` on return.
 pub fn gradient(
     isa: Isa,
     mean: &[f32],

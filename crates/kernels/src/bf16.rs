@@ -1,11 +1,11 @@
-//! bf16: f32 with the lower half of its bits rounded away, and products of pairs of them summed in f32.
+//! bf16 (f32 without the lower 16 bits), and dot products of bf16 pairs accumulated in f32.
 //!
-//! Numbers that are multiplied with one another stand in *pairs*: two neighbours along k, the even one in the lower half
-//! of a 32-bit word. A panel of pairs is a panel of words, kept in slices of f32 whose values mean nothing.
+//! Matmul operands are packed in *pairs*: two neighbours along k, the even one in the lower half of a 32-bit
+//! word. A panel of pairs is a panel of words, stored in f32 slices whose values have no meaning as floats.
 
 use crate::conv::MatmulDtype;
 use crate::isa::{Isa, dispatch};
-use crate::tile::Product;
+use crate::tile::DotKernel;
 use pulp::Simd;
 
 /// Rounds to bf16, ties to even; NaN stays NaN.
@@ -16,19 +16,19 @@ pub fn round(x: f32) -> u16 {
     if bits & 0x7fff_ffff > 0x7f80_0000 { (bits >> 16) as u16 | 0x40 } else { rounded }
 }
 
-/// The f32 of the same value.
+/// Converts back to f32, exactly.
 #[inline(always)]
 pub fn widen(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
 }
 
-/// Every number rounded: `to` has as many.
+/// Rounds every element to bf16; both slices have the same length.
 pub fn round_all(isa: Isa, from: &[f32], to: &mut [u16]) {
-    assert_eq!(from.len(), to.len(), "a number for each");
+    assert_eq!(from.len(), to.len(), "slices of equal length");
     dispatch!(isa, _s => round_each(from, to))
 }
 
-/// Every number in f32: `to` has as many.
+/// Widens every element to f32; both slices have the same length.
 pub fn widen_all(isa: Isa, from: &[u16], to: &mut [f32]) {
     #[inline(always)]
     fn run(from: &[u16], to: &mut [f32]) {
@@ -36,11 +36,10 @@ pub fn widen_all(isa: Isa, from: &[u16], to: &mut [f32]) {
             *to = widen(x);
         }
     }
-    assert_eq!(from.len(), to.len(), "a number for each");
+    assert_eq!(from.len(), to.len(), "slices of equal length");
     dispatch!(isa, _s => run(from, to))
 }
 
-/// Rounds as many numbers as there are.
 #[inline(always)]
 fn round_each(from: &[f32], to: &mut [u16]) {
     for (to, &x) in to.iter_mut().zip(from) {
@@ -48,7 +47,7 @@ fn round_each(from: &[f32], to: &mut [u16]) {
     }
 }
 
-/// Rounds a run of numbers into the halves of words: `to` has half as many, rounded up; a missing last half is zero.
+/// Rounds and packs two elements a word: `to` has half the length, rounded up; a missing last half is zero.
 #[inline(always)]
 pub(crate) fn round_run(from: &[f32], to: &mut [f32]) {
     let halves: &mut [u16] = bytemuck::cast_slice_mut(to);
@@ -56,13 +55,13 @@ pub(crate) fn round_run(from: &[f32], to: &mut [f32]) {
     halves[from.len()..].fill(0);
 }
 
-/// Words of two numbers.
+/// Packs two elements into a word.
 #[inline(always)]
 pub(crate) fn pair(even: f32, odd: f32) -> f32 {
     f32::from_bits(u32::from(round(odd)) << 16 | u32::from(round(even)))
 }
 
-/// Words of two rows.
+/// Packs two rows element by element.
 #[inline(always)]
 pub(crate) fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
     for ((to, &even), &odd) in to.iter_mut().zip(even).zip(odd) {
@@ -70,7 +69,7 @@ pub(crate) fn pair_rows(even: &[f32], odd: &[f32], to: &mut [f32]) {
     }
 }
 
-/// Every lane rounded to bf16.
+/// Rounds every lane to bf16.
 #[inline(always)]
 pub(crate) fn round_vector<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let bits = s.transmute_u32s_f32s(x);
@@ -81,37 +80,37 @@ pub(crate) fn round_vector<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     s.transmute_f32s_u32s(s.and_u32s(rounded, s.splat_u32s(0xffff_0000)))
 }
 
-/// How the factors of a product stand in memory.
+/// How matmul operands are stored in memory, as 32-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Words {
-    /// One number a word.
-    Single,
-    /// One number a word, rounded to bf16: for instruction sets that do not multiply pairs.
+pub(crate) enum Packing {
+    /// One f32 a word.
+    F32,
+    /// One f32 a word, rounded to bf16: for instruction sets without a pairwise dot product.
     Rounded,
-    /// Two numbers of bf16.
+    /// Two 16-bit elements a word.
     Pairs,
 }
 
-impl Words {
-    /// Those for such factors on an instruction set.
-    pub(crate) fn of(isa: Isa, factors: MatmulDtype) -> Self {
-        match factors {
-            MatmulDtype::F32 => Self::Single,
+impl Packing {
+    /// The packing for this dtype on an instruction set.
+    pub(crate) fn of(isa: Isa, dtype: MatmulDtype) -> Self {
+        match dtype {
+            MatmulDtype::F32 => Self::F32,
             MatmulDtype::Bf16 if isa.has_bf16() => Self::Pairs,
             MatmulDtype::Bf16 => Self::Rounded,
         }
     }
 
-    /// Numbers of a word.
-    pub(crate) fn numbers(self) -> usize {
+    /// Elements a word.
+    pub(crate) fn elems_per_word(self) -> usize {
         if self == Self::Pairs { 2 } else { 1 }
     }
 
-    /// Rounds words that were copied, where that is asked for.
+    /// Rounds packed words in place if this packing needs it.
     #[inline(always)]
-    pub(crate) fn round(self, numbers: &mut [f32]) {
+    pub(crate) fn round(self, words: &mut [f32]) {
         if self == Self::Rounded {
-            for x in numbers {
+            for x in words {
                 *x = widen(round(*x));
             }
         }
@@ -124,11 +123,11 @@ pub(crate) use native::Native;
 #[cfg(target_arch = "x86_64")]
 #[allow(
     unsafe_code,
-    reason = "pulp does not have this extension: functions compiled for it are called from here"
+    reason = "pulp lacks these extensions, so functions compiled for them are called from here"
 )]
 mod native {
     use super::round_run;
-    use crate::tile::{Lanes, Product};
+    use crate::tile::{DotKernel, PackLanes};
     use pulp::Simd;
     use std::arch::x86_64::{
         __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_cvtepi32_ps, _mm512_cvtne2ps_pbh,
@@ -137,27 +136,28 @@ mod native {
     };
     use std::mem::transmute;
 
-    /// AVX-512 with its extensions BF16 and VNNI, and products of bf16 pairs. Holding a value proves that the machine has them.
+    /// AVX-512 with the BF16 and VNNI extensions; multiplies bf16 pairs. Holding a value proves that the
+    /// machine has them.
     #[derive(Clone, Copy)]
     pub(crate) struct Native(());
 
     impl Native {
-        /// The extension, if this machine has it and all of what pulp calls `V4`.
+        /// The token, if this machine has the extensions and everything in pulp's `V4`.
         pub(crate) fn try_new() -> Option<Self> {
             let extensions = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
             (pulp::x86::V4::try_new().is_some() && extensions).then_some(Self(()))
         }
 
-        /// Products of pairs of whole numbers.
+        /// The dot kernel for int16 pairs.
         #[inline(always)]
-        pub(crate) fn whole(self) -> Whole {
-            Whole(self)
+        pub(crate) fn int16(self) -> Int16Dot {
+            Int16Dot(self)
         }
 
-        /// Calls `f` inside a function that is compiled for the extension, and for what pulp's `V4` stands for.
+        /// Calls `f` inside a function compiled for the extensions and for pulp's `V4`.
         #[inline(always)]
         pub(crate) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
-            // SAFETY: the value proves that the machine has the features that the function is compiled for.
+            // SAFETY: the token proves that the machine has the features the function is compiled for.
             unsafe { vectorize(f) }
         }
     }
@@ -168,24 +168,24 @@ mod native {
         f()
     }
 
-    /// The bits of a vector of pulp's.
+    /// The bits of a pulp vector.
     #[inline(always)]
     fn bits<V: bytemuck::NoUninit>(v: V) -> __m512i {
-        assert_eq!(size_of::<V>(), size_of::<__m512i>(), "the extension's vectors are of 512 bits");
-        // SAFETY: both have one size, V has a value in every byte, and the result may have any.
+        assert_eq!(size_of::<V>(), size_of::<__m512i>(), "the extension has 512-bit vectors");
+        // SAFETY: both types have the same size, V has no padding, and any bits are a valid result.
         unsafe { std::mem::transmute_copy(&v) }
     }
 
     /// The counterpart of [`bits`].
     #[inline(always)]
     fn vector<V: bytemuck::AnyBitPattern>(x: __m512i) -> V {
-        assert_eq!(size_of::<V>(), size_of::<__m512i>(), "the extension's vectors are of 512 bits");
-        // SAFETY: both have one size, and V may hold any bits.
+        assert_eq!(size_of::<V>(), size_of::<__m512i>(), "the extension has 512-bit vectors");
+        // SAFETY: both types have the same size, and any bits are a valid V.
         unsafe { std::mem::transmute_copy(&x) }
     }
 
-    impl Product for Native {
-        const PER_WORD: usize = 2;
+    impl DotKernel for Native {
+        const ELEMS_PER_WORD: usize = 2;
 
         #[inline(always)]
         fn multiply_vectors<S: Simd, const NV: usize>(
@@ -204,12 +204,12 @@ mod native {
         #[inline(always)]
         fn pair<S: Simd>(self, _: S, even: S::f32s, odd: S::f32s) -> S::f32s {
             let both = round_two(self, bits(even), bits(odd));
-            // SAFETY: the value proves that the machine has what pulp's `V4` stands for.
+            // SAFETY: the token proves that the machine has the features of pulp's `V4`.
             vector(unsafe { _mm512_permutexvar_epi16(interleaved(), both) })
         }
     }
 
-    impl Lanes for Native {
+    impl PackLanes for Native {
         #[inline(always)]
         fn pair_vectors<S: Simd>(self, _: S, first: S::f32s, second: S::f32s) -> S::f32s {
             vector(round_two(self, bits(first), bits(second)))
@@ -217,9 +217,9 @@ mod native {
 
         #[inline(always)]
         fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]) {
-            let whole = from.len() / (2 * S::F32_LANES);
-            let (pairs, rest) = from.split_at(2 * S::F32_LANES * whole);
-            let (words, last) = to.split_at_mut(S::F32_LANES * whole);
+            let full = from.len() / (2 * S::F32_LANES);
+            let (pairs, rest) = from.split_at(2 * S::F32_LANES * full);
+            let (words, last) = to.split_at_mut(S::F32_LANES * full);
             let words = S::as_mut_simd_f32s(words).0.iter_mut();
             for (word, pair) in words.zip(S::as_simd_f32s(pairs).0.chunks_exact(2)) {
                 *word = self.pair_vectors(s, pair[0], pair[1]);
@@ -228,13 +228,13 @@ mod native {
         }
     }
 
-    /// Products of pairs of 16-bit whole numbers, summed in 32 bits: they must not leave them.
+    /// Multiplies pairs of 16-bit integers, accumulating in 32 bits; the caller must rule out overflow.
     #[derive(Clone, Copy)]
-    pub(crate) struct Whole(Native);
+    pub(crate) struct Int16Dot(Native);
 
-    impl Product for Whole {
-        const PER_WORD: usize = 2;
-        const WHOLE: bool = true;
+    impl DotKernel for Int16Dot {
+        const ELEMS_PER_WORD: usize = 2;
+        const IS_INT: bool = true;
 
         #[inline(always)]
         fn multiply_vectors<S: Simd, const NV: usize>(
@@ -246,14 +246,14 @@ mod native {
         ) {
             let a = bits(a);
             for v in 0..NV {
-                // SAFETY: the value proves that the machine has the instruction.
+                // SAFETY: the token proves that the machine has the instruction.
                 acc[v] = vector(unsafe { _mm512_dpwssd_epi32(bits(acc[v]), a, bits(b[v])) });
             }
         }
 
         #[inline(always)]
         fn pair<S: Simd>(self, _: S, even: S::f32s, odd: S::f32s) -> S::f32s {
-            // SAFETY: the value proves that the machine has what pulp's `V4` stands for.
+            // SAFETY: the token proves that the machine has the features of pulp's `V4`.
             vector(unsafe {
                 let even = _mm512_cvtps_epi32(_mm512_castsi512_ps(bits(even)));
                 let odd = _mm512_cvtps_epi32(_mm512_castsi512_ps(bits(odd)));
@@ -268,18 +268,18 @@ mod native {
         }
     }
 
-    /// `acc + even x even + odd x odd` of every pair.
+    /// `acc + even * even + odd * odd` for every pair.
     #[inline(always)]
     fn multiply_pairs(_: Native, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: the value proves that the machine has the instruction; the transmutations keep all 512 bits, any of which
-        // are valid.
+        // SAFETY: the token proves that the machine has the instruction; the transmutes keep all 512 bits,
+        // and any bits are valid.
         unsafe {
             let [a, b] = [a, b].map(|x| transmute::<__m512i, __m512bh>(x));
             _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(acc), a, b))
         }
     }
 
-    /// The numbers of two vectors rounded, those of the first in the lower half.
+    /// Rounds two vectors to bf16, the first into the lower half.
     #[inline(always)]
     fn round_two(_: Native, first: __m512i, second: __m512i) -> __m512i {
         // SAFETY: as above.
@@ -289,7 +289,7 @@ mod native {
         }
     }
 
-    /// The places of the numbers 0, 16, 1, 17, .. of a vector of 32.
+    /// Indices 0, 16, 1, 17, ... of a vector of 32 elements.
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn interleaved() -> __m512i {
@@ -300,25 +300,25 @@ mod native {
     }
 }
 
-/// As [`fma_throughput`](crate::elementwise::multiply_add_rounds), of pairs where the machine has an instruction
-/// for them.
+/// Like [`fma_throughput`](crate::elementwise::fma_throughput), for bf16 pairs if the machine has an
+/// instruction for them.
 pub fn fma_throughput(isa: Isa, rounds: u64) -> Option<u64> {
-    /// As there.
+    /// As for f32.
     const SUMS: usize = 12;
     #[inline(always)]
-    fn run<S: Simd>(s: S, product: impl Product, rounds: u64) -> u64 {
+    fn run<S: Simd>(s: S, dot: impl DotKernel, rounds: u64) -> u64 {
         let a = std::hint::black_box(0.5);
         let b = s.splat_f32s(a);
         let mut sums = [[b]; SUMS];
         for _ in 0..rounds {
             for sum in &mut sums {
-                product.multiply(s, a, [b], sum);
+                dot.multiply(s, a, [b], sum);
             }
         }
         std::hint::black_box(sums);
         rounds * (4 * SUMS * S::F32_LANES) as u64
     }
-    isa.has_bf16().then(|| dispatch!(isa, Words::Pairs, s, product => run(s, product, rounds)))
+    isa.has_bf16().then(|| dispatch!(isa, Packing::Pairs, s, dot => run(s, dot, rounds)))
 }
 
 #[cfg(test)]
@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounding_takes_the_nearest_and_ties_go_to_even() {
+    fn rounds_to_nearest_even() {
         for (x, bits) in [
             (1.0, 0x3f80),
             (1.0 + 1.0 / 256.0, 0x3f80),

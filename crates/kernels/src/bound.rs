@@ -1,95 +1,105 @@
-//! Terms of the variational bound of images of 256 levels (Ho et al. 2020, eq. 5 and 13), and their slopes by a learned
-//! variance (Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, section 3.1).
+//! Terms of the variational bound for images of 256 levels (Ho et al. 2020, eq. 5 and 13), and their
+//! gradients with respect to a learned variance (Nichol, Dhariwal, "Improved Denoising Diffusion
+//! Probabilistic Models", 2021, section 3.1).
 //!
-//! They are few beside a network's numbers and span many powers of ten: f64, number by number, on any instruction set alike.
+//! They are cheap next to the network and span many orders of magnitude: scalar f64, identical on every
+//! instruction set.
 
-/// Half the distance of two of 256 levels in [-1, 1].
+/// Half the distance between two of 256 levels in [-1, 1].
 const HALF_LEVEL: f64 = 1.0 / 255.0;
-/// Beyond it a number is the darkest or the brightest level, whose bin goes on without end (Ho et al. 2020, eq. 13).
+/// Beyond it a value belongs to the darkest or brightest level, whose bin is unbounded (Ho et al. 2020, eq.
+/// 13).
 const EDGE: f64 = 0.999;
-/// A probability below it counts as this, so that its logarithm is a number, as in both papers' programs.
-const LEAST_PROBABILITY: f64 = 1e-12;
+/// Probabilities are clamped to this from below to keep their logarithm finite, as in the code of both
+/// papers.
+const MIN_PROBABILITY: f64 = 1e-12;
 
-/// What the term of a timestep needs of the schedule.
+/// What the term of a timestep needs from the schedule.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BoundStep {
-    /// The image that an output means is `to_x_0.0 x_t + to_x_0.1 output`.
+    /// The predicted image is `to_x_0.0 x_t + to_x_0.1 output`.
     pub to_x_0: (f64, f64),
-    /// What the posterior's mean multiplies `x_0` by (eq. 7).
+    /// Coefficient of `x_0` in the posterior mean (eq. 7).
     pub posterior_x_0: f64,
-    /// Logarithms of the variances between which a learned one lies: `beta_tilde_t` and `beta_t`.
+    /// Logarithms of the variances that a learned one interpolates: `beta_tilde_t` and `beta_t`.
     pub log_variance: (f64, f64),
-    /// Whether the step ends at the image: its term is the decoder's, `-log p(x_0 | x_1)`, and no divergence.
+    /// Whether this is the last step: its term is the decoder's, `-log p(x_0 | x_1)`, not a divergence.
     pub decoder: bool,
 }
 
 impl BoundStep {
-    /// The logarithm of the variance that an output v means: -1 is the lower bound, 1 the upper, linear between and beyond
-    /// (Nichol, Dhariwal, eq. 15, with `(v + 1) / 2` for their v, as their program has it).
+    /// Log variance for the network output v: -1 is the lower bound, 1 the upper, linear between and beyond
+    /// (Nichol, Dhariwal, eq. 15, with `(v + 1) / 2` for their v, as in their code).
     pub fn log_variance(&self, v: f64) -> f64 {
         let (low, high) = self.log_variance;
         let part = (v + 1.0) / 2.0;
         part * high + (1.0 - part) * low
     }
 
-    /// The term of a number in nats, and its slope by the logarithm of the variance; `x_0` is the image, `mean_x_0` the one
-    /// that the network means.
+    /// The term of one element in nats, and its gradient with respect to the log variance; `x_0` is the true
+    /// value, `mean_x_0` the predicted one.
     pub fn term(&self, x_0: f64, mean_x_0: f64, log_variance: f64) -> (f64, f64) {
         if self.decoder {
-            let (log, slope) = log_likelihood(x_0, mean_x_0, 0.5 * log_variance);
-            return (-log, -0.5 * slope);
+            let (log, grad) = log_likelihood(x_0, mean_x_0, 0.5 * log_variance);
+            return (-log, -0.5 * grad);
         }
-        // Both means have the same share of x_t.
+        // The x_t parts of both means are equal and cancel.
         kl(self.posterior_x_0 * (x_0 - mean_x_0), self.log_variance.0, log_variance)
     }
 }
 
-/// The divergence `KL(q || p)` of two normals in nats, and its slope by `log_p`; from the difference of their means and the
-/// logarithms of their variances.
+/// `KL(q || p)` of two normals in nats, and its gradient with respect to `log_p`; from the difference of
+/// their means and their log variances.
 pub fn kl(difference: f64, log_q: f64, log_p: f64) -> (f64, f64) {
-    let share = libm::exp(log_q - log_p) + difference * difference * libm::exp(-log_p);
-    (0.5 * (log_p - log_q - 1.0 + share), 0.5 * (1.0 - share))
+    let ratio = libm::exp(log_q - log_p) + difference * difference * libm::exp(-log_p);
+    (0.5 * (log_p - log_q - 1.0 + ratio), 0.5 * (1.0 - ratio))
 }
 
-/// The logarithm of the probability of a level under a normal (eq. 13: the normal's share of the level's bin; the first and
-/// the last bin have no outer end), and its slope by the logarithm of the normal's deviation; `x` is one of 256 levels in
-/// [-1, 1]. Probabilities below 1e-12 count as that.
+/// Log probability of a level under a normal (eq. 13: the mass of the level's bin; the first and last bins
+/// are unbounded), and its gradient with respect to the log standard deviation; `x` is one of 256 levels in
+/// [-1, 1]. Probabilities are clamped to 1e-12 from below.
 pub fn log_likelihood(x: f64, mean: f64, log_deviation: f64) -> (f64, f64) {
     let inverse = libm::exp(-log_deviation);
     let below = if x < -EDGE { f64::NEG_INFINITY } else { (x - mean - HALF_LEVEL) * inverse };
     let above = if x > EDGE { f64::INFINITY } else { (x - mean + HALF_LEVEL) * inverse };
-    // From the side on which both shares are small, so that their difference keeps its digits.
-    let probability = if below > 0.0 { share(-below) - share(-above) } else { share(above) - share(below) };
+    // Computed in the tail where both terms are small, to avoid cancellation.
+    let probability = if below > 0.0 {
+        normal_cdf(-below) - normal_cdf(-above)
+    } else {
+        normal_cdf(above) - normal_cdf(below)
+    };
     if probability.is_nan() {
         return (f64::NAN, f64::NAN);
     }
-    if probability <= LEAST_PROBABILITY {
-        return (LEAST_PROBABILITY.ln(), 0.0);
+    if probability <= MIN_PROBABILITY {
+        return (MIN_PROBABILITY.ln(), 0.0);
     }
-    (libm::log(probability), (below_slope(below) - below_slope(above)) / probability)
+    (libm::log(probability), (z_density(below) - z_density(above)) / probability)
 }
 
-/// The share of a standard normal below z.
-fn share(z: f64) -> f64 {
+/// Standard normal CDF.
+fn normal_cdf(z: f64) -> f64 {
     0.5 * libm::erfc(-z * std::f64::consts::FRAC_1_SQRT_2)
 }
 
-/// `z` times the density at z, which is what [`share`] loses when the deviation grows by a part; 0 at the infinite ends.
-fn below_slope(z: f64) -> f64 {
+/// `z` times the standard normal density, the derivative of -[`normal_cdf`] by the log standard deviation; 0
+/// at infinity.
+fn z_density(z: f64) -> f64 {
     const INVERSE_ROOT: f64 = 0.398_942_280_401_432_7; // 1 / sqrt(2 pi)
     if z.is_infinite() { 0.0 } else { z * INVERSE_ROOT * libm::exp(-0.5 * z * z) }
 }
 
-/// The sum of an image's terms, in nats. `output` is what the network says of the image, `v` of the variance
-/// ([`BoundStep::log_variance`]); all have the image's length.
+/// Sum of the terms of an image, in nats. `output` is the network's prediction of the image, `v` of the
+/// variance ([`BoundStep::log_variance`]); all slices have the length of the image.
 pub fn sum(step: &BoundStep, output: &[f32], v: &[f32], x_0: &[f32], x_t: &[f32]) -> f64 {
     let mut total = 0.0;
-    each(step, output, v, x_0, x_t, |_, (term, _)| total += term);
+    for_each_term(step, output, v, x_0, x_t, |_, (term, _)| total += term);
     total
 }
 
-/// `out = factor * slope` of each term by v. The mean has none: in a hybrid loss only the variance learns from the bound.
-pub fn slope(
+/// `out = factor * d term / d v`. The mean gets no gradient: in the hybrid loss the bound only trains the
+/// variance.
+pub fn grad(
     step: &BoundStep,
     factor: f64,
     output: &[f32],
@@ -99,21 +109,21 @@ pub fn slope(
     out: &mut [f32],
 ) {
     let by_v = factor * 0.5 * (step.log_variance.1 - step.log_variance.0);
-    each(step, output, v, x_0, x_t, |i, (_, slope)| out[i] = (by_v * slope) as f32);
+    for_each_term(step, output, v, x_0, x_t, |i, (_, grad)| out[i] = (by_v * grad) as f32);
 }
 
-fn each(
+fn for_each_term(
     step: &BoundStep,
     output: &[f32],
     v: &[f32],
     x_0: &[f32],
     x_t: &[f32],
-    mut see: impl FnMut(usize, (f64, f64)),
+    mut f: impl FnMut(usize, (f64, f64)),
 ) {
     assert!([v.len(), x_0.len(), x_t.len()] == [output.len(); 3]);
     for (i, (((&output, &v), &x_0), &x_t)) in output.iter().zip(v).zip(x_0).zip(x_t).enumerate() {
         let mean_x_0 = step.to_x_0.0 * f64::from(x_t) + step.to_x_0.1 * f64::from(output);
-        see(i, step.term(f64::from(x_0), mean_x_0, step.log_variance(f64::from(v))));
+        f(i, step.term(f64::from(x_0), mean_x_0, step.log_variance(f64::from(v))));
     }
 }
 
@@ -122,12 +132,12 @@ mod tests {
     use super::*;
     use crate::reference;
 
-    /// The density of a normal.
+    /// Normal density.
     fn density(x: f64, mean: f64, variance: f64) -> f64 {
         (-(x - mean).powi(2) / (2.0 * variance)).exp() / (std::f64::consts::TAU * variance).sqrt()
     }
 
-    /// The integral from a to b (Simpson).
+    /// Integral from a to b (Simpson's rule).
     fn integral(a: f64, b: f64, f: impl Fn(f64) -> f64) -> f64 {
         const PIECES: usize = 4000;
         let h = (b - a) / (2 * PIECES) as f64;
@@ -136,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn divergences_are_those_of_numeric_integration() {
+    fn kl_matches_numeric_integration() {
         for (difference, q, p) in
             [(0.0, 1.0, 1.0), (0.3, 0.04, 0.09), (-1.0, 2.0, 0.5), (1e-3, 1e-4, 1.3e-4), (0.02, 1e-4, 1e-4)]
         {
@@ -153,42 +163,38 @@ mod tests {
     }
 
     #[test]
-    fn the_levels_probabilities_are_shares_of_the_normal_and_sum_to_one() {
+    fn level_probabilities_match_integration_and_sum_to_one() {
         let level = |i: usize| 2.0 * i as f64 / 255.0 - 1.0;
         for (mean, deviation) in
             [(0.0, 1.0), (0.3, 0.01), (-0.98, 0.004), (1.4, 0.2), (-1.0, 1e-3), (0.1, 30.0)]
         {
             let of = |i: usize| log_likelihood(level(i), mean, f64::ln(deviation)).0.exp();
             let total: f64 = (0..256).map(of).sum();
-            // Each of 256 may be raised to 1e-12.
-            assert!((total - 1.0).abs() < 256.0 * LEAST_PROBABILITY, "{mean}, {deviation}: {total}");
+            // Each of the 256 may have been raised to 1e-12.
+            assert!((total - 1.0).abs() < 256.0 * MIN_PROBABILITY, "{mean}, {deviation}: {total}");
             for i in [1, 100, 128, 165, 254] {
                 let (a, b) = (level(i) - 1.0 / 255.0, level(i) + 1.0 / 255.0);
                 let want = integral(a, b, |x| density(x, mean, deviation * deviation));
-                assert!(
-                    (of(i) - want.max(LEAST_PROBABILITY)).abs() < 1e-9 * want.max(1e-3),
-                    "{i}: {}",
-                    of(i)
-                );
+                assert!((of(i) - want.max(MIN_PROBABILITY)).abs() < 1e-9 * want.max(1e-3), "{i}: {}", of(i));
             }
         }
-        // The two ends take all beyond them.
+        // The first and last levels cover everything beyond them.
         for x in [-1.0, 1.0] {
             assert!(log_likelihood(x, 9.0 * x, 0.0).0.abs() < 1e-14);
         }
-        // Far out of a narrow normal the digits stay.
+        // Far in the tail of a narrow normal no digits are lost.
         let far = log_likelihood(level(128), level(128) - 7.0 / 25.5, f64::ln(1.0 / 25.5)).0;
         let want = integral(6.9, 7.1, |z| density(z, 0.0, 1.0)).ln();
         assert!((far / want - 1.0).abs() < 1e-9, "{far}, {want}");
     }
 
     #[test]
-    fn terms_and_slopes_agree_with_the_oracle_and_with_finite_differences() {
+    fn terms_and_gradients_match_the_oracle_and_finite_differences() {
         const H: f64 = 1e-5;
-        let numbers =
+        let elems =
             |from: f32, by: f32| (0..97).map(move |i| ((i as f32 * by).sin() + from).clamp(-1.0, 1.0));
         let levels: Vec<f32> = (0..97).map(|i| (i * 255 / 96) as f32 / 127.5 - 1.0).collect();
-        let (output, v): (Vec<f32>, Vec<f32>) = (numbers(0.1, 0.7).collect(), numbers(0.0, 1.3).collect());
+        let (output, v): (Vec<f32>, Vec<f32>) = (elems(0.1, 0.7).collect(), elems(0.0, 1.3).collect());
         for decoder in [false, true] {
             let step =
                 BoundStep { to_x_0: (1.1, -0.4), posterior_x_0: 0.3, log_variance: (-4.5, -2.0), decoder };
@@ -198,9 +204,9 @@ mod tests {
             let want = reference::bound_sum(&step, &o, &w, &x, &t);
             let got = sum(&step, &output, &v, &levels, &x_t);
             assert!((got / want - 1.0).abs() < 1e-12, "{decoder}: {got}, not {want}");
-            let mut slopes = vec![f32::NAN; v.len()];
-            slope(&step, 2.0, &output, &v, &levels, &x_t, &mut slopes);
-            for (i, &slope) in slopes.iter().enumerate() {
+            let mut grads = vec![f32::NAN; v.len()];
+            grad(&step, 2.0, &output, &v, &levels, &x_t, &mut grads);
+            for (i, &grad) in grads.iter().enumerate() {
                 let side = |by: f64| {
                     let mut w = w.clone();
                     w[i] += by;
@@ -208,15 +214,15 @@ mod tests {
                 };
                 let want = (side(H) - side(-H)) / H;
                 assert!(
-                    (f64::from(slope) - want).abs() < 1e-6 * want.abs().max(1e-2),
-                    "{decoder}, {i}: {slope}, {want}"
+                    (f64::from(grad) - want).abs() < 1e-6 * want.abs().max(1e-2),
+                    "{decoder}, {i}: {grad}, {want}"
                 );
             }
         }
     }
 
     #[test]
-    fn a_nan_is_kept() {
+    fn nan_propagates() {
         for decoder in [false, true] {
             let step =
                 BoundStep { to_x_0: (1.0, -1.0), posterior_x_0: 1.0, log_variance: (-2.0, -1.0), decoder };
@@ -224,7 +230,7 @@ mod tests {
             assert!(sum(&step, &bad, &[0.0], &[0.0], &[0.0]).is_nan());
             assert!(sum(&step, &[0.0], &bad, &[0.0], &[0.0]).is_nan());
             let mut out = [0.0];
-            slope(&step, 1.0, &bad, &[0.0], &[0.0], &[0.0], &mut out);
+            grad(&step, 1.0, &bad, &[0.0], &[0.0], &[0.0], &mut out);
             assert!(out[0].is_nan(), "{decoder}");
         }
     }

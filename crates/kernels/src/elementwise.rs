@@ -1,4 +1,4 @@
-//! Arithmetic number by number, sums, and the optimizer's step.
+//! Elementwise arithmetic, sums, and the optimizer step.
 
 use crate::isa::{Isa, dispatch};
 use crate::vector::{self, fold2, map2};
@@ -68,7 +68,7 @@ pub fn add_rows(isa: Isa, row: &[f32], y: &mut [f32]) {
     dispatch!(isa, s => run(s, row, y))
 }
 
-/// `out = sum of the rows of x`, row by row in order.
+/// `out = sum of the rows of x`, in row order.
 pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(s: S, x: &[f32], out: &mut [f32]) {
@@ -86,7 +86,7 @@ pub fn sum_rows(isa: Isa, x: &[f32], out: &mut [f32]) {
     dispatch!(isa, s => run(s, x, out))
 }
 
-/// The sum of squares, in f64 from runs of 4096.
+/// Sum of squares, accumulated in f64 over runs of 4096.
 pub fn squared_norm(isa: Isa, x: &[f32]) -> f64 {
     dispatch!(isa, s => fold2(s, x, x, #[inline(always)] |x, _, total| s.mul_add_e_f32s(x, x, total)))
 }
@@ -108,7 +108,8 @@ pub fn combine(isa: Isa, a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) 
     dispatch!(isa, s => run(s, a, x, b, y, out))
 }
 
-/// Numbers of one Adam step (Kingma and Ba 2015, algorithm 1; decoupled decay: Loshchilov and Hutter 2019).
+/// Parameters of one Adam step (Kingma and Ba 2015, algorithm 1; decoupled decay: Loshchilov and Hutter
+/// 2019).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamStep {
     /// Learning rate.
@@ -117,17 +118,17 @@ pub struct AdamStep {
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay (AdamW), or decay added to the gradient (Adam).
+    /// Weight decay: decoupled (AdamW) or added to the gradient (Adam).
     pub weight_decay: f64,
     /// Whether the decay is decoupled.
     pub decoupled: bool,
-    /// Number of this step, from 1.
+    /// Step number, from 1.
     pub step: u64,
-    /// The average keeps this share of its old value; without an average this is not looked at.
+    /// Decay of the moving average of the weights; ignored without an average.
     pub ema_decay: f64,
-    /// The gradient is multiplied by this first (clipping).
+    /// Scale of the gradient, applied first (clipping).
     pub grad_scale: f64,
 }
 
@@ -177,7 +178,7 @@ fn adam_generic<S: Simd>(
     s.partial_store_f32s(e_tail, e);
 }
 
-/// The numbers of an Adam step, in every lane.
+/// The constants of an Adam step, in every lane.
 struct AdamRule<S: Simd> {
     rate: S::f32s,
     root: S::f32s,
@@ -185,9 +186,9 @@ struct AdamRule<S: Simd> {
     share1: S::f32s,
     beta2: S::f32s,
     share2: S::f32s,
-    /// Added to the gradient, as a share of the weight.
+    /// Weight decay that is added to the gradient.
     decay: S::f32s,
-    /// What is left of the weight before the step.
+    /// What decoupled decay leaves of the weight.
     shrink: S::f32s,
     ema_share: S::f32s,
     scale: S::f32s,
@@ -234,10 +235,10 @@ impl<S: Simd> AdamRule<S> {
     }
 }
 
-/// Keeps the multiply-add units busy for `rounds` rounds, in registers only; the floating-point operations done.
-/// For measuring what the machine can do at most.
+/// Keeps the FMA units busy for `rounds` rounds, in registers only; returns the number of floating-point
+/// operations. Measures the peak throughput of the machine.
 pub fn fma_throughput(isa: Isa, rounds: u64) -> u64 {
-    /// Enough independent sums to hide the latency, few enough for sixteen registers.
+    /// Enough independent accumulators to hide the latency, few enough for sixteen registers.
     const SUMS: usize = 12;
     #[inline(always)]
     fn run<S: Simd>(s: S, rounds: u64) -> u64 {

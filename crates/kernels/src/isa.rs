@@ -1,15 +1,15 @@
-//! Instruction sets: which ones this machine has, which one to use, and the one place that dispatches to them.
+//! Instruction sets: detection, selection, and the single dispatch point.
 
 use std::fmt;
 
-/// The environment variable that forces an instruction set (`portable`, `avx2`, `avx512`, `avx512bf16`, `neon`).
-pub const ISA_VARIABLE: &str = "DDPM_ISA";
+/// Environment variable that forces an instruction set (`portable`, `avx2`, `avx512`, `avx512bf16`, `neon`).
+pub const ISA_ENV_VAR: &str = "DDPM_ISA";
 
-/// An instruction set that was detected on this machine. Holding a value proves the detection.
+/// An instruction set detected on this machine. Holding a value proves the detection.
 #[derive(Clone, Copy)]
 pub struct Isa(pub(crate) Token);
 
-/// The capability itself: pulp's tokens can be made only after detection.
+/// The capability itself: pulp's tokens can only be constructed after detection.
 #[derive(Clone, Copy)]
 pub(crate) enum Token {
     Portable,
@@ -17,25 +17,25 @@ pub(crate) enum Token {
     Avx2(pulp::x86::V3),
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
-    /// With products of bf16 pairs besides, and of pairs of whole numbers.
+    /// Plus dot products of bf16 pairs and of int16 pairs.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16(pulp::x86::V4, crate::bf16::Native),
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
 }
 
-/// A forced instruction set that this machine does not have, or that does not exist.
+/// The requested instruction set is unknown or not available on this machine.
 #[derive(Debug, thiserror::Error)]
-#[error("{ISA_VARIABLE}={asked}: this machine has {available}; set one of these, or unset the variable")]
+#[error("{ISA_ENV_VAR}={requested}: this machine has {available}; set one of these, or unset the variable")]
 pub struct IsaError {
-    asked: String,
+    requested: String,
     available: String,
 }
 
 impl Isa {
-    /// Every instruction set of this machine, the fastest first. The portable one is always there.
+    /// Every instruction set of this machine, fastest first. The portable one is always included.
     pub fn all() -> Vec<Isa> {
-        #[allow(unused_mut, reason = "pushed to on the architectures with more than the portable path")]
+        #[allow(unused_mut, reason = "only pushed to on architectures with SIMD kernels")]
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
@@ -57,24 +57,24 @@ impl Isa {
         Self::all()[0]
     }
 
-    /// The one that the environment variable [`ISA_VARIABLE`] names, or the fastest.
+    /// The one named by the environment variable [`ISA_ENV_VAR`], or the fastest.
     pub fn from_env() -> Result<Isa, IsaError> {
-        match std::env::var(ISA_VARIABLE) {
+        match std::env::var(ISA_ENV_VAR) {
             Ok(name) if !name.is_empty() => Self::named(&name),
             _ => Ok(Self::best()),
         }
     }
 
-    /// The one of that name, if this machine has it.
+    /// Looks an instruction set up by name.
     pub fn named(name: &str) -> Result<Isa, IsaError> {
         let all = Self::all();
         all.iter().copied().find(|isa| isa.name().eq_ignore_ascii_case(name)).ok_or_else(|| IsaError {
-            asked: name.to_owned(),
+            requested: name.to_owned(),
             available: all.iter().map(|isa| isa.name()).collect::<Vec<_>>().join(", "),
         })
     }
 
-    /// Its name, as the environment variable takes it.
+    /// Its name, as accepted by the environment variable.
     pub fn name(self) -> &'static str {
         match self.0 {
             Token::Portable => "portable",
@@ -102,7 +102,7 @@ impl Isa {
         }
     }
 
-    /// Whether there is an instruction for products of bf16 pairs.
+    /// Whether there is a dot-product instruction for bf16 pairs.
     pub fn has_bf16(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -124,53 +124,54 @@ impl fmt::Display for Isa {
     }
 }
 
-/// Makes a closure that uses it callable only once. Such a closure is called directly; any other goes through a shim
-/// that is not `#[inline(always)]`, and whose contents would be compiled without the instruction set.
-pub(crate) struct Once;
+/// Makes a closure that moves it `FnOnce`. Such a closure is called directly; any other goes through a shim
+/// that is not `#[inline(always)]`, and whose body would be compiled without the instruction set.
+pub(crate) struct ForceDirectCall;
 
-impl Once {
+impl ForceDirectCall {
     #[inline(always)]
-    pub(crate) fn spend(self) {}
+    pub(crate) fn consume(self) {}
 }
 
-/// Calls a generic kernel with the token of `isa`, inside a function compiled for that instruction set: the only
-/// place where the CPU decides which code runs. In the longer form also with the [`Product`](crate::tile::Product) of such
-/// [`Words`](crate::bf16::Words), and in the longest of whole numbers, where that is asked for.
+/// Calls a generic kernel with the token of `isa`, inside a function compiled for that instruction set: the
+/// only place where the CPU decides which code runs. The longer form also passes the
+/// [`DotKernel`](crate::tile::DotKernel) for the given [`Packing`](crate::bf16::Packing); the longest uses
+/// int16 dot products if the condition holds.
 ///
-/// Kernels must be compiled there too: every function and closure below that handles vectors is `#[inline(always)]`,
-/// and none is handed to an iterator adapter.
+/// Kernels must be compiled there too: every function and closure below that handles vectors is
+/// `#[inline(always)]`, and none is passed to an iterator adapter.
 macro_rules! dispatch {
-    ($isa:expr, $words:expr, $simd:ident, $product:ident or whole if $whole:expr => $call:expr) => {
+    ($isa:expr, $packing:expr, $simd:ident, $dot:ident or int16 if $int16:expr => $call:expr) => {
         match $isa.0 {
             #[cfg(target_arch = "x86_64")]
-            crate::isa::Token::Avx512Bf16($simd, native) if $whole => {
-                let (once, $product) = (crate::isa::Once, native.whole());
+            crate::isa::Token::Avx512Bf16($simd, native) if $int16 => {
+                let (direct, $dot) = (crate::isa::ForceDirectCall, native.int16());
                 native.vectorize(
                     #[inline(always)]
                     || {
-                        once.spend();
+                        direct.consume();
                         $call
                     },
                 )
             }
-            _ => crate::isa::dispatch!($isa, $words, $simd, $product => $call),
+            _ => crate::isa::dispatch!($isa, $packing, $simd, $dot => $call),
         }
     };
-    ($isa:expr, $words:expr, $simd:ident, $product:ident => $call:expr) => {
+    ($isa:expr, $packing:expr, $simd:ident, $dot:ident => $call:expr) => {
         match $isa.0 {
             #[cfg(target_arch = "x86_64")]
-            crate::isa::Token::Avx512Bf16($simd, $product) if $words == crate::bf16::Words::Pairs => {
-                let once = crate::isa::Once;
-                $product.vectorize(
+            crate::isa::Token::Avx512Bf16($simd, $dot) if $packing == crate::bf16::Packing::Pairs => {
+                let direct = crate::isa::ForceDirectCall;
+                $dot.vectorize(
                     #[inline(always)]
                     || {
-                        once.spend();
+                        direct.consume();
                         $call
                     },
                 )
             }
             _ => {
-                let $product = crate::tile::Single;
+                let $dot = crate::tile::F32;
                 crate::isa::dispatch!($isa, $simd => $call)
             }
         }
@@ -183,33 +184,33 @@ macro_rules! dispatch {
             }
             #[cfg(target_arch = "x86_64")]
             crate::isa::Token::Avx2($simd) => {
-                let once = crate::isa::Once;
+                let direct = crate::isa::ForceDirectCall;
                 $simd.vectorize(
                     #[inline(always)]
                     || {
-                        once.spend();
+                        direct.consume();
                         $call
                     },
                 )
             }
             #[cfg(target_arch = "x86_64")]
             crate::isa::Token::Avx512($simd) | crate::isa::Token::Avx512Bf16($simd, _) => {
-                let once = crate::isa::Once;
+                let direct = crate::isa::ForceDirectCall;
                 $simd.vectorize(
                     #[inline(always)]
                     || {
-                        once.spend();
+                        direct.consume();
                         $call
                     },
                 )
             }
             #[cfg(target_arch = "aarch64")]
             crate::isa::Token::Neon($simd) => {
-                let once = crate::isa::Once;
+                let direct = crate::isa::ForceDirectCall;
                 $simd.vectorize(
                     #[inline(always)]
                     || {
-                        once.spend();
+                        direct.consume();
                         $call
                     },
                 )
@@ -224,14 +225,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_comes_first_and_portable_last() {
+    fn best_is_first_and_portable_last() {
         let all = Isa::all();
         assert_eq!(all.last().map(|i| i.name()), Some("portable"));
         assert!(all.windows(2).all(|w| w[0].lanes() >= w[1].lanes()));
     }
 
     #[test]
-    fn an_unknown_name_is_refused_with_the_choices() {
+    fn unknown_name_error_lists_the_choices() {
         let text = Isa::named("sse9").unwrap_err().to_string();
         assert!(text.contains("sse9") && text.contains("portable"), "{text}");
     }

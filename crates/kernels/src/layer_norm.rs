@@ -1,6 +1,6 @@
 //! Layer normalisation of rows `[rows, channels]` (Ba, Kiros, Hinton 2016), forward and backward.
 //!
-//! Each row by itself: `y = x_hat gamma + beta` with `x_hat = (x - mean) rstd` over the row's channels.
+//! `y = x_hat gamma + beta` with `x_hat = (x - mean) rstd` over the channels of each row.
 
 use crate::isa::{Isa, dispatch};
 use crate::norm::{load, store};
@@ -55,9 +55,11 @@ fn forward<S: Simd>(
     }
 }
 
-/// Backward pass; `stats` is what the forward pass left, `dgamma` and `dbeta` (`[channels]`) receive these rows' share.
+/// Backward pass; `stats` comes from the forward pass. `dgamma` and `dbeta` (`[channels]`) receive the
+/// contribution of these rows.
 ///
-/// `dx = rstd (g - mean(g) - x_hat mean(g x_hat))` with `g = dy gamma`; `dgamma = sum dy x_hat`, `dbeta = sum dy`.
+/// `dx = rstd (g - mean(g) - x_hat mean(g x_hat))` with `g = dy gamma`; `dgamma = sum dy x_hat`,
+/// `dbeta = sum dy`.
 pub fn layer_norm_backward(
     isa: Isa,
     gamma: &[f32],
@@ -95,7 +97,7 @@ fn backward<S: Simd>(
             let at = start..c.min(start + S::F32_LANES);
             let x_hat = s.mul_f32s(s.sub_f32s(load(s, &x[at.clone()]), mean), rstd);
             let dy = load(s, &dy[at.clone()]);
-            // Behind the row's end dy and gamma are 0, whatever x_hat is.
+            // Past the end of the row dy and gamma are 0, whatever x_hat is.
             let g = s.mul_f32s(dy, load(s, &gamma[at.clone()]));
             sum = s.add_f32s(sum, g);
             dot = s.mul_add_e_f32s(g, x_hat, dot);

@@ -1,12 +1,12 @@
-//! CPU arithmetic on slices of f32, channels last.
+//! CPU kernels on f32 slices, channels last.
 //!
-//! Each algorithm is written once, generic over pulp's vector types; [`Isa`] holds the proof that an instruction set
-//! was detected, and one macro there is the only place that chooses between them. [`reference`](mod@reference) has
-//! the naive version of everything: the oracle that the tests compare every kernel with, on every instruction set
-//! that the machine has.
+//! Each algorithm is written once, generic over pulp's vector types. An [`Isa`] value proves that an
+//! instruction set was detected, and one macro in `isa.rs` is the only place that dispatches on it.
+//! [`reference`](mod@reference) has a naive version of every kernel: the oracle that the tests compare each
+//! kernel against, on every instruction set of the machine.
 //!
-//! What lives here: arithmetic on slices of one task. What may not: threads, allocation on the hot path, graphs. pulp carries
-//! the `unsafe`, but for instructions that it does not have (`bf16.rs`, `prefetch.rs`).
+//! What belongs here: arithmetic on the slices of one task. What does not: threads, allocation on the hot
+//! path, graphs. pulp encapsulates the `unsafe`, except for instructions it lacks (`bf16.rs`, `prefetch.rs`).
 #![deny(unsafe_code)]
 
 pub mod activation;

@@ -1,10 +1,10 @@
-//! Losses number by number: their sums, and their slopes.
+//! Elementwise losses: sums and gradients.
 
 use crate::isa::{Isa, dispatch};
 use crate::vector::{fold2, map2};
 use pulp::Simd;
 
-/// How far a prediction is from its target, of the difference d of two numbers; a loss is the mean over all numbers.
+/// Loss as a function of the difference d of prediction and target, averaged over all elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Loss {
     /// `d^2`.
@@ -18,7 +18,7 @@ pub enum Loss {
     },
 }
 
-/// The sum of the losses of `a - b`, in f64 from runs of 4096.
+/// Sum of the losses of `a - b`, accumulated in f64 over runs of 4096.
 pub fn sum(isa: Isa, loss: Loss, a: &[f32], b: &[f32]) -> f64 {
     #[inline(always)]
     fn run<S: Simd>(s: S, loss: Loss, a: &[f32], b: &[f32]) -> f64 {
@@ -46,8 +46,8 @@ pub fn sum(isa: Isa, loss: Loss, a: &[f32], b: &[f32]) -> f64 {
                     s,
                     a,
                     b,
-                    // m (d - m / 2) with m = min(d, delta), for d >= 0. A comparison, because a minimum with NaN is a
-                    // number on some machines.
+                    // m (d - m / 2) with m = min(d, delta), for d >= 0. A comparison, because min with NaN
+                    // returns a number on some machines.
                     #[inline(always)]
                     |a, b, total| {
                         let d = s.abs_f32s(s.sub_f32s(a, b));
@@ -62,12 +62,12 @@ pub fn sum(isa: Isa, loss: Loss, a: &[f32], b: &[f32]) -> f64 {
     dispatch!(isa, s => run(s, loss, a, b))
 }
 
-/// `out = factor * slope(a - b)`: `2 d`, the sign of d (0 at 0), or d held within [-delta, delta].
-pub fn slope(isa: Isa, loss: Loss, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
+/// `out = factor * dloss/dd` at `d = a - b`: `2 d`, the sign of d (0 at 0), or d clamped to [-delta, delta].
+pub fn grad(isa: Isa, loss: Loss, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(s: S, loss: Loss, factor: f32, a: &[f32], b: &[f32], out: &mut [f32]) {
         out.copy_from_slice(a);
-        // As in the sums, comparisons keep NaN.
+        // As in the sums, comparisons propagate NaN.
         match loss {
             Loss::Mse => {
                 let f = s.splat_f32s(2.0 * factor);

@@ -1,20 +1,20 @@
 //! Group normalisation of one image, optionally followed by SiLU, forward and backward.
 //!
-//! `y = act(x_hat * gamma + beta)` with `x_hat = (x - mean) * rstd`; mean and variance (the biased one) are taken over
-//! all pixels and the channels of a group (Wu and He 2018). Images are `[pixels, channels]`.
+//! `y = act(x_hat * gamma + beta)` with `x_hat = (x - mean) * rstd`; mean and (biased) variance are over all
+//! pixels and the channels of a group (Wu and He 2018). Images are `[pixels, channels]`.
 
 use crate::isa::{Isa, dispatch};
 use crate::vector;
 use pulp::Simd;
 
-/// The sizes of a normalisation.
+/// Sizes and options of a group normalisation.
 #[derive(Clone, Copy, Debug)]
 pub struct NormShape {
     /// Pixels of an image.
     pub pixels: usize,
     /// Channels.
     pub channels: usize,
-    /// Groups; they divide the channels.
+    /// Groups; must divide the channels.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f32,
@@ -27,7 +27,7 @@ impl NormShape {
         self.channels / self.groups
     }
 
-    /// Numbers of scratch memory that both passes need.
+    /// Scratch length of both passes, in f32s.
     pub fn scratch_len(&self) -> usize {
         4 * self.channels
     }
@@ -115,8 +115,8 @@ fn affine(
     }
 }
 
-/// Backward pass of one image. `stats` is what the forward pass left; `dgamma` and `dbeta` (`[channels]` each) are
-/// this image's share of the parameter gradients, to be added over images in order.
+/// Backward pass of one image. `stats` comes from the forward pass; `dgamma` and `dbeta` (`[channels]` each)
+/// are this image's contribution to the parameter gradients, to be summed over images in order.
 pub fn group_norm_backward(
     isa: Isa,
     shape: NormShape,
@@ -162,7 +162,7 @@ fn backward<S: Simd>(
         rstd[ch] = rstds[ch / shape.per_group()];
     }
 
-    // dz, the gradient in front of the activation, is kept in dx until the second pass.
+    // dz, the gradient before the activation, is kept in dx until the second pass.
     let dz: &mut [f32] = dx;
     if shape.silu {
         for ((dz, dy), x) in dz.chunks_exact_mut(c).zip(dy.chunks_exact(c)).zip(x.chunks_exact(c)) {
@@ -250,13 +250,13 @@ pub(crate) fn affine_grad_row<S: Simd>(
     }
 }
 
-/// A vector from a slice, zeros behind its end.
+/// Loads up to a vector from a slice; zeros past its end.
 #[inline(always)]
 pub(crate) fn load<S: Simd>(s: S, x: &[f32]) -> S::f32s {
     if x.len() == S::F32_LANES { S::as_simd_f32s(x).0[0] } else { s.partial_load_f32s(x) }
 }
 
-/// As many numbers of a vector as the slice takes.
+/// Stores as many lanes as the slice holds.
 #[inline(always)]
 pub(crate) fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
     if x.len() == S::F32_LANES {
@@ -266,7 +266,7 @@ pub(crate) fn store<S: Simd>(s: S, x: &mut [f32], v: S::f32s) {
     }
 }
 
-/// For each channel the sum over pixels.
+/// Sum over pixels, for each channel.
 #[inline(always)]
 pub(crate) fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) {
     channels_fold(
@@ -286,7 +286,7 @@ pub(crate) fn channel_sums<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32]) 
     );
 }
 
-/// For each channel the sum over pixels of `(x - shift)^2`.
+/// Sum over pixels of `(x - shift)^2`, for each channel.
 #[inline(always)]
 pub(crate) fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut [f32], shift: &[f32]) {
     channels_fold(
@@ -310,7 +310,7 @@ pub(crate) fn channel_sums_shifted<S: Simd>(s: S, x: &[f32], c: usize, out: &mut
     );
 }
 
-/// For each channel the sum over pixels of `d (x - shift)`.
+/// Sum over pixels of `d (x - shift)`, for each channel.
 #[inline(always)]
 pub(crate) fn channel_dots_shifted<S: Simd>(
     s: S,
@@ -339,7 +339,7 @@ pub(crate) fn channel_dots_shifted<S: Simd>(
     );
 }
 
-/// Vectors that a pass over the pixels keeps in registers.
+/// Vectors kept in registers during a pass over the pixels.
 const BLOCK: usize = 4;
 
 /// Up to [`BLOCK`] vectors of sums.
@@ -358,7 +358,7 @@ impl<S: Simd> Sums<S> {
     }
 }
 
-/// Up to [`BLOCK`] vectors from a slice, zeros behind its end.
+/// Loads up to [`BLOCK`] vectors from a slice; zeros past its end.
 #[inline(always)]
 fn load_block<S: Simd>(s: S, x: &[f32]) -> [S::f32s; BLOCK] {
     let mut block = [s.splat_f32s(0.0); BLOCK];
@@ -373,7 +373,7 @@ fn load_block<S: Simd>(s: S, x: &[f32]) -> [S::f32s; BLOCK] {
     block
 }
 
-/// Walks over blocks of channels; `pass` adds all pixels of a block to its sums.
+/// Iterates over blocks of channels; `pass` adds all pixels of a block to its sums.
 #[inline(always)]
 fn channels_fold<S: Simd>(
     s: S,

@@ -1,10 +1,10 @@
-//! The largest of each 2x2 block of pixels, forward and backward.
+//! 2x2 max pooling, forward and backward.
 
 use crate::isa::{Isa, dispatch};
 use pulp::Simd;
 use std::ops::Range;
 
-/// The four pixels' channels of block `column` in two rows of `channels` a pixel.
+/// The channels of the four pixels of block `column`, from two rows with `channels` each pixel.
 #[inline(always)]
 fn block<'a>(top: &'a [f32], bottom: &'a [f32], channels: usize, column: usize) -> [&'a [f32]; 4] {
     let at = 2 * column * channels;
@@ -12,19 +12,19 @@ fn block<'a>(top: &'a [f32], bottom: &'a [f32], channels: usize, column: usize) 
     [&top[a.clone()], &top[b.clone()], &bottom[a], &bottom[b]]
 }
 
-/// The largest of the four, and NaN where one of them is.
+/// The maximum of the four; NaN if any is NaN.
 #[inline(always)]
 fn largest<S: Simd>(s: S, pixels: &[&[f32]; 4], at: Range<usize>) -> S::f32s {
-    let mut most = s.partial_load_f32s(&pixels[0][at.clone()]);
+    let mut max = s.partial_load_f32s(&pixels[0][at.clone()]);
     for pixel in &pixels[1..] {
         let v = s.partial_load_f32s(&pixel[at.clone()]);
-        let larger = s.select_f32s(s.less_than_or_equal_f32s(v, most), most, v);
-        most = s.select_f32s(s.equal_f32s(most, most), larger, most);
+        let larger = s.select_f32s(s.less_than_or_equal_f32s(v, max), max, v);
+        max = s.select_f32s(s.equal_f32s(max, max), larger, max);
     }
-    most
+    max
 }
 
-/// One output row `y [w / 2, channels]` of two input rows `[w, channels]`; an odd last column is left out.
+/// One output row `y [w / 2, channels]` from two input rows `[w, channels]`; an odd last column is dropped.
 pub fn max_pool_row(isa: Isa, channels: usize, top: &[f32], bottom: &[f32], y: &mut [f32]) {
     dispatch!(isa, s => forward(s, channels, top, bottom, y))
 }
@@ -35,13 +35,13 @@ fn forward<S: Simd>(s: S, c: usize, top: &[f32], bottom: &[f32], y: &mut [f32]) 
         let pixels = block(top, bottom, c, column);
         for start in (0..c).step_by(S::F32_LANES) {
             let end = c.min(start + S::F32_LANES);
-            let most = largest(s, &pixels, start..end);
-            s.partial_store_f32s(&mut y[start..end], most);
+            let max = largest(s, &pixels, start..end);
+            s.partial_store_f32s(&mut y[start..end], max);
         }
     }
 }
 
-/// The gradient of [`max_pool_row`]: the first largest of each block gets all of `dy`, the others 0.
+/// Gradient of [`max_pool_row`]: the first maximum of each block receives all of `dy`, the others 0.
 pub fn max_pool_row_backward(
     isa: Isa,
     channels: usize,
@@ -70,10 +70,10 @@ fn backward<S: Simd>(
         let at = 2 * column * c;
         for start in (0..c).step_by(S::F32_LANES) {
             let end = c.min(start + S::F32_LANES);
-            let most = largest(s, &pixels, start..end);
+            let max = largest(s, &pixels, start..end);
             let mut left = s.partial_load_f32s(&dy[start..end]);
             for (i, pixel) in pixels.iter().enumerate() {
-                let hit = s.equal_f32s(s.partial_load_f32s(&pixel[start..end]), most);
+                let hit = s.equal_f32s(s.partial_load_f32s(&pixel[start..end]), max);
                 let to = at + (i % 2) * c;
                 let row: &mut [f32] = if i < 2 { &mut *d_top } else { &mut *d_bottom };
                 s.partial_store_f32s(&mut row[to + start..to + end], s.select_f32s(hit, left, zero));

@@ -1,6 +1,6 @@
-//! Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), and dropout
-//! masks drawn from it (those of attention's weights with fewer rounds) where they are needed, so that the backward pass draws the
-//! same ones again.
+//! Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC 2011), and
+//! dropout masks generated from it on the fly (with fewer rounds for attention weights), so that the backward
+//! pass regenerates the same masks.
 
 use crate::isa::{Isa, dispatch};
 use pulp::Simd;
@@ -11,7 +11,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     philox::<10>(counter, key)
 }
 
-/// The same with any number of rounds.
+/// Philox with any number of rounds.
 #[inline(always)]
 fn philox<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     let [mut c0, mut c1, mut c2, mut c3] = counter;
@@ -26,10 +26,10 @@ fn philox<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// Counters side by side in one pass.
+/// Counters processed together.
 const LANES: usize = 16;
 
-/// Philox on `LANES` counters that differ in their first word only.
+/// Philox on `LANES` counters that differ only in their first word.
 #[inline(always)]
 fn philox_lanes(first: [u32; LANES], rest: [u32; 3], key: [u32; 2]) -> [[u32; LANES]; 4] {
     let mut c = [first, [rest[0]; LANES], [rest[1]; LANES], [rest[2]; LANES]];
@@ -68,39 +68,40 @@ fn philox_vectors<S: Simd, const ROUNDS: usize>(
     [c0, c1, c2, c3]
 }
 
-/// Rounds for the masks of attention's weights, of which there are so many that they take as long as the products: the
-/// fewest with which Philox passes all of BigCrush (Salmon et al. 2011, table 2).
+/// Rounds for the masks of attention weights, of which there are so many that they cost as much as the
+/// products: the fewest with which Philox passes all of BigCrush (Salmon et al. 2011, table 2).
 const WEIGHT_ROUNDS: usize = 7;
-/// Weights of a counter, in neighbouring keys; each has 16 bits of it.
+/// Attention weights sharing a counter, those of neighbouring keys; each uses 16 bits of it.
 const PER_COUNTER: usize = 8;
 
-/// Below which number of 16 bits a weight of an attention is dropped with probability `p`, and what the others are multiplied
-/// by.
+/// The 16-bit threshold below which an attention weight is dropped with probability `p`, and the scale of the
+/// kept ones.
 pub fn weight_threshold(p: f64) -> (u32, f32) {
     let threshold = ((p * 65_536.0).round() as u32).min(65_535);
     (threshold, 65_536.0 / (65_536 - threshold) as f32)
 }
 
-/// The dropout masks of one node in one step.
+/// Dropout masks of one node in one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
-    /// A number is dropped where its word is below this: the probability times 2^32.
+    /// An element is dropped if its random word is below this: the probability times 2^32.
     threshold: u32,
-    /// What the kept numbers are multiplied by: `1 / (1 - p)`.
+    /// Scale of the kept elements: `1 / (1 - p)`.
     scale: f32,
-    /// The same two for attention's weights, whose words have 16 bits; for exactly the probability that they stand for.
+    /// Threshold and scale for attention weights, with 16-bit words; the scale matches the rounded
+    /// probability exactly.
     weight_threshold: u32,
     weight_scale: f32,
-    /// The last three words of the counter: index of the image, step, purpose.
+    /// The last three words of the counter: image index, step, purpose.
     rest: [u32; 3],
     key: [u32; 2],
 }
 
 impl Dropout {
-    /// Masks that drop with probability `p` (from 0 up to, not including, 1). A mask is a function of the seed (`key`)
-    /// and the counter's last words `rest` alone.
+    /// Masks that drop with probability `p` in [0, 1). A mask depends only on the seed (`key`) and the last
+    /// words of the counter, `rest`.
     pub fn new(p: f64, rest: [u32; 3], key: [u32; 2]) -> Self {
-        assert!((0.0..1.0).contains(&p), "a probability below 1");
+        assert!((0.0..1.0).contains(&p), "drop probability must be in [0, 1)");
         let (weight_threshold, weight_scale) = weight_threshold(p);
         Self {
             threshold: (p * 4_294_967_296.0) as u32,
@@ -112,13 +113,13 @@ impl Dropout {
         }
     }
 
-    /// The same for another image: `index` is added to the first of the counter's last words.
+    /// The masks of another image: `index` is added to the first of `rest`.
     pub fn image(self, index: u32) -> Self {
         Self { rest: [self.rest[0].wrapping_add(index), self.rest[1], self.rest[2]], ..self }
     }
 
-    /// 0 or `1 / (1 - p)` for number `i` of an image. Numbers stand in blocks of 64: word j of counter `16 b + l`
-    /// belongs to number `64 b + 16 j + l`.
+    /// 0 or `1 / (1 - p)` for element `i` of an image. Elements are in blocks of 64: word j of counter
+    /// `16 b + l` belongs to element `64 b + 16 j + l`.
     pub fn factor(&self, i: usize) -> f32 {
         let (block, j, lane) = (i / (4 * LANES), i / LANES % 4, i % LANES);
         let counter = [(block * LANES + lane) as u32, self.rest[0], self.rest[1], self.rest[2]];
@@ -130,7 +131,7 @@ impl Dropout {
         if word < self.threshold { 0.0 } else { self.scale }
     }
 
-    /// Multiplies numbers `64 * block ..` of an image (at most 64) with their factors.
+    /// Applies the mask to elements `64 * block ..` of an image (at most 64).
     #[inline(always)]
     fn apply_block(&self, block: usize, y: &mut [f32]) {
         let mut first = [0; LANES];
@@ -145,8 +146,8 @@ impl Dropout {
         }
     }
 
-    /// Multiplies weights `[keys][queries]` (`columns` vectors of queries a row) of a head with their factors: keys `key ..`,
-    /// a multiple of 8, and queries `query ..`. See [`weight_factor`](Self::weight_factor).
+    /// Applies the mask to weights `[keys][queries]` of a head (`columns` vectors of queries a row): keys
+    /// `key ..`, a multiple of 8, and queries `query ..`. See [`weight_factor`](Self::weight_factor).
     #[inline(always)]
     pub(crate) fn apply_weights<S: Simd>(
         &self,
@@ -187,8 +188,9 @@ impl Dropout {
         }
     }
 
-    /// The factor of weight (head, query, key) of an attention over `tokens` tokens: that of half `key % 8` of the words of
-    /// the counter `(head * tokens + query) * ceil(tokens / 8) + key / 8`, the lower half of a word first.
+    /// The mask factor of weight (head, query, key) in attention over `tokens` tokens: half `key % 8` of the
+    /// words of counter `(head * tokens + query) * ceil(tokens / 8) + key / 8`, the lower half of a word
+    /// first.
     pub fn weight_factor(&self, head: usize, tokens: usize, query: usize, key: usize) -> f32 {
         let first = (head * tokens + query) * tokens.div_ceil(PER_COUNTER) + key / PER_COUNTER;
         let counter = [first as u32, self.rest[0], self.rest[1], self.rest[2]];
@@ -198,7 +200,7 @@ impl Dropout {
     }
 }
 
-/// `y *= factors`, for numbers `first ..` of an image; `first` is a multiple of 64.
+/// Applies the mask to elements `first ..` of an image; `first` is a multiple of 64.
 pub fn dropout(isa: Isa, masks: Dropout, first: usize, y: &mut [f32]) {
     #[inline(always)]
     fn run<S: Simd>(_: S, masks: Dropout, first: usize, y: &mut [f32]) {
@@ -206,6 +208,6 @@ pub fn dropout(isa: Isa, masks: Dropout, first: usize, y: &mut [f32]) {
             masks.apply_block(first / (4 * LANES) + i, y);
         }
     }
-    assert_eq!(first % (4 * LANES), 0, "blocks are whole");
+    assert_eq!(first % (4 * LANES), 0, "must be a multiple of the block");
     dispatch!(isa, s => run(s, masks, first, y))
 }

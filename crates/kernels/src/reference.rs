@@ -1,8 +1,10 @@
-//! The naive version of every kernel: the oracle of the tests. Loops as the formulas stand, in f64, never optimised.
+//! A naive version of every kernel: the oracle of the tests. Loops that follow the formulas, in f64, never
+//! optimised.
 //!
-//! Layouts are those of the kernels. Everything takes and returns f64, so that finite differences of these functions
-//! are exact enough to judge a gradient. Most results are sums of products; the same function applied to absolute
-//! values gives the sum of the products' absolute values, which is the scale of a kernel's rounding error.
+//! Layouts are those of the kernels. Everything takes and returns f64, so that finite differences of these
+//! functions are accurate enough to check gradients. Most results are sums of products; the same function
+//! applied to absolute values gives the sum of the products' absolute values, which is the scale of a
+//! kernel's rounding error.
 //!
 //! | sizes | meaning |
 //! |---|---|
@@ -20,9 +22,10 @@ use crate::resample::Taps;
 
 // ---------------------------------------------------------------------------------------------------- convolution
 
-/// Calls `f(output pixel, kernel position, input pixel)` for every product of a convolution: output pixel `(oy, ox)`
-/// meets kernel position `(ky, kx)` at input pixel `(oy * stride + ky - pad, ox * stride + kx - pad)` if that is
-/// inside. Pixels count through all images.
+/// Calls `f(output pixel, kernel position, input pixel)` for every product of a convolution: output pixel
+/// `(oy, ox)` reads kernel position `(ky, kx)` at input pixel
+/// `(oy * stride + ky - pad, ox * stride + kx - pad)` if that is inside the image. Pixels are numbered across
+/// all images.
 fn products(shape: ConvShape, mut f: impl FnMut(usize, usize, usize)) {
     let ConvShape { n, input: (h, w), output: (oh, ow), kernel: (kh, kw), stride, pad, .. } = shape;
     for image in 0..n {
@@ -74,8 +77,9 @@ pub fn conv2d(
     y
 }
 
-/// The gradient of [`conv2d`] by `x`, plus a bias: `dx[i, ci] = sum of dy[o, co] w[k, ci, co] + bias[ci]` over all
-/// products `(o, k, i)`. This is also the transposed convolution of `dy`.
+/// The gradient of [`conv2d`] with respect to `x`, plus a bias:
+/// `dx[i, ci] = sum of dy[o, co] w[k, ci, co] + bias[ci]` over all products `(o, k, i)`. This is also the
+/// transposed convolution of `dy`.
 ///
 /// `dy [n, oh, ow, cout]`, `w [kh, kw, cin, cout]`, `bias [cin]`, result `[n, h, w, cin]`.
 pub fn conv2d_data_grad(shape: ConvShape, dy: &[f64], w: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
@@ -94,8 +98,8 @@ pub fn conv2d_data_grad(shape: ConvShape, dy: &[f64], w: &[f64], bias: Option<&[
     dx
 }
 
-/// The gradients of [`conv2d`] by `w` and `bias`: `dw[k, ci, co] = sum of x[i, ci] dy[o, co]` over all products
-/// `(o, k, i)`, and `db[co] = sum of dy[o, co]`.
+/// The gradients of [`conv2d`] with respect to `w` and `bias`: `dw[k, ci, co] = sum of x[i, ci] dy[o, co]`
+/// over all products `(o, k, i)`, and `db[co] = sum of dy[o, co]`.
 ///
 /// `x [n, h, w, cin]`, `dy [n, oh, ow, cout]`, results `[kh, kw, cin, cout]` and `[cout]`.
 pub fn conv2d_weight_grad(shape: ConvShape, x: &[f64], dy: &[f64]) -> (Vec<f64>, Vec<f64>) {
@@ -122,16 +126,16 @@ pub fn group_norm(shape: NormShape, x: &[f64], gamma: &[f64], beta: &[f64]) -> (
     let stats = group_stats(shape, x);
     let mut y = vec![0.0; x.len()];
     for at in 0..x.len() {
-        let (channel, group) = place(shape, at);
+        let (channel, group) = channel_and_group(shape, at);
         let z = (x[at] - stats[group]) * stats[shape.groups + group] * gamma[channel] + beta[channel];
         y[at] = if shape.silu { silu(z) } else { z };
     }
     (y, stats)
 }
 
-/// The gradients of [`group_norm`] by `x`, `gamma` and `beta`. With `dz` the gradient in front of the activation and
-/// `d = dz gamma`: `dx = (d - mean(d) - x_hat mean(d x_hat)) / sqrt(variance + eps)`, means over the group;
-/// `dgamma = sum over pixels of dz x_hat`; `dbeta = sum over pixels of dz`.
+/// The gradients of [`group_norm`] with respect to `x`, `gamma` and `beta`. With `dz` the gradient before the
+/// activation and `d = dz gamma`: `dx = (d - mean(d) - x_hat mean(d x_hat)) / sqrt(variance + eps)`, means
+/// over the group; `dgamma = sum over pixels of dz x_hat`; `dbeta = sum over pixels of dz`.
 ///
 /// One image: `x, dy [pixels, c]`; results `[pixels, c]`, `[c]`, `[c]`.
 pub fn group_norm_backward(
@@ -145,32 +149,32 @@ pub fn group_norm_backward(
     let (mean, rstd) = stats.split_at(shape.groups);
     let count = (x.len() / shape.groups) as f64;
     let x_hat = |at: usize| {
-        let (_, group) = place(shape, at);
+        let (_, group) = channel_and_group(shape, at);
         (x[at] - mean[group]) * rstd[group]
     };
     let dz = |at: usize| {
-        let (channel, _) = place(shape, at);
+        let (channel, _) = channel_and_group(shape, at);
         let z = x_hat(at) * gamma[channel] + beta[channel];
         if shape.silu { dy[at] * silu_derivative(z) } else { dy[at] }
     };
     let (mut dgamma, mut dbeta) = (vec![0.0; shape.channels], vec![0.0; shape.channels]);
     let (mut mean_d, mut mean_d_x_hat) = (vec![0.0; shape.groups], vec![0.0; shape.groups]);
     for at in 0..x.len() {
-        let (channel, group) = place(shape, at);
+        let (channel, group) = channel_and_group(shape, at);
         dgamma[channel] += dz(at) * x_hat(at);
         dbeta[channel] += dz(at);
         mean_d[group] += dz(at) * gamma[channel] / count;
         mean_d_x_hat[group] += dz(at) * gamma[channel] * x_hat(at) / count;
     }
     let dx = (0..x.len()).map(|at| {
-        let (channel, group) = place(shape, at);
+        let (channel, group) = channel_and_group(shape, at);
         rstd[group] * (dz(at) * gamma[channel] - mean_d[group] - x_hat(at) * mean_d_x_hat[group])
     });
     (dx.collect(), dgamma, dbeta)
 }
 
-/// Channel and group of number `at` of an image.
-fn place(shape: NormShape, at: usize) -> (usize, usize) {
+/// Channel and group of element `at` of an image.
+fn channel_and_group(shape: NormShape, at: usize) -> (usize, usize) {
     let channel = at % shape.channels;
     (channel, channel / (shape.channels / shape.groups))
 }
@@ -180,10 +184,10 @@ fn group_stats(shape: NormShape, x: &[f64]) -> Vec<f64> {
     let count = (x.len() / shape.groups) as f64;
     let (mut mean, mut variance) = (vec![0.0; shape.groups], vec![0.0; shape.groups]);
     for (at, x) in x.iter().enumerate() {
-        mean[place(shape, at).1] += x / count;
+        mean[channel_and_group(shape, at).1] += x / count;
     }
     for (at, x) in x.iter().enumerate() {
-        let group = place(shape, at).1;
+        let group = channel_and_group(shape, at).1;
         variance[group] += (x - mean[group]).powi(2) / count;
     }
     mean.extend(variance.iter().map(|v| 1.0 / (v + f64::from(shape.eps)).sqrt()));
@@ -192,15 +196,16 @@ fn group_stats(shape: NormShape, x: &[f64]) -> Vec<f64> {
 
 // ------------------------------------------------------------------------------------------------------ attention
 
-/// The sizes of an attention. Queries, keys and values of an image are `qkv [tokens, 3 * channels]`: for each token
-/// the queries of all heads, then the keys, then the values; head `h` owns `width = channels / heads` of each.
+/// The sizes of an attention. Queries, keys and values of an image are `qkv [tokens, 3 * channels]`: for each
+/// token the queries of all heads, then the keys, then the values; head `h` owns `width = channels / heads`
+/// of each.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
     /// Tokens of an image.
     pub tokens: usize,
     /// Channels of the output.
     pub channels: usize,
-    /// Heads; they divide the channels.
+    /// Heads; must divide the channels.
     pub heads: usize,
 }
 
@@ -209,12 +214,12 @@ impl AttentionShape {
         self.channels / self.heads
     }
 
-    /// Place in `qkv` of number `d` of a token's query (`part` 0), key (1) or value (2) in a head.
+    /// Index in `qkv` of element `d` of a token's query (`part` 0), key (1) or value (2) in a head.
     fn at(&self, token: usize, part: usize, head: usize, d: usize) -> usize {
         token * 3 * self.channels + part * self.channels + head * self.width() + d
     }
 
-    /// Place in `o` of number `d` of a token in a head.
+    /// Index in `o` of element `d` of a token in a head.
     fn out(&self, token: usize, head: usize, d: usize) -> usize {
         token * self.channels + head * self.width() + d
     }
@@ -245,7 +250,7 @@ impl AttentionShape {
     }
 }
 
-/// Dropout's factor of a weight: of (head, query, key).
+/// Dropout mask of the weights: the factor at (head, query, key).
 pub type Factor<'a> = &'a dyn Fn(usize, usize, usize) -> f64;
 
 /// `o[query] = sum over keys of p[query, key] v[key]` with `p = softmax(q k^T / sqrt(width))`, head by head.
@@ -270,9 +275,9 @@ pub fn attention(shape: AttentionShape, qkv: &[f64], dropout: Factor<'_>) -> (Ve
     (o, lse)
 }
 
-/// The gradient of [`attention`] by `qkv`, D being the dropout: `dv[key] = sum over queries of p D do`, `dp = D do . v`,
-/// `ds = p (dp - sum over keys of p dp)`, `dq[query] = sum over keys of ds k / sqrt(width)`,
-/// `dk[key] = sum over queries of ds q / sqrt(width)`.
+/// The gradient of [`attention`] with respect to `qkv`, with dropout mask D:
+/// `dv[key] = sum over queries of p D do`, `dp = D do . v`, `ds = p (dp - sum over keys of p dp)`,
+/// `dq[query] = sum over keys of ds k / sqrt(width)`, `dk[key] = sum over queries of ds q / sqrt(width)`.
 ///
 /// `qkv [tokens, 3 * channels]`, `d_o [tokens, channels]`, result `[tokens, 3 * channels]`.
 pub fn attention_backward(shape: AttentionShape, qkv: &[f64], d_o: &[f64], dropout: Factor<'_>) -> Vec<f64> {
@@ -306,7 +311,8 @@ pub fn attention_backward(shape: AttentionShape, qkv: &[f64], d_o: &[f64], dropo
     dqkv
 }
 
-// ---------------------------------------------------------------------------------------------- number by number
+// -------------------------------------------------------------------------------------------------
+// elementwise
 
 /// `1 / (1 + e^-x)`.
 pub fn sigmoid(x: f64) -> f64 {
@@ -323,12 +329,12 @@ pub fn silu_derivative(x: f64) -> f64 {
     sigmoid(x) + x * sigmoid(x) * sigmoid(-x)
 }
 
-/// The standard normal distribution function.
+/// Standard normal CDF.
 pub fn normal_cdf(x: f64) -> f64 {
     0.5 * libm::erfc(-x / std::f64::consts::SQRT_2)
 }
 
-/// The activation function of a number.
+/// The activation function.
 pub fn activate(act: Activation, x: f64) -> f64 {
     match act {
         Activation::Silu => silu(x),
@@ -361,7 +367,7 @@ pub fn add_rows(row: &[f64], x: &[f64]) -> Vec<f64> {
     x.iter().enumerate().map(|(at, x)| x + row[at % row.len()]).collect()
 }
 
-/// `y[c] = sum over r of x[r, c]`: the gradient of [`add_rows`] by `row`.
+/// `y[c] = sum over r of x[r, c]`: the gradient of [`add_rows`] with respect to `row`.
 pub fn sum_rows(x: &[f64], columns: usize) -> Vec<f64> {
     let mut y = vec![0.0; columns];
     for (at, x) in x.iter().enumerate() {
@@ -386,22 +392,23 @@ pub fn loss_mean(loss: Loss, a: &[f64], b: &[f64]) -> f64 {
     loss_sum(loss, a, b) / a.len() as f64
 }
 
-/// The gradient of [`loss_mean`] by `a`, times the loss's own gradient.
+/// The gradient of [`loss_mean`] with respect to `a`, times `dloss`.
 pub fn loss_grad(loss: Loss, a: &[f64], b: &[f64], dloss: f64) -> Vec<f64> {
-    let slope = |d: f64| match loss {
+    let grad = |d: f64| match loss {
         Loss::Mse => 2.0 * d,
         Loss::L1 if d == 0.0 => 0.0,
         Loss::L1 => d.signum(),
         Loss::Huber { delta } => d.clamp(-f64::from(delta), f64::from(delta)),
     };
     let share = dloss / a.len() as f64;
-    a.iter().zip(b).map(|(a, b)| share * slope(a - b)).collect()
+    a.iter().zip(b).map(|(a, b)| share * grad(a - b)).collect()
 }
 
 // ------------------------------------------------------------------------------------- normalisation over one axis
 
-/// Rows `[rows, channels]` normalised channel by channel over all rows: `(x - mean) / sqrt(variance + eps) gamma + beta`;
-/// also the means and the biased variances, `[channels]` each.
+/// Normalises rows `[rows, channels]` channel by channel over all rows:
+/// `(x - mean) / sqrt(variance + eps) gamma + beta`; also returns the means and the biased variances,
+/// `[channels]` each.
 pub fn batch_norm(eps: f64, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let c = gamma.len();
     let rows = (x.len() / c) as f64;
@@ -414,7 +421,7 @@ pub fn batch_norm(eps: f64, x: &[f64], gamma: &[f64], beta: &[f64]) -> (Vec<f64>
     (x.iter().enumerate().map(value).collect(), mean, variance)
 }
 
-/// Rows `[rows, channels]` normalised each by itself over its channels, then `* gamma + beta`.
+/// Normalises each of the rows `[rows, channels]` over its channels, then `* gamma + beta`.
 pub fn layer_norm(eps: f64, x: &[f64], gamma: &[f64], beta: &[f64]) -> Vec<f64> {
     let c = gamma.len();
     let row = |x: &[f64]| {
@@ -444,28 +451,28 @@ pub fn resample(rows: &Taps, columns: &Taps, channels: usize, x: &[f64]) -> Vec<
     y
 }
 
-/// The largest of each 2x2 block of one image `[h, w, channels]`, and where in x it stands (the first of equals).
+/// The maximum of each 2x2 block of one image `[h, w, channels]`, and its index in x (the first of equals).
 pub fn max_pool(h: usize, w: usize, channels: usize, x: &[f64]) -> (Vec<f64>, Vec<usize>) {
-    let mut places = Vec::new();
+    let mut positions = Vec::new();
     for (oy, ox) in grid(h / 2, w / 2) {
         for ch in 0..channels {
-            let mut most = (2 * oy * w + 2 * ox) * channels + ch;
+            let mut largest = (2 * oy * w + 2 * ox) * channels + ch;
             for (dy, dx) in grid(2, 2) {
                 let at = ((2 * oy + dy) * w + 2 * ox + dx) * channels + ch;
-                if x[at] > x[most] {
-                    most = at;
+                if x[at] > x[largest] {
+                    largest = at;
                 }
             }
-            places.push(most);
+            positions.push(largest);
         }
     }
-    (places.iter().map(|&at| x[at]).collect(), places)
+    (positions.iter().map(|&at| x[at]).collect(), positions)
 }
 
 // --------------------------------------------------------------------------------------------- variational bound
 
-/// The sum of an image's terms of the variational bound, in nats (Ho et al. 2020, eq. 5 and 13), from variances and not
-/// from their logarithms.
+/// Sum of an image's terms of the variational bound, in nats (Ho et al. 2020, eq. 5 and 13), from variances
+/// instead of their logarithms.
 pub fn bound_sum(step: &BoundStep, output: &[f64], v: &[f64], x_0: &[f64], x_t: &[f64]) -> f64 {
     let (low, high) = (step.log_variance.0.exp(), step.log_variance.1.exp());
     let below = |z: f64| 0.5 * libm::erfc(-z / 2f64.sqrt());
@@ -476,7 +483,7 @@ pub fn bound_sum(step: &BoundStep, output: &[f64], v: &[f64], x_0: &[f64], x_t: 
             let difference = step.posterior_x_0 * (x_0[i] - mean);
             return 0.5 * ((variance / low).ln() + (low + difference * difference) / variance - 1.0);
         }
-        // Mirrored where it lies above the mean: a share near 1 has no digits for the rest.
+        // Mirrored if it lies above the mean: near 1 the CDF loses precision.
         let (x, mean) = if x_0[i] > mean { (-x_0[i], -mean) } else { (x_0[i], mean) };
         let edge = |side: f64| below((x + side / 255.0 - mean) / variance.sqrt());
         let from = if x < -0.999 { 0.0 } else { edge(-1.0) };

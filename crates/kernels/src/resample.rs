@@ -1,38 +1,39 @@
-//! Linear resampling of images: every output row and column is a weighted sum of a few input rows and columns.
+//! Linear resampling of images: every output row and column is a weighted sum of a few input rows and
+//! columns.
 //!
-//! Nearest and bilinear enlargement and the mean of 2x2 blocks are this one kernel with different weights, and the
-//! gradient of each is it again with the weights transposed.
+//! Nearest and bilinear upsampling and 2x2 mean pooling are this one kernel with different weights, and so
+//! are their gradients, with transposed weights.
 
 use crate::isa::{Isa, dispatch};
 use pulp::Simd;
 
-/// For each output position of one axis, the input positions it is made of and their weights.
+/// For each output position along one axis, the input positions it reads and their weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Taps {
     inputs: usize,
-    /// Where each output position's taps begin; one more than there are positions.
+    /// Where the taps of each output position begin, plus the end.
     starts: Vec<usize>,
     taps: Vec<(usize, f32)>,
 }
 
 impl Taps {
-    /// From the taps of each output position, over `inputs` input positions.
+    /// Builds the taps of each output position, over `inputs` input positions.
     pub fn new(inputs: usize, outputs: impl IntoIterator<Item = Vec<(usize, f32)>>) -> Self {
         let (mut starts, mut taps) = (vec![0], Vec::new());
         for of_one in outputs {
             taps.extend(of_one);
             starts.push(taps.len());
         }
-        assert!(taps.iter().all(|&(i, _)| i < inputs), "taps lie inside");
+        assert!(taps.iter().all(|&(i, _)| i < inputs), "tap out of bounds");
         Self { inputs, starts, taps }
     }
 
-    /// Every position twice.
+    /// Repeats every position.
     pub fn nearest_double(inputs: usize) -> Self {
         Self::new(inputs, (0..2 * inputs).map(|o| vec![(o / 2, 1.0)]))
     }
 
-    /// Twice as many positions, linear in between, the first and last ones kept in place (PyTorch's
+    /// Doubles the positions with linear interpolation, keeping the first and last in place (PyTorch's
     /// `align_corners=True`).
     pub fn linear_double(inputs: usize) -> Self {
         let outputs = 2 * inputs;
@@ -46,7 +47,7 @@ impl Taps {
         )
     }
 
-    /// The mean of each two positions; an odd last one is left out.
+    /// Averages each two positions; an odd last one is dropped.
     pub fn mean_half(inputs: usize) -> Self {
         Self::new(inputs, (0..inputs / 2).map(|o| vec![(2 * o, 0.5), (2 * o + 1, 0.5)]))
     }
@@ -78,7 +79,8 @@ impl Taps {
     }
 }
 
-/// Output row `row` (`y [columns.outputs(), channels]`) of an image `x [rows.inputs(), columns.inputs(), channels]`.
+/// Computes output row `row` (`y [columns.outputs(), channels]`) of an image
+/// `x [rows.inputs(), columns.inputs(), channels]`.
 pub fn resample_row(
     isa: Isa,
     rows: &Taps,

@@ -1,22 +1,23 @@
-//! Register tiles of matrix products: the inner loops that everything heavy runs in.
+//! Register tiles of matrix products: the inner loops of everything expensive.
 //!
-//! A tile holds `MR` rows of `NV` vectors of C in registers and walks along `k`:
+//! A tile holds `MR` rows of `NV` vectors of C in registers and iterates along `k`:
 //!
 //! ```text
 //! for k:  b[0..NV] = vectors of B's row k
 //!         for r in 0..MR:  c[r][..] += splat(a[r, k]) * b[..]
 //! ```
 //!
-//! B comes in panels `[k][NV vectors]`. A comes in one of these panel layouts, all read front to back with constant
-//! distances, so that one base register addresses all rows:
+//! B comes in panels `[k][NV vectors]`. A comes in one of these panel layouts, all read sequentially with
+//! constant strides, so that one base register addresses all rows:
 //!
-//! - *blocked*, `[k / 16][MR][16]`: made from rows that are contiguous along k (pixels' channels) by copying runs of 16;
-//! - *columns*, `[k][MR]`: made from rows that are contiguous along MR (the weight gradient's channels), or of runs
-//!   `[k][16]` of which `MR` are used (Winograd's weight gradient).
+//! - *blocked*, `[k / 16][MR][16]`: packed from rows that are contiguous along k (the channels of pixels) by
+//!   copying runs of 16;
+//! - *columns*, `[k][MR]`: packed from rows that are contiguous along MR (the weight gradient's channels), or
+//!   runs `[k][16]` of which `MR` are used (Winograd's weight gradient).
 
 use pulp::Simd;
 
-/// The run of `k` that a blocked A panel copies at once.
+/// Length along `k` that packing copies at once into a blocked A panel.
 pub const K_RUN: usize = 16;
 
 /// Rows and vectors of a register tile.
@@ -29,8 +30,8 @@ pub struct TileShape {
 }
 
 impl TileShape {
-    /// The shape for `n` columns on vectors of `lanes` numbers: among the shapes that this many registers hold, the
-    /// one that pads `n` least, and of those the widest.
+    /// The shape for `n` columns and vectors of `lanes` elements: among the shapes that fit the register
+    /// file, the one that pads `n` least, and of those the widest.
     pub fn pick(lanes: usize, n: usize) -> Self {
         let shapes: &[(usize, usize)] = match lanes {
             16 => &[(8, 2), (16, 1)],
@@ -44,17 +45,17 @@ impl TileShape {
         Self { mr, nv }
     }
 
-    /// The shape for `n` columns and up to 4 rows.
-    pub fn pick_few(lanes: usize, n: usize, rows: usize) -> Self {
+    /// The shape for `n` columns and at most 4 rows.
+    pub fn pick_few_rows(lanes: usize, n: usize, rows: usize) -> Self {
         match (lanes, Self::pick(lanes, n)) {
             (16, Self { nv: 2, .. }) => Self { mr: if rows > 2 { 4 } else { 2 }, nv: 2 },
             (_, shape) => shape,
         }
     }
 
-    /// The shape for A in columns that stand together in runs of [`K_RUN`], which its rows divide. Few vectors: such
-    /// products are of many panels that come from the second-level cache.
-    pub fn of_runs(lanes: usize) -> Self {
+    /// The shape for A in column runs of [`K_RUN`], a multiple of its rows. Few vectors, since such products
+    /// read many panels from the L2 cache.
+    pub fn for_runs(lanes: usize) -> Self {
         let (mr, nv) = match lanes {
             16 => (16, 1),
             8 => (4, 2),
@@ -99,11 +100,11 @@ pub fn vectors<S: Simd, const NV: usize>(b: &[S::f32s]) -> [S::f32s; NV] {
     row
 }
 
-/// How words of A and B panels are multiplied, and how numbers become words. A type of its own for each way, because
-/// accumulators are kept in registers only where nothing else in the same function takes their address.
-pub trait Product: Copy {
-    /// Numbers of a word.
-    const PER_WORD: usize;
+/// How words of A and B panels are packed and multiplied. A separate type for each variant, because the
+/// compiler keeps accumulators in registers only if nothing else in the same function takes their address.
+pub trait DotKernel: Copy {
+    /// Elements a word.
+    const ELEMS_PER_WORD: usize;
 
     /// `acc += a b` for a word of A and a row of B.
     #[inline(always)]
@@ -111,7 +112,7 @@ pub trait Product: Copy {
         self.multiply_vectors(s, s.splat_f32s(a), b, acc);
     }
 
-    /// `acc += a b` for a vector of words of A, lane by lane.
+    /// `acc += a b` lane by lane, for a vector of words of A.
     fn multiply_vectors<S: Simd, const NV: usize>(
         self,
         s: S,
@@ -120,34 +121,34 @@ pub trait Product: Copy {
         acc: &mut [S::f32s; NV],
     );
 
-    /// The words of two neighbouring rows, lane by lane, where a word has two numbers.
+    /// Packs two neighbouring rows lane by lane if a word has two elements; else returns the first.
     fn pair<S: Simd>(self, s: S, even: S::f32s, odd: S::f32s) -> S::f32s;
 
-    /// Whether words are of 16-bit whole numbers, and sums are whole numbers of 32 bits, whatever their type says.
-    const WHOLE: bool = false;
+    /// Whether words are pairs of int16 and accumulators hold i32, whatever their Rust type says.
+    const IS_INT: bool = false;
 
-    /// The numbers that are sums.
+    /// Converts accumulators to f32.
     #[inline(always)]
     fn sums<S: Simd>(self, _: S, acc: S::f32s) -> S::f32s {
         acc
     }
 }
 
-/// Words of numbers that stand side by side.
-pub trait Lanes: Product {
-    /// The words of neighbouring lanes of two vectors, where a word has two numbers; else the first vector.
+/// Packing of elements that are contiguous.
+pub trait PackLanes: DotKernel {
+    /// Packs neighbouring lanes of two vectors if a word has two elements; else returns the first vector.
     fn pair_vectors<S: Simd>(self, s: S, first: S::f32s, second: S::f32s) -> S::f32s;
 
-    /// The words of neighbouring lanes.
+    /// Packs neighbouring lanes.
     fn pair_lanes<S: Simd>(self, s: S, from: &[f32], to: &mut [f32]);
 }
 
-/// Words are f32.
+/// One f32 a word.
 #[derive(Clone, Copy)]
-pub struct Single;
+pub struct F32;
 
-impl Product for Single {
-    const PER_WORD: usize = 1;
+impl DotKernel for F32 {
+    const ELEMS_PER_WORD: usize = 1;
 
     #[inline(always)]
     fn multiply_vectors<S: Simd, const NV: usize>(
@@ -168,7 +169,7 @@ impl Product for Single {
     }
 }
 
-impl Lanes for Single {
+impl PackLanes for F32 {
     #[inline(always)]
     fn pair_vectors<S: Simd>(self, _: S, first: S::f32s, _: S::f32s) -> S::f32s {
         first
@@ -185,7 +186,7 @@ impl Lanes for Single {
 #[inline(always)]
 pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Product,
+    dot: impl DotKernel,
     a: &[f32],
     b: &[S::f32s],
     acc: &mut Acc<S, MR, NV>,
@@ -195,7 +196,7 @@ pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(K_RUN)) {
         for k in 0..K_RUN {
             for r in 0..MR {
-                product.multiply(s, a[r][k], b[k], &mut acc[r]);
+                dot.multiply(s, a[r][k], b[k], &mut acc[r]);
             }
         }
     }
@@ -205,7 +206,7 @@ pub fn blocked<S: Simd, const MR: usize, const NV: usize>(
 #[inline(always)]
 pub fn columns<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Product,
+    dot: impl DotKernel,
     a: &[f32],
     b: &[S::f32s],
     acc: &mut Acc<S, MR, NV>,
@@ -214,43 +215,43 @@ pub fn columns<S: Simd, const MR: usize, const NV: usize>(
     for (a, b) in a.chunks_exact(MR).zip(b.chunks_exact(NV)) {
         let row = vectors::<S, NV>(b);
         for r in 0..MR {
-            product.multiply(s, a[r], row, &mut acc[r]);
+            dot.multiply(s, a[r], row, &mut acc[r]);
         }
     }
 }
 
-/// As [`columns`], with an A panel whose columns are [`K_RUN`] numbers apart.
+/// Like [`columns`], with the columns of the A panel [`K_RUN`] elements apart.
 #[inline(always)]
-pub fn columns_apart<S: Simd, const MR: usize, const NV: usize>(
+pub fn columns_strided<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Product,
+    dot: impl DotKernel,
     a: &[f32],
     b: &[S::f32s],
     acc: &mut Acc<S, MR, NV>,
 ) {
     if MR == K_RUN {
-        return columns(s, product, a, b, acc);
+        return columns(s, dot, a, b, acc);
     }
     for (a, b) in a.chunks(K_RUN).zip(b.chunks_exact(NV)) {
         let row = vectors::<S, NV>(b);
         let a = &a[..MR];
         for r in 0..MR {
-            product.multiply(s, a[r], row, &mut acc[r]);
+            dot.multiply(s, a[r], row, &mut acc[r]);
         }
     }
 }
 
-/// Sums of the largest tile.
-pub const MOST_SUMS: usize = 256;
+/// Accumulators of the largest tile, in f32s.
+pub const MAX_TILE_ELEMS: usize = 256;
 
-/// Puts the sums of a tile to a place near by, `[MR][NV]`, from where they may be taken row by row: in the function that
-/// makes them they are kept in registers only if all that is done with them is as simple as this.
+/// Spills the accumulators of a tile to a nearby buffer, `[MR][NV]`, to be post-processed row by row: the
+/// compiler keeps them in registers in the calling function only if they are used as simply as this.
 #[inline(always)]
 pub fn store_acc<S: Simd, const MR: usize, const NV: usize>(
     acc: &Acc<S, MR, NV>,
-    sums: &mut [f32; MOST_SUMS],
+    sums: &mut [f32; MAX_TILE_ELEMS],
 ) {
-    const { assert!(MR * NV <= MOST_SUMS) };
+    const { assert!(MR * NV <= MAX_TILE_ELEMS) };
     let sums = &mut S::as_mut_simd_f32s(sums).0[..MR * NV];
     for r in 0..MR {
         for v in 0..NV {
@@ -270,7 +271,7 @@ pub fn load_acc<S: Simd, const MR: usize, const NV: usize>(sums: &[f32], acc: &m
     }
 }
 
-/// Adds the first `row.len()` columns of one accumulator row to `row`, or puts them there.
+/// Stores the first `row.len()` columns of one accumulator row into `row`, adding if `add`.
 #[inline(always)]
 pub fn store_row<S: Simd, const NV: usize>(s: S, acc: &[S::f32s; NV], row: &mut [f32], add: bool) {
     if row.len() == NV * S::F32_LANES {
@@ -283,11 +284,11 @@ pub fn store_row<S: Simd, const NV: usize>(s: S, acc: &[S::f32s; NV], row: &mut 
     for (v, part) in row.chunks_mut(S::F32_LANES).enumerate() {
         let mut x = acc[v];
         if part.len() == S::F32_LANES {
-            let whole = &mut S::as_mut_simd_f32s(part).0[0];
+            let full = &mut S::as_mut_simd_f32s(part).0[0];
             if add {
-                x = s.add_f32s(x, *whole);
+                x = s.add_f32s(x, *full);
             }
-            *whole = x;
+            *full = x;
         } else {
             if add {
                 x = s.add_f32s(x, s.partial_load_f32s(part));

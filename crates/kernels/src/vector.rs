@@ -1,21 +1,21 @@
-//! Small vector functions that several kernels share.
+//! Vector math shared by several kernels.
 
 use pulp::Simd;
 
-/// Largest relative error of [`exp`], in units in the last place, over the range where the result is a normal number.
-/// (Over all f32 it is 2.74, and 3.03 without fused multiply-add.)
+/// Maximum error of [`exp`] in ULP, over the range with normal results. (Over all f32 it is 2.74, and 3.03
+/// without fused multiply-add.)
 pub const EXP_ULP: u32 = 4;
 
 /// `e^x` of every lane. Below -87.3 the result is 0; above 88.37 it stays at e^88.37 = 2.4e38; NaN stays NaN.
 ///
-/// `e^x = 2^n e^r` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; `e^r` by its Taylor polynomial of degree 6 in
-/// Horner form, with `ln 2` split in two parts so that `r` is exact to the last bits (Cody and Waite).
+/// `e^x = 2^n e^r` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; `e^r` by its Taylor polynomial of degree
+/// 6 in Horner form, with `ln 2` split in two parts so that `r` is exact to the last bits (Cody and Waite).
 #[inline(always)]
 pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
+    // Adding 1.5 * 2^23 rounds to an integer, which ends up in the low bits of the mantissa.
     let magic = s.splat_f32s(12_582_912.0);
-    // A comparison, because a minimum with NaN is a number on some machines. There is no need to clamp from below:
-    // whatever comes out there is replaced by 0.
+    // A comparison, because min with NaN returns a number on some machines. No clamp from below is needed:
+    // those results are replaced by 0.
     let largest = s.splat_f32s(88.37);
     let clamped = s.select_f32s(s.greater_than_f32s(x, largest), largest, x);
     let shifted = s.mul_add_e_f32s(clamped, s.splat_f32s(std::f32::consts::LOG2_E), magic);
@@ -26,58 +26,61 @@ pub fn exp<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = s.mul_add_e_f32s(p, r, s.splat_f32s(c));
     }
-    // 2^n: n + 127 in the exponent field, which is n's low bits moved there. It is in range where the result is used.
+    // 2^n: shifts the low bits of n + 127 into the exponent field. It is in range wherever the result is
+    // used.
     let bits = s.transmute_u32s_f32s(s.add_f32s(shifted, s.splat_f32s(127.0)));
     let scale = s.transmute_f32s_u32s(s.wrapping_dyn_shl_u32s(bits, s.splat_u32s(23)));
     let y = s.mul_f32s(p, scale);
     s.select_f32s(s.less_than_f32s(x, s.splat_f32s(-87.3)), s.splat_f32s(0.0), y)
 }
 
-/// Largest relative error of [`exp2`], in units in the last place, for x from -125 to 127.
+/// Maximum error of [`exp2`] in ULP, for x from -125 to 127.
 pub const EXP2_ULP: u32 = 3;
 
-/// `2^x` of every lane for x up to 127; it stays at 2^-125 for x below that. Fewer instructions than [`exp`] and nearly
-/// its accuracy, for softmax. A NaN of the usual kind, without a payload in the low bits, stays NaN.
+/// `2^x` of every lane for x up to 127, clamped to 2^-125 from below. Fewer instructions than [`exp`] at
+/// nearly its accuracy, for softmax. A NaN stays NaN unless it has a payload in the low bits.
 ///
-/// `2^x = 2^n 2^r` with `n = round(x)` and `|r| <= 1/2`, which is exact; `2^r` by a polynomial of degree 5 that is 1 at
-/// 0, fitted by `tools/fit/exp2.py` (relative error 9.2e-8); n is added to its exponent.
+/// `2^x = 2^n 2^r` with `n = round(x)` and `|r| <= 1/2`, which is exact; `2^r` by a polynomial of degree 5
+/// that is 1 at 0, fitted by `tools/fit/exp2.py` (relative error 9.2e-8); n is added to its exponent.
 #[inline(always)]
 pub fn exp2<S: Simd>(s: S, x: S::f32s) -> S::f32s {
-    exp2_above(s, at_least(s, -125.0, x))
+    exp2_unclamped(s, clamp_min(s, -125.0, x))
 }
 
-/// The larger of every lane and a number; NaN stays NaN.
+/// Maximum of every lane and a scalar; NaN stays NaN.
 #[inline(always)]
-pub fn at_least<S: Simd>(s: S, least: f32, x: S::f32s) -> S::f32s {
+pub fn clamp_min<S: Simd>(s: S, least: f32, x: S::f32s) -> S::f32s {
     let least = s.splat_f32s(least);
-    // On x86 a maximum with NaN is its second operand, elsewhere it is NaN, but for the scalar one, which loses it.
+    // On x86 max with a NaN returns the second operand, elsewhere NaN, except for the scalar one, which drops
+    // it.
     match S::F32_LANES {
         1 => s.select_f32s(s.less_than_f32s(x, least), least, x),
         _ => s.max_f32s(least, x),
     }
 }
 
-/// [`exp2`] where x is known to be at least -125.
+/// [`exp2`] for x known to be at least -125.
 #[inline(always)]
 #[allow(clippy::approx_constant, reason = "a fitted coefficient near ln 2, not ln 2")]
-pub fn exp2_above<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+pub fn exp2_unclamped<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     exp2_by(s, x, [0.001_326_472_7, 0.009_671_513, 0.055_507_337, 0.240_222_42, 0.693_147])
 }
 
-/// Largest relative error of [`exp2_above_rough`].
-pub const EXP2_ROUGH: f64 = 1.1e-4;
+/// Maximum relative error of [`exp2_unclamped_fast`].
+pub const EXP2_FAST_ERROR: f64 = 1.1e-4;
 
-/// [`exp2_above`] with a polynomial of degree 3, for factors that are rounded to bf16, which is ten times coarser.
+/// [`exp2_unclamped`] with a polynomial of degree 3, for operands that are then rounded to bf16, which is ten
+/// times coarser.
 #[inline(always)]
 #[allow(clippy::approx_constant, reason = "a fitted coefficient near ln 2, not ln 2")]
-pub fn exp2_above_rough<S: Simd>(s: S, x: S::f32s) -> S::f32s {
+pub fn exp2_unclamped_fast<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     exp2_by(s, x, [0.055_008_93, 0.242_210_96, 0.693_282_9])
 }
 
-/// `2^x` by a polynomial with these coefficients, of the highest power first, and 1.
+/// `2^x` by a polynomial with these coefficients, highest power first, then 1.
 #[inline(always)]
 fn exp2_by<S: Simd, const N: usize>(s: S, x: S::f32s, coefficients: [f32; N]) -> S::f32s {
-    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits of the mantissa.
+    // Adding 1.5 * 2^23 rounds to an integer, which ends up in the low bits of the mantissa.
     let magic = s.splat_f32s(12_582_912.0);
     let shifted = s.add_f32s(x, magic);
     let r = s.sub_f32s(x, s.sub_f32s(shifted, magic));
@@ -111,10 +114,11 @@ pub fn silu_derivative<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     s.mul_f32s(g, s.mul_add_e_f32s(x, s.sub_f32s(one, g), one))
 }
 
-/// The standard normal distribution function `Phi(x)` and its density `phi(x)` of every lane.
+/// Standard normal CDF `Phi(x)` and density `phi(x)` of every lane.
 ///
-/// `Phi(-z) = e^(-z^2 / 2) p(t)` for `z >= 0` with `t = 1 / (1 + 0.35 z)` and a polynomial p of degree 9, fitted by
-/// `tools/fit/normal_cdf.py` (relative error 3.2e-8 up to z = 14, behind which f32 has no normal numbers left).
+/// `Phi(-z) = e^(-z^2 / 2) p(t)` for `z >= 0` with `t = 1 / (1 + 0.35 z)` and a polynomial p of degree 9,
+/// fitted by `tools/fit/normal_cdf.py` (relative error 3.2e-8 up to z = 14, beyond which results are
+/// subnormal in f32).
 #[inline(always)]
 pub fn normal<S: Simd>(s: S, x: S::f32s) -> (S::f32s, S::f32s) {
     let (one, half) = (s.splat_f32s(1.0), s.splat_f32s(0.5));
@@ -153,12 +157,12 @@ pub fn gelu_derivative<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     s.mul_add_e_f32s(x, density, cdf)
 }
 
-/// `tanh(ln(1 + e^x)) = n / (n + 2)` with `n = e^x (e^x + 2)`, and `e^x`. The exponent is held below 20, where the
-/// quotient is 1 and n still finite.
+/// `tanh(ln(1 + e^x)) = n / (n + 2)` with `n = e^x (e^x + 2)`, and `e^x`. The exponent is clamped to 20,
+/// where the quotient is 1 and n still finite.
 #[inline(always)]
 fn tanh_softplus<S: Simd>(s: S, x: S::f32s) -> (S::f32s, S::f32s) {
-    let (two, most) = (s.splat_f32s(2.0), s.splat_f32s(20.0));
-    let e = exp(s, s.select_f32s(s.greater_than_f32s(x, most), most, x));
+    let (two, max) = (s.splat_f32s(2.0), s.splat_f32s(20.0));
+    let e = exp(s, s.select_f32s(s.greater_than_f32s(x, max), max, x));
     let n = s.mul_f32s(e, s.add_f32s(e, two));
     (s.div_f32s(n, s.add_f32s(n, two)), e)
 }
@@ -181,11 +185,11 @@ pub fn mish_derivative<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     s.mul_add_e_f32s(x, slope, w)
 }
 
-/// The positive part of every lane.
+/// ReLU, `max(x, 0)`, of every lane.
 #[inline(always)]
 pub fn relu<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     let zero = s.splat_f32s(0.0);
-    // Not a maximum, so that NaN stays NaN.
+    // Not a max, so that NaN stays NaN.
     s.select_f32s(s.less_than_f32s(x, zero), zero, x)
 }
 
@@ -195,7 +199,7 @@ pub fn relu_derivative<S: Simd>(s: S, x: S::f32s) -> S::f32s {
     s.select_f32s(s.greater_than_f32s(x, s.splat_f32s(0.0)), s.splat_f32s(1.0), s.splat_f32s(0.0))
 }
 
-/// Applies `f` to whole vectors of `y` and `x` and then to the zero-padded rest, and stores into `y`.
+/// Applies `f` to full vectors of `y` and `x`, then to the zero-padded tail, and stores into `y`.
 #[inline(always)]
 pub fn map2<S: Simd>(s: S, y: &mut [f32], x: &[f32], f: impl Fn(S::f32s, S::f32s) -> S::f32s) {
     assert_eq!(y.len(), x.len());
@@ -210,8 +214,8 @@ pub fn map2<S: Simd>(s: S, y: &mut [f32], x: &[f32], f: impl Fn(S::f32s, S::f32s
     }
 }
 
-/// Folds runs of 4096 pairs of numbers into a total, lane by lane, and adds the totals in f64. `f` must leave the total
-/// as it is for a pair of zeros, which fill up the last vector.
+/// Folds runs of 4096 pairs of elements into a total, lane by lane, and adds the totals in f64. `f` must not
+/// change the total for a pair of zeros, which pad the last vector.
 #[inline(always)]
 pub fn fold2<S: Simd>(s: S, a: &[f32], b: &[f32], f: impl Fn(S::f32s, S::f32s, S::f32s) -> S::f32s) -> f64 {
     let mut sum = 0.0;
@@ -242,7 +246,7 @@ mod tests {
     use super::*;
     use crate::isa::{Isa, dispatch};
 
-    /// `exp2` of every number, in whole vectors.
+    /// `exp2` of every element.
     fn exp2_of(isa: Isa, x: &[f32]) -> Vec<f32> {
         #[inline(always)]
         fn run<S: Simd>(s: S, y: &mut [f32], x: &[f32]) {
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn exp2_keeps_its_declared_error() {
+    fn exp2_error_is_within_bound() {
         let steps = 1_000_003;
         let x: Vec<f32> = (0..=steps).map(|i| -125.0 + 252.0 * (i as f32 / steps as f32)).collect();
         for isa in Isa::all() {
@@ -277,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn exp2_is_exact_for_integers_stays_above_zero_and_keeps_nan() {
+    fn exp2_is_exact_for_integers_clamped_and_keeps_nan() {
         for isa in Isa::all() {
             for n in -125..=127 {
                 assert_eq!(exp2_of(isa, &[n as f32; 17]), [2f32.powi(n); 17], "{isa}");

@@ -4,11 +4,11 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 use std::process::ExitCode;
 
-/// Print completions for your shell
+/// Print a completion script for your shell
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  ddpm completions bash > ~/.local/share/bash-completion/completions/ddpm")]
 pub struct Args {
-    /// The shell
+    /// Shell
     shell: Shell,
 }
 

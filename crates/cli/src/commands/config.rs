@@ -5,17 +5,17 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Print complete, commented settings
+/// Print all settings with comments, as a file for --config
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  ddpm config > mine.toml            then: ddpm train --config mine.toml\n  \
-                        ddpm config --preset mnist\n  ddpm config --config default.yaml  the tutorial's file as ours"
+                        ddpm config --preset mnist\n  ddpm config --config default.yaml  convert the tutorial's file to TOML"
 )]
 pub struct Args {
-    /// Start from a named set of settings
+    /// Start from a preset
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// Start from a file: our TOML, or the DDPM-Pytorch tutorial's YAML
+    /// Start from a file: TOML, or the YAML of the DDPM-Pytorch tutorial
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// List the presets
@@ -33,7 +33,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let loaded = Config::load_with_notes(args.preset.as_deref(), args.config.as_deref(), &[])?;
     for note in &loaded.notes {
-        crate::tell!("note: {note}");
+        crate::status!("note: {note}");
     }
     out.write_all(loaded.config.to_toml_commented().as_bytes())?;
     Ok(ExitCode::SUCCESS)

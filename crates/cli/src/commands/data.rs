@@ -2,9 +2,9 @@
 
 use crate::commands::{pairs, train};
 use crate::progress::{human_bytes, thousands};
-use ddpm::data::{Check, Found, ImageShape, Order};
+use ddpm::data::{Check, FormatCount, ImageShape, ShuffledSampler};
 use ddpm::image::{Image, save_png};
-use ddpm::output::{self, Kind};
+use ddpm::output::{self, FileKind};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{escaped, escaped_lines, shown};
 use ddpm::train::config::{Config, OnBadFile};
@@ -13,10 +13,10 @@ use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Classes and groups of duplicates that are listed unless all are asked for.
+/// Maximum lines of each list without `--all`.
 const LISTED: usize = 20;
 
-/// Look at images before training on them
+/// Inspect images before training on them
 #[derive(clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -29,73 +29,72 @@ enum Command {
     Show(ShowArgs),
 }
 
-/// Read every image and tell what there is: forms, classes, unreadable files, duplicates, memory
+/// Read every image and report formats, classes, unreadable files, duplicates, memory
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm data check photos                       a folder of images, or one folder per class\n  \
-    ddpm data check photos.zip --size 64         a zip, not unpacked; what training at 64x64 needs\n  \
+    ddpm data check photos                       a folder of images, or one subfolder per class\n  \
+    ddpm data check photos.zip --size 64         a zip, read in place, for training at 64x64\n  \
     ddpm data check hands --set data.csv=hands.csv --set data.csv_label_column=male\n  \
-    ddpm data check --config mine.toml           the data of a file of settings\n\n\
-    The exit status is 1 if training would refuse the images.")]
+    ddpm data check --config mine.toml           the data of a settings file\n\n\
+    Exits with status 1 if training would refuse the images.")]
 struct CheckArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// List everything: all sizes, classes, unreadable files and duplicates
+    /// List all sizes, classes, unreadable files and duplicates
     #[arg(long)]
     all: bool,
 }
 
-/// Draw a grid of the images as the network will see them, after all transforms
+/// Write a grid of the images as the network will see them, after all transforms
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm data show photos --size 64              the first 64 of a training, in data.png\n  \
+    ddpm data show photos --size 64              the first 64 images of training, in data.png\n  \
     ddpm data show photos --size 64 -n 16 -o look.png --seed 7\n  \
     ddpm data show photos --size 64 --set data.horizontal_flip=true --set data.random_crop_scale=0.8,1")]
 struct ShowArgs {
     #[command(flatten)]
     data: DataArgs,
-    /// How many images
+    /// Number of images
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 64)]
     count: usize,
-    /// Seed of their order and of random transforms; a training with this seed begins with these images
+    /// Seed of order and random transforms; training with this seed begins with these images
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// The PNG to write
+    /// Output PNG
     #[arg(short, long, value_name = "FILE", default_value = "data.png")]
     out: PathBuf,
-    /// Replace a file that this program did not make
+    /// Overwrite an existing file not written by ddpm
     #[arg(long)]
     overwrite: bool,
 }
 
-/// Which images, and the settings they are read with: as for `ddpm train`.
+/// The images and the settings they are read with, as for `ddpm train`.
 #[derive(clap::Args)]
 struct DataArgs {
-    /// A folder or zip of images, a folder of IDX files or CIFAR batches, or one such file; the settings' data.path if
-    /// not given
+    /// Image folder or zip, folder of IDX files or CIFAR batches, or one such file; data.path by default
     path: Option<String>,
-    /// A named set of settings (`ddpm config --list`)
+    /// Preset (`ddpm config --list`)
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
+    /// Settings file: TOML, or the YAML of the DDPM-Pytorch tutorial
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Bring images to this size: one side, or HEIGHTxWIDTH
+    /// Resize images to this size: one side, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Bring images to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
+    /// Convert images to this many channels: 1 grey, 3 RGB, 2 or 4 with alpha
     #[arg(long, value_name = "N")]
     channels: Option<usize>,
-    /// What to do about files that cannot be read: fail or skip
-    #[arg(long, value_name = "WHAT")]
+    /// What to do with unreadable files: fail or skip
+    #[arg(long, value_name = "ACTION")]
     on_bad_file: Option<String>,
-    /// Any other setting, as data.horizontal_flip=true (see `ddpm config`); may be given more than once
+    /// Any other setting (`ddpm config`), e.g. data.csv=a.csv; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
 impl DataArgs {
-    /// The settings of a training with these flags.
+    /// The settings that training would have with these flags.
     fn config(&self, more: &[(String, String)]) -> anyhow::Result<Config> {
         let mut all = pairs(&self.set)?;
         let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
@@ -104,11 +103,11 @@ impl DataArgs {
         flag("data.channels", self.channels.map(|v| v.to_string()));
         flag("data.on_bad_file", self.on_bad_file.clone());
         all.extend(more.iter().cloned());
-        let own = self.path.as_deref().is_some_and(|d| d != "digits") && self.config.is_none();
-        let preset = self.preset.as_deref().or(own.then_some("images"));
+        let custom_data = self.path.as_deref().is_some_and(|d| d != "digits") && self.config.is_none();
+        let preset = self.preset.as_deref().or(custom_data.then_some("images"));
         let loaded = Config::load_with_notes(preset, self.config.as_deref(), &all)?;
         for note in &loaded.notes {
-            tell!("note: {note}");
+            status!("note: {note}");
         }
         Ok(loaded.config)
     }
@@ -133,7 +132,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
     line(out, "data", &escaped(&source))?;
     line(out, "images", &thousands(images as u64))?;
-    block(out, "forms", forms(&found, most).into_iter())?;
+    block(out, "formats", formats(&found, most).into_iter())?;
     let listed = classes.iter().map(|(name, n)| format!("{:>8}  {}", thousands(*n as u64), escaped(name)));
     line(out, "classes", &if classes.is_empty() { "none".into() } else { thousands(classes.len() as u64) })?;
     block(out, "", listed.take(most).chain(more(classes.len())))?;
@@ -141,14 +140,14 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let reasons = unreadable.iter().map(|(path, reason)| format!("{}: {}", shown(path), escaped(reason)));
     block(out, "", reasons.take(most).chain(more(unreadable.len())))?;
     let spare = duplicates.iter().map(|group| group.len() - 1).sum();
-    line(out, "duplicates", &none_or(spare, "image is there already", "images are there already"))?;
-    let groups = duplicates.iter().map(|group| same(group, args.all));
+    line(out, "duplicates", &none_or(spare, "image", "images"))?;
+    let groups = duplicates.iter().map(|group| duplicate_line(group, args.all));
     block(out, "", groups.take(most).chain(more(duplicates.len())))?;
 
     let usable = set.is_ok();
     let refused = match set.and_then(|set| {
         let summary = set.summary().clone();
-        line(out, "trained as", &format!("{}, {} bits a sample", summary.shape, summary.bit_depth))
+        line(out, "trained as", &format!("{}, {} bits per sample", summary.shape, summary.bit_depth))
             .and_then(|()| block(out, "", summary.notes.iter().map(|note| escaped(note).into_owned())))
             .map_err(ddpm::Error::io(Path::new("stdout"), "write the report"))?;
         memory(&config, set)
@@ -172,7 +171,7 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     }
     let bad = (config.data.on_bad_file == OnBadFile::Fail && !unreadable.is_empty()).then(|| {
         format!(
-            "{} cannot be read: repair or remove them, or leave them out with --on-bad-file skip",
+            "{} cannot be read: repair or remove them, or skip them with --on-bad-file skip",
             none_or(unreadable.len(), "file", "files")
         )
     });
@@ -183,50 +182,51 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     Ok(if reasons.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The forms of the files: each of them, or where there are too many, the range of their sizes.
-fn forms(found: &[Found], most: usize) -> Vec<String> {
-    let shape = |f: &Found| ImageShape { height: f.height, width: f.width, channels: f.channels };
+/// Lists the image formats, or if there are more than `most`, the range of sizes per pixel format.
+fn formats(found: &[FormatCount], most: usize) -> Vec<String> {
+    let shape = |f: &FormatCount| ImageShape { height: f.height, width: f.width, channels: f.channels };
     if found.len() <= most {
-        let form =
-            |f: &Found| format!("{:>8}  {}, {} bits a sample", thousands(f.images as u64), shape(f), f.bits);
+        let form = |f: &FormatCount| {
+            format!("{:>8}  {}, {} bits per sample", thousands(f.images as u64), shape(f), f.bits)
+        };
         return found.iter().map(form).collect();
     }
-    // The most frequent form of a kind comes first.
-    let mut kinds: Vec<(&Found, Vec<&Found>)> = Vec::new();
+    // The first of each kind is its most frequent.
+    let mut kinds: Vec<(&FormatCount, Vec<&FormatCount>)> = Vec::new();
     for form in found {
         match kinds.iter_mut().find(|(first, _)| (first.channels, first.bits) == (form.channels, form.bits)) {
             Some((_, all)) => all.push(form),
             None => kinds.push((form, vec![form])),
         }
     }
-    let range = |all: &[&Found], side: fn(&Found) -> usize| {
+    let range = |all: &[&FormatCount], side: fn(&FormatCount) -> usize| {
         let (least, greatest) =
             all.iter().fold((usize::MAX, 0), |(a, b), f| (a.min(side(f)), b.max(side(f))));
         if least == greatest { least.to_string() } else { format!("{least} to {greatest}") }
     };
-    let total = |all: &[&Found]| all.iter().map(|f| f.images as u64).sum::<u64>();
+    let total = |all: &[&FormatCount]| all.iter().map(|f| f.images as u64).sum::<u64>();
     kinds.sort_by_key(|(_, all)| std::cmp::Reverse(total(all)));
-    let line = |(first, all): &(&Found, Vec<&Found>)| {
+    let line = |(first, all): &(&FormatCount, Vec<&FormatCount>)| {
         let shown = shape(first).to_string();
         let (size, channels) = shown.split_once(' ').unwrap_or((&shown, ""));
         let (n, bits) = (thousands(total(all)), first.bits);
         if all.len() == 1 {
-            return format!("{n:>8}  {shown}, {bits} bits a sample");
+            return format!("{n:>8}  {shown}, {bits} bits per sample");
         }
         let (height, width) = (range(all, |f| f.height), range(all, |f| f.width));
         let (sizes, often) = (thousands(all.len() as u64), thousands(first.images as u64));
         format!(
-            "{n:>8}  {height} x {width} {channels}, {bits} bits a sample: {sizes} sizes, {size} most often ({often})"
+            "{n:>8}  {height} x {width} {channels}, {bits} bits per sample: {sizes} sizes, most often {size} ({often})"
         )
     };
     let all = "(--all lists every size)".to_owned();
     kinds.iter().map(line).chain([all]).collect()
 }
 
-/// The files that show the same.
-fn same(group: &[PathBuf], all: bool) -> String {
-    const NAMED: usize = 5;
-    let most = if all { group.len() } else { NAMED };
+/// One line for a group of duplicates.
+fn duplicate_line(group: &[PathBuf], all: bool) -> String {
+    const LISTED_NAMES: usize = 5;
+    let most = if all { group.len() } else { LISTED_NAMES };
     let names: Vec<_> = group.iter().take(most).map(shown).collect();
     let more = group.len() - names.len();
     let more = if more > 0 { format!(" and {} more", thousands(more as u64)) } else { String::new() };
@@ -241,7 +241,7 @@ fn none_or(n: usize, one: &str, many: &str) -> String {
     }
 }
 
-/// One line of the report; its name is 11 wide.
+/// One line of the report; names are padded to 11 columns.
 fn line(out: &mut impl Write, name: &str, text: &str) -> std::io::Result<()> {
     writeln!(out, "{name:11} {text}")
 }
@@ -256,29 +256,25 @@ fn block(out: &mut impl Write, name: &str, lines: impl Iterator<Item = String>) 
 
 fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.count > 0, "-n must be at least 1");
-    output::check(&args.out, Kind::Png, args.overwrite)?;
+    output::check(&args.out, FileKind::Png, args.overwrite)?;
     let seed: Vec<_> = args.seed.iter().map(|seed| ("train.seed".to_owned(), seed.to_string())).collect();
     let config = args.data.config(&seed)?;
     let data = open_data(&config)?;
     for note in &data.summary().notes {
-        tell!("note: {}", escaped(note));
+        status!("note: {}", escaped(note));
     }
     let (seed, count) = (config.train.seed, args.count.min(data.len()));
-    let most = sheet::most(data.shape());
-    anyhow::ensure!(
-        count <= most,
-        "-n {count}: a sheet holds {most} images of {}; give no more",
-        data.shape()
-    );
-    let mut numbers = vec![0.0; data.shape().values()];
+    let most = sheet::max_images(data.shape());
+    anyhow::ensure!(count <= most, "-n {count}: a sheet holds at most {most} images of {}", data.shape());
+    let mut values = vec![0.0; data.shape().num_elements()];
     let mut sheet = Sheet { columns: sheet::columns(count, data.shape()), ..Sheet::default() };
-    for turn in Order::new(seed, data.len()).batch(0, count) {
-        data.read(turn.index, turn.draw(seed), &mut numbers)?;
-        sheet.images.push(Image::from_unit(&numbers, data.shape()));
-        let class = data.label(turn.index).and_then(|label| data.classes().get(label as usize));
+    for sample in ShuffledSampler::new(seed, data.len()).batch(0, count) {
+        data.read(sample.index, sample.augment_key(seed), &mut values)?;
+        sheet.images.push(Image::from_unit(&values, data.shape()));
+        let class = data.label(sample.index).and_then(|label| data.classes().get(label as usize));
         sheet.captions.extend(class.cloned());
     }
     save_png(&sheet.draw()?, &args.out)?;
-    tell!("{}: {count} of {} images, {}", shown(&args.out), thousands(data.len() as u64), data.shape());
+    status!("{}: {count} of {} images, {}", shown(&args.out), thousands(data.len() as u64), data.shape());
     Ok(ExitCode::SUCCESS)
 }

@@ -1,28 +1,29 @@
 //! `ddpm denoise`.
 
-use super::edit::{EditFlags, Named, Shown};
+use super::edit::{EditFlags, EditRequest, SheetParts};
 use super::flags::{SamplerFlags, given, stem};
 use anyhow::bail;
-use ddpm::edit::{Denoise, estimate, most_noise};
-use ddpm::generate::Request;
+use ddpm::data::LoadedImage;
+use ddpm::edit::{Denoise, Estimate, estimate, max_noise};
+use ddpm::generate::SampleRequest;
 use ddpm::image::Image;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Take the noise from an image: the expected clean one, or with a sampler or steps one that it may have been
+/// Denoise an image: its expected clean version, or a sample of it with --sampler or --steps
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm denoise runs/run-001 noisy.png                    the expected clean image\n  \
-    ddpm denoise runs/run-001 noisy.png --sigma 25/255     whose noise is known\n  \
-    ddpm denoise runs/run-001 noisy.png --sampler dpm++2m   one that it may have been: sharper")]
+    ddpm denoise runs/run-001 noisy.png --sigma 25/255     noise of known sigma\n  \
+    ddpm denoise runs/run-001 noisy.png --sampler dpm++2m  a possible clean image: sharper")]
 pub struct Args {
-    /// The noisy image
+    /// Noisy image
     #[arg(index = 2)]
     image: PathBuf,
-    /// Standard deviation of the noise, as a part of the range from black to white (0.1 or 25/255); auto estimates it
+    /// Standard deviation of the noise relative to the range from black to white, e.g. 25/255; auto estimates it
     #[arg(long, value_name = "SIGMA", default_value = "auto", value_parser = sigma, allow_hyphen_values = true)]
     sigma: Sigma,
-    /// Seed of what a sampler draws
+    /// Random seed of the sampler
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
@@ -47,71 +48,101 @@ fn sigma(text: &str) -> Result<Sigma, String> {
         Some((a, b)) => number(a).zip(number(b)).map(|(a, b)| a / b),
         None => number(text),
     };
-    sigma.map(Sigma::Of).ok_or_else(|| "give a number, as 0.1, a fraction, as 25/255, or auto".to_owned())
+    sigma
+        .map(Sigma::Of)
+        .ok_or_else(|| "give a number such as 0.1, a fraction such as 25/255, or auto".to_owned())
+}
+
+/// Estimates the noise in the image read from `path`; an error if it exceeds `most`, the maximum that the run can remove.
+fn estimated(path: &Path, image: &LoadedImage, most: f64) -> anyhow::Result<Estimate> {
+    let found = estimate(&image.values, image.shape);
+    let range = format!("set it with --sigma, e.g. 0.1 or 25/255, up to {most:.3} for this run");
+    let name = ddpm::text::shown(path);
+    if found.pattern {
+        bail!("{name}: its finest details are a pattern or texture, so noise cannot be estimated; {range}");
+    }
+    if found.sigma > most {
+        bail!(
+            "{name}: its finest details look like noise of sigma {:.2}, more than this run can remove; {range}",
+            found.sigma
+        );
+    }
+    if found.sigma == 0.0 {
+        status!(
+            "{name}: no noise was found (estimated sigma 0), so the image is returned unchanged; {range}"
+        );
+    }
+    if found.impulses > 0 {
+        status!(
+            "{name}: {} pixels differ from all their neighbours, as in impulse noise (salt and pepper). The estimate ignores it, and a \
+             network trained on Gaussian noise hardly removes it; use a median filter",
+            found.impulses
+        );
+    }
+    Ok(found)
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let editor = args.edit.open(|run| {
-        Ok(Request { seed: args.seed, sampling: args.sampler.options(run)?, ..Request::default() })
+        Ok(SampleRequest {
+            seed: args.seed,
+            sampling: args.sampler.options(run)?,
+            ..SampleRequest::default()
+        })
     })?;
-    let generator = editor.generator();
-    let (schedule, prediction) = (generator.schedule(), generator.config().diffusion.prediction);
+    let pipeline = editor.pipeline();
+    let (schedule, prediction) = (pipeline.schedule(), pipeline.config().diffusion.prediction);
     let image = editor.image(&args.image)?;
-    let (sigma, sure, whence) = match args.sigma {
-        Sigma::Of(sigma) => (sigma, String::new(), ""),
-        Sigma::Auto => {
-            let found = estimate(&image.numbers, image.shape);
-            let range =
-                format!("--sigma gives it, as 0.1 or 25/255, up to {:.3} for this run", most_noise(schedule));
-            let name = ddpm::text::shown(&args.image);
-            if found.pattern {
-                bail!(
-                    "{name}: its finest details are a pattern or texture, and no noise that could be estimated; {range}"
-                );
-            }
-            if found.sigma > most_noise(schedule) {
-                bail!(
-                    "{name}: its finest details look like noise of sigma {:.2}, more than there can be; {range}",
-                    found.sigma
-                );
-            }
-            let sure = if found.sigma > 0.0 { format!(" +- {:.4}", found.error) } else { String::new() };
-            (found.sigma, sure, ", estimated from the image, in which fine texture counts as noise")
-        }
+    let found = match args.sigma {
+        Sigma::Of(sigma) => Estimate { sigma, error: 0.0, pattern: false, impulses: 0 },
+        Sigma::Auto => estimated(&args.image, &image, max_noise(schedule))?,
     };
+    let sigma = found.sigma;
     let sampling = editor.request.sampling;
     let denoise = match args.sampler.any() {
         false => Denoise::expected(schedule, sigma, sampling.threshold.unwrap_or_default())?,
         true => Denoise::sampled(sampling, schedule, prediction, sigma)?,
     };
-    tell!(
-        "noise of sigma {sigma:.4}{sure} ({:.1} of 255){whence}: t = {:.1} of {}",
-        255.0 * sigma,
-        denoise.level().t,
-        schedule.timesteps()
-    );
-    let own = given([
+    if args.sigma != Sigma::Auto || sigma > 0.0 {
+        let (error, source) = match args.sigma {
+            Sigma::Of(_) => (String::new(), ""),
+            Sigma::Auto => (
+                format!(" +- {:.4}", found.error),
+                ", estimated from the image, with fine texture counted as noise",
+            ),
+        };
+        status!(
+            "noise of sigma {sigma:.4}{error} ({:.1} of 255){source}: t = {:.1} of {}",
+            255.0 * sigma,
+            denoise.level().t,
+            schedule.timesteps()
+        );
+    }
+    let flags = given([
         ("sigma", (args.sigma != Sigma::Auto).then(|| sigma.to_string())),
         ("seed", args.sampler.any().then(|| args.seed.to_string())),
     ]);
-    let mut folder = editor.folder(Named {
+    let mut folder = editor.folder(EditRequest {
         command: "denoise",
         what: format!("denoise-{}", stem(&args.image)),
-        said: [own, args.sampler.said()].concat(),
+        explicit: [flags, args.sampler.explicit_flags()].concat(),
         files: vec![("image", args.image.clone())],
         request: vec![("sigma", sigma.into()), ("sampled", args.sampler.any().into())],
     })?;
-    let whole = editor.draw(
+    let finished = editor.sample(
         &mut folder,
         "denoising",
-        &mut |denoiser, seeds, on_step| denoise.apply(denoiser, seeds, &image.numbers, on_step),
+        &mut |denoiser, seeds, on_step| denoise.apply(denoiser, seeds, &image.values, on_step),
         &mut |_, _| Ok(()),
     )?;
-    if !whole {
+    if !finished {
         return Ok(ExitCode::from(crate::INTERRUPTED));
     }
-    let before = vec![(Image::from_unit(&image.numbers, image.shape), "input".to_owned())];
-    editor.finish(&folder, Shown { before, caption: &|_| "denoised".to_owned(), after: Vec::new() })?;
+    let before = vec![(Image::from_unit(&image.values, image.shape), "input".to_owned())];
+    editor.write_sheet(
+        &folder,
+        SheetParts { before, caption: &|_| "denoised".to_owned(), after: Vec::new() },
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,11 +1,11 @@
 //! `ddpm doctor`.
 
-use ddpm::hardware::{BUILT_FOR_CUDA, findings};
+use ddpm::hardware::{BUILT_FOR_CUDA, probe_cuda};
 use ddpm_engine::Isa;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-/// Tell what the program finds on this machine: processor, memory, GPUs, libraries
+/// Report what ddpm finds on this machine: CPU, memory, GPUs, libraries
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  ddpm doctor")]
 pub struct Args {}
@@ -22,11 +22,11 @@ pub fn run(_: Args) -> anyhow::Result<ExitCode> {
     let sets: Vec<&str> = Isa::all().iter().map(|isa| isa.name()).collect();
     lines.push(("instructions", format!("{}; {} is used", sets.join(", "), chosen())));
     let gpus = match BUILT_FOR_CUDA {
-        true => "this program can use them",
-        false => "this program was built without them (--features cuda)",
+        true => "supported by this build",
+        false => "not supported by this build (build with --features cuda)",
     };
     lines.push(("NVIDIA GPUs", gpus.to_owned()));
-    let found = findings();
+    let found = probe_cuda();
     for finding in &found {
         let state = match &finding.state {
             Ok(state) => state.clone(),
@@ -42,7 +42,7 @@ pub fn run(_: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The instruction set that kernels would run on, or why none would.
+/// The instruction set that kernels use, or why none can.
 fn chosen() -> String {
     match Isa::from_env() {
         Ok(isa) => isa.name().to_owned(),
@@ -50,7 +50,7 @@ fn chosen() -> String {
     }
 }
 
-/// Free and all memory, where the system tells.
+/// Available and total memory (Linux).
 fn memory() -> String {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let mib = |key: &str| -> Option<u64> {
@@ -59,6 +59,6 @@ fn memory() -> String {
     };
     match (mib("MemAvailable:"), mib("MemTotal:")) {
         (Some(free), Some(all)) => format!("{free} of {all} MiB free"),
-        _ => "the system does not tell".to_owned(),
+        _ => "unknown".to_owned(),
     }
 }

@@ -1,14 +1,14 @@
-//! What the commands share that begin with an image: flags, and drawing into a folder with a sheet.
+//! Shared by the commands that start from an image: flags, and sampling into a folder with a sheet.
 
-use super::classes::tell_class;
-use super::drawing::{Captioned, Edit, Pass, Seen, at_most, save_sheet};
+use super::classes::print_class;
 use super::flags::{GuidanceFlags, OpenRun, RunFlags, given, sampling_record};
-use super::folder::{Asked, FlagValue, ImageFolder, OutFlags};
+use super::folder::{FlagValue, FolderRequest, ImageFolder, OutFlags};
 use super::sample::computed;
+use super::sampling::{BatchFn, Captioned, OnBatch, SamplingJob, max_shown, save_sheet};
 use crate::signals::stop_flag;
 use anyhow::bail;
-use ddpm::data::{Single, open_image};
-use ddpm::generate::{Classes, Generator, Request};
+use ddpm::data::{LoadedImage, open_image};
+use ddpm::generate::{Labels, Pipeline, SampleRequest};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::thousands;
 use ddpm::train::config::SamplingConfig;
@@ -18,10 +18,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// What the commands share that begin with an image: the class that the network is told, the run, where the result goes.
+/// Flags of the commands that start from an image: class, guidance, output, run.
 #[derive(clap::Args)]
 pub(super) struct EditFlags {
-    /// The class that the network is told, by name or number, of a run that was trained with classes; none if not given
+    /// Class to condition on, by name or #INDEX; none by default
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     #[command(flatten)]
@@ -32,94 +32,95 @@ pub(super) struct EditFlags {
     run: RunFlags,
 }
 
-/// A run that images are edited with.
+/// A run opened for editing images.
 pub(super) struct Editor<'a> {
     flags: &'a EditFlags,
     run: OpenRun,
-    pub request: Request,
+    pub request: SampleRequest,
     stop: Arc<AtomicBool>,
 }
 
-/// What an edit is called and depends on.
-pub(super) struct Named {
+/// What an edit's folder is named after, and what its images depend on.
+pub(super) struct EditRequest {
     pub command: &'static str,
-    /// The beginning of its folder's name.
+    /// Start of its folder's name.
     pub what: String,
-    /// The flags that were given beside those that are known here.
-    pub said: Vec<FlagValue>,
-    /// The files that it begins with.
+    /// Explicit flags besides those of [`EditFlags`].
+    pub explicit: Vec<FlagValue>,
+    /// Input files.
     pub files: Vec<(&'static str, PathBuf)>,
-    /// What else its images depend on.
+    /// What else the images depend on.
     pub request: Vec<(&'static str, Value)>,
 }
 
-/// A sheet: images before those that are drawn, and what stands below one of these.
-pub(super) struct Shown<'a> {
+/// A sheet: images before and after the results, and the caption of results `i`.
+pub(super) struct SheetParts<'a> {
     pub before: Vec<Captioned>,
     pub caption: &'a dyn Fn(usize) -> String,
     pub after: Vec<Captioned>,
 }
 
 impl EditFlags {
-    /// Opens the run for the request that is made for its settings, with the class that is given. What cannot be done is refused.
+    /// Opens the run for the request built from its settings, with class and guidance from the flags. Rejects invalid requests.
     pub fn open(
         &self,
-        request: impl FnOnce(&SamplingConfig) -> ddpm::Result<Request>,
+        request: impl FnOnce(&SamplingConfig) -> ddpm::Result<SampleRequest>,
     ) -> anyhow::Result<Editor<'_>> {
         let stop = stop_flag();
         let mut run = self.run.open()?;
-        let request = request(&run.generator.config().sampling)?;
+        let request = request(&run.pipeline.config().sampling)?;
         if request.count == 0 || request.batch == 0 {
             bail!("-n and --batch-size must be at least 1");
         }
-        run.generator.set_stop(stop.clone());
+        run.pipeline.set_stop(stop.clone());
         let class = match self.class.as_deref() {
-            None => Classes::Unlabelled,
-            Some(name) => Classes::One(run.generator.class(name)?),
+            None => Labels::Unlabelled,
+            Some(name) => Labels::Fixed(run.pipeline.class(name)?),
         };
-        let request = Request { class, guidance: self.guidance.guidance(), ..request };
-        run.generator.check(request)?;
+        let request = SampleRequest { class, guidance: self.guidance.guidance(), ..request };
+        run.pipeline.check(request)?;
         if self.class.is_some() {
-            tell_class(&run.generator, class);
+            print_class(&run.pipeline, class);
         }
-        let request = Request { sampling: run.generator.sampling(request), ..request };
+        let request = SampleRequest { sampling: run.pipeline.sampling(request), ..request };
         Ok(Editor { flags: self, run, request, stop })
     }
 }
 
 impl Editor<'_> {
-    pub fn generator(&self) -> &Generator {
-        &self.run.generator
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.run.pipeline
     }
 
-    /// An image file in the form of the run's; what was done to it is told.
-    pub fn image(&self, path: &Path) -> anyhow::Result<Single> {
-        let image = open_image(path, &self.generator().config().data_options())?;
+    /// Reads an image file, converted to the format of the run's images; prints the conversions.
+    pub fn image(&self, path: &Path) -> anyhow::Result<LoadedImage> {
+        let image = open_image(path, &self.pipeline().config().data_options())?;
         if let Some(changes) = image.changes() {
-            tell!("{}: {changes}, as the run's images", ddpm::text::shown(path));
+            status!("{}: {changes}, to match the run's images", ddpm::text::shown(path));
         }
         Ok(image)
     }
 
-    fn pass(&self, request: Request, what: &'static str) -> Pass<'_> {
-        Pass { generator: self.generator(), request, what, stop: &self.stop }
+    fn job(&self, request: SampleRequest, what: &'static str) -> SamplingJob<'_> {
+        SamplingJob { pipeline: self.pipeline(), request, what, stop: &self.stop }
     }
 
-    /// The values of the request's images; `None` where Ctrl-C stopped it.
+    /// The pixel values of the request's images; `None` if interrupted.
     pub fn values(
         &self,
-        request: Request,
+        request: SampleRequest,
         what: &'static str,
-        edit: &mut Edit<'_>,
+        batch_fn: &mut BatchFn<'_>,
     ) -> anyhow::Result<Option<Vec<f32>>> {
-        self.pass(request, what).values(edit)
+        self.job(request, what).values(batch_fn)
     }
 
-    /// The folder that the images go to: unless it is said, one with the name of what was done and said.
-    pub fn folder(&self, named: Named) -> anyhow::Result<ImageFolder> {
-        let Named { command, what, said, files, request } = named;
+    /// The output folder: `--out`, or one in the run named after the edit and the explicit flags.
+    pub fn folder(&self, named: EditRequest) -> anyhow::Result<ImageFolder> {
+        let EditRequest { command, what, explicit, files, request } = named;
         let class = given([("class", self.flags.class.clone())]);
-        let said = [said, class, self.flags.guidance.said(), self.run.said()].concat();
+        let explicit =
+            [explicit, class, self.flags.guidance.explicit_flags(), self.run.explicit_flags()].concat();
         let mut record = self.run.record();
         record.extend(sampling_record(&self.request.sampling));
         let mut entry = |key: &str, value: Value| record.insert(key.to_owned(), value);
@@ -133,39 +134,39 @@ impl Editor<'_> {
             entry(key, value);
         }
         let (run, count) = (&self.run.run, self.request.count);
-        let computed: Map<String, Value> = computed(self.generator());
+        let computed: Map<String, Value> = computed(self.pipeline());
         ImageFolder::open(
             &self.flags.out,
-            Asked { run, command, what, said, request: record, computed, count },
+            FolderRequest { run, command, what, explicit, request: record, computed, count },
         )
     }
 
-    /// Draws the images that the folder has not; gives whether Ctrl-C let it.
-    pub fn draw(
+    /// Makes the images that are missing from the folder; false if interrupted.
+    pub fn sample(
         &self,
         folder: &mut ImageFolder,
         what: &'static str,
-        edit: &mut Edit<'_>,
-        seen: &mut Seen<'_>,
+        batch_fn: &mut BatchFn<'_>,
+        on_batch: &mut OnBatch<'_>,
     ) -> anyhow::Result<bool> {
-        self.pass(self.request, what).run_into(folder, edit, seen)
+        self.job(self.request, what).run_into(folder, batch_fn, on_batch)
     }
 
-    /// Writes the sheet, and says where.
-    pub fn finish(&self, folder: &ImageFolder, shown: Shown<'_>) -> anyhow::Result<()> {
-        let drawn = folder.first(at_most(None, self.generator().shape()))?;
-        if drawn.len() < folder.count() {
-            tell!(
+    /// Writes the sheet and prints its path.
+    pub fn write_sheet(&self, folder: &ImageFolder, shown: SheetParts<'_>) -> anyhow::Result<()> {
+        let results = folder.read_first(max_shown(None, self.pipeline().shape()))?;
+        if results.len() < folder.count() {
+            status!(
                 "note: the sheet shows the first {} of {} images",
-                thousands(drawn.len()),
+                thousands(results.len()),
                 thousands(folder.count())
             );
         }
-        let drawn = drawn.into_iter().enumerate().map(|(i, image)| (image, (shown.caption)(i)));
+        let results = results.into_iter().enumerate().map(|(i, image)| (image, (shown.caption)(i)));
         let (images, captions): (Vec<_>, Vec<_>) =
-            shown.before.into_iter().chain(drawn).chain(shown.after).unzip();
-        let columns = sheet::columns(images.len(), self.generator().shape());
-        let path = folder.beside("sheet.png");
+            shown.before.into_iter().chain(results).chain(shown.after).unzip();
+        let columns = sheet::columns(images.len(), self.pipeline().shape());
+        let path = folder.side_file("sheet.png");
         save_sheet(&Sheet { columns, captions, images, ..Sheet::default() }, &path)?;
         writeln!(std::io::stdout(), "{}", ddpm::text::shown(&path))?;
         Ok(())

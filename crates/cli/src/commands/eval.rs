@@ -1,17 +1,17 @@
 //! `ddpm eval`.
 
-use super::flags::{Bounds, DataFlags, NoiseVariance, OpenRun, RunFlags, choice, given};
-use super::folder::{FlagValue, differing, make_folder, name};
+use super::flags::{DataFlags, OpenRun, RunFlags, ThresholdFlag, VarianceFlag, choice, given};
+use super::folder::{FlagValue, differences, make_folder, name};
 use crate::progress::{Progress, human_time, thousands};
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
-use ddpm::bound::{self, Bound, Estimate, Options};
 use ddpm::data::Dataset;
 use ddpm::generate::BATCH;
 use ddpm::image::save_png;
-use ddpm::output::{self, Kind};
+use ddpm::output::{self, FileKind};
 use ddpm::text::counted;
 use ddpm::train::write_file;
+use ddpm::vlb::{self, Estimate, Vlb, VlbOptions};
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::path::PathBuf;
@@ -19,49 +19,48 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// Images that are measured unless another number is asked for.
+/// Default number of images.
 const COUNT: usize = 256;
-/// Terms that are measured of each image unless another number is asked for.
+/// Default number of terms per image.
 const TERMS: usize = 64;
 
-/// Measure how well a run has learnt its images
+/// Measure how well a run models its images, in bits/dim
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm eval runs/run-001                        bits that a value of an image takes, at most: a table and a plot\n  \
-    ddpm eval runs/run-001 --checkpoint 1000      of an earlier checkpoint, to compare\n  \
-    ddpm eval runs/run-001 --terms all -n 1000    more exactly, taking longer\n  \
-    ddpm eval runs/run-001 --data held-out        of images that it has not seen\n  \
-    ddpm eval runs/run-001 --data held-out --set data.csv=held-out.csv   of those that a table names")]
+    ddpm eval runs/run-001                        variational bound on the NLL: a table and a plot\n  \
+    ddpm eval runs/run-001 --checkpoint 1000      an earlier checkpoint, for comparison\n  \
+    ddpm eval runs/run-001 --terms all -n 1000    more precise, slower\n  \
+    ddpm eval runs/run-001 --data held-out        images that it was not trained on\n  \
+    ddpm eval runs/run-001 --data held-out --set data.csv=held-out.csv  only those in a table")]
 pub struct Args {
-    /// Measure the variational bound of the negative log-likelihood, in bits per dimension; the default, as there is no other
-    /// measure
+    /// Variational bound on the NLL in bits/dim; the default and only measure
     #[arg(long)]
     nll: bool,
     #[command(flatten)]
     data: DataFlags,
-    /// How many of them, evenly spread
+    /// Number of images, evenly spread over the data
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = COUNT)]
     count: usize,
-    /// How many of the bound's terms are measured of each image, drawn at random, more of them at low noise: an estimate
-    /// without bias, with its standard error; all: each term; 64 if not given, or all where there are hardly more
+    /// Terms of the bound per image, or `all`. Fewer than all are sampled at random, more densely at low noise: an unbiased
+    /// estimate with its standard error. By default 64, or all if there are at most twice as many
     #[arg(long, value_name = "N")]
     terms: Option<String>,
-    /// Seed of the noise and of the choice of terms
+    /// Random seed of the noise and the sampled terms
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// The variance of the steps; the run's (sampling.variance) if not given, learned where it is
-    #[arg(long, value_name = "WHICH")]
-    variance: Option<NoiseVariance>,
-    /// How expected images are held within black and white; the run's way (sampling.threshold) if not given
-    #[arg(long, value_name = "HOW")]
-    threshold: Option<Bounds>,
-    /// Most images at once
+    /// Variance of the steps; the run's by default, learned if it has one
+    #[arg(long, value_name = "VARIANCE")]
+    variance: Option<VarianceFlag>,
+    /// Thresholding of predicted images; the run's (sampling.threshold) by default
+    #[arg(long, value_name = "METHOD")]
+    threshold: Option<ThresholdFlag>,
+    /// Maximum images per batch
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
-    /// Where table and plot go; if not given, a folder in RUN/eval with the name of the checkpoint and all that is said
+    /// Output folder; by default in RUN/eval, named after the checkpoint and all flags
     #[arg(short, long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// Replace files that this command did not make, or results of another measurement
+    /// Overwrite existing files not written by this command, or of another measurement
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
@@ -78,44 +77,45 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let stop = stop_flag();
     let mut run = args.run.open()?;
-    run.generator.set_stop(stop.clone());
-    let generator = &run.generator;
-    let sampling = &generator.config().sampling;
-    let few = args.terms.is_some() || generator.config().diffusion.timesteps <= 2 * TERMS;
-    let options = Options {
+    run.pipeline.set_stop(stop.clone());
+    let pipeline = &run.pipeline;
+    let sampling = &pipeline.config().sampling;
+    let few = args.terms.is_some() || pipeline.config().diffusion.timesteps <= 2 * TERMS;
+    let options = VlbOptions {
         variance: args.variance.map(Into::into).or(sampling.variance),
         threshold: args.threshold.map_or(sampling.threshold, Into::into),
         terms: if few { terms } else { Some(TERMS) },
         seed: args.seed,
     };
-    let data = args.data.open(generator)?;
-    let place = Place::of(&args, &run, &options, &*data)?;
+    let data = args.data.open(pipeline)?;
+    let results = ResultFolder::of(&args, &run, &options, &*data)?;
 
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut progress = Progress::new("measuring", 0);
-    let mut told = false;
-    let mut on_asked = |done: usize, all: usize| {
-        if !told && done > 0 {
-            told = true;
-            let whole = begun.elapsed().mul_f64(all as f64 / done as f64);
+    let mut announced = false;
+    let mut on_progress = |done: usize, all: usize| {
+        if !announced && done > 0 {
+            announced = true;
+            let total = start.elapsed().mul_f64(all as f64 / done as f64);
             let images = counted(args.count.min(data.len()), "image");
-            progress.line(&format!("the variational bound of {images} takes about {}", human_time(whole)));
+            progress.line(&format!("the variational bound of {images} takes about {}", human_time(total)));
         }
         progress.set(done as u64, all as u64, String::new);
         if stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
     };
-    let measured = bound::of_run(generator, &*data, args.count, args.batch_size, options, &mut on_asked);
+    let measured =
+        vlb::evaluate_run(pipeline, &*data, args.count, args.batch_size, options, &mut on_progress);
     progress.finish();
     let bound = match measured {
         Err(ddpm::Error::Interrupted) => {
-            tell!("stopped; nothing was written");
+            status!("stopped; nothing was written");
             return Ok(ExitCode::from(crate::INTERRUPTED));
         }
         other => other?,
     };
     let title =
         format!("Variational bound of {}, {}: {:.3} bits/dim", run.run.name(), run.step, bound.total.mean);
-    let written = place.write(&bound, &title)?;
+    let written = results.write(&bound, &title)?;
 
     let mut stdout = std::io::stdout();
     for line in summary(&bound) {
@@ -127,22 +127,22 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What is written.
-const FILES: [(&str, Kind); 3] = [("nll.csv", Kind::Table), ("nll.json", Kind::Json), ("nll.png", Kind::Png)];
+/// The output files.
+const FILES: [(&str, FileKind); 3] =
+    [("nll.csv", FileKind::Table), ("nll.json", FileKind::Json), ("nll.png", FileKind::Png)];
 
-/// Where results go, and what they are of.
-struct Place {
+/// The output folder and the measurement it holds.
+struct ResultFolder {
     folder: PathBuf,
-    /// All that the measured numbers depend on.
+    /// Everything that the results depend on.
     measured: Value,
-    /// What else is written of it.
+    /// Further information for `nll.json`.
     about: Map<String, Value>,
 }
 
-impl Place {
-    /// The folder that is said, or the first of that name in the run's that is free, or has the results of the same
-    /// measurement.
-    fn of(args: &Args, run: &OpenRun, options: &Options, data: &dyn Dataset) -> anyhow::Result<Self> {
+impl ResultFolder {
+    /// `--out`, or a generated folder in the run: the first of `NAME`, `NAME-2`, … that is free or holds the same measurement.
+    fn of(args: &Args, run: &OpenRun, options: &VlbOptions, data: &dyn Dataset) -> anyhow::Result<Self> {
         let summary = data.summary();
         let mut measured = run.record();
         let entries = [
@@ -160,31 +160,31 @@ impl Place {
             ("data", summary.source.clone().into()),
         ];
         let about = about.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let place = |folder| Self { folder, measured: measured.clone().into(), about };
+        let results = |folder| Self { folder, measured: measured.clone().into(), about };
         if let Some(out) = &args.out {
-            let place = place(out.clone());
-            place.check(args.overwrite)?;
-            return Ok(place);
+            let results = results(out.clone());
+            results.check(args.overwrite)?;
+            return Ok(results);
         }
-        let said = args.said(run, &summary.fingerprint);
-        let name = name(&run.step, &said);
-        let mut place = place(run.run.path().join("eval").join(&name));
-        // Names do not tell everything: data changes in its folder, and a step is made again in another way.
+        let explicit = args.explicit_flags(run, &summary.fingerprint);
+        let name = name(&run.step, &explicit);
+        let mut results = results(run.run.path().join("eval").join(&name));
+        // The name does not identify the measurement: data can change in results, and a step can be retrained.
         for n in 2.. {
-            if place.differing().is_none_or(|differing| differing.is_empty()) {
+            if results.differences().is_none_or(|differences| differences.is_empty()) {
                 break;
             }
-            place.folder.set_file_name(format!("{name}-{n}"));
+            results.folder.set_file_name(format!("{name}-{n}"));
         }
-        place.check(args.overwrite)?;
-        Ok(place)
+        results.check(args.overwrite)?;
+        Ok(results)
     }
 
-    /// In what the measurement whose results are in the folder differs; `None` where there are no results.
-    fn differing(&self) -> Option<Vec<String>> {
-        let there = FILES.iter().any(|(file, _)| self.folder.join(file).exists());
+    /// How the existing results differ from this measurement; `None` if there are none.
+    fn differences(&self) -> Option<Vec<String>> {
+        let exists = FILES.iter().any(|(file, _)| self.folder.join(file).exists());
         let read = || output::json(&self.folder.join("nll.json")).unwrap_or_default();
-        there.then(|| differing(&read()["measured"], &self.measured))
+        exists.then(|| differences(&read()["measured"], &self.measured))
     }
 
     fn check(&self, overwrite: bool) -> anyhow::Result<()> {
@@ -192,7 +192,8 @@ impl Place {
         for (file, kind) in FILES {
             output::check(&self.folder.join(file), kind, overwrite)?;
         }
-        if let Some(first) = self.differing().filter(|_| !overwrite).and_then(|all| all.into_iter().next()) {
+        if let Some(first) = self.differences().filter(|_| !overwrite).and_then(|all| all.into_iter().next())
+        {
             bail!(
                 "{} has the results of another measurement: {first}; give another --out, or --overwrite",
                 ddpm::text::shown(&self.folder)
@@ -201,14 +202,14 @@ impl Place {
         Ok(())
     }
 
-    fn write(&self, bound: &Bound, title: &str) -> anyhow::Result<[PathBuf; 3]> {
+    fn write(&self, bound: &Vlb, title: &str) -> anyhow::Result<[PathBuf; 3]> {
         make_folder(&self.folder)?;
         let files = FILES.map(|(file, _)| self.folder.join(file));
         let mut about = self.about.clone();
         about.insert(output::PROGRAM.0.to_owned(), output::PROGRAM.1.into());
         about.insert("measured".to_owned(), self.measured.clone());
         about.insert("bound".to_owned(), serde_json::to_value(bound)?);
-        let doing = "write what was measured";
+        let doing = "write the results";
         write_file(&files[0], table(bound).as_bytes(), doing)?;
         write_file(&files[1], format!("{:#}\n", Value::from(about)).as_bytes(), doing)?;
         let parts: Vec<_> =
@@ -219,8 +220,8 @@ impl Place {
 }
 
 impl Args {
-    /// What was asked for besides the checkpoint, with other data by its name and a part of its fingerprint.
-    fn said(&self, run: &OpenRun, fingerprint: &str) -> Vec<FlagValue> {
+    /// The explicit flags besides the checkpoint; other data by name and the start of its fingerprint.
+    fn explicit_flags(&self, run: &OpenRun, fingerprint: &str) -> Vec<FlagValue> {
         let data = self.data.name().map(|name| format!("{name}-{}", &fingerprint[..8]));
         given([
             ("data", data),
@@ -234,8 +235,8 @@ impl Args {
     }
 }
 
-/// Every measured term: timesteps from 1 to T, as the paper counts; `L_T` stands behind them.
-fn table(bound: &Bound) -> String {
+/// CSV of every measured term: timesteps 1 to T as in the paper, then the prior `L_T`.
+fn table(bound: &Vlb) -> String {
     let error = |e: &Estimate| e.standard_error.map_or(String::new(), |e| format!("{e:e}"));
     let mut text = format!("{}\n", output::TERMS);
     for t in &bound.terms {
@@ -247,8 +248,8 @@ fn table(bound: &Bound) -> String {
     text + &format!("prior,,,{:e},{},,\n", bound.prior.mean, error(&bound.prior))
 }
 
-/// The sums, in words.
-fn summary(bound: &Bound) -> Vec<String> {
+/// The sums, for the terminal.
+fn summary(bound: &Vlb) -> Vec<String> {
     let line = |name: &str, e: &Estimate| match e.standard_error {
         Some(error) => format!("{name:20} {:9.5} +- {error:.5} bits/dim", e.mean),
         None => format!("{name:20} {:9.5} bits/dim", e.mean),
@@ -261,7 +262,7 @@ fn summary(bound: &Bound) -> Vec<String> {
         line("  steps, L_1 ..", &bound.steps),
         line("  decoder, L_0", &bound.decoder),
         format!(
-            "of {images}, by {} of {} steps' terms each{error}",
+            "over {images}, with {} of {} step terms each{error}",
             thousands(bound.terms_measured as u64),
             thousands(bound.timesteps as u64 - 1)
         ),

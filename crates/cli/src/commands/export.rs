@@ -2,48 +2,48 @@
 
 use clap::ValueEnum;
 use ddpm::interop::{self, Format};
-use ddpm::train::checkpoint::Which;
+use ddpm::train::checkpoint::WeightsChoice;
 use ddpm::train::run::RUNS;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a run's weights for another program
+/// Export a run's weights to diffusers, PyTorch or safetensors
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm export runs/run-001 --to diffusers --out my-model   opens with DDPMPipeline.from_pretrained(\"my-model\")\n  \
+    ddpm export runs/run-001 --to diffusers --out my-model   for DDPMPipeline.from_pretrained\n  \
     ddpm export runs/run-001 --to pytorch --out model.pth    for torch.load and load_state_dict\n  \
     ddpm export runs/run-001 --to safetensors --weights raw  in runs/run-001/export")]
 pub struct Args {
-    /// The run (its folder, or its name under runs/)
+    /// Run folder, or its name in runs/
     run: PathBuf,
-    /// For which program
+    /// Target format
     #[arg(long, value_name = "FORMAT")]
     to: To,
-    /// The new file or folder; in RUN/export if not given
+    /// Output file or folder; in RUN/export by default
     #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
-    /// Replace a file that is there
+    /// Overwrite an existing file
     #[arg(long)]
     overwrite: bool,
-    /// The weights: auto, ema, raw, another average by its name, or a .safetensors file (as `ddpm sample --weights`)
-    #[arg(long, value_name = "WHICH", default_value = "auto")]
-    weights: Which,
-    /// From this checkpoint (a step) instead of the newest
+    /// Weights: auto, ema, raw, another average or a .safetensors file (see `ddpm sample --help`)
+    #[arg(long, value_name = "WEIGHTS", default_value = "auto")]
+    weights: WeightsChoice,
+    /// Checkpoint to use, by its step; the newest by default
     #[arg(long, value_name = "STEP")]
     checkpoint: Option<String>,
-    /// The folder that holds the runs
+    /// Folder that holds the runs
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum To {
-    /// A folder for diffusers' pipelines; the network unet2d only
+    /// Folder of a diffusers pipeline; only for the network unet2d
     Diffusers,
-    /// A state dict, as torch.save writes it
+    /// State dict in torch.save format
     Pytorch,
-    /// A state dict as safetensors
+    /// State dict in safetensors format
     Safetensors,
 }
 
@@ -58,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let out = args.out.unwrap_or_else(|| run.path().join("export").join(format.file_name()));
     for note in interop::export_over(&checkpoint, which, format, &out, args.overwrite)? {
-        tell!("note: {note}");
+        status!("note: {note}");
     }
     writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)

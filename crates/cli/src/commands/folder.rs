@@ -1,14 +1,14 @@
-//! Where the commands put images: a folder of the run's, named after what was asked for, or the one that is said. The images have
-//! a folder of their own in it, sheets and tables stand beside.
+//! Output folders of the commands that make images: `--out`, or a folder in the run named after the request. Images go to its
+//! subfolder `images`, sheets and tables beside it.
 //!
-//! Each image is written as soon as it is drawn, and `request.json` says what was asked for, so that a call that was stopped can be
-//! gone on with: image i is the same whoever draws it.
+//! Each image is written as soon as it is finished, and `request.json` records the request, so that an interrupted call can be
+//! resumed: image i does not depend on the call that samples it.
 
 use super::flags::stem;
 use anyhow::{Context, bail};
 use ddpm::Error;
 use ddpm::image::{Image, read_png, save_png};
-use ddpm::output::{self, Kind};
+use ddpm::output::{self, FileKind};
 use ddpm::text::{capped, quoted_value, shown, thousands};
 use ddpm::train::run::RunFolder;
 use ddpm::train::write_file;
@@ -17,49 +17,49 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-/// What was asked for.
+/// The record of the request.
 const REQUEST: &str = "request.json";
-/// The folder of the images.
+/// The subfolder of the images.
 const IMAGES: &str = "images";
-/// What the commands write beside it.
-const BESIDE: [(&str, Kind); 6] = [
-    ("grid.png", Kind::Png),
-    ("sheet.png", Kind::Png),
-    ("progress.png", Kind::Png),
-    ("progress.gif", Kind::Gif),
-    ("nearest.png", Kind::Png),
-    ("nearest.csv", Kind::Table),
+/// Files that commands write beside it.
+const SIDE_FILES: [(&str, FileKind); 6] = [
+    ("grid.png", FileKind::Png),
+    ("sheet.png", FileKind::Png),
+    ("progress.png", FileKind::Png),
+    ("progress.gif", FileKind::Gif),
+    ("nearest.png", FileKind::Png),
+    ("nearest.csv", FileKind::Table),
 ];
-/// Settings that are named where a request is another than the one that is gone on with.
-const NAMED: usize = 4;
+/// Maximum differences listed when a request is not the one to resume.
+const MAX_DIFFERENCES: usize = 4;
 
-/// A flag that was given, with its value: images that are drawn in another way have a folder of another name.
+/// An explicit flag and its value, part of the folder's name so that different requests get different folders.
 pub(super) type FlagValue = (&'static str, String);
 
-/// Where results go, and what becomes of what is there.
+/// Where results go, and what happens to existing files.
 #[derive(clap::Args)]
 pub(super) struct OutFlags {
-    /// Where the images go; if not given, a folder in RUN/samples with the name of all that is said but -n
+    /// Output folder; by default in RUN/samples, named after all flags but -n
     #[arg(short, long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
-    /// Go on where the same call was stopped: draw the images that are not there yet
+    /// Resume the same call after an interruption: make only the missing images
     #[arg(long)]
     pub resume: bool,
-    /// Replace files that this command did not make
+    /// Overwrite existing files not written by this command
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
 }
 
-/// What a folder of images is opened for.
-pub(super) struct Asked<'a> {
+/// The request that a folder of images is opened for.
+pub(super) struct FolderRequest<'a> {
     pub run: &'a RunFolder,
     pub command: &'static str,
-    /// The beginning of the folder's name, and the rest of it.
+    /// Start of the folder's name; the flags follow.
     pub what: String,
-    pub said: Vec<FlagValue>,
-    /// All that the images depend on beside their numbers.
+    pub explicit: Vec<FlagValue>,
+    /// Everything that the images depend on besides their index.
     pub request: Map<String, Value>,
-    /// What they depend on in their last digits.
+    /// What affects only rounding, such as the instruction set.
     pub computed: Map<String, Value>,
     pub count: usize,
 }
@@ -67,26 +67,26 @@ pub(super) struct Asked<'a> {
 /// A folder that images are written to.
 pub(super) struct ImageFolder {
     path: PathBuf,
-    /// Whether it has its name from here, so that all in it is.
-    own: bool,
+    /// Whether it is in the run under a generated name, so that everything in it is ours.
+    in_run: bool,
     record: Value,
     count: usize,
-    /// How many a request that is gone on with had.
+    /// Image count of the resumed request.
     before: Option<usize>,
-    /// Those that are there already.
-    there: HashSet<usize>,
-    begun: bool,
+    /// Indices of complete images.
+    complete: HashSet<usize>,
+    started: bool,
     written: usize,
 }
 
 impl ImageFolder {
-    /// Opens the folder that is said, or one in RUN/samples. Nothing is written or removed before the first image is there.
+    /// Opens `--out`, or a folder in RUN/samples. No file is written or removed before the first image is finished.
     ///
     /// # Errors
-    /// Files in the way that this program did not make, and a request that is not the one to be gone on with.
-    pub fn open(flags: &OutFlags, asked: Asked<'_>) -> anyhow::Result<Self> {
-        let Asked { run, command, what, said, request, computed, count } = asked;
-        let path = flags.out.clone().unwrap_or_else(|| run.samples().join(name(&what, &said)));
+    /// Existing files that ddpm did not write; resuming a different request.
+    pub fn open(flags: &OutFlags, request: FolderRequest<'_>) -> anyhow::Result<Self> {
+        let FolderRequest { run, command, what, explicit, request, computed, count } = request;
+        let path = flags.out.clone().unwrap_or_else(|| run.samples().join(name(&what, &explicit)));
         let record = json!({
             output::PROGRAM.0: output::PROGRAM.1,
             "version": env!("CARGO_PKG_VERSION"),
@@ -97,23 +97,26 @@ impl ImageFolder {
         });
         let mut folder = Self {
             path,
-            own: flags.out.is_none(),
+            in_run: flags.out.is_none(),
             record,
             count,
             before: None,
-            there: HashSet::new(),
-            begun: false,
+            complete: HashSet::new(),
+            started: false,
             written: 0,
         };
         output::check_folder(&folder.path)?;
         output::check_folder(&folder.images())?;
         if flags.resume {
-            folder.go_on()?;
+            folder.resume()?;
         } else if !folder.is_of_earlier_version() {
-            let numbered =
-                folder.numbered()?.into_iter().filter(|&i| i < count).map(|i| (folder.image(i), Kind::Png));
-            let beside = BESIDE.iter().map(|(name, kind)| (folder.beside(name), *kind));
-            let all = numbered.chain(beside).chain([(folder.beside(REQUEST), Kind::Json)]);
+            let numbered = folder
+                .image_indices()?
+                .into_iter()
+                .filter(|&i| i < count)
+                .map(|i| (folder.image(i), FileKind::Png));
+            let side_files = SIDE_FILES.iter().map(|(name, kind)| (folder.side_file(name), *kind));
+            let all = numbered.chain(side_files).chain([(folder.side_file(REQUEST), FileKind::Json)]);
             for (path, kind) in all {
                 output::check(&path, kind, flags.overwrite)?;
             }
@@ -122,60 +125,59 @@ impl ImageFolder {
         Ok(folder)
     }
 
-    /// Finds out what is there of the request.
-    fn go_on(&mut self) -> anyhow::Result<()> {
-        let (path, shown) = (self.beside(REQUEST), shown(&self.path));
-        let Some(there) = output::json(&path).filter(|_| output::is_ours(&path, Kind::Json)) else {
-            if self.numbered()?.is_empty() {
-                tell!("note: there is nothing in {shown} to go on with: this begins");
+    /// Checks that the recorded request is this one, and finds its complete images.
+    fn resume(&mut self) -> anyhow::Result<()> {
+        let (path, shown) = (self.side_file(REQUEST), shown(&self.path));
+        let Some(recorded) = output::json(&path).filter(|_| output::is_ours(&path, FileKind::Json)) else {
+            if self.image_indices()?.is_empty() {
+                status!("note: nothing to resume in {shown}; starting from the first image");
                 return Ok(());
             }
             bail!(
-                "{shown} has images, but no {REQUEST} that says what they are of; leave --resume out, or give another --out"
+                "{shown} has images, but no {REQUEST} that records how they were made; omit --resume, or give another --out"
             );
         };
-        let differing = differing(&there["request"], &self.record["request"]);
-        if there["command"] != self.record["command"] || !differing.is_empty() {
-            let reason = match differing.is_empty() {
-                true => format!("it is of ddpm {}", there["command"].as_str().unwrap_or("?")),
-                false => differing[..differing.len().min(NAMED)].join(", "),
+        let differences = differences(&recorded["request"], &self.record["request"]);
+        if recorded["command"] != self.record["command"] || !differences.is_empty() {
+            let reason = match differences.is_empty() {
+                true => format!("it was made by ddpm {}", recorded["command"].as_str().unwrap_or("?")),
+                false => differences[..differences.len().min(MAX_DIFFERENCES)].join(", "),
             };
             bail!(
-                "{shown}: --resume goes on with the same call only, and there {reason}; leave --resume out to begin again, or \
-                 give another --out"
+                "{shown}: --resume requires the same request, but {reason}; omit --resume to start over, or give another --out"
             );
         }
-        if there["computed"] != self.record["computed"] || there["version"] != self.record["version"] {
-            tell!(
-                "note: the images so far were computed in another way ({}), so that last digits may differ",
-                there["computed"]
+        if recorded["computed"] != self.record["computed"] || recorded["version"] != self.record["version"] {
+            status!(
+                "note: the existing images were computed differently ({}); new ones may differ in rounding",
+                recorded["computed"]
             );
         }
-        let before = there["count"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-        let known = self.numbered()?.into_iter().filter(|&i| i < before);
-        self.there = known.filter(|&i| output::is_whole_png(&self.image(i))).collect();
+        let before = recorded["count"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
+        let known = self.image_indices()?.into_iter().filter(|&i| i < before);
+        self.complete = known.filter(|&i| output::is_complete_png(&self.image(i))).collect();
         self.before = Some(before);
         self.record["count"] = self.count.max(before).into();
-        tell!("going on: {} of {} images are there", thousands(self.present()), thousands(self.count));
+        status!("resuming: {} of {} images exist", thousands(self.present()), thousands(self.count));
         Ok(())
     }
 
-    /// Whether an earlier version filled it, which put the images beside the sheet and marked nothing.
+    /// Whether an earlier version wrote it, which put images beside the sheet and recorded no request.
     fn is_of_earlier_version(&self) -> bool {
-        self.own && !self.beside(REQUEST).exists() && self.beside("0000.png").is_file()
+        self.in_run && !self.side_file(REQUEST).exists() && self.side_file("0000.png").is_file()
     }
 
-    /// Images that are asked for and there.
+    /// Number of requested images that exist.
     fn present(&self) -> usize {
-        self.there.iter().filter(|&&i| i < self.count).count()
+        self.complete.iter().filter(|&&i| i < self.count).count()
     }
 
-    /// Where it is.
+    /// The folder's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder of the images.
+    /// The subfolder of the images.
     pub fn images(&self) -> PathBuf {
         self.path.join(IMAGES)
     }
@@ -186,38 +188,38 @@ impl ImageFolder {
     }
 
     /// A file beside the images.
-    pub fn beside(&self, name: &str) -> PathBuf {
+    pub fn side_file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
 
-    /// How many images it is to have.
+    /// Number of requested images.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Whether image `i` is still to be drawn.
-    pub fn wants(&self, i: usize) -> bool {
-        !self.there.contains(&i)
+    /// Whether image `i` is missing.
+    pub fn is_missing(&self, i: usize) -> bool {
+        !self.complete.contains(&i)
     }
 
-    /// How many images are still to be drawn.
+    /// Number of missing images.
     pub fn missing(&self) -> usize {
         self.count - self.present()
     }
 
-    /// The numbers of the images that are there.
-    fn numbered(&self) -> anyhow::Result<Vec<usize>> {
-        Ok(names(&self.images())?.iter().filter_map(|name| number(name)).collect())
+    /// Indices of the image files in the folder.
+    fn image_indices(&self) -> anyhow::Result<Vec<usize>> {
+        Ok(names(&self.images())?.iter().filter_map(|name| image_index(name)).collect())
     }
 
-    /// Writes images, the first of which is number `first`, but for those that are there.
-    pub fn put(&mut self, first: usize, images: &[Image]) -> ddpm::Result<()> {
-        if !self.begun {
-            self.begin()?;
-            self.begun = true;
+    /// Writes images `first..`, except existing ones.
+    pub fn write(&mut self, first: usize, images: &[Image]) -> ddpm::Result<()> {
+        if !self.started {
+            self.start()?;
+            self.started = true;
         }
         for (i, image) in (first..self.count).zip(images) {
-            if self.wants(i) {
+            if self.is_missing(i) {
                 save_png(image, &self.image(i))?;
                 self.written += 1;
             }
@@ -225,79 +227,82 @@ impl ImageFolder {
         Ok(())
     }
 
-    /// Clears away what an earlier call left, and says what this one is of. In a folder of the run's its images take the place of
-    /// all earlier ones; in another nothing is removed that is not replaced, and it is said if more such images are there.
-    fn begin(&mut self) -> ddpm::Result<()> {
+    /// Removes what an earlier call left and records this request. In a folder of the run, its images replace all earlier ones;
+    /// in `--out` nothing is removed that is not replaced, and a note tells of other numbered images.
+    fn start(&mut self) -> ddpm::Result<()> {
         let images = self.images();
-        std::fs::create_dir_all(&images).map_err(Error::io(&images, "make the folder"))?;
+        std::fs::create_dir_all(&images).map_err(Error::io(&images, "create the folder"))?;
         let remove = |path: PathBuf| {
-            std::fs::remove_file(&path).map_err(Error::io(&path, "remove what an earlier call left"))
+            std::fs::remove_file(&path).map_err(Error::io(&path, "remove a file of an earlier call"))
         };
         let of_earlier_version = self.is_of_earlier_version();
         let mut others = Vec::new();
         for name in names(&images)? {
             let path = images.join(&name);
-            let Some(i) = number(&name) else {
-                // Of a process that was killed while it wrote.
+            let Some(i) = image_index(&name) else {
+                // Left by a process killed while writing.
                 if name.to_string_lossy().starts_with('.') && name.to_string_lossy().ends_with(".tmp") {
                     remove(path)?;
                 }
                 continue;
             };
             match self.before {
-                Some(before) if i >= before && i < self.count && output::is_ours(&path, Kind::Png) => {
+                Some(before) if i >= before && i < self.count && output::is_ours(&path, FileKind::Png) => {
                     remove(path)?
                 }
                 Some(_) => {}
-                None if i < self.count || (self.own && output::is_ours(&path, Kind::Png)) => remove(path)?,
+                None if i < self.count || (self.in_run && output::is_ours(&path, FileKind::Png)) => {
+                    remove(path)?
+                }
                 None => others.push(name),
             }
         }
-        if self.own && self.before.is_none() {
-            for name in names(&self.path)?.iter().filter(|name| of_earlier_version && number(name).is_some())
+        if self.in_run && self.before.is_none() {
+            for name in
+                names(&self.path)?.iter().filter(|name| of_earlier_version && image_index(name).is_some())
             {
                 remove(self.path.join(name))?;
             }
-            for (name, kind) in BESIDE {
-                let path = self.beside(name);
+            for (name, kind) in SIDE_FILES {
+                let path = self.side_file(name);
                 if path.is_file() && (of_earlier_version || output::is_ours(&path, kind)) {
                     remove(path)?;
                 }
             }
         }
         if let Some(first) = others.iter().min() {
-            tell!(
-                "note: {} had numbered images before, and {} of them, from {} on, are not of this call",
+            status!(
+                "note: {} already had numbered images; {} of them, from {} on, are not from this call",
                 shown(&images),
                 others.len(),
                 shown(first)
             );
         }
-        write_file(&self.beside(REQUEST), format!("{:#}\n", self.record).as_bytes(), "write the request")
+        write_file(&self.side_file(REQUEST), format!("{:#}\n", self.record).as_bytes(), "write the request")
     }
 
-    /// The first `n` images, whoever drew them.
-    pub fn first(&self, n: usize) -> ddpm::Result<Vec<Image>> {
+    /// The first `n` images, of this call or an earlier one.
+    pub fn read_first(&self, n: usize) -> ddpm::Result<Vec<Image>> {
         (0..n.min(self.count)).map(|i| read_png(&self.image(i))).collect()
     }
 
-    /// Says what there is where it was stopped, and how to go on.
-    pub fn stopped(&self) {
-        let there = self.present() + self.written;
-        if there == 0 {
-            tell!("stopped; nothing was written");
-            // Only where they are empty.
+    /// Reports an interruption: what was written, and how to resume.
+    pub fn report_stop(&self) {
+        let present = self.present() + self.written;
+        if present == 0 {
+            status!("stopped; nothing was written");
+            // Fails, as intended, unless they are empty.
             let _ = std::fs::remove_dir(self.images()).and_then(|()| std::fs::remove_dir(&self.path));
             return;
         }
-        let (there, count) = (thousands(there), thousands(self.count));
-        tell!("stopped; {there} of {count} images are in {}", shown(self.images()));
-        tell!("go on with:  {}", again("--resume"));
+        let (present, count) = (thousands(present), thousands(self.count));
+        status!("stopped; {present} of {count} images are in {}", shown(self.images()));
+        status!("resume with:  {}", rerun_with("--resume"));
     }
 }
 
-/// This call again, with a flag more.
-fn again(flag: &str) -> String {
+/// This command line with `flag` added.
+fn rerun_with(flag: &str) -> String {
     let mut args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--overwrite").collect();
     if !args.iter().any(|arg| arg == flag) {
         args.push(flag.to_owned());
@@ -306,30 +311,25 @@ fn again(flag: &str) -> String {
     format!("ddpm {}", quoted.join(" "))
 }
 
-/// Entries that differ, as "seed is 7, and here 8".
-pub(super) fn differing(there: &Value, here: &Value) -> Vec<String> {
+/// Entries that differ, as "seed was 7, now 8".
+pub(super) fn differences(old: &Value, new: &Value) -> Vec<String> {
     let empty = Map::new();
-    let (there, here) = (there.as_object().unwrap_or(&empty), here.as_object().unwrap_or(&empty));
-    let keys: std::collections::BTreeSet<&String> = there.keys().chain(here.keys()).collect();
+    let (old, new) = (old.as_object().unwrap_or(&empty), new.as_object().unwrap_or(&empty));
+    let keys: std::collections::BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     let shown = |value: Option<&Value>| match value {
-        None | Some(Value::Null) => "not given".to_owned(),
+        None | Some(Value::Null) => "unset".to_owned(),
         Some(Value::String(text)) => text.clone(),
         Some(value) => value.to_string(),
     };
     keys.into_iter()
-        .filter(|&key| there.get(key) != here.get(key))
+        .filter(|&key| old.get(key) != new.get(key))
         .map(|key| {
-            format!(
-                "{} is {}, and here {}",
-                key.replace('_', " "),
-                shown(there.get(key)),
-                shown(here.get(key))
-            )
+            format!("{} was {}, now {}", key.replace('_', " "), shown(old.get(key)), shown(new.get(key)))
         })
         .collect()
 }
 
-/// The names in a folder; none if it is not there.
+/// The names in a folder; none if it does not exist.
 fn names(path: &Path) -> ddpm::Result<Vec<std::ffi::OsString>> {
     let list = || Error::io(path, "list the folder");
     match std::fs::read_dir(path) {
@@ -338,31 +338,31 @@ fn names(path: &Path) -> ddpm::Result<Vec<std::ffi::OsString>> {
     }
 }
 
-/// Makes a folder.
+/// Creates a folder and its parents.
 pub(super) fn make_folder(path: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(path).with_context(|| format!("cannot make the folder {}", shown(path)))
+    std::fs::create_dir_all(path).with_context(|| format!("cannot create the folder {}", shown(path)))
 }
 
-/// Most bytes of a folder's name. Systems take 255, some of those that encrypt names 143; files inside have room beside it.
+/// Maximum bytes of a folder's name. File systems allow 255; some that encrypt names, 143.
 const MAX_NAME: usize = 120;
 
-/// `vary-cat-seed-0-strength-0.3`: on every system a name, however long those are that it is made of.
-pub(super) fn name(what: &str, said: &[FlagValue]) -> String {
-    let parts = said.iter().map(|(flag, value)| format!("-{flag}-{value}"));
-    let whole: String = std::iter::once(what.to_owned()).chain(parts).collect();
+/// A folder name such as `vary-cat-seed-0-strength-0.3`, valid on every system and at most [`MAX_NAME`] bytes.
+pub(super) fn name(what: &str, explicit: &[FlagValue]) -> String {
+    let parts = explicit.iter().map(|(flag, value)| format!("-{flag}-{value}"));
+    let full: String = std::iter::once(what.to_owned()).chain(parts).collect();
     let mut safe = String::new();
-    for c in whole.chars() {
+    for c in full.chars() {
         match c.is_alphanumeric() || "-_.+".contains(c) {
             true => safe.push(c),
-            // As in URLs: other flags have another name, whatever characters they differ in.
+            // Percent-encoding keeps different values different.
             false => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| safe += &format!("%{byte:02X}")),
         }
     }
     capped(&safe, MAX_NAME).into_owned()
 }
 
-/// The number of an image by its file's name, as of `000012.png`.
-fn number(name: &OsStr) -> Option<usize> {
+/// The index of an image from its file name, such as `000012.png`.
+fn image_index(name: &OsStr) -> Option<usize> {
     let path = Path::new(name);
     let stem = stem(path);
     let numbered = stem.len() >= 4 && stem.bytes().all(|b| b.is_ascii_digit());
@@ -374,34 +374,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_are_named_by_what_was_said() {
-        let said = |pairs: &[(&'static str, &str)]| -> Vec<FlagValue> {
+    fn folders_are_named_after_explicit_flags() {
+        let explicit = |pairs: &[(&'static str, &str)]| -> Vec<FlagValue> {
             pairs.iter().map(|&(flag, value)| (flag, value.to_owned())).collect()
         };
         assert_eq!(name("seed-7", &[]), "seed-7");
-        let of_sampler = said(&[("class", "bl/ue: één"), ("sampler", "dpm++2m"), ("steps", "10")]);
+        let of_sampler = explicit(&[("class", "bl/ue: één"), ("sampler", "dpm++2m"), ("steps", "10")]);
         assert_eq!(
             name("vary-cat-seed-0", &of_sampler),
             "vary-cat-seed-0-class-bl%2Fue%3A%20één-sampler-dpm++2m-steps-10"
         );
-        let of_class = |class| name("seed-0", &said(&[("class", class)]));
+        let of_class = |class| name("seed-0", &explicit(&[("class", class)]));
         let classes = ["a b", "a-b", "a:b", "-1", "#1"].map(of_class);
         assert!((1..classes.len()).all(|i| !classes[..i].contains(&classes[i])), "{classes:?}");
     }
 
     #[test]
-    fn a_name_of_240_bytes_makes_a_folder_that_can_be_written() {
+    fn long_names_are_shortened_to_valid_distinct_ones() {
         let long = |end: &str| format!("denoise-{}{end}", "東京".repeat(40));
         let (a, b) = (name(&long("a"), &[]), name(&long("b"), &[]));
         assert!(a.len() <= MAX_NAME && b.len() <= MAX_NAME && a != b, "{a} {b}");
         assert!(a.starts_with("denoise-東京"), "{a}");
-        let said: Vec<FlagValue> = vec![("class", "x".repeat(300)), ("weights", "y".repeat(300))];
-        assert!(name("seed-0", &said).len() <= MAX_NAME);
+        let explicit: Vec<FlagValue> = vec![("class", "x".repeat(300)), ("weights", "y".repeat(300))];
+        assert!(name("seed-0", &explicit).len() <= MAX_NAME);
         std::fs::create_dir(tempfile::tempdir().unwrap().path().join(a)).unwrap();
     }
 
     #[test]
-    fn images_are_known_by_their_names() {
+    fn image_indices_are_parsed_from_file_names() {
         for (file, i) in [
             ("0000.png", Some(0)),
             ("000012.png", Some(12)),
@@ -410,17 +410,17 @@ mod tests {
             ("0000.jpg", None),
             ("cat1.png", None),
         ] {
-            assert_eq!(number(OsStr::new(file)), i, "{file}");
+            assert_eq!(image_index(OsStr::new(file)), i, "{file}");
         }
     }
 
     #[test]
-    fn differences_of_requests_are_named() {
-        let there = json!({"seed": 7, "class": "cat", "steps": 5});
-        let here = json!({"seed": 8, "steps": 5, "eta": 1.0});
+    fn differences_between_requests_are_named() {
+        let old = json!({"seed": 7, "class": "cat", "steps": 5});
+        let new = json!({"seed": 8, "steps": 5, "eta": 1.0});
         assert_eq!(
-            differing(&there, &here),
-            ["class is cat, and here not given", "eta is not given, and here 1.0", "seed is 7, and here 8"]
+            differences(&old, &new),
+            ["class was cat, now unset", "eta was unset, now 1.0", "seed was 7, now 8"]
         );
     }
 }

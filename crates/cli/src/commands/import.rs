@@ -3,7 +3,7 @@
 use crate::commands::pairs;
 use crate::progress::thousands;
 use anyhow::bail;
-use ddpm::interop::{self, Imported, Options, Role};
+use ddpm::interop::{self, ImportOptions, Imported, Role};
 use ddpm::output;
 use ddpm::sampler::Variance;
 use ddpm::text::{quoted, shown};
@@ -13,49 +13,49 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Make a run of another program's checkpoint: of PyTorch (.pth, .pt, .ckpt, .bin), safetensors, or diffusers
+/// Import a PyTorch, safetensors or diffusers checkpoint as a run
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm import ddpm_ckpt.pth                           the network and its settings are recognised\n  \
-    ddpm import ddpm-cifar10-32 --out runs/cifar10      a folder of diffusers\n  \
-    ddpm import cars.pt --size 64 --timesteps 300       what a file does not tell\n  \
+    ddpm import ddpm_ckpt.pth                           network and settings are detected\n  \
+    ddpm import ddpm-cifar10-32 --out runs/cifar10      a diffusers folder\n  \
+    ddpm import cars.pt --size 64 --timesteps 300       settings that the file does not record\n  \
     ddpm import last.ckpt --key model                   one of several sets of weights in a file\n  \
-    ddpm import model.safetensors.index.json            weights in several files, by their list\n\n\
-    Then: ddpm sample RUN, or ddpm train --resume RUN --data FOLDER. No code of a file is ever run.")]
+    ddpm import model.safetensors.index.json            sharded weights, by their index\n\n\
+    Next: ddpm sample RUN, or ddpm train --resume RUN --data FOLDER. Code in a file is never executed.")]
 pub struct Args {
-    /// The file, or the folder of a diffusers pipeline or of its network
+    /// Checkpoint (.pth, .pt, .ckpt, .bin, .safetensors), or folder of a diffusers pipeline or its network
     source: PathBuf,
-    /// The folder of the new run; numbered in runs/ if not given
+    /// Folder of the new run; numbered in runs/ by default
     #[arg(short, long, value_name = "RUN")]
     out: Option<PathBuf>,
-    /// Which of several sets of weights in the file; if not given, the averaged ones where there is one such set
+    /// Weights to import if the file holds several sets; the averaged set by default, if there is one
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// Size of the images: one side, or HEIGHTxWIDTH
+    /// Image size: one side, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Number of diffusion steps T that the network was trained with
+    /// Number of diffusion steps T in training
     #[arg(long, value_name = "T")]
     timesteps: Option<usize>,
-    /// Its noise schedule, as linear or cosine (see `ddpm show schedules`)
+    /// Noise schedule, e.g. linear or cosine (see `ddpm show schedules`)
     #[arg(long, value_name = "NAME")]
     schedule: Option<String>,
-    /// Variance that the schedule's first step adds
+    /// Noise variance (beta) of the first step
     #[arg(long, value_name = "BETA")]
     beta_start: Option<f64>,
-    /// Variance that the schedule's last step adds
+    /// Noise variance (beta) of the last step
     #[arg(long, value_name = "BETA")]
     beta_end: Option<f64>,
-    /// Heads of each attention
+    /// Heads of each attention layer
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
-    /// Any other setting, as unet2d.norm_eps=1e-6 (see `ddpm config`); may be given more than once
+    /// Any other setting (`ddpm config`), e.g. unet2d.norm_eps=1e-6; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
 
 impl Args {
-    fn options(&self) -> anyhow::Result<Options> {
+    fn options(&self) -> anyhow::Result<ImportOptions> {
         let mut overrides = pairs(&self.set)?;
         let mut flag =
             |key: &str, value: Option<String>| overrides.extend(value.map(|v| (key.to_owned(), v)));
@@ -64,7 +64,7 @@ impl Args {
         flag("diffusion.beta_start", self.beta_start.map(|v| format!("{v:e}")));
         flag("diffusion.beta_end", self.beta_end.map(|v| format!("{v:e}")));
         let size = self.size.as_deref().map(size).transpose()?;
-        Ok(Options { key: self.key.clone(), size, heads: self.heads, overrides })
+        Ok(ImportOptions { key: self.key.clone(), size, heads: self.heads, overrides })
     }
 }
 
@@ -84,33 +84,33 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.out
         && out.exists()
     {
-        bail!("{} is there already; choose another --out, or remove it", shown(out));
+        bail!("{} already exists; give another --out, or remove it", shown(out));
     }
     let imported = interop::read(&args.source, &options)?;
-    tell(&imported);
+    print_summary(&imported);
     let (root, name) = match &args.out {
         None => (PathBuf::from(RUNS), None),
         Some(out) => {
             let parent = out.parent().filter(|p| !p.as_os_str().is_empty());
             let name = out.file_name().map(|n| n.to_string_lossy().into_owned());
             if name.is_none() {
-                bail!("--out {}: give the folder of the new run, as runs/imported", shown(out));
+                bail!("--out {}: give the folder of the new run, e.g. runs/imported", shown(out));
             }
             (parent.map_or_else(|| PathBuf::from("."), PathBuf::from), name)
         }
     };
     let run = imported.save(&root, name.as_deref())?;
     let path = quoted(run.path());
-    tell!("\ndraw images:  ddpm sample {path} -n 64 --seed 7");
-    tell!("train it on:    ddpm train --resume {path} --data FOLDER");
+    status!("\nsample:          ddpm sample {path} -n 64 --seed 7");
+    status!("train further:   ddpm train --resume {path} --data FOLDER");
     writeln!(std::io::stdout(), "{}", shown(run.path()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells what was found, and what was not.
-fn tell(imported: &Imported) {
+/// Prints what was found, and what was assumed.
+fn print_summary(imported: &Imported) {
     let (config, channels) = (&imported.config, imported.config.image_channels().unwrap_or(0));
-    tell!(
+    status!(
         "weights   {}{}",
         shown(&imported.file),
         match (imported.key.as_str(), imported.role) {
@@ -121,17 +121,17 @@ fn tell(imported: &Imported) {
     );
     if !imported.others.is_empty() {
         let others = imported.others.iter().map(|set| format!("{:?} ({})", set.key, set.role.name()));
-        tell!("          also there (--key): {}", others.collect::<Vec<_>>().join(", "));
+        status!("          others (--key): {}", others.collect::<Vec<_>>().join(", "));
     }
-    tell!("network   {}, {} parameters", config.network_name(), thousands(imported.parameters));
+    status!("network   {}, {} parameters", config.network_name(), thousands(imported.parameters));
     for (key, value) in config.network_settings() {
-        tell!("          {key} = {value}");
+        status!("          {key} = {value}");
     }
     if let Some(size) = config.image_size() {
-        tell!("images  {size}, {channels} channel{}", if channels == 1 { "" } else { "s" });
+        status!("images  {size}, {channels} channel{}", if channels == 1 { "" } else { "s" });
     }
     let d = &config.diffusion;
-    tell!(
+    status!(
         "diffusion T = {}, {} schedule{}{}, predicting {}",
         d.timesteps,
         d.schedule,
@@ -146,12 +146,12 @@ fn tell(imported: &Imported) {
         None if config.diffusion.learned_variance => Variance::Learned,
         given => given.unwrap_or(Variance::Small),
     };
-    tell!("sampling  variance {}, threshold {}", variance.name(), config.sampling.threshold.name());
+    status!("sampling  variance {}, threshold {}", variance.name(), config.sampling.threshold.name());
     if !imported.classes.is_empty() {
         const SHOWN: usize = 10;
         let shown = imported.classes.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
         let more = imported.classes.len().saturating_sub(SHOWN);
-        tell!("classes   {shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() });
+        status!("classes   {shown}{}", if more > 0 { format!(" and {more} more") } else { String::new() });
     }
     for assumed in &imported.assumed {
         let flag = match assumed.key {
@@ -164,9 +164,9 @@ fn tell(imported: &Imported) {
             "diffusion.prediction" => "--set diffusion.prediction=x0 or v".to_owned(),
             key => format!("--set {key}=VALUE"),
         };
-        tell!("assumed   {} = {}, which the file does not tell ({flag})", assumed.key, assumed.value);
+        status!("assumed   {} = {}, not recorded in the file ({flag})", assumed.key, assumed.value);
     }
     for note in &imported.notes {
-        tell!("note: {note}");
+        status!("note: {note}");
     }
 }

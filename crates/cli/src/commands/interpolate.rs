@@ -1,56 +1,56 @@
 //! `ddpm interpolate`.
 
-use super::edit::{EditFlags, Editor, Named, Shown};
+use super::edit::{EditFlags, EditRequest, Editor, SheetParts};
 use super::flags::{given, stem};
 use anyhow::{Context, bail};
 use ddpm::edit::{Inversion, slerp};
-use ddpm::generate::Request;
+use ddpm::generate::SampleRequest;
 use ddpm::image::Image;
 use ddpm::process::Prediction;
-use ddpm::sampler::{Ddim, Options, Sampler, Seeds, Threshold, find};
+use ddpm::sampler::{Ddim, NoiseKey, Sampler, SamplerOptions, Threshold, find};
 use ddpm_engine::rng::Purpose;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Go from one image to another, through the noise that they come from
+/// Interpolate between two images in noise space (DDIM inversion)
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm interpolate runs/run-001 a.png b.png            eight images, and a sheet of them\n  \
-    ddpm interpolate runs/run-001 seed:3 seed:4 -n 16    between the images that two seeds draw\n  \
-    ddpm interpolate runs/run-001 a.png seed:7           from an image to a drawn one")]
+    ddpm interpolate runs/run-001 a.png b.png            eight images and a sheet\n  \
+    ddpm interpolate runs/run-001 seed:3 seed:4 -n 16    between the samples of two seeds\n  \
+    ddpm interpolate runs/run-001 a.png seed:7           from an image to a sample")]
 pub struct Args {
-    /// The first image: a file, or seed:N for what the run draws from that seed
+    /// First image: a file, or seed:N for the run's sample with that seed
     #[arg(index = 2, value_name = "A")]
     from: PathBuf,
-    /// The last image
+    /// Last image, likewise
     #[arg(index = 3, value_name = "B")]
     to: PathBuf,
-    /// How many images, the two ends among them
+    /// Number of images, including both ends
     #[arg(short = 'n', long = "n", alias = "count", value_name = "N", default_value_t = 8)]
     count: usize,
-    /// DDIM's steps from noise to image; 50 if not given
+    /// DDIM steps [default: 50]
     #[arg(long, value_name = "N")]
     steps: Option<usize>,
-    /// Most iterations with which a step back is solved; it ends before where the step forward undoes it
+    /// Maximum iterations per inverted step; stops once the forward step undoes it
     #[arg(long, value_name = "N", default_value_t = ITERATIONS)]
     iterations: usize,
     #[command(flatten)]
     edit: EditFlags,
 }
 
-/// Iterations unless others are asked for.
+/// Default maximum iterations per inverted step.
 const ITERATIONS: usize = 200;
-/// The error of a number in [-1, 1] at which a step back is good enough: an eightieth of what one of 255 is.
+/// Maximum error of an inverted step, of values in [-1, 1]: an eightieth of one grey level of 255.
 const TOLERANCE: f32 = 1e-4;
 
-/// Of 255: how far off an end may be before it is said what helps.
+/// Error of a reproduced end, in grey levels of 255, above which the message says what helps.
 const FAR: f32 = 8.0;
 
-/// An end of the way.
+/// An end of the interpolation.
 enum End {
-    /// What the run draws from a seed.
+    /// The run's sample with a seed.
     Seed(u64),
-    /// An image, in the run's form.
+    /// An image, in the format of the run's images.
     Image(Vec<f32>),
 }
 
@@ -59,15 +59,13 @@ impl End {
         match path.to_str().and_then(|text| text.strip_prefix("seed:")) {
             Some(seed) => {
                 let number = seed.parse().ok();
-                Ok(Self::Seed(
-                    number.with_context(|| format!("seed:{seed}: give a whole number, as seed:3"))?,
-                ))
+                Ok(Self::Seed(number.with_context(|| format!("seed:{seed}: give an integer, e.g. seed:3"))?))
             }
-            None => Ok(Self::Image(editor.image(path)?.numbers)),
+            None => Ok(Self::Image(editor.image(path)?.values)),
         }
     }
 
-    /// What it is, for a record; an image is known by its file.
+    /// The end in `request.json`, which identifies an image by its file.
     fn kind(&self) -> String {
         if let Self::Seed(seed) = self { format!("seed {seed}") } else { "an image".to_owned() }
     }
@@ -79,29 +77,31 @@ impl End {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let threshold = Some(Threshold::None);
-    let sampling = Options { sampler: find("ddim")?, steps: args.steps, threshold, ..Options::default() };
-    let editor = args.edit.open(|_| Ok(Request { count: args.count, sampling, ..Request::default() }))?;
+    let sampling =
+        SamplerOptions { sampler: find("ddim")?, steps: args.steps, threshold, ..SamplerOptions::default() };
+    let editor =
+        args.edit.open(|_| Ok(SampleRequest { count: args.count, sampling, ..SampleRequest::default() }))?;
     if args.count < 2 {
-        bail!("-n {}: the two ends are among the images; give at least 2", args.count);
+        bail!("-n {}: the images include both ends; give at least 2", args.count);
     }
-    let (generator, request, interrupted) = (editor.generator(), editor.request, crate::INTERRUPTED);
-    let schedule = generator.schedule();
+    let (pipeline, request, interrupted) = (editor.pipeline(), editor.request, crate::INTERRUPTED);
+    let schedule = pipeline.schedule();
     let paths = [&args.from, &args.to];
     let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
-    // From where nothing is left of an image there is no way back to it: then as for a network that predicts noise.
+    // Inversion cannot reach a level without signal, so use the levels of a network that predicts noise.
     let prediction = match ends.iter().any(|end| end.image().is_some()) {
         true => Prediction::Eps,
-        false => generator.config().diffusion.prediction,
+        false => pipeline.config().diffusion.prediction,
     };
     let levels = sampling.levels(schedule, prediction)?;
 
     let steps = levels.steps();
     let files = ["first", "last"].into_iter().zip(paths).zip(&ends);
     let name = |path: &Path| stem(path).replace(':', "-");
-    let mut folder = editor.folder(Named {
+    let mut folder = editor.folder(EditRequest {
         command: "interpolate",
         what: format!("interpolate-{}-{}", name(paths[0]), name(paths[1])),
-        said: given([
+        explicit: given([
             ("steps", args.steps.map(|n| n.to_string())),
             ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
         ]),
@@ -111,20 +111,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .collect(),
         request: vec![
             ("ends", format!("{} to {}", ends[0].kind(), ends[1].kind()).into()),
-            // How far along an image is depends on it.
+            // The position of image i depends on it.
             ("images", args.count.into()),
             ("steps", steps.into()),
             ("iterations", args.iterations.into()),
         ],
     })?;
 
-    let values = generator.shape().values();
+    let values = pipeline.shape().num_elements();
     let x_0: Vec<f32> = ends.iter().filter_map(End::image).flatten().copied().collect();
     let mut noises = Vec::new();
     if !x_0.is_empty() {
         let inversion =
             Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
-        let request = Request { count: x_0.len() / values, ..request };
+        let request = SampleRequest { count: x_0.len() / values, ..request };
         let found = editor.values(request, "finding the noise", &mut |denoiser, _, on_step| {
             inversion.invert(denoiser, &x_0, on_step)
         })?;
@@ -136,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         End::Image(_) => found.next().unwrap_or_default().to_vec(),
         End::Seed(seed) => {
             let mut x = vec![0.0; values];
-            Seeds { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
+            NoiseKey { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
             x
         }
     };
@@ -144,12 +144,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None, use_clipped_model_output: false };
     let part = |i: usize| (i as f64 / (args.count - 1) as f64).min(1.0);
-    let mut met: [Option<Vec<f32>>; 2] = [None, None];
-    let whole = editor.draw(
+    let mut reproduced: [Option<Vec<f32>>; 2] = [None, None];
+    let finished = editor.sample(
         &mut folder,
-        "drawing",
+        "sampling",
         &mut |denoiser, seeds, on_step| {
-            // A last batch may have more places than there are images left.
+            // The last batch may be larger than the number of images left.
             let x: Vec<f32> =
                 (0..denoiser.batch()).flat_map(|i| slerp(&a, &b, part(seeds.first as usize + i))).collect();
             ddim.sample_from(Some(&x), denoiser, seeds, on_step)
@@ -157,35 +157,38 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         &mut |first, x| {
             let count = x.len() / values;
             if first == 0 {
-                met[0] = Some(x[..values].to_vec());
+                reproduced[0] = Some(x[..values].to_vec());
             }
             if first + count == args.count {
-                met[1] = Some(x[x.len() - values..].to_vec());
+                reproduced[1] = Some(x[x.len() - values..].to_vec());
             }
             Ok(())
         },
     )?;
-    if !whole {
+    if !finished {
         return Ok(ExitCode::from(interrupted));
     }
 
-    let own = |i: usize| {
+    let input = |i: usize| {
         let x_0 = ends[i].image()?;
-        if let Some(again) = &met[i] {
+        if let Some(again) = &reproduced[i] {
             let off = 127.5 * farthest(x_0, again);
-            let more = if off <= FAR { "" } else { "; more --steps or less --guidance come nearer" };
-            tell!("{} is met within {off:.2} of 255{more}", ddpm::text::shown(paths[i]));
+            let more = if off <= FAR { "" } else { "; more --steps or a lower --guidance bring it closer" };
+            status!("{} is reproduced within {off:.2} of 255{more}", ddpm::text::shown(paths[i]));
         }
-        Some((Image::from_unit(x_0, generator.shape()), "input".to_owned()))
+        Some((Image::from_unit(x_0, pipeline.shape()), "input".to_owned()))
     };
-    let (before, after) = (own(0).into_iter().collect(), own(1).into_iter().collect());
-    editor.finish(&folder, Shown { before, caption: &|i| format!("{:.0} %", 100.0 * part(i)), after })?;
+    let (before, after) = (input(0).into_iter().collect(), input(1).into_iter().collect());
+    editor.write_sheet(
+        &folder,
+        SheetParts { before, caption: &|i| format!("{:.0} %", 100.0 * part(i)), after },
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The greatest difference of two images' numbers, of what can be seen of them; NaN where a number is none.
+/// Maximum absolute difference of two images, the second clamped to [-1, 1]; NaN if any value is NaN.
 fn farthest(a: &[f32], b: &[f32]) -> f32 {
-    // A maximum would pass over a NaN.
+    // `f32::max` would ignore a NaN.
     let off = a.iter().zip(b).map(|(a, b)| (a - b.clamp(-1.0, 1.0)).abs());
     off.fold(0.0, |most, off| if off > most || off.is_nan() { off } else { most })
 }
@@ -195,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_number_is_not_met() {
+    fn nan_is_never_reproduced() {
         assert_eq!(farthest(&[0.5, -1.0], &[0.25, -3.0]), 0.25);
         assert!(farthest(&[0.5, 0.0], &[f32::NAN, 0.0]).is_nan());
         assert!(farthest(&[0.0, 0.5], &[0.0, f32::NAN]).is_nan());

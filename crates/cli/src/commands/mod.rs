@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! The commands, one file each, and what they share.
 
 use anyhow::Context;
 
@@ -10,7 +10,6 @@ pub mod config;
 pub mod data;
 pub mod denoise;
 pub mod doctor;
-mod drawing;
 mod edit;
 pub mod eval;
 pub mod export;
@@ -22,17 +21,18 @@ pub mod interpolate;
 pub mod nearest;
 pub mod runs;
 pub mod sample;
+mod sampling;
 pub mod show;
 pub mod train;
 pub mod vary;
 
-/// The settings that `--set KEY=VALUE` gives.
+/// Parses the `KEY=VALUE` pairs of `--set`.
 fn pairs(set: &[String]) -> anyhow::Result<Vec<(String, String)>> {
     set.iter()
         .map(|text| {
             let (key, value) = text
                 .split_once('=')
-                .with_context(|| format!("--set {text}: write KEY=VALUE, as --set train.keep=3"))?;
+                .with_context(|| format!("--set {text}: write KEY=VALUE, e.g. --set train.keep=3"))?;
             Ok((key.trim().to_owned(), value.trim().to_owned()))
         })
         .collect()

@@ -1,23 +1,23 @@
 //! `ddpm runs`.
 
 use crate::progress::{human_bytes, human_time, thousands};
-use ddpm::train::run::{Listed, RUNS, RunInfo, list_runs};
+use ddpm::train::run::{RUNS, RunEntry, RunInfo, list_runs};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-/// List the runs: what each is doing, how far it is, its loss, its data
+/// List runs with their state, progress, loss and data
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm runs                    those in runs/, the last one first\n  \
-    ddpm runs --runs elsewhere   those in another folder\n  \
-    ddpm runs --json             for programs: an array of objects\n\n\
-    States: running, finished, stopped (with Ctrl-C, or nothing tells how it ended), failed (with an error), killed (it ended \
-    without a word), imported. LOSS is the mean of the last 100 steps, SIZE what all files of the run take, AGE the time since it \
-    last wrote about its training.")]
+    ddpm runs                    runs in runs/, the latest first\n  \
+    ddpm runs --runs elsewhere   runs in another folder\n  \
+    ddpm runs --json             an array of objects, for scripts\n\n\
+    States: running, finished, diverged, stopped (by Ctrl-C, or for an unknown reason), failed (with an error), killed (ended \
+    without a record), imported. LOSS is the mean over the last 100 steps, SIZE the total size of the run's files, AGE the time \
+    since it last recorded progress.")]
 pub struct Args {
-    /// The folder that holds the runs
+    /// Folder that holds the runs
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
     /// Print an array of JSON objects instead of a table
@@ -45,23 +45,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     for listed in &all {
         if let Err(reason) = &listed.run {
-            tell!("{}: {}", plain(&args.runs.join(&listed.name).to_string_lossy()), plain(reason));
+            status!("{}: {}", plain(&args.runs.join(&listed.name).to_string_lossy()), plain(reason));
         }
     }
     if all.is_empty() {
-        tell!("no runs in {}; begin one: ddpm train", ddpm::text::shown(&args.runs));
+        status!("no runs in {}; start one with: ddpm train", ddpm::text::shown(&args.runs));
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn json(listed: &Listed) -> serde_json::Result<serde_json::Value> {
+fn json(listed: &RunEntry) -> serde_json::Result<serde_json::Value> {
     match &listed.run {
         Ok(info) => serde_json::to_value(info),
         Err(reason) => Ok(serde_json::json!({ "name": listed.name, "state": "broken", "error": reason })),
     }
 }
 
-/// Text without the characters that would steer a terminal.
+/// Text with control characters escaped.
 fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
@@ -72,7 +72,7 @@ fn first_line(text: &str) -> String {
     plain(text.lines().next().unwrap_or_default())
 }
 
-/// The data by the last part of its path, which tells the most.
+/// The last component of the data's path, and the image shape.
 fn data(info: &RunInfo) -> String {
     let name = Path::new(&info.data)
         .file_name()
@@ -84,7 +84,7 @@ fn data(info: &RunInfo) -> String {
     }
 }
 
-/// A row for each run below the heads, in columns.
+/// A header and one aligned row per run.
 fn table(runs: &[&RunInfo], now: u64) -> Vec<String> {
     if runs.is_empty() {
         return Vec::new();
@@ -119,7 +119,7 @@ mod tests {
     use ddpm::train::run::State;
 
     #[test]
-    fn columns_stand_below_each_other_and_names_cannot_steer_the_terminal() {
+    fn columns_are_aligned_and_names_are_escaped() {
         let info = RunInfo {
             name: "a\u{1b}[31m".into(),
             path: "runs/a".into(),

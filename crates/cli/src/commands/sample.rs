@@ -1,13 +1,13 @@
 //! `ddpm sample`.
 
-use super::classes::{ALL, tell_class};
-use super::drawing::{Pass, grid, save_sheet};
+use super::classes::{ALL, print_class};
 use super::flags::{GuidanceFlags, OpenRun, RunFlags, SamplerFlags, given, sampling_record};
-use super::folder::{Asked, ImageFolder, OutFlags};
+use super::folder::{FolderRequest, ImageFolder, OutFlags};
+use super::sampling::{SamplingJob, grid, save_sheet};
 use crate::signals::stop_flag;
 use anyhow::bail;
 use clap::ValueEnum;
-use ddpm::generate::{BATCH, Classes, Generator, Request};
+use ddpm::generate::{BATCH, Labels, Pipeline, SampleRequest};
 use ddpm::image::{self, Image, save_gif, save_png};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{shown, thousands};
@@ -19,49 +19,48 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Images of each class unless another number is asked for.
+/// Default images per class with `--class all`.
 const ROW: usize = 8;
 
-/// Moments of a denoising strip, noise to image.
+/// Columns of a denoising strip, from noise to image.
 const MOMENTS: usize = 10;
-/// Images unless another number is asked for.
+/// Default number of images.
 const COUNT: usize = 64;
-/// Most images whose denoising is shown.
+/// Maximum images in the denoising strip.
 const STRIPS: usize = 8;
-/// Time of a frame of the GIF, and of its last, in milliseconds.
+/// Duration of the GIF's frames and of its last frame, in milliseconds.
 const FRAME_MS: (u16, u16) = (120, 1500);
 
-/// Draw new images from a trained run
+/// Sample new images from a trained run
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm sample runs/run-001 -n 64 --seed 7      a grid, and 64 PNGs in samples/seed-7/images\n  \
-    ddpm sample runs/run-001 --steps 100         faster, a little worse\n  \
-    ddpm sample runs/run-001 --sampler ddim      in 50 steps, the same image from the same noise\n  \
+    ddpm sample runs/run-001 -n 64 --seed 7           a grid, and 64 PNGs in samples/seed-7/images\n  \
+    ddpm sample runs/run-001 --steps 100              faster, slightly worse\n  \
+    ddpm sample runs/run-001 --sampler ddim           deterministic, 50 steps\n  \
     ddpm sample runs/run-001 --class 3 --guidance 3   one class, of a run with classes\n  \
-    ddpm sample runs/run-001 -n 8 --progress x0  how the images come out of the noise\n  \
-    ddpm sample runs/run-001 -n 50000 --resume   go on where this was stopped")]
+    ddpm sample runs/run-001 -n 8 --progress x0       also show how images emerge from noise\n  \
+    ddpm sample runs/run-001 -n 50000 --resume        resume an interrupted call")]
 pub struct Args {
-    /// How many images; 64 if not given, and 8 of each with --class all
+    /// Number of images [default: 64, or 8 per class with --class all]
     #[arg(short = 'n', long = "count", value_name = "N")]
     count: Option<usize>,
-    /// Seed; image i depends on it and on i alone
+    /// Random seed; image i depends only on the seed and i
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
     sampler: SamplerFlags,
-    /// The class of all images, by name, or by index as #3, of a run that was trained with classes; all: a row of each; image i
-    /// gets class i if not given
+    /// Class of all images, by name or #INDEX, or `all` for a row of each; by default images cycle through the classes
     #[arg(long, value_name = "CLASS")]
     class: Option<String>,
     #[command(flatten)]
     guidance: GuidanceFlags,
-    /// Most images at once
+    /// Maximum images per batch
     #[arg(long, value_name = "N", default_value_t = BATCH)]
     batch_size: usize,
-    /// Also write the denoising strip and a GIF: of the expected images (x0) or of the noisy ones (xt)
-    #[arg(long, value_name = "WHAT")]
+    /// Also write a strip and a GIF of the denoising: predicted images (x0) or noisy ones (xt)
+    #[arg(long, value_name = "KIND")]
     progress: Option<Show>,
-    /// How many images the grid shows: the first 100 if not given, or with --class all up to 10 of each of 40 classes; 0 for none
+    /// Images on the grid, 0 for none [default: the first 100, or 10 of each of 40 classes with --class all]
     #[arg(long, value_name = "N")]
     grid: Option<usize>,
     #[command(flatten)]
@@ -76,12 +75,12 @@ enum Show {
     Xt,
 }
 
-/// Number of the run's classes; 1 without any.
-fn classes(generator: &Generator) -> usize {
-    generator.classes().map_or(1, |n| n as usize)
+/// Number of the run's classes; 1 if it has none.
+fn classes(pipeline: &Pipeline) -> usize {
+    pipeline.classes().map_or(1, |n| n as usize)
 }
 
-/// How many images of each class make `count`.
+/// Images per class if `count` is divided equally.
 fn rows_of(count: usize, classes: usize) -> anyhow::Result<usize> {
     if count > 0 && count.is_multiple_of(classes) {
         return Ok(count / classes);
@@ -89,106 +88,109 @@ fn rows_of(count: usize, classes: usize) -> anyhow::Result<usize> {
     let (below, above) = (count / classes * classes, count.div_ceil(classes) * classes);
     let less = if below == 0 { String::new() } else { format!("-n {below} or ") };
     bail!(
-        "--class {ALL} draws as many images of each of the {} classes, and {count} are no multiple of that: give {less}-n {above}",
+        "--class {ALL} samples equally many images of each of the {} classes, and {count} is not a multiple: give {less}-n {above}",
         thousands(classes)
     )
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    Ok(draw(&args, |_| Ok(()))?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
+    Ok(sample_to_folder(&args, |_| Ok(()))?.map_or(ExitCode::from(crate::INTERRUPTED), |_| ExitCode::SUCCESS))
 }
 
-/// What was drawn.
-pub(super) struct Drawing {
-    pub generator: Generator,
+/// Finished samples.
+pub(super) struct Samples {
+    pub pipeline: Pipeline,
     pub folder: ImageFolder,
     /// Set by Ctrl-C.
     pub stop: Arc<AtomicBool>,
 }
 
-/// A moment of drawing: after so many steps, these images.
+/// Images after a number of steps.
 type Moment = (usize, Vec<Image>);
 
-/// What the last digits of images depend on.
-pub(super) fn computed(generator: &Generator) -> Map<String, Value> {
+/// What affects only the rounding of images.
+pub(super) fn computed(pipeline: &Pipeline) -> Map<String, Value> {
     let isa = ddpm_engine::Isa::from_env().map_or("none", |isa| isa.name());
-    let precision = format!("{:?}", generator.config().train.precision).to_lowercase();
+    let precision = format!("{:?}", pipeline.config().train.precision).to_lowercase();
     let entries = [("instruction_set", isa.into()), ("precision", Value::from(precision))];
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 impl Args {
-    /// What is asked of the run.
-    fn request(&self, generator: &Generator) -> anyhow::Result<Request> {
+    /// The request that the flags make.
+    fn request(&self, pipeline: &Pipeline) -> anyhow::Result<SampleRequest> {
         let all = self.class.as_deref() == Some(ALL);
-        let count = self.count.unwrap_or(if all { ROW * classes(generator) } else { COUNT });
+        let count = self.count.unwrap_or(if all { ROW * classes(pipeline) } else { COUNT });
         let class = match self.class.as_deref() {
-            None => Classes::Cycle,
-            Some(ALL) => Classes::Rows(rows_of(count, classes(generator))?),
-            Some(name) => Classes::One(generator.class(name)?),
+            None => Labels::Cycle,
+            Some(ALL) => Labels::Grouped(rows_of(count, classes(pipeline))?),
+            Some(name) => Labels::Fixed(pipeline.class(name)?),
         };
         let (guidance, sampling) =
-            (self.guidance.guidance(), self.sampler.options(&generator.config().sampling)?);
-        let request = Request { count, seed: self.seed, batch: self.batch_size, class, guidance, sampling };
-        generator.check(request)?;
-        Ok(Request { sampling: generator.sampling(request), ..request })
+            (self.guidance.guidance(), self.sampler.options(&pipeline.config().sampling)?);
+        let request =
+            SampleRequest { count, seed: self.seed, batch: self.batch_size, class, guidance, sampling };
+        pipeline.check(request)?;
+        Ok(SampleRequest { sampling: pipeline.sampling(request), ..request })
     }
 
-    /// The folder that the images go to.
-    fn folder(&self, run: &OpenRun, request: &Request) -> anyhow::Result<ImageFolder> {
+    /// The output folder.
+    fn folder(&self, run: &OpenRun, request: &SampleRequest) -> anyhow::Result<ImageFolder> {
         let class = given([("class", self.class.clone())]);
-        let said = [self.sampler.said(), class, self.guidance.said(), run.said()].concat();
+        let explicit =
+            [self.sampler.explicit_flags(), class, self.guidance.explicit_flags(), run.explicit_flags()]
+                .concat();
         let mut record = run.record();
         record.extend(sampling_record(&request.sampling));
         let class = match request.class {
-            Classes::Rows(row) => format!("{row} of each"),
-            Classes::One(class) => run.generator.class_name(class),
-            Classes::Cycle => "in turn".to_owned(),
-            Classes::Unlabelled => "none".to_owned(),
+            Labels::Grouped(row) => format!("{row} of each"),
+            Labels::Fixed(class) => run.pipeline.class_name(class),
+            Labels::Cycle => "in turn".to_owned(),
+            Labels::Unlabelled => "none".to_owned(),
         };
         let (low, high) = request.guidance.interval;
         record.insert("seed".to_owned(), request.seed.into());
         record.insert("class".to_owned(), class.into());
         record.insert("guidance".to_owned(), request.guidance.scale.into());
-        // JSON has no infinity: a bound that is not given is null.
+        // JSON has no infinity; an open bound is null.
         record.insert("guidance_interval".to_owned(), vec![Value::from(low), Value::from(high)].into());
-        let asked = Asked {
+        let request = FolderRequest {
             run: &run.run,
             command: "sample",
             what: format!("seed-{}", self.seed),
-            said,
+            explicit,
             request: record,
-            computed: computed(&run.generator),
+            computed: computed(&run.pipeline),
             count: request.count,
         };
-        ImageFolder::open(&self.out, asked)
+        ImageFolder::open(&self.out, request)
     }
 }
 
-/// Draws the images and writes them; `None` where it was stopped. `before` is done before the first is drawn: what is needed
-/// behind them should be there.
-pub(super) fn draw<T>(
+/// Samples the images and writes them; `None` if interrupted. `before` runs first, to fail early if something needed afterwards
+/// is missing.
+pub(super) fn sample_to_folder<T>(
     args: &Args,
-    before: impl FnOnce(&Generator) -> anyhow::Result<T>,
-) -> anyhow::Result<Option<(Drawing, T)>> {
+    before: impl FnOnce(&Pipeline) -> anyhow::Result<T>,
+) -> anyhow::Result<Option<(Samples, T)>> {
     if args.count == Some(0) || args.batch_size == 0 {
         bail!("-n and --batch-size must be at least 1");
     }
     let stop = stop_flag();
     let mut run = args.run.open()?;
-    run.generator.set_stop(stop.clone());
-    let request = args.request(&run.generator)?;
-    tell_class(&run.generator, request.class);
-    let made = before(&run.generator)?;
+    run.pipeline.set_stop(stop.clone());
+    let request = args.request(&run.pipeline)?;
+    print_class(&run.pipeline, request.class);
+    let made = before(&run.pipeline)?;
     let mut folder = args.folder(&run, &request)?;
-    let (generator, out) = (run.generator, folder.path().to_owned());
+    let (pipeline, out) = (run.pipeline, folder.path().to_owned());
 
-    let sampler = generator.sampler(request)?;
-    let shape = generator.shape();
+    let sampler = pipeline.sampler(request)?;
+    let shape = pipeline.shape();
     let moments: RefCell<Vec<Moment>> = RefCell::default();
     let mut written = Vec::new();
-    let pass = Pass { generator: &generator, request, what: "drawing", stop: &stop };
-    let whole = pass.run_into(
+    let job = SamplingJob { pipeline: &pipeline, request, what: "sampling", stop: &stop };
+    let finished = job.run_into(
         &mut folder,
         &mut |denoiser, seeds, on_step| {
             sampler.sample(denoiser, seeds, &mut |step| {
@@ -197,7 +199,7 @@ pub(super) fn draw<T>(
                     && is_moment(step.done, step.steps)
                 {
                     let values = if show == Show::X0 { &step.x_0 } else { &step.x };
-                    let shown = values.chunks(shape.values()).take(request.count.min(STRIPS));
+                    let shown = values.chunks(shape.num_elements()).take(request.count.min(STRIPS));
                     let images = shown.map(|p| Image::from_unit(p, shape)).collect();
                     moments.borrow_mut().push((step.done, images));
                 }
@@ -211,19 +213,19 @@ pub(super) fn draw<T>(
             Ok(())
         },
     )?;
-    if !whole {
+    if !finished {
         return Ok(None);
     }
     if args.progress.is_some() && written.is_empty() {
-        tell!("note: --progress shows how the first images are drawn, which were there already");
+        status!("note: nothing to show for --progress: the first images already existed");
     }
-    let (sheet, note) = grid(&generator, request.class, &folder, args.grid)?;
+    let (sheet, note) = grid(&pipeline, request.class, &folder, args.grid)?;
     if let Some(sheet) = sheet {
-        save_sheet(&sheet, &folder.beside("grid.png"))?;
-        written.insert(0, folder.beside("grid.png"));
+        save_sheet(&sheet, &folder.side_file("grid.png"))?;
+        written.insert(0, folder.side_file("grid.png"));
     }
     if let Some(note) = note {
-        tell!("note: {note}");
+        status!("note: {note}");
     }
     if written.is_empty() {
         written.push(folder.images());
@@ -231,7 +233,7 @@ pub(super) fn draw<T>(
     for path in written {
         writeln!(std::io::stdout(), "{}", shown(path))?;
     }
-    Ok(Some((Drawing { generator, folder, stop }, made)))
+    Ok(Some((Samples { pipeline, folder, stop }, made)))
 }
 
 /// Whether step `done` of `steps` is one of the [`MOMENTS`] evenly spaced ones; the last step is.
@@ -240,7 +242,7 @@ fn is_moment(done: usize, steps: usize) -> bool {
     done * moments / steps != (done - 1) * moments / steps
 }
 
-/// The strip (a row for each image, noise to image) and the GIF (a grid at each moment).
+/// Writes the strip (a row per image, noise to image) and the GIF (a grid per moment).
 fn write_progress(moments: &[Moment], out: &Path) -> ddpm::Result<[PathBuf; 2]> {
     let count = moments.first().map_or(0, |(_, images)| images.len());
     let images: Vec<Image> =
@@ -257,7 +259,7 @@ fn write_progress(moments: &[Moment], out: &Path) -> ddpm::Result<[PathBuf; 2]> 
     let gif = out.join("progress.gif");
     let frame = |(_, images): &Moment| {
         let shape = images[0].shape();
-        image::grid(images, sheet::columns(images.len(), shape), 2).enlarge(sheet::factor(shape))
+        image::grid(images, sheet::columns(images.len(), shape), 2).enlarge(sheet::scale_factor(shape))
     };
     let frames: Vec<Image> = moments.iter().map(frame).collect();
     save_gif(&frames, FRAME_MS.0, FRAME_MS.1, &gif)?;
@@ -269,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_strip_has_ten_moments_and_ends_with_the_image() {
+    fn a_strip_has_ten_moments_and_ends_with_the_final_image() {
         for steps in [1, 3, 10, 37, 1000] {
             let moments: Vec<usize> = (1..=steps).filter(|&d| is_moment(d, steps)).collect();
             assert_eq!(moments.len(), MOMENTS.min(steps));

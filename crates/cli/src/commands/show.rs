@@ -3,9 +3,9 @@
 use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use ddpm::data::{Dataset, Draw};
+use ddpm::data::{AugmentKey, Dataset};
 use ddpm::image::{Image, save_png};
-use ddpm::output::{self, Kind};
+use ddpm::output::{self, FileKind};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
 use ddpm::schedule::Schedule;
@@ -16,16 +16,16 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Moments of a strip of the forward process, the image itself and pure noise among them.
+/// Columns of a strip of the forward process, including the image and pure noise.
 const MOMENTS: usize = 10;
-/// Longest side of an image in a strip, in pixels, unless a size is given.
+/// Maximum side of an image in a strip without `--size`, in pixels.
 const LONGEST: usize = 128;
 
-/// Draw what is behind a training: noise schedules, and how an image is lost in noise
+/// Plot noise schedules, or the noising of an image
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm show schedules                     compare the noise schedules: schedules.png\n  \
-    ddpm show noising cat.jpg               how an image is lost in noise: noising.png\n  \
+    ddpm show noising cat.jpg               the forward process on an image: noising.png\n  \
     ddpm show noising --data photos --size 64 --schedule linear --schedule cosine")]
 pub struct Args {
     #[command(subcommand)]
@@ -38,25 +38,25 @@ enum What {
     Noising(NoisingArgs),
 }
 
-/// Plot the noise schedules side by side: what is left of the image, and the signal-to-noise ratio
+/// Plot noise schedules: remaining signal, and signal-to-noise ratio
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm show schedules                                       all schedules, 1000 timesteps\n  \
     ddpm show schedules --schedule linear --schedule cosine   these two\n  \
-    ddpm show schedules --timesteps 300 -o short.png          as the 300-step tutorials have it\n  \
+    ddpm show schedules --timesteps 300 -o short.png          as in 300-step tutorials\n  \
     ddpm show schedules --set diffusion.zero_terminal_snr=true")]
 struct SchedulesArgs {
     #[command(flatten)]
     schedules: Schedules,
-    /// The PNG that is written
+    /// Output PNG
     #[arg(short, long, value_name = "FILE", default_value = "schedules.png")]
     out: PathBuf,
-    /// Replace a file that this program did not make
+    /// Overwrite an existing file not written by ddpm
     #[arg(long)]
     overwrite: bool,
 }
 
-/// Draw the forward process: an image at ten moments from itself to noise, a row for each schedule
+/// Show the forward process: an image at ten noise levels, one row per schedule
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     ddpm show noising cat.jpg                     with every schedule\n  \
@@ -64,40 +64,40 @@ struct SchedulesArgs {
     ddpm show noising --data mnist-folder --index 7\n  \
     ddpm show noising                             one of the built-in digits")]
 struct NoisingArgs {
-    /// An image file
+    /// Image file
     #[arg(value_name = "IMAGE", conflicts_with_all = ["data", "index"])]
     image: Option<PathBuf>,
-    /// Take the image from a data set: all that `ddpm train --data` takes
+    /// Take the image from a data set, as for `ddpm train --data`
     #[arg(long, value_name = "PATH", default_value = "digits")]
     data: String,
-    /// Which image of the data set, from 0
+    /// Index of the image in the data set
     #[arg(long, value_name = "N", default_value_t = 0)]
     index: usize,
-    /// Bring the image to this size: one side, or HEIGHTxWIDTH; at most 128 pixels a side if not given
+    /// Resize the image: one side, or HEIGHTxWIDTH; at most 128 pixels per side by default
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Seed of the noise, the same in all rows
+    /// Random seed of the noise, the same in all rows
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     #[command(flatten)]
     schedules: Schedules,
-    /// The PNG that is written
+    /// Output PNG
     #[arg(short, long, value_name = "FILE", default_value = "noising.png")]
     out: PathBuf,
-    /// Replace a file that this program did not make
+    /// Overwrite an existing file not written by ddpm
     #[arg(long)]
     overwrite: bool,
 }
 
 #[derive(clap::Args)]
 struct Schedules {
-    /// A schedule; may be given more than once. All if not given
+    /// Schedule; repeatable; all by default
     #[arg(long = "schedule", value_name = "NAME", value_parser = schedule_parser())]
     schedules: Vec<ScheduleKind>,
     /// Number of diffusion steps T
     #[arg(long, value_name = "N")]
     timesteps: Option<usize>,
-    /// Any setting, as diffusion.beta_end=0.012 (see `ddpm config`); may be given more than once
+    /// Any setting (`ddpm config`), e.g. diffusion.beta_end=0.012; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
 }
@@ -108,7 +108,7 @@ fn schedule_parser() -> impl TypedValueParser<Value = ScheduleKind> {
 }
 
 impl Schedules {
-    /// The settings, over a preset that leaves the images as they are; `more` goes over `--set`.
+    /// Settings based on a preset that does not transform images; `more` overrides `--set`.
     fn config(&self, more: &[(String, String)]) -> anyhow::Result<Config> {
         let mut overrides = pairs(&self.set)?;
         overrides.extend(more.iter().cloned());
@@ -116,7 +116,7 @@ impl Schedules {
         Ok(Config::load(Some("images"), None, &overrides)?)
     }
 
-    /// The chosen schedules by name; equal ones together.
+    /// The chosen schedules with their names; identical schedules share an entry.
     fn all(&self, config: &Config) -> anyhow::Result<Vec<(String, Schedule)>> {
         let chosen = if self.schedules.is_empty() { &ScheduleKind::ALL[..] } else { &self.schedules };
         let mut all: Vec<(String, Schedule)> = Vec::new();
@@ -139,12 +139,12 @@ impl Schedules {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (image, out) = match args.what {
         What::Schedules(args) => {
-            output::check(&args.out, Kind::Png, args.overwrite)?;
+            output::check(&args.out, FileKind::Png, args.overwrite)?;
             let all = args.schedules.all(&args.schedules.config(&[])?)?;
             (ddpm::plot::schedules(&all)?, args.out)
         }
         What::Noising(args) => {
-            output::check(&args.out, Kind::Png, args.overwrite)?;
+            output::check(&args.out, FileKind::Png, args.overwrite)?;
             (noising(&args)?, args.out)
         }
     };
@@ -157,7 +157,7 @@ fn noising(args: &NoisingArgs) -> anyhow::Result<Image> {
     let path = args.image.as_deref().map_or(args.data.clone(), |p| p.to_string_lossy().into_owned());
     let mut config = args.schedules.config(&[("data.path".to_owned(), path)])?;
     let schedules = args.schedules.all(&config)?;
-    // No network sees the image: any size does.
+    // No network constrains the size.
     if let Some(text) = &args.size {
         config.data.size = Some(size(text)?);
     }
@@ -166,9 +166,9 @@ fn noising(args: &NoisingArgs) -> anyhow::Result<Image> {
         bail!("{} has {} images; give --index 0 to {}", data.summary().source, data.len(), data.len() - 1);
     }
     let shape = data.shape();
-    let mut x_0 = vec![0.0; shape.values()];
-    data.read(args.index, Draw::default(), &mut x_0)?;
-    // A noise of its own for each image, which all rows share: they differ by the schedule alone.
+    let mut x_0 = vec![0.0; shape.num_elements()];
+    data.read(args.index, AugmentKey::default(), &mut x_0)?;
+    // All rows share the noise of the image, so that they differ only by schedule.
     let mut eps = vec![0.0; x_0.len()];
     Stream::new(args.seed, Purpose::Noise, 0, args.index as u32).fill_normal(&mut eps);
 
@@ -199,10 +199,10 @@ fn size(text: &str) -> anyhow::Result<Size> {
     side(height)
         .zip(side(width))
         .map(|(height, width)| Size { height, width })
-        .with_context(|| format!("--size {text}: give one side in pixels, or HEIGHTxWIDTH, as 28x32"))
+        .with_context(|| format!("--size {text}: give one side in pixels, or HEIGHTxWIDTH, e.g. 28x32"))
 }
 
-/// Opens the data set, its images no larger than fits a strip unless they have a size already.
+/// Opens the data set, scaled down to fit a strip unless a size is set.
 fn open(config: &mut Config) -> anyhow::Result<Box<dyn Dataset>> {
     let data = open_data(config)?;
     let shape = data.shape();
@@ -215,7 +215,7 @@ fn open(config: &mut Config) -> anyhow::Result<Box<dyn Dataset>> {
     Ok(open_data(config)?)
 }
 
-/// Numbers of steps from none to `timesteps`, evenly spaced.
+/// Evenly spaced step counts from 0 to `timesteps`.
 fn moments(timesteps: usize) -> Vec<usize> {
     let last = MOMENTS - 1;
     let mut moments: Vec<usize> = (0..=last).map(|i| (2 * i * timesteps + last) / (2 * last)).collect();

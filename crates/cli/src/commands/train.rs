@@ -3,7 +3,7 @@
 use crate::commands::pairs;
 use crate::listing::{first_lines, write_all};
 use crate::progress::{Progress, count, human_bytes, human_time};
-use crate::signals::{Hold, hold, say_when_stopped, stop_flag};
+use crate::signals::{Hold, hold, set_stop_hint, stop_flag};
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
@@ -15,91 +15,90 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// About how long the time of a step may be measured.
+/// Approximate time budget for timing a step.
 const TIMING: Duration = Duration::from_secs(3);
-/// A first step that takes longer than this is announced.
+/// A first step expected to take longer is announced.
 const LONG_STEP: Duration = Duration::from_secs(5);
 
-/// Train a network on images, or take up an earlier run
+/// Train a network on images, or resume a run
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm train                                     the built-in digits and a small network\n  \
-    ddpm train --data photos --size 32             a folder of images, or one folder per class\n  \
-    ddpm train --preset mnist --data mnist-folder  the DDPM-Pytorch tutorial's system\n  \
-    ddpm train --config default.yaml               the tutorial's own file\n  \
-    ddpm train --data photos --dry-run             only tell what it would take\n  \
-    ddpm train --resume runs/run-001               go on where a run stopped")]
+    ddpm train                                     a small network on the built-in digits\n  \
+    ddpm train --data photos --size 32             a folder of images, or one subfolder per class\n  \
+    ddpm train --preset mnist --data mnist-folder  the network of the DDPM-Pytorch tutorial\n  \
+    ddpm train --config default.yaml               the tutorial's own settings file\n  \
+    ddpm train --data photos --dry-run             only print time, memory and disk needed\n  \
+    ddpm train --resume runs/run-001               continue a run")]
 pub struct Args {
-    /// A folder or zip of images (flat, or one folder per class), or a folder of IDX files or CIFAR batches; `digits`
-    /// are the built-in ones
+    /// Image folder or zip (flat, or one subfolder per class), folder of IDX files or CIFAR batches, or the built-in
+    /// `digits`
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// A named set of settings (`ddpm config --list`); `images` if only --data is given, else `digits`
+    /// Preset (`ddpm config --list`); `images` with --data, else `digits`
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     preset: Option<String>,
-    /// A file of settings: our TOML, or the DDPM-Pytorch tutorial's YAML
+    /// Settings file: TOML, or the YAML of the DDPM-Pytorch tutorial
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     config: Option<PathBuf>,
-    /// Bring images to this size: one side, or HEIGHTxWIDTH
+    /// Resize images to this size: one side, or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE")]
     size: Option<String>,
-    /// Bring images to this many channels: 1 grey, 3 RGB, 2 and 4 with alpha
+    /// Convert images to this many channels: 1 grey, 3 RGB, 2 or 4 with alpha
     #[arg(long, value_name = "N")]
     channels: Option<usize>,
-    /// What to do about files that cannot be read: fail or skip
-    #[arg(long, value_name = "WHAT")]
+    /// What to do with unreadable files: fail or skip
+    #[arg(long, value_name = "ACTION")]
     on_bad_file: Option<String>,
-    /// Steps in all
+    /// Total number of training steps
     #[arg(long, value_name = "N", conflicts_with = "epochs")]
     steps: Option<u64>,
-    /// Passes over the data in all
+    /// Total number of passes over the data
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
-    /// Images a step
+    /// Images per batch
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
     /// Learning rate
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
-    /// Seed of all random numbers
+    /// Random seed
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// What computes: auto, cpu, cuda or cuda:1
+    /// Device: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceChoice>,
-    /// Threads; 0 takes all cores
+    /// CPU threads; 0 uses all cores
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Any other setting, as train.keep=3 (see `ddpm config`); may be given more than once
+    /// Any other setting (`ddpm config`), e.g. train.keep=3; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Name of the run; numbered if not given
+    /// Name of the run; run-001, run-002, ... by default
     #[arg(long, value_name = "NAME", conflicts_with = "resume")]
     name: Option<String>,
-    /// The folder that holds the runs
+    /// Folder that holds the runs
     #[arg(long, value_name = "FOLDER", default_value = RUNS)]
     runs: PathBuf,
-    /// Start from these weights: of a run, or of any file or folder that `ddpm import` reads
-    #[arg(long, value_name = "PATH", conflicts_with = "resume", group = "taken")]
+    /// Start from weights of a run, or any checkpoint `ddpm import` reads
+    #[arg(long, value_name = "PATH", conflicts_with = "resume", group = "start_weights")]
     init: Option<PathBuf>,
-    /// Take up this run with everything as it was, but for what is edited in its config.toml or given here: other settings are told,
-    /// and those that are part of what it has learnt refused
-    #[arg(long, value_name = "RUN", group = "taken")]
+    /// Resume this run. Settings given here or edited in its config.toml may differ, except those that its weights depend
+    /// on
+    #[arg(long, value_name = "RUN", group = "start_weights")]
     resume: Option<PathBuf>,
-    /// With --resume: from this checkpoint (a step) instead of the newest
+    /// With --resume: checkpoint to use, by its step; the newest by default
     #[arg(long, value_name = "STEP", requires = "resume")]
     checkpoint: Option<String>,
-    /// With --resume or --init: go on even with settings that are part of what the weights have learnt, or with a checkpoint of
-    /// another run
-    #[arg(long, requires = "taken")]
+    /// With --resume or --init: accept settings that the weights were not trained with, and another run's checkpoint
+    #[arg(long, requires = "start_weights")]
     force: bool,
-    /// Tell what it would take, and stop
+    /// Print what training would take, and exit
     #[arg(long)]
     dry_run: bool,
 }
 
 impl Args {
-    /// The flags as settings, the strongest last.
+    /// The flags as settings; later ones override earlier ones.
     fn overrides(&self) -> anyhow::Result<Vec<(String, String)>> {
         let mut all = pairs(&self.set)?;
         let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
@@ -118,13 +117,13 @@ impl Args {
     }
 }
 
-/// `28x32` as the settings have it.
+/// `28x32` in the syntax of the settings.
 pub(super) fn size(text: &str) -> Option<String> {
     let (h, w) = text.split_once(['x', 'X'])?;
     Some(format!("[{h}, {w}]"))
 }
 
-/// The data's place must still be right when the run is taken up elsewhere.
+/// Makes data paths absolute, so that the run can be resumed from another folder.
 pub(super) fn absolute_paths(config: &mut Config) {
     let data = &mut config.data;
     data.path = absolute(&data.path);
@@ -132,7 +131,7 @@ pub(super) fn absolute_paths(config: &mut Config) {
 }
 
 pub(super) fn absolute(path: &str) -> String {
-    // Folders of these names are ./digits and ./unknown.
+    // Reserved names; folders so named are given as ./digits and ./unknown.
     if path == "digits" || path == UNKNOWN_DATA {
         return path.to_owned();
     }
@@ -151,40 +150,40 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             };
             let checkpoint = args.checkpoint.as_deref();
             let resume = Resume { checkpoint, change: &change, force: args.force };
-            let early = early_of_run(&args, run, &change);
-            early.iter().for_each(tell_plan);
+            let early = outline_resumed(&args, run, &change);
+            early.iter().for_each(print_plan);
             let reading = Progress::waiting("reading the run and its images");
             if args.dry_run {
                 let (mut trainer, remarks) = Session::prepare_resume(&args.runs, run, &resume)?;
                 reading.finish();
-                tell_trainer(&mut trainer, &remarks, early.as_ref())?;
+                print_trainer(&mut trainer, &remarks, early.as_ref())?;
                 return Ok(ExitCode::SUCCESS);
             }
             let mut session = Session::resume(&args.runs, run, &resume)?;
             reading.finish();
             let remarks = session.take_remarks();
-            let time = tell_trainer(session.trainer(), &remarks, early.as_ref())?;
+            let time = print_trainer(session.trainer(), &remarks, early.as_ref())?;
             train(session, time)
         }
         None => {
-            let own = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
-            let preset = args.preset.as_deref().or(own.then_some("images"));
+            let custom_data = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
+            let preset = args.preset.as_deref().or(custom_data.then_some("images"));
             let mut loaded = Config::load_with_notes(preset, args.config.as_deref(), &overrides)?;
             for note in &loaded.notes {
-                tell!("note: {note}");
+                status!("note: {note}");
             }
             absolute_paths(&mut loaded.config);
-            // Before the images are read, which may take long.
+            // Before reading the images, which may take long.
             let early = outline(&loaded.config)?;
-            early.iter().for_each(tell_plan);
+            early.iter().for_each(print_plan);
             let init = args.init.as_deref().map(|path| Init { path, force: args.force });
             let reading = Progress::waiting("reading the images");
             let (mut trainer, remarks) = Session::prepare(&loaded.config, init)?;
             reading.finish();
-            let time = tell_trainer(&mut trainer, &remarks, early.as_ref())?;
+            let time = print_trainer(&mut trainer, &remarks, early.as_ref())?;
             if args.dry_run {
                 if let Some(line) = write_all(&trainer.data().summary().skipped, None) {
-                    tell!("left out  {line}");
+                    status!("skipped   {line}");
                 }
                 return Ok(ExitCode::SUCCESS);
             }
@@ -194,25 +193,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Trains to the end, or until it is stopped.
+/// Trains until the last step or an interruption.
 fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCode> {
     let path = session.run_folder().path().to_owned();
-    tell!("run       {}", shown(&path));
+    status!("run       {}", shown(&path));
     if let Some(line) = write_all(&session.trainer().data().summary().skipped, Some(&path)) {
-        tell!("          left out: {line}");
+        status!("          skipped: {line}");
     }
     let folder = quoted(&path);
-    say_when_stopped(format!("; go on with:  ddpm train --resume {folder}"));
+    set_stop_hint(format!("; resume with:  ddpm train --resume {folder}"));
 
     let mut steps = Progress::new("training", session.trainer().steps());
     let (done, all) = (session.trainer().steps_done(), session.trainer().steps());
     if let Some(step) = step.filter(|&step| step > LONG_STEP && done < all) {
-        steps.line(&format!("training  the first step, about {}", human_time(step)));
+        steps.line(&format!("training  the first step takes about {}", human_time(step)));
     }
-    steps.set(done, all, || "the first step".to_owned());
-    let mut drawing: Option<Progress> = None;
+    steps.set(done, all, || "first step".to_owned());
+    let mut sampling: Option<Progress> = None;
     let mut sheet = None;
-    // What was learnt since the last checkpoint.
+    // Progress since the last checkpoint.
     let mut unsaved: Option<Hold> = None;
     let outcome = session.train(&stop_flag(), &mut |event| match event {
         Event::Step { step, steps: all, loss, images_per_second, left } => {
@@ -221,12 +220,12 @@ fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCod
                 format!("loss {loss:.4}  {images_per_second:.1} images/s  {} left", human_time(left))
             });
         }
-        Event::Drawing { done, steps: all } => drawing
-            .get_or_insert_with(|| Progress::new("drawing samples", all as u64))
+        Event::Sampling { done, steps: all } => sampling
+            .get_or_insert_with(|| Progress::new("sampling", all as u64))
             .set(done as u64, all as u64, String::new),
         Event::Samples { step, path } => {
-            if let Some(drawing) = drawing.take() {
-                drawing.finish();
+            if let Some(sampling) = sampling.take() {
+                sampling.finish();
             }
             steps.line(&format!("step {step}: samples {}", shown(path)));
             sheet = Some(path.to_owned());
@@ -235,9 +234,7 @@ fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCod
             unsaved = None;
             steps.line(&format!("step {step}: checkpoint {}", shown(path)));
         }
-        Event::Stopping { step } => {
-            steps.line(&format!("stopping: the checkpoint of step {step} is written"))
-        }
+        Event::Stopping { step } => steps.line(&format!("stopping: writing the checkpoint of step {step}")),
         Event::Warning(text) => steps.line(&format!("warning: {text}")),
         Event::Note(text) => steps.line(&format!("note: {text}")),
     })?;
@@ -245,26 +242,26 @@ fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCod
     match outcome {
         Outcome::Finished => {
             if let Some(sheet) = sheet {
-                tell!("\nlook at  {}", shown(sheet));
+                status!("\nsamples:  {}", shown(sheet));
             }
-            tell!("more of these:  ddpm sample {folder} -n 64 --seed 7");
+            status!("sample more:  ddpm sample {folder} -n 64 --seed 7");
             Ok(ExitCode::SUCCESS)
         }
         Outcome::Diverged => {
             anyhow::bail!(
-                "all steps are made, but the training diverged: {}",
+                "all steps are completed, but training diverged: {}",
                 session.divergence().unwrap_or_default()
             )
         }
         Outcome::Stopped => {
-            tell!("\nstopped; go on with:  ddpm train --resume {folder}");
+            status!("\nstopped; resume with:  ddpm train --resume {folder}");
             Ok(ExitCode::from(crate::INTERRUPTED))
         }
     }
 }
 
-/// What going on with a run will take, as far as its settings say. Whatever is wrong with them is told when it is taken up.
-fn early_of_run(
+/// What resuming a run will take, from its settings alone. `None` if they are invalid: resuming reports why.
+fn outline_resumed(
     args: &Args,
     run: &Path,
     change: &dyn Fn(&mut Config) -> ddpm::Result<()>,
@@ -274,20 +271,20 @@ fn early_of_run(
     outline(&config).ok()?
 }
 
-/// Tells of what training takes, unless that was told `early`, of the data, and of what a person should know; then of the time of a
-/// step, which it gives.
-fn tell_trainer(
+/// Prints what training takes, unless `early` was already printed, the data and the remarks; then measures, prints and returns the
+/// time of a step.
+fn print_trainer(
     trainer: &mut Trainer,
     remarks: &[Remark],
     early: Option<&TrainPlan>,
 ) -> anyhow::Result<Option<Duration>> {
     let plan = trainer.plan();
     if early.is_none_or(|e| (e.parameters, e.arena_bytes) != (plan.parameters, plan.arena_bytes)) {
-        tell_plan(&plan);
+        print_plan(&plan);
     }
-    tell_data(trainer.data().summary(), plan.data_bytes);
+    print_data(trainer.data().summary(), plan.data_bytes);
     for remark in remarks {
-        tell!("{remark}");
+        status!("{remark}");
     }
     let timing = Progress::waiting("timing a step");
     let time = trainer.time_step(TIMING)?;
@@ -301,23 +298,23 @@ fn tell_trainer(
                 _ => human_time(step),
             };
             let (total, steps) = (human_time(total), count(plan.steps, "step"));
-            tell!("time      about {total} for {steps} of {one} ({gflop:.1} GFLOP each; {device})");
+            status!("time      about {total} for {steps} of {one} ({gflop:.1} GFLOP each; {device})");
         }
-        None => tell!(
-            "time      {} of {gflop:.1} GFLOP; how long one takes is known after the first ({device})",
+        None => status!(
+            "time      {} of {gflop:.1} GFLOP; the first step will show how long one takes ({device})",
             count(plan.steps, "step")
         ),
     }
     Ok(time)
 }
 
-fn tell_data(data: &Summary, bytes: u64) {
+fn print_data(data: &Summary, bytes: u64) {
     let classes = match data.classes as u64 {
         0 => String::new(),
         1 => ", 1 class".to_owned(),
         n => format!(", {n} classes"),
     };
-    tell!(
+    status!(
         "data      {}: {}, {}, {} bit{classes}, {} in memory",
         escaped(&data.source),
         count(data.images as u64, "image"),
@@ -326,21 +323,21 @@ fn tell_data(data: &Summary, bytes: u64) {
         human_bytes(bytes)
     );
     for note in &data.notes {
-        tell!("          {}", escaped(note));
+        status!("          {}", escaped(note));
     }
     for line in first_lines(&data.skipped) {
-        tell!("          left out {line}");
+        status!("          skipped {line}");
     }
 }
 
-/// Tells what is known before a step is made.
-fn tell_plan(plan: &TrainPlan) {
-    tell!("network   {}", count(plan.parameters as u64, "parameter"));
-    tell!(
-        "memory    {} (network, optimizer and activations {}, threads {}), and the data's",
+/// Prints what is known before the first step.
+fn print_plan(plan: &TrainPlan) {
+    status!("network   {}", count(plan.parameters as u64, "parameter"));
+    status!(
+        "memory    {} (network, optimizer and activations {}, threads {}), plus the data",
         human_bytes(plan.arena_bytes + plan.scratch_bytes),
         human_bytes(plan.arena_bytes),
         human_bytes(plan.scratch_bytes)
     );
-    tell!("disk      {} a checkpoint", human_bytes(plan.checkpoint_bytes));
+    status!("disk      {} per checkpoint", human_bytes(plan.checkpoint_bytes));
 }

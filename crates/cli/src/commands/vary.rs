@@ -1,67 +1,76 @@
 //! `ddpm vary`.
 
-use super::edit::{EditFlags, Named, Shown};
+use super::edit::{EditFlags, EditRequest, SheetParts};
 use super::flags::{BatchFlags, SamplerFlags, given, stem};
 use ddpm::edit::Vary;
-use ddpm::generate::Request;
+use ddpm::generate::SampleRequest;
 use ddpm::image::Image;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Part of the timesteps unless another is asked for.
+/// Default strength.
 const STRENGTH: f64 = 0.5;
 
-/// Vary an image: noise it, and draw on from there (SDEdit)
+/// Make variations of an image: add noise, then denoise (SDEdit)
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm vary runs/run-001 cat.png                   seven variations, and a sheet of them\n  \
-    ddpm vary runs/run-001 cat.png --strength 0.3    nearer to the image\n  \
-    ddpm vary runs/run-001 sketch.png --strength 0.7   what the run makes of a sketch")]
+    ddpm vary runs/run-001 cat.png                     seven variations and a sheet\n  \
+    ddpm vary runs/run-001 cat.png --strength 0.3      closer to the image\n  \
+    ddpm vary runs/run-001 sketch.png --strength 0.7   an image from a sketch")]
 pub struct Args {
-    /// The image
+    /// Image to vary
     #[arg(index = 2)]
     image: PathBuf,
-    /// Part of the timesteps that the image is noised by: 0 gives it back, 1 is a drawing from noise
-    #[arg(long, value_name = "PART", default_value_t = STRENGTH, allow_negative_numbers = true)]
+    /// Fraction of the timesteps to noise the image by: 0 returns it, 1 samples from pure noise
+    #[arg(long, value_name = "FRACTION", default_value_t = STRENGTH, allow_negative_numbers = true)]
     strength: f64,
-    /// How many variations
+    /// Number of variations
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 7)]
     count: usize,
     #[command(flatten)]
     sampler: SamplerFlags,
     #[command(flatten)]
-    many: BatchFlags,
+    batch: BatchFlags,
     #[command(flatten)]
     edit: EditFlags,
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (count, seed, batch) = (args.count, args.many.seed, args.many.batch_size);
+    let (count, seed, batch) = (args.count, args.batch.seed, args.batch.batch_size);
     let editor = args.edit.open(|run| {
-        Ok(Request { count, seed, batch, sampling: args.sampler.options(run)?, ..Request::default() })
+        Ok(SampleRequest {
+            count,
+            seed,
+            batch,
+            sampling: args.sampler.options(run)?,
+            ..SampleRequest::default()
+        })
     })?;
-    let generator = editor.generator();
-    let prediction = generator.config().diffusion.prediction;
-    let vary = Vary::new(editor.request.sampling, generator.schedule(), prediction, args.strength)?;
+    let pipeline = editor.pipeline();
+    let prediction = pipeline.config().diffusion.prediction;
+    let vary = Vary::new(editor.request.sampling, pipeline.schedule(), prediction, args.strength)?;
     let image = editor.image(&args.image)?;
     let strength = given([("strength", (args.strength != STRENGTH).then(|| args.strength.to_string()))]);
-    let mut folder = editor.folder(Named {
+    let mut folder = editor.folder(EditRequest {
         command: "vary",
         what: format!("vary-{}-seed-{seed}", stem(&args.image)),
-        said: [strength, args.sampler.said()].concat(),
+        explicit: [strength, args.sampler.explicit_flags()].concat(),
         files: vec![("image", args.image.clone())],
         request: vec![("strength", args.strength.into())],
     })?;
-    let whole = editor.draw(
+    let finished = editor.sample(
         &mut folder,
         "varying",
-        &mut |denoiser, seeds, on_step| vary.draw(denoiser, seeds, &image.numbers, on_step),
+        &mut |denoiser, seeds, on_step| vary.sample(denoiser, seeds, &image.values, on_step),
         &mut |_, _| Ok(()),
     )?;
-    if !whole {
+    if !finished {
         return Ok(ExitCode::from(crate::INTERRUPTED));
     }
-    let before = vec![(Image::from_unit(&image.numbers, image.shape), "input".to_owned())];
-    editor.finish(&folder, Shown { before, caption: &|i| format!("varied {i}"), after: Vec::new() })?;
+    let before = vec![(Image::from_unit(&image.values, image.shape), "input".to_owned())];
+    editor.write_sheet(
+        &folder,
+        SheetParts { before, caption: &|i| format!("varied {i}"), after: Vec::new() },
+    )?;
     Ok(ExitCode::SUCCESS)
 }

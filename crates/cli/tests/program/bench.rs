@@ -1,6 +1,6 @@
-//! Measuring.
+//! `ddpm bench`.
 
-use crate::support::{Done, Place, TINY, names};
+use crate::support::{Done, TINY, TestDir, names};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::process::Stdio;
@@ -11,17 +11,17 @@ fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
 }
 
 fn bench(more: &[&str]) -> Done {
-    let place = Place::new();
-    let done = place.ddpm(&args(more)).well();
-    assert!(names(&place.path("")).is_empty());
+    let dir = TestDir::new();
+    let done = dir.ddpm(&args(more)).succeeds();
+    assert!(names(&dir.path("")).is_empty());
     done
 }
 
-/// A number that was measured, above zero.
+/// A measured number, which must be positive.
 #[track_caller]
 fn positive(value: &Value) -> f64 {
     let number = value.as_f64().filter(|&v| v > 0.0);
-    number.unwrap_or_else(|| panic!("{value} is not above zero"))
+    number.unwrap_or_else(|| panic!("{value} is not positive"))
 }
 
 #[test]
@@ -31,7 +31,7 @@ fn the_number_of_threads_is_a_flag() {
 }
 
 #[test]
-fn a_person_is_told_everything() {
+fn the_report_has_every_part() {
     let out = bench(&["--runs=1", "--profile"]).out;
     for part in [
         "attention, ",
@@ -57,7 +57,7 @@ fn a_person_is_told_everything() {
 }
 
 #[test]
-fn json_has_the_same_and_agrees_with_itself() {
+fn json_reports_are_consistent() {
     let out = bench(&["--runs=2", "--json", "--profile", "--set=train.accumulate=2"]).out;
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["network"], "attention");
@@ -78,7 +78,7 @@ fn json_has_the_same_and_agrees_with_itself() {
         }
     }
     assert_eq!([&parts[0]["images"], &parts[1]["images"], &parts[3]["images"]], [8, 4, 1]);
-    // Eight images forward and back against four forward.
+    // Forward and backward of eight images against forward of four.
     let (step, pass) = (positive(&parts[0]["gflop"]), positive(&parts[1]["gflop"]));
     assert!((4.0..=6.5).contains(&(step / pass)), "{step} {pass}");
     let shares = parts[0]["shares"].as_array().unwrap();
@@ -109,13 +109,13 @@ fn random_images_have_any_size_and_channels_and_need_no_files() {
 
 #[test]
 fn a_step_waits_for_its_line() {
-    let place = Place::new();
+    let dir = TestDir::new();
     for (flags, part) in [
         (&["--loop=on-line"][..], "train"),
         (&["--loop=on-line", "--only=forward"], "forward"),
         (&["--loop=on-line", "--only=sample"], "sample"),
     ] {
-        let mut command = place.command(&args(&[flags, &["--json"]].concat()));
+        let mut command = dir.command(&args(&[flags, &["--json"]].concat()));
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut to = child.stdin.take().unwrap();
         let mut from = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -136,21 +136,20 @@ fn a_step_waits_for_its_line() {
 
 #[cfg(unix)]
 #[test]
-fn a_loop_goes_on_until_nobody_listens() {
-    let place = Place::new();
+fn a_loop_runs_until_its_output_is_closed() {
+    let dir = TestDir::new();
     let flags = TINY.map(|f| format!("'{f}'")).join(" ");
-    let done =
-        place.shell(&format!("{{ \"$ddpm\" bench --loop {flags} 2>err; echo $? >code; }} | head -n 3"));
+    let done = dir.shell(&format!("{{ \"$ddpm\" bench --loop {flags} 2>err; echo $? >code; }} | head -n 3"));
     assert_eq!(done.out.lines().filter(|l| l.starts_with("train ") && l.ends_with(" s")).count(), 3);
-    assert_eq!(std::fs::read_to_string(place.path("err")).unwrap(), "");
-    assert_eq!(std::fs::read_to_string(place.path("code")).unwrap(), "0\n");
+    assert_eq!(std::fs::read_to_string(dir.path("err")).unwrap(), "");
+    assert_eq!(std::fs::read_to_string(dir.path("code")).unwrap(), "0\n");
 }
 
 #[test]
-fn what_cannot_be_measured_is_told() {
-    let place = Place::new();
-    place.ddpm(&args(&["--loop", "--runs=3"])).fails(2, &["--runs"]);
-    place.ddpm(&args(&["--only=sampling"])).fails(2, &["sampling", "sample"]);
-    place.ddpm(&args(&["--random-data", "--set=data.size=13"])).fails(1, &["13x13"]);
-    place.ddpm(&args(&["--set=data.path=not-there"])).fails(1, &["not-there"]);
+fn invalid_benchmarks_are_rejected() {
+    let dir = TestDir::new();
+    dir.ddpm(&args(&["--loop", "--runs=3"])).fails(2, &["--runs"]);
+    dir.ddpm(&args(&["--only=sampling"])).fails(2, &["sampling", "sample"]);
+    dir.ddpm(&args(&["--random-data", "--set=data.size=13"])).fails(1, &["13x13"]);
+    dir.ddpm(&args(&["--set=data.path=not-there"])).fails(1, &["not-there"]);
 }

@@ -1,9 +1,9 @@
-//! The commands of README and docs, each run as it stands there.
+//! Runs the commands of README and docs as written.
 //!
-//! A document is read from top to bottom in one folder, which holds the files that its commands name. Runs that take hours
-//! are interrupted once they have begun: what is tested is that the command is accepted, finds what it names, and computes.
+//! Each document is run from top to bottom in one folder that holds the files its commands name. Commands that take hours are
+//! interrupted once they have started: the test is that they are accepted, find their files, and compute.
 
-use crate::support::{Done, Place, TUTORIAL, image, interrupt};
+use crate::support::{Done, TUTORIAL, TestDir, image, interrupt};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-/// Commands that cannot run here, by how they begin, and where they run instead.
+/// Prefixes of commands that cannot run here, and why or where they run instead.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("./test", "it runs this test"),
     ("cargo install", "builds what is tested here"),
@@ -35,18 +35,18 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("ddpm sample runs/run-001 --device cuda", "crates/cli/tests/cuda.rs, on a stand-in for the driver"),
 ];
 
-/// How the README begins for who has no program yet.
+/// How the README runs the program without installing it.
 const FROM_SOURCE: &str = "cargo run --release -- ";
-/// What takes too long to run to its end. Everything else must finish.
+/// Commands that take too long to finish; all others must finish.
 const LONG: [&str; 4] = ["ddpm train", "ddpm bench", "ddpm sample runs/mnist", "ddpm sample runs/cifar10"];
-/// How long a training may run without having ended its first step before it is interrupted.
+/// Time after which training is interrupted if its first step has not finished.
 const FIRST_STEP: Duration = Duration::from_secs(8);
-/// How long everything else that is long runs before it is interrupted.
+/// Time after which other long commands are interrupted.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The longest that a command may take.
+/// Time limit of a command.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Flags that make the training of a document short, beside those that the document gives.
+/// Flags added to a document's training commands to shorten them.
 const SHORT: [&str; 8] = [
     "--set=diffusion.timesteps=50",
     "--set=attention.down_channels=[8, 8, 8]",
@@ -70,7 +70,7 @@ fn read(document: &str) -> String {
     fs::read_to_string(repository().join(document)).expect(document)
 }
 
-/// README and everything in docs.
+/// README and all of docs.
 fn documents() -> Vec<String> {
     let docs = fs::read_dir(repository().join("docs")).expect("docs");
     let names = docs.map(|entry| entry.expect("docs").file_name().into_string().expect("UTF-8"));
@@ -81,7 +81,7 @@ fn documents() -> Vec<String> {
     all
 }
 
-/// The commands of the blocks marked `sh`, without comments.
+/// The commands in `sh` blocks, without comments.
 fn commands(text: &str) -> Vec<String> {
     let (mut inside, mut all, mut open) = (false, Vec::new(), String::new());
     for line in text.lines() {
@@ -102,7 +102,7 @@ fn commands(text: &str) -> Vec<String> {
     all
 }
 
-/// What a text has between backticks that begins with `ddpm `, outside of blocks.
+/// Inline code that begins with `ddpm `.
 fn mentions(text: &str) -> Vec<String> {
     let mut inside = false;
     let outside = text.lines().filter(|line| {
@@ -115,48 +115,48 @@ fn mentions(text: &str) -> Vec<String> {
     spans.filter(|span| span.starts_with("ddpm ")).map(str::to_owned).collect()
 }
 
-/// The lines of all runs' metrics.
-fn steps(place: &Place) -> usize {
-    let runs = fs::read_dir(place.path("runs")).into_iter().flatten().flatten();
+/// The number of metrics lines of all runs.
+fn steps(dir: &TestDir) -> usize {
+    let runs = fs::read_dir(dir.path("runs")).into_iter().flatten().flatten();
     let metrics = runs.map(|run| fs::read_to_string(run.path().join("metrics.jsonl")).unwrap_or_default());
     metrics.map(|text| text.lines().count()).sum()
 }
 
-/// Runs a command in the folder, with `ddpm` on the path; what is long is interrupted once it has begun.
+/// Runs a command in the folder, with `ddpm` on the path; interrupts a long one once it has started.
 #[track_caller]
-fn run(place: &Place, command: &str) {
-    let begun = Instant::now();
-    let before = steps(place);
-    let mut shell = place.shell_command(&format!("exec {command}"));
+fn run(dir: &TestDir, command: &str) {
+    let start = Instant::now();
+    let before = steps(dir);
+    let mut shell = dir.shell_command(&format!("exec {command}"));
     let mut child = shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let long = LONG.iter().any(|l| command.starts_with(l)) && !command.contains("--dry-run");
-    let mut asked = false;
+    let mut interrupted = false;
     let (out, err) = (drain(child.stdout.take()), drain(child.stderr.take()));
     let status = loop {
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
-        if begun.elapsed() > LIMIT {
+        if start.elapsed() > LIMIT {
             child.kill().unwrap();
             panic!("{command}: it takes too long");
         }
         let wait = if command.starts_with("ddpm train") { FIRST_STEP } else { PATIENCE };
-        if long && !asked && (steps(place) > before || begun.elapsed() > wait) {
+        if long && !interrupted && (steps(dir) > before || start.elapsed() > wait) {
             interrupt(&child);
-            asked = true;
+            interrupted = true;
         }
         std::thread::sleep(Duration::from_millis(10));
     };
     let done = Done { code: status.code(), out: out.join().unwrap(), err: err.join().unwrap() };
-    println!("{:6.1} s  {command}", begun.elapsed().as_secs_f64());
+    println!("{:6.1} s  {command}", start.elapsed().as_secs_f64());
     match done.code {
         Some(0) => {}
-        Some(130) if asked => {}
+        Some(130) if interrupted => {}
         _ => panic!("{command}\n{}{}", done.out, done.err),
     }
 }
 
-/// Reads what a program writes, so that it never waits for a reader.
+/// Reads a pipe in a thread, so that the program never blocks on it.
 fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut text = Vec::new();
@@ -167,27 +167,27 @@ fn drain(pipe: Option<impl std::io::Read + Send + 'static>) -> std::thread::Join
 
 /// Runs a document's commands from top to bottom.
 #[track_caller]
-fn follow(document: &str, place: &Place) {
-    follow_with(document, place, &|_| ());
+fn follow(document: &str, dir: &TestDir) {
+    follow_with(document, dir, &|_| ());
 }
 
-/// The same; `after` is called after each command.
+/// Like [`follow`], calling `after` after each command.
 #[track_caller]
-fn follow_with(document: &str, place: &Place, after: &dyn Fn(&str)) {
+fn follow_with(document: &str, dir: &TestDir, after: &dyn Fn(&str)) {
     for command in commands(&read(document)) {
         if ELSEWHERE.iter().any(|(start, _)| command.starts_with(start)) {
             continue;
         }
         let command =
             command.strip_prefix(FROM_SOURCE).map_or(command.clone(), |rest| format!("ddpm {rest}"));
-        run(place, &command);
+        run(dir, &command);
         after(&command);
     }
 }
 
-/// Trains a run to its end with the flags of commands that the document has, and those that make it short.
+/// Trains a run to its end with the flags of the document's commands and those that shorten it.
 #[track_caller]
-fn prepare(place: &Place, document: &str, name: &str, taken: &[&str], more: &[&str]) {
+fn prepare(dir: &TestDir, document: &str, name: &str, taken: &[&str], more: &[&str]) {
     let there = commands(&read(document));
     let mut args = vec!["train".to_owned(), "--name".to_owned(), name.to_owned()];
     for &command in taken {
@@ -197,10 +197,10 @@ fn prepare(place: &Place, document: &str, name: &str, taken: &[&str], more: &[&s
         args.extend(flags.map(str::to_owned));
     }
     args.extend(SHORT.iter().chain(more).map(|&flag| flag.to_owned()));
-    place.ddpm(&args).well();
+    dir.ddpm(&args).succeeds();
 }
 
-/// Colour images in files.
+/// Writes `n` colour images.
 fn images(folder: &Path, n: u32) {
     for i in 0..n {
         let image = image::RgbImage::from_fn(40, 32, |x, y| {
@@ -211,24 +211,24 @@ fn images(folder: &Path, n: u32) {
     }
 }
 
-/// The images that the commands for editing name.
-fn images_to_edit(place: &Place) {
+/// Writes the images that the editing commands name.
+fn images_to_edit(dir: &TestDir) {
     for (name, value) in
         [("cat.png", 60), ("cat.jpg", 60), ("a.png", 100), ("b.png", 180), ("noisy.png", 120)]
     {
-        image(&place.path(name), 16, 16, value);
+        image(&dir.path(name), 16, 16, value);
     }
     let mask = image::GrayImage::from_fn(16, 16, |x, _| image::Luma([if x < 8 { 255 } else { 0 }]));
-    mask.save(place.path("mask.png")).unwrap();
+    mask.save(dir.path("mask.png")).unwrap();
 }
 
-/// DDPM-Pytorch's settings, as its repository has them.
-fn tutorial_yaml(place: &Place) {
-    images(&place.path("data/train/images"), 4);
-    fs::write(place.path("default.yaml"), TUTORIAL).unwrap();
+/// Writes DDPM-Pytorch's settings and images, laid out as in its repository.
+fn tutorial_yaml(dir: &TestDir) {
+    images(&dir.path("data/train/images"), 4);
+    fs::write(dir.path("default.yaml"), TUTORIAL).unwrap();
 }
 
-/// A batch of CIFAR-10 in its binary form, 130 images.
+/// Writes a binary CIFAR-10 batch of 130 images.
 fn cifar(folder: &Path) {
     fs::create_dir_all(folder).unwrap();
     let record = |i: u32| [vec![(i % 10) as u8], vec![(i * 3 % 256) as u8; 3072]].concat();
@@ -256,87 +256,87 @@ fn copy_folder(from: &Path, to: &Path) {
 
 #[test]
 fn the_readmes_commands_run() {
-    let place = Place::new();
-    images(&place.path("photos"), 12);
-    images(&place.path("FOLDER"), 12);
-    images_to_edit(&place);
-    tutorial_yaml(&place);
-    prepare(&place, "README.md", "run-001", &["cargo run --release -- train"], &["--steps=20"]);
-    follow_with("README.md", &place, &|command| {
+    let dir = TestDir::new();
+    images(&dir.path("photos"), 12);
+    images(&dir.path("FOLDER"), 12);
+    images_to_edit(&dir);
+    tutorial_yaml(&dir);
+    prepare(&dir, "README.md", "run-001", &["cargo run --release -- train"], &["--steps=20"]);
+    follow_with("README.md", &dir, &|command| {
         if command.contains("--name averaged") {
-            // It was interrupted before its first snapshot.
-            fs::remove_dir_all(place.path("runs/averaged")).unwrap();
+            // The interrupted command has no snapshot yet.
+            fs::remove_dir_all(dir.path("runs/averaged")).unwrap();
             let short = ["--steps=20", "--set=train.snapshot_every=5"];
-            prepare(&place, "README.md", "averaged", &[command], &short);
+            prepare(&dir, "README.md", "averaged", &[command], &short);
         }
     });
 }
 
 #[test]
 fn the_commands_for_sampling_run() {
-    let place = Place::new();
+    let dir = TestDir::new();
     let trainings = [
         "ddpm train --set attention.num_class_embeds=10",
         "ddpm train --set diffusion.learned_variance=true",
         "ddpm train --set train.power_ema=0.05,0.1",
     ];
-    prepare(&place, "docs/sampling.md", "run-001", &trainings, &["--steps=1200"]);
-    follow("docs/sampling.md", &place);
+    prepare(&dir, "docs/sampling.md", "run-001", &trainings, &["--steps=1200"]);
+    follow("docs/sampling.md", &dir);
 }
 
 #[test]
 fn the_commands_for_editing_run() {
-    let place = Place::new();
-    images_to_edit(&place);
-    prepare(&place, "README.md", "run-001", &["cargo run --release -- train"], &["--steps=20"]);
-    follow("docs/editing.md", &place);
+    let dir = TestDir::new();
+    images_to_edit(&dir);
+    prepare(&dir, "README.md", "run-001", &["cargo run --release -- train"], &["--steps=20"]);
+    follow("docs/editing.md", &dir);
 }
 
 #[test]
 fn the_commands_for_evaluation_run() {
-    let place = Place::new();
-    images(&place.path("held-out"), 8);
-    fs::write(place.path("held-out.csv"), "id\n1\n3\n").unwrap();
+    let dir = TestDir::new();
+    images(&dir.path("held-out"), 8);
+    fs::write(dir.path("held-out.csv"), "id\n1\n3\n").unwrap();
     let steps = ["--steps=1010", "--set=train.checkpoint_every=1000", "--set=train.keep=3"];
-    prepare(&place, "README.md", "run-001", &["cargo run --release -- train"], &steps);
-    follow("docs/evaluation.md", &place);
+    prepare(&dir, "README.md", "run-001", &["cargo run --release -- train"], &steps);
+    follow("docs/evaluation.md", &dir);
 }
 
 #[test]
 fn the_commands_for_other_programs_checkpoints_run() {
-    let place = Place::new();
-    fs::copy(golden("interop/attention.pth"), place.path("ddpm_ckpt.pth")).unwrap();
-    copy_folder(&golden("interop/classic"), &place.path("ddpm-cifar10-32"));
-    images(&place.path("mnist-folder"), 4);
-    follow("docs/interop.md", &place);
+    let dir = TestDir::new();
+    fs::copy(golden("interop/attention.pth"), dir.path("ddpm_ckpt.pth")).unwrap();
+    copy_folder(&golden("interop/classic"), &dir.path("ddpm-cifar10-32"));
+    images(&dir.path("mnist-folder"), 4);
+    follow("docs/interop.md", &dir);
 }
 
 #[test]
 fn the_commands_for_speed_run() {
-    let place = Place::new();
-    run(&place, "ddpm config > mine.toml");
-    follow("docs/speed.md", &place);
+    let dir = TestDir::new();
+    run(&dir, "ddpm config > mine.toml");
+    follow("docs/speed.md", &dir);
 }
 
 #[test]
 fn the_commands_for_gpus_run() {
-    follow("docs/cuda.md", &Place::new());
+    follow("docs/cuda.md", &TestDir::new());
 }
 
 #[test]
 fn the_tutorials_commands_run() {
-    let place = Place::new();
-    images(&place.path("FOLDER"), 12);
-    cifar(&place.path("cifar-10-batches-bin"));
-    tutorial_yaml(&place);
-    images(&place.path("boneage-training-dataset"), 6);
+    let dir = TestDir::new();
+    images(&dir.path("FOLDER"), 12);
+    cifar(&dir.path("cifar-10-batches-bin"));
+    tutorial_yaml(&dir);
+    images(&dir.path("boneage-training-dataset"), 6);
     fs::write(
-        place.path("boneage-training-dataset.csv"),
+        dir.path("boneage-training-dataset.csv"),
         "id,boneage,male\n0,120,True\n1,96,False\n5,60,True\n",
     )
     .unwrap();
-    prepare(&place, "README.md", "run-001", &["cargo run --release -- train"], &["--steps=4"]);
-    follow("docs/tutorials.md", &place);
+    prepare(&dir, "README.md", "run-001", &["cargo run --release -- train"], &["--steps=4"]);
+    follow("docs/tutorials.md", &dir);
 }
 
 #[test]
@@ -369,8 +369,8 @@ fn every_document_with_commands_is_followed_and_no_exception_is_stale() {
 }
 
 #[test]
-fn the_flags_that_documents_name_exist() {
-    let place = Place::new();
+fn flags_named_in_documents_exist() {
+    let dir = TestDir::new();
     let mut wrong = Vec::new();
     for document in documents() {
         let text = read(&document);
@@ -381,7 +381,7 @@ fn the_flags_that_documents_name_exist() {
             let nested = ["data", "show"];
             let depth = if words.first().is_some_and(|word| nested.contains(word)) { 2 } else { 1 };
             let command: Vec<&str> = before.take(depth).copied().collect();
-            let help = place.ddpm(&[&command[..], &["--help"]].concat());
+            let help = dir.ddpm(&[&command[..], &["--help"]].concat());
             if help.code != Some(0) {
                 wrong.push(format!("{document}: {line}: no such command"));
                 continue;

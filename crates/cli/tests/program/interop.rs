@@ -1,6 +1,6 @@
 //! `ddpm import` and `ddpm export`.
 
-use crate::support::{Place, names};
+use crate::support::{TestDir, names};
 use std::fs;
 
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../ddpm/tests/golden/interop");
@@ -10,39 +10,39 @@ fn golden(name: &str) -> String {
 }
 
 #[test]
-fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
-    let place = Place::new();
+fn a_pytorch_file_becomes_a_run_that_samples_and_trains() {
+    let dir = TestDir::new();
     let import =
         ["import", &golden("attention.pth"), "--size=12", "--heads=2", "--timesteps=20", "--out=runs/r"];
-    let done = place.ddpm(&import).well();
+    let done = dir.ddpm(&import).succeeds();
     assert_eq!(done.out, "runs/r\n");
     for part in [
         "network   attention, ",
         "down_channels = [8, 16]",
         "images  12x12, 1 channel\n",
         "diffusion T = 20, linear schedule, beta from 0.0001 to 0.02, predicting eps\n",
-        "assumed   diffusion.prediction = eps, which the file does not tell (--set diffusion.prediction=x0 or v)",
-        "assumed   diffusion.schedule = linear, which the file does not tell (--schedule NAME)",
+        "assumed   diffusion.prediction = eps, not recorded in the file (--set diffusion.prediction=x0 or v)",
+        "assumed   diffusion.schedule = linear, not recorded in the file (--schedule NAME)",
         "ddpm train --resume runs/r --data FOLDER",
     ] {
         assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
     }
     assert!(!done.err.contains("assumed   diffusion.timesteps"), "{}", done.err);
-    place.assert_intact("r", 0);
-    let card = fs::read_to_string(place.path("runs/r/README.md")).unwrap();
+    dir.assert_intact("r", 0);
+    let card = fs::read_to_string(dir.path("runs/r/README.md")).unwrap();
     assert!(
         card.contains("- Training: imported") && card.contains("step-0000000/model.safetensors"),
         "{card}"
     );
-    place.ddpm(&["train", "--resume=r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
-    // Before anything is drawn.
-    place.ddpm(&["nearest", "r"]).fails(1, &["data.path: is not known", "--data FOLDER"]);
-    assert!(!place.path("runs/r/samples/seed-0").exists());
-    place.ddpm(&["nearest", "r", "--data=digits", "-n=2", "--steps=2"]).well();
+    dir.ddpm(&["train", "--resume=r"]).fails(1, &["data.path: is unknown", "--data FOLDER"]);
+    // Before sampling anything.
+    dir.ddpm(&["nearest", "r"]).fails(1, &["data.path: is unknown", "--data FOLDER"]);
+    assert!(!dir.path("runs/r/samples/seed-0").exists());
+    dir.ddpm(&["nearest", "r", "--data=digits", "-n=2", "--steps=2"]).succeeds();
     let flags = ["--set=data.digits_count=16", "--steps=2", "--batch-size=2", "--set=train.sample_count=0"];
-    place.ddpm(&[&["train", "--resume=r", "--data=digits"], &flags[..]].concat()).well();
-    place.assert_intact("r", 2);
-    // The run, and the file itself, as the beginning of another training.
+    dir.ddpm(&[&["train", "--resume=r", "--data=digits"], &flags[..]].concat()).succeeds();
+    dir.assert_intact("r", 2);
+    // Training initialized from the run, and from the file itself.
     for init in ["runs/r", &golden("attention.pth")] {
         let net = [
             "--set=attention.down_channels=[8, 16]",
@@ -53,55 +53,58 @@ fn a_file_of_pytorch_becomes_a_run_that_draws_and_learns() {
             "--set=data.size=12",
             "--set=diffusion.timesteps=20",
         ];
-        place.ddpm(&[&["train", "--init", init], &net[..], &flags[..]].concat()).well();
+        dir.ddpm(&[&["train", "--init", init], &net[..], &flags[..]].concat()).succeeds();
     }
 }
 
 #[test]
-fn a_folder_of_diffusers_goes_there_and_back() {
-    let place = Place::new();
-    place.ddpm(&["import", &golden("classic"), "-o", "runs/r"]).well();
-    let config = fs::read_to_string(place.path("runs/r/config.toml")).unwrap();
+fn a_diffusers_folder_round_trips() {
+    let dir = TestDir::new();
+    dir.ddpm(&["import", &golden("classic"), "-o", "runs/r"]).succeeds();
+    let config = fs::read_to_string(dir.path("runs/r/config.toml")).unwrap();
     assert!(config.contains("variance = \"large\""), "{config}");
     assert!(config.contains("use_clipped_model_output = false"), "{config}");
     let out = "runs/r/export/diffusers";
-    assert_eq!(place.ddpm(&["export", "r", "--to", "diffusers"]).well().out, format!("{out}\n"));
-    assert_eq!(names(&place.path(out)), ["model_index.json", "scheduler", "unet"]);
-    place.ddpm(&["import", out, "-o", "runs/again"]).well();
+    assert_eq!(dir.ddpm(&["export", "r", "--to", "diffusers"]).succeeds().out, format!("{out}\n"));
+    assert_eq!(names(&dir.path(out)), ["model_index.json", "scheduler", "unet"]);
+    dir.ddpm(&["import", out, "-o", "runs/again"]).succeeds();
     for file in ["config.toml", "checkpoints/step-0000000/model.safetensors"] {
-        let of = |run: &str| fs::read(place.path("runs").join(run).join(file)).unwrap();
+        let of = |run: &str| fs::read(dir.path("runs").join(run).join(file)).unwrap();
         assert!(of("r") == of("again"), "{file}");
     }
-    place.ddpm(&["export", "r", "--to", "diffusers"]).fails(1, &["diffusers: is there already", "--out"]);
-    place.ddpm(&["export", "r", "--to", "pytorch", "--weights", "ema"]).fails(1, &["no averaged weights"]);
-    place.ddpm(&["export", "r", "--to", "keras"]).fails(2, &["diffusers", "pytorch", "safetensors"]);
-    assert_eq!(names(&place.path("runs/r/export")), ["diffusers"]);
+    dir.ddpm(&["export", "r", "--to", "diffusers"]).fails(1, &["diffusers: already exists", "--out"]);
+    dir.ddpm(&["export", "r", "--to", "pytorch", "--weights", "ema"]).fails(1, &["no averaged weights"]);
+    dir.ddpm(&["export", "r", "--to", "keras"]).fails(2, &["diffusers", "pytorch", "safetensors"]);
+    assert_eq!(names(&dir.path("runs/r/export")), ["diffusers"]);
 }
 
 #[test]
-fn what_cannot_be_imported_is_refused_and_leaves_nothing() {
-    let place = Place::new();
-    fs::write(place.path("text.pth"), "this is not a checkpoint").unwrap();
-    fs::create_dir(place.path("empty")).unwrap();
-    fs::create_dir_all(place.path("lone")).unwrap();
-    fs::copy(golden("attention.pth"), place.path("lone/a.pth")).unwrap();
+fn failed_imports_leave_nothing_behind() {
+    let dir = TestDir::new();
+    fs::write(dir.path("text.pth"), "this is not a checkpoint").unwrap();
+    fs::create_dir(dir.path("empty")).unwrap();
+    fs::create_dir_all(dir.path("lone")).unwrap();
+    fs::copy(golden("attention.pth"), dir.path("lone/a.pth")).unwrap();
     let refused = |args: &[&str], parts: &[&str]| {
-        place.ddpm(&[&["import"], args].concat()).fails(1, parts);
-        assert!(!place.path("runs").exists());
+        dir.ddpm(&[&["import"], args].concat()).fails(1, parts);
+        assert!(!dir.path("runs").exists());
     };
     refused(
         &[&golden("evil-plain.pth")],
-        &["would call os.system when Python loads it", "Nothing of it was run"],
+        &[
+            "would call os.system when loaded in Python",
+            "never executes code from a file, and ran none of it",
+        ],
     );
     refused(&[&golden("evil-zip.pth")], &["would call posix.system"]);
-    refused(&["nothing.pth"], &["nothing.pth: there is no such file or folder", ".pth, .pt, .ckpt, .bin"]);
-    refused(&["text.pth"], &["text.pth: is neither a file of PyTorch's"]);
-    refused(&["empty"], &["empty: is no folder of diffusers", "model_index.json"]);
+    refused(&["nothing.pth"], &["nothing.pth: does not exist", ".pth, .pt, .ckpt, .bin"]);
+    refused(&["text.pth"], &["text.pth: is neither a PyTorch file"]);
+    refused(&["empty"], &["empty: is not a diffusers folder", "model_index.json"]);
     refused(&["lone"], &["give the file itself", "a.pth"]);
-    refused(&[&golden("tensors.pth")], &["is of none of our networks", "it has tensors as"]);
+    refused(&[&golden("tensors.pth")], &["matches none of the networks", "it has tensors such as"]);
     let two = golden("kinds/two-networks.pt");
     refused(&[&two], &["\"first\" (weights), \"other\" (weights)", "ddpm import FILE --key NAME"]);
-    refused(&[&two, "--key=third"], &["no weights called \"third\"", "\"first\" (weights)"]);
+    refused(&[&two, "--key=third"], &["no weights named \"third\"", "\"first\" (weights)"]);
     refused(&[&golden("kinds/sparse.pth")], &["tensor conv0.weight is sparse", "tensor.to_dense()"]);
     let attention = golden("attention.pth");
     refused(&[&attention, "--size", "7"], &["7x7 cannot be halved"]);
@@ -110,33 +113,33 @@ fn what_cannot_be_imported_is_refused_and_leaves_nothing() {
     refused(&[&attention, "--schedule", "lineer"], &["diffusion.schedule: "]);
     refused(
         &[&attention, "--set", "attention.time_emb_dim=16"],
-        &["another network's weights", "t_proj.0.weight is [8, 8], the network's is [16, 16]"],
+        &["the weights of another network", "t_proj.0.weight is [8, 8], but the network's is [16, 16]"],
     );
     refused(&[&golden("classic"), "--heads", "2"], &["unet2d.attention_head_dim"]);
-    place.ddpm(&["import", &attention, "-o", "runs/r"]).well();
-    place.ddpm(&["import", &attention, "-o", "runs/r"]).fails(1, &["runs/r is there already", "--out"]);
-    place.ddpm(&["import", "runs/r"]).fails(1, &["is a run of ddpm already"]);
+    dir.ddpm(&["import", &attention, "-o", "runs/r"]).succeeds();
+    dir.ddpm(&["import", &attention, "-o", "runs/r"]).fails(1, &["runs/r already exists", "--out"]);
+    dir.ddpm(&["import", "runs/r"]).fails(1, &["is already a ddpm run"]);
 }
 
 #[test]
-fn an_import_says_which_weights_there_are_which_were_taken_and_what_was_left_out() {
-    let place = Place::new();
-    let done = place.ddpm(&["import", &golden("kinds/ema-pytorch.pt"), "--size=8", "--out=runs/a"]).well();
+fn an_import_reports_available_chosen_and_skipped_weights() {
+    let dir = TestDir::new();
+    let done = dir.ddpm(&["import", &golden("kinds/ema-pytorch.pt"), "--size=8", "--out=runs/a"]).succeeds();
     for part in [
         "ema-pytorch.pt, ema.ema_model.model (averaged)\n",
-        "also there (--key): \"model.model\" (raw), \"ema.online_model.model\" (raw)\n",
+        "others (--key): \"model.model\" (raw), \"ema.online_model.model\" (raw)\n",
     ] {
         assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
     }
-    let done = place.ddpm(&["import", &golden("kinds/extras.pth"), "--size=8", "--out=runs/b"]).well();
-    let part = "note: left out, as ddpm runs no code that could make them: best_loss (numpy.generic), ";
+    let done = dir.ddpm(&["import", &golden("kinds/extras.pth"), "--size=8", "--out=runs/b"]).succeeds();
+    let part = "note: skipped objects that need code outside the file, which ddpm never executes: best_loss (numpy.generic), ";
     assert!(done.err.contains(part) && done.err.contains("args (argparse.Namespace)"), "{}", done.err);
-    place.ddpm(&["sample", "runs/b", "-n=1", "--steps=2"]).well();
+    dir.ddpm(&["sample", "runs/b", "-n=1", "--steps=2"]).succeeds();
 }
 
 #[test]
-fn an_export_carries_settings_and_classes_and_an_import_takes_them_up() {
-    let place = Place::new();
+fn exports_carry_settings_and_classes_that_imports_read() {
+    let dir = TestDir::new();
     let net = [
         "train",
         "--preset=digits",
@@ -151,17 +154,17 @@ fn an_export_carries_settings_and_classes_and_an_import_takes_them_up() {
         "--steps=1",
         "--batch-size=2",
     ];
-    place.ddpm(&net).well();
+    dir.ddpm(&net).succeeds();
     for (format, file) in [("safetensors", "a.safetensors"), ("pytorch", "a.pth")] {
-        place.ddpm(&["export", "run-001", "--to", format, "--out", file]).well();
-        let done = place.ddpm(&["import", file, "-o", &format!("runs/{format}")]).well();
+        dir.ddpm(&["export", "run-001", "--to", format, "--out", file]).succeeds();
+        let done = dir.ddpm(&["import", file, "-o", &format!("runs/{format}")]).succeeds();
         assert!(!done.err.contains("assumed"), "{}", done.err);
         for part in
             ["images  16x16, 1 channel\n", "diffusion T = 55, cosine schedule", "classes   0, 1, 2, 3"]
         {
             assert!(done.err.contains(part), "{part:?} is not in: {}", done.err);
         }
-        // Guidance needs to know that the network was trained for it, and a class goes by its name.
-        place.ddpm(&["sample", format, "-n=1", "--steps=2", "--class=3", "--guidance=2"]).well();
+        // Guidance needs the label dropout of training; the class is given by name.
+        dir.ddpm(&["sample", format, "-n=1", "--steps=2", "--class=3", "--guidance=2"]).succeeds();
     }
 }

@@ -1,4 +1,4 @@
-//! The program as a person meets it: the built `ddpm`, run in a folder of its own.
+//! End-to-end tests: the built `ddpm`, run in a temporary folder.
 
 mod bench;
 mod commands;

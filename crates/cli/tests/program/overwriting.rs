@@ -1,25 +1,25 @@
-//! What is there already: no command overwrites what it did not make, and none loses what was measured or drawn before.
+//! Existing files: no command overwrites files that it did not write, or loses earlier results.
 
-use crate::support::{Done, Place, image, names};
+use crate::support::{Done, TestDir, image, names};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// A run with snapshots, from which every command can make something.
-fn place() -> Place {
-    let place = Place::new();
+/// A run with snapshots, usable by every command.
+fn setup() -> TestDir {
+    let dir = TestDir::new();
     let more = ["--set=train.power_ema=0.05, 0.1", "--set=train.snapshot_every=2"];
-    place.train("r", 4, 2, &more).well();
-    image(&place.path("a.png"), 12, 12, 60);
-    image(&place.path("mask.png"), 12, 12, 0);
-    place
+    dir.train("r", 4, 2, &more).succeeds();
+    image(&dir.path("a.png"), 12, 12, 60);
+    image(&dir.path("mask.png"), 12, 12, 0);
+    dir
 }
 
 #[test]
-fn no_command_overwrites_what_it_did_not_make() {
-    let place = place();
+fn no_command_overwrites_files_it_did_not_write() {
+    let dir = setup();
     let mine = "mine, and no result of a command";
-    // The command, the file that it writes, and the flag's value.
+    // The command, a file that it writes, and the value of --out.
     let commands: [(&str, &str, &str); 9] = [
         ("average r --sigma-rel 0.1", "w.safetensors", "w.safetensors"),
         ("export r --to safetensors", "e.safetensors", "e.safetensors"),
@@ -33,31 +33,31 @@ fn no_command_overwrites_what_it_did_not_make() {
     ];
     let call = |command: &str, out: &str, more: &[&str]| {
         let args: Vec<&str> = command.split(' ').chain(["--out", out]).chain(more.iter().copied()).collect();
-        place.ddpm(&args)
+        dir.ddpm(&args)
     };
     for (command, file, out) in commands {
-        let path = place.path(file);
+        let path = dir.path(file);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, mine).unwrap();
-        call(command, out, &[]).fails(1, &[file, "is there already", "--overwrite"]);
+        call(command, out, &[]).fails(1, &[file, "already exists", "--overwrite"]);
         assert_eq!(fs::read_to_string(&path).unwrap(), mine, "{command}");
-        call(command, out, &["--overwrite"]).well();
+        call(command, out, &["--overwrite"]).succeeds();
         assert!(fs::read(&path).unwrap() != mine.as_bytes(), "{command}");
-        // Now it is a result; only another program's checkpoint cannot be told from others.
+        // Now it is our own output; only exports are indistinguishable from other programs' files.
         let again = call(command, out, &[]);
         match command.starts_with("export") {
-            true => again.fails(1, &["is there already"]),
-            false => again.well(),
+            true => again.fails(1, &["already exists"]),
+            false => again.succeeds(),
         };
     }
-    // The default places in the current folder are no exception.
-    fs::write(place.path("data.png"), mine).unwrap();
-    place.ddpm(&["data", "show", "digits", "-n", "1"]).fails(1, &["data.png: is there already"]);
+    // The same for default outputs in the current folder.
+    fs::write(dir.path("data.png"), mine).unwrap();
+    dir.ddpm(&["data", "show", "digits", "-n", "1"]).fails(1, &["data.png: already exists"]);
 }
 
 #[test]
-fn a_runs_own_files_are_never_overwritten_whatever_is_asked() {
-    let place = place();
+fn a_runs_own_files_are_never_overwritten() {
+    let dir = setup();
     let own = [
         "runs/r/config.toml",
         "runs/r/metrics.jsonl",
@@ -66,16 +66,16 @@ fn a_runs_own_files_are_never_overwritten_whatever_is_asked() {
         "runs/r/checkpoints/step-0000004/manifest.json",
         "runs/r/snapshots/step-0000004/power-0.1.safetensors",
     ];
-    let bytes = || own.map(|file| fs::read(place.path(file)).unwrap());
+    let bytes = || own.map(|file| fs::read(dir.path(file)).unwrap());
     let before = bytes();
     for file in own {
         for command in ["average r --sigma-rel 0.1", "export r --to safetensors", "show schedules"] {
             for more in [&[][..], &["--overwrite"]] {
                 let args: Vec<&str> =
                     command.split(' ').chain(["--out", file]).chain(more.iter().copied()).collect();
-                let done = place.ddpm(&args).fails(1, &[file]);
+                let done = dir.ddpm(&args).fails(1, &[file]);
                 assert!(
-                    done.err.contains("belongs to") || done.err.contains("is there already"),
+                    done.err.contains("belongs to") || done.err.contains("already exists"),
                     "{}",
                     done.err
                 );
@@ -85,17 +85,17 @@ fn a_runs_own_files_are_never_overwritten_whatever_is_asked() {
     for command in ["sample r -n 1 --steps 1", "eval r -n 1 --terms 1", "denoise r a.png"] {
         let args: Vec<&str> =
             command.split(' ').chain(["--out", "runs/r/checkpoints/step-0000004"]).collect();
-        place.ddpm(&args).fails(1, &["belongs to"]);
+        dir.ddpm(&args).fails(1, &["belongs to"]);
     }
     assert!(bytes() == before);
-    place.assert_intact("r", 4);
+    dir.assert_intact("r", 4);
 }
 
 #[test]
 fn results_of_another_measurement_are_kept() {
-    let place = place();
-    let eval = |more: &[&str]| place.ddpm(&[&["eval", "r", "-n", "3", "--terms", "2"], more].concat());
-    let folder = |done: Done| done.well().out.lines().last().unwrap().replace("/nll.png", "");
+    let dir = setup();
+    let eval = |more: &[&str]| dir.ddpm(&[&["eval", "r", "-n", "3", "--terms", "2"], more].concat());
+    let folder = |done: Done| done.succeeds().out.lines().last().unwrap().replace("/nll.png", "");
     let base = folder(eval(&[]));
     assert_eq!(base, "runs/r/eval/step-0000004-n-3-terms-2");
     let all: Vec<String> = [
@@ -110,65 +110,63 @@ fn results_of_another_measurement_are_kept() {
     .into();
     assert_eq!(all[0], "runs/r/eval/step-0000004-weights-raw-n-3-terms-2");
     assert!(all[5].starts_with("runs/r/eval/step-0000004-data-digits-"), "{}", all[5]);
-    let mut there: Vec<String> = names(&place.path("runs/r/eval"));
+    let mut there: Vec<String> = names(&dir.path("runs/r/eval"));
     assert_eq!(there.len(), 7, "{there:?}");
-    // The same again takes its own place, others of the same name one beside.
+    // The same measurement reuses its folder, another of the same name gets a new one.
     assert_eq!(folder(eval(&[])), base);
-    let json = place.path(&base).join("nll.json");
+    let json = dir.path(&base).join("nll.json");
     let old = fs::read_to_string(&json).unwrap().replace("\"program\": \"ddpm\"", "\"program\": \"other\"");
     fs::write(&json, old.replace("weights_sha256\": \"", "weights_sha256\": \"0")).unwrap();
     assert_eq!(folder(eval(&[])), format!("{base}-2"));
-    there = names(&place.path("runs/r/eval"));
+    there = names(&dir.path("runs/r/eval"));
     assert_eq!(there.len(), 8, "{there:?}");
-    // Where the place is said, another measurement is refused.
-    eval(&["--out", "m"]).well();
-    eval(&["--out", "m"]).well();
+    // With --out, another measurement is rejected.
+    eval(&["--out", "m"]).succeeds();
+    eval(&["--out", "m"]).succeeds();
     eval(&["--out", "m", "--weights", "raw"])
         .fails(1, &["m has the results of another measurement", "--overwrite"]);
-    eval(&["--out", "m", "--weights", "raw", "--overwrite"]).well();
+    eval(&["--out", "m", "--weights", "raw", "--overwrite"]).succeeds();
 }
 
 #[test]
-fn a_checkpoint_that_is_given_for_its_run_is_taken_and_other_places_are_named() {
-    let place = place();
+fn a_checkpoint_can_be_given_as_the_run_and_other_paths_are_explained() {
+    let dir = setup();
     let checkpoint = "runs/r/checkpoints/step-0000002";
-    let image = || fs::read(place.path("o/images/000000.png")).unwrap();
+    let image = || fs::read(dir.path("o/images/000000.png")).unwrap();
     let draw = |run: &[&str]| {
-        place.ddpm(&[&["sample", "-n", "1", "--steps", "2", "--out", "o"], run].concat()).well();
+        dir.ddpm(&[&["sample", "-n", "1", "--steps", "2", "--out", "o"], run].concat()).succeeds();
         image()
     };
     let second = draw(&[checkpoint]);
     assert!(second == draw(&["r", "--checkpoint", "2"]) && second != draw(&["r"]));
     assert!(second == draw(&[&format!("{checkpoint}/ema.safetensors")]), "a file of it");
-    place.ddpm(&["vary", checkpoint, "a.png", "-n", "1", "--steps", "2"]).well();
-    let made = place.ddpm(&["average", checkpoint, "--sigma-rel", "0.1"]).well();
+    dir.ddpm(&["vary", checkpoint, "a.png", "-n", "1", "--steps", "2"]).succeeds();
+    let made = dir.ddpm(&["average", checkpoint, "--sigma-rel", "0.1"]).succeeds();
     assert!(made.out.contains("step-0000002.safetensors"), "{}", made.out);
-    place.ddpm(&["export", checkpoint, "--to", "pytorch"]).well();
-    let done = place.ddpm(&["eval", checkpoint, "-n", "1", "--terms", "1"]).well();
+    dir.ddpm(&["export", checkpoint, "--to", "pytorch"]).succeeds();
+    let done = dir.ddpm(&["eval", checkpoint, "-n", "1", "--terms", "1"]).succeeds();
     assert!(done.out.contains("eval/step-0000002"), "{}", done.out);
-    place
-        .ddpm(&["sample", checkpoint, "--checkpoint", "4"])
-        .fails(1, &["is a checkpoint already; leave --checkpoint 4 out"]);
-    place
-        .ddpm(&["train", "--resume", checkpoint])
-        .fails(1, &["is a checkpoint of the run runs/r; give runs/r, with --checkpoint 2"]);
+    dir.ddpm(&["sample", checkpoint, "--checkpoint", "4"])
+        .fails(1, &["is already a checkpoint; omit --checkpoint 4"]);
+    dir.ddpm(&["train", "--resume", checkpoint])
+        .fails(1, &["is a checkpoint of the run runs/r; use runs/r with --checkpoint 2"]);
     for inside in ["runs/r/samples", "runs/r/config.toml", "runs/r/checkpoints"] {
-        place.ddpm(&["sample", inside]).fails(1, &["is inside the run runs/r; give runs/r"]);
+        dir.ddpm(&["sample", inside]).fails(1, &["is inside the run runs/r; use runs/r"]);
     }
-    fs::create_dir(place.path("alone")).unwrap();
-    for name in names(&place.path(checkpoint)) {
-        fs::copy(place.path(checkpoint).join(&name), place.path("alone").join(&name)).unwrap();
+    fs::create_dir(dir.path("alone")).unwrap();
+    for name in names(&dir.path(checkpoint)) {
+        fs::copy(dir.path(checkpoint).join(&name), dir.path("alone").join(&name)).unwrap();
     }
-    place.ddpm(&["sample", "alone"]).fails(1, &["alone: is a checkpoint outside a run", "ddpm import"]);
+    dir.ddpm(&["sample", "alone"]).fails(1, &["alone: is a checkpoint outside a run", "ddpm import"]);
 }
 
 #[test]
-fn eval_measures_the_bound_by_default_and_says_how_long_it_takes() {
-    let place = place();
-    let done = place.ddpm(&["eval", "r"]).well();
-    assert!(done.out.contains("variational bound") && done.out.contains("of 64 images"), "{}", done.out);
+fn eval_measures_the_bound_by_default_and_estimates_its_time() {
+    let dir = setup();
+    let done = dir.ddpm(&["eval", "r"]).succeeds();
+    assert!(done.out.contains("variational bound") && done.out.contains("over 64 images"), "{}", done.out);
     assert!(done.err.contains("the variational bound of 64 images takes about "), "{}", done.err);
-    assert_eq!(names(&place.path("runs/r/eval/step-0000004")), ["nll.csv", "nll.json", "nll.png"]);
+    assert_eq!(names(&dir.path("runs/r/eval/step-0000004")), ["nll.csv", "nll.json", "nll.png"]);
 }
 
 /// The images of a folder.
@@ -179,96 +177,91 @@ fn images(folder: &Path) -> Vec<(String, Vec<u8>)> {
 
 #[cfg(unix)]
 #[test]
-fn drawing_that_was_stopped_or_killed_is_gone_on_with_and_ends_with_the_same_images() {
-    let place = Place::new();
-    place.train("r", 2, 0, &["--set=diffusion.timesteps=400"]).well();
+fn interrupted_sampling_resumes_to_the_same_images() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 0, &["--set=diffusion.timesteps=400"]).succeeds();
     fn args(out: &str) -> [&str; 8] {
         ["sample", "r", "-n", "24", "--batch-size", "2", "--out", out]
     }
-    place.ddpm(&args("whole")).well();
-    let whole = images(&place.path("whole"));
+    dir.ddpm(&args("whole")).succeeds();
+    let whole = images(&dir.path("whole"));
     assert_eq!(whole.len(), 24);
     for signal in ["-INT", "-9"] {
         let out = if signal == "-9" { "killed" } else { "stopped" };
-        let folder = place.path(out).join("images");
-        let mut child = place.spawn(&args(out));
-        let begun = Instant::now();
+        let folder = dir.path(out).join("images");
+        let mut child = dir.spawn(&args(out));
+        let start = Instant::now();
         while !folder.is_dir() || names(&folder).len() < 3 {
-            assert!(child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(60));
+            assert!(child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(60));
             std::thread::sleep(Duration::from_millis(1));
         }
         std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
         let done: Done = child.wait_with_output().unwrap().into();
         if signal == "-INT" {
-            let go_on = format!("go on with:  ddpm sample r -n 24 --batch-size 2 --out {out} --resume");
-            done.fails(130, &["stopped; ", "of 24 images are in stopped/images", &go_on]);
+            let resume = format!("resume with:  ddpm sample r -n 24 --batch-size 2 --out {out} --resume");
+            done.fails(130, &["stopped; ", "of 24 images are in stopped/images", &resume]);
         }
-        let before = images(&place.path(out));
+        let before = images(&dir.path(out));
         let there = before.iter().filter(|(name, _)| !name.starts_with('.')).count();
         assert!((2..24).contains(&there), "{there}");
         for (name, bytes) in before.iter().filter(|(name, _)| !name.starts_with('.')) {
             assert!(whole.contains(&(name.clone(), bytes.clone())), "{name} is whole");
         }
-        let done = place.ddpm(&[&args(out)[..], &["--resume"]].concat()).well();
-        assert!(done.err.contains(&format!("going on: {there} of 24 images are there")), "{}", done.err);
-        assert!(images(&place.path(out)) == whole, "{out}");
-        assert!(place.path(out).join("grid.png").is_file());
+        let done = dir.ddpm(&[&args(out)[..], &["--resume"]].concat()).succeeds();
+        assert!(done.err.contains(&format!("resuming: {there} of 24 images exist")), "{}", done.err);
+        assert!(images(&dir.path(out)) == whole, "{out}");
+        assert!(dir.path(out).join("grid.png").is_file());
     }
 }
 
 #[test]
-fn only_the_same_request_is_gone_on_with() {
-    let place = Place::new();
-    place.train("r", 2, 1, &[]).well();
+fn only_the_same_request_is_resumed() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 1, &[]).succeeds();
     let draw = |more: &[&str]| {
-        place.ddpm(&[&["sample", "r", "--steps", "3", "--batch-size", "2", "--out", "o"], more].concat())
+        dir.ddpm(&[&["sample", "r", "--steps", "3", "--batch-size", "2", "--out", "o"], more].concat())
     };
-    draw(&["-n", "4"]).well();
-    let four = images(&place.path("o"));
-    // What is gone, cut off or another's is drawn again, and no more; the number of images may grow.
-    fs::remove_file(place.path("o/images/000001.png")).unwrap();
-    fs::write(place.path("o/images/000002.png"), &four[2].1[..60]).unwrap();
-    let done = draw(&["-n", "6", "--resume"]).well();
-    assert!(done.err.contains("going on: 2 of 6 images are there"), "{}", done.err);
-    let six = images(&place.path("o"));
+    draw(&["-n", "4"]).succeeds();
+    let four = images(&dir.path("o"));
+    // Only missing and truncated images are sampled again; the number of images may grow.
+    fs::remove_file(dir.path("o/images/000001.png")).unwrap();
+    fs::write(dir.path("o/images/000002.png"), &four[2].1[..60]).unwrap();
+    let done = draw(&["-n", "6", "--resume"]).succeeds();
+    assert!(done.err.contains("resuming: 2 of 6 images exist"), "{}", done.err);
+    let six = images(&dir.path("o"));
     assert!(six.len() == 6 && six[..4] == four);
-    let done = draw(&["-n", "6", "--resume"]).well();
-    assert!(done.err.contains("going on: 6 of 6 images are there") && images(&place.path("o")) == six);
+    let done = draw(&["-n", "6", "--resume"]).succeeds();
+    assert!(done.err.contains("resuming: 6 of 6 images exist") && images(&dir.path("o")) == six);
     for (more, part) in [
-        (&["--seed", "1"][..], "seed is 0, and here 1"),
-        (&["--sampler", "ddim"], "sampler is ddpm, and here ddim"),
-        (&["--checkpoint", "1"], "checkpoint is step-0000002, and here step-0000001"),
-        (&["--weights", "raw"], "weights sha256 is "),
+        (&["--seed", "1"][..], "seed was 0, now 1"),
+        (&["--sampler", "ddim"], "sampler was ddpm, now ddim"),
+        (&["--checkpoint", "1"], "checkpoint was step-0000002, now step-0000001"),
+        (&["--weights", "raw"], "weights sha256 was "),
     ] {
         draw(&[&["-n", "6", "--resume"], more].concat())
-            .fails(1, &["o: --resume goes on with the same call only", part, "leave --resume out"]);
+            .fails(1, &["o: --resume requires the same request", part, "omit --resume"]);
     }
-    assert!(images(&place.path("o")) == six);
-    // Without it the same command begins again, and what was of another request does not count as drawn.
-    draw(&["-n", "2", "--seed", "1"]).well();
-    draw(&["-n", "6", "--seed", "1", "--resume"]).well();
-    let other = images(&place.path("o"));
+    assert!(images(&dir.path("o")) == six);
+    // Without --resume the command starts over, and images of another request do not count.
+    draw(&["-n", "2", "--seed", "1"]).succeeds();
+    draw(&["-n", "6", "--seed", "1", "--resume"]).succeeds();
+    let other = images(&dir.path("o"));
     assert!(
         other.len() == 6 && other.iter().zip(&six).all(|(a, b)| a.1 != b.1),
         "none is of the earlier seed"
     );
-    let done = place.ddpm(&["sample", "r", "-n", "1", "--steps", "3", "--resume"]).well();
-    assert!(
-        done.err.contains("there is nothing in runs/r/samples/seed-0-steps-3 to go on with"),
-        "{}",
-        done.err
-    );
-    image(&place.path("mine/images/0001.png"), 12, 12, 3);
-    place
-        .ddpm(&["sample", "r", "-n", "1", "--steps", "3", "--out", "mine", "--resume"])
+    let done = dir.ddpm(&["sample", "r", "-n", "1", "--steps", "3", "--resume"]).succeeds();
+    assert!(done.err.contains("nothing to resume in runs/r/samples/seed-0-steps-3"), "{}", done.err);
+    image(&dir.path("mine/images/0001.png"), 12, 12, 3);
+    dir.ddpm(&["sample", "r", "-n", "1", "--steps", "3", "--out", "mine", "--resume"])
         .fails(1, &["mine has images, but no request.json"]);
-    // Edits are gone on with in the same way.
-    image(&place.path("a.png"), 12, 12, 60);
-    let vary = |more: &[&str]| place.ddpm(&[&["vary", "r", "a.png", "--out", "v"], more].concat());
-    vary(&["-n", "2"]).well();
-    let two = images(&place.path("v"));
-    vary(&["-n", "3", "--resume"]).well();
-    assert!(images(&place.path("v"))[..2] == two);
-    image(&place.path("a.png"), 12, 12, 61);
-    vary(&["-n", "3", "--resume"]).fails(1, &["image is "]);
+    // Edits resume in the same way.
+    image(&dir.path("a.png"), 12, 12, 60);
+    let vary = |more: &[&str]| dir.ddpm(&[&["vary", "r", "a.png", "--out", "v"], more].concat());
+    vary(&["-n", "2"]).succeeds();
+    let two = images(&dir.path("v"));
+    vary(&["-n", "3", "--resume"]).succeeds();
+    assert!(images(&dir.path("v"))[..2] == two);
+    image(&dir.path("a.png"), 12, 12, 61);
+    vary(&["-n", "3", "--resume"]).fails(1, &["image was "]);
 }

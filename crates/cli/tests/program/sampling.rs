@@ -1,15 +1,15 @@
 //! `ddpm sample`.
 
-use crate::support::{Place, image, names};
+use crate::support::{TestDir, image, names};
 use std::fs;
 
 #[test]
-fn an_image_depends_on_its_number_and_the_seed_alone() {
-    let place = Place::new();
-    place.train("r", 3, 0, &[]).well();
+fn an_image_depends_only_on_its_index_and_the_seed() {
+    let dir = TestDir::new();
+    dir.train("r", 3, 0, &[]).succeeds();
     let draw = |out: &str, more: &[&str]| {
-        place.ddpm(&[&["sample", "r", "--out", out], more].concat()).well();
-        let images = place.path(out).join("images");
+        dir.ddpm(&[&["sample", "r", "--out", out], more].concat()).succeeds();
+        let images = dir.path(out).join("images");
         names(&images).into_iter().map(|n| fs::read(images.join(n)).unwrap()).collect::<Vec<_>>()
     };
     let seven = draw("seven", &["-n", "7", "--batch-size", "7"]);
@@ -28,28 +28,28 @@ fn an_image_depends_on_its_number_and_the_seed_alone() {
 }
 
 #[test]
-fn a_sample_folder_has_a_folder_of_nothing_but_images_and_all_else_beside() {
-    let place = Place::new();
-    place.train("r", 1, 0, &[]).well();
-    let folder = place.path("runs/r/samples/seed-0-steps-3");
+fn a_sample_folder_keeps_images_apart_from_other_files() {
+    let dir = TestDir::new();
+    dir.train("r", 1, 0, &[]).succeeds();
+    let folder = dir.path("runs/r/samples/seed-0-steps-3");
     let draw = |more: &[&str]| {
-        place.ddpm(&[&["sample", "r", "--steps", "3"], more].concat()).well();
+        dir.ddpm(&[&["sample", "r", "--steps", "3"], more].concat()).succeeds();
         (names(&folder), names(&folder.join("images")))
     };
-    let (beside, images) = draw(&["-n", "3", "--progress", "x0"]);
-    assert_eq!(beside, ["grid.png", "images", "progress.gif", "progress.png", "request.json"]);
+    let (files, images) = draw(&["-n", "3", "--progress", "x0"]);
+    assert_eq!(files, ["grid.png", "images", "progress.gif", "progress.png", "request.json"]);
     assert_eq!(images, ["000000.png", "000001.png", "000002.png"]);
     let one = image::open(folder.join("images/000000.png")).unwrap();
-    assert_eq!((one.width(), one.height(), one.color()), (12, 12, image::ColorType::L8), "as it was drawn");
-    // What an earlier call left is not mixed with what a later one draws.
+    assert_eq!((one.width(), one.height(), one.color()), (12, 12, image::ColorType::L8), "not enlarged");
+    // A later call does not mix its images with those of an earlier one.
     assert_eq!(
         draw(&["-n", "2"]),
         (["grid.png", "images", "request.json"].map(str::to_owned).into(), images[..2].into())
     );
-    // The images are a data set of ours as well.
-    let done = place.ddpm(&["data", "check", "runs/r/samples/seed-0-steps-3/images"]).well();
-    assert!(done.out.contains("images    2") && done.out.contains("12x12 grey"), "{}", done.out);
-    // What an earlier version left has the images beside the grid.
+    // The images are a valid data set.
+    let done = dir.ddpm(&["data", "check", "runs/r/samples/seed-0-steps-3/images"]).succeeds();
+    assert!(done.out.contains("images      2") && done.out.contains("12x12 grey"), "{}", done.out);
+    // An earlier version put images beside the grid.
     fs::remove_dir_all(&folder).unwrap();
     for name in ["0000.png", "0001.png", "grid.png"] {
         image(&folder.join(name), 12, 12, 9);
@@ -58,85 +58,85 @@ fn a_sample_folder_has_a_folder_of_nothing_but_images_and_all_else_beside() {
 }
 
 #[test]
-fn grids_are_nearly_square_enlarged_labelled_and_show_no_more_than_can_be_seen() {
-    let place = Place::new();
-    place.train("r", 1, 0, &[]).well();
-    // Images of 12x12 are enlarged by 7, six pixels apart, twelve around.
+fn grids_are_nearly_square_enlarged_labelled_and_limited() {
+    let dir = TestDir::new();
+    dir.train("r", 1, 0, &[]).succeeds();
+    // 12x12 images are enlarged 7 times, six pixels apart with a margin of twelve.
     let high = |rows: u32| 24 + 90 * rows - 6;
     for (count, columns, rows) in [("7", 3, 3), ("8", 4, 2), ("9", 3, 3), ("64", 8, 8)] {
-        let done = place.ddpm(&["sample", "runs/r", "-n", count, "--steps", "1"]).well();
+        let done = dir.ddpm(&["sample", "runs/r", "-n", count, "--steps", "1"]).succeeds();
         let grid = "runs/r/samples/seed-0-steps-1/grid.png";
         assert_eq!(done.out, format!("{grid}\n"));
-        let (width, height) = image::image_dimensions(place.path(grid)).unwrap();
+        let (width, height) = image::image_dimensions(dir.path(grid)).unwrap();
         assert!(
             height == high(rows) && (24 + 90 * columns..24 + 90 * (columns + 1)).contains(&width),
             "{count}"
         );
     }
     let draw = |more: &[&str]| {
-        let done =
-            place.ddpm(&[&["sample", "r", "-n", "150", "--steps", "1", "--out", "o"], more].concat()).well();
-        (done.err, image::image_dimensions(place.path("o/grid.png")).ok())
+        let done = dir
+            .ddpm(&[&["sample", "r", "-n", "150", "--steps", "1", "--out", "o"], more].concat())
+            .succeeds();
+        (done.err, image::image_dimensions(dir.path("o/grid.png")).ok())
     };
-    let (told, size) = draw(&[]);
-    assert!(told.contains("the grid shows the first 100 of 150 images; --grid N shows more"), "{told}");
+    let (message, size) = draw(&[]);
+    assert!(message.contains("the grid shows the first 100 of 150 images; --grid N shows more"), "{message}");
     assert_eq!(size.unwrap().1, high(10));
-    let (told, size) = draw(&["--grid", "4", "--resume"]);
-    assert!(told.contains("the first 4 of 150") && size.unwrap().1 == high(2), "{told}");
-    let (told, size) = draw(&["--grid", "200", "--resume"]);
-    assert!(!told.contains("the grid shows") && size.unwrap().1 == high(10), "{told}, {size:?}");
-    fs::remove_file(place.path("o/grid.png")).unwrap();
+    let (message, size) = draw(&["--grid", "4", "--resume"]);
+    assert!(message.contains("the first 4 of 150") && size.unwrap().1 == high(2), "{message}");
+    let (message, size) = draw(&["--grid", "200", "--resume"]);
+    assert!(!message.contains("the grid shows") && size.unwrap().1 == high(10), "{message}, {size:?}");
+    fs::remove_file(dir.path("o/grid.png")).unwrap();
     assert_eq!(draw(&["--grid", "0", "--resume"]).1, None);
 }
 
 #[test]
-fn the_denoising_is_shown_in_ten_moments() {
+fn the_denoising_is_shown_at_ten_moments() {
     use image::AnimationDecoder;
-    let place = Place::new();
-    place.train("r", 1, 0, &[]).well();
+    let dir = TestDir::new();
+    dir.train("r", 1, 0, &[]).succeeds();
     for what in ["x0", "xt"] {
         let args = ["sample", "r", "-n", "3", "--progress", what, "--out", what];
-        let done = place.ddpm(&args).well();
+        let done = dir.ddpm(&args).succeeds();
         assert_eq!(done.out.lines().count(), 3);
-        let size = image::image_dimensions(place.path(what).join("progress.png")).unwrap();
-        // Under labels of 20 pixels, behind the numbers of the images.
+        let size = image::image_dimensions(dir.path(what).join("progress.png")).unwrap();
+        // Below labels of 20 pixels, right of the image indices.
         assert!(size.1 == 24 + 20 + 3 * 90 - 6 && size.0 > 24 + 10 * 90 - 6, "{size:?}");
-        let gif = fs::read(place.path(what).join("progress.gif")).unwrap();
+        let gif = fs::read(dir.path(what).join("progress.gif")).unwrap();
         let frames = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(gif)).unwrap().into_frames();
         assert_eq!(frames.collect_frames().unwrap().len(), 10);
     }
-    let strip = |what| fs::read(place.path(what).join("progress.png")).unwrap();
+    let strip = |what| fs::read(dir.path(what).join("progress.png")).unwrap();
     assert!(strip("x0") != strip("xt"));
 }
 
 #[test]
 fn a_run_is_found_by_name_and_by_path() {
-    let place = Place::new();
-    place.train("first", 1, 0, &["--runs", "elsewhere"]).well();
-    let absolute = place.path("elsewhere/first").display().to_string();
+    let dir = TestDir::new();
+    dir.train("first", 1, 0, &["--runs", "elsewhere"]).succeeds();
+    let absolute = dir.path("elsewhere/first").display().to_string();
     for run in [&["first", "--runs", "elsewhere"][..], &["elsewhere/first"], &[&absolute]] {
-        place.ddpm(&[&["sample", "-n", "1", "--steps", "1"], run].concat()).well();
+        dir.ddpm(&[&["sample", "-n", "1", "--steps", "1"], run].concat()).succeeds();
     }
-    place
-        .ddpm(&["sample", "frist", "--runs", "elsewhere"])
+    dir.ddpm(&["sample", "frist", "--runs", "elsewhere"])
         .fails(1, &["frist: there is no such run; did you mean elsewhere/first?"]);
 }
 
 #[test]
-fn a_run_without_a_checkpoint_cannot_draw_and_the_way_out_is_said() {
-    let place = Place::new();
-    place.train("r", 1, 0, &[]).well();
-    fs::remove_dir_all(place.checkpoint("r", 1)).unwrap();
-    place.ddpm(&["sample", "r"]).fails(1, &["r has no checkpoint yet", "ddpm train --resume"]);
-    assert!(names(&place.path("runs/r/samples")).is_empty());
+fn sampling_without_a_checkpoint_is_an_error_with_a_remedy() {
+    let dir = TestDir::new();
+    dir.train("r", 1, 0, &[]).succeeds();
+    fs::remove_dir_all(dir.checkpoint("r", 1)).unwrap();
+    dir.ddpm(&["sample", "r"]).fails(1, &["r has no checkpoint yet", "ddpm train --resume"]);
+    assert!(names(&dir.path("runs/r/samples")).is_empty());
 }
 
 #[test]
-fn impossible_requests_are_refused() {
-    let place = Place::new();
-    place.train("r", 2, 1, &[]).well();
+fn invalid_requests_are_rejected() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 1, &[]).succeeds();
     let refused = |args: &[&str], parts: &[&str]| {
-        place.ddpm(&[&["sample", "r"], args].concat()).fails(1, parts);
+        dir.ddpm(&[&["sample", "r"], args].concat()).fails(1, parts);
     };
     refused(&["-n", "0"], &["-n and --batch-size must be at least 1"]);
     refused(&["--steps", "21"], &["the schedule allows 1 to 20"]);
@@ -148,19 +148,17 @@ fn impossible_requests_are_refused() {
     );
     refused(&["--eta", "0.5"], &["ddpm has no eta", "ddim"]);
     refused(&["--sampler", "ddim", "--eta", "2"], &["2 is out of range; give 0 (no noise) to 1"]);
-    refused(&["--sampler", "ddim", "--variance", "large"], &["ddim has no choice of variances", "ddpm"]);
-    assert!(names(&place.path("runs/r/samples")).is_empty());
+    refused(&["--sampler", "ddim", "--variance", "large"], &["ddim has no variance setting", "ddpm"]);
+    assert!(names(&dir.path("runs/r/samples")).is_empty());
     let much = ["sample", "r", "-n", "18446744073709551615"];
-    place.ddpm(&much).fails(2, &["--count <N>': give an integer from 1 to 10000000"]);
-    place.ddpm(&["sample", "r", "--progress", "x1"]).fails(2, &["x0", "xt"]);
-    place
-        .ddpm(&["sample", "r", "--spacing", "evenly"])
-        .fails(2, &["give one of linspace, uniform, trailing"]);
+    dir.ddpm(&much).fails(2, &["--count <N>': give an integer from 1 to 10000000"]);
+    dir.ddpm(&["sample", "r", "--progress", "x1"]).fails(2, &["x0", "xt"]);
+    dir.ddpm(&["sample", "r", "--spacing", "evenly"]).fails(2, &["give one of linspace, uniform, trailing"]);
 }
 
 #[test]
-fn a_run_with_classes_draws_those_that_are_asked_for() {
-    let place = Place::new();
+fn a_run_with_classes_samples_the_requested_ones() {
+    let dir = TestDir::new();
     let settings = [
         "--set",
         "attention.num_class_embeds=10",
@@ -169,12 +167,12 @@ fn a_run_with_classes_draws_those_that_are_asked_for() {
         "--set",
         "train.loss_weight=min-snr",
     ];
-    place.train("r", 3, 0, &settings).well();
+    dir.train("r", 3, 0, &settings).succeeds();
     let draw = |args: &[&str]| {
         let out = format!("out{}", args.concat());
         let sampler = ["sample", "r", "--sampler", "ddim", "--steps", "3", "--out", &out];
-        place.ddpm(&[&sampler, args].concat()).well();
-        fs::read(place.path(&out).join("images/000000.png")).unwrap()
+        dir.ddpm(&[&sampler, args].concat()).succeeds();
+        fs::read(dir.path(&out).join("images/000000.png")).unwrap()
     };
     let three = draw(&["--class", "3", "-n", "2"]);
     assert!(draw(&["-n", "1"]) != three, "image 0 has class 0");
@@ -186,44 +184,44 @@ fn a_run_with_classes_draws_those_that_are_asked_for() {
     );
     assert!(draw(&["--class", "3", "--guidance", "4", "--guidance-interval", "1e6,1e7", "-n", "1"]) == three);
     draw(&["--class", "all"]);
-    let grid = image::image_dimensions(place.path("out--classall").join("grid.png")).unwrap();
+    let grid = image::image_dimensions(dir.path("out--classall").join("grid.png")).unwrap();
     assert!(
         grid.1 == 24 + 10 * 90 - 6 && grid.0 > 24 + 8 * 90,
         "a row of each class, with its name: {grid:?}"
     );
 
     let refused = |args: &[&str], part: &str| {
-        place.ddpm(&[&["sample", "r"], args].concat()).fails(1, &[part]);
+        dir.ddpm(&[&["sample", "r"], args].concat()).fails(1, &[part]);
     };
     refused(&["--class", "10"], "class: there is no class \"10\"; the run has the classes 0 to 9");
     refused(&["--class", "cat"], "class: there is no class \"cat\"; the run has the classes 0 to 9");
     refused(&["--guidance", "-1"], "guidance: -1 is out of range");
     refused(&["--guidance-interval", "3,1"], "give two sigmas");
-    place.train("plain", 1, 0, &[]).well();
+    dir.train("plain", 1, 0, &[]).succeeds();
     for args in [["--class", "3"], ["--class", "all"], ["--guidance", "3"]] {
-        place.ddpm(&[&["sample", "plain"][..], &args].concat()).fails(1, &["trained without classes"]);
+        dir.ddpm(&[&["sample", "plain"][..], &args].concat()).fails(1, &["trained without classes"]);
     }
     let none = ["--set", "attention.num_class_embeds=10", "--set", "train.label_dropout=0"];
-    place.train("told", 1, 0, &none).well();
-    place.ddpm(&["sample", "told", "--guidance", "3"]).fails(1, &["train.label_dropout = 0"]);
+    dir.train("conditional", 1, 0, &none).succeeds();
+    dir.ddpm(&["sample", "conditional", "--guidance", "3"]).fails(1, &["train.label_dropout = 0"]);
 }
 
 #[test]
-fn the_nearest_training_images_are_set_beside_the_samples() {
-    let place = Place::new();
-    place.train("r", 2, 0, &[]).well();
-    let done = place.ddpm(&["nearest", "r", "-n", "5", "--sampler", "ddim", "--steps", "2"]).well();
+fn nearest_shows_samples_beside_their_training_images() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 0, &[]).succeeds();
+    let done = dir.ddpm(&["nearest", "r", "-n", "5", "--sampler", "ddim", "--steps", "2"]).succeeds();
     for part in
         ["samples to their nearest", "training images to their nearest other", "of 5 samples are nearer"]
     {
         assert!(done.out.contains(part), "{part}: {}", done.out);
     }
-    let folder = place.path("runs/r/samples/seed-0-sampler-ddim-steps-2");
+    let folder = dir.path("runs/r/samples/seed-0-sampler-ddim-steps-2");
     let pairs = image::image_dimensions(folder.join("nearest.png")).unwrap();
-    // Under labels, with captions of 22 pixels.
+    // Below labels, with captions of 22 pixels.
     assert!(pairs.1 == 24 + 20 + 2 * 112 - 6 && pairs.0 > 8 * 90, "four pairs a row: {pairs:?}");
     assert!(
-        done.out.contains("too few to say whether the run copies (5 samples and 64 training images"),
+        done.out.contains("too few to tell whether the run memorizes (5 samples and 64 training images"),
         "{}",
         done.out
     );
@@ -232,17 +230,17 @@ fn the_nearest_training_images_are_set_beside_the_samples() {
     let distance = |line: &str| line.rsplit(',').next().and_then(|d| d.parse::<f64>().ok()).unwrap();
     let distances: Vec<f64> = table.lines().skip(1).map(distance).collect();
     assert!(distances.is_sorted() && distances[0] > 0.0);
-    place.ddpm(&["nearest", "nowhere"]).fails(1, &["there is no such run"]);
+    dir.ddpm(&["nearest", "nowhere"]).fails(1, &["there is no such run"]);
 }
 
 #[test]
-fn every_sampler_can_be_asked_for_by_name() {
-    let place = Place::new();
-    place.train("r", 2, 1, &[]).well();
+fn every_sampler_can_be_selected_by_name() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 1, &[]).succeeds();
     let draw = |args: &[&str]| {
         let out = format!("out{}", args.concat());
-        place.ddpm(&[&["sample", "r", "-n", "1", "--out", &out], args].concat()).well();
-        fs::read(place.path(&out).join("images/000000.png")).unwrap()
+        dir.ddpm(&[&["sample", "r", "-n", "1", "--out", &out], args].concat()).succeeds();
+        fs::read(dir.path(&out).join("images/000000.png")).unwrap()
     };
     for sampler in ddpm::sampler::SAMPLERS {
         draw(&["--sampler", sampler.name, "--steps", "4"]);
@@ -255,67 +253,66 @@ fn every_sampler_can_be_asked_for_by_name() {
 }
 
 #[test]
-fn ddim_takes_the_noise_from_the_clipped_image_by_default_and_as_predicted_where_it_is_asked() {
-    let place = Place::new();
-    place.train("r", 2, 1, &[]).well();
+fn ddim_uses_the_clipped_output_by_default_or_the_prediction_on_request() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 1, &[]).succeeds();
     let draw = |args: &[&str]| {
         let out = format!("out{}", args.concat());
         let sample = ["sample", "r", "-n", "1", "--sampler", "ddim", "--steps", "5", "--out", &out];
-        place.ddpm(&[&sample, args].concat()).well();
-        fs::read(place.path(&out).join("images/000000.png")).unwrap()
+        dir.ddpm(&[&sample, args].concat()).succeeds();
+        fs::read(dir.path(&out).join("images/000000.png")).unwrap()
     };
-    let config = fs::read_to_string(place.path("runs/r/config.toml")).unwrap();
+    let config = fs::read_to_string(dir.path("runs/r/config.toml")).unwrap();
     assert!(config.contains("use_clipped_model_output = true"), "{config}");
     let [clipped, predicted] = ["true", "false"].map(|used| draw(&["--use-clipped-model-output", used]));
     assert!(draw(&[]) == clipped && clipped != predicted);
-    place
-        .ddpm(&["sample", "r", "--sampler", "heun", "--use-clipped-model-output", "true"])
-        .fails(1, &["heun has no use_clipped_model_output", "take ddim"]);
-    place.ddpm(&["sample", "r", "--use-clipped-model-output", "often"]).fails(2, &["true", "false"]);
+    dir.ddpm(&["sample", "r", "--sampler", "heun", "--use-clipped-model-output", "true"])
+        .fails(1, &["heun has no use_clipped_model_output", "use ddim"]);
+    dir.ddpm(&["sample", "r", "--use-clipped-model-output", "often"]).fails(2, &["true", "false"]);
 }
 
 #[test]
-fn lists_of_levels_that_leave_no_images_are_refused_by_name() {
-    let place = Place::new();
-    place.train("r", 2, 1, &["--set=diffusion.timesteps=1000"]).well();
+fn unusable_noise_levels_are_rejected_by_name() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 1, &["--set=diffusion.timesteps=1000"]).succeeds();
     for sampler in ["ddim", "heun", "dpm++2m", "unipc"] {
         let sample =
-            |more: &[&str]| place.ddpm(&[&["sample", "r", "-n", "1", "--sampler", sampler], more].concat());
+            |more: &[&str]| dir.ddpm(&[&["sample", "r", "-n", "1", "--sampler", sampler], more].concat());
         sample(&["--spacing", "sigma", "--steps", "20"]).fails(
             1,
             &["sigma in 20 steps leaves gaps of 8.28", "give karras or exponential, or at least 1575 steps"],
         );
         sample(&["--spacing", "uniform", "--steps", "1"])
-            .fails(1, &["uniform in 1 step begins at t = 0", "trailing"]);
+            .fails(1, &["uniform in 1 step starts at t = 0", "trailing"]);
     }
 }
 
 #[test]
-fn the_class_that_is_drawn_is_said_by_its_name() {
-    let place = Place::new();
+fn sampled_classes_are_printed_by_name() {
+    let dir = TestDir::new();
     for (i, name) in ["01", "02", "10"].iter().enumerate() {
         for k in 0..2 {
-            image(&place.path(format!("months/{name}/{k}.png")), 12, 12, (50 * i + 9 * k) as u8);
+            image(&dir.path(format!("months/{name}/{k}.png")), 12, 12, (50 * i + 9 * k) as u8);
         }
     }
-    fs::create_dir(place.path("months/11")).unwrap();
-    fs::write(place.path("months/11/a.png"), "no image").unwrap();
+    fs::create_dir(dir.path("months/11")).unwrap();
+    fs::write(dir.path("months/11/a.png"), "no image").unwrap();
     let more = ["--data=months", "--on-bad-file=skip", "--set=attention.num_class_embeds=3"];
-    let done = place.train("r", 2, 0, &more).well();
-    assert!(done.err.contains("1 class without images left out (11): 3 of the 4 are left"), "{}", done.err);
-    let card = fs::read_to_string(place.path("runs/r/README.md")).unwrap();
-    assert!(card.contains("Their indices, from 0, are in this order: `01`, `02`, `10`."), "{card}");
-    let draw = |more: &[&str]| place.ddpm(&[&["sample", "r", "--steps=2"], more].concat());
-    assert!(draw(&["-n1", "--class=02"]).well().err.contains("class     02 (#1)\n"));
-    assert!(draw(&["-n1", "--class=#2"]).well().err.contains("class     10 (#2)\n"));
-    assert!(draw(&["--class=all"]).well().err.contains("rows      01, 02, 10, from the top\n"));
-    assert!(draw(&["-n3"]).well().err.contains("classes   3 in turn: 01, 02, 10\n"));
-    // Rows are of one length.
+    let done = dir.train("r", 2, 0, &more).succeeds();
+    assert!(done.err.contains("1 class without images omitted (11): 3 of 4 remain"), "{}", done.err);
+    let card = fs::read_to_string(dir.path("runs/r/README.md")).unwrap();
+    assert!(card.contains("in the order of their indices, from 0: `01`, `02`, `10`."), "{card}");
+    let draw = |more: &[&str]| dir.ddpm(&[&["sample", "r", "--steps=2"], more].concat());
+    assert!(draw(&["-n1", "--class=02"]).succeeds().err.contains("class     02 (#1)\n"));
+    assert!(draw(&["-n1", "--class=#2"]).succeeds().err.contains("class     10 (#2)\n"));
+    assert!(draw(&["--class=all"]).succeeds().err.contains("rows      01, 02, 10, from the top\n"));
+    assert!(draw(&["-n3"]).succeeds().err.contains("classes   3 in turn: 01, 02, 10\n"));
+    // All rows have the same length.
     draw(&["--class=all", "-n", "7"])
-        .fails(1, &["each of the 3 classes, and 7 are no multiple of that: give -n 6 or -n 9"]);
+        .fails(1, &["each of the 3 classes, and 7 is not a multiple: give -n 6 or -n 9"]);
     draw(&["--class=all", "-n", "2"]).fails(1, &["give -n 3"]);
-    let done = draw(&["-n1", "--class=10", "--out=one"]).well();
-    let other = draw(&["-n1", "--class=01", "--out=one", "--resume"]).fails(1, &["class is 10, and here 01"]);
+    let done = draw(&["-n1", "--class=10", "--out=one"]).succeeds();
+    let other = draw(&["-n1", "--class=01", "--out=one", "--resume"]).fails(1, &["class was 10, now 01"]);
     assert!(done.out.contains("one") && !other.err.contains("One("), "{}", other.err);
     draw(&["-n1", "--class=1"]).fails(
         1,
@@ -328,26 +325,26 @@ fn the_class_that_is_drawn_is_said_by_its_name() {
 }
 
 #[test]
-fn an_input_of_240_bytes_in_its_name_has_results() {
-    let place = Place::new();
-    place.train("r", 1, 0, &[]).well();
+fn long_input_names_have_results() {
+    let dir = TestDir::new();
+    dir.train("r", 1, 0, &[]).succeeds();
     let name = format!("{}.png", "東".repeat(80));
-    image(&place.path(&name), 12, 12, 90);
-    let done = place.ddpm(&["denoise", "r", &name, "--sigma=0.1"]).well();
-    assert!(place.path(done.out.trim()).is_file(), "{}", done.out);
+    image(&dir.path(&name), 12, 12, 90);
+    let done = dir.ddpm(&["denoise", "r", &name, "--sigma=0.1"]).succeeds();
+    assert!(dir.path(done.out.trim()).is_file(), "{}", done.out);
     let long = format!("{}.png", "a".repeat(251));
-    place.ddpm(&["data", "show", "digits", "--size=12", "-n4", "-o", &long]).well();
-    assert!(place.path(&long).is_file());
+    dir.ddpm(&["data", "show", "digits", "--size=12", "-n4", "-o", &long]).succeeds();
+    assert!(dir.path(&long).is_file());
 }
 
 #[test]
-fn a_file_of_a_checkpoint_is_drawn_from_with_the_weights_in_it() {
-    let place = Place::new();
-    place.train("r", 2, 0, &[]).well();
+fn a_checkpoint_file_selects_its_weights() {
+    let dir = TestDir::new();
+    dir.train("r", 2, 0, &[]).succeeds();
     let draw = |run: &str, more: &[&str], out: &str| {
         let all = [&["sample", run, "-n1", "--sampler=ddim", "--steps=2", "--out", out], more].concat();
-        place.ddpm(&all).well();
-        fs::read(place.path(out).join("images/000000.png")).unwrap()
+        dir.ddpm(&all).succeeds();
+        fs::read(dir.path(out).join("images/000000.png")).unwrap()
     };
     let folder = "runs/r/checkpoints/step-0000002";
     let (raw, ema) = (draw("r", &["--weights=raw"], "a"), draw("r", &["--weights=ema"], "b"));
@@ -356,8 +353,8 @@ fn a_file_of_a_checkpoint_is_drawn_from_with_the_weights_in_it() {
     assert!(draw(&format!("{folder}/ema.safetensors"), &[], "d") == ema);
     let fails = |file: &str, more: &[&str], part: &str| {
         let file = format!("{folder}/{file}");
-        place.ddpm(&[&["sample", &file], more].concat()).fails(1, &[part]);
+        dir.ddpm(&[&["sample", &file], more].concat()).fails(1, &[part]);
     };
-    fails("optimizer.safetensors", &[], "holds no weights of its own");
-    fails("model.safetensors", &["--weights=ema"], "other weights than --weights asks for");
+    fails("optimizer.safetensors", &[], "does not hold model weights");
+    fails("model.safetensors", &["--weights=ema"], "other weights than --weights requests");
 }

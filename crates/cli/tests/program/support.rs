@@ -1,14 +1,14 @@
-//! A folder to run the program in, and a training run of milliseconds a step.
+//! A temporary folder to run the program in, and a tiny training run with milliseconds per step.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// The files of a checkpoint that the rest of a training depends on.
+/// The files of a checkpoint that further training depends on.
 pub const STATE: [&str; 3] = ["model.safetensors", "ema.safetensors", "optimizer.safetensors"];
 
-/// Settings of a training run with a small network on images of 12x12. Flags go over them.
+/// Settings of a run with a tiny network on 12x12 images. Flags override them.
 pub const TINY: [&str; 13] = [
     "--set=data.path=digits",
     "--set=data.size=12",
@@ -28,10 +28,10 @@ pub const TINY: [&str; 13] = [
 /// DDPM-Pytorch's `config/default.yaml`, as its repository has it; its images are in `data/train/images`.
 pub const TUTORIAL: &str = include_str!("../../../ddpm/tests/fixtures/ddpm-pytorch.yaml");
 
-/// A folder, gone at the end of the test.
-pub struct Place(TempDir);
+/// A temporary folder, removed at the end of the test.
+pub struct TestDir(TempDir);
 
-/// What a finished program left.
+/// Exit code and output of a finished program.
 pub struct Done {
     pub code: Option<i32>,
     pub out: String,
@@ -39,14 +39,14 @@ pub struct Done {
 }
 
 impl Done {
-    /// It must have gone well.
+    /// Asserts success.
     #[track_caller]
-    pub fn well(self) -> Self {
+    pub fn succeeds(self) -> Self {
         assert_eq!(self.code, Some(0), "{}", self.err);
         self
     }
 
-    /// It must have ended with `code` and said each of `parts`, without a panic.
+    /// Asserts that it exited with `code` without a panic and that stderr contains each of `parts`.
     #[track_caller]
     pub fn fails(self, code: i32, parts: &[&str]) -> Self {
         assert_eq!(self.code, Some(code), "{}", self.err);
@@ -65,7 +65,7 @@ impl From<std::process::Output> for Done {
     }
 }
 
-impl Place {
+impl TestDir {
     pub fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -74,7 +74,7 @@ impl Place {
         self.0.path().join(inside)
     }
 
-    /// `ddpm` with these arguments, to be run in the folder.
+    /// `ddpm` with these arguments in the folder.
     pub fn command<S: AsRef<str>>(&self, args: &[S]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ddpm"));
         command.args(args.iter().map(AsRef::as_ref)).current_dir(self.0.path()).stdin(Stdio::null());
@@ -85,12 +85,12 @@ impl Place {
         self.command(args).output().unwrap().into()
     }
 
-    /// `ddpm` going on by itself, its messages in a pipe.
+    /// `ddpm` in the background, with stderr piped.
     pub fn spawn<S: AsRef<str>>(&self, args: &[S]) -> Child {
         self.command(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// A shell script with `$ddpm` for the program, which is also on the path, to be run in the folder.
+    /// A shell script run in the folder; the program is `$ddpm` and on the path.
     #[cfg(unix)]
     pub fn shell_command(&self, script: &str) -> Command {
         let program = Path::new(env!("CARGO_BIN_EXE_ddpm"));
@@ -108,29 +108,29 @@ impl Place {
         self.shell_command(script).output().unwrap().into()
     }
 
-    /// Trains the tiny network as runs/NAME, a checkpoint every `every` steps.
+    /// Trains the tiny network as runs/NAME, with a checkpoint every `every` steps.
     pub fn train(&self, name: &str, steps: u64, every: u64, more: &[&str]) -> Done {
         self.ddpm(&train(name, steps, every, more))
     }
 
-    /// The folder of a run's checkpoint.
+    /// The folder of a checkpoint.
     pub fn checkpoint(&self, name: &str, step: u64) -> PathBuf {
         self.path(format!("runs/{name}/checkpoints/step-{step:07}"))
     }
 
-    /// The run's checkpoint of `step` and no broken remains beside it; images can be drawn from it.
+    /// Asserts that the run's checkpoint of `step` can be sampled from, with no partial ones beside it.
     #[track_caller]
     pub fn assert_intact(&self, name: &str, step: u64) {
         let names = names(&self.path(format!("runs/{name}/checkpoints")));
         assert!(names.iter().all(|n| n.starts_with("step-") || n == "best.json"), "{names:?}");
-        let (step, out) = (step.to_string(), format!("drawn-from-{name}"));
+        let (step, out) = (step.to_string(), format!("sampled-from-{name}"));
         let args = ["sample", name, "-n", "1", "--steps", "2", "--checkpoint", &step, "--out", &out];
-        self.ddpm(&args).well();
+        self.ddpm(&args).succeeds();
         fs::remove_dir_all(self.path(out)).unwrap();
     }
 }
 
-/// The arguments of [`Place::train`].
+/// The arguments of [`TestDir::train`].
 pub fn train(name: &str, steps: u64, every: u64, more: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = ["train", "--name", name].map(str::to_owned).into();
     args.extend(TINY.map(str::to_owned));
@@ -147,13 +147,13 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The files of a checkpoint that the rest depends on.
+/// The contents of the [`STATE`] files of a checkpoint.
 #[track_caller]
 pub fn state(checkpoint: &Path) -> Vec<Vec<u8>> {
     STATE.iter().map(|name| fs::read(checkpoint.join(name)).expect(name)).collect()
 }
 
-/// Copies a folder with all that is in it.
+/// Copies a folder recursively.
 pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for name in names(from) {
@@ -177,7 +177,7 @@ pub fn losses(run: &Path) -> Vec<(u64, f64)> {
     text.lines().map(line).collect()
 }
 
-/// Sends a program what Ctrl-C sends.
+/// Sends SIGINT, as Ctrl-C does.
 #[cfg(unix)]
 #[track_caller]
 pub fn interrupt(child: &Child) {
@@ -192,7 +192,7 @@ pub fn signal(child: &Child, name: &str) {
     assert!(status.success());
 }
 
-/// Writes an image of one colour with a dot.
+/// Writes an image of one grey value with a dot in the centre.
 pub fn image(path: &Path, height: u32, width: u32, value: u8) {
     let mut image = image::GrayImage::from_pixel(width, height, image::Luma([value]));
     image.put_pixel(width / 2, height / 2, image::Luma([255 - value]));

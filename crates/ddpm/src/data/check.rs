@@ -1,81 +1,81 @@
-//! Everything about the images at a path, before anything is trained on them.
+//! A report on all images at a path, without training on them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::digits::Digits;
-use super::form::tally;
+use super::format::histogram;
 use super::images::DatasetScan;
 use super::options::{DataOptions, OnBadFile};
-use super::{Dataset, Found, survey};
+use super::{Dataset, FormatCount, scan};
 use crate::error::Result;
 
-/// What [`check()`] found.
+/// The result of [`check()`].
 pub struct Check {
-    /// The path, or what was drawn.
+    /// The path, or a description of the generated data.
     pub source: String,
-    /// How many images can be read.
+    /// Number of readable images.
     pub images: usize,
-    /// The forms that they have, the most frequent first.
-    pub found: Vec<Found>,
-    /// The classes with the images that each has, by label; empty when there are no labels.
+    /// Their formats, most frequent first.
+    pub found: Vec<FormatCount>,
+    /// The classes with their image counts, by label; empty if there are no labels.
     pub classes: Vec<(String, usize)>,
-    /// All files that cannot be read, with the reasons.
+    /// All unreadable files, with the reasons.
     pub unreadable: Vec<(PathBuf, String)>,
-    /// The images that show the same, pixel by pixel, before they are resized; each group has at least two.
+    /// Groups of at least two images whose pixels are identical before resizing.
     pub duplicates: Vec<Vec<PathBuf>>,
-    /// What a person should be told, whether or not a training would take the set; its own notes begin with these.
+    /// Notes that apply whether or not the data set is usable for training; the notes of `set` begin with these.
     pub notes: Vec<String>,
-    /// Bytes of the images decoded, as they would be kept in memory.
+    /// Bytes of the decoded images, as kept in memory.
     pub decoded_bytes: u64,
-    /// The set as a training would open it without the unreadable files, or why it would not.
+    /// The data set as training would open it without the unreadable files, or why training would reject it.
     pub set: Result<Box<dyn Dataset>>,
 }
 
 impl Check {
-    fn new(survey: DatasetScan, options: &DataOptions) -> Self {
-        let mut classes: Vec<_> = survey.classes.names.iter().map(|name| (name.clone(), 0)).collect();
+    fn new(scan: DatasetScan, options: &DataOptions) -> Self {
+        let mut classes: Vec<_> = scan.classes.names.iter().map(|name| (name.clone(), 0)).collect();
         let mut same: BTreeMap<[u8; 32], Vec<usize>> = BTreeMap::new();
-        for (i, image) in &survey.seen {
-            if let Some(class) = survey.label(*i).and_then(|label| classes.get_mut(label as usize)) {
+        for (i, image) in &scan.decoded {
+            if let Some(class) = scan.label(*i).and_then(|label| classes.get_mut(label as usize)) {
                 class.1 += 1;
             }
             same.entry(image.content.unwrap_or_default()).or_default().push(*i);
         }
         let mut groups: Vec<_> = same.into_values().filter(|group| group.len() > 1).collect();
         groups.sort();
-        let place = |i: usize| survey.source.place(i);
+        let location = |i: usize| scan.source.location(i);
         Self {
-            source: survey.name.clone(),
-            images: survey.seen.len(),
-            found: tally(&survey.seen),
+            source: scan.name.clone(),
+            images: scan.decoded.len(),
+            found: histogram(&scan.decoded),
             classes,
-            unreadable: survey.bad.clone(),
-            duplicates: groups.into_iter().map(|group| group.into_iter().map(place).collect()).collect(),
-            notes: survey.notes.clone(),
-            decoded_bytes: survey.bytes(),
-            set: survey
+            unreadable: scan.bad.clone(),
+            duplicates: groups.into_iter().map(|group| group.into_iter().map(location).collect()).collect(),
+            notes: scan.notes.clone(),
+            decoded_bytes: scan.bytes(),
+            set: scan
                 .into_set(&DataOptions { on_bad_file: OnBadFile::Skip, ..options.clone() })
                 .map(|set| Box::new(set) as Box<dyn Dataset>),
         }
     }
 
-    /// Looks at the built-in digits; the arguments are those of [`Digits::with_options`].
+    /// Checks the built-in digits; the arguments are those of [`Digits::with_options`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Digits::with_options`].
     pub fn digits(seed: u64, size: usize, count: usize, options: &DataOptions) -> Result<Self> {
-        Ok(Self::new(Digits::survey(seed, size, count, options, true)?, options))
+        Ok(Self::new(Digits::scan(seed, size, count, options, true)?, options))
     }
 }
 
-/// Looks at all images at `path`; `options` and `memory` are those of [`open_within`](super::open_within).
+/// Checks all images at `path`; `options` and `memory` are those of [`open_within`](super::open_within).
 ///
 /// # Errors
-/// When there are no images at all, or the options are out of range. That a training would refuse them is in
+/// If there are no images at all, or the options are out of range. Problems that only prevent training are reported in
 /// [`Check::set`] and [`Check::unreadable`].
 pub fn check(path: &Path, options: &DataOptions, memory: u64) -> Result<Check> {
-    Ok(Check::new(survey(path, options, memory, true)?, options))
+    Ok(Check::new(scan(path, options, memory, true)?, options))
 }
 
 #[cfg(test)]
@@ -84,7 +84,7 @@ mod tests {
     use image::{GrayImage, Luma, RgbImage};
 
     #[test]
-    fn pages_and_ignored_files_are_told_although_the_set_is_refused() {
+    fn notes_are_reported_although_the_data_set_is_rejected() {
         let folder = tempfile::tempdir().unwrap();
         GrayImage::new(6, 6).save(folder.path().join("a.png")).unwrap();
         let mut gif = Vec::new();
@@ -99,11 +99,14 @@ mod tests {
         assert!(found.set.is_err());
         let notes = found.notes.join("\n");
         assert!(notes.contains("1 file ignored"), "{notes}");
-        assert!(notes.contains("1 of 2 images is of several pages or frames: the first is read"), "{notes}");
+        assert!(
+            notes.contains("1 of 2 images is multi-page or animated: only the first frame is read"),
+            "{notes}"
+        );
     }
 
     #[test]
-    fn all_about_a_folder_is_told() {
+    fn check_reports_everything_about_a_folder() {
         let folder = tempfile::tempdir().unwrap();
         let save = |name: &str, height, width, value: u8| {
             let path = folder.path().join(name);
@@ -116,7 +119,7 @@ mod tests {
         save("a/2.png", 6, 9, 2);
         save("b/3.png", 6, 9, 1);
         save("b/4.png", 8, 8, 1);
-        // The same pixels in another form of file.
+        // The same pixels in another file format.
         let again = image::open(folder.path().join("a/2.png")).unwrap();
         again.save(folder.path().join("b/5.bmp")).unwrap();
         RgbImage::new(6, 9).save(folder.path().join("b/6.png")).unwrap();
@@ -141,7 +144,7 @@ mod tests {
 
         let sized = DataOptions { size: Some((4, 4)), ..DataOptions::default() };
         let found = check(folder.path(), &sized, 1 << 20).unwrap();
-        // Images are told apart by what they show, not by what is left of it at 4x4.
+        // Duplicates are detected before resizing to 4x4.
         assert_eq!(found.duplicates.len(), 2);
         let set = found.set.unwrap();
         assert_eq!((set.len(), set.summary().memory_bytes), (6, found.decoded_bytes));

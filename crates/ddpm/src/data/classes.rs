@@ -1,20 +1,20 @@
-//! The classes of a set: those that have images, in their order.
+//! The classes of a data set: those with images, in order.
 
 use std::cmp::Ordering;
 
 use crate::text::{LISTED, escaped, listed};
 
-/// The classes, and which of them each of the source's is.
+/// The classes, and the mapping from the source's class numbers to labels.
 pub(super) struct Classes {
     /// The names, by label.
     pub names: Vec<String>,
-    /// The label of each of the source's classes; `None` for those that have no images.
+    /// The label of each of the source's classes; `None` for those without images.
     labels: Vec<Option<u32>>,
 }
 
 impl Classes {
-    /// The classes of a source that has `images` of each of `names`: those with images, in the order of their names if they are
-    /// `sorted`, else as they stand. What was left out is noted.
+    /// `images` has the number of images of each of the source's classes `names`. Classes without images are dropped with a
+    /// note; the rest keep their order, or are sorted by name if `sorted`.
     pub fn new(names: &[String], images: &[usize], sorted: bool, notes: &mut Vec<String>) -> Self {
         let mut order: Vec<usize> = (0..names.len()).filter(|&i| images[i] > 0).collect();
         let empty: Vec<_> =
@@ -29,7 +29,7 @@ impl Classes {
         }
         if !empty.is_empty() && !order.is_empty() {
             notes.push(format!(
-                "{} without images left out ({}): {} of the {} are left",
+                "{} without images omitted ({}): {} of {} remain",
                 if empty.len() == 1 { "1 class".to_owned() } else { format!("{} classes", empty.len()) },
                 listed(&empty, LISTED),
                 order.len(),
@@ -45,7 +45,7 @@ impl Classes {
     }
 }
 
-/// How names are sorted: as numbers where all of them are, else the digits in them as integers: `img2` before `img10`.
+/// The comparison for sorting names: numeric if all of them are numbers, else natural order (`img2` before `img10`).
 pub(super) fn order_of<'a>(names: impl Iterator<Item = &'a str>) -> fn(&str, &str) -> Ordering {
     let mut names = names;
     if names.all(|name| number(name).is_some()) { by_number } else { natural }
@@ -57,11 +57,11 @@ fn number(name: &str) -> Option<f64> {
 
 fn by_number(a: &str, b: &str) -> Ordering {
     let (x, y) = (number(a).unwrap_or(0.0), number(b).unwrap_or(0.0));
-    // -0 is 0.
+    // -0 and 0 compare equal.
     x.partial_cmp(&y).unwrap_or(Ordering::Equal).then_with(|| natural(a, b))
 }
 
-/// Runs of digits as integers, everything else byte by byte; what is equal so is sorted by its bytes.
+/// Compares runs of digits as integers and everything else byte by byte; ties are broken by the bytes.
 fn natural(a: &str, b: &str) -> Ordering {
     let (mut x, mut y) = (a.as_bytes(), b.as_bytes());
     while let (Some(p), Some(q)) = (x.first(), y.first()) {
@@ -79,7 +79,7 @@ fn natural(a: &str, b: &str) -> Ordering {
     x.len().cmp(&y.len()).then_with(|| a.as_bytes().cmp(b.as_bytes()))
 }
 
-/// Takes the digits at the start of `text`; gives them without zeros in front.
+/// Splits the leading digits off `text` and returns them without leading zeros.
 fn take_digits<'a>(text: &mut &'a [u8]) -> &'a [u8] {
     let end = text.iter().position(|b| !b.is_ascii_digit()).unwrap_or(text.len());
     let (digits, rest) = text.split_at(end);
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn numeric_names_sort_as_numbers_and_mixed_ones_by_the_numbers_in_them() {
+    fn names_sort_numerically_or_naturally() {
         assert_eq!(sorted(&["10", "2", "1", "12"]), ["1", "2", "10", "12"]);
         assert_eq!(sorted(&["0.5", "-1", "1e1", "2.5"]), ["-1", "0.5", "2.5", "1e1"]);
         assert_eq!(sorted(&["02", "1", "2", "01"]), ["01", "1", "02", "2"]);
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn only_classes_with_images_are_classes() {
+    fn classes_without_images_are_dropped() {
         let all = ["1", "10", "2"].map(str::to_owned);
         let new = |images: &[usize], sorted| {
             let mut notes = Vec::new();
@@ -141,11 +141,11 @@ mod tests {
             let labels: Vec<_> = (0..4).map(|i| classes.label(i)).collect();
             (classes.names.join(" "), labels, notes.join("\n"))
         };
-        let told = "1 class without images left out (10): 2 of the 3 are left".to_owned();
+        let note = "1 class without images omitted (10): 2 of 3 remain".to_owned();
         let none = String::new;
         assert_eq!(new(&[1, 1, 1], true), ("1 2 10".into(), vec![Some(0), Some(2), Some(1), None], none()));
         assert_eq!(new(&[1, 1, 1], false), ("1 10 2".into(), vec![Some(0), Some(1), Some(2), None], none()));
-        assert_eq!(new(&[4, 0, 1], true), ("1 2".into(), vec![Some(0), None, Some(1), None], told));
+        assert_eq!(new(&[4, 0, 1], true), ("1 2".into(), vec![Some(0), None, Some(1), None], note));
         assert_eq!(new(&[0, 0, 0], true), (none(), vec![None; 4], none()));
     }
 }

@@ -1,9 +1,9 @@
-//! A data set that needs no files: handwritten-looking digits, drawn from random numbers.
+//! A data set that needs no files: handwritten-looking digits, generated procedurally.
 //!
-//! Every digit is a few strokes, each a smooth curve (Catmull-Rom) through points; there are several ways to write
-//! most digits. An image moves the points a little, then slants, turns, stretches, scales and places the whole,
-//! and draws it with a pen of some width. It is a pure function of (seed, index) and the same on every platform:
-//! only IEEE arithmetic and `libm` are used.
+//! A digit consists of a few strokes, each a smooth (Catmull-Rom) curve through control points; most digits have several
+//! variants. Each image jitters the points, slants, rotates, stretches, scales and places the glyph, and draws it with a
+//! random pen width. It is a pure function of (seed, index) and identical on every platform: only IEEE arithmetic and
+//! `libm` are used.
 
 use std::path::Path;
 
@@ -11,18 +11,18 @@ use ddpm_engine::rng::{Purpose, Stream};
 use rayon::prelude::*;
 
 use super::images::{DatasetScan, Images};
-use super::source::Content;
+use super::source::DataContent;
 use super::source::packed::Packed;
-use super::{DEFAULT_MEMORY, DataOptions, Dataset, Draw, Summary};
+use super::{AugmentKey, DEFAULT_MEMORY, DataOptions, Dataset, Summary};
 use crate::error::{Error, Result};
 
-/// A point of a stroke: x to the right, y down, the digit about 1 high; whether the pen turns sharply there.
+/// A control point of a stroke: x to the right, y down, the digit about 1 high; whether it is a sharp corner.
 type Node = (f32, f32, bool);
 
 const S: bool = false;
 const SHARP: bool = true;
 
-/// The ways to write each digit: strokes of points.
+/// The variants of each digit: strokes of control points.
 #[rustfmt::skip]
 const GLYPHS: [&[&[&[Node]]]; 10] = [
     // 0
@@ -98,38 +98,37 @@ const GLYPHS: [&[&[&[Node]]]; 10] = [
     ],
 ];
 
-/// Pieces that a curve between two points is drawn as.
-const PIECES: usize = 6;
+/// Line segments per curve between two points.
+const SEGMENTS: usize = 6;
 
-/// The pen's least half width in pixels, so that thin lines do not break up.
-const THINNEST: f32 = 0.6;
+/// Minimum pen radius in pixels, so that thin lines do not break up.
+const MIN_RADIUS: f32 = 0.6;
 
-/// The sizes that digits can be drawn at.
+/// Supported image sizes.
 const SIZES: std::ops::RangeInclusive<usize> = 12..=64;
 
-/// White digits on black, square, grey, labelled 0 to 9.
+/// White digits on black in square grey images, labelled 0 to 9.
 pub struct Digits(Images);
 
 impl Digits {
-    /// Draws `count` images of `size` x `size` (12 to 64). Image `index` shows the digit `index % 10` and
-    /// depends on `seed` and `index` alone.
+    /// Draws `count` images of `size` x `size` (12 to 64). Image `index` shows the digit `index % 10` and depends only on
+    /// `seed` and `index`.
     ///
     /// # Errors
-    /// [`Error::Config`] when `size` or `count` is out of range.
+    /// [`Error::Config`] if `size` or `count` is out of range.
     pub fn new(seed: u64, size: usize, count: usize) -> Result<Self> {
         Self::with_options(seed, size, count, &DataOptions::default())
     }
 
-    /// [`new`](Self::new), and then what `options` ask for: crops and flips, say. Their size is the images' own if
-    /// they have none.
+    /// [`new`](Self::new) followed by the transforms of `options`, such as crops and flips.
     ///
     /// # Errors
     /// As [`new`](Self::new), and for options out of range.
     pub fn with_options(seed: u64, size: usize, count: usize, options: &DataOptions) -> Result<Self> {
-        Self::survey(seed, size, count, options, false)?.into_set(options).map(Self)
+        Self::scan(seed, size, count, options, false)?.into_set(options).map(Self)
     }
 
-    pub(super) fn survey(
+    pub(super) fn scan(
         seed: u64,
         size: usize,
         count: usize,
@@ -139,13 +138,12 @@ impl Digits {
         options.check()?;
         if !SIZES.contains(&size) {
             let reason =
-                format!("digits are drawn at {} to {} pixels a side, not {size}", SIZES.start(), SIZES.end());
+                format!("digits can be {} to {} pixels per side, not {size}", SIZES.start(), SIZES.end());
             return Err(Error::Config { key: "data.size".into(), reason });
         }
-        let most = DEFAULT_MEMORY as usize / (size * size);
-        if !(1..=most).contains(&count) {
-            let reason =
-                format!("{count} is out of range; from 1 to {most} digits of {size}x{size} can be drawn");
+        let max = DEFAULT_MEMORY as usize / (size * size);
+        if !(1..=max).contains(&count) {
+            let reason = format!("{count} is out of range; give 1 to {max} for digits of {size}x{size}");
             return Err(Error::Config { key: "data.digits_count".into(), reason });
         }
         let mut data = vec![0; count * size * size];
@@ -156,7 +154,7 @@ impl Digits {
         let source = Packed { height: size, width: size, channels: 1, data, labels, files: Vec::new() };
         let classes = (0..10).map(|digit| digit.to_string()).collect();
         let (source, sorted, notes) = (Box::new(source), false, Vec::new());
-        let content = Content { source, classes, sorted, notes, bad: Vec::new() };
+        let content = DataContent { source, classes, sorted, notes, bad: Vec::new() };
         let name = format!("built-in digits, seed {seed}");
         DatasetScan::new(Path::new("digits"), name, content, options, DEFAULT_MEMORY, contents)
     }
@@ -171,8 +169,8 @@ impl Dataset for Digits {
         self.0.label(index)
     }
 
-    fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> Result<()> {
-        self.0.read(index, draw, out)
+    fn read(&self, index: usize, key: AugmentKey, out: &mut [f32]) -> Result<()> {
+        self.0.read(index, key, out)
     }
 
     fn summary(&self) -> &Summary {
@@ -180,22 +178,22 @@ impl Dataset for Digits {
     }
 }
 
-/// Uniform draws of one image.
+/// The uniform random values of one image.
 struct Draws<I>(I);
 
 impl<I: Iterator<Item = f64>> Draws<I> {
-    /// Between `low` and `high`.
+    /// Uniform in [`low`, `high`).
     fn between(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * self.0.next().unwrap_or(0.5) as f32
     }
 
-    /// Around 0, at most `reach` away, the middle more often (triangular).
+    /// Triangular around 0, at most `reach` away.
     fn around(&mut self, reach: f32) -> f32 {
         self.between(-0.5, 0.5) * reach + self.between(-0.5, 0.5) * reach
     }
 }
 
-/// A point on the paper, in pixels, and the pen's half width there.
+/// A point in pixel coordinates, and the pen radius there.
 #[derive(Clone, Copy)]
 struct Dot {
     x: f32,
@@ -208,7 +206,7 @@ fn draw(seed: u64, index: u32, size: usize, out: &mut [u8]) {
     let variants = GLYPHS[index as usize % 10];
     let glyph = variants[(draws.between(0.0, variants.len() as f32) as usize).min(variants.len() - 1)];
 
-    // The whole: x is stretched, narrowed towards the top or the bottom, slanted, then turned.
+    // Glyph transform: x is stretched, tapered towards the top or the bottom and slanted, then the glyph is rotated.
     let stretch = draws.between(0.80, 1.22);
     let taper = draws.around(0.20);
     let slant = 0.16 + draws.around(0.30);
@@ -228,14 +226,14 @@ fn draw(seed: u64, index: u32, size: usize, out: &mut [u8]) {
         strokes.push(stroke.iter().map(place).collect());
     }
 
-    // The pen's pressure swells and fades along the way.
+    // The pen pressure varies along the stroke.
     let swell = draws.between(0.0, 0.28);
     let mut phase = draws.between(0.0, std::f32::consts::TAU);
     let pace = draws.between(0.3, 0.9);
 
-    // Size and place: the points keep within the middle of the image.
+    // Scale and position: the control points stay clear of the border.
     let side = size as f32;
-    let radius = (side * draws.between(0.030, 0.066)).max(THINNEST);
+    let radius = (side * draws.between(0.030, 0.066)).max(MIN_RADIUS);
     let (wide, tall) = (high.0 - low.0, high.1 - low.1);
     let room = side - 2.0 * radius * (1.0 + swell) - 2.6;
     let scale = (side * draws.between(0.58, 0.76) / tall.max(0.5)).min(room / tall).min(room / wide.max(0.1));
@@ -248,18 +246,18 @@ fn draw(seed: u64, index: u32, size: usize, out: &mut [u8]) {
         let at = |i: usize, phase: f32| Dot {
             x: stroke[i].0 * scale + middle_x,
             y: stroke[i].1 * scale + middle_y,
-            radius: (radius * (1.0 + swell * libm::sinf(phase))).max(THINNEST),
+            radius: (radius * (1.0 + swell * libm::sinf(phase))).max(MIN_RADIUS),
         };
         let last = stroke.len() - 1;
         for i in 0..last {
             let (a, b) = (at(i, phase), at(i + 1, phase + pace));
             phase += pace;
-            // At an end or a corner the curve takes its direction from its own side only.
+            // At an end or a corner the tangent comes from this side only.
             let before = if i == 0 || stroke[i].2 { a } else { at(i - 1, 0.0) };
             let after = if i + 1 == last || stroke[i + 1].2 { b } else { at(i + 2, 0.0) };
             let mut from = a;
-            for piece in 1..=PIECES {
-                let to = on_curve(before, a, b, after, piece as f32 / PIECES as f32);
+            for segment in 1..=SEGMENTS {
+                let to = on_curve(before, a, b, after, segment as f32 / SEGMENTS as f32);
                 add_line(&mut ink, size, from, to);
                 from = to;
             }
@@ -287,7 +285,7 @@ fn on_curve(before: Dot, a: Dot, b: Dot, after: Dot, t: f32) -> Dot {
     }
 }
 
-/// Inks the pixels near the line: fully within the pen's half width, fading out over one pixel around it.
+/// Draws a line segment: full ink within the pen radius, fading out over one pixel.
 fn add_line(ink: &mut [f32], size: usize, a: Dot, b: Dot) {
     let reach = a.radius.max(b.radius) + 0.5;
     let clip = |v: f32| v.clamp(0.0, size as f32) as usize;
@@ -297,7 +295,7 @@ fn add_line(ink: &mut [f32], size: usize, a: Dot, b: Dot) {
     let length2 = (dx * dx + dy * dy).max(1e-12);
     for y in top..bottom {
         for x in left..right {
-            // From the pixel's middle to the nearest point of the line.
+            // From the pixel centre to the nearest point of the segment.
             let (px, py) = (x as f32 + 0.5 - a.x, y as f32 + 0.5 - a.y);
             let along = ((px * dx + py * dy) / length2).clamp(0.0, 1.0);
             let (ex, ey) = (px - along * dx, py - along * dy);
@@ -323,8 +321,8 @@ mod tests {
     }
 
     #[test]
-    fn digits_are_the_same_on_every_machine_and_for_ever() {
-        // Checksums of what is drawn; a change here changes everybody's data.
+    fn digits_match_their_checksums() {
+        // A change here changes the data of existing runs.
         for (size, expected) in [
             (16, "e17258f4a96d9c43753ff54bce13cb1aea95dbefa4d1d3adc0ad3c5befbaea9c"),
             (28, "b609630358c654bb84754c9eddc67a843eb0fb16f990c7f1e6484f88a4923906"),
@@ -336,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_depends_on_its_seed_and_index_alone() {
+    fn an_image_depends_only_on_seed_and_index() {
         let (few, many, other) = (
             Digits::new(3, 20, 11).unwrap(),
             Digits::new(3, 20, 500).unwrap(),
@@ -348,13 +346,13 @@ mod tests {
         }
         assert_ne!(few.summary().fingerprint, other.summary().fingerprint);
         assert_eq!(few.summary().fingerprint, Digits::new(3, 20, 11).unwrap().summary().fingerprint);
-        // The eleventh is another image of the first's digit.
+        // Images 0 and 10 show the same digit, drawn differently.
         assert_eq!(few.label(10), few.label(0));
         assert_ne!(bytes(&few, 10), bytes(&few, 0));
     }
 
     #[test]
-    fn every_digit_comes_equally_often_and_no_two_images_are_the_same() {
+    fn digits_are_balanced_and_images_distinct() {
         let digits = Digits::new(0, 16, 2000).unwrap();
         let mut counts = [0; 10];
         (0..digits.len()).for_each(|i| counts[digits.label(i).unwrap() as usize] += 1);
@@ -365,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn ink_is_white_within_bounds_and_off_the_border() {
+    fn the_amount_of_ink_is_bounded_and_the_border_is_clear() {
         for size in [12, 16, 28, 64] {
             let digits = Digits::new(1, size, 1000).unwrap();
             for i in 0..digits.len() {
@@ -374,7 +372,7 @@ mod tests {
                 assert!((0.02..0.42).contains(&ink), "{size}, {i}: {ink}");
                 assert!(*image.iter().max().unwrap() > 150, "{size}, {i}: faint");
             }
-            // Points keep clear of the border; a curve may swing a little beyond its points, never to be cut much.
+            // Control points stay clear of the border; a curve may overshoot them slightly.
             let border = |i: usize| {
                 let at = |y: usize, x: usize| u32::from(bytes(&digits, i)[y * size + x]);
                 (0..size).map(|k| at(0, k) + at(size - 1, k) + at(k, 0) + at(k, size - 1)).sum::<u32>()
@@ -385,10 +383,10 @@ mod tests {
     }
 
     #[test]
-    fn reading_gives_minus_one_to_one() {
+    fn read_returns_values_in_minus_one_to_one() {
         let digits = Digits::new(0, 16, 3).unwrap();
         let mut out = vec![9.0; 256];
-        digits.read(2, Draw::default(), &mut out).unwrap();
+        digits.read(2, AugmentKey::default(), &mut out).unwrap();
         for (value, &byte) in out.iter().zip(bytes(&digits, 2)) {
             assert_eq!(*value, f32::from(byte) / 255.0 * 2.0 - 1.0);
         }
@@ -403,20 +401,20 @@ mod tests {
             horizontal_flip: true,
             ..DataOptions::default()
         };
-        let (plain, drawn) =
+        let (plain, augmented) =
             (Digits::new(0, 16, 3).unwrap(), Digits::with_options(0, 16, 3, &options).unwrap());
         let read = |digits: &Digits, epoch| {
             let mut out = vec![9.0; 256];
-            digits.read(2, Draw { seed: 0, epoch }, &mut out).unwrap();
+            digits.read(2, AugmentKey { seed: 0, epoch }, &mut out).unwrap();
             out
         };
         assert_eq!(read(&plain, 0), read(&plain, 1));
-        assert_ne!(read(&drawn, 0), read(&drawn, 1));
-        assert_eq!(read(&drawn, 1), read(&drawn, 1));
+        assert_ne!(read(&augmented, 0), read(&augmented, 1));
+        assert_eq!(read(&augmented, 1), read(&augmented, 1));
     }
 
     #[test]
-    fn sizes_and_counts_out_of_range_are_refused() {
+    fn sizes_and_counts_out_of_range_are_rejected() {
         for (size, count) in [(11, 5), (65, 5), (16, 0), (16, usize::MAX)] {
             assert!(matches!(Digits::new(0, size, count), Err(Error::Config { .. })), "{size} {count}");
         }

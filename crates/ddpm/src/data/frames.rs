@@ -1,9 +1,9 @@
-//! How many images a file holds: pages of a TIFF, frames of a GIF, WebP or PNG. Only the first is read, which is told.
+//! Counts the images in a file: pages of a TIFF, frames of a GIF, WebP or PNG. Only the first one is read, with a note.
 
-/// Pages after which nobody counts on; a list of pages may go in circles.
+/// Counting stops here: a damaged page list may be cyclic.
 const MAX_PAGES: usize = 10_000;
 
-/// The number of images in a file, at least 1; of files that are damaged, as far as it can be seen.
+/// The number of images in a file, at least 1; for damaged files, as many as can be found.
 pub(super) fn count(bytes: &[u8]) -> usize {
     let n = match bytes {
         [b'I', b'I', ..] | [b'M', b'M', ..] => tiff(bytes),
@@ -19,36 +19,37 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..)?.first_chunk().copied()
 }
 
-/// The pages of a TIFF or BigTIFF, without thumbnails (reduced versions of another page).
+/// The pages of a TIFF or BigTIFF, excluding thumbnails (reduced-resolution versions of another page).
 fn tiff(bytes: &[u8]) -> Option<usize> {
     let little = bytes[0] == b'I';
-    let number = |at: usize, length: usize| -> Option<u64> {
+    let read_uint = |at: usize, length: usize| -> Option<u64> {
         let part = bytes.get(at..at.checked_add(length)?)?;
         let add = |n: u64, byte: &u8| n << 8 | u64::from(*byte);
         Some(if little { part.iter().rev().fold(0, add) } else { part.iter().fold(0, add) })
     };
-    // Bytes of a count, of an entry, of an offset, and where the first one is.
-    let (counts, entries, offsets, first) = match number(2, 2)? {
+    // Sizes in bytes of an entry count, an entry and an offset, and the position of the first offset.
+    let (counts, entries, offsets, first) = match read_uint(2, 2)? {
         42 => (2, 12, 4, 4),
         43 => (8, 20, 8, 8),
         _ => return None,
     };
     let (mut pages, mut seen) = (0, 0);
-    let mut at = usize::try_from(number(first, offsets)?).ok()?;
+    let mut at = usize::try_from(read_uint(first, offsets)?).ok()?;
     while at > 0 && seen < MAX_PAGES {
-        let Some(n) = number(at, counts).and_then(|n| usize::try_from(n).ok()) else { break };
+        let Some(n) = read_uint(at, counts).and_then(|n| usize::try_from(n).ok()) else { break };
         let list = at + counts;
         let Some(end) = n.checked_mul(entries).and_then(|n| n.checked_add(list)) else { break };
         if end > bytes.len() {
             break;
         }
-        // NewSubfileType, 254: bit 0 for a thumbnail. The value stands at the end of its entry.
-        let kind = (list..end).step_by(entries).find(|&entry| number(entry, 2) == Some(254));
-        let thumbnail =
-            kind.and_then(|entry| number(entry + entries - offsets, 4)).is_some_and(|v| v & 1 == 1);
+        // Tag 254, NewSubfileType: bit 0 marks a thumbnail. The value is at the end of its entry.
+        let subfile_type = (list..end).step_by(entries).find(|&entry| read_uint(entry, 2) == Some(254));
+        let thumbnail = subfile_type
+            .and_then(|entry| read_uint(entry + entries - offsets, 4))
+            .is_some_and(|v| v & 1 == 1);
         pages += usize::from(!thumbnail);
         seen += 1;
-        let Some(next) = number(end, offsets).and_then(|next| usize::try_from(next).ok()) else { break };
+        let Some(next) = read_uint(end, offsets).and_then(|next| usize::try_from(next).ok()) else { break };
         at = next;
     }
     Some(pages)
@@ -68,7 +69,7 @@ fn gif(bytes: &[u8]) -> Option<usize> {
             Some(0x21) => at += 2,
             _ => break,
         }
-        // Blocks, each with its length in front; the last is empty.
+        // Length-prefixed blocks; the last one is empty.
         while let Some(&length) = bytes.get(at) {
             at += 1 + usize::from(length);
             if length == 0 {
@@ -89,7 +90,7 @@ fn webp(bytes: &[u8]) -> Option<usize> {
     Some(frames)
 }
 
-/// The frames that the `acTL` chunk of an animated PNG says.
+/// The frame count in the `acTL` chunk of an animated PNG.
 fn png(bytes: &[u8]) -> Option<usize> {
     let mut at = 8;
     while let Some(head) = array::<8>(bytes, at) {
@@ -108,7 +109,7 @@ mod tests {
     use image::{DynamicImage, ImageFormat, RgbaImage};
     use std::io::Cursor;
 
-    /// A TIFF whose pages have only the tag 254 with these values.
+    /// A TIFF whose pages have only tag 254 with these values.
     fn pages(kinds: &[u16], big_endian: bool) -> Vec<u8> {
         let short = |n: u16| if big_endian { n.to_be_bytes() } else { n.to_le_bytes() };
         let long = |n: u32| if big_endian { n.to_be_bytes() } else { n.to_le_bytes() };
@@ -130,7 +131,7 @@ mod tests {
             assert_eq!(count(&pages(&[0, 2, 2], big_endian)), 3);
             assert_eq!(count(&pages(&[0, 1], big_endian)), 1);
         }
-        // A list in a circle ends.
+        // A cyclic page list terminates.
         let mut circle = pages(&[0], false);
         let end = circle.len() - 4;
         circle[end..].copy_from_slice(&8u32.to_le_bytes());

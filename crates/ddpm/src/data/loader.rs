@@ -1,8 +1,8 @@
-//! Reading ahead: the coming batches are prepared beside the training, on threads of their own.
+//! Prefetching: worker threads prepare the next batches while training runs.
 //!
-//! What is in a batch is a function of the set, the seed and the batch's number; the threads only decide when it is
-//! ready. Thread `k` of `n` prepares the batches `first + k`, `first + k + n` and so on, each into its own short queue,
-//! so that batches come in their order without any being waited for twice.
+//! A batch is a function of the data set, the seed and the batch number; the threads only affect when it is ready.
+//! Thread `k` of `n` prepares batches `first + k`, `first + k + n` and so on into its own short queue, so batches arrive
+//! in order without a shared queue.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -11,29 +11,29 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Dataset, Order};
+use super::{Dataset, ShuffledSampler};
 use crate::error::{Error, Result};
 use crate::memory;
 
-/// Batches that a thread prepares ahead, besides the one it is at.
-const AHEAD: usize = 2;
-/// Most threads: decoding for one network needs no more, and each holds batches.
+/// Finished batches queued per thread, besides the one being prepared.
+const PREFETCH: usize = 2;
+/// Decoding for one network needs no more threads, and each one holds batches in memory.
 const MAX_THREADS: usize = 8;
-/// Time between two looks at whether a batch is still wanted.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often the stop flag is checked while waiting for a batch.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Images for one run of the network.
+/// Images for one forward pass of the network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// The batch's number, counted from the start of the training.
+    /// The batch number, counted from the start of training.
     pub number: u64,
-    /// The images one after the other (batch, height, width, channels), in [-1, 1].
+    /// The images (batch, height, width, channels), in [-1, 1].
     pub images: Vec<f32>,
-    /// Their classes; empty when the set has none.
+    /// Their labels; empty if the data set has none.
     pub labels: Vec<u32>,
 }
 
-/// Prepares the batches of a training.
+/// Prepares the training batches.
 pub struct Loader {
     data: Arc<dyn Dataset>,
     seed: u64,
@@ -43,7 +43,7 @@ pub struct Loader {
     stop: Arc<AtomicBool>,
 }
 
-/// The threads that prepare batches, and the number of the next batch that is handed out.
+/// The worker threads, and the number of the next batch to return.
 struct Running {
     next: u64,
     stop: Arc<AtomicBool>,
@@ -51,50 +51,51 @@ struct Running {
 }
 
 impl Loader {
-    /// Batches of `batch_size` images of `data` in the [`Order`] of `seed`. Nothing is read before the first
-    /// [`batch`](Self::batch).
+    /// Batches of `batch_size` images of `data` in the order of a [`ShuffledSampler`] with `seed`. Nothing is read before
+    /// the first call of [`batch`](Self::batch).
     pub fn new(data: Arc<dyn Dataset>, seed: u64, batch_size: usize) -> Self {
-        // What is in memory needs no more than a crop; decoding takes what the machine has.
-        let threads = match data.summary().memory_bytes > 0 {
-            true => 2,
-            false => thread::available_parallelism().map_or(1, usize::from),
+        // Images in memory are at most cropped; decoding from disk can use every core.
+        let threads = if data.summary().memory_bytes > 0 {
+            2
+        } else {
+            thread::available_parallelism().map_or(1, usize::from)
         };
         let threads = threads.min(MAX_THREADS);
         Self { data, seed, batch_size, threads, running: None, stop: Arc::default() }
     }
 
-    /// A flag that ends the waiting for a batch, with [`Error::Interrupted`].
+    /// Sets a flag that makes a waiting [`batch`](Self::batch) return [`Error::Interrupted`].
     pub fn set_stop(&mut self, stop: Arc<AtomicBool>) {
         self.stop = stop;
     }
 
-    /// With another number of threads, which changes no batch.
+    /// Sets the number of threads, which does not affect the contents of batches.
     pub fn with_threads(self, threads: usize) -> Self {
         Self { threads: threads.clamp(1, MAX_THREADS), ..self }
     }
 
-    /// Bytes that prepared batches take.
+    /// Bytes used by prefetched batches.
     pub fn memory(&self) -> u64 {
-        let batch = self.batch_size * self.data.shape().values() * size_of::<f32>();
-        (self.threads * (AHEAD + 1) * batch) as u64
+        let batch = self.batch_size * self.data.shape().num_elements() * size_of::<f32>();
+        (self.threads * (PREFETCH + 1) * batch) as u64
     }
 
-    /// The batch of this number. The numbers after it are prepared meanwhile; asking for any other is right too, and
-    /// waits.
+    /// Returns batch `number` and prefetches the ones after it. Requesting any other number next is allowed, but restarts
+    /// the workers.
     ///
     /// # Errors
-    /// The error of the first image of the batch that cannot be read; [`Error::Interrupted`] where it was asked to stop.
+    /// The error of the first image of the batch that cannot be read; [`Error::Interrupted`] if the stop flag was set.
     ///
     /// # Panics
-    /// If the data set does.
+    /// If the data set panics.
     pub fn batch(&mut self, number: u64) -> Result<Batch> {
         let mut running = match self.running.take() {
             Some(running) if running.next == number => running,
             _ => self.start(number)?,
         };
-        // The thread whose turn it is stands in front.
+        // The worker of the next batch is always the first.
         let received = loop {
-            match running.workers[0].0.recv_timeout(LOOK_EVERY) {
+            match running.workers[0].0.recv_timeout(POLL_INTERVAL) {
                 Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Relaxed) => {
                     return Err(Error::Interrupted);
                 }
@@ -113,7 +114,7 @@ impl Loader {
             Ok(Err(error)) => Err(error),
             Err(_) => match running.workers.swap_remove(0).1.join() {
                 Err(panic) => resume_unwind(panic),
-                // It ends only when it is told to, or after an error that was handed out.
+                // A worker ends only when asked to stop, or after sending an error.
                 Ok(()) => Err(Error::Interrupted),
             },
         }
@@ -123,10 +124,10 @@ impl Loader {
         let stop = Arc::new(AtomicBool::new(false));
         let mut running = Running { next: first, stop: stop.clone(), workers: Vec::new() };
         for k in 0..self.threads as u64 {
-            let (sender, receiver) = sync_channel(AHEAD);
+            let (sender, receiver) = sync_channel(PREFETCH);
             let worker = Worker {
                 data: self.data.clone(),
-                order: Order::new(self.seed, self.data.len()),
+                sampler: ShuffledSampler::new(self.seed, self.data.len()),
                 seed: self.seed,
                 batch_size: self.batch_size,
                 stop: stop.clone(),
@@ -135,7 +136,7 @@ impl Loader {
             let handle = thread::Builder::new()
                 .name(format!("loader-{k}"))
                 .spawn(move || worker.work(first + k, step, &sender))
-                .map_err(Error::io(&self.data.summary().source, "start a thread that reads the images"))?;
+                .map_err(Error::io(&self.data.summary().source, "start a data loader thread"))?;
             running.workers.push((receiver, handle));
         }
         Ok(running)
@@ -143,7 +144,7 @@ impl Loader {
 }
 
 impl Drop for Running {
-    /// The threads end at their next image. They are not waited for: a slow disk must not hold up the end.
+    /// The threads end at their next image. They are not joined: a slow disk must not delay shutdown.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
     }
@@ -151,14 +152,14 @@ impl Drop for Running {
 
 struct Worker {
     data: Arc<dyn Dataset>,
-    order: Order,
+    sampler: ShuffledSampler,
     seed: u64,
     batch_size: usize,
     stop: Arc<AtomicBool>,
 }
 
 impl Worker {
-    /// Prepares the batches `first`, `first + step` and so on until nobody wants them any more.
+    /// Prepares batches `first`, `first + step` and so on until an error occurs or the receiver is dropped.
     fn work(mut self, first: u64, step: u64, out: &SyncSender<Result<Batch>>) {
         for number in (first..).step_by(step as usize) {
             let batch = match self.prepare(number) {
@@ -173,18 +174,18 @@ impl Worker {
         }
     }
 
-    /// The batch, unless it is told to stop.
+    /// Prepares one batch; `None` if asked to stop.
     fn prepare(&mut self, number: u64) -> Result<Option<Batch>> {
-        let values = self.data.shape().values();
-        let mut images = memory::zeros(self.batch_size * values, "a batch of images")?;
+        let values = self.data.shape().num_elements();
+        let mut images = memory::try_zeros(self.batch_size * values, "a batch of images")?;
         let mut labels = Vec::new();
-        let turns = self.order.batch(number, self.batch_size);
-        for (turn, out) in turns.into_iter().zip(images.chunks_exact_mut(values)) {
+        let samples = self.sampler.batch(number, self.batch_size);
+        for (sample, out) in samples.into_iter().zip(images.chunks_exact_mut(values)) {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            self.data.read(turn.index, turn.draw(self.seed), out)?;
-            labels.extend(self.data.label(turn.index));
+            self.data.read(sample.index, sample.augment_key(self.seed), out)?;
+            labels.extend(self.data.label(sample.index));
         }
         Ok(Some(Batch { number, images, labels }))
     }
@@ -193,7 +194,7 @@ impl Worker {
 #[cfg(test)]
 mod tests {
     use super::super::digits::Digits;
-    use super::super::{DataOptions, Draw, ImageShape, Summary, open_within};
+    use super::super::{AugmentKey, DataOptions, ImageShape, Summary, open_within};
     use super::*;
     use image::{GrayImage, Luma};
 
@@ -206,34 +207,34 @@ mod tests {
         }
     }
 
-    /// Batches read one by one, on this thread.
-    fn plainly(data: &dyn Dataset, seed: u64, size: usize, numbers: std::ops::Range<u64>) -> Vec<Batch> {
-        let mut order = Order::new(seed, data.len());
+    /// Batches read on the current thread.
+    fn read_directly(data: &dyn Dataset, seed: u64, size: usize, range: std::ops::Range<u64>) -> Vec<Batch> {
+        let mut sampler = ShuffledSampler::new(seed, data.len());
         let one = |number| {
             let mut batch = Batch { number, images: Vec::new(), labels: Vec::new() };
-            for turn in order.batch(number, size) {
-                let mut out = vec![0.0; data.shape().values()];
-                data.read(turn.index, turn.draw(seed), &mut out).unwrap();
+            for sample in sampler.batch(number, size) {
+                let mut out = vec![0.0; data.shape().num_elements()];
+                data.read(sample.index, sample.augment_key(seed), &mut out).unwrap();
                 batch.images.extend(out);
-                batch.labels.extend(data.label(turn.index));
+                batch.labels.extend(data.label(sample.index));
             }
             batch
         };
-        numbers.map(one).collect()
+        range.map(one).collect()
     }
 
     #[test]
-    fn the_batches_are_those_that_are_read_one_by_one_whatever_the_threads() {
-        // Twenty images in batches of seven: epochs end within batches.
+    fn batches_do_not_depend_on_the_number_of_threads() {
+        // Twenty images in batches of seven: epochs end inside batches.
         let data: Arc<dyn Dataset> = Arc::new(Digits::with_options(0, 16, 20, &augmented()).unwrap());
-        let expected = plainly(&*data, 5, 7, 0..12);
+        let expected = read_directly(&*data, 5, 7, 0..12);
         assert!(expected.iter().all(|b| b.labels.len() == 7));
         for threads in [1, 2, 3, 8] {
             let mut loader = Loader::new(data.clone(), 5, 7).with_threads(threads);
             for batch in &expected {
                 assert_eq!(loader.batch(batch.number).unwrap(), *batch, "{threads} threads");
             }
-            // Taken up elsewhere, and back.
+            // Jumps forward and back.
             for number in [9, 10, 3, 4, 3] {
                 assert_eq!(loader.batch(number).unwrap(), expected[number as usize]);
             }
@@ -241,17 +242,17 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_goes_is_named_at_the_batch_that_needs_it_and_not_before() {
+    fn a_deleted_image_is_reported_only_by_the_batch_that_needs_it() {
         let folder = tempfile::tempdir().unwrap();
         for i in 0..6u8 {
             let image = GrayImage::from_fn(8, 8, |x, y| Luma([i * 40 + (x * y) as u8]));
             image.save(folder.path().join(format!("{i}.png"))).unwrap();
         }
-        // Nothing is kept in memory.
+        // A limit of 0: nothing is kept in memory.
         let data: Arc<dyn Dataset> =
             Arc::from(open_within(folder.path(), &DataOptions::default(), 0).unwrap());
-        let expected = plainly(&*data, 1, 2, 0..3);
-        let lost = Order::new(1, 6).batch(1, 2)[1].index;
+        let expected = read_directly(&*data, 1, 2, 0..3);
+        let lost = ShuffledSampler::new(1, 6).batch(1, 2)[1].index;
         std::fs::remove_file(folder.path().join(format!("{lost}.png"))).unwrap();
         for threads in [1, 2, 4] {
             let mut loader = Loader::new(data.clone(), 1, 2).with_threads(threads);
@@ -268,17 +269,17 @@ mod tests {
         }
     }
 
-    /// Fails by panicking, as a data set of a user's own may.
-    struct Broken(Summary);
+    /// Panics on read, as a user's own data set may.
+    struct Panicking(Summary);
 
-    impl Dataset for Broken {
+    impl Dataset for Panicking {
         fn classes(&self) -> &[String] {
             &[]
         }
         fn label(&self, _: usize) -> Option<u32> {
             None
         }
-        fn read(&self, _: usize, _: Draw, _: &mut [f32]) -> Result<()> {
+        fn read(&self, _: usize, _: AugmentKey, _: &mut [f32]) -> Result<()> {
             panic!("broken on purpose")
         }
         fn summary(&self) -> &Summary {
@@ -287,9 +288,9 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_the_data_set_is_the_caller_s() {
+    fn a_panic_of_the_data_set_propagates_to_the_caller() {
         let digits = Digits::new(0, 16, 3).unwrap();
-        let data = Broken(digits.summary().clone());
+        let data = Panicking(digits.summary().clone());
         assert_eq!(data.shape(), ImageShape { height: 16, width: 16, channels: 1 });
         let mut loader = Loader::new(Arc::new(data), 0, 2);
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| loader.batch(0)));

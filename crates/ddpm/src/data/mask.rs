@@ -1,50 +1,51 @@
-//! Masks: image files that say which pixels are meant.
+//! Masks: image files that mark pixels.
 
 use std::path::Path;
 
 use super::decode::{Pixels, Samples, decode, read_capped};
 use super::options::{Alpha, DataOptions};
 use super::transform::Transform;
-use super::{Found, unusable};
+use super::{FormatCount, unusable};
 use crate::error::Result;
 
-/// What a mask's file marks, at the size of a data set's images.
+/// The pixels marked by a mask file, at the size of the data set's images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
     /// Whether each pixel is marked, row by row.
     pub marked: Vec<bool>,
-    /// The form of the file, the image upright.
-    pub found: Found,
-    /// What of the file was taken for the mark, as "white (255)".
+    /// The format of the file, after EXIF rotation.
+    pub found: FormatCount,
+    /// Which pixel values of the file counted as marked, such as "white (255)".
     pub taken: String,
 }
 
-/// What a file's pixels are as one value each, and what these are.
+/// A mask file reduced to one value per pixel.
 struct Values {
-    /// 16 bits a pixel, whatever the file has.
+    /// Scaled to 16 bits, whatever the file has.
     data: Vec<u16>,
-    of_alpha: bool,
-    /// The lowest and the highest value, and whether there is another.
+    from_alpha: bool,
+    /// The lowest and the highest value, and whether there are others in between.
     low: u16,
     high: u16,
     others: bool,
 }
 
-/// What values of 16 bits are called that a file has 8 of.
+/// A 16-bit value in the bit depth of the file.
 fn shown(value: u16, bits: u8) -> u16 {
     if bits == 8 { value / 257 } else { value }
 }
 
-/// Reads the mask in the file at `path`, brought to the size of a set with these options; with `invert` what is not marked counts
-/// as marked.
+/// Reads the mask at `path` and resizes it like a data set with these options; `invert` marks the other pixels instead.
 ///
-/// Marked is the brighter of two values, be they 0 and 255 or 0 and 1; of more than two what is above a half. Where the colours
-/// are all one and the transparency is not, opaque is marked; else transparency is laid on black.
+/// In a mask with two values, be they 0 and 255 or 0 and 1, the brighter one is marked; with more values, those above one half.
+/// If all pixels have the same colour but differ in alpha, opaque pixels are marked; otherwise transparency is composited on
+/// black.
 ///
 /// # Errors
-/// [`Error::Data`](crate::Error::Data) for a file that is no image, that marks nothing, or whose values are all dark and no two.
+/// [`Error::Data`](crate::Error::Data) for a file that is not an image, that marks nothing, or that has several values, all of
+/// them on the unmarked side of one half.
 pub fn open_mask(path: &Path, options: &DataOptions, invert: bool) -> Result<Mask> {
-    let own = DataOptions {
+    let mask_options = DataOptions {
         channels: None,
         alpha: Some(Alpha::Keep),
         random_crop_scale: None,
@@ -52,10 +53,10 @@ pub fn open_mask(path: &Path, options: &DataOptions, invert: bool) -> Result<Mas
         csv: None,
         ..options.clone()
     };
-    own.check()?;
+    mask_options.check()?;
     let wrong = |reason: String| unusable(path, reason);
     let bytes = read_capped(path).map_err(wrong)?;
-    let (pixels, facts) = decode(&bytes, &own).map_err(wrong)?;
+    let (pixels, info) = decode(&bytes, &mask_options).map_err(wrong)?;
     let (height, width, bits) = (pixels.height, pixels.width, pixels.bits());
     let mut values = values(&pixels);
     let taken = taken(&values, bits, invert).map_err(wrong)?;
@@ -64,27 +65,21 @@ pub fn open_mask(path: &Path, options: &DataOptions, invert: bool) -> Result<Mas
         values.data.iter_mut().for_each(|v| *v = if *v > threshold { u16::MAX } else { 0 });
     }
     let pixels = Pixels { height, width, channels: 1, samples: Samples::U16(values.data) };
-    let pixels = Transform::new(&own).base(pixels).map_err(wrong)?;
+    let pixels = Transform::new(&mask_options).base(pixels).map_err(wrong)?;
     let mut unit = vec![0.0; pixels.height * pixels.width];
     pixels.write_unit(1, &mut unit);
     let marked: Vec<bool> = unit.iter().map(|&v| (v > 0.0) != invert).collect();
     if !marked.contains(&true) {
-        let reason = match values.low == values.high && values.high > u16::MAX / 2 {
-            true => {
-                "nothing is to be filled: the mask is white everywhere, and --invert-mask fills what is black"
-                    .to_owned()
-            }
-            false => format!(
-                "nothing is to be filled: what it marks is lost where the mask is brought from {height}x{width} to {}x{}; mark more",
-                pixels.height, pixels.width
-            ),
-        };
+        let reason = format!(
+            "nothing to fill: the marked area is lost when the mask is resized from {height}x{width} to {}x{}; mark a larger area",
+            pixels.height, pixels.width
+        );
         return Err(wrong(reason));
     }
-    Ok(Mask { marked, found: facts.file, taken })
+    Ok(Mask { marked, found: info.file, taken })
 }
 
-/// One value for each pixel.
+/// Reduces the image to one value per pixel.
 fn values(pixels: &Pixels) -> Values {
     let channels = pixels.channels;
     let wide: Vec<u16> = match &pixels.samples {
@@ -97,20 +92,20 @@ fn values(pixels: &Pixels) -> Values {
     let alpha = |pixel: &[u16]| if has_alpha { pixel[channels - 1] } else { u16::MAX };
     let grey = |pixel: &[u16]| match colours {
         1 => u32::from(pixel[0]),
-        // ITU-R 601-2, as images are made grey.
+        // ITU-R 601-2 luma.
         _ => (299 * u32::from(pixel[0]) + 587 * u32::from(pixel[1]) + 114 * u32::from(pixel[2]) + 500) / 1000,
     };
-    let one = |mut all: Box<dyn Iterator<Item = u32> + '_>| {
+    let is_constant = |mut all: Box<dyn Iterator<Item = u32> + '_>| {
         let first = all.next();
         all.all(|v| Some(v) == first)
     };
-    let alpha_is_one = one(Box::new(each().map(|p| u32::from(alpha(p)))));
+    let constant_alpha = is_constant(Box::new(each().map(|p| u32::from(alpha(p)))));
     // Transparent pixels may have any colour.
-    let grey_is_one = one(Box::new(each().filter(|p| alpha(p) > 0).map(grey)));
-    let of_alpha = !alpha_is_one && grey_is_one;
+    let constant_grey = is_constant(Box::new(each().filter(|p| alpha(p) > 0).map(grey)));
+    let from_alpha = !constant_alpha && constant_grey;
     let max = u32::from(u16::MAX);
     let value = |pixel: &[u16]| -> u16 {
-        match (of_alpha, alpha_is_one) {
+        match (from_alpha, constant_alpha) {
             (true, _) => alpha(pixel),
             (false, true) => grey(pixel) as u16,
             (false, false) => {
@@ -122,31 +117,44 @@ fn values(pixels: &Pixels) -> Values {
     let data: Vec<u16> = each().map(value).collect();
     let (low, high) = data.iter().fold((u16::MAX, 0), |(low, high), &v| (low.min(v), high.max(v)));
     let others = data.iter().any(|&v| v != low && v != high);
-    Values { data, of_alpha, low, high, others }
+    Values { data, from_alpha, low, high, others }
 }
 
-/// What is marked, in words; the error is the reason why nothing can be.
+/// Human-readable description of the marked values, or the reason why nothing can be marked.
 fn taken(values: &Values, bits: u8, invert: bool) -> Result<String, String> {
     let (low, high) = (shown(values.low, bits), shown(values.high, bits));
-    let (most, half) = (shown(u16::MAX, bits), u16::MAX / 2);
-    let black = "white is what is filled (--invert-mask fills what is black)";
-    if values.low == values.high && values.high <= half && !invert {
-        return Err(format!("nothing is to be filled: the mask is {low} of {most} everywhere, and {black}"));
-    }
-    if values.others && values.high <= half {
+    let (max, half) = (shown(u16::MAX, bits), u16::MAX / 2);
+    let constant = values.low == values.high;
+    let counts = if values.high <= half { "black" } else { "white" };
+    let (filled, other) = if invert {
+        ("--invert-mask fills black", "without it")
+    } else {
+        ("white is filled", "with --invert-mask")
+    };
+    let remedy = format!("use two values such as 0 and {max}");
+    if constant && (values.high > half) == invert {
         return Err(format!(
-            "nothing is marked plainly: the mask has several values from {low} to {high} of {most}, all dark, and {black}; give it \
-             two values, as 0 and {most}"
+            "nothing to fill: the mask is {low} of {max} everywhere, which counts as {counts}, and {filled}; {other} the whole \
+             image is filled; to fill a part {remedy}"
         ));
     }
-    let (bright, dark) = if values.of_alpha { ("opaque", "transparent") } else { ("white", "black") };
+    if values.others && ((values.high <= half && !invert) || (values.low > half && invert)) {
+        let shade = if invert { "bright" } else { "dark" };
+        return Err(format!(
+            "the mask is ambiguous: it has several values from {low} to {high} of {max}, all {shade}, and {filled}; {remedy}"
+        ));
+    }
+    let (bright, dark) = if values.from_alpha { ("opaque", "transparent") } else { ("white", "black") };
     let name = if invert { dark } else { bright };
     let value = if invert { low } else { high };
-    let whole = (low, high) == (0, most) || low == high;
-    Ok(match (values.others, values.of_alpha) {
-        (true, _) => format!("{name} ({} {})", if invert { "up to" } else { "above" }, most / 2),
+    let full_range = (low, high) == (0, max) || low == high;
+    Ok(match (values.others, values.from_alpha) {
+        (true, _) => format!("{name} ({} {})", if invert { "up to" } else { "above" }, max / 2),
         (false, true) => format!("{name} ({value})"),
-        (false, false) if whole => format!("{name} ({value})"),
+        (false, false) if constant && !matches!(values.high, 0 | u16::MAX) => {
+            format!("the only value of the mask, {value} of {max}, counts as {counts}: it")
+        }
+        (false, false) if full_range => format!("{name} ({value})"),
         (false, false) => {
             let which = if invert { "darker" } else { "brighter" };
             format!("the {which} of its two values, {low} and {high},")

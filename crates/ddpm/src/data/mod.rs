@@ -1,31 +1,31 @@
-//! Data sets: images in, [-1, 1] channels-last numbers out.
+//! Data sets: image files in, channels-last `f32` values in [-1, 1] out.
 //!
-//! [`open`] looks at a path and finds out what it holds: a folder of images, a folder with one folder per class, a
-//! zip of either, IDX files (the form MNIST comes in), CIFAR's binary batches; with [`CsvOptions`], a folder whose
-//! images a CSV file names. [`digits::Digits`] is a data set that the program draws itself. Either way the images
-//! have one [`ImageShape`], values in [-1, 1] and, where there are classes, a label. [`check()`] tells all about a
-//! path, and [`loader::Loader`] reads ahead of a training.
+//! [`open`] detects what a path holds: a folder of images, a folder with one subfolder per class, a zip of either, IDX
+//! files (MNIST's format), CIFAR's binary batches; or, with [`CsvOptions`], a folder whose images are listed in a CSV
+//! file. [`digits::Digits`] is a built-in, procedurally generated data set. All images of a data set have the same
+//! [`ImageShape`], values in [-1, 1] and, if there are classes, a label. [`check()`] reports on everything at a path,
+//! and [`loader::Loader`] prefetches batches for training.
 //!
-//! `source` knows the formats, `decode`, `transform` and `resize` make one image of a file, `form` and `images` a
-//! set of many; [`open_image`] is for a file alone.
+//! `source` reads the formats; `decode`, `transform` and `resize` turn one file into one image; `format` and `images`
+//! bring many images to a common format; [`open_image`] reads a single file.
 
 mod check;
 mod classes;
 mod decode;
 pub mod digits;
-mod form;
+mod format;
 mod frames;
 mod images;
 mod jpeg;
+mod loaded;
 pub mod loader;
 mod mask;
 mod options;
 mod order;
 mod resize;
-mod single;
 mod source;
 #[cfg(test)]
-mod support;
+mod test_util;
 mod transform;
 
 use std::fmt;
@@ -37,12 +37,12 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::text::{listed, shown};
 pub use check::{Check, check};
+pub use loaded::{LoadedImage, open_image};
 pub use mask::{Mask, open_mask};
 pub use options::{Alpha, CsvOptions, DataOptions, OnBadFile, Resize};
-pub use order::{Draw, Order, Turn};
-pub use single::{Single, open_image};
+pub use order::{AugmentKey, SampleIndex, ShuffledSampler};
 
-/// Decoded images are kept in memory up to this many bytes in all (2 GiB); see [`open_within`].
+/// Default limit on the total size of decoded images kept in memory, in bytes (2 GiB); see [`open_within`].
 pub const DEFAULT_MEMORY: u64 = 2 << 30;
 
 /// Height, width and channels of every image of a data set.
@@ -57,8 +57,8 @@ pub struct ImageShape {
 }
 
 impl ImageShape {
-    /// How many numbers an image has.
-    pub fn values(&self) -> usize {
+    /// Elements per image: height x width x channels.
+    pub fn num_elements(&self) -> usize {
         self.height * self.width * self.channels
     }
 }
@@ -80,14 +80,14 @@ fn channels_name(channels: usize) -> &'static str {
     }
 }
 
-/// Images of one shape, read by number.
+/// Images of one shape, read by index.
 pub trait Dataset: Send + Sync {
-    /// How many images there are; at least one for what [`open`] returns.
+    /// Number of images; at least 1 for data sets returned by [`open`].
     fn len(&self) -> usize {
         self.summary().images
     }
 
-    /// Whether there are none.
+    /// Whether there are no images.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -97,92 +97,91 @@ pub trait Dataset: Send + Sync {
         self.summary().shape
     }
 
-    /// The classes' names, by label; empty when there are no labels.
+    /// The class names, by label; empty if there are no labels.
     fn classes(&self) -> &[String];
 
-    /// The class of image `index`.
+    /// The label of image `index`.
     fn label(&self, index: usize) -> Option<u32>;
 
-    /// Writes image `index` into `out` (height, width, channels), a sample of `bits` bits as
-    /// `v / (2^bits - 1) * 2 - 1`. Random crops and flips, where the set has them, are a function of `draw` and
-    /// `index`; other sets take no notice of `draw`.
+    /// Writes image `index` into `out` (height, width, channels), mapping a sample `v` of `bits` bits to
+    /// `v / (2^bits - 1) * 2 - 1`. Random crops and flips, if enabled, are a function of `key` and `index`; data sets
+    /// without augmentation ignore `key`.
     ///
     /// # Errors
-    /// When a set that is too large for memory is read from disk and the file has changed or gone.
+    /// If the data set is too large for memory and a file has changed or disappeared since it was opened.
     ///
     /// # Panics
-    /// If `index` is not below [`len`](Self::len) or `out` is not `shape().values()` long.
-    fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> Result<()>;
+    /// If `index` is not below [`len`](Self::len) or `out` is not `shape().num_elements()` long.
+    fn read(&self, index: usize, key: AugmentKey, out: &mut [f32]) -> Result<()>;
 
-    /// What was found, for a person to read and for a run to record.
+    /// A summary to print and to record with a run.
     fn summary(&self) -> &Summary;
 }
 
-/// What a data set is and what was done to make it one.
+/// What a data set contains and how its files were converted.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// The path, or what was drawn.
+    /// The path, or a description of the generated data.
     pub source: String,
-    /// How many images there are, without the skipped ones.
+    /// Number of images, not counting skipped ones.
     pub images: usize,
-    /// The shape that they are given.
+    /// The shape of every image after the transforms.
     pub shape: ImageShape,
-    /// Bits a sample: 8, or 16 when some image has 16.
+    /// Bits per sample: 16 if any image has 16, else 8.
     pub bit_depth: u8,
-    /// How many classes there are; 0 when there are no labels.
+    /// Number of classes; 0 if there are no labels.
     pub classes: usize,
-    /// The forms that the files have, the most frequent first.
-    pub found: Vec<Found>,
-    /// The files left out, each with its reason.
+    /// The formats of the files, most frequent first.
+    pub found: Vec<FormatCount>,
+    /// The skipped files, each with the reason.
     #[serde(serialize_with = "lossy_paths")]
     pub skipped: Vec<(PathBuf, String)>,
-    /// Bytes of images kept in memory; 0 when they are read from disk and decoded at each reading.
+    /// Bytes of images kept in memory; 0 if every read decodes the file from disk.
     pub memory_bytes: u64,
-    /// SHA-256 in hex over the names, labels and decoded pixels, in order.
+    /// SHA-256 over the names, labels and decoded pixels, in order, as hex.
     pub fingerprint: String,
-    /// What a person should be told.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// One form of image among the files, and how many have it.
+/// The size and pixel format of an image file, and how many images of a data set have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Found {
-    /// Rows, of the upright image.
+pub struct FormatCount {
+    /// Rows, after EXIF rotation.
     pub height: usize,
-    /// Columns, of the upright image.
+    /// Columns, after EXIF rotation.
     pub width: usize,
     /// Channels as stored.
     pub channels: usize,
-    /// Bits a sample as stored (a palette counts as 8).
+    /// Bits per sample as stored (a palette counts as 8).
     pub bits: u8,
-    /// How many images have this form.
+    /// Number of images with this format.
     pub images: usize,
 }
 
-/// Names need not be UTF-8, JSON must be.
+/// File names need not be UTF-8, but JSON must be.
 fn lossy_paths<S: serde::Serializer>(paths: &[(PathBuf, String)], s: S) -> Result<S::Ok, S::Error> {
     s.collect_seq(paths.iter().map(|(path, reason)| (path.to_string_lossy(), reason)))
 }
 
-/// Opens the data set at `path`: a folder of images, a folder with one folder per class, a zip of either, one
-/// image, a folder
-/// with IDX files or CIFAR's binary batches, or one such file.
+/// Opens the data set at `path`: a folder of images, a folder with one subfolder per class, a zip of either, a single
+/// image, a folder with IDX files or CIFAR's binary batches, or one such file.
 ///
 /// # Errors
-/// [`Error::Data`] when the set as a whole does not do, [`Error::BadFiles`] with every file that cannot be decoded
-/// (unless they are to be skipped), [`Error::Config`] for options out of range, [`Error::Io`].
+/// [`Error::Data`] if the data set as a whole is unusable, [`Error::BadFiles`] listing every file that cannot be decoded
+/// (unless bad files are skipped), [`Error::Config`] for options out of range, [`Error::Io`].
 pub fn open(path: &Path, options: &DataOptions) -> Result<Box<dyn Dataset>> {
     open_within(path, options, DEFAULT_MEMORY)
 }
 
-/// [`open`] with another limit on the bytes of decoded images held in memory. More images than that are decoded at
-/// each reading; larger IDX files and CIFAR batches, which are read whole, are refused.
+/// [`open`] with a custom limit on the bytes of decoded images kept in memory. Data sets above the limit are decoded from
+/// disk on every read; IDX files and CIFAR batches above it, which are always loaded whole, are rejected.
 pub fn open_within(path: &Path, options: &DataOptions, memory: u64) -> Result<Box<dyn Dataset>> {
-    Ok(Box::new(survey(path, options, memory, false)?.into_set(options)?))
+    Ok(Box::new(scan(path, options, memory, false)?.into_set(options)?))
 }
 
-/// Every image at `path` decoded once.
-fn survey(path: &Path, options: &DataOptions, memory: u64, contents: bool) -> Result<images::DatasetScan> {
+/// Decodes every image at `path` once. `contents` enables content hashes for duplicate detection.
+fn scan(path: &Path, options: &DataOptions, memory: u64, contents: bool) -> Result<images::DatasetScan> {
     options.check()?;
     let content = source::find(path, options, memory)?;
     images::DatasetScan::new(path, shown(path), content, options, memory, contents)
@@ -198,7 +197,7 @@ fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// The first few of `items`, and how many more.
+/// The first few of `items`, and the number of the others.
 fn shorten(items: &[String]) -> String {
     listed(items, 5)
 }
@@ -208,10 +207,11 @@ struct Fingerprint(Sha256);
 
 impl Fingerprint {
     fn new() -> Self {
-        Self(Sha256::new_with_prefix(b"ddpm images 1\n"))
+        // The prefix stays: runs of earlier versions have fingerprints with it.
+        Self(Sha256::new_with_prefix(b"ddpm pictures 1\n"))
     }
 
-    /// Adds an image; `digest` is of its samples.
+    /// Adds an image; `digest` is the hash of its samples.
     fn add(&mut self, name: &[u8], label: Option<u32>, digest: &[u8]) {
         self.0.update((name.len() as u64).to_le_bytes());
         self.0.update(name);
@@ -233,14 +233,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shapes_read_as_words() {
+    fn shapes_are_formatted_with_channel_names() {
         let shown = |channels| ImageShape { height: 28, width: 32, channels }.to_string();
         assert_eq!([1, 2, 3, 4].map(shown), ["28x32 grey", "28x32 grey+alpha", "28x32 RGB", "28x32 RGBA"]);
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_summary_with_names_that_are_not_utf8_becomes_json() {
+    fn a_summary_with_non_utf8_names_serializes_to_json() {
         use std::os::unix::ffi::OsStringExt;
         let digits = digits::Digits::new(0, 12, 1).unwrap();
         let name = std::ffi::OsString::from_vec(b"caf\xe9.png".to_vec());

@@ -1,4 +1,4 @@
-//! What is asked of a data set: which files belong to it, and the form that its images are brought to.
+//! Options of a data set: which files belong to it, and how its images are transformed.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ use crate::error::{Error, Result};
 /// The largest height or width that images may be resized to.
 const MAX_SIDE: usize = 8192;
 
-/// What to do about a file that looks like an image by its name and cannot be decoded.
+/// What to do about a file that has an image's name but cannot be decoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnBadFile {
-    /// Refuse the data set and list every such file.
+    /// Reject the data set and list every such file.
     #[default]
     Fail,
-    /// Leave them out and list them in [`Summary::skipped`](super::Summary::skipped).
+    /// Skip such files and list them in [`Summary::skipped`](super::Summary::skipped).
     Skip,
 }
 
@@ -31,7 +31,7 @@ impl FromStr for OnBadFile {
             "skip" => Ok(Self::Skip),
             _ => Err(Error::Config {
                 key: "data.on_bad_file".into(),
-                reason: format!("`{text}` is not known; it is `fail` or `skip`"),
+                reason: format!("unknown value `{text}`; use `fail` or `skip`"),
             }),
         }
     }
@@ -46,73 +46,73 @@ impl fmt::Display for OnBadFile {
     }
 }
 
-/// What becomes of transparency.
+/// How transparency is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Alpha {
-    /// It stays a channel.
+    /// Keep alpha as a channel.
     Keep,
-    /// Transparent images are laid on black.
+    /// Composite on black.
     Black,
-    /// Transparent images are laid on white.
+    /// Composite on white.
     White,
 }
 
-/// How images get their size.
+/// How images are resized.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Resize {
-    /// The short side is resized and the middle cut out: the aspect is kept. torchvision's `Resize(side)`.
+    /// Resize the short side, keeping the aspect ratio, then center crop: torchvision's `Resize(side)`, `CenterCrop`.
     #[default]
     ShortSide,
-    /// Both sides are resized: nothing is cut off. torchvision's `Resize((height, width))`.
+    /// Resize both sides, without cropping: torchvision's `Resize((height, width))`.
     Exact,
 }
 
-/// A CSV file that names the images by ids.
+/// A CSV file that lists the images by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CsvOptions {
     /// The file.
     pub path: PathBuf,
-    /// The column of ids; `None`: the first.
+    /// The id column; `None`: the first.
     pub id_column: Option<String>,
-    /// What is added to an id to make a file's name, as ".png".
+    /// Appended to an id to form the file name, such as ".png".
     pub extension: String,
-    /// The column of classes; `None`: no classes.
+    /// The class column; `None`: no classes.
     pub label_column: Option<String>,
 }
 
-/// How images are to be found and brought to one form.
+/// How images are found and transformed.
 ///
-/// The steps are, as in the tutorials' torchvision pipelines: transparency and channels; resizing; a crop, of the
-/// middle or a random one; a random flip; [-1, 1]. What is random is drawn anew each epoch.
+/// The steps are those of typical torchvision pipelines: convert transparency and channels, resize, center or random crop,
+/// random flip, scale to [-1, 1]. Random transforms are resampled every epoch.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DataOptions {
-    /// Height and width. `None`: the images' own, which must then be the same for all of them.
+    /// Height and width. `None`: the size of the images, which must then be the same for all.
     pub size: Option<(usize, usize)>,
-    /// 1 to 4. `None`: 1 if every pixel of every image is grey, else 3; one more where alpha is kept.
+    /// 1 to 4. `None`: 1 if every pixel of every image is grey, else 3; one more if alpha is kept.
     pub channels: Option<usize>,
     /// What to do about files that cannot be decoded.
     pub on_bad_file: OnBadFile,
-    /// What becomes of transparency. `None`: kept if `channels` is 2 or 4, else laid on black.
+    /// How transparency is handled. `None`: kept if `channels` is 2 or 4, else composited on black.
     pub alpha: Option<Alpha>,
-    /// How images get their size.
+    /// How images are resized.
     pub resize: Resize,
-    /// The short side, in pixels, that images are resized to before they are cropped. `None`: that of `size`, or
-    /// before random crops none at all.
+    /// Short side in pixels after resizing, before the crop. `None`: just large enough to cover `size`, or no resizing
+    /// before random crops.
     pub resize_side: Option<usize>,
-    /// Random crops are made of this least and greatest part of an image's area, with a width of 3/4 to 4/3 of
-    /// the height, and resized to `size`: torchvision's `RandomResizedCrop`. `None`: no random crops.
+    /// Minimum and maximum area of random crops as a fraction of the image, with an aspect ratio of 3/4 to 4/3, resized to
+    /// `size`: torchvision's `RandomResizedCrop`. `None`: no random crops.
     pub random_crop_scale: Option<[f64; 2]>,
-    /// Whether half of the images, drawn anew each epoch, are mirrored left to right.
+    /// Whether to mirror images left to right with probability 1/2, resampled every epoch.
     pub horizontal_flip: bool,
-    /// The CSV file that names the images of the folder; `None`: all images there are.
+    /// The CSV file that lists the images of the folder; `None`: use all images.
     pub csv: Option<CsvOptions>,
 }
 
 impl DataOptions {
     /// # Errors
-    /// [`Error::Config`] with the first setting that does not do, alone or beside the others.
+    /// [`Error::Config`] for the first setting that is out of range or conflicts with another.
     pub(crate) fn check(&self) -> Result<()> {
         let wrong = |key: &str, reason: String| Err(Error::Config { key: format!("data.{key}"), reason });
         if let Some((h, w)) = self.size
@@ -128,7 +128,7 @@ impl DataOptions {
         }
         if let (Some(Alpha::Black | Alpha::White), Some(c @ (2 | 4))) = (self.alpha, self.channels) {
             let reason = format!(
-                "transparency cannot be laid on a colour and be kept as well, as data.channels = {c} asks; use \
+                "transparency cannot be composited on a colour and also kept, as data.channels = {c} requires; use \
                  \"keep\", or {} channels",
                 c - 1
             );
@@ -136,17 +136,17 @@ impl DataOptions {
         }
         if let Some(side) = self.resize_side {
             let Some((h, w)) = self.size else {
-                let reason = "it is the size before the crop; give the size after it too, data.size";
+                let reason = "it is the size before the crop; also set data.size, the size after it";
                 return wrong("resize_side", reason.into());
             };
             if self.resize == Resize::Exact {
                 let reason =
-                    "it keeps the aspect, and data.resize = \"exact\" does not; unset one of the two";
+                    "it keeps the aspect ratio, but data.resize = \"exact\" does not; unset one of the two";
                 return wrong("resize_side", reason.into());
             }
             if !(h.max(w)..=MAX_SIDE).contains(&side) {
                 let reason = format!(
-                    "{side} is out of range; {h}x{w} is cut out of it, so give {} to {MAX_SIDE}",
+                    "{side} is out of range; {h}x{w} is cropped from it, so give {} to {MAX_SIDE}",
                     h.max(w)
                 );
                 return wrong("resize_side", reason);
@@ -156,7 +156,7 @@ impl DataOptions {
             && !(low > 0.0 && low <= high && high <= 1.0)
         {
             let reason = format!(
-                "[{low}, {high}] is out of range; give the least and the greatest part of the area, as [0.8, 1.0]"
+                "[{low}, {high}] is out of range; give the minimum and maximum fraction of the area, such as [0.8, 1.0]"
             );
             return wrong("random_crop_scale", reason);
         }
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn choices_read_as_words() {
+    fn choices_round_trip_as_strings() {
         for choice in [OnBadFile::Fail, OnBadFile::Skip] {
             assert_eq!(choice.to_string().parse::<OnBadFile>().unwrap(), choice);
             assert_eq!(serde_json::to_string(&choice).unwrap(), format!("\"{choice}\""));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn options_out_of_range_are_refused_by_name() {
+    fn options_out_of_range_are_rejected_by_key() {
         let plain = || DataOptions { size: Some((8, 12)), ..DataOptions::default() };
         assert!(plain().check().is_ok());
         for (options, key) in [
@@ -201,7 +201,7 @@ mod tests {
                 other => panic!("{options:?}: {:?}", other.err()),
             }
         }
-        // No transparency is left in three channels, and none need be there to be kept.
+        // "keep" with three channels is valid as long as no image is transparent.
         assert!(DataOptions { channels: Some(3), alpha: Some(Alpha::Keep), ..plain() }.check().is_ok());
     }
 }

@@ -1,8 +1,8 @@
 //! Resizing, cropping and mirroring of images.
 //!
-//! The filter is the bilinear (triangle) one widened by the reduction, as Pillow's `Image.resize` and torchvision's
+//! The filter is bilinear (triangle) with antialiasing, as in Pillow's `Image.resize` and torchvision's
 //! `Resize(antialias=True)`; transparent images are resized with premultiplied alpha, as in Pillow, but in 16 bits:
-//! Pillow's 8 bits cost up to two steps of colour.
+//! Pillow's 8 bits lose up to two steps of colour.
 
 use fast_image_resize::images::TypedImage;
 use fast_image_resize::pixels::{Pixel, PixelComponent};
@@ -10,22 +10,22 @@ use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resize
 
 use super::decode::{Pixels, Samples};
 
-/// The most samples that an image may have between resizing and cropping; only absurdly thin ones have more.
-const MAX_BETWEEN: usize = 1 << 28;
+/// Maximum number of samples of an image between resizing and cropping; only extremely thin images exceed it.
+const MAX_INTERMEDIATE: usize = 1 << 28;
 
-/// `pixels` at `height` x `width`: just covering it, and the middle cut out.
+/// Resizes `pixels` to just cover `height` x `width`, then center crops.
 pub(super) fn resize_and_crop(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
     let (h, w) = covering(pixels.height, pixels.width, height, width);
-    Ok(crop_middle(resize(pixels, h, w)?, height, width))
+    Ok(center_crop(resize(pixels, h, w)?, height, width))
 }
 
-/// `pixels` with its short side at `side` and its aspect kept: torchvision's `Resize(side)`.
+/// Resizes the short side of `pixels` to `side`, keeping the aspect ratio: torchvision's `Resize(side)`.
 pub(super) fn short_side(pixels: Pixels, side: usize) -> Result<Pixels, String> {
     let (h, w) = covering(pixels.height, pixels.width, side, side);
     resize(pixels, h, w)
 }
 
-/// The size with the aspect of `h` x `w` that just covers `height` x `width`, rounded down as by torchvision.
+/// The size with the aspect ratio of `h` x `w` that just covers `height` x `width`, rounded down as in torchvision.
 pub(super) fn covering(h: usize, w: usize, height: usize, width: usize) -> (usize, usize) {
     let by_height = height as u128 * w as u128;
     let by_width = width as u128 * h as u128;
@@ -36,21 +36,21 @@ pub(super) fn covering(h: usize, w: usize, height: usize, width: usize) -> (usiz
     }
 }
 
-/// Where the middle starts when `spare` is left over: half of it, ties to even, as by torchvision's `center_crop`.
-fn centred(spare: usize) -> usize {
+/// Offset of a center crop that removes `spare` pixels: half of them, ties to even, as in torchvision's `center_crop`.
+fn center_offset(spare: usize) -> usize {
     let half = spare / 2;
     half + (spare & 1) * (half & 1)
 }
 
-/// The middle of `pixels`, which is at least as large.
-pub(super) fn crop_middle(pixels: Pixels, height: usize, width: usize) -> Pixels {
+/// Crops the center of `pixels`, which must be at least as large.
+pub(super) fn center_crop(pixels: Pixels, height: usize, width: usize) -> Pixels {
     if (pixels.height, pixels.width) == (height, width) {
         return pixels;
     }
-    crop(&pixels, centred(pixels.height - height), centred(pixels.width - width), height, width)
+    crop(&pixels, center_offset(pixels.height - height), center_offset(pixels.width - width), height, width)
 }
 
-/// `rows` x `columns` of `pixels` from (`top`, `left`) on.
+/// Crops `rows` x `columns` of `pixels`, starting at (`top`, `left`).
 pub(super) fn crop(pixels: &Pixels, top: usize, left: usize, rows: usize, columns: usize) -> Pixels {
     fn cut<T: Copy>(data: &[T], stride: usize, top: usize, rows: usize, left: usize, row: usize) -> Vec<T> {
         data.chunks_exact(stride)
@@ -68,7 +68,7 @@ pub(super) fn crop(pixels: &Pixels, top: usize, left: usize, rows: usize, column
     Pixels { height: rows, width: columns, channels: c, samples }
 }
 
-/// `pixels` mirrored left to right.
+/// Mirrors `pixels` left to right.
 pub(super) fn flip(pixels: &Pixels) -> Pixels {
     fn mirror<T: Copy>(data: &[T], stride: usize, channels: usize) -> Vec<T> {
         data.chunks_exact(stride)
@@ -85,15 +85,18 @@ pub(super) fn flip(pixels: &Pixels) -> Pixels {
     Pixels { samples, ..*pixels }
 }
 
-/// `pixels` at `height` x `width`, whatever that does to its aspect: torchvision's `Resize((height, width))`.
+/// Resizes `pixels` to `height` x `width`, ignoring the aspect ratio: torchvision's `Resize((height, width))`.
 pub(super) fn resize(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, String> {
     if (pixels.height, pixels.width) == (height, width) {
         return Ok(pixels);
     }
-    if height.checked_mul(width).and_then(|n| n.checked_mul(pixels.channels)).is_none_or(|n| n > MAX_BETWEEN)
+    if height
+        .checked_mul(width)
+        .and_then(|n| n.checked_mul(pixels.channels))
+        .is_none_or(|n| n > MAX_INTERMEDIATE)
     {
         return Err(format!(
-            "at {}x{} it is too long and thin to be resized ({height}x{width} before the crop)",
+            "at {}x{} it is too long and thin to resize ({height}x{width} before the crop)",
             pixels.height, pixels.width
         ));
     }
@@ -122,7 +125,7 @@ fn filtered(pixels: Pixels, height: usize, width: usize) -> Result<Pixels, Strin
     Ok(Pixels { height, width, channels, samples })
 }
 
-/// Resizes `data` as pixels of `N` samples.
+/// Resizes `data` with `N` samples per pixel.
 fn packed<T, C, const N: usize>(
     data: &[C],
     from: (usize, usize),
@@ -135,10 +138,10 @@ where
     C: PixelComponent,
     Pixel<T, C, N>: PixelTrait,
 {
-    let side = |n: usize| u32::try_from(n).map_err(|_| "it is too large to be resized".to_owned());
+    let side = |n: usize| u32::try_from(n).map_err(|_| "it is too large to resize".to_owned());
     let (h, w, height, width) = (side(from.0)?, side(from.1)?, side(to.0)?, side(to.1)?);
-    let (whole, _) = data.as_chunks::<N>();
-    let source = whole.iter().map(|&p| Pixel::new(pack(p))).collect();
+    let (pixels, _) = data.as_chunks::<N>();
+    let source = pixels.iter().map(|&p| Pixel::new(pack(p))).collect();
     let source = TypedImage::from_pixels(w, h, source).map_err(|e| e.to_string())?;
     let mut resized = TypedImage::<Pixel<T, C, N>>::new(width, height);
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear));
@@ -150,10 +153,10 @@ where
 pub(super) mod tests {
     use super::*;
 
-    /// Numbers made by `tools/golden/resize.py`.
+    /// Made by `tools/golden/resize.py`.
     pub(crate) const GOLDEN: &str = include_str!("../../tests/golden/resize.json");
 
-    /// The same function in `tools/golden/resize.py`.
+    /// The same function as in `tools/golden/resize.py`.
     pub(crate) fn sample(height: usize, width: usize, channels: usize, top: u32, low: u32) -> Vec<u32> {
         let mut out = Vec::new();
         for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
@@ -167,7 +170,7 @@ pub(super) mod tests {
         out
     }
 
-    fn numbers(value: &serde_json::Value) -> Vec<usize> {
+    fn usizes(value: &serde_json::Value) -> Vec<usize> {
         value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as usize).collect()
     }
 
@@ -177,7 +180,7 @@ pub(super) mod tests {
         let cases = golden["resize"].as_array().unwrap();
         assert_eq!(cases.len(), 8);
         for case in cases {
-            let (from, to) = (numbers(&case["from_size"]), numbers(&case["size"]));
+            let (from, to) = (usizes(&case["from_size"]), usizes(&case["size"]));
             let channels = case["channels"].as_u64().unwrap() as usize;
             let low = if channels.is_multiple_of(2) { 120 } else { 0 };
             let (samples, tolerance) = match case["bits"].as_u64().unwrap() {
@@ -197,34 +200,34 @@ pub(super) mod tests {
                 Samples::U8(data) => data.into_iter().map(usize::from).collect(),
                 Samples::U16(data) => data.into_iter().map(usize::from).collect(),
             };
-            let expected = numbers(&case["samples"]);
+            let expected = usizes(&case["samples"]);
             assert_eq!(made.len(), expected.len());
             let worst = made.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
             assert!(worst <= tolerance, "{from:?} {channels} -> {to:?}: {worst}");
         }
     }
 
-    /// A step of an image in 8 bits, for which it and Pillow round alike but for ties.
+    /// One step of 8 bits: rounding differs from Pillow's only for ties.
     const STEP: usize = 1;
 
     #[test]
-    fn the_tutorials_pipelines_agree_with_torchvision() {
+    fn crop_and_flip_pipelines_agree_with_torchvision() {
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         let cases = golden["steps"].as_array().unwrap();
         assert_eq!(cases.len(), 7);
         for case in cases {
-            let (from, n) = (numbers(&case["from_size"]), numbers(&case["numbers"]));
+            let (from, n) = (usizes(&case["from_size"]), usizes(&case["numbers"]));
             let data = sample(from[0], from[1], 3, 255, 0).into_iter().map(|v| v as u8).collect();
             let pixels = Pixels { height: from[0], width: from[1], channels: 3, samples: Samples::U8(data) };
             let (kind, tolerance) = (case["kind"].as_str().unwrap(), STEP);
             let (made, tolerance) = match kind {
                 "exact" => (resize(pixels, n[0], n[1]).unwrap(), tolerance),
-                "side" => (crop_middle(short_side(pixels, n[0]).unwrap(), n[1], n[2]), tolerance),
+                "side" => (center_crop(short_side(pixels, n[0]).unwrap(), n[1], n[2]), tolerance),
                 "crop" => (resize(crop(&pixels, n[0], n[1], n[2], n[3]), n[4], n[5]).unwrap(), tolerance),
                 _ => (flip(&pixels), 0),
             };
             let Samples::U8(made) = made.samples else { panic!("16 bits") };
-            let expected = numbers(&case["samples"]);
+            let expected = usizes(&case["samples"]);
             assert_eq!(made.len(), expected.len());
             let worst = made.iter().zip(&expected).map(|(&a, &b)| usize::from(a).abs_diff(b)).max().unwrap();
             assert!(worst <= tolerance, "{kind} {from:?} {n:?}: {worst}");
@@ -232,16 +235,16 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_middle_is_torchvisions_middle() {
+    fn center_crop_matches_torchvision() {
         // Python's round(spare / 2).
-        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(centred), [0, 0, 1, 2, 2, 2, 3, 4]);
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7].map(center_offset), [0, 0, 1, 2, 2, 2, 3, 4]);
         assert_eq!(covering(100, 300, 32, 32), (32, 96));
         assert_eq!(covering(300, 101, 32, 32), (95, 32));
         assert_eq!(covering(10, 10, 20, 30), (30, 30));
     }
 
     #[test]
-    fn the_right_size_is_left_alone_and_a_thread_is_refused() {
+    fn the_right_size_is_unchanged_and_extremely_thin_images_are_rejected() {
         let pixels = |height, width| Pixels {
             height,
             width,
@@ -263,6 +266,6 @@ pub(super) mod tests {
         let cut = crop(&pixels, 1, 1, 1, 2);
         assert_eq!((cut.height, cut.width), (1, 2));
         assert_eq!(cut.samples, Samples::U16(vec![8, 9, 10, 11]));
-        assert_eq!(crop_middle(pixels.clone(), 2, 1).samples, Samples::U16(vec![2, 3, 8, 9]));
+        assert_eq!(center_crop(pixels.clone(), 2, 1).samples, Samples::U16(vec![2, 3, 8, 9]));
     }
 }

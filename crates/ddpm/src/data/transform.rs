@@ -1,21 +1,21 @@
-//! From a decoded image to the one that the network sees: resizing, crops and flips.
+//! From a decoded image to the network's input: resizing, crops and flips.
 //!
-//! The part that is the same at each reading makes the *base*, which is what a set keeps in memory; the random part
-//! is drawn from the base at each reading.
+//! The deterministic part yields the *base* image, which a data set keeps in memory; the random part is applied to the
+//! base on every read.
 
 use std::borrow::Cow;
 
 use super::decode::Pixels;
 use super::options::{DataOptions, Resize};
-use super::order::Draw;
-use super::resize::{covering, crop, crop_middle, flip, resize, resize_and_crop, short_side};
+use super::order::AugmentKey;
+use super::resize::{center_crop, covering, crop, flip, resize, resize_and_crop, short_side};
 
-/// Least and greatest width of a random crop, in heights; torchvision's default.
+/// Minimum and maximum aspect ratio (width / height) of a random crop; torchvision's default.
 const ASPECT: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
-/// How often a random crop is drawn that must fit into the image.
+/// Attempts to sample a random crop that fits into the image; torchvision's value.
 const ATTEMPTS: usize = 10;
 
-/// What is done to every image.
+/// The transforms applied to every image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Transform {
     size: Option<(usize, usize)>,
@@ -36,12 +36,12 @@ impl Transform {
         }
     }
 
-    /// Whether a base has the size that the network sees, rather than being cropped at each reading.
+    /// Whether the base has the size of the network's input, rather than being cropped on every read.
     pub fn is_final(&self) -> bool {
         self.crop_scale.is_none()
     }
 
-    /// What happens at each reading, for a person.
+    /// Human-readable description of the random transforms.
     pub fn random_parts(&self) -> Option<String> {
         let crops = self.crop_scale.map(|[low, high]| {
             format!("a random crop of {:.0} to {:.0} % of the area", low * 100.0, high * 100.0)
@@ -50,7 +50,7 @@ impl Transform {
         (!parts.is_empty()).then(|| parts.join(" and "))
     }
 
-    /// What is the same at each reading.
+    /// Applies the deterministic transforms.
     pub fn base(&self, pixels: Pixels) -> Result<Pixels, String> {
         let Some((height, width)) = self.size else { return Ok(pixels) };
         match (self.resize, self.side, self.is_final()) {
@@ -58,23 +58,23 @@ impl Transform {
             (Resize::ShortSide, None, true) => resize_and_crop(pixels, height, width),
             (Resize::ShortSide, None, false) => Ok(pixels),
             (Resize::ShortSide, Some(side), true) => {
-                Ok(crop_middle(short_side(pixels, side)?, height, width))
+                Ok(center_crop(short_side(pixels, side)?, height, width))
             }
             (Resize::ShortSide, Some(side), false) => short_side(pixels, side),
         }
     }
 
-    /// `base` at `height` x `width` with what is random drawn for this reading of image `index`.
-    pub fn draw<'a>(
+    /// Applies the random transforms for image `index` to `base`; the result is `height` x `width`.
+    pub fn augment<'a>(
         &self,
         base: &'a Pixels,
         (height, width): (usize, usize),
-        draw: Draw,
+        key: AugmentKey,
         index: usize,
     ) -> Result<Cow<'a, Pixels>, String> {
         let mut pixels = Cow::Borrowed(base);
-        let mut uniforms = draw.stream(index).uniforms();
-        // Drawn first, so that it does not depend on how many crops were tried.
+        let mut uniforms = key.stream(index).uniforms();
+        // Sampled first, so that it does not depend on the number of crop attempts.
         let mirrored = uniforms.next().is_some_and(|u| u < 0.5);
         if let Some(scale) = self.crop_scale {
             let (top, left, rows, columns) = random_crop(base.height, base.width, scale, &mut uniforms);
@@ -87,7 +87,7 @@ impl Transform {
     }
 }
 
-/// The size that an image of `height` x `width` must not fall short of lest it be enlarged.
+/// Whether resizing enlarges an image of `height` x `width`.
 pub(super) fn enlarges(height: usize, width: usize, options: &DataOptions) -> bool {
     options.size.is_some_and(|(h, w)| match options.resize {
         Resize::Exact => h > height || w > width,
@@ -98,7 +98,7 @@ pub(super) fn enlarges(height: usize, width: usize, options: &DataOptions) -> bo
     })
 }
 
-/// Top, left, rows and columns of a crop of a part of the area drawn from `scale`, as torchvision's
+/// Samples a crop with an area fraction between `low` and `high`: top, left, rows and columns, as in torchvision's
 /// `RandomResizedCrop.get_params`.
 fn random_crop(
     height: usize,
@@ -119,7 +119,7 @@ fn random_crop(
             return (top, left, rows, columns);
         }
     }
-    // The largest of a fitting aspect, from the middle.
+    // Fallback: the largest center crop with an allowed aspect ratio.
     let aspect = width as f64 / height as f64;
     let (rows, columns) = if aspect < ASPECT[0] {
         ((width as f64 / ASPECT[0]).round_ties_even() as usize, width)
@@ -147,11 +147,11 @@ mod tests {
     }
 
     fn uniforms(seed: u64) -> impl Iterator<Item = f64> {
-        Draw { seed, epoch: 0 }.stream(0).uniforms()
+        AugmentKey { seed, epoch: 0 }.stream(0).uniforms()
     }
 
     #[test]
-    fn the_base_has_the_size_that_the_pipeline_says() {
+    fn the_base_has_the_size_of_the_pipeline() {
         let size = |options: &DataOptions, height, width| {
             let base = Transform::new(options).base(image(height, width)).unwrap();
             (base.height, base.width)
@@ -168,14 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn random_crops_fit_and_have_the_areas_and_aspects_asked_for() {
+    fn random_crops_fit_and_have_the_requested_areas_and_aspects() {
         for (height, width) in [(40, 60), (300, 200), (64, 64), (1, 1), (1, 50), (50, 1), (3, 2)] {
             for seed in 0..200 {
                 let (top, left, rows, columns) = random_crop(height, width, [0.25, 0.5], &mut uniforms(seed));
                 assert!(rows >= 1 && top + rows <= height, "{height}x{width}");
                 assert!(columns >= 1 && left + columns <= width, "{height}x{width}");
                 if height.min(width) >= 40 {
-                    // Rounding moves each side by at most a half.
+                    // Rounding changes each side by at most one half.
                     let part = (rows * columns) as f64 / (height * width) as f64;
                     assert!((0.23..0.52).contains(&part), "{part}");
                     assert!((0.7..1.43).contains(&(columns as f64 / rows as f64)), "{rows}x{columns}");
@@ -187,31 +187,31 @@ mod tests {
     #[test]
     fn random_crops_are_spread_over_the_image() {
         let n = 2000;
-        let (mut tops, mut whole, mut area) = ([0; 4], 0, 0.0);
+        let (mut tops, mut samples, mut area) = ([0; 4], 0, 0.0);
         for seed in 0..n {
             let (top, _, rows, columns) = random_crop(100, 100, [0.25, 1.0], &mut uniforms(seed));
             area += (rows * columns) as f64 / 1e4 / n as f64;
             if rows <= 80 {
-                whole += 1;
+                samples += 1;
                 tops[top * 4 / (101 - rows)] += 1;
             }
         }
-        // A quarter each; four standard errors.
-        let error = 4.0 * (0.25 * 0.75 / f64::from(whole)).sqrt();
+        // The expectation is a quarter each; the tolerance is four standard errors.
+        let error = 4.0 * (0.25 * 0.75 / f64::from(samples)).sqrt();
         for n in tops {
-            assert!((f64::from(n) / f64::from(whole) - 0.25).abs() < error, "{tops:?}");
+            assert!((f64::from(n) / f64::from(samples) - 0.25).abs() < error, "{tops:?}");
         }
         // Large areas fit less often, so the mean is below the middle of the range, 0.625.
         assert!((0.5..0.625).contains(&area), "{area}");
     }
 
     #[test]
-    fn a_reading_is_a_function_of_seed_epoch_and_image() {
-        let asked = DataOptions { random_crop_scale: Some([0.3, 1.0]), horizontal_flip: true, ..options() };
-        let transform = Transform::new(&asked);
+    fn augmentation_is_a_function_of_seed_epoch_and_image() {
+        let options = DataOptions { random_crop_scale: Some([0.3, 1.0]), horizontal_flip: true, ..options() };
+        let transform = Transform::new(&options);
         let base = image(20, 20);
         let read = |seed, epoch, index| {
-            transform.draw(&base, (8, 8), Draw { seed, epoch }, index).unwrap().into_owned()
+            transform.augment(&base, (8, 8), AugmentKey { seed, epoch }, index).unwrap().into_owned()
         };
         assert_eq!(read(1, 2, 3), read(1, 2, 3));
         for other in [read(2, 2, 3), read(1, 3, 3), read(1, 2, 4)] {
@@ -227,23 +227,23 @@ mod tests {
         let n = 1000;
         let flipped = (0..n)
             .filter(|&index| {
-                let drawn = transform.draw(&base, (8, 8), Draw::default(), index).unwrap();
-                assert!(*drawn == base || *drawn == mirrored);
-                *drawn == mirrored
+                let augmented = transform.augment(&base, (8, 8), AugmentKey::default(), index).unwrap();
+                assert!(*augmented == base || *augmented == mirrored);
+                *augmented == mirrored
             })
             .count();
-        // Four standard errors of 16.
+        // Four standard deviations of 16.
         assert!(flipped.abs_diff(n / 2) < 64, "{flipped}");
-        // Without being asked nothing is.
+        // Off by default.
         let plain = Transform::new(&options());
-        assert!((0..50).all(|i| *plain.draw(&base, (8, 8), Draw::default(), i).unwrap() == base));
+        assert!((0..50).all(|i| *plain.augment(&base, (8, 8), AugmentKey::default(), i).unwrap() == base));
     }
 
     #[test]
-    fn enlarging_is_noticed() {
+    fn enlarging_is_detected() {
         let side = DataOptions { resize_side: Some(10), ..options() };
         let exact = DataOptions { resize: Resize::Exact, ..options() };
-        for (height, width, asked, expected) in [
+        for (height, width, options, expected) in [
             (8, 8, &options(), false),
             (8, 7, &options(), true),
             (100, 7, &options(), true),
@@ -252,7 +252,7 @@ mod tests {
             (7, 100, &exact, true),
             (1, 1, &DataOptions::default(), false),
         ] {
-            assert_eq!(enlarges(height, width, asked), expected, "{height}x{width} {asked:?}");
+            assert_eq!(enlarges(height, width, options), expected, "{height}x{width} {options:?}");
         }
     }
 }

@@ -1,62 +1,63 @@
-//! From one image to another, in the noise that they come from: Song, Meng, Ermon, "Denoising Diffusion Implicit Models",
+//! Interpolation between images in noise space: Song, Meng, Ermon, "Denoising Diffusion Implicit Models",
 //! ICLR 2021, section 4.3 and appendix D.5.
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::sampler::drawing::{Drawing, EPS, X, X_0, blend, own};
-use crate::sampler::{Levels, SampleStep, Seeds, Threshold};
+use crate::sampler::state::{EPS, SamplerState, X, X_0, axpby, scratch};
+use crate::sampler::{Levels, NoiseKey, SampleStep, Threshold};
 
-/// The noise from which DDIM's steps make an image.
+/// DDIM inversion: the noise from which DDIM sampling produces an image.
 ///
-/// Each step back is made such that the step forward undoes it: its equation is implicit in the noisier image, and is solved
-/// by iteration (Pan, Gherardi, Xie, Huang, "Effective Real Image Editing with Accelerated Iterative Diffusion Inversion",
-/// ICCV 2023). Taking the noise that is expected at the step's clean end instead, as the first inversions did, leaves an
-/// error of the step's length.
+/// Each backward step exactly inverts the sampling step: its equation is implicit in the noisier image and
+/// solved by fixed-point iteration (Pan, Gherardi, Xie, Huang, "Effective Real Image Editing with Accelerated
+/// Iterative Diffusion Inversion", ICCV 2023). Using the noise predicted at the step's clean end instead, as
+/// the first inversions did, leaves an error proportional to the step's length.
 #[derive(Clone, Debug)]
 pub struct Inversion {
-    /// The levels that DDIM's steps visit, of which the noisiest must have something left of the image.
+    /// The noise levels of DDIM's steps; the noisiest must have some signal left.
     pub levels: Levels,
-    /// Most iterations of a step.
+    /// Maximum number of iterations per step.
     pub iterations: usize,
-    /// The error of a number, of those in [-1, 1], at which a step is good enough.
+    /// Maximum absolute error, for values in [-1, 1], at which a step has converged.
     pub tolerance: f32,
 }
 
 impl Inversion {
-    /// The noise of a batch of images, at the first of the levels. `on_step` sees every step, with what has been reached.
+    /// The noise of a batch of images, at the noisiest level. `on_step` is called after every step.
     ///
-    /// A step forward from x is `F(x) = alpha_{t-1} x_0(x) + sigma_{t-1} eps(x)`; that with `F(x) = x_{t-1}` is found by
+    /// A sampling step from x is `F(x) = alpha_{t-1} x_0(x) + sigma_{t-1} eps(x)`. `F(x) = x_{t-1}` is solved
+    /// by
     /// ```text
     /// x = x + alpha_t / alpha_{t-1} (x_{t-1} - F(x))
     /// ```
-    /// which is `x = alpha_t / alpha_{t-1} x_{t-1} + (sigma_t - alpha_t / alpha_{t-1} sigma_{t-1}) eps(x)`. Errors shrink by
-    /// the last factor times the slope of eps, which is at most `1 / sigma_t` where the network tells the expected noise: the
-    /// longer a step is in sigma, the slower, and slowest in the one to no noise. (Anderson's acceleration, as Pan et al. have it,
-    /// was tried with the digits' network and gained nothing.)
+    /// which is `x = alpha_t / alpha_{t-1} x_{t-1} + (sigma_t - alpha_t / alpha_{t-1} sigma_{t-1}) eps(x)`.
+    /// Errors shrink by the last coefficient times the slope of eps, which is at most `1 / sigma_t` for an
+    /// ideal network: the longer a step is in sigma, the slower, and slowest for the step next to the image.
+    /// (Anderson acceleration as in Pan et al. gained nothing on the digits network.)
     ///
     /// # Panics
-    /// If `x_0` is no batch of the denoiser.
+    /// If `x_0` does not have the length of the denoiser's batches.
     pub fn invert(
         &self,
         denoiser: &mut dyn Denoiser,
         x_0: &[f32],
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        // Nothing is drawn.
-        let seeds = Seeds { seed: 0, first: 0 };
+        // No noise is sampled.
+        let key = NoiseKey { seed: 0, first: 0 };
         let steps = self.levels.steps();
-        let mut d = Drawing::new(Some(x_0), denoiser, seeds, Threshold::None, steps, on_step)?;
+        let mut d = SamplerState::new(Some(x_0), denoiser, key, Threshold::None, steps, on_step)?;
         let pairs: Vec<_> = self.levels.pairs().collect();
-        let (target, off) = (own(0), own(1));
+        let (target, residual) = (scratch(0), scratch(1));
         for (from, to) in pairs.into_iter().rev() {
             d.copy(target, X)?;
             for _ in 0..self.iterations.max(1) {
                 d.denoise(from)?;
                 d.predict_eps(from)?;
-                d.copy(off, target)?;
-                d.blend(off, 1.0, [(-to.alpha, X_0), (-to.sigma, EPS)])?;
-                d.blend(X, 1.0, [(from.alpha / to.alpha, off)])?;
-                if d.numbers(off)?.iter().all(|off| off.abs() <= self.tolerance) {
+                d.copy(residual, target)?;
+                d.axpby(residual, 1.0, [(-to.alpha, X_0), (-to.sigma, EPS)])?;
+                d.axpby(X, 1.0, [(from.alpha / to.alpha, residual)])?;
+                if d.values(residual)?.iter().all(|r| r.abs() <= self.tolerance) {
                     break;
                 }
             }
@@ -66,38 +67,44 @@ impl Inversion {
     }
 }
 
-/// Spherical interpolation between two noises (Shoemake, "Animating Rotation with Quaternion Curves", 1985): `part` 0 is a, 1
-/// is b. The straight way between them would go through noise of too small a size.
+/// Spherical interpolation between two noise vectors (Shoemake, "Animating Rotation with Quaternion Curves",
+/// 1985): `part` 0 is a, 1 is b. Linear interpolation would pass through noise of too small a norm.
 /// ```text
 /// sin((1 - part) theta) / sin(theta) a + sin(part theta) / sin(theta) b,   theta the angle between them
 /// ```
-/// Noises in one direction, or opposite ones, between which no way is the shortest, are interpolated straight.
+/// Parallel vectors, and opposite ones, which have no unique shortest path, are interpolated linearly.
 ///
 /// # Panics
-/// If they have several lengths.
+/// If the lengths differ.
 pub fn slerp(a: &[f32], b: &[f32], part: f64) -> Vec<f32> {
-    assert_eq!(a.len(), b.len(), "two noises of one length");
+    assert_eq!(a.len(), b.len(), "noise vectors of the same length");
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let theta = (dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()).clamp(-1.0, 1.0).acos();
-    let straight = theta.is_nan() || theta.sin() < 1e-6;
-    let weights = match straight {
-        true => (1.0 - part, part),
-        false => (((1.0 - part) * theta).sin() / theta.sin(), (part * theta).sin() / theta.sin()),
+    let linear = theta.is_nan() || theta.sin() < 1e-6;
+    let weights = if linear {
+        (1.0 - part, part)
+    } else {
+        (((1.0 - part) * theta).sin() / theta.sin(), (part * theta).sin() / theta.sin())
     };
     let mut x = a.to_vec();
-    blend(&mut x, weights.0, [(weights.1, b)]);
+    axpby(&mut x, weights.0, [(weights.1, b)]);
     x
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::support::{Gaussian, schedule};
+    use super::super::test_util::{Gaussian, schedule};
     use super::*;
     use crate::process::Prediction;
     use crate::sampler::{Ddim, Sampler, Spacing};
 
-    /// How far images are from what DDIM makes of their noise, at most.
-    fn off(prediction: Prediction, spacing: Spacing, steps: usize, iterations: usize) -> f32 {
+    /// Largest difference between images and their reconstruction by DDIM from the inverted noise.
+    fn reconstruction_error(
+        prediction: Prediction,
+        spacing: Spacing,
+        steps: usize,
+        iterations: usize,
+    ) -> f32 {
         let levels = Levels::new(&schedule(), Prediction::Eps, Some(steps), spacing).unwrap();
         let mut gaussian = Gaussian::correlated(4, prediction);
         let x_0 = [0.3, 0.1, -0.5, -0.2, 0.9, 0.8, 0.0, 0.4];
@@ -109,20 +116,23 @@ mod tests {
             Ok(())
         });
         let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None, use_clipped_model_output: false };
-        let seeds = Seeds { seed: 0, first: 0 };
-        let again = ddim.sample_from(Some(&noise.unwrap()), &mut gaussian, seeds, &mut |_| Ok(())).unwrap();
-        again.iter().zip(x_0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        let key = NoiseKey { seed: 0, first: 0 };
+        let reconstructed =
+            ddim.sample_from(Some(&noise.unwrap()), &mut gaussian, key, &mut |_| Ok(())).unwrap();
+        reconstructed.iter().zip(x_0).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
     #[test]
-    fn what_is_inverted_and_drawn_again_is_the_image() {
+    fn sampling_from_inverted_noise_reconstructs_the_image() {
         for prediction in Prediction::ALL {
             for spacing in [Spacing::Trailing, Spacing::Linspace, Spacing::Karras] {
                 for steps in [10, 50] {
-                    let (once, often) =
-                        (off(prediction, spacing, steps, 1), off(prediction, spacing, steps, 200));
+                    let (once, often) = (
+                        reconstruction_error(prediction, spacing, steps, 1),
+                        reconstruction_error(prediction, spacing, steps, 200),
+                    );
                     println!("{prediction} {spacing} {steps}: {once:.1e} in one iteration, {often:.1e}");
-                    // 1e-6 a step, and f32's roundings of noise, of which a step to no noise makes less.
+                    // 1e-6 per step, plus f32 rounding errors, which the last step reduces.
                     assert!(often < 1e-5, "{prediction} {spacing} {steps}: {often}");
                     assert!(once > 5.0 * often, "{prediction} {spacing} {steps}: {once}");
                 }
@@ -131,16 +141,16 @@ mod tests {
     }
 
     #[test]
-    fn the_way_is_a_piece_of_a_circle_and_meets_its_ends() {
+    fn slerp_is_a_circular_arc_with_exact_ends() {
         let (a, b) = ([3.0, 0.0, 0.0], [0.0, 3.0, 0.0]);
         assert_eq!((slerp(&a, &b, 0.0), slerp(&a, &b, 1.0)), (a.to_vec(), b.to_vec()));
         for (part, degrees) in [(0.25, 22.5f64), (0.5, 45.0), (0.9, 81.0)] {
             let x = slerp(&a, &b, part);
             let expected = [degrees.to_radians().cos(), degrees.to_radians().sin()].map(|v| 3.0 * v as f32);
-            // f32's roundings of numbers up to 3.
+            // f32 rounding errors at magnitudes up to 3.
             assert!((x[0] - expected[0]).abs() < 1e-6 && (x[1] - expected[1]).abs() < 1e-6, "{x:?}");
         }
-        // No angle, or no one way: straight.
+        // No angle, or no unique path: linear.
         assert_eq!(slerp(&a, &a, 0.3), a);
         assert_eq!(slerp(&a, &[-3.0, 0.0, 0.0], 0.5), [0.0; 3]);
         assert_eq!(slerp(&a, &[0.0; 3], 0.5), [1.5, 0.0, 0.0]);

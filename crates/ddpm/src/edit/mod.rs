@@ -1,8 +1,8 @@
-//! What a denoiser can do with images that are there: fill a part of one, vary one, go from one to another, take the noise
-//! from one. A file each, following its paper.
+//! Image editing with a denoiser: inpainting, variation, interpolation, denoising. One file each, following
+//! its paper.
 //!
-//! As samplers do, these know noise levels, scalars, slices and the [`Denoiser`](crate::denoiser::Denoiser) trait, never a
-//! graph. Images are numbers in [-1, 1], all of one shape (height, width, channels).
+//! Like samplers, these know noise levels, scalars, slices and the [`Denoiser`](crate::denoiser::Denoiser)
+//! trait, but no graphs. Images hold values in [-1, 1] and all have the same shape (height, width, channels).
 
 pub mod denoise;
 pub mod inpaint;
@@ -10,19 +10,19 @@ pub mod interpolate;
 mod mask;
 mod noise;
 #[cfg(test)]
-mod support;
+mod test_util;
 pub mod vary;
 
-pub use denoise::{Denoise, most_noise};
+pub use denoise::{Denoise, max_noise};
 pub use inpaint::RePaint;
 pub use interpolate::{Inversion, slerp};
-pub use mask::{Gap, gap};
+pub use mask::{InpaintMask, gap};
 pub use noise::{Estimate, estimate};
 pub use vary::Vary;
 
 use crate::error::Error;
 
-/// A flag or setting that does not do.
-fn refused(key: &str, reason: String) -> Error {
+/// The error for an invalid flag or setting.
+fn invalid(key: &str, reason: String) -> Error {
     Error::Config { key: key.to_owned(), reason }
 }

@@ -1,9 +1,9 @@
-//! The kinds of numbers that tensors of other programs have.
+//! Element types of other programs' tensors.
 
 use half::{bf16, f16};
 use safetensors::Dtype as SafeDtype;
 
-/// A kind of number.
+/// An element type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dtype {
     F64,
@@ -32,12 +32,12 @@ impl Dtype {
         Self::Bool,
     ];
 
-    /// The one of PyTorch's class of storages of this name.
+    /// The dtype of a PyTorch storage class.
     pub fn of_storage(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|d| d.storage() == name)
     }
 
-    /// The class of its storages in PyTorch.
+    /// Its PyTorch storage class.
     pub fn storage(self) -> &'static str {
         match self {
             Self::F64 => "DoubleStorage",
@@ -53,7 +53,7 @@ impl Dtype {
         }
     }
 
-    /// The one of safetensors' kind.
+    /// The dtype of a safetensors dtype.
     pub fn of_safetensors(dtype: SafeDtype) -> Option<Self> {
         Some(match dtype {
             SafeDtype::F64 => Self::F64,
@@ -70,7 +70,7 @@ impl Dtype {
         })
     }
 
-    /// Its name, as safetensors has it.
+    /// Its name, as in Rust.
     pub fn name(self) -> &'static str {
         match self {
             Self::F64 => "f64",
@@ -86,7 +86,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes of a number.
+    /// Element size in bytes.
     pub fn bytes(self) -> usize {
         match self {
             Self::F64 | Self::I64 => 8,
@@ -96,11 +96,11 @@ impl Dtype {
         }
     }
 
-    /// Number `i` of `data`, little end first, as f32: rounded where it has more digits than that.
+    /// Element `i` of little-endian `data` as f32, rounded to nearest.
     #[inline]
     pub fn get(self, data: &[u8], i: usize) -> f32 {
         fn at<const N: usize>(data: &[u8], i: usize) -> [u8; N] {
-            *data[i * N..].first_chunk().expect("indices are checked before")
+            *data[i * N..].first_chunk().expect("the index is in range")
         }
         match self {
             Self::F64 => f64::from_le_bytes(at(data, i)) as f32,
@@ -116,7 +116,7 @@ impl Dtype {
         }
     }
 
-    /// The first f64 of `data` that is a number and past all of f32's, if these are f64.
+    /// The first finite f64 in `data` that overflows f32; `None` for other dtypes.
     pub fn overflow(self, data: &[u8]) -> Option<f64> {
         if self != Self::F64 {
             return None;
@@ -125,7 +125,7 @@ impl Dtype {
         all.iter().map(|&b| f64::from_le_bytes(b)).find(|v| v.is_finite() && (*v as f32).is_infinite())
     }
 
-    /// All numbers of `data` as f32.
+    /// All elements of `data` as f32.
     pub fn all(self, data: &[u8]) -> Vec<f32> {
         (0..data.len() / self.bytes()).map(|i| self.get(data, i)).collect()
     }

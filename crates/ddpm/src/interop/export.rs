@@ -1,4 +1,4 @@
-//! From our checkpoints to other programs'.
+//! Exports checkpoints for other programs.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -7,31 +7,31 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::own::Texts;
+use super::embedded::EmbeddedTexts;
 use super::{diffusers, torch};
 use crate::nets;
-use crate::output::{self, Kind};
+use crate::output::{self, FileKind};
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
 use crate::text::capped;
-use crate::train::checkpoint::{self, NamedTensor, Which, to_bytes_with};
+use crate::train::checkpoint::{self, NamedTensor, WeightsChoice, to_bytes_with};
 use crate::train::config::{Config, NetworkKind, Size};
-use crate::train::disk::{self, Disk, RealDisk};
+use crate::train::storage::{self, FileSystem, OsFileSystem};
 use crate::{Error, Result};
 
-/// What a checkpoint becomes.
+/// Export format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A folder that `DDPMPipeline.from_pretrained` opens; of the network `unet2d`.
+    /// A folder for `DDPMPipeline.from_pretrained`; only for the network `unet2d`.
     Diffusers,
-    /// A file that `torch.load` reads: the network's state dict.
+    /// The network's state dict, for `torch.load`.
     Pytorch,
-    /// The same as safetensors.
+    /// The same tensors as safetensors.
     Safetensors,
 }
 
 impl Format {
-    /// The name of the file or folder where none is given.
+    /// Default name of the file or folder.
     pub fn file_name(self) -> &'static str {
         match self {
             Self::Diffusers => "diffusers",
@@ -41,57 +41,57 @@ impl Format {
     }
 }
 
-/// Writes the weights of the checkpoint in the folder `checkpoint` as the new file or folder `out`; gives what a person
-/// should know, a sentence each.
+/// Exports the weights of the checkpoint folder `checkpoint` to the new file or folder `out`. Returns notes for the
+/// user, one sentence each.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for a checkpoint that cannot be used, and a network that the format is not for;
-/// [`Error::Taken`] if there is something at `out` already; [`Error::Io`]. Nothing is left of what was begun.
-pub fn export(checkpoint: &Path, which: Which, format: Format, out: &Path) -> Result<Vec<String>> {
+/// [`Error::Checkpoint`] for an unusable checkpoint, or a network that the format does not support; [`Error::Taken`]
+/// if `out` exists; [`Error::Io`]. A partial export is removed.
+pub fn export(checkpoint: &Path, which: WeightsChoice, format: Format, out: &Path) -> Result<Vec<String>> {
     export_over(checkpoint, which, format, out, false)
 }
 
-/// [`export`], which replaces a file at `out` if `overwrite` is set; a folder it does not.
+/// [`export`] that replaces an existing file, but never a folder, at `out` if `overwrite` is set.
 ///
 /// # Errors
 /// As [`export`].
 pub fn export_over(
     checkpoint: &Path,
-    which: Which,
+    which: WeightsChoice,
     format: Format,
     out: &Path,
     overwrite: bool,
 ) -> Result<Vec<String>> {
-    // An export of another checkpoint would be lost as well: none is taken for this one's.
+    // An existing export may be of another checkpoint, so it is never replaced silently.
     if let Ok(there) = fs::symlink_metadata(out)
         && (there.is_dir() || !overwrite)
     {
         let replace = if there.is_dir() { "" } else { ", or replace it with --overwrite" };
-        let reason = format!("is there already; choose another --out, or remove it{replace}");
+        let reason = format!("already exists; choose another --out, or remove it{replace}");
         return Err(Error::Taken { path: out.to_owned(), reason });
     }
-    output::check(out, Kind::Foreign, overwrite)?;
+    output::check(out, FileKind::Foreign, overwrite)?;
     let origin = which.origin(checkpoint).to_owned();
     let (manifest, mut weights) = checkpoint::load_weights_only(checkpoint, &which)?;
     let config = manifest.config(checkpoint)?;
     let facts = config.image_size().zip(config.image_channels());
     let (size, channels) = facts.ok_or_else(|| Error::Checkpoint {
         path: checkpoint.to_owned(),
-        reason: "does not say the size and channels of its images".to_owned(),
+        reason: "does not record the size and channels of its images".to_owned(),
     })?;
     if format == Format::Diffusers && config.network.name != NetworkKind::Unet2d {
-        let reason = "its network is none that diffusers has; only unet2d can go there. Export it to pytorch or safetensors, \
-                      whose names and shapes are those of its tutorial";
+        let reason = "diffusers does not have this network; only unet2d can be exported to it. Export to pytorch or safetensors, \
+                      with the names and shapes of the network's tutorial";
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
     }
     if format == Format::Diffusers && divides_by_zero(&config) && config.sampling.threshold != Threshold::Clip
     {
-        let reason = "its network predicts noise and its schedule leaves nothing of the image in the end \
-                      (diffusion.zero_terminal_snr), where diffusers divides by zero and draws no numbers, unless \
-                      sampling.threshold is clip. Export it to pytorch or safetensors";
+        let reason = "its network predicts noise and its schedule has zero terminal SNR (diffusion.zero_terminal_snr), for which \
+                      diffusers divides by zero and samples NaN unless sampling.threshold is clip. Export to pytorch or \
+                      safetensors";
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
     }
-    // In the network's order, as state_dict() gives them.
+    // In the order of state_dict().
     let (mut order, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
     order.extend(states);
     checkpoint::check_fits(&order, &weights, &origin)?;
@@ -104,7 +104,7 @@ pub fn export_over(
     let name = out.file_name().unwrap_or_default().to_string_lossy();
     let temporary = out.with_file_name(format!(".tmp-{}-{}", capped(&name, 100), std::process::id()));
     let unusable = |reason| Error::Checkpoint { path: checkpoint.to_owned(), reason };
-    let about = Texts::of(&config, &manifest.classes).map_err(unusable)?;
+    let about = EmbeddedTexts::of(&config, &manifest.classes).map_err(unusable)?;
     let written = match format {
         Format::Diffusers => {
             let facts = Facts { channels, size, classes: &manifest.classes, about: &about };
@@ -118,7 +118,7 @@ pub fn export_over(
         }
         Format::Safetensors => write_safetensors(&temporary, &weights, &about),
     };
-    // A person knows the place that was asked for.
+    // Report the requested path, not the temporary one.
     let written = written.map_err(|e| match e {
         Error::Io { path, doing, source } if path.starts_with(&temporary) => {
             Error::Io { path: out.to_owned(), doing, source }
@@ -126,19 +126,19 @@ pub fn export_over(
         other => other,
     });
     let done = written.and_then(|()| {
-        RealDisk
+        OsFileSystem
             .rename(&temporary, out)
-            .and_then(|()| RealDisk.sync_dir(parent))
+            .and_then(|()| OsFileSystem.sync_dir(parent))
             .map_err(Error::io(out, DOING))
     });
     if done.is_err() {
-        // Best effort; its name says what it is.
+        // Best effort; the name identifies a leftover as temporary.
         let _ = if temporary.is_dir() { fs::remove_dir_all(&temporary) } else { fs::remove_file(&temporary) };
     }
     done.map(|()| notes(&config, format))
 }
 
-/// Whether diffusers' first step takes an image from noise in which there is none.
+/// Whether diffusers' first step would compute x_0 from pure noise.
 fn divides_by_zero(config: &Config) -> bool {
     config.diffusion.zero_terminal_snr && config.diffusion.prediction == Prediction::Eps
 }
@@ -147,34 +147,34 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
     let mut notes = Vec::new();
     if format == Format::Diffusers && config.unet2d.num_class_embeds.is_some() {
         notes.push(
-            "the network is told classes, which DDPMPipeline does not do: call the network yourself, with class_labels; it \
-             cannot be asked without a class there, so that guidance does not travel"
+            "the network is class-conditional, which DDPMPipeline does not support: call the network directly with \
+             class_labels; diffusers cannot call it without a class, so classifier-free guidance is lost"
                 .into(),
         );
     }
     let classes = match config.network.name {
         NetworkKind::Attention => config.attention.num_class_embeds,
         NetworkKind::Simple => config.simple.num_class_embeds,
-        // The first has none, the second has them there too.
+        // DoubleConv has no classes; UNet2DModel has them in PyTorch too.
         NetworkKind::DoubleConv | NetworkKind::Unet2d => None,
     };
     if let Some(classes) = classes {
         notes.push(format!(
-            "the network is told classes, which its tutorial's is not: load_state_dict refuses class_embedding.weight there; add \
-             torch.nn.Embedding({classes}, ...) of that name, whose row is added to the timestep's embedding"
+            "the network is class-conditional, unlike its tutorial's, whose load_state_dict rejects class_embedding.weight: add \
+             torch.nn.Embedding({classes}, ...) of that name and add its output to the timestep embedding"
         ));
     }
     if config.diffusion.learned_variance {
-        let own = config.sampling.variance.filter(|v| *v != Variance::Learned);
-        notes.extend(match (format, own) {
-            (Format::Diffusers, Some(own)) => Some(format!(
-                "the network learns the variance, which diffusers takes whatever sampling.variance says ({})",
-                own.name()
+        let embedded = config.sampling.variance.filter(|v| *v != Variance::Learned);
+        notes.extend(match (format, embedded) {
+            (Format::Diffusers, Some(embedded)) => Some(format!(
+                "the network learns the variance, which diffusers uses regardless of sampling.variance ({})",
+                embedded.name()
             )),
             (Format::Diffusers, None) => None,
             _ => Some(
-                "the network learns the variance: its last convolution has twice the images' channels, the second half \
-                 for the variance"
+                "the network learns the variance: its last convolution has twice as many channels as the images, the second \
+                 half for the variance"
                     .to_owned(),
             ),
         });
@@ -185,7 +185,7 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
         && diffusers::scheduler_class(config) != diffusers::DDIM
     {
         notes.push(format!(
-            "this run samples with {sampler} (sampling.sampler), which the export does not: its pipeline samples with ddpm"
+            "this run samples with {sampler} (sampling.sampler), but the exported pipeline samples with ddpm"
         ));
     }
     if format == Format::Diffusers
@@ -193,16 +193,15 @@ fn notes(config: &Config, format: Format) -> Vec<String> {
         && config.sampling.threshold != Threshold::None
     {
         notes.push(
-            "with ddim this run takes the noise from the clipped image (sampling.use_clipped_model_output), which no file of \
-             diffusers holds: give its DDIMPipeline use_clipped_model_output=True to sample as here"
+            "with ddim this run recomputes the noise from the clipped image (sampling.use_clipped_model_output), which diffusers \
+             does not store: pass use_clipped_model_output=True to DDIMPipeline for the same samples"
                 .into(),
         );
     }
     if format == Format::Diffusers && divides_by_zero(config) {
         notes.push(
-            "the network predicts noise and the schedule leaves nothing of the image in the end \
-             (diffusion.zero_terminal_snr): at the last timestep, where ours does not begin, diffusers divides by zero and \
-             clips what comes of it to black and white"
+            "the network predicts noise and the schedule has zero terminal SNR (diffusion.zero_terminal_snr): at the last \
+             timestep, which ddpm skips, diffusers divides by zero and clips the result to black and white"
                 .into(),
         );
     }
@@ -218,21 +217,21 @@ fn write_file(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Resul
     all().map_err(Error::io(path, "write the export"))
 }
 
-fn write_safetensors(path: &Path, weights: &[NamedTensor], about: &Texts) -> Result<()> {
+fn write_safetensors(path: &Path, weights: &[NamedTensor], about: &EmbeddedTexts) -> Result<()> {
     let bytes = to_bytes_with(weights.iter().map(|t| ("", t)), &about.metadata());
     let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
-    disk::write(&RealDisk, path, &bytes).map_err(Error::io(path, "write the export"))
+    storage::write_synced(&OsFileSystem, path, &bytes).map_err(Error::io(path, "write the export"))
 }
 
-/// What the folder of a pipeline has besides settings and weights.
+/// What a pipeline folder records besides settings and weights.
 struct Facts<'a> {
     channels: usize,
     size: Size,
     classes: &'a [String],
-    about: &'a Texts,
+    about: &'a EmbeddedTexts,
 }
 
-/// The folder of a pipeline.
+/// Writes a pipeline folder.
 fn write_pipeline(
     folder: &PathBuf,
     config: &Config,
@@ -255,11 +254,11 @@ fn write_pipeline(
         files.push((folder.join("classes.json"), facts.classes.into()));
     }
     for (path, json) in files {
-        disk::write(&RealDisk, &path, &text(&json)).map_err(Error::io(&path, DOING))?;
+        storage::write_synced(&OsFileSystem, &path, &text(&json)).map_err(Error::io(&path, DOING))?;
     }
     [&unet, &scheduler, folder]
         .into_iter()
-        .try_for_each(|p| RealDisk.sync_dir(p).map_err(Error::io(p, DOING)))
+        .try_for_each(|p| OsFileSystem.sync_dir(p).map_err(Error::io(p, DOING)))
 }
 
 /// JSON as diffusers writes it.

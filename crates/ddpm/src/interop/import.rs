@@ -1,99 +1,98 @@
-//! From other programs' checkpoints to runs.
+//! Imports other programs' checkpoints as runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::choose::{self, Candidate, candidates};
+use super::detect::{self, Assumed, current_name};
 use super::diffusers;
+use super::embedded::EmbeddedSettings;
 use super::file::{Content, Parts};
-use super::own::Own;
-use super::recognise::{self, Assumed, today};
 use super::roles::Role;
-use super::sets::Listed;
-use super::source::{Source, read_all, read_classes, refuse};
+use super::source::{CheckpointSource, read_all, read_classes, refuse};
+use super::state_dicts::TensorEntry;
 use crate::nets::{self, Shapes};
 use crate::text::shown;
 use crate::train::checkpoint::{
-    self, Checkpoint, Manifest, NamedTensor, Which, check_fits, is_counter, list,
+    self, Checkpoint, Manifest, NamedTensor, WeightsChoice, check_fits, is_counter, list,
 };
 use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::run::{CardFacts, RunFolder, write_card};
 use crate::{Error, Result};
 
-/// The data path of runs whose images are not known.
+/// Data path of runs whose training data is unknown.
 pub const UNKNOWN_DATA: &str = "unknown";
-/// What is asked for besides the file.
+/// Options of an import.
 #[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Which of several sets of weights, by the name that [`WeightSet::key`] gives.
+pub struct ImportOptions {
+    /// Which of several sets of weights, by its [`WeightSet::key`].
     pub key: Option<String>,
     /// Size of the images.
     pub size: Option<Size>,
-    /// Heads of each attention.
+    /// Heads of each attention layer.
     pub heads: Option<usize>,
-    /// Settings over those found, as [`Config::with_overrides`] takes them.
+    /// Overrides of the settings, as for [`Config::with_overrides`].
     pub overrides: Vec<(String, String)>,
 }
 
-/// One of the sets of weights that a file or folder has.
+/// A set of weights in a file or folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightSet {
-    /// What [`Options::key`] calls it; empty for the file's only one, and for one at its top.
+    /// Its name for [`ImportOptions::key`]; empty for the only one, and for one at the top level.
     pub key: String,
-    /// What it is by the names that lead to it.
+    /// Its role, from the keys that lead to it.
     pub role: Role,
 }
 
-/// A checkpoint of another program, as ours.
+/// An imported checkpoint.
 #[derive(Clone, Debug)]
 pub struct Imported {
-    /// The settings of the run that it becomes.
+    /// The settings of the new run.
     pub config: Config,
     /// Number of parameters of the network.
     pub parameters: u64,
-    /// The weights, with PyTorch's names and layouts.
+    /// The weights, with PyTorch names and layouts.
     pub weights: Vec<NamedTensor>,
-    /// The names of the classes, where the file has them.
+    /// Class names, if the file has them.
     pub classes: Vec<String>,
-    /// The file the weights are from, or the list of several.
+    /// The weight file, or the index of the shards.
     pub file: PathBuf,
-    /// Which of the file's sets they are.
+    /// Key of the imported set of weights.
     pub key: String,
-    /// What they are, by the names that lead to them.
+    /// Role of the imported weights, from the keys that lead to them.
     pub role: Role,
-    /// The other sets of the file.
+    /// The other sets of weights.
     pub others: Vec<WeightSet>,
-    /// What names and shapes do not tell, and nobody said.
+    /// Settings assumed because neither the file nor the options determine them.
     pub assumed: Vec<Assumed>,
-    /// What a person should know, a sentence each.
+    /// Notes for the user, one sentence each.
     pub notes: Vec<String>,
 }
 
-/// Reads the checkpoint of another program at `path`: a file of PyTorch's, of either format, a safetensors file, the folder
-/// of a diffusers pipeline or of its network alone, the list of weights in several files. Nothing of the file is run, and
-/// nothing is written.
+/// Reads another program's checkpoint at `path`: a PyTorch file of either format, a safetensors file, the folder of a
+/// diffusers pipeline or network, or the index of sharded weights. Nothing in the file is executed, and nothing is written.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] for files that are damaged, hold other than weights of our networks, several sets of them of which
-/// none is known to be meant, or would act on the machine, by the name of that; [`Error::ConfigFile`] for settings that our
-/// networks have not; [`Error::Config`] for options that do not do; [`Error::Io`].
-pub fn read(path: &Path, options: &Options) -> Result<Imported> {
-    let source = Source::find(path, options.key.as_deref())?;
+/// [`Error::Checkpoint`] for files that are damaged, hold no weights of our networks, hold several sets with no clear
+/// choice, or would run code (naming the function); [`Error::ConfigFile`] for settings that our networks do not
+/// support; [`Error::Config`] for invalid options; [`Error::Io`].
+pub fn read(path: &Path, options: &ImportOptions) -> Result<Imported> {
+    let source = CheckpointSource::find(path, options.key.as_deref())?;
     let bytes = read_all(&source.weights)?;
     from_bytes(source, &bytes, options)
 }
 
-/// [`read`] of a file's content alone.
+/// [`read`] from the content of a single file; `path` is for messages.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_bytes(path: &Path, bytes: &[u8], options: &Options) -> Result<Imported> {
+pub fn read_bytes(path: &Path, bytes: &[u8], options: &ImportOptions) -> Result<Imported> {
     let (file, weights) = (path.to_owned(), vec![path.to_owned()]);
-    from_bytes(Source { file, weights, ..Source::default() }, &[bytes.to_vec()], options)
+    from_bytes(CheckpointSource { file, weights, ..CheckpointSource::default() }, &[bytes.to_vec()], options)
 }
 
-/// The settings that a `config.json` and a `scheduler_config.json` of diffusers describe, checked, and the names and shapes
-/// of the network's parameters; the paths are for messages.
+/// Reads and validates the settings in diffusers' `config.json` and `scheduler_config.json`; returns them with the names and
+/// shapes of the network's parameters. The paths are for messages.
 ///
 /// # Errors
 /// [`Error::ConfigFile`], as [`read`].
@@ -113,21 +112,21 @@ pub fn read_settings(unet: (&Path, &[u8]), scheduler: (&Path, &[u8])) -> Result<
 /// Checks the `model_index.json` at `path`.
 ///
 /// # Errors
-/// [`Error::ConfigFile`] for other pipelines than the unconditional ones.
+/// [`Error::ConfigFile`] for anything but an unconditional pipeline.
 pub fn read_index(path: &Path, bytes: &[u8]) -> Result<()> {
     diffusers::pipeline(path, &diffusers::parse_json(path, bytes)?).map(drop)
 }
 
-/// The content of files of weights, by the source's paths.
-fn open<'b>(source: &Source, bytes: &'b [Vec<u8>]) -> Result<Vec<Content<'b>>> {
+/// Opens the weight files of `source`, whose contents are `bytes`.
+fn open<'b>(source: &CheckpointSource, bytes: &'b [Vec<u8>]) -> Result<Vec<Content<'b>>> {
     let one = |(path, bytes): (&PathBuf, &'b Vec<u8>)| {
         Content::open(bytes).map_err(|reason| Error::Checkpoint { path: path.clone(), reason })
     };
     source.weights.iter().zip(bytes).map(one).collect()
 }
 
-/// What tensors they have.
-fn parse<'c>(source: &Source, contents: &'c [Content<'_>]) -> Result<Parts<'c>> {
+/// Lists the tensors in the files.
+fn parse<'c>(source: &CheckpointSource, contents: &'c [Content<'_>]) -> Result<Parts<'c>> {
     let at = |path: &Path, reason| Error::Checkpoint { path: path.to_owned(), reason };
     let one =
         |(path, content): (&PathBuf, &'c Content<'_>)| content.parse().map_err(|reason| at(path, reason));
@@ -135,48 +134,50 @@ fn parse<'c>(source: &Source, contents: &'c [Content<'_>]) -> Result<Parts<'c>> 
     Parts::new(files).map_err(|reason| at(&source.file, reason))
 }
 
-fn from_bytes(source: Source, bytes: &[Vec<u8>], options: &Options) -> Result<Imported> {
+fn from_bytes(source: CheckpointSource, bytes: &[Vec<u8>], options: &ImportOptions) -> Result<Imported> {
     let path = source.file.as_path();
     let at = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
     let contents = open(&source, bytes)?;
     let mut file = parse(&source, &contents)?;
     let all = candidates(&file.found).map_err(at)?;
-    // A folder's network was chosen by its key.
-    let key = options.key.as_deref().filter(|key| source.key.as_ref().is_none_or(|(taken, _)| taken != key));
+    // For a folder, the key has already selected the network.
+    let key =
+        options.key.as_deref().filter(|key| source.key.as_ref().is_none_or(|(chosen, _)| chosen != key));
     let chosen = choose::choose(&all, &file.found, key).map_err(at)?;
-    check_begun(path, &file, chosen, &all, options)?;
-    if let Some((name, why)) = chosen.unread.first() {
+    check_averaging_started(path, &file, chosen, &all, options)?;
+    if let Some((name, why)) = chosen.unsupported.first() {
         return refuse(path, format!("tensor {name} is {why}"));
     }
     let mut notes = source.notes.clone();
     if let Some(classes) = &source.classes {
-        file.own.classes = Some(read_classes(classes)?);
+        file.embedded.classes = Some(read_classes(classes)?);
     }
-    let own = own_settings(&source, &file, chosen.kind, &mut notes);
-    let classes = own.as_ref().map(|own| own.classes.clone()).unwrap_or_default();
+    let embedded = embedded_settings(&source, &file, chosen.kind, &mut notes);
+    let classes = embedded.as_ref().map(|embedded| embedded.classes.clone()).unwrap_or_default();
 
-    let Described { config, channels, assumed } = describe(&source, chosen, own, options, &mut notes)?;
+    let Resolved { config, channels, assumed } =
+        resolve_settings(&source, chosen, embedded, options, &mut notes)?;
     let (mut expected, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
     let parameters = expected.iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum();
     expected.extend(states);
-    let (weights, more) = take(path, &file, chosen, &expected)?;
+    let (weights, more) = load_tensors(path, &file, chosen, &expected)?;
     notes.extend(more);
-    if !file.found.left_out.is_empty() {
+    if !file.found.skipped.is_empty() {
         notes.push(format!(
-            "left out, as ddpm runs no code that could make them: {}",
-            choose::told(&file.found.left_out, file.found.more)
+            "skipped objects that need code outside the file, which ddpm never executes: {}",
+            choose::describe_skipped(&file.found.skipped, file.found.more)
         ));
     }
-    if !file.found.unread.is_empty() {
+    if !file.found.unsupported.is_empty() {
         notes.push(format!(
-            "left out, being no part of these weights: {}",
-            choose::told(&file.found.unread, 0)
+            "skipped unsupported tensors that are not part of these weights: {}",
+            choose::describe_skipped(&file.found.unsupported, 0)
         ));
     }
     let known = nets::from_config(&config, channels).classes().unwrap_or(0);
     if !classes.is_empty() && classes.len() != known {
         notes.push(format!(
-            "the file names {} classes, and the network has {known}: the names are left out",
+            "the file names {} classes but the network has {known}: the names are ignored",
             classes.len()
         ));
     }
@@ -190,13 +191,13 @@ fn from_bytes(source: Source, bytes: &[Vec<u8>], options: &Options) -> Result<Im
     Ok(Imported { config, parameters, weights, classes, file, key, role, others, assumed, notes })
 }
 
-/// Refuses averages that nothing was averaged into yet, where nobody asked for them.
-fn check_begun(
+/// Rejects averages that were never updated, unless selected by key.
+fn check_averaging_started(
     path: &Path,
     file: &Parts<'_>,
     chosen: &Candidate,
     all: &[Candidate],
-    options: &Options,
+    options: &ImportOptions,
 ) -> Result<()> {
     let Some(counter) = chosen.counter.clone().filter(|c| options.key.is_none() && c.shape.len() <= 1) else {
         return Ok(());
@@ -207,99 +208,101 @@ fn check_begun(
         return refuse(
             path,
             format!(
-                "has averaged weights, {:?}, into which nothing was averaged yet ({} is 0); say which ones are meant, with ddpm \
-                 import FILE --key NAME: {}",
+                "has averaged weights, {:?}, that were never updated ({} is 0); choose a set with ddpm import FILE --key NAME: \
+                 {}",
                 chosen.key,
                 counter.name,
-                choose::listed(all)
+                choose::list_candidates(all)
             ),
         );
     }
     Ok(())
 }
 
-/// Our own settings in the file, or in the checkpoint that it is of, if they are of this kind of network.
-fn own_settings(
-    source: &Source,
+/// The ddpm settings in the file or in the checkpoint it belongs to, if they are for this kind of network.
+fn embedded_settings(
+    source: &CheckpointSource,
     file: &Parts<'_>,
     kind: NetworkKind,
     notes: &mut Vec<String>,
-) -> Option<Own> {
-    let own = file.own.read(&source.file, notes);
-    let own = own.or_else(|| source.checkpoint.as_deref().and_then(Own::of_checkpoint))?;
-    if own.config.network.name == kind {
-        return Some(own);
+) -> Option<EmbeddedSettings> {
+    let embedded = file.embedded.read(&source.file, notes);
+    let embedded =
+        embedded.or_else(|| source.checkpoint.as_deref().and_then(EmbeddedSettings::of_checkpoint))?;
+    if embedded.config.network.name == kind {
+        return Some(embedded);
     }
     notes.push(
-        "the settings of ddpm in the file are of another network than its tensors, and were not looked at"
-            .into(),
+        "the ddpm settings in the file are for another network than its tensors, and were ignored".into(),
     );
     None
 }
 
-/// The settings of a network, and where they are from.
-struct Described {
+/// The settings of a network, and which of them are assumed.
+struct Resolved {
     config: Config,
     channels: usize,
     assumed: Vec<Assumed>,
 }
 
-/// The settings of the chosen weights: those of the files beside them, over our own in the file, else by the tensors.
-fn describe(
-    source: &Source,
+/// The settings for the chosen weights: from diffusers' configuration files, else from settings embedded in the file,
+/// else from the tensors.
+fn resolve_settings(
+    source: &CheckpointSource,
     chosen: &Candidate,
-    own: Option<Own>,
-    options: &Options,
+    embedded: Option<EmbeddedSettings>,
+    options: &ImportOptions,
     notes: &mut Vec<String>,
-) -> Result<Described> {
+) -> Result<Resolved> {
     let kind = chosen.kind;
-    let (is_own, mut config) = (own.is_some(), own.map_or_else(Config::default, |own| own.config));
+    let (is_embedded, mut config) =
+        (embedded.is_some(), embedded.map_or_else(Config::default, |embedded| embedded.config));
     if let Some(path) = &source.scheduler {
         notes.extend(diffusers::scheduler(path, &diffusers::read_json(path)?, &mut config)?);
         if let Some(pipeline) = source.pipeline {
             pipeline.apply(&mut config);
         }
     }
-    let unet = match (kind, &source.unet, &source.neighbour) {
+    let unet = match (kind, &source.unet, &source.sibling_config) {
         (NetworkKind::Unet2d, Some(path), _) => Some(diffusers::unet(path, &diffusers::read_json(path)?)?),
-        (NetworkKind::Unet2d, None, Some(path)) if !is_own => {
+        (NetworkKind::Unet2d, None, Some(path)) if !is_embedded => {
             let json = diffusers::read_json(path)?;
             let is_its = diffusers::is_unet(&json);
             if !is_its {
-                notes.push(format!("{} is of no UNet2DModel, and was not looked at", shown(path)));
+                notes.push(format!("{} does not describe a UNet2DModel, and was ignored", shown(path)));
             }
             is_its.then(|| diffusers::unet(path, &json)).transpose()?
         }
-        // Read for what it says of a network that is none of ours.
+        // Read only to report an unsupported network.
         (_, Some(path), _) => {
             diffusers::unet(path, &diffusers::read_json(path)?)?;
             None
         }
         _ => None,
     };
-    let own_channels = config.image_channels().filter(|_| is_own);
-    let (channels, mut assumed, size) = match (unet, own_channels) {
+    let embedded_channels = config.image_channels().filter(|_| is_embedded);
+    let (channels, mut assumed, size) = match (unet, embedded_channels) {
         (Some(unet), _) => {
             config.network.name = kind;
             config.unet2d = unet.config;
             config.diffusion.learned_variance = unet.learned_variance;
-            // As its pipelines sample, with a scheduler beside it or not.
+            // As diffusers pipelines sample, with or without a scheduler configuration.
             config.sampling.use_clipped_model_output = false;
             let mut assumed = Vec::new();
-            if source.scheduler.is_none() && !is_own {
-                assumed.extend(recognise::diffusion(&config));
+            if source.scheduler.is_none() && !is_embedded {
+                assumed.extend(detect::diffusion(&config));
             }
             (unet.channels, assumed, unet.size)
         }
         (None, Some(channels)) => (channels, Vec::new(), config.image_size()),
         (None, None) => {
             let at = |reason: String| Error::Checkpoint { path: source.file.clone(), reason };
-            let (channels, assumed) = recognise::settings(chosen, &mut config).map_err(at)?;
+            let (channels, assumed) = detect::settings(chosen, &mut config).map_err(at)?;
             (channels, assumed, None)
         }
     };
-    let own_size = config.image_size().filter(|_| is_own);
-    let size = options.size.or(size).or(own_size).unwrap_or_else(|| {
+    let embedded_size = config.image_size().filter(|_| is_embedded);
+    let size = options.size.or(size).or(embedded_size).unwrap_or_else(|| {
         let side = match kind {
             NetworkKind::Attention => 28,
             NetworkKind::Simple => 64,
@@ -311,8 +314,8 @@ fn describe(
     (config.network.im_size, config.data.size) = (Some(size), Some(size));
     (config.network.im_channels, config.data.channels) = (Some(channels), Some(channels));
     config.data.path = UNKNOWN_DATA.to_owned();
-    // Nobody says that it learnt images without their class, and most have not: what such a network says of them is noise.
-    if !is_own && nets::from_config(&config, channels).classes().is_some() {
+    // Assume training without label dropout, as is usual: unconditional predictions of such a network are meaningless.
+    if !is_embedded && nets::from_config(&config, channels).classes().is_some() {
         config.train.label_dropout = 0.0;
         assumed.push(Assumed::new("train.label_dropout", 0));
     }
@@ -320,98 +323,97 @@ fn describe(
     overrides.extend(options.overrides.iter().cloned());
     assumed.retain(|a| !overrides.iter().any(|(key, _)| key.trim() == a.key));
     let config = config.with_overrides(&overrides)?;
-    Ok(Described { config, channels, assumed })
+    Ok(Resolved { config, channels, assumed })
 }
 
-/// The setting that says the number of heads.
+/// The override that sets the number of heads.
 fn heads(kind: NetworkKind, heads: Option<usize>) -> Result<Vec<(String, String)>> {
     let key = match kind {
         _ if heads.is_none() => return Ok(Vec::new()),
         NetworkKind::Attention => "attention.num_heads",
         NetworkKind::DoubleConv => "double_conv.num_heads",
         NetworkKind::Simple => {
-            let reason = "the network simple has no attention; leave --heads out".to_owned();
+            let reason = "the network simple has no attention; omit --heads".to_owned();
             return Err(Error::Config { key: "heads".to_owned(), reason });
         }
         NetworkKind::Unet2d => {
-            let reason = "unet2d is told the channels of a head instead: --set unet2d.attention_head_dim=8 (none: one head)";
+            let reason = "unet2d takes the channels per head instead: --set unet2d.attention_head_dim=8 (none: one head)";
             return Err(Error::Config { key: "heads".to_owned(), reason: reason.to_owned() });
         }
     };
     Ok(heads.map(|n| (key.to_owned(), n.to_string())).into_iter().collect())
 }
 
-/// The numbers of the network's tensors, and what was not as it is today.
-fn take(
+/// Loads the network's tensors, with notes on conversions.
+fn load_tensors(
     path: &Path,
     file: &Parts<'_>,
     chosen: &Candidate,
     expected: &[(String, Vec<usize>)],
 ) -> Result<(Vec<NamedTensor>, Vec<String>)> {
-    let wanted: Vec<Listed> = renamed(chosen);
-    let (mut notes, mut listed): (Vec<String>, Vec<NamedTensor>) = (Vec::new(), Vec::new());
+    let wanted: Vec<TensorEntry> = with_current_names(chosen);
+    let (mut notes, mut present): (Vec<String>, Vec<NamedTensor>) = (Vec::new(), Vec::new());
     for t in &wanted {
-        listed.push(NamedTensor { name: t.name.clone(), shape: t.shape.clone(), data: Vec::new() });
+        present.push(NamedTensor { name: t.name.clone(), shape: t.shape.clone(), data: Vec::new() });
     }
-    // PyTorch wrote none of these counters before 2018, and they change nothing but the first steps' statistics.
+    // PyTorch did not store these counters before 2018; they only affect the batch statistics of the first steps.
     let mut counters = Vec::new();
     for (name, shape) in expected.iter().filter(|(name, _)| is_counter(name)) {
-        if !listed.iter().any(|t| t.name == *name) {
+        if !present.iter().any(|t| t.name == *name) {
             counters.push(NamedTensor { name: name.clone(), shape: shape.clone(), data: vec![0.0] });
         }
     }
     if !counters.is_empty() {
         notes.push(format!(
-            "{} counters of batches are missing (num_batches_tracked) and begin at 0",
+            "{} batch counters (num_batches_tracked) are missing and start at 0",
             counters.len()
         ));
     }
-    listed.extend(counters.iter().cloned());
-    check_fits(expected, &listed, path)?;
-    let odd: Vec<&Listed> =
+    present.extend(counters.iter().cloned());
+    check_fits(expected, &present, path)?;
+    let converted: Vec<&TensorEntry> =
         chosen.tensors.iter().filter(|t| t.dtype.name() != "f32" && !is_counter(&t.name)).collect();
-    if let Some(first) = odd.first() {
-        let rounded = if odd.iter().any(|t| t.dtype.name() == "f64") { ", rounded" } else { "" };
+    if let Some(first) = converted.first() {
+        let rounded = if converted.iter().any(|t| t.dtype.name() == "f64") { ", with rounding" } else { "" };
         notes.push(format!(
-            "{} tensors are {} in the file; they become f32{rounded}",
-            odd.len(),
+            "{} tensors are {} in the file; they were converted to f32{rounded}",
+            converted.len(),
             first.dtype.name()
         ));
     }
     let mut weights =
         file.read(&wanted).map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
-    if let Some((broken, from)) =
+    if let Some((bad_tensor, from)) =
         weights.iter().zip(&wanted).find(|(t, _)| t.data.iter().any(|v| !v.is_finite()))
     {
-        let count = broken.data.iter().filter(|v| !v.is_finite()).count();
-        let infinite = broken.data.iter().all(|v| !v.is_nan());
-        let cause = match infinite && from.dtype.name() == "f16" {
-            true => {
-                "f16 has none past 65504, and becomes infinite where weights are converted that were; convert them to bf16 or \
-                 keep f32"
-            }
-            false => "most often the training diverged before it was saved; take an earlier checkpoint",
+        let count = bad_tensor.data.iter().filter(|v| !v.is_finite()).count();
+        let infinite = bad_tensor.data.iter().all(|v| !v.is_nan());
+        let cause = if infinite && from.dtype.name() == "f16" {
+            "f16 overflows above 65504, so converting larger weights to it gives infinity; convert them to bf16, or keep \
+             f32"
+        } else {
+            "training most likely diverged before the file was saved; use an earlier checkpoint"
         };
-        let values = if count == 1 { "value that is" } else { "values that are" };
-        return refuse(path, format!("tensor {} has {count} {values} not finite: {cause}", broken.name));
+        let values = if count == 1 { "value" } else { "values" };
+        return refuse(path, format!("tensor {} has {count} non-finite {values}: {cause}", bad_tensor.name));
     }
     weights.extend(counters);
     Ok((weights, notes))
 }
 
-/// Its tensors, by the names of today.
-fn renamed(chosen: &Candidate) -> Vec<Listed> {
+/// Its tensors, under their current names.
+fn with_current_names(chosen: &Candidate) -> Vec<TensorEntry> {
     let mut tensors = chosen.tensors.clone();
-    tensors.iter_mut().for_each(|t| t.name = today(chosen.kind, &t.name));
+    tensors.iter_mut().for_each(|t| t.name = current_name(chosen.kind, &t.name));
     tensors
 }
 
 impl Imported {
-    /// Makes the run: `root/name`, or a numbered one. Its only checkpoint is of step 0 and has no optimiser's state, so that
-    /// training begins anew from these weights.
+    /// Creates a run: `root/name`, or a numbered one. Its only checkpoint is at step 0 and has no optimizer state, so
+    /// training starts afresh from these weights.
     ///
     /// # Errors
-    /// [`Error::Run`] for a name that is taken or cannot be one; [`Error::Io`]. What was begun is removed.
+    /// [`Error::Run`] for a name that is taken or invalid; [`Error::Io`]. A partial run is removed.
     pub fn save(self, root: &Path, name: Option<&str>) -> Result<RunFolder> {
         let run = RunFolder::create(root, name)?;
         let parameters = self.parameters;
@@ -428,7 +430,7 @@ impl Imported {
         let facts = CardFacts {
             parameters,
             classes: checkpoint.manifest.classes.clone(),
-            data: format!("not known; imported from {}", shown(&self.file)),
+            data: format!("unknown; imported from {}", shown(&self.file)),
             steps: 0,
             loss: None,
             seconds: None,
@@ -440,43 +442,43 @@ impl Imported {
             .and_then(|_| run.write_config(&self.config))
             .and_then(|()| write_card(&run, &self.config, &facts));
         if made.is_err() {
-            // Best effort: without its settings it is no run, and the next import of the name takes it over.
+            // Best effort: a folder without settings is not a run, and the next import of the same name reuses it.
             let _ = fs::remove_dir_all(run.path());
         }
         made.map(|()| run)
     }
 }
 
-/// Weights to begin a training with: of a run (its folder, or one of its checkpoints' folders), or of anything that
-/// [`read`] reads, whose settings are not looked at.
+/// Reads initial weights for training: from a run folder, a checkpoint folder, or anything that [`read`] accepts, whose
+/// settings are ignored.
 ///
 /// # Errors
 /// As [`read`] and [`checkpoint::load_weights_only`].
 pub fn read_weights(path: &Path) -> Result<Vec<NamedTensor>> {
     if path.join("manifest.json").is_file() {
-        return checkpoint::load_weights_only(path, &Which::Auto).map(|(_, weights)| weights);
+        return checkpoint::load_weights_only(path, &WeightsChoice::Auto).map(|(_, weights)| weights);
     }
     if let Ok(run) = RunFolder::open(path, path)
         && path.is_dir()
     {
         if list(&run.checkpoints())?.is_empty() {
-            return refuse(path, "is a run without a checkpoint; let it train longer, or give another");
+            return refuse(path, "is a run without a checkpoint; train it longer, or give another run");
         }
-        return match checkpoint::newest_weights(&run.checkpoints(), &Which::Auto)? {
+        return match checkpoint::newest_weights(&run.checkpoints(), &WeightsChoice::Auto)? {
             Some((_, _, weights)) => Ok(weights),
-            None => refuse(path, "is a run without a checkpoint; let it train longer, or give another"),
+            None => refuse(path, "is a run without a checkpoint; train it longer, or give another run"),
         };
     }
-    let source = Source::find(path, None)?;
+    let source = CheckpointSource::find(path, None)?;
     let bytes = read_all(&source.weights)?;
     let at = |reason: String| Error::Checkpoint { path: source.file.clone(), reason };
     let contents = open(&source, &bytes)?;
     let file = parse(&source, &contents)?;
     let all = candidates(&file.found).map_err(at)?;
     let chosen = choose::choose(&all, &file.found, None).map_err(at)?;
-    check_begun(&source.file, &file, chosen, &all, &Options::default())?;
-    if let Some((name, why)) = chosen.unread.first() {
+    check_averaging_started(&source.file, &file, chosen, &all, &ImportOptions::default())?;
+    if let Some((name, why)) = chosen.unsupported.first() {
         return refuse(&source.file, format!("tensor {name} is {why}"));
     }
-    file.read(&renamed(chosen)).map_err(at)
+    file.read(&with_current_names(chosen)).map_err(at)
 }

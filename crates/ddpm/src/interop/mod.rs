@@ -1,40 +1,41 @@
-//! Checkpoints of other programs, read and written: PyTorch's files, safetensors, folders of diffusers.
+//! Import and export of other programs' checkpoints: PyTorch files, safetensors, diffusers folders.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `pickle` | pickles by a closed list of names, without running anything |
-//! | `file`, `dtype` | the containers and dtypes: the tensors' values |
-//! | `sets` | which sets of tensors a file has, and what else |
-//! | `choose`, `roles` | which of them are weights of our networks, averaged or raw, and which is meant |
-//! | `recognise` | the settings of a network by its tensors |
-//! | `source` | the files of a folder, and of weights in several files |
-//! | `own` | our settings and names of classes, beside the weights |
-//! | `diffusers` | diffusers' files of settings, both ways |
-//! | `torch` | `torch.save` |
+//! | `pickle` | unpickling with an allow-list, without executing anything |
+//! | `file`, `dtype` | container formats and dtypes: reading tensor values |
+//! | `state_dicts` | the state dicts in a file, and what else it holds |
+//! | `choose`, `roles` | which state dicts are weights of our networks, averaged or raw, and which to import |
+//! | `detect` | a network's settings from the names and shapes of its tensors |
+//! | `source` | diffusers folders and sharded weights |
+//! | `embedded` | ddpm's settings and class names, stored with the weights |
+//! | `diffusers` | diffusers' JSON configuration, both ways |
+//! | `torch` | writing `torch.save` files |
 //! | `import`, `export` | to a run, from a run |
 //!
-//! Files are taken for hostile: sizes are checked before memory is taken, and the time is linear in the file's length.
+//! Input files are untrusted: sizes are checked before allocating, and reading takes time linear in the file's length.
 
 mod choose;
 mod diffusers;
 mod dtype;
+mod embedded;
 mod export;
 mod file;
 mod import;
-mod own;
-pub(crate) use own::Texts;
+pub(crate) use embedded::EmbeddedTexts;
+mod detect;
 mod pickle;
-mod recognise;
 mod roles;
-mod sets;
 mod source;
+mod state_dicts;
 mod torch;
 
+pub use detect::Assumed;
 pub use export::{Format, export, export_over};
 pub use import::{
-    Imported, Options, UNKNOWN_DATA, WeightSet, read, read_bytes, read_index, read_settings, read_weights,
+    ImportOptions, Imported, UNKNOWN_DATA, WeightSet, read, read_bytes, read_index, read_settings,
+    read_weights,
 };
-pub use recognise::Assumed;
 pub use roles::Role;
 
 #[cfg(test)]

@@ -1,20 +1,20 @@
-//! What a set of weights is by the names on the way to it: averaged, raw, or an optimiser's.
+//! Classifies a state dict by the keys that lead to it: averaged weights, raw weights or optimizer state.
 
-/// What the weights of a set are.
+/// What a state dict holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Averaged over the training.
+    /// Weights averaged over the training (EMA).
     Averaged,
-    /// Those that the optimizer works on, beside averaged ones.
+    /// The weights that the optimizer updates, where averaged ones exist too.
     Raw,
-    /// Nothing says.
+    /// Weights whose keys do not say.
     Plain,
-    /// An optimizer's running means, which are no weights.
+    /// An optimizer's moments, which are not weights.
     Optimizer,
 }
 
 impl Role {
-    /// Its word in messages.
+    /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Averaged => "averaged",
@@ -31,7 +31,7 @@ const RAW: [&str; 8] = ["online", "raw", "student", "source", "current", "live",
 const OPTIMIZER: [&str; 5] = ["optimizer", "optimizers", "optim", "opt", "optimiser"];
 const NOT: [&str; 4] = ["non", "no", "not", "without"];
 
-/// The words of one key, in lower case: `EMACallback_0` is ema, callback, 0.
+/// Splits a key into lower-case words: `EMACallback_0` gives ema, callback, 0.
 fn words(key: &str) -> Vec<String> {
     let chars: Vec<char> = key.chars().collect();
     let mut words = vec![String::new()];
@@ -52,9 +52,9 @@ fn words(key: &str) -> Vec<String> {
     words
 }
 
-/// What one key says of what is below it.
+/// The role that one key implies for everything below it.
 fn verdict(key: &str) -> Option<Role> {
-    // Adam's running means.
+    // Adam's moments.
     if key.starts_with("exp_avg") {
         return Some(Role::Optimizer);
     }
@@ -71,21 +71,21 @@ fn verdict(key: &str) -> Option<Role> {
     }
 }
 
-/// Whether keys joined by points lead to averages, whatever is beside them.
+/// Whether a dotted key path leads to averaged weights, regardless of its siblings.
 pub(super) fn is_averaged(keys: &str) -> bool {
     keys.split('.').rev().find_map(verdict) == Some(Role::Averaged)
 }
 
-/// What the weights under `key` are, among those under all `keys`. The innermost key that says something decides; one that says
-/// nothing, beside one that says "averaged", is of the raw half.
+/// The role of the weights under `key`, one of `keys`. The innermost key with a known role decides; a neutral key with an
+/// averaged sibling is raw.
 pub(super) fn role(key: &str, keys: &[String]) -> Role {
     let parts: Vec<&str> = key.split('.').collect();
     let verdicts: Vec<_> = parts.iter().map(|part| verdict(part)).collect();
     if verdicts.contains(&Some(Role::Optimizer)) {
         return Role::Optimizer;
     }
-    for (i, own) in verdicts.iter().enumerate().rev() {
-        if let Some(role) = own {
+    for (i, verdict_here) in verdicts.iter().enumerate().rev() {
+        if let Some(role) = verdict_here {
             return *role;
         }
         let beside_averages = keys.iter().any(|other| {
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_innermost_key_decides_and_a_neutral_one_beside_averages_is_raw() {
+    fn the_innermost_key_decides_and_a_neutral_sibling_of_averages_is_raw() {
         let all = |keys: &[&str]| -> Vec<Role> {
             let keys: Vec<String> = keys.iter().map(|k| (*k).to_owned()).collect();
             keys.iter().map(|k| role(k, &keys)).collect()
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(all(&["unet_non_ema", "unet_ema"]), [Raw, Averaged]);
         assert_eq!(all(&["exp_avg", "exp_avg_sq", "opt.m"]), [Optimizer; 3]);
         assert_eq!(all(&["model", "target", ""]), [Plain; 3]);
-        // Words, not letters: "schema" and "remake" have no average in them.
+        // Matches whole words only: "schema" contains "ema" but not as a word.
         assert_eq!(all(&["schema", "remake.swan"]), [Plain; 2]);
     }
 }

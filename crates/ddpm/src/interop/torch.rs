@@ -1,4 +1,4 @@
-//! Writing files as `torch.save` does: a zip archive of a pickle and the numbers of each tensor.
+//! Writes files in the format of `torch.save`: a zip archive with a pickle and the values of each tensor.
 
 use std::io::{self, Seek, Write};
 
@@ -6,15 +6,16 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::dtype::Dtype;
+use super::pickle::opcode as op;
 use crate::train::checkpoint::NamedTensor;
 
-/// What the numbers of a tensor are aligned to in the file, as PyTorch's own writer does, for reading by mapping.
+/// Alignment of tensor data in bytes; PyTorch uses the same, for memory mapping.
 const ALIGNMENT: u16 = 64;
-/// Tensors that a pickle's command adds at once, as Python does.
+/// Items set by one opcode, as in Python's pickler.
 const BATCH: usize = 1000;
 
-/// The state dict of `tensors` as an archive whose parts are in `folder`, with `texts` as more parts, which PyTorch does not look
-/// at; its content depends on these alone.
+/// Writes the state dict of `tensors` as an archive whose members are in `folder`, with `texts` as extra members,
+/// which PyTorch ignores. The output depends on the arguments only.
 pub(super) fn write(
     out: impl Write + Seek,
     folder: &str,
@@ -24,7 +25,7 @@ pub(super) fn write(
     let mut zip = ZipWriter::new(out);
     let written = write_parts(&mut zip, folder, tensors, texts);
     if let Err(e) = written {
-        // Dropped, it would try to end the archive once more and print that it cannot.
+        // Dropping it would try to finish the archive again and print the error.
         std::mem::forget(zip);
         return Err(e);
     }
@@ -71,56 +72,74 @@ fn dtype(tensor: &NamedTensor) -> Dtype {
     if tensor.is_counter() { Dtype::I64 } else { Dtype::F32 }
 }
 
-/// An ordered dictionary of tensors, each with a storage of its own, called by its number.
+/// Opcodes that push an empty `OrderedDict`.
+fn push_ordered_dict(out: &mut Vec<u8>) {
+    push_global(out, "collections", "OrderedDict");
+    out.extend([op::EMPTY_TUPLE, op::REDUCE]);
+}
+
+/// Pickles an `OrderedDict` of tensors, each with its own storage, whose key is the tensor's index.
 fn pickle(tensors: &[NamedTensor]) -> Vec<u8> {
-    let mut out = b"\x80\x02ccollections\nOrderedDict\n)R".to_vec();
+    let mut out = vec![op::PROTO, 2];
+    push_ordered_dict(&mut out);
     let numbered: Vec<_> = tensors.iter().enumerate().collect();
     for batch in numbered.chunks(BATCH) {
-        out.push(b'(');
+        out.push(op::MARK);
         for &(i, tensor) in batch {
-            text(&mut out, &tensor.name);
-            out.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-            text(&mut out, "storage");
-            out.extend(format!("ctorch\n{}\n", dtype(tensor).storage()).as_bytes());
-            text(&mut out, &i.to_string());
-            text(&mut out, "cpu");
-            whole(&mut out, tensor.data.len());
-            // The storage, and where in it the tensor begins.
-            out.extend(b"tQK\x00");
+            push_text(&mut out, &tensor.name);
+            push_global(&mut out, "torch._utils", "_rebuild_tensor_v2");
+            // The arguments, of which the first is the storage's persistent ID.
+            out.extend([op::MARK, op::MARK]);
+            push_text(&mut out, "storage");
+            push_global(&mut out, "torch", dtype(tensor).storage());
+            push_text(&mut out, &i.to_string());
+            push_text(&mut out, "cpu");
+            push_int(&mut out, tensor.data.len());
+            out.extend([op::TUPLE, op::BINPERSID]);
+            // Offset 0 in the storage.
+            out.extend([op::BININT1, 0]);
             let mut strides = vec![1; tensor.shape.len()];
             for axis in (1..strides.len()).rev() {
                 strides[axis - 1] = strides[axis] * tensor.shape[axis];
             }
             for sizes in [&tensor.shape, &strides] {
-                out.push(b'(');
-                sizes.iter().for_each(|&n| whole(&mut out, n));
-                out.push(b't');
+                out.push(op::MARK);
+                sizes.iter().for_each(|&n| push_int(&mut out, n));
+                out.push(op::TUPLE);
             }
-            // Without a gradient, without hooks.
-            out.extend(b"\x89ccollections\nOrderedDict\n)RtR");
+            // requires_grad = False, no backward hooks.
+            out.push(op::NEWFALSE);
+            push_ordered_dict(&mut out);
+            out.extend([op::TUPLE, op::REDUCE]);
         }
-        out.push(b'u');
+        out.push(op::SETITEMS);
     }
-    out.push(b'.');
+    out.push(op::STOP);
     out
 }
 
-fn whole(out: &mut Vec<u8>, n: usize) {
+fn push_global(out: &mut Vec<u8>, module: &str, name: &str) {
+    out.push(op::GLOBAL);
+    out.extend(format!("{module}\n{name}\n").as_bytes());
+}
+
+fn push_int(out: &mut Vec<u8>, n: usize) {
     match i32::try_from(n) {
         Ok(n) => {
-            out.push(b'J');
+            out.push(op::BININT);
             out.extend(n.to_le_bytes());
         }
         Err(_) => {
-            out.extend([0x8a, 9]);
+            // Nine bytes, so that the sign bit is clear.
+            out.extend([op::LONG1, 9]);
             out.extend((n as u64).to_le_bytes());
             out.push(0);
         }
     }
 }
 
-fn text(out: &mut Vec<u8>, text: &str) {
-    out.push(b'X');
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    out.push(op::BINUNICODE);
     out.extend((text.len() as u32).to_le_bytes());
     out.extend(text.as_bytes());
 }

@@ -10,7 +10,7 @@ use ddpm_engine::ops::SinusoidalEmbedding;
 
 /// Groups of every normalisation.
 pub(crate) const GROUPS: usize = 8;
-/// Channels behind the last block.
+/// Channels after the last block.
 pub(crate) const LAST_CHANNELS: usize = 16;
 
 /// The network with its settings.
@@ -18,7 +18,7 @@ pub(crate) const LAST_CHANNELS: usize = 16;
 pub struct AttentionUnet {
     /// Channels of the images.
     pub channels: usize,
-    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    /// Whether it also predicts the variance ([`Network::learned_variance`]).
     pub learned_variance: bool,
     /// Its settings, with the tutorial's names.
     pub config: AttentionConfig,
@@ -52,7 +52,7 @@ impl AttentionUnet {
         b.conv(&format!("{name}.2"), h, ConvLayer::new(out, 3))
     }
 
-    /// Attention `i` of a stage, around which the input is added.
+    /// Attention block `i` of a stage, with a residual connection.
     fn attend(&self, b: &mut Builder, stage: &str, i: usize, x: Tensor) -> Result<Tensor> {
         let h = b.group_norm(&format!("{stage}.attention_norms.{i}"), x, GROUPS, blocks::EPS)?;
         let name = format!("{stage}.attentions.{i}");

@@ -1,4 +1,4 @@
-//! Layers that all networks are made of.
+//! Layers that the networks are built from.
 
 use super::{Built, Init, Layout, ParameterSpec, StateSpec};
 use crate::error::Result;
@@ -10,7 +10,7 @@ use ddpm_engine::{Graph, Tensor};
 /// `eps` of PyTorch's normalisations.
 pub const EPS: f32 = 1e-5;
 
-/// What a network is built for: dropout and batch statistics are there in training only.
+/// What a network is built for: only training has dropout and batch statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     /// PyTorch's `train()`.
@@ -19,7 +19,7 @@ pub enum Mode {
     Sampling,
 }
 
-/// Adds layers to a graph. Names are those of the PyTorch modules.
+/// Adds layers to a graph, named like the PyTorch modules.
 #[derive(Debug)]
 pub struct Builder {
     /// The graph so far.
@@ -33,20 +33,20 @@ pub struct Builder {
 /// The settings of `nn.Conv2d`.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvLayer {
-    /// Channels of the result.
+    /// Output channels.
     pub out: usize,
     /// Height and width of the kernel.
     pub kernel: usize,
-    /// Pixels between two results, both ways.
+    /// Stride in both directions.
     pub stride: usize,
-    /// Zeros around the input.
+    /// Zero padding.
     pub pad: Padding,
-    /// Whether a bias is added.
+    /// Whether to add a bias.
     pub bias: bool,
 }
 
 impl ConvLayer {
-    /// Stride 1, padded so that the size stays, with a bias.
+    /// Stride 1, same padding, with a bias.
     pub fn new(out: usize, kernel: usize) -> Self {
         Self { out, kernel, stride: 1, pad: Padding::even(kernel / 2), bias: true }
     }
@@ -68,7 +68,7 @@ impl Builder {
         Self { graph: Graph::new(), mode, parameters: Vec::new(), states: Vec::new(), dropouts: 0 }
     }
 
-    /// Ends the building.
+    /// Finishes the graph.
     pub fn finish(self, prediction: Tensor) -> Built {
         Built { graph: self.graph, parameters: self.parameters, states: self.states, prediction }
     }
@@ -81,7 +81,7 @@ impl Builder {
         t
     }
 
-    /// What PyTorch calls a buffer: kept from step to step, and in checkpoints, but not trained.
+    /// A PyTorch buffer: kept between steps and in checkpoints, but not trained.
     fn state(&mut self, name: String, shape: &[usize], value: f32) -> Tensor {
         let engine = if shape.is_empty() { &[1] } else { shape };
         let t = self.graph.state(&name, ddpm_engine::Shape::new(engine));
@@ -89,7 +89,7 @@ impl Builder {
         t
     }
 
-    /// Channels of a tensor.
+    /// Number of channels of a tensor.
     pub fn channels(&self, x: Tensor) -> usize {
         self.graph.shape(x).channels()
     }
@@ -123,7 +123,7 @@ impl Builder {
     pub fn conv_transpose(&mut self, name: &str, x: Tensor, layer: ConvLayer) -> Result<Tensor> {
         let ConvLayer { out, kernel, stride, pad, .. } = layer;
         let cin = self.channels(x);
-        // PyTorch takes the second dimension of the weights for the fan-in.
+        // PyTorch computes the fan-in from the second dimension of the weights.
         let init = Init::fan_in(out * kernel * kernel);
         let w = self.parameter(format!("{name}.weight"), &[cin, out, kernel, kernel], Layout::Conv, init);
         let b = self.parameter(format!("{name}.bias"), &[out], Layout::Plain, init);
@@ -147,7 +147,7 @@ impl Builder {
         Ok(self.graph.add(name, ops::Embedding, &[table, label])?)
     }
 
-    /// The timestep's embedding with that of the class added, where there are classes.
+    /// Adds the class embedding to the timestep embedding, if there are classes.
     pub fn add_class(&mut self, t: Tensor, label: Option<Tensor>, rows: Option<usize>) -> Result<Tensor> {
         let (Some(rows), Some(label)) = (rows, label) else { return Ok(t) };
         let class = self.embedding("class_embedding", label, rows, self.channels(t))?;
@@ -180,15 +180,15 @@ impl Builder {
             let op = ops::BatchNormInference { eps: EPS };
             return Ok(self.graph.add(name, op, &[x, gamma, beta, mean, variance])?);
         }
-        let made = self.graph.add_all(name, ops::BatchNorm { eps: EPS }, &[x, gamma, beta])?;
-        for (running, value) in [(mean, made[1]), (variance, made[3])] {
+        let outputs = self.graph.add_all(name, ops::BatchNorm { eps: EPS }, &[x, gamma, beta])?;
+        for (running, value) in [(mean, outputs[1]), (variance, outputs[3])] {
             self.graph.add(name, ops::RunningAverage { momentum: MOMENTUM }, &[running, value])?;
         }
         self.graph.add(name, ops::Affine { scale: 1.0, shift: 1.0 }, &[batches])?;
-        Ok(made[0])
+        Ok(outputs[0])
     }
 
-    /// `nn.MultiheadAttention(_, heads, dropout)` of an image's pixels with themselves.
+    /// `nn.MultiheadAttention(_, heads, dropout)` as self-attention over an image's pixels.
     pub fn attention(&mut self, name: &str, x: Tensor, heads: usize, dropout: f64) -> Result<Tensor> {
         let c = self.channels(x);
         let init = Init::xavier(c, 3 * c);
@@ -202,13 +202,13 @@ impl Builder {
         Ok(self.graph.add(&out, Conv2d::linear(), &[o, w, b])?)
     }
 
-    /// Softmax attention of queries, keys and values that stand channel behind channel.
+    /// Softmax attention of queries, keys and values concatenated along channels.
     pub fn attend(&mut self, name: &str, qkv: Tensor, heads: usize, dropout: f64) -> Result<Tensor> {
         let dropout = self.next_dropout(dropout);
         Ok(self.graph.add(name, ops::Attention { heads, dropout }, &[qkv])?)
     }
 
-    /// The next place for dropout; `None` where nothing is dropped.
+    /// The next dropout site; `None` if nothing is dropped.
     fn next_dropout(&mut self, p: f64) -> Option<Dropout> {
         if p == 0.0 || self.mode == Mode::Sampling {
             return None;
@@ -240,7 +240,7 @@ impl Builder {
         Ok(self.graph.add(name, ops::Add, &[a, b])?)
     }
 
-    /// `scale x + shift`; nothing is added to the graph where that is x.
+    /// `scale x + shift`; adds nothing to the graph if that is x.
     pub fn affine(&mut self, name: &str, x: Tensor, scale: f64, shift: f64) -> Result<Tensor> {
         if (scale, shift) == (1.0, 0.0) {
             return Ok(x);
@@ -258,7 +258,7 @@ impl Builder {
         Ok(self.graph.add(name, ops::Modulate, &[x, r])?)
     }
 
-    /// `a` and `b`, channel behind channel.
+    /// Concatenates `a` and `b` along channels.
     pub fn concat(&mut self, name: &str, a: Tensor, b: Tensor) -> Result<Tensor> {
         Ok(self.graph.add(name, ops::Concat, &[a, b])?)
     }
@@ -273,7 +273,7 @@ impl Builder {
         Ok(self.graph.add(name, ops::MaxPool, &[x])?)
     }
 
-    /// Resampling of both axes by one rule, as [`Taps::nearest_double`].
+    /// Resamples both axes by the same rule, such as [`Taps::nearest_double`].
     pub fn resample(&mut self, name: &str, x: Tensor, taps: fn(usize) -> Taps) -> Result<Tensor> {
         let (h, w) = self.height_and_width(x);
         Ok(self.graph.add(name, Resample::both(taps, h, w), &[x])?)

@@ -1,5 +1,5 @@
-//! The U-Net of the CIFAR-10 notebook: pairs of convolutions, GELU, max-pooling, bilinear enlargement, attention with a
-//! small perceptron behind each level; 23,563,011 parameters for RGB images.
+//! The U-Net of the CIFAR-10 notebook: pairs of convolutions, GELU, max-pooling, bilinear upsampling,
+//! attention with a small MLP after each level; 23,563,011 parameters for RGB images.
 
 use super::blocks::ConvLayer;
 use super::{Builder, Inputs, Network, blocks};
@@ -13,15 +13,15 @@ use ddpm_engine::ops::{Activation, SinusoidalEmbedding, Taps};
 pub struct DoubleConvUnet {
     /// Channels of the images.
     pub channels: usize,
-    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    /// Whether it also predicts the variance ([`Network::learned_variance`]).
     pub learned_variance: bool,
     /// Its settings.
     pub config: DoubleConvConfig,
 }
 
 impl DoubleConvUnet {
-    /// Two convolutions without bias, each normalised over all channels, GELU between them; with `residual`, the
-    /// input is added and GELU follows.
+    /// Two convolutions without bias, each normalised over all channels, with GELU between them; with
+    /// `residual`, the input is added and GELU applied.
     fn double_conv(
         &self,
         b: &mut Builder,
@@ -44,7 +44,7 @@ impl DoubleConvUnet {
         b.activate(name, h, Activation::Gelu)
     }
 
-    /// Adds the time embedding, brought to the channels of `x`.
+    /// Adds the time embedding, projected to the channels of `x`.
     fn add_time(&self, b: &mut Builder, name: &str, x: Tensor, t: Tensor) -> Result<Tensor> {
         let (name, out) = (format!("{name}.pos_embed"), b.channels(x));
         let t = b.silu(&format!("{name}.0"), t)?;
@@ -77,7 +77,7 @@ impl DoubleConvUnet {
         self.add_time(b, name, x, t)
     }
 
-    /// Attention and a perceptron, each normalised before and added to what it was given.
+    /// Attention and an MLP, each with pre-normalization and a residual connection.
     fn attend(&self, b: &mut Builder, name: &str, x: Tensor) -> Result<Tensor> {
         let (at, c) = (|part: &str| format!("{name}.{part}"), b.channels(x));
         let q = b.layer_norm(&at("ln"), x)?;

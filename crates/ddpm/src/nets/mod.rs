@@ -1,7 +1,7 @@
-//! Networks: graphs built from common blocks, with PyTorch's parameter names.
+//! Networks, built from common blocks, with PyTorch's parameter names.
 //!
-//! [`Builder`] adds layers to a graph and notes every parameter with the name, shape and layout that it has in
-//! PyTorch; the same notes serve initialisation ([`ParameterSpec::init`]) and checkpoints ([`ParameterSpec::to_torch`],
+//! [`Builder`] adds layers to a graph and records every parameter's PyTorch name, shape and layout; the
+//! records serve initialisation ([`ParameterSpec::init`]) and checkpoints ([`ParameterSpec::to_torch`],
 //! [`ParameterSpec::from_torch`]).
 
 pub(crate) mod attention;
@@ -22,58 +22,58 @@ use crate::error::Result;
 use crate::train::config::{Config, NetworkKind};
 use ddpm_engine::{Graph, Tensor};
 
-/// A network under a graph: its parameters, in the graph's order, and its prediction.
+/// A network built into a graph.
 #[derive(Clone, Debug)]
 pub struct Built {
     /// The graph.
     pub graph: Graph,
-    /// All parameters, in the order in which the graph has them.
+    /// All parameters, in graph order.
     pub parameters: Vec<ParameterSpec>,
-    /// All states (PyTorch's buffers), in the order in which the graph has them.
+    /// All states (PyTorch's buffers), in graph order.
     pub states: Vec<StateSpec>,
-    /// The predicted noise, of the input's shape, with as many channels more where the variance is learnt.
+    /// The predicted noise, with the input's shape, or twice its channels if the variance is learned.
     pub prediction: Tensor,
 }
 
-/// What a network is given.
+/// The inputs of a network.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
     /// Noisy images `[n, h, w, c]`.
     pub x: Tensor,
     /// Timesteps `[n]`.
     pub t: Tensor,
-    /// Classes `[n]`, where the network takes them.
+    /// Classes `[n]`, if the network takes them.
     pub label: Option<Tensor>,
 }
 
 /// A network that predicts noise.
 pub trait Network: Send + Sync {
-    /// Its name in settings.
+    /// The name in the settings.
     fn name(&self) -> &'static str;
 
-    /// Channels of its images.
+    /// Number of image channels.
     fn channels(&self) -> usize;
 
-    /// Whether it tells the variance of a step back too, in as many channels more, behind the others
-    /// ([`Denoiser::variance`](crate::denoiser::Denoiser::variance)).
+    /// Whether it also predicts the variance ([`Denoiser::variance`](crate::denoiser::Denoiser::variance)),
+    /// in as many additional channels after the others.
     fn learned_variance(&self) -> bool {
         false
     }
 
-    /// Channels of its output.
+    /// Number of output channels.
     fn out_channels(&self) -> usize {
         self.channels() * if self.learned_variance() { 2 } else { 1 }
     }
 
-    /// What heights and widths must be divisible by.
+    /// Image heights and widths must be divisible by this.
     fn size_factor(&self) -> usize;
 
-    /// Number of classes that it is told beside the timestep; `None`: it takes none.
+    /// Number of classes that it is conditioned on; `None` if it takes none.
     fn classes(&self) -> Option<usize> {
         None
     }
 
-    /// Adds the network to a graph: images, timesteps and classes to the predicted noise `[n, h, w, c]`, c being
+    /// Adds the network to a graph; returns the predicted noise `[n, h, w, c]`, c =
     /// [`out_channels`](Self::out_channels).
     fn build(&self, b: &mut Builder, inputs: Inputs) -> Result<Tensor>;
 }
@@ -81,10 +81,10 @@ pub trait Network: Send + Sync {
 /// Names with shapes.
 pub type Shapes = Vec<(String, Vec<usize>)>;
 
-/// A network's state dict by names and PyTorch's shapes: its parameters and its states (PyTorch's buffers).
+/// Names and PyTorch shapes of a network's state dict: parameters, then states (PyTorch's buffers).
 ///
 /// # Errors
-/// [`Error::Engine`](crate::Error::Engine) for a network too large to be counted.
+/// [`Error::Engine`](crate::Error::Engine) for a network whose size overflows.
 pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
     let (mut b, side) = (Builder::new(Mode::Sampling), net.size_factor());
     let x = b.graph.input("x_t", [1, side, side, net.channels()]);
@@ -96,7 +96,7 @@ pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
     Ok((parameters, built.states.into_iter().map(|s| (s.name, s.shape)).collect()))
 }
 
-/// The network that the settings describe; a new network is one more line.
+/// The network selected by the settings. Add new networks here.
 pub fn from_config(config: &Config, channels: usize) -> Box<dyn Network> {
     let learned_variance = config.diffusion.learned_variance;
     match config.network.name {

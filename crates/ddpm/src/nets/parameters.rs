@@ -1,4 +1,4 @@
-//! Parameters as PyTorch knows them: names, shapes, layouts, and how they start.
+//! PyTorch's view of parameters: names, shapes, layouts and initialisation.
 
 use ddpm_engine::Shape;
 use ddpm_engine::rng::{Purpose, Stream};
@@ -15,14 +15,14 @@ pub enum Layout {
     Linear,
 }
 
-/// How a parameter starts: PyTorch's defaults.
+/// Initialisation of a parameter: PyTorch's defaults.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// Every number the same.
+    /// A constant.
     Constant(f32),
     /// Uniform in `[-bound, bound]`.
     Uniform(f64),
-    /// Standard normal, as embeddings start.
+    /// Standard normal, for embeddings.
     Normal,
 }
 
@@ -39,20 +39,20 @@ impl Init {
     }
 }
 
-/// Numbers that are kept from step to step but not trained: PyTorch's buffers, as running means are.
+/// State that is kept between steps but not trained: a PyTorch buffer, such as a running mean.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateSpec {
-    /// Its state-dict name.
+    /// The state-dict name.
     pub name: String,
-    /// Its shape in PyTorch; empty for a single number.
+    /// The shape in PyTorch; empty for a scalar.
     pub shape: Vec<usize>,
-    /// What all its numbers start with.
+    /// The initial value of all elements.
     pub value: f32,
 }
 
 impl StateSpec {
-    /// Numbers in it.
-    pub fn numbers(&self) -> usize {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }
 }
@@ -60,18 +60,18 @@ impl StateSpec {
 /// One parameter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ParameterSpec {
-    /// Its state-dict name.
+    /// The state-dict name.
     pub name: String,
-    /// Its shape in PyTorch.
+    /// The shape in PyTorch.
     pub shape: Vec<usize>,
-    /// How the engine lays it out.
+    /// How the PyTorch layout relates to the engine's.
     pub layout: Layout,
-    /// How it starts.
+    /// The initialisation.
     pub init: Init,
 }
 
 impl ParameterSpec {
-    /// Its shape in the engine.
+    /// The shape in the engine.
     pub fn engine_shape(&self) -> Shape {
         match (self.layout, &self.shape[..]) {
             (Layout::Conv, &[o, i, kh, kw]) => [kh, kw, i, o].into(),
@@ -80,17 +80,17 @@ impl ParameterSpec {
         }
     }
 
-    /// Numbers in it.
-    pub fn numbers(&self) -> usize {
+    /// Number of elements.
+    pub fn num_elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Calls `f(engine index, PyTorch index)` for every number.
+    /// Calls `f(engine index, PyTorch index)` for every element.
     fn pairs(&self, mut f: impl FnMut(usize, usize)) {
         let &[o, i, kh, kw] = match (self.layout, &self.shape[..]) {
             (Layout::Conv, &[o, i, kh, kw]) => &[o, i, kh, kw],
             (Layout::Linear, &[o, i]) => &[o, i, 1, 1],
-            _ => &[1, 1, 1, self.numbers()],
+            _ => &[1, 1, 1, self.num_elements()],
         };
         let mut at = 0;
         for k in 0..kh * kw {
@@ -117,18 +117,19 @@ impl ParameterSpec {
         out
     }
 
-    /// The numbers that parameter number `index` starts with, in the engine's layout; a function of the seed.
+    /// The initial values of the parameter at `index`, in the engine's layout; depends only on the seed and
+    /// index.
     pub fn init(&self, seed: u64, index: usize) -> Vec<f32> {
         match self.init {
-            Init::Constant(v) => vec![v; self.numbers()],
+            Init::Constant(v) => vec![v; self.num_elements()],
             Init::Normal => {
-                let mut z = vec![0.0; self.numbers()];
+                let mut z = vec![0.0; self.num_elements()];
                 Stream::new(seed, Purpose::Init, 0, index as u32).fill_normal(&mut z);
                 z
             }
             Init::Uniform(bound) => Stream::new(seed, Purpose::Init, 0, index as u32)
                 .uniforms()
-                .take(self.numbers())
+                .take(self.num_elements())
                 .map(|u| ((2.0 * u - 1.0) * bound) as f32)
                 .collect(),
         }
@@ -140,12 +141,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn layouts_go_there_and_back() {
+    fn layouts_round_trip() {
         let cases =
             [(Layout::Plain, vec![5]), (Layout::Conv, vec![3, 2, 4, 5]), (Layout::Linear, vec![4, 3])];
         for (layout, shape) in cases {
             let spec = ParameterSpec { name: String::new(), shape, layout, init: Init::Constant(0.0) };
-            let torch: Vec<f32> = (0..spec.numbers()).map(|i| i as f32).collect();
+            let torch: Vec<f32> = (0..spec.num_elements()).map(|i| i as f32).collect();
             let engine = spec.from_torch(&torch);
             assert_eq!(spec.to_torch(&engine), torch);
             assert_eq!(spec.engine_shape().len(), torch.len());
@@ -157,7 +158,7 @@ mod tests {
             init: Init::Constant(0.0),
         };
         let torch: Vec<f32> = (0..120).map(|i| i as f32).collect();
-        // [o, i, y, x] = [2, 1, 3, 4] stands at [y, x, i, o].
+        // [o, i, y, x] = [2, 1, 3, 4] goes to [y, x, i, o].
         assert_eq!(
             spec.from_torch(&torch)[((3 * 5 + 4) * 2 + 1) * 3 + 2],
             torch[((2 * 2 + 1) * 4 + 3) * 5 + 4]

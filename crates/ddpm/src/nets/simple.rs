@@ -13,14 +13,14 @@ use ddpm_engine::ops::{Activation, SinusoidalEmbedding};
 pub struct SimpleUnet {
     /// Channels of the images.
     pub channels: usize,
-    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    /// Whether it also predicts the variance ([`Network::learned_variance`]).
     pub learned_variance: bool,
     /// Its settings.
     pub config: SimpleConfig,
 }
 
 impl SimpleUnet {
-    /// Convolution, ReLU, norm, + time; convolution, ReLU, norm; half the size, or double.
+    /// Convolution, ReLU, norm, + time; convolution, ReLU, norm; then down- or upsampling by 2.
     fn block(
         &self,
         b: &mut Builder,

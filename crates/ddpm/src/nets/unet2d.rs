@@ -1,4 +1,4 @@
-//! The paper's U-Net as `diffusers.UNet2DModel` builds it, with the settings of that family's configurations;
+//! The paper's U-Net as built by `diffusers.UNet2DModel`, with the settings of its configuration files;
 //! 35,746,307 parameters for CIFAR-10.
 
 use super::blocks::ConvLayer;
@@ -13,17 +13,17 @@ use ddpm_engine::ops::{Activation, Padding, SinusoidalEmbedding, Taps};
 pub struct Unet2d {
     /// Channels of the images.
     pub channels: usize,
-    /// Whether it tells the variance of a step too ([`Network::learned_variance`]).
+    /// Whether it also predicts the variance ([`Network::learned_variance`]).
     pub learned_variance: bool,
     /// Its settings.
     pub config: Unet2dConfig,
 }
 
-/// What a ResNet block does besides.
+/// Options of a ResNet block.
 #[derive(Clone, Copy)]
 struct Resnet {
     out: usize,
-    /// Changes the size behind the first activation, and of the input that is added.
+    /// Resamples after the first activation and on the residual connection.
     resample: Option<fn(usize) -> Taps>,
     /// The sum with the input is divided by this.
     scale: f64,
@@ -76,7 +76,7 @@ impl Unet2d {
         b.affine(name, sum, 1.0 / how.scale, 0.0)
     }
 
-    /// Norm (where there is one), attention with projections of its own for queries, keys and values; + the input.
+    /// Norm (if any), attention with separate projections for queries, keys and values; + the input.
     fn attention(
         &self,
         b: &mut Builder,
@@ -101,7 +101,7 @@ impl Unet2d {
         b.affine(name, sum, 1.0 / scale, 0.0)
     }
 
-    /// A ResNet block and, where the stage has attention, one behind it.
+    /// A ResNet block, followed by attention if the stage has it.
     fn layer(
         &self,
         b: &mut Builder,
@@ -137,8 +137,8 @@ impl Unet2d {
         self.resnet(b, "mid_block.resnets.1", x, t, how)
     }
 
-    /// Half the size or double, by a ResNet block or by `conv`: in diffusers the setting counts for blocks with attention
-    /// only, and the others have a convolution.
+    /// Down- or upsampling by 2, by a ResNet block or by `conv`: in diffusers the setting applies only to
+    /// blocks with attention, and the others use a convolution.
     fn resize(
         &self,
         b: &mut Builder,

@@ -1,12 +1,12 @@
-//! Axes: what they span, where their ticks are, and how numbers are written there.
+//! Axes: range, tick positions and tick labels.
 
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use std::ops::Range;
 
-/// The largest number that an axis is made for; beyond it differences overflow.
-const MOST: f64 = 1e300;
+/// Largest magnitude on an axis; beyond it, differences overflow.
+const MAX_VALUE: f64 = 1e300;
 
-/// An axis with its title. All numbers are finite, and `low < high`.
+/// An axis with its title. Both ends are finite, and `low < high`.
 #[derive(Clone, Debug)]
 pub(super) struct Axis {
     pub title: String,
@@ -16,33 +16,33 @@ pub(super) struct Axis {
 }
 
 impl Axis {
-    /// An axis that holds `values`, with `margin` of their range on either side; those that are not finite, or beyond
-    /// [`MOST`], do not count.
+    /// A linear axis that spans `values`, with `margin` times their range added at either end. Values that are not finite or
+    /// exceed [`MAX_VALUE`] are ignored.
     pub fn linear(title: &str, values: impl IntoIterator<Item = f64>, margin: f64) -> Self {
-        let (low, high) = span(values.into_iter().filter(|v| v.abs() <= MOST)).unwrap_or((0.0, 1.0));
+        let (low, high) = span(values.into_iter().filter(|v| v.abs() <= MAX_VALUE)).unwrap_or((0.0, 1.0));
         let room = if high - low > low.abs().max(high.abs()) * 1e-9 {
             (high - low) * margin
         } else {
-            // A single value.
+            // All values are equal.
             low.abs().max(1e-3) / 2.0
         };
         Self { title: title.to_owned(), low: low - room, high: high + room, log: false }
     }
 
-    /// A logarithmic axis that holds the positive ones of `values`, within the same limits.
+    /// A logarithmic axis that spans the positive `values`, within the same limits.
     pub fn log(title: &str, values: impl IntoIterator<Item = f64>) -> Self {
-        let positive = values.into_iter().filter(|v| (1.0 / MOST..=MOST).contains(v));
+        let positive = values.into_iter().filter(|v| (1.0 / MAX_VALUE..=MAX_VALUE).contains(v));
         let (low, high) = span(positive).unwrap_or((0.1, 1.0));
         Self { title: title.to_owned(), low: low / 1.1, high: high * 1.1, log: true }
     }
 
-    /// A place between 0 and 1 for what is on the axis.
-    fn place(&self, value: f64) -> f64 {
+    /// Relative position of a value: 0 at the low end, 1 at the high end.
+    fn fraction(&self, value: f64) -> f64 {
         let f = |v: f64| if self.log { v.max(f64::MIN_POSITIVE).log10() } else { v };
         (f(value) - f(self.low)) / (f(self.high) - f(self.low))
     }
 
-    /// At most `most` round numbers.
+    /// At most `most` round tick values.
     fn ticks(&self, most: usize) -> Vec<f64> {
         let inside = |v: &f64| (self.low..=self.high).contains(v);
         if self.log {
@@ -66,29 +66,29 @@ impl Axis {
                 return found;
             }
         }
-        let step = step(self.high - self.low, most);
-        let (first, last) = ((self.low / step).ceil(), (self.high / step).floor());
-        (0..=(last - first) as usize).map(|i| (first + i as f64) * step).filter(inside).collect()
+        let tick_step = tick_step(self.high - self.low, most);
+        let (first, last) = ((self.low / tick_step).ceil(), (self.high / tick_step).floor());
+        (0..=(last - first) as usize).map(|i| (first + i as f64) * tick_step).filter(inside).collect()
     }
 }
 
-/// The least and the largest.
+/// Minimum and maximum.
 pub(super) fn span(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     values.fold(None, |span, v| {
         span.map_or(Some((v, v)), |(low, high): (f64, f64)| Some((low.min(v), high.max(v))))
     })
 }
 
-/// The least of 1, 2 and 5 times a power of ten that goes at most `most - 1` times into `range`.
-fn step(range: f64, most: usize) -> f64 {
+/// The smallest step of 1, 2 or 5 times a power of ten that fits into `range` at most `most - 1` times.
+fn tick_step(range: f64, most: usize) -> f64 {
     let least = range / most.max(2).saturating_sub(1) as f64;
     let power = 10f64.powf(least.log10().floor());
     [1.0, 2.0, 5.0].into_iter().map(|d| d * power).find(|s| *s >= least).unwrap_or(10.0 * power)
 }
 
-/// A tick's number: `0.05`, `20,000`, `1e-7`.
-fn number(v: f64) -> String {
-    // Sums of steps are off by rounding errors.
+/// Formats a tick label: `0.05`, `20,000`, `1e-7`.
+fn format_tick(v: f64) -> String {
+    // Rounding errors in sums of steps.
     let v = if v.abs() < 1e-300 { 0.0 } else { v };
     if v != 0.0 && !(1e-4..1e7).contains(&v.abs()) {
         return format!("{v:.2e}").replace(".00e", "e").replace("0e", "e");
@@ -112,9 +112,9 @@ impl Ranged for Axis {
     type ValueType = f64;
 
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        // Within the drawing and a little beyond, where plotters cuts lines off.
-        let place = self.place(*value).clamp(-1.0, 2.0);
-        limit.0 + (f64::from(limit.1 - limit.0) * place).round() as i32
+        // Within the chart and a little beyond it, where plotters clips lines.
+        let fraction = self.fraction(*value).clamp(-1.0, 2.0);
+        limit.0 + (f64::from(limit.1 - limit.0) * fraction).round() as i32
     }
 
     fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
@@ -128,7 +128,7 @@ impl Ranged for Axis {
 
 impl ValueFormatter<f64> for Axis {
     fn format_ext(&self, value: &f64) -> String {
-        number(*value)
+        format_tick(*value)
     }
 }
 
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn ticks_are_round_numbers_within_the_axis() {
         let axis = Axis::linear("", [0.0, 1.0], 0.0);
-        let written = |axis: &Axis, most| axis.ticks(most).into_iter().map(number).collect::<Vec<_>>();
+        let written = |axis: &Axis, most| axis.ticks(most).into_iter().map(format_tick).collect::<Vec<_>>();
         assert_eq!(written(&axis, 6), ["0", "0.2", "0.4", "0.6", "0.8", "1"]);
         assert_eq!(
             written(&Axis::linear("", [-20.0, 11.0], 0.0), 6),
@@ -151,12 +151,12 @@ mod tests {
         );
         assert_eq!(written(&Axis::log("", [0.02, 1.2]), 8), ["0.02", "0.05", "0.1", "0.2", "0.5", "1"]);
         assert_eq!(written(&Axis::log("", [1e-9, 1.0]), 6), ["1e-8", "1e-6", "0.0001", "0.01", "1"]);
-        // Less than a decade: as on a linear axis.
+        // Less than a decade gets linear ticks.
         assert!(written(&Axis::log("", [0.51, 0.59]), 8).len() >= 3);
     }
 
     #[test]
-    fn no_values_make_an_axis_that_cannot_be_drawn() {
+    fn any_values_make_a_drawable_axis() {
         let odd: [&[f64]; 8] = [
             &[],
             &[0.0],

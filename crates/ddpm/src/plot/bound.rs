@@ -6,11 +6,11 @@ use super::{COLOURS, render};
 use crate::error::Result;
 use crate::image::Image;
 
-/// Width and height of the plot, in pixels: two charts.
+/// Width and height of the plot in pixels: two charts side by side.
 const SIZE: (u32, u32) = (1240, 520);
 
-/// The mean term of parts of the timesteps, and their sum up to there; a part is its first and last timestep (from 1, as the paper
-/// counts) and the mean of its terms in bits per dimension. The parts rise and leave no timestep out.
+/// Plots the mean term in consecutive ranges of timesteps, and the cumulative sum. A range is given by its first and last
+/// timestep (from 1, as in the paper) and the mean of its terms in bits per dimension; ranges are ascending without gaps.
 ///
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
@@ -22,7 +22,7 @@ pub fn bound(title: &str, parts: &[(f64, f64, f64)]) -> Result<Image> {
         y,
         lines: vec![Line { name: name.to_owned(), points, colour: COLOURS[0], width: 2 }],
     };
-    // A stair: the mean of a part stands for each of its terms.
+    // A staircase: the mean of a range stands for each of its terms.
     let terms: Vec<(f64, f64)> = parts.iter().flat_map(|p| [(p.0, p.2), (p.1, p.2)]).collect();
     let mut sum = 0.0;
     let sums: Vec<(f64, f64)> = parts
@@ -32,12 +32,12 @@ pub fn bound(title: &str, parts: &[(f64, f64, f64)]) -> Result<Image> {
             (p.1, sum)
         })
         .collect();
-    // With room for the legend above the end.
+    // Leaves room for the legend above the curve's end.
     let (least, most) = (0.0, 1.15 * sums.last().map_or(0.0, |s| s.1));
     let charts = [
         chart(
             title,
-            "mean of each part",
+            "mean of each range",
             Axis::log("term at t, bits/dim (log scale)", terms.iter().map(|p| p.1)),
             terms,
         ),
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn terms_and_sums_are_drawn_also_where_they_are_odd() {
+    fn unusual_terms_are_drawn() {
         let falling: Vec<_> =
             (1..100).map(|t| (f64::from(t), f64::from(t), 1.0 / f64::from(t * t))).collect();
         for parts in [&falling[..], &[(1.0, 1.0, 0.5)], &[(1.0, 1.0, f64::NAN), (2.0, 50.0, -1e-9)], &[]] {

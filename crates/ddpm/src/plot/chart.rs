@@ -1,7 +1,7 @@
-//! Charts: lines over two axes, with ticks, a title and a legend.
+//! Line charts with a title, axes and a legend.
 
 use super::axis::Axis;
-use super::{Area, Drawn, GRID, INK, SCALE, TEXT, TITLE, text};
+use super::{Area, GRID, INK, PlotResult, SCALE, TEXT, TITLE, text};
 use plotters::chart::{ChartBuilder, LabelAreaPosition, SeriesLabelPosition};
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::element::PathElement;
@@ -9,9 +9,9 @@ use plotters::style::{Color, RGBColor, WHITE};
 
 /// One line of a chart.
 pub(super) struct Line {
-    /// What the legend calls it.
+    /// Its name in the legend.
     pub name: String,
-    /// Its points in order; those that are not finite are left out.
+    /// Its points in order; non-finite ones are skipped.
     pub points: Vec<(f64, f64)>,
     /// Its colour.
     pub colour: RGBColor,
@@ -19,7 +19,7 @@ pub(super) struct Line {
     pub width: u32,
 }
 
-/// Lines over two axes; later lines lie over earlier ones.
+/// A line chart; later lines are drawn over earlier ones.
 pub(super) struct Chart {
     pub title: String,
     pub x: Axis,
@@ -29,7 +29,7 @@ pub(super) struct Chart {
 
 impl Chart {
     /// Fills `area` with the chart.
-    pub fn draw(&self, area: &Area<'_>) -> Drawn {
+    pub fn draw(&self, area: &Area<'_>) -> PlotResult {
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, text(TITLE))
             .margin(10 * SCALE)
@@ -49,14 +49,14 @@ impl Chart {
             .y_labels(8)
             .x_desc(&self.x.title)
             .y_desc(&self.y.title)
-            // The space keeps the number off the axis.
+            // The space separates the label from the axis.
             .y_label_formatter(&|v| self.y.format_ext(v) + " ")
             .draw()?;
         for line in &self.lines {
             let style = line.colour.stroke_width(line.width * SCALE);
             let finite = line.points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
             let points: Vec<_> = finite.collect();
-            // Piece by piece: at the sharp turns of one long line plotters draws spikes.
+            // Segment by segment, as plotters draws spikes at sharp corners of a polyline.
             let pieces = points.windows(2).map(|ends| PathElement::new(ends.to_vec(), style));
             chart
                 .draw_series(pieces)?

@@ -1,15 +1,15 @@
-//! How far samples are from the data, over the number of steps.
+//! Distance of samples from the data against the number of steps.
 
 use super::axis::Axis;
 use super::chart::{Chart, Line};
-use super::{COLOURS, pale, render};
+use super::{COLOURS, lighten, render};
 use crate::error::Result;
 use crate::image::Image;
 
-/// Width and height of the plot, in pixels.
+/// Width and height of the plot in pixels.
 const SIZE: (u32, u32) = (1000, 620);
 
-/// One line for each sampler: (steps, distance), both on logarithmic axes.
+/// One line per sampler, of (steps, distance), on logarithmic axes.
 ///
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
@@ -23,8 +23,8 @@ pub fn distances(title: &str, all: &[(String, Vec<(f64, f64)>)]) -> Result<Image
     };
     for (i, (name, points)) in all.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
-        // The second round of the same colours is pale.
-        let colour = if i < COLOURS.len() { colour } else { pale(colour) };
+        // Colours repeat in a lighter shade.
+        let colour = if i < COLOURS.len() { colour } else { lighten(colour) };
         chart.lines.push(Line { name: name.clone(), points: points.clone(), colour, width: 2 });
     }
     render(SIZE.0, SIZE.1, |area| chart.draw(area))

@@ -1,22 +1,22 @@
-//! The loss of a training run over its steps.
+//! The loss curve of a training run.
 
 use super::axis::{Axis, span};
 use super::chart::{Chart, Line};
-use super::{COLOURS, pale, render};
+use super::{COLOURS, lighten, render};
 use crate::error::Result;
 use crate::image::Image;
 use std::collections::VecDeque;
 
-/// Steps that the running mean is over.
+/// Window of the running mean, in steps.
 const WINDOW: usize = 100;
-/// Most bins that are kept: about as many as the plot has columns to draw on.
+/// Maximum number of bins: about one per pixel column of the supersampled plot.
 const BINS: usize = 1600;
-/// Width and height of the plot, in pixels.
+/// Width and height of the plot in pixels.
 const SIZE: (u32, u32) = (960, 560);
-/// How many times the least loss the largest must be for a logarithmic axis.
+/// Ratio of largest to smallest loss from which the axis is logarithmic.
 const LOG_FROM: f64 = 8.0;
 
-/// The losses of a run, kept as finely as a plot can show them: memory does not grow with the run.
+/// The losses of a run, binned to the plot's resolution so that memory stays constant.
 #[derive(Clone, Debug)]
 pub struct LossCurve {
     /// Steps in a bin, a power of two.
@@ -25,7 +25,7 @@ pub struct LossCurve {
     recent: VecDeque<f64>,
 }
 
-/// Some consecutive steps; `mean` is the running mean at the last of them, NaN where fewer steps than its window were made.
+/// Consecutive steps; `mean` is the running mean at the last of them, NaN until its window is full.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Bin {
     number: u64,
@@ -42,7 +42,7 @@ impl Default for LossCurve {
 }
 
 impl LossCurve {
-    /// Adds the loss of a later step; one that is not finite is left out.
+    /// Adds the loss of the next step; a non-finite one is ignored.
     pub fn push(&mut self, step: u64, loss: f64) {
         if !loss.is_finite() {
             return;
@@ -51,23 +51,23 @@ impl LossCurve {
             self.recent.pop_front();
         }
         self.recent.push_back(loss);
-        // A mean of fewer steps would start as noisy as they are, and fall like a loss that is learnt.
+        // The mean of a partial window would be noisy at first and then fall as if the network were learning.
         let full = self.recent.len() == WINDOW;
         let mean = if full { self.recent.iter().sum::<f64>() / WINDOW as f64 } else { f64::NAN };
         self.bins.push(Bin { number: step / self.width, step, low: loss, high: loss, mean });
-        self.join();
+        self.merge_last();
         while self.bins.len() > BINS {
             self.width *= 2;
             let bins = std::mem::take(&mut self.bins);
             for bin in bins {
                 self.bins.push(Bin { number: bin.number / 2, ..bin });
-                self.join();
+                self.merge_last();
             }
         }
     }
 
-    /// Makes one of the last two bins if they have one number.
-    fn join(&mut self) {
+    /// Merges the last two bins if they have the same number.
+    fn merge_last(&mut self) {
         if let [.., before, last] = &mut self.bins[..]
             && before.number == last.number
         {
@@ -81,8 +81,8 @@ impl LossCurve {
         self.bins.is_empty()
     }
 
-    /// Draws the loss of every step faint, the mean of the last 100 strong from the 100th step on; on a logarithmic axis if the
-    /// losses span a factor of eight or more.
+    /// Plots the loss of every step in a light colour and, from step 100, the mean of the last 100 steps; on a
+    /// logarithmic axis if the losses span a factor of eight or more.
     ///
     /// # Errors
     /// [`Error::Plot`](crate::Error::Plot).
@@ -100,7 +100,7 @@ impl LossCurve {
         let mean: Vec<_> =
             self.bins.iter().filter(|b| b.mean.is_finite()).map(|b| (b.step as f64, b.mean)).collect();
         let line = |name: &str, points, colour, width| Line { name: name.to_owned(), points, colour, width };
-        let mut lines = vec![line("each step", each.collect(), pale(COLOURS[0]), 1)];
+        let mut lines = vec![line("each step", each.collect(), lighten(COLOURS[0]), 1)];
         if !mean.is_empty() {
             lines.push(line(&format!("mean of the last {WINDOW}"), mean, COLOURS[0], 2));
         }
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn thinning_keeps_every_extreme_and_the_running_mean() {
+    fn binning_keeps_extremes_and_the_running_mean() {
         let losses: Vec<f64> = (0..50_000).map(|i| f64::from(i * 7919 % 10_007) / 1e4 + 0.1).collect();
         let curve = curve(losses.iter().copied());
         assert!(curve.bins.len() <= BINS && curve.bins.len() > BINS / 2, "{}", curve.bins.len());
@@ -135,7 +135,7 @@ mod tests {
                 continue;
             };
             let recent = &losses[from..first];
-            // A sum in another order: a few rounding errors of f64.
+            // Summed in another order: a few f64 rounding errors.
             assert!((bin.mean - recent.iter().sum::<f64>() / recent.len() as f64).abs() < 1e-12);
         }
         assert_eq!(first, losses.len());
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn few_odd_or_enormous_losses_are_drawn_too() {
+    fn few_unusual_or_huge_losses_are_drawn() {
         let odd: [&[f64]; 7] = [
             &[],
             &[0.5],
@@ -176,12 +176,12 @@ mod tests {
     }
 
     #[test]
-    fn both_lines_are_in_the_image_with_the_steps_behind_the_mean() {
+    fn both_lines_are_drawn_with_the_mean_on_top() {
         let image = curve((0..500).map(|i| 0.5 + f64::from(i % 2) * 0.3)).plot("x").unwrap();
         let count = |colour: plotters::style::RGBColor| {
             image.data.chunks(3).filter(|p| **p == [colour.0, colour.1, colour.2]).count()
         };
         assert!(count(COLOURS[0]) > 500, "the mean: {}", count(COLOURS[0]));
-        assert!(count(pale(COLOURS[0])) > 10_000, "the steps: {}", count(pale(COLOURS[0])));
+        assert!(count(lighten(COLOURS[0])) > 10_000, "the steps: {}", count(lighten(COLOURS[0])));
     }
 }

@@ -1,8 +1,8 @@
-//! Plots: plain numbers in, a [`Image`] out; nothing here reads files or knows a run.
+//! Plots: functions from plain values to an [`Image`]; nothing here reads files or depends on runs.
 //!
-//! Charts have titled axes with ticks, and a legend; sheets are rows of images with labels. plotters draws, at twice
-//! the size: halving that smooths lines and letters. The font is built in (DejaVu Sans), so that plots look the same on
-//! every machine.
+//! Charts have titled axes with ticks and a legend; sheets are grids of labelled images. Plots are drawn with
+//! plotters at twice the size and averaged down for antialiasing. The font (DejaVu Sans) is built in, so plots look
+//! the same on every machine.
 
 mod axis;
 mod bound;
@@ -31,21 +31,21 @@ pub use schedules::schedules;
 pub use sheet::Sheet;
 pub use strips::{Strip, strips};
 
-/// How much larger than asked plots are drawn before they are averaged down.
+/// Supersampling factor.
 const SCALE: u32 = 2;
-/// Most pixels of a plot; drawing it takes twelve bytes of memory for each.
-const MOST_PIXELS: u64 = 50_000_000;
-/// Bytes that drawing takes besides the images.
-const SLACK: usize = 4 << 20;
-/// The font's name among plotters' fonts.
+/// Maximum pixels of a plot; drawing takes twelve bytes of memory per pixel.
+const MAX_PIXELS: u64 = 50_000_000;
+/// Bytes needed for drawing besides the images.
+const WORKING_MEMORY: usize = 4 << 20;
+/// The font's name in plotters.
 const FONT: &str = "ddpm sans";
-/// Sizes of titles, and of all other text, in pixels.
+/// Font sizes of titles and of other text, in pixels.
 const TITLE: u32 = 18;
 const TEXT: u32 = 15;
-/// Colour of text and axes, and of the lines at ticks.
+/// Colours of text and axes, and of grid lines.
 const INK: RGBColor = RGBColor(45, 45, 45);
 const GRID: RGBColor = RGBColor(225, 225, 225);
-/// Colours of lines, told apart by colour-blind people too (Okabe and Ito, "Color Universal Design", 2008).
+/// Line colours, distinguishable with colour blindness (Okabe and Ito, "Color Universal Design", 2008).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -57,21 +57,21 @@ const COLOURS: [RGBColor; 7] = [
 ];
 
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
-/// What drawing gives; plotters has an error type for every coordinate system.
-type Drawn<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
+/// Result of drawing; plotters has a different error type for every coordinate system.
+type PlotResult<T = ()> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Draws on white. `draw` sees an area [`SCALE`] times as large as `width` and `height`, which are in pixels.
-fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Image> {
-    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+/// Draws on a white background. `width` and `height` are in pixels; `draw` gets an area [`SCALE`] times as large.
+fn render(width: u32, height: u32, draw: impl FnOnce(&Area<'_>) -> PlotResult) -> Result<Image> {
+    if u64::from(width) * u64::from(height) > MAX_PIXELS {
         let reason = format!("it would have {width} x {height} pixels; show fewer or smaller images");
         return Err(Error::Plot { reason });
     }
     let (wide, high) = (width * SCALE, height * SCALE);
-    // The large drawing, the halved one, that as a file, and what fonts and lines take.
+    // The supersampled image, the result and its encoding, plus memory for fonts and lines.
     let bytes = wide as usize * high as usize * 3;
-    memory::available(2 * bytes + SLACK).map_err(|reason| Error::Plot { reason })?;
+    memory::check_available(2 * bytes + WORKING_MEMORY).map_err(|reason| Error::Plot { reason })?;
     let mut large = vec![0; bytes];
-    let drawn = || -> Drawn {
+    let drawn = || -> PlotResult {
         let area = BitMapBackend::with_buffer(&mut large, (wide, high)).into_drawing_area();
         area.fill(&WHITE)?;
         draw(&area)?;
@@ -96,30 +96,30 @@ fn halved(large: &[u8], width: usize, height: usize) -> Image {
     Image { height, width, channels: 3, data }
 }
 
-/// A colour for what lies behind a line of the full colour.
-fn pale(colour: RGBColor) -> RGBColor {
+/// A lighter shade, for what is drawn under a line of the full colour.
+fn lighten(colour: RGBColor) -> RGBColor {
     let mix = |c: u8| (f64::from(c) * 0.35 + 255.0 * 0.65) as u8;
     RGBColor(mix(colour.0), mix(colour.1), mix(colour.2))
 }
 
-/// Text of a size in pixels of the finished plot.
+/// Text style; `size` is in pixels of the finished plot.
 fn text(size: u32) -> TextStyle<'static> {
     static REGISTERED: LazyLock<()> = LazyLock::new(|| {
-        // Without the font drawing text is an error, which tells.
+        // If this fails, drawing text returns an error.
         let _ = register_font(FONT, FontStyle::Normal, dejavu::sans::regular());
     });
     *REGISTERED;
     (FONT, size * SCALE).into_font().color(&INK)
 }
 
-/// Whether the built-in font has a shape for every character of `words`; others are drawn as boxes.
+/// Whether the built-in font has a glyph for every character of `words`; missing ones are drawn as boxes.
 pub fn can_write(words: &str) -> bool {
     static SANS: LazyLock<Option<FontRef<'static>>> =
         LazyLock::new(|| FontRef::try_from_slice(dejavu::sans::regular()).ok());
     SANS.as_ref().is_none_or(|font| words.chars().all(|c| font.glyph_id(c).0 != 0))
 }
 
-/// How wide `words` are, in pixels of the finished plot.
+/// Width of `words` in pixels of the finished plot.
 fn text_width(words: &str, size: u32) -> usize {
     let ((left, _), (right, _)) = text(size).font.layout_box(words).unwrap_or_default();
     ((right - left).max(0) as u32).div_ceil(SCALE) as usize

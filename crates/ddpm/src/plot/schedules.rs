@@ -1,4 +1,4 @@
-//! Noise schedules beside one another.
+//! Comparison of noise schedules.
 
 use super::axis::Axis;
 use super::chart::{Chart, Line};
@@ -7,20 +7,20 @@ use crate::error::Result;
 use crate::image::Image;
 use crate::schedule::Schedule;
 
-/// Width and height of the plot, in pixels: two charts.
+/// Width and height of the plot in pixels: two charts side by side.
 const SIZE: (u32, u32) = (1240, 520);
-/// Points of a line; schedules of more timesteps are thinned.
+/// Maximum points per line; longer schedules are subsampled.
 const POINTS: usize = 300;
 
-/// Compares named schedules, of any lengths each: `alpha_bar_t`, the share of the image's variance that is left, and
-/// the logarithm of the signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)`, both over t / T (t from 1 to T, as
-/// the paper counts).
+/// Plots named schedules, of any lengths: `alpha_bar_t`, the remaining share of the image's variance, and the
+/// logarithm of the signal-to-noise ratio `alpha_bar_t / (1 - alpha_bar_t)`, both against t / T (t from 1 to T, as in
+/// the paper).
 ///
 /// # Errors
 /// [`Error::Plot`](crate::Error::Plot).
 pub fn schedules(all: &[(String, Schedule)]) -> Result<Image> {
     let charts = [
-        chart("Share of the image's variance that is left", "\u{1fb1}(t)", all, Schedule::alpha_bar),
+        chart("Remaining share of the image's variance", "\u{1fb1}(t)", all, Schedule::alpha_bar),
         chart(
             "Signal-to-noise ratio",
             "ln SNR(t) = ln[ \u{1fb1}(t) / (1 \u{2212} \u{1fb1}(t)) ]",
@@ -62,12 +62,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn schedules_of_any_length_are_drawn_in_a_colour_each() {
+    fn schedules_of_any_length_have_their_own_colours() {
         let all = [1, 2, 300, 5000].map(|t| (format!("T = {t}"), Schedule::linear(t, 1e-4, 0.02).unwrap()));
         let image = schedules(&all).unwrap();
         for (colour, (name, _)) in COLOURS.iter().zip(&all) {
             let found = image.data.chunks(3).filter(|p| **p == [colour.0, colour.1, colour.2]).count();
-            // Twice in the legend at least: lines of 24 by 2 pixels.
+            // At least in the two legends: lines of 24 by 2 pixels.
             assert!(found >= 90, "{name}: {found}");
         }
         assert!(schedules(&[]).is_ok());

@@ -1,4 +1,4 @@
-//! Rows of images with a label each, under columns with a label each.
+//! Grids of images with labelled rows and columns.
 
 use super::sheet::Sheet;
 use crate::error::{Error, Result};
@@ -7,16 +7,16 @@ use crate::image::Image;
 /// One row.
 #[derive(Clone, Debug)]
 pub struct Strip {
-    /// What stands left of it.
+    /// Its label on the left.
     pub label: String,
-    /// Its images, all of one shape with those of the other rows.
+    /// Its images, of the same shape in all rows.
     pub images: Vec<Image>,
 }
 
-/// Lays out rows of images as a [`Sheet`]. Alpha is left out.
+/// Lays out rows of images as a [`Sheet`], without their alpha.
 ///
 /// # Errors
-/// [`Error::Plot`]; also if rows have not an image for every column, or images differ in shape.
+/// [`Error::Plot`]; also if a row does not have an image per column, or shapes differ.
 pub fn strips(title: &str, columns: &[String], rows: &[Strip]) -> Result<Image> {
     if rows.iter().any(|r| r.images.len() != columns.len()) {
         return Err(Error::Plot { reason: "a row has too few or too many images".to_owned() });
@@ -32,7 +32,7 @@ pub fn strips(title: &str, columns: &[String], rows: &[Strip]) -> Result<Image> 
     sheet.draw()
 }
 
-/// An image's colours without its alpha.
+/// The image without its alpha channel.
 fn opaque(image: &Image) -> Image {
     let channels = image.channels - (image.channels + 1) % 2;
     let colours = image.data.chunks_exact(image.channels).flat_map(|pixel| &pixel[..channels]);
@@ -52,13 +52,13 @@ mod tests {
     }
 
     #[test]
-    fn images_stand_in_their_rows_and_columns_enlarged() {
+    fn images_are_enlarged_in_their_rows_and_columns() {
         for channels in 1..=4 {
             let row = |first: u8| strip(vec![image(10, channels, first), image(10, channels, first + 1)]);
             let columns = ["t = 0".to_owned(), "t = 1000".to_owned()];
             let made = strips("title", &columns, &[row(100), row(110)]).unwrap();
             let count = |v: u8| made.data.chunks(3).filter(|p| **p == [v; 3]).count();
-            // Nine times as wide as 10 pixels is more than 84; at least.
+            // Nine times 10 pixels is the first multiple above 84.
             for value in [100, 101, 110, 111] {
                 assert!(count(value) >= 2 * 10 * 81, "{value}: {}", count(value));
             }
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_do_not_fit_are_refused() {
+    fn mismatched_rows_are_rejected() {
         let columns = ["a".to_owned()];
         assert!(strips("", &columns, &[]).is_err());
         assert!(strips("", &columns, &[strip(vec![])]).is_err());

@@ -1,24 +1,24 @@
 //! Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
 
-use super::drawing::{Drawing, EPS, X, X_0, Z};
-use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use super::state::{EPS, SamplerState, X, X_0, Z};
+use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Posterior;
 
-/// Steps of any length towards the expected image along the expected noise, with part of it drawn anew: none with eta = 0
-/// (then the same noise gives the same image in any number of steps, nearly), as much as [`Ddpm`](super::Ddpm) with
-/// eta = 1. Of order 1.
+/// Steps of any length towards the predicted image along the predicted noise, part of which is resampled:
+/// none with eta = 0 (the same starting noise then gives nearly the same image in any number of steps), as
+/// much as [`Ddpm`](super::Ddpm) with eta = 1. Order 1.
 #[derive(Clone, Debug)]
 pub struct Ddim {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
-    /// Share of [`Ddpm`](super::Ddpm)'s noise, 0 to 1.
+    /// Fraction of [`Ddpm`](super::Ddpm)'s noise, 0 to 1.
     pub eta: f64,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
-    /// Where the threshold has changed `x_0`: whether the noise is what is left of `x_t` beside the changed one, as
-    /// diffusers' argument of that name has it, or stays as it was predicted.
+    /// When the threshold has changed `x_0`: whether eps is recomputed from `x_t` and the changed `x_0`, like
+    /// diffusers' argument of that name, or kept as predicted.
     pub use_clipped_model_output: bool,
 }
 
@@ -28,29 +28,29 @@ impl Sampler for Ddim {
     /// sigma_t = eta sqrt(beta_tilde_t)                                                              (eq. 16)
     /// x_{t-1} = alpha_{t-1} x_0 + sqrt(1 - alpha_{t-1}^2 - sigma_t^2) eps_theta(x_t) + sigma_t z    (eq. 12)
     /// ```
-    /// With [`use_clipped_model_output`](Self::use_clipped_model_output) and a threshold, the noise follows from the changed
-    /// `x_0`: `(x_t - alpha_t x_0) / sigma_t`. docs/sampling.md has both measured.
+    /// With [`use_clipped_model_output`](Self::use_clipped_model_output) and a threshold, eps is recomputed
+    /// from the thresholded `x_0`: `(x_t - alpha_t x_0) / sigma_t`. Measurements of both: docs/sampling.md.
     fn sample_from(
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             if self.use_clipped_model_output && self.threshold != Threshold::None {
-                d.noise_beside_image(from)?;
+                d.recompute_eps(from)?;
             } else {
                 d.predict_eps(from)?;
             }
             let variance = self.eta * self.eta * Posterior::between(from, to).variance;
             let direction = (to.sigma * to.sigma - variance).max(0.0).sqrt();
-            d.blend(X, 0.0, [(to.alpha, X_0), (direction, EPS)])?;
+            d.axpby(X, 0.0, [(to.alpha, X_0), (direction, EPS)])?;
             if variance > 0.0 {
-                d.draw_noise()?;
-                d.blend(X, 1.0, [(variance.sqrt(), Z)])?;
+                d.sample_noise()?;
+                d.axpby(X, 1.0, [(variance.sqrt(), Z)])?;
             }
             d.step(from)?;
         }

@@ -1,22 +1,22 @@
 //! Ancestral sampling: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, algorithm 2.
 
-use super::drawing::{Drawing, LEARNED, X, X_0, Z};
-use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use super::state::{LEARNED, SamplerState, X, X_0, Z};
+use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::schedule::{Level, Posterior};
 use serde::{Deserialize, Serialize};
 
-/// The variance of a step's noise, `sigma_t^2`: the two choices of section 3.2, the best ones for the two extremes of data,
-/// and the bounds of what is best for any; or what the network has learnt, between them.
+/// The variance of a step's noise, `sigma_t^2`: the two choices of section 3.2, which are optimal for two
+/// extreme kinds of data and bound the optimum for any other, or the learned variance between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Variance {
-    /// `beta_tilde_t`, the posterior's: right for a single image.
+    /// `beta_tilde_t`, the posterior's: optimal for data that is a single image.
     Small,
-    /// `beta_t`: right for images that are noise themselves.
+    /// `beta_t`: optimal for data that is standard normal noise.
     Large,
-    /// The network's own, for each number, in the logarithm between the two (Nichol, Dhariwal 2021, eq. 15).
+    /// The network's, per element, interpolated between the two in log space (Nichol, Dhariwal 2021, eq. 15).
     Learned,
 }
 
@@ -30,24 +30,25 @@ impl Variance {
         }
     }
 
-    /// The error of asking for what the network has not learnt.
+    /// The error for requesting a learned variance from a network without one.
     pub(crate) fn not_learned() -> Error {
-        let reason = "the network has learnt no variance (diffusion.learned_variance); give small or large";
+        let reason =
+            "the network has no learned variance (diffusion.learned_variance = false); give small or large";
         Error::Config { key: "variance".to_owned(), reason: reason.to_owned() }
     }
 }
 
-/// Ancestral sampling, in all T steps or in fewer.
+/// Ancestral sampling, in all T steps or fewer.
 ///
-/// Fewer steps are a schedule of their own: at the chosen timesteps it has the `alpha_bar` of the full one, and from
-/// these its variances follow (Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 19).
+/// With fewer steps, the variances are recomputed from the full schedule's `alpha_bar` at the chosen
+/// timesteps (Nichol, Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021, eq. 19).
 #[derive(Clone, Debug)]
 pub struct Ddpm {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
-    /// The variance of a step; `None`: the network's own, where it has learnt one, else the small one.
+    /// The variance of a step; `None`: the learned one if the network has it, else the small one.
     pub variance: Option<Variance>,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -58,16 +59,16 @@ impl Sampler for Ddpm {
     ///     x_0     = (x_t - sqrt(1 - alpha_bar_t) eps_theta(x_t, t)) / sqrt(alpha_bar_t)        (eq. 15)
     ///     x_{t-1} = mu_tilde_t(x_t, x_0) + sigma_t z,   z ~ N(0, I), z = 0 at t = 0            (eq. 7)
     /// ```
-    /// Without a threshold, the two equations put into one are line 4 of algorithm 2 (eq. 11). The algorithm as printed
-    /// does not clip; the authors' program does.
+    /// Without a threshold the two equations combine to line 4 of algorithm 2 (eq. 11). The published
+    /// algorithm does not clip; the authors' code does.
     fn sample_from(
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             ancestral(&mut d, from, to, self.variance)?;
             d.step(from)?;
@@ -76,17 +77,18 @@ impl Sampler for Ddpm {
     }
 }
 
-/// One turn of the loop in [`Ddpm::sample_from`], up to telling of it: asks the network, draws z, and goes to less noise.
+/// One iteration of [`Ddpm::sample_from`] without the step callback: evaluates the network, samples z and
+/// moves to the lower noise level.
 pub(crate) fn ancestral(
-    d: &mut Drawing<'_>,
+    d: &mut SamplerState<'_>,
     from: Level,
     to: Level,
     variance: Option<Variance>,
 ) -> Result<()> {
     d.denoise(from)?;
-    d.draw_noise()?;
+    d.sample_noise()?;
     let posterior = Posterior::between(from, to);
-    d.blend(X, posterior.xt, [(posterior.x0, X_0)])?;
+    d.axpby(X, posterior.xt, [(posterior.x0, X_0)])?;
     if to.sigma == 0.0 {
         return Ok(());
     }
@@ -97,7 +99,7 @@ pub(crate) fn ancestral(
         Some(Variance::Large) => (large.sqrt(), Z),
         Some(Variance::Small) | None => (small.sqrt(), Z),
     };
-    d.blend(X, 1.0, [noise])
+    d.axpby(X, 1.0, [noise])
 }
 
 #[cfg(test)]
@@ -107,7 +109,7 @@ mod tests {
     use crate::sampler::Spacing;
     use crate::schedule::Schedule;
 
-    /// Expects a grey image, and has learnt that variance.
+    /// Always predicts a grey image, with this learned variance.
     struct Grey(Option<Vec<f32>>);
 
     impl Denoiser for Grey {
@@ -133,13 +135,13 @@ mod tests {
         }
     }
 
-    fn drawn(steps: usize, variance: Option<Variance>, learned: Option<f32>) -> Result<Vec<Vec<f32>>> {
+    fn trajectory(steps: usize, variance: Option<Variance>, learned: Option<f32>) -> Result<Vec<Vec<f32>>> {
         let schedule = Schedule::linear(40, 1e-3, 0.2)?;
         let levels = Levels::new(&schedule, Prediction::X0, Some(steps), Spacing::Linspace)?;
         let mut all = Vec::new();
         let sampler = Ddpm { levels, variance, threshold: Threshold::None };
         let mut denoiser = Grey(learned.map(|v| vec![v; 64]));
-        sampler.sample(&mut denoiser, Seeds { seed: 1, first: 0 }, &mut |step| {
+        sampler.sample(&mut denoiser, NoiseKey { seed: 1, first: 0 }, &mut |step| {
             all.push(step.x.to_vec());
             Ok(())
         })?;
@@ -147,9 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn learned_variances_lie_between_the_two_of_the_steps_that_are_made() {
+    fn learned_variances_interpolate_between_the_fixed_ones_of_each_step() {
         for steps in [2, 7, 40] {
-            let of = |variance, learned| drawn(steps, variance, learned).unwrap();
+            let of = |variance, learned| trajectory(steps, variance, learned).unwrap();
             let (small, large) = (of(Some(Variance::Small), Some(0.0)), of(Some(Variance::Large), None));
             let near = |a: &[Vec<f32>], b: &[Vec<f32>]| {
                 a.iter().flatten().zip(b.iter().flatten()).all(|(a, b)| (a - b).abs() < 1e-5)
@@ -157,7 +159,7 @@ mod tests {
             assert!(!near(&small, &large) && near(&small, &of(None, None)));
             assert!(near(&of(None, Some(-1.0)), &small) && near(&of(None, Some(1.0)), &large));
             assert!(near(&of(Some(Variance::Learned), Some(1.0)), &large));
-            // Of the first step, whose mean and noise are alike: the geometric mean.
+            // In the first step, where mean and noise agree: the geometric mean.
             let middle = of(None, Some(0.0));
             let mean = |i: usize| {
                 // small = mean + s z, large = mean + l z, middle = mean + sqrt(s l) z.
@@ -178,10 +180,10 @@ mod tests {
                 let far = |i: usize| (large[0][i] - small[0][i]).abs();
                 far(a).total_cmp(&far(b))
             });
-            // Differences of f32, the largest of which are compared.
+            // Differences of f32 values; the largest ones are compared.
             assert!((mean(i.unwrap()) - want).abs() < 0.02, "{steps}: {} not {want}", mean(i.unwrap()));
         }
-        let error = drawn(3, Some(Variance::Learned), None).unwrap_err().to_string();
-        assert!(error.contains("learnt no variance"), "{error}");
+        let error = trajectory(3, Some(Variance::Learned), None).unwrap_err().to_string();
+        assert!(error.contains("no learned variance"), "{error}");
     }
 }

@@ -1,39 +1,41 @@
 //! Lu, Zhou, Bao, Chen, Li, Zhu, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022.
 //!
-//! The expected image changes slowly along `lambda = ln(alpha / sigma)`; everything else of the way from noise to image
-//! is solved exactly. With h for the step in lambda:
+//! The predicted image changes slowly along `lambda = ln(alpha / sigma)`; the rest of the ODE is solved
+//! exactly. With h for the step in lambda:
 //! ```text
-//! x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D,   D of the expected images at s and before              (eq. 8, 9)
+//! x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D,   D from the predicted images at s and before             (eq. 8, 9)
 //! ```
-//! The step to no noise, of infinite h, goes to the expected image itself.
+//! The final step, with infinite h, lands on the predicted image itself.
 
-use super::drawing::{Drawing, X, X_0, Z, own};
-use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use super::state::{SamplerState, X, X_0, Z, scratch};
+use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Level;
 
-/// How much longer in lambda than the step before a step may be that looks back on it.
-pub(super) const LONGEST: f64 = 3.5;
+/// Largest ratio of a step's length in lambda to the previous step's for which the multistep correction is
+/// used.
+pub(super) const MAX_STEP_RATIO: f64 = 3.5;
 
-/// Algorithm 2, "2M": from two expected images, the last step's and this one's. Of order 2, one prediction a step.
+/// Algorithm 2, "2M": a multistep solver on the current and the previous predicted image. Order 2, one
+/// evaluation per step.
 #[derive(Clone, Debug)]
 pub struct DpmSolver2M {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
-    /// Whether noise is drawn anew: the solver of the diffusion SDE (appendix B, "SDE-DPM-Solver++(2M)").
+    /// Solve the diffusion SDE instead, with fresh noise in each step (appendix B, "SDE-DPM-Solver++(2M)").
     pub stochastic: bool,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
 
-/// Algorithm 1, "2S": every second level is half-way to the next but one, and only improves the step there. Of order 2, one
-/// prediction a level.
+/// Algorithm 1, "2S": every second level is an intermediate point of a two-level step. Order 2, one
+/// evaluation per level.
 #[derive(Clone, Debug)]
 pub struct DpmSolver2S {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -43,13 +45,14 @@ fn coefficients(from: Level, to: Level) -> (f64, f64) {
     (to.sigma / from.sigma, to.alpha * -(-h).exp_m1())
 }
 
-/// The weight of the step before in D, `1 / (2 r)`; 0 where it is so much shorter than this one that looking back would do harm.
+/// The weight of the previous step in D, `1 / (2 r)`; 0 if that step is so much shorter than this one that
+/// the correction would do harm.
 ///
-/// Lists that end at the first timestep end with such a step, as `linspace` in 20 steps does, from a sigma of 0.15 to one of 0.01
-/// after one from 0.28: what the last two expected images differ by would count more than twice.
-fn looking_back(before: Level, from: Level, to: Level) -> f64 {
+/// Level lists that end at timestep 0 end with such a step: `linspace` in 20 steps goes from sigma 0.28 to
+/// 0.15 to 0.01, and the difference of the last two predicted images would be weighted by more than 2.
+fn history_weight(before: Level, from: Level, to: Level) -> f64 {
     let [h_before, h] = [(before, from), (from, to)].map(|(from, to)| to.lambda() - from.lambda());
-    if h <= LONGEST * h_before { h / (2.0 * h_before) } else { 0.0 }
+    if h <= MAX_STEP_RATIO * h_before { h / (2.0 * h_before) } else { 0.0 }
 }
 
 impl Sampler for DpmSolver2M {
@@ -58,37 +61,37 @@ impl Sampler for DpmSolver2M {
     /// x_t = sigma_t / sigma_s       x_s + alpha_t (1 - e^-h)   D                                       (ODE)
     /// x_t = sigma_t / sigma_s e^-h  x_s + alpha_t (1 - e^-2h)  D + sigma_t sqrt(1 - e^-2h) z           (SDE)
     /// ```
-    /// The first step, the last, and one that is too long have `D = x_0`.
+    /// The first step, the last, and any that is too long use `D = x_0`.
     fn sample_from(
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
-        // The expected images of the step before; none before the first.
-        let before = own(0);
-        d.clear(before)?;
-        let mut level_before = None;
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+        // The predicted images of the previous step; zero before the first.
+        let previous = scratch(0);
+        d.clear(previous)?;
+        let mut previous_level = None;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             let h = to.lambda() - from.lambda();
-            let extra = match level_before {
-                Some(before) if to.sigma > 0.0 => looking_back(before, from, to),
+            let extra = match previous_level {
+                Some(before) if to.sigma > 0.0 => history_weight(before, from, to),
                 _ => 0.0,
             };
             let (mut keep, mut gain) = coefficients(from, to);
             if self.stochastic {
                 (keep, gain) = (keep * (-h).exp(), to.alpha * -(-2.0 * h).exp_m1());
             }
-            d.blend(X, keep, [(gain * (1.0 + extra), X_0), (-gain * extra, before)])?;
+            d.axpby(X, keep, [(gain * (1.0 + extra), X_0), (-gain * extra, previous)])?;
             if self.stochastic && to.sigma > 0.0 {
-                d.draw_noise()?;
-                d.blend(X, 1.0, [(to.sigma * (-(-2.0 * h).exp_m1()).sqrt(), Z)])?;
+                d.sample_noise()?;
+                d.axpby(X, 1.0, [(to.sigma * (-(-2.0 * h).exp_m1()).sqrt(), Z)])?;
             }
-            d.copy(before, X_0)?;
-            level_before = Some(from);
+            d.copy(previous, X_0)?;
+            previous_level = Some(from);
             d.step(from)?;
         }
         d.finish()
@@ -102,25 +105,25 @@ impl Sampler for DpmSolver2S {
     /// D   = (1 - 1 / (2 r)) x_0(x_s) + 1 / (2 r) x_0(x_m)
     /// x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D
     /// ```
-    /// What has no level between it and no noise is done in single steps.
+    /// A level with no intermediate level left before the end takes a single first-order step.
     fn sample_from(
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let steps = self.levels.steps();
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step)?;
-        let (start, expected) = (own(0), own(1));
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, steps, on_step)?;
+        let (start, start_x_0) = (scratch(0), scratch(1));
         let mut i = 0;
         while i < steps {
             let (s, m, t) = (self.levels.at(i), self.levels.at(i + 1), self.levels.at(i + 2));
             d.denoise(s)?;
             d.copy(start, X)?;
-            d.copy(expected, X_0)?;
+            d.copy(start_x_0, X_0)?;
             let (keep, gain) = coefficients(s, m);
-            d.blend(X, keep, [(gain, expected)])?;
+            d.axpby(X, keep, [(gain, start_x_0)])?;
             d.step(s)?;
             i += 1;
             if i + 1 < steps {
@@ -128,8 +131,8 @@ impl Sampler for DpmSolver2S {
                 let r = (m.lambda() - s.lambda()) / (t.lambda() - s.lambda());
                 let half = 1.0 / (2.0 * r);
                 let (keep, gain) = coefficients(s, t);
-                let terms = [(keep, start), (gain * (1.0 - half), expected), (gain * half, X_0)];
-                d.blend(X, 0.0, terms)?;
+                let terms = [(keep, start), (gain * (1.0 - half), start_x_0), (gain * half, X_0)];
+                d.axpby(X, 0.0, terms)?;
                 d.step(m)?;
                 i += 1;
             }
@@ -146,24 +149,27 @@ mod tests {
     use crate::schedule::Schedule;
 
     #[test]
-    fn a_step_much_longer_than_the_one_before_does_not_look_back() {
+    fn a_step_much_longer_than_the_previous_one_is_first_order() {
         let schedule = Schedule::linear(1000, 1e-4, 0.02).unwrap();
-        let alone = |spacing, steps| {
+        let first_order = |spacing, steps| {
             let levels = Levels::new(&schedule, Prediction::Eps, Some(steps), spacing).unwrap();
-            let weight = |i: usize| looking_back(levels.at(i - 1), levels.at(i), levels.at(i + 1));
+            let weight = |i: usize| history_weight(levels.at(i - 1), levels.at(i), levels.at(i + 1));
             (1..steps - 1).filter(|&i| weight(i) == 0.0).collect::<Vec<_>>()
         };
-        assert_eq!((alone(Spacing::Linspace, 10), alone(Spacing::Uniform, 20)), (vec![8], vec![18]));
+        assert_eq!(
+            (first_order(Spacing::Linspace, 10), first_order(Spacing::Uniform, 20)),
+            (vec![8], vec![18])
+        );
         for steps in [5, 10, 20, 100] {
             for spacing in [Spacing::Karras, Spacing::Exponential, Spacing::Trailing] {
-                assert_eq!(alone(spacing, steps), [0; 0], "{spacing}, {steps}");
+                assert_eq!(first_order(spacing, steps), [0; 0], "{spacing}, {steps}");
             }
         }
-        // Half of the steps' ratio, where they are alike.
+        // Half the ratio of the steps, which are equally long.
         let levels = Levels::new(&schedule, Prediction::Eps, Some(20), Spacing::Exponential).unwrap();
-        assert!((looking_back(levels.at(3), levels.at(4), levels.at(5)) - 0.5).abs() < 1e-9);
-        // From where nothing is left, any step is short beside that which led there.
+        assert!((history_weight(levels.at(3), levels.at(4), levels.at(5)) - 0.5).abs() < 1e-9);
+        // After a start without signal, the previous step was infinitely long.
         let nothing = Level { t: 999.0, alpha: 0.0, sigma: 1.0 };
-        assert_eq!(looking_back(nothing, levels.at(0), levels.at(1)), 0.0);
+        assert_eq!(history_weight(nothing, levels.at(0), levels.at(1)), 0.0);
     }
 }

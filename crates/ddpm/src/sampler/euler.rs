@@ -1,21 +1,22 @@
-//! Euler's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
-//! Generative Models", NeurIPS 2022, where time is the noise s of an image y that keeps its size; and its ancestral
-//! variant, which is k-diffusion's.
+//! Euler's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of
+//! Diffusion-Based Generative Models", NeurIPS 2022, where time is the noise s of an unscaled image y; and
+//! k-diffusion's ancestral variant.
 
-use super::drawing::{Drawing, X, X_0, Z};
-use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use super::state::{SamplerState, X, X_0, Z};
+use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 
-/// Straight steps towards the expected image; with eta above 0 they go further, to less noise, and noise is drawn anew.
-/// Of order 1. With eta = 0 it is [`Ddim`](super::Ddim), but that a threshold bends its way too.
+/// Straight steps towards the predicted image; with eta above 0 they overshoot to a lower noise level and add
+/// fresh noise. Order 1. With eta = 0 it equals [`Ddim`](super::Ddim), except that a threshold changes its
+/// direction too.
 #[derive(Clone, Debug)]
 pub struct Euler {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
-    /// Share of the noise that ancestral steps draw anew, 0 to 1.
+    /// Fraction of the noise that ancestral steps resample, 0 to 1.
     pub eta: f64,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
 
@@ -29,21 +30,21 @@ impl Sampler for Euler {
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
-            let (s, next) = (from.ratio(), to.ratio());
+            let (s, next) = (from.karras_sigma(), to.karras_sigma());
             let up = self.eta * next * (1.0 - (next / s).powi(2)).sqrt();
             let down = (next * next - up * up).max(0.0).sqrt();
-            // The factors of y' are those of x', for y = x / alpha.
-            let towards = 1.0 - down / s;
-            d.blend(X, to.alpha / from.alpha * (1.0 - towards), [(to.alpha * towards, X_0)])?;
+            // The coefficients of y' hold for x' too, since y = x / alpha.
+            let fraction = 1.0 - down / s;
+            d.axpby(X, to.alpha / from.alpha * (1.0 - fraction), [(to.alpha * fraction, X_0)])?;
             if up > 0.0 {
-                d.draw_noise()?;
-                d.blend(X, 1.0, [(to.alpha * up, Z)])?;
+                d.sample_noise()?;
+                d.axpby(X, 1.0, [(to.alpha * up, Z)])?;
             }
             d.step(from)?;
         }

@@ -1,58 +1,61 @@
 //! Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022.
 
-use super::drawing::{Drawing, EPS, X, X_0, own};
-use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use super::state::{EPS, SamplerState, X, X_0, scratch};
+use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Level;
-use ddpm_engine::Vector;
+use ddpm_engine::BufferId;
 
-/// The weights of the last 1, 2, 3 or 4 noises, the newest first (Adams and Bashforth; eq. 12).
+/// Adams-Bashforth weights of the last 1, 2, 3 or 4 noise predictions, newest first (eq. 12).
 const WEIGHTS: [&[f64]; 4] = [
     &[1.0],
     &[3.0 / 2.0, -1.0 / 2.0],
     &[23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0],
     &[55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0],
 ];
-/// Steps by Runge and Kutta's method until there are four noises.
+/// Runge-Kutta steps before four noise predictions are available.
 const WARM_UP: usize = WEIGHTS.len() - 1;
 
-/// Known methods for differential equations, with the paper's transfer (DDIM's step) in the place of the sum. Timesteps
-/// must be evenly spaced, and begin where something is left of the image: the transfer divides by it, and its roundings
-/// are multiplied in every step, so that only [`Spacing::Uniform`](super::Spacing::Uniform) is taken. Of order 2.
+/// Classical ODE methods with the paper's transfer function (DDIM's step) in place of the sum. Timesteps must
+/// be evenly spaced and start where some signal is left: the transfer divides by alpha and every step
+/// amplifies its rounding errors, so only [`Spacing::Uniform`](super::Spacing::Uniform) is supported. Order
+/// 2.
 #[derive(Clone, Debug)]
 pub struct Pndm {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
-    /// Whether the first three steps are Runge and Kutta's with four predictions each ("F-PNDM"); else they look back on as
-    /// many noises as there are, and the first has two predictions (PLMS of latent diffusion, as in diffusers).
+    /// Whether the first three steps are Runge-Kutta steps with four evaluations each ("F-PNDM"); otherwise
+    /// they use the predictions available so far, and the first step takes two evaluations (PLMS of latent
+    /// diffusion, as in diffusers).
     pub warm_up: bool,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
 
-/// The last noises, in any order; the mean of a step's; its start; and the last one within it.
-const PAST: [Vector; WEIGHTS.len()] = [own(0), own(1), own(2), own(3)];
-const MEAN: Vector = own(4);
-const START: Vector = own(5);
-const LAST: Vector = EPS;
+/// The last noise predictions, in any order; a step's mean noise; its start; and its most recent prediction.
+const HISTORY: [BufferId; WEIGHTS.len()] = [scratch(0), scratch(1), scratch(2), scratch(3)];
+const MEAN: BufferId = scratch(4);
+const START: BufferId = scratch(5);
+const LAST: BufferId = EPS;
 
-/// The transfer phi(x, eps, t, t') (eq. 11): x along the noise to another level.
-fn transfer(d: &mut Drawing<'_>, eps: Vector, from: Level, to: Level) -> Result<()> {
+/// The transfer phi(x, eps, t, t') (eq. 11): moves x along the noise to another level.
+fn transfer(d: &mut SamplerState<'_>, eps: BufferId, from: Level, to: Level) -> Result<()> {
     let scale = to.alpha / from.alpha;
-    d.blend(X, scale, [(to.sigma - scale * from.sigma, eps)])
+    d.axpby(X, scale, [(to.sigma - scale * from.sigma, eps)])
 }
 
-/// Makes `eps` the noise that the network expects of x at a level; that of the expected image within bounds.
-fn noise(d: &mut Drawing<'_>, eps: Vector, level: Level) -> Result<()> {
+/// Sets `eps` to the noise predicted for x at a level, recomputed from the thresholded image.
+fn noise(d: &mut SamplerState<'_>, eps: BufferId, level: Level) -> Result<()> {
     d.denoise(level)?;
     d.copy(eps, X)?;
-    d.blend(eps, 1.0 / level.sigma, [(-level.alpha / level.sigma, X_0)])
+    d.axpby(eps, 1.0 / level.sigma, [(-level.alpha / level.sigma, X_0)])
 }
 
 impl Pndm {
-    /// The mean noise of a step by Runge and Kutta's method, whose first is known (eq. 13); x is at the step's start.
-    fn runge_kutta(&self, d: &mut Drawing<'_>, first: Vector, from: Level, to: Level) -> Result<()> {
+    /// A step's mean noise by the Runge-Kutta method, given its first prediction (eq. 13); x is at the step's
+    /// start.
+    fn runge_kutta(&self, d: &mut SamplerState<'_>, first: BufferId, from: Level, to: Level) -> Result<()> {
         let half = self.levels.midway(from, to);
         d.copy(START, X)?;
         d.copy(MEAN, first)?;
@@ -61,25 +64,25 @@ impl Pndm {
             d.copy(X, START)?;
             transfer(d, LAST, from, level)?;
             noise(d, LAST, level)?;
-            d.blend(MEAN, 1.0, [(weight, LAST)])?;
+            d.axpby(MEAN, 1.0, [(weight, LAST)])?;
         }
         d.copy(X, START)?;
-        d.blend(MEAN, 1.0 / 6.0, [])
+        d.axpby(MEAN, 1.0 / 6.0, [])
     }
 
-    /// The mean of the noises at the step's two ends (Heun's method).
-    fn two_ends(&self, d: &mut Drawing<'_>, first: Vector, from: Level, to: Level) -> Result<()> {
+    /// The mean of the noise at the step's two ends (Heun's method).
+    fn heun_mean(&self, d: &mut SamplerState<'_>, first: BufferId, from: Level, to: Level) -> Result<()> {
         d.copy(START, X)?;
         transfer(d, first, from, to)?;
         noise(d, MEAN, to)?;
         d.copy(X, START)?;
-        d.blend(MEAN, 0.5, [(0.5, first)])
+        d.axpby(MEAN, 0.5, [(0.5, first)])
     }
 }
 
 impl Sampler for Pndm {
     /// ```text
-    /// e  = eps(x_t), and those of the steps before
+    /// e  = eps(x_t), and those of the previous steps
     /// e' = (55 e_t - 59 e_(t+1) + 37 e_(t+2) - 9 e_(t+3)) / 24                         (eq. 12)
     /// x  = phi(x_t, e', t, t - 1)                                                      (eq. 11)
     /// ```
@@ -87,25 +90,25 @@ impl Sampler for Pndm {
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, self.levels.steps(), on_step)?;
-        let mut past: Vec<Vector> = Vec::new();
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+        let mut history: Vec<BufferId> = Vec::new();
         for (i, (from, to)) in self.levels.pairs().enumerate() {
-            let newest = PAST[i % PAST.len()];
+            let newest = HISTORY[i % HISTORY.len()];
             noise(&mut d, newest, from)?;
-            past.insert(0, newest);
-            past.truncate(PAST.len());
-            let inside = to.sigma > 0.0;
-            if self.warm_up && i < WARM_UP && inside {
+            history.insert(0, newest);
+            history.truncate(HISTORY.len());
+            let has_noise = to.sigma > 0.0;
+            if self.warm_up && i < WARM_UP && has_noise {
                 self.runge_kutta(&mut d, newest, from, to)?;
-            } else if !self.warm_up && i == 0 && inside {
-                self.two_ends(&mut d, newest, from, to)?;
+            } else if !self.warm_up && i == 0 && has_noise {
+                self.heun_mean(&mut d, newest, from, to)?;
             } else {
                 d.clear(MEAN)?;
-                for (&eps, &weight) in past.iter().zip(WEIGHTS[past.len() - 1]) {
-                    d.blend(MEAN, 1.0, [(weight, eps)])?;
+                for (&eps, &weight) in history.iter().zip(WEIGHTS[history.len() - 1]) {
+                    d.axpby(MEAN, 1.0, [(weight, eps)])?;
                 }
             }
             transfer(&mut d, MEAN, from, to)?;

@@ -1,59 +1,59 @@
 //! Zhao, Bai, Rao, Zhou, Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023.
 
-use super::dpm_solver::LONGEST;
-use super::drawing::{Drawing, X, X_0, own};
-use super::{Levels, SampleStep, Sampler, Seeds, Threshold};
+use super::dpm_solver::MAX_STEP_RATIO;
+use super::state::{SamplerState, X, X_0, scratch};
+use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::schedule::Level;
-use ddpm_engine::Vector;
+use ddpm_engine::BufferId;
 
-/// Most expected images that a step looks back on.
-const MOST: usize = 3;
+/// Largest number of predicted images that a step uses.
+const MAX_ORDER: usize = 3;
 
-/// Their places, in any order, and x where a step begins.
-const PAST: [Vector; MOST] = [own(0), own(1), own(2)];
-const START: Vector = own(3);
+/// Their buffers, in any order, and x at the start of a step.
+const HISTORY: [BufferId; MAX_ORDER] = [scratch(0), scratch(1), scratch(2)];
+const START: BufferId = scratch(3);
 
-/// UniPC in the data prediction, with `B(h) = e^h - 1` (the authors' "bh2"). A step looks back on `p` expected images,
-/// and each prediction serves twice: it corrects the step that led to it, and makes the next. Of order p + 1, one
-/// prediction a step.
+/// UniPC in data prediction, with `B(h) = e^h - 1` (the authors' "bh2"). A step uses the last `p` predicted
+/// images, and each prediction is used twice: to correct the step that led to it and to make the next. Order
+/// p + 1, one evaluation per step.
 #[derive(Clone, Debug)]
 pub struct UniPc {
-    /// The levels that are visited.
+    /// Noise levels to visit.
     pub levels: Levels,
     /// The paper's p, 1 to 3.
     pub p: usize,
-    /// What is done about expected images outside [-1, 1].
+    /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
 
-/// The expected images of the last levels, the newest first.
+/// The predicted images of the last levels, newest first.
 #[derive(Default)]
-struct Past {
+struct History {
     levels: Vec<Level>,
-    x_0: Vec<Vector>,
+    x_0: Vec<BufferId>,
 }
 
-impl Past {
-    fn add(&mut self, d: &mut Drawing<'_>, level: Level) -> Result<()> {
-        let oldest = if self.x_0.len() == MOST { self.x_0.pop() } else { None };
-        let place = oldest.unwrap_or(PAST[self.x_0.len()]);
-        d.copy(place, X_0)?;
-        self.x_0.insert(0, place);
+impl History {
+    fn add(&mut self, d: &mut SamplerState<'_>, level: Level) -> Result<()> {
+        let oldest = if self.x_0.len() == MAX_ORDER { self.x_0.pop() } else { None };
+        let backend = oldest.unwrap_or(HISTORY[self.x_0.len()]);
+        d.copy(backend, X_0)?;
+        self.x_0.insert(0, backend);
         self.levels.insert(0, level);
-        self.levels.truncate(MOST);
+        self.levels.truncate(MAX_ORDER);
         Ok(())
     }
 
-    /// One step to a level from the newest of these, looking back on `p`; `corrected` is what the network expects there,
-    /// where that is known. (algorithm 1 and 2; eq. 9)
+    /// A step of order `p` from the newest level to another; `corrected` is the image predicted there, if
+    /// known (algorithms 1 and 2; eq. 9).
     /// ```text
     /// x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) (m_0 + sum of rho_k (m_k - m_0) / r_k)
     /// ```
-    /// with `r_k = (lambda_k - lambda_s) / h`, where 1 stands for the corrected one. The rho solve the equations
-    /// `sum of rho_k r_k^(j-1) = b_j`, j = 1, .., of which the last is left out where there is nothing corrected.
-    fn step(&self, d: &mut Drawing<'_>, to: Level, p: usize, corrected: Option<Vector>) -> Result<()> {
+    /// with `r_k = (lambda_k - lambda_s) / h`, which is 1 for `corrected`. The rho solve `sum of rho_k
+    /// r_k^(j-1) = b_j`, j = 1, ..; without `corrected` the last equation is dropped.
+    fn step(&self, d: &mut SamplerState<'_>, to: Level, p: usize, corrected: Option<BufferId>) -> Result<()> {
         let from = self.levels[0];
         let h = to.lambda() - from.lambda();
         let mut r: Vec<f64> = (1..p).map(|k| (self.levels[k].lambda() - from.lambda()) / h).collect();
@@ -63,15 +63,15 @@ impl Past {
             known.push(m);
         }
         let rho = match known.len() {
-            // The authors' choice where one image is known: any gives the order.
+            // The authors' choice for a single known image; any value gives the order.
             1 => vec![0.5],
             n => solve(&r, &moments(-h, n)),
         };
         let gain = to.alpha * -(-h).exp_m1();
         let total: f64 = rho.iter().zip(&r).map(|(rho, r)| rho / r).sum();
-        d.blend(X, to.sigma / from.sigma, [(gain * (1.0 - total), self.x_0[0])])?;
+        d.axpby(X, to.sigma / from.sigma, [(gain * (1.0 - total), self.x_0[0])])?;
         for ((m, rho), r) in known.into_iter().zip(rho).zip(r) {
-            d.blend(X, 1.0, [(gain * rho / r, m)])?;
+            d.axpby(X, 1.0, [(gain * rho / r, m)])?;
         }
         Ok(())
     }
@@ -90,7 +90,7 @@ fn moments(h: f64, n: usize) -> Vec<f64> {
     each.collect()
 }
 
-/// The rho of `sum of rho_k r_k^(j-1) = b_j`, one equation for each r; no two r are alike.
+/// Solves `sum of rho_k r_k^(j-1) = b_j` for rho, one equation per r; all r are distinct.
 fn solve(r: &[f64], b: &[f64]) -> Vec<f64> {
     let n = r.len();
     let row = |j: usize| r.iter().map(|r| r.powi(j as i32)).chain([b[j]]).collect::<Vec<f64>>();
@@ -109,37 +109,37 @@ fn solve(r: &[f64], b: &[f64]) -> Vec<f64> {
 impl Sampler for UniPc {
     /// ```text
     /// for each level:
-    ///     m = x_0(x)                 the prediction at the level
-    ///     x = the step before, made anew with m               (UniC-p, not at the first level)
+    ///     m = x_0(x)                 the prediction at this level
+    ///     x = the previous step, redone with m                (UniC-p, not at the first level)
     ///     x = the step to the next level                      (UniP-p)
     /// ```
-    /// The first steps and the last look back on as many as there are, or are needed; one that is much longer than the one before on
-    /// none, as that of [`DpmSolver2M`](super::DpmSolver2M).
+    /// The order is lower in the first and last steps, and 1 in a step much longer than the previous one, as
+    /// in [`DpmSolver2M`](super::DpmSolver2M).
     fn sample_from(
         &self,
         start: Option<&[f32]>,
         denoiser: &mut dyn Denoiser,
-        seeds: Seeds,
+        key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Vec<f32>> {
         let steps = self.levels.steps();
-        let mut d = Drawing::new(start, denoiser, seeds, self.threshold, steps, on_step)?;
-        let (mut past, mut p) = (Past::default(), 1);
+        let mut d = SamplerState::new(start, denoiser, key, self.threshold, steps, on_step)?;
+        let (mut history, mut p) = (History::default(), 1);
         d.copy(START, X)?;
         for (i, (from, to)) in self.levels.pairs().enumerate() {
             d.denoise(from)?;
             if i > 0 {
                 d.copy(X, START)?;
-                past.step(&mut d, from, p, Some(X_0))?;
+                history.step(&mut d, from, p, Some(X_0))?;
                 d.copy(START, X)?;
             }
-            past.add(&mut d, from)?;
-            p = self.p.clamp(1, MOST).min(i + 1).min(steps - i);
+            history.add(&mut d, from)?;
+            p = self.p.clamp(1, MAX_ORDER).min(i + 1).min(steps - i);
             let length = |from: Level, to: Level| to.lambda() - from.lambda();
-            if p > 1 && length(from, to) > LONGEST * length(past.levels[1], from) {
+            if p > 1 && length(from, to) > MAX_STEP_RATIO * length(history.levels[1], from) {
                 p = 1;
             }
-            past.step(&mut d, to, p, None)?;
+            history.step(&mut d, to, p, None)?;
             d.step(from)?;
         }
         d.finish()
@@ -151,12 +151,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rho_solve_their_equations() {
+    fn rho_solves_its_equations() {
         let (r, b) = ([-2.0, -0.7, 1.0], [0.3, -0.2, 0.9]);
         let rho = solve(&r, &b);
         for (j, b) in b.iter().enumerate() {
             let sum: f64 = r.iter().zip(&rho).map(|(r, rho)| rho * r.powi(j as i32)).sum();
-            // A few roundings of numbers up to 4.
+            // A few rounding errors at magnitudes up to 4.
             assert!((sum - b).abs() < 1e-14, "{j}");
         }
         // phi_2(h) h / (e^h - 1) tends to 1/2, and 2 phi_3(h) h / (e^h - 1) to 1/3; the error is h / 12.

@@ -1,4 +1,4 @@
-//! Averages of the weights that are kept beside the executor's own: with other decays, and power-function averages.
+//! Averages of the weights in addition to the executor's own: EMAs with other decays, and power-function averages.
 
 use super::checkpoint::{self, NamedTensor};
 use super::config::TrainConfig;
@@ -8,53 +8,55 @@ use crate::nets::ParameterSpec;
 use ddpm_engine::{Executor, Region};
 use rayon::prelude::*;
 
-/// Numbers of a task.
+/// Elements per task.
 const CHUNK: usize = 1 << 14;
 
-/// How an average follows.
+/// How an average is updated.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
-    /// As `train.ema` says, with this decay.
+enum AverageKind {
+    /// By `train.ema`, with this decay.
     Decay(f64),
-    /// As a power function of this exponent.
+    /// As a power-function average with this exponent.
     Power(f64),
 }
 
 /// One average of all parameters, in the engine's layouts.
 struct Average {
-    /// Its name in checkpoints, as `ema-0.999`.
+    /// Its name in checkpoints, e.g. `ema-0.999`.
     name: String,
-    kind: Kind,
+    kind: AverageKind,
     parameters: Vec<Vec<f32>>,
 }
 
-/// The averages that the settings ask for besides `train.ema_decay`'s.
+/// The averages configured in addition to that of `train.ema_decay`.
 pub(super) struct Averages {
     all: Vec<Average>,
     weights: Vec<f32>,
 }
 
 impl Averages {
-    /// Without numbers yet: [`start`](Self::start) gives them some.
+    /// Averages without values; [`start`](Self::start) initializes them.
     ///
     /// # Errors
-    /// [`Error::Config`] for a width that no power function has.
+    /// [`Error::Config`] for a width that no power function can have.
     pub fn new(train: &TrainConfig) -> Result<Self> {
         let of = |name: String, kind| Average { name, kind, parameters: Vec::new() };
-        let decays =
-            train.ema_decays.iter().map(|&d| Ok(of(format!("{}{d}", checkpoint::DECAY), Kind::Decay(d))));
+        let decays = train
+            .ema_decays
+            .iter()
+            .map(|&d| Ok(of(format!("{}{d}", checkpoint::DECAY), AverageKind::Decay(d))));
         let powers = train.power_ema.iter().map(|&width| {
-            Ok(of(format!("{}{width}", checkpoint::POWER), Kind::Power(posthoc::gamma(width)?)))
+            Ok(of(format!("{}{width}", checkpoint::POWER), AverageKind::Power(posthoc::gamma(width)?)))
         });
         Ok(Self { all: decays.chain(powers).collect::<Result<_>>()?, weights: Vec::new() })
     }
 
-    /// Makes all of them the weights as they are.
+    /// Sets all of them to the current weights.
     pub fn start(&mut self, exec: &dyn Executor, specs: &[ParameterSpec]) -> Result<()> {
         for average in &mut self.all {
             average.parameters.clear();
             for (i, spec) in specs.iter().enumerate() {
-                let mut weights = vec![0.0; spec.numbers()];
+                let mut weights = vec![0.0; spec.num_elements()];
                 exec.read_parameter(Region::Weights, i, &mut weights)?;
                 average.parameters.push(weights);
             }
@@ -62,8 +64,8 @@ impl Averages {
         Ok(())
     }
 
-    /// Follows the weights behind step `step`, counted from 0, of so many images.
-    pub fn follow(
+    /// Updates the averages after step `step`, counted from 0, of `images` images.
+    pub fn update(
         &mut self,
         exec: &dyn Executor,
         specs: &[ParameterSpec],
@@ -75,15 +77,15 @@ impl Averages {
             return Ok(());
         }
         for (i, spec) in specs.iter().enumerate() {
-            self.weights.resize(spec.numbers(), 0.0);
+            self.weights.resize(spec.num_elements(), 0.0);
             exec.read_parameter(Region::Weights, i, &mut self.weights)?;
             for average in &mut self.all {
-                let keeps = match average.kind {
-                    Kind::Decay(decay) => ema::decay_of(train, decay, step, images),
-                    Kind::Power(gamma) => posthoc::decay(gamma, step + 1),
+                let decay = match average.kind {
+                    AverageKind::Decay(max) => ema::decay_of(train, max, step, images),
+                    AverageKind::Power(gamma) => posthoc::decay(gamma, step + 1),
                 };
                 let blend = |(a, w): (&mut f32, &f32)| {
-                    *a = (keeps * f64::from(*a) + (1.0 - keeps) * f64::from(*w)) as f32;
+                    *a = (decay * f64::from(*a) + (1.0 - decay) * f64::from(*w)) as f32;
                 };
                 average.parameters[i]
                     .par_chunks_mut(CHUNK)
@@ -94,7 +96,7 @@ impl Averages {
         Ok(())
     }
 
-    /// All as tensors with PyTorch's names and layouts, with `states` behind them.
+    /// All averages as tensors with PyTorch's names and layouts, followed by `states`.
     pub fn tensors(
         &self,
         specs: &[ParameterSpec],
@@ -112,12 +114,12 @@ impl Averages {
         self.all.iter().map(of).collect()
     }
 
-    /// Takes up those that a checkpoint of step `step` has; other decays begin with its weights, which must be the executor's
-    /// by now.
+    /// Restores the averages that a checkpoint of step `step` has; other EMAs start from its weights, which the executor
+    /// must already have.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for tensors that are not this network's; [`Error::Config`] for a power-function average that the
-    /// checkpoint has not: its profile is over all steps from the first, whose weights are gone.
+    /// [`Error::Checkpoint`] for tensors that do not belong to this network; [`Error::Config`] for a power-function average
+    /// that the checkpoint lacks: its profile covers all steps from the first, whose weights are gone.
     pub fn restore(
         &mut self,
         exec: &dyn Executor,
@@ -131,8 +133,8 @@ impl Averages {
             let Some((name, tensors)) = from.iter().find(|(name, _)| *name == average.name) else {
                 if step > 0 && Self::is_power(&average.name) {
                     let reason = format!(
-                        "{} is not kept in {}, and would be an average over all steps from the first, {step} of which are over; \
-                         leave it out here, or begin a new run with the weights of this one (--init)",
+                        "{} is not kept in {}, and cannot be added after {step} steps, because it averages over all steps from \
+                         the first; remove it, or start a new run with the weights of this one (--init)",
                         &average.name[checkpoint::POWER.len()..],
                         origin.display()
                     );
@@ -143,7 +145,7 @@ impl Averages {
             for (spec, data) in specs.iter().zip(&mut average.parameters) {
                 let found = tensors.iter().find(|t| t.name == spec.name && t.shape == spec.shape);
                 let Some(tensor) = found else {
-                    let reason = format!("{name} has no {} of the shape {:?}", spec.name, spec.shape);
+                    let reason = format!("{name} has no {} of shape {:?}", spec.name, spec.shape);
                     return Err(Error::Checkpoint { path: origin.to_owned(), reason });
                 };
                 *data = spec.from_torch(&tensor.data);
@@ -152,7 +154,7 @@ impl Averages {
         Ok(())
     }
 
-    /// Whether a name is of a power-function average.
+    /// Whether a name is that of a power-function average.
     pub fn is_power(name: &str) -> bool {
         name.starts_with(checkpoint::POWER)
     }

@@ -1,27 +1,27 @@
-//! A data set under the names of classes that a run has learnt.
+//! Maps the classes of a data set to the indices that a run was trained with.
 
-use crate::data::{Dataset, Draw, Summary};
+use crate::data::{AugmentKey, Dataset, Summary};
 use crate::error::Result;
 
-/// A data set whose classes have the numbers that a run knows them by.
-struct Renumbered {
+/// A data set whose classes have a run's indices.
+struct Reindexed {
     data: Box<dyn Dataset>,
     classes: Vec<String>,
-    /// The run's number of each class of `data`.
-    numbers: Vec<u32>,
+    /// The run's index of each class of `data`.
+    indices: Vec<u32>,
 }
 
-impl Dataset for Renumbered {
+impl Dataset for Reindexed {
     fn classes(&self) -> &[String] {
         &self.classes
     }
 
     fn label(&self, index: usize) -> Option<u32> {
         let label = self.data.label(index)?;
-        self.numbers.get(label as usize).copied()
+        self.indices.get(label as usize).copied()
     }
 
-    fn read(&self, index: usize, draw: Draw, out: &mut [f32]) -> Result<()> {
+    fn read(&self, index: usize, draw: AugmentKey, out: &mut [f32]) -> Result<()> {
         self.data.read(index, draw, out)
     }
 
@@ -30,40 +30,43 @@ impl Dataset for Renumbered {
     }
 }
 
-/// How the classes of a data set are those that a run has learnt.
+/// How the classes of a data set relate to those a run was trained on.
 #[derive(Debug, PartialEq)]
-pub(super) enum Classes {
-    /// They are the same, or there are none on either side.
+pub(super) enum ClassMatch {
+    /// They are equal, or either side has none.
     Same,
-    /// They had other numbers, and now have the run's.
-    Renumbered,
-    /// Some were not learnt, which the text names; they keep their own numbers.
-    Others(String),
+    /// They had other indices and were mapped to the run's.
+    Reindexed,
+    /// Some are unknown to the run; the text names them. They keep their own indices.
+    Unknown(String),
 }
 
-/// `data` with the numbers that its classes have in `learnt`.
-pub(super) fn as_learnt(data: Box<dyn Dataset>, learnt: &[String]) -> (Box<dyn Dataset>, Classes) {
+/// `data` with the indices that its classes have in `trained`.
+pub(super) fn with_class_indices(
+    data: Box<dyn Dataset>,
+    trained: &[String],
+) -> (Box<dyn Dataset>, ClassMatch) {
     let own = data.classes();
-    if learnt.is_empty() || own.is_empty() || own == learnt {
-        return (data, Classes::Same);
+    if trained.is_empty() || own.is_empty() || own == trained {
+        return (data, ClassMatch::Same);
     }
-    let number = |name: &String| learnt.iter().position(|known| known == name).map(|i| i as u32);
-    let unknown: Vec<&str> = own.iter().filter(|name| number(name).is_none()).map(String::as_str).collect();
+    let index = |name: &String| trained.iter().position(|known| known == name).map(|i| i as u32);
+    let unknown: Vec<&str> = own.iter().filter(|name| index(name).is_none()).map(String::as_str).collect();
     if !unknown.is_empty() {
         let shown = |names: &mut dyn Iterator<Item = &str>, all: usize| {
             let text = names.take(5).map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
             if all > 5 { format!("{text} and {} more", all - 5) } else { text }
         };
         let reason = format!(
-            "the images have the class{} {}, which the run has not learnt: it knows {}",
+            "the images have the class{} {}, on which the run was not trained; it knows {}",
             if unknown.len() == 1 { "" } else { "es" },
             shown(&mut unknown.iter().copied(), unknown.len()),
-            shown(&mut learnt.iter().map(String::as_str), learnt.len())
+            shown(&mut trained.iter().map(String::as_str), trained.len())
         );
-        return (data, Classes::Others(reason));
+        return (data, ClassMatch::Unknown(reason));
     }
-    let numbers = own.iter().filter_map(number).collect();
-    (Box::new(Renumbered { data, classes: learnt.to_vec(), numbers }), Classes::Renumbered)
+    let indices = own.iter().filter_map(index).collect();
+    (Box::new(Reindexed { data, classes: trained.to_vec(), indices }), ClassMatch::Reindexed)
 }
 
 #[cfg(test)]
@@ -80,25 +83,25 @@ mod tests {
     }
 
     #[test]
-    fn classes_keep_the_numbers_that_were_learnt_however_they_are_sorted_now() {
+    fn classes_keep_their_trained_indices_in_any_order() {
         let plain = digits();
-        // In another order, and one that has no images.
-        let learnt = names("9 8 7 6 5 none 4 3 2 1 0");
-        let (data, found) = as_learnt(digits(), &learnt);
-        assert!(found == Classes::Renumbered && data.classes() == learnt);
+        // In another order, with one that has no images.
+        let trained = names("9 8 7 6 5 none 4 3 2 1 0");
+        let (data, found) = with_class_indices(digits(), &trained);
+        assert!(found == ClassMatch::Reindexed && data.classes() == trained);
         for i in 0..20 {
             let name = |data: &dyn Dataset| data.classes()[data.label(i).unwrap() as usize].clone();
             assert_eq!(name(&*data), name(&*plain));
         }
-        let (data, found) = as_learnt(digits(), plain.classes());
-        assert!(found == Classes::Same && data.label(3) == plain.label(3));
-        assert_eq!(as_learnt(digits(), &[]).1, Classes::Same);
+        let (data, found) = with_class_indices(digits(), plain.classes());
+        assert!(found == ClassMatch::Same && data.label(3) == plain.label(3));
+        assert_eq!(with_class_indices(digits(), &[]).1, ClassMatch::Same);
     }
 
     #[test]
-    fn classes_that_were_not_learnt_are_named() {
-        let others = |learnt: &str| match as_learnt(digits(), &names(learnt)).1 {
-            Classes::Others(reason) => reason,
+    fn unknown_classes_are_named() {
+        let others = |trained: &str| match with_class_indices(digits(), &names(trained)).1 {
+            ClassMatch::Unknown(reason) => reason,
             other => panic!("{other:?}"),
         };
         let reason = others("0 1 2 3 4 5 6 7 8 cat");

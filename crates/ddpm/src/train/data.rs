@@ -1,4 +1,4 @@
-//! From the settings to the data set.
+//! Opens the data set that the settings describe.
 
 use super::config::{Config, Size};
 use crate::data::digits::Digits;
@@ -7,11 +7,11 @@ use crate::error::{Error, Result};
 use crate::interop::UNKNOWN_DATA;
 use std::path::{Path, PathBuf};
 
-/// The value of `data.path` that means the built-in digits.
+/// The value of `data.path` that selects the built-in digits.
 const DIGITS: &str = "digits";
 
 impl Config {
-    /// What the settings ask of the images.
+    /// The options for reading the images.
     pub fn data_options(&self) -> DataOptions {
         let d = &self.data;
         DataOptions {
@@ -32,13 +32,13 @@ impl Config {
         }
     }
 
-    /// The side of the built-in digits, if they are the data.
+    /// The side of the built-in digits, if they are selected.
     fn digits_side(&self) -> Result<Option<usize>> {
         if self.data.path != DIGITS {
             return Ok(None);
         }
         if self.image_channels().is_some_and(|c| c != 1) {
-            let reason = "the built-in digits are grey: 1, or leave it out".to_owned();
+            let reason = "the built-in digits are grey; give 1, or leave it unset".to_owned();
             return Err(Error::Config { key: "data.channels".to_owned(), reason });
         }
         let size = self.image_size().unwrap_or(Size { height: 28, width: 28 });
@@ -57,7 +57,7 @@ impl Config {
 pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     let (d, options) = (&config.data, config.data_options());
     if d.path == UNKNOWN_DATA {
-        let reason = "is not known, for the run was imported; say which images it learns from: --data FOLDER";
+        let reason = "is unknown, because the run was imported; give the images to train on: --data FOLDER";
         return Err(Error::Config { key: "data.path".to_owned(), reason: reason.to_owned() });
     }
     match config.digits_side()? {
@@ -66,7 +66,7 @@ pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     }
 }
 
-/// Looks at all images of the data set that the settings name.
+/// Checks all images of the data set that the settings name.
 ///
 /// # Errors
 /// As [`data::check()`].

@@ -1,20 +1,20 @@
-//! How closely the averaged weights follow.
+//! The decay of the averaged weights.
 
 use super::config::{EmaKind, TrainConfig};
 
-/// Part of the images seen so far that the half-life may reach (Karras et al. 2022's program: `ema_rampup_ratio`).
+/// Maximum half-life as a fraction of the images seen so far (`ema_rampup_ratio` in the code of Karras et al. 2022).
 const RAMP_UP: f64 = 0.05;
 
-/// What the average keeps of itself in step `step`, counted from 0, of so many images.
+/// The decay of the average in step `step`, counted from 0, of `images` images.
 pub(super) fn decay(train: &TrainConfig, step: u64, images: usize) -> f64 {
     decay_of(train, train.ema_decay, step, images)
 }
 
-/// The same for another decay than `train.ema_decay`.
+/// The same with `decay` instead of `train.ema_decay`.
 pub(super) fn decay_of(train: &TrainConfig, decay: f64, step: u64, images: usize) -> f64 {
     match train.ema {
         EmaKind::Fixed => decay,
-        // It follows closely at first, so that early samples are not those of the first weights.
+        // Starts low, so that early samples do not show the initial weights.
         EmaKind::WarmUp => decay.min((1.0 + step as f64) / (10.0 + step as f64)),
         EmaKind::HalfLife => {
             let images = images as f64;
@@ -29,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_average_follows_as_the_settings_say() {
+    fn the_decay_follows_the_settings() {
         let with =
             |ema| TrainConfig { ema, ema_decay: 0.99, ema_half_life: 1000.0, ..TrainConfig::default() };
         let fixed = with(EmaKind::Fixed);
@@ -37,11 +37,11 @@ mod tests {
         let warm = with(EmaKind::WarmUp);
         assert_eq!((decay(&warm, 0, 64), decay(&warm, 90, 64), decay(&warm, 10_000, 64)), (0.1, 0.91, 0.99));
         let half = with(EmaKind::HalfLife);
-        // The first step takes the weights as they are; from 20,000 images on 1000 halve what is kept.
+        // The first step copies the weights; from 20,000 images on, the half-life is 1000 images.
         assert_eq!(decay(&half, 0, 50), 0.0);
         let kept: f64 = (400..420).map(|step| decay(&half, step, 50)).product();
         assert!((kept - 0.5).abs() < 1e-12, "{kept}");
-        // After 2000 images the half-life is 100 of them.
+        // After 2000 images the half-life is 100 images.
         assert_eq!(decay(&half, 40, 50), 0.5f64.sqrt());
     }
 }

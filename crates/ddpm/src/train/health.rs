@@ -1,4 +1,4 @@
-//! Whether a training diverges: its loss against that of a network that says nothing, and against its own best.
+//! Detects divergence: compares the loss with that of predicting zero and with the run's own best.
 
 use super::checkpoint;
 use super::config::Config;
@@ -9,156 +9,166 @@ use crate::schedule::Schedule;
 use ddpm_engine::ops::Loss;
 use std::collections::VecDeque;
 
-/// Losses whose median is what the loss is now: single steps say little, and one bad batch nothing.
+/// Number of recent losses whose median is the current loss, so that single bad batches do not matter.
 const RECENT: usize = 10;
-/// Losses that a mean needs to count as one that was reached.
-const ENOUGH: usize = 20;
-/// Share of the loss of a prediction of zero from which on hardly anything is predicted.
-const NOTHING: f64 = 0.95;
-/// Share of it below which something was learnt.
+/// Minimum number of losses in a mean that counts as reached.
+const MIN_FOR_MEAN: usize = 20;
+/// Fraction of the loss of predicting zero above which the network predicts next to nothing.
+const USELESS: f64 = 0.95;
+/// Fraction of it below which the network has learnt something.
 const LEARNT: f64 = 0.8;
-/// How many times its lowest mean the loss must be: noise alone does not make that.
+/// Ratio of the loss to its lowest mean that noise alone does not explain.
 const RISE: f64 = 2.0;
-/// Largest learning rate that is advised; 1e-4 to 2e-4 are usual with Adam.
-const USUAL_LR: f64 = 2e-4;
+/// Highest learning rate to recommend; 1e-4 to 2e-4 is usual with Adam.
+const MAX_RECOMMENDED_LR: f64 = 2e-4;
 
-/// The losses of a training so far.
+/// The losses of a run so far.
 pub(super) struct Health {
-    /// The loss of a prediction of zero, or a little more.
+    /// The loss of predicting zero, or an upper bound of it.
     zero: f64,
-    /// The lowest mean loss that was reached; that of a prediction of zero at first.
+    /// The lowest mean loss reached; initially that of predicting zero.
     lowest: f64,
-    /// The first loss of all, that of drawn or given weights.
+    /// The very first loss, that of the initial weights.
     first: Option<f64>,
-    /// The mean loss of the last steps, where they are enough to count.
+    /// The mean loss of the last steps, if there are enough of them.
     mean: Option<f64>,
-    /// Losses since the training was begun or taken up.
-    here: usize,
+    /// Number of losses since training was started or resumed.
+    since_start: usize,
     recent: VecDeque<f64>,
-    told: bool,
+    reported: bool,
 }
 
 impl Health {
     pub fn new(config: &Config) -> Self {
         let zero = loss_of_zero(config);
-        Self { zero, lowest: zero, first: None, mean: None, here: 0, recent: VecDeque::new(), told: false }
+        Self {
+            zero,
+            lowest: zero,
+            first: None,
+            mean: None,
+            since_start: 0,
+            recent: VecDeque::new(),
+            reported: false,
+        }
     }
 
-    /// Takes the loss of a step, and the mean of the last `steps` steps.
-    pub fn note(&mut self, loss: f64, mean: f64, steps: usize) {
+    /// Records the loss of a step, and the mean of the last `steps` steps.
+    pub fn record(&mut self, loss: f64, mean: f64, steps: usize) {
         if self.recent.len() == RECENT {
             self.recent.pop_front();
         }
         self.recent.push_back(loss);
         self.first.get_or_insert(loss);
-        self.here += 1;
-        self.mean = (steps >= ENOUGH).then_some(mean);
-        if steps >= ENOUGH && mean < self.lowest {
+        self.since_start += 1;
+        self.mean = (steps >= MIN_FOR_MEAN).then_some(mean);
+        if steps >= MIN_FOR_MEAN && mean < self.lowest {
             self.lowest = mean;
         }
     }
 
-    /// The loss now.
-    fn now(&self) -> Option<f64> {
+    /// The current loss.
+    fn current(&self) -> Option<f64> {
         let mut sorted: Vec<f64> = self.recent.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         sorted.get(sorted.len() / 2).copied()
     }
 
-    /// Whether such a loss is one of a training that has diverged: it is no better than predicting nothing, and was better before;
-    /// or it is far worse.
+    /// Whether this loss indicates divergence: it is no better than predicting zero although it was better before, or it is
+    /// far worse.
     pub fn is_bad(&self, loss: f64) -> bool {
-        // A value that is none is bad.
-        let base = match self.lowest < self.zero {
-            true => self.lowest,
-            false => self.first.map_or(self.zero, |first| first.max(self.zero)),
+        // NaN counts as bad.
+        let base = if self.lowest < self.zero {
+            self.lowest
+        } else {
+            self.first.map_or(self.zero, |first| first.max(self.zero))
         };
-        !(loss <= NOTHING * self.zero || loss <= RISE * base)
+        !(loss <= USELESS * self.zero || loss <= RISE * base)
     }
 
-    /// Whether such a mean loss is one of a training that has diverged: as [`is_bad`](Self::is_bad), or that of a network that has
-    /// come to predict nothing, which a lower mean, but not single losses, tells from one that never learnt much.
+    /// Whether this mean loss indicates divergence: as [`is_bad`](Self::is_bad), or the network now predicts nothing
+    /// although the mean was clearly lower before. Single losses are too noisy for the latter.
     pub fn is_bad_mean(&self, mean: f64) -> bool {
-        self.is_bad(mean) || (self.lowest < LEARNT * self.zero && mean > NOTHING * self.zero)
+        self.is_bad(mean) || (self.lowest < LEARNT * self.zero && mean > USELESS * self.zero)
     }
 
-    /// The losses so far are those of an earlier part of the training, perhaps of another objective: a few more say what is now.
-    pub fn take_up(&mut self) {
-        self.here = 0;
+    /// Call on resume: the losses so far may be of another objective, so a few new ones are needed before the next check.
+    pub fn restart(&mut self) {
+        self.since_start = 0;
     }
 
-    /// What a person is told of a training that has diverged; `None` if it has not.
+    /// A message for the user if training has diverged.
     pub fn diverged(&self) -> Option<String> {
-        let enough = self.here >= RECENT;
-        let now = self.now().filter(|&loss| enough && self.is_bad(loss));
-        let now = now.or(self.mean.filter(|&mean| enough && self.is_bad_mean(mean)))?;
-        let lowest = match self.lowest < self.zero {
-            true => format!(", and was down to {:.4}", self.lowest),
-            false => String::new(),
+        let enough = self.since_start >= RECENT;
+        let current = self.current().filter(|&loss| enough && self.is_bad(loss));
+        let current = current.or(self.mean.filter(|&mean| enough && self.is_bad_mean(mean)))?;
+        let lowest = if self.lowest < self.zero {
+            format!(", and its lowest mean was {:.4}", self.lowest)
+        } else {
+            String::new()
         };
-        Some(format!("the loss is {now:.4}: predicting nothing has about {:.4}{lowest}", self.zero))
+        Some(format!(
+            "the loss is {current:.4}; predicting zero has a loss of about {:.4}{lowest}",
+            self.zero
+        ))
     }
 
-    /// As [`diverged`](Self::diverged), once until the loss is good again.
+    /// As [`diverged`](Self::diverged), but only once until the loss has recovered.
     pub fn newly_diverged(&mut self) -> Option<String> {
         let diverged = self.diverged();
-        let new = !std::mem::replace(&mut self.told, diverged.is_some());
+        let new = !std::mem::replace(&mut self.reported, diverged.is_some());
         diverged.filter(|_| new)
     }
 }
 
 impl Health {
-    /// From where, and how, to go on after the training left what is good, or could not make the step behind `failed`; `lr` is its
-    /// learning rate, and `given` whether it began with given weights.
-    pub fn way_back(&self, run: &RunFolder, lr: f64, failed: Option<u64>, given: bool) -> String {
-        const LOOK: &str = "the images (ddpm data check)";
+    /// How to recover after training diverged, or the step after `failed` could not be completed; `lr` is the learning rate,
+    /// and `given` tells whether training started from given weights.
+    pub fn recovery_advice(&self, run: &RunFolder, lr: f64, failed: Option<u64>, given: bool) -> String {
+        const CHECK: &str = "the images (ddpm data check)";
         if failed == Some(0) {
-            // No learning rate was used yet.
-            let weights = if given { "the weights that it starts from (--init), and at " } else { "" };
-            return format!("It is the first step: look at {weights}{LOOK}");
+            // The learning rate has not been used yet.
+            let weights = if given { "the initial weights (--init) and " } else { "" };
+            return format!("This was the first step; check {weights}{CHECK}");
         }
         let dir = run.checkpoints();
         let steps = checkpoint::list(&dir).unwrap_or_default();
         let good = |step: &&u64| {
             let loss = checkpoint::loss_of(&checkpoint::path_of(&dir, **step));
-            // One without a loss is that of given weights.
+            // A checkpoint without a loss holds the given weights.
             failed != Some(**step) && loss.is_some_and(|loss| loss.is_none_or(|loss| !self.is_bad_mean(loss)))
         };
-        let (advised, again) = (format!("--lr {:e}", lower_rate(lr)), "train again from the start");
-        let way = match steps.iter().rev().find(good) {
+        let (flag, restart) = (format!("--lr {:e}", lower_rate(lr)), "restart training from the beginning");
+        let advice = match steps.iter().rev().find(good) {
             Some(step) => format!(
-                "Go on from step {step}, the newest checkpoint that has not diverged, with a lower learning rate (it was {lr:e}): \
-                 ddpm train --resume {} --checkpoint {step} {advised}",
+                "Resume from step {step}, the newest checkpoint before the divergence, with a lower learning rate (it was {lr:e}): \
+                 ddpm train --resume {} --checkpoint {step} {flag}",
                 run.path().display()
             ),
             None if steps.is_empty() => {
-                format!(
-                    "There is no checkpoint yet: {again}, with a lower learning rate than {lr:e}: {advised}"
-                )
+                format!("There is no checkpoint yet; {restart} with a learning rate below {lr:e}: {flag}")
             }
             None => format!(
-                "The checkpoints that there are have diverged as well: {again}, with a lower learning rate than {lr:e}: \
-                 {advised}"
+                "All checkpoints have diverged too; {restart} with a learning rate below {lr:e}: {flag}"
             ),
         };
-        format!("{way}; and look at {LOOK}")
+        format!("{advice}; also check {CHECK}")
     }
 }
 
-/// A learning rate that is likely to do where `lr` is too high.
+/// A learning rate that is likely to work if `lr` is too high.
 fn lower_rate(lr: f64) -> f64 {
-    (lr / 10.0).min(USUAL_LR)
+    (lr / 10.0).min(MAX_RECOMMENDED_LR)
 }
 
-/// The mean loss of a prediction of zero: of noise, the moments of normal values; of x_0 and v, whose values are at most as large on
-/// average, a bound.
+/// The mean loss of predicting zero: exact for noise, from the moments of the normal distribution; an upper bound for x_0
+/// and v, whose mean square is at most 1.
 fn loss_of_zero(config: &Config) -> f64 {
     let objective = Objective::from_config(config);
     let square = match objective.prediction {
         Prediction::X0 => 1.0,
         Prediction::Eps | Prediction::V => 1.0 + objective.offset_noise.powi(2),
     };
-    // E|z| of a normal value.
+    // E|z| of a standard normal z.
     let of_normal =
         if objective.prediction == Prediction::Eps { (2.0 / std::f64::consts::PI).sqrt() } else { 1.0 };
     let absolute = of_normal * square.sqrt();
@@ -183,7 +193,7 @@ mod tests {
         for loss in losses {
             all.push(loss);
             let last = &all[all.len().saturating_sub(100)..];
-            health.note(loss, last.iter().sum::<f64>() / last.len() as f64, last.len());
+            health.record(loss, last.iter().sum::<f64>() / last.len() as f64, last.len());
         }
         health
     }
@@ -193,75 +203,78 @@ mod tests {
     }
 
     #[test]
-    fn a_loss_above_that_of_predicting_nothing_that_was_lower_before_has_diverged() {
+    fn a_loss_above_that_of_predicting_zero_after_a_lower_one_has_diverged() {
         let diverged = |parts: &[(f64, usize)]| health(&[], repeated(parts)).diverged();
-        // As training goes, from the first step to the last; and a single bad batch at the end.
+        // Normal training, from the first step to the last; and a single bad batch at the end.
         for parts in [
             &[(1.1, 3)][..],
             &[(1.9, 1)],
             &[(1.05, 5), (0.3, 50), (0.04, 500)],
             &[(1.0, 5), (0.05, 200), (50.0, 1)],
             &[(1.0, 5), (0.05, 200), (0.3, 100)],
-            // Losses of small batches go up and down.
+            // Losses of small batches fluctuate.
             &[(1.0, 20), (0.6, 300), (1.0, 60)],
-            // No better than at the start, and no worse.
+            // Neither better nor worse than at the start.
             &[(1.02, 300)],
-            // An untrained network may be far from zero, and a few steps say nothing.
+            // An untrained network may be far from zero, and a few steps are not conclusive.
             &[(2.04, 30)],
             &[(1.0, 1), (900.0, 8)],
             &[],
         ] {
             assert_eq!(diverged(parts), None, "{parts:?}");
         }
-        // Few steps of another objective, or few at all.
-        let mut taken_up = health(&[], repeated(&[(1.0, 20), (0.05, 300)]));
-        taken_up.take_up();
+        // Too few steps since the resume.
+        let mut resumed = health(&[], repeated(&[(1.0, 20), (0.05, 300)]));
+        resumed.restart();
         for _ in 0..9 {
-            taken_up.note(3.0, 0.1, 100);
-            assert_eq!(taken_up.diverged(), None);
+            resumed.record(3.0, 0.1, 100);
+            assert_eq!(resumed.diverged(), None);
         }
-        taken_up.note(3.0, 0.1, 100);
-        assert!(taken_up.diverged().is_some());
-        // From the start, in the middle, and to a network that says nothing any more.
-        for (parts, said) in [
-            (&[(1.1, 2), (2761.0, 98)][..], "the loss is 2761.0000: predicting nothing has about 1.0000"),
-            (&[(1.0, 20), (0.05, 300), (40.0, 10)], "and was down to 0.05"),
+        resumed.record(3.0, 0.1, 100);
+        assert!(resumed.diverged().is_some());
+        // At the start, in the middle, and towards a network that predicts nothing.
+        for (parts, expected) in [
+            (
+                &[(1.1, 2), (2761.0, 98)][..],
+                "the loss is 2761.0000; predicting zero has a loss of about 1.0000",
+            ),
+            (&[(1.0, 20), (0.05, 300), (40.0, 10)], "and its lowest mean was 0.05"),
             (&[(1.0, 20), (0.05, 300), (1.0, 50)], "the loss is 1.0000"),
             (&[(1.0, 1), (f64::INFINITY, 10)], "the loss is inf"),
-            // To nothing from what was not twice as good.
+            // Back to predicting nothing, from less than twice as good.
             (&[(1.0, 20), (0.6, 300), (1.0, 100)], "the loss is 1.0000"),
         ] {
             let text = diverged(parts).expect("it has diverged");
-            assert!(text.contains(said), "{text}");
+            assert!(text.contains(expected), "{text}");
         }
     }
 
     #[test]
-    fn it_is_told_once_until_the_loss_is_good_again() {
+    fn divergence_is_reported_once_until_the_loss_recovers() {
         let mut health = health(&[], repeated(&[(1.0, 20), (0.05, 100), (9.0, 10)]));
         assert!(health.newly_diverged().is_some() && health.newly_diverged().is_none());
-        (0..10).for_each(|_| health.note(0.1, 0.1, 100));
+        (0..10).for_each(|_| health.record(0.1, 0.1, 100));
         assert!(health.newly_diverged().is_none());
-        (0..10).for_each(|_| health.note(9.0, 1.0, 100));
+        (0..10).for_each(|_| health.record(9.0, 1.0, 100));
         assert!(health.newly_diverged().is_some());
     }
 
     #[test]
-    fn the_loss_of_zero_is_that_of_the_objective() {
+    fn the_loss_of_predicting_zero_follows_the_objective() {
         let zero = |settings: &[(&str, &str)]| health(settings, []).zero;
         assert_eq!(zero(&[]), 1.0);
         assert!((zero(&[("train.loss", "l1")]) - 0.7979).abs() < 1e-4);
         assert_eq!(zero(&[("train.loss", "huber")]), 0.5);
         assert!((zero(&[("train.offset_noise", "0.1")]) - 1.01).abs() < 1e-12);
-        // min(snr, 5) / snr is at most 1, and 1 at most levels of noise.
+        // min(snr, 5) / snr is at most 1, and equal to 1 at most noise levels.
         let weighted = zero(&[("train.loss_weight", "min-snr")]);
         assert!(weighted > 0.7 && weighted < 1.0, "{weighted}");
     }
 
     #[test]
-    fn a_lower_learning_rate_is_advised() {
-        for (lr, advised) in [(10.0, 2e-4), (1e-3, 1e-4), (1e-4, 1e-5)] {
-            assert!((lower_rate(lr) / advised - 1.0).abs() < 1e-9);
+    fn a_lower_learning_rate_is_recommended() {
+        for (lr, expected) in [(10.0, 2e-4), (1e-3, 1e-4), (1e-4, 1e-5)] {
+            assert!((lower_rate(lr) / expected - 1.0).abs() < 1e-9);
         }
     }
 }

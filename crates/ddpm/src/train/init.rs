@@ -1,58 +1,58 @@
-//! Weights from elsewhere as the beginning of a training, and whether its settings are those they were learnt with.
+//! Starts a training with existing weights, and checks its settings against those the weights were trained with.
 
 use super::checkpoint::{self, Manifest};
 use super::classes;
 use super::config::{Change, Config, Difference};
-use super::resume::{Remark, check_learnt};
+use super::resume::{Remark, check_breaking};
 use super::run::RunFolder;
 use super::trainer::Trainer;
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::interop::{self, Options, read_weights};
+use crate::interop::{self, ImportOptions, read_weights};
 use std::path::{Path, PathBuf};
 
-/// Weights to begin with.
+/// Weights to start from.
 #[derive(Clone, Copy, Debug)]
 pub struct Init<'a> {
-    /// Of a run, or of another program ([`interop::read_weights`]).
+    /// A run, a checkpoint, or a file of another program ([`interop::read_weights`]).
     pub path: &'a Path,
-    /// Whether settings may be others than those that the weights were learnt with ([`Change::Learnt`]).
+    /// Whether to accept settings that differ from those the weights were trained with ([`Change::Breaking`]).
     pub force: bool,
 }
 
-/// The settings that weights were learnt with, and the keys of those that nobody told.
-struct Known {
+/// The settings that weights were trained with, and the keys of those that are only assumed.
+struct TrainedSettings {
     config: Config,
     assumed: Vec<String>,
 }
 
-/// What is known of the weights at `path`: of a run or one of its checkpoints, or of a file in one, all; else what [`interop::read`]
-/// finds.
-fn known(path: &Path) -> Option<Known> {
+/// The settings that the weights at `path` were trained with: complete for a run, a checkpoint or a file in one; else what
+/// [`interop::read`] can tell.
+fn trained_settings(path: &Path) -> Option<TrainedSettings> {
     if let Some(folder) = checkpoint_of(path) {
         let config = Manifest::read(&folder).ok()?.config(&folder).ok()?;
-        return Some(Known { config, assumed: Vec::new() });
+        return Some(TrainedSettings { config, assumed: Vec::new() });
     }
-    let read = interop::read(path, &Options::default()).ok()?;
+    let read = interop::read(path, &ImportOptions::default()).ok()?;
     let assumed = read.assumed.iter().map(|a| a.key.to_owned()).collect();
-    Some(Known { config: read.config, assumed })
+    Some(TrainedSettings { config: read.config, assumed })
 }
 
-/// The checkpoint that the weights at `path` are of, where they are a run's, a checkpoint's, or a file in one.
+/// The checkpoint that holds the weights at `path`, if that is a run, a checkpoint, or a file in one.
 fn checkpoint_of(path: &Path) -> Option<PathBuf> {
-    let whole = |folder: &Path| Manifest::read(folder).is_ok();
+    let is_checkpoint = |folder: &Path| Manifest::read(folder).is_ok();
     match path.is_dir() {
-        true if whole(path) => Some(path.to_owned()),
+        true if is_checkpoint(path) => Some(path.to_owned()),
         true => {
             let run = RunFolder::open(path, path).ok()?;
             checkpoint::newest_manifest(&run.checkpoints()).ok()?.map(|(folder, _)| folder)
         }
-        false => path.parent().filter(|folder| whole(folder)).map(Path::to_owned),
+        false => path.parent().filter(|folder| is_checkpoint(folder)).map(Path::to_owned),
     }
 }
 
-/// The data; if its classes are those that the weights at `path` were trained on, with the numbers that these have there. Other
-/// classes are for the training to learn.
+/// The data; if it has the same classes that the weights at `path` were trained on, with the class indices used there.
+/// Other classes keep their indices, for the network to learn.
 pub(super) fn with_known_classes(data: Box<dyn Dataset>, path: &Path) -> Box<dyn Dataset> {
     let manifest = checkpoint_of(path).and_then(|folder| Manifest::read(&folder).ok());
     let known = manifest.map_or(Vec::new(), |manifest| manifest.classes);
@@ -64,19 +64,19 @@ pub(super) fn with_known_classes(data: Box<dyn Dataset>, path: &Path) -> Box<dyn
     if sorted(&known) != sorted(data.classes()) {
         return data;
     }
-    classes::as_learnt(data, &known).0
+    classes::with_class_indices(data, &known).0
 }
 
-/// The differences that matter to weights: neither the data nor the images' size is learnt by them alone.
-fn matters(difference: &Difference, assumed: &[String]) -> bool {
-    // Who does not tell the number of timesteps tells nothing of the diffusion.
+/// Whether a difference makes the weights unsuitable; the data and the image size may differ.
+fn breaks_weights(difference: &Difference, assumed: &[String]) -> bool {
+    // If the number of timesteps is not recorded, no diffusion setting is.
     let unknown = assumed.contains(&difference.key())
         || (difference.section == "diffusion" && assumed.iter().any(|key| key == "diffusion.timesteps"));
     let of_images = difference.section == "data" || ["im_size", "im_channels"].contains(&difference.name);
-    difference.change == Change::Learnt && !unknown && !of_images
+    difference.change == Change::Breaking && !unknown && !of_images
 }
 
-/// `--set KEY=VALUE` with the value as it was.
+/// `--set KEY=VALUE` with the old value.
 fn flag(difference: &Difference) -> String {
     let value = match &difference.before {
         Some(toml::Value::String(text)) => text.clone(),
@@ -88,19 +88,21 @@ fn flag(difference: &Difference) -> String {
     format!("--set {quote}{}={value}{quote}", difference.key())
 }
 
-/// Gives the trainer the weights, and what a person should know.
-pub(super) fn begin_with(trainer: &mut Trainer, init: Init<'_>) -> Result<Vec<Remark>> {
+/// Loads the weights into the trainer; returns notes and warnings for the user.
+pub(super) fn load_init(trainer: &mut Trainer, init: Init<'_>) -> Result<Vec<Remark>> {
     trainer.set_weights(&read_weights(init.path)?, init.path)?;
-    let Some(Known { config, assumed }) = known(init.path) else { return Ok(Vec::new()) };
+    let Some(TrainedSettings { config, assumed }) = trained_settings(init.path) else {
+        return Ok(Vec::new());
+    };
     let config = config.filled_from(trainer.config());
     let all = config.differences(trainer.config());
-    let learnt: Vec<&Difference> = all.iter().filter(|d| matters(d, &assumed)).collect();
-    let flags: Vec<String> = learnt.iter().map(|d| flag(d)).collect();
-    check_learnt(init.path, &learnt, init.force, &format!("Give {}", flags.join(" ")))?;
-    let said = |d: &&Difference| {
+    let breaking: Vec<&Difference> = all.iter().filter(|d| breaks_weights(d, &assumed)).collect();
+    let flags: Vec<String> = breaking.iter().map(|d| flag(d)).collect();
+    check_breaking(init.path, &breaking, init.force, &format!("Give {}", flags.join(" ")))?;
+    let warning = |d: &&Difference| {
         let text =
-            format!("{} is {}, as forced; the weights were learnt with {}", d.key(), d.now(), d.before());
+            format!("{} is {} (forced); the weights were trained with {}", d.key(), d.now(), d.before());
         Remark::Warning(text)
     };
-    Ok(learnt.iter().map(said).collect())
+    Ok(breaking.iter().map(warning).collect())
 }

@@ -1,30 +1,30 @@
-//! The losses of a training, as far as they compare with each other.
+//! The losses of a run that are comparable with each other.
 
 use super::config::{Config, Difference};
 use super::health::Health;
 use super::run::Metrics;
 use std::collections::VecDeque;
 
-/// Steps whose mean loss is reported and compared.
+/// Number of recent steps whose mean loss is reported and compared.
 pub(super) const WINDOW: usize = 100;
-/// Settings by which losses are of another size, besides all of the section `diffusion`.
-const MEASURE: [&str; 7] =
+/// Settings of the section `train` that change the scale of the loss; all of the section `diffusion` do.
+const LOSS_SCALE_KEYS: [&str; 7] =
     ["loss", "loss_weight", "min_snr_gamma", "p2_gamma", "p2_k", "huber_delta", "vlb_weight"];
 
-/// Whether losses after such a change do not compare with those before; `now` are the settings with it.
-pub(super) fn measured_otherwise(differences: &[Difference], now: &Config) -> bool {
-    let other = |d: &Difference| match d.section {
+/// Whether losses after these changes are not comparable with those before; `now` are the new settings.
+pub(super) fn changes_loss_scale(differences: &[Difference], now: &Config) -> bool {
+    let changes = |d: &Difference| match d.section {
         "diffusion" => true,
-        // Only a learned variance has that loss.
+        // That loss term exists only with a learned variance.
         "train" if d.name == "vlb_weight" => now.diffusion.learned_variance,
-        section => section == "train" && MEASURE.contains(&d.name),
+        section => section == "train" && LOSS_SCALE_KEYS.contains(&d.name),
     };
-    differences.iter().any(other)
+    differences.iter().any(changes)
 }
 
-/// The losses of the steps behind `since`.
+/// The losses of the steps after `since`.
 pub(super) struct Losses {
-    /// Steps after which the losses were measured as they are now.
+    /// Number of the last step whose loss was computed with other settings.
     pub since: u64,
     last: VecDeque<f64>,
     pub health: Health,
@@ -35,8 +35,8 @@ impl Losses {
         Self { since, last: VecDeque::new(), health: Health::new(config) }
     }
 
-    /// Takes the loss of a step, unless it does not compare.
-    pub fn note(&mut self, step: u64, loss: f64) {
+    /// Records the loss of a step, if it is comparable.
+    pub fn record(&mut self, step: u64, loss: f64) {
         if step <= self.since {
             return;
         }
@@ -44,17 +44,17 @@ impl Losses {
             self.last.pop_front();
         }
         self.last.push_back(loss);
-        self.health.note(loss, self.mean().unwrap_or(loss), self.last.len());
+        self.health.record(loss, self.mean().unwrap_or(loss), self.last.len());
     }
 
-    /// Mean of the last ones, at most [`WINDOW`].
+    /// Mean of the last losses, at most [`WINDOW`].
     pub fn mean(&self) -> Option<f64> {
         (!self.last.is_empty()).then(|| self.last.iter().sum::<f64>() / self.last.len() as f64)
     }
 }
 
-/// Mean of the losses that a checkpoint of `step` has noted, of steps behind `since`, as the metrics tell it; `None` where they do
-/// not have the step, or lack one of those before it.
+/// Mean loss that a checkpoint of `step` would have recorded, over steps after `since`, computed from the metrics; `None`
+/// if they lack the step or one of those it averages over.
 pub(super) fn mean_at(metrics: &[Metrics], step: u64, since: u64) -> Option<f64> {
     let mut until = metrics.iter().rev().skip_while(|m| m.step > step).take_while(|m| m.step > since);
     let losses: Vec<f64> = until.clone().take(WINDOW).map(|m| m.loss).collect();
@@ -82,11 +82,11 @@ mod tests {
     }
 
     #[test]
-    fn losses_of_another_measure_are_neither_in_the_mean_nor_in_what_is_told_of_a_divergence() {
+    fn losses_on_another_scale_affect_neither_the_mean_nor_the_divergence_check() {
         let mut losses = Losses::new(&config(&[]), 3);
-        (1..=3).for_each(|step| losses.note(step, 1000.0));
+        (1..=3).for_each(|step| losses.record(step, 1000.0));
         assert_eq!(losses.mean(), None);
-        (4..=30).for_each(|step| losses.note(step, 0.5));
+        (4..=30).for_each(|step| losses.record(step, 0.5));
         assert_eq!((losses.mean(), losses.health.diverged()), (Some(0.5), None));
         let all: Vec<Metrics> = (1..=30).map(|s| metrics(s, if s > 3 { 0.5 } else { 1000.0 })).collect();
         assert_eq!(mean_at(&all, 30, 3), Some(0.5));
@@ -98,10 +98,10 @@ mod tests {
     }
 
     #[test]
-    fn only_settings_of_the_measure_part_the_losses() {
+    fn only_settings_of_the_loss_make_losses_incomparable() {
         let plain = config(&[]);
         let parts = |key: &str, value: &str| {
-            measured_otherwise(&plain.differences(&config(&[(key, value)])), &config(&[(key, value)]))
+            changes_loss_scale(&plain.differences(&config(&[(key, value)])), &config(&[(key, value)]))
         };
         for (key, value) in
             [("train.loss", "l1"), ("train.loss_weight", "min-snr"), ("diffusion.prediction", "v")]

@@ -1,40 +1,40 @@
-//! Averages of a training's weights of any length, made when it is over: Karras et al., "Analyzing and Improving the
+//! EMAs of any length, reconstructed after training (post-hoc EMA): Karras et al., "Analyzing and Improving the
 //! Training Dynamics of Diffusion Models", 2024, section 3 and appendix C.
 //!
-//! A power-function average weighs the weights of step s of t by `(gamma + 1) s^gamma / t^(gamma + 1)` (section 3.1), so that it stays
-//! as long as its training is, in proportion: its relative width [`sigma_rel`] is the deviation of that profile over t. Two
-//! are kept during training, and snapshots of them ([`snapshots`]); the combination of the snapshots whose profile is
-//! nearest to a wanted one is near to the average that would have been kept with it.
+//! A power-function average weights step s of t by `(gamma + 1) s^gamma / t^(gamma + 1)` (section 3.1), so that its length
+//! grows in proportion to the training: its relative width [`sigma_rel`] is the standard deviation of that profile over t.
+//! Training tracks the averages of `train.power_ema` and saves snapshots of them ([`snapshots`]); the linear combination of
+//! snapshots whose profile is closest to a given one approximates the average that would have been tracked with it.
 
 use super::checkpoint::{self, NamedTensor, read_weights_file};
 use super::config::Config;
 use super::run::RunFolder;
 use crate::error::{Error, Result};
-use crate::interop::Texts;
+use crate::interop::EmbeddedTexts;
 use crate::nets;
 use crate::output::SOFTWARE;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// What is added to a profile's product with itself, in parts of it: the rounding of snapshots to f32, squared, is far below, and
-/// without it hundreds of profiles that are nearly alike would be told apart by that rounding.
+/// Relative ridge added to the diagonal of the normal equations. It is far above the squared rounding error of the f32
+/// snapshots; without it, hundreds of nearly identical profiles would be distinguished by that rounding error alone.
 const RIDGE: f64 = 1e-12;
-/// The relative widths that are taken: those of profiles that rise, and not so steeply that they are the last steps alone.
+/// The accepted relative widths: the profile must rise, but not so steeply that it covers only the last steps.
 pub const SIGMA_REL: (f64, f64) = (0.005, 0.28);
 
-/// The relative width of the profile of that exponent: `(gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)` (section 3.1).
+/// The relative width of the profile with exponent `gamma`: `(gamma + 1)^(1/2) (gamma + 2)^(-1) (gamma + 3)^(-1/2)` (section 3.1).
 pub fn sigma_rel(gamma: f64) -> f64 {
     (gamma + 1.0).sqrt() / (gamma + 2.0) / (gamma + 3.0).sqrt()
 }
 
-/// The exponent of the profile of that relative width (appendix C), which falls as the width grows.
+/// The exponent of the profile with that relative width (appendix C); it decreases with the width.
 ///
 /// # Errors
 /// [`Error::Config`] for a width outside [`SIGMA_REL`].
 pub fn gamma(width: f64) -> Result<f64> {
     if !(SIGMA_REL.0..=SIGMA_REL.1).contains(&width) {
         let reason = format!(
-            "{width} is out of range; give {} (the last weights) to {} (nearly all alike), 0.05 to 0.15 being usual",
+            "{width} is out of range; give {} (only the last weights) to {} (nearly uniform); 0.05 to 0.15 is usual",
             SIGMA_REL.0, SIGMA_REL.1
         );
         return Err(Error::Config { key: "sigma-rel".to_owned(), reason });
@@ -47,23 +47,23 @@ pub fn gamma(width: f64) -> Result<f64> {
     Ok(0.5 * (low + high))
 }
 
-/// What such an average keeps of itself in step `t`, counted from 1 (section 3.1). With it the weights of step s have in the
-/// average exactly the integral of the profile from s - 1 to s.
+/// The decay of such an average in step `t`, counted from 1 (section 3.1). With it, the weight of step s in the average is
+/// exactly the integral of the profile from s - 1 to s.
 pub fn decay(gamma: f64, t: u64) -> f64 {
     (1.0 - 1.0 / t as f64).powf(gamma + 1.0)
 }
 
-/// How an average weighs the steps up to t.
+/// The weighting of the steps up to t in an average.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Profile {
-    /// The steps that it is over.
+    /// The number of steps it covers.
     pub t: f64,
     /// The exponent.
     pub gamma: f64,
 }
 
 impl Profile {
-    /// The integral of two profiles' product (appendix C).
+    /// The integral of the product of two profiles (appendix C).
     fn dot(self, other: Self) -> f64 {
         let (first, last) = if self.t < other.t { (self, other) } else { (other, self) };
         (self.gamma + 1.0) * (other.gamma + 1.0) * (first.t / last.t).powf(last.gamma)
@@ -71,36 +71,36 @@ impl Profile {
     }
 }
 
-/// By how much each kept average counts in the combination that is nearest to the wanted one, and how far its profile is
-/// from the wanted, in parts of that (appendix C, least squares).
+/// The coefficients of the linear combination of the `kept` averages that is closest to the `target` profile, and its
+/// relative error in the L2 norm (appendix C, least squares).
 ///
 /// # Errors
-/// [`Error::Config`] where nothing is kept.
-pub fn coefficients(kept: &[Profile], wanted: Profile) -> Result<(Vec<f64>, f64)> {
-    let size: Vec<f64> = kept.iter().map(|p| p.dot(*p).sqrt()).collect();
-    let whole = wanted.dot(wanted).sqrt();
+/// [`Error::Config`] if `kept` is empty.
+pub fn coefficients(kept: &[Profile], target: Profile) -> Result<(Vec<f64>, f64)> {
+    let norm: Vec<f64> = kept.iter().map(|p| p.dot(*p).sqrt()).collect();
+    let target_norm = target.dot(target).sqrt();
     let row = |i: usize| -> Vec<f64> {
         let product =
-            |j: usize| kept[i].dot(kept[j]) / (size[i] * size[j]) + if i == j { RIDGE } else { 0.0 };
+            |j: usize| kept[i].dot(kept[j]) / (norm[i] * norm[j]) + if i == j { RIDGE } else { 0.0 };
         (0..kept.len()).map(product).collect()
     };
-    let right: Vec<f64> = kept.iter().zip(&size).map(|(p, s)| p.dot(wanted) / (s * whole)).collect();
+    let right: Vec<f64> = kept.iter().zip(&norm).map(|(p, s)| p.dot(target) / (s * target_norm)).collect();
     let x = solve((0..kept.len()).map(row).collect(), right.clone());
     if kept.is_empty() || x.iter().any(|x| !x.is_finite()) {
-        let reason = "there are no snapshots that could make it; train with train.power_ema = [0.05, 0.1]";
+        let reason = "there are no snapshots to compute it from; train with train.power_ema = [0.05, 0.1]";
         return Err(Error::Config { key: "sigma-rel".to_owned(), reason: reason.to_owned() });
     }
-    // |p - w|^2 = w w - 2 x b + x A x, of sizes 1.
+    // |p - w|^2 = w w - 2 x b + x A x, with all profiles normalized.
     let square = |i: usize| -> f64 {
-        (0..kept.len()).map(|j| x[i] * x[j] * kept[i].dot(kept[j]) / (size[i] * size[j])).sum()
+        (0..kept.len()).map(|j| x[i] * x[j] * kept[i].dot(kept[j]) / (norm[i] * norm[j])).sum()
     };
-    let far = 1.0 - 2.0 * x.iter().zip(&right).map(|(x, b)| x * b).sum::<f64>()
+    let error = 1.0 - 2.0 * x.iter().zip(&right).map(|(x, b)| x * b).sum::<f64>()
         + (0..kept.len()).map(square).sum::<f64>();
-    let counts = x.iter().zip(&size).map(|(x, s)| x * whole / s).collect();
-    Ok((counts, far.max(0.0).sqrt()))
+    let coefficients = x.iter().zip(&norm).map(|(x, s)| x * target_norm / s).collect();
+    Ok((coefficients, error.max(0.0).sqrt()))
 }
 
-/// `A x = b` by elimination with the largest pivot of each column; not finite where A has none.
+/// Solves `A x = b` by Gaussian elimination with partial pivoting; not finite if A is singular.
 fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
     let n = b.len();
     for k in 0..n {
@@ -122,16 +122,16 @@ fn solve(mut a: Vec<Vec<f64>>, mut b: Vec<f64>) -> Vec<f64> {
     b
 }
 
-/// One kept average.
+/// A saved average.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {
     /// Its profile.
     pub profile: Profile,
-    /// Its file of weights.
+    /// Its weights file.
     pub path: PathBuf,
 }
 
-/// All snapshots of a run, by step.
+/// All snapshots of a run, in step order.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -157,90 +157,99 @@ fn power_width(name: &str) -> Option<f64> {
     name.strip_prefix(checkpoint::POWER)?.strip_suffix(checkpoint::SAFETENSORS)?.parse().ok()
 }
 
-/// An average that was made of snapshots.
+/// An average reconstructed from snapshots.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Averaged {
-    /// The weights; what no training step moves (running statistics) is as in the last snapshot.
+    /// The weights; running statistics are those of the last snapshot.
     pub weights: Vec<NamedTensor>,
-    /// The step that the average ends with.
+    /// The last step of the average.
     pub step: u64,
-    /// Snapshots that it was made of.
+    /// Number of snapshots it was computed from.
     pub snapshots: usize,
-    /// How far its profile is from the wanted one, in parts of that.
+    /// Relative error of its profile.
     pub error: f64,
 }
 
-/// The average of that relative width at a step that has snapshots, the last if none is said.
+/// The average with that relative width at a step with snapshots, by default the last one.
 ///
 /// # Errors
-/// [`Error::Config`] for a width outside [`SIGMA_REL`]; [`Error::Run`] for a run without snapshots there;
-/// [`Error::Checkpoint`] for snapshots that are damaged.
+/// [`Error::Config`] for a width outside [`SIGMA_REL`]; [`Error::Run`] for a run without snapshots at that step;
+/// [`Error::Checkpoint`] for damaged snapshots.
 pub fn average(run: &RunFolder, config: &Config, width: f64, step: Option<u64>) -> Result<Averaged> {
-    let wanted_gamma = gamma(width)?;
+    let target_gamma = gamma(width)?;
     let all = snapshots(run)?;
     let steps = checkpoint::list(&run.snapshots())?;
     let refuse = |reason: String| Error::Run { path: run.path().to_owned(), reason };
     let Some(&last) = steps.last() else {
-        let reason = "has no snapshots of power-function averages; train with --set train.power_ema=0.05,0.1, which keeps some \
+        let reason = "has no snapshots of power-function averages; train with --set train.power_ema=0.05,0.1, which saves them \
                       every train.snapshot_every steps";
         return Err(refuse(reason.to_owned()));
     };
     let step = step.unwrap_or(last);
     if !steps.contains(&step) {
-        let there: Vec<String> = steps.iter().map(u64::to_string).collect();
-        return Err(refuse(format!("has no snapshot of step {step}; there are: {}", there.join(", "))));
+        let available: Vec<String> = steps.iter().map(u64::to_string).collect();
+        return Err(refuse(format!("has no snapshot of step {step}; available: {}", available.join(", "))));
     }
     let used: Vec<Snapshot> = all.into_iter().filter(|s| s.profile.t <= step as f64).collect();
     let profiles: Vec<Profile> = used.iter().map(|s| s.profile).collect();
-    let (counts, error) = coefficients(&profiles, Profile { t: step as f64, gamma: wanted_gamma })?;
+    let (coefficients, error) = coefficients(&profiles, Profile { t: step as f64, gamma: target_gamma })?;
     let channels = config.image_channels().unwrap_or(1);
     let (_, states) = nets::tensors_of(&*nets::from_config(config, channels))?;
     let states: Vec<&str> = states.iter().map(|(name, _)| name.as_str()).collect();
-    let weights = combine(&used, &counts, &states)?;
+    let weights = combine(&used, &coefficients, &states)?;
     Ok(Averaged { weights, step, snapshots: used.len(), error })
 }
 
-/// The sum of the snapshots' tensors times their counts, in f64; the tensors called `as_they_are` are the last's.
-fn combine(used: &[Snapshot], counts: &[f64], as_they_are: &[&str]) -> Result<Vec<NamedTensor>> {
+/// The linear combination of the snapshots' tensors, in f64; the tensors named in `states` are copied from the last one.
+fn combine(used: &[Snapshot], coefficients: &[f64], states: &[&str]) -> Result<Vec<NamedTensor>> {
     let mut sums: Vec<(NamedTensor, Vec<f64>)> = Vec::new();
-    let mut place: HashMap<String, usize> = HashMap::new();
-    for (i, (snapshot, &count)) in used.iter().zip(counts).enumerate() {
+    let mut index: HashMap<String, usize> = HashMap::new();
+    for (i, (snapshot, &coefficient)) in used.iter().zip(coefficients).enumerate() {
         let tensors = read_weights_file(&snapshot.path)?;
-        let odd = |reason: String| Error::Checkpoint { path: snapshot.path.clone(), reason };
+        let mismatch = |reason: String| Error::Checkpoint { path: snapshot.path.clone(), reason };
         if i > 0 && tensors.len() != sums.len() {
-            return Err(odd(format!("has {} tensors, where the others have {}", tensors.len(), sums.len())));
+            return Err(mismatch(format!(
+                "has {} tensors, but the others have {}",
+                tensors.len(),
+                sums.len()
+            )));
         }
         for tensor in tensors {
-            let (at, fresh) = match place.get(&tensor.name) {
+            let (at, new) = match index.get(&tensor.name) {
                 Some(&at) => (at, false),
                 None if i == 0 => {
-                    place.insert(tensor.name.clone(), sums.len());
+                    index.insert(tensor.name.clone(), sums.len());
                     sums.push((tensor.clone(), vec![0.0; tensor.data.len()]));
                     (sums.len() - 1, true)
                 }
-                None => return Err(odd(format!("has the tensor {}, and the others have not", tensor.name))),
+                None => {
+                    return Err(mismatch(format!("has the tensor {}, but the others do not", tensor.name)));
+                }
             };
             let (of, sum) = &mut sums[at];
-            if !fresh && of.shape != tensor.shape {
-                return Err(odd(format!(
-                    "{} is {:?}, and {:?} in the others",
+            if !new && of.shape != tensor.shape {
+                return Err(mismatch(format!(
+                    "{} is {:?}, but {:?} in the others",
                     tensor.name, tensor.shape, of.shape
                 )));
             }
             for (s, &x) in sum.iter_mut().zip(&tensor.data) {
-                *s += count * f64::from(x);
+                *s += coefficient * f64::from(x);
             }
             of.data = tensor.data;
         }
     }
-    let rounded = |(tensor, sum): (NamedTensor, Vec<f64>)| match as_they_are.contains(&tensor.name.as_str()) {
-        true => tensor,
-        false => NamedTensor { data: sum.into_iter().map(|x| x as f32).collect(), ..tensor },
+    let rounded = |(tensor, sum): (NamedTensor, Vec<f64>)| {
+        if states.contains(&tensor.name.as_str()) {
+            tensor
+        } else {
+            NamedTensor { data: sum.into_iter().map(|x| x as f32).collect(), ..tensor }
+        }
     };
     Ok(sums.into_iter().map(rounded).collect())
 }
 
-/// Writes an average of a run where `ddpm sample --weights` takes it, with the run's settings and classes as an export has them.
+/// Writes an average of a run as a file for `ddpm sample --weights`, with the run's settings and classes, as in an export.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -248,9 +257,9 @@ pub fn write(run: &RunFolder, weights: &[NamedTensor], path: &Path) -> Result<()
     let wrong = |reason| Error::Checkpoint { path: path.to_owned(), reason };
     let about = match checkpoint::newest_manifest(&run.checkpoints())? {
         Some((folder, manifest)) => {
-            Texts::of(&manifest.config(&folder)?, &manifest.classes).map_err(wrong)?
+            EmbeddedTexts::of(&manifest.config(&folder)?, &manifest.classes).map_err(wrong)?
         }
-        None => Texts::default(),
+        None => EmbeddedTexts::default(),
     };
     let metadata = [about.metadata(), vec![("software", SOFTWARE)]].concat();
     let bytes = checkpoint::to_bytes_with(weights.iter().map(|t| ("", t)), &metadata).map_err(wrong)?;
@@ -265,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn widths_and_exponents_are_those_of_the_paper() {
+    fn widths_and_exponents_match_the_paper() {
         // Section 3: sigma_rel = 0.05 and 0.10 are gamma = 16.97 and 6.94.
         for (width, want) in [(0.05, 16.97), (0.10, 6.94)] {
             assert!((gamma(width).unwrap() - want).abs() < 0.005, "{width}: {}", gamma(width).unwrap());
@@ -273,17 +282,17 @@ mod tests {
         for width in [0.005, 0.02, 0.15, 0.25, 0.28] {
             let gamma = gamma(width).unwrap();
             assert!((sigma_rel(gamma) / width - 1.0).abs() < 1e-12 && gamma > 0.0);
-            // The deviation of the profile over t, from its moments: E[s] = (g + 1) / (g + 2), E[s^2] = (g + 1) / (g + 3).
+            // The standard deviation of the profile over t, from its moments: E[s] = (g + 1) / (g + 2), E[s^2] = (g + 1) / (g + 3).
             let (mean, square) = ((gamma + 1.0) / (gamma + 2.0), (gamma + 1.0) / (gamma + 3.0));
             assert!(((square - mean * mean).sqrt() / width - 1.0).abs() < 1e-9);
         }
         for bad in [0.0, 0.3, -1.0, f64::NAN] {
-            assert!(gamma(bad).unwrap_err().to_string().contains("0.05 to 0.15 being usual"), "{bad}");
+            assert!(gamma(bad).unwrap_err().to_string().contains("0.05 to 0.15 is usual"), "{bad}");
         }
     }
 
     #[test]
-    fn products_of_profiles_are_their_integrals() {
+    fn profile_products_match_numerical_integrals() {
         const N: usize = 200_000;
         for (a, b) in
             [((100.0, 7.0), (100.0, 17.0)), ((40.0, 3.0), (100.0, 0.5)), ((100.0, 2.0), (70.0, 30.0))]
@@ -299,36 +308,36 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_of_snapshots_is_what_would_have_been_kept() {
+    fn reconstructed_averages_match_tracked_ones() {
         const STEPS: u64 = 2000;
         const EVERY: u64 = 100;
-        // Weights that move quickly at first and wander: as those of a training.
+        // Weights that move quickly at first and then drift, as in training.
         let mut noise = 1u32;
-        let mut wander = 0.0;
+        let mut drift = 0.0;
         let weights: Vec<f64> = (1..=STEPS)
             .map(|t| {
                 noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                wander += (f64::from(noise) / f64::from(u32::MAX) - 0.5) * 0.05;
-                2.0 * (1.0 - (-(t as f64) / 300.0).exp()) + (t as f64 / 150.0).sin() * 0.1 + wander
+                drift += (f64::from(noise) / f64::from(u32::MAX) - 0.5) * 0.05;
+                2.0 * (1.0 - (-(t as f64) / 300.0).exp()) + (t as f64 / 150.0).sin() * 0.1 + drift
             })
             .collect();
         let kept = |gamma: f64| -> Vec<f64> {
             let mut average = f64::NAN;
-            let follow = |(t, w): (u64, &f64)| {
-                let keeps = decay(gamma, t);
-                average = if keeps == 0.0 { *w } else { keeps * average + (1.0 - keeps) * w };
+            let update = |(t, w): (u64, &f64)| {
+                let decay = decay(gamma, t);
+                average = if decay == 0.0 { *w } else { decay * average + (1.0 - decay) * w };
                 average
             };
-            (1..=STEPS).zip(&weights).map(follow).collect()
+            (1..=STEPS).zip(&weights).map(update).collect()
         };
-        let (mut profiles, mut numbers) = (Vec::new(), Vec::new());
+        let (mut profiles, mut values) = (Vec::new(), Vec::new());
         for width in [0.05, 0.10] {
             let gamma = gamma(width).unwrap();
             let all = kept(gamma);
             for t in (EVERY..=STEPS).step_by(EVERY as usize) {
                 profiles.push(Profile { t: t as f64, gamma });
-                // As a file keeps it.
-                numbers.push(f64::from(all[t as usize - 1] as f32));
+                // Rounded, as in a file.
+                values.push(f64::from(all[t as usize - 1] as f32));
             }
         }
         let spread = weights.iter().copied().fold(f64::NEG_INFINITY, f64::max)
@@ -337,7 +346,7 @@ mod tests {
             let up_to = |p: &&Profile| p.t <= t as f64;
             let used: Vec<Profile> = profiles.iter().filter(up_to).copied().collect();
             let of: Vec<f64> =
-                profiles.iter().zip(&numbers).filter(|(p, _)| up_to(p)).map(|(_, n)| *n).collect();
+                profiles.iter().zip(&values).filter(|(p, _)| up_to(p)).map(|(_, n)| *n).collect();
             for (width, profile_error, error) in [
                 (0.05, 1e-5, 1e-5),
                 (0.08, 1e-2, 1e-3),
@@ -346,20 +355,24 @@ mod tests {
                 (0.2, 0.1, 1e-2),
             ] {
                 let gamma = gamma(width).unwrap();
-                let (counts, far) = coefficients(&used, Profile { t: t as f64, gamma }).unwrap();
-                let made: f64 = counts.iter().zip(&of).map(|(c, n)| c * n).sum();
+                let (coefficients, profile_distance) =
+                    coefficients(&used, Profile { t: t as f64, gamma }).unwrap();
+                let got: f64 = coefficients.iter().zip(&of).map(|(c, n)| c * n).sum();
                 let want = kept(gamma)[t as usize - 1];
-                println!("{width} at {t}: profile {far:.1e}, weights {:.1e}", (made - want).abs() / spread);
-                assert!(far < profile_error, "{width} at {t}: {far}");
-                assert!((made - want).abs() < error * spread, "{width} at {t}: {made}, not {want}");
-                assert!((counts.iter().sum::<f64>() - 1.0).abs() < 0.02, "{width} at {t}");
+                println!(
+                    "{width} at {t}: profile {profile_distance:.1e}, weights {:.1e}",
+                    (got - want).abs() / spread
+                );
+                assert!(profile_distance < profile_error, "{width} at {t}: {profile_distance}");
+                assert!((got - want).abs() < error * spread, "{width} at {t}: {got}, not {want}");
+                assert!((coefficients.iter().sum::<f64>() - 1.0).abs() < 0.02, "{width} at {t}");
             }
         }
         assert!(coefficients(&[], Profile { t: 1.0, gamma: 7.0 }).is_err());
     }
 
     #[test]
-    fn linear_equations_are_solved_with_pivots() {
+    fn linear_equations_are_solved_with_pivoting() {
         let a = vec![vec![0.0, 2.0, 1.0], vec![1.0, 1.0, 0.0], vec![3.0, 0.0, -1.0]];
         let x = [1.0, -2.0, 3.0];
         let b = a.iter().map(|row| row.iter().zip(x).map(|(a, x)| a * x).sum()).collect();

@@ -1,32 +1,32 @@
-//! Training steps: algorithm 1 of Ho et al. 2020 on a data set, without files.
+//! Training steps: algorithm 1 of Ho et al. 2020 on a data set. Does not touch run folders.
 
 mod plan;
+mod prepare;
 
 pub use plan::{TrainPlan, outline};
+use prepare::Prepared;
+pub use prepare::memory;
 
 use super::averages::Averages;
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
-use super::config::{Config, DataFacts, OptimizerKind, Size};
+use super::config::{Config, OptimizerKind};
 use super::ema;
-use super::rate::LearningRate;
+use super::lr_schedule::LearningRate;
+use crate::data::Dataset;
 use crate::data::loader::Loader;
-use crate::data::{Dataset, ImageShape};
 use crate::error::{Error, Result};
-use crate::memory;
-use crate::model::{NO_CLASS, NoiseSource, TrainingGraph, check_size, device, load_tensors, read_tensors};
-use crate::nets::{self, Network, StateSpec};
-use crate::objective::Objective;
-use crate::schedule::Schedule;
+use crate::model::{NO_CLASS, TrainingGraph, device, load_tensors, read_tensors};
+use crate::nets::StateSpec;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{AdamStep, Draws, Executor, PlanOptions, Region, StepOutcome, Tensor, clip_scale};
+use ddpm_engine::{AdamStep, Executor, Region, RngKey, StepOutcome, Tensor, clip_scale};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// What a step tells.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// Mean loss of the step's images, before the step.
+    /// Mean loss of the step's images, before the update.
     pub loss: f32,
     /// The learning rate.
     pub learning_rate: f64,
@@ -34,7 +34,7 @@ pub struct StepReport {
     pub grad_norm: f64,
 }
 
-/// What is not finite, if not the loss.
+/// Name of the gradient norm in errors about values that are not finite.
 const GRADIENTS: &str = "the norm of the gradients";
 
 /// A network, its optimizer and its data.
@@ -46,117 +46,27 @@ pub struct Trainer {
     exec: Box<dyn Executor>,
     rate: LearningRate,
     averages: Averages,
-    /// Steps made.
+    /// Steps completed.
     step: u64,
     weights_given: bool,
-    /// The micro-batch whose images were read ahead into the graph.
-    ahead: Option<u32>,
-    /// Whether a step ended in the middle of its updates: some weights are a step ahead of the others.
-    torn: bool,
+    /// The micro-batch whose images were already copied into the graph.
+    prefetched: Option<u32>,
+    /// Whether a step failed in the middle of its updates, so that some weights are a step ahead of the others.
+    partially_updated: bool,
     stop: Arc<AtomicBool>,
 }
 
-/// The labels of a micro-batch for the network, some of them dropped (Ho, Salimans 2022, algorithm 1).
+/// The class labels of a micro-batch, with label dropout (Ho and Salimans 2022, algorithm 1).
 fn labels(labels: &[u32], dropout: f64, seed: u64, number: u32) -> Vec<f32> {
     let dropped = |i: usize| {
-        let draw = Stream::new(seed, Purpose::LabelDropout, number, i as u32).uniforms().next();
-        draw.is_some_and(|u| u < dropout)
+        let uniform = Stream::new(seed, Purpose::LabelDropout, number, i as u32).uniforms().next();
+        uniform.is_some_and(|u| u < dropout)
     };
     labels.iter().enumerate().map(|(i, &l)| if dropped(i) { NO_CLASS } else { l as f32 }).collect()
 }
 
-/// The graph of a training before any memory is taken for it.
-struct Prepared {
-    config: Config,
-    graph: TrainingGraph,
-    options: PlanOptions,
-}
-
-impl Prepared {
-    /// Completes the settings from the data and builds the graph.
-    fn new(config: &Config, data: &dyn Dataset) -> Result<Self> {
-        config.validate()?;
-        let shape = data.shape();
-        // Before the settings are completed, so that the error can name the sizes that would fit.
-        let net: Box<dyn Network> = nets::from_config(config, shape.channels);
-        check_size(&*net, shape.height, shape.width)?;
-        if let Some(classes) = net.classes()
-            && classes != data.classes().len()
-        {
-            let reason = match data.classes().len() {
-                0 => format!("is {classes}, but the images have no classes; leave it unset (none)"),
-                n => format!("is {classes}, but the images have {n} classes; give {n}"),
-            };
-            let key = format!("{}.num_class_embeds", config.network_section());
-            return Err(Error::Config { key, reason });
-        }
-        Self::of(config, shape, data.len())
-    }
-
-    /// The same of `count` images of that shape, whatever their classes are.
-    fn of(config: &Config, shape: ImageShape, count: usize) -> Result<Self> {
-        let size = Size { height: shape.height, width: shape.width };
-        let net: Box<dyn Network> = nets::from_config(config, shape.channels);
-        let config = config.resolve(&DataFacts { count, size, channels: shape.channels })?;
-        config.validate()?;
-        let schedule = Schedule::from_config(&config.diffusion)?;
-        let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
-        let objective = Objective::from_config(&config);
-        let graph = TrainingGraph::with_objective(&*net, &schedule, batch, NoiseSource::Drawn, objective)
-            .map_err(|e| without_variance(e, batch))?;
-        let accumulate = config.train.accumulate > 1;
-        let arithmetic = config.train.arithmetic();
-        // Nobody needs all gradients at once, but who adds them up.
-        let fuse_optimizer = (!accumulate).then_some(graph.loss);
-        let (ema, clip_norm) = (config.train.ema_decay > 0.0, config.train.clip_norm);
-        let late_updates = true;
-        let options = PlanOptions {
-            accumulate,
-            fuse_optimizer,
-            late_updates,
-            clip_norm,
-            arithmetic,
-            ..graph.options(ema)
-        };
-        Ok(Self { config, graph, options })
-    }
-}
-
-/// What to do where batch normalization is left with one value per channel, instead of the node where it is.
-fn without_variance(error: Error, [n, height, width, _]: [usize; 4]) -> Error {
-    match error {
-        Error::Engine(ddpm_engine::Error::Shape { operation: "batch_norm", .. }) if n == 1 => {
-            let reason = format!(
-                "is 1, and of one {height}x{width} image the deepest layers have a single value per channel, which has no \
-                 variance for batch normalization: train with 2 images per step or more (--batch-size 2), or with larger \
-                 images (--size {}x{})",
-                2 * height,
-                2 * width
-            );
-            Error::Config { key: "train.batch_size".to_owned(), reason }
-        }
-        other => other,
-    }
-}
-
-/// Bytes that training with these settings on this data takes, without taking them: of the network with its optimizer,
-/// and of the images.
-///
-/// # Errors
-/// As [`Trainer::new`].
-pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
-    let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
-    let parameters = graph.graph.parameter_count();
-    let network = device(config.train.hardware())?.footprint(graph.graph, &options)?;
-    let data: Arc<dyn Dataset> = Arc::from(data);
-    let images = data.summary().memory_bytes;
-    let ahead = Loader::new(data, config.train.seed, config.train.batch_size).memory();
-    let averages = (config.train.ema_decays.len() + config.train.power_ema.len()) * parameters * 4;
-    Ok(((network.arena_bytes + network.scratch_bytes + averages) as u64, images + ahead))
-}
-
 impl Trainer {
-    /// Prepares to train from the start: settings are completed from the data, and the weights are drawn.
+    /// Prepares training from scratch: completes the settings with properties of the data and initializes the weights.
     pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
         let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
         let mut exec = device(config.train.hardware())?.executor(graph.graph.clone(), &options)?;
@@ -168,26 +78,40 @@ impl Trainer {
             }
         }
         for (spec, t) in &graph.states {
-            exec.write(*t, &vec![spec.value; spec.numbers()])?;
+            exec.write(*t, &vec![spec.value; spec.num_elements()])?;
         }
         let rate = LearningRate::new(&config.train);
         let mut averages = Averages::new(&config.train)?;
         averages.start(&*exec, &graph.parameters)?;
         let data: Arc<dyn Dataset> = Arc::from(data);
         let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
-        let (step, weights_given, ahead, torn, stop) = (0, false, None, false, Arc::default());
-        Ok(Self { config, data, loader, graph, exec, rate, averages, step, weights_given, ahead, torn, stop })
+        let (step, weights_given, prefetched, partially_updated) = (0, false, None, false);
+        let stop = Arc::default();
+        Ok(Self {
+            config,
+            data,
+            loader,
+            graph,
+            exec,
+            rate,
+            averages,
+            step,
+            weights_given,
+            prefetched,
+            partially_updated,
+            stop,
+        })
     }
 
-    /// A flag that ends a [step](Self::step) in the middle, with [`Error::Interrupted`]: nothing has changed then, and the step can
-    /// be made again. Where the executor cannot give up a step whose updates have begun, it is made whole.
+    /// A flag that aborts a [step](Self::step) with [`Error::Interrupted`]; nothing has changed then, and the step can be
+    /// repeated. If the executor cannot abort a step whose updates have begun, the step completes.
     pub fn set_stop(&mut self, stop: Arc<AtomicBool>) {
         self.exec.set_stop(stop.clone());
         self.loader.set_stop(stop.clone());
         self.stop = stop;
     }
 
-    /// The complete settings.
+    /// The completed settings.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -197,7 +121,7 @@ impl Trainer {
         &*self.data
     }
 
-    /// The names of the classes that the network learns, by their numbers; none where it takes no classes.
+    /// The names of the network's classes, by index; empty if it is unconditional.
     pub fn class_names(&self) -> &[String] {
         if self.graph.label.is_some() { self.data.classes() } else { &[] }
     }
@@ -207,12 +131,12 @@ impl Trainer {
         self.data.summary().memory_bytes + self.loader.memory()
     }
 
-    /// Steps made so far.
+    /// Steps completed so far.
     pub fn steps_done(&self) -> u64 {
         self.step
     }
 
-    /// Steps to make in all.
+    /// Total number of steps.
     pub fn steps(&self) -> u64 {
         self.config.train.steps.unwrap_or(0)
     }
@@ -222,7 +146,7 @@ impl Trainer {
         self.rate.at(self.step)
     }
 
-    /// What rounds the results: the CPU's instruction set, or the GPU.
+    /// What determines the rounding of results: the CPU's instruction set, or the GPU.
     pub fn computed_by(&self) -> String {
         let device = self.exec.describe();
         match device.split_once(", ") {
@@ -234,7 +158,7 @@ impl Trainer {
         }
     }
 
-    /// Numbers in the network's parameters.
+    /// Number of parameters of the network.
     pub fn num_parameters(&self) -> u64 {
         self.graph.graph.parameter_count() as u64
     }
@@ -248,8 +172,8 @@ impl Trainer {
         self.config.train.ema_decay > 0.0
     }
 
-    /// Reads the images of a micro-batch, counted from the start of the run, into the graph.
-    fn load(&mut self, number: u64) -> Result<()> {
+    /// Copies the images and labels of a micro-batch, counted from the start of the run, into the graph.
+    fn copy_batch(&mut self, number: u64) -> Result<()> {
         let batch = self.loader.batch(number)?;
         self.exec.write(self.graph.x_0, &batch.images)?;
         if let Some(label) = self.graph.label {
@@ -259,59 +183,56 @@ impl Trainer {
         Ok(())
     }
 
-    /// The draws of a micro-batch.
-    fn draws(&self, number: u32) -> Draws {
-        Draws { seed: self.config.train.seed, step: number, first_index: 0 }
+    /// The random number key of a micro-batch.
+    fn rng_key(&self, number: u32) -> RngKey {
+        RngKey { seed: self.config.train.seed, step: number, first_index: 0 }
     }
 
-    /// The loss of the last run.
+    /// The loss of the last execution.
     fn loss(&self) -> Result<f32> {
         let mut loss = [0.0];
         self.exec.read(self.graph.loss, &mut loss)?;
-        match loss[0].is_finite() {
-            true => Ok(loss[0]),
-            false => Err(self.not_finite("the loss")),
-        }
+        if loss[0].is_finite() { Ok(loss[0]) } else { Err(self.not_finite("the loss")) }
     }
 
     fn not_finite(&self, what: &str) -> Error {
         let advice =
-            "Train with a lower learning rate, and look for broken images in the data (ddpm data check)";
+            "Train with a lower learning rate, and check the data for broken images (ddpm data check)";
         Error::NotFinite { step: self.step + 1, what: what.to_owned(), advice: advice.to_owned() }
     }
 
-    /// The number of a step's micro-batch `k`, counted from the start of the run; `None` beyond what can be counted to.
-    fn number(&self, step: u64, k: u64) -> Option<u32> {
+    /// The number of a step's micro-batch `k`, counted from the start of the run; `None` on overflow.
+    fn micro_batch_number(&self, step: u64, k: u64) -> Option<u32> {
         let first = step.checked_mul(self.config.train.accumulate as u64)?;
         u32::try_from(first.checked_add(k)?).ok()
     }
 
-    /// Reads the images of the step's micro-batch `k` into the graph, if they are not there; the number of the micro-batch.
-    fn begin(&mut self, k: u64) -> Result<u32> {
-        // Images and draws are those of this number: no two micro-batches share them.
-        let number = self.number(self.step, k).ok_or_else(|| Error::Config {
+    /// Copies the images of the step's micro-batch `k` into the graph, unless prefetched; returns the micro-batch's number.
+    fn load_micro_batch(&mut self, k: u64) -> Result<u32> {
+        // The number determines images and random numbers: no two micro-batches share them.
+        let number = self.micro_batch_number(self.step, k).ok_or_else(|| Error::Config {
             key: "train.steps".to_owned(),
             reason: format!("a run has at most {} micro-batches", u32::MAX),
         })?;
-        if self.ahead.take() != Some(number) {
-            self.load(u64::from(number))?;
+        if self.prefetched.take() != Some(number) {
+            self.copy_batch(u64::from(number))?;
         }
         Ok(number)
     }
 
-    /// Reads the images of the next step, while this one goes on. If they cannot be read, the next step will say so.
-    fn read_ahead(&mut self) {
-        let next = self.number(self.step + 1, 0).filter(|_| self.step + 1 < self.steps());
-        self.ahead = next.filter(|&number| self.load(u64::from(number)).is_ok());
+    /// Copies the images of the next step while this one is running. The next step reports any error.
+    fn prefetch(&mut self) {
+        let next = self.micro_batch_number(self.step + 1, 0).filter(|_| self.step + 1 < self.steps());
+        self.prefetched = next.filter(|&number| self.copy_batch(u64::from(number)).is_ok());
     }
 
-    /// The gradients of all micro-batches of the step, in the executor; the mean loss.
-    fn all_gradients(&mut self) -> Result<f32> {
+    /// Accumulates the gradients of the step's micro-batches in the executor; returns the mean loss.
+    fn accumulate_gradients(&mut self) -> Result<f32> {
         let micro_batches = self.config.train.accumulate as u64;
         let mut total = 0.0;
         for k in 0..micro_batches {
-            let number = self.begin(k)?;
-            self.exec.run(self.draws(number))?;
+            let number = self.load_micro_batch(k)?;
+            self.exec.run(self.rng_key(number))?;
             let loss = self.loss()?;
             if micro_batches > 1 {
                 self.exec.accumulate(k == 0)?;
@@ -329,34 +250,34 @@ impl Trainer {
         epochs(step + 1) > epochs(step)
     }
 
-    /// What the network keeps from run to run besides its weights.
+    /// The network's states besides its weights, such as running statistics.
     fn states(&self) -> Result<Vec<NamedTensor>> {
         read_tensors(&*self.exec, &[], &self.graph.states, Region::Weights)
     }
 
-    /// Makes the gradients and moves the weights along them; loss and gradient norm of the step.
-    fn learn(&mut self, learning_rate: f64) -> Result<(f32, f64)> {
-        if self.exec.trains() {
+    /// Computes gradients and updates the weights; returns the loss and the gradient norm.
+    fn optimizer_step(&mut self, learning_rate: f64) -> Result<(f32, f64)> {
+        if self.exec.fuses_optimizer() {
             let adam = self.adam(learning_rate, 1.0);
-            let number = self.begin(0)?;
-            let draws = self.draws(number);
-            let trained = match self.exec.begin_training(draws, &adam)? {
+            let number = self.load_micro_batch(0)?;
+            let key = self.rng_key(number);
+            let trained = match self.exec.begin_training(key, &adam)? {
                 true => {
-                    self.read_ahead();
+                    self.prefetch();
                     self.exec.end_training()?
                 }
-                false => self.exec.train(draws, &adam)?,
+                false => self.exec.train(key, &adam)?,
             };
-            self.torn = matches!(trained, StepOutcome::Stopped { updated: 1.. });
+            self.partially_updated = matches!(trained, StepOutcome::NonFinite { updated: 1.. });
             return match trained {
-                StepOutcome::Whole { loss, gradient_norm } => Ok((loss, gradient_norm)),
-                StepOutcome::Stopped { .. } => {
+                StepOutcome::Applied { loss, gradient_norm } => Ok((loss, gradient_norm)),
+                StepOutcome::NonFinite { .. } => {
                     self.loss()?;
                     Err(self.not_finite(GRADIENTS))
                 }
             };
         }
-        let loss = self.all_gradients()?;
+        let loss = self.accumulate_gradients()?;
         let grad_norm = self.exec.gradient_norm()? / self.config.train.accumulate as f64;
         if !grad_norm.is_finite() {
             return Err(self.not_finite(GRADIENTS));
@@ -367,7 +288,7 @@ impl Trainer {
         Ok((loss, grad_norm))
     }
 
-    /// The optimizer's numbers for the step, with gradients multiplied by `grad_scale`.
+    /// The optimizer's parameters for the step, with gradients multiplied by `grad_scale`.
     fn adam(&self, learning_rate: f64, grad_scale: f64) -> AdamStep {
         let t = &self.config.train;
         AdamStep {
@@ -383,35 +304,36 @@ impl Trainer {
         }
     }
 
-    /// Refuses to go on from weights of which some are a step ahead.
-    fn whole(&self) -> Result<()> {
-        if self.torn { Err(self.not_finite(GRADIENTS)) } else { Ok(()) }
+    /// Fails if some weights are a step ahead of the others.
+    fn check_consistent(&self) -> Result<()> {
+        if self.partially_updated { Err(self.not_finite(GRADIENTS)) } else { Ok(()) }
     }
 
-    /// Makes one step. Images that cannot be read, a loss or a gradient that is not finite, and a [stop](Self::set_stop) are
-    /// errors, and nothing has changed; but where weights are updated in the run
-    /// ([`PlanOptions::fuse_optimizer`]) and a gradient is not finite behind some that were, there are no steps and no
-    /// checkpoints any more, only the same error, until a checkpoint is [restored](Self::restore).
+    /// Takes one step. Unreadable images, a loss or gradient that is not finite, and a [stop](Self::set_stop) are errors
+    /// that leave everything unchanged. The exception: if weights are updated during the backward pass
+    /// ([`fuse_optimizer`](ddpm_engine::PlanOptions::fuse_optimizer)) and a gradient is not finite after some were
+    /// updated, every further step and checkpoint fails with the same error until a checkpoint is
+    /// [restored](Self::restore).
     pub fn step(&mut self) -> Result<StepReport> {
-        self.whole()?;
+        self.check_consistent()?;
         self.exec.snapshot_states()?;
         let learning_rate = self.rate.at(self.step);
-        let (loss, grad_norm) = match self.learn(learning_rate) {
+        let (loss, grad_norm) = match self.optimizer_step(learning_rate) {
             Ok(both) => both,
             Err(error) => {
-                // A device that is lost fails here again: what failed first is told.
+                // A lost device fails again here; report the first error.
                 let _ = self.exec.restore_states();
                 return Err(error);
             }
         };
         let images = self.config.images_per_step();
-        self.averages.follow(&*self.exec, &self.graph.parameters, &self.config.train, self.step, images)?;
+        self.averages.update(&*self.exec, &self.graph.parameters, &self.config.train, self.step, images)?;
         self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
         self.step += 1;
         Ok(StepReport { loss, learning_rate, grad_norm })
     }
 
-    /// A region's parameters with PyTorch's names and layouts; weights and their average with the network's states.
+    /// A region's parameters with PyTorch's names and layouts; weights and their average include the network's states.
     pub fn tensors(&self, region: Region) -> Result<Vec<NamedTensor>> {
         read_tensors(&*self.exec, &self.graph.parameters, self.states_of(region), region)
     }
@@ -421,7 +343,7 @@ impl Trainer {
         load_tensors(&mut *self.exec, &self.graph.parameters, &states, &[region], tensors, origin)
     }
 
-    /// The states that belong to a region's tensors: the optimizer has none, and the average shares the weights'.
+    /// The states that belong to a region's tensors: the optimizer has none, and the average shares those of the weights.
     fn states_of(&self, region: Region) -> &[(StateSpec, Tensor)] {
         match region {
             Region::Weights | Region::Ema => &self.graph.states,
@@ -429,7 +351,7 @@ impl Trainer {
         }
     }
 
-    /// Starts from given weights instead of drawn ones; `origin` names them in errors.
+    /// Starts from given weights instead of random ones; `origin` names them in errors.
     pub fn set_weights(&mut self, weights: &[NamedTensor], origin: &Path) -> Result<()> {
         self.set_tensors(Region::Weights, weights, origin)?;
         if self.has_ema() {
@@ -440,12 +362,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// Whether it started from given weights.
+    /// Whether training started from given weights.
     pub fn weights_given(&self) -> bool {
         self.weights_given
     }
 
-    /// The averages besides the first, by name.
+    /// The additional averages, by name.
     fn averages(&self) -> Result<Vec<(String, Vec<NamedTensor>)>> {
         Ok(self.averages.tensors(&self.graph.parameters, &self.states()?))
     }
@@ -455,14 +377,14 @@ impl Trainer {
         Ok(self.averages()?.into_iter().filter(|(name, _)| Averages::is_power(name)).collect())
     }
 
-    /// Everything that the rest of the training depends on. Refuses weights that are not finite, and those of a
-    /// [step](Self::step) that ended in the middle of its updates.
+    /// Everything that the rest of the training depends on. Fails if weights are not finite, or if a
+    /// [step](Self::step) failed in the middle of its updates.
     pub fn checkpoint(&self, loss: Option<f64>) -> Result<Checkpoint> {
-        self.whole()?;
-        // The tensors, and the largest file of them.
+        self.check_consistent()?;
+        // The tensors, and the largest serialized file.
         let bytes = usize::try_from(self.plan().checkpoint_bytes).unwrap_or(usize::MAX);
-        memory::available(bytes.saturating_mul(3) / 2)
-            .map_err(|reason| memory::refused("a checkpoint", &reason))?;
+        crate::memory::check_available(bytes.saturating_mul(3) / 2)
+            .map_err(|reason| crate::memory::out_of_memory("a checkpoint", &reason))?;
         let weights = self.tensors(Region::Weights)?;
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
             return Err(self.not_finite(&format!("a value of {}", broken.name)));
@@ -483,17 +405,17 @@ impl Trainer {
         })
     }
 
-    /// Takes up where a checkpoint was made; `origin` names it in errors.
+    /// Restores the state of a checkpoint; `origin` names it in errors.
     pub fn restore(&mut self, checkpoint: &Checkpoint, origin: &Path) -> Result<()> {
-        self.ahead = None;
+        self.prefetched = None;
         self.set_tensors(Region::Weights, &checkpoint.weights, origin)?;
-        // Weights from elsewhere have no optimizer's state: it begins as for a new training, at zero.
+        // Imported weights have no optimizer state: it starts at zero, as in a new training.
         if checkpoint.manifest.step > 0 || !checkpoint.exp_avg.is_empty() {
             self.set_tensors(Region::ExpAvg, &checkpoint.exp_avg, origin)?;
             self.set_tensors(Region::ExpAvgSq, &checkpoint.exp_avg_sq, origin)?;
         } else {
             for (i, spec) in self.graph.parameters.iter().enumerate() {
-                let zeros = vec![0.0; spec.numbers()];
+                let zeros = vec![0.0; spec.num_elements()];
                 self.exec.write_parameter(Region::ExpAvg, i, &zeros)?;
                 self.exec.write_parameter(Region::ExpAvgSq, i, &zeros)?;
             }
@@ -506,7 +428,7 @@ impl Trainer {
         self.averages.restore(&*self.exec, &self.graph.parameters, step, averages, origin)?;
         let damaged = |reason| Error::Checkpoint { path: origin.to_owned(), reason };
         self.rate.restore(checkpoint.manifest.plateau).map_err(damaged)?;
-        (self.step, self.torn) = (step, false);
+        (self.step, self.partially_updated) = (step, false);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What samplers draw: the data's distribution, whatever the schedule, the spacing and the prediction.
+//! Samplers reproduce the data distribution with every schedule, spacing and prediction type.
 
 use crate::matrix::{quantiles, wasserstein};
 use crate::mixture::{Mixture, Part};
@@ -6,7 +6,7 @@ use ddpm::Result;
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::sampler::{
-    Levels, Listed, Options, SAMPLERS, SampleStep, Sampler, Seeds, Spacing, Threshold, find,
+    Levels, NoiseKey, SAMPLERS, SampleStep, Sampler, SamplerInfo, SamplerOptions, Spacing, Threshold, find,
 };
 use ddpm::schedule::{Level, Schedule};
 use ddpm::train::config::{DiffusionConfig, ScheduleKind};
@@ -19,17 +19,26 @@ fn schedule() -> Schedule {
     Schedule::linear(1000, 1e-4, 0.02).expect("a schedule")
 }
 
-fn built(sampler: &'static Listed, steps: usize, schedule: &Schedule, p: Prediction) -> Box<dyn Sampler> {
-    let options =
-        Options { sampler, steps: Some(steps), threshold: Some(Threshold::None), ..Options::default() };
+fn built(
+    sampler: &'static SamplerInfo,
+    steps: usize,
+    schedule: &Schedule,
+    p: Prediction,
+) -> Box<dyn Sampler> {
+    let options = SamplerOptions {
+        sampler,
+        steps: Some(steps),
+        threshold: Some(Threshold::None),
+        ..SamplerOptions::default()
+    };
     options.build(schedule, p).expect("a sampler")
 }
 
 fn draw(sampler: &dyn Sampler, mixture: &mut Mixture, seed: u64, first: u32) -> Vec<f32> {
-    sampler.sample(mixture, Seeds { seed, first }, &mut |_| Ok(())).expect("samples")
+    sampler.sample(mixture, NoiseKey { seed, first }, &mut |_| Ok(())).expect("samples")
 }
 
-/// The greatest distance of the distribution function of the samples from the mixture's (Kolmogorov and Smirnov).
+/// Kolmogorov-Smirnov distance of the samples from the mixture.
 fn distance(mixture: &Mixture, mut x: Vec<f32>) -> f64 {
     x.sort_unstable_by(f32::total_cmp);
     let n = x.len() as f64;
@@ -41,23 +50,23 @@ fn distance(mixture: &Mixture, mut x: Vec<f32>) -> f64 {
 }
 
 #[test]
-fn every_sampler_draws_from_the_datas_distribution() {
-    // 1.95 / sqrt(n) is exceeded by true samples once in 1000; as much again for steps that are not infinitely small.
+fn every_sampler_samples_the_data_distribution() {
+    // Exact samples exceed 1.95 / sqrt(n) once in 1000; twice that allows for discretization error.
     const N: usize = 20_000;
-    let most = 2.0 * 1.95 / (N as f64).sqrt();
+    let limit = 2.0 * 1.95 / (N as f64).sqrt();
     for sampler in SAMPLERS {
         let mut mixture = Mixture::new(&schedule(), &MIXTURE, N);
-        let drawn = draw(&*built(sampler, 200, &schedule(), Prediction::Eps), &mut mixture, 4, 0);
-        let far = distance(&mixture, drawn);
-        println!("{:16} {far:.4} of {most:.4}", sampler.name);
-        assert!(far < most, "{}: {far}", sampler.name);
+        let samples = draw(&*built(sampler, 200, &schedule(), Prediction::Eps), &mut mixture, 4, 0);
+        let far = distance(&mixture, samples);
+        println!("{:16} {far:.4} of {limit:.4}", sampler.name);
+        assert!(far < limit, "{}: {far}", sampler.name);
     }
 }
 
 #[test]
-fn a_single_image_is_found_by_every_sampler_schedule_and_prediction() {
-    // The expected image is known to f32's rounding, divided by the signal that is left: 1e-3 at the worst, in the first
-    // step, and made good by later ones. Steps that are so long that they multiply roundings are not asked for.
+fn every_sampler_schedule_and_prediction_finds_a_single_image() {
+    // The predicted image is exact up to f32 rounding divided by the remaining signal: 1e-3 at worst, in the
+    // first step, which later steps correct. Steps so long that they amplify rounding errors are not tested.
     const TOLERANCE: f32 = 1e-4;
     let point = [Part { weight: 1.0, mean: 0.37, deviation: 0.0 }];
     for sampler in SAMPLERS {
@@ -67,13 +76,13 @@ fn a_single_image_is_found_by_every_sampler_schedule_and_prediction() {
                 let schedule = Schedule::from_config(&config).expect("a schedule");
                 for prediction in Prediction::ALL {
                     for &spacing in sampler.spacings {
-                        // Sigmas are too far apart in so few steps, and refused (spacing.rs).
+                        // Sigma spacing is refused for so few steps (spacing.rs).
                         for steps in if spacing == Spacing::Sigma { vec![] } else { vec![10, 37] } {
-                            let options = Options {
+                            let options = SamplerOptions {
                                 sampler,
                                 steps: Some(steps),
                                 spacing: Some(spacing),
-                                ..Options::default()
+                                ..SamplerOptions::default()
                             };
                             let mut mixture = Mixture::new(&schedule, &point, 3);
                             mixture.prediction = prediction;
@@ -93,8 +102,8 @@ fn a_single_image_is_found_by_every_sampler_schedule_and_prediction() {
 }
 
 #[test]
-fn white_images_are_white_from_no_signal_in_any_number_of_steps() {
-    // As above, of 1 instead of 0.37, and from the timestep at which nothing is left: an eighth of what one of 255 is.
+fn white_images_stay_white_from_zero_signal_in_any_number_of_steps() {
+    // As above, for 1 instead of 0.37 and from a timestep without signal: an eighth of 1/255 of the range.
     const TOLERANCE: f32 = 1e-3;
     let white = [Part { weight: 1.0, mean: 1.0, deviation: 0.0 }];
     for sampler in SAMPLERS {
@@ -107,8 +116,14 @@ fn white_images_are_white_from_no_signal_in_any_number_of_steps() {
                         [1, 2, 3, 5, 10].map(|n| [(n, Threshold::None), (n, Threshold::Clip)]).concat()
                     {
                         let (steps, spacing, threshold) = (Some(steps), Some(spacing), Some(threshold));
-                        let options = Options { sampler, steps, spacing, threshold, ..Options::default() };
-                        // Refused where no sampler can (spacing.rs).
+                        let options = SamplerOptions {
+                            sampler,
+                            steps,
+                            spacing,
+                            threshold,
+                            ..SamplerOptions::default()
+                        };
+                        // Refused where no sampler works (spacing.rs).
                         let Ok(built) = options.build(&schedule, prediction) else { continue };
                         let mut mixture = Mixture::new(&schedule, &white, 3);
                         mixture.prediction = prediction;
@@ -123,7 +138,7 @@ fn white_images_are_white_from_no_signal_in_any_number_of_steps() {
     }
 }
 
-/// A network whose noise is off by a fiftieth of what it is, at random.
+/// A network whose predicted noise has a random error of 2 %.
 struct Imperfect(Mixture);
 
 impl Denoiser for Imperfect {
@@ -145,17 +160,21 @@ impl Denoiser for Imperfect {
 }
 
 #[test]
-fn errors_that_clipping_cuts_off_do_not_pile_up_over_ddims_steps_with_the_clipped_output() {
-    // The measurement behind the default.
+fn clipped_model_output_keeps_errors_from_accumulating_over_ddim_steps() {
+    // The measurement that justifies the default.
     const N: usize = 5000;
     let quantiles = quantiles(&schedule(), N);
     let sampler = find("ddim").expect("there");
     let far = |used| {
-        let options =
-            Options { sampler, steps: Some(1000), use_clipped_model_output: used, ..Options::default() };
+        let options = SamplerOptions {
+            sampler,
+            steps: Some(1000),
+            use_clipped_model_output: used,
+            ..SamplerOptions::default()
+        };
         let built = options.build(&schedule(), Prediction::Eps).expect("a sampler");
         let mut network = Imperfect(Mixture::new(&schedule(), &MIXTURE, N));
-        let x = built.sample(&mut network, Seeds { seed: 4, first: 0 }, &mut |_| Ok(())).expect("samples");
+        let x = built.sample(&mut network, NoiseKey { seed: 4, first: 0 }, &mut |_| Ok(())).expect("samples");
         wasserstein(x, &quantiles)
     };
     let (clipped, predicted) = (far(Some(true)), far(Some(false)));
@@ -179,51 +198,52 @@ fn an_image_does_not_depend_on_its_batch() {
 }
 
 #[test]
-fn all_steps_are_shown_and_an_error_stops_them() {
+fn all_steps_are_reported_and_an_error_stops_sampling() {
     for sampler in SAMPLERS {
         let mut mixture = Mixture::new(&schedule(), &MIXTURE, 2);
         let sampler = built(sampler, 12, &schedule(), Prediction::Eps);
         let mut seen = Vec::new();
         let mut last = Vec::new();
-        let seeds = Seeds { seed: 1, first: 0 };
-        let x = sampler.sample(&mut mixture, seeds, &mut |step| {
+        let key = NoiseKey { seed: 1, first: 0 };
+        let x = sampler.sample(&mut mixture, key, &mut |step| {
             seen.push((step.done, step.steps));
             last = step.x.to_vec();
             Ok(())
         });
         assert_eq!(seen, (1..=12).map(|i| (i, 12)).collect::<Vec<_>>());
         assert_eq!(x.expect("samples"), last);
-        let asked = mixture.asked;
-        let stopped = sampler.sample(&mut mixture, seeds, &mut |_| Err(ddpm::Error::Interrupted));
-        assert!(stopped.is_err() && mixture.asked - asked <= asked / 2);
+        let evals = mixture.evals;
+        let stopped = sampler.sample(&mut mixture, key, &mut |_| Err(ddpm::Error::Interrupted));
+        assert!(stopped.is_err() && mixture.evals - evals <= evals / 2);
     }
 }
 
-/// The mean distance from where the probability flow ends, for each number of steps, at a level that all visit.
-fn errors(sampler: &'static Listed, steps: &[usize]) -> Vec<f64> {
+/// Mean error against the exact probability flow ODE for each number of steps, at a level that all of them
+/// visit.
+fn errors(sampler: &'static SamplerInfo, steps: &[usize]) -> Vec<f64> {
     const N: usize = 64;
     let timesteps = 1024;
     let schedule = Schedule::linear(timesteps, 1e-4, 0.02).expect("a schedule");
-    // Even steps in t are whole where they divide T, and the level is T / 4.
+    // Steps even in t are integers if their number divides T; the level is T / 4.
     let even = sampler.spacings == [Spacing::Uniform];
     let spacing = if even { Spacing::Uniform } else { Spacing::Exponential };
     let of = |&steps: &usize| {
-        let options = Options {
+        let options = SamplerOptions {
             sampler,
             steps: Some(steps),
             spacing: Some(spacing),
             threshold: Some(Threshold::None),
-            ..Options::default()
+            ..SamplerOptions::default()
         };
         let mut mixture = Mixture::new(&schedule, &MIXTURE, N);
         let exact = Mixture::new(&schedule, &MIXTURE, N);
         let levels = Levels::new(&schedule, Prediction::Eps, Some(steps), spacing).expect("levels");
-        // Done steps: those to the last level before no noise, or to T / 4.
+        // Steps done: up to the last noisy level, or to T / 4.
         let compared = if even { 3 * steps / 4 - 1 } else { steps - 1 };
         let (from, to) = (levels.at(0), levels.at(compared));
-        let seeds = Seeds { seed: 3, first: 0 };
+        let key = NoiseKey { seed: 3, first: 0 };
         let mut start = vec![0.0; N];
-        seeds.fill(Purpose::SampleStart, 0, 1, &mut start);
+        key.fill(Purpose::SampleStart, 0, 1, &mut start);
         let mut error = f64::NAN;
         let mut measure = |step: SampleStep<'_>| {
             if step.done == compared {
@@ -237,7 +257,7 @@ fn errors(sampler: &'static Listed, steps: &[usize]) -> Vec<f64> {
         options
             .build(&schedule, Prediction::Eps)
             .expect("a sampler")
-            .sample(&mut mixture, seeds, &mut measure)
+            .sample(&mut mixture, key, &mut measure)
             .expect("samples");
         error
     };
@@ -245,8 +265,8 @@ fn errors(sampler: &'static Listed, steps: &[usize]) -> Vec<f64> {
 }
 
 #[test]
-fn the_measured_order_is_the_declared_one() {
-    // What is left of higher orders at 64 steps and more.
+fn the_measured_order_matches_the_declared_one() {
+    // Contribution of higher orders at 64 or more steps.
     const ORDER_TOLERANCE: f64 = 0.25;
     for sampler in SAMPLERS {
         let Some(order) = sampler.order else { continue };

@@ -1,4 +1,4 @@
-//! Every sampler of the list, with a denoiser that is known exactly.
+//! Every registered sampler, with an exactly known denoiser.
 
 mod distribution;
 mod golden;

@@ -1,31 +1,31 @@
-// Multi-head self-attention in f32, in tiles; the weights are never stored. qkv [n, tokens, 3 c], o [n, tokens, c],
+// Multi-head self-attention in f32, in tiles; the attention weights are never stored. qkv [n, tokens, 3 c], o [n, tokens, c],
 // lse [n, tokens, heads].
 //
-// A query (or, for dk and dv, a key) belongs to T neighbouring threads; each has E numbers of the head's width in
-// registers, in fours T apart, so that the threads of one key read shared memory side by side. E T is the head's width or
-// more: what lies behind it is zero. Tiles of keys (or queries) go through shared memory. Powers are of 2: queries are
-// multiplied by log2(e) / sqrt(width).
+// T neighbouring threads share a query (or, for dk and dv, a key); each holds E elements of the head's width in registers, in
+// groups of four that are T groups apart, so that the threads of one key read adjacent shared memory. E T is at least the head's
+// width; elements beyond it are zero. Tiles of keys (or queries) go through shared memory. Exponentials are base 2: queries are
+// scaled by log2(e) / sqrt(width).
 
 #define THREADS 128
 
-// Keys of a tile whose rows have D numbers: two such tiles take 32 KiB at most.
+// Keys per tile, for rows of D elements: two such tiles take at most 32 KiB.
 template <int D> struct Tile {
     static const int ROWS = 4096 / D < 64 ? 4096 / D : 64;
 };
 
-// Place in the head's row of register i of a thread.
-template <int T> __device__ __forceinline__ int place_of(int i, int thread) { return (i / 4 * T + thread) * 4 + i % 4; }
+// Position within the head's row of register i of a thread.
+template <int T> __device__ __forceinline__ int column_of(int i, int thread) { return (i / 4 * T + thread) * 4 + i % 4; }
 
 template <int E, int T> __device__ __forceinline__ float sum_of_threads(float v) {
     for (int d = 1; d < T; d *= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
     return v;
 }
 
-// Registers from a row of global memory, zeros behind the width.
+// Loads registers from a row of global memory, with zeros beyond the width.
 template <int E, int T>
 __device__ __forceinline__ void load_row(const float *row, bool there, int width, int thread, float scale, float (&out)[E]) {
     for (int i = 0; i < E; i++) {
-        int d = place_of<T>(i, thread);
+        int d = column_of<T>(i, thread);
         out[i] = there && d < width ? row[d] * scale : 0.0f;
     }
 }
@@ -33,12 +33,12 @@ __device__ __forceinline__ void load_row(const float *row, bool there, int width
 template <int E, int T>
 __device__ __forceinline__ void store_row(float *row, int width, int thread, float scale, const float (&v)[E]) {
     for (int i = 0; i < E; i++) {
-        int d = place_of<T>(i, thread);
+        int d = column_of<T>(i, thread);
         if (d < width) row[d] = v[i] * scale;
     }
 }
 
-// Rows `first ..` of a tensor with `stride` numbers a token into a tile, zeros where there is nothing.
+// Loads rows `first ..` of a tensor with `stride` elements per token into a tile, with zeros out of range.
 template <int D>
 __device__ __forceinline__ void load_tile(const float *from, int stride, int first, int tokens, int width, float *tile) {
     for (int i = threadIdx.x; i < Tile<D>::ROWS * D; i += THREADS) {
@@ -74,36 +74,36 @@ template <int E, int T> __device__ __forceinline__ void add_row(float p, const f
 // Block x: queries; y: head; z: image.
 template <int E, int T>
 __device__ void attention_forward(const float *qkv, float *o, float *lse, int tokens, int c, int heads, const Control *control,
-                                  Drop drop) {
+                                  Dropout drop) {
     const int D = E * T, ROWS = Tile<D>::ROWS, STEP = ROWS < 8 ? ROWS : 8;
     __shared__ float4 k_memory[ROWS * D / 4], v_memory[ROWS * D / 4];
     float *keys = (float *)k_memory, *values = (float *)v_memory;
     int head = blockIdx.y, width = c / heads, thread = threadIdx.x % T;
     int query = blockIdx.x * (THREADS / T) + threadIdx.x / T;
-    const float *of_head = qkv + blockIdx.z * tokens * 3 * c + head * width;
-    float q[E], sum[E], most = -INFINITY, total = 0.0f;
-    load_row<E, T>(of_head + query * 3 * c, query < tokens, width, thread, 1.4426950408889634f / sqrtf((float)width), q);
+    const float *head_base = qkv + blockIdx.z * tokens * 3 * c + head * width;
+    float q[E], sum[E], row_max = -INFINITY, total = 0.0f;
+    load_row<E, T>(head_base + query * 3 * c, query < tokens, width, thread, 1.4426950408889634f / sqrtf((float)width), q);
     for (int i = 0; i < E; i++) sum[i] = 0.0f;
     for (int first = 0; first < tokens; first += ROWS) {
         __syncthreads();
-        load_tile<D>(of_head + c, 3 * c, first, tokens, width, keys);
-        load_tile<D>(of_head + 2 * c, 3 * c, first, tokens, width, values);
+        load_tile<D>(head_base + c, 3 * c, first, tokens, width, keys);
+        load_tile<D>(head_base + 2 * c, 3 * c, first, tokens, width, values);
         __syncthreads();
         for (int row = 0; row < ROWS && first + row < tokens; row += STEP) {
-            float s[STEP], next = most;
+            float s[STEP], new_max = row_max;
             for (int i = 0; i < STEP; i++) {
                 s[i] = dot<E, T>(q, keys + (row + i) * D, thread);
                 if (first + row + i >= tokens) s[i] = -INFINITY;
-                next = fmaxf(next, s[i]);
+                new_max = fmaxf(new_max, s[i]);
             }
-            float shrink = exp2f(most - next);
-            most = next;
-            total *= shrink;
-            for (int i = 0; i < E; i++) sum[i] *= shrink;
+            float rescale = exp2f(row_max - new_max);
+            row_max = new_max;
+            total *= rescale;
+            for (int i = 0; i < E; i++) sum[i] *= rescale;
             for (int i = 0; i < STEP; i++) {
-                float p = exp2f(s[i] - most);
+                float p = exp2f(s[i] - row_max);
                 total += p;
-                p *= drop_factor(drop, control, head, tokens, query, first + row + i);
+                p *= dropout_factor(drop, control, head, tokens, query, first + row + i);
                 add_row<E, T>(p, values + (row + i) * D, thread, sum);
             }
         }
@@ -111,14 +111,14 @@ __device__ void attention_forward(const float *qkv, float *o, float *lse, int to
     if (query < tokens) {
         int token = blockIdx.z * tokens + query;
         store_row<E, T>(o + token * c + head * width, width, thread, 1.0f / total, sum);
-        if (thread == 0) lse[token * heads + head] = (most + log2f(total)) * 0.69314718055994531f;
+        if (thread == 0) lse[token * heads + head] = (row_max + log2f(total)) * 0.69314718055994531f;
     }
 }
 
 #ifdef ATTENTION_DELTA
-// delta[token, head] = do . o of the head.
+// delta[token, head] = do . o, per head.
 extern "C" __global__ void attention_delta(In o, In d_o, float *delta, int n, int width) {
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < n; i += grid_size()) {
         float sum = 0.0f;
         int d = 0;
         if (width % 8 == 0)
@@ -138,29 +138,29 @@ extern "C" __global__ void attention_delta(In o, In d_o, float *delta, int n, in
 // dq = sum over keys of ds k / sqrt(width), ds = p (D (do . v) - delta).
 template <int E, int T>
 __device__ void attention_dq(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv, int tokens,
-                             int c, int heads, const Control *control, Drop drop) {
+                             int c, int heads, const Control *control, Dropout drop) {
     const int D = E * T, ROWS = Tile<D>::ROWS;
     __shared__ float4 k_memory[ROWS * D / 4], v_memory[ROWS * D / 4];
     float *keys = (float *)k_memory, *values = (float *)v_memory;
     int head = blockIdx.y, width = c / heads, thread = threadIdx.x % T;
     int query = blockIdx.x * (THREADS / T) + threadIdx.x / T, token = blockIdx.z * tokens + query;
     bool there = query < tokens;
-    const float *of_head = qkv + blockIdx.z * tokens * 3 * c + head * width;
+    const float *head_base = qkv + blockIdx.z * tokens * 3 * c + head * width;
     float q[E], g[E], sum[E], scale = 1.0f / sqrtf((float)width);
-    load_row<E, T>(of_head + query * 3 * c, there, width, thread, 1.4426950408889634f * scale, q);
+    load_row<E, T>(head_base + query * 3 * c, there, width, thread, 1.4426950408889634f * scale, q);
     load_row<E, T>(d_o + token * c + head * width, there, width, thread, 1.0f, g);
     for (int i = 0; i < E; i++) sum[i] = 0.0f;
     float log2_total = there ? lse[token * heads + head] * 1.4426950408889634f : 0.0f;
     float mean = there ? delta[token * heads + head] : 0.0f;
     for (int first = 0; first < tokens; first += ROWS) {
         __syncthreads();
-        load_tile<D>(of_head + c, 3 * c, first, tokens, width, keys);
-        load_tile<D>(of_head + 2 * c, 3 * c, first, tokens, width, values);
+        load_tile<D>(head_base + c, 3 * c, first, tokens, width, keys);
+        load_tile<D>(head_base + 2 * c, 3 * c, first, tokens, width, values);
         __syncthreads();
         for (int row = 0; row < ROWS && first + row < tokens; row++) {
             float p = exp2f(dot<E, T>(q, keys + row * D, thread) - log2_total);
             float dp = dot<E, T>(g, values + row * D, thread);
-            dp *= drop_factor(drop, control, head, tokens, query, first + row);
+            dp *= dropout_factor(drop, control, head, tokens, query, first + row);
             add_row<E, T>(p * (dp - mean), keys + row * D, thread, sum);
         }
     }
@@ -170,7 +170,7 @@ __device__ void attention_dq(const float *qkv, const float *lse, const float *de
 // dk = sum over queries of ds q / sqrt(width), dv = sum over queries of p D do.
 template <int E, int T>
 __device__ void attention_dkv(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv, int tokens,
-                              int c, int heads, const Control *control, Drop drop) {
+                              int c, int heads, const Control *control, Dropout drop) {
     const int D = E * T, ROWS = Tile<D>::ROWS;
     __shared__ float4 q_memory[ROWS * D / 4], g_memory[ROWS * D / 4];
     __shared__ float logs[ROWS], means[ROWS];
@@ -178,14 +178,14 @@ __device__ void attention_dkv(const float *qkv, const float *lse, const float *d
     int head = blockIdx.y, width = c / heads, thread = threadIdx.x % T;
     int key = blockIdx.x * (THREADS / T) + threadIdx.x / T;
     bool there = key < tokens;
-    const float *of_head = qkv + blockIdx.z * tokens * 3 * c + head * width;
+    const float *head_base = qkv + blockIdx.z * tokens * 3 * c + head * width;
     float k[E], v[E], dk[E], dv[E], scale = 1.0f / sqrtf((float)width);
-    load_row<E, T>(of_head + key * 3 * c + c, there, width, thread, 1.4426950408889634f * scale, k);
-    load_row<E, T>(of_head + key * 3 * c + 2 * c, there, width, thread, 1.0f, v);
+    load_row<E, T>(head_base + key * 3 * c + c, there, width, thread, 1.4426950408889634f * scale, k);
+    load_row<E, T>(head_base + key * 3 * c + 2 * c, there, width, thread, 1.0f, v);
     for (int i = 0; i < E; i++) dk[i] = dv[i] = 0.0f;
     for (int first = 0; first < tokens; first += ROWS) {
         __syncthreads();
-        load_tile<D>(of_head, 3 * c, first, tokens, width, queries);
+        load_tile<D>(head_base, 3 * c, first, tokens, width, queries);
         load_tile<D>(d_o + blockIdx.z * tokens * c + head * width, c, first, tokens, width, gradients);
         for (int i = threadIdx.x; i < ROWS; i += THREADS) {
             int at = (blockIdx.z * tokens + first + i) * heads + head;
@@ -196,7 +196,7 @@ __device__ void attention_dkv(const float *qkv, const float *lse, const float *d
         for (int row = 0; row < ROWS && first + row < tokens; row++) {
             float p = exp2f(dot<E, T>(k, queries + row * D, thread) - logs[row]);
             float dp = dot<E, T>(v, gradients + row * D, thread);
-            float factor = drop_factor(drop, control, head, tokens, first + row, key);
+            float factor = dropout_factor(drop, control, head, tokens, first + row, key);
             add_row<E, T>(p * factor, gradients + row * D, thread, dv);
             add_row<E, T>(p * (dp * factor - means[row]), queries + row * D, thread, dk);
         }
@@ -212,22 +212,22 @@ __device__ void attention_dkv(const float *qkv, const float *lse, const float *d
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_##NAME(const float *qkv, float *o, float *lse, int tokens, int c, int heads, const Control *control,    \
                          u32 purpose, u32 threshold, float scale) {                                                       \
-        attention_forward<E, T>(qkv, o, lse, tokens, c, heads, control, Drop{purpose, threshold, scale, (int)blockIdx.z});                 \
+        attention_forward<E, T>(qkv, o, lse, tokens, c, heads, control, Dropout{purpose, threshold, scale, (int)blockIdx.z});                 \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_dq_##NAME(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,        \
                             int tokens, int c, int heads, const Control *control, u32 purpose, u32 threshold,             \
                             float scale) {                                                                                \
-        attention_dq<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale, (int)blockIdx.z});       \
+        attention_dq<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Dropout{purpose, threshold, scale, (int)blockIdx.z});       \
     }                                                                                                                     \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                                 \
         attention_dkv_##NAME(const float *qkv, const float *lse, const float *delta, const float *d_o, float *dqkv,       \
                              int tokens, int c, int heads, const Control *control, u32 purpose, u32 threshold,            \
                              float scale) {                                                                               \
-        attention_dkv<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Drop{purpose, threshold, scale, (int)blockIdx.z});      \
+        attention_dkv<E, T>(qkv, lse, delta, d_o, dqkv, tokens, c, heads, control, Dropout{purpose, threshold, scale, (int)blockIdx.z});      \
     }
 
-// By the head's width, at most.
+// One instantiation per maximum head width.
 #ifdef ATTENTION_4
 ATTENTION(4, 1, 4)
 #endif

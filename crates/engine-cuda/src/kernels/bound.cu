@@ -1,42 +1,42 @@
-// The variational bound as a loss of a learned variance: ddpm_kernels::bound, in f64, number by number.
+// The variational bound as the loss of a learned variance: ddpm_kernels::bound, elementwise in f64.
 
-// What the term of a timestep needs, as a row of the table has it.
+// Coefficients of a timestep's term: one row of the table.
 struct BoundStep {
     double from_x_t, from_output, posterior_x_0, low, high, decoder;
 };
 
-// A term in nats, and its slope by the logarithm of the variance.
+// A term in nats, and its derivative with respect to the log variance.
 struct Term {
-    double value, slope;
+    double value, grad;
 };
 
-// The share of a standard normal below z.
-__device__ __forceinline__ double share_below(double z) { return 0.5 * erfc(-z * 0.70710678118654752440); }
+// Standard normal CDF.
+__device__ __forceinline__ double normal_cdf(double z) { return 0.5 * erfc(-z * 0.70710678118654752440); }
 
-// z times the density at z; 0 at the infinite ends.
-__device__ __forceinline__ double below_slope(double z) {
+// z times the standard normal density; 0 at infinity.
+__device__ __forceinline__ double z_density(double z) {
     return fabs(z) == (double)INFINITY ? 0.0 : z * 0.3989422804014327 * exp(-0.5 * z * z);
 }
 
-// The divergence of two normals, from the difference of their means and the logarithms of their variances.
+// KL divergence of two normal distributions, from the difference of their means and their log variances.
 __device__ __forceinline__ Term divergence(double difference, double log_q, double log_p) {
     double share = exp(log_q - log_p) + difference * difference * exp(-log_p);
     return {0.5 * (log_p - log_q - 1.0 + share), 0.5 * (1.0 - share)};
 }
 
-// The negative logarithm of a level's probability; the darkest and the brightest have no outer end.
+// Negative log likelihood of a discretised level; the extreme levels extend to infinity.
 __device__ __forceinline__ Term decoder(double x, double mean, double log_variance) {
-    const double half_level = 1.0 / 255.0, edge = 0.999, least = 1e-12;
+    const double half_level = 1.0 / 255.0, edge = 0.999, min_probability = 1e-12;
     double inverse = exp(-0.5 * log_variance);
     double below = x < -edge ? -(double)INFINITY : (x - mean - half_level) * inverse;
     double above = x > edge ? (double)INFINITY : (x - mean + half_level) * inverse;
-    // From the side on which both shares are small, so that their difference keeps its digits.
-    double probability = below > 0.0 ? share_below(-below) - share_below(-above) : share_below(above) - share_below(below);
-    if (probability <= least) return {-log(least), 0.0};
-    return {-log(probability), -0.5 * (below_slope(below) - below_slope(above)) / probability};
+    // Use the tail in which both probabilities are small, so that their difference does not cancel.
+    double probability = below > 0.0 ? normal_cdf(-below) - normal_cdf(-above) : normal_cdf(above) - normal_cdf(below);
+    if (probability <= min_probability) return {-log(min_probability), 0.0};
+    return {-log(probability), -0.5 * (z_density(below) - z_density(above)) / probability};
 }
 
-// The term of number i, and its slope by v.
+// The term of element i, and its derivative with respect to v.
 __device__ __forceinline__ Term bound_term(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
                                            const BoundStep *steps, int count, int image, int i) {
     BoundStep k = steps[min((int)t[i / image], count - 1)];
@@ -45,11 +45,11 @@ __device__ __forceinline__ Term bound_term(const float *output, const float *v, 
     double log_variance = part * k.high + (1.0 - part) * k.low;
     Term term = k.decoder != 0.0 ? decoder((double)x_0[i], mean, log_variance)
                                  : divergence(k.posterior_x_0 * ((double)x_0[i] - mean), k.low, log_variance);
-    term.slope *= 0.5 * (k.high - k.low);
+    term.grad *= 0.5 * (k.high - k.low);
     return term;
 }
 
-// y = factor times the sum of the terms, in parts of `run` numbers.
+// y = factor times the sum of the terms, in partial sums of `run` elements.
 extern "C" __global__ void bound(const float *output, const float *v, const float *x_0, const float *x_t, const float *t,
                                  const BoundStep *steps, const double *factor, float *y, double *parts, u32 *counter, int n,
                                  int image, int count, int run) {
@@ -64,6 +64,6 @@ extern "C" __global__ void bound_grad(const float *output, const float *v, const
                                       const float *dloss, const BoundStep *steps, const double *factor, float *dv, int n,
                                       int image, int count) {
     double share = factor[0] * (double)dloss[0];
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid())
-        dv[i] = (float)(share * bound_term(output, v, x_0, x_t, t, steps, count, image, i).slope);
+    for (int i = grid_thread(); i < n; i += grid_size())
+        dv[i] = (float)(share * bound_term(output, v, x_0, x_t, t, steps, count, image, i).grad);
 }

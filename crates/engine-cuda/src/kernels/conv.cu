@@ -1,39 +1,39 @@
-// Convolution, its transpose and its weight gradient as implicit matrix products, and plain matrix products (1x1).
+// Convolution, its transpose and its weight gradient as implicit GEMM, and plain matrix products (1x1).
 //
-// C[m, n] = sum over k of A[m, k] B[k, n], in tiles of a block of 256 threads. The factors come through shared memory in
-// steps of 16 words of 32 bits along k: f32 numbers for the plain arithmetic, tf32 numbers or pairs of bf16 numbers for
-// tensor cores. Where there are few tiles, k is split over blocks (z), whose sums `conv_finish` adds in order.
+// C[m, n] = sum over k of A[m, k] B[k, n], one tile per block of 256 threads. Operands go through shared memory in steps of 16
+// 32-bit words along k: f32 elements for FMA, tf32 elements or pairs of bf16 elements for tensor cores. If there are few tiles,
+// k is split over blocks (z), whose partial sums `conv_split_k_reduce` adds in order.
 //
 //              A[m, k]                                         B[k, n]                      m        n     k
 //   forward    x, gathered: pixel m, (tap, channel) k          w [taps, cin, cout]          pixels   cout  taps cin
 //   transpose  x, gathered: pixel m of a phase                 w, transposed                pixels   cin   taps cout
 //   weights    x, gathered: (tap, channel) m, pixel k          dy [pixels, cout]            taps cin cout  pixels
 //
-// A tap is a fixed offset: output pixel (i, j) of a phase meets input pixel (i stride_y + dy, j stride_x + dx).
+// A tap is a fixed offset: output pixel (i, j) of a phase reads input pixel (i stride_y + dy, j stride_x + dx).
 
 __device__ __forceinline__ float4 zeros() { return make_float4(0.0f, 0.0f, 0.0f, 0.0f); }
 
-// Numbers in f32, with what `In` has: kernels for f32 ask no format.
-struct Floats {
+// An f32 tensor with the interface of `In`, so that f32 kernels do not check the format.
+struct F32In {
     const float *p;
 
     __device__ __forceinline__ float operator[](int i) const { return p[i]; }
 };
 
-__device__ __forceinline__ float4 four(Floats x, int i) { return *(const float4 *)(x.p + i); }
+__device__ __forceinline__ float4 load4(F32In x, int i) { return *(const float4 *)(x.p + i); }
 
-__device__ __forceinline__ float4 four(In x, int i) {
+__device__ __forceinline__ float4 load4(In x, int i) {
     float v[4];
     x.get<4>(i, v);
     return make_float4(v[0], v[1], v[2], v[3]);
 }
 
-// ------------------------------------------------------------------------------------------------------- factors
+// ------------------------------------------------------------------------------------------------------ operands
 
-// A factor gives four numbers that are neighbours in memory: along k (`ALONG_K`) or along its other side. `place` says
-// once which rows a thread will ask for. X: `Floats` or `In`.
+// An operand returns four elements that are adjacent in memory: along k (`ALONG_K`) or along its other dimension. `prepare`
+// fixes, once, the rows that a thread will request. X: `F32In` or `In`.
 
-// Gathered pixels, along k.
+// Gathered pixels, contiguous along k.
 template <int SLOTS, class X> struct GatherK {
     static const bool ALONG_K = true;
     X x;
@@ -42,14 +42,14 @@ template <int SLOTS, class X> struct GatherK {
     int m, k_end;
     int base[SLOTS], y[SLOTS], column[SLOTS];
 
-    __device__ __forceinline__ void place(int slot, int row) {
+    __device__ __forceinline__ void prepare(int slot, int row) {
         int j = row % p.columns, i = row / p.columns % p.rows, image = row / p.columns / p.rows;
         base[slot] = row < m ? image * p.h : -1;
         y[slot] = i * p.stride_y;
         column[slot] = j * p.stride_x;
     }
 
-    // The first number of a pixel; -1 outside.
+    // Index of a pixel's first element; -1 outside of the image.
     __device__ __forceinline__ int pixel(int slot, const Tap &tap) const {
         int iy = y[slot] + tap.dy, ix = column[slot] + tap.dx;
         bool inside = base[slot] >= 0 && (u32)iy < (u32)p.h && (u32)ix < (u32)p.w;
@@ -60,7 +60,7 @@ template <int SLOTS, class X> struct GatherK {
         if (p.c % 4 == 0) {
             if (k >= k_end) return zeros();
             int from = pixel(slot, taps[k / p.c]);
-            return from < 0 ? zeros() : four(x, from + k % p.c);
+            return from < 0 ? zeros() : load4(x, from + k % p.c);
         }
         float v[4];
         for (int i = 0; i < 4; i++) {
@@ -71,7 +71,7 @@ template <int SLOTS, class X> struct GatherK {
     }
 };
 
-// Gathered pixels, along (tap, channel), which here is m; k counts output pixels.
+// Gathered pixels, contiguous along (tap, channel), which is m here; k counts output pixels.
 template <class X> struct GatherM {
     static const bool ALONG_K = false;
     X x;
@@ -79,7 +79,7 @@ template <class X> struct GatherM {
     Pixels p;
     int m, k_end;
 
-    __device__ __forceinline__ float number(int row, int i, int j, int image) const {
+    __device__ __forceinline__ float element(int row, int i, int j, int image) const {
         if (row >= m) return 0.0f;
         Tap tap = taps[row / p.c];
         int iy = i * p.stride_y + tap.dy, ix = j * p.stride_x + tap.dx;
@@ -94,29 +94,29 @@ template <class X> struct GatherM {
             Tap tap = taps[row / p.c];
             int iy = i * p.stride_y + tap.dy, ix = j * p.stride_x + tap.dx;
             if ((u32)iy >= (u32)p.h || (u32)ix >= (u32)p.w) return zeros();
-            return four(x, ((image * p.h + iy) * p.w + ix) * p.c + row % p.c);
+            return load4(x, ((image * p.h + iy) * p.w + ix) * p.c + row % p.c);
         }
-        return make_float4(number(row, i, j, image), number(row + 1, i, j, image), number(row + 2, i, j, image),
-                           number(row + 3, i, j, image));
+        return make_float4(element(row, i, j, image), element(row + 1, i, j, image), element(row + 2, i, j, image),
+                           element(row + 3, i, j, image));
     }
 };
 
-// A matrix [k, n], along n.
+// A matrix [k, n], contiguous along n.
 template <class X> struct Matrix {
     static const bool ALONG_K = false;
     X b;
     int n, k_end;
 
-    __device__ __forceinline__ float number(int k, int column) const { return column < n ? b[k * n + column] : 0.0f; }
+    __device__ __forceinline__ float element(int k, int column) const { return column < n ? b[k * n + column] : 0.0f; }
 
     __device__ __forceinline__ float4 get(int column, int k) const {
         if (k >= k_end) return zeros();
-        if (n % 4 == 0 && column + 4 <= n) return four(b, k * n + column);
-        return make_float4(number(k, column), number(k, column + 1), number(k, column + 2), number(k, column + 3));
+        if (n % 4 == 0 && column + 4 <= n) return load4(b, k * n + column);
+        return make_float4(element(k, column), element(k, column + 1), element(k, column + 2), element(k, column + 3));
     }
 };
 
-// Weights [taps, n, c] for products over (tap, c), along c.
+// Weights [taps, n, c] for products over (tap, c), contiguous along c.
 template <int SLOTS> struct Transposed {
     static const bool ALONG_K = true;
     const float *w;
@@ -124,7 +124,7 @@ template <int SLOTS> struct Transposed {
     int n, c, k_end;
     int column[SLOTS];
 
-    __device__ __forceinline__ void place(int slot, int row) { column[slot] = row; }
+    __device__ __forceinline__ void prepare(int slot, int row) { column[slot] = row; }
 
     __device__ __forceinline__ float4 get(int slot, int k) const {
         if (column[slot] >= n) return zeros();
@@ -139,19 +139,19 @@ template <int SLOTS> struct Transposed {
     }
 };
 
-// -------------------------------------------------------------------------------------------------- plain products
+// ----------------------------------------------------------------------------------------------- products with FMA
 
-// Words of a step along k.
+// Words per step along k.
 #define WORDS 16
 
-// How a tile of a factor with ROWS rows lies in shared memory, and how it gets there. Each thread moves groups of four
-// rows or of four words.
-template <int ROWS, bool ALONG_K> struct Plain {
+// Layout of an operand tile with ROWS rows in shared memory, and how it is filled. Each thread moves groups of four rows or four
+// words.
+template <int ROWS, bool ALONG_K> struct F32Tile {
     static const int STRIDE = ROWS + 4, GROUPS = ROWS * WORDS / 4 / 256, LENGTH = WORDS * STRIDE;
 
-    template <class F> __device__ static __forceinline__ void place(F &f, int first) {
+    template <class F> __device__ static __forceinline__ void prepare(F &f, int first) {
         if constexpr (ALONG_K)
-            for (int i = 0; i < GROUPS; i++) f.place(i, first + (threadIdx.x + i * 256) / 4);
+            for (int i = 0; i < GROUPS; i++) f.prepare(i, first + (threadIdx.x + i * 256) / 4);
     }
 
     template <class F> __device__ static __forceinline__ void load(const F &f, int first, int k, float4 (&to)[GROUPS]) {
@@ -180,11 +180,11 @@ template <int ROWS, bool ALONG_K> struct Plain {
     }
 };
 
-// A block's tile in f32. Each thread has fours of rows and columns: (ROWS / 16) x (COLUMNS / 16) numbers.
+// One block's tile in f32. Each thread computes groups of 4 x 4: (ROWS / 16) x (COLUMNS / 16) elements.
 template <int ROWS, int COLUMNS, class A, class B>
-__device__ __forceinline__ void product_f32(A a, B b, const Result &result, int k_first, int k_end) {
-    typedef Plain<ROWS, A::ALONG_K> TileA;
-    typedef Plain<COLUMNS, B::ALONG_K> TileB;
+__device__ __forceinline__ void matmul_f32(A a, B b, const Epilogue &result, int k_first, int k_end) {
+    typedef F32Tile<ROWS, A::ALONG_K> TileA;
+    typedef F32Tile<COLUMNS, B::ALONG_K> TileB;
     const int RF = ROWS / 64, CF = COLUMNS / 64;
     __shared__ float4 memory[(TileA::LENGTH + TileB::LENGTH) / 2];
     float *tiles = (float *)memory;
@@ -195,12 +195,12 @@ __device__ __forceinline__ void product_f32(A a, B b, const Result &result, int 
         for (int j = 0; j < CF; j++)
             for (int l = 0; l < 4; l++) sums[i][j][l] = 0.0f;
     float4 next_a[TileA::GROUPS], next_b[TileB::GROUPS];
-    TileA::place(a, first_row);
-    TileB::place(b, first_column);
+    TileA::prepare(a, first_row);
+    TileB::prepare(b, first_column);
     TileA::load(a, first_row, k_first, next_a);
     TileB::load(b, first_column, k_first, next_b);
-    for (int k = k_first, side = 0; k < k_end; k += WORDS, side ^= 1) {
-        float *tile_a = tiles + side * (TileA::LENGTH + TileB::LENGTH), *tile_b = tile_a + TileA::LENGTH;
+    for (int k = k_first, buffer = 0; k < k_end; k += WORDS, buffer ^= 1) {
+        float *tile_a = tiles + buffer * (TileA::LENGTH + TileB::LENGTH), *tile_b = tile_a + TileA::LENGTH;
         TileA::store(next_a, tile_a);
         TileB::store(next_b, tile_b);
         __syncthreads();
@@ -219,13 +219,13 @@ __device__ __forceinline__ void product_f32(A a, B b, const Result &result, int 
             for (int i = 0; i < RF; i++)
 #pragma unroll
                 for (int j = 0; j < CF; j++) {
-                    float of_a[4] = {va[i].x, va[i].y, va[i].z, va[i].w};
-                    float of_b[4] = {vb[j].x, vb[j].y, vb[j].z, vb[j].w};
+                    float va_elems[4] = {va[i].x, va[i].y, va[i].z, va[i].w};
+                    float vb_elems[4] = {vb[j].x, vb[j].y, vb[j].z, vb[j].w};
 #pragma unroll
                     for (int r = 0; r < 4; r++)
 #pragma unroll
                         for (int l = 0; l < 4; l++)
-                            sums[i * 4 + r][j][l] = fmaf(of_a[r], of_b[l], sums[i * 4 + r][j][l]);
+                            sums[i * 4 + r][j][l] = fmaf(va_elems[r], vb_elems[l], sums[i * 4 + r][j][l]);
                 }
         }
     }
@@ -238,15 +238,15 @@ __device__ __forceinline__ void product_f32(A a, B b, const Result &result, int 
 
 // ------------------------------------------------------------------------------------- products on tensor cores
 
-// Rows lie one behind the other (20 words each, so that a fragment's 32 words lie in different banks), or words do
-// (ROWS + 8 each, likewise).
-template <int ROWS, bool ALONG_K, bool BF16> struct Fragments {
+// Either rows are contiguous (20 words each, so that a fragment's 32 words are in different banks), or words are (ROWS + 8 each,
+// likewise).
+template <int ROWS, bool ALONG_K, bool BF16> struct MmaTile {
     static const int STRIDE = ALONG_K ? WORDS + 4 : ROWS + 8, LENGTH = ALONG_K ? ROWS * STRIDE : WORDS * STRIDE;
     static const int GROUPS = ROWS * WORDS / 4 / 256, PER = BF16 ? 2 : 1;
 
-    template <class F> __device__ static __forceinline__ void place(F &f, int first) {
+    template <class F> __device__ static __forceinline__ void prepare(F &f, int first) {
         if constexpr (ALONG_K)
-            for (int i = 0; i < GROUPS; i++) f.place(i, first + (threadIdx.x + i * 256) / 4);
+            for (int i = 0; i < GROUPS; i++) f.prepare(i, first + (threadIdx.x + i * 256) / 4);
     }
 
     template <class F>
@@ -286,11 +286,11 @@ template <int ROWS, bool ALONG_K, bool BF16> struct Fragments {
     }
 };
 
-// A block's tile on tensor cores: eight warps, two by four.
+// One block's tile on tensor cores: eight warps, two by four.
 template <int ROWS, int COLUMNS, bool BF16, class A, class B>
-__device__ __forceinline__ void product_mma(A a, B b, const Result &result, int k_first, int k_end) {
-    typedef Fragments<ROWS, A::ALONG_K, BF16> TileA;
-    typedef Fragments<COLUMNS, B::ALONG_K, BF16> TileB;
+__device__ __forceinline__ void matmul_mma(A a, B b, const Epilogue &result, int k_first, int k_end) {
+    typedef MmaTile<ROWS, A::ALONG_K, BF16> TileA;
+    typedef MmaTile<COLUMNS, B::ALONG_K, BF16> TileB;
     const int WR = ROWS / 2, WC = COLUMNS / 4, RT = WR / 16, CT = WC / 8, STEP = WORDS * TileA::PER;
     __shared__ uint4 memory[(TileA::LENGTH + TileB::LENGTH) / 2];
     u32 *tiles = (u32 *)memory;
@@ -302,12 +302,12 @@ __device__ __forceinline__ void product_mma(A a, B b, const Result &result, int 
         for (int j = 0; j < CT; j++)
             for (int l = 0; l < 4; l++) sums[i][j][l] = 0.0f;
     float4 next_a[TileA::GROUPS * TileA::PER], next_b[TileB::GROUPS * TileB::PER];
-    TileA::place(a, first_row);
-    TileB::place(b, first_column);
+    TileA::prepare(a, first_row);
+    TileB::prepare(b, first_column);
     TileA::load(a, first_row, k_first, next_a);
     TileB::load(b, first_column, k_first, next_b);
-    for (int k = k_first, side = 0; k < k_end; k += STEP, side ^= 1) {
-        u32 *tile_a = tiles + side * (TileA::LENGTH + TileB::LENGTH), *tile_b = tile_a + TileA::LENGTH;
+    for (int k = k_first, buffer = 0; k < k_end; k += STEP, buffer ^= 1) {
+        u32 *tile_a = tiles + buffer * (TileA::LENGTH + TileB::LENGTH), *tile_b = tile_a + TileA::LENGTH;
         TileA::store(next_a, tile_a);
         TileB::store(next_b, tile_b);
         __syncthreads();
@@ -354,49 +354,49 @@ __device__ __forceinline__ void product_mma(A a, B b, const Result &result, int 
 
 // MATH: 0 f32, 1 tf32, 2 bf16.
 template <int MATH, int TILE, class A, class B>
-__device__ __forceinline__ void product(A a, B b, const Result &result, int k_first, int k_end) {
+__device__ __forceinline__ void matmul(A a, B b, const Epilogue &result, int k_first, int k_end) {
     if constexpr (MATH == 0)
-        product_f32<TILE, TILE>(a, b, result, k_first, k_end);
+        matmul_f32<TILE, TILE>(a, b, result, k_first, k_end);
     else
-        product_mma<TILE, TILE, MATH == 2>(a, b, result, k_first, k_end);
+        matmul_mma<TILE, TILE, MATH == 2>(a, b, result, k_first, k_end);
 }
 
 #define SLOTS(TILE) (TILE * WORDS / 4 / 256)
 
-// Blocks (x: rows of the product, y: columns, z: parts of k, `k_part` numbers each). X: the format of x and dy.
+// Blocks (x: rows of the product, y: columns, z: parts of k, `k_part` elements each). X: type of x and dy.
 #define KERNELS(MATH, TILE, NAME, X)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(256) conv_##NAME(PIXELS(X), const float *weights, RESULT, int k_part) { \
+    extern "C" __global__ void __launch_bounds__(256) conv_##NAME(PIXEL_PARAMS(X), const float *weights, EPILOGUE_PARAMS, int k_part) { \
         int m = n * rows * columns, k_first = blockIdx.z * k_part, k_end = min(tap_count * c, k_first + k_part);         \
-        GatherK<SLOTS(TILE), X> a{x, taps, OF_PIXELS, m, k_end};                                                         \
-        Matrix<Floats> b{{weights}, channels, k_end};                                                                    \
-        product<MATH, TILE>(a, b, OF_RESULT(m), k_first, k_end);                                                         \
+        GatherK<SLOTS(TILE), X> a{x, taps, MAKE_PIXELS, m, k_end};                                                         \
+        Matrix<F32In> b{{weights}, channels, k_end};                                                                    \
+        matmul<MATH, TILE>(a, b, MAKE_EPILOGUE(m), k_first, k_end);                                                         \
     }                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                                    \
-        conv_transposed_##NAME(PIXELS(X), const float *weights, RESULT, int k_part) {                                    \
+        conv_transposed_##NAME(PIXEL_PARAMS(X), const float *weights, EPILOGUE_PARAMS, int k_part) {                                    \
         int m = n * rows * columns, k_first = blockIdx.z * k_part, k_end = min(tap_count * c, k_first + k_part);         \
-        GatherK<SLOTS(TILE), X> a{x, taps, OF_PIXELS, m, k_end};                                                         \
+        GatherK<SLOTS(TILE), X> a{x, taps, MAKE_PIXELS, m, k_end};                                                         \
         Transposed<SLOTS(TILE)> b{weights, taps, channels, c, k_end};                                                    \
-        product<MATH, TILE>(a, b, OF_RESULT(m), k_first, k_end);                                                         \
+        matmul<MATH, TILE>(a, b, MAKE_EPILOGUE(m), k_first, k_end);                                                         \
     }                                                                                                                    \
     extern "C" __global__ void __launch_bounds__(256)                                                                    \
-        conv_weights_##NAME(PIXELS(X), X dy, Out dw, float *parts, int channels, int k_part) {                           \
+        conv_weight_grad_##NAME(PIXEL_PARAMS(X), X dy, Out dw, float *parts, int channels, int k_part) {                           \
         int m = tap_count * c, k_first = blockIdx.z * k_part, k_end = min(n * rows * columns, k_first + k_part);         \
-        GatherM<X> a{x, taps, OF_PIXELS, m, k_end};                                                                      \
+        GatherM<X> a{x, taps, MAKE_PIXELS, m, k_end};                                                                      \
         Matrix<X> b{dy, channels, k_end};                                                                                \
-        product<MATH, TILE>(a, b, of_weights(dw, parts, m, channels), k_first, k_end);                                   \
+        matmul<MATH, TILE>(a, b, weight_grad_epilogue(dw, parts, m, channels), k_first, k_end);                                   \
     }
 
 #ifdef CONV_f32_64
-KERNELS(0, 64, f32_64, Floats)
+KERNELS(0, 64, f32_64, F32In)
 #endif
 #ifdef CONV_f32_128
-KERNELS(0, 128, f32_128, Floats)
+KERNELS(0, 128, f32_128, F32In)
 #endif
 #ifdef CONV_tf32_64
-KERNELS(1, 64, tf32_64, Floats)
+KERNELS(1, 64, tf32_64, F32In)
 #endif
 #ifdef CONV_tf32_128
-KERNELS(1, 128, tf32_128, Floats)
+KERNELS(1, 128, tf32_128, F32In)
 #endif
 #ifdef CONV_bf16_64
 KERNELS(2, 64, bf16_64, In)
@@ -405,17 +405,17 @@ KERNELS(2, 64, bf16_64, In)
 KERNELS(2, 128, bf16_128, In)
 #endif
 
-#ifdef CONV_FINISH
-// Adds the parts of k in order, and what belongs to the result.
-extern "C" __global__ void conv_finish(int count, int m, int rows, int columns, RESULT) {
-    Result result = OF_RESULT(m);
-    for (int i = thread_of_grid(); i < m * channels; i += threads_of_grid()) {
+#ifdef CONV_SPLIT_K_REDUCE
+// Adds the parts of k in order and applies the epilogue.
+extern "C" __global__ void conv_split_k_reduce(int count, int m, int rows, int columns, EPILOGUE_PARAMS) {
+    Epilogue result = MAKE_EPILOGUE(m);
+    for (int i = grid_thread(); i < m * channels; i += grid_size()) {
         float sum = 0.0f;
 #pragma unroll 4
         for (int part = 0; part < count; part++) sum += parts[part * m * channels + i];
-        int place, image;
-        result.row(i / channels, place, image);
-        y.set(place + i % channels, result.finished(sum, place, image, i % channels));
+        int offset, image;
+        result.row(i / channels, offset, image);
+        y.set(offset + i % channels, result.add_addends(sum, offset, image, i % channels));
     }
 }
 #endif

@@ -1,8 +1,8 @@
-// What stands behind the products of cuDNN and cuBLASLt: the order of weight gradients, and what is added to results.
+// Kernels around cuDNN and cuBLASLt operations: transposing weight gradients, and adding to results.
 
 // y [columns, rows] = x [rows, columns], transposed. Blocks of 32 x 8 threads for tiles of 32 x 32.
 //
-// Gradients of weights [cout, taps, cin] are [taps, cin, cout] so.
+// Turns weight gradients [cout, taps, cin] into [taps, cin, cout].
 extern "C" __global__ void transpose(In x, Out y, int rows, int columns) {
     __shared__ float tile[32][33];
     int first_row = blockIdx.y * 32, first_column = blockIdx.x * 32;
@@ -17,7 +17,7 @@ extern "C" __global__ void transpose(In x, Out y, int rows, int columns) {
     }
 }
 
-// V numbers of `from`, from i on, added where `there`.
+// Adds V elements of `from` starting at i, if `there`.
 template <int V> __device__ __forceinline__ void add_from(In from, int i, bool there, float (&v)[V]) {
     if (!there) return;
     float w[V];
@@ -27,9 +27,9 @@ template <int V> __device__ __forceinline__ void add_from(In from, int i, bool t
 }
 
 template <int V>
-__device__ __forceinline__ void product_epilogue_of(In x, In bias, In per_image_bias, In residual, Out y, int n, int image,
+__device__ __forceinline__ void library_epilogue_of(In x, In bias, In per_image_bias, In residual, Out y, int n, int image,
                                                     int c, int flags) {
-    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+    for (int i = grid_thread() * V; i < n; i += grid_size() * V) {
         float v[V];
         x.get<V>(i, v);
         add_from<V>(bias, i % c, flags & 1, v);
@@ -39,12 +39,12 @@ __device__ __forceinline__ void product_epilogue_of(In x, In bias, In per_image_
     }
 }
 
-// y = x + bias [c] + per_image_bias [images, c] + residual, of which `flags` has a bit each; x [images, pixels, c] may be y,
-// with `image` numbers an image.
-extern "C" __global__ void product_epilogue(In x, In bias, In per_image_bias, In residual, Out y, int n, int image, int c,
+// y = x + bias [c] + per_image_bias [images, c] + residual, with one bit of `flags` for each; x [images, pixels, c] may alias y;
+// `image` elements per image.
+extern "C" __global__ void library_epilogue(In x, In bias, In per_image_bias, In residual, Out y, int n, int image, int c,
                                             int flags) {
     if (c % 8 == 0)
-        product_epilogue_of<8>(x, bias, per_image_bias, residual, y, n, image, c, flags);
+        library_epilogue_of<8>(x, bias, per_image_bias, residual, y, n, image, c, flags);
     else
-        product_epilogue_of<1>(x, bias, per_image_bias, residual, y, n, image, c, flags);
+        library_epilogue_of<1>(x, bias, per_image_bias, residual, y, n, image, c, flags);
 }

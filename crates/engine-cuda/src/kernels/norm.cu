@@ -2,17 +2,17 @@
 
 // ------------------------------------------------------------------------------------------- group normalisation
 
-// The values of a group of an image, one by one or in fours: place i of `count` in x.
-template <int V> __device__ __forceinline__ int place_in_group(int i, int per_group, int c) {
+// Offset in x of element (or vector) i of an image's group.
+template <int V> __device__ __forceinline__ int group_offset(int i, int per_group, int c) {
     int of_pixel = per_group / V;
     return i / of_pixel * c + i % of_pixel * V;
 }
 
-// Neighbouring groups of an image, so many that what a block reads of a pixel fills a sector of memory. Each of 512 threads
-// has V channels of one group; the threads of a pixel, and of a group in it, are powers of two, 32 at most.
+// Adjacent groups of an image, so many that a block reads full memory sectors per pixel. Each of 512 threads handles V channels
+// of one group; the numbers of threads per pixel, and per group within a pixel, are powers of two up to 32.
 struct GroupBlock {
     int of_pixel, of_group; // threads
-    int pixel, step;        // the thread's first pixel, and how far it is to the next
+    int pixel, step;        // the thread's first pixel, and the stride to its next
     int ch, group;          // its first channel, and its group
 
     __device__ __forceinline__ GroupBlock(int v, int c, int groups, int at_once) {
@@ -25,7 +25,7 @@ struct GroupBlock {
         group = blockIdx.x * at_once + mine / of_group;
     }
 
-    // The sum over all threads of the group, in every one of them; always in the same order.
+    // Sum over all threads of the group, returned to each of them; the order is fixed.
     __device__ __forceinline__ double sum(float v, float (*shared)[32]) const {
         for (int d = 16; d > 0; d >>= 1)
             if (d >= of_pixel || d < of_group) v += __shfl_xor_sync(0xffffffffu, v, d);
@@ -99,9 +99,9 @@ extern "C" __global__ void __launch_bounds__(512)
         group_norm_groups_of<1>(x, gamma, beta, y, stats, pixels, c, groups, at_once, eps, with_silu);
 }
 
-// The same for other groups, of many numbers or of odd sizes, in runs of pixels: blocks (x: run, y: group, z: image).
+// For other groups (large or oddly sized), in runs of pixels: blocks (x: run, y: group, z: image).
 //
-// First mean and squared distance from it of each run, parts [image, group, run, 2].
+// First the mean and the sum of squared deviations of each run, parts [image, group, run, 2].
 template <int V>
 __device__ __forceinline__ void group_norm_parts_of(In x, float *parts, int pixels, int c, int groups, int run) {
     __shared__ float shared[32];
@@ -109,13 +109,13 @@ __device__ __forceinline__ void group_norm_parts_of(In x, float *parts, int pixe
     int from = (blockIdx.z * pixels + first) * c + blockIdx.y * per_group;
     float sum = 0.0f, squares = 0.0f, v[V];
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
+        x.get<V>(from + group_offset<V>(i, per_group, c), v);
 #pragma unroll
         for (int j = 0; j < V; j++) sum += v[j];
     }
     float mean = block_sum(sum, shared) / count;
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        x.get<V>(from + place_in_group<V>(i, per_group, c), v);
+        x.get<V>(from + group_offset<V>(i, per_group, c), v);
 #pragma unroll
         for (int j = 0; j < V; j++) squares = fmaf(v[j] - mean, v[j] - mean, squares);
     }
@@ -137,7 +137,7 @@ extern "C" __global__ void group_norm_parts(In x, float *parts, int pixels, int 
         group_norm_parts_of<1>(x, parts, pixels, c, groups, run);
 }
 
-// Then the normalisation; the parts are joined as Chan, Golub, LeVeque 1979 do.
+// Then the normalisation; runs are combined as in Chan, Golub, LeVeque 1979.
 template <int V>
 __device__ __forceinline__ void group_norm_apply_of(In x, const float *gamma, const float *beta, const float *parts, Out y,
                                                     float *stats, int pixels, int c, int groups, int run, float eps,
@@ -161,7 +161,7 @@ __device__ __forceinline__ void group_norm_apply_of(In x, const float *gamma, co
     int first = blockIdx.x * run, count = min(run, pixels - first) * per_group;
     int from = (image * pixels + first) * c + group * per_group;
     for (int i = threadIdx.x; i < count / V; i += blockDim.x) {
-        int at = place_in_group<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
+        int at = group_offset<V>(i, per_group, c), ch = group * per_group + i % (per_group / V) * V;
         float v[V];
         x.get<V>(from + at, v);
 #pragma unroll
@@ -184,14 +184,14 @@ extern "C" __global__ void group_norm_apply(In x, const float *gamma, const floa
         group_norm_apply_of<1>(x, gamma, beta, parts, y, stats, pixels, c, groups, run, eps, with_silu);
 }
 
-// x_hat, and the gradient in front of the activation function.
+// x_hat, and the gradient before the activation function.
 __device__ __forceinline__ void before_activation(float x, float dy, float mean, float rstd, float gamma, float beta,
                                                   int with_silu, float &x_hat, float &dz) {
     x_hat = (x - mean) * rstd;
-    dz = with_silu ? dy * silu_slope(fmaf(x_hat, gamma, beta)) : dy;
+    dz = with_silu ? dy * silu_grad(fmaf(x_hat, gamma, beta)) : dy;
 }
 
-// The gradient of the same groups in one go: shares [image, 2, c] of dbeta and dgamma, and dx.
+// The gradient for the same groups in one pass: per-image sums shares [image, 2, c] of dbeta and dgamma, and dx.
 template <int V>
 __device__ __forceinline__ void group_norm_grad_groups_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                           float *shares, Out dx, int pixels, int c, int groups, int at_once,
@@ -267,7 +267,7 @@ __device__ __forceinline__ void group_norm_grad_groups_of(In x, In dy, const flo
 extern "C" __global__ void __launch_bounds__(512)
     group_norm_grad_groups(In x, In dy, const float *gamma, const float *beta, const float *stats, float *shares, Out dx,
                            int pixels, int c, int groups, int at_once, int with_silu) {
-    // Of 32 threads with eight channels at most. Here, because each of the three functions would have its own.
+    // At most 32 threads with eight channels each. Declared here, as each of the three instantiations would have its own copy.
     __shared__ float of_warps[16][2][256];
     __shared__ double of_channels[2][256];
     int per_group = c / groups;
@@ -283,7 +283,6 @@ extern "C" __global__ void __launch_bounds__(512)
 }
 
 // For other groups, in three steps.
-//
 template <int V>
 __device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                          float *parts, int pixels, int c, int groups, int run, int with_silu) {
@@ -321,8 +320,8 @@ __device__ __forceinline__ void group_norm_grad_parts_of(In x, In dy, const floa
     }
 }
 
-// For each image (z), run of pixels (y) and channel: sums of dz and of dz x_hat, parts [image, run, 2, c]. Blocks of 32 threads
-// by 8 pixels; a thread has four channels, of one group, where there are as many.
+// Sums of dz and of dz x_hat per image (z), run of pixels (y) and channel, parts [image, run, 2, c]. Blocks of 32 threads by
+// 8 pixels; a thread handles four channels of one group where group sizes allow.
 extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                  float *parts, int pixels, int c, int groups, int run, int with_silu) {
     if (c / groups % 4 == 0)
@@ -331,7 +330,7 @@ extern "C" __global__ void group_norm_grad_parts(In x, In dy, const float *gamma
         group_norm_grad_parts_of<1>(x, dy, gamma, beta, stats, parts, pixels, c, groups, run, with_silu);
 }
 
-// Adds the runs of each image (y) up, shares [image, 2, c], and makes the means over each group (x) of dz gamma and
+// Sums the runs of each image (y), shares [image, 2, c], and computes the means over each group (x) of dz gamma and
 // dz gamma x_hat, means [image, groups, 2].
 extern "C" __global__ void group_norm_grad_means(const float *parts, const float *gamma, float *shares, float *means,
                                                  int pixels, int c, int groups, int runs) {
@@ -364,7 +363,7 @@ template <int V>
 __device__ __forceinline__ void group_norm_grad_of(In x, In dy, const float *gamma, const float *beta, const float *stats,
                                                    const float *means, Out dx, int n, int pixels, int c, int groups,
                                                    int with_silu) {
-    for (int i = thread_of_grid() * V; i < n * pixels * c; i += threads_of_grid() * V) {
+    for (int i = grid_thread() * V; i < n * pixels * c; i += grid_size() * V) {
         int first = i % c, image = i / (pixels * c), group = first / (c / groups);
         float mean = stats[image * 2 * groups + group], rstd = stats[image * 2 * groups + groups + group];
         const float *of_group = means + (image * groups + group) * 2;
@@ -396,7 +395,7 @@ extern "C" __global__ void group_norm_grad(In x, In dy, const float *gamma, cons
 
 // ------------------------------------------------------------------------------------------- layer normalisation
 
-// A warp for each row; blocks of 32 by 8.
+// One warp per row; blocks of 32 by 8.
 extern "C" __global__ void layer_norm(In x, const float *gamma, const float *beta, Out y, float *stats, int rows, int c,
                                       float eps) {
     int row = blockIdx.x * 8 + threadIdx.y, lane = threadIdx.x, from = row * c;
@@ -507,7 +506,7 @@ __device__ __forceinline__ void batch_norm_variance_of(In x, const float *mean, 
         });
 }
 
-// Behind it: 1 / sqrt(variance + eps), the unbiased variance, and what x - mean is multiplied by.
+// After the mean: 1 / sqrt(variance + eps), the unbiased variance, and the factor of x - mean.
 extern "C" __global__ void batch_norm_variance(In x, const float *mean, const float *gamma, float *rstd, float *unbiased,
                                                float *scale, float *parts, u32 *counters, int rows, int c, int run, float eps) {
     if (c % 4 == 0)
@@ -516,15 +515,15 @@ extern "C" __global__ void batch_norm_variance(In x, const float *mean, const fl
         batch_norm_variance_of<1>(x, mean, gamma, rstd, unbiased, scale, parts, counters, rows, c, run, eps);
 }
 
-extern "C" __global__ void batch_norm_fixed_scale(const float *gamma, const float *variance, float *scale, int c, float eps) {
-    for (int ch = thread_of_grid(); ch < c; ch += threads_of_grid())
+extern "C" __global__ void batch_norm_inference_scale(const float *gamma, const float *variance, float *scale, int c, float eps) {
+    for (int ch = grid_thread(); ch < c; ch += grid_size())
         scale[ch] = (float)((double)gamma[ch] / sqrt((double)variance[ch] + (double)eps));
 }
 
 template <int V>
 __device__ __forceinline__ void normalise_of(In x, const float *mean, const float *scale, const float *shift, Out y, int n,
                                              int c) {
-    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+    for (int i = grid_thread() * V; i < n; i += grid_size() * V) {
         int ch = i % c;
         float v[V];
         x.get<V>(i, v);
@@ -534,7 +533,7 @@ __device__ __forceinline__ void normalise_of(In x, const float *mean, const floa
     }
 }
 
-// y = (x - mean) scale + shift, channel by channel.
+// y = (x - mean) scale + shift, per channel.
 extern "C" __global__ void normalise(In x, const float *mean, const float *scale, const float *shift, Out y, int n, int c) {
     if (c % 8 == 0)
         normalise_of<8>(x, mean, scale, shift, y, n, c);
@@ -568,7 +567,7 @@ __device__ __forceinline__ void batch_norm_grad_sums_of(In dy, In x, const float
         });
 }
 
-// From the sums of dy and of dy (x - mean): dgamma, dbeta, and the terms of dx = scale dy + slope (x - mean) + offset,
+// From the sums of dy and of dy (x - mean): dgamma, dbeta, and the coefficients of dx = scale dy + slope (x - mean) + offset,
 // terms [3, c].
 extern "C" __global__ void batch_norm_grad_sums(In dy, In x, const float *gamma, const float *mean, const float *rstd,
                                                 float *dgamma, float *dbeta, float *terms, float *parts, u32 *counters, int rows,
@@ -581,7 +580,7 @@ extern "C" __global__ void batch_norm_grad_sums(In dy, In x, const float *gamma,
 
 template <int V>
 __device__ __forceinline__ void batch_norm_grad_of(In dy, In x, const float *mean, const float *terms, Out dx, int n, int c) {
-    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+    for (int i = grid_thread() * V; i < n; i += grid_size() * V) {
         int ch = i % c;
         float v[V], g[V];
         x.get<V>(i, v);

@@ -1,21 +1,21 @@
-// Operations number by number, and copies. `y` may be the same memory as the first operand.
+// Pointwise operations and copies. `y` may alias the first operand.
 
 template <class F> __device__ __forceinline__ void map1(In x, Out y, int n, F f) {
     int eights = n / 8;
-    for (int i = thread_of_grid(); i < eights; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < eights; i += grid_size()) {
         float v[8];
         x.get<8>(8 * i, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) v[j] = f(v[j]);
         y.set<8>(8 * i, v);
     }
-    int i = 8 * eights + thread_of_grid();
+    int i = 8 * eights + grid_thread();
     if (i < n) y.set(i, f(x[i]));
 }
 
 template <class F> __device__ __forceinline__ void map2(In a, In b, Out y, int n, F f) {
     int eights = n / 8;
-    for (int i = thread_of_grid(); i < eights; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < eights; i += grid_size()) {
         float v[8], w[8];
         a.get<8>(8 * i, v);
         b.get<8>(8 * i, w);
@@ -23,7 +23,7 @@ template <class F> __device__ __forceinline__ void map2(In a, In b, Out y, int n
         for (int j = 0; j < 8; j++) v[j] = f(v[j], w[j]);
         y.set<8>(8 * i, v);
     }
-    int i = 8 * eights + thread_of_grid();
+    int i = 8 * eights + grid_thread();
     if (i < n) y.set(i, f(a[i], b[i]));
 }
 
@@ -45,17 +45,17 @@ extern "C" __global__ void running_average(In running, In value, Out y, int n, f
 }
 
 extern "C" __global__ void fill(float *y, int n, float value) {
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) y[i] = value;
+    for (int i = grid_thread(); i < n; i += grid_size()) y[i] = value;
 }
 
 extern "C" __global__ void copy(In x, Out y, int n) {
     map1(x, y, n, [](float x) { return x; });
 }
 
-// For every pixel of x [n, pixels, c], with r [n, c].
+// Applies r [n, c] to every pixel of x [n, pixels, c].
 template <int V, class F>
-__device__ __forceinline__ void by_image_of(In x, In r, Out y, int n, int image, int c, F f) {
-    for (int i = thread_of_grid() * V; i < n; i += threads_of_grid() * V) {
+__device__ __forceinline__ void per_image_of(In x, In r, Out y, int n, int image, int c, F f) {
+    for (int i = grid_thread() * V; i < n; i += grid_size() * V) {
         float v[V], w[V];
         x.get<V>(i, v);
         r.get<V>(i / image * c + i % c, w);
@@ -65,21 +65,21 @@ __device__ __forceinline__ void by_image_of(In x, In r, Out y, int n, int image,
     }
 }
 
-template <class F> __device__ __forceinline__ void by_image(In x, In r, Out y, int n, int image, int c, F f) {
+template <class F> __device__ __forceinline__ void per_image(In x, In r, Out y, int n, int image, int c, F f) {
     if (c % 8 == 0)
-        by_image_of<8>(x, r, y, n, image, c, f);
+        per_image_of<8>(x, r, y, n, image, c, f);
     else
-        by_image_of<1>(x, r, y, n, image, c, f);
+        per_image_of<1>(x, r, y, n, image, c, f);
 }
 
 // y = x + r
 extern "C" __global__ void add_per_channel(In x, In r, Out y, int n, int image, int c) {
-    by_image(x, r, y, n, image, c, [](float x, float r) { return x + r; });
+    per_image(x, r, y, n, image, c, [](float x, float r) { return x + r; });
 }
 
 // y = x (1 + r)
 extern "C" __global__ void modulate(In x, In r, Out y, int n, int image, int c) {
-    by_image(x, r, y, n, image, c, [](float x, float r) { return fmaf(x, r, x); });
+    per_image(x, r, y, n, image, c, [](float x, float r) { return fmaf(x, r, x); });
 }
 
 // ------------------------------------------------------------------------------------------- activation functions
@@ -101,7 +101,7 @@ extern "C" __global__ void mish_forward(In x, Out y, int n) {
 }
 
 extern "C" __global__ void silu_backward(In dy, In x, Out y, int n) {
-    map2(dy, x, y, n, [](float dy, float x) { return dy * silu_slope(x); });
+    map2(dy, x, y, n, [](float dy, float x) { return dy * silu_grad(x); });
 }
 
 extern "C" __global__ void relu_backward(In dy, In x, Out y, int n) {
@@ -124,10 +124,10 @@ extern "C" __global__ void mish_backward(In dy, In x, Out y, int n) {
 
 // ---------------------------------------------------------------------------------------------------------- copies
 
-// y[r] = a[r] b[r], rows of `of_a` and `of_b` numbers.
+// y[r] = a[r] b[r] concatenated, rows of `of_a` and `of_b` elements.
 template <int V> __device__ __forceinline__ void concat_of(In a, In b, Out y, int rows, int of_a, int of_b) {
     int columns = of_a + of_b, groups = columns / V;
-    for (int i = thread_of_grid(); i < rows * groups; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < rows * groups; i += grid_size()) {
         int r = i / groups, c = i % groups * V;
         float v[V];
         if (c < of_a)
@@ -145,10 +145,10 @@ extern "C" __global__ void concat(In a, In b, Out y, int rows, int of_a, int of_
         concat_of<1>(a, b, y, rows, of_a, of_b);
 }
 
-// y[r] = the `columns` numbers of x[r], rows of `of_x`, from `first` on.
+// y[r] = `columns` elements of x[r] from `first` on; rows of `of_x` elements.
 template <int V> __device__ __forceinline__ void slice_of(In x, Out y, int rows, int of_x, int first, int columns) {
     int groups = columns / V;
-    for (int i = thread_of_grid(); i < rows * groups; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < rows * groups; i += grid_size()) {
         int r = i / groups, c = i % groups * V;
         float v[V];
         x.get<V>(r * of_x + first + c, v);
@@ -165,18 +165,18 @@ extern "C" __global__ void slice(In x, Out y, int rows, int of_x, int first, int
 
 // --------------------------------------------------------------------------------------------------------- dropout
 
-// Masks as ddpm_kernels::random::Dropout: word j of counter 16 b + l belongs to number 64 b + 16 j + l of an image.
+// Masks as in ddpm_kernels::random::Dropout: word j of counter 16 b + l is for element 64 b + 16 j + l of an image.
 // blockIdx.y is the image.
 extern "C" __global__ void dropout(In x, Out y, int image, const Control *control, u32 purpose,
                                    u32 threshold, float scale) {
     u32 index = control->first_index + blockIdx.y;
     int counters = ceil_div(image, 64) * 16, base = blockIdx.y * image;
-    for (int k = thread_of_grid(); k < counters; k += threads_of_grid()) {
+    for (int k = grid_thread(); k < counters; k += grid_size()) {
         uint4 words = philox(k, index, control->step, purpose, control->seed[0], control->seed[1]);
         u32 of[4] = {words.x, words.y, words.z, words.w};
         for (int j = 0; j < 4; j++) {
             int i = k / 16 * 64 + 16 * j + k % 16;
-            if (i < image) y.set(base + i, x[base + i] * keep(of[j], threshold, scale));
+            if (i < image) y.set(base + i, x[base + i] * drop_or_scale(of[j], threshold, scale));
         }
     }
 }

@@ -1,11 +1,11 @@
-// Changes of an image's size.
+// Resizing of images.
 
-// Linear resampling: output rows and columns are sums of a few input ones. `starts` has where each position's taps begin.
+// Linear resampling: output rows and columns are weighted sums of a few input ones. `starts` has each position's first tap.
 template <int V>
 __device__ __forceinline__ void resample_of(In x, Out y, int n, int h, int w, int oh, int ow, int c, const int *row_starts,
                                             const int *row_taps, const float *row_weights, const int *column_starts,
                                             const int *column_taps, const float *column_weights) {
-    for (int i = thread_of_grid() * V; i < n * oh * ow * c; i += threads_of_grid() * V) {
+    for (int i = grid_thread() * V; i < n * oh * ow * c; i += grid_size() * V) {
         int ch = i % c, ox = i / c % ow, oy = i / c / ow % oh, image = i / c / ow / oh;
         float sum[V];
         for (int j = 0; j < V; j++) sum[j] = 0.0f;
@@ -31,12 +31,12 @@ extern "C" __global__ void resample(In x, Out y, int n, int h, int w, int oh, in
                        column_weights);
 }
 
-// The largest of four, and NaN where one of them is.
+// The largest of four; NaN if any is NaN.
 __device__ __forceinline__ float largest(const float (&v)[4]) {
-    float most = v[0];
+    float maximum = v[0];
     for (int i = 1; i < 4; i++)
-        if (most == most && !(v[i] <= most)) most = v[i];
-    return most;
+        if (maximum == maximum && !(v[i] <= maximum)) maximum = v[i];
+    return maximum;
 }
 
 __device__ __forceinline__ void block_of(In x, int at, int w, int c, float (&v)[4]) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ void block_of(In x, int at, int w, int c, float (&v)[
 
 extern "C" __global__ void max_pool(In x, Out y, int n, int h, int w, int c) {
     int oh = h / 2, ow = w / 2;
-    for (int i = thread_of_grid(); i < n * oh * ow * c; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < n * oh * ow * c; i += grid_size()) {
         int ch = i % c, ox = i / c % ow, oy = i / c / ow % oh, image = i / c / ow / oh;
         float v[4];
         block_of(x, ((image * h + 2 * oy) * w + 2 * ox) * c + ch, w, c, v);
@@ -56,18 +56,18 @@ extern "C" __global__ void max_pool(In x, Out y, int n, int h, int w, int c) {
     }
 }
 
-// The first largest of each block gets all of dy; odd last rows and columns get nothing.
+// The first maximum of each block gets all of dy; odd last rows and columns get nothing.
 extern "C" __global__ void max_pool_grad(In dy, In x, Out dx, int n, int h, int w, int c) {
     int bh = ceil_div(h, 2), bw = ceil_div(w, 2), oh = h / 2, ow = w / 2;
-    for (int i = thread_of_grid(); i < n * bh * bw * c; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < n * bh * bw * c; i += grid_size()) {
         int ch = i % c, bx = i / c % bw, by = i / c / bw % bh, image = i / c / bw / bh;
         int at = ((image * h + 2 * by) * w + 2 * bx) * c + ch;
         if (by < oh && bx < ow) {
             float v[4];
             block_of(x, at, w, c, v);
-            float most = largest(v), left = dy[((image * oh + by) * ow + bx) * c + ch];
+            float maximum = largest(v), left = dy[((image * oh + by) * ow + bx) * c + ch];
             for (int k = 0; k < 4; k++) {
-                bool hit = v[k] == most;
+                bool hit = v[k] == maximum;
                 dx.set(at + (k / 2 * w + k % 2) * c, hit ? left : 0.0f);
                 if (hit) left = 0.0f;
             }

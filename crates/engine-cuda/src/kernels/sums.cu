@@ -1,7 +1,7 @@
-// Sums over pixels and rows, losses, the gradients' norm, the optimizer's step.
+// Sums over pixels and rows, losses, gradient norm, optimizer step.
 //
-// Every sum is made in two steps, parts of a fixed size and then the parts in a fixed order, so that a run gives the same bits
-// each time.
+// Every sum is computed in two steps, partial sums of a fixed size and then their sum in a fixed order, so that results repeat
+// bit by bit.
 
 template <int V>
 __device__ __forceinline__ void column_sums_of(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
@@ -17,7 +17,7 @@ __device__ __forceinline__ void column_sums_of(In x, Out out, float *parts, u32 
         [=](int ch, const double (&sums)[1]) { out.set(image * c + ch, (float)sums[0]); });
 }
 
-// out[image, c] = sum over the rows of x [images, rows, c]; blockIdx.z: the image.
+// out[image, c] = sum over the rows of x [images, rows, c]; blockIdx.z is the image.
 extern "C" __global__ void column_sums(In x, Out out, float *parts, u32 *counters, int rows, int c, int run) {
     if (c % 4 == 0)
         column_sums_of<4>(x, out, parts, counters, rows, c, run);
@@ -33,7 +33,7 @@ extern "C" __global__ void add_parts(const float *parts, float *out, int count, 
     if (threadIdx.y == 0 && ch < c) out[ch] = (float)sum;
 }
 
-// The same of parts [count, 2, c], to two places.
+// The same for parts [count, 2, c], with two results.
 extern "C" __global__ void add_pairs(const float *parts, float *first, float *second, int count, int c) {
     __shared__ double shared[16][32];
     int ch = blockIdx.x * 32 + threadIdx.x;
@@ -47,8 +47,8 @@ extern "C" __global__ void add_pairs(const float *parts, float *first, float *se
 
 // ---------------------------------------------------------------------------------------------------------- losses
 
-// 0: d^2; 1: |d|; 2: Huber's. As ddpm_kernels::loss; comparisons keep NaN.
-__device__ __forceinline__ float loss_of(int kind, float delta, float d) {
+// 0: d^2; 1: |d|; 2: Huber. As in ddpm_kernels::loss; comparisons preserve NaN.
+__device__ __forceinline__ float loss_value(int kind, float delta, float d) {
     if (kind == 0) return d * d;
     d = fabsf(d);
     if (kind == 1) return d;
@@ -56,39 +56,39 @@ __device__ __forceinline__ float loss_of(int kind, float delta, float d) {
     return m * fmaf(-0.5f, m, d);
 }
 
-__device__ __forceinline__ float slope_of(int kind, float delta, float d) {
+__device__ __forceinline__ float loss_derivative(int kind, float delta, float d) {
     if (kind == 0) return 2.0f * d;
     if (kind == 1) return d > 0.0f ? 1.0f : d < 0.0f ? -1.0f : d;
     return d < -delta ? -delta : d > delta ? delta : d;
 }
 
-// The weight of number i's image; 1 where there are no weights (`steps` 0).
+// Weight of element i's image; 1 if there are no weights (`steps` 0).
 __device__ __forceinline__ float weight_of(const float *t, const float *weights, int steps, int image, int i) {
     return steps == 0 ? 1.0f : weights[min((int)t[i / image], steps - 1)];
 }
 
-// y = the mean of the weighted losses: parts of `run` numbers, added up by the last block.
+// y = the mean of the weighted losses: partial sums of `run` elements, added by the last block.
 extern "C" __global__ void loss(const float *a, const float *b, const float *t, const float *weights, float *y, double *parts,
                                 u32 *counter, int n, int image, int steps, int kind, float delta, int run) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
     for (int i = blockIdx.x * run + threadIdx.x; i < last; i += blockDim.x)
-        sum += (double)weight_of(t, weights, steps, image, i) * (double)loss_of(kind, delta, a[i] - b[i]);
+        sum += (double)weight_of(t, weights, steps, image, i) * (double)loss_value(kind, delta, a[i] - b[i]);
     if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) y[0] = (float)(sum / (double)n);
 }
 
 extern "C" __global__ void loss_grad(const float *a, const float *b, const float *t, const float *weights,
                                      const float *dloss, float *y, int n, int image, int steps, int kind, float delta) {
     double share = (double)dloss[0] / (double)n;
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+    for (int i = grid_thread(); i < n; i += grid_size()) {
         float factor = (float)((double)weight_of(t, weights, steps, image, i) * share);
-        y[i] = factor * slope_of(kind, delta, a[i] - b[i]);
+        y[i] = factor * loss_derivative(kind, delta, a[i] - b[i]);
     }
 }
 
 // -------------------------------------------------------------------------------------------------------- optimizer
 
-// The sum of squares, in parts of `run` numbers that the last block adds up.
+// The sum of squares, in partial sums of `run` elements that the last block adds.
 extern "C" __global__ void squared_norm(const float *x, double *parts, u32 *counter, int n, int run, Control *control) {
     int last = min(n, (int)(blockIdx.x + 1) * run);
     double sum = 0.0;
@@ -96,13 +96,13 @@ extern "C" __global__ void squared_norm(const float *x, double *parts, u32 *coun
     if (sum_of_grid(sum, parts, counter) && threadIdx.x == 0) control->squared_norm = sum;
 }
 
-// The weights stay as they are where the loss or the gradients' norm is not a finite number; gradients whose norm is above
-// `clip_norm` (0: any) are shortened, as ddpm_engine::clip_scale has it.
-extern "C" __global__ void hold(const float *loss, const double *clip_norm, Control *control) {
-    if (thread_of_grid() > 0) return;
+// Skips the weight update if the loss or the gradient norm is not finite; scales gradients whose norm exceeds `clip_norm`
+// (0: no clipping), as ddpm_engine::clip_scale.
+extern "C" __global__ void check_and_clip(const float *loss, const double *clip_norm, Control *control) {
+    if (grid_thread() > 0) return;
     double square = control->squared_norm;
     bool finite = fabsf(loss[0]) < INFINITY && fabs(square) < (double)INFINITY;
-    control->held = finite ? 0 : 1;
+    control->skipped = finite ? 0 : 1;
     control->loss = loss[0];
     if (clip_norm[0] > 0.0) {
         double share = clip_norm[0] / (sqrt(square) + 1e-6);
@@ -110,25 +110,25 @@ extern "C" __global__ void hold(const float *loss, const double *clip_norm, Cont
     }
 }
 
-// Keeps `count` tensors, or brings them back: a block each. Places are bytes from `base`.
+// Saves (or, if `back`, restores) tensors, one block each. Addresses are byte offsets from `base`.
 struct StateTable {
-    u64 at, kept;
-    int numbers, unused;
+    u64 at, snapshot;
+    int len, unused;
 };
 
-extern "C" __global__ void keep_states(char *base, const StateTable *table, int back) {
+extern "C" __global__ void snapshot_states(char *base, const StateTable *table, int back) {
     StateTable t = table[blockIdx.x];
-    const float *from = (const float *)(base + (back ? t.kept : t.at));
-    float *to = (float *)(base + (back ? t.at : t.kept));
-    for (int i = threadIdx.x; i < t.numbers; i += blockDim.x) to[i] = from[i];
+    const float *from = (const float *)(base + (back ? t.snapshot : t.at));
+    float *to = (float *)(base + (back ? t.at : t.snapshot));
+    for (int i = threadIdx.x; i < t.len; i += blockDim.x) to[i] = from[i];
 }
 
-// One step of Adam or AdamW and of the weights' moving average (`has_ema`), as ddpm_kernels::elementwise::adam.
+// One step of Adam or AdamW, and of the weights' moving average if `has_ema`, as in ddpm_kernels::elementwise::adam.
 extern "C" __global__ void adam(const float *grad, float *weight, float *exp_avg, float *exp_avg_sq, float *ema, int n,
                                 int has_ema, const Control *control) {
     Control k = *control;
-    if (k.held) return;
-    for (int i = thread_of_grid(); i < n; i += threads_of_grid()) {
+    if (k.skipped) return;
+    for (int i = grid_thread(); i < n; i += grid_size()) {
         float w = weight[i], m = exp_avg[i], v = exp_avg_sq[i];
         float g = fmaf(k.decay, w, grad[i] * k.scale);
         w = w * k.shrink;

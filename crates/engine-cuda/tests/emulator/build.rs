@@ -1,26 +1,26 @@
-//! Building the emulated GPU with the machine's C++ compiler: a program (`emulator`), and a library that stands in for
-//! NVIDIA's driver and NVRTC (`stand-in.so`).
+//! Builds the emulated GPU with the machine's C++ compiler: a program (`emulator`), and a library that stands in for NVIDIA's
+//! driver and NVRTC (`stand-in.so`).
 
 use ddpm_engine_cuda::source::{COMMON, SOURCES};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// What is built, and beside it what it was built from.
+/// The build's outputs.
 const BUILT: [&str; 2] = ["emulator", "stand-in.so"];
 
-/// The folder with the program and the library; `None`, with a line on the standard output, where there is no C++ compiler.
+/// The folder with the program and the library; `None`, with a message, if there is no C++ compiler.
 pub fn built() -> Option<&'static Path> {
     static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     FOLDER.get_or_init(build).as_deref()
 }
 
-/// FNV-1a, which the stand-in for NVRTC computes too.
+/// FNV-1a, as in the stand-in for NVRTC.
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// The files that the compiler is given.
+/// The files to compile.
 fn files() -> Vec<(&'static str, String)> {
     let mut texts: Vec<&str> = Vec::new();
     for source in SOURCES {
@@ -32,7 +32,7 @@ fn files() -> Vec<(&'static str, String)> {
     let (shim, machine) = (include_str!("shim.h"), include_str!("machine.cpp"));
     let entries = SOURCES.iter().flat_map(|s| s.kernels).map(|k| format!("ENTRY({k})\n")).collect();
     let source = |s: &ddpm_engine_cuda::source::Source| {
-        format!("{{{:?}, {}ull, {{\"{}\"}}}},\n", s.name, hash(&s.whole()), s.kernels.join("\", \""))
+        format!("{{{:?}, {}ull, {{\"{}\"}}}},\n", s.name, hash(&s.full_text()), s.kernels.join("\", \""))
     };
     vec![
         ("machine.h", include_str!("machine.h").to_owned()),
@@ -54,7 +54,7 @@ fn build() -> Option<PathBuf> {
         return None;
     }
     if !cfg!(target_os = "linux") {
-        println!("skipped: the emulator is for Linux");
+        println!("skipped: the emulator supports Linux only");
         return None;
     }
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("emulator");
@@ -65,7 +65,7 @@ fn build() -> Option<PathBuf> {
     if files.iter().all(same) && BUILT.iter().all(|name| folder.join(name).exists()) {
         return Some(folder);
     }
-    // One test program builds it, others find it; two at once each make their own and rename it.
+    // One test program builds it and others reuse it; concurrent builds use separate folders and rename.
     let mine = folder.join(format!("build-{}", std::process::id()));
     std::fs::create_dir_all(&mine).expect("a folder for the emulator");
     for (name, text) in &files {
@@ -82,17 +82,17 @@ fn build() -> Option<PathBuf> {
     run(&format!("{options} -O1 -Wall -Wextra -o emulator pipes.cpp machine.o"));
     run(&format!("{options} -O1 -Wall -Wextra -pthread -shared -o stand-in.so driver.cpp machine.o"));
     for name in BUILT.into_iter().chain(files.iter().map(|(name, _)| *name)) {
-        std::fs::rename(mine.join(name), folder.join(name)).expect("the emulator's place");
+        std::fs::rename(mine.join(name), folder.join(name)).expect("the build folder");
     }
     let _ = std::fs::remove_dir_all(&mine);
     Some(folder)
 }
 
-/// Every name by which the driver's and NVRTC's libraries are looked for first.
+/// The library names that cudarc tries first for the driver and NVRTC.
 #[allow(dead_code, reason = "for the tests with the stand-in")]
 pub const ALL: &[&str] = &["libcuda.so", "libcuda.so.1", "libnvrtc.so", "libnvrtc.so.12"];
 
-/// A folder for `LD_LIBRARY_PATH` in which the stand-in has these names; `None` as [`built`].
+/// A folder for `LD_LIBRARY_PATH` in which the stand-in has these names; `None` as in [`built`].
 #[allow(dead_code, reason = "for the tests with the stand-in")]
 pub fn libraries(names: &[&str]) -> Option<PathBuf> {
     let built = built()?;

@@ -1,22 +1,21 @@
-// A stand-in for NVIDIA's driver, NVRTC, cuDNN and cuBLASLt: one library that has the functions which cudarc calls, with the kernels run by
-// the emulated GPU. What a GPU does by itself (kernels, copies from pinned memory, stream-ordered frees) is put off for as
-// long as CUDA allows, until somebody waits for it, so that a missing wait gives wrong numbers. What no program may do
-// (use what was freed or destroyed, free twice, pass wild pointers) ends the process with a message. What a driver
-// answers to is answered as the driver does.
+// A stand-in for NVIDIA's driver, NVRTC, cuDNN and cuBLASLt: one library with the functions that cudarc calls, whose kernels run on
+// the emulated GPU. Asynchronous work (kernels, copies from pinned memory, stream-ordered frees) is delayed as long as CUDA allows,
+// until somebody waits for it, so that a missing wait gives wrong results. Undefined behaviour (use after free or destroy, double
+// free, wild pointers) ends the process with a message. Errors that a driver reports are reported as the driver does.
 //
-// Set by the environment: FAKE_CUDA_
-//   DEVICES     how many GPUs (1)
+// Environment variables: FAKE_CUDA_
+//   DEVICES     number of GPUs (1)
 //   CAPABILITY  of each, "9.0"
-//   MEMORY      KiB of each that are free (4 GiB), of 8 GiB
+//   MEMORY      KiB free on each (4 GiB), of 8 GiB
 //   POOLS       0: no memory pools, hence no cuMemAllocAsync
-//   DRIVER      the newest CUDA that the driver takes (13000)
+//   DRIVER      the newest CUDA version that the driver supports (13000)
 //   NVRTC       version (12090)
-//   TARGETS     compute capabilities that NVRTC knows ("80 86 89 90")
-//   BROKEN      a word in the names of sources that NVRTC finds an error in
-//   FAIL        what fails with which CUresult: "launch:120:719 alloc:1:2", that is the 120th kernel; also sync, graph,
+//   TARGETS     compute capabilities that NVRTC supports ("80 86 89 90")
+//   BROKEN      sources whose names contain this do not compile
+//   FAIL        calls that fail, with their CUresult: "launch:120:719 alloc:1:2", that is the 120th kernel; also sync, graph,
 //               pinned, module, init, retain. After launch or sync the GPU is lost.
-//   ORDER       "backwards": threads of a block run from the last on
-//   REPORT      a file, for counts and for what was not given back when the process ends
+//   ORDER       "backwards": threads of a block run last to first
+//   REPORT      a file for counts and for resources not released when the process ends
 #include "libraries.h"
 #include "nvrtc.h"
 #include "state.h"
@@ -47,11 +46,11 @@ API cuInit(unsigned) {
     if (int error = failing("init")) return error;
     int devices = atoi(setting("DEVICES", "1").c_str());
     if (devices == 0) return NO_DEVICE;
-    if (!state().begun) {
+    if (!state().initialized) {
         start_machine(setting("ORDER", "") == "backwards");
         state().devices.resize(devices);
         for (Device &d : state().devices) d.free = strtoull(setting("MEMORY", "4194304").c_str(), 0, 10) << 10;
-        state().begun = true;
+        state().initialized = true;
     }
     return SUCCESS;
 }
@@ -63,14 +62,14 @@ API cuDriverGetVersion(int *out) {
 
 API cuDeviceGetCount(int *out) {
     Lock lock;
-    if (!state().begun) return NOT_INITIALIZED;
+    if (!state().initialized) return NOT_INITIALIZED;
     *out = state().devices.size();
     return SUCCESS;
 }
 
 API cuDeviceGet(int *out, int index) {
     Lock lock;
-    if (!state().begun) return NOT_INITIALIZED;
+    if (!state().initialized) return NOT_INITIALIZED;
     if (index < 0 || (size_t)index >= state().devices.size()) return INVALID_DEVICE;
     *out = index;
     return SUCCESS;
@@ -83,25 +82,25 @@ API cuDeviceGetName(char *out, int len, int device) {
 
 API cuDeviceGetAttribute(int *out, int attribute, int) {
     Lock lock;
-    if (!state().begun) return NOT_INITIALIZED;
+    if (!state().initialized) return NOT_INITIALIZED;
     int major = 0, minor = 0;
     sscanf(setting("CAPABILITY", "9.0").c_str(), "%d.%d", &major, &minor);
     switch (attribute) {
     case 75: *out = major; break;
     case 76: *out = minor; break;
     case 115: *out = setting("POOLS", "1") != "0"; break;
-    default: die("an attribute of a GPU that the stand-in does not know: " + std::to_string(attribute));
+    default: die("a device attribute that the stand-in does not know: " + std::to_string(attribute));
     }
     return SUCCESS;
 }
 
 API cuDevicePrimaryCtxRetain(void **out, int device) {
     Lock lock;
-    if (!state().begun) return NOT_INITIALIZED;
+    if (!state().initialized) return NOT_INITIALIZED;
     if (int error = failing("retain")) return error;
     Device &d = state().devices.at(device);
     if (d.lost) return d.lost;
-    d.holders++;
+    d.refs++;
     *out = &d;
     return SUCCESS;
 }
@@ -109,8 +108,8 @@ API cuDevicePrimaryCtxRetain(void **out, int device) {
 API cuDevicePrimaryCtxRelease_v2(int device) {
     Lock lock;
     Device &d = state().devices.at(device);
-    if (d.holders == 0) die("a context is released twice");
-    d.holders--;
+    if (d.refs == 0) die("a context is released twice");
+    d.refs--;
     return d.lost;
 }
 
@@ -129,7 +128,7 @@ API cuCtxSynchronize() {
     if (int error = usable()) return error;
     if (int error = captured_here()) return error;
     int error = current->lost;
-    for (Stream *s : state().streams.there)
+    for (Stream *s : state().streams.live)
         if (s->device == current) error = wait_for(s, s->issued);
     return error;
 }
@@ -149,9 +148,9 @@ API cuStreamDestroy_v2(void *handle) {
     Lock lock;
     Stream *stream = state().streams.get(handle);
     int error = usable(stream);
-    // What is under way is still done.
+    // Work in flight still completes.
     drain(stream, stream->issued);
-    for (Event *e : state().events.there)
+    for (Event *e : state().events.live)
         if (e->stream == stream) e->stream = 0;
     state().streams.destroy(stream);
     return error;
@@ -172,15 +171,15 @@ API cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
     if (int error = usable(stream)) return error;
     if (event->capture) {
         if (!stream->capture) {
-            // The stream joins.
-            if (stream->done < stream->issued) die("a stream with work of its own joins a capture");
+            // The stream joins the capture.
+            if (stream->done < stream->issued) die("a stream with pending work joins a capture");
             stream->capture = event->capture;
             stream->joined = true;
             stream->invalid = false;
             stream->capturer = std::this_thread::get_id();
             stream->tails.clear();
         }
-        if (stream->capture != event->capture) die("captures meet");
+        if (stream->capture != event->capture) die("captures merge");
         stream->tails.insert(stream->tails.end(), event->tails.begin(), event->tails.end());
         return SUCCESS;
     }
@@ -189,7 +188,7 @@ API cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
     Stream *other = event->stream;
     uint64_t at = event->at;
     return enqueue(stream, [=] {
-        if (state().streams.there.count(other)) drain(other, at);
+        if (state().streams.live.count(other)) drain(other, at);
     });
 }
 
@@ -259,7 +258,7 @@ API cuMemFree_v2(uint64_t at) {
     if (int error = usable()) return error;
     if (int error = captured_here()) return error;
     begin_free(current, at);
-    for (Stream *s : state().streams.there)
+    for (Stream *s : state().streams.live)
         if (s->device == current) drain(s, s->issued);
     end_free(current, at, current->free);
     return current->lost;
@@ -289,9 +288,9 @@ API cuMemHostAlloc(void **out, size_t len, unsigned) {
 API cuMemFreeHost(void *at) {
     Lock lock;
     auto block = state().pinned.find((uint64_t)at);
-    if (block == state().pinned.end()) die("pinned memory is freed twice, or is none");
+    if (block == state().pinned.end()) die("pinned memory is freed twice, or was never allocated");
     int error = usable();
-    if (!error && block->second.copies) die("pinned memory is freed while a copy from it is under way");
+    if (!error && block->second.copies) die("pinned memory is freed while a copy from it is in flight");
     state().pinned.erase(block);
     free(at);
     return error;
@@ -309,7 +308,7 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t len, void *handle
     Lock lock;
     Stream *stream = state().streams.get(handle);
     if (int error = usable(stream)) return error;
-    if (stream->capture) die("a copy from the host while a stream is captured");
+    if (stream->capture) die("a copy from the host during capture");
     check(stream->device, to, len, "a copy to the GPU");
     if (Pinned *pinned = pinned_at(from, len)) {
         count("pinned_copies");
@@ -328,7 +327,7 @@ API cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t len, void *handle) {
     Lock lock;
     Stream *stream = state().streams.get(handle);
     if (int error = usable(stream)) return error;
-    if (stream->capture) die("a copy to the host while a stream is captured");
+    if (stream->capture) die("a copy to the host during capture");
     check(stream->device, from, len, "a copy from the GPU");
     if (Pinned *pinned = pinned_at(to, len)) {
         pinned->copies++;
@@ -392,7 +391,7 @@ API cuLaunchKernel(void *function_handle, unsigned gx, unsigned gy, unsigned gz,
         unsigned grid[3], block[3];
     } size = {{gx, gy, gz}, {bx, by, bz}};
     if (!can_launch(size.grid, size.block) || shared != 0 || extra != 0) return INVALID_VALUE;
-    // As the driver, by the kernel's signature: how many there are is not told.
+    // Like the driver, by the kernel's signature: the call does not pass a count.
     std::vector<Argument> args;
     for (char kind : kernel->kinds) {
         Argument arg = {kind, 0};
@@ -401,16 +400,16 @@ API cuLaunchKernel(void *function_handle, unsigned gx, unsigned gy, unsigned gz,
     }
     Device *device = stream->device;
     Module *module = function->module;
-    auto look = [=] {
+    auto check_pointers = [=] {
         for (const Argument &arg : args)
             if (arg.kind == 'p') check(device, arg.bits, 1, std::string("a pointer for ") + kernel->name);
     };
-    look();
+    check_pointers();
     return enqueue(stream, [=] {
         count("launches");
         if ((device->lost = failing("launch"))) return;
-        if (!state().modules.there.count(module)) die(std::string("the module of ") + kernel->name + " was unloaded");
-        look();
+        if (!state().modules.live.count(module)) die(std::string("the module of ") + kernel->name + " was unloaded");
+        check_pointers();
         run_kernel(*kernel, size.grid, size.block, args.data());
     });
 }
@@ -438,20 +437,20 @@ API cuStreamEndCapture(void *handle, Graph **out) {
     if (stream->joined) return CAPTURE_UNMATCHED;
     Graph *graph = stream->capture;
     bool invalid = false;
-    // Everything must be before the end of this stream.
+    // Everything must precede the end of this stream.
     std::vector<bool> before(graph->nodes.size());
     for (size_t i : stream->tails) before[i] = true;
     for (size_t i = graph->nodes.size(); i-- > 0;)
         if (before[i])
-            for (size_t j : graph->nodes[i].behind) before[j] = true;
+            for (size_t j : graph->nodes[i].depends_on) before[j] = true;
     bool unjoined = std::find(before.begin(), before.end(), false) != before.end();
-    for (Stream *s : state().streams.there)
+    for (Stream *s : state().streams.live)
         if (s->capture == graph) {
             invalid = invalid || s->invalid;
             if (s != stream) count("joined");
             s->capture = 0;
         }
-    for (Event *e : state().events.there)
+    for (Event *e : state().events.live)
         if (e->capture == graph) *e = Event();
     if (invalid || unjoined) {
         state().graphs.destroy(graph);
@@ -489,14 +488,14 @@ API cuGraphLaunch(void *handle, void *stream_handle) {
     Stream *stream = state().streams.get(stream_handle);
     if (int error = usable(stream)) return error;
     count("graph_launches");
-    // In an order that the edges allow, another one each time.
+    // In a random order that the edges allow, different each time.
     static uint32_t random = 1;
     size_t count = exec->nodes.size();
     std::vector<std::vector<size_t>> readers(count);
     std::vector<size_t> missing(count), ready;
     for (size_t i = 0; i < count; i++) {
-        missing[i] = exec->nodes[i].behind.size();
-        for (size_t j : exec->nodes[i].behind) readers[j].push_back(i);
+        missing[i] = exec->nodes[i].depends_on.size();
+        for (size_t j : exec->nodes[i].depends_on) readers[j].push_back(i);
         if (!missing[i]) ready.push_back(i);
     }
     while (!ready.empty()) {
@@ -523,21 +522,21 @@ __attribute__((destructor)) static void report() {
     if (!file) return;
     State &s = state();
     for (auto &[what, n] : s.counts) fprintf(file, "%s %d\n", what.c_str(), n);
-    size_t holders = 0, blocks = 0;
+    size_t refs = 0, blocks = 0;
     for (Device &d : s.devices) {
-        holders += d.holders;
+        refs += d.refs;
         for (auto &block : d.blocks) blocks += !block.second.freed;
     }
-    for (auto [what, n] : std::initializer_list<std::pair<const char *, size_t>>{{"contexts", holders},
+    for (auto [what, n] : std::initializer_list<std::pair<const char *, size_t>>{{"contexts", refs},
                                                                                 {"memory", blocks},
                                                                                 {"pinned", s.pinned.size()},
-                                                                                {"streams", s.streams.there.size()},
-                                                                                {"events", s.events.there.size()},
-                                                                                {"modules", s.modules.there.size()},
-                                                                                {"graphs", s.graphs.there.size()},
-                                                                                {"execs", s.execs.there.size()},
-                                                                                {"programs", s.programs.there.size()},
-                                                                                {"library_objects", things().there.size()}})
+                                                                                {"streams", s.streams.live.size()},
+                                                                                {"events", s.events.live.size()},
+                                                                                {"modules", s.modules.live.size()},
+                                                                                {"graphs", s.graphs.live.size()},
+                                                                                {"execs", s.execs.live.size()},
+                                                                                {"programs", s.programs.live.size()},
+                                                                                {"library_objects", objects().live.size()}})
         fprintf(file, "left_%s %zu\n", what, n);
     fclose(file);
 }

@@ -1,60 +1,60 @@
-// The functions of cuDNN and cuBLASLt that the program calls, by NVIDIA's headers, with enumerations as numbers. Products are
-// made number by number when the stream comes to them. Objects that are not what a function takes end the process.
+// The functions of cuDNN and cuBLASLt that the program calls, as in NVIDIA's headers, with enumerations as integers. Operations are
+// computed by plain loops when the stream reaches them. Objects of the wrong type end the process.
 //
-// Of cuDNN's algorithms the first needs more memory than there is, the second adds up in no fixed order, the third cannot
-// do it; the fourth is to be taken, and fills its workspace.
+// Of cuDNN's algorithms the first needs more memory than allowed, the second is not deterministic, the third is not supported; the
+// fourth is the one to use, and overwrites its workspace.
 //
-// Set by the environment: FAKE_CUDA_CUDNN, FAKE_CUDA_CUBLAS: versions (92100, 130000); FAIL also takes "product".
+// Environment: FAKE_CUDA_CUDNN, FAKE_CUDA_CUBLAS: versions (92100, 130000); FAKE_CUDA_FAIL also accepts "product".
 #pragma once
 #include "state.h"
 
 namespace {
 
-enum { NN_BAD_PARAM = 2000, NN_NOT_SUPPORTED = 3000, LT_INVALID_VALUE = 7, LT_NOT_SUPPORTED = 15, TAKEN = 1, WORKSPACE = 1000 };
+enum { NN_BAD_PARAM = 2000, NN_NOT_SUPPORTED = 3000, LT_INVALID_VALUE = 7, LT_NOT_SUPPORTED = 15, ALGORITHM = 1, WORKSPACE = 1000 };
 
-struct Thing {
+struct Object {
     std::string kind;
     std::vector<long long> v;
 };
 
-struct Things : Handles<Thing> {
-    Thing *of(void *handle, const char *kind) const {
-        Thing *thing = get(handle);
-        if (thing->kind != kind) die(std::string("a library wants ") + kind + ", was given " + thing->kind);
-        return thing;
+struct Objects : Handles<Object> {
+    Object *of(void *handle, const char *kind) const {
+        Object *object = get(handle);
+        if (object->kind != kind) die(std::string("a library expects ") + kind + ", got " + object->kind);
+        return object;
     }
 };
 
-Things &things() {
-    static Things *all = new Things{{"object of a library", {}}};
+Objects &objects() {
+    static Objects *all = new Objects{{"library object", {}}};
     return *all;
 }
 
-int make_thing(void **out, const char *kind, std::vector<long long> v) {
+int make_object(void **out, const char *kind, std::vector<long long> v) {
     Lock lock;
-    *out = things().make({kind, v});
+    *out = objects().make({kind, v});
     return SUCCESS;
 }
 
-int set_thing(void *handle, const char *kind, std::vector<long long> v) {
+int set_object(void *handle, const char *kind, std::vector<long long> v) {
     Lock lock;
-    things().of(handle, kind)->v = v;
+    objects().of(handle, kind)->v = v;
     return SUCCESS;
 }
 
-int destroy_thing(void *handle, const char *kind) {
+int destroy_object(void *handle, const char *kind) {
     Lock lock;
-    things().destroy(things().of(handle, kind));
+    objects().destroy(objects().of(handle, kind));
     return SUCCESS;
 }
 
-// Numbers of f32 or bf16 in the GPU's memory.
-struct Numbers {
+// f32 or bf16 elements in GPU memory.
+struct Elements {
     char *at;
-    bool half;
+    bool bf16;
 
     double get(long long i) const {
-        unsigned bits = half ? (unsigned)((const unsigned short *)at)[i] << 16 : ((const unsigned *)at)[i];
+        unsigned bits = bf16 ? (unsigned)((const unsigned short *)at)[i] << 16 : ((const unsigned *)at)[i];
         float v;
         memcpy(&v, &bits, 4);
         return v;
@@ -63,65 +63,65 @@ struct Numbers {
         float v = (float)value;
         unsigned bits;
         memcpy(&bits, &v, 4);
-        if (half)
+        if (bf16)
             ((unsigned short *)at)[i] = v != v ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
         else
             ((unsigned *)at)[i] = bits;
     }
-    void look(const Device *device, long long count, const char *what) const {
+    void check_access(const Device *device, long long count, const char *what) const {
         if ((uint64_t)at % 16) die(std::string(what) + ": not aligned");
-        check(device, (uint64_t)at, count * (half ? 2 : 4), what);
+        check(device, (uint64_t)at, count * (bf16 ? 2 : 4), what);
     }
 };
 
 // ------------------------------------------------------------------------------------------------------------- cuDNN
 
-// n, h, w, c of a tensor; k, h, w, c of weights: in both c lies together.
+// n, h, w, c of a tensor; k, h, w, c of weights: c is contiguous in both.
 struct Shape4 {
     long long n, h, w, c;
-    bool half;
-    Numbers numbers;
+    bool bf16;
+    Elements elements;
 
-    // format and kind of numbers stand in another order for tensors and weights.
+    // Format and data type are in different order for tensors and weights.
     Shape4(void *handle, const char *kind, uint64_t at) {
-        const std::vector<long long> &v = things().of(handle, kind)->v;
-        if (v.size() != 6) die(std::string(kind) + " of no size");
+        const std::vector<long long> &v = objects().of(handle, kind)->v;
+        if (v.size() != 6) die(std::string(kind) + " without a size");
         bool weights = std::string(kind) == "weights";
         if (v[weights ? 1 : 0] != 1) die("not NHWC");
         long long format = v[weights ? 0 : 1];
         if (format != 0 && format != 9) die("neither f32 nor bf16");
         n = v[2], c = v[3], h = v[4], w = v[5];
-        half = format == 9;
-        numbers = {(char *)at, half};
+        bf16 = format == 9;
+        elements = {(char *)at, bf16};
     }
     long long count() const { return n * h * w * c; }
-    long long place(long long n_, long long h_, long long w_, long long c_) const { return ((n_ * h + h_) * w + w_) * c + c_; }
+    long long index(long long n_, long long h_, long long w_, long long c_) const { return ((n_ * h + h_) * w + w_) * c + c_; }
 };
 
-enum Of { OF_FORWARD, OF_DATA, OF_WEIGHTS };
+enum ConvPass { PASS_FORWARD, PASS_DATA, PASS_WEIGHTS };
 
-int convolve(Of of, void *nn, const float *alpha, Shape4 x, Shape4 w, Shape4 y, void *convolution, int algorithm,
-             uint64_t workspace, size_t bytes, const float *beta, Numbers z, Numbers bias) {
-    Stream *stream = state().streams.get((void *)things().of(nn, "cuDNN")->v.at(0));
+int convolve(ConvPass of, void *nn, const float *alpha, Shape4 x, Shape4 w, Shape4 y, void *convolution, int algorithm,
+             uint64_t workspace, size_t bytes, const float *beta, Elements z, Elements bias) {
+    Stream *stream = state().streams.get((void *)objects().of(nn, "cuDNN")->v.at(0));
     if (int error = usable(stream)) return error;
     if (failing("product")) return NN_NOT_SUPPORTED;
-    std::vector<long long> g = things().of(convolution, "a convolution")->v;
-    if (g.size() != 9 || g[4] != 1 || g[5] != 1 || g[6] != 1 || g[7] != 0) die("no cross-correlation with sums in f32");
-    if (algorithm != TAKEN || bytes < WORKSPACE) die("an algorithm that was not to be taken, or too little workspace");
-    if (x.half != w.half || x.half != y.half) return NN_NOT_SUPPORTED;
+    std::vector<long long> g = objects().of(convolution, "a convolution")->v;
+    if (g.size() != 9 || g[4] != 1 || g[5] != 1 || g[6] != 1 || g[7] != 0) die("not a cross-correlation with f32 accumulation");
+    if (algorithm != ALGORITHM || bytes < WORKSPACE) die("an algorithm that was not offered, or too little workspace");
+    if (x.bf16 != w.bf16 || x.bf16 != y.bf16) return NN_NOT_SUPPORTED;
     if (w.n != y.c || w.c != x.c || x.n != y.n) return NN_BAD_PARAM;
-    // What may round to tf32 is to be asked for.
-    if (!x.half && g[8] == 3) count("convolutions_in_f32");
+    // Rounding to tf32 must be requested explicitly.
+    if (!x.bf16 && g[8] == 3) count("convolutions_in_f32");
     Device *device = stream->device;
     float a = *alpha, b = *beta;
-    count(of == OF_FORWARD ? "forward_convolutions" : of == OF_DATA ? "data_gradients" : "weight_gradients");
+    count(of == PASS_FORWARD ? "forward_convolutions" : of == PASS_DATA ? "data_gradients" : "weight_gradients");
     return enqueue(stream, [=] {
-        x.numbers.look(device, x.count(), "x");
-        w.numbers.look(device, w.count(), "w");
-        y.numbers.look(device, y.count(), "y");
+        x.elements.check_access(device, x.count(), "x");
+        w.elements.check_access(device, w.count(), "w");
+        y.elements.check_access(device, y.count(), "y");
         check(device, workspace, bytes, "a workspace");
         memset((void *)workspace, 0xff, bytes);
-        const Shape4 &result = of == OF_FORWARD ? y : of == OF_DATA ? x : w;
+        const Shape4 &result = of == PASS_FORWARD ? y : of == PASS_DATA ? x : w;
         std::vector<double> sums(result.count());
         for (long long n = 0; n < y.n; n++)
             for (long long oy = 0; oy < y.h; oy++)
@@ -132,15 +132,15 @@ int convolve(Of of, void *nn, const float *alpha, Shape4 x, Shape4 w, Shape4 y, 
                             if (iy < 0 || iy >= x.h || ix < 0 || ix >= x.w) continue;
                             for (long long co = 0; co < y.c; co++)
                                 for (long long ci = 0; ci < x.c; ci++) {
-                                    long long at_x = x.place(n, iy, ix, ci), at_w = w.place(co, ky, kx, ci), at_y = y.place(n, oy, ox, co);
-                                    if (of == OF_FORWARD) sums[at_y] += x.numbers.get(at_x) * w.numbers.get(at_w);
-                                    if (of == OF_DATA) sums[at_x] += y.numbers.get(at_y) * w.numbers.get(at_w);
-                                    if (of == OF_WEIGHTS) sums[at_w] += x.numbers.get(at_x) * y.numbers.get(at_y);
+                                    long long at_x = x.index(n, iy, ix, ci), at_w = w.index(co, ky, kx, ci), at_y = y.index(n, oy, ox, co);
+                                    if (of == PASS_FORWARD) sums[at_y] += x.elements.get(at_x) * w.elements.get(at_w);
+                                    if (of == PASS_DATA) sums[at_x] += y.elements.get(at_y) * w.elements.get(at_w);
+                                    if (of == PASS_WEIGHTS) sums[at_w] += x.elements.get(at_x) * y.elements.get(at_y);
                                 }
                         }
         for (long long i = 0; i < result.count(); i++) {
             double added = b == 0.0f ? 0.0 : b * z.get(i);
-            result.numbers.set(i, a * sums[i] + added + (bias.at ? bias.get(i % result.c) : 0.0));
+            result.elements.set(i, a * sums[i] + added + (bias.at ? bias.get(i % result.c) : 0.0));
         }
     });
 }
@@ -154,10 +154,10 @@ struct Performance {
 
 int algorithms(void *nn, int room, int *found, Performance *out, void *convolution) {
     Lock lock;
-    things().of(nn, "cuDNN");
-    int math = things().of(convolution, "a convolution")->v.at(8);
+    objects().of(nn, "cuDNN");
+    int math = objects().of(convolution, "a convolution")->v.at(8);
     const Performance all[] = {{0, 0, 1, (size_t)1 << 40, 1, math, {}}, {3, 0, 2, 0, 0, math, {}}, {4, NN_NOT_SUPPORTED, -1, 0, 1, math, {}},
-                               {TAKEN, 0, 3, WORKSPACE, 1, math, {}}};
+                               {ALGORITHM, 0, 3, WORKSPACE, 1, math, {}}};
     *found = std::min(room, 4);
     memcpy(out, all, *found * sizeof *out);
     return SUCCESS;
@@ -176,38 +176,38 @@ API cudnnCreate(void **out) {
         Lock lock;
         if (int error = usable()) return error;
     }
-    return make_thing(out, "cuDNN", {0});
+    return make_object(out, "cuDNN", {0});
 }
-API cudnnDestroy(void *it) { return destroy_thing(it, "cuDNN"); }
-API cudnnSetStream(void *it, void *stream) { return set_thing(it, "cuDNN", {(long long)stream}); }
-API cudnnCreateTensorDescriptor(void **out) { return make_thing(out, "a tensor", {}); }
+API cudnnDestroy(void *it) { return destroy_object(it, "cuDNN"); }
+API cudnnSetStream(void *it, void *stream) { return set_object(it, "cuDNN", {(long long)stream}); }
+API cudnnCreateTensorDescriptor(void **out) { return make_object(out, "a tensor", {}); }
 API cudnnSetTensor4dDescriptor(void *it, int format, int type, int n, int c, int h, int w) {
-    return set_thing(it, "a tensor", {format, type, n, c, h, w});
+    return set_object(it, "a tensor", {format, type, n, c, h, w});
 }
-API cudnnDestroyTensorDescriptor(void *it) { return destroy_thing(it, "a tensor"); }
-API cudnnCreateFilterDescriptor(void **out) { return make_thing(out, "weights", {}); }
+API cudnnDestroyTensorDescriptor(void *it) { return destroy_object(it, "a tensor"); }
+API cudnnCreateFilterDescriptor(void **out) { return make_object(out, "weights", {}); }
 API cudnnSetFilter4dDescriptor(void *it, int type, int format, int k, int c, int h, int w) {
-    return set_thing(it, "weights", {type, format, k, c, h, w});
+    return set_object(it, "weights", {type, format, k, c, h, w});
 }
-API cudnnDestroyFilterDescriptor(void *it) { return destroy_thing(it, "weights"); }
-API cudnnCreateConvolutionDescriptor(void **out) { return make_thing(out, "a convolution", {}); }
+API cudnnDestroyFilterDescriptor(void *it) { return destroy_object(it, "weights"); }
+API cudnnCreateConvolutionDescriptor(void **out) { return make_object(out, "a convolution", {}); }
 API cudnnSetConvolution2dDescriptor(void *it, int ph, int pw, int u, int v, int dh, int dw, int mode, int type) {
-    return set_thing(it, "a convolution", {ph, pw, u, v, dh, dw, mode, type, 0});
+    return set_object(it, "a convolution", {ph, pw, u, v, dh, dw, mode, type, 0});
 }
 API cudnnSetConvolutionMathType(void *it, int math) {
     Lock lock;
-    things().of(it, "a convolution")->v.at(8) = math;
+    objects().of(it, "a convolution")->v.at(8) = math;
     return SUCCESS;
 }
-API cudnnDestroyConvolutionDescriptor(void *it) { return destroy_thing(it, "a convolution"); }
-API cudnnCreateActivationDescriptor(void **out) { return make_thing(out, "an activation", {}); }
-API cudnnSetActivationDescriptor(void *it, int mode, int nan, double) { return set_thing(it, "an activation", {mode, nan}); }
-API cudnnDestroyActivationDescriptor(void *it) { return destroy_thing(it, "an activation"); }
+API cudnnDestroyConvolutionDescriptor(void *it) { return destroy_object(it, "a convolution"); }
+API cudnnCreateActivationDescriptor(void **out) { return make_object(out, "an activation", {}); }
+API cudnnSetActivationDescriptor(void *it, int mode, int nan, double) { return set_object(it, "an activation", {mode, nan}); }
+API cudnnDestroyActivationDescriptor(void *it) { return destroy_object(it, "an activation"); }
 
 API cudnnGetConvolution2dForwardOutputDim(void *convolution, void *x_, void *w_, int *n, int *c, int *h, int *w) {
     Lock lock;
     Shape4 x(x_, "a tensor", 0), weights(w_, "weights", 0);
-    const std::vector<long long> &g = things().of(convolution, "a convolution")->v;
+    const std::vector<long long> &g = objects().of(convolution, "a convolution")->v;
     *n = x.n, *c = weights.n;
     *h = (x.h + 2 * g[0] - weights.h) / g[2] + 1, *w = (x.w + 2 * g[1] - weights.w) / g[3] + 1;
     return SUCCESS;
@@ -234,33 +234,33 @@ API cudnnConvolutionForward(void *nn, const float *alpha, void *x_, uint64_t x, 
                             size_t bytes, const float *beta, void *y_, uint64_t y) {
     Lock lock;
     Shape4 of_y(y_, "a tensor", y);
-    return convolve(OF_FORWARD, nn, alpha, Shape4(x_, "a tensor", x), Shape4(w_, "weights", w), of_y, g, algorithm, space, bytes, beta,
-                    of_y.numbers, {0, false});
+    return convolve(PASS_FORWARD, nn, alpha, Shape4(x_, "a tensor", x), Shape4(w_, "weights", w), of_y, g, algorithm, space, bytes, beta,
+                    of_y.elements, {0, false});
 }
 API cudnnConvolutionBiasActivationForward(void *nn, const float *alpha, void *x_, uint64_t x, void *w_, uint64_t w, void *g, int algorithm,
                                           uint64_t space, size_t bytes, const float *beta, void *z_, uint64_t z, void *bias_, uint64_t bias,
                                           void *activation, void *y_, uint64_t y) {
     Lock lock;
     Shape4 of_bias(bias_, "a tensor", bias), of_y(y_, "a tensor", y), of_z(z_, "a tensor", z);
-    if (things().of(activation, "an activation")->v.at(0) != 5) die("an activation that is not the identity");
-    if (of_bias.count() != of_y.c || of_bias.c != of_y.c || of_z.count() != of_y.count() || of_bias.half != of_y.half) return NN_BAD_PARAM;
+    if (objects().of(activation, "an activation")->v.at(0) != 5) die("an activation other than the identity");
+    if (of_bias.count() != of_y.c || of_bias.c != of_y.c || of_z.count() != of_y.count() || of_bias.bf16 != of_y.bf16) return NN_BAD_PARAM;
     count("convolutions_with_a_bias");
-    return convolve(OF_FORWARD, nn, alpha, Shape4(x_, "a tensor", x), Shape4(w_, "weights", w), of_y, g, algorithm, space, bytes, beta,
-                    of_z.numbers, of_bias.numbers);
+    return convolve(PASS_FORWARD, nn, alpha, Shape4(x_, "a tensor", x), Shape4(w_, "weights", w), of_y, g, algorithm, space, bytes, beta,
+                    of_z.elements, of_bias.elements);
 }
 API cudnnConvolutionBackwardData(void *nn, const float *alpha, void *w_, uint64_t w, void *dy_, uint64_t dy, void *g, int algorithm,
                                  uint64_t space, size_t bytes, const float *beta, void *dx_, uint64_t dx) {
     Lock lock;
     Shape4 of_dx(dx_, "a tensor", dx);
-    return convolve(OF_DATA, nn, alpha, of_dx, Shape4(w_, "weights", w), Shape4(dy_, "a tensor", dy), g, algorithm, space, bytes, beta,
-                    of_dx.numbers, {0, false});
+    return convolve(PASS_DATA, nn, alpha, of_dx, Shape4(w_, "weights", w), Shape4(dy_, "a tensor", dy), g, algorithm, space, bytes, beta,
+                    of_dx.elements, {0, false});
 }
 API cudnnConvolutionBackwardFilter(void *nn, const float *alpha, void *x_, uint64_t x, void *dy_, uint64_t dy, void *g, int algorithm,
                                    uint64_t space, size_t bytes, const float *beta, void *dw_, uint64_t dw) {
     Lock lock;
     Shape4 of_dw(dw_, "weights", dw);
-    return convolve(OF_WEIGHTS, nn, alpha, Shape4(x_, "a tensor", x), of_dw, Shape4(dy_, "a tensor", dy), g, algorithm, space, bytes, beta,
-                    of_dw.numbers, {0, false});
+    return convolve(PASS_WEIGHTS, nn, alpha, Shape4(x_, "a tensor", x), of_dw, Shape4(dy_, "a tensor", dy), g, algorithm, space, bytes, beta,
+                    of_dw.elements, {0, false});
 }
 
 // ---------------------------------------------------------------------------------------------------------- cuBLASLt
@@ -275,10 +275,10 @@ struct Heuristic {
 
 LIBRARY_API(size_t) cublasLtGetVersion() { return atoi(setting("CUBLAS", "130000").c_str()); }
 LIBRARY_API(const char *) cublasLtGetStatusString(int) { return "CUBLAS_STATUS_NOT_SUPPORTED"; }
-API cublasLtCreate(void **out) { return make_thing(out, "cuBLASLt", {}); }
-API cublasLtDestroy(void *it) { return destroy_thing(it, "cuBLASLt"); }
+API cublasLtCreate(void **out) { return make_object(out, "cuBLASLt", {}); }
+API cublasLtDestroy(void *it) { return destroy_object(it, "cuBLASLt"); }
 // compute, scale, transposed a, transposed b, epilogue, bias
-API cublasLtMatmulDescCreate(void **out, int compute, int scale) { return make_thing(out, "a product", {compute, scale, 0, 0, 1, 0}); }
+API cublasLtMatmulDescCreate(void **out, int compute, int scale) { return make_object(out, "a product", {compute, scale, 0, 0, 1, 0}); }
 API cublasLtMatmulDescSetAttribute(void *it, int attribute, const void *value, size_t bytes) {
     Lock lock;
     const std::map<int, std::pair<int, size_t>> known = {{3, {2, 4}}, {4, {3, 4}}, {7, {4, 4}}, {8, {5, 8}}};
@@ -286,34 +286,34 @@ API cublasLtMatmulDescSetAttribute(void *it, int attribute, const void *value, s
     if (at == known.end() || bytes != at->second.second) return LT_INVALID_VALUE;
     long long v = 0;
     memcpy(&v, value, bytes);
-    things().of(it, "a product")->v[at->second.first] = v;
+    objects().of(it, "a product")->v[at->second.first] = v;
     return SUCCESS;
 }
-API cublasLtMatmulDescDestroy(void *it) { return destroy_thing(it, "a product"); }
+API cublasLtMatmulDescDestroy(void *it) { return destroy_object(it, "a product"); }
 API cublasLtMatrixLayoutCreate(void **out, int type, uint64_t rows, uint64_t columns, int64_t stride) {
-    return make_thing(out, "a matrix", {type, (long long)rows, (long long)columns, stride});
+    return make_object(out, "a matrix", {type, (long long)rows, (long long)columns, stride});
 }
-API cublasLtMatrixLayoutDestroy(void *it) { return destroy_thing(it, "a matrix"); }
-API cublasLtMatmulPreferenceCreate(void **out) { return make_thing(out, "a preference", {0, 256, 256, 256, 256}); }
+API cublasLtMatrixLayoutDestroy(void *it) { return destroy_object(it, "a matrix"); }
+API cublasLtMatmulPreferenceCreate(void **out) { return make_object(out, "a preference", {0, 256, 256, 256, 256}); }
 API cublasLtMatmulPreferenceSetAttribute(void *it, int attribute, const void *value, size_t bytes) {
     Lock lock;
     long long v = 0;
     if (attribute == 1 ? bytes != 8 : attribute < 5 || attribute > 8 || bytes != 4) return LT_INVALID_VALUE;
     memcpy(&v, value, bytes);
-    things().of(it, "a preference")->v[attribute == 1 ? 0 : attribute - 4] = v;
+    objects().of(it, "a preference")->v[attribute == 1 ? 0 : attribute - 4] = v;
     return SUCCESS;
 }
-API cublasLtMatmulPreferenceDestroy(void *it) { return destroy_thing(it, "a preference"); }
+API cublasLtMatmulPreferenceDestroy(void *it) { return destroy_object(it, "a preference"); }
 
 API cublasLtMatmulAlgoGetHeuristic(void *lt, void *product, void *a, void *b, void *c, void *d, void *preference, int room, Heuristic *out,
                                    int *found) {
     Lock lock;
-    things().of(lt, "cuBLASLt"), things().of(product, "a product");
-    for (void *matrix : {a, b, c, d}) things().of(matrix, "a matrix");
-    const std::vector<long long> &wants = things().of(preference, "a preference")->v;
+    objects().of(lt, "cuBLASLt"), objects().of(product, "a product");
+    for (void *matrix : {a, b, c, d}) objects().of(matrix, "a matrix");
+    const std::vector<long long> &wanted = objects().of(preference, "a preference")->v;
     for (int i = 1; i < 5; i++)
-        if (wants[i] != 64) die("another alignment than the plan's");
-    *found = room > 0 && wants[0] >= WORKSPACE;
+        if (wanted[i] != 64) die("not the plan's alignment");
+    *found = room > 0 && wanted[0] >= WORKSPACE;
     if (*found) out[0] = {{11, 12, 13, 14, 15, 16, 17, 18}, WORKSPACE, 0, 1.0f, {}};
     return SUCCESS;
 }
@@ -321,33 +321,33 @@ API cublasLtMatmulAlgoGetHeuristic(void *lt, void *product, void *a, void *b, vo
 API cublasLtMatmul(void *lt, void *product, const float *alpha, uint64_t a, void *a_, uint64_t b, void *b_, const float *beta, uint64_t c, void *c_,
                    uint64_t d, void *d_, const uint64_t *algorithm, uint64_t workspace, size_t bytes, void *stream_handle) {
     Lock lock;
-    things().of(lt, "cuBLASLt");
+    objects().of(lt, "cuBLASLt");
     Stream *stream = state().streams.get(stream_handle);
     if (int error = usable(stream)) return error;
     if (failing("product")) return LT_NOT_SUPPORTED;
     for (int i = 0; i < 8; i++)
-        if (algorithm[i] != 11u + i || bytes < WORKSPACE) die("another algorithm than was given, or too little workspace");
-    std::vector<long long> p = things().of(product, "a product")->v;
-    std::vector<long long> of_a = things().of(a_, "a matrix")->v, of_b = things().of(b_, "a matrix")->v;
-    std::vector<long long> of_c = things().of(c_, "a matrix")->v, of_d = things().of(d_, "a matrix")->v;
-    bool half = of_a[0] == 14;
-    if (of_a[0] != of_b[0] || of_c != of_d || (!half && of_d[0] != 0) || p[1] != 0 || (p[0] != 68 && p[0] != 77)) return LT_NOT_SUPPORTED;
+        if (algorithm[i] != 11u + i || bytes < WORKSPACE) die("an algorithm that was not offered, or too little workspace");
+    std::vector<long long> p = objects().of(product, "a product")->v;
+    std::vector<long long> of_a = objects().of(a_, "a matrix")->v, of_b = objects().of(b_, "a matrix")->v;
+    std::vector<long long> of_c = objects().of(c_, "a matrix")->v, of_d = objects().of(d_, "a matrix")->v;
+    bool bf16 = of_a[0] == 14;
+    if (of_a[0] != of_b[0] || of_c != of_d || (!bf16 && of_d[0] != 0) || p[1] != 0 || (p[0] != 68 && p[0] != 77)) return LT_NOT_SUPPORTED;
     long long m = of_d[1], n = of_d[2], k = p[2] ? of_a[1] : of_a[2];
     if ((p[2] ? of_a[2] : of_a[1]) != m || (p[3] ? of_b[2] : of_b[1]) != k || (p[3] ? of_b[1] : of_b[2]) != n) return LT_INVALID_VALUE;
     if (of_a[3] < of_a[1] || of_b[3] < of_b[1] || of_d[3] < m) return LT_INVALID_VALUE;
     count(p[4] == 4 ? "matrix_products_with_a_bias" : "matrix_products");
     if (p[0] == 77) count("matrix_products_in_tf32");
-    bool half_result = of_d[0] == 14;
-    Numbers in_a{(char *)a, half}, in_b{(char *)b, half}, in_c{(char *)c, half_result}, in_d{(char *)d, half_result};
-    Numbers bias{(char *)(p[4] == 4 ? p[5] : 0), half_result};
+    bool bf16_result = of_d[0] == 14;
+    Elements in_a{(char *)a, bf16}, in_b{(char *)b, bf16}, in_c{(char *)c, bf16_result}, in_d{(char *)d, bf16_result};
+    Elements bias{(char *)(p[4] == 4 ? p[5] : 0), bf16_result};
     Device *device = stream->device;
     float by = *alpha, of_added = *beta;
     return enqueue(stream, [=] {
-        in_a.look(device, of_a[1] * of_a[2], "a");
-        in_b.look(device, of_b[1] * of_b[2], "b");
-        in_c.look(device, m * n, "c");
-        in_d.look(device, m * n, "d");
-        if (bias.at) bias.look(device, m, "a bias");
+        in_a.check_access(device, of_a[1] * of_a[2], "a");
+        in_b.check_access(device, of_b[1] * of_b[2], "b");
+        in_c.check_access(device, m * n, "c");
+        in_d.check_access(device, m * n, "d");
+        if (bias.at) bias.check_access(device, m, "a bias");
         check(device, workspace, bytes, "a workspace");
         memset((void *)workspace, 0xff, bytes);
         for (long long j = 0; j < n; j++)

@@ -1,17 +1,17 @@
-// Fibers, waiting, tensor cores, and the table of kernels. Behind the kernels' text; in front of it stand the program that
-// is driven through pipes (`pipes.cpp`) and the stand-in for NVIDIA's driver (`driver.cpp`).
+// Fibers, synchronisation, tensor cores, and the kernel table. Compiled after the kernels' text; its front ends are the program
+// driven through pipes (`pipes.cpp`) and the stand-in for NVIDIA's driver (`driver.cpp`).
 #include "machine.h"
 
-// `control.rs` writes and reads there.
-static_assert(__builtin_offsetof(Control, rate) == 16 && __builtin_offsetof(Control, held) == 56 &&
+// `control.rs` relies on these offsets.
+static_assert(__builtin_offsetof(Control, rate) == 16 && __builtin_offsetof(Control, skipped) == 56 &&
                   __builtin_offsetof(Control, squared_norm) == 64,
-              "places in the control block");
+              "offsets in the control block");
 
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-const int MOST_THREADS = 1024;
+const int MAX_THREADS = 1024;
 const size_t STACK = 256 << 10;
 
 enum Status { READY, AT_WARP, AT_BLOCK, DONE };
@@ -27,24 +27,24 @@ struct Group {
     int alive, waiting;
 };
 
-Fiber fibers[MOST_THREADS];
-Group warps[MOST_THREADS / 32], block;
+Fiber fibers[MAX_THREADS];
+Group warps[MAX_THREADS / 32], block;
 jmp_buf scheduler;
 int current, threads;
-bool backwards; // the order in which threads run
+bool backwards; // run threads last to first
 void (*body)(const void *);
 const void *body_args;
-uint64_t slots[MOST_THREADS];
-unsigned words[MOST_THREADS][6];
+uint64_t slots[MAX_THREADS];
+unsigned words[MAX_THREADS][6];
 
-// Copies that were asked for and not waited for: groups, the last one open.
+// Copies in flight, in groups; the last group is open.
 struct Copy {
     void *to;
-    const void *from; // none: zeros
+    const void *from; // null: zeros
 };
-std::vector<std::vector<Copy>> copies[MOST_THREADS];
+std::vector<std::vector<Copy>> copies[MAX_THREADS];
 
-// Hands over to the scheduler; comes back when the fiber is run again.
+// Switches to the scheduler; returns when the fiber is resumed.
 __attribute__((noinline)) void pause_fiber() {
     if (!_setjmp(fibers[current].at)) _longjmp(scheduler, 1);
 }
@@ -60,7 +60,7 @@ void run_fiber() {
     for (;;) {
         body(body_args);
         for (const auto &group : copies[current])
-            if (!group.empty()) die("a thread ends before its copies do");
+            if (!group.empty()) die("a thread ends with copies in flight");
         copies[current].clear();
         int warp = current / 32;
         fibers[current].status = DONE;
@@ -90,7 +90,7 @@ void run_block() {
                 setcontext(&fiber.start);
             }
         }
-        if (!any) die("threads wait for threads that never come");
+        if (!any) die("deadlock: threads wait for threads that have ended");
     }
 }
 
@@ -126,10 +126,10 @@ void start_machine(bool from_the_last) {
 }
 
 char *map_memory(size_t len) {
-    size_t page = sysconf(_SC_PAGESIZE), whole = (len + page - 1) / page * page;
-    char *all = (char *)mmap(0, whole + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (all == MAP_FAILED || mprotect(all, whole, PROT_READ | PROT_WRITE)) die("no memory");
-    return all + (whole - len) / 256 * 256;
+    size_t page = sysconf(_SC_PAGESIZE), rounded = (len + page - 1) / page * page;
+    char *all = (char *)mmap(0, rounded + page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED || mprotect(all, rounded, PROT_READ | PROT_WRITE)) die("no memory");
+    return all + (rounded - len) / 256 * 256;
 }
 
 void __syncthreads() { wait(block, 0, threads, AT_BLOCK); }
@@ -164,7 +164,7 @@ u32 round_tf32(float x) {
     return (bits + 0x1000) & ~0x1fffu;
 }
 
-static float number(u32 bits) {
+static float as_float(u32 bits) {
     float x;
     memcpy(&x, &bits, 4);
     return x;
@@ -185,7 +185,7 @@ static void mma(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], bool bf16) 
                 of_a = of_a >> k % 2 * 16 << 16;
                 of_b = of_b >> k % 2 * 16 << 16;
             }
-            d[i] += number(of_a) * number(of_b);
+            d[i] += as_float(of_a) * as_float(of_b);
         }
     }
     wait_for_warp();
@@ -197,9 +197,9 @@ void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma(d, a, b
 
 // --------------------------------------------------------------------------------------------- copies and matrices
 
-// A copy is made when it is waited for, not before.
+// A copy is performed when it is waited for, not before.
 void copy_16(void *to, const void *from, bool there) {
-    if ((uintptr_t)to % 16 || (there && (uintptr_t)from % 16)) die("a copy of 16 bytes that is not aligned");
+    if ((uintptr_t)to % 16 || (there && (uintptr_t)from % 16)) die("a misaligned 16-byte copy");
     if (copies[current].empty()) copies[current].emplace_back();
     copies[current].back().push_back({to, there ? from : nullptr});
 }
@@ -209,7 +209,7 @@ void commit_copies() {
     copies[current].emplace_back();
 }
 
-void wait_copies_but(int groups) {
+void wait_copies_except(int groups) {
     auto &mine = copies[current];
     while ((int)mine.size() > groups + 1) {
         for (const Copy &copy : mine.front()) {
@@ -224,7 +224,7 @@ void wait_copies_but(int groups) {
 
 static void matrices(u32 (&to)[4], const void *row, bool transposed) {
     int me = current, lane = me % 32, warp = me / 32 * 32;
-    if ((uintptr_t)row % 16) die("a matrix row that is not aligned");
+    if ((uintptr_t)row % 16) die("a misaligned matrix row");
     slots[me] = (uint64_t)row;
     wait_for_warp();
     for (int i = 0; i < 4; i++)
@@ -251,7 +251,7 @@ template <class T> char kind_of() {
     return std::is_same<T, unsigned>::value ? 'u' : 'i';
 }
 
-template <class T> T take(const Argument &a) {
+template <class T> T read_argument(const Argument &a) {
     T v;
     memcpy(&v, &a.bits, sizeof v);
     return v;
@@ -260,7 +260,7 @@ template <class T> T take(const Argument &a) {
 template <class F, F f> struct Caller;
 
 template <class... A, void (*f)(A...)> struct Caller<void (*)(A...), f> {
-    template <size_t... I> static void with(const Argument *args, std::index_sequence<I...>) { f(take<A>(args[I])...); }
+    template <size_t... I> static void with(const Argument *args, std::index_sequence<I...>) { f(read_argument<A>(args[I])...); }
     static void call(const void *args) { with((const Argument *)args, std::index_sequence_for<A...>()); }
     static std::string kinds() { return {kind_of<A>()...}; }
 };
@@ -283,7 +283,7 @@ const Kernel *find_kernel(const std::string &name) {
 
 bool can_launch(const unsigned (&grid)[3], const unsigned (&block)[3]) {
     uint64_t count = (uint64_t)block[0] * block[1] * block[2];
-    return count > 0 && count <= MOST_THREADS && block[2] <= 64 && grid[0] > 0 && grid[0] <= 0x7fffffff && grid[1] > 0 &&
+    return count > 0 && count <= MAX_THREADS && block[2] <= 64 && grid[0] > 0 && grid[0] <= 0x7fffffff && grid[1] > 0 &&
            grid[1] <= 65535 && grid[2] > 0 && grid[2] <= 65535;
 }
 

@@ -1,4 +1,4 @@
-// What stands before the machine needs of it.
+// What the front ends need from the machine.
 #pragma once
 #include <stdint.h>
 
@@ -15,19 +15,19 @@ struct Kernel {
     void (*call)(const void *);
 };
 
-// Before anything is run; the order in which a block's threads run between two barriers.
+// Call before anything runs; `from_the_last`: a block's threads run last to first between barriers.
 void start_machine(bool from_the_last);
 
-// Null where there is none of the name.
+// Null if there is no kernel of this name.
 const Kernel *find_kernel(const std::string &name);
 
-// Whether a GPU takes a grid and blocks of this size.
+// Whether a GPU supports this grid and block size.
 bool can_launch(const unsigned (&grid)[3], const unsigned (&block)[3]);
 
-// The arguments are as the kernel's kinds say.
+// The arguments must match the kernel's kinds.
 void run_kernel(const Kernel &kernel, const unsigned (&grid)[3], const unsigned (&block)[3], const Argument *args);
 
-// Memory of a GPU: it ends, but for less than 256 bytes, at a page that may not be touched.
+// GPU memory that ends (within 256 bytes) at an inaccessible page.
 char *map_memory(size_t len);
 
 [[noreturn]] void die(const std::string &why);

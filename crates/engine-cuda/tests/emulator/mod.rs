@@ -1,15 +1,15 @@
-//! A GPU for tests: the kernels' own text as C++, in a program that g++ makes when the tests run. Threads of a block are
+//! A GPU for tests: the kernels' own source as C++, in a program that g++ builds when the tests run. Threads of a block are
 //! fibers, tensor cores are loops; arguments are checked against the kernels' signatures.
 
 mod build;
-mod products;
+mod library_ops;
 
 use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{Error, Result};
 use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch, Step};
-use ddpm_engine_cuda::library::{Algorithm, Call, Product};
-use ddpm_engine_cuda::schedule::Turn;
+use ddpm_engine_cuda::library::{Algorithm, Call, LibraryOp};
 use ddpm_engine_cuda::source::SOURCES;
+use ddpm_engine_cuda::streams::StreamSlot;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
@@ -21,32 +21,32 @@ struct Pipes {
     from: BufReader<ChildStdout>,
 }
 
-/// In which order a block's threads run between two barriers.
+/// The order in which a block's threads run between two barriers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Order {
-    /// From the first on.
+    /// First to last.
     Forwards,
-    /// From the last on.
+    /// Last to first.
     Backwards,
 }
 
 /// An emulated GPU.
 pub struct Emulator {
     pipes: Mutex<Pipes>,
-    /// What was recorded.
-    graphs: Vec<Vec<(Vec<Call<usize>>, Turn)>>,
+    /// Recorded graphs.
+    graphs: Vec<Vec<(Vec<Call<usize>>, StreamSlot)>>,
     replays: AtomicU32,
-    /// Whether it has libraries, which make every product.
+    /// Whether it has libraries, which then support every operation.
     pub libraries: bool,
 }
 
 impl Emulator {
-    /// A new one; `None` where there is no C++ compiler, which a test says and ends.
+    /// A new one; `None` if there is no C++ compiler: the test should then return.
     pub fn new() -> Option<Self> {
         Self::with(Order::Forwards)
     }
 
-    /// The same, with another order of threads.
+    /// The same, with a given order of threads.
     pub fn with(order: Order) -> Option<Self> {
         let mut child = Command::new(build::built()?.join("emulator"))
             .args((order == Order::Backwards).then_some("backwards"))
@@ -64,11 +64,11 @@ impl Emulator {
         })
     }
 
-    /// Sends a command and takes the answer, then `out` numbers of what was asked for.
-    fn ask(&self, what: &str, parts: &[&[u8]], out: &mut [u8]) -> Result<()> {
+    /// Sends a command, checks its reply, and reads `out` bytes of data after it.
+    fn request(&self, what: &str, parts: &[&[u8]], out: &mut [u8]) -> Result<()> {
         let mut pipes = self.pipes.lock().expect("no test panicked here");
         let error = |reason: String| Error::Device { device: "emulator".to_owned(), reason };
-        let mut talk = || -> std::io::Result<String> {
+        let mut exchange = || -> std::io::Result<String> {
             for part in parts {
                 pipes.to.write_all(part)?;
             }
@@ -80,10 +80,10 @@ impl Emulator {
             pipes.from.read_exact(out)?;
             Ok(String::from_utf8_lossy(&text).into_owned())
         };
-        match talk() {
+        match exchange() {
             Ok(text) if text.is_empty() => Ok(()),
             Ok(text) => Err(error(text)),
-            Err(e) => Err(error(format!("it ended in {what}: {e}"))),
+            Err(e) => Err(error(format!("the emulator ended in {what}: {e}"))),
         }
     }
 }
@@ -97,13 +97,13 @@ impl Drop for Emulator {
     }
 }
 
-fn place(v: usize) -> [u8; 8] {
+fn le_bytes(v: usize) -> [u8; 8] {
     (v as u64).to_le_bytes()
 }
 
-/// The only algorithm for a product.
-fn algorithm_for(product: &Product<usize>) -> Algorithm {
-    Algorithm { words: [7; 8], workspace: product.workspace.1 }
+/// The only algorithm offered for an operation.
+fn algorithm_for(op: &LibraryOp<usize>) -> Algorithm {
+    Algorithm { words: [7; 8], workspace: op.workspace.1 }
 }
 
 impl Gpu for Emulator {
@@ -112,22 +112,22 @@ impl Gpu for Emulator {
     }
 
     fn reserve(&mut self, bytes: usize) -> Result<()> {
-        self.ask("reserve", &[b"r", &place(bytes)], &mut [])
+        self.request("reserve", &[b"r", &le_bytes(bytes)], &mut [])
     }
 
     fn prepare(&mut self, kernels: &[&'static str]) -> Result<()> {
         for kernel in kernels {
-            assert!(SOURCES.iter().any(|s| s.kernels.contains(kernel)), "{kernel} is in no source's list");
+            assert!(SOURCES.iter().any(|s| s.kernels.contains(kernel)), "{kernel} is not in `SOURCES`");
         }
         Ok(())
     }
 
     fn write(&self, at: usize, data: &[u8]) -> Result<()> {
-        self.ask("write", &[b"w", &place(at), &place(data.len()), data], &mut [])
+        self.request("write", &[b"w", &le_bytes(at), &le_bytes(data.len()), data], &mut [])
     }
 
     fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
-        self.ask("read", &[b"g", &place(at), &place(out.len())], out)
+        self.request("read", &[b"g", &le_bytes(at), &le_bytes(out.len())], out)
     }
 
     fn launch(&self, launch: &Launch<usize>) -> Result<()> {
@@ -149,24 +149,24 @@ impl Gpu for Emulator {
             bytes.push(kind);
             bytes.extend(bits.to_le_bytes());
         }
-        self.ask(launch.kernel, &[&bytes], &mut [])
+        self.request(launch.kernel, &[&bytes], &mut [])
     }
 
-    fn algorithms(&mut self, product: &Product<usize>) -> Vec<Algorithm> {
-        self.libraries.then(|| algorithm_for(product)).into_iter().collect()
+    fn algorithms(&mut self, op: &LibraryOp<usize>) -> Vec<Algorithm> {
+        self.libraries.then(|| algorithm_for(op)).into_iter().collect()
     }
 
-    fn product(&self, product: &Product<usize>, algorithm: &Algorithm) -> Result<()> {
-        assert!(self.libraries && *algorithm == algorithm_for(product), "an algorithm that was not offered");
-        products::make(self, product)
+    fn call_library(&self, op: &LibraryOp<usize>, algorithm: &Algorithm) -> Result<()> {
+        assert!(self.libraries && *algorithm == algorithm_for(op), "an algorithm that was not offered");
+        library_ops::run(self, op)
     }
 
     fn record(&mut self, steps: &[Step<'_>]) -> Result<Option<usize>> {
-        self.graphs.push(steps.iter().map(|step| (step.calls.to_vec(), step.turn.clone())).collect());
+        self.graphs.push(steps.iter().map(|step| (step.calls.to_vec(), step.slot.clone())).collect());
         Ok(Some(self.graphs.len() - 1))
     }
 
-    /// In an order that streams and waits allow, another one each time.
+    /// In a random order that streams and waits allow, different each time.
     fn replay(&self, graph: usize) -> Result<()> {
         let steps = &self.graphs[graph];
         let round = self.replays.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +190,7 @@ impl Gpu for Emulator {
         Ok(())
     }
 
-    fn pace(&self) -> Result<()> {
+    fn throttle(&self) -> Result<()> {
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-// The functions of NVRTC: its "machine code" is a source's name with the GPU that it is for.
+// The functions of NVRTC: its "machine code" is a source's name with the target architecture.
 #pragma once
 #include "state.h"
 

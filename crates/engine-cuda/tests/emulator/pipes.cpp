@@ -1,4 +1,4 @@
-// The emulated GPU as a program: takes commands from standard input, and answers on standard output.
+// The emulated GPU as a program: reads commands from standard input and replies on standard output.
 #include "machine.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +11,7 @@ char *memory;
 size_t memory_len;
 
 void input(void *to, size_t len) {
-    if (fread(to, 1, len, stdin) != len) exit(0); // the other side has gone
+    if (fread(to, 1, len, stdin) != len) exit(0); // the parent has ended
 }
 
 template <class T> T input() {
@@ -42,14 +42,14 @@ std::string launch() {
         a.bits = input<uint64_t>();
         kinds += a.kind;
         if (a.kind != 'p') continue;
-        if (a.bits >= memory_len) wrong = name + ": a pointer beyond the memory";
+        if (a.bits >= memory_len) wrong = name + ": a pointer beyond the end of memory";
         a.bits += (uint64_t)memory;
     }
     const Kernel *kernel = find_kernel(name);
     if (!kernel) return name + ": no such kernel";
     if (!wrong.empty()) return wrong;
-    if (kinds != kernel->kinds) return name + " takes " + kernel->kinds + ", was given " + kinds;
-    if (!can_launch(grid, block)) return name + ": a grid that no GPU takes";
+    if (kinds != kernel->kinds) return name + " expects " + kernel->kinds + ", got " + kinds;
+    if (!can_launch(grid, block)) return name + ": an invalid grid or block size";
     run_kernel(*kernel, grid, block, args.data());
     return "";
 }
@@ -67,14 +67,14 @@ int main(int argc, char **) {
             break;
         case 'w': {
             uint64_t at = input<uint64_t>(), len = input<uint64_t>();
-            if (at + len > memory_len) die("a write beyond the memory");
+            if (at + len > memory_len) die("a write beyond the end of memory");
             input(memory + at, len);
             answer("");
             break;
         }
         case 'g': {
             uint64_t at = input<uint64_t>(), len = input<uint64_t>();
-            if (at + len > memory_len) die("a read beyond the memory");
+            if (at + len > memory_len) die("a read beyond the end of memory");
             answer("");
             output(memory + at, len);
             fflush(stdout);

@@ -1,5 +1,5 @@
-// CUDA C++ as C++ for the CPU: enough of it for the kernels of this crate. A block's threads are fibers that one thread
-// of the machine runs in turn; they change places where threads wait for each other.
+// CUDA C++ as C++ for the CPU: as much of it as the kernels of this crate need. A block's threads are fibers on one host thread,
+// which switch where threads wait for each other.
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -62,7 +62,7 @@ inline float __uint_as_float(unsigned bits) {
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 
-// Blocks run one after the other.
+// Blocks run one after another.
 inline unsigned atomicAdd(unsigned *at, unsigned v) {
     unsigned before = *at;
     *at += v;

@@ -1,4 +1,4 @@
-// What the stand-in for the driver knows, and what its functions have in common.
+// State of the stand-in driver, and what its functions share.
 #pragma once
 #include "machine.h"
 #include <stdio.h>
@@ -55,22 +55,22 @@ struct Block {
 };
 
 struct Device {
-    int holders = 0; // of its primary context
-    int lost = 0;    // the error that everything gives from now on
+    int refs = 0; // references to its primary context
+    int lost = 0;    // the error that every call returns from now on
     size_t free = 0;
-    size_t pooled = 0; // freed in a stream's order; given back when somebody waits
+    size_t pooled = 0; // freed in stream order; returned at the next synchronisation
     std::map<uint64_t, Block> blocks;
 };
 
 struct Pinned {
     size_t len;
-    int copies; // that are still to be made from it or to it
+    int copies; // in flight from or to it
 };
 
-// A call with the numbers of those that it waits for.
+// A call and the nodes it waits for.
 struct Node {
     Work work;
-    std::vector<size_t> behind;
+    std::vector<size_t> depends_on;
 };
 
 struct Graph {
@@ -86,7 +86,7 @@ struct Stream {
     Device *device;
     std::deque<Work> queue;
     uint64_t issued = 0, done = 0;
-    // The graph that is recorded, whether by an event of another stream, and the nodes that the next one waits for.
+    // The graph being captured, whether the stream joined through an event, and the nodes that the next one waits for.
     Graph *capture = 0;
     bool joined = false;
     std::vector<size_t> tails;
@@ -95,9 +95,9 @@ struct Stream {
 };
 
 struct Event {
-    Stream *stream = 0; // null: nothing is to be waited for
+    Stream *stream = 0; // null: nothing to wait for
     uint64_t at = 0;
-    Graph *capture = 0; // it was recorded in this one
+    Graph *capture = 0; // set if recorded during this capture
     std::vector<size_t> tails;
 };
 
@@ -130,31 +130,31 @@ const std::vector<Source> &sources() {
     return *all;
 }
 
-// Things that a program holds by their addresses.
+// Objects that the program refers to by address.
 template <class T> struct Handles {
     const char *what;
-    std::set<T *> there;
+    std::set<T *> live;
 
     T *make(const T &t) {
-        T *made = new T(t);
-        there.insert(made);
-        return made;
+        T *created = new T(t);
+        live.insert(created);
+        return created;
     }
     T *get(void *handle) const {
         T *t = (T *)handle;
-        if (!there.count(t)) die(std::string("no such ") + what + ", or it was destroyed");
+        if (!live.count(t)) die(std::string("no such ") + what + ", or it was destroyed");
         return t;
     }
     void destroy(T *t) {
-        there.erase(t);
+        live.erase(t);
         delete t;
     }
 };
 
-// Never destroyed: the process ends in an order of its own.
+// Never destroyed, as the order of destruction at exit is unspecified.
 struct State {
     std::mutex mutex;
-    bool begun = false;
+    bool initialized = false;
     std::vector<Device> devices;
     std::map<uint64_t, Pinned> pinned;
     Handles<Stream> streams{"stream", {}};
@@ -180,7 +180,7 @@ thread_local Device *current = 0;
 
 void count(const char *what) { state().counts[what]++; }
 
-// The error that this call of its kind is to give.
+// The error that this call of its kind should return.
 int failing(const std::string &what) {
     int call = ++state().calls[what], at, error;
     std::istringstream all(setting("FAIL", ""));
@@ -190,11 +190,11 @@ int failing(const std::string &what) {
     return SUCCESS;
 }
 
-// What every call within a context begins with.
+// The checks of every call within a context.
 int usable() {
-    if (!state().begun) return NOT_INITIALIZED;
+    if (!state().initialized) return NOT_INITIALIZED;
     if (!current) return INVALID_CONTEXT;
-    if (!current->holders) return CONTEXT_IS_DESTROYED;
+    if (!current->refs) return CONTEXT_IS_DESTROYED;
     return current->lost;
 }
 
@@ -203,16 +203,16 @@ int usable(const Stream *stream) {
     return !error && stream->device != current ? (int)INVALID_CONTEXT : error;
 }
 
-// A call that a stream which is captured cannot take: the capture is void.
+// For calls that are not allowed on a capturing stream: they invalidate the capture.
 int capturing(Stream *stream) {
     if (!stream->capture) return SUCCESS;
     stream->invalid = true;
     return CAPTURE_UNSUPPORTED;
 }
 
-// Calls that act on the whole context, on the thread that captures.
+// For calls that act on the whole context, on the capturing thread.
 int captured_here() {
-    for (Stream *s : state().streams.there)
+    for (Stream *s : state().streams.live)
         if (s->capture && s->capturer == std::this_thread::get_id()) return capturing(s);
     return SUCCESS;
 }
@@ -226,8 +226,8 @@ int enqueue(Stream *stream, Work work) {
     }
     stream->queue.push_back(std::move(work));
     stream->issued++;
-    int &most = state().counts["most_pending"];
-    most = std::max(most, (int)stream->queue.size());
+    int &peak = state().counts["most_pending"];
+    peak = std::max(peak, (int)stream->queue.size());
     return SUCCESS;
 }
 
@@ -257,7 +257,7 @@ bool inside(const Device *device, uint64_t at, size_t len) {
 }
 
 void check(const Device *device, uint64_t at, size_t len, const std::string &what) {
-    if (!inside(device, at, len)) die(what + ": no memory of the GPU, or it was freed");
+    if (!inside(device, at, len)) die(what + ": not GPU memory, or freed");
 }
 
 Pinned *pinned_at(const void *at, size_t len) {
@@ -286,14 +286,14 @@ int allocate(Device *device, uint64_t *out, size_t len) {
 
 void begin_free(Device *device, uint64_t at) {
     auto block = device->blocks.find(at);
-    if (block == device->blocks.end() || block->second.freed) die("memory of the GPU is freed twice, or is none");
+    if (block == device->blocks.end() || block->second.freed) die("GPU memory is freed twice, or was never allocated");
     block->second.freed = true;
 }
 
 void end_free(Device *device, uint64_t at, size_t &to) {
     size_t page = sysconf(_SC_PAGESIZE), len = device->blocks[at].len;
     void *first = (void *)(at / page * page);
-    // The addresses are not given to others.
+    // The address range is never reused.
     madvise(first, at % page + len, MADV_DONTNEED);
     mprotect(first, at % page + len, PROT_NONE);
     to += len;

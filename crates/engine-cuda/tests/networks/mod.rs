@@ -1,4 +1,4 @@
-//! Training steps of every network as `ddpm` builds them, against the CPU's executor.
+//! Training steps of every network as built by `ddpm`, against the CPU executor.
 
 use crate::table::Make;
 use ddpm::model::{NoiseSource, TrainingGraph};
@@ -7,7 +7,7 @@ use ddpm::objective::Objective;
 use ddpm::schedule::Schedule;
 use ddpm::train::config::Config;
 use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{ComputeOptions, CpuExecutor, Draws, Executor, PlanOptions, Region};
+use ddpm_engine::{ComputeOptions, CpuExecutor, Executor, PlanOptions, Region, RngKey};
 
 /// A name, and settings that make its network small.
 type Small = (&'static str, &'static [(&'static str, &'static str)]);
@@ -85,7 +85,7 @@ const SMALL: [Small; 6] = [
     ),
 ];
 
-/// Loss and gradients of every small network; each number may differ by `tolerance` of the largest of its tensor (in bf16,
+/// Compares loss and gradients of every small network; each element may differ by `tolerance` of its tensor's largest (in bf16,
 /// by 0.1 of it).
 pub fn agree(tolerance: f32, make: Make<'_>) {
     for (name, settings) in SMALL {
@@ -95,14 +95,14 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
         let net = nets::from_config(&config, 3);
         let shape = [2, 16, 16, 3];
         let objective = Objective::from_config(&config);
-        let graph = TrainingGraph::with_objective(&*net, &schedule, shape, NoiseSource::Drawn, objective)
+        let graph = TrainingGraph::with_objective(&*net, &schedule, shape, NoiseSource::Random, objective)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let run = |mut exec: Box<dyn Executor>| -> Vec<(String, Vec<f32>)> {
             for (i, spec) in graph.parameters.iter().enumerate() {
                 exec.write_parameter(Region::Weights, i, &spec.init(3, i)).expect("its length");
             }
             for (spec, t) in &graph.states {
-                exec.write(*t, &vec![spec.value; spec.numbers()]).expect("its length");
+                exec.write(*t, &vec![spec.value; spec.num_elements()]).expect("its length");
             }
             let mut images = vec![0.0; shape.iter().product()];
             Stream::new(1, Purpose::Test, 0, 0).fill_normal(&mut images);
@@ -110,7 +110,7 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
             if let Some(label) = graph.label {
                 exec.write(label, &[2.0, -1.0]).expect("its length");
             }
-            exec.run(Draws { seed: 5, step: 9, first_index: 0 }).unwrap_or_else(|e| panic!("{name}: {e}"));
+            exec.run(RngKey { seed: 5, step: 9, first_index: 0 }).unwrap_or_else(|e| panic!("{name}: {e}"));
             let mut seen = Vec::new();
             for (what, t) in [("loss", graph.loss), ("prediction", graph.prediction)] {
                 let mut x = vec![f32::NAN; graph.graph.shape(t).len()];
@@ -123,21 +123,21 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
                 seen.push((format!("gradient of {}", spec.name), x));
             }
             for (spec, t) in &graph.states {
-                let mut x = vec![f32::NAN; spec.numbers()];
+                let mut x = vec![f32::NAN; spec.num_elements()];
                 exec.read(*t, &mut x).expect("its length");
                 seen.push((spec.name.clone(), x));
             }
             seen
         };
-        let options = PlanOptions { arithmetic: config.train.arithmetic(), ..graph.options(true) };
+        let options = PlanOptions { compute: config.train.compute_options(), ..graph.options(true) };
         let plain = ComputeOptions { winograd: false, ..ComputeOptions::default() };
-        let on_cpu = PlanOptions { arithmetic: plain, ..options.clone() };
+        let on_cpu = PlanOptions { compute: plain, ..options.clone() };
         let want = run(Box::new(CpuExecutor::new(graph.graph.clone(), &on_cpu, 1).expect("a small plan")));
         let got = run(make(graph.graph.clone(), &options));
-        let tolerance = if options.arithmetic == ComputeOptions::default() { tolerance } else { 0.1 };
+        let tolerance = if options.compute == ComputeOptions::default() { tolerance } else { 0.1 };
         let largest = want.iter().flat_map(|(_, x)| x).fold(0f32, |m, v| m.max(v.abs()));
         for ((what, got), (_, want)) in got.iter().zip(&want) {
-            // A gradient that is zero but for rounding has no precision of its own.
+            // A gradient that is zero up to rounding has no relative precision.
             let scale = want.iter().fold(1e-4 * largest, |m, v| m.max(v.abs()));
             let worst = got
                 .iter()

@@ -1,8 +1,8 @@
-//! Samplers with their batches in a device's memory, against the host's arithmetic over the same network on the same device.
+//! Samplers with their batches in device memory, against the host's arithmetic with the same network on the same device.
 //!
-//! Both do the same operations in f64 and round the same way, so that numbers differ only where the device's logarithm, sine or
-//! exponential differs in the last bit of f64 and a rounding to f32 turns on it: by 6e-8 of a number, seldom. What steps make of
-//! that stays below 1e-6 of a batch's largest number.
+//! Both perform the same operations in f64 with the same rounding, so results differ only where the device's logarithm, sine or
+//! exponential differs in the last bit of f64 and that changes a rounding to f32: rarely, by 6e-8 of a value. After several steps
+//! the difference stays below 1e-6 of a batch's largest value.
 
 use ddpm::denoiser::Denoiser;
 use ddpm::edit::{Inversion, RePaint};
@@ -10,21 +10,24 @@ use ddpm::guidance::{Guidance, Guided};
 use ddpm::model::Model;
 use ddpm::nets::{Builder, ConvLayer, Inputs, Network};
 use ddpm::process::Prediction;
-use ddpm::sampler::{Levels, Options, SAMPLERS, SampleStep, Seeds, Spacing, Threshold, Variance, find};
+use ddpm::sampler::{
+    Levels, NoiseKey, SAMPLERS, SampleStep, SamplerOptions, Spacing, Threshold, Variance, find,
+};
 use ddpm::schedule::Schedule;
 use ddpm_engine::ops::{RandomNormal, SinusoidalEmbedding};
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    BufferSpec, ComputeOptions, Device, Draws, Executor, Graph, PlanOptions, Tensor, Vector, Vectors,
+    BufferId, BufferSpec, ComputeOptions, Device, Executor, Graph, PlanOptions, RngKey, SamplerBuffers,
+    Tensor,
 };
 
 const TOLERANCE: f32 = 1e-6;
-/// Images whose numbers are no multiple of four.
+/// Images whose size is not a multiple of four.
 const SHAPE: [usize; 4] = [3, 5, 5, 1];
-const SEEDS: Seeds = Seeds { seed: 0x1234_5678_9abc, first: 7 };
+const SEEDS: NoiseKey = NoiseKey { seed: 0x1234_5678_9abc, first: 7 };
 const STEPS: usize = 5;
 
-/// A network of two convolutions, told the timestep and, where there are any, classes.
+/// A network of two convolutions, conditioned on the timestep and optionally on classes.
 struct Tiny {
     learned_variance: bool,
     classes: Option<usize>,
@@ -74,10 +77,10 @@ fn model(device: &dyn Device, net: &Tiny, prediction: Prediction) -> Model {
     model
 }
 
-/// The same network, asked through the host's memory.
-struct ByHost<'a>(&'a mut dyn Denoiser);
+/// The same network, accessed through host memory.
+struct ViaHost<'a>(&'a mut dyn Denoiser);
 
-impl Denoiser for ByHost<'_> {
+impl Denoiser for ViaHost<'_> {
     fn batch(&self) -> usize {
         self.0.batch()
     }
@@ -99,17 +102,17 @@ impl Denoiser for ByHost<'_> {
     }
 }
 
-/// What is shown of every step, and the end.
+/// The images of every step, and the result.
 type Seen = Vec<Vec<f32>>;
 
-type Go<'a> = &'a dyn Fn(
+type SampleFn<'a> = &'a dyn Fn(
     &mut dyn Denoiser,
     &mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>,
 ) -> ddpm::Result<Vec<f32>>;
 
-fn seen(denoiser: &mut dyn Denoiser, go: Go<'_>) -> Seen {
+fn seen(denoiser: &mut dyn Denoiser, sample: SampleFn<'_>) -> Seen {
     let mut all = Vec::new();
-    let end = go(denoiser, &mut |step| {
+    let end = sample(denoiser, &mut |step| {
         all.extend([step.x.to_vec(), step.x_0.to_vec()]);
         Ok(())
     });
@@ -117,14 +120,14 @@ fn seen(denoiser: &mut dyn Denoiser, go: Go<'_>) -> Seen {
     all
 }
 
-/// Compares the two ways.
-fn compare(what: &str, denoiser: &mut dyn Denoiser, go: Go<'_>) {
-    assert!(denoiser.resident().is_some(), "{what}: the network is not in a device's memory");
-    let (got, want) = (seen(denoiser, go), seen(&mut ByHost(denoiser), go));
+/// Compares the two implementations.
+fn compare(what: &str, denoiser: &mut dyn Denoiser, sample: SampleFn<'_>) {
+    assert!(denoiser.as_device_denoiser().is_some(), "{what}: the network does not offer device buffers");
+    let (got, want) = (seen(denoiser, sample), seen(&mut ViaHost(denoiser), sample));
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
         let largest = want.iter().fold(0f32, |m, v| m.max(v.abs()));
-        assert!(largest.is_finite() && largest > 0.0, "{what}: batch {i} says nothing");
+        assert!(largest.is_finite() && largest > 0.0, "{what}: batch {i} is degenerate");
         let worst = got.iter().zip(want).fold(0f32, |m, (g, w)| m.max((g - w).abs()));
         assert!(
             worst <= TOLERANCE * largest && !got.iter().any(|g| g.is_nan()),
@@ -133,12 +136,12 @@ fn compare(what: &str, denoiser: &mut dyn Denoiser, go: Go<'_>) {
     }
 }
 
-fn compare_options(what: &str, denoiser: &mut dyn Denoiser, options: Options) {
+fn compare_options(what: &str, denoiser: &mut dyn Denoiser, options: SamplerOptions) {
     let sampler = options.build(&schedule(), denoiser.prediction()).expect("a sampler");
     compare(what, denoiser, &|denoiser, on_step| sampler.sample(denoiser, SEEDS, on_step));
 }
 
-/// Every sampler of the list, with each threshold and each prediction in turn.
+/// Every registered sampler; thresholds and predictions alternate.
 pub fn every_sampler(device: &dyn Device) {
     let mut models = Prediction::ALL.map(|prediction| model(device, &PLAIN, prediction));
     let thresholds = [Threshold::Clip, Threshold::Dynamic, Threshold::None];
@@ -146,12 +149,12 @@ pub fn every_sampler(device: &dyn Device) {
         for j in 0..if sampler.name == "ddim" { 3 } else { 1 } {
             let threshold = thresholds[(i + j) % 3];
             let eta = sampler.eta.map(|_| 0.7);
-            let options = Options {
+            let options = SamplerOptions {
                 sampler,
                 steps: Some(STEPS),
                 threshold: Some(threshold),
                 eta,
-                ..Options::default()
+                ..SamplerOptions::default()
             };
             let model = &mut models[(i + i / 3 + j) % 3];
             let what = format!("{} with {} and {}", sampler.name, threshold.name(), model.prediction());
@@ -160,15 +163,20 @@ pub fn every_sampler(device: &dyn Device) {
     }
 }
 
-/// From the timestep at which nothing is left of the image, where an output of v means its negative.
-pub fn from_no_signal(device: &dyn Device) {
+/// From zero terminal SNR, where a v output is the negative image.
+pub fn from_zero_snr(device: &dyn Device) {
     let schedule = schedule().zero_terminal_snr().expect("a schedule");
     for prediction in [Prediction::X0, Prediction::V] {
         let mut model = model(device, &PLAIN, prediction);
         for sampler in SAMPLERS.iter().filter(|sampler| sampler.handles_zero_snr) {
             let (steps, spacing) = (Some(2), Some(Spacing::Trailing));
-            let options =
-                Options { sampler, steps, spacing, threshold: Some(Threshold::None), ..Options::default() };
+            let options = SamplerOptions {
+                sampler,
+                steps,
+                spacing,
+                threshold: Some(Threshold::None),
+                ..SamplerOptions::default()
+            };
             let built = options.build(&schedule, prediction).expect("a sampler");
             let what = format!("{} from no signal with {prediction}", sampler.name);
             compare(&what, &mut model, &|denoiser, on_step| built.sample(denoiser, SEEDS, on_step));
@@ -176,7 +184,7 @@ pub fn from_no_signal(device: &dyn Device) {
     }
 }
 
-/// Guidance within an interval, without and with a class for every image, and a learnt variance.
+/// Guidance within an interval, without and with a class per image, and a learned variance.
 pub fn classes_and_variance(device: &dyn Device) {
     let mut model = model(device, &Tiny { learned_variance: true, classes: Some(3) }, Prediction::Eps);
     let schedule = schedule();
@@ -184,17 +192,18 @@ pub fn classes_and_variance(device: &dyn Device) {
     for (scale, interval) in [(0.0, all), (1.0, all), (3.0, all), (3.0, (0.2, 1.0))] {
         let labels = vec![Some(2), None, Some(0)];
         let mut guided = Guided::new(&mut model, &schedule, labels, Guidance { scale, interval });
-        let options = Options { steps: Some(STEPS), ..Options::default() };
+        let options = SamplerOptions { steps: Some(STEPS), ..SamplerOptions::default() };
         compare_options(&format!("guidance {scale} in {interval:?}"), &mut guided, options);
     }
     for variance in [Variance::Small, Variance::Large, Variance::Learned] {
-        let options = Options { steps: Some(STEPS), variance: Some(variance), ..Options::default() };
+        let options =
+            SamplerOptions { steps: Some(STEPS), variance: Some(variance), ..SamplerOptions::default() };
         model.set_labels(&[None; 3]).expect("labels");
         compare_options(variance.name(), &mut model, options);
     }
 }
 
-/// What begins with images, and what is done with them on the host.
+/// Procedures that start from images and modify batches on the host.
 pub fn editing(device: &dyn Device) {
     let mut model = model(device, &PLAIN, Prediction::V);
     let image: Vec<f32> = (0..25).map(|i| (i as f32 * 0.7).sin()).collect();
@@ -208,21 +217,22 @@ pub fn editing(device: &dyn Device) {
     let inversion = Inversion { levels, iterations: 2, tolerance: 0.0 };
     let batch = image.repeat(3);
     compare("inversion", &mut model, &|denoiser, on_step| inversion.invert(denoiser, &batch, on_step));
-    let options = Options { sampler: find("ddim").expect("there"), steps: Some(2), ..Options::default() };
+    let options =
+        SamplerOptions { sampler: find("ddim").expect("there"), steps: Some(2), ..SamplerOptions::default() };
     let ddim = options.build(&schedule(), Prediction::V).expect("a sampler");
     compare("going on", &mut model, &|denoiser, on_step| {
         ddim.sample_from(Some(&batch), denoiser, SEEDS, on_step)
     });
 }
 
-/// Samples without a look at any step; `on_step` is called behind each all the same.
-pub fn unseen(device: &dyn Device, on_step: &mut dyn FnMut()) -> Vec<f32> {
+/// Samples without observing any step; `on_step` is still called after each.
+pub fn unobserved(device: &dyn Device, on_step: &mut dyn FnMut()) -> Vec<f32> {
     let schedule = schedule();
     let mut model = model(device, &Tiny { learned_variance: true, classes: Some(3) }, Prediction::Eps);
     let guidance = Guidance { scale: 2.0, ..Guidance::default() };
     let mut guided = Guided::new(&mut model, &schedule, vec![Some(1); 3], guidance);
     let threshold = Some(Threshold::Dynamic);
-    let options = Options { steps: Some(STEPS), threshold, ..Options::default() };
+    let options = SamplerOptions { steps: Some(STEPS), threshold, ..SamplerOptions::default() };
     let sampler = options.build(&schedule, Prediction::Eps).expect("a sampler");
     let on_step = &mut |_: SampleStep<'_>| {
         on_step();
@@ -231,23 +241,23 @@ pub fn unseen(device: &dyn Device, on_step: &mut dyn FnMut()) -> Vec<f32> {
     sampler.sample(&mut guided, SEEDS, on_step).expect("images")
 }
 
-/// Vectors of images of a size beside a plan that does nothing of interest.
-fn vectors(device: &dyn Device, images: usize, len: usize) -> Box<dyn Executor> {
+/// Buffers beside a trivial plan.
+fn buffers(device: &dyn Device, images: usize, len: usize) -> Box<dyn Executor> {
     let mut graph = Graph::new();
     let op = RandomNormal { shape: [1].into(), purpose: Purpose::Test };
-    let keep = vec![graph.add("z", op, &[]).expect("a tensor")];
+    let outputs = vec![graph.add("z", op, &[]).expect("a tensor")];
     let of = BufferSpec { count: 3, shape: [images, len].into() };
-    let options = PlanOptions { keep, vectors: Some(of), ..PlanOptions::default() };
+    let options = PlanOptions { outputs, sampler_buffers: Some(of), ..PlanOptions::default() };
     let exec = device.executor(graph.clone(), &options).expect("an executor");
-    let told = device.footprint(graph.clone(), &options).expect("a footprint");
-    let without = PlanOptions { vectors: None, ..options };
+    let footprint = device.footprint(graph.clone(), &options).expect("a footprint");
+    let without = PlanOptions { sampler_buffers: None, ..options };
     let without = device.footprint(graph, &without).expect("a footprint");
-    assert_eq!(told, exec.footprint());
-    assert!(told.arena_bytes >= without.arena_bytes + 3 * images * len * 4, "the vectors are counted");
+    assert_eq!(footprint, exec.footprint());
+    assert!(footprint.arena_bytes >= without.arena_bytes + 3 * images * len * 4, "buffers are counted");
     exec
 }
 
-/// The thresholds to the bit, by sorting, with equal sizes, zeros, infinities and what is no number.
+/// Thresholds, bit by bit against sorting, with ties, zeros, infinities and NaN.
 pub fn thresholds(device: &dyn Device) {
     for len in [1, 7, 1000] {
         let hostile = |i: usize| match i % 97 {
@@ -262,65 +272,65 @@ pub fn thresholds(device: &dyn Device) {
             (0..len).map(hostile).collect(),
             vec![-3.0; len],
         ];
-        let mut exec = vectors(device, images.len(), len);
-        let vectors = exec.vectors().expect("they were asked for");
-        for part in [None, Some(0.995), Some(0.5), Some(0.0), Some(1.0)] {
-            vectors.write(Vector(1), &images.concat()).expect("written");
-            vectors.threshold(Vector(1), part).expect("launched");
+        let mut exec = buffers(device, images.len(), len);
+        let buffers = exec.sampler_buffers().expect("buffers were requested");
+        for quantile in [None, Some(0.995), Some(0.5), Some(0.0), Some(1.0)] {
+            buffers.write(BufferId(1), &images.concat()).expect("written");
+            buffers.threshold(BufferId(1), quantile).expect("launched");
             let mut got = vec![0.0; images.len() * len];
-            vectors.read(Vector(1), &mut got).expect("read");
+            buffers.read(BufferId(1), &mut got).expect("read");
             for (i, (image, got)) in images.iter().zip(got.chunks(len)).enumerate() {
-                let mut sizes: Vec<f32> = image.iter().map(|x| x.abs()).collect();
-                sizes.sort_by(f32::total_cmp);
-                let most = part.map_or(1.0, |part| {
-                    let at = part * (len - 1) as f64;
-                    let (low, high) = (sizes[at.floor() as usize], sizes[at.ceil() as usize]);
+                let mut magnitudes: Vec<f32> = image.iter().map(|x| x.abs()).collect();
+                magnitudes.sort_by(f32::total_cmp);
+                let limit = quantile.map_or(1.0, |quantile| {
+                    let at = quantile * (len - 1) as f64;
+                    let (low, high) = (magnitudes[at.floor() as usize], magnitudes[at.ceil() as usize]);
                     (low + (high - low) * at.fract() as f32).max(1.0)
                 });
                 for (&x, &got) in image.iter().zip(got) {
-                    let want = x.clamp(-most, most) / most;
+                    let want = x.clamp(-limit, limit) / limit;
                     let same = want.to_bits() == got.to_bits() || (want.is_nan() && got.is_nan());
-                    assert!(same, "image {i} of {len}, {part:?}: {x} became {got}, not {want}");
+                    assert!(same, "image {i} of {len}, {quantile:?}: {x} became {got}, not {want}");
                 }
             }
         }
     }
 }
 
-/// Normal numbers of every purpose's kind, sums of all lengths, and writing parts.
+/// Normal samples for both purposes, linear combinations of all lengths, and partial writes.
 pub fn arithmetic(device: &dyn Device) {
-    let mut exec = vectors(device, 3, 25);
-    let all = exec.vectors().expect("they were asked for");
-    let read = |all: &mut dyn Vectors, v| {
-        let mut numbers = vec![0.0; 75];
-        all.read(v, &mut numbers).expect("read");
-        numbers
+    let mut exec = buffers(device, 3, 25);
+    let all = exec.sampler_buffers().expect("buffers were requested");
+    let read = |all: &mut dyn SamplerBuffers, v| {
+        let mut values = vec![0.0; 75];
+        all.read(v, &mut values).expect("read");
+        values
     };
     for (purpose, step) in [(Purpose::SampleStart, 0), (Purpose::SampleNoise, 41)] {
-        let draws = Draws { seed: SEEDS.seed, step, first_index: SEEDS.first };
-        all.normal(Vector(0), draws, purpose).expect("launched");
+        let key = RngKey { seed: SEEDS.seed, step, first_index: SEEDS.first };
+        all.normal(BufferId(0), key, purpose).expect("launched");
         let mut want = vec![0.0; 75];
         SEEDS.fill(purpose, step, 25, &mut want);
-        for (got, want) in read(all, Vector(0)).into_iter().zip(want) {
+        for (got, want) in read(all, BufferId(0)).into_iter().zip(want) {
             assert!((got - want).abs() <= 1.2e-7 * want.abs(), "{got} is not {want}");
         }
     }
-    let (a, b) = (read(all, Vector(0)), [0.1f32, -7.0, 3.3]);
-    all.copy(Vector(1), Vector(0)).expect("launched");
-    all.write(Vector(1), &b).expect("written");
-    assert_eq!(read(all, Vector(1))[..4], [b[0], b[1], b[2], a[3]]);
+    let (a, b) = (read(all, BufferId(0)), [0.1f32, -7.0, 3.3]);
+    all.copy(BufferId(1), BufferId(0)).expect("launched");
+    all.write(BufferId(1), &b).expect("written");
+    assert_eq!(read(all, BufferId(1))[..4], [b[0], b[1], b[2], a[3]]);
     let term = |c: f64, x: f32| c * f64::from(x);
-    all.mix(Vector(2), &[(0.3, Vector(0)), (1.7, Vector(1))], 0.77).expect("launched");
-    let mixed = read(all, Vector(2));
+    all.linear_combination(BufferId(2), &[(0.3, BufferId(0)), (1.7, BufferId(1))], 0.77).expect("launched");
+    let mixed = read(all, BufferId(2));
     for i in 0..3 {
         assert_eq!(mixed[i], ((term(0.3, a[i]) + term(1.7, b[i])) / 0.77) as f32, "to the bit");
     }
-    let (c, v) = ([0.9, -0.4, 0.2, 1.1], [Vector(2), Vector(0), Vector(1), Vector(1)]);
-    all.mix(Vector(2), &[0, 1, 2, 3].map(|i| (c[i], v[i])), 1.0).expect("launched");
-    for (i, got) in read(all, Vector(2))[..3].iter().enumerate() {
+    let (c, v) = ([0.9, -0.4, 0.2, 1.1], [BufferId(2), BufferId(0), BufferId(1), BufferId(1)]);
+    all.linear_combination(BufferId(2), &[0, 1, 2, 3].map(|i| (c[i], v[i])), 1.0).expect("launched");
+    for (i, got) in read(all, BufferId(2))[..3].iter().enumerate() {
         let sum = term(c[0], mixed[i]) + term(c[1], a[i]) + term(c[2], b[i]) + term(c[3], b[i]);
         assert_eq!(*got, sum as f32, "to the bit");
     }
-    all.mix(Vector(2), &[], 1.0).expect("launched");
-    assert_eq!(read(all, Vector(2)), [0.0; 75]);
+    all.linear_combination(BufferId(2), &[], 1.0).expect("launched");
+    assert_eq!(read(all, BufferId(2)), [0.0; 75]);
 }

@@ -1,4 +1,4 @@
-//! Tests in processes of their own, in which a stand-in is NVIDIA's driver and NVRTC (`emulator/driver.cpp`).
+//! Runs tests in processes of their own, in which a stand-in replaces NVIDIA's driver and NVRTC (`emulator/driver.cpp`).
 
 #[path = "../emulator/build.rs"]
 pub mod build;
@@ -8,24 +8,24 @@ use std::fs::File;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// The scenario that this process is for.
+/// Names the scenario that this process runs.
 const SCENARIO: &str = "DDPM_TEST_SCENARIO";
 
-/// Longer than any takes, for one that hangs.
+/// Timeout of a scenario, in case it hangs.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// What the stand-in counted, and what was not given back when the process ended.
+/// What the stand-in counted, including resources not released when the process ended.
 pub struct Report(HashMap<String, u64>);
 
 impl Report {
-    pub fn of(&self, what: &str) -> u64 {
+    pub fn count(&self, what: &str) -> u64 {
         self.0.get(what).copied().unwrap_or(0)
     }
 
-    /// Nothing is left that the program took of the driver.
-    pub fn nothing_left(&self) {
+    /// Asserts that all driver resources were released.
+    pub fn assert_all_released(&self) {
         let left: Vec<_> = self.0.iter().filter(|(what, n)| what.starts_with("left_") && **n > 0).collect();
-        assert!(left.is_empty(), "not given back: {left:?}");
+        assert!(left.is_empty(), "not released: {left:?}");
     }
 }
 
@@ -33,10 +33,10 @@ fn setting<'a>(settings: &[(&str, &'a str)], name: &str) -> &'a str {
     settings.iter().find(|(n, _)| *n == name).map_or("", |(_, value)| value)
 }
 
-/// Runs `body` in a process of its own, in which the stand-in has the names of `libraries` and `settings` (`FAKE_CUDA_` before
-/// each). The process is this test program again, with `test` alone: there only the scenario's body is run, and `None`
-/// given; so it is, with a line, where there is no C++ compiler. The setting `CACHE` is the folder of compiled kernels.
-pub fn apart(
+/// Runs `body` in a process of its own, in which the stand-in has the names of `libraries`, with `settings` as environment variables
+/// (prefixed with `FAKE_CUDA_`). The process is this test program with `test` alone: there, only the scenario's body runs and the
+/// result is `None`; so it is, with a message, if there is no C++ compiler. The setting `CACHE` is the kernel cache folder.
+pub fn in_own_process(
     test: &str,
     scenario: &str,
     libraries: &[&str],
@@ -50,10 +50,10 @@ pub fn apart(
         return None;
     }
     let folder = build::libraries(libraries)?;
-    let tmp = folder.parent().expect("inside of another");
-    let [report, told] = ["report", "told"]
+    let tmp = folder.parent().expect("it has a parent");
+    let [report, output] = ["report", "output"]
         .map(|what| tmp.join(format!("{}-{test}-{}.{what}", std::process::id(), scenario.replace(' ', "-"))));
-    let out = File::create(&told).expect("a file");
+    let out = File::create(&output).expect("a file");
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args([test, "--exact", "--nocapture", "--test-threads", "1"])
         .env("LD_LIBRARY_PATH", &folder)
@@ -66,11 +66,11 @@ pub fn apart(
         .stdout(out)
         .spawn()
         .expect("this program starts again");
-    let begun = Instant::now();
+    let started = Instant::now();
     let status = loop {
         match child.try_wait().expect("a child") {
             Some(status) => break Some(status),
-            None if begun.elapsed() > LIMIT => break None,
+            None if started.elapsed() > LIMIT => break None,
             None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
@@ -78,7 +78,7 @@ pub fn apart(
         let _ = child.kill();
         let _ = child.wait();
     }
-    let text = std::fs::read_to_string(&told).unwrap_or_default();
+    let text = std::fs::read_to_string(&output).unwrap_or_default();
     match status {
         Some(status) => assert!(status.success(), "{scenario}: {status}\n{text}"),
         None => panic!("{scenario}: it hangs\n{text}"),
@@ -86,6 +86,6 @@ pub fn apart(
     let counted = std::fs::read_to_string(&report).unwrap_or_default();
     let pair = |line: &str| line.split_once(' ').and_then(|(k, v)| Some((k.to_owned(), v.parse().ok()?)));
     let _ = std::fs::remove_file(report);
-    let _ = std::fs::remove_file(told);
+    let _ = std::fs::remove_file(output);
     Some(Report(counted.lines().filter_map(pair).collect()))
 }

@@ -1,28 +1,28 @@
-//! Graphs with every operation, for comparing an executor with the CPU's, number by number.
+//! Graphs with every operation, for comparing an executor with the CPU's element by element.
 
 use ddpm_engine::autodiff::backward;
-use ddpm_engine::graph::{Kind, Node};
-use ddpm_engine::keep::Operand;
+use ddpm_engine::bf16_storage::Operand;
+use ddpm_engine::graph::{Node, TensorKind};
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{
-    ComputeOptions, CpuExecutor, DType, Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor,
+    ComputeOptions, CpuExecutor, DType, Executor, Graph, PlanOptions, Region, RngKey, Shape, Tensor,
 };
-use ddpm_engine_cuda::translate::takes_bf16;
+use ddpm_engine_cuda::lower::accepts_bf16;
 use ddpm_kernels::bf16;
 use std::sync::Arc;
 
 /// Makes an executor.
 pub type Make<'a> = &'a dyn Fn(Graph, &PlanOptions) -> Box<dyn Executor>;
 
-const DRAWS: Draws = Draws { seed: 0x1234_5678_9abc, step: 5, first_index: 3 };
+const KEY: RngKey = RngKey { seed: 0x1234_5678_9abc, step: 5, first_index: 3 };
 
-/// A graph, its gradients, and what is looked at.
+/// A graph, its gradients, and the outputs to compare.
 pub struct Case {
     name: String,
     graph: Graph,
     gradients: Option<Vec<Tensor>>,
-    keep: Vec<Tensor>,
+    outputs: Vec<Tensor>,
     form: Form,
 }
 
@@ -33,12 +33,12 @@ impl Case {
     }
 }
 
-/// Adds nodes to a graph, naming everything by its number.
+/// Adds nodes to a graph with generated names.
 #[derive(Default)]
 pub struct Build {
     pub graph: Graph,
     pub inputs: usize,
-    /// Whether operands that may be of bf16 are computed tensors.
+    /// Whether operands that may be bf16 are computed tensors.
     stored: bool,
 }
 
@@ -53,8 +53,8 @@ impl Build {
         self.graph.input(&format!("x{}", self.inputs), shape)
     }
 
-    /// An input of whole numbers from 0 on.
-    fn numbers(&mut self, n: usize) -> Tensor {
+    /// An input of small nonnegative integers.
+    fn index_input(&mut self, n: usize) -> Tensor {
         self.inputs += 1;
         self.graph.input(&format!("t{}", self.inputs), [n])
     }
@@ -64,8 +64,8 @@ impl Build {
             Node { op: op.into(), inputs: inputs.to_vec(), outputs: Vec::new(), name: String::new() };
         let stored = self.stored;
         for (i, &t) in inputs.iter().enumerate().filter(|_| stored) {
-            let written = matches!(self.graph.info(t).kind, Kind::Input | Kind::Parameter(_));
-            if written && takes_bf16(&self.graph, &node, Operand::Input(i)) {
+            let written = matches!(self.graph.info(t).kind, TensorKind::Input | TensorKind::Parameter(_));
+            if written && accepts_bf16(&self.graph, &node, Operand::Input(i)) {
                 node.inputs[i] = self.copy(t);
             }
         }
@@ -73,7 +73,7 @@ impl Build {
         self.graph.add_all(&name, node.op, &node.inputs).expect("the case's shapes fit")
     }
 
-    /// The same numbers as a computed tensor.
+    /// A copy as a computed tensor.
     fn copy(&mut self, t: Tensor) -> Tensor {
         let name = format!("copy{}", self.graph.nodes().len());
         self.graph.add(&name, Affine { scale: 1.0, shift: 0.0 }, &[t]).expect("any shape")
@@ -103,13 +103,13 @@ impl Build {
     }
 }
 
-/// How a table's cases are made.
+/// How the cases are compared.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Form {
-    /// Every result is looked at.
+    /// Every result.
     Plain,
-    /// What may be of bf16 is stored so, at the operations' operands and results: only the last result and the gradients are
-    /// looked at. What is given is of bf16 as well.
+    /// Operands and results that may be bf16 are stored so: only the last result and the gradients are compared. Inputs are
+    /// rounded to bf16.
     Stored,
 }
 
@@ -134,13 +134,13 @@ impl Cases {
         let target = b.input(b.graph.shape(y));
         let loss = b.add(Loss::Mse, &[y, target]);
         let all = b.graph.nodes().iter().flat_map(|n| n.outputs.clone());
-        let keep = all.filter(|&t| !stored || t == y).collect();
+        let outputs = all.filter(|&t| !stored || t == y).collect();
         let gradients = b
             .graph
             .info(loss)
             .differentiable
             .then(|| backward(&mut b.graph, loss).expect("every operation of the case has a gradient"));
-        self.all.push(Case { name: name.to_owned(), graph: b.graph, gradients, keep, form: self.form });
+        self.all.push(Case { name: name.to_owned(), graph: b.graph, gradients, outputs, form: self.form });
     }
 }
 
@@ -148,8 +148,7 @@ fn weights() -> Arc<[f32]> {
     (0..20).map(|t| 0.3 + 0.5 * t as f32).collect()
 }
 
-/// Convolutions, transposed ones and linear layers: kernels, strides, paddings, channels that are multiples of nothing,
-/// several tiles and parts of k.
+/// Convolutions, transposed ones and linear layers: kernels, strides, paddings, odd channel counts, several tiles and parts of k.
 pub fn convolutions(form: Form) -> Vec<Case> {
     let mut cases = Cases::new(form);
     type Layer = ([usize; 4], (usize, usize), usize, usize, usize);
@@ -179,19 +178,19 @@ pub fn convolutions(form: Form) -> Vec<Case> {
             b.conv(x, kernel, cout, stride, pad)
         });
     }
-    cases.add("everything added to a convolution", |b| {
+    cases.add("convolution with all addends", |b| {
         let (x, w, bias) = (b.p([2, 5, 4, 6]), b.p([3, 3, 6, 9]), b.p([9]));
         let (image, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
         let op = Conv2d { per_image_bias: true, residual: true, ..Conv2d::new(1, 1) };
         b.add(op, &[x, w, bias, image, residual])
     });
-    cases.add("everything added to a convolution in parts", |b| {
+    cases.add("convolution with all addends and split k", |b| {
         let (x, w) = (b.p([2, 5, 4, 96]), b.p([3, 3, 96, 9]));
         let (image, residual) = (b.p([2, 9]), b.p([2, 5, 4, 9]));
         let op = Conv2d { bias: false, per_image_bias: true, residual: true, ..Conv2d::new(1, 1) };
         b.add(op, &[x, w, image, residual])
     });
-    cases.add("padding behind", |b| {
+    cases.add("asymmetric padding", |b| {
         let (x, w, bias) = (b.p([2, 6, 6, 4]), b.p([3, 3, 4, 8]), b.p([8]));
         let pad = Padding { before: (0, 0), after: (1, 1) };
         b.add(Conv2d { stride: (2, 2), pad, bias: true, ..Conv2d::default() }, &[x, w, bias])
@@ -231,7 +230,7 @@ pub fn convolutions(form: Form) -> Vec<Case> {
     cases.all
 }
 
-/// Attentions: heads as wide as kernels are made for and less, more tokens than a tile and fewer, with dropout.
+/// Attention: head widths up to and below each kernel's maximum, more and fewer tokens than a tile, with dropout.
 pub fn attentions(form: Form) -> Vec<Case> {
     let mut cases = Cases::new(form);
     let attentions = [
@@ -297,7 +296,7 @@ pub fn cases(form: Form) -> Vec<Case> {
             b.add(LayerNorm { eps: 1e-2 }, &[x, gamma, beta])
         });
     }
-    cases.add("parts of channels", |b| {
+    cases.add("slices and concatenations", |b| {
         let (x, y) = (b.p([2, 3, 4, 8]), b.p([2, 3, 4, 12]));
         let z = b.add(Concat, &[x, y]);
         let first = b.add(Slice { from: 4, len: 8 }, &[z]);
@@ -329,19 +328,19 @@ pub fn cases(form: Form) -> Vec<Case> {
             let c = shape[3];
             let (x, gamma, beta) = (b.p(shape), b.p([c]), b.p([c]));
             let state = b.graph.state("running", [c]);
-            let made = b.all(BatchNorm { eps: 1e-5 }, &[x, gamma, beta]);
-            b.add(RunningAverage { momentum: 0.1 }, &[state, made[1]]);
-            b.add(Activate(Activation::Silu), &[made[0]])
+            let outputs = b.all(BatchNorm { eps: 1e-5 }, &[x, gamma, beta]);
+            b.add(RunningAverage { momentum: 0.1 }, &[state, outputs[1]]);
+            b.add(Activate(Activation::Silu), &[outputs[0]])
         });
         cases.add("batch norm with given statistics", move |b| {
             let c = shape[3];
-            let operands = [b.input(shape), b.input([c]), b.input([c]), b.input([c]), b.numbers(c)];
+            let operands = [b.input(shape), b.input([c]), b.input([c]), b.input([c]), b.index_input(c)];
             b.add(BatchNormInference { eps: 1e-2 }, &operands)
         });
     }
     cases.all.extend(attentions(form));
-    cases.add("draws", |b| {
-        let t = b.add(DrawTimestep { n: 3, steps: 20 }, &[]);
+    cases.add("random samples", |b| {
+        let t = b.add(RandomTimestep { n: 3, steps: 20 }, &[]);
         let eps = b.add(RandomNormal { shape: [3, 4, 5, 3].into(), purpose: Purpose::Noise }, &[]);
         let x = b.input([3, 4, 5, 3]);
         let table = |f: fn(f32) -> f32| (0..20).map(|t| f(t as f32 / 20.0)).collect::<Arc<[f32]>>();
@@ -350,12 +349,12 @@ pub fn cases(form: Form) -> Vec<Case> {
     });
     for cosines_first in [false, true] {
         cases.add("embedding", move |b| {
-            let t = b.numbers(5);
+            let t = b.index_input(5);
             b.add(SinusoidalEmbedding { dim: 10, shift: 1.0, cosines_first }, &[t])
         });
     }
     cases.add("lookup", |b| {
-        let (table, label) = (b.p([4, 7]), b.numbers(9));
+        let (table, label) = (b.p([4, 7]), b.index_input(9));
         b.add(Embedding, &[table, label])
     });
     type MakeTaps = fn(usize) -> Taps;
@@ -372,7 +371,7 @@ pub fn cases(form: Form) -> Vec<Case> {
         });
     }
     cases.add("sums", |b| {
-        // The gradients of biases and of what is added to whole images: many rows, many pixels.
+        // Gradients of biases and of per-image addends: many rows, many pixels.
         let (x, w, r) = (b.input([2, 30, 31, 5]), b.p([1, 1, 5, 35]), b.p([2, 35]));
         let y = b.add(Conv2d { bias: false, ..Conv2d::new(1, 0) }, &[x, w]);
         let y = b.add(AddPerChannel, &[y, r]);
@@ -380,7 +379,7 @@ pub fn cases(form: Form) -> Vec<Case> {
         let z = b.p([2, 5]);
         b.add(Add, &[z, y])
     });
-    cases.add("rows of a transposed convolution's bias", |b| {
+    cases.add("bias gradient of a transposed convolution", |b| {
         let (x, w, bias) = (b.input([2, 15, 15, 3]), b.p([2, 2, 4, 3]), b.p([4]));
         let op = Conv2dTranspose {
             stride: (2, 2),
@@ -398,12 +397,12 @@ pub fn cases(form: Form) -> Vec<Case> {
             b.add(loss, &[x, y])
         });
         cases.add(&format!("weighted {loss:?}"), move |b| {
-            let (x, y, t) = (b.p([5, 30, 30, 3]), b.input([5, 30, 30, 3]), b.numbers(5));
+            let (x, y, t) = (b.p([5, 30, 30, 3]), b.input([5, 30, 30, 3]), b.index_input(5));
             b.add(WeightedLoss { loss, weight: weights() }, &[x, y, t])
         });
     }
     cases.add("variational bound", |b| {
-        // Timesteps that end at the image and others, and numbers beyond the darkest and the brightest level.
+        // Steps with and without the decoder term, and values beyond the extreme levels.
         let step = |t: usize| BoundStep {
             to_x_0: (1.0 + 0.1 * t as f64, -0.2 - 0.1 * t as f64),
             posterior_x_0: 0.9 / (1.0 + t as f64),
@@ -411,7 +410,7 @@ pub fn cases(form: Form) -> Vec<Case> {
             decoder: t.is_multiple_of(3),
         };
         let (output, v) = (b.p([5, 30, 30, 3]), b.p([5, 30, 30, 3]));
-        let (x_0, x_t, t) = (b.input([5, 30, 30, 3]), b.input([5, 30, 30, 3]), b.numbers(5));
+        let (x_0, x_t, t) = (b.input([5, 30, 30, 3]), b.input([5, 30, 30, 3]), b.index_input(5));
         let bound = VariationalBound { steps: (0..4).map(step).collect(), scale: 0.7 };
         b.add(bound, &[output, v, x_0, x_t, t])
     });
@@ -424,8 +423,8 @@ fn normal(index: usize, len: usize) -> Vec<f32> {
     x
 }
 
-/// Inputs, states and parameters of a graph, made up. Weights are small enough that what goes through them keeps its size.
-pub fn given(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
+/// Inputs, states and parameters of a graph, generated. Weights are scaled so that activations keep their magnitude.
+pub fn make_inputs(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
     let computed: Vec<Tensor> = graph.nodes().iter().flat_map(|n| n.outputs.clone()).collect();
     let read = graph.nodes().iter().flat_map(|n| n.inputs.clone());
     let mut all: Vec<Tensor> =
@@ -446,9 +445,9 @@ pub fn given(graph: &Graph) -> Vec<(Tensor, Vec<f32>)> {
     all.into_iter().enumerate().map(one).collect()
 }
 
-/// Of a case: in its second form rounded to bf16.
-fn given_to(case: &Case) -> Vec<(Tensor, Vec<f32>)> {
-    let mut all = given(&case.graph);
+/// Those of a case: rounded to bf16 if it is stored in bf16.
+fn inputs_for(case: &Case) -> Vec<(Tensor, Vec<f32>)> {
+    let mut all = make_inputs(&case.graph);
     if case.form == Form::Stored {
         all.iter_mut().flat_map(|(_, x)| x).for_each(|v| *v = bf16::widen(bf16::round(*v)));
     }
@@ -457,27 +456,27 @@ fn given_to(case: &Case) -> Vec<(Tensor, Vec<f32>)> {
 
 /// The plain CPU executor.
 pub fn on_cpu(graph: &Graph, options: &PlanOptions) -> Box<dyn Executor> {
-    let arithmetic = ComputeOptions { winograd: false, ..ComputeOptions::default() };
-    let options = PlanOptions { arithmetic, ..options.clone() };
+    let compute = ComputeOptions { winograd: false, ..ComputeOptions::default() };
+    let options = PlanOptions { compute, ..options.clone() };
     Box::new(CpuExecutor::new(graph.clone(), &options, 1).expect("a small plan"))
 }
 
-/// What an executor makes of a case: each tensor and gradient with its name.
+/// Runs a case: the named results and gradients.
 fn run(case: &Case, exec: &mut dyn Executor) -> Vec<(String, Vec<f32>)> {
     let graph = &case.graph;
-    for &t in &case.keep {
-        // What no kernel writes stays NaN.
-        if graph.info(t).kind == Kind::Computed {
+    for &t in &case.outputs {
+        // Elements that no kernel writes stay NaN.
+        if graph.info(t).kind == TensorKind::Computed {
             exec.write(t, &vec![f32::NAN; graph.shape(t).len()]).expect("its length");
         }
     }
-    for (t, x) in given_to(case) {
+    for (t, x) in inputs_for(case) {
         exec.write(t, &x).expect("its length");
     }
-    exec.run(DRAWS).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    exec.run(KEY).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     let mut results = Vec::new();
     for node in graph.nodes() {
-        for (i, &t) in node.outputs.iter().enumerate().filter(|(_, t)| case.keep.contains(t)) {
+        for (i, &t) in node.outputs.iter().enumerate().filter(|(_, t)| case.outputs.contains(t)) {
             let mut x = vec![f32::NAN; graph.shape(t).len()];
             exec.read(t, &mut x).expect("its length");
             results.push((format!("{} ({}), result {i}", node.name, node.op.operation().name()), x));
@@ -488,9 +487,9 @@ fn run(case: &Case, exec: &mut dyn Executor) -> Vec<(String, Vec<f32>)> {
         exec.read_parameter(Region::Gradients, i, &mut x).expect("its length");
         results.push((format!("gradient of {}", graph.info(p).name), x));
     }
-    // Nothing may write to an input or a weight.
-    for (t, x) in given_to(case) {
-        if graph.info(t).kind != Kind::State {
+    // Inputs and weights must not be modified.
+    for (t, x) in inputs_for(case) {
+        if graph.info(t).kind != TensorKind::State {
             let mut after = vec![f32::NAN; x.len()];
             exec.read(t, &mut after).expect("its length");
             assert_eq!(after, x, "{}: {} was overwritten", case.name, graph.info(t).name);
@@ -499,25 +498,24 @@ fn run(case: &Case, exec: &mut dyn Executor) -> Vec<(String, Vec<f32>)> {
     results
 }
 
-/// How far numbers may be from those in f32 if tensors are stored in bf16, in which each is rounded several times to 8 bits, and
-/// gradients of norms are differences of such numbers.
-pub const STORED: f32 = 3e-2;
+/// Tolerance against f32 if tensors are stored in bf16: each is rounded several times to 8 bits, and gradients of norms are
+/// differences of such values.
+pub const BF16_TOLERANCE: f32 = 3e-2;
 
-/// Runs a case on both executors; every number may differ by `tolerance` of its tensor's largest (or of 1e-3, where all
-/// are smaller: what cancels to nothing has no relative precision). Where tensors are stored in bf16, the typical difference may be
-/// half of that.
+/// Runs a case on both executors; each element may differ by `tolerance` of its tensor's largest (or of 1e-3, if all are smaller:
+/// values that cancel have no relative precision). If tensors are stored in bf16, the RMS difference may be half of that.
 ///
-/// The operations with a tensor that was stored in bf16.
-pub fn agree(case: &Case, arithmetic: ComputeOptions, tolerance: f32, make: Make<'_>) -> Vec<&'static str> {
+/// Returns the operations with a tensor that was stored in bf16.
+pub fn agree(case: &Case, compute: ComputeOptions, tolerance: f32, make: Make<'_>) -> Vec<&'static str> {
     let options = PlanOptions {
         gradients: case.gradients.clone(),
-        keep: case.keep.clone(),
-        arithmetic,
+        outputs: case.outputs.clone(),
+        compute,
         ..PlanOptions::default()
     };
     let want = run(
         case,
-        &mut *on_cpu(&case.graph, &PlanOptions { arithmetic: ComputeOptions::default(), ..options.clone() }),
+        &mut *on_cpu(&case.graph, &PlanOptions { compute: ComputeOptions::default(), ..options.clone() }),
     );
     let mut exec = make(case.graph.clone(), &options);
     let got = run(case, &mut *exec);
@@ -526,7 +524,7 @@ pub fn agree(case: &Case, arithmetic: ComputeOptions, tolerance: f32, make: Make
         for (i, (g, w)) in got.iter().zip(want).enumerate() {
             assert!(
                 (g - w).abs() <= tolerance * scale,
-                "{}: {what}: number {i} is {g}, not {w} (largest {scale})",
+                "{}: {what}: element {i} is {g}, not {w} (largest {scale})",
                 case.name
             );
         }
@@ -536,19 +534,19 @@ pub fn agree(case: &Case, arithmetic: ComputeOptions, tolerance: f32, make: Make
         let bound = tolerance / 2.0 * size.max(1e-3);
         assert!(
             case.form == Form::Plain || got.len() < 16 || typical <= bound,
-            "{}: {what} differs by {typical}, not {bound} (its norm is {size})",
+            "{}: {what} differs by {typical}, more than {bound} (its norm is {size})",
             case.name
         );
     }
     assert_eq!(got.len(), want.len());
     let planned = exec.plan().graph();
-    let half = |t: &Tensor| planned.ty(*t).dtype == DType::Bf16;
-    let stored = planned.nodes().iter().filter(|n| n.inputs.iter().chain(&n.outputs).any(half));
+    let is_bf16 = |t: &Tensor| planned.ty(*t).dtype == DType::Bf16;
+    let stored = planned.nodes().iter().filter(|n| n.inputs.iter().chain(&n.outputs).any(is_bf16));
     stored.map(|n| n.op.operation().name()).collect()
 }
 
-/// What can be of bf16 was, at every operation that has kernels for it.
-pub fn all_were_stored(mut seen: Vec<&'static str>) {
+/// Asserts that every operation with bf16 kernels was tested with tensors stored in bf16.
+pub fn assert_all_stored(mut seen: Vec<&'static str>) {
     seen.sort_unstable();
     seen.dedup();
     let want = [
@@ -577,11 +575,11 @@ pub fn all_were_stored(mut seen: Vec<&'static str>) {
         "max_pool_grad",
         "mish",
         "mish_grad",
+        "modulate",
         "multiply",
         "relu",
         "relu_grad",
         "resample",
-        "modulate",
         "silu",
         "silu_grad",
         "slice",
@@ -591,7 +589,7 @@ pub fn all_were_stored(mut seen: Vec<&'static str>) {
     assert_eq!(seen, want);
 }
 
-/// The table has every operation.
+/// The table covers every operation.
 #[test]
 fn no_operation_is_left_out() {
     let mut seen: Vec<&str> = cases(Form::Plain).iter().flat_map(Case::operations).collect();

@@ -1,10 +1,10 @@
-//! Training steps on an executor against the CPU's: two updates of a small U-Net with everything that training needs.
+//! Training steps on an executor against the CPU's: two updates of a small U-Net with everything that training uses.
 
-use super::table::{Build, Make, given, on_cpu};
+use super::table::{Build, Make, make_inputs, on_cpu};
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
 use ddpm_engine::rng::Purpose;
-use ddpm_engine::{AdamStep, Draws, Executor, Graph, PlanOptions, Region, StepOutcome, Tensor, clip_scale};
+use ddpm_engine::{AdamStep, Executor, Graph, PlanOptions, Region, RngKey, StepOutcome, Tensor, clip_scale};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn network() -> Network {
     const C: usize = 16;
     let mut b = Build::default();
     let x0 = b.input([N, 8, 8, 3]);
-    let t = b.add(DrawTimestep { n: N, steps: 50 }, &[]);
+    let t = b.add(RandomTimestep { n: N, steps: 50 }, &[]);
     let eps = b.add(RandomNormal { shape: b.graph.shape(x0), purpose: Purpose::Noise }, &[]);
     let table = |f: fn(f32) -> f32| (0..50).map(|t| f(1.0 - t as f32 / 50.0)).collect::<Arc<[f32]>>();
     let op =
@@ -61,13 +61,13 @@ impl Network {
         PlanOptions {
             gradients: Some(self.gradients.clone()),
             ema: true,
-            keep: vec![self.y, self.loss],
+            outputs: vec![self.y, self.loss],
             ..PlanOptions::default()
         }
     }
 
-    fn give(&self, exec: &mut dyn Executor) {
-        for (t, x) in given(&self.graph) {
+    fn write_inputs(&self, exec: &mut dyn Executor) {
+        for (t, x) in make_inputs(&self.graph) {
             exec.write(t, &x).expect("its length");
         }
     }
@@ -78,7 +78,7 @@ impl Network {
         value[0]
     }
 
-    /// Everything that training changed.
+    /// All state that training modifies.
     fn state(&self, exec: &dyn Executor, regions: &[Region]) -> Seen {
         let mut seen = Vec::new();
         for &region in regions {
@@ -92,7 +92,7 @@ impl Network {
     }
 }
 
-/// Numbers with what they are.
+/// Named values.
 type Seen = Vec<(String, Vec<f32>)>;
 
 const OPTIMIZER: [Region; 4] = [Region::Weights, Region::ExpAvg, Region::ExpAvgSq, Region::Ema];
@@ -111,7 +111,7 @@ fn adam(step: u64, grad_scale: f64) -> AdamStep {
     }
 }
 
-/// Both give the same, and a second time the same bits.
+/// Compares an executor with the CPU's; a second training must match the first bit by bit.
 fn compare(
     network: &Network,
     options: &PlanOptions,
@@ -121,7 +121,7 @@ fn compare(
     let want = steps(&mut *on_cpu(&network.graph, options));
     let got = steps(&mut *make(network.graph.clone(), options));
     let again = steps(&mut *make(network.graph.clone(), options));
-    assert!(got == again, "a second training differs from the first");
+    assert!(got == again, "training is not reproducible");
     assert_eq!(got.len(), want.len());
     for ((what, got), (_, want)) in got.iter().zip(&want) {
         let scale = want.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
@@ -131,16 +131,16 @@ fn compare(
     }
 }
 
-/// Two updates of two micro-batches each, decided by the host.
-pub fn by_the_host(make: Make<'_>) {
+/// Two updates of two micro-batches each, controlled by the host.
+pub fn host_controlled(make: Make<'_>) {
     let network = network();
     let options = PlanOptions { accumulate: true, ..network.options() };
     compare(&network, &options, make, &|exec| {
         let mut seen = Vec::new();
-        network.give(exec);
+        network.write_inputs(exec);
         for step in 1..=2u64 {
             for micro in 0..2u32 {
-                exec.run(Draws { seed: 7, step: 2 * step as u32 + micro, first_index: 0 }).expect("a run");
+                exec.run(RngKey { seed: 7, step: 2 * step as u32 + micro, first_index: 0 }).expect("a run");
                 exec.accumulate(micro == 0).expect("a sum");
                 seen.push((format!("loss of step {step}"), vec![network.loss(exec)]));
             }
@@ -154,14 +154,14 @@ pub fn by_the_host(make: Make<'_>) {
     });
 }
 
-/// Three training runs; in the second the loss is not a number, and the weights stay. Timed and not, with the same bits.
-pub fn in_runs(make: Make<'_>) {
+/// Three training runs; in the second the loss is NaN, and the weights stay. With and without profiling, with the same bits.
+pub fn fused_steps(make: Make<'_>) {
     let network = network();
     let options = PlanOptions { fuse_optimizer: Some(network.loss), ..network.options() };
     let steps = |exec: &mut dyn Executor, profiling: bool| {
-        assert!(exec.trains());
+        assert!(exec.fuses_optimizer());
         let mut seen = Vec::new();
-        network.give(exec);
+        network.write_inputs(exec);
         exec.set_profiling(profiling);
         let mut image = vec![0.0; network.graph.shape(network.x0).len()];
         exec.read(network.x0, &mut image).expect("its length");
@@ -172,15 +172,15 @@ pub fn in_runs(make: Make<'_>) {
             }
             exec.write(network.x0, &x0).expect("its length");
             let before = network.state(exec, &OPTIMIZER);
-            let draws = Draws { seed: 7, step: step as u32, first_index: 0 };
-            let run = exec.train(draws, &adam(step, 0.5)).expect("a run");
+            let key = RngKey { seed: 7, step: step as u32, first_index: 0 };
+            let run = exec.train(key, &adam(step, 0.5)).expect("a run");
             let loss = network.loss(exec);
             match run {
-                StepOutcome::Whole { loss: told, gradient_norm } => {
-                    assert!(!broken && told == loss, "the loss is {loss}, not {told}");
+                StepOutcome::Applied { loss: reported, gradient_norm } => {
+                    assert!(!broken && reported == loss, "the loss is {loss}, not {reported}");
                     seen.push((format!("loss and norm of step {step}"), vec![loss, gradient_norm as f32]));
                 }
-                StepOutcome::Stopped { updated } => {
+                StepOutcome::NonFinite { updated } => {
                     assert!(broken && updated == 0 && loss.is_nan());
                     assert!(network.state(exec, &OPTIMIZER) == before, "weights were moved");
                 }
@@ -193,52 +193,55 @@ pub fn in_runs(make: Make<'_>) {
     let graph = || network.graph.clone();
     let plain = steps(&mut *make(graph(), &options), false);
     let mut exec = make(graph(), &options);
-    assert!(plain == steps(&mut *exec, true), "timing changes numbers");
+    assert!(plain == steps(&mut *exec, true), "profiling changes results");
     assert!(exec.update_time() > Duration::ZERO);
-    // What held the weights back in the second run is not in the way of the host.
+    // A skipped update does not affect the host's own updates afterwards.
     let before = network.state(&*exec, &OPTIMIZER);
     exec.write(network.x0, &vec![f32::NAN; network.graph.shape(network.x0).len()]).expect("its length");
-    assert!(matches!(exec.train(Draws::default(), &adam(3, 1.0)), Ok(StepOutcome::Stopped { updated: 0 })));
+    assert!(matches!(
+        exec.train(RngKey::default(), &adam(3, 1.0)),
+        Ok(StepOutcome::NonFinite { updated: 0 })
+    ));
     assert!(network.state(&*exec, &OPTIMIZER) == before);
-    network.give(&mut *exec);
-    exec.run(Draws::default()).expect("a run");
+    network.write_inputs(&mut *exec);
+    exec.run(RngKey::default()).expect("a run");
     exec.update(&adam(3, 1.0)).expect("an update");
     assert!(network.state(&*exec, &OPTIMIZER) != before);
 
-    // The host does the same, one thing after the other.
+    // The host gets the same result step by step.
     let mut exec = make(graph(), &options);
-    network.give(&mut *exec);
-    exec.run(Draws { seed: 7, step: 1, first_index: 0 }).expect("a run");
+    network.write_inputs(&mut *exec);
+    exec.run(RngKey { seed: 7, step: 1, first_index: 0 }).expect("a run");
     let first = vec![network.loss(&*exec), exec.gradient_norm().expect("a norm") as f32];
     assert_eq!(first, plain[0].1);
     exec.update(&adam(1, 0.5)).expect("an update");
     let mut other = make(graph(), &options);
-    network.give(&mut *other);
-    other.train(Draws { seed: 7, step: 1, first_index: 0 }, &adam(1, 0.5)).expect("a run");
+    network.write_inputs(&mut *other);
+    other.train(RngKey { seed: 7, step: 1, first_index: 0 }, &adam(1, 0.5)).expect("a run");
     assert!(network.state(&*exec, &OPTIMIZER) == network.state(&*other, &OPTIMIZER));
 
-    let not_for_it = make(graph(), &network.options()).train(Draws::default(), &adam(1, 1.0));
-    assert!(not_for_it.expect_err("not planned").to_string().contains("within its runs"));
+    let unplanned = make(graph(), &network.options()).train(RngKey::default(), &adam(1, 1.0));
+    assert!(unplanned.expect_err("not planned").to_string().contains("fused optimizer step"));
 }
 
-/// Gradients that are shortened by the device, and longer ones that are not, to the bit as the host does it; states that are kept.
+/// Gradients clipped by the device, and ones within the limit, bit by bit as on the host.
 pub fn clipped(make: Make<'_>) {
     let network = network();
     for (clip_norm, shortens) in [(0.05, true), (1e6, false)] {
         let options = PlanOptions { fuse_optimizer: Some(network.loss), clip_norm, ..network.options() };
         let (mut device, mut host) =
             (make(network.graph.clone(), &options), on_cpu(&network.graph, &options));
-        assert!(device.trains() && !host.trains());
+        assert!(device.fuses_optimizer() && !host.fuses_optimizer());
         let mut by_hand = make(network.graph.clone(), &options);
         for exec in [&mut *device, &mut *host, &mut *by_hand] {
-            network.give(exec);
+            network.write_inputs(exec);
         }
         for step in 1..=2u64 {
-            let draws = Draws { seed: 7, step: step as u32, first_index: 0 };
-            let run = device.train(draws, &adam(step, 1.0)).expect("a run");
+            let key = RngKey { seed: 7, step: step as u32, first_index: 0 };
+            let run = device.train(key, &adam(step, 1.0)).expect("a run");
             let mut norms = Vec::new();
             for exec in [&mut *host, &mut *by_hand] {
-                exec.run(draws).expect("a run");
+                exec.run(key).expect("a run");
                 let norm = exec.gradient_norm().expect("a norm");
                 let scale = clip_scale(clip_norm, norm);
                 assert_eq!(scale < 1.0, shortens, "{norm}");
@@ -246,16 +249,16 @@ pub fn clipped(make: Make<'_>) {
                 norms.push(norm);
             }
             let loss = network.loss(&*by_hand);
-            assert_eq!(run, StepOutcome::Whole { loss, gradient_norm: norms[1] });
+            assert_eq!(run, StepOutcome::Applied { loss, gradient_norm: norms[1] });
             assert!((norms[0] - norms[1]).abs() <= 1e-4 * norms[0]);
         }
         let (got, want) = (network.state(&*device, &OPTIMIZER), network.state(&*by_hand, &OPTIMIZER));
-        assert!(got == want, "the device clips otherwise than the host");
+        assert!(got == want, "the device clips differently from the host");
     }
 }
 
-/// States come back as they were kept, whatever ran meanwhile.
-pub fn states_are_kept(make: Make<'_>) {
+/// Restored states equal their snapshot, whatever ran in between.
+pub fn states_are_restored(make: Make<'_>) {
     let mut b = Build::default();
     let x = b.input([2, 3, 3, 5]);
     let value = b.add(SumRows, &[x]);
@@ -278,17 +281,17 @@ pub fn states_are_kept(make: Make<'_>) {
     for (i, &state) in states.iter().enumerate() {
         exec.write(state, &[i as f32; 5]).expect("five");
     }
-    exec.run(Draws::default()).expect("a run");
-    exec.snapshot_states().expect("kept");
+    exec.run(RngKey::default()).expect("a run");
+    exec.snapshot_states().expect("saved");
     let before = read(&*exec);
-    exec.run(Draws::default()).expect("a run");
+    exec.run(RngKey::default()).expect("a run");
     assert_ne!(read(&*exec), before);
     exec.restore_states().expect("restored");
     assert_eq!(read(&*exec), before);
 }
 
-/// Weights stay where the loss is infinite and the gradient is not, and the other way round.
-pub fn held(make: Make<'_>) {
+/// Weights stay if the loss is infinite and the gradient is not, and vice versa.
+pub fn skipped_updates(make: Make<'_>) {
     for (loss, scale, weight, target, infinite_loss) in
         [(Loss::Mse, 1.0, 0.5, 1e20, true), (Loss::L1, 1e30, 1e-38, 0.0, false)]
     {
@@ -301,14 +304,14 @@ pub fn held(make: Make<'_>) {
         let loss = b.add(loss, &[y, goal]);
         let mut graph = b.graph;
         let gradients = Some(backward(&mut graph, loss).expect("gradients"));
-        // The loss is not asked for, and there when it is looked at.
+        // The loss is not listed as an output, but must be readable.
         let options = PlanOptions { gradients, fuse_optimizer: Some(loss), ..PlanOptions::default() };
         for mut exec in [on_cpu(&graph, &options), make(graph.clone(), &options)] {
             let weights = vec![weight; 32];
             exec.write_parameter(Region::Weights, 0, &weights).expect("its length");
             exec.write(goal, &[target; 32]).expect("its length");
-            let run = exec.train(Draws::default(), &adam(1, 1.0)).expect("a run");
-            assert_eq!(run, StepOutcome::Stopped { updated: 0 }, "{}", exec.describe());
+            let run = exec.train(RngKey::default(), &adam(1, 1.0)).expect("a run");
+            assert_eq!(run, StepOutcome::NonFinite { updated: 0 }, "{}", exec.describe());
             let (mut value, mut after) = ([0.0], vec![0.0; 32]);
             exec.read(loss, &mut value).expect("one number");
             assert_eq!(!value[0].is_finite(), infinite_loss, "{}", exec.describe());

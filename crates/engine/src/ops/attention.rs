@@ -1,8 +1,8 @@
-//! Multi-head self-attention over the pixels of an image, in tiles.
+//! Multi-head self-attention over the pixels of an image, tiled.
 
 use super::{Dropout, Operation, operands};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
@@ -10,22 +10,22 @@ use ddpm_kernels::attention::{Attention as Tiles, Saved};
 use rayon::prelude::*;
 
 /// `o = softmax(q k^T / sqrt(d)) v` for each head; operand `qkv [n, h, w, 3c]` (queries, keys, values of all heads);
-/// results `o [n, h, w, c]` and the softmax denominators' logarithms `[n, h * w, heads]` for the backward pass.
+/// outputs `o [n, h, w, c]` and the log-sum-exp of the scores `[n, h * w, heads]` for the backward pass.
 #[derive(Clone, Debug)]
 pub struct Attention {
-    /// Number of heads; it divides c.
+    /// Number of heads, a divisor of c.
     pub heads: usize,
-    /// Dropout of the softmax's results.
+    /// Dropout of the attention weights.
     pub dropout: Option<Dropout>,
 }
 
-/// The gradient of [`Attention`]; operands `qkv, o, logarithms, do`; result `dqkv`.
+/// The gradient of [`Attention`]; operands `qkv, o, lse, do`; output `dqkv`.
 #[derive(Clone, Debug)]
 pub struct AttentionGrad(pub Attention);
 
-/// From so many images on, the backward pass of each is one task, and needs no memory for parts.
-const MANY_IMAGES: usize = 16;
-/// Tokens of a task that adds parts.
+/// Batches of at least this many images use one backward task per image, which needs no memory for partial sums.
+const IMAGE_TASKS_MIN: usize = 16;
+/// Tokens per task of the reduction of partial sums.
 const ROWS: usize = 256;
 
 /// (images, tokens, channels)
@@ -41,10 +41,13 @@ impl Operation for Attention {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [qkv] = operands(inputs)?;
-        let Some([n, h, w, c]) = qkv.shape.nhwc() else { return Err("takes [n, h, w, 3c]".to_owned()) };
+        let Some([n, h, w, c]) = qkv.shape.nhwc() else { return Err("expects [n, h, w, 3c]".to_owned()) };
         self.dropout.map_or(Ok(()), |d| d.check())?;
         if self.heads == 0 || c % (3 * self.heads) != 0 {
-            return Err(format!("{c} channels are not queries, keys and values of {} heads", self.heads));
+            return Err(format!(
+                "{c} channels cannot be split into queries, keys and values of {} heads",
+                self.heads
+            ));
         }
         let o = TensorType { shape: qkv.shape.with_channels(c / 3), dtype: qkv.dtype };
         Ok(vec![o, TensorType::f32([n, h * w, self.heads])])
@@ -60,18 +63,18 @@ impl Operation for Attention {
         (2 * n * tokens * tokens * c) as u64
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (n, tokens, c) = sizes(inputs[0].shape);
         let (heads, dropout) = (self.heads, self.dropout);
-        let tiles = Tiles::new(cpu.isa(), cpu.arithmetic().factors, tokens, c, heads);
-        // A task is an image's run of queries; every image begins a new one.
+        let tiles = Tiles::new(ctx.isa(), ctx.compute().matmul_dtype, tokens, c, heads);
+        // A task is a block of consecutive queries of one image.
         let queries = tiles.task_queries(n);
         let blocks = tokens.div_ceil(queries);
-        Kernel::new(move |run: &mut Run<'_>| {
-            let (qkv, scratch) = (run.inputs[0], run.scratch);
-            let [o, lse] = run.outputs else { unreachable!("two results") };
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let (qkv, scratch) = (args.inputs[0], args.scratch);
+            let [o, lse] = args.outputs else { unreachable!("two outputs") };
             let images = (qkv.par_chunks(tokens * 3 * c), o.par_chunks_mut(tokens * c));
-            let masks = dropout.map(|d| d.masks(run.draws));
+            let masks = dropout.map(|d| d.masks(args.rng));
             let images = images.into_par_iter().zip(lse.par_chunks_mut(tokens * heads));
             images.enumerate().for_each(|(image, ((qkv, o), lse))| {
                 let masks = masks.map(|m| m.image(image as u32));
@@ -101,20 +104,20 @@ impl Operation for AttentionGrad {
         (5 * n * tokens * tokens * c) as u64
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (n, tokens, c) = sizes(inputs[0].shape);
         let (heads, dropout) = (self.0.heads, self.0.dropout);
-        let tiles = Tiles::new(cpu.isa(), cpu.arithmetic().factors, tokens, c, heads);
+        let tiles = Tiles::new(ctx.isa(), ctx.compute().matmul_dtype, tokens, c, heads);
         let per_thread = tiles.backward_scratch_len();
-        // Few images are split into heads and ranges of keys; each makes a part of dqkv, and these are added in order.
+        // Small batches are split into heads and ranges of keys; each computes a partial dqkv, and these are added in order.
         let ranges = tiles.key_ranges(n);
         let partial = tiles.partial_len(ranges);
-        let shared = if n < MANY_IMAGES { n * heads * ranges * partial } else { 0 };
-        Kernel::new(move |run: &mut Run<'_>| {
-            let ([qkv, o, lse, d_o], scratch) = (run.inputs, run.scratch) else {
+        let shared = if n < IMAGE_TASKS_MIN { n * heads * ranges * partial } else { 0 };
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let ([qkv, o, lse, d_o], scratch) = (args.inputs, args.scratch) else {
                 unreachable!("four operands")
             };
-            let masks = dropout.map(|d| d.masks(run.draws));
+            let masks = dropout.map(|d| d.masks(args.rng));
             let saved = |image: usize| Saved {
                 qkv: &qkv[image * tokens * 3 * c..][..tokens * 3 * c],
                 o: &o[image * tokens * c..][..tokens * c],
@@ -122,14 +125,14 @@ impl Operation for AttentionGrad {
                 d_o: &d_o[image * tokens * c..][..tokens * c],
                 dropout: masks.map(|m| m.image(image as u32)),
             };
-            let images = run.outputs[0].par_chunks_mut(tokens * 3 * c).enumerate();
+            let images = args.outputs[0].par_chunks_mut(tokens * 3 * c).enumerate();
             if shared == 0 {
                 images.for_each(|(image, dqkv)| {
                     scratch.with(|memory| tiles.backward(&saved(image), dqkv, memory));
                 });
                 return;
             }
-            let partials = &mut run.shared[..shared];
+            let partials = &mut args.shared[..shared];
             let tasks = heads * ranges;
             partials.par_chunks_mut(partial).enumerate().for_each(|(i, out)| {
                 let saved = saved(i / tasks);

@@ -1,8 +1,8 @@
-//! Batch normalisation (Ioffe and Szegedy 2015), with the running statistics that stand in for a batch's when sampling.
+//! Batch normalisation (Ioffe and Szegedy 2015), with the running statistics that replace the batch's in inference.
 
 use super::{Operation, operands};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
@@ -11,19 +11,19 @@ use ddpm_kernels::batch_norm::{column_dots, column_squares, column_sums, gradien
 use rayon::prelude::*;
 
 /// Training: `y = (x - mean) / sqrt(variance + eps) gamma + beta` with the statistics of the batch; operands
-/// `x [.., c], gamma [c], beta [c]`. Results `y`, and `[c]` each the mean, `1 / sqrt(variance + eps)` and the unbiased
-/// variance, which the running one is made of.
+/// `x [.., c], gamma [c], beta [c]`. Outputs `y` and, `[c]` each, the mean, `1 / sqrt(variance + eps)` and the unbiased
+/// variance, which the running variance averages.
 #[derive(Clone, Debug)]
 pub struct BatchNorm {
     /// Added to the variance.
     pub eps: f32,
 }
 
-/// The gradient of [`BatchNorm`]; operands `dy, x, gamma, mean, rstd`; results `dx, dgamma, dbeta`.
+/// The gradient of [`BatchNorm`]; operands `dy, x, gamma, mean, rstd`; outputs `dx, dgamma, dbeta`.
 #[derive(Clone, Debug)]
 pub struct BatchNormGrad;
 
-/// Sampling: the same with given statistics; operands `x, gamma, beta, mean, variance`. It has no gradient.
+/// Inference: the same with given statistics; operands `x, gamma, beta, mean, variance`. It has no gradient.
 #[derive(Clone, Debug)]
 pub struct BatchNormInference {
     /// Added to the variance.
@@ -33,39 +33,39 @@ pub struct BatchNormInference {
 /// `running = (1 - momentum) running + momentum value`, in place: the first operand is a state of the graph.
 #[derive(Clone, Debug)]
 pub struct RunningAverage {
-    /// The share of the new value.
+    /// The weight of the new value.
     pub momentum: f32,
 }
 
-/// Rows that a task sums: fixed, so that the order of the sums is.
+/// Rows per task of a sum; constant, so that the order of summation is fixed.
 const ROWS: usize = 512;
 
-fn check(x: TensorType, of_channels: &[TensorType]) -> Result<(), String> {
+fn check(x: TensorType, per_channel: &[TensorType]) -> Result<(), String> {
     let c = x.shape.channels();
-    if of_channels.iter().any(|t| t.shape != Shape::new(&[c])) {
-        return Err(format!("all operands but x must be [{c}]"));
+    if per_channel.iter().any(|t| t.shape != Shape::new(&[c])) {
+        return Err(format!("all operands except x must be [{c}]"));
     }
     Ok(())
 }
 
-/// Sums runs of rows by `sum` into `shared` and adds the runs up in order, in f64: `out[c]`.
-fn in_runs(
+/// Computes `sum` of each chunk of rows into `shared`, then adds the chunks in order, in f64: `out(channel, total)`.
+fn sum_in_chunks(
     c: usize,
     shared: &mut [f32],
     sum: impl Fn(usize, &mut [f32]) + Sync,
     mut out: impl FnMut(usize, f64),
 ) {
-    shared.par_chunks_mut(c).enumerate().for_each(|(run, sums)| sum(run, sums));
+    shared.par_chunks_mut(c).enumerate().for_each(|(chunk, sums)| sum(chunk, sums));
     for ch in 0..c {
         out(ch, shared.iter().skip(ch).step_by(c).map(|&v| f64::from(v)).sum());
     }
 }
 
-fn run_of(x: &[f32], c: usize, run: usize) -> &[f32] {
-    &x[run * ROWS * c..x.len().min((run + 1) * ROWS * c)]
+fn chunk_of(x: &[f32], c: usize, chunk: usize) -> &[f32] {
+    &x[chunk * ROWS * c..x.len().min((chunk + 1) * ROWS * c)]
 }
 
-/// `y = (x - mean) scale + shift` in tasks.
+/// `y = (x - mean) scale + shift`, in parallel.
 fn normalise_all(isa: Isa, mean: &[f32], scale: &[f32], shift: &[f32], x: &[f32], y: &mut [f32]) {
     let task = ROWS * mean.len();
     (x.par_chunks(task), y.par_chunks_mut(task))
@@ -82,40 +82,40 @@ impl Operation for BatchNorm {
         let [x, gamma, beta] = operands(inputs)?;
         check(x, &[gamma, beta])?;
         if x.shape.len() == x.shape.channels() {
-            return Err("a batch of a single row has no variance".to_owned());
+            return Err("a batch with one value per channel has no variance".to_owned());
         }
         Ok(vec![x, gamma, gamma, gamma])
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let operands = [b.dy, b.input(0), b.input(1), b.output(1), b.output(2)];
-        let made = b.graph.add_all(&b.name(), BatchNormGrad, &operands)?;
-        Ok(Some(made.into_iter().map(Some).collect()))
+        let grads = b.graph.add_all(&b.name(), BatchNormGrad, &operands)?;
+        Ok(Some(grads.into_iter().map(Some).collect()))
     }
 
     fn recomputable(&self) -> bool {
         true
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, eps, c) = (cpu.isa(), f64::from(self.eps), inputs[0].shape.channels());
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, eps, c) = (ctx.isa(), f64::from(self.eps), inputs[0].shape.channels());
         let rows = inputs[0].shape.len() / c;
         let sums = rows.div_ceil(ROWS) * c;
-        Kernel::new(move |run: &mut Run<'_>| {
-            let ([x, gamma, beta], [y, mean, rstd, unbiased]) = (run.inputs, &mut *run.outputs) else {
-                unreachable!("three operands, four results")
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let ([x, gamma, beta], [y, mean, rstd, unbiased]) = (args.inputs, &mut *args.outputs) else {
+                unreachable!("three operands, four outputs")
             };
-            let (sums, scale) = run.shared[..sums + c].split_at_mut(sums);
-            in_runs(
+            let (sums, scale) = args.shared[..sums + c].split_at_mut(sums);
+            sum_in_chunks(
                 c,
                 sums,
-                |run, out| column_sums(isa, run_of(x, c, run), out),
+                |chunk, out| column_sums(isa, chunk_of(x, c, chunk), out),
                 |ch, sum| mean[ch] = (sum / rows as f64) as f32,
             );
-            in_runs(
+            sum_in_chunks(
                 c,
                 sums,
-                |run, out| column_squares(isa, run_of(x, c, run), mean, out),
+                |chunk, out| column_squares(isa, chunk_of(x, c, chunk), mean, out),
                 |ch, sum| {
                     let r = 1.0 / (sum / rows as f64 + eps).sqrt();
                     rstd[ch] = r as f32;
@@ -145,33 +145,33 @@ impl Operation for BatchNormGrad {
         Some(0)
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, c) = (cpu.isa(), inputs[0].shape.channels());
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, c) = (ctx.isa(), inputs[0].shape.channels());
         let rows = inputs[0].shape.len() / c;
         let sums = rows.div_ceil(ROWS) * c;
-        Kernel::new(move |run: &mut Run<'_>| {
-            let ([_, x, gamma, mean, rstd], [dx, dgamma, dbeta]) = (run.inputs, &mut *run.outputs) else {
-                unreachable!("five operands, three results")
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let ([_, x, gamma, mean, rstd], [dx, dgamma, dbeta]) = (args.inputs, &mut *args.outputs) else {
+                unreachable!("five operands, three outputs")
             };
-            let (sums, factors) = run.shared[..sums + 3 * c].split_at_mut(sums);
-            let (scale, factors) = factors.split_at_mut(c);
-            let (slope, offset) = factors.split_at_mut(c);
+            let (sums, coefficients) = args.shared[..sums + 3 * c].split_at_mut(sums);
+            let (scale, coefficients) = coefficients.split_at_mut(c);
+            let (slope, offset) = coefficients.split_at_mut(c);
             // dx holds dy.
-            in_runs(
+            sum_in_chunks(
                 c,
                 sums,
-                |run, out| column_sums(isa, run_of(dx, c, run), out),
+                |chunk, out| column_sums(isa, chunk_of(dx, c, chunk), out),
                 |ch, sum| {
                     dbeta[ch] = sum as f32;
-                    let of_all = f64::from(gamma[ch]) * f64::from(rstd[ch]);
-                    scale[ch] = of_all as f32;
-                    offset[ch] = (-of_all * sum / rows as f64) as f32;
+                    let gain = f64::from(gamma[ch]) * f64::from(rstd[ch]);
+                    scale[ch] = gain as f32;
+                    offset[ch] = (-gain * sum / rows as f64) as f32;
                 },
             );
-            in_runs(
+            sum_in_chunks(
                 c,
                 sums,
-                |run, out| column_dots(isa, run_of(dx, c, run), run_of(x, c, run), mean, out),
+                |chunk, out| column_dots(isa, chunk_of(dx, c, chunk), chunk_of(x, c, chunk), mean, out),
                 |ch, sum| {
                     let r = f64::from(rstd[ch]);
                     dgamma[ch] = (sum * r) as f32;
@@ -198,15 +198,15 @@ impl Operation for BatchNormInference {
         Ok(vec![x])
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, eps, c) = (cpu.isa(), f64::from(self.eps), inputs[0].shape.channels());
-        Kernel::new(move |run: &mut Run<'_>| {
-            let [x, gamma, beta, mean, variance] = run.inputs else { unreachable!("five operands") };
-            let scale = &mut run.shared[..c];
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, eps, c) = (ctx.isa(), f64::from(self.eps), inputs[0].shape.channels());
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let [x, gamma, beta, mean, variance] = args.inputs else { unreachable!("five operands") };
+            let scale = &mut args.shared[..c];
             for (ch, scale) in scale.iter_mut().enumerate() {
                 *scale = (f64::from(gamma[ch]) / (f64::from(variance[ch]) + eps).sqrt()) as f32;
             }
-            normalise_all(isa, mean, scale, beta, x, run.outputs[0]);
+            normalise_all(isa, mean, scale, beta, x, args.outputs[0]);
         })
         .shared(c)
     }
@@ -227,10 +227,10 @@ impl Operation for RunningAverage {
         Some(0)
     }
 
-    fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
         let momentum = self.momentum;
-        Kernel::new(move |run: &mut Run<'_>| {
-            for (running, value) in run.outputs[0].iter_mut().zip(run.inputs[1]) {
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            for (running, value) in args.outputs[0].iter_mut().zip(args.inputs[1]) {
                 *running = (1.0 - momentum) * *running + momentum * value;
             }
         })

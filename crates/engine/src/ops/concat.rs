@@ -1,8 +1,8 @@
-//! Joining tensors channel by channel, and taking them apart again.
+//! Concatenation and slicing of channels.
 
 use super::{Fill, Operation, operands};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;
@@ -21,7 +21,7 @@ pub struct Slice {
     pub len: usize,
 }
 
-/// Rows of a task.
+/// Rows per task.
 const ROWS: usize = 1024;
 
 impl Operation for Concat {
@@ -32,7 +32,7 @@ impl Operation for Concat {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [a, b] = operands(inputs)?;
         if a.shape.with_channels(1) != b.shape.with_channels(1) || a.dtype != b.dtype {
-            return Err("its operands may differ in channels only".to_owned());
+            return Err("its operands may differ only in the number of channels".to_owned());
         }
         let channels = a.shape.channels() + b.shape.channels();
         Ok(vec![TensorType { shape: a.shape.with_channels(channels), dtype: a.dtype }])
@@ -40,28 +40,31 @@ impl Operation for Concat {
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let mut from = 0;
-        let mut shares = Vec::new();
+        let mut grads = Vec::new();
         for i in 0..2 {
             let len = b.graph.shape(b.input(i)).channels();
-            let share =
-                if b.wants(i) { Some(b.graph.add(&b.name(), Slice { from, len }, &[b.dy])?) } else { None };
-            shares.push(share);
+            let grad = if b.needs_grad(i) {
+                Some(b.graph.add(&b.name(), Slice { from, len }, &[b.dy])?)
+            } else {
+                None
+            };
+            grads.push(grad);
             from += len;
         }
-        Ok(Some(shares))
+        Ok(Some(grads))
     }
 
     fn recomputable(&self) -> bool {
         true
     }
 
-    fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, _: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (ca, cb) = (inputs[0].shape.channels(), inputs[1].shape.channels());
-        Kernel::new(move |run: &mut Run<'_>| {
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
             (
-                run.outputs[0].par_chunks_mut(ROWS * (ca + cb)),
-                run.inputs[0].par_chunks(ROWS * ca),
-                run.inputs[1].par_chunks(ROWS * cb),
+                args.outputs[0].par_chunks_mut(ROWS * (ca + cb)),
+                args.inputs[0].par_chunks(ROWS * ca),
+                args.inputs[1].par_chunks(ROWS * cb),
             )
                 .into_par_iter()
                 .for_each(|(y, a, b)| {
@@ -83,15 +86,20 @@ impl Operation for Slice {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x] = operands(inputs)?;
         if self.from + self.len > x.shape.channels() || self.len == 0 {
-            return Err(format!("there are no channels {}..{}", self.from, self.from + self.len));
+            return Err(format!(
+                "channels {}..{} are out of range: the operand has {}",
+                self.from,
+                self.from + self.len,
+                x.shape.channels()
+            ));
         }
         Ok(vec![TensorType { shape: x.shape.with_channels(self.len), dtype: x.dtype }])
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        // Zeros where nothing was taken from.
+        // Pads with zeros to the channels of x.
         let (name, ty) = (b.name(), b.graph.ty(b.input(0)));
-        let behind = ty.shape.channels() - self.from - self.len;
+        let remaining = ty.shape.channels() - self.from - self.len;
         let zeros = |b: &mut Backward<'_>, len: usize| {
             let ty = TensorType { shape: ty.shape.with_channels(len), ..ty };
             b.graph.add(&name, Fill { ty, value: 0.0 }, &[])
@@ -101,17 +109,17 @@ impl Operation for Slice {
             let before = zeros(b, self.from)?;
             dx = b.graph.add(&b.name(), Concat, &[before, dx])?;
         }
-        if behind > 0 {
-            let after = zeros(b, behind)?;
+        if remaining > 0 {
+            let after = zeros(b, remaining)?;
             dx = b.graph.add(&b.name(), Concat, &[dx, after])?;
         }
         Ok(Some(vec![Some(dx)]))
     }
 
-    fn cpu(&self, _: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, _: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (c, from, len) = (inputs[0].shape.channels(), self.from, self.len);
-        Kernel::new(move |run: &mut Run<'_>| {
-            (run.outputs[0].par_chunks_mut(ROWS * len), run.inputs[0].par_chunks(ROWS * c))
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            (args.outputs[0].par_chunks_mut(ROWS * len), args.inputs[0].par_chunks(ROWS * c))
                 .into_par_iter()
                 .for_each(|(y, x)| {
                     for (y, x) in y.chunks_exact_mut(len).zip(x.chunks_exact(c)) {

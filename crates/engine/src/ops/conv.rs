@@ -1,11 +1,11 @@
 //! Convolution, its transpose (which is also its data gradient) and its weight gradient.
 //!
-//! Weights are `[kh, kw, cin, cout]`. With a 1x1 kernel any tensor will do as input: a linear layer is a convolution
+//! Weights are `[kh, kw, cin, cout]`. With a 1x1 kernel the input may be any tensor: a linear layer is a convolution
 //! whose pixels are the rows.
 
 use super::{Operation, ReduceSpatial, SumRows, operands, winograd};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
@@ -23,20 +23,20 @@ pub struct Padding {
 }
 
 impl Padding {
-    /// The same on all four sides.
+    /// The same padding on all four sides.
     pub fn even(pad: usize) -> Self {
         Self::from((pad, pad))
     }
 }
 
 impl From<(usize, usize)> for Padding {
-    /// As many rows below as above, as many columns right as left.
+    /// Symmetric (vertical, horizontal) padding.
     fn from(pad: (usize, usize)) -> Self {
         Self { before: pad, after: pad }
     }
 }
 
-/// `y = x * w + bias + per_image_bias + residual`; operands `x, w` and then those of the flags that are set, in order.
+/// `y = x * w + bias + per_image_bias + residual`; operands `x, w`, then those of the flags that are set, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Conv2d {
     /// Vertical and horizontal stride.
@@ -45,13 +45,13 @@ pub struct Conv2d {
     pub pad: Padding,
     /// Adds `[cout]` to every pixel.
     pub bias: bool,
-    /// Adds `[n, cout]` to every pixel of its image.
+    /// Adds `[n, cout]` to every pixel, a row per image.
     pub per_image_bias: bool,
-    /// Adds a tensor of the result's shape.
+    /// Adds a tensor of the output's shape.
     pub residual: bool,
 }
 
-/// `y = transpose of the convolution, applied to x, + bias`; operands `x, w` and `bias` if it is set.
+/// `y = x * w^T + bias`, the transpose of a convolution; operands `x, w`, and `bias` if it is set.
 ///
 /// `w` is the convolution's: `[kh, kw, channels of y, channels of x]`.
 #[derive(Clone, Debug)]
@@ -60,17 +60,17 @@ pub struct Conv2dTranspose {
     pub stride: (usize, usize),
     /// The convolution's padding.
     pub pad: Padding,
-    /// The result's height and width.
+    /// The output's height and width.
     pub size: (usize, usize),
-    /// The result's shape where the convolution's input was no image batch.
+    /// The output's shape, if the convolution's input was not an image batch.
     pub like: Option<Shape>,
-    /// Whether it is a gradient, which may be made with less exact factors than a result.
+    /// Whether it computes a gradient, which tolerates less precise operands than a forward pass.
     pub gradient: bool,
     /// Adds a bias to every pixel.
     pub bias: bool,
 }
 
-/// `dw` and, if wanted, `db` of a convolution; operands `x, dy`.
+/// `dw` and, with `bias`, `db` of a convolution; operands `x, dy`.
 #[derive(Clone, Debug)]
 pub struct Conv2dWeightGrad {
     /// The weights' shape, `[kh, kw, cin, cout]`.
@@ -79,11 +79,11 @@ pub struct Conv2dWeightGrad {
     pub stride: (usize, usize),
     /// The convolution's padding.
     pub pad: Padding,
-    /// Whether the bias gradient is made too.
+    /// Whether to compute the bias gradient too.
     pub bias: bool,
 }
 
-/// Images as `[n, h, w, c]`; anything else as one image of `rows x 1` pixels.
+/// `[n, h, w, c]` of an image batch; other tensors are one image of `rows x 1` pixels.
 fn pixels(shape: Shape) -> [usize; 4] {
     shape.nhwc().unwrap_or([1, shape.len() / shape.channels(), 1, shape.channels()])
 }
@@ -95,20 +95,20 @@ fn geometry(x: Shape, w: Shape, stride: (usize, usize), pad: Padding) -> Result<
         return Err("weights must be [kh, kw, cin, cout]".to_owned());
     };
     if c != cin {
-        return Err(format!("the weights take {cin} channels, the input has {c}"));
+        return Err(format!("the weights expect {cin} channels, the input has {c}"));
     }
     if x.nhwc().is_none() && (kh, kw, stride, pad) != (1, 1, (1, 1), Padding::default()) {
-        return Err("only a 1x1 convolution takes something else than [n, h, w, c]".to_owned());
+        return Err("only a 1x1 convolution accepts an input other than [n, h, w, c]".to_owned());
     }
     let output = |size: usize, k: usize, stride: usize, pad: usize| {
         let fits = size + pad >= k && stride > 0;
-        let error = || format!("a kernel of {k} does not fit into {size} pixels with {pad} of padding");
+        let error = || format!("a kernel of size {k} does not fit into {size} pixels with padding {pad}");
         fits.then(|| (size + pad - k) / stride + 1).ok_or_else(error)
     };
     let (rows, columns) = (pad.before.0 + pad.after.0, pad.before.1 + pad.after.1);
     let (oh, ow) = (output(h, kh, stride.0, rows)?, output(wd, kw, stride.1, columns)?);
     let output = (oh, ow);
-    // What lies behind the last row or column follows from the output's size.
+    // The padding after the last row and column follows from the output's size.
     Ok(ConvShape { n, input: (h, wd), output, cin, cout, kernel: (kh, kw), stride, pad: pad.before })
 }
 
@@ -127,11 +127,11 @@ impl Conv2d {
         Self::new(1, 0)
     }
 
-    /// Places of the bias, image bias and residual among the operands.
+    /// Indices of the bias, per-image bias and residual among the operands.
     fn addends(&self) -> [Option<usize>; 3] {
         let mut next = 2;
-        [self.bias, self.per_image_bias, self.residual].map(|there| {
-            there.then(|| {
+        [self.bias, self.per_image_bias, self.residual].map(|present| {
+            present.then(|| {
                 next += 1;
                 next - 1
             })
@@ -148,7 +148,7 @@ impl Operation for Conv2d {
         let [bias, per_image_bias, residual] = self.addends();
         let count = 2 + [bias, per_image_bias, residual].iter().flatten().count();
         if inputs.len() != count {
-            return Err(format!("takes {count} operands, not {}", inputs.len()));
+            return Err(format!("expected {count} operands, got {}", inputs.len()));
         }
         let (x, w) = (inputs[0], inputs[1]);
         let shape = geometry(x.shape, w.shape, self.stride, self.pad)?;
@@ -171,22 +171,22 @@ impl Operation for Conv2d {
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let (x, w, dy, name) = (b.input(0), b.input(1), b.dy, b.name());
-        let mut shares = vec![None; b.node.inputs.len()];
+        let mut grads = vec![None; b.node.inputs.len()];
         let [bias, per_image_bias, residual] = self.addends();
         if let Some(i) = residual {
-            shares[i] = Some(dy);
+            grads[i] = Some(dy);
         }
         if let Some(i) = per_image_bias {
-            shares[i] = Some(b.graph.add(&name, ReduceSpatial, &[dy])?);
+            grads[i] = Some(b.graph.add(&name, ReduceSpatial, &[dy])?);
         }
         let weights = b.graph.shape(w);
         let grad = Conv2dWeightGrad { weights, stride: self.stride, pad: self.pad, bias: bias.is_some() };
-        let made = b.graph.add_all(&name, grad, &[x, dy])?;
-        shares[1] = Some(made[0]);
+        let weight_grads = b.graph.add_all(&name, grad, &[x, dy])?;
+        grads[1] = Some(weight_grads[0]);
         if let Some(i) = bias {
-            shares[i] = Some(made[1]);
+            grads[i] = Some(weight_grads[1]);
         }
-        if b.wants(0) {
+        if b.needs_grad(0) {
             let like = b.graph.shape(x);
             let [_, h, w_, _] = pixels(like);
             let like = like.nhwc().is_none().then_some(like);
@@ -198,68 +198,69 @@ impl Operation for Conv2d {
                 gradient: true,
                 bias: false,
             };
-            shares[0] = Some(b.graph.add(&name, op, &[dy, w])?);
+            grads[0] = Some(b.graph.add(&name, op, &[dy, w])?);
         }
-        Ok(Some(shares))
+        Ok(Some(grads))
     }
 
     fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         geometry_of(inputs[0], inputs[1], self.stride, self.pad).multiply_adds() as u64
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
-        match winograd::chosen(cpu, Winograd::forward(cpu.isa(), cpu.arithmetic().factors, shape)) {
-            Some(conv) => winograd::product_kernel(conv, self.addends()),
-            None => gather_kernel(
-                cpu,
-                ImplicitGemm::forward(cpu.isa(), cpu.arithmetic().factors, shape),
+        match winograd::chosen(ctx, Winograd::forward(ctx.isa(), ctx.compute().matmul_dtype, shape)) {
+            Some(conv) => winograd::conv_kernel(conv, self.addends()),
+            None => implicit_gemm_kernel(
+                ctx,
+                ImplicitGemm::forward(ctx.isa(), ctx.compute().matmul_dtype, shape),
                 self.addends(),
             ),
         }
     }
 }
 
-/// Packs the weights, then computes blocks of output pixels side by side.
-fn gather_kernel(cpu: &Cpu, gather: ImplicitGemm, addends: [Option<usize>; 3]) -> Kernel {
-    let (packed_len, per_thread, keep) = (gather.packed_len(), gather.scratch_len(), cpu.fixed_weights());
-    let by_columns = gather.task_panels();
-    let columns_len = by_columns.map_or(0, |_| gather.output_len());
-    let kernel = Kernel::new(move |run: &mut Run<'_>| {
-        let (columns, rest) = run.shared.split_at_mut(columns_len);
-        let packed = if keep { &mut *run.kept } else { &mut rest[..packed_len] };
-        if !keep || run.new_weights {
-            pack(&gather, run.inputs[1], packed);
+/// Packs the weights, then computes blocks of output pixels in parallel.
+fn implicit_gemm_kernel(ctx: &CpuContext, gemm: ImplicitGemm, addends: [Option<usize>; 3]) -> Kernel {
+    let (packed_len, per_thread, cached) = (gemm.packed_len(), gemm.scratch_len(), ctx.fixed_weights());
+    let by_columns = gemm.task_panels();
+    let columns_len = by_columns.map_or(0, |_| gemm.output_len());
+    let kernel = Kernel::new(move |args: &mut KernelArgs<'_>| {
+        let (columns, rest) = args.shared.split_at_mut(columns_len);
+        let packed = if cached { &mut *args.cached } else { &mut rest[..packed_len] };
+        if !cached || args.new_weights {
+            pack(&gemm, args.inputs[1], packed);
         }
-        let operand = |i: Option<usize>| i.map(|i| run.inputs[i]);
+        let operand = |i: Option<usize>| i.map(|i| args.inputs[i]);
         let epilogue = Epilogue {
             bias: operand(addends[0]),
             per_image_bias: operand(addends[1]),
             residual: operand(addends[2]),
         };
-        let (x, packed, task, scratch) = (run.inputs[0], &*packed, gather.task_pixels(), run.scratch);
-        let channels = gather.output_channels();
+        let (x, packed, task, scratch) = (args.inputs[0], &*packed, gemm.task_pixels(), args.scratch);
+        let channels = gemm.output_channels();
         if let Some(panels) = by_columns {
-            let pixels = gather.output_len() / channels;
-            let width = gather.columns_of(panels);
+            let pixels = gemm.output_len() / channels;
+            let width = gemm.columns_of(panels);
             columns.par_chunks_mut(pixels * width).enumerate().for_each(|(i, out)| {
-                let panels = i * panels..gather.panel_count().min((i + 1) * panels);
-                scratch.with(|memory| gather.run_panels(x, packed, epilogue, panels, out, memory));
+                let panels = i * panels..gemm.panel_count().min((i + 1) * panels);
+                scratch.with(|memory| gemm.run_panels(x, packed, epilogue, panels, out, memory));
             });
-            return join_columns(columns, width, run.outputs[0], channels);
+            return join_columns(columns, width, args.outputs[0], channels);
         }
-        run.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
-            scratch.with(|memory| gather.run(x, packed, epilogue, i * task, out, memory));
+        args.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
+            scratch.with(|memory| gemm.run(x, packed, epilogue, i * task, out, memory));
         });
     });
-    let kernel = match keep {
-        true => kernel.kept(packed_len).shared(columns_len),
-        false => kernel.shared(packed_len + columns_len),
+    let kernel = if cached {
+        kernel.cached(packed_len).shared(columns_len)
+    } else {
+        kernel.shared(packed_len + columns_len)
     };
     kernel.per_thread(per_thread)
 }
 
-/// Parts of `width` columns (the last of fewer), each of all pixels, side by side: `[pixels][channels]`.
+/// Joins parts of `width` columns (the last may be narrower), each with all pixels, to `[pixels][channels]`.
 fn join_columns(parts: &[f32], width: usize, out: &mut [f32], channels: usize) {
     let pixels = out.len() / channels;
     for (pixel, out) in out.chunks_exact_mut(channels).enumerate() {
@@ -269,40 +270,40 @@ fn join_columns(parts: &[f32], width: usize, out: &mut [f32], channels: usize) {
     }
 }
 
-/// Packs all weights, panels side by side.
-fn pack(gather: &ImplicitGemm, weights: &[f32], packed: &mut [f32]) {
+/// Packs all weights, the panels in parallel.
+fn pack(gemm: &ImplicitGemm, weights: &[f32], packed: &mut [f32]) {
     let mut rest = packed;
-    for phase in 0..gather.phase_count() {
-        let (part, tail) = rest.split_at_mut(gather.panel_len(phase) * gather.panel_count());
-        part.par_chunks_mut(gather.panel_len(phase).max(1)).enumerate().for_each(|(panel, out)| {
-            gather.pack_panel(phase, panel, weights, out);
+    for phase in 0..gemm.phase_count() {
+        let (part, tail) = rest.split_at_mut(gemm.panel_len(phase) * gemm.panel_count());
+        part.par_chunks_mut(gemm.panel_len(phase).max(1)).enumerate().for_each(|(panel, out)| {
+            gemm.pack_panel(phase, panel, weights, out);
         });
         rest = tail;
     }
 }
 
 impl Conv2dTranspose {
-    /// An upsampling layer with a bias, whose result has this height and width.
+    /// An upsampling layer with a bias, whose output has height and width `size`.
     pub fn new(stride: usize, pad: impl Into<Padding>, size: (usize, usize)) -> Self {
         let (stride, pad) = ((stride, stride), pad.into());
         Self { stride, pad, size, like: None, gradient: false, bias: true }
     }
 
-    /// The convolution whose transpose this is, from the result's size.
+    /// The convolution whose transpose this is.
     fn geometry(&self, x: Shape, w: Shape) -> Result<ConvShape, String> {
         let [n, h, wd, c] = pixels(x);
         let Some([_, _, cin, cout]) = w.nhwc() else {
             return Err("weights must be [kh, kw, cin, cout]".to_owned());
         };
         if c != cout {
-            return Err(format!("the weights take {cout} channels, the input has {c}"));
+            return Err(format!("the weights expect {cout} channels, the input has {c}"));
         }
         let y = Shape::new(&[n, self.size.0, self.size.1, cin]);
         let shape = geometry(y, w, self.stride, self.pad)?;
         if shape.output != (h, wd) {
             let (oh, ow) = shape.output;
             return Err(format!(
-                "the input must be {oh}x{ow} for a result of {}x{}",
+                "the input must be {oh}x{ow} for an output of {}x{}",
                 self.size.0, self.size.1
             ));
         }
@@ -321,7 +322,7 @@ impl Operation for Conv2dTranspose {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         if inputs.len() != 2 + usize::from(self.bias) {
-            return Err(format!("takes {} operands, not {}", 2 + usize::from(self.bias), inputs.len()));
+            return Err(format!("expected {} operands, got {}", 2 + usize::from(self.bias), inputs.len()));
         }
         let shape = self.geometry(inputs[0].shape, inputs[1].shape)?;
         if self.bias && inputs[2].shape != Shape::new(&[shape.cin]) {
@@ -333,30 +334,32 @@ impl Operation for Conv2dTranspose {
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let (x, w, dy, name) = (b.input(0), b.input(1), b.dy, b.name());
-        // The transpose's gradient is the convolution itself; in the weight gradient the two sides change places.
+        // The data gradient is the convolution itself; the weight gradient swaps input and output.
         let conv = Conv2d { stride: self.stride, pad: self.pad, ..Conv2d::default() };
-        let dx = if b.wants(0) { Some(b.graph.add(&name, conv, &[dy, w])?) } else { None };
+        let dx = if b.needs_grad(0) { Some(b.graph.add(&name, conv, &[dy, w])?) } else { None };
         let weights = b.graph.shape(w);
         let grad = Conv2dWeightGrad { weights, stride: self.stride, pad: self.pad, bias: false };
         let dw = b.graph.add(&name, grad, &[dy, x])?;
-        let mut shares = vec![dx, Some(dw)];
+        let mut grads = vec![dx, Some(dw)];
         if self.bias {
-            shares.push(Some(b.graph.add(&name, SumRows, &[dy])?));
+            grads.push(Some(b.graph.add(&name, SumRows, &[dy])?));
         }
-        Ok(Some(shares))
+        Ok(Some(grads))
     }
 
     fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
         self.checked(inputs).multiply_adds() as u64
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
         let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
-        let factors = cpu.arithmetic().factors;
-        let at_points = if self.gradient { factors } else { MatmulDtype::F32 };
-        match winograd::chosen(cpu, Winograd::data_grad(cpu.isa(), at_points, shape)) {
-            Some(conv) => winograd::product_kernel(conv, addends),
-            None => gather_kernel(cpu, ImplicitGemm::data_grad(cpu.isa(), factors, shape), addends),
+        let matmul_dtype = ctx.compute().matmul_dtype;
+        let winograd_dtype = if self.gradient { matmul_dtype } else { MatmulDtype::F32 };
+        match winograd::chosen(ctx, Winograd::data_grad(ctx.isa(), winograd_dtype, shape)) {
+            Some(conv) => winograd::conv_kernel(conv, addends),
+            None => {
+                implicit_gemm_kernel(ctx, ImplicitGemm::data_grad(ctx.isa(), matmul_dtype, shape), addends)
+            }
         }
     }
 }
@@ -384,23 +387,23 @@ impl Operation for Conv2dWeightGrad {
         geometry_of(inputs[0], outputs[0], self.stride, self.pad).multiply_adds() as u64
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
         let shape = geometry_of(inputs[0], outputs[0], self.stride, self.pad);
-        if let Some(grad) = WinogradGrad::new(cpu.isa(), cpu.arithmetic().factors, shape)
-            .filter(|w| cpu.arithmetic().winograd && w.is_faster(cpu.arithmetic().factors))
+        if let Some(grad) = WinogradGrad::new(ctx.isa(), ctx.compute().matmul_dtype, shape)
+            .filter(|w| ctx.compute().winograd && w.is_faster(ctx.compute().matmul_dtype))
         {
             return winograd::grad_kernel(grad, shape.cin, shape.cout);
         }
-        let grad = WeightGrad::new(cpu.isa(), cpu.arithmetic().factors, shape);
+        let grad = WeightGrad::new(ctx.isa(), ctx.compute().matmul_dtype, shape);
         let (shared, per_thread) = (grad.tasks() * grad.partial_len(), grad.scratch_len());
-        Kernel::new(move |run: &mut Run<'_>| {
-            let partials = &mut run.shared[..grad.tasks() * grad.partial_len()];
-            let (x, dy, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let partials = &mut args.shared[..grad.tasks() * grad.partial_len()];
+            let (x, dy, scratch) = (args.inputs[0], args.inputs[1], args.scratch);
             partials.par_chunks_mut(grad.partial_len()).enumerate().for_each(|(task, partial)| {
                 scratch.with(|memory| grad.run(task, x, dy, partial, memory));
             });
             let partials = &*partials;
-            let (dw, db) = run.outputs.split_first_mut().expect("a weight gradient has a result");
+            let (dw, db) = args.outputs.split_first_mut().expect("a weight gradient has an output");
             dw.par_chunks_mut(grad.partial_len()).enumerate().for_each(|(range, out)| {
                 grad.reduce_range(partials, range, 0, out);
             });

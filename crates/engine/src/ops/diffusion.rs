@@ -1,7 +1,7 @@
-//! The random draws of a training step and the forward process.
+//! The random numbers of a training step, and the forward process.
 
 use super::{Operation, operands, same};
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::rng::{Purpose, Stream, below};
 use crate::shape::{Shape, TensorType};
@@ -9,19 +9,19 @@ use ddpm_kernels::elementwise;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Standard normal numbers, a function of the run's seed and step and of the image's index; no operands.
+/// Standard normal values, a function of the run's [`RngKey`](crate::RngKey) and the image's index; no operands.
 #[derive(Clone, Debug)]
 pub struct RandomNormal {
-    /// The result's shape; the first size counts images.
+    /// The output's shape; the first dimension is the batch.
     pub shape: Shape,
-    /// What the numbers are for.
+    /// What the values are for.
     pub purpose: Purpose,
 }
 
-/// Uniform timesteps `0 .. steps`, one an image, as a tensor `[n]`; no operands.
+/// Uniform timesteps `0 .. steps`, one per image, as a tensor `[n]`; no operands.
 #[derive(Clone, Debug)]
-pub struct DrawTimestep {
-    /// Images.
+pub struct RandomTimestep {
+    /// Batch size.
     pub n: usize,
     /// Number of timesteps, T.
     pub steps: u32,
@@ -47,19 +47,19 @@ impl Operation for RandomNormal {
         Ok(vec![TensorType::f32(self.shape)])
     }
 
-    fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
         let (purpose, image) = (self.purpose, self.shape.len() / self.shape.dims()[0]);
-        Kernel::new(move |run: &mut Run<'_>| {
-            let draws = run.draws;
-            run.outputs[0].par_chunks_mut(image).enumerate().for_each(|(i, out)| {
-                let index = draws.first_index + i as u32;
-                Stream::new(draws.seed, purpose, draws.step, index).fill_normal(out);
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let rng = args.rng;
+            args.outputs[0].par_chunks_mut(image).enumerate().for_each(|(i, out)| {
+                let index = rng.first_index + i as u32;
+                Stream::new(rng.seed, purpose, rng.step, index).fill_normal(out);
             });
         })
     }
 }
 
-impl Operation for DrawTimestep {
+impl Operation for RandomTimestep {
     fn name(&self) -> &'static str {
         "draw_timestep"
     }
@@ -69,13 +69,13 @@ impl Operation for DrawTimestep {
         Ok(vec![TensorType::f32([self.n])])
     }
 
-    fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
         let steps = self.steps;
-        Kernel::new(move |run: &mut Run<'_>| {
-            let draws = run.draws;
-            for (i, t) in run.outputs[0].iter_mut().enumerate() {
-                let index = draws.first_index + i as u32;
-                let word = Stream::new(draws.seed, Purpose::Timestep, draws.step, index).word(0);
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let rng = args.rng;
+            for (i, t) in args.outputs[0].iter_mut().enumerate() {
+                let index = rng.first_index + i as u32;
+                let word = Stream::new(rng.seed, Purpose::Timestep, rng.step, index).word(0);
                 *t = below(word, steps) as f32;
             }
         })
@@ -91,18 +91,18 @@ impl Operation for QSample {
         let [x0, eps, t] = operands(inputs)?;
         same(x0, eps)?;
         if t.shape.dims() != &x0.shape.dims()[..1] {
-            return Err("takes one timestep an image".to_owned());
+            return Err("expects one timestep per image".to_owned());
         }
         Ok(vec![x0])
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, shape, tables) = (cpu.isa(), inputs[0].shape, self.clone());
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, shape, tables) = (ctx.isa(), inputs[0].shape, self.clone());
         let image = shape.len() / shape.dims()[0];
-        Kernel::new(move |run: &mut Run<'_>| {
-            let [x0, eps, t] = run.inputs else { unreachable!("three operands") };
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let [x0, eps, t] = args.inputs else { unreachable!("three operands") };
             let last = tables.sqrt_alpha_bar.len() - 1;
-            (run.outputs[0].par_chunks_mut(image), x0.par_chunks(image), eps.par_chunks(image))
+            (args.outputs[0].par_chunks_mut(image), x0.par_chunks(image), eps.par_chunks(image))
                 .into_par_iter()
                 .zip(t.par_iter())
                 .for_each(|((y, x0, eps), &t)| {

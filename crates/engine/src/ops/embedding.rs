@@ -1,50 +1,78 @@
-//! The sinusoidal embedding of the timestep (Vaswani et al. 2017, section 3.5).
+//! Embedding lookup: the rows of a table selected by class labels.
 
 use super::{Operation, operands};
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::autodiff::Backward;
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
+use crate::error::Result;
+use crate::graph::Tensor;
 use crate::shape::TensorType;
 
-/// `y[i] = sin(t f_i), .., cos(t f_i), ..` with `f_i = 10000^(-i / (half - shift))`, `half = dim / 2` and i from 0;
-/// operand `t [n]`, result `[n, dim]`.
+/// `y[i] = table[label[i]]`; operands `table [k, c], label [n]` (integers below k); output `[n, c]`. Any other label
+/// gives zeros.
 #[derive(Clone, Debug)]
-pub struct SinusoidalEmbedding {
-    /// Numbers for each timestep; even.
-    pub dim: usize,
-    /// Taken from the number of frequencies before it divides: 0, or 1 so that the last frequency is 1/10000.
-    pub shift: f64,
-    /// Whether the cosines stand before the sines.
-    pub cosines_first: bool,
+pub struct Embedding;
+
+/// The gradient of [`Embedding`] with respect to the table; operands `dy, label`.
+#[derive(Clone, Debug)]
+pub struct EmbeddingGrad {
+    /// Rows of the table.
+    pub rows: usize,
 }
 
-impl Operation for SinusoidalEmbedding {
+/// The row of a label.
+fn row(label: f32) -> Option<usize> {
+    (label >= 0.0 && label.fract() == 0.0).then_some(label as usize)
+}
+
+impl Operation for Embedding {
     fn name(&self) -> &'static str {
-        "sinusoidal_embedding"
+        "lookup"
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let [t] = operands(inputs)?;
-        let &[n] = t.shape.dims() else { return Err("takes timesteps [n]".to_owned()) };
-        if self.dim == 0 || !self.dim.is_multiple_of(2) {
-            return Err(format!("the embedding must have an even number of entries, not {}", self.dim));
+        let [table, label] = operands(inputs)?;
+        match (table.shape.dims(), label.shape.dims()) {
+            (&[_, c], &[n]) => Ok(vec![TensorType { shape: [n, c].into(), dtype: table.dtype }]),
+            _ => Err("expects a table [k, c] and labels [n]".to_owned()),
         }
-        if self.dim as f64 / 2.0 <= self.shift {
-            return Err(format!("the embedding must have more than {} entries", 2.0 * self.shift));
-        }
-        Ok(vec![TensorType::f32([n, self.dim])])
     }
 
-    fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (dim, cosines_first) = (self.dim, self.cosines_first);
-        let half = dim / 2;
-        let divisor = half as f64 - self.shift;
-        let frequencies: Vec<f64> = (0..half).map(|i| libm::pow(1e4, -(i as f64) / divisor)).collect();
-        Kernel::new(move |run: &mut Run<'_>| {
-            for (y, &t) in run.outputs[0].chunks_exact_mut(dim).zip(run.inputs[0]) {
-                let (first, second) = y.split_at_mut(half);
-                let (sines, cosines) = if cosines_first { (second, first) } else { (first, second) };
-                for ((s, c), f) in sines.iter_mut().zip(cosines).zip(&frequencies) {
-                    let (sin, cos) = libm::sincos(f64::from(t) * f);
-                    (*s, *c) = (sin as f32, cos as f32);
+    fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
+        let rows = b.graph.shape(b.input(0)).dims()[0];
+        Ok(Some(vec![Some(b.graph.add(&b.name(), EmbeddingGrad { rows }, &[b.dy, b.input(1)])?), None]))
+    }
+
+    fn cpu_kernel(&self, _: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let c = inputs[0].shape.channels();
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            for (y, &label) in args.outputs[0].chunks_exact_mut(c).zip(args.inputs[1]) {
+                match row(label).and_then(|i| args.inputs[0].chunks_exact(c).nth(i)) {
+                    Some(row) => y.copy_from_slice(row),
+                    None => y.fill(0.0),
+                }
+            }
+        })
+    }
+}
+
+impl Operation for EmbeddingGrad {
+    fn name(&self) -> &'static str {
+        "lookup_grad"
+    }
+
+    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+        let [dy, _] = operands(inputs)?;
+        Ok(vec![TensorType { shape: [self.rows, dy.shape.channels()].into(), dtype: dy.dtype }])
+    }
+
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, c) = (ctx.isa(), inputs[0].shape.channels());
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let dtable = &mut *args.outputs[0];
+            dtable.fill(0.0);
+            for (dy, &label) in args.inputs[0].chunks_exact(c).zip(args.inputs[1]) {
+                if let Some(row) = row(label).and_then(|i| dtable.chunks_exact_mut(c).nth(i)) {
+                    ddpm_kernels::elementwise::add_assign(isa, dy, row);
                 }
             }
         })

@@ -2,7 +2,7 @@
 
 use super::{Operation, operands};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
@@ -10,7 +10,7 @@ use ddpm_kernels::elementwise::add_assign;
 use ddpm_kernels::layer_norm::{layer_norm, layer_norm_backward};
 use rayon::prelude::*;
 
-/// `y = x_hat gamma + beta`; operands `x [.., c], gamma [c], beta [c]`; results `y` and each row's mean and reciprocal
+/// `y = x_hat gamma + beta`; operands `x [.., c], gamma [c], beta [c]`; outputs `y` and each row's mean and reciprocal
 /// standard deviation, `[rows, 2]`.
 #[derive(Clone, Debug)]
 pub struct LayerNorm {
@@ -18,11 +18,11 @@ pub struct LayerNorm {
     pub eps: f32,
 }
 
-/// The gradient of [`LayerNorm`]; operands `dy, x, gamma, statistics`; results `dx, dgamma, dbeta`.
+/// The gradient of [`LayerNorm`]; operands `dy, x, gamma, statistics`; outputs `dx, dgamma, dbeta`.
 #[derive(Clone, Debug)]
 pub struct LayerNormGrad;
 
-/// Rows of a task: fixed, so that the order of the sums is.
+/// Rows per task; constant, so that the order of summation is fixed.
 const ROWS: usize = 256;
 
 impl Operation for LayerNorm {
@@ -41,19 +41,19 @@ impl Operation for LayerNorm {
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let operands = [b.dy, b.input(0), b.input(1), b.output(1)];
-        let made = b.graph.add_all(&b.name(), LayerNormGrad, &operands)?;
-        Ok(Some(made.into_iter().map(Some).collect()))
+        let grads = b.graph.add_all(&b.name(), LayerNormGrad, &operands)?;
+        Ok(Some(grads.into_iter().map(Some).collect()))
     }
 
     fn recomputable(&self) -> bool {
         true
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, eps, c) = (cpu.isa(), self.eps, inputs[0].shape.channels());
-        Kernel::new(move |run: &mut Run<'_>| {
-            let ([x, gamma, beta], [y, stats]) = (run.inputs, &mut *run.outputs) else {
-                unreachable!("three operands, two results")
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, eps, c) = (ctx.isa(), self.eps, inputs[0].shape.channels());
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let ([x, gamma, beta], [y, stats]) = (args.inputs, &mut *args.outputs) else {
+                unreachable!("three operands, two outputs")
             };
             (x.par_chunks(ROWS * c), y.par_chunks_mut(ROWS * c), stats.par_chunks_mut(2 * ROWS))
                 .into_par_iter()
@@ -73,29 +73,29 @@ impl Operation for LayerNormGrad {
         Ok(vec![x, gamma, gamma])
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, c) = (cpu.isa(), inputs[0].shape.channels());
-        let shares = (inputs[0].shape.len() / c).div_ceil(ROWS) * 2 * c;
-        Kernel::new(move |run: &mut Run<'_>| {
-            let ([dy, x, gamma, stats], [dx, dgamma, dbeta]) = (run.inputs, &mut *run.outputs) else {
-                unreachable!("four operands, three results")
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, c) = (ctx.isa(), inputs[0].shape.channels());
+        let partials_len = (inputs[0].shape.len() / c).div_ceil(ROWS) * 2 * c;
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let ([dy, x, gamma, stats], [dx, dgamma, dbeta]) = (args.inputs, &mut *args.outputs) else {
+                unreachable!("four operands, three outputs")
             };
-            let shares = &mut run.shared[..shares];
+            let partials = &mut args.shared[..partials_len];
             (dy.par_chunks(ROWS * c), x.par_chunks(ROWS * c), dx.par_chunks_mut(ROWS * c))
                 .into_par_iter()
-                .zip((stats.par_chunks(2 * ROWS), shares.par_chunks_mut(2 * c)))
-                .for_each(|((dy, x, dx), (stats, share))| {
-                    let (dgamma, dbeta) = share.split_at_mut(c);
+                .zip((stats.par_chunks(2 * ROWS), partials.par_chunks_mut(2 * c)))
+                .for_each(|((dy, x, dx), (stats, partial))| {
+                    let (dgamma, dbeta) = partial.split_at_mut(c);
                     layer_norm_backward(isa, gamma, x, dy, stats, dx, dgamma, dbeta);
                 });
             dgamma.fill(0.0);
             dbeta.fill(0.0);
-            for share in shares.chunks(2 * c) {
-                let (of_gamma, of_beta) = share.split_at(c);
-                add_assign(isa, of_gamma, dgamma);
-                add_assign(isa, of_beta, dbeta);
+            for partial in partials.chunks(2 * c) {
+                let (partial_gamma, partial_beta) = partial.split_at(c);
+                add_assign(isa, partial_gamma, dgamma);
+                add_assign(isa, partial_beta, dbeta);
             }
         })
-        .shared(shares)
+        .shared(partials_len)
     }
 }

@@ -1,17 +1,17 @@
-//! Losses: one number from a prediction and its target.
+//! Losses: a scalar from a prediction and its target.
 
 use super::{Operation, operands, same};
 use crate::autodiff::Backward;
-use crate::cpu::{CHUNK, Cpu, Kernel, Run};
+use crate::cpu::{CHUNK, CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;
 use ddpm_kernels::loss;
-/// The mean over all numbers of a loss of `prediction - target`; operands `prediction, target`, result `[1]`.
+/// The mean over all elements of a loss of `prediction - target`; operands `prediction, target`, output `[1]`.
 pub use ddpm_kernels::loss::Loss;
 use rayon::prelude::*;
 
-/// The gradient of a [`Loss`] by the prediction; operands `prediction, target, dloss [1]`.
+/// The gradient of a [`Loss`] with respect to the prediction; operands `prediction, target, dloss [1]`.
 #[derive(Clone, Debug)]
 pub struct LossGrad(pub Loss);
 
@@ -31,24 +31,27 @@ impl Operation for Loss {
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        // Every loss is symmetric: with the operands exchanged the gradient is the other one's.
-        let mut shares = Vec::new();
+        // Losses are symmetric: swapping the operands gives the gradient of the target.
+        let mut grads = Vec::new();
         for (a, other) in [(0, 1), (1, 0)] {
             let operands = [b.input(a), b.input(other), b.dy];
-            let share =
-                if b.wants(a) { Some(b.graph.add(&b.name(), LossGrad(*self), &operands)?) } else { None };
-            shares.push(share);
+            let grad = if b.needs_grad(a) {
+                Some(b.graph.add(&b.name(), LossGrad(*self), &operands)?)
+            } else {
+                None
+            };
+            grads.push(grad);
         }
-        Ok(Some(shares))
+        Ok(Some(grads))
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, loss, n) = (cpu.isa(), *self, inputs[0].shape.len());
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, loss, n) = (ctx.isa(), *self, inputs[0].shape.len());
         let parts = n.div_ceil(CHUNK);
-        // Each f64 partial sum is kept as two f32, high and low: the arena holds f32.
-        Kernel::new(move |run: &mut Run<'_>| {
-            let sums = &mut run.shared[..2 * parts];
-            (run.inputs[0].par_chunks(CHUNK), run.inputs[1].par_chunks(CHUNK), sums.par_chunks_mut(2))
+        // Each f64 partial sum is stored as two f32, high and low, as the arena holds f32.
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let sums = &mut args.shared[..2 * parts];
+            (args.inputs[0].par_chunks(CHUNK), args.inputs[1].par_chunks(CHUNK), sums.par_chunks_mut(2))
                 .into_par_iter()
                 .for_each(|(a, b, sum)| {
                     let total = loss::sum(isa, loss, a, b);
@@ -56,7 +59,7 @@ impl Operation for Loss {
                     sum[1] = (total - f64::from(sum[0])) as f32;
                 });
             let total: f64 = sums.chunks(2).map(|s| f64::from(s[0]) + f64::from(s[1])).sum();
-            run.outputs[0][0] = (total / n as f64) as f32;
+            args.outputs[0][0] = (total / n as f64) as f32;
         })
         .shared(2 * parts)
     }
@@ -73,17 +76,17 @@ impl Operation for LossGrad {
         Ok(vec![a])
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, loss, n) = (cpu.isa(), self.0, inputs[0].shape.len());
-        Kernel::new(move |run: &mut Run<'_>| {
-            let factor = (1.0 / n as f64 * f64::from(run.inputs[2][0])) as f32;
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, loss, n) = (ctx.isa(), self.0, inputs[0].shape.len());
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let factor = (1.0 / n as f64 * f64::from(args.inputs[2][0])) as f32;
             (
-                run.inputs[0].par_chunks(CHUNK),
-                run.inputs[1].par_chunks(CHUNK),
-                run.outputs[0].par_chunks_mut(CHUNK),
+                args.inputs[0].par_chunks(CHUNK),
+                args.inputs[1].par_chunks(CHUNK),
+                args.outputs[0].par_chunks_mut(CHUNK),
             )
                 .into_par_iter()
-                .for_each(|(a, b, y)| loss::slope(isa, loss, factor, a, b, y));
+                .for_each(|(a, b, y)| loss::grad(isa, loss, factor, a, b, y));
         })
     }
 }

@@ -1,21 +1,21 @@
-//! The operations: a closed set, one file a family. Each has its shape rule, its gradient and its CPU arithmetic there.
+//! The operations: a closed set, one file per family, with the shape rule, gradient and CPU implementation of each.
 //!
-//! To add one: write its file, and add its name to the list below.
+//! To add one, write its file and add its name to the list below.
 
 mod attention;
 mod batch_norm;
+mod bf16_storage;
 mod concat;
 mod conv;
 mod diffusion;
 mod dropout;
 mod embedding;
-mod kept;
 mod layer_norm;
-mod lookup;
 mod loss;
 mod norm;
 mod pointwise;
 mod resample;
+mod sinusoidal_embedding;
 mod sum;
 mod variational_bound;
 mod weighted_loss;
@@ -23,57 +23,57 @@ mod winograd;
 
 pub use attention::{Attention, AttentionGrad};
 pub use batch_norm::{BatchNorm, BatchNormGrad, BatchNormInference, RunningAverage};
+pub use bf16_storage::Cast;
 pub use concat::{Concat, Slice};
 pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
-pub use diffusion::{DrawTimestep, QSample, RandomNormal};
+pub use diffusion::{QSample, RandomNormal, RandomTimestep};
 pub use dropout::Dropout;
-pub use embedding::SinusoidalEmbedding;
-pub use kept::Cast;
+pub use embedding::{Embedding, EmbeddingGrad};
 pub use layer_norm::{LayerNorm, LayerNormGrad};
-pub use lookup::{Embedding, LookupGrad};
 pub use loss::{Loss, LossGrad};
 pub use norm::{GroupNorm, GroupNormGrad};
 pub use pointwise::{
     Activate, ActivateGrad, Activation, Add, AddPerChannel, Affine, Fill, Modulate, Multiply,
 };
 pub use resample::{MaxPool, MaxPoolGrad, Resample, Taps};
+pub use sinusoidal_embedding::SinusoidalEmbedding;
 pub use sum::{ReduceSpatial, SumRows};
 pub use variational_bound::{BoundStep, VariationalBound, VariationalBoundGrad, kl, log_likelihood};
 pub use weighted_loss::{WeightedLoss, WeightedLossGrad};
 
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel};
+use crate::cpu::{CpuContext, Kernel};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;
 
-/// What every operation knows about itself.
+/// Shape rule, gradient and CPU implementation of an operation.
 pub trait Operation {
     /// Its name in errors and reports.
     fn name(&self) -> &'static str;
 
-    /// The types of its results, or what is wrong with the operands.
+    /// The types of its outputs, or what is wrong with the operands.
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String>;
 
-    /// Adds the nodes of its gradient; one gradient for each operand that wants one. None: it has no gradient.
+    /// Adds the nodes of its gradient and returns the gradient of each operand that needs one. `None` if it has no gradient.
     fn backward(&self, _: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         Ok(None)
     }
 
-    /// The operand whose values stand in the first result when the operation starts: the plan lets the two share
-    /// memory where nobody else reads the operand, and the executor copies where somebody does.
+    /// The operand whose values the first output holds when the kernel starts. The plan makes the two share memory if the operand
+    /// has no later consumer; otherwise the executor copies the operand.
     fn in_place(&self) -> Option<usize> {
         None
     }
 
-    /// Whether its result may be made again for the backward pass rather than kept: it takes about as long as reading and
-    /// writing it, and its gradient reads its only large operand or nothing.
+    /// Whether its output may be recomputed for the backward pass instead of kept: the operation is memory-bound, and its gradient
+    /// reads its only large operand or nothing.
     fn recomputable(&self) -> bool {
         false
     }
 
-    /// Whether an operand may be of bf16; the results are of f32 then as well.
-    fn takes_bf16(&self, _operand: usize) -> bool {
+    /// Whether an operand may be in bf16; the outputs are f32 either way.
+    fn accepts_bf16(&self, _operand: usize) -> bool {
         false
     }
 
@@ -82,8 +82,8 @@ pub trait Operation {
         0
     }
 
-    /// Its arithmetic on the CPU, prepared for these types.
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel;
+    /// Its CPU kernel, specialized for these types.
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel;
 }
 
 macro_rules! operations {
@@ -94,7 +94,7 @@ macro_rules! operations {
         pub enum Op { $($name($name)),* }
 
         impl Op {
-            /// What the operation knows about itself.
+            /// The operation behind the variant.
             pub fn operation(&self) -> &dyn Operation {
                 match self { $(Op::$name(op) => op),* }
             }
@@ -108,18 +108,18 @@ macro_rules! operations {
 
 operations! {
     Activate, ActivateGrad, Add, AddPerChannel, Affine, Attention, AttentionGrad, BatchNorm, BatchNormInference, BatchNormGrad,
-    Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, RandomNormal, DrawTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
-    LayerNorm, LayerNormGrad, Loss, LossGrad, Embedding, LookupGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
+    Concat, Conv2d, Conv2dTranspose, Conv2dWeightGrad, RandomNormal, RandomTimestep, Dropout, Fill, GroupNorm, GroupNormGrad,
+    LayerNorm, LayerNormGrad, Loss, LossGrad, Embedding, EmbeddingGrad, MaxPool, MaxPoolGrad, Multiply, QSample, Resample,
     RunningAverage, Modulate, SinusoidalEmbedding, Slice, ReduceSpatial, SumRows, Cast,
     VariationalBound, VariationalBoundGrad, WeightedLoss, WeightedLossGrad,
 }
 
 /// Checks the number of operands.
 pub(crate) fn operands<const N: usize>(inputs: &[TensorType]) -> Result<[TensorType; N], String> {
-    inputs.try_into().map_err(|_| format!("takes {N} operands, not {}", inputs.len()))
+    inputs.try_into().map_err(|_| format!("expected {N} operands, got {}", inputs.len()))
 }
 
-/// Checks that two operands have one type.
+/// Checks that two operands have the same type.
 pub(crate) fn same(a: TensorType, b: TensorType) -> Result<(), String> {
-    if a == b { Ok(()) } else { Err("its operands must have the same shape and format".to_owned()) }
+    if a == b { Ok(()) } else { Err("its operands must have the same shape and data type".to_owned()) }
 }

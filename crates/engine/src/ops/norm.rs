@@ -1,20 +1,20 @@
-//! Group normalisation (Wu and He 2018), with SiLU behind it if asked.
+//! Group normalisation (Wu and He 2018), with an optional fused SiLU.
 
-use super::kept::Kept;
+use super::bf16_storage::MaybeBf16;
 use super::{Operation, operands};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
 use rayon::prelude::*;
 
-/// `y = act(x_hat * gamma + beta)`; operands `x [n, h, w, c], gamma [c], beta [c]`; results `y` and the statistics
+/// `y = act(x_hat * gamma + beta)`; operands `x [n, h, w, c], gamma [c], beta [c]`; outputs `y` and the statistics
 /// `[n, 2 * groups]` (means, then reciprocal standard deviations) for the backward pass.
 #[derive(Clone, Debug)]
 pub struct GroupNorm {
-    /// Number of groups; it divides the channels.
+    /// Number of groups, a divisor of the number of channels.
     pub groups: usize,
     /// Added to the variance.
     pub eps: f32,
@@ -22,7 +22,7 @@ pub struct GroupNorm {
     pub silu: bool,
 }
 
-/// The gradient of [`GroupNorm`]; operands `x, dy, gamma, beta, statistics`; results `dx, dgamma, dbeta`.
+/// The gradient of [`GroupNorm`]; operands `x, dy, gamma, beta, statistics`; outputs `dx, dgamma, dbeta`.
 #[derive(Clone, Debug)]
 pub struct GroupNormGrad(pub GroupNorm);
 
@@ -33,7 +33,7 @@ impl GroupNorm {
     }
 }
 
-/// Pixels of an image, and channels.
+/// Pixels per image, and channels.
 fn pixels(x: Shape) -> (usize, usize) {
     (x.len() / x.dims()[0] / x.channels(), x.channels())
 }
@@ -45,9 +45,9 @@ impl Operation for GroupNorm {
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [x, gamma, beta] = operands(inputs)?;
-        let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("takes [n, h, w, c]".to_owned()) };
+        let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("expects [n, h, w, c]".to_owned()) };
         if self.groups == 0 || c % self.groups != 0 {
-            return Err(format!("{c} channels cannot be cut into {} groups", self.groups));
+            return Err(format!("{c} channels cannot be divided into {} groups", self.groups));
         }
         if gamma.shape != Shape::new(&[c]) || beta.shape != gamma.shape {
             return Err(format!("gamma and beta must be [{c}]"));
@@ -57,37 +57,37 @@ impl Operation for GroupNorm {
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         let operands = [b.input(0), b.dy, b.input(1), b.input(2), b.output(1)];
-        let made = b.graph.add_all(&b.name(), GroupNormGrad(self.clone()), &operands)?;
-        Ok(Some(made.into_iter().map(Some).collect()))
+        let grads = b.graph.add_all(&b.name(), GroupNormGrad(self.clone()), &operands)?;
+        Ok(Some(grads.into_iter().map(Some).collect()))
     }
 
     fn recomputable(&self) -> bool {
         true
     }
 
-    fn takes_bf16(&self, operand: usize) -> bool {
+    fn accepts_bf16(&self, operand: usize) -> bool {
         operand == 0
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, ty, shape, groups) = (cpu.isa(), inputs[0], self.shape(inputs[0].shape), self.groups);
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, ty, shape, groups) = (ctx.isa(), inputs[0], self.shape(inputs[0].shape), self.groups);
         let image = shape.pixels * shape.channels;
-        let widened = Kept::memory(ty, image);
-        Kernel::new(move |run: &mut Run<'_>| {
-            let (gamma, beta, scratch) = (run.inputs[1], run.inputs[2], run.scratch);
-            let x = Kept::new(ty, run.inputs[0]);
-            let [y, stats] = run.outputs else { unreachable!("two results") };
+        let widened_len = MaybeBf16::scratch_len(ty, image);
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let (gamma, beta, scratch) = (args.inputs[1], args.inputs[2], args.scratch);
+            let x = MaybeBf16::new(ty, args.inputs[0]);
+            let [y, stats] = args.outputs else { unreachable!("two outputs") };
             (y.par_chunks_mut(image), stats.par_chunks_mut(2 * groups)).into_par_iter().enumerate().for_each(
                 |(i, (y, stats))| {
                     scratch.with(|memory| {
-                        let (widened, memory) = memory.split_at_mut(widened);
-                        let x = x.numbers(isa, i * image..(i + 1) * image, widened);
+                        let (widened, memory) = memory.split_at_mut(widened_len);
+                        let x = x.widened(isa, i * image..(i + 1) * image, widened);
                         group_norm(isa, shape, x, gamma, beta, y, stats, memory);
                     });
                 },
             );
         })
-        .per_thread(widened + shape.scratch_len())
+        .per_thread(widened_len + shape.scratch_len())
     }
 }
 
@@ -102,40 +102,40 @@ impl Operation for GroupNormGrad {
         Ok(vec![dy, gamma, beta])
     }
 
-    fn takes_bf16(&self, operand: usize) -> bool {
+    fn accepts_bf16(&self, operand: usize) -> bool {
         operand == 0
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, ty, shape, groups) = (cpu.isa(), inputs[0], self.0.shape(inputs[0].shape), self.0.groups);
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, ty, shape, groups) = (ctx.isa(), inputs[0], self.0.shape(inputs[0].shape), self.0.groups);
         let (image, c, n) = (shape.pixels * shape.channels, shape.channels, inputs[0].shape.dims()[0]);
-        let widened = Kept::memory(ty, image);
-        Kernel::new(move |run: &mut Run<'_>| {
-            let [x, dy, gamma, beta, stats] = run.inputs else { unreachable!("five operands") };
-            let x = Kept::new(ty, x);
-            let [dx, dgamma, dbeta] = run.outputs else { unreachable!("three results") };
-            let (scratch, shares) = (run.scratch, &mut run.shared[..n * 2 * c]);
+        let widened_len = MaybeBf16::scratch_len(ty, image);
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let [x, dy, gamma, beta, stats] = args.inputs else { unreachable!("five operands") };
+            let x = MaybeBf16::new(ty, x);
+            let [dx, dgamma, dbeta] = args.outputs else { unreachable!("three outputs") };
+            let (scratch, partials) = (args.scratch, &mut args.shared[..n * 2 * c]);
             (dy.par_chunks(image), dx.par_chunks_mut(image))
                 .into_par_iter()
-                .zip((stats.par_chunks(2 * groups), shares.par_chunks_mut(2 * c)))
+                .zip((stats.par_chunks(2 * groups), partials.par_chunks_mut(2 * c)))
                 .enumerate()
-                .for_each(|(i, ((dy, dx), (stats, share)))| {
-                    let (dgamma, dbeta) = share.split_at_mut(c);
+                .for_each(|(i, ((dy, dx), (stats, partial)))| {
+                    let (dgamma, dbeta) = partial.split_at_mut(c);
                     scratch.with(|memory| {
-                        let (widened, memory) = memory.split_at_mut(widened);
-                        let x = x.numbers(isa, i * image..(i + 1) * image, widened);
+                        let (widened, memory) = memory.split_at_mut(widened_len);
+                        let x = x.widened(isa, i * image..(i + 1) * image, widened);
                         group_norm_backward(isa, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, memory);
                     });
                 });
             dgamma.fill(0.0);
             dbeta.fill(0.0);
-            for share in shares.chunks(2 * c) {
-                let (of_gamma, of_beta) = share.split_at(c);
-                ddpm_kernels::elementwise::add_assign(isa, of_gamma, dgamma);
-                ddpm_kernels::elementwise::add_assign(isa, of_beta, dbeta);
+            for partial in partials.chunks(2 * c) {
+                let (partial_gamma, partial_beta) = partial.split_at(c);
+                ddpm_kernels::elementwise::add_assign(isa, partial_gamma, dgamma);
+                ddpm_kernels::elementwise::add_assign(isa, partial_beta, dbeta);
             }
         })
         .shared(n * 2 * c)
-        .per_thread(widened + shape.scratch_len())
+        .per_thread(widened_len + shape.scratch_len())
     }
 }

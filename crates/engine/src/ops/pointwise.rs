@@ -1,9 +1,9 @@
-//! Operations number by number.
+//! Elementwise operations, and broadcasts over pixels.
 
-use super::kept::Kept;
+use super::bf16_storage::MaybeBf16;
 use super::{Operation, ReduceSpatial, operands, same};
 use crate::autodiff::Backward;
-use crate::cpu::{CHUNK, Cpu, Kernel, Run};
+use crate::cpu::{CHUNK, CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
@@ -12,7 +12,7 @@ use ddpm_kernels::activation::{activate, activate_backward};
 use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
 
-/// `y = a + b`, two tensors of one shape.
+/// `y = a + b`, tensors of the same shape.
 #[derive(Clone, Debug)]
 pub struct Add;
 
@@ -31,13 +31,13 @@ pub struct ActivateGrad(pub Activation);
 /// `y = scale x + shift`.
 #[derive(Clone, Debug)]
 pub struct Affine {
-    /// What each number is multiplied by.
+    /// The factor.
     pub scale: f32,
-    /// What is added then.
+    /// The summand.
     pub shift: f32,
 }
 
-/// `y = a b`, two tensors of one shape, number by number.
+/// `y = a b`, elementwise, tensors of the same shape.
 #[derive(Clone, Debug)]
 pub struct Multiply;
 
@@ -45,12 +45,12 @@ pub struct Multiply;
 #[derive(Clone, Debug)]
 pub struct Modulate;
 
-/// A tensor of one number everywhere; no operands.
+/// A constant tensor; no operands.
 #[derive(Clone, Debug)]
 pub struct Fill {
-    /// The tensor's type.
+    /// The output's type.
     pub ty: TensorType,
-    /// The number.
+    /// The value of all elements.
     pub value: f32,
 }
 
@@ -73,8 +73,8 @@ impl Operation for Add {
         Some(0)
     }
 
-    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = cpu.isa();
+    fn cpu_kernel(&self, ctx: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
+        let isa = ctx.isa();
         by_chunks(move |y, b| elementwise::add_assign(isa, b, y))
     }
 }
@@ -85,11 +85,11 @@ impl Operation for AddPerChannel {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        of_image(inputs)
+        infer_per_image(inputs)
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dr = if b.wants(1) { Some(b.graph.add(&b.name(), ReduceSpatial, &[b.dy])?) } else { None };
+        let dr = if b.needs_grad(1) { Some(b.graph.add(&b.name(), ReduceSpatial, &[b.dy])?) } else { None };
         Ok(Some(vec![Some(b.dy), dr]))
     }
 
@@ -101,8 +101,8 @@ impl Operation for AddPerChannel {
         true
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = cpu.isa();
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let isa = ctx.isa();
         by_image(inputs, move |y, r| elementwise::add_rows(isa, r, y))
     }
 }
@@ -125,12 +125,12 @@ impl Operation for Activate {
         true
     }
 
-    fn takes_bf16(&self, _: usize) -> bool {
+    fn accepts_bf16(&self, _: usize) -> bool {
         true
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, act) = (cpu.isa(), self.0);
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, act) = (ctx.isa(), self.0);
         by_pieces(isa, inputs[0], 0, move |y, x| activate(isa, act, x, y))
     }
 }
@@ -155,12 +155,12 @@ impl Operation for ActivateGrad {
         Some(0)
     }
 
-    fn takes_bf16(&self, operand: usize) -> bool {
+    fn accepts_bf16(&self, operand: usize) -> bool {
         operand == 1
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, act) = (cpu.isa(), self.0);
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, act) = (ctx.isa(), self.0);
         by_pieces(isa, inputs[1], 1, move |y, x| activate_backward(isa, act, x, y))
     }
 }
@@ -183,10 +183,10 @@ impl Operation for Affine {
         Some(0)
     }
 
-    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, scale, shift) = (cpu.isa(), self.scale, self.shift);
-        Kernel::new(move |run: &mut Run<'_>| {
-            run.outputs[0].par_chunks_mut(CHUNK).for_each(|y| elementwise::affine(isa, scale, shift, y));
+    fn cpu_kernel(&self, ctx: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, scale, shift) = (ctx.isa(), self.scale, self.shift);
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            args.outputs[0].par_chunks_mut(CHUNK).for_each(|y| elementwise::affine(isa, scale, shift, y));
         })
     }
 }
@@ -203,19 +203,19 @@ impl Operation for Multiply {
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        let mut share = |of: usize| -> Result<Option<Tensor>> {
-            let product = [b.dy, b.input(1 - of)];
-            if b.wants(of) { b.graph.add(&b.name(), Multiply, &product).map(Some) } else { Ok(None) }
+        let mut grad = |i: usize| -> Result<Option<Tensor>> {
+            let product = [b.dy, b.input(1 - i)];
+            if b.needs_grad(i) { b.graph.add(&b.name(), Multiply, &product).map(Some) } else { Ok(None) }
         };
-        Ok(Some(vec![share(0)?, share(1)?]))
+        Ok(Some(vec![grad(0)?, grad(1)?]))
     }
 
     fn in_place(&self) -> Option<usize> {
         Some(0)
     }
 
-    fn cpu(&self, cpu: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = cpu.isa();
+    fn cpu_kernel(&self, ctx: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
+        let isa = ctx.isa();
         by_chunks(move |y, x| elementwise::mul_assign(isa, x, y))
     }
 }
@@ -226,13 +226,14 @@ impl Operation for Modulate {
     }
 
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        of_image(inputs)
+        infer_per_image(inputs)
     }
 
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
-        let dx = if b.wants(0) { Some(b.graph.add(&b.name(), Modulate, &[b.dy, b.input(1)])?) } else { None };
+        let dx =
+            if b.needs_grad(0) { Some(b.graph.add(&b.name(), Modulate, &[b.dy, b.input(1)])?) } else { None };
         let mut dr = None;
-        if b.wants(1) {
+        if b.needs_grad(1) {
             let product = b.graph.add(&b.name(), Multiply, &[b.dy, b.input(0)])?;
             dr = Some(b.graph.add(&b.name(), ReduceSpatial, &[product])?);
         }
@@ -247,62 +248,62 @@ impl Operation for Modulate {
         true
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = cpu.isa();
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let isa = ctx.isa();
         by_image(inputs, move |y, r| elementwise::scale_rows(isa, r, y))
     }
 }
 
-/// The type of `x [n, h, w, c]` beside `r [n, c]`.
-fn of_image(inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
+/// The output type of operands `x [n, h, w, c], r [n, c]`.
+fn infer_per_image(inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
     let [x, r] = operands(inputs)?;
-    let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("takes [n, h, w, c]".to_owned()) };
+    let Some([n, _, _, c]) = x.shape.nhwc() else { return Err("expects [n, h, w, c]".to_owned()) };
     if r.shape != Shape::new(&[n, c]) {
         return Err(format!("its second operand must be [{n}, {c}]"));
     }
     Ok(vec![x])
 }
 
-/// `f(y, x)` for chunks of the result, which holds the first operand, and of the second.
+/// Calls `f(y, x)` for chunks of the output, which holds the first operand, and of the second operand.
 fn by_chunks(f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
-    Kernel::new(move |run: &mut Run<'_>| {
-        (run.outputs[0].par_chunks_mut(CHUNK), run.inputs[1].par_chunks(CHUNK))
+    Kernel::new(move |args: &mut KernelArgs<'_>| {
+        (args.outputs[0].par_chunks_mut(CHUNK), args.inputs[1].par_chunks(CHUNK))
             .into_par_iter()
             .for_each(|(y, x)| f(y, x));
     })
 }
 
-/// `f(y, x)` for pieces of the result and of operand `i`, of type `ty`, which may be kept in bf16.
+/// Calls `f(y, x)` for pieces of the output and of operand `i`, whose type `ty` may be bf16.
 fn by_pieces(
     isa: Isa,
     ty: TensorType,
     i: usize,
     f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static,
 ) -> Kernel {
-    /// Numbers that stay in the first-level cache when they are widened.
+    /// Elements that fit in the L1 cache when widened.
     const PIECE: usize = 1 << 12;
-    Kernel::new(move |run: &mut Run<'_>| {
-        let (x, scratch) = (Kept::new(ty, run.inputs[i]), run.scratch);
-        run.outputs[0].par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
+    Kernel::new(move |args: &mut KernelArgs<'_>| {
+        let (x, scratch) = (MaybeBf16::new(ty, args.inputs[i]), args.scratch);
+        args.outputs[0].par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
             let start = chunk * CHUNK;
             scratch.with(|memory| match x {
-                Kept::F32(x) => f(y, &x[start..][..y.len()]),
-                Kept::Bf16(_) => y.chunks_mut(PIECE).enumerate().for_each(|(piece, y)| {
+                MaybeBf16::F32(x) => f(y, &x[start..][..y.len()]),
+                MaybeBf16::Bf16(_) => y.chunks_mut(PIECE).enumerate().for_each(|(piece, y)| {
                     let start = start + piece * PIECE;
-                    f(y, x.numbers(isa, start..start + y.len(), memory));
+                    f(y, x.widened(isa, start..start + y.len(), memory));
                 }),
             });
         });
     })
-    .per_thread(Kept::memory(ty, PIECE))
+    .per_thread(MaybeBf16::scratch_len(ty, PIECE))
 }
 
-/// `f(y, r)` for each image of the result, which holds the first operand, and its row of the second.
+/// Calls `f(y, r)` for each image of the output, which holds the first operand, and its row of the second operand.
 fn by_image(inputs: &[TensorType], f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
     let (n, c) = (inputs[0].shape.dims()[0], inputs[0].shape.channels());
     let image = inputs[0].shape.len() / n;
-    Kernel::new(move |run: &mut Run<'_>| {
-        (run.outputs[0].par_chunks_mut(image), run.inputs[1].par_chunks(c))
+    Kernel::new(move |args: &mut KernelArgs<'_>| {
+        (args.outputs[0].par_chunks_mut(image), args.inputs[1].par_chunks(c))
             .into_par_iter()
             .for_each(|(y, r)| f(y, r));
     })
@@ -318,8 +319,8 @@ impl Operation for Fill {
         Ok(vec![self.ty])
     }
 
-    fn cpu(&self, _: &Cpu, _: &[TensorType], _: &[TensorType]) -> Kernel {
+    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
         let value = self.value;
-        Kernel::new(move |run: &mut Run<'_>| run.outputs[0].fill(value))
+        Kernel::new(move |args: &mut KernelArgs<'_>| args.outputs[0].fill(value))
     }
 }

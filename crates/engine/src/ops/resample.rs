@@ -1,8 +1,8 @@
-//! Changes of an image's size: linear resampling, and the largest of each 2x2 block.
+//! Resizing: linear resampling and 2x2 max pooling.
 
 use super::{Operation, operands};
 use crate::autodiff::Backward;
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
@@ -12,22 +12,21 @@ use ddpm_kernels::resample::resample_row;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Every output row and column as a weighted sum of a few input ones; `x [n, h, w, c]`. Its gradient is the same with
-/// the weights transposed.
+/// Separable resampling: every output row and column is a weighted sum of a few input ones; operand `x [n, h, w, c]`. Its gradient is
+/// the same operation with transposed weights.
 #[derive(Clone, Debug)]
 pub struct Resample {
-    /// What output rows are made of.
+    /// Weights of the rows.
     pub rows: Arc<Taps>,
-    /// What output columns are made of.
+    /// Weights of the columns.
     pub columns: Arc<Taps>,
 }
 
-/// The largest of each 2x2 block of pixels, `[n, h, w, c]` to `[n, h / 2, w / 2, c]`; odd last rows and columns are
-/// left out.
+/// 2x2 max pooling, `[n, h, w, c]` to `[n, h / 2, w / 2, c]`; an odd last row or column is ignored.
 #[derive(Clone, Debug)]
 pub struct MaxPool;
 
-/// The gradient of [`MaxPool`], all of which goes to the first largest of each block; operands `dy, x`.
+/// The gradient of [`MaxPool`], routed to the first maximum of each block; operands `dy, x`.
 #[derive(Clone, Debug)]
 pub struct MaxPoolGrad;
 
@@ -39,7 +38,7 @@ impl Resample {
 }
 
 fn image(x: TensorType) -> Result<[usize; 4], String> {
-    x.shape.nhwc().ok_or_else(|| "takes [n, h, w, c]".to_owned())
+    x.shape.nhwc().ok_or_else(|| "expects [n, h, w, c]".to_owned())
 }
 
 impl Operation for Resample {
@@ -67,13 +66,13 @@ impl Operation for Resample {
         Ok(Some(vec![Some(b.graph.add(&b.name(), back, &[b.dy])?)]))
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, op, x) = (cpu.isa(), self.clone(), inputs[0].shape);
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, op, x) = (ctx.isa(), self.clone(), inputs[0].shape);
         let (c, image) = (x.channels(), x.len() / x.dims()[0]);
         let (outputs, row) = (op.rows.outputs(), op.columns.outputs() * c);
-        Kernel::new(move |run: &mut Run<'_>| {
-            let x = run.inputs[0];
-            run.outputs[0].par_chunks_mut(row).enumerate().for_each(|(i, y)| {
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let x = args.inputs[0];
+            args.outputs[0].par_chunks_mut(row).enumerate().for_each(|(i, y)| {
                 let x = &x[i / outputs * image..][..image];
                 resample_row(isa, &op.rows, &op.columns, c, x, i % outputs, y);
             });
@@ -90,7 +89,7 @@ impl Operation for MaxPool {
         let [x] = operands(inputs)?;
         let [n, h, w, c] = image(x)?;
         if h < 2 || w < 2 {
-            return Err(format!("an image of {h}x{w} has no block of 2x2"));
+            return Err(format!("an image of {h}x{w} is too small for 2x2 pooling"));
         }
         Ok(vec![TensorType { shape: [n, h / 2, w / 2, c].into(), dtype: x.dtype }])
     }
@@ -99,11 +98,11 @@ impl Operation for MaxPool {
         Ok(Some(vec![Some(b.graph.add(&b.name(), MaxPoolGrad, &[b.dy, b.input(0)])?)]))
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, [_, h, w, c]) = (cpu.isa(), inputs[0].shape.nhwc().expect("checked"));
-        Kernel::new(move |run: &mut Run<'_>| {
-            let x = run.inputs[0];
-            run.outputs[0].par_chunks_mut(w / 2 * c).enumerate().for_each(|(i, y)| {
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, [_, h, w, c]) = (ctx.isa(), inputs[0].shape.nhwc().expect("checked"));
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let x = args.inputs[0];
+            args.outputs[0].par_chunks_mut(w / 2 * c).enumerate().for_each(|(i, y)| {
                 let top = (i / (h / 2) * h + i % (h / 2) * 2) * w * c;
                 let (top, bottom) = x[top..][..2 * w * c].split_at(w * c);
                 max_pool_row(isa, c, top, bottom, y);
@@ -120,16 +119,16 @@ impl Operation for MaxPoolGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [dy, x] = operands(inputs)?;
         if MaxPool.infer(&[x])?[0] != dy {
-            return Err("its operands do not belong together".to_owned());
+            return Err("the shape of dy is not that of the pooled x".to_owned());
         }
         Ok(vec![x])
     }
 
-    fn cpu(&self, cpu: &Cpu, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, [_, h, w, c]) = (cpu.isa(), inputs[1].shape.nhwc().expect("checked"));
-        Kernel::new(move |run: &mut Run<'_>| {
-            let [dy, x] = run.inputs else { unreachable!("two operands") };
-            let images = (run.outputs[0].par_chunks_mut(h * w * c), x.par_chunks(h * w * c));
+    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
+        let (isa, [_, h, w, c]) = (ctx.isa(), inputs[1].shape.nhwc().expect("checked"));
+        Kernel::new(move |args: &mut KernelArgs<'_>| {
+            let [dy, x] = args.inputs else { unreachable!("two operands") };
+            let images = (args.outputs[0].par_chunks_mut(h * w * c), x.par_chunks(h * w * c));
             images.into_par_iter().zip(dy.par_chunks(h / 2 * (w / 2) * c)).for_each(|((dx, x), dy)| {
                 let rows = dx.chunks_mut(2 * w * c).zip(x.chunks(2 * w * c));
                 for (i, (dx, x)) in rows.enumerate() {

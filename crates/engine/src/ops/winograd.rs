@@ -1,48 +1,49 @@
-//! How the executor runs Winograd's convolutions: their phases one after the other, each spread over the threads.
+//! Winograd convolutions on the CPU executor: their phases in sequence, each parallel over the threads.
 
-use crate::cpu::{Cpu, Kernel, Run};
+use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use ddpm_kernels::conv::Epilogue;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// The convolution, if the executor may compute it so and this is expected to be faster.
-pub(super) fn chosen(cpu: &Cpu, conv: Option<Winograd>) -> Option<Winograd> {
-    let conv = conv.filter(|_| cpu.arithmetic().winograd)?;
-    let conv = if cpu.fixed_weights() { conv.with_fixed_weights() } else { conv };
-    conv.is_faster(cpu.arithmetic().factors).then_some(conv)
+/// The convolution, if Winograd is allowed and expected to be faster.
+pub(super) fn chosen(ctx: &CpuContext, conv: Option<Winograd>) -> Option<Winograd> {
+    let conv = conv.filter(|_| ctx.compute().winograd)?;
+    let conv = if ctx.fixed_weights() { conv.with_fixed_weights() } else { conv };
+    conv.is_faster(ctx.compute().matmul_dtype).then_some(conv)
 }
 
-/// Forward pass or data gradient; operands `x, w` and the epilogue's at the places `addends`.
-pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
-    if conv.has_own_blocks() {
-        return own_blocks_kernel(conv, addends);
+/// Forward pass or data gradient; operands `x, w`, and those of the epilogue at the indices `addends`.
+pub(super) fn conv_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+    if conv.uses_per_thread_blocks() {
+        return per_thread_blocks_kernel(conv, addends);
     }
-    if conv.has_own_panels() {
-        return own_panels_kernel(conv, addends);
+    if conv.uses_per_thread_panels() {
+        return per_thread_panels_kernel(conv, addends);
     }
     let [packed_len, values_len, products_len] = conv.shared_len();
-    let keep = conv.keeps_weights();
-    let kernel = Kernel::new(move |run: &mut Run<'_>| {
-        let (packed, rest) = match keep {
-            true => (&mut *run.kept, &mut *run.shared),
-            false => run.shared.split_at_mut(packed_len),
+    let cached = conv.keeps_weights();
+    let kernel = Kernel::new(move |args: &mut KernelArgs<'_>| {
+        let (packed, rest) = if cached {
+            (&mut *args.cached, &mut *args.shared)
+        } else {
+            args.shared.split_at_mut(packed_len)
         };
         let (values, rest) = rest.split_at_mut(values_len);
         let products = &mut rest[..products_len];
-        let (x, w) = (run.inputs[0], run.inputs[1]);
-        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let (x, w) = (args.inputs[0], args.inputs[1]);
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| args.inputs[i]));
         let epilogue = Epilogue { bias, per_image_bias, residual };
         let one_block = conv.blocks().count() == 1;
         for (panels, first_of_part) in conv.groups() {
-            let start = if keep { panels.start * conv.panel_len() } else { 0 };
+            let start = if cached { panels.start * conv.panel_len() } else { 0 };
             let packed = &mut packed[start..][..panels.len() * conv.panel_len()];
-            if !keep || run.new_weights {
+            if !cached || args.new_weights {
                 packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
                     conv.pack_panel(panels.start + panel, w, to);
                 });
             }
-            let (packed, mut rest) = (&*packed, &mut *run.outputs[0]);
+            let (packed, mut rest) = (&*packed, &mut *args.outputs[0]);
             for rows in conv.blocks() {
                 let values = &mut values[..conv.value_groups(rows.len()) * conv.values_len()];
                 if first_of_part || !one_block {
@@ -64,58 +65,59 @@ pub(super) fn product_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Ker
             }
         }
     });
-    match keep {
-        true => kernel.kept(packed_len).shared(values_len + products_len),
-        false => kernel.shared(packed_len + values_len + products_len),
+    if cached {
+        kernel.cached(packed_len).shared(values_len + products_len)
+    } else {
+        kernel.shared(packed_len + values_len + products_len)
     }
 }
 
-/// The same where each thread makes blocks from inputs to outputs.
-fn own_blocks_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+/// The variant in which each thread computes whole blocks, from inputs to outputs.
+fn per_thread_blocks_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
     let [packed_len, values_len, products_len] = conv.shared_len();
-    let keep = conv.keeps_weights();
+    let cached = conv.keeps_weights();
     let blocks: Vec<Range<usize>> = conv.blocks().collect();
-    let kernel = Kernel::new(move |run: &mut Run<'_>| {
-        let packed = if keep { &mut *run.kept } else { &mut run.shared[..packed_len] };
-        let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
-        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+    let kernel = Kernel::new(move |args: &mut KernelArgs<'_>| {
+        let packed = if cached { &mut *args.cached } else { &mut args.shared[..packed_len] };
+        let (x, w, scratch) = (args.inputs[0], args.inputs[1], args.scratch);
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| args.inputs[i]));
         let epilogue = Epilogue { bias, per_image_bias, residual };
         for (panels, _) in conv.groups() {
-            let start = if keep { panels.start * conv.panel_len() } else { 0 };
+            let start = if cached { panels.start * conv.panel_len() } else { 0 };
             let packed = &mut packed[start..][..panels.len() * conv.panel_len()];
-            if !keep || run.new_weights {
+            if !cached || args.new_weights {
                 packed.par_chunks_exact_mut(conv.panel_len()).enumerate().for_each(|(panel, to)| {
                     conv.pack_panel(panels.start + panel, w, to);
                 });
             }
             let packed = &*packed;
             let len = |block: usize| blocks[block].clone().map(|row| conv.row_len(row)).sum();
-            by_rows(run.outputs[0], 0..blocks.len(), &len, &|block, out| {
+            by_rows(args.outputs[0], 0..blocks.len(), &len, &|block, out| {
                 scratch.with(|memory| {
                     let rows = blocks[block].clone();
-                    conv.own_block(rows, panels.clone(), x, packed, epilogue, out, memory);
+                    conv.compute_block(rows, panels.clone(), x, packed, epilogue, out, memory);
                 });
             });
         }
     });
-    let kernel = if keep { kernel.kept(packed_len) } else { kernel.shared(packed_len) };
+    let kernel = if cached { kernel.cached(packed_len) } else { kernel.shared(packed_len) };
     kernel.per_thread(values_len + products_len)
 }
 
-/// The same where each thread makes panels from weights to products.
-fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
+/// The variant in which each thread computes whole panels, from weights to products.
+fn per_thread_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
     let [packed_len, values_len, products_len] = conv.shared_len();
-    let rows = conv.blocks().next().expect("all is one block");
+    let rows = conv.blocks().next().expect("there is one block");
     let panel_len = conv.points() * conv.products_len(rows.len(), 1);
-    // Every part of the output has its own.
+    // Each group of panels has its own quantisation steps.
     let steps_len = conv.groups().count() * conv.steps_len();
-    let keep = conv.has_fixed_weights();
-    let kernel = Kernel::new(move |run: &mut Run<'_>| {
-        let (values, rest) = run.shared.split_at_mut(values_len);
+    let cached = conv.has_fixed_weights();
+    let kernel = Kernel::new(move |args: &mut KernelArgs<'_>| {
+        let (values, rest) = args.shared.split_at_mut(values_len);
         let (products, rest) = rest.split_at_mut(products_len);
-        let steps = if keep { &mut *run.kept } else { &mut rest[..steps_len] };
-        let (x, w, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
-        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| run.inputs[i]));
+        let steps = if cached { &mut *args.cached } else { &mut rest[..steps_len] };
+        let (x, w, scratch) = (args.inputs[0], args.inputs[1], args.scratch);
+        let [bias, per_image_bias, residual] = addends.map(|i| i.map(|i| args.inputs[i]));
         let epilogue = Epilogue { bias, per_image_bias, residual };
         for (group, (panels, first_of_part)) in conv.groups().enumerate() {
             if first_of_part {
@@ -124,22 +126,23 @@ fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
                 });
             }
             let (values, products) = (&*values, &mut products[..panels.len() * panel_len]);
-            let share = panels.len().div_ceil(rayon::current_num_threads());
-            let shared = |i: usize| panels.start + i * share..panels.end.min(panels.start + (i + 1) * share);
+            let per_task = panels.len().div_ceil(rayon::current_num_threads());
+            let task_panels =
+                |i: usize| panels.start + i * per_task..panels.end.min(panels.start + (i + 1) * per_task);
             let steps = &mut steps[group * conv.steps_len()..][..conv.steps_len()];
-            if !keep || run.new_weights {
-                let steps = steps.par_chunks_mut(share).enumerate();
-                steps.for_each(|(i, steps)| conv.steps(shared(i), w, steps));
+            if !cached || args.new_weights {
+                let steps = steps.par_chunks_mut(per_task).enumerate();
+                steps.for_each(|(i, steps)| conv.steps(task_panels(i), w, steps));
             }
             let steps = &*steps;
-            products.par_chunks_mut(share * panel_len).enumerate().for_each(|(i, to)| {
-                let steps = if steps.is_empty() { steps } else { &steps[i * share..] };
+            products.par_chunks_mut(per_task * panel_len).enumerate().for_each(|(i, to)| {
+                let steps = if steps.is_empty() { steps } else { &steps[i * per_task..] };
                 scratch.with(|memory| {
-                    conv.per_thread_panels(shared(i), values, w, steps, to, &mut memory[..packed_len]);
+                    conv.compute_panels(task_panels(i), values, w, steps, to, &mut memory[..packed_len]);
                 });
             });
             let products = &*products;
-            by_rows(run.outputs[0], rows.clone(), &|row| conv.row_len(row), &|row, out| {
+            by_rows(args.outputs[0], rows.clone(), &|row| conv.row_len(row), &|row, out| {
                 for (panel, products) in panels.clone().zip(products.chunks_exact(panel_len)) {
                     conv.outputs(0, row, panel..panel + 1, products, epilogue, out);
                 }
@@ -147,13 +150,14 @@ fn own_panels_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kernel {
         }
     })
     .per_thread(packed_len);
-    match keep {
-        true => kernel.kept(steps_len).shared(values_len + products_len),
-        false => kernel.shared(values_len + products_len + steps_len),
+    if cached {
+        kernel.cached(steps_len).shared(values_len + products_len)
+    } else {
+        kernel.shared(values_len + products_len + steps_len)
     }
 }
 
-/// Calls `f` for every row with its part of `out`, side by side; `len` tells how long a row's part is.
+/// Calls `f` in parallel for every row with its part of `out`; `len` is the length of a row's part.
 fn by_rows(
     out: &mut [f32],
     rows: Range<usize>,
@@ -164,26 +168,26 @@ fn by_rows(
         return f(rows.start, out);
     }
     let middle = rows.start + rows.len() / 2;
-    let (before, behind) = out.split_at_mut((rows.start..middle).map(len).sum());
-    rayon::join(|| by_rows(before, rows.start..middle, len, f), || by_rows(behind, middle..rows.end, len, f));
+    let (before, after) = out.split_at_mut((rows.start..middle).map(len).sum());
+    rayon::join(|| by_rows(before, rows.start..middle, len, f), || by_rows(after, middle..rows.end, len, f));
 }
 
-/// Weight gradient; operands `x, dy`, results `dw` and, if there is a second, `db`.
+/// Weight gradient; operands `x, dy`, outputs `dw` and optionally `db`.
 pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel {
     let [v_all, y_all, b_all, sums_all, by_row_all] = grad.shared_len();
     let (own, values_all) = (grad.groups() > 1, v_all + y_all + b_all);
     let shared = sums_all + by_row_all + if own { 0 } else { values_all };
     let per_thread = if own { values_all } else { 0 };
     let taps = grad.taps();
-    Kernel::new(move |run: &mut Run<'_>| {
-        let (sums, rest) = run.shared.split_at_mut(sums_all);
+    Kernel::new(move |args: &mut KernelArgs<'_>| {
+        let (sums, rest) = args.shared.split_at_mut(sums_all);
         let (by_row, values) = rest.split_at_mut(by_row_all);
-        let (x, dy, scratch) = (run.inputs[0], run.inputs[1], run.scratch);
-        let (dw, db) = run.outputs.split_first_mut().expect("a weight gradient has a result");
+        let (x, dy, scratch) = (args.inputs[0], args.inputs[1], args.scratch);
+        let (dw, db) = args.outputs.split_first_mut().expect("a weight gradient has an output");
         for (part, rows) in (0..grad.parts()).flat_map(|part| grad.ranges().map(move |rows| (part, rows))) {
             if own {
                 sums.par_chunks_exact_mut(grad.group_len()).enumerate().for_each(|(group, sums)| {
-                    scratch.with(|memory| grad.own_group(part, group, x, dy, sums, memory));
+                    scratch.with(|memory| grad.accumulate_group(part, group, x, dy, sums, memory));
                 });
             } else {
                 sum_by_phases(&grad, part, &rows, x, dy, sums, &mut values[..values_all]);
@@ -211,7 +215,7 @@ pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel
     .per_thread(per_thread)
 }
 
-/// The sums of the only group for a range of rows, each phase of a block by all threads. The first range makes the values.
+/// The sums of the only group for a range of rows, each phase of a block parallel over all threads. The first range computes the values.
 fn sum_by_phases(
     grad: &WinogradGrad,
     part: usize,
@@ -238,8 +242,8 @@ fn sum_by_phases(
                 .into_par_iter()
                 .enumerate()
                 .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
-            for share in b.chunks_exact(b_len) {
-                db.iter_mut().zip(share).for_each(|(sum, share)| *sum += share);
+            for partial in b.chunks_exact(b_len) {
+                db.iter_mut().zip(partial).for_each(|(sum, v)| *sum += v);
             }
         }
         let (v, y) = (&*v, &*y);

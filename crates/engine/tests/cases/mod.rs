@@ -1,18 +1,17 @@
-//! The case table: every operation, forward and backward, with PyTorch's numbers (`tools/golden/ops.py`). Any executor can
-//! be held against it.
+//! The case table: every operation, forward and backward, with PyTorch's results (`tools/golden/ops.py`), for any executor.
 
 use ddpm_engine::autodiff::backward_from;
 use ddpm_engine::ops::*;
-use ddpm_engine::{Draws, Executor, Graph, PlanOptions, Region, Shape, Tensor};
+use ddpm_engine::{Executor, Graph, PlanOptions, Region, RngKey, Shape, Tensor};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::HashMap;
 
-/// Makes an executor of a case's plan.
+/// Makes an executor for a case.
 pub type Make<'a> = &'a dyn Fn(Graph, &PlanOptions) -> Box<dyn Executor>;
 
-/// Softmax over scores of some hundreds cancels: a score of size s in f32 is off by about s * 6e-8, which e^s turns
-/// into a relative error. The cases whose inputs were multiplied by 8 have scores up to about 300.
+/// Factor on the tolerance for large softmax scores: a score s in f32 has an absolute error of about s * 6e-8, which exp turns into a
+/// relative error. The cases whose inputs were multiplied by 8 have scores up to about 300.
 const LARGE_SCORES: f32 = 10.0;
 
 /// The golden file.
@@ -43,7 +42,7 @@ impl Golden {
     }
 }
 
-/// How PyTorch's layout of a tensor becomes ours: ours[i] has PyTorch's dimension order[i].
+/// Converts a tensor from PyTorch's layout to ours: our dimension i is PyTorch's dimension `order[i]`.
 fn permute(shape: &[usize], data: &[f32], order: &[usize]) -> (Vec<usize>, Vec<f32>) {
     let to: Vec<usize> = order.iter().map(|&o| shape[o]).collect();
     let mut strides = vec![1; shape.len()];
@@ -71,7 +70,7 @@ fn usizes(case: &Value, key: &str) -> (usize, usize) {
     (v[0].as_u64().expect(key) as usize, v[1].as_u64().expect(key) as usize)
 }
 
-/// A case under construction: every golden input becomes a parameter, so that it gets a gradient.
+/// A case under construction. Every golden input becomes a parameter, so that it gets a gradient.
 struct Case<'a> {
     golden: &'a Golden,
     name: String,
@@ -100,8 +99,8 @@ impl Case<'_> {
     }
 }
 
-/// Runs a case; its largest difference, relative to the largest number of the tensor, which may be `tolerance` (ten times
-/// that with large scores). `on` names the executor in errors.
+/// Runs a case and returns its largest difference, relative to the largest value of the tensor, which must be within `tolerance` (ten
+/// times that with large scores). `on` names the executor in errors.
 pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: Make<'_>) -> f32 {
     let (name, op) = (spec["name"].as_str().expect("name"), spec["op"].as_str().expect("op"));
     let graph = Graph::new();
@@ -245,11 +244,11 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
         "variational_bound" => {
             result = ("loss", "", &[]);
             let operands = ["output", "v", "x_0", "x_t"].map(|name| c.input(name, IMAGE));
-            let number = |key: &str| spec[key].as_f64().expect(key);
+            let float = |key: &str| spec[key].as_f64().expect(key);
             let t: Vec<f32> =
                 spec["t"].as_array().expect("t").iter().map(|v| v.as_f64().expect("t") as f32).collect();
             let t = constant(&mut c, "t", t);
-            let (steps, first, last) = (number("steps") as usize, number("first"), number("last"));
+            let (steps, first, last) = (float("steps") as usize, float("first"), float("last"));
             let beta = |i: usize| first + (last - first) * i as f64 / (steps - 1) as f64;
             let bar = |n: usize| (0..n).map(|i| 1.0 - beta(i)).product::<f64>();
             let tilde = |i: usize| beta(i) * (1.0 - bar(i)) / (1.0 - bar(i + 1));
@@ -259,7 +258,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 log_variance: (tilde(i.max(1)).ln(), beta(i).ln()),
                 decoder: i == 0,
             };
-            let op = VariationalBound { steps: (0..steps).map(step).collect(), scale: number("scale") };
+            let op = VariationalBound { steps: (0..steps).map(step).collect(), scale: float("scale") };
             c.graph.add(name, op, &[operands[0], operands[1], operands[2], operands[3], t])
         }
         "q_sample" => {
@@ -284,11 +283,11 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             };
             c.graph.add(name, op, &[operands[0], operands[1], t])
         }
-        other => panic!("no such operation: {other}"),
+        other => panic!("unknown operation {other}"),
     }
     .expect("the case's shapes fit");
 
-    // q_sample and the embedding have no gradient of their own in the engine.
+    // q_sample and the sinusoidal embedding have no gradient in the engine.
     let gradients = if op == "q_sample" || op == "sincos" {
         None
     } else if result.0 == "loss" {
@@ -300,7 +299,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
         constants.push((dy, data));
         Some(backward_from(&mut c.graph, y, dy).expect("gradients"))
     };
-    let options = PlanOptions { gradients: gradients.clone(), keep: vec![y], ..PlanOptions::default() };
+    let options = PlanOptions { gradients: gradients.clone(), outputs: vec![y], ..PlanOptions::default() };
     let mut exec = make(c.graph.clone(), &options);
     for (i, (_, _, data)) in c.inputs.iter().enumerate() {
         exec.write_parameter(Region::Weights, i, data).expect("an input");
@@ -308,7 +307,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
     for (t, data) in &constants {
         exec.write(*t, data).expect("an input");
     }
-    exec.run(Draws::default()).expect("a run");
+    exec.run(RngKey::default()).expect("a run");
 
     let mut got = vec![0.0; c.graph.shape(y).len()];
     exec.read(y, &mut got).expect("the result");
@@ -333,9 +332,9 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
     worst
 }
 
-/// The size of the terms that a group norm's gradient is made of, `max rstd * max |dy| * max |gamma|`. Where a group has
-/// only two numbers the terms cancel to nearly nothing, and no f32 arithmetic has an error relative to that rest
-/// (PyTorch's own is off by 6e-5 of the largest gradient in `group_norm_b1_c16_1x1_g8`).
+/// Lower bound of the scale of a group norm's input gradient: the size of its terms, `max rstd * max |dy| * max |gamma|`. In groups of
+/// two elements the terms cancel almost entirely, and no f32 implementation is accurate relative to the remainder
+/// (PyTorch's error is 6e-5 of the largest gradient in `group_norm_b1_c16_1x1_g8`).
 fn floor(c: &Case<'_>, op: &str, spec: &Value, gradient_of: &str) -> f32 {
     if !op.starts_with("group_norm") || gradient_of != "x" {
         return 0.0;
@@ -360,6 +359,6 @@ fn compare(what: &str, got: &[f32], want: &[f32], tolerance: f32, floor: f32) ->
         .map(|(g, w)| (g - w).abs())
         .fold(0.0, |m: f32, d| if d > m || d.is_nan() { d } else { m });
     let error = worst / scale;
-    assert!(error <= tolerance, "{what}: off by {error:.2e} of the largest number, {scale}");
+    assert!(error <= tolerance, "{what}: error of {error:.2e}, relative to the largest value {scale}");
     error
 }

@@ -1,5 +1,5 @@
-//! A graph's forward operations in f64, from the naive versions in `ddpm_kernels::reference`: the oracle for whole
-//! graphs, exact enough for finite differences.
+//! Evaluates the forward operations of a graph in f64 with the naive versions in `ddpm_kernels::reference`: the oracle for whole
+//! graphs, precise enough for finite differences.
 
 use ddpm_engine::graph::Node;
 use ddpm_engine::ops::{Dropout, Op};
@@ -11,10 +11,10 @@ use ddpm_kernels::random::Dropout as Masks;
 use ddpm_kernels::reference::{self, AttentionShape};
 use std::collections::HashMap;
 
-/// The numbers of tensors.
+/// The values of tensors.
 pub type Values = HashMap<Tensor, Vec<f64>>;
 
-/// Computes all nodes whose results are not there yet. Inputs and parameters (and random draws) must be there.
+/// Computes all nodes whose outputs are missing from `values`, which must hold inputs, parameters and random tensors.
 pub fn evaluate(graph: &Graph, values: &mut Values) {
     for node in graph.nodes() {
         if !values.contains_key(&node.outputs[0]) {
@@ -145,7 +145,7 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
         }
         Op::SinusoidalEmbedding(op) => {
             let half = op.dim / 2;
-            assert!(!op.cosines_first, "the sines stand first in the cases");
+            assert!(!op.cosines_first, "the cases have the sines first");
             let angle = |t: f64, i: usize| t / 1e4f64.powf(i as f64 / (half as f64 - op.shift));
             let row = |&t: &f64| {
                 let sines = (0..half).map(move |i| angle(t, i).sin());
@@ -159,12 +159,12 @@ fn compute(graph: &Graph, node: &Node, values: &Values) -> Vec<Vec<f64>> {
     vec![result]
 }
 
-/// The masks of a run with the default draws.
+/// The masks of a run with the default [`RngKey`](ddpm_engine::RngKey).
 fn masks(op: &Dropout) -> Masks {
     Masks::new(op.p, [0, 0, Purpose::Dropout as u32 | op.site << 8], [0, 0])
 }
 
-/// The convolution of `x` to `y` with weights `w`; what is no image batch is one image of `rows x 1` pixels.
+/// The convolution of `x` to `y` with weights `w`; anything but an image batch is one image of `rows x 1` pixels.
 fn conv_shape(x: Shape, w: Shape, y: Shape, stride: (usize, usize), pad: (usize, usize)) -> ConvShape {
     let pixels = |s: Shape| s.nhwc().unwrap_or([1, s.len() / s.channels(), 1, s.channels()]);
     let ([n, h, wd, cin], [_, oh, ow, cout]) = (pixels(x), pixels(y));

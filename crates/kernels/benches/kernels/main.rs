@@ -1,13 +1,13 @@
-//! The hottest kernels on one thread, and the peak of the machine beside them.
+//! The hottest kernels on one thread, next to the peak of the machine.
 //!
 //! ```text
-//! cargo bench -p ddpm-kernels               all, some minutes
-//! cargo bench -p ddpm-kernels -- weight     what has "weight" in its name
+//! cargo bench -p ddpm-kernels               all, a few minutes
+//! cargo bench -p ddpm-kernels -- weight     those with "weight" in their name
 //! bench/kernels.sh                          the same as a table with fractions of the peak
 //! ```
 //!
-//! Items are floating-point operations, those of the plain way also where another needs fewer. Without `--bench`, as
-//! `cargo test` runs it, everything is done once, on tiny shapes.
+//! Items are floating-point operations, always those of direct convolution even where Winograd needs fewer.
+//! Without `--bench`, as `cargo test` runs it, everything runs once, on tiny shapes.
 
 use ddpm_kernels::Isa;
 use ddpm_kernels::conv::{ConvShape, MatmulDtype};
@@ -30,8 +30,8 @@ fn isa() -> Isa {
     Isa::from_env().expect("DDPM_ISA names an instruction set of this machine")
 }
 
-/// Numbers between -1 and 1.
-fn numbers(len: usize) -> Vec<f32> {
+/// Random values between -1 and 1.
+fn random(len: usize) -> Vec<f32> {
     let mut state = 1u32;
     let next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -40,7 +40,7 @@ fn numbers(len: usize) -> Vec<f32> {
     std::iter::repeat_with(next).take(len).collect()
 }
 
-/// What the machine can do at most, in registers only.
+/// Peak throughput of the machine, in registers only.
 mod peak {
     use super::*;
 
@@ -55,7 +55,7 @@ mod peak {
     #[divan::bench]
     fn bf16(bencher: Bencher<'_, '_>) {
         let (isa, rounds) = (isa(), if tiny() { 1 } else { 1 << 20 });
-        // Without an instruction for it there is no peak of its own.
+        // Without the instruction there is no separate peak.
         let flops = ddpm_kernels::bf16::fma_throughput(isa, rounds).unwrap_or(0);
         let run = || ddpm_kernels::bf16::fma_throughput(isa, rounds);
         bencher.counter(ItemsCount::new(flops)).bench_local(run);
@@ -78,7 +78,8 @@ const fn conv(name: &'static str, n: usize, size: usize, cin: usize, cout: usize
     Conv { name, n, size, cin, cout, kernel: 3, stride: 1 }
 }
 
-/// Where training steps of the four networks take longest; in fewer images, which changes nothing about the speed.
+/// Where training steps of the four networks spend most time; with fewer images, which does not change the
+/// speed.
 const HOTTEST: [Conv; 10] = [
     conv("simple", 4, 64, 128, 128),
     conv("simple", 4, 32, 256, 256),
@@ -92,7 +93,7 @@ const HOTTEST: [Conv; 10] = [
     conv("double-conv", 4, 64, 64, 64),
 ];
 
-/// Linear layers before and after attention, which only the plain way makes.
+/// Linear layers before and after attention, which Winograd does not support.
 const LINEAR: [Conv; 2] = [
     Conv { kernel: 1, ..conv("attention", 16, 28, 64, 192) },
     Conv { kernel: 1, ..conv("attention", 16, 28, 64, 64) },
@@ -200,14 +201,14 @@ mod weight_gradient {
     }
 }
 
-/// What goes over memory number by number, or nearly so; bytes are those read and written.
+/// Memory-bound elementwise kernels and the like; bytes are those read and written.
 mod passes {
     use super::*;
     use ddpm_kernels::activation::{Activation, activate, activate_backward};
     use ddpm_kernels::elementwise::{AdamStep, adam, exp};
     use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
 
-    /// More than the caches close to a core hold.
+    /// More than the private caches of a core hold.
     fn len() -> usize {
         if tiny() { 100 } else { 1 << 20 }
     }
@@ -224,7 +225,7 @@ mod passes {
     #[divan::bench]
     fn group_norm_silu(bencher: Bencher<'_, '_>) {
         let (isa, shape) = (isa(), norm_shape());
-        let (x, gamma, beta) = (numbers(shape.pixels * 128), numbers(128), numbers(128));
+        let (x, gamma, beta) = (random(shape.pixels * 128), random(128), random(128));
         let (mut y, mut stats, mut scratch) = (x.clone(), [0.0; 64], vec![0.0; shape.scratch_len()]);
         bencher.counter(bytes(4, x.len())).bench_local(|| {
             group_norm(isa, shape, &x, &gamma, &beta, &mut y, &mut stats, &mut scratch);
@@ -234,7 +235,7 @@ mod passes {
     #[divan::bench]
     fn group_norm_silu_gradient(bencher: Bencher<'_, '_>) {
         let (isa, shape) = (isa(), norm_shape());
-        let (x, gamma, beta) = (numbers(shape.pixels * 128), numbers(128), numbers(128));
+        let (x, gamma, beta) = (random(shape.pixels * 128), random(128), random(128));
         let (mut y, mut stats, mut scratch) = (x.clone(), [0.0; 64], vec![0.0; shape.scratch_len()]);
         group_norm(isa, shape, &x, &gamma, &beta, &mut y, &mut stats, &mut scratch);
         let (mut dx, mut dgamma, mut dbeta) = (x.clone(), gamma.clone(), beta.clone());
@@ -258,34 +259,34 @@ mod passes {
 
     #[divan::bench(args = ["relu", "silu", "gelu", "mish"])]
     fn activation(bencher: Bencher<'_, '_>, name: &str) {
-        let (isa, act, x) = (isa(), named(name), numbers(len()));
+        let (isa, act, x) = (isa(), named(name), random(len()));
         let mut y = x.clone();
         bencher.counter(bytes(2, x.len())).bench_local(|| activate(isa, act, &x, &mut y));
     }
 
     #[divan::bench(args = ["relu", "silu", "gelu", "mish"])]
     fn activation_gradient(bencher: Bencher<'_, '_>, name: &str) {
-        let (isa, act, x) = (isa(), named(name), numbers(len()));
+        let (isa, act, x) = (isa(), named(name), random(len()));
         let mut g = x.clone();
         bencher.counter(bytes(3, x.len())).bench_local(|| activate_backward(isa, act, &x, &mut g));
     }
 
     fn named(name: &str) -> Activation {
         let all = [Activation::Relu, Activation::Silu, Activation::Gelu, Activation::Mish];
-        all.into_iter().find(|a| a.name() == name).expect("one of these")
+        all.into_iter().find(|a| a.name() == name).expect("a known activation")
     }
 
     /// Items are exponentials.
     #[divan::bench]
     fn exponential(bencher: Bencher<'_, '_>) {
-        let (isa, x) = (isa(), numbers(if tiny() { 100 } else { 1 << 12 }));
+        let (isa, x) = (isa(), random(if tiny() { 100 } else { 1 << 12 }));
         let mut y = x.clone();
         bencher.counter(ItemsCount::new(x.len())).bench_local(|| exp(isa, &x, &mut y));
     }
 
     #[divan::bench(args = [false, true])]
     fn adam_step(bencher: Bencher<'_, '_>, average: bool) {
-        let (isa, grad) = (isa(), numbers(len()));
+        let (isa, grad) = (isa(), random(len()));
         let (mut weight, mut m, mut v) = (grad.clone(), grad.clone(), vec![1.0; grad.len()]);
         let mut ema = if average { grad.clone() } else { Vec::new() };
         let step = AdamStep {
@@ -311,7 +312,7 @@ mod attention {
     use super::*;
     use ddpm_kernels::attention::{Attention, Saved};
 
-    /// Images of a batch, as far as the split into tasks goes.
+    /// Batch size assumed for the split into tasks.
     const BATCH: usize = 16;
 
     /// Tokens, channels and heads.
@@ -324,7 +325,7 @@ mod attention {
         }
     }
 
-    /// Those of the networks: heads of 4, 8, 16, 32, 64, 256, 16, 32 numbers.
+    /// Those of the networks: heads of width 4, 8, 16, 32, 64, 256, 16, 32.
     const SIZES: [Sizes; 8] = [
         Sizes(784, 16, 4),
         Sizes(784, 32, 4),
@@ -341,7 +342,7 @@ mod attention {
             if tiny() { 10 } else { self.0 }
         }
 
-        /// Floating-point operations of so many products of a token with a token.
+        /// Floating-point operations of `products` dot products for each pair of tokens.
         fn flops(self, products: usize) -> ItemsCount {
             ItemsCount::new(2 * products * self.tokens() * self.tokens() * self.1)
         }
@@ -349,56 +350,56 @@ mod attention {
 
     /// One forward pass, task by task, as in a large batch.
     fn forward_pass(
-        of: &Attention,
+        attn: &Attention,
         channels: usize,
         qkv: &[f32],
         o: &mut [f32],
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (queries, heads) = (of.task_queries(BATCH), lse.len() / (o.len() / channels));
+        let (queries, heads) = (attn.task_queries(BATCH), lse.len() / (o.len() / channels));
         let tasks = o.chunks_mut(queries * channels).zip(lse.chunks_mut(queries * heads));
         for (i, (o, lse)) in tasks.enumerate() {
-            of.forward(qkv, i * queries, None, o, lse, scratch);
+            attn.forward(qkv, i * queries, None, o, lse, scratch);
         }
     }
 
-    /// Images that are gone through: together more than the caches close to a core hold, as in a network.
+    /// Number of images: together more than the private caches of a core hold, as in a network.
     fn images(sizes: Sizes) -> usize {
         if tiny() { 2 } else { (1 << 21) / (sizes.tokens() * sizes.1) }.max(1)
     }
 
-    fn forward_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: MatmulDtype) {
+    fn forward_of(bencher: Bencher<'_, '_>, sizes: Sizes, dtype: MatmulDtype) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), images(sizes));
-        let qkv = numbers(n * tokens * 3 * channels);
+        let (attn, n) = (Attention::new(isa(), dtype, tokens, channels, heads), images(sizes));
+        let qkv = random(n * tokens * 3 * channels);
         let (mut o, mut lse) = (vec![0.0; n * tokens * channels], vec![0.0; n * tokens * heads]);
-        let mut scratch = vec![0.0; of.scratch_len()];
+        let mut scratch = vec![0.0; attn.scratch_len()];
         bencher.counter(sizes.flops(2 * n)).bench_local(|| {
             let images = qkv.chunks(tokens * 3 * channels).zip(o.chunks_mut(tokens * channels));
             for ((qkv, o), lse) in images.zip(lse.chunks_mut(tokens * heads)) {
-                forward_pass(&of, channels, qkv, o, lse, &mut scratch);
+                forward_pass(&attn, channels, qkv, o, lse, &mut scratch);
             }
         });
     }
 
-    fn gradient_of(bencher: Bencher<'_, '_>, sizes: Sizes, factors: MatmulDtype) {
+    fn gradient_of(bencher: Bencher<'_, '_>, sizes: Sizes, dtype: MatmulDtype) {
         let (tokens, Sizes(_, channels, heads)) = (sizes.tokens(), sizes);
-        let (of, n) = (Attention::new(isa(), factors, tokens, channels, heads), images(sizes));
-        let qkv = numbers(n * tokens * 3 * channels);
+        let (attn, n) = (Attention::new(isa(), dtype, tokens, channels, heads), images(sizes));
+        let qkv = random(n * tokens * 3 * channels);
         let (mut o, mut lse) = (vec![0.0; n * tokens * channels], vec![0.0; n * tokens * heads]);
-        let mut scratch = vec![0.0; of.scratch_len().max(of.backward_scratch_len())];
-        let (d_o, mut dqkv) = (numbers(o.len()), qkv.clone());
+        let mut scratch = vec![0.0; attn.scratch_len().max(attn.backward_scratch_len())];
+        let (d_o, mut dqkv) = (random(o.len()), qkv.clone());
         let part = |image: usize, len: usize| image * tokens * len..(image + 1) * tokens * len;
         for i in 0..n {
             let (o, lse) = (&mut o[part(i, channels)], &mut lse[part(i, heads)]);
-            forward_pass(&of, channels, &qkv[part(i, 3 * channels)], o, lse, &mut scratch);
+            forward_pass(&attn, channels, &qkv[part(i, 3 * channels)], o, lse, &mut scratch);
         }
         bencher.counter(sizes.flops(5 * n)).bench_local(|| {
             for i in 0..n {
                 let (o, lse, d_o) = (&o[part(i, channels)], &lse[part(i, heads)], &d_o[part(i, channels)]);
                 let saved = Saved { qkv: &qkv[part(i, 3 * channels)], o, lse, d_o, dropout: None };
-                of.backward(&saved, &mut dqkv[part(i, 3 * channels)], &mut scratch);
+                attn.backward(&saved, &mut dqkv[part(i, 3 * channels)], &mut scratch);
             }
         });
     }

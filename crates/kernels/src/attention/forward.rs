@@ -9,28 +9,28 @@
 //!     out = o / l;  lse = (m + log2 l) ln 2
 //! ```
 //!
-//! Softmax does not depend on m; it only has to keep the powers in range. Where `|q| max |k|`, which no score exceeds
-//! (Cauchy and Schwarz), is small, m is 0, and there is neither a maximum to find nor anything to scale again. Only
-//! other queries need the running maximum and the rescaling of the online softmax (Milakov and Gimelshein 2018).
+//! Softmax does not depend on m, which only keeps the exponentials in range. Where `|q| max |k|`, an upper
+//! bound on all scores (Cauchy-Schwarz), is small, m is 0, and no maximum or rescaling is needed. Only the
+//! other queries need the running maximum and rescaling of the online softmax (Milakov and Gimelshein 2018).
 
-use super::product::{
-    PANEL, Rows, columns, exp2_bounded, in_rows, load, pair_rows, panel_columns, power, put_rows, row,
-    short_rows, store,
+use super::operands::{
+    PANEL, Rows, columns, exp2_bounded, exp2_clamped, in_rows, load, pair_rows, panel_columns, row,
+    short_rows, store, unpack_columns,
 };
 use super::{Attention, L2_ELEMS, Splitter, vectors, vectors_mut};
-use crate::bf16::Words;
+use crate::bf16::Packing;
 use crate::random::Dropout;
-use crate::tile::{self, Lanes};
+use crate::tile::{self, PackLanes};
 use crate::vector;
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
 
-/// Keys of a block: their scores against a query tile stay in the first-level cache.
+/// Keys of a block, chosen so that their scores against a query tile fit the L1 cache.
 const KEY_BLOCK: usize = 64;
 
-/// Largest bound on the base-2 scores of a query without a maximum: its powers then lie in 2^-60 .. 2^60, and a sum of
-/// 2^20 of them times a value of 2^40 is still a number.
-const BOUND: f32 = 60.0;
+/// Maximum score bound, to base 2, of a query that needs no maximum: its exponentials are in 2^-60 .. 2^60,
+/// and a sum of 2^20 of them times a value of 2^40 does not overflow.
+const MAX_SAFE_SCORE: f32 = 60.0;
 
 /// Vectors of queries in a tile.
 const fn tile_vectors(lanes: usize) -> usize {
@@ -43,33 +43,33 @@ impl Attention {
         tile_vectors(self.isa.lanes()) * self.isa.lanes()
     }
 
-    /// Queries of a forward task of a batch of images, a multiple of the tile: enough tasks for many threads, and so many
-    /// queries that packing the keys and values anew does not count.
+    /// Queries of a forward task in a batch of images, a multiple of the tile: small enough for many threads,
+    /// and large enough that repacking keys and values for each task is negligible.
     pub fn task_queries(&self, images: usize) -> usize {
         const TASKS: usize = 16;
-        const LEAST: usize = 128;
-        let parts = TASKS.div_ceil(images).min(self.tokens / LEAST).max(1);
+        const MIN_QUERIES: usize = 128;
+        let parts = TASKS.div_ceil(images).min(self.tokens / MIN_QUERIES).max(1);
         self.tokens.div_ceil(parts).next_multiple_of(self.nr())
     }
 
-    /// Numbers of a forward task's scratch memory.
+    /// Scratch length of a forward task, in f32s.
     pub fn scratch_len(&self) -> usize {
         Splitter::total(&self.parts())
     }
 
-    /// Numbers and lengths of the parts of the scratch memory: panels of keys, and values; queries and output; weights, and
-    /// their words; maxima, sums and bounds.
+    /// Counts and lengths of the scratch parts: panels of keys and of values; queries and output; weights;
+    /// packed weights; maxima, sums and bounds.
     fn parts(&self) -> [(usize, usize); 5] {
         let (width, nr, block) = (self.width(), self.nr(), KEY_BLOCK * self.nr());
-        let words = if self.words == Words::Pairs { block / 2 } else { 0 };
+        let words = if self.packing == Packing::Pairs { block / 2 } else { 0 };
         [(2, self.tokens.next_multiple_of(PANEL) * width), (2, width * nr), (1, block), (1, words), (3, nr)]
     }
 
     #[inline(always)]
-    pub(super) fn forward_generic<S: Simd, P: Lanes>(
+    pub(super) fn forward_generic<S: Simd, P: PackLanes>(
         &self,
         s: S,
-        product: P,
+        dot: P,
         qkv: &[f32],
         first: usize,
         dropout: Option<Dropout>,
@@ -78,16 +78,16 @@ impl Attention {
         scratch: &mut [f32],
     ) {
         match S::F32_LANES {
-            1 => self.forward_tiles::<S, P, 8>(s, product, qkv, first, dropout, o, lse, scratch),
-            _ => self.forward_tiles::<S, P, 2>(s, product, qkv, first, dropout, o, lse, scratch),
+            1 => self.forward_tiles::<S, P, 8>(s, dot, qkv, first, dropout, o, lse, scratch),
+            _ => self.forward_tiles::<S, P, 2>(s, dot, qkv, first, dropout, o, lse, scratch),
         }
     }
 
     #[inline(always)]
-    fn forward_tiles<S: Simd, P: Lanes, const NV: usize>(
+    fn forward_tiles<S: Simd, P: PackLanes, const NV: usize>(
         &self,
         s: S,
-        product: P,
+        dot: P,
         qkv: &[f32],
         first: usize,
         dropout: Option<Dropout>,
@@ -96,7 +96,7 @@ impl Attention {
         scratch: &mut [f32],
     ) {
         let (width, nr, c) = (self.width(), NV * S::F32_LANES, self.channels);
-        let width_words = width.div_ceil(P::PER_WORD);
+        let width_words = width.div_ceil(P::ELEMS_PER_WORD);
         let mut split = Splitter(scratch);
         let [rows, tiles, block, words, lanes] = self.parts().map(|(_, len)| len);
         let [keys, values] = split.take(rows);
@@ -105,71 +105,64 @@ impl Attention {
         let [words] = split.take(words);
         let [max, sum, bound] = split.take(lanes);
         let keys = &mut keys[..self.tokens.div_ceil(PANEL) * width_words * PANEL];
-        let values = &mut values[..self.tokens.div_ceil(P::PER_WORD) * width];
-        let (count, factors) = (o.len() / c, self.words);
+        let values = &mut values[..self.tokens.div_ceil(P::ELEMS_PER_WORD) * width];
+        let (count, packing) = (o.len() / c, self.packing);
         for head in 0..self.heads {
             let part = |part: usize| self.rows(qkv, part, head);
             if qkv.len() > L2_ELEMS {
                 part(1).prefetch_rows();
                 part(2).prefetch_rows();
             }
-            part(1).panels::<P>(keys);
-            part(2).down::<P>(width, values);
-            factors.round(keys);
-            factors.round(values);
-            let longest = part(1).longest(s);
+            part(1).pack_panels::<P>(keys);
+            part(2).pack_rows::<P>(width, values);
+            packing.round(keys);
+            packing.round(values);
+            let max_row_norm = part(1).max_row_norm(s);
             for start in (0..count).step_by(nr) {
                 let tile = nr.min(count - start);
                 let scale = self.scale() * LOG2_E;
-                bounds(s, part(0).part(first + start, tile), scale * longest, bound);
+                score_bounds(s, part(0).part(first + start, tile), scale * max_row_norm, bound);
                 let mut bounded = true;
                 for (bound, max) in bound.iter().zip(&mut *max) {
-                    let small = *bound <= BOUND;
+                    let small = *bound <= MAX_SAFE_SCORE;
                     *max = if small { 0.0 } else { f32::NEG_INFINITY };
                     bounded &= small;
                 }
-                part(0).part(first + start, tile).columns::<P>(
+                part(0).part(first + start, tile).pack_columns::<P>(
                     0,
                     nr,
                     scale,
                     &mut queries[..width_words * nr],
                 );
-                factors.round(queries);
+                packing.round(queries);
                 out.fill(0.0);
                 sum.fill(0.0);
-                match (bounded && dropout.is_none() && factors != Words::Rounded, P::PER_WORD, width) {
+                match (bounded && dropout.is_none() && packing != Packing::Rounded, P::ELEMS_PER_WORD, width)
+                {
                     (true, 1, 4) => {
-                        fused::<S, P, 4, 4, NV, NV>(s, product, self.tokens, keys, values, queries, sum, out)
+                        fused::<S, P, 4, 4, NV, NV>(s, dot, self.tokens, keys, values, queries, sum, out)
                     }
                     (true, 1, 8) => {
-                        fused::<S, P, 8, 8, NV, 1>(s, product, self.tokens, keys, values, queries, sum, out)
+                        fused::<S, P, 8, 8, NV, 1>(s, dot, self.tokens, keys, values, queries, sum, out)
                     }
                     (true, 2, 4) => {
-                        fused::<S, P, 2, 4, NV, NV>(s, product, self.tokens, keys, values, queries, sum, out)
+                        fused::<S, P, 2, 4, NV, NV>(s, dot, self.tokens, keys, values, queries, sum, out)
                     }
                     (true, 2, 8) => {
-                        fused::<S, P, 4, 8, NV, 1>(s, product, self.tokens, keys, values, queries, sum, out)
+                        fused::<S, P, 4, 8, NV, 1>(s, dot, self.tokens, keys, values, queries, sum, out)
                     }
                     _ => {
                         for key in (0..self.tokens).step_by(KEY_BLOCK) {
                             let block = KEY_BLOCK.min(self.tokens - key);
                             let keys = &keys[key * width_words..];
-                            let values = &values[key / P::PER_WORD * width..];
+                            let values = &values[key / P::ELEMS_PER_WORD * width..];
                             let weights = &mut weights[..block * nr];
                             if bounded {
-                                bounded_weights::<S, P, NV>(
-                                    s,
-                                    product,
-                                    width_words,
-                                    keys,
-                                    queries,
-                                    weights,
-                                    sum,
-                                );
+                                bounded_weights::<S, P, NV>(s, dot, width_words, keys, queries, weights, sum);
                             } else {
                                 online_weights::<S, P, NV>(
                                     s,
-                                    product,
+                                    dot,
                                     width_words,
                                     keys,
                                     queries,
@@ -184,8 +177,8 @@ impl Attention {
                                 let weights = vectors_mut::<S>(weights);
                                 masks.apply_weights(s, head, self.tokens, key, first + start, NV, weights);
                             }
-                            factors.round(weights);
-                            add_values::<S, P, NV>(s, product, width, values, weights, words, out);
+                            packing.round(weights);
+                            add_values::<S, P, NV>(s, dot, width, values, weights, words, out);
                         }
                     }
                 }
@@ -195,7 +188,7 @@ impl Attention {
         }
     }
 
-    /// Divides by the sums and writes a tile's results to the rows of `o` and `lse`.
+    /// Divides by the sums and writes the results of a tile to the rows of `o` and `lse`.
     #[inline(always)]
     fn finish<S: Simd>(
         &self,
@@ -222,24 +215,24 @@ impl Attention {
                 |o, sum| s.div_f32s(o, sum),
             );
         }
-        put_rows(out, nr, tile, 1.0, width, o, head * width, self.channels);
+        unpack_columns(out, nr, tile, 1.0, width, o, head * width, self.channels);
     }
 }
 
-/// What no score of each query exceeds: the query's length times `scale`; 0 behind the last query.
+/// Upper bound on the scores of each query: its norm times `scale`; 0 past the last query.
 #[inline(always)]
-fn bounds<S: Simd>(s: S, queries: Rows<'_>, scale: f32, bound: &mut [f32]) {
+fn score_bounds<S: Simd>(s: S, queries: Rows<'_>, scale: f32, bound: &mut [f32]) {
     bound.fill(0.0);
     for (q, bound) in bound.iter_mut().enumerate().take(queries.count()) {
-        *bound = queries.part(q, 1).longest(s) * scale;
+        *bound = queries.part(q, 1).max_row_norm(s) * scale;
     }
 }
 
 /// `weights[key][query] = 2^(k . q)`, and the sums over keys.
 #[inline(always)]
-fn bounded_weights<S: Simd, P: Lanes, const NV: usize>(
+fn bounded_weights<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
-    product: P,
+    dot: P,
     words: usize,
     keys: &[f32],
     queries: &[f32],
@@ -247,9 +240,9 @@ fn bounded_weights<S: Simd, P: Lanes, const NV: usize>(
     sum: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
-        product: P,
+        dot: P,
         words: usize,
         at: [usize; 2],
         keys: &[f32],
@@ -258,7 +251,7 @@ fn bounded_weights<S: Simd, P: Lanes, const NV: usize>(
         sum: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, product, keys, queries, NV, at, words, &mut acc);
+        panel_columns(s, dot, keys, queries, NV, at, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
@@ -275,18 +268,18 @@ fn bounded_weights<S: Simd, P: Lanes, const NV: usize>(
         P,
         [NV],
         weights.len() / NV,
-        most_rows::<S>(),
-        rows(i, s, product, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut total)
+        max_tile_rows::<S>(),
+        rows(i, s, dot, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut total)
     );
     sum.copy_from_slice(&total);
 }
 
-/// The same with a running maximum: `weights[key][query] = 2^(k . q - max)`; what was summed before is scaled to the new
-/// maximum. Where `bound` is small the maximum stays 0.
+/// The same with a running maximum: `weights[key][query] = 2^(k . q - max)`; earlier sums are rescaled to the
+/// new maximum. Where `bound` is small the maximum stays 0.
 #[inline(always)]
-fn online_weights<S: Simd, P: Lanes, const NV: usize>(
+fn online_weights<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
-    product: P,
+    dot: P,
     words: usize,
     keys: &[f32],
     queries: &[f32],
@@ -297,9 +290,9 @@ fn online_weights<S: Simd, P: Lanes, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
-        product: P,
+        dot: P,
         words: usize,
         at: [usize; 2],
         keys: &[f32],
@@ -308,7 +301,7 @@ fn online_weights<S: Simd, P: Lanes, const NV: usize>(
         max: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, product, keys, queries, NV, at, words, &mut acc);
+        panel_columns(s, dot, keys, queries, NV, at, words, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 max[v] = s.max_f32s(max[v], acc[r][v]);
@@ -318,21 +311,21 @@ fn online_weights<S: Simd, P: Lanes, const NV: usize>(
     }
     let (queries, weights, out) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(out));
     let (bound, max, sum) = (vectors::<S>(bound), vectors_mut::<S>(max), vectors_mut::<S>(sum));
-    let mut most = row::<S, NV>(max);
+    let mut new_max = row::<S, NV>(max);
     let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
     in_rows!(
         S,
         P,
         [NV],
         weights.len() / NV,
-        most_rows::<S>(),
-        rows(i, s, product, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut most)
+        max_tile_rows::<S>(),
+        rows(i, s, dot, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut new_max)
     );
-    let (mut total, mut rescale) = (row::<S, NV>(sum), most);
+    let (mut total, mut rescale) = (row::<S, NV>(sum), new_max);
     for v in 0..NV {
-        let small = s.less_than_or_equal_f32s(bound[v], s.splat_f32s(BOUND));
-        most[v] = s.select_f32s(small, max[v], most[v]);
-        rescale[v] = vector::exp2(s, s.sub_f32s(max[v], most[v]));
+        let small = s.less_than_or_equal_f32s(bound[v], s.splat_f32s(MAX_SAFE_SCORE));
+        new_max[v] = s.select_f32s(small, max[v], new_max[v]);
+        rescale[v] = vector::exp2(s, s.sub_f32s(max[v], new_max[v]));
         total[v] = s.mul_f32s(total[v], rescale[v]);
     }
     for row in out.chunks_exact_mut(NV) {
@@ -342,19 +335,19 @@ fn online_weights<S: Simd, P: Lanes, const NV: usize>(
     }
     for row in weights.chunks_exact_mut(NV) {
         for v in 0..NV {
-            row[v] = power::<S, P>(s, s.sub_f32s(row[v], most[v]));
+            row[v] = exp2_clamped::<S, P>(s, s.sub_f32s(row[v], new_max[v]));
             total[v] = s.add_f32s(total[v], row[v]);
         }
     }
-    max.copy_from_slice(&most);
+    max.copy_from_slice(&new_max);
     sum.copy_from_slice(&total);
 }
 
 /// `out[d][query] += sum over keys of values[key][d] weights[key][query]`.
 #[inline(always)]
-fn add_values<S: Simd, P: Lanes, const NV: usize>(
+fn add_values<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
-    product: P,
+    dot: P,
     width: usize,
     values: &[f32],
     weights: &[f32],
@@ -362,36 +355,36 @@ fn add_values<S: Simd, P: Lanes, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
-        product: P,
+        dot: P,
         width: usize,
         values: &[f32],
         weights: &[S::f32s],
         out: &mut [S::f32s],
     ) {
         let mut acc = load::<S, MR, NV>(out, NV);
-        columns(s, product, values, width, weights, NV, weights.len() / NV, &mut acc);
+        columns(s, dot, values, width, weights, NV, weights.len() / NV, &mut acc);
         store::<S, MR, NV>(&acc, out, NV);
     }
     let (weights, out) = (vectors::<S>(weights), vectors_mut::<S>(out));
-    let count = (weights.len() / NV).div_ceil(P::PER_WORD);
-    let weights = &pair_rows(s, product, weights, NV, vectors_mut::<S>(words))[..count * NV];
+    let count = (weights.len() / NV).div_ceil(P::ELEMS_PER_WORD);
+    let weights = &pair_rows(s, dot, weights, NV, vectors_mut::<S>(words))[..count * NV];
     in_rows!(
         S,
         P,
         [NV],
         width,
-        most_rows::<S>(),
-        rows(i, s, product, width, &values[i..], weights, &mut out[i * NV..])
+        max_tile_rows::<S>(),
+        rows(i, s, dot, width, &values[i..], weights, &mut out[i * NV..])
     );
 }
 
-/// All keys at once, everything in registers: `W` words of `D` numbers.
+/// All keys at once, everything in registers: `D` elements packed in `W` words.
 #[inline(always)]
-fn fused<S: Simd, P: Lanes, const W: usize, const D: usize, const NV: usize, const V: usize>(
+fn fused<S: Simd, P: PackLanes, const W: usize, const D: usize, const NV: usize, const V: usize>(
     s: S,
-    product: P,
+    dot: P,
     tokens: usize,
     keys: &[f32],
     values: &[f32],
@@ -400,9 +393,9 @@ fn fused<S: Simd, P: Lanes, const W: usize, const D: usize, const NV: usize, con
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn group<S: Simd, P: Lanes, const MR: usize, const W: usize, const D: usize, const V: usize>(
+    fn group<S: Simd, P: PackLanes, const MR: usize, const W: usize, const D: usize, const V: usize>(
         s: S,
-        product: P,
+        dot: P,
         keys: &[f32],
         values: &[f32],
         q: &[[S::f32s; V]; W],
@@ -410,51 +403,51 @@ fn fused<S: Simd, P: Lanes, const W: usize, const D: usize, const NV: usize, con
         sum: &mut [S::f32s; V],
     ) {
         let mut acc = tile::zero::<S, MR, V>(s);
-        short_rows(s, product, keys, q, &mut acc);
+        short_rows(s, dot, keys, q, &mut acc);
         for r in 0..MR {
             for v in 0..V {
                 acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
                 sum[v] = s.add_f32s(sum[v], acc[r][v]);
             }
         }
-        let values = &values[..MR.div_ceil(P::PER_WORD) * D];
-        for r in (0..MR).step_by(P::PER_WORD) {
+        let values = &values[..MR.div_ceil(P::ELEMS_PER_WORD) * D];
+        for r in (0..MR).step_by(P::ELEMS_PER_WORD) {
             let mut weights = acc[r];
-            if P::PER_WORD == 2 {
+            if P::ELEMS_PER_WORD == 2 {
                 for v in 0..V {
                     let odd = if r + 1 < MR { acc[r + 1][v] } else { s.splat_f32s(0.0) };
-                    weights[v] = product.pair(s, acc[r][v], odd);
+                    weights[v] = dot.pair(s, acc[r][v], odd);
                 }
             }
             for d in 0..D {
-                product.multiply(s, values[r / P::PER_WORD * D + d], weights, &mut o[d]);
+                dot.multiply(s, values[r / P::ELEMS_PER_WORD * D + d], weights, &mut o[d]);
             }
         }
     }
     let (queries, sum, out) = (vectors::<S>(queries), vectors_mut::<S>(sum), vectors_mut::<S>(out));
-    let whole = tokens / PANEL;
-    let (panels, last_keys) = keys.split_at(whole * PANEL * W);
-    let (blocks, last_values) = values.split_at(whole * PANEL / P::PER_WORD * D);
+    let full = tokens / PANEL;
+    let (panels, last_keys) = keys.split_at(full * PANEL * W);
+    let (blocks, last_values) = values.split_at(full * PANEL / P::ELEMS_PER_WORD * D);
     for v in (0..NV).step_by(V) {
         let q = load::<S, W, V>(&queries[v..], NV);
         let mut o = load::<S, D, V>(&out[v..], NV);
         let mut total = row::<S, V>(&sum[v..]);
-        let blocks = blocks.chunks_exact(PANEL / P::PER_WORD * D);
+        let blocks = blocks.chunks_exact(PANEL / P::ELEMS_PER_WORD * D);
         for (k, x) in panels.chunks_exact(PANEL * W).zip(blocks) {
-            group::<S, P, PANEL, W, D, V>(s, product, k, x, &q, &mut o, &mut total);
+            group::<S, P, PANEL, W, D, V>(s, dot, k, x, &q, &mut o, &mut total);
         }
         in_rows!(
             S,
             P,
             [W, D, V],
-            tokens - whole * PANEL,
+            tokens - full * PANEL,
             2,
             group(
                 i,
                 s,
-                product,
+                dot,
                 &last_keys[i..],
-                &last_values[i / P::PER_WORD * D..],
+                &last_values[i / P::ELEMS_PER_WORD * D..],
                 &q,
                 &mut o,
                 &mut total
@@ -465,9 +458,9 @@ fn fused<S: Simd, P: Lanes, const W: usize, const D: usize, const NV: usize, con
     }
 }
 
-/// Rows of a tile that fills the registers.
+/// Rows of a tile that fills the register file.
 #[inline(always)]
-fn most_rows<S: Simd>() -> usize {
+fn max_tile_rows<S: Simd>() -> usize {
     match S::F32_LANES {
         16 | 4 => 8,
         _ => 4,

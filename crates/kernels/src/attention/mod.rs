@@ -1,59 +1,61 @@
-//! Multi-head self-attention of one image, in tiles, without ever storing the N x N weights.
+//! Multi-head self-attention of one image, tiled, never materializing the N x N weights.
 //!
-//! Input is `qkv`, `[tokens, 3 * channels]`: for each token the queries of all heads, then the keys, then the values
-//! (the layout of PyTorch's `in_proj_weight`); head `h` owns `width = channels / heads` numbers of each.
-//! `o = softmax(q k^T / sqrt(width)) v` (Vaswani et al. 2017).
+//! Input is `qkv`, `[tokens, 3 * channels]`: for each token the queries of all heads, then the keys, then the
+//! values (the layout of PyTorch's `in_proj_weight`); head `h` owns `width = channels / heads` elements of
+//! each. `o = softmax(q k^T / sqrt(width)) v` (Vaswani et al. 2017).
 //!
-//! A tile has one or more vectors of *queries* side by side and a block of keys below each other, so that
-//! maxima, sums and rescaling work lane by lane and a head of width 4 fills the vectors as well as one of width 64.
-//! All exponents are to base 2: queries are multiplied by `log2(e) / sqrt(width)` when they are packed.
+//! A tile has one or more vectors of *queries* across the lanes and a block of keys down its rows, so that
+//! maxima, sums and rescaling work lane by lane and a head of width 4 fills the vectors as well as one of
+//! width 64. All exponentials are to base 2: queries are multiplied by `log2(e) / sqrt(width)` when they are
+//! packed.
 //!
-//! With bf16 factors all five products are of pairs (`product.rs`); scores, sums and the powers themselves stay f32.
+//! With bf16 operands all five products use bf16 pairs (`operands.rs`); scores, sums and exponentials stay
+//! f32.
 //!
-//! Dropout multiplies the softmax's results with factors D that are drawn tile by tile, in both passes the same ones:
+//! Dropout multiplies the softmax by a mask D that is generated tile by tile, identically in both passes:
 //! `o = (p D) v`, `dv += (p D) do`, `dp = D (v . do)`; the sums of p, and `do . o` in ds, need no change.
 
 mod backward;
 mod forward;
+mod key_split;
 mod narrow;
-mod product;
-mod ranges;
+mod operands;
 mod tiles;
 
 pub use backward::Saved;
 
-use self::product::Rows;
-use self::ranges::Layout;
-use crate::bf16::Words;
+use self::key_split::Layout;
+use self::operands::Rows;
+use crate::bf16::Packing;
 use crate::conv::MatmulDtype;
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
 use std::ops::Range;
 
-/// The sizes of an attention, prepared for one instruction set.
+/// An attention of fixed size, prepared for one instruction set.
 #[derive(Clone, Copy, Debug)]
 pub struct Attention {
     isa: Isa,
-    words: Words,
+    packing: Packing,
     tokens: usize,
     channels: usize,
     heads: usize,
 }
 
 impl Attention {
-    /// Prepares; `heads` must divide `channels`.
-    pub fn new(isa: Isa, factors: MatmulDtype, tokens: usize, channels: usize, heads: usize) -> Self {
-        assert_eq!(channels % heads, 0, "heads divide channels");
-        Self { isa, words: Words::of(isa, factors), tokens, channels, heads }
+    /// `heads` must divide `channels`.
+    pub fn new(isa: Isa, dtype: MatmulDtype, tokens: usize, channels: usize, heads: usize) -> Self {
+        assert_eq!(channels % heads, 0, "heads must divide channels");
+        Self { isa, packing: Packing::of(isa, dtype), tokens, channels, heads }
     }
 
     fn width(&self) -> usize {
         self.channels / self.heads
     }
 
-    /// Forward pass of the queries `first ..` that `o` (`[queries, channels]`) holds. `lse` (`[queries, heads]`)
-    /// receives the logarithm of each softmax's denominator.
+    /// Forward pass of the queries `first ..` that fit into `o` (`[queries, channels]`). `lse`
+    /// (`[queries, heads]`) receives the logarithm of each softmax denominator.
     pub fn forward(
         &self,
         qkv: &[f32],
@@ -66,8 +68,8 @@ impl Attention {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!(o.len() * self.heads, lse.len() * self.channels);
         prefetch_rows([qkv, o]);
-        dispatch!(self.isa, self.words, s, product => self.forward_generic(
-            s, product, qkv, first, dropout, o, lse, scratch
+        dispatch!(self.isa, self.packing, s, dot => self.forward_generic(
+            s, dot, qkv, first, dropout, o, lse, scratch
         ));
     }
 
@@ -79,9 +81,9 @@ impl Attention {
         self.backward_heads(saved, 0..self.heads, 0..self.tokens, None, dqkv, scratch);
     }
 
-    /// Part `task` of the backward pass of one image, of `heads * ranges`: head `task / ranges`, and of its keys range
-    /// `task % ranges`. `out` holds [`partial_len`](Self::partial_len) numbers, which
-    /// [`add_ranges`](Self::add_ranges) adds.
+    /// Task `task` of the `heads * ranges` of an image's backward pass: head `task / ranges`, key range
+    /// `task % ranges`. `out` has length [`partial_len`](Self::partial_len); [`add_ranges`](Self::add_ranges)
+    /// sums the partial results.
     pub fn backward_range(
         &self,
         saved: &Saved<'_>,
@@ -96,8 +98,8 @@ impl Attention {
         self.backward_heads(saved, head..head + 1, keys, Some(self.partial_layout(ranges)), out, scratch);
     }
 
-    /// Some heads of the backward pass with some keys; without a layout `out` is that of an image's `dqkv`. (One place for both
-    /// ways, so that the kernel is compiled once.)
+    /// Backward pass of some heads and keys; without a layout `out` is laid out as `dqkv`. (A single call
+    /// site, so that the kernel is compiled once.)
     fn backward_heads(
         &self,
         saved: &Saved<'_>,
@@ -107,17 +109,17 @@ impl Attention {
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        dispatch!(self.isa, self.words, s, product => for head in heads {
-            let begin = [0, 1, 2].map(|part| self.part(part, head));
+        dispatch!(self.isa, self.packing, s, dot => for head in heads {
+            let begin = [0, 1, 2].map(|part| self.part_offset(part, head));
             let layout = layout.unwrap_or(Layout { begin, stride: 3 * self.channels });
-            self.backward_head(s, product, saved, head, keys.clone(), layout, out, scratch);
+            self.backward_head(s, dot, saved, head, keys.clone(), layout, out, scratch);
         });
     }
 
     fn check(&self, saved: &Saved<'_>) {
-        let numbers = self.tokens * self.channels;
-        assert_eq!(saved.qkv.len(), 3 * numbers);
-        assert_eq!((saved.o.len(), saved.d_o.len()), (numbers, numbers));
+        let len = self.tokens * self.channels;
+        assert_eq!(saved.qkv.len(), 3 * len);
+        assert_eq!((saved.o.len(), saved.d_o.len()), (len, len));
         assert_eq!(saved.lse.len(), self.tokens * self.heads);
     }
 
@@ -127,20 +129,21 @@ impl Attention {
 
     /// Queries (0), keys (1) or values (2) of a head.
     fn rows<'a>(&self, qkv: &'a [f32], part: usize, head: usize) -> Rows<'a> {
-        Rows { x: qkv, stride: 3 * self.channels, at: self.part(part, head), width: self.width() }
+        Rows { x: qkv, stride: 3 * self.channels, at: self.part_offset(part, head), width: self.width() }
     }
 
-    /// Where part `part` (0 queries, 1 keys, 2 values) of `head` begins in a token's row.
-    fn part(&self, part: usize, head: usize) -> usize {
+    /// Offset of part `part` (0 queries, 1 keys, 2 values) of `head` in the row of a token.
+    fn part_offset(&self, part: usize, head: usize) -> usize {
         part * self.channels + head * self.width()
     }
 }
 
-/// Most queries, keys and values that are brought into the second-level cache.
+/// Maximum length of queries, keys and values to be prefetched into the L2 cache, in f32s.
 const L2_ELEMS: usize = 160 << 10;
 
-/// Reads memory front to back, which is fast, before the heads read it in pieces far apart, which is slow unless it is near.
-/// The first part says whether it is little enough. What will be written comes too, because a cache reads it first.
+/// Reads memory sequentially, which is fast, before the heads read it with long strides, which is slow unless
+/// it is cached. Does nothing if the first part is too long. Outputs are included, because a write loads the
+/// cache line first.
 fn prefetch_rows<const N: usize>(parts: [&[f32]; N]) {
     if parts[0].len() <= L2_ELEMS {
         let lines = parts.iter().flat_map(|part| part.iter().step_by(LINE));
@@ -148,10 +151,10 @@ fn prefetch_rows<const N: usize>(parts: [&[f32]; N]) {
     }
 }
 
-/// Numbers of a cache line: parts of scratch memory begin at one, because vectors that cross two are slow.
+/// Elements of a cache line. Scratch parts are aligned to it, because vectors that cross two lines are slow.
 const LINE: usize = 16;
 
-/// Takes one part after the other from a scratch slice.
+/// Splits a scratch slice into parts, one after the other.
 struct Splitter<'a>(&'a mut [f32]);
 
 impl<'a> Splitter<'a> {
@@ -163,19 +166,19 @@ impl<'a> Splitter<'a> {
         })
     }
 
-    /// What parts of these (number, length) take.
+    /// Total length of parts given as (count, length).
     fn total(parts: &[(usize, usize)]) -> usize {
         parts.iter().map(|(count, len)| count * len.next_multiple_of(LINE)).sum()
     }
 }
 
-/// The vectors of a slice whose length is a multiple of the lanes.
+/// A slice as vectors; its length must be a multiple of the lanes.
 #[inline(always)]
 fn vectors<S: Simd>(x: &[f32]) -> &[S::f32s] {
     S::as_simd_f32s(x).0
 }
 
-/// The same, to write to.
+/// Mutable counterpart of [`vectors`].
 #[inline(always)]
 fn vectors_mut<S: Simd>(x: &mut [f32]) -> &mut [S::f32s] {
     S::as_mut_simd_f32s(x).0

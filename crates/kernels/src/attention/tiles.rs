@@ -1,18 +1,20 @@
-//! The products of a tile of queries and a block of keys in the backward pass.
+//! The products of a query tile and a block of keys in the backward pass.
 
 use super::backward::tile_vectors;
-use super::product::{PANEL, columns, in_rows, load, panel_at, panel_columns, power, row, short_rows, store};
+use super::operands::{
+    PANEL, columns, exp2_clamped, in_rows, load, panel_at, panel_columns, row, short_rows, store,
+};
 use super::{vectors, vectors_mut};
-use crate::tile::{self, Acc, Lanes};
+use crate::tile::{self, Acc, PackLanes};
 use pulp::Simd;
 use std::ops::Range;
 
-/// `p = 2^(k . q + shift)` and `ds = p (v . do + delta)` of a block of keys, `[keys][queries]`. With dropout's factors
-/// D in `masks`, `p` becomes `p D`, and `v . do` is multiplied with D.
+/// `p = 2^(k . q + shift)` and `ds = p (v . do + delta)` for a block of keys, `[keys][queries]`. With a
+/// dropout mask D in `masks`, `p` becomes `p D`, and `v . do` is multiplied by D.
 #[inline(always)]
-pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
+pub(super) fn weights_and_gradients<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
-    product: P,
+    dot: P,
     words: usize,
     block: usize,
     used: usize,
@@ -28,9 +30,9 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
     ds_words: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
-        product: P,
+        dot: P,
         words: usize,
         at: [usize; 2],
         [keys, values]: [&[f32]; 2],
@@ -42,53 +44,54 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
     ) {
         let stride = tile_vectors(S::F32_LANES);
         let mut score = [row::<S, NV>(&shift[at[1]..]); MR];
-        panel_columns(s, product, keys, q, stride, at, words, &mut score);
+        panel_columns(s, dot, keys, q, stride, at, words, &mut score);
         let delta = row::<S, NV>(&delta[at[1]..]);
         let Some(masks) = masks else {
             let mut gradient = [delta; MR];
-            panel_columns(s, product, values, d_o, stride, at, words, &mut gradient);
+            panel_columns(s, dot, values, d_o, stride, at, words, &mut gradient);
             for r in 0..MR {
                 for v in 0..NV {
-                    score[r][v] = power::<S, P>(s, score[r][v]);
+                    score[r][v] = exp2_clamped::<S, P>(s, score[r][v]);
                     gradient[r][v] = s.mul_f32s(score[r][v], gradient[r][v]);
                 }
             }
-            put::<S, P, MR, NV>(s, product, &score, &gradient, p, ds, ds_words);
+            store_tiles::<S, P, MR, NV>(s, dot, &score, &gradient, p, ds, ds_words);
             return;
         };
         let mut gradient = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, product, values, d_o, stride, at, words, &mut gradient);
+        panel_columns(s, dot, values, d_o, stride, at, words, &mut gradient);
         for r in 0..MR {
             let mask = row::<S, NV>(&masks[r * stride..]);
             for v in 0..NV {
-                let weight = power::<S, P>(s, score[r][v]);
+                let weight = exp2_clamped::<S, P>(s, score[r][v]);
                 gradient[r][v] = s.mul_f32s(weight, s.mul_add_e_f32s(gradient[r][v], mask[v], delta[v]));
                 score[r][v] = s.mul_f32s(weight, mask[v]);
             }
         }
-        put::<S, P, MR, NV>(s, product, &score, &gradient, p, ds, ds_words);
+        store_tiles::<S, P, MR, NV>(s, dot, &score, &gradient, p, ds, ds_words);
     }
-    // Of a short row all operands stay in registers, for p and then for ds; for both at once there are not enough.
+    // For short rows all operands stay in registers, for p and then for ds; there are not enough for both at
+    // once.
     #[inline(always)]
-    fn short_p<S: Simd, P: Lanes, const MR: usize, const W: usize>(
+    fn short_p<S: Simd, P: PackLanes, const MR: usize, const W: usize>(
         s: S,
-        product: P,
+        dot: P,
         keys: &[f32],
         q: &Acc<S, W, 1>,
         shift: S::f32s,
         p: &mut [S::f32s],
     ) {
         let mut score = [[shift]; MR];
-        short_rows(s, product, keys, q, &mut score);
+        short_rows(s, dot, keys, q, &mut score);
         for r in 0..MR {
-            score[r][0] = power::<S, P>(s, score[r][0]);
+            score[r][0] = exp2_clamped::<S, P>(s, score[r][0]);
         }
         store::<S, MR, 1>(&score, p, tile_vectors(S::F32_LANES));
     }
     #[inline(always)]
-    fn short_ds<S: Simd, P: Lanes, const MR: usize, const W: usize>(
+    fn short_ds<S: Simd, P: PackLanes, const MR: usize, const W: usize>(
         s: S,
-        product: P,
+        dot: P,
         values: &[f32],
         d_o: &Acc<S, W, 1>,
         delta: S::f32s,
@@ -97,16 +100,16 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
     ) {
         let columns = tile_vectors(S::F32_LANES);
         let (mut gradient, p) = ([[delta]; MR], load::<S, MR, 1>(p, columns));
-        short_rows(s, product, values, d_o, &mut gradient);
+        short_rows(s, dot, values, d_o, &mut gradient);
         for r in 0..MR {
             gradient[r][0] = s.mul_f32s(p[r][0], gradient[r][0]);
         }
         store::<S, MR, 1>(&gradient, ds, columns);
     }
     #[inline(always)]
-    fn all_short<S: Simd, P: Lanes, const W: usize>(
+    fn all_short<S: Simd, P: PackLanes, const W: usize>(
         s: S,
-        product: P,
+        dot: P,
         block: usize,
         used: usize,
         [keys, values]: [&[f32]; 2],
@@ -123,8 +126,8 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
                 P,
                 [W],
                 block,
-                most_rows::<S>(),
-                short_p(i, s, product, &keys[panel_at(i, W)..], &q, shift[v], &mut p[at(i)..])
+                max_tile_rows::<S>(),
+                short_p(i, s, dot, &keys[panel_at(i, W)..], &q, shift[v], &mut p[at(i)..])
             );
             let d_o = load::<S, W, 1>(&d_o[v..], columns);
             in_rows!(
@@ -132,17 +135,8 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
                 P,
                 [W],
                 block,
-                most_rows::<S>(),
-                short_ds(
-                    i,
-                    s,
-                    product,
-                    &values[panel_at(i, W)..],
-                    &d_o,
-                    delta[v],
-                    &p[at(i)..],
-                    &mut ds[at(i)..]
-                )
+                max_tile_rows::<S>(),
+                short_ds(i, s, dot, &values[panel_at(i, W)..], &d_o, delta[v], &p[at(i)..], &mut ds[at(i)..])
             );
         }
     }
@@ -150,10 +144,10 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
     let masks = masks.map(|x| vectors::<S>(x));
     let (p, ds, ds_words) = (vectors_mut::<S>(p), vectors_mut::<S>(ds), vectors_mut::<S>(ds_words));
     let (panels, columns) = ([keys, values], [q, d_o, shift, delta]);
-    if P::PER_WORD == 1 {
+    if P::ELEMS_PER_WORD == 1 {
         match (words, masks) {
-            (4, None) => return all_short::<S, P, 4>(s, product, block, used, panels, columns, p, ds),
-            (8, None) => return all_short::<S, P, 8>(s, product, block, used, panels, columns, p, ds),
+            (4, None) => return all_short::<S, P, 4>(s, dot, block, used, panels, columns, p, ds),
+            (8, None) => return all_short::<S, P, 8>(s, dot, block, used, panels, columns, p, ds),
             _ => {}
         }
     }
@@ -164,30 +158,30 @@ pub(super) fn weights_and_gradients<S: Simd, P: Lanes, const NV: usize>(
             P,
             [NV],
             block,
-            most_rows::<S>() / 2,
+            max_tile_rows::<S>() / 2,
             rows(
                 i,
                 s,
-                product,
+                dot,
                 words,
                 [i % PANEL, v],
                 panels.map(|x| &x[i / PANEL * PANEL * words..]),
                 columns,
                 masks.map(|m| &m[i * stride + v..]),
-                &mut p[(i * stride + v) / P::PER_WORD..],
-                &mut ds[(i * stride + v) / P::PER_WORD..],
-                if P::PER_WORD == 1 { &mut [] } else { &mut ds_words[i / 2 * stride + v..] },
+                &mut p[(i * stride + v) / P::ELEMS_PER_WORD..],
+                &mut ds[(i * stride + v) / P::ELEMS_PER_WORD..],
+                if P::ELEMS_PER_WORD == 1 { &mut [] } else { &mut ds_words[i / 2 * stride + v..] },
             )
         );
     }
 }
 
-/// Puts p and ds down, where a word has one number; else their words of neighbouring queries, and those of neighbouring keys
-/// of ds.
+/// Stores p and ds, if words have one element; else packs both in pairs of neighbouring queries, and ds also
+/// in pairs of neighbouring keys.
 #[inline(always)]
-fn put<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+fn store_tiles<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
     s: S,
-    product: P,
+    dot: P,
     weights: &Acc<S, MR, NV>,
     gradients: &Acc<S, MR, NV>,
     p: &mut [S::f32s],
@@ -195,7 +189,7 @@ fn put<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
     ds_words: &mut [S::f32s],
 ) {
     let stride = tile_vectors(S::F32_LANES);
-    if P::PER_WORD == 1 {
+    if P::ELEMS_PER_WORD == 1 {
         store::<S, MR, NV>(weights, p, stride);
         store::<S, MR, NV>(gradients, ds, stride);
         return;
@@ -203,24 +197,24 @@ fn put<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
     let (p, ds) = (&mut p[..(MR - 1) * stride / 2 + NV / 2], &mut ds[..(MR - 1) * stride / 2 + NV / 2]);
     for r in 0..MR {
         for v in 0..NV / 2 {
-            p[r * stride / 2 + v] = product.pair_vectors(s, weights[r][2 * v], weights[r][2 * v + 1]);
-            ds[r * stride / 2 + v] = product.pair_vectors(s, gradients[r][2 * v], gradients[r][2 * v + 1]);
+            p[r * stride / 2 + v] = dot.pair_vectors(s, weights[r][2 * v], weights[r][2 * v + 1]);
+            ds[r * stride / 2 + v] = dot.pair_vectors(s, gradients[r][2 * v], gradients[r][2 * v + 1]);
         }
     }
     let ds_words = &mut ds_words[..(MR - 1) / 2 * stride + NV];
     for r in (0..MR).step_by(2) {
         for v in 0..NV {
             let odd = if r + 1 < MR { gradients[r + 1][v] } else { s.splat_f32s(0.0) };
-            ds_words[r / 2 * stride + v] = product.pair(s, gradients[r][v], odd);
+            ds_words[r / 2 * stride + v] = dot.pair(s, gradients[r][v], odd);
         }
     }
 }
 
 /// `dq[d][query] += sum over a block of keys of keys[key][d] ds[key][query]`.
 #[inline(always)]
-pub(super) fn add_keys<S: Simd, P: Lanes, const NV: usize>(
+pub(super) fn add_keys<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
-    product: P,
+    dot: P,
     width: usize,
     block: usize,
     used: usize,
@@ -229,9 +223,9 @@ pub(super) fn add_keys<S: Simd, P: Lanes, const NV: usize>(
     dq: &mut [f32],
 ) {
     #[inline(always)]
-    fn rows<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
-        product: P,
+        dot: P,
         width: usize,
         block: usize,
         keys: &[f32],
@@ -240,29 +234,29 @@ pub(super) fn add_keys<S: Simd, P: Lanes, const NV: usize>(
     ) {
         let stride = tile_vectors(S::F32_LANES);
         let mut acc = load::<S, MR, NV>(dq, stride);
-        columns(s, product, keys, width, ds, stride, block, &mut acc);
+        columns(s, dot, keys, width, ds, stride, block, &mut acc);
         store::<S, MR, NV>(&acc, dq, stride);
     }
     let stride = tile_vectors(S::F32_LANES);
     let (ds, dq) = (vectors::<S>(ds), vectors_mut::<S>(dq));
-    let block = block.div_ceil(P::PER_WORD);
+    let block = block.div_ceil(P::ELEMS_PER_WORD);
     for v in (0..used).step_by(NV) {
         in_rows!(
             S,
             P,
             [NV],
             width,
-            most_rows::<S>(),
-            rows(i, s, product, width, block, &keys[i..], &ds[v..], &mut dq[i * stride + v..])
+            max_tile_rows::<S>(),
+            rows(i, s, dot, width, block, &keys[i..], &ds[v..], &mut dq[i * stride + v..])
         );
     }
 }
 
 /// `sums[key][d][lane] += sum over the tile's vectors of weights[key] columns[d]`.
 #[inline(always)]
-pub(super) fn add_lanes<S: Simd, P: Lanes>(
+pub(super) fn add_lanes<S: Simd, P: PackLanes>(
     s: S,
-    product: P,
+    dot: P,
     width: usize,
     block: usize,
     used: usize,
@@ -271,16 +265,16 @@ pub(super) fn add_lanes<S: Simd, P: Lanes>(
     sums: &mut [f32],
 ) {
     #[inline(always)]
-    fn tile<S: Simd, P: Lanes, const K: usize, const D: usize>(
+    fn tile<S: Simd, P: PackLanes, const K: usize, const D: usize>(
         s: S,
-        product: P,
+        dot: P,
         width: usize,
         used: usize,
         weights: &[S::f32s],
         columns: &[S::f32s],
         sums: &mut [S::f32s],
     ) {
-        let stride = (tile_vectors(S::F32_LANES) / P::PER_WORD).max(1);
+        let stride = (tile_vectors(S::F32_LANES) / P::ELEMS_PER_WORD).max(1);
         let mut acc = load::<S, K, D>(sums, width);
         let (weights, columns) = (&weights[..K * stride], &columns[..D * stride]);
         for v in 0..used.min(stride) {
@@ -289,13 +283,13 @@ pub(super) fn add_lanes<S: Simd, P: Lanes>(
                 c[d] = columns[d * stride + v];
             }
             for k in 0..K {
-                product.multiply_vectors(s, weights[k * stride + v], c, &mut acc[k]);
+                dot.multiply_vectors(s, weights[k * stride + v], c, &mut acc[k]);
             }
         }
         store::<S, K, D>(&acc, sums, width);
     }
     let (weights, columns, sums) = (vectors::<S>(weights), vectors::<S>(columns), vectors_mut::<S>(sums));
-    let stride = (tile_vectors(S::F32_LANES) / P::PER_WORD).max(1);
+    let stride = (tile_vectors(S::F32_LANES) / P::ELEMS_PER_WORD).max(1);
     let mut d = 0;
     while d + 4 <= width {
         in_rows!(
@@ -307,7 +301,7 @@ pub(super) fn add_lanes<S: Simd, P: Lanes>(
             tile(
                 k,
                 s,
-                product,
+                dot,
                 width,
                 used,
                 &weights[k * stride..],
@@ -327,7 +321,7 @@ pub(super) fn add_lanes<S: Simd, P: Lanes>(
             tile(
                 k,
                 s,
-                product,
+                dot,
                 width,
                 used,
                 &weights[k * stride..],
@@ -339,11 +333,12 @@ pub(super) fn add_lanes<S: Simd, P: Lanes>(
     }
 }
 
-/// `out[key][d] += sum over count words of queries of weights[key][query] rows[query][d]`; `out` is `[keys, width]`.
+/// `out[key][d] += sum over count words of queries of weights[key][query] rows[query][d]`; `out` is
+/// `[keys, width]`.
 #[inline(always)]
 pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Lanes,
+    dot: impl PackLanes,
     width: usize,
     count: usize,
     block: usize,
@@ -353,9 +348,9 @@ pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
     out: &mut [f32],
 ) {
     #[inline(always)]
-    fn tile<S: Simd, P: Lanes, const MR: usize, const NV: usize>(
+    fn tile<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
-        product: P,
+        dot: P,
         width: usize,
         count: usize,
         weights: &[f32],
@@ -364,14 +359,14 @@ pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
         at: Range<usize>,
         out: &mut [f32],
     ) {
-        // Constants: all rows are addressed from one register, and checked at once.
-        let stride = tile_vectors(S::F32_LANES) * S::F32_LANES / P::PER_WORD;
+        // Constants, so that all rows are addressed from one register and checked at once.
+        let stride = tile_vectors(S::F32_LANES) * S::F32_LANES / P::ELEMS_PER_WORD;
         let weights = &weights[..MR * stride];
         let mut acc = tile::zero::<S, MR, NV>(s);
         for (q, b) in rows.chunks(columns).take(count.min(stride)).enumerate() {
             let b = row::<S, NV>(b);
             for r in 0..MR {
-                product.multiply(s, weights[r * stride + q], b, &mut acc[r]);
+                dot.multiply(s, weights[r * stride + q], b, &mut acc[r]);
             }
         }
         for (r, acc) in acc.iter().enumerate() {
@@ -385,20 +380,20 @@ pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
         let mut k = 0;
         while k + MR <= block {
             let (weights, out) = (&weights[k * stride..], &mut out[k * width..]);
-            tile::<S, _, MR, NV>(s, product, width, count, weights, &rows[v..], vectors, at.clone(), out);
+            tile::<S, _, MR, NV>(s, dot, width, count, weights, &rows[v..], vectors, at.clone(), out);
             k += MR;
         }
         while k < block {
             let (weights, out) = (&weights[k * stride..], &mut out[k * width..]);
-            tile::<S, _, 1, NV>(s, product, width, count, weights, &rows[v..], vectors, at.clone(), out);
+            tile::<S, _, 1, NV>(s, dot, width, count, weights, &rows[v..], vectors, at.clone(), out);
             k += 1;
         }
     }
 }
 
-/// Rows of a tile that fills the registers.
+/// Rows of a tile that fills the register file.
 #[inline(always)]
-fn most_rows<S: Simd>() -> usize {
+fn max_tile_rows<S: Simd>() -> usize {
     match S::F32_LANES {
         16 | 4 => 8,
         _ => 4,

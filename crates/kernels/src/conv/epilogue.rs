@@ -1,19 +1,19 @@
-//! What is added to a convolution's sums, on the way to where they belong.
+//! The convolution epilogue: bias and residual, added as results are stored.
 
 use pulp::Simd;
 
-/// What is added to the product before it is stored.
+/// Optional terms added to the product before it is stored.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
     /// `[cout]`, added to every pixel.
     pub bias: Option<&'a [f32]>,
     /// `[n, cout]`, added to every pixel of its image (the time embedding).
     pub per_image_bias: Option<&'a [f32]>,
-    /// `[n, oh, ow, cout]`, added number by number (the residual).
+    /// `[n, oh, ow, cout]`, added elementwise (the residual).
     pub residual: Option<&'a [f32]>,
 }
 
-/// A pixel of a block: where its output goes and where its taps start.
+/// A pixel of a block: its output index, and where its taps start.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Pixel {
     pub(super) out: usize,
@@ -22,7 +22,8 @@ pub(super) struct Pixel {
     pub(super) x: isize,
 }
 
-/// Puts the sums of a pixel's columns from `from` on to where they belong.
+/// Stores a pixel's sums, for the columns from `from` on. With an epilogue adds its terms, else what `row`
+/// holds.
 #[inline(always)]
 pub(super) fn finish_row<S: Simd, const NV: usize>(
     s: S,
@@ -59,7 +60,7 @@ pub(super) fn finish_row<S: Simd, const NV: usize>(
     }
 }
 
-/// The sum of the vectors at place `v`.
+/// The sum of vector `v` of each addend.
 #[inline(always)]
 fn sum_at<S: Simd>(s: S, addends: [Option<&[f32]>; 3], v: usize) -> S::f32s {
     let mut sum = s.splat_f32s(0.0);
@@ -73,7 +74,7 @@ fn sum_at<S: Simd>(s: S, addends: [Option<&[f32]>; 3], v: usize) -> S::f32s {
 }
 
 impl<'a> Epilogue<'a> {
-    /// What is added to `len` columns of an output pixel from `from` on.
+    /// The addends for `len` columns of an output pixel from `from` on.
     #[inline(always)]
     fn addends(&self, pixel: &Pixel, from: usize, cout: usize, len: usize) -> [Option<&'a [f32]>; 3] {
         [
@@ -83,13 +84,13 @@ impl<'a> Epilogue<'a> {
         ]
     }
 
-    /// Adds to an output pixel's columns from `from` on: first to each other, then to what is there.
+    /// Adds the sum of the addends to an output pixel's columns from `from` on.
     #[inline(always)]
     pub(super) fn add<S: Simd>(&self, s: S, pixel: &Pixel, from: usize, cout: usize, row: &mut [f32]) {
         let len = row.len();
         let addends = self.addends(pixel, from, cout, len);
-        let (whole, rest) = S::as_mut_simd_f32s(row);
-        for (v, y) in whole.iter_mut().enumerate() {
+        let (full, rest) = S::as_mut_simd_f32s(row);
+        for (v, y) in full.iter_mut().enumerate() {
             *y = s.add_f32s(*y, sum_at(s, addends, v));
         }
         if !rest.is_empty() {

@@ -1,11 +1,13 @@
-//! Convolution, its data gradient and its weight gradient, as matrix products over gathered pixels ("implicit GEMM").
+//! Convolution, its data gradient and its weight gradient, as matrix products over gathered pixels ("implicit
+//! GEMM").
 //!
-//! The plain way. (Convolutions of 3x3, and of 4x4 with stride 2, have another, [`winograd`].) Forward and data gradient are
-//! one algorithm, [`ImplicitGemm`]. Every output pixel is a sum over *taps*: input pixels at fixed offsets, each times its own
-//! matrix `[cin][cout]`. For the convolution the taps are the kernel's positions.
-//! For the data gradient they are the same positions seen backwards; with a stride, output pixels of different
-//! remainders have different taps, which makes `stride_y * stride_x` *phases*. A transposed convolution is the data
-//! gradient of the convolution with its weights, so it needs nothing of its own.
+//! This is the direct algorithm; 3x3 convolutions, and 4x4 with stride 2, also have a [`winograd`] one.
+//! Forward and data gradient are one algorithm, [`ImplicitGemm`]. Every output pixel is a sum over *taps*:
+//! input pixels at fixed offsets, each times its own matrix `[cin][cout]`. For the convolution the taps are
+//! the positions of the kernel. For the data gradient they are the same positions mirrored; with a stride,
+//! output pixels of different remainders have different taps, which makes `stride_y * stride_x` *phases*. A
+//! transposed convolution is the data gradient of the convolution with its weights, so it needs no code of
+//! its own.
 //!
 //! ```text
 //! for each block of output pixels (a task), for each phase:
@@ -14,17 +16,18 @@
 //!         for each B panel (packed weights), for each A panel: a register tile
 //! ```
 //!
-//! [`WeightGrad`] is the product of the gathered inputs and the output gradient over pixels. Its sums are split into a
-//! fixed number of pixel groups, added in order: the result does not depend on the number of threads.
+//! [`WeightGrad`] is the product of the gathered inputs and the output gradient over pixels. Its sums are
+//! split into a fixed number of pixel groups, added in order: the result does not depend on the number of
+//! threads.
 
 mod epilogue;
-mod gather;
+mod implicit_gemm;
 mod row;
 mod weight_grad;
 pub mod winograd;
 
 pub use epilogue::Epilogue;
-pub use gather::ImplicitGemm;
+pub use implicit_gemm::ImplicitGemm;
 pub use weight_grad::WeightGrad;
 
 /// The sizes of a convolution `[n, h, w, cin] -> [n, oh, ow, cout]` with weights `[kh, kw, cin, cout]`.
@@ -44,55 +47,58 @@ pub struct ConvShape {
     pub kernel: (usize, usize),
     /// Vertical and horizontal stride.
     pub stride: (usize, usize),
-    /// Zero rows above and zero columns to the left. Below and to the right there are as many as the output needs.
+    /// Zero rows above and zero columns to the left. Below and to the right, padding is implied by the output
+    /// size.
     pub pad: (usize, usize),
 }
 
 impl ConvShape {
-    /// Numbers in the weights.
+    /// Number of weights.
     pub fn weights(&self) -> usize {
         self.kernel.0 * self.kernel.1 * self.cin * self.cout
     }
 
-    /// Multiply-adds of one pass (forward, data gradient or weight gradient), padding counted.
+    /// Multiply-adds of one pass (forward, data gradient or weight gradient), including padding.
     pub fn multiply_adds(&self) -> usize {
         self.n * self.output.0 * self.output.1 * self.weights()
     }
 }
 
-/// What the factors of a product are rounded to before they are multiplied; sums are of f32.
+/// Precision of matmul operands; accumulation is in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MatmulDtype {
-    /// Nothing.
+    /// Full precision.
     #[default]
     F32,
-    /// bf16, two to a word.
+    /// Rounded to bf16, two to a word.
     Bf16,
 }
 
-/// Numbers between parts of scratch memory that are worked on side by side, so that they do not all lie in the same set of a cache.
+/// Padding in f32s between scratch parts that are used together, so that they do not all map to the same
+/// cache set.
 const CACHE_SET_PAD: usize = 16;
 
-/// Columns of the widest panel of a tile shape.
-const MOST_COLUMNS: usize = 32;
+/// Columns of the widest panel of any tile shape.
+const MAX_PANEL_COLUMNS: usize = 32;
 
-/// A pixel of a batch of images, and the next, and so on: dividing its number for each takes as long as a narrow layer's work.
+/// Iterates over the pixels of a batch of images; dividing the index for each would take as long as the work
+/// of a narrow layer.
 #[derive(Clone, Copy)]
-struct Place {
+struct PixelCursor {
     image: usize,
     y: usize,
     x: usize,
     size: (usize, usize),
 }
 
-impl Place {
+impl PixelCursor {
     /// Pixel `i` of images of height and width `size`.
     fn new(i: usize, size: (usize, usize)) -> Self {
         let row = i / size.1;
         Self { image: row / size.0, y: row % size.0, x: i % size.1, size }
     }
 
-    /// Goes on to the next pixel.
+    /// Moves to the next pixel.
     #[inline(always)]
     fn advance(&mut self) {
         self.x += 1;
@@ -105,7 +111,7 @@ impl Place {
     }
 }
 
-/// `copy_from_slice` for a few numbers, without the call.
+/// `copy_from_slice` for short slices, without the call.
 #[inline(always)]
 fn copy_short(to: &mut [f32], from: &[f32]) {
     for (t, f) in to.iter_mut().zip(from) {

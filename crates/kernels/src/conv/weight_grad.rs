@@ -1,34 +1,36 @@
 //! The weight gradient: gathered inputs times output gradients, summed over pixels.
 
-use super::{CACHE_SET_PAD, ConvShape, MOST_COLUMNS, MatmulDtype, Place, copy_short};
-use crate::bf16::{self, Words};
+use super::{CACHE_SET_PAD, ConvShape, MAX_PANEL_COLUMNS, MatmulDtype, PixelCursor, copy_short};
+use crate::bf16::{self, Packing};
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, MOST_SUMS, Product, TileShape, with_tile};
+use crate::tile::{self, DotKernel, MAX_TILE_ELEMS, TileShape, with_tile};
 use pulp::Simd;
 
 /// Pixels of a pass.
 const GRAD_PIXELS: usize = 256;
 
-/// The weight gradient of a convolution, with the bias gradient as its last row, prepared for one instruction set.
+/// The weight gradient of a convolution, with the bias gradient as its last row, prepared for one instruction
+/// set.
 ///
-/// The rows of the result are `m = (ky, kx, ci)`, then one row for the bias (an input that is always 1). A task is a
-/// (group of pixels, range of rows); each writes its own part of a partial result, and [`WeightGrad::reduce`] adds
-/// the groups in order. With bf16 factors the bias gradient is a sum of rounded numbers too.
+/// The rows of the result are `m = (ky, kx, ci)`, then one row for the bias (an input that is always 1). A
+/// task is a (group of pixels, range of rows); each writes its own part of a partial result, and
+/// [`WeightGrad::reduce`] adds the groups in order. With bf16 operands the bias gradient sums rounded values
+/// too.
 #[derive(Clone, Debug)]
 pub struct WeightGrad {
     isa: Isa,
     tile: TileShape,
-    words: Words,
+    packing: Packing,
     shape: ConvShape,
     /// `kh * kw * cin + 1`.
     m: usize,
     groups: usize,
     ranges: usize,
-    /// Rows of a range, a multiple of the tile's rows.
+    /// Rows of a range, a multiple of the tile.
     range: usize,
 }
 
-/// The first row of the result that a task makes.
+/// The first row of the result that a task computes.
 #[derive(Clone, Copy)]
 struct First {
     tap: (usize, usize),
@@ -36,35 +38,35 @@ struct First {
 }
 
 impl WeightGrad {
-    /// Prepares; the split into tasks depends on the sizes alone.
-    pub fn new(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Self {
+    /// The split into tasks depends only on the sizes.
+    pub fn new(isa: Isa, dtype: MatmulDtype, shape: ConvShape) -> Self {
         let tile = TileShape::pick(isa.lanes(), shape.cout);
         let m = shape.kernel.0 * shape.kernel.1 * shape.cin + 1;
         let pixels = shape.n * shape.output.0 * shape.output.1;
-        // A task's part of the result should stay in the second-level cache.
+        // A task's part of the result should fit the L2 cache.
         let ranges = (m * shape.cout).div_ceil(96 << 10);
         let range = m.div_ceil(ranges).next_multiple_of(tile.mr);
         let ranges = m.div_ceil(range);
         let groups = 8usize.div_ceil(ranges).min(pixels.div_ceil(GRAD_PIXELS)).max(1);
-        Self { isa, tile, words: Words::of(isa, factors), shape, m, groups, ranges, range }
+        Self { isa, tile, packing: Packing::of(isa, dtype), shape, m, groups, ranges, range }
     }
 
-    /// Tasks; each has its own part of the partial results.
+    /// Number of tasks; each has its own part of the partial results.
     pub fn tasks(&self) -> usize {
         self.groups * self.ranges
     }
 
-    /// Numbers of a task's part of the partial results.
+    /// Length of a task's part of the partial results, in f32s.
     pub fn partial_len(&self) -> usize {
         self.range * self.shape.cout
     }
 
-    /// Numbers of a task's scratch memory.
+    /// Scratch length of a task, in f32s.
     pub fn scratch_len(&self) -> usize {
         self.a_len() + self.b_len() + 3 * self.range
     }
 
-    /// Numbers of the A panels and of the B panels of a pass.
+    /// Length of the A panels of a pass (and [`b_len`](Self::b_len) of the B panels), in f32s.
     fn a_len(&self) -> usize {
         self.range / self.tile.mr * (GRAD_PIXELS * self.tile.mr + CACHE_SET_PAD)
     }
@@ -92,8 +94,8 @@ impl WeightGrad {
         let end = pixels.min((group + 1) * share);
         for start in (group * share..end).step_by(GRAD_PIXELS) {
             let k = GRAD_PIXELS.min(end - start);
-            dispatch!(self.isa, self.words, s, product => self.block(
-                s, product, rows.clone(), start, k, input, dy, a, b, row, partial
+            dispatch!(self.isa, self.packing, s, dot => self.block(
+                s, dot, rows.clone(), start, k, input, dy, a, b, row, partial
             ));
         }
     }
@@ -103,7 +105,7 @@ impl WeightGrad {
     fn block<S: Simd>(
         &self,
         s: S,
-        product: impl Product,
+        dot: impl DotKernel,
         rows: std::ops::Range<usize>,
         start: usize,
         k: usize,
@@ -117,57 +119,57 @@ impl WeightGrad {
         let (cout, mr, nr) = (self.shape.cout, self.tile.mr, self.tile.nv * S::F32_LANES);
         let (tap, channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
         let first = First { tap: (tap / self.shape.kernel.1, tap % self.shape.kernel.1), channel };
-        let mut place = Place::new(start, self.shape.output);
+        let mut cursor = PixelCursor::new(start, self.shape.output);
         debug_assert_eq!(row.len() % (3 * mr), 0);
         let (even, rest) = row.split_at_mut(row.len() / 3);
         let (odd, pairs) = rest.split_at_mut(even.len());
         let dy = |p: usize| &dy[(start + p) * cout..][..cout];
-        let words = k.div_ceil(self.words.numbers());
+        let words = k.div_ceil(self.packing.elems_per_word());
         for word in 0..words {
-            let p = word * self.words.numbers();
-            self.gather_row(place, first, rows.len(), input, even);
-            place.advance();
-            match self.words {
-                Words::Single | Words::Rounded => {
-                    self.words.round(even);
+            let p = word * self.packing.elems_per_word();
+            self.gather_row(cursor, first, rows.len(), input, even);
+            cursor.advance();
+            match self.packing {
+                Packing::F32 | Packing::Rounded => {
+                    self.packing.round(even);
                     with_tile!(self.tile, scatter_row::<S>(s, even, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
                         let to = &mut b[j * (words * nr + CACHE_SET_PAD) + word * nr..][..nr];
                         copy_short(&mut to[..part.len()], part);
                         to[part.len()..].fill(0.0);
-                        self.words.round(to);
+                        self.packing.round(to);
                     }
                 }
-                Words::Pairs => {
+                Packing::Pairs => {
                     let last = p + 1 == k;
                     match last {
                         true => odd.fill(0.0),
-                        false => self.gather_row(place, first, rows.len(), input, odd),
+                        false => self.gather_row(cursor, first, rows.len(), input, odd),
                     }
-                    place.advance();
-                    pair_rows(s, product, even, odd, pairs);
+                    cursor.advance();
+                    pair_rows(s, dot, even, odd, pairs);
                     with_tile!(self.tile, scatter_row::<S>(s, pairs, words, word, a));
                     for (j, part) in dy(p).chunks(nr).enumerate() {
                         let to = &mut b[j * (words * nr + CACHE_SET_PAD) + word * nr..][..nr];
                         let next = if last {
-                            &[0.0; MOST_COLUMNS][..part.len()]
+                            &[0.0; MAX_PANEL_COLUMNS][..part.len()]
                         } else {
                             &dy(p + 1)[j * nr..][..part.len()]
                         };
-                        pair_rows(s, product, part, next, to);
+                        pair_rows(s, dot, part, next, to);
                         to[part.len()..].fill(0.0);
                     }
                 }
             }
         }
-        self.product(s, product, rows.len(), words, a, b, partial);
+        self.multiply(s, dot, rows.len(), words, a, b, partial);
     }
 
     /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
     #[inline(always)]
-    fn gather_row(&self, place: Place, first: First, rows: usize, input: &[f32], out: &mut [f32]) {
+    fn gather_row(&self, cursor: PixelCursor, first: First, rows: usize, input: &[f32], out: &mut [f32]) {
         let ConvShape { input: (h, w), cin, kernel, stride, pad, .. } = self.shape;
-        let Place { image, y: oy, x: ox, .. } = place;
+        let PixelCursor { image, y: oy, x: ox, .. } = cursor;
         let ((mut ky, mut kx), mut at, mut c) = (first.tap, 0, first.channel);
         while at < rows {
             if ky == kernel.0 {
@@ -191,10 +193,10 @@ impl WeightGrad {
     }
 
     #[inline(always)]
-    fn product<S: Simd>(
+    fn multiply<S: Simd>(
         &self,
         s: S,
-        product: impl Product,
+        dot: impl DotKernel,
         rows: usize,
         k: usize,
         a: &[f32],
@@ -206,10 +208,7 @@ impl WeightGrad {
         for (j, b) in b.chunks_exact(k * nr + CACHE_SET_PAD).take(cout.div_ceil(nr)).enumerate() {
             let b = S::as_simd_f32s(&b[..k * nr]).0;
             let columns = j * nr..cout.min((j + 1) * nr);
-            with_tile!(
-                self.tile,
-                column_panels::<S>(s, product, rows, k, a, b, columns.clone(), cout, partial)
-            );
+            with_tile!(self.tile, column_panels::<S>(s, dot, rows, k, a, b, columns.clone(), cout, partial));
         }
     }
 
@@ -231,7 +230,7 @@ impl WeightGrad {
         self.reduce_range(partials, range, row * self.shape.cout, db);
     }
 
-    /// Adds the groups' rows of one range, from number `from` of the range's part on.
+    /// Adds the groups' rows of one range, from offset `from` in the range's part on.
     pub fn reduce_range(&self, partials: &[f32], range: usize, from: usize, out: &mut [f32]) {
         let len = self.partial_len();
         for group in 0..self.groups {
@@ -247,7 +246,7 @@ impl WeightGrad {
     }
 }
 
-/// Puts row `p` of `k` into column panels `[panel][k][MR]`.
+/// Writes row `p` of `k` into column panels `[panel][k][MR]`.
 #[inline(always)]
 fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
     _: S,
@@ -257,27 +256,27 @@ fn scatter_row<S: Simd, const MR: usize, const NV: usize>(
     a: &mut [f32],
 ) {
     for (part, panel) in row.chunks_exact(MR).zip(a.chunks_exact_mut(k * MR + CACHE_SET_PAD)) {
-        // A copy of a constant length is one of a vector.
+        // A copy of constant length compiles to a vector move.
         panel[p * MR..][..MR].copy_from_slice(part);
     }
 }
 
-/// Words of two rows.
+/// Packs two rows into words.
 #[inline(always)]
-fn pair_rows<S: Simd>(s: S, product: impl Product, even: &[f32], odd: &[f32], to: &mut [f32]) {
-    let whole = even.len() / S::F32_LANES * S::F32_LANES;
-    let (words, rest) = to.split_at_mut(whole);
-    let rows = S::as_simd_f32s(&even[..whole]).0.iter().zip(S::as_simd_f32s(&odd[..whole]).0);
+fn pair_rows<S: Simd>(s: S, dot: impl DotKernel, even: &[f32], odd: &[f32], to: &mut [f32]) {
+    let full = even.len() / S::F32_LANES * S::F32_LANES;
+    let (words, rest) = to.split_at_mut(full);
+    let rows = S::as_simd_f32s(&even[..full]).0.iter().zip(S::as_simd_f32s(&odd[..full]).0);
     for (word, (even, odd)) in S::as_mut_simd_f32s(words).0.iter_mut().zip(rows) {
-        *word = product.pair(s, *even, *odd);
+        *word = dot.pair(s, *even, *odd);
     }
-    bf16::pair_rows(&even[whole..], &odd[whole..], rest);
+    bf16::pair_rows(&even[full..], &odd[full..], rest);
 }
 
 #[inline(always)]
 fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    product: impl Product,
+    dot: impl DotKernel,
     rows: usize,
     k: usize,
     a: &[f32],
@@ -286,10 +285,10 @@ fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     cout: usize,
     partial: &mut [f32],
 ) {
-    let (nr, mut sums) = (NV * S::F32_LANES, [0.0; MOST_SUMS]);
+    let (nr, mut sums) = (NV * S::F32_LANES, [0.0; MAX_TILE_ELEMS]);
     for (i, a) in a.chunks_exact(k * MR + CACHE_SET_PAD).take(rows.div_ceil(MR)).enumerate() {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        tile::columns(s, product, &a[..k * MR], b, &mut acc);
+        tile::columns(s, dot, &a[..k * MR], b, &mut acc);
         tile::store_acc::<S, MR, NV>(&acc, &mut sums);
         for (r, sums) in sums.chunks_exact(nr).enumerate().take(MR.min(rows - i * MR)) {
             let at = (i * MR + r) * cout;

@@ -7,19 +7,20 @@ use ddpm_kernels::conv::MatmulDtype;
 use ddpm_kernels::random::Dropout;
 use ddpm_kernels::reference::{self, AttentionShape};
 
-/// An error of a score, in units of `sum |q| |k| / sqrt(width)`, is the same relative error of its `e^s`. So all
-/// results are measured in (1 + the largest such sum) times their formula with every term's absolute value.
+/// An error of a score, in units of `sum |q| |k| / sqrt(width)`, is the same relative error of its `e^s`. So
+/// all results are measured in (1 + the largest such sum) times their formula with every term's absolute
+/// value.
 const FORWARD: f64 = 4.0;
 /// The same for the gradients; `dp - delta` is recomputed from f32 values of o and lse.
 const BACKWARD: f64 = 8.0;
 /// The logarithm of the denominator, in units of 1 + the largest sum: exponents, a sum over keys and one logarithm.
 const LOGARITHM: f64 = 8.0;
 
-/// 4 and 8 have loops of their own; 16 is a whole vector.
+/// 4 and 8 have specialized loops; 16 is a full vector.
 const WIDTHS: [usize; 11] = [1, 3, 4, 5, 8, 12, 16, 20, 32, 33, 64];
 const TOKENS: [usize; 16] = [1, 2, 15, 16, 17, 31, 32, 33, 49, 63, 64, 65, 97, 128, 130, 196];
 
-/// Tokens of more than one chunk of queries, of the widths that have chunks of their own.
+/// More than one chunk of queries, for the widths with a specialized chunk.
 fn many_tokens(width: usize) -> Option<usize> {
     match width {
         4 => Some(2083),
@@ -28,33 +29,33 @@ fn many_tokens(width: usize) -> Option<usize> {
     }
 }
 
-/// With bf16 factors, in units of the formula with every term's absolute value: each of the two factors of a product is off by
-/// 2^-9 at most, and a score's error is one of its weight.
+/// With bf16 operands, in units of the formula with every term's absolute value: each of the two operands of
+/// a product is off by at most 2^-9, and an error of a score is an error of its weight.
 const BF16: f64 = 4.0;
 
-/// What one unit of these bounds is, in f32's.
-pub fn unit_of(factors: MatmulDtype) -> f64 {
-    match factors {
+/// The unit of these bounds, in f32 epsilons.
+pub fn unit_of(dtype: MatmulDtype) -> f64 {
+    match dtype {
         MatmulDtype::F32 => 1.0,
         MatmulDtype::Bf16 => 1.0 / 512.0 / f64::from(f32::EPSILON),
     }
 }
 
-fn prepare(isa: Isa, factors: MatmulDtype, shape: AttentionShape) -> Attention {
-    Attention::new(isa, factors, shape.tokens, shape.channels, shape.heads)
+fn prepare(isa: Isa, dtype: MatmulDtype, shape: AttentionShape) -> Attention {
+    Attention::new(isa, dtype, shape.tokens, shape.channels, shape.heads)
 }
 
 /// `o` and `lse`, in tasks of `part` queries.
 pub fn run_forward(
     isa: Isa,
-    factors: MatmulDtype,
+    dtype: MatmulDtype,
     shape: AttentionShape,
     qkv: &[f32],
     dropout: Option<Dropout>,
     part: usize,
 ) -> (Vec<f32>, Vec<f32>) {
     let AttentionShape { tokens, channels, heads } = shape;
-    let tiles = prepare(isa, factors, shape);
+    let tiles = prepare(isa, dtype, shape);
     let (mut o, mut lse) = (unwritten(tokens * channels), unwritten(tokens * heads));
     let parts = o.chunks_mut(part * channels).zip(lse.chunks_mut(part * heads));
     for (i, (o, lse)) in parts.enumerate() {
@@ -63,23 +64,23 @@ pub fn run_forward(
     (o, lse)
 }
 
-pub fn run_backward(isa: Isa, factors: MatmulDtype, shape: AttentionShape, saved: &Saved<'_>) -> Vec<f32> {
-    let tiles = prepare(isa, factors, shape);
+pub fn run_backward(isa: Isa, dtype: MatmulDtype, shape: AttentionShape, saved: &Saved<'_>) -> Vec<f32> {
+    let tiles = prepare(isa, dtype, shape);
     let mut dqkv = unwritten(saved.qkv.len());
     tiles.backward(saved, &mut dqkv, &mut unwritten(tiles.backward_scratch_len()));
     dqkv
 }
 
-/// The same in ranges of keys, added up for `rows` tokens at a time.
+/// The same in key ranges, summed for `rows` tokens at a time.
 pub fn run_backward_in_ranges(
     isa: Isa,
-    factors: MatmulDtype,
+    dtype: MatmulDtype,
     shape: AttentionShape,
     saved: &Saved<'_>,
     ranges: usize,
     rows: usize,
 ) -> Vec<f32> {
-    let tiles = prepare(isa, factors, shape);
+    let tiles = prepare(isa, dtype, shape);
     let len = tiles.partial_len(ranges);
     let mut partials = unwritten(shape.heads * ranges * len);
     for (task, out) in partials.chunks_mut(len).enumerate() {
@@ -92,13 +93,14 @@ pub fn run_backward_in_ranges(
     dqkv
 }
 
-/// The sums `sum |q| |k| / sqrt(width)`: the largest of all heads.
+/// The largest of the sums `sum |q| |k| / sqrt(width)` over all heads.
 pub fn score_magnitude(shape: AttentionShape, qkv: &[f32]) -> f64 {
     (0..shape.heads).flat_map(|head| shape.scores(&magnitudes(qkv), head)).fold(0.0, f64::max)
 }
 
 /// Results with every term's absolute value: `sum of p D |v|`, and the gradients' formulas with
-/// `|ds| = p (D |do| . |v| + sum over keys of p D (|do| . |v|))`; D is `factor(head, query, key)`, dropout's.
+/// `|ds| = p (D |do| . |v| + sum over keys of p D (|do| . |v|))`; D is the dropout mask,
+/// `factor(head, query, key)`.
 pub fn result_magnitudes(
     shape: AttentionShape,
     qkv: &[f32],
@@ -168,20 +170,20 @@ fn attention_and_its_gradient_agree_with_the_oracle() {
                 let got = run_backward(isa, MatmulDtype::F32, shape, &saved);
                 d_within.check(isa, &shape, &got, &dqkv, &d_mag);
                 let (ranges, rows) = (1 + (i + j) % 3, 40 + 17 * j);
-                let in_ranges = run_backward_in_ranges(isa, MatmulDtype::F32, shape, &saved, ranges, rows);
+                let with_ranges = run_backward_in_ranges(isa, MatmulDtype::F32, shape, &saved, ranges, rows);
                 if ranges == 1 {
-                    assert_eq!(bits(&in_ranges), bits(&got), "{isa}, {shape:?}");
+                    assert_eq!(bits(&with_ranges), bits(&got), "{isa}, {shape:?}");
                 }
-                d_within.check(isa, &(shape, ranges), &in_ranges, &dqkv, &d_mag);
+                d_within.check(isa, &(shape, ranges), &with_ranges, &dqkv, &d_mag);
             }
         }
     }
 }
 
 #[test]
-fn bf16_factors_err_by_their_rounding() {
-    let mut o_within = Within::new("attention with bf16 factors, o", BF16);
-    let mut d_within = Within::new("attention with bf16 factors, dqkv", BF16);
+fn bf16_error_is_that_of_rounding() {
+    let mut o_within = Within::new("attention in bf16, o", BF16);
+    let mut d_within = Within::new("attention in bf16, dqkv", BF16);
     let mut rng = Rng::new(36);
     for (i, (tokens, heads, width)) in [
         (1, 1, 4),
@@ -215,7 +217,7 @@ fn bf16_factors_err_by_their_rounding() {
         for isa in Isa::all() {
             let (got, lse) = run_forward(isa, MatmulDtype::Bf16, shape, &qkv, None, tokens);
             o_within.check(isa, &shape, &got, &o, &o_mag);
-            // Not computed in f32, unless one key makes every weight 1.
+            // Not computed in f32, unless a single key makes every weight 1.
             let exactly = |(got, want): (&f32, &f64)| (f64::from(*got) - want).abs() < 1e-5 * want.abs();
             assert!(tokens < 17 || !got.iter().zip(&o).all(exactly), "{isa}, {shape:?}");
             let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: None };
@@ -233,13 +235,13 @@ fn bf16_factors_err_by_their_rounding() {
 }
 
 #[test]
-fn a_run_in_parts_gives_the_same_bits() {
+fn splitting_into_tasks_is_bit_exact() {
     let mut rng = Rng::new(31);
     for (tokens, heads, width) in [(1, 1, 4), (70, 2, 4), (33, 2, 5), (97, 3, 8), (130, 1, 33), (196, 2, 16)]
     {
         let shape = AttentionShape { tokens, channels: heads * width, heads };
         let mut qkv = rng.vec(tokens * 3 * shape.channels);
-        // Every third query is so long that it needs a maximum, which its neighbours do not.
+        // Every third query is long enough to need a maximum, unlike its neighbours.
         for token in qkv.chunks_exact_mut(3 * shape.channels).step_by(3) {
             token[..shape.channels].iter_mut().for_each(|q| *q *= 300.0);
         }
@@ -256,8 +258,8 @@ fn a_run_in_parts_gives_the_same_bits() {
 }
 
 #[test]
-fn scores_far_apart_overflow_nothing() {
-    // The largest score is in the last block of keys, so everything that was summed before is scaled to nothing.
+fn distant_scores_do_not_overflow() {
+    // The largest score is in the last block of keys, so all earlier sums are rescaled to nothing.
     for width in [4, 5, 8, 16, 32] {
         let shape = AttentionShape { tokens: 200, channels: width, heads: 1 };
         let mut rng = Rng::new(32);
@@ -279,7 +281,7 @@ fn scores_far_apart_overflow_nothing() {
     }
 }
 
-/// All scores alike, from far below zero to far above: with a maximum and without, o is the mean of the values.
+/// Equal scores, from far below zero to far above: with and without a maximum, o is the mean of the values.
 #[test]
 fn equal_scores_give_the_mean_of_the_values() {
     for (width, score) in
@@ -296,7 +298,7 @@ fn equal_scores_give_the_mean_of_the_values() {
             let (o, lse) = run_forward(isa, MatmulDtype::F32, shape, &qkv, None, 70);
             for (i, o) in o.iter().enumerate() {
                 let mean = values(i % width).sum::<f64>() / 70.0;
-                // A score's last bits differ among keys by nothing: only the sums' rounding is left.
+                // All scores have the same bits, so only the rounding of the sums remains.
                 assert!((f64::from(*o) - mean).abs() < 4e-6, "{isa}, {width}, {score}: {o}, not {mean}");
             }
             let want = f64::from(score) + 70f64.ln();
@@ -307,8 +309,8 @@ fn equal_scores_give_the_mean_of_the_values() {
 }
 
 #[test]
-fn scores_far_below_zero_leave_the_padding_without_influence() {
-    // The keys behind the last have score 0, so that without care their weight would be e^300.
+fn padding_is_ignored_for_very_negative_scores() {
+    // Padding keys have score 0, so that if they were counted their weight would be e^300.
     let shape = AttentionShape { tokens: 50, channels: 4, heads: 1 };
     let mut rng = Rng::new(34);
     let mut qkv = rng.vec(50 * 12);
@@ -333,7 +335,7 @@ fn scores_far_below_zero_leave_the_padding_without_influence() {
 }
 
 #[test]
-fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
+fn nan_propagates_exactly_to_dependents() {
     let mut rng = Rng::new(33);
     for (tokens, heads, width) in [(5, 1, 3), (20, 2, 4), (100, 3, 5), (97, 2, 16)] {
         let shape = AttentionShape { tokens, channels: heads * width, heads };

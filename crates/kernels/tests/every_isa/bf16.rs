@@ -1,11 +1,11 @@
-//! Numbers to bf16 and back.
+//! Conversion to bf16 and back.
 
 use crate::elementwise::lengths;
 use crate::{Rng, bits, unwritten};
 use ddpm_kernels::{Isa, bf16};
 
 #[test]
-fn runs_are_rounded_and_widened_as_their_numbers_are() {
+fn slices_convert_like_their_elements() {
     let mut rng = Rng::new(70);
     let special = [f32::NAN, f32::INFINITY, -0.0, f32::MAX, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, 1e-42];
     for n in lengths() {
@@ -19,10 +19,10 @@ fn runs_are_rounded_and_widened_as_their_numbers_are() {
         for isa in Isa::all() {
             let mut rounded = vec![0x7fff; n];
             bf16::round_all(isa, &x, &mut rounded);
-            assert_eq!(rounded, want, "{n} numbers on {isa}");
+            assert_eq!(rounded, want, "{n} elements on {isa}");
             let mut wide = unwritten(n);
             bf16::widen_all(isa, &rounded, &mut wide);
-            assert_eq!(bits(&wide), bits(&back), "{n} numbers on {isa}");
+            assert_eq!(bits(&wide), bits(&back), "{n} elements on {isa}");
         }
     }
 }

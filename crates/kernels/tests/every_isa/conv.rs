@@ -6,14 +6,14 @@ use ddpm_kernels::bf16;
 use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
 use ddpm_kernels::reference;
 
-/// A product of length K is summed in one chain of fused multiply-adds per block of K, so its error is at most
-/// K / 2 units of `sum |a| |b|` and, errors having both signs, about sqrt(K) / 2 units of a much smaller number in
-/// practice; a tap or channel that is missed makes an error of 1e4 units or more.
+/// A product of length K is summed in one chain of fused multiply-adds for each block of K, so its error is
+/// at most K / 2 units of `sum |a| |b|` and, as errors have both signs, about sqrt(K) / 2 units of a much
+/// smaller value in practice; a missing tap or channel makes an error of 1e4 units or more.
 const PRODUCT: f64 = 4.0;
 
 const CHANNELS: [usize; 12] = [1, 3, 7, 8, 15, 16, 17, 31, 32, 33, 40, 64];
 
-/// A convolution whose output is as large as its padding allows.
+/// A convolution with the largest output that its padding allows.
 pub fn shape(
     n: usize,
     input: (usize, usize),
@@ -28,7 +28,7 @@ pub fn shape(
     ConvShape { n, input, output, cin, cout, kernel, stride, pad }
 }
 
-/// Kernels, strides, paddings and image sizes; what each is there for.
+/// Kernels, strides, paddings and image sizes, with the reason for each.
 fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
     let c = channels;
     let mut all = vec![
@@ -57,10 +57,10 @@ fn geometries(channels: (usize, usize)) -> Vec<ConvShape> {
     all
 }
 
-/// The numbers of one case, with what the oracle makes of them and of their absolute values.
+/// The inputs of one test case; also evaluates the oracle on them and on their absolute values.
 pub struct Case {
     pub shape: ConvShape,
-    pub factors: MatmulDtype,
+    pub dtype: MatmulDtype,
     pub x: Vec<f32>,
     pub w: Vec<f32>,
     pub dy: Vec<f32>,
@@ -81,7 +81,7 @@ impl Case {
         let (x, w) = (rng.vec(n * input.0 * input.1 * cin), rng.vec(shape.weights()));
         Self {
             shape,
-            factors: MatmulDtype::F32,
+            dtype: MatmulDtype::F32,
             x,
             w,
             dy: rng.vec(out_len),
@@ -92,13 +92,13 @@ impl Case {
         }
     }
 
-    /// The same with factors of bf16: numbers that are such already, so that the oracle's are the same and only the sums
-    /// differ.
+    /// The same with bf16 operands: values that are exact in bf16, so that the oracle's operands are the same
+    /// and only the sums differ.
     pub fn in_bf16(&self) -> Self {
         let rounded = |x: &[f32]| x.iter().map(|&x| bf16::widen(bf16::round(x))).collect();
         Self {
             shape: self.shape,
-            factors: MatmulDtype::Bf16,
+            dtype: MatmulDtype::Bf16,
             x: rounded(&self.x),
             w: rounded(&self.w),
             dy: rounded(&self.dy),
@@ -135,8 +135,8 @@ impl Case {
     }
 
     pub fn run_forward(&self, isa: Isa, part: usize) -> Vec<f32> {
-        run_gather(
-            &ImplicitGemm::forward(isa, self.factors, self.shape),
+        run_pixels(
+            &ImplicitGemm::forward(isa, self.dtype, self.shape),
             &self.x,
             &self.w,
             self.epilogue(),
@@ -146,12 +146,12 @@ impl Case {
 
     fn run_data_grad(&self, isa: Isa, part: usize) -> Vec<f32> {
         let epilogue = Epilogue { bias: self.input_bias.as_deref(), ..Epilogue::default() };
-        run_gather(&ImplicitGemm::data_grad(isa, self.factors, self.shape), &self.dy, &self.w, epilogue, part)
+        run_pixels(&ImplicitGemm::data_grad(isa, self.dtype, self.shape), &self.dy, &self.w, epilogue, part)
     }
 
     /// `dw`, then `db`.
     fn run_weight_grad(&self, isa: Isa) -> Vec<f32> {
-        let grad = WeightGrad::new(isa, self.factors, self.shape);
+        let grad = WeightGrad::new(isa, self.dtype, self.shape);
         let mut partials = unwritten(grad.tasks() * grad.partial_len());
         for (task, partial) in partials.chunks_exact_mut(grad.partial_len()).enumerate() {
             grad.run(task, &self.x, &self.dy, partial, &mut unwritten(grad.scratch_len()));
@@ -164,32 +164,26 @@ impl Case {
 }
 
 /// Runs a convolution in tasks of `part` pixels.
-fn run_gather(gather: &ImplicitGemm, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, part: usize) -> Vec<f32> {
-    let mut packed = unwritten(gather.packed_len());
-    gather.pack(w, &mut packed);
-    let mut out = unwritten(gather.output_len());
-    for (i, out) in out.chunks_mut(part * gather.output_channels()).enumerate() {
-        gather.run(x, &packed, epilogue, i * part, out, &mut unwritten(gather.scratch_len()));
+fn run_pixels(conv: &ImplicitGemm, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, part: usize) -> Vec<f32> {
+    let mut packed = unwritten(conv.packed_len());
+    conv.pack(w, &mut packed);
+    let mut out = unwritten(conv.output_len());
+    for (i, out) in out.chunks_mut(part * conv.output_channels()).enumerate() {
+        conv.run(x, &packed, epilogue, i * part, out, &mut unwritten(conv.scratch_len()));
     }
     out
 }
 
 /// Runs a convolution in tasks of `panels` panels of columns.
-fn run_columns(
-    gather: &ImplicitGemm,
-    x: &[f32],
-    w: &[f32],
-    epilogue: Epilogue<'_>,
-    panels: usize,
-) -> Vec<f32> {
-    let mut packed = unwritten(gather.packed_len());
-    gather.pack(w, &mut packed);
-    let (mut out, channels) = (unwritten(gather.output_len()), gather.output_channels());
-    for first in (0..gather.panel_count()).step_by(panels) {
-        let task = first..gather.panel_count().min(first + panels);
-        let columns = gather.columns_of(first)..channels.min(gather.columns_of(task.end));
-        let mut part = unwritten(gather.output_len() / channels * columns.len());
-        gather.run_panels(x, &packed, epilogue, task, &mut part, &mut unwritten(gather.scratch_len()));
+fn run_columns(conv: &ImplicitGemm, x: &[f32], w: &[f32], epilogue: Epilogue<'_>, panels: usize) -> Vec<f32> {
+    let mut packed = unwritten(conv.packed_len());
+    conv.pack(w, &mut packed);
+    let (mut out, channels) = (unwritten(conv.output_len()), conv.output_channels());
+    for first in (0..conv.panel_count()).step_by(panels) {
+        let task = first..conv.panel_count().min(first + panels);
+        let columns = conv.columns_of(first)..channels.min(conv.columns_of(task.end));
+        let mut part = unwritten(conv.output_len() / channels * columns.len());
+        conv.run_panels(x, &packed, epilogue, task, &mut part, &mut unwritten(conv.scratch_len()));
         for (out, part) in out.chunks_exact_mut(channels).zip(part.chunks_exact(columns.len())) {
             out[columns.clone()].copy_from_slice(part);
         }
@@ -197,7 +191,7 @@ fn run_columns(
     out
 }
 
-pub const WHOLE: usize = usize::MAX >> 32;
+pub const ALL_PIXELS: usize = usize::MAX >> 32;
 
 /// All three passes of all cases against the oracle, on every instruction set.
 fn check(name: &'static str, cases: impl IntoIterator<Item = Case>) {
@@ -207,9 +201,9 @@ fn check(name: &'static str, cases: impl IntoIterator<Item = Case>) {
         let [y_mag, dx_mag, dw_mag] =
             [case.forward(magnitudes), case.data_grad(magnitudes), case.weight_grad(magnitudes)];
         for isa in Isa::all() {
-            let what = |pass: &'static str| (pass, case.factors, case.shape);
-            within.check(isa, &what("forward"), &case.run_forward(isa, WHOLE), &y, &y_mag);
-            within.check(isa, &what("data gradient"), &case.run_data_grad(isa, WHOLE), &dx, &dx_mag);
+            let what = |pass: &'static str| (pass, case.dtype, case.shape);
+            within.check(isa, &what("forward"), &case.run_forward(isa, ALL_PIXELS), &y, &y_mag);
+            within.check(isa, &what("data gradient"), &case.run_data_grad(isa, ALL_PIXELS), &dx, &dx_mag);
             within.check(isa, &what("weight gradient"), &case.run_weight_grad(isa), &dw, &dw_mag);
         }
     }
@@ -222,7 +216,7 @@ fn every_geometry_agrees_with_the_oracle() {
     let mut cases = Vec::new();
     for g in 0..count {
         for (i, &cin) in CHANNELS.iter().enumerate() {
-            // Each geometry meets every number of input and of output channels.
+            // Each geometry is combined with every number of input and of output channels.
             let cout = CHANNELS[(5 * i + g) % CHANNELS.len()];
             cases.push(Case::new(&mut rng, geometries((cin, cout))[g], (g + i) % 8));
         }
@@ -241,7 +235,7 @@ fn every_pair_of_channel_counts_agrees_with_the_oracle() {
 }
 
 #[test]
-fn every_number_of_pixels_around_a_block_agrees_with_the_oracle() {
+fn every_pixel_count_around_a_block_agrees_with_the_oracle() {
     // Around the rows of a tile (4 to 16), the block of gathered pixels (192) and a weight-gradient pass (256), whose
     // groups of pixels are uneven from 2049 on.
     let pixels = [
@@ -254,14 +248,14 @@ fn every_number_of_pixels_around_a_block_agrees_with_the_oracle() {
         cases.push(Case::new(&mut rng, shape(1, (1, p), (1, 1), (1, 1), (0, 0), (5, 17)), 1));
         cases.push(Case::new(&mut rng, shape(1, (p, 1), (3, 1), (1, 1), (1, 0), (6, 3)), 4));
     }
-    // Blocks that end within an image, and phases whose blocks are full.
+    // Blocks that end within an image, and phases with full blocks.
     cases.push(Case::new(&mut rng, shape(3, (9, 11), (3, 3), (1, 1), (1, 1), (4, 9)), 7));
     cases.push(Case::new(&mut rng, shape(2, (30, 31), (4, 4), (2, 2), (1, 1), (3, 5)), 7));
     check("convolution, pixels", cases);
 }
 
 #[test]
-fn every_length_of_a_product_around_a_block_agrees_with_the_oracle() {
+fn every_k_around_a_block_agrees_with_the_oracle() {
     // Around the run of K that is copied at once (16) and the longest block of K (288).
     let lengths = [
         1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 271, 272, 273, 287, 288, 289, 303, 304, 305, 575, 576, 577,
@@ -293,7 +287,7 @@ fn a_weight_gradient_in_several_ranges_of_rows_agrees_with_the_oracle() {
 }
 
 #[test]
-fn a_run_in_parts_gives_the_same_bits() {
+fn splitting_into_tasks_is_bit_exact() {
     let mut rng = Rng::new(6);
     for (i, c) in [(3, 8), (16, 16), (17, 33), (40, 7), (64, 31)].into_iter().enumerate() {
         let mut shapes = geometries(c);
@@ -304,16 +298,17 @@ fn a_run_in_parts_gives_the_same_bits() {
                 case = case.in_bf16();
             }
             for isa in Isa::all() {
-                let (y, dx) = (bits(&case.run_forward(isa, WHOLE)), bits(&case.run_data_grad(isa, WHOLE)));
+                let (y, dx) =
+                    (bits(&case.run_forward(isa, ALL_PIXELS)), bits(&case.run_data_grad(isa, ALL_PIXELS)));
                 for part in [1, 5 + i, 48, 193] {
                     assert_eq!(bits(&case.run_forward(isa, part)), y, "{isa}, {part} of {shape:?}");
                     assert_eq!(bits(&case.run_data_grad(isa, part)), dx, "{isa}, {part} of {shape:?}");
                 }
                 for panels in [1, 2] {
-                    let forward = ImplicitGemm::forward(isa, case.factors, shape);
+                    let forward = ImplicitGemm::forward(isa, case.dtype, shape);
                     let of_panels = run_columns(&forward, &case.x, &case.w, case.epilogue(), panels);
                     assert_eq!(bits(&of_panels), y, "{isa}, {panels} panels of {shape:?}");
-                    let data_grad = ImplicitGemm::data_grad(isa, case.factors, shape);
+                    let data_grad = ImplicitGemm::data_grad(isa, case.dtype, shape);
                     let epilogue = Epilogue { bias: case.input_bias.as_deref(), ..Epilogue::default() };
                     let of_panels = run_columns(&data_grad, &case.dy, &case.w, epilogue, panels);
                     assert_eq!(bits(&of_panels), dx, "{isa}, {panels} panels of {shape:?}");
@@ -331,13 +326,13 @@ fn tasks_are_of_the_advertised_size_and_cover_the_output() {
         for isa in Isa::all() {
             let task = ImplicitGemm::forward(isa, MatmulDtype::F32, shape).task_pixels();
             assert!(task > 0);
-            assert_eq!(bits(&case.run_forward(isa, task)), bits(&case.run_forward(isa, WHOLE)));
+            assert_eq!(bits(&case.run_forward(isa, task)), bits(&case.run_forward(isa, ALL_PIXELS)));
         }
     }
 }
 
 #[test]
-fn tasks_are_of_columns_where_weights_are_what_there_is_much_of() {
+fn tasks_are_split_by_columns_for_few_pixels_and_many_weights() {
     let mut rng = Rng::new(8);
     for isa in Isa::all() {
         let tasks = |pixels: usize, cout: usize| {
@@ -351,16 +346,16 @@ fn tasks_are_of_columns_where_weights_are_what_there_is_much_of() {
         assert_eq!(tasks(16, 64).task_panels(), None, "{isa}: few columns");
         let few = shape(2, (4, 4), (3, 3), (1, 1), (1, 1), (40, 200));
         let case = Case::new(&mut rng, few, 7);
-        let gather = ImplicitGemm::forward(isa, MatmulDtype::F32, few);
-        let panels = gather.task_panels().expect("few pixels, many columns");
-        assert!(gather.columns_of(panels) >= 64);
-        let of_panels = run_columns(&gather, &case.x, &case.w, case.epilogue(), panels);
-        assert_eq!(bits(&of_panels), bits(&case.run_forward(isa, WHOLE)), "{isa}");
+        let conv = ImplicitGemm::forward(isa, MatmulDtype::F32, few);
+        let panels = conv.task_panels().expect("few pixels, many columns");
+        assert!(conv.columns_of(panels) >= 64);
+        let of_panels = run_columns(&conv, &case.x, &case.w, case.epilogue(), panels);
+        assert_eq!(bits(&of_panels), bits(&case.run_forward(isa, ALL_PIXELS)), "{isa}");
     }
 }
 
 #[test]
-fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
+fn nan_propagates_exactly_to_dependents() {
     let mut rng = Rng::new(8);
     for c in [(3, 5), (16, 16), (33, 17)] {
         for shape in geometries(c) {
@@ -377,16 +372,16 @@ fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
                 let same = |got: Vec<f32>, want: Vec<f64>, what: &str| {
                     assert_eq!(nans(wide(&got)), nans(want), "{what} on {isa}, {shape:?}");
                 };
-                same(in_x.run_forward(isa, WHOLE), in_x.forward(wide), "forward, x");
+                same(in_x.run_forward(isa, ALL_PIXELS), in_x.forward(wide), "forward, x");
                 same(in_x.run_weight_grad(isa), in_x.weight_grad(wide), "weight gradient, x");
-                same(in_dy.run_data_grad(isa, WHOLE), in_dy.data_grad(wide), "data gradient, dy");
-                // A NaN weight also meets the zeros of the padding, which the oracle leaves out.
+                same(in_dy.run_data_grad(isa, ALL_PIXELS), in_dy.data_grad(wide), "data gradient, dy");
+                // A NaN weight is also multiplied by the zeros of the padding, which the oracle skips.
                 let covers = |got: Vec<f32>, want: Vec<f64>, what: &str| {
                     let missed = got.iter().zip(&want).filter(|(g, w)| w.is_nan() && !g.is_nan()).count();
                     assert_eq!(missed, 0, "{what} on {isa}, {shape:?}");
                 };
-                covers(in_w.run_forward(isa, WHOLE), in_w.forward(wide), "forward, w");
-                covers(in_w.run_data_grad(isa, WHOLE), in_w.data_grad(wide), "data gradient, w");
+                covers(in_w.run_forward(isa, ALL_PIXELS), in_w.forward(wide), "forward, w");
+                covers(in_w.run_data_grad(isa, ALL_PIXELS), in_w.data_grad(wide), "data gradient, w");
                 covers(in_dy.run_weight_grad(isa), in_dy.weight_grad(wide), "weight gradient, dy");
             }
         }

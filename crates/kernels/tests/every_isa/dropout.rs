@@ -1,4 +1,5 @@
-//! Dropout masks: alike on every instruction set, in every cut, and in number and spread what they should be.
+//! Dropout masks: identical on every instruction set and for every split, with the expected mean and
+//! variance.
 
 use crate::attention::{
     result_magnitudes, run_backward, run_backward_in_ranges, run_forward, score_magnitude, unit_of,
@@ -11,7 +12,7 @@ use ddpm_kernels::random::{Dropout, dropout};
 use ddpm_kernels::reference::{self, AttentionShape};
 
 #[test]
-fn masks_are_the_same_everywhere() {
+fn masks_are_identical_on_every_isa() {
     let mut rng = Rng::new(90);
     let masks = Dropout::new(0.3, [5, 6, 7], [8, 9]).image(2);
     for n in (1..70).chain([127, 128, 129, 1000]) {
@@ -35,10 +36,10 @@ fn masks_are_the_same_everywhere() {
     }
 }
 
-/// Ones dropped with p and scaled have mean 1 and variance `p / (1 - p)`. Over n numbers the mean's standard error is
-/// `sqrt(p / (1 - p) / n)`; five of them are allowed.
+/// Ones dropped with p and scaled have mean 1 and variance `p / (1 - p)`. Over n elements the mean's standard
+/// error is `sqrt(p / (1 - p) / n)`; five of them are allowed.
 #[test]
-fn the_mean_stays_and_the_variance_is_that_of_dropout() {
+fn mean_and_variance_are_as_expected() {
     let n = 1 << 18;
     for p in [0.1, 0.2, 0.5, 0.9] {
         let mut y = vec![1.0; n];
@@ -60,11 +61,11 @@ fn the_mean_stays_and_the_variance_is_that_of_dropout() {
     }
 }
 
-/// In units as in the tests of attention without dropout, with the masks in the formulas.
+/// In the units of the attention tests without dropout, with the masks in the formulas.
 #[test]
 fn attention_with_dropout_agrees_with_the_oracle() {
     let mut rng = Rng::new(91);
-    for (factors, bound_of_gradients) in [(MatmulDtype::F32, 8.0), (MatmulDtype::Bf16, 4.0)] {
+    for (dtype, bound_of_gradients) in [(MatmulDtype::F32, 8.0), (MatmulDtype::Bf16, 4.0)] {
         let mut o_within = Within::new("attention with dropout, o", 4.0);
         let mut d_within = Within::new("attention with dropout, dqkv", bound_of_gradients);
         for (tokens, heads, width) in
@@ -80,21 +81,21 @@ fn attention_with_dropout_agrees_with_the_oracle() {
             let (o, _) = reference::attention(shape, &wide(&qkv), &factor);
             let dqkv = reference::attention_backward(shape, &wide(&qkv), &wide(&d_o), &factor);
             let (mut o_mag, mut d_mag) = result_magnitudes(shape, &qkv, &d_o, &factor);
-            let unit = unit_of(factors) * (1.0 + score_magnitude(shape, &qkv));
+            let unit = unit_of(dtype) * (1.0 + score_magnitude(shape, &qkv));
             o_mag.iter_mut().chain(&mut d_mag).for_each(|m| *m = unit * m.max(1e-9));
             for isa in Isa::all() {
-                let (got, lse) = run_forward(isa, factors, shape, &qkv, Some(masks), tokens);
-                o_within.check(isa, &(factors, shape), &got, &o, &o_mag);
+                let (got, lse) = run_forward(isa, dtype, shape, &qkv, Some(masks), tokens);
+                o_within.check(isa, &(dtype, shape), &got, &o, &o_mag);
                 let saved = Saved { qkv: &qkv, o: &got, lse: &lse, d_o: &d_o, dropout: Some(masks) };
-                let whole = run_backward(isa, factors, shape, &saved);
-                d_within.check(isa, &(factors, shape), &whole, &dqkv, &d_mag);
-                // The masks of a range of keys are those of these keys, not of as many of the first.
+                let whole = run_backward(isa, dtype, shape, &saved);
+                d_within.check(isa, &(dtype, shape), &whole, &dqkv, &d_mag);
+                // A range of keys uses the masks of its own keys, not those of the first keys.
                 for ranges in 1..=3 {
-                    let got = run_backward_in_ranges(isa, factors, shape, &saved, ranges, 40);
+                    let got = run_backward_in_ranges(isa, dtype, shape, &saved, ranges, 40);
                     if ranges == 1 {
-                        assert_eq!(bits(&got), bits(&whole), "{isa}, {factors:?}, {shape:?}");
+                        assert_eq!(bits(&got), bits(&whole), "{isa}, {dtype:?}, {shape:?}");
                     }
-                    d_within.check(isa, &(factors, shape, ranges), &got, &dqkv, &d_mag);
+                    d_within.check(isa, &(dtype, shape, ranges), &got, &dqkv, &d_mag);
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Arithmetic number by number, sums, and the optimizer's step.
+//! Elementwise arithmetic, sums, and the optimizer step.
 
 use crate::{Rng, Within, bits, magnitudes, unwritten, wide};
 use ddpm_kernels::Isa;
@@ -10,15 +10,15 @@ use ddpm_kernels::vector::EXP_ULP;
 const TWO_TERMS: f64 = 2.0;
 /// Sums of a few hundred rows, in order: errors of both signs, in units of the sum of absolute values.
 const SUM: f64 = 4.0;
-/// One Adam step: about ten roundings, of which settings such as 1 - beta2 in f32 are the largest.
+/// One Adam step: about ten roundings, the largest of which are constants such as 1 - beta2 in f32.
 const ADAM: f64 = 4.0;
 
-/// Lengths around every vector and its multiples, and around the 4096 numbers of a partial sum.
+/// Lengths around multiples of every vector length, and around the 4096 elements of a partial sum.
 pub fn lengths() -> impl Iterator<Item = usize> {
     (1..70).chain([255, 256, 257, 4095, 4096, 4097, 8192, 8200])
 }
 
-/// About 4 million f32 from `from` to `to`, equally spaced in bits, so that all magnitudes are met.
+/// About 4 million f32 from `from` to `to`, equally spaced in bits, so that all magnitudes are covered.
 pub(crate) fn sweep(from: f32, to: f32) -> Vec<f32> {
     assert_eq!(from.is_sign_negative(), to.is_sign_negative());
     let (low, high) = (from.to_bits().min(to.to_bits()), from.to_bits().max(to.to_bits()));
@@ -26,7 +26,7 @@ pub(crate) fn sweep(from: f32, to: f32) -> Vec<f32> {
     (low..=high).step_by(step as usize).map(f32::from_bits).chain([from, to]).collect()
 }
 
-/// The distance of neighbouring f32 at `x`, a normal number.
+/// The spacing of f32 at `x`, a normal number.
 fn ulp(x: f64) -> f64 {
     2f64.powi((x.abs().to_bits() >> 52) as i32 - 1023 - 23)
 }
@@ -38,8 +38,8 @@ pub(crate) fn map(isa: Isa, x: &[f32], kernel: impl Fn(Isa, &[f32], &mut [f32]))
 }
 
 #[test]
-fn exp_keeps_its_declared_error() {
-    // The worst of all f32, with fused multiply-add and without.
+fn exp_error_is_within_bound() {
+    // The worst inputs of all f32, with fused multiply-add and without.
     let worst = [5.198_666_6, -27.379_168, 48.867_237, -26.686_005];
     let special = [worst.to_vec(), vec![0.0, -0.0, 1.0, -1.0, f32::MIN_POSITIVE]].concat();
     for x in [sweep(-87.3, -1e-10), sweep(1e-10, 88.37), special] {
@@ -52,13 +52,13 @@ fn exp_keeps_its_declared_error() {
                 assert!(error <= f64::from(EXP_ULP), "{isa}: e^{x} = {got}, not {want}: {error} ulp");
                 worst = if error > worst.0 { (error, x) } else { worst };
             }
-            println!("exp on {isa}: worst {:.3} ulp at {} in {} numbers", worst.0, worst.1, x.len());
+            println!("exp on {isa}: worst {:.3} ulp at {} in {} values", worst.0, worst.1, x.len());
         }
     }
 }
 
 #[test]
-fn exp_goes_to_zero_stays_finite_and_keeps_nan() {
+fn exp_underflows_to_zero_saturates_and_keeps_nan() {
     for isa in Isa::all() {
         let of = |x: f32| map(isa, &[x; 19], elementwise::exp);
         for x in [-87.31, -88.0, -100.0, -1e4, -1e20, f32::MIN, f32::NEG_INFINITY] {
@@ -204,7 +204,7 @@ fn an_adam_step_agrees_with_the_oracle_at_every_length() {
                 let [weight, exp_avg, exp_avg_sq, ema] = [0, 1, 2, 3].map(|s| f64::from(state[s][i]));
                 let new =
                     reference::adam(&step, f64::from(grad[i]), Trained { weight, exp_avg, exp_avg_sq, ema });
-                // Numerators of absolute values; the square of g is also that of a possible cancellation in g.
+                // Numerators of absolute values; the square of g also bounds a possible cancellation in g.
                 let g = f64::from(grad[i]).abs() * step.grad_scale + step.weight_decay * weight.abs();
                 let m = step.beta1 * exp_avg.abs() + (1.0 - step.beta1) * (g + 2.0 * exp_avg.abs());
                 let v = new.exp_avg_sq + (1.0 - step.beta2) * g * g;
@@ -227,7 +227,7 @@ fn an_adam_step_agrees_with_the_oracle_at_every_length() {
                 for (s, got) in [&w, &m, &v, &e].into_iter().enumerate() {
                     within[s].check(isa, &(n, step), got, &want[s], &size[s]);
                 }
-                // Without an average the rest is the same.
+                // Without a moving average the other results are the same.
                 let [mut w2, mut m2, mut v2, _] = state.clone();
                 elementwise::adam(isa, &step, &grad, &mut w2, &mut m2, &mut v2, &mut []);
                 assert_eq!([bits(&w), bits(&m), bits(&v)], [bits(&w2), bits(&m2), bits(&v2)], "{isa}, {n}");
@@ -237,7 +237,7 @@ fn an_adam_step_agrees_with_the_oracle_at_every_length() {
 }
 
 #[test]
-fn a_nan_is_kept_by_every_pointwise_kernel() {
+fn every_pointwise_kernel_propagates_nan() {
     for isa in Isa::all() {
         for n in [1, 5, 16, 37] {
             for at in 0..n {

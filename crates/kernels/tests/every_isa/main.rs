@@ -1,8 +1,9 @@
-//! Every kernel against its naive version (`ddpm_kernels::reference`), on every instruction set of this machine.
+//! Tests every kernel against its naive version (`ddpm_kernels::reference`), on every instruction set of this
+//! machine.
 //!
-//! Outputs and scratch memory hold NaN before each call, so that a number that is left out, or that is read without
-//! having been written, is noticed. The worst error of each comparison is printed (`-- --nocapture`).
-#![allow(missing_docs, reason = "nothing here is for others")]
+//! Outputs and scratch memory hold NaN before each call, so that elements that are not written, or read
+//! before they are written, are noticed. The worst error of each comparison is printed (`-- --nocapture`).
+#![allow(missing_docs, reason = "internal to the tests")]
 
 mod activation;
 mod attention;
@@ -19,7 +20,7 @@ mod winograd;
 use ddpm_kernels::Isa;
 use std::fmt::Debug;
 
-/// Xorshift (Marsaglia 2003): the tests need numbers without pattern, not good ones.
+/// Xorshift (Marsaglia 2003): the tests need values without a pattern, not good randomness.
 pub struct Rng(u64);
 
 impl Rng {
@@ -38,18 +39,18 @@ impl Rng {
         (self.next() >> 33) as usize % n
     }
 
-    /// Uniform numbers in [-1, 1), with all bits of the mantissa in use.
+    /// Uniform in [-1, 1), using all bits of the mantissa.
     pub fn vec(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| (self.next() as i64 as f64 / -(i64::MIN as f64)) as f32).collect()
     }
 }
 
-/// The same numbers in f64.
+/// Converts to f64.
 pub fn wide(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()
 }
 
-/// Their absolute values in f64.
+/// Absolute values in f64.
 pub fn magnitudes(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v).abs()).collect()
 }
@@ -59,12 +60,12 @@ pub fn unwritten(n: usize) -> Vec<f32> {
     vec![f32::NAN; n]
 }
 
-/// The places that hold NaN.
+/// Which elements are NaN.
 pub fn nans(x: impl IntoIterator<Item = f64>) -> Vec<bool> {
     x.into_iter().map(f64::is_nan).collect()
 }
 
-/// The bits of every number, to compare NaN and signs of zero too.
+/// The bits of every element, to also compare NaN and signed zeros.
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
@@ -92,12 +93,12 @@ impl Within {
     ) {
         assert_eq!((got.len(), got.len()), (want.len(), magnitude.len()), "{}: {case:?}", self.what);
         for (at, ((&got, &want), &magnitude)) in got.iter().zip(want).zip(magnitude).enumerate() {
-            // The second term: below it the result is no normal number.
+            // The second term covers subnormal results.
             let unit = f64::from(f32::EPSILON) * magnitude + f64::from(f32::MIN_POSITIVE) * 1e-3;
             let error = (f64::from(got) - want).abs() / unit;
             assert!(
                 error <= self.bound,
-                "{} on {isa}, {case:?}: number {at} is {got}, not {want}: {error:.1} of {} allowed units",
+                "{} on {isa}, {case:?}: element {at} is {got}, expected {want}: {error:.1} of {} allowed units",
                 self.what,
                 self.bound
             );
@@ -109,7 +110,7 @@ impl Within {
 
 impl Drop for Within {
     fn drop(&mut self) {
-        println!("{}: worst {:.2} of {} in {} numbers", self.what, self.worst, self.bound, self.compared);
+        println!("{}: worst {:.2} of {} in {} values", self.what, self.worst, self.bound, self.compared);
     }
 }
 

@@ -5,12 +5,12 @@ use ddpm_kernels::Isa;
 use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
 use ddpm_kernels::reference;
 
-/// Mean: in units of the mean of `|x|`. Numbers of one sign are added in f32 in a chain over the pixels, at most 1024
-/// here: at worst 512 units, sqrt(1024) / 2 if the roundings have both signs.
+/// Mean: in units of the mean of `|x|`. Elements of one sign are added in f32 in a chain over the pixels, at
+/// most 1024 here: at worst 512 units, sqrt(1024) / 2 if roundings have both signs.
 const MEAN: f64 = 16.0;
 /// Reciprocal standard deviation: its own relative error; the variance is a sum of squares, so nothing cancels.
 const RSTD: f64 = 8.0;
-/// Result: in units of `(|x| + mean |x|) rstd |gamma| + |beta|`, the terms that `x_hat gamma + beta` is made of. The
+/// Result: in units of `(|x| + mean |x|) rstd |gamma| + |beta|`, the terms of `x_hat gamma + beta`. The
 /// mean's error is one of them.
 const FORWARD: f64 = 16.0;
 /// Gradients: in units of their formula with every term's absolute value ([`Magnitudes`]).
@@ -67,7 +67,7 @@ impl Case {
     }
 }
 
-/// The formulas with the absolute value of every term: what rounding errors are measured in.
+/// The formulas with the absolute value of every term: the unit of rounding errors.
 struct Magnitudes {
     mean: Vec<f64>,
     y: Vec<f64>,
@@ -93,7 +93,7 @@ impl Magnitudes {
         let y: Vec<f64> = (0..case.x.len())
             .map(|at| x_hat[at] * abs(case.gamma[channel(at)]) + abs(case.beta[channel(at)]))
             .collect();
-        // SiLU's second derivative is below 1: an error of z is at most one of the derivative.
+        // SiLU's second derivative is below 1, so an error of z is at most the same error of the derivative.
         let dz: Vec<f64> =
             (0..case.x.len()).map(|at| abs(case.dy[at]) * if silu { 1.0 + y[at] } else { 1.0 }).collect();
         let (mut dgamma, mut dbeta) = (vec![0.0; c], vec![0.0; c]);
@@ -178,7 +178,7 @@ fn a_constant_image_is_normalised_to_beta() {
 }
 
 #[test]
-fn a_nan_reaches_what_depends_on_it_and_nothing_else() {
+fn nan_propagates_exactly_to_dependents() {
     let mut rng = Rng::new(22);
     for (channels, groups) in [(6, 2), (16, 4), (40, 5), (33, 3)] {
         for silu in [false, true] {

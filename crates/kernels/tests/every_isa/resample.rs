@@ -37,11 +37,11 @@ fn resampling_and_its_transpose_agree_with_the_oracle() {
 }
 
 #[test]
-fn the_weights_are_those_of_the_names() {
+fn weights_match_their_definitions() {
     let taps = |t: &Taps| (0..t.outputs()).map(|o| t.of(o).to_vec()).collect::<Vec<_>>();
     assert_eq!(taps(&Taps::nearest_double(2)), [[(0, 1.0)], [(0, 1.0)], [(1, 1.0)], [(1, 1.0)]]);
     assert_eq!(taps(&Taps::mean_half(5)), [[(0, 0.5), (1, 0.5)], [(2, 0.5), (3, 0.5)]]);
-    // Corners stay: positions 0, 1/3, 2/3, 1.
+    // Corners stay in place: positions 0, 1/3, 2/3, 1.
     let linear = taps(&Taps::linear_double(2));
     assert_eq!((&linear[0][0], &linear[3]), (&(0, 1.0), &vec![(1, 1.0)]));
     assert!((linear[1][1].1 - 1.0 / 3.0).abs() < 1e-7 && (linear[2][1].1 - 2.0 / 3.0).abs() < 1e-7);
@@ -59,11 +59,11 @@ fn the_weights_are_those_of_the_names() {
 }
 
 #[test]
-fn pooling_takes_the_first_largest_and_gives_it_the_gradient() {
+fn max_pool_routes_the_gradient_to_the_first_maximum() {
     let mut rng = Rng::new(71);
     for (h, w) in [(2, 2), (2, 5), (5, 2), (6, 8), (7, 3)] {
         for channels in CHANNELS {
-            // Few different numbers, so that many blocks have equal ones.
+            // Few distinct values, so that many blocks have ties.
             let x: Vec<f32> = rng.vec(h * w * channels).iter().map(|v| (v * 2.0).round()).collect();
             let (want, places) = reference::max_pool(h, w, channels, &wide(&x));
             let dy = rng.vec(want.len());
@@ -91,7 +91,7 @@ fn pooling_takes_the_first_largest_and_gives_it_the_gradient() {
 }
 
 #[test]
-fn pooling_keeps_nan() {
+fn max_pool_propagates_nan() {
     for isa in Isa::all() {
         for at in 0..4 {
             let mut x = [1.0, 3.0, 2.0, 0.0];

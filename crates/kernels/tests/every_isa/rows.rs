@@ -1,4 +1,4 @@
-//! Normalisation row by row, and the passes of batch normalisation.
+//! Layer normalisation, and the passes of batch normalisation.
 
 use crate::{Rng, Within, magnitudes, unwritten, wide};
 use ddpm_kernels::Isa;
@@ -31,7 +31,7 @@ fn the_passes_of_batch_norm_agree_with_their_formulas() {
             let squares: Vec<f64> = centred.iter().map(|d| d * d).collect();
             let dots: Vec<f64> = centred.iter().zip(&dy64).map(|(d, dy)| d * dy).collect();
             let absolute = |v: &[f64]| reference::sum_rows(&v.iter().map(|v| v.abs()).collect::<Vec<_>>(), c);
-            // A rounding of x - mean is one of |x| + |mean|.
+            // The rounding error of x - mean scales with |x| + |mean|.
             let size: Vec<f64> = x64.iter().enumerate().map(|(i, x)| x.abs() + m(i).abs()).collect();
             let dot_size: Vec<f64> = size.iter().zip(&dy64).map(|(s, dy)| s * dy.abs()).collect();
             let of = |v: &[f32], i: usize| f64::from(v[i % c]);
@@ -88,7 +88,7 @@ fn layer_norm_and_its_gradient_agree_with_the_oracle() {
                 let rstd =
                     1.0 / (x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n + f64::from(eps)).sqrt();
                 let hat: Vec<f64> = x.iter().map(|x| (x - mean) * rstd).collect();
-                // |x_hat| with the rounding of x - mean, and of the mean itself, in it.
+                // |x_hat| including the rounding of x - mean, and of the mean itself.
                 let hat_size: Vec<f64> = x.iter().map(|x| (x.abs() + mean.abs()) * rstd).collect();
                 let g: Vec<f64> = (0..c).map(|i| dy[i] * gamma64[i]).collect();
                 let sum = |f: &dyn Fn(usize) -> f64| (0..c).map(f).sum::<f64>() / n;

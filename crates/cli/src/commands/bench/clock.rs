@@ -1,47 +1,47 @@
-//! When steps are made, and how long they take.
+//! Pacing and timing of steps.
 
 use std::io::{BufRead, Write};
 use std::time::Duration;
 
-/// When the next step is made.
+/// When the next step runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
-    /// At once, for one step that is not counted and then so many that are.
+    /// At once: one warm-up step, then this many counted ones.
     Runs(usize),
-    /// At once, until the program is stopped.
+    /// At once, until the program is interrupted.
     Endless,
-    /// When a line comes on standard input, until that ends: two programs take turns so.
+    /// On each line of standard input, until it ends, so that two programs can alternate.
     Lines,
 }
 
-/// Lets steps go and collects their times; tells each at once, unless there is only a number of them to make.
+/// Paces steps and collects their times; prints each time unless the number of steps is fixed.
 pub struct Clock {
     part: &'static str,
     pace: Pace,
     json: bool,
-    begun: usize,
+    started: usize,
     seconds: Vec<f64>,
 }
 
 impl Clock {
-    /// For steps of `part`.
+    /// A clock for steps of `part`.
     pub fn new(part: &'static str, pace: Pace, json: bool) -> Self {
-        Self { part, pace, json, begun: 0, seconds: Vec::new() }
+        Self { part, pace, json, started: 0, seconds: Vec::new() }
     }
 
-    /// Waits until the next step's turn; false: there is none.
+    /// Waits for the next step; false after the last.
     pub fn next(&mut self) -> anyhow::Result<bool> {
-        self.begun += 1;
+        self.started += 1;
         Ok(match self.pace {
-            Pace::Runs(runs) => self.begun <= 1 + runs,
+            Pace::Runs(runs) => self.started <= 1 + runs,
             Pace::Endless => true,
             Pace::Lines => std::io::stdin().lock().read_line(&mut String::new())? > 0,
         })
     }
 
-    /// Takes a step's time; whether it was the first, which is to warm up only and not counted.
-    pub fn took(&mut self, time: Duration) -> anyhow::Result<bool> {
-        let (seconds, warmed_up) = (time.as_secs_f64(), self.begun == 1);
+    /// Records a step's time; true for the first step, a warm-up that is not counted.
+    pub fn record(&mut self, time: Duration) -> anyhow::Result<bool> {
+        let (seconds, warmed_up) = (time.as_secs_f64(), self.started == 1);
         if !warmed_up {
             self.seconds.push(seconds);
         }
@@ -60,7 +60,7 @@ impl Clock {
         Ok(warmed_up)
     }
 
-    /// The times of all counted steps, rising; not a number if there was none.
+    /// The times of all counted steps, ascending; a single NaN if there were none.
     pub fn finish(mut self) -> Vec<f64> {
         self.seconds.sort_by(f64::total_cmp);
         if self.seconds.is_empty() {
@@ -70,7 +70,7 @@ impl Clock {
     }
 }
 
-/// Most memory that the process held so far, in bytes, where the system tells it (Linux).
+/// Peak resident memory of the process in bytes (Linux).
 pub fn peak_resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
@@ -78,8 +78,8 @@ pub fn peak_resident() -> Option<u64> {
     Some(kib << 10)
 }
 
-/// Lets [`peak_resident`] begin anew, where the system can; else it goes on counting from the program's start.
-pub fn forget_peak_resident() {
+/// Resets [`peak_resident`] where the system allows; otherwise it keeps counting from the program's start.
+pub fn reset_peak_resident() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
@@ -92,7 +92,7 @@ mod tests {
         let mut clock = Clock::new("train", Pace::Runs(2), false);
         for time in [9, 2, 1] {
             assert!(clock.next().unwrap());
-            assert_eq!(clock.took(Duration::from_secs(time)).unwrap(), time == 9);
+            assert_eq!(clock.record(Duration::from_secs(time)).unwrap(), time == 9);
         }
         assert!(!clock.next().unwrap());
         assert_eq!(clock.finish(), [1.0, 2.0]);
@@ -100,7 +100,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn memory_that_was_taken_is_seen() {
+    fn allocated_memory_is_counted() {
         let memory = std::hint::black_box(vec![1u8; 64 << 20]);
         assert!(peak_resident().unwrap() >= memory.len() as u64);
     }

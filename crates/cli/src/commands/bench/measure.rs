@@ -1,61 +1,61 @@
-//! What is measured: training steps, forward passes, denoising steps.
+//! Measurement of training steps, forward passes and denoising steps.
 
-use super::clock::{Clock, forget_peak_resident, peak_resident};
+use super::clock::{Clock, peak_resident, reset_peak_resident};
 use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::Model;
 use ddpm::nets;
 use ddpm::process::Prediction;
-use ddpm::rates::Rates;
-use ddpm::sampler::{Options, Seeds};
+use ddpm::roofline::Roofline;
+use ddpm::sampler::{NoiseKey, SamplerOptions};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
 use ddpm::train::config::Config;
-use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_multiply_add_rounds, fma_throughput};
+use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_fma_throughput, fma_throughput};
 use serde::Serialize;
 use std::time::Instant;
 
-/// The node behind which the backward pass begins.
+/// The last node of the forward pass.
 const LOSS: &str = "loss";
 
-/// The times of one kind of step.
+/// Measurements of one kind of step.
 #[derive(Serialize)]
 pub struct Part {
-    /// "train", "forward", "sample", or "sample-one", which is the same with a batch of one image.
+    /// "train", "forward", "sample", or "sample-one" (a batch of one image).
     pub part: &'static str,
-    /// Images of a step.
+    /// Images per step.
     pub images: usize,
     /// Median time of a step.
     pub seconds: f64,
-    /// The quickest.
+    /// Minimum time of a step.
     pub least: f64,
-    /// The slowest.
+    /// Maximum time of a step.
     pub most: f64,
-    /// Steps counted.
+    /// Number of counted steps.
     pub runs: usize,
-    /// Denoising steps that an image takes; 1 for what is not sampling.
+    /// Denoising steps per image; 1 unless sampling.
     pub steps: usize,
-    /// Images a second.
+    /// Images per second.
     pub images_per_second: f64,
-    /// Floating-point operations of a step, in 1e9.
+    /// Floating-point operations per step, in 1e9.
     pub gflop: f64,
-    /// The same a second.
+    /// Floating-point operations per second, in 1e9.
     pub gflops: f64,
-    /// Bytes of the plan's arena, with all tensors and weights.
+    /// Bytes of the plan's arena, which holds all tensors and weights.
     pub arena_bytes: usize,
     /// Bytes of the threads' scratch memory.
     pub scratch_bytes: usize,
-    /// Most bytes that the process held, where the system tells.
+    /// Peak resident memory of the process in bytes, where available.
     pub resident_bytes: Option<u64>,
-    /// What a training step is made of.
+    /// The parts of a training step.
     pub shares: Vec<Share>,
     /// The time of every node.
     #[serde(skip)]
     pub nodes: Vec<NodeTime>,
-    /// What it ran on.
+    /// Human-readable description of the device.
     #[serde(skip)]
     pub device: String,
-    /// Numbers in the network's parameters.
+    /// Number of network parameters.
     #[serde(skip)]
     pub parameters: usize,
 }
@@ -63,16 +63,16 @@ pub struct Part {
 /// A part of a step.
 #[derive(Serialize)]
 pub struct Share {
-    /// "forward", "backward", "update", "rest".
+    /// "forward", "backward", "update" or "rest".
     pub name: &'static str,
-    /// Its time in a step.
+    /// Time per step.
     pub seconds: f64,
-    /// Its floating-point operations in a step, in 1e9.
+    /// Floating-point operations per step, in 1e9.
     pub gflop: f64,
 }
 
 impl Part {
-    /// From the times of steps of `passes` runs of the executor's plan each, rising.
+    /// From ascending step times, each step running the executor's plan `passes` times.
     fn new(
         part: &'static str,
         [images, steps, passes]: [usize; 3],
@@ -105,22 +105,22 @@ impl Part {
     }
 }
 
-/// Steps behind the timed ones whose nodes are timed, where that would [slow](Executor::profiling_slows) these.
-const PROFILED_ASIDE: usize = 3;
+/// Extra steps for timing nodes, where that would [slow](Executor::profiling_slows) the timed steps.
+const PROFILED_STEPS: usize = 3;
 
-/// Whole training steps.
+/// Measures training steps.
 pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
     let aside = trainer.executor().profiling_slows();
     while clock.next()? {
         let start = Instant::now();
         trainer.step()?;
-        if clock.took(start.elapsed())? {
+        if clock.record(start.elapsed())? {
             trainer.executor().set_profiling(!aside);
         }
     }
     if aside {
         trainer.executor().set_profiling(true);
-        for _ in 0..PROFILED_ASIDE {
+        for _ in 0..PROFILED_STEPS {
             trainer.step()?;
         }
     }
@@ -128,8 +128,8 @@ pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
     let times = clock.finish();
     let mean = times.iter().sum::<f64>() / times.len() as f64;
     let mut part = Part::new("train", [images, 1, passes], &times, trainer.executor());
-    let behind_loss = part.nodes.iter().position(|n| n.name == LOSS).map_or(part.nodes.len(), |i| i + 1);
-    let (forward, backward) = part.nodes.split_at(behind_loss);
+    let after_loss = part.nodes.iter().position(|n| n.name == LOSS).map_or(part.nodes.len(), |i| i + 1);
+    let (forward, backward) = part.nodes.split_at(after_loss);
     let of = |name, nodes: &[NodeTime]| Share {
         name,
         seconds: passes as f64 * nodes.iter().map(node_seconds).sum::<f64>(),
@@ -137,7 +137,7 @@ pub fn train(trainer: &mut Trainer, mut clock: Clock) -> anyhow::Result<Part> {
     };
     let update = Share { name: "update", seconds: update(trainer.executor())?, gflop: 0.0 };
     part.shares = vec![of("forward", forward), of("backward", backward), update];
-    // Operations that were timed aside took longer than in the steps: there is no rest.
+    // Nodes profiled in extra steps ran slower than in the timed ones, so the rest is unknown.
     if !aside {
         let known: f64 = part.shares.iter().map(|s| s.seconds).sum();
         part.shares.push(Share { name: "rest", seconds: (mean - known).max(0.0), gflop: 0.0 });
@@ -150,10 +150,10 @@ pub fn node_seconds(node: &NodeTime) -> f64 {
     node.time.as_secs_f64() / node.runs.max(1) as f64
 }
 
-/// The time of an update of the weights, with the norm of the gradients: within the steps that were profiled, or the median of a
-/// few behind them. These move nothing: the learning rate is zero.
+/// The time of a weight update including the gradient norm: from the profiled steps if fused, else the median of a few extra updates
+/// with learning rate zero, which change nothing.
 fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
-    if exec.trains() {
+    if exec.fuses_optimizer() {
         return Ok(exec.update_time().as_secs_f64());
     }
     let still = AdamStep {
@@ -178,27 +178,28 @@ fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
     Ok(times[2])
 }
 
-/// The network as sampling uses it, with the weights that training begins with, for batches of `images`.
+/// The network for sampling in batches of `images`, with the initial weights of training.
 pub fn model(config: &Config, shape: ImageShape, images: usize) -> anyhow::Result<Model> {
-    forget_peak_resident();
+    reset_peak_resident();
     let net = nets::from_config(config, shape.channels);
     let shape = [images, shape.height, shape.width, shape.channels];
-    let mut model = Model::with_arithmetic(&*net, shape, config.train.hardware(), config.train.arithmetic())?;
+    let mut model =
+        Model::with_compute_options(&*net, shape, config.train.hardware(), config.train.compute_options())?;
     model.init_weights(config.train.seed)?;
     Ok(model)
 }
 
-/// Forward passes.
+/// Measures forward passes.
 pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
     let [images, ..] = model.shape();
     let mut x = vec![0.0; images * model.image_len()];
-    Seeds { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.image_len(), &mut x);
+    NoiseKey { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.image_len(), &mut x);
     let mut eps = x.clone();
     let aside = model.executor().profiling_slows();
     while clock.next()? {
         let start = Instant::now();
         model.predict(&x, 10.0, &mut eps)?;
-        if clock.took(start.elapsed())? {
+        if clock.record(start.elapsed())? {
             model.executor().set_profiling(!aside);
         }
     }
@@ -208,17 +209,17 @@ pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
     Ok(Part::new("forward", [images, 1, 1], &clock.finish(), model.executor()))
 }
 
-/// Forward passes whose nodes are timed.
+/// Runs forward passes with profiling.
 fn profile_passes(model: &mut Model, x: &[f32]) -> anyhow::Result<()> {
     let mut eps = x.to_vec();
     model.executor().set_profiling(true);
-    for _ in 0..PROFILED_ASIDE {
+    for _ in 0..PROFILED_STEPS {
         model.predict(x, 10.0, &mut eps)?;
     }
     Ok(())
 }
 
-/// Denoising steps; `steps` of them are an image.
+/// Measures denoising steps; an image takes `steps` of them.
 pub fn sample(
     name: &'static str,
     model: &mut Model,
@@ -227,16 +228,16 @@ pub fn sample(
     mut clock: Clock,
 ) -> anyhow::Result<Part> {
     let [images, ..] = model.shape();
-    let sampler = Options::default().build(schedule, Prediction::Eps)?;
+    let sampler = SamplerOptions::default().build(schedule, Prediction::Eps)?;
     let mut go_on = clock.next()?;
     let aside = model.executor().profiling_slows();
     model.executor().set_profiling(!aside);
-    // Images are begun anew until no step is wanted any more.
+    // New batches are sampled until the clock stops.
     while go_on {
         let mut failed = None;
         let mut start = Instant::now();
-        let end = sampler.sample(model, Seeds { seed: 0, first: 0 }, &mut |_| {
-            match clock.took(start.elapsed()).and_then(|_| clock.next()) {
+        let end = sampler.sample(model, NoiseKey { seed: 0, first: 0 }, &mut |_| {
+            match clock.record(start.elapsed()).and_then(|_| clock.next()) {
                 Ok(more) => go_on = more,
                 Err(error) => failed = Some(error),
             }
@@ -255,34 +256,34 @@ pub fn sample(
     Ok(Part::new(name, [images, steps, 1], &clock.finish(), model.executor()))
 }
 
-/// What the device can do: the processor's threads in registers only, a GPU in large products of the run's arithmetic.
+/// Peak rates of the device: of the CPU in registers, of a GPU in large matmuls at the run's precision.
 #[derive(Clone, Copy)]
 pub struct Peak {
-    /// Floating-point operations a second: multiply-adds of f32 on a processor.
+    /// Floating-point operations per second; f32 multiply-adds on a CPU.
     pub flops: f64,
-    /// Those of bf16 factors, where there is an instruction for them.
+    /// The same with bf16 operands, if the CPU has such an instruction.
     pub bf16: Option<f64>,
-    /// Bytes a second of a GPU's memory.
+    /// Memory bandwidth of a GPU in bytes per second.
     pub bytes: Option<f64>,
 }
 
 impl Peak {
-    /// Measures it, on the device and the instruction set that kernels will use.
+    /// Measures the device and instruction set that kernels will use.
     pub fn measure(config: &Config, threads: usize) -> anyhow::Result<Self> {
-        if let Some(rates) = Rates::measure(config.train.hardware(), config.train.arithmetic())? {
+        if let Some(rates) = Roofline::measure(config.train.hardware(), config.train.compute_options())? {
             return Ok(Self { flops: rates.flops, bf16: None, bytes: Some(rates.bytes) });
         }
         let isa = Isa::from_env()?;
         let rounds = 10_000_000 / isa.lanes().max(2) as u64;
         let f32 = best_rate(threads, &|| fma_throughput(isa, rounds));
-        let bf16 = bf16_multiply_add_rounds(isa, 1)
-            .map(|_| best_rate(threads, &|| bf16_multiply_add_rounds(isa, rounds).unwrap_or(0)));
+        let bf16 = bf16_fma_throughput(isa, 1)
+            .map(|_| best_rate(threads, &|| bf16_fma_throughput(isa, rounds).unwrap_or(0)));
         Ok(Self { flops: f32, bf16, bytes: None })
     }
 }
 
-/// Operations a second of all threads: the best of several short times, because whatever else the machine does makes it
-/// less. `work` does some and says how many.
+/// Operations per second of all threads: the best of several short runs, since other load only lowers it. `work` returns its number of
+/// operations.
 fn best_rate(threads: usize, work: &(impl Fn() -> u64 + Sync)) -> f64 {
     let once = |_| {
         let start = Instant::now();

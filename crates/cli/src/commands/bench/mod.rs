@@ -1,7 +1,6 @@
 //! `ddpm bench`.
 //!
-//! `measure` times steps, `clock` says when they are made, `report` tells what came of it; `random` makes images
-//! where none are at hand.
+//! `measure` times steps, `clock` paces them, `report` prints the results, `random` supplies images where there are none.
 
 mod clock;
 mod measure;
@@ -19,43 +18,43 @@ use report::Report;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Measure what this machine can do: training, forward passes, sampling, and where the time goes
+/// Benchmark training, forward passes and sampling on this machine
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm bench                              the built-in digits' network\n  \
-    ddpm bench --preset digits28 --profile  the tutorial's network at 28x28, operation by operation\n  \
+    ddpm bench                              the network for the built-in digits\n  \
+    ddpm bench --preset digits28 --profile  the tutorial's network at 28x28, with times per operation\n  \
     ddpm bench --random-data --set network.name=unet2d --set data.size=32 --set data.channels=3\n  \
-    ddpm bench --only train --json          for other programs to read")]
+    ddpm bench --only train --json          JSON for scripts")]
 pub struct Args {
-    /// A named set of settings
+    /// Preset (`ddpm config --list`)
     #[arg(long, value_name = "NAME")]
     preset: Option<String>,
-    /// A file of settings
+    /// Settings file: TOML, or the YAML of the DDPM-Pytorch tutorial
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Threads; 0 takes all cores
+    /// CPU threads; 0 uses all cores
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Any setting, as train.batch_size=16 or train.precision=bf16
+    /// Any setting (`ddpm config`), e.g. train.precision=bf16; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Take random images in the place of data.path, of data.size and data.channels (28x28 grey if not given)
+    /// Use random images instead of data.path, of data.size and data.channels (default 28x28 grey)
     #[arg(long)]
     random_data: bool,
-    /// Measure this alone
+    /// Measure only this
     #[arg(long, value_name = "WHAT")]
     only: Option<What>,
-    /// Steps that are timed, after one that is not
+    /// Timed steps, after a warm-up step
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
-    /// Tell the time of every kind of operation, and of the slowest nodes, of what is measured first
+    /// Also report time per operation and the slowest nodes of the first measurement
     #[arg(long)]
     profile: bool,
-    /// Write JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// A line for each step until stopped; with "on-line" a step for each line of standard input until that ends, and
-    /// then the report: to take turns with another program. Measures training if --only does not say otherwise
+    /// Print a line per step until stopped; `on-line` runs one step per line of standard input and reports at its end, to
+    /// alternate with another program. Measures training unless --only is given
     #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "at-once",
           conflicts_with = "runs")]
     r#loop: Option<When>,
@@ -63,9 +62,9 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Whole training steps
+    /// Complete training steps
     Train,
-    /// The forward pass alone, as sampling runs it
+    /// Forward passes as in sampling
     Forward,
     /// Denoising steps
     Sample,

@@ -1,32 +1,31 @@
-//! Images of noise of any shape, for measuring without files.
+//! Random images of any shape, for benchmarks without files.
 
-use ddpm::data::{Dataset, Draw, ImageShape, Summary};
+use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
 use ddpm::nets;
 use ddpm::train::config::{Config, Size};
 use ddpm_engine::rng::{Purpose, Stream};
 
-/// How many there are.
+/// Number of images.
 const IMAGES: usize = 4096;
-/// What size they have where no setting says it: that of the built-in digits.
+/// Default size, that of the built-in digits.
 const SIDE: usize = 28;
 
-/// Each image is a window of one row of random numbers, so that reading takes no time and little memory.
+/// Each image is a window into one random sequence, so that reading takes little time and memory.
 pub struct RandomImages {
-    numbers: Vec<f32>,
+    values: Vec<f32>,
     classes: Vec<String>,
     summary: Summary,
 }
 
 impl RandomImages {
-    /// Of the size and channels of the settings (28x28 grey if they say none), with as many classes as the network
-    /// wants.
+    /// Images with the size and channels of the settings (default 28x28 grey) and the network's number of classes.
     pub fn new(config: &Config) -> Self {
         let Size { height, width } = config.image_size().unwrap_or(Size { height: SIDE, width: SIDE });
         let shape = ImageShape { height, width, channels: config.image_channels().unwrap_or(1) };
         let classes = nets::from_config(config, shape.channels).classes().unwrap_or(0);
         let uniforms = Stream::new(0, Purpose::Test, 0, 0).uniforms();
-        let numbers: Vec<f32> =
-            uniforms.take(shape.values() + IMAGES).map(|u| (2.0 * u - 1.0) as f32).collect();
+        let values: Vec<f32> =
+            uniforms.take(shape.num_elements() + IMAGES).map(|u| (2.0 * u - 1.0) as f32).collect();
         let summary = Summary {
             source: "random images".to_owned(),
             images: IMAGES,
@@ -35,11 +34,11 @@ impl RandomImages {
             classes,
             found: Vec::new(),
             skipped: Vec::new(),
-            memory_bytes: (numbers.len() * size_of::<f32>()) as u64,
+            memory_bytes: (values.len() * size_of::<f32>()) as u64,
             fingerprint: String::new(),
             notes: Vec::new(),
         };
-        Self { numbers, classes: (0..classes).map(|c| c.to_string()).collect(), summary }
+        Self { values, classes: (0..classes).map(|c| c.to_string()).collect(), summary }
     }
 }
 
@@ -52,8 +51,8 @@ impl Dataset for RandomImages {
         (!self.classes.is_empty()).then(|| (index % self.classes.len()) as u32)
     }
 
-    fn read(&self, index: usize, _: Draw, out: &mut [f32]) -> ddpm::Result<()> {
-        out.copy_from_slice(&self.numbers[index..index + out.len()]);
+    fn read(&self, index: usize, _: AugmentKey, out: &mut [f32]) -> ddpm::Result<()> {
+        out.copy_from_slice(&self.values[index..index + out.len()]);
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! What was measured, for a person and as JSON.
+//! The results, human-readable and as JSON.
 
 use super::measure::{Part, Peak, node_seconds};
 use crate::progress::{human_bytes, thousands};
@@ -9,10 +9,10 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
 
-/// Nodes that are named one by one.
+/// Number of slowest nodes listed.
 const SLOWEST: usize = 20;
 
-/// Everything that was measured.
+/// All results.
 #[derive(Serialize)]
 pub struct Report {
     version: &'static str,
@@ -22,18 +22,18 @@ pub struct Report {
     /// Height, width, channels.
     image: [usize; 3],
     device: String,
-    /// The peaks of its threads, or of a GPU in large products, measured, in 1e9 operations a second; that of bf16 where there
-    /// is one.
+    /// Measured peak of all CPU threads, or of a GPU in large matmuls, in 1e9 operations per second.
     peak_gflops: f64,
+    /// The same with bf16 operands, if the CPU has such an instruction.
     bf16_peak_gflops: Option<f64>,
-    /// That of a GPU's memory, in 1e9 bytes a second.
+    /// Memory bandwidth of a GPU, in 1e9 bytes per second.
     memory_gbytes_per_second: Option<f64>,
     parts: Vec<Part>,
     #[serde(skip)]
     shape: ImageShape,
 }
 
-/// A kind of operation in one run of a plan.
+/// Totals of one operation over a run of the plan.
 #[derive(Serialize)]
 struct Operation {
     operation: &'static str,
@@ -41,13 +41,13 @@ struct Operation {
     seconds: f64,
     share: f64,
     gflop: f64,
-    /// Operands and results.
+    /// Bytes of operands and results, in 1e9.
     gbyte: f64,
-    /// The least time at the GPU's peaks, node by node.
+    /// Sum of the nodes' minimum times at the GPU's peaks.
     floor_seconds: Option<f64>,
 }
 
-/// A node in one run of a plan.
+/// A node in one run of the plan.
 #[derive(Serialize)]
 struct Node<'a> {
     name: &'a str,
@@ -57,7 +57,7 @@ struct Node<'a> {
 }
 
 impl Report {
-    /// Of `parts`, with what the machine can do.
+    /// A report on `parts` with the machine's peaks.
     pub fn new(config: &Config, shape: ImageShape, peak: Peak, parts: Vec<Part>) -> Self {
         let (parameters, device) =
             parts.first().map_or((0, String::new()), |p| (p.parameters, p.device.clone()));
@@ -76,7 +76,7 @@ impl Report {
         }
     }
 
-    /// Writes one line of JSON; with `profile` the first part's operations too.
+    /// Writes one line of JSON; with `profile`, including the operations of the first part.
     pub fn write_json(&self, out: &mut impl Write, profile: bool) -> anyhow::Result<()> {
         let mut value = serde_json::to_value(self)?;
         if let Some(part) = self.parts.first().filter(|_| profile) {
@@ -86,7 +86,7 @@ impl Report {
         Ok(writeln!(out, "{value}")?)
     }
 
-    /// Writes it for a person; with `profile` the first part's operations too.
+    /// Writes the human-readable report; with `profile`, including the operations of the first part.
     pub fn write(&self, out: &mut impl Write, profile: bool) -> anyhow::Result<()> {
         writeln!(
             out,
@@ -97,13 +97,13 @@ impl Report {
             self.shape,
             self.device
         )?;
-        let bf16 = self.bf16_peak_gflops.map_or_else(String::new, |p| format!("; of bf16 {p:.0}"));
+        let bf16 = self.bf16_peak_gflops.map_or_else(String::new, |p| format!("; bf16 {p:.0}"));
         let peak = self.peak_gflops;
         match self.memory_gbytes_per_second {
             None => writeln!(out, "f32 peak, multiply-adds in registers only: {peak:.0} GFLOP/s{bf16}")?,
             Some(memory) => writeln!(
                 out,
-                "peak, large products of this precision: {peak:.0} GFLOP/s; memory, read and written: {memory:.0} GB/s"
+                "peak, large matmuls at this precision: {peak:.0} GFLOP/s; memory, read and write: {memory:.0} GB/s"
             )?,
         }
         for part in &self.parts {
@@ -112,7 +112,7 @@ impl Report {
         if self.memory_gbytes_per_second.is_none() {
             writeln!(
                 out,
-                "GFLOP are the plain convolution's, the peak that of f32: Winograd's way and bf16 can pass it."
+                "GFLOP count direct convolutions and the peak is that of f32, so Winograd and bf16 can exceed it."
             )?;
         }
         if let Some(part) = self.parts.first().filter(|_| profile) {
@@ -160,7 +160,7 @@ impl Report {
                 self.rate(share.gflop, share.seconds).join("  "),
             )?;
         }
-        let resident = part.resident_bytes.map(|b| format!(", most held by the program {}", human_bytes(b)));
+        let resident = part.resident_bytes.map(|b| format!(", peak resident {}", human_bytes(b)));
         writeln!(
             out,
             "  memory   arena {}, scratch {}{}",
@@ -171,7 +171,7 @@ impl Report {
         Ok(())
     }
 
-    /// "101.5 GFLOP/s" and "50 % of peak"; empty for what has no multiply-adds.
+    /// "101.5 GFLOP/s" and "50 % of peak"; empty without multiply-adds.
     fn rate(&self, gflop: f64, seconds: f64) -> [String; 2] {
         let gflops = gflop / seconds;
         match gflop {
@@ -183,13 +183,13 @@ impl Report {
         }
     }
 
-    /// The least time of a node at a GPU's peaks: that of its products, or of reading and writing its tensors once.
+    /// Minimum time of a node at a GPU's peaks: the larger of its arithmetic and of reading and writing its tensors once.
     fn floor(&self, node: &NodeTime) -> Option<f64> {
         let memory = self.memory_gbytes_per_second?;
         Some((gflop(node) / self.peak_gflops).max(gbyte(node) / memory))
     }
 
-    /// The kinds of operations, the slowest first.
+    /// Totals per operation, the slowest first.
     fn operations(&self, nodes: &[NodeTime]) -> Vec<Operation> {
         let mut kinds: BTreeMap<&'static str, Operation> = BTreeMap::new();
         for node in nodes.iter().filter(|n| n.runs > 0) {

@@ -1,21 +1,25 @@
-//! Whether a JPEG is whole: its markers are followed, and the blocks of each scan counted (ITU-T T.81).
+//! Checks that a JPEG is complete by parsing its markers and counting the blocks of every scan (ITU-T T.81).
 //!
-//! The decoder fills what is missing with grey, which would go into the training unnoticed; and what follows the image
-//! (a film, a second image, a camera's notes) says nothing about it: it may hold end markers of its own, or none.
+//! The decoder fills missing data with grey, which would silently end up in the training data. Looking for an end marker at
+//! the end of the file is not enough: trailing data (a video, a second image, camera metadata) may or may not contain one.
 
 mod scan;
 
-use scan::{Band, Bits, Stop, Table};
+use std::ops::Range;
 
-/// Scans after which the decoder refuses the file itself.
+use scan::{BitReader, CoefficientBand, HuffmanTable, Stop};
+
+/// The decoder rejects files with more scans.
 const MAX_SCANS: usize = 100;
-/// Equal bytes between the blocks of a scan and the next marker: some encoders pad.
+/// Maximum number of equal bytes between the blocks of a scan and the next marker: some encoders pad.
 const MAX_PADDING: usize = 64;
-/// Other bytes there.
-const MAX_REST: usize = 4;
-/// The marker of the end.
+/// Maximum number of other bytes there.
+const MAX_JUNK: usize = 4;
+/// Maximum number of bytes at the end of a scan that look like text after it: more do by chance in one of 5000 files.
+const MAX_AMBIGUOUS: usize = 8;
+/// The end-of-image (EOI) marker.
 const END: u8 = 0xD9;
-/// Blocks of an image that are counted; what has more, the decoder refuses.
+/// Maximum number of blocks per image; the decoder rejects larger images.
 const MAX_BLOCKS: usize = 1 << 24;
 
 /// A component of the frame.
@@ -23,13 +27,13 @@ struct Component {
     id: u8,
     h: usize,
     v: usize,
-    /// Per coefficient, the position of the lowest bit that is known; nothing before its first scan.
+    /// Per coefficient, the position of the lowest bit decoded so far; `None` before its first scan.
     low: [Option<u8>; 64],
-    /// Per block, a bit for each coefficient that is not 0; only of progressive images.
+    /// Per block, a bit mask of the nonzero coefficients; only for progressive images.
     nonzero: Vec<u64>,
 }
 
-/// The frame's header.
+/// The frame header.
 struct Frame {
     progressive: bool,
     height: usize,
@@ -38,7 +42,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// Reads the segment of a frame; nothing for frames whose blocks are not counted.
+    /// Parses a frame header; `None` for frames whose blocks cannot be counted.
     fn read(marker: u8, segment: &[u8]) -> Option<Self> {
         let (&[8, y1, y0, x1, x0, n], rest) = segment.split_first_chunk::<6>()? else { return None };
         let components: Vec<_> = rest
@@ -60,14 +64,14 @@ impl Frame {
         (counted && fits && listed && frame.blocks() <= MAX_BLOCKS).then_some(frame)
     }
 
-    fn most(&self) -> (usize, usize) {
-        let most = |f: fn(&Component) -> usize| self.components.iter().map(f).max().unwrap_or(1);
-        (most(|c| c.h), most(|c| c.v))
+    fn max_sampling(&self) -> (usize, usize) {
+        let max = |f: fn(&Component) -> usize| self.components.iter().map(f).max().unwrap_or(1);
+        (max(|c| c.h), max(|c| c.v))
     }
 
-    /// Columns and rows of a component's blocks.
+    /// Columns and rows of blocks of a component.
     fn grid(&self, c: &Component) -> (usize, usize) {
-        let (h, v) = self.most();
+        let (h, v) = self.max_sampling();
         ((self.width * c.h).div_ceil(h).div_ceil(8), (self.height * c.v).div_ceil(v).div_ceil(8))
     }
 
@@ -75,41 +79,74 @@ impl Frame {
         self.components.iter().map(|c| self.grid(c)).map(|(w, h)| w * h).sum()
     }
 
-    /// Whether every coefficient of every component has been told to its last bit.
+    /// Whether every coefficient of every component has been decoded to the last bit.
     fn is_complete(&self) -> bool {
         self.components.iter().all(|c| c.low.iter().all(|&low| low == Some(0)))
     }
 }
 
-/// What is known where the walk has come to.
-struct Walk<'a> {
+/// The parser state.
+struct Parser<'a> {
     bytes: &'a [u8],
     at: usize,
     frame: Option<Frame>,
-    dc: [Option<Table>; 4],
-    ac: [Option<Table>; 4],
-    interval: usize,
+    dc: [Option<HuffmanTable>; 4],
+    ac: [Option<HuffmanTable>; 4],
+    restart_interval: usize,
     scans: usize,
-    /// Whether the last scan ended with its last block, bit for bit.
-    exact: bool,
+    /// The bytes of the empty blocks at the end of the last scan; `None` if the scan does not end in valid fill bits.
+    blank: Option<Range<usize>>,
 }
 
-/// Whether the JPEG `bytes` has all of its image; if not, why, for a person.
+/// Checks that the JPEG `bytes` is complete; the error is a human-readable reason.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let (dc, ac) = (Default::default(), Default::default());
-    Walk { bytes, at: 2, frame: None, dc, ac, interval: 0, scans: 0, exact: false }.go()
+    Parser { bytes, at: 2, frame: None, dc, ac, restart_interval: 0, scans: 0, blank: None }.run()
 }
 
 fn cut_off() -> String {
     "is cut off: the JPEG has no end".into()
 }
 
-impl Walk<'_> {
-    fn go(mut self) -> Result<(), String> {
+fn ambiguous() -> String {
+    "is cut off, or followed by data that cannot be distinguished from image data: the JPEG has no end marker; open it in an \
+     image editor, and if it is complete there, save it again"
+        .into()
+}
+
+/// Whether the bytes after a scan that ends with the empty blocks at `blank` are trailing data rather than a part of it: a
+/// marker, equal bytes, or text.
+///
+/// After a truncated scan, trailing data is parsed as blocks, possibly as many as are missing: then the run of equal bytes or
+/// text starts before the end of the scan.
+fn is_trailing_data(bytes: &[u8], blank: &Range<usize>) -> bool {
+    let end = blank.end;
+    let begins =
+        |belongs: &dyn Fn(u8) -> bool| bytes.iter().rposition(|&b| !belongs(b)).map_or(0, |at| at + 1);
+    let text = |b: u8| matches!(b, 0 | b'\t' | b'\n' | b'\r' | b' '..=b'~');
+    let next = bytes.get(end);
+    // If the image ends in a flat area, the scan can end in equal bytes, and a different byte does not belong to it.
+    let first = bytes.get(blank.start);
+    let flat = blank.len() >= MAX_AMBIGUOUS && bytes[blank.clone()].iter().all(|byte| Some(byte) == first);
+    if next == Some(&0xFF) || (flat && next != first) {
+        return true;
+    }
+    let last = bytes.last().copied().unwrap_or_default();
+    let equal = begins(&|b| b == last);
+    // The last byte of a scan is arbitrary, and if nothing follows, a few may be equal by chance.
+    let max_equal = if end == bytes.len() { MAX_AMBIGUOUS } else { 1 };
+    if equal <= end && (end > equal + max_equal || !text(last)) {
+        return end <= equal + max_equal;
+    }
+    (end.saturating_sub(MAX_AMBIGUOUS)..=end).contains(&begins(&text))
+}
+
+impl<'a> Parser<'a> {
+    fn run(mut self) -> Result<(), String> {
         loop {
-            let marker = self.marker()?;
+            let marker = self.marker_or_end()?;
             match marker {
-                END if self.scans == 0 => return Err("is cut off: the JPEG holds no image data".into()),
+                END if self.scans == 0 => return Err("is cut off: the JPEG contains no image data".into()),
                 END => {
                     return match &self.frame {
                         Some(frame) if !frame.is_complete() => {
@@ -118,21 +155,22 @@ impl Walk<'_> {
                         _ => Ok(()),
                     };
                 }
-                // Nothing else stands alone outside of scans.
+                // The only other markers without a segment.
                 0x01 | 0xD0..=0xD7 => continue,
                 _ => {}
             }
-            let length = self.bytes.get(self.at..self.at + 2).ok_or_else(cut_off)?;
-            let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-            let segment = self.bytes.get(self.at + 2..self.at + length.max(2)).ok_or_else(cut_off)?;
-            self.at += length.max(2);
+            let Some(segment) = self.segment() else {
+                return if self.is_complete_without_end() { Ok(()) } else { Err(cut_off()) };
+            };
             match marker {
                 0xC4 => self.tables(segment),
-                // Frames: all of C0 to CF but the tables' C4 and CC and the reserved C8.
+                // Frame headers: C0 to CF except C4 and CC (tables) and C8 (reserved).
                 0xC0..=0xC3 | 0xC5..=0xC7 | 0xC9..=0xCB | 0xCD..=0xCF => {
                     self.frame = Frame::read(marker, segment)
                 }
-                0xDD => self.interval = segment.first_chunk().map_or(0, |&n| u16::from_be_bytes(n).into()),
+                0xDD => {
+                    self.restart_interval = segment.first_chunk().map_or(0, |&n| u16::from_be_bytes(n).into())
+                }
                 0xDA => {
                     self.scans += 1;
                     if self.scans > MAX_SCANS {
@@ -145,16 +183,31 @@ impl Walk<'_> {
         }
     }
 
-    /// The next marker. Before the first scan anything may stand between segments; behind a scan only padding.
-    fn marker(&mut self) -> Result<u8, String> {
+    /// The segment after a marker, if it is complete.
+    fn segment(&mut self) -> Option<&'a [u8]> {
+        let rest = self.bytes.get(self.at..)?;
+        let length = usize::from(u16::from_be_bytes(*rest.first_chunk()?)).max(2);
+        self.at += length;
+        rest.get(2..length)
+    }
+
+    /// The next marker; `END` if there is none but the image is complete.
+    fn marker_or_end(&mut self) -> Result<u8, String> {
+        self.next_marker().or_else(|reason| match self.blank {
+            _ if self.is_complete_without_end() => Ok(END),
+            Some(_) if self.is_complete() => Err(ambiguous()),
+            _ => Err(reason),
+        })
+    }
+
+    /// The next marker in the file. Before the first scan anything is allowed between segments; after a scan, only padding.
+    fn next_marker(&mut self) -> Result<u8, String> {
         let start = self.at;
         let counted = self.scans > 0 && self.frame.is_some();
         loop {
             match self.bytes.get(self.at..) {
-                // All of its blocks are there: only the end marker is missing.
-                None | Some([] | [_]) if counted && self.is_whole() => return Ok(END),
                 None | Some([] | [_]) => return Err(cut_off()),
-                // Fill bytes, and a stuffed one in the rest of a scan.
+                // Fill bytes, and byte stuffing in the rest of a scan.
                 Some([0xFF, 0xFF, ..]) => self.at += 1,
                 Some([0xFF, 0x00, ..]) => self.at += 2,
                 Some([0xFF, marker, ..]) => {
@@ -168,45 +221,50 @@ impl Walk<'_> {
             }
             let skipped = &self.bytes[start..self.at];
             let uniform = skipped.iter().all(|byte| Some(byte) == skipped.first());
-            if counted && (skipped.len() > MAX_PADDING || (skipped.len() > MAX_REST && !uniform)) {
+            if counted && (skipped.len() > MAX_PADDING || (skipped.len() > MAX_JUNK && !uniform)) {
                 return Err(cut_off());
             }
         }
     }
 
-    /// Whether all of a sequential image has been seen; a progressive one could have further scans.
-    fn is_whole(&self) -> bool {
-        self.exact && self.frame.as_ref().is_some_and(|frame| !frame.progressive && frame.is_complete())
+    /// Whether all blocks have been decoded to the last bit.
+    fn is_complete(&self) -> bool {
+        self.frame.as_ref().is_some_and(Frame::is_complete)
     }
 
-    /// Reads Huffman tables. One that is not right is none, and the decoder's business.
+    /// Whether all blocks have been decoded and the bytes after them are trailing data.
+    fn is_complete_without_end(&self) -> bool {
+        self.is_complete() && self.blank.as_ref().is_some_and(|blank| is_trailing_data(self.bytes, blank))
+    }
+
+    /// Reads Huffman tables. Invalid ones are dropped; the decoder reports them.
     fn tables(&mut self, mut segment: &[u8]) {
         while let Some((&[class, ref lengths @ ..], rest)) = segment.split_first_chunk::<17>() {
             let n: usize = lengths.iter().map(|&n| usize::from(n)).sum();
             let Some((symbols, rest)) = rest.split_at_checked(n) else { return };
-            let place = if class >> 4 == 0 { &mut self.dc } else { &mut self.ac };
-            if let Some(place) = place.get_mut(usize::from(class & 15)) {
-                *place = Table::new(lengths, symbols);
+            let tables = if class >> 4 == 0 { &mut self.dc } else { &mut self.ac };
+            if let Some(table) = tables.get_mut(usize::from(class & 15)) {
+                *table = HuffmanTable::new(lengths, symbols);
             }
             segment = rest;
         }
     }
 
-    /// Goes through a scan and counts its blocks.
+    /// Parses a scan and counts its blocks.
     fn scan(&mut self, header: &[u8]) -> Result<(), String> {
-        let mut bits = Bits::new(self.bytes, self.at);
+        let mut bits = BitReader::new(self.bytes, self.at);
         let counted = self.count(header, &mut bits);
-        self.exact = bits.is_spent();
+        self.blank = bits.is_exact().then(|| bits.blank()..bits.end());
         self.at = bits.at();
         match counted {
             Some((_, Err(Stop::Invalid))) => {
-                Err("is damaged: its compressed data have a code that is none".into())
+                Err("is damaged: its compressed data contain an invalid code".into())
             }
             Some((part, Err(Stop::End))) => {
                 Err(format!("is cut off: the JPEG's data end after {:.0} % of a scan", 100.0 * part))
             }
             Some((_, Ok(()))) => Ok(()),
-            // Blocks of another kind are the decoder's business, if it reads them: here only the end is looked for.
+            // Unsupported kinds of blocks are left to the decoder; only the end of the scan is searched for.
             None => {
                 self.skip_scan();
                 self.frame = None;
@@ -215,7 +273,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Moves to the first marker that does not belong to a scan.
+    /// Skips to the first marker that does not belong to a scan.
     fn skip_scan(&mut self) {
         while let Some(&[a, b]) = self.bytes.get(self.at..self.at + 2) {
             if a == 0xFF && !matches!(b, 0x00 | 0xFF | 0xD0..=0xD7) {
@@ -225,16 +283,17 @@ impl Walk<'_> {
         }
     }
 
-    /// What part of the scan's blocks there are, and why there are no more; nothing for a scan that cannot be followed.
-    fn count(&mut self, header: &[u8], bits: &mut Bits<'_>) -> Option<(f64, Result<(), Stop>)> {
+    /// The fraction of the scan's blocks that are present, and why counting stopped; `None` for a scan that cannot be parsed.
+    fn count(&mut self, header: &[u8], bits: &mut BitReader<'_>) -> Option<(f64, Result<(), Stop>)> {
         let (&n, rest) = header.split_first()?;
         let (chosen, rest) = rest.split_at_checked(2 * usize::from(n))?;
         let &[first, last, bit] = rest.first_chunk()?;
         let frame = self.frame.as_mut()?;
         let progressive = frame.progressive;
-        let band = match progressive {
-            true => Band { first: first.into(), last: last.into(), high: bit >> 4, low: bit & 15 },
-            false => Band { first: 0, last: 63, high: 0, low: 0 },
+        let band = if progressive {
+            CoefficientBand { first: first.into(), last: last.into(), high: bit >> 4, low: bit & 15 }
+        } else {
+            CoefficientBand { first: 0, last: 63, high: 0, low: 0 }
         };
         let single = n == 1;
         if band.last > 63 || band.first > band.last || (progressive && band.first == 0 && band.last > 0) {
@@ -254,7 +313,7 @@ impl Walk<'_> {
             }
             parts.push((at, dc, ac));
         }
-        let (h, v) = frame.most();
+        let (h, v) = frame.max_sampling();
         let units = match parts[..] {
             [(at, ..)] => {
                 let (w, h) = frame.grid(&frame.components[at]);
@@ -272,7 +331,7 @@ impl Walk<'_> {
         }
         let mut run = 0;
         for unit in 0..units {
-            if self.interval > 0 && unit > 0 && unit % self.interval == 0 {
+            if self.restart_interval > 0 && unit > 0 && unit % self.restart_interval == 0 {
                 run = 0;
                 bits.restart();
             }
@@ -282,13 +341,14 @@ impl Walk<'_> {
                 for block in 1..=blocks {
                     let mut none = 0;
                     let nonzero = if band.first > 0 { &mut c.nonzero[unit] } else { &mut none };
-                    let done = match progressive {
-                        false => bits.block(dc, ac),
-                        true => bits.progressive_block(&band, dc, ac, nonzero, &mut run),
+                    let done = if progressive {
+                        bits.progressive_block(&band, dc, ac, nonzero, &mut run)
+                    } else {
+                        bits.block(dc, ac)
                     };
                     match done {
                         Ok(()) => {}
-                        // Some cameras leave out the last bits.
+                        // Some cameras omit the last bits.
                         Err(Stop::End) if unit + 1 == units && i + 1 == parts.len() && block == blocks => {
                             return Some((1.0, Ok(())));
                         }

@@ -1,41 +1,45 @@
-//! The blocks of a scan: Huffman codes are read, and what they stand for is passed over.
+//! The blocks of a scan: Huffman codes are decoded, coefficient values skipped.
 
-/// Bits of a code that are looked up at once; longer codes are compared length by length.
-const LOOKUP: u32 = 9;
+/// Codes of up to this many bits use the lookup table; longer ones are searched by length.
+const LOOKUP_BITS: u32 = 9;
 
-/// Why a scan cannot be followed further.
+/// Why parsing a scan stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stop {
-    /// Its bits are used up.
+    /// The data ended.
     End,
-    /// There is a code that no table has, or coefficients beyond the last.
+    /// A code that is not in the table, or coefficients beyond the last one.
     Invalid,
 }
 
-/// The coefficients of a scan of a progressive image, and which of their bits.
-pub(super) struct Band {
+/// The coefficients of a progressive scan (spectral selection) and their bits (successive approximation).
+pub(super) struct CoefficientBand {
     pub first: usize,
     pub last: usize,
-    /// 0 in the first scan of these coefficients, else the bit before.
+    /// 0 in the first scan of these coefficients, else the previous bit position.
     pub high: u8,
     pub low: u8,
 }
 
 /// A Huffman table.
-pub(super) struct Table {
-    /// Length and symbol for each start of a code; length 0 for longer ones.
-    quick: Box<[(u8, u8); 1 << LOOKUP]>,
-    /// Per length: the first code behind the codes of that length, shifted to 16 bits; where its symbols begin, less the first code.
+pub(super) struct HuffmanTable {
+    /// Length and symbol by the leading bits of a code; length 0 for longer codes.
+    lookup: Box<[(u8, u8); 1 << LOOKUP_BITS]>,
+    /// Per length: the code after the last one of that length, shifted to 16 bits; the index of its first symbol minus its first
+    /// code.
     limits: [(u32, i32); 17],
     symbols: Vec<u8>,
 }
 
-impl Table {
-    /// A table with so many codes of each length from 1 to 16; nothing where there are more codes than bits allow.
+impl HuffmanTable {
+    /// Builds a table from the number of codes of each length from 1 to 16; `None` if there are more codes than fit.
     pub fn new(lengths: &[u8; 16], symbols: &[u8]) -> Option<Self> {
         let (mut code, mut at) = (0u32, 0usize);
-        let mut table =
-            Self { quick: Box::new([(0, 0); 1 << LOOKUP]), limits: [(0, 0); 17], symbols: symbols.to_vec() };
+        let mut table = Self {
+            lookup: Box::new([(0, 0); 1 << LOOKUP_BITS]),
+            limits: [(0, 0); 17],
+            symbols: symbols.to_vec(),
+        };
         for (length, &n) in (1u32..).zip(lengths) {
             let first = code;
             table.limits[length as usize].1 = at as i32 - first as i32;
@@ -43,9 +47,9 @@ impl Table {
                 if code >> length != 0 {
                     return None;
                 }
-                if length <= LOOKUP {
-                    let start = (code << (LOOKUP - length)) as usize;
-                    table.quick[start..start + (1 << (LOOKUP - length))]
+                if length <= LOOKUP_BITS {
+                    let start = (code << (LOOKUP_BITS - length)) as usize;
+                    table.lookup[start..start + (1 << (LOOKUP_BITS - length))]
                         .fill((length as u8, *symbols.get(at)?));
                 }
                 (code, at) = (code + 1, at + 1);
@@ -56,43 +60,70 @@ impl Table {
         Some(table)
     }
 
-    /// Length and symbol of the code that the 16 bits begin with.
+    /// Length and symbol of the code that the 16 bits start with.
     fn find(&self, bits: u32) -> Option<(u32, u8)> {
-        let (length, symbol) = self.quick[(bits >> (16 - LOOKUP)) as usize];
+        let (length, symbol) = self.lookup[(bits >> (16 - LOOKUP_BITS)) as usize];
         if length > 0 {
             return Some((length.into(), symbol));
         }
-        let length = (LOOKUP + 1..=16).find(|&length| bits < self.limits[length as usize].0)?;
+        let length = (LOOKUP_BITS + 1..=16).find(|&length| bits < self.limits[length as usize].0)?;
         let at = (bits >> (16 - length)) as i32 + self.limits[length as usize].1;
         Some((length, *self.symbols.get(usize::try_from(at).ok()?)?))
     }
 }
 
-/// The bits of a scan, without what is stuffed into them, up to the next marker.
-pub(super) struct Bits<'a> {
+/// The bits of a scan up to the next marker, without byte stuffing.
+pub(super) struct BitReader<'a> {
     bytes: &'a [u8],
     at: usize,
     held: u64,
     count: u32,
-    /// Whether more bits were asked for than there were.
+    /// Whether more bits or restart markers were requested than present.
     ended: bool,
+    /// `at` and `count` after the last bits that were not part of a Huffman code.
+    last_payload: (usize, u32),
 }
 
-impl<'a> Bits<'a> {
+impl<'a> BitReader<'a> {
     pub fn new(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at, held: 0, count: 0, ended: false }
+        Self { bytes, at, held: 0, count: 0, ended: false, last_payload: (at, 0) }
     }
 
-    /// The place of the next byte that was not taken in: never behind the marker that ends the bits.
+    /// The position of the next unread byte; never past the marker that ends the bits.
     pub fn at(&self) -> usize {
         self.at
     }
 
-    /// Whether nothing is left but the bits that fill the last byte.
-    pub fn is_spent(&mut self) -> bool {
-        self.fill();
-        let filler = (1u64 << self.count.min(8)) - 1;
-        !self.ended && self.count < 8 && [0, filler].contains(&(self.held & filler))
+    /// Whether everything requested was present, and the rest of the last byte has the fill bits that encoders write.
+    pub fn is_exact(&self) -> bool {
+        let rest = self.count % 8;
+        let filler = (1u64 << rest) - 1;
+        !self.ended && (rest == 0 || [0, filler].contains(&(self.held >> (self.count - rest) & filler)))
+    }
+
+    /// The position after the last byte of which a bit was consumed.
+    pub fn end(&self) -> usize {
+        self.byte_position(self.at, self.count)
+    }
+
+    /// The position after which there are only codes without further bits: those of empty blocks.
+    pub fn blank(&self) -> usize {
+        self.byte_position(self.last_payload.0, self.last_payload.1)
+    }
+
+    /// The position after the last byte of which a bit was consumed, when `count` of the bits before `at` were buffered.
+    fn byte_position(&self, mut at: usize, count: u32) -> usize {
+        // Steps back over the buffered bytes as they are stored in the file.
+        let mut held = count / 8;
+        while held > 0 {
+            match self.bytes[..at] {
+                [.., 0xFF, 0x00] => (at, held) = (at - 2, held - 1),
+                // A fill byte before a marker.
+                [.., 0xFF] => at -= 1,
+                _ => (at, held) = (at - 1, held - 1),
+            }
+        }
+        at
     }
 
     fn fill(&mut self) {
@@ -118,7 +149,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    /// Goes on behind the restart marker, if one is next.
+    /// Skips to after the restart marker, if one is next.
     pub fn restart(&mut self) {
         self.count = 0;
         let mut at = self.at;
@@ -129,30 +160,36 @@ impl<'a> Bits<'a> {
                     return;
                 }
                 Some([0xFF, 0x00 | 0xFF, ..]) => at += 1,
-                None | Some([] | [0xFF, ..]) => return,
-                // What is left of the bits before it.
+                None | Some([] | [0xFF, ..]) => {
+                    self.ended = true;
+                    return;
+                }
+                // Unused bits before the marker.
                 Some(_) => at += 1,
             }
         }
     }
 
-    /// Passes over `n` bits, at most 16, and gives them.
-    fn take(&mut self, n: u32) -> Result<u32, Stop> {
+    /// Consumes and returns `n` bits, at most 16.
+    fn read_bits(&mut self, n: u32) -> Result<u32, Stop> {
         if self.count < n {
             self.fill();
         }
         if self.count < n {
-            return self.end();
+            return self.stop();
         }
         self.count -= n;
+        if n > 0 {
+            self.last_payload = (self.at, self.count);
+        }
         Ok((self.held >> self.count) as u32 & ((1 << n) - 1))
     }
 
-    fn symbol(&mut self, table: Option<&Table>) -> Result<(usize, u32), Stop> {
+    fn symbol(&mut self, table: Option<&HuffmanTable>) -> Result<(usize, u32), Stop> {
         if self.count < 16 {
             self.fill();
         }
-        // Beyond the end there are ones, as encoders pad.
+        // Past the end, pads with ones, as encoders do.
         let bits = match self.count {
             n @ 16.. => (self.held >> (n - 16)) as u32 & 0xFFFF,
             n => ((self.held << (16 - n)) as u32 | ((1 << (16 - n)) - 1)) & 0xFFFF,
@@ -160,8 +197,8 @@ impl<'a> Bits<'a> {
         let found = table.and_then(|table| table.find(bits));
         match found {
             None if self.count >= 16 => Err(Stop::Invalid),
-            Some((length, _)) if length > self.count => self.end(),
-            None => self.end(),
+            Some((length, _)) if length > self.count => self.stop(),
+            None => self.stop(),
             Some((length, symbol)) => {
                 self.count -= length;
                 Ok((usize::from(symbol >> 4), u32::from(symbol & 15)))
@@ -169,15 +206,15 @@ impl<'a> Bits<'a> {
         }
     }
 
-    fn end<T>(&mut self) -> Result<T, Stop> {
+    fn stop<T>(&mut self) -> Result<T, Stop> {
         (self.count, self.ended) = (0, true);
         Err(Stop::End)
     }
 
-    /// Passes over a block of a sequential scan.
-    pub fn block(&mut self, dc: Option<&Table>, ac: Option<&Table>) -> Result<(), Stop> {
+    /// Skips a block of a sequential scan.
+    pub fn block(&mut self, dc: Option<&HuffmanTable>, ac: Option<&HuffmanTable>) -> Result<(), Stop> {
         let (_, size) = self.symbol(dc)?;
-        self.take(size)?;
+        self.read_bits(size)?;
         let mut k = 1;
         while k < 64 {
             match self.symbol(ac)? {
@@ -185,37 +222,38 @@ impl<'a> Bits<'a> {
                 (_, 0) => return Ok(()),
                 (run, size) => {
                     k += run + 1;
-                    self.take(size)?;
+                    self.read_bits(size)?;
                 }
             }
         }
         if k > 64 { Err(Stop::Invalid) } else { Ok(()) }
     }
 
-    /// Passes over a block of a progressive scan; `run` counts the blocks without further coefficients (T.81, G.1.2).
+    /// Skips a block of a progressive scan; `run` counts the remaining blocks of an end-of-band run (T.81, G.1.2).
     pub fn progressive_block(
         &mut self,
-        band: &Band,
-        dc: Option<&Table>,
-        ac: Option<&Table>,
+        band: &CoefficientBand,
+        dc: Option<&HuffmanTable>,
+        ac: Option<&HuffmanTable>,
         nonzero: &mut u64,
         run: &mut u32,
     ) -> Result<(), Stop> {
         match (band.first, band.high) {
             (0, 0) => {
                 let (_, size) = self.symbol(dc)?;
-                self.take(size).map(drop)
+                self.read_bits(size).map(drop)
             }
-            (0, _) => self.take(1).map(drop),
-            (_, 0) => self.first_bits(band, ac, nonzero, run),
-            _ => self.further_bits(band, ac, nonzero, run),
+            (0, _) => self.read_bits(1).map(drop),
+            (_, 0) => self.first_ac(band, ac, nonzero, run),
+            _ => self.refine_ac(band, ac, nonzero, run),
         }
     }
 
-    fn first_bits(
+    /// The first scan of AC coefficients.
+    fn first_ac(
         &mut self,
-        band: &Band,
-        ac: Option<&Table>,
+        band: &CoefficientBand,
+        ac: Option<&HuffmanTable>,
         nonzero: &mut u64,
         run: &mut u32,
     ) -> Result<(), Stop> {
@@ -228,12 +266,12 @@ impl<'a> Bits<'a> {
             match self.symbol(ac)? {
                 (15, 0) => k += 16,
                 (zeros, 0) => {
-                    *run = (1 << zeros) - 1 + self.take(zeros as u32)?;
+                    *run = (1 << zeros) - 1 + self.read_bits(zeros as u32)?;
                     return Ok(());
                 }
                 (zeros, size) => {
                     k += zeros;
-                    self.take(size)?;
+                    self.read_bits(size)?;
                     if k > band.last {
                         return Err(Stop::Invalid);
                     }
@@ -245,10 +283,11 @@ impl<'a> Bits<'a> {
         Ok(())
     }
 
-    fn further_bits(
+    /// A refinement scan of AC coefficients.
+    fn refine_ac(
         &mut self,
-        band: &Band,
-        ac: Option<&Table>,
+        band: &CoefficientBand,
+        ac: Option<&HuffmanTable>,
         nonzero: &mut u64,
         run: &mut u32,
     ) -> Result<(), Stop> {
@@ -257,16 +296,16 @@ impl<'a> Bits<'a> {
             while k <= band.last {
                 let (mut zeros, size) = self.symbol(ac)?;
                 if size > 0 {
-                    // The sign of the coefficient that becomes 1 or -1.
-                    self.take(1)?;
+                    // The sign of a coefficient that becomes 1 or -1.
+                    self.read_bits(1)?;
                 } else if zeros < 15 {
-                    *run = (1 << zeros) + self.take(zeros as u32)?;
+                    *run = (1 << zeros) + self.read_bits(zeros as u32)?;
                     break;
                 }
-                // A bit for each coefficient that is not 0 already; those that are 0 are counted.
+                // One correction bit for each coefficient that is already nonzero; zeros are counted.
                 while k <= band.last {
                     if *nonzero >> k & 1 == 1 {
-                        self.take(1)?;
+                        self.read_bits(1)?;
                     } else if zeros == 0 {
                         break;
                     } else {
@@ -283,7 +322,7 @@ impl<'a> Bits<'a> {
         if *run > 0 {
             for k in k..=band.last {
                 if *nonzero >> k & 1 == 1 {
-                    self.take(1)?;
+                    self.read_bits(1)?;
                 }
             }
             *run -= 1;

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::super::{count, shorten, unusable};
-use super::{Content, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_image_name};
+use super::{DataContent, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_image_name};
 use crate::error::{Error, Result};
 use crate::text::shown;
 
-/// The names in one folder, sorted by their bytes.
+/// The names in one folder, sorted bytewise.
 #[derive(Default)]
-pub(super) struct Names {
+pub(super) struct FolderListing {
     pub images: Vec<PathBuf>,
     pub folders: Vec<PathBuf>,
     pub idx: Vec<PathBuf>,
@@ -19,24 +19,24 @@ pub(super) struct Names {
     pub other: usize,
 }
 
-/// Images in their order, with their classes.
+/// Images in order, with their classes.
 pub(super) struct Arranged {
     pub entries: Vec<Entry>,
     pub classes: Vec<String>,
     pub notes: Vec<String>,
-    /// Folders that cannot be listed, with the reasons.
+    /// Folders that could not be listed, with the reasons.
     pub bad: Vec<(PathBuf, String)>,
 }
 
-fn list(folder: &Path) -> Result<Names> {
+fn list(folder: &Path) -> Result<FolderListing> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(folder).map_err(Error::io(folder, "list the folder"))? {
         paths.push(entry.map_err(Error::io(folder, "list the folder"))?.path());
     }
     paths.sort_by(|a, b| file_name_bytes(a).cmp(file_name_bytes(b)));
-    let mut names = Names::default();
+    let mut names = FolderListing::default();
     for path in paths {
-        // Follows links. A dangling one with an image's name is reported with the files that cannot be read.
+        // Follows links. A dangling link with an image's name is reported as an unreadable file.
         let is_folder = fs::metadata(&path).is_ok_and(|m| m.is_dir());
         if file_name_bytes(&path).starts_with(b".") {
             names.hidden += 1;
@@ -55,19 +55,21 @@ fn list(folder: &Path) -> Result<Names> {
     Ok(names)
 }
 
-/// Finds out what the folder at `path` holds.
-pub(super) fn find(path: &Path, memory: u64) -> Result<Content> {
+/// Detects the format of the folder at `path`.
+pub(super) fn find(path: &Path, memory: u64) -> Result<DataContent> {
     let top = list(path)?;
     let kinds = [("IDX files", top.idx.len()), ("CIFAR batches", top.cifar.len())];
     if let Some((kind, _)) = kinds.into_iter().find(|(_, n)| *n > 0) {
         if !top.images.is_empty() || kinds.iter().all(|(_, n)| *n > 0) {
-            let beside = match top.images.len() {
+            let others = match top.images.len() {
                 0 => "CIFAR batches".to_owned(),
                 n => count(n, "image"),
             };
             return Err(unusable(
                 path,
-                format!("it holds {kind} and {beside}; give one file's own path, or keep the two apart"),
+                format!(
+                    "it contains {kind} and {others}; give the path of one file, or move them to separate folders"
+                ),
             ));
         }
         if top.cifar.is_empty() {
@@ -79,19 +81,19 @@ pub(super) fn find(path: &Path, memory: u64) -> Result<Content> {
     }
     let Arranged { entries, classes, notes, bad } = arrange(path, top, &mut list)?;
     let source = Box::new(Files { entries, store: Store::Disk });
-    Ok(Content { source, classes, sorted: true, notes, bad })
+    Ok(DataContent { source, classes, sorted: true, notes, bad })
 }
 
-/// Makes a set of the names at the top of `path`, and of those one level down, which `inside` lists. A folder that it cannot list
-/// is bad like a file that cannot be read.
+/// Arranges the names at the top level of `path` and those one level down, which `inside` lists. A folder that cannot be listed
+/// counts as bad, like an unreadable file.
 pub(super) fn arrange(
     path: &Path,
-    top: Names,
-    inside: &mut dyn FnMut(&Path) -> Result<Names>,
+    top: FolderListing,
+    inside: &mut dyn FnMut(&Path) -> Result<FolderListing>,
 ) -> Result<Arranged> {
     let (mut hidden, mut other, mut deeper) = (top.hidden, top.other, 0);
     let mut classes: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
-    let mut without: Vec<String> = Vec::new();
+    let mut without_images: Vec<String> = Vec::new();
     let (mut with_samples, mut bad) = (None, Vec::new());
     for folder in top.folders {
         let inside = match inside(&folder) {
@@ -103,7 +105,7 @@ pub(super) fn arrange(
             Err(error) => return Err(error),
         };
         if inside.images.is_empty() {
-            without.push(shown(folder.file_name().unwrap_or_default()));
+            without_images.push(shown(folder.file_name().unwrap_or_default()));
             if !inside.idx.is_empty() || !inside.cifar.is_empty() {
                 with_samples.get_or_insert(folder);
             }
@@ -116,12 +118,12 @@ pub(super) fn arrange(
     }
 
     if top.images.is_empty() && classes.is_empty() {
-        // What is bad says more than that there is nothing else.
+        // The bad entries are more informative than "no images".
         if !bad.is_empty() {
             return Err(Error::BadFiles { files: bad });
         }
         let found =
-            [(other, "other file"), (hidden, "hidden name"), (without.len(), "folder without images")]
+            [(other, "other file"), (hidden, "hidden name"), (without_images.len(), "folder without images")]
                 .into_iter()
                 .filter(|(n, _)| *n > 0)
                 .map(|(n, what)| match what {
@@ -130,7 +132,7 @@ pub(super) fn arrange(
                 })
                 .collect::<Vec<_>>()
                 .join(", ");
-        let found = if found.is_empty() { "it is empty".to_owned() } else { format!("it holds {found}") };
+        let found = if found.is_empty() { "it is empty".to_owned() } else { format!("it contains {found}") };
         let hint = match with_samples {
             Some(folder) => {
                 format!("; IDX files or CIFAR batches are in {}: give that path", shown(&folder))
@@ -140,9 +142,8 @@ pub(super) fn arrange(
         return Err(unusable(
             path,
             format!(
-                "no images here ({found}); looked for .{} files here and in folders one level down (one per \
-                 class), and for IDX files such as train-images-idx3-ubyte.gz and CIFAR batches such as \
-                 data_batch_1.bin{hint}",
+                "no images here ({found}); searched for .{} files here and in folders one level down (one per class), for \
+                 IDX files such as train-images-idx3-ubyte.gz and for CIFAR batches such as data_batch_1.bin{hint}",
                 EXTENSIONS.join(" .")
             ),
         ));
@@ -151,8 +152,8 @@ pub(super) fn arrange(
         return Err(unusable(
             path,
             format!(
-                "it holds both {} and {} with images ({} is one); a set without classes has no folders of \
-                 images, one with classes has all its images in them: move one or the other elsewhere",
+                "it contains both {} and {} with images (such as {}); a data set has either no class folders or all of its \
+                 images in class folders: move one or the other elsewhere",
                 count(top.images.len(), "image"),
                 count(classes.len(), "folder"),
                 shown(&classes[0].0)
@@ -162,17 +163,17 @@ pub(super) fn arrange(
 
     let mut notes = Vec::new();
     if other > 0 {
-        notes.push(format!("{} ignored: not named as images", count(other, "file")));
+        notes.push(format!("{} ignored: no image extension", count(other, "file")));
     }
     if hidden > 0 {
         notes.push(format!("{} ignored", count(hidden, "hidden name")));
     }
-    if !without.is_empty() {
-        notes.push(format!("ignored, no images inside: {}", shorten(&without)));
+    if !without_images.is_empty() {
+        notes.push(format!("ignored, no images inside: {}", shorten(&without_images)));
     }
     if deeper > 0 {
         notes.push(format!(
-            "{} inside class folders ignored: only one level is looked into",
+            "{} inside class folders ignored: only one level is searched",
             count(deeper, "folder")
         ));
     }
@@ -194,29 +195,29 @@ pub(super) fn arrange(
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::support::{grey, image, message, notes, plain, save};
-    use super::super::super::{DataOptions, Found, ImageShape, OnBadFile};
+    use super::super::super::test_util::{grey, image, message, notes, open_default, save};
+    use super::super::super::{DataOptions, FormatCount, ImageShape, OnBadFile};
     use super::*;
     use tempfile::TempDir;
 
     #[test]
-    fn class_folders_are_sorted_as_numbers_and_their_images_stay_where_they_stood() {
+    fn class_folders_are_sorted_numerically_but_images_bytewise() {
         let folder = TempDir::new().unwrap();
         for n in [1u8, 2, 3, 10, 12] {
             save(&folder, &format!("{n}/a.png"), grey(3, 4, n));
         }
-        let set = plain(&folder).unwrap();
+        let set = open_default(&folder).unwrap();
         assert_eq!(set.classes(), ["1", "2", "3", "10", "12"]);
         let of = |set: &dyn super::super::super::Dataset| -> Vec<(u8, u32)> {
             let value = |i| ((image(set, i)[0] + 1.0) * 127.5).round() as u8;
             (0..set.len()).map(|i| (value(i), set.label(i).unwrap())).collect()
         };
-        // The images stand as they always did, by the bytes of their paths: runs go on to the same bits.
+        // The image order, by the bytes of the paths, must never change: resumed runs are bit-exact.
         assert_eq!(of(&*set), [(1, 0), (10, 3), (12, 4), (2, 1), (3, 2)]);
     }
 
     #[test]
-    fn a_class_whose_files_are_all_skipped_is_none() {
+    fn a_class_whose_files_are_all_skipped_is_dropped() {
         let folder = TempDir::new().unwrap();
         for name in ["cat/1.png", "dog/1.png"] {
             save(&folder, name, grey(3, 4, 1));
@@ -228,19 +229,22 @@ mod tests {
         assert_eq!((set.classes(), set.summary().classes), (&["cat".to_owned(), "dog".to_owned()][..], 2));
         assert_eq!([set.label(0), set.label(1)], [Some(0), Some(1)]);
         let notes = notes(&*set);
-        assert!(notes.contains("1 class without images left out (cow): 2 of the 3 are left"), "{notes}");
+        assert!(notes.contains("1 class without images omitted (cow): 2 of 3 remain"), "{notes}");
     }
 
     #[test]
-    fn a_class_folder_that_cannot_be_listed_is_bad_like_a_file() {
+    fn a_class_folder_that_cannot_be_listed_is_reported_like_a_bad_file() {
         let folder = TempDir::new().unwrap();
         for name in ["cat/1.png", "dog/1.png", "dog/2.png"] {
             save(&folder, name, grey(3, 4, 1));
         }
-        // The tests may run as one who may read everything: the system's answer is given here.
-        let denied = |path: &Path| match path.ends_with("cat") {
-            true => Err(Error::io(path, "list the folder")(std::io::ErrorKind::PermissionDenied.into())),
-            false => list(path),
+        // The error is simulated because tests may run as root.
+        let denied = |path: &Path| {
+            if path.ends_with("cat") {
+                Err(Error::io(path, "list the folder")(std::io::ErrorKind::PermissionDenied.into()))
+            } else {
+                list(path)
+            }
         };
         let found = arrange(folder.path(), list(folder.path()).unwrap(), &mut denied.clone()).unwrap();
         assert_eq!((found.classes, found.entries.len()), (vec!["dog".to_owned()], 2));
@@ -248,7 +252,7 @@ mod tests {
             found.bad,
             [(folder.path().join("cat"), "cannot list the folder: permission denied".to_owned())]
         );
-        // Where nothing else is there, that is what is told.
+        // Without other images, the listing error is returned.
         fs::remove_dir_all(folder.path().join("dog")).unwrap();
         let error = arrange(folder.path(), list(folder.path()).unwrap(), &mut denied.clone()).err().unwrap();
         assert!(error.to_string().contains("cat: cannot list the folder"), "{error}");
@@ -256,53 +260,56 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn names_that_steer_a_terminal_are_escaped_in_every_message() {
+    fn control_characters_in_names_are_escaped_in_messages() {
         let folder = TempDir::new().unwrap();
         let name = "a\x1b[31m\n\u{202e}gnp";
         save(&folder, "cat/1.png", grey(3, 4, 1));
         fs::create_dir(folder.path().join(name)).unwrap();
-        let text = notes(&*plain(&folder).unwrap());
+        let text = notes(&*open_default(&folder).unwrap());
         assert!(text.contains("no images inside: a\\x1b[31m\\n\\u{202e}gnp"), "{text:?}");
         fs::write(folder.path().join(format!("cat/{name}.png")), "x").unwrap();
-        let text = message(plain(&folder));
+        let text = message(open_default(&folder));
         assert!(text.contains("cat/a\\x1b[31m\\n\\u{202e}gnp.png: is not an image"), "{text:?}");
         assert!(!text.contains('\x1b') && text.lines().count() == 3, "{text:?}");
     }
 
     #[test]
-    fn a_flat_folder_is_read_in_the_order_of_its_names() {
+    fn a_flat_folder_is_read_in_name_order() {
         let folder = TempDir::new().unwrap();
         for (name, value) in [("b.png", 1), ("a.png", 2), ("10.png", 3), ("9.png", 4), ("B.PNG", 5)] {
             save(&folder, name, grey(3, 4, value));
         }
         fs::write(folder.path().join("readme.txt"), "hello").unwrap();
         fs::write(folder.path().join(".hidden.png"), "hello").unwrap();
-        let set = plain(&folder).unwrap();
+        let set = open_default(&folder).unwrap();
         assert_eq!((set.len(), set.shape()), (5, ImageShape { height: 3, width: 4, channels: 1 }));
-        // By bytes: 10.png, 9.png, B.PNG, a.png, b.png.
+        // Bytewise: 10.png, 9.png, B.PNG, a.png, b.png.
         let firsts: Vec<_> = (0..5).map(|i| ((image(&*set, i)[0] + 1.0) * 127.5).round() as u8).collect();
         assert_eq!(firsts, [3, 4, 5, 2, 1]);
         assert!(set.classes().is_empty());
         assert_eq!(set.label(0), None);
         let notes = notes(&*set);
         assert!(
-            notes.contains("1 file ignored: not named as images") && notes.contains("1 hidden name ignored")
+            notes.contains("1 file ignored: no image extension") && notes.contains("1 hidden name ignored")
         );
         assert_eq!(set.summary().memory_bytes, 60);
-        assert_eq!(set.summary().found, [Found { height: 3, width: 4, channels: 1, bits: 8, images: 5 }]);
+        assert_eq!(
+            set.summary().found,
+            [FormatCount { height: 3, width: 4, channels: 1, bits: 8, images: 5 }]
+        );
         let expected: Vec<f32> =
             grey(3, 4, 3).as_raw().iter().map(|&v| f32::from(v) / 255.0 * 2.0 - 1.0).collect();
         assert_eq!(image(&*set, 0), expected);
     }
 
     #[test]
-    fn folders_are_classes_in_the_order_of_their_names() {
+    fn folders_are_classes_in_name_order() {
         let folder = TempDir::new().unwrap();
         for name in ["dog/1.png", "cat/7.png", "cat/2.png", "cat/deeper/3.png"] {
             save(&folder, name, grey(4, 4, 0));
         }
         fs::create_dir(folder.path().join("bird")).unwrap();
-        let set = plain(&folder).unwrap();
+        let set = open_default(&folder).unwrap();
         assert_eq!(set.classes(), ["cat", "dog"]);
         assert_eq!((0..3).map(|i| set.label(i)).collect::<Vec<_>>(), [Some(0), Some(0), Some(1)]);
         assert_eq!((set.len(), set.summary().classes), (3, 2));
@@ -313,26 +320,26 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_in_a_circle_end() {
+    fn cyclic_links_terminate() {
         let folder = TempDir::new().unwrap();
         save(&folder, "cat/1.png", grey(4, 4, 0));
         std::os::unix::fs::symlink(folder.path(), folder.path().join("cat/up")).unwrap();
         std::os::unix::fs::symlink(folder.path(), folder.path().join("again")).unwrap();
-        assert_eq!(plain(&folder).unwrap().classes(), ["cat"]);
+        assert_eq!(open_default(&folder).unwrap().classes(), ["cat"]);
     }
 
     #[test]
-    fn images_beside_class_folders_are_refused() {
+    fn images_next_to_class_folders_are_rejected() {
         let folder = TempDir::new().unwrap();
         save(&folder, "a.png", grey(4, 4, 0));
         save(&folder, "cat/1.png", grey(4, 4, 0));
-        assert!(message(plain(&folder)).contains("both 1 image and 1 folder with images"));
+        assert!(message(open_default(&folder)).contains("both 1 image and 1 folder with images"));
     }
 
     #[test]
-    fn an_empty_folder_says_what_was_looked_for() {
+    fn the_error_for_an_empty_folder_lists_the_supported_formats() {
         let folder = TempDir::new().unwrap();
-        let text = message(plain(&folder));
+        let text = message(open_default(&folder));
         assert!(
             text.contains("it is empty") && text.contains(".png .jpg .jpeg .webp .bmp .tif .tiff .gif"),
             "{text}"
@@ -340,14 +347,16 @@ mod tests {
         fs::write(folder.path().join("notes.txt"), "x").unwrap();
         fs::create_dir(folder.path().join("a")).unwrap();
         fs::create_dir(folder.path().join("b")).unwrap();
-        assert!(message(plain(&folder)).contains("it holds 1 other file, 2 folders without images"));
+        assert!(
+            message(open_default(&folder)).contains("it contains 1 other file, 2 folders without images")
+        );
     }
 
     #[cfg(unix)]
     #[test]
-    fn a_link_to_nowhere_is_a_bad_file() {
+    fn a_dangling_link_is_a_bad_file() {
         let folder = TempDir::new().unwrap();
         std::os::unix::fs::symlink("nowhere", folder.path().join("a.png")).unwrap();
-        assert!(message(plain(&folder)).contains("a.png: cannot be read"));
+        assert!(message(open_default(&folder)).contains("a.png: cannot be read"));
     }
 }

@@ -1,7 +1,7 @@
-//! IDX files, the form of MNIST and its kin: <https://yann.lecun.com/exdb/mnist/>.
+//! IDX files, the format of MNIST and similar data sets: <https://yann.lecun.com/exdb/mnist/>.
 //!
 //! A file starts with two zero bytes, the element type (8: unsigned byte) and the number of dimensions; the sizes
-//! follow as big-endian 32-bit numbers, then the elements, the last dimension fastest.
+//! follow as big-endian 32-bit integers, then the elements, last dimension fastest.
 
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::GzDecoder;
 
 use super::super::unusable;
-use super::Content;
 use super::packed::Packed;
+use super::{DataContent, sniff};
 use crate::error::{Error, Result};
 use crate::text::shown;
 
-/// DEFLATE never shrinks data more than 1032 to 1.
+/// DEFLATE never compresses by more than 1032 to 1.
 const MAX_GZIP_RATIO: u64 = 1032;
 
-/// `name` without ".gz", and whether it had that ending.
+/// `name` without ".gz", and whether it had that suffix.
 fn ungz(name: &str) -> (&str, bool) {
     match name.strip_suffix(".gz") {
         Some(stem) => (stem, true),
@@ -26,15 +26,15 @@ fn ungz(name: &str) -> (&str, bool) {
     }
 }
 
-/// Whether `path` is named as IDX files with images are.
+/// Whether `path` has the name of an IDX file of images.
 pub(super) fn is_images_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let stem = ungz(&name).0;
     stem.contains("images") && (stem.ends_with("-idx3-ubyte") || stem.ends_with(".idx3-ubyte"))
 }
 
-/// Picks one of the image files in a folder: training images before others before test images, a plain file
-/// before its compressed twin. The notes tell which ones are left.
+/// Picks one of the image files in a folder: training images before others before test images, an uncompressed file
+/// before its compressed copy. The notes list the unused ones.
 pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, Vec<String>)> {
     let name = |path: &PathBuf| shown(path.file_name().unwrap_or_default());
     let mut ranked: Vec<_> = candidates
@@ -47,13 +47,13 @@ pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, 
                 _ if stem.contains("t10k") || stem.contains("test") => 2,
                 _ => 1,
             };
-            // The two spellings of one name count as one.
+            // Both spellings are the same name.
             (rank, stem.replace(".idx3", "-idx3"), zipped, path)
         })
         .collect();
     ranked.sort();
     let Some((rank, stem, _, chosen)) = ranked.first() else {
-        return Err(unusable(folder, "no IDX files with images here"));
+        return Err(unusable(folder, "no IDX files of images here"));
     };
     let rivals: Vec<_> =
         ranked.iter().filter(|(r, s, ..)| r == rank && s != stem).map(|c| name(c.3)).collect();
@@ -68,14 +68,15 @@ pub(super) fn choose(folder: &Path, candidates: &[PathBuf]) -> Result<(PathBuf, 
         ));
     }
     let others: Vec<_> = ranked.iter().filter(|c| c.1 != *stem).map(|c| name(c.3)).collect();
-    let notes = match others.is_empty() {
-        true => Vec::new(),
-        false => vec![format!("{} is used; not used: {}", name(chosen), others.join(", "))],
+    let notes = if others.is_empty() {
+        Vec::new()
+    } else {
+        vec![format!("{} is used; not used: {}", name(chosen), others.join(", "))]
     };
     Ok(((*chosen).clone(), notes))
 }
 
-/// The labels' file that belongs to an image file by its name, if it is there.
+/// The label file that matches the name of an image file, if it exists.
 fn labels_beside(images: &Path) -> Option<PathBuf> {
     let name = images.file_name()?.to_str()?;
     if !is_images_name(images) {
@@ -85,11 +86,11 @@ fn labels_beside(images: &Path) -> Option<PathBuf> {
     let stem = stem.strip_suffix("idx3-ubyte")?.strip_suffix(['-', '.'])?;
     ["-idx1-ubyte", ".idx1-ubyte", "-idx1-ubyte.gz", ".idx1-ubyte.gz"]
         .into_iter()
-        .map(|ending| images.with_file_name(format!("{stem}{ending}")))
+        .map(|suffix| images.with_file_name(format!("{stem}{suffix}")))
         .find(|path| path.is_file())
 }
 
-/// The content of an IDX file: its dimensions and as many bytes as they say.
+/// The contents of an IDX file; the length of `data` is the product of `sizes`.
 struct Idx {
     sizes: Vec<usize>,
     data: Vec<u8>,
@@ -117,7 +118,7 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
         return Err(unusable(
             path,
             "it is neither a folder nor an IDX file (plain or .gz) nor a zip; give a folder of images, a folder with \
-             one folder per class, a zip of either, IDX files as MNIST's, or CIFAR's binary batches",
+             one folder per class, a zip of either, IDX files such as MNIST's, or CIFAR's binary batches",
         ));
     }
     let plain = BufReader::new(std::io::Cursor::new(start).chain(file));
@@ -126,19 +127,22 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     let mut magic = [0; 4];
     content.read_exact(&mut magic).map_err(io)?;
     let [0, 0, kind, dimensions] = magic else {
-        return Err(unusable(
-            path,
-            format!("it is not an IDX file: it starts with {magic:02x?}, not with 00 00"),
-        ));
+        let reason = sniff::gzip_contents(path).unwrap_or_else(|| {
+            format!(
+                "it is not an IDX file: unpacked, it starts with {magic:02x?}, not with 00 00; IDX is the only format \
+                 supported with gzip"
+            )
+        });
+        return Err(unusable(path, reason));
     };
     if kind != 8 {
         return Err(unusable(
             path,
-            format!("its elements are of IDX type 0x{kind:02x}; only bytes (0x08) are read"),
+            format!("its elements are of IDX type 0x{kind:02x}; only bytes (0x08) are supported"),
         ));
     }
     if !(1..=4).contains(&dimensions) {
-        return Err(unusable(path, format!("it says that it has {dimensions} dimensions; images have 3")));
+        return Err(unusable(path, format!("its header declares {dimensions} dimensions; images have 3")));
     }
     let mut sizes = Vec::new();
     for _ in 0..dimensions {
@@ -151,67 +155,70 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     let Some(declared) = declared else {
         return Err(unusable(
             path,
-            format!("its header says {shown} bytes; at most {} MiB are read", cap >> 20),
+            format!("its header declares {shown} bytes; at most {} MiB are read", cap >> 20),
         ));
     };
-    // Both checks come before any memory is taken.
+    // Both checks come before any allocation.
     let header = 4 + 4 * u64::from(dimensions);
     if !zipped && stored != header + declared {
-        let what = if stored < header + declared { "it is cut off" } else { "it is not what it says" };
+        let what = if stored < header + declared { "it is cut off" } else { "it has trailing data" };
         return Err(unusable(
             path,
-            format!("{what}: its header says {shown} bytes, and {} follow", stored.saturating_sub(header)),
+            format!(
+                "{what}: its header declares {shown} bytes, but {} follow",
+                stored.saturating_sub(header)
+            ),
         ));
     }
     if zipped && declared / MAX_GZIP_RATIO > stored {
         return Err(unusable(
             path,
-            format!("its header says {shown} bytes, which {stored} gzipped bytes cannot hold"),
+            format!("its header declares {shown} bytes, which {stored} gzipped bytes cannot hold"),
         ));
     }
     let mut data = Vec::new();
     data.try_reserve_exact(declared as usize)
-        .map_err(|_| unusable(path, format!("there is no memory for its {declared} bytes")))?;
+        .map_err(|_| unusable(path, format!("not enough memory for its {declared} bytes")))?;
     (&mut content).take(declared).read_to_end(&mut data).map_err(io)?;
     if data.len() as u64 != declared {
         return Err(unusable(
             path,
-            format!("it is cut off: its header says {shown} bytes, and {} follow", data.len()),
+            format!("it is cut off: its header declares {shown} bytes, but {} follow", data.len()),
         ));
     }
-    // Reading to the end also has gzip's checksum compared.
+    // Reading to the end also verifies gzip's checksum.
     if content.read(&mut [0]).map_err(io)? != 0 {
         return Err(unusable(
             path,
-            format!("it is not what it says: more than {shown} bytes follow its header"),
+            format!("it has trailing data: more than {shown} bytes follow its header"),
         ));
     }
     Ok(Idx { sizes, data })
 }
 
-/// Reads the images in `images` and the labels beside them, each of at most `memory` bytes.
-pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Result<Content> {
+/// Reads the images in `images` and the label file next to it, each of at most `memory` bytes.
+pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Result<DataContent> {
     let Idx { sizes, data } = read(images, memory)?;
     let [n, height, width] = sizes[..] else {
         let reason = match sizes.len() {
-            1 => "it holds labels (one dimension); give the images' file, ...images-idx3-ubyte".to_owned(),
+            1 => "it contains labels (one dimension); give the image file, ...images-idx3-ubyte".to_owned(),
             d => format!("it has {d} dimensions; grey images have 3 (number, height, width)"),
         };
         return Err(unusable(images, reason));
     };
     if data.is_empty() {
-        return Err(unusable(images, format!("it holds {n} images of {height}x{width}: none")));
+        return Err(unusable(images, format!("it contains no pixels ({n} images of {height}x{width})")));
     }
     let labels: Vec<u32> = match labels_beside(images) {
         None => {
-            notes.push("no labels' file beside the images: the set has no classes".to_owned());
+            notes.push("no label file next to the images: the data set has no classes".to_owned());
             Vec::new()
         }
         Some(path) => {
             let Idx { sizes, data } = read(&path, memory)?;
             if sizes != [n] {
                 let reason = match sizes[..] {
-                    [m] => format!("it holds {m} labels for {n} images"),
+                    [m] => format!("it contains {m} labels for {n} images"),
                     _ => format!("it has {} dimensions; labels have one", sizes.len()),
                 };
                 return Err(unusable(&path, format!("{reason} (of {})", shown(images))));
@@ -219,15 +226,15 @@ pub(super) fn read_set(images: &Path, mut notes: Vec<String>, memory: u64) -> Re
             data.into_iter().map(u32::from).collect()
         }
     };
-    let classes = labels.iter().max().map_or(Vec::new(), |&most| (0..=most).map(|c| c.to_string()).collect());
+    let classes = labels.iter().max().map_or(Vec::new(), |&max| (0..=max).map(|c| c.to_string()).collect());
     let files = vec![(0, images.to_owned())];
     let source = Box::new(Packed { height, width, channels: 1, data, labels, files });
-    Ok(Content { source, classes, sorted: false, notes, bad: Vec::new() })
+    Ok(DataContent { source, classes, sorted: false, notes, bad: Vec::new() })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::{DataOptions, Dataset, Draw, ImageShape, open, open_within};
+    use super::super::super::{AugmentKey, DataOptions, Dataset, ImageShape, open, open_within};
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -248,7 +255,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// `n` images of 2x3, the samples counting up from `first`.
+    /// `n` images of 2x3, with samples counting up from `first`.
     fn images(n: u32, first: u8) -> Vec<u8> {
         idx(8, &[n, 2, 3], &(0..n * 6).map(|i| first.wrapping_add(i as u8)).collect::<Vec<_>>())
     }
@@ -270,8 +277,8 @@ mod tests {
     }
 
     fn first_sample(set: &dyn Dataset, index: usize) -> u8 {
-        let mut out = vec![0.0; set.shape().values()];
-        set.read(index, Draw::default(), &mut out).unwrap();
+        let mut out = vec![0.0; set.shape().num_elements()];
+        set.read(index, AugmentKey::default(), &mut out).unwrap();
         ((out[0] + 1.0) * 127.5).round() as u8
     }
 
@@ -299,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn the_training_images_come_before_the_test_images_and_plain_before_gzipped() {
+    fn training_images_are_preferred_to_test_images_and_plain_files_to_gzipped() {
         let folder = folder(&[
             ("t10k-images-idx3-ubyte", &images(2, 1)),
             ("train-images-idx3-ubyte", &images(3, 2)),
@@ -310,14 +317,14 @@ mod tests {
         assert_eq!((set.classes().len(), set.label(0)), (0, None));
         let notes = set.summary().notes.join("\n");
         assert!(
-            notes.contains("not used: t10k-images-idx3-ubyte") && notes.contains("no labels' file"),
+            notes.contains("not used: t10k-images-idx3-ubyte") && notes.contains("no label file"),
             "{notes}"
         );
         assert_eq!(opened(&folder.path().join("t10k-images-idx3-ubyte")).unwrap().len(), 2);
     }
 
     #[test]
-    fn only_labels_with_images_are_classes() {
+    fn labels_without_images_are_dropped() {
         // EMNIST's letters are labelled from 1.
         let labels = idx(8, &[5], &[1, 26, 3, 3, 1]);
         let folder =
@@ -327,12 +334,12 @@ mod tests {
         let of: Vec<_> = (0..5).map(|i| set.label(i)).collect();
         assert_eq!(of, [Some(0), Some(2), Some(1), Some(1), Some(0)]);
         let notes = set.summary().notes.join("\n");
-        assert!(notes.contains("24 classes without images left out (0, 2, 4, 5"), "{notes}");
-        assert!(notes.contains("and 4 more): 3 of the 27 are left"), "{notes}");
+        assert!(notes.contains("24 classes without images omitted (0, 2, 4, 5"), "{notes}");
+        assert!(notes.contains("and 4 more): 3 of 27 remain"), "{notes}");
     }
 
     #[test]
-    fn what_is_ambiguous_is_refused() {
+    fn ambiguous_folders_are_rejected() {
         let two = folder(&[
             ("letters-train-images-idx3-ubyte", &images(2, 1)),
             ("digits-train-images-idx3-ubyte", &images(2, 1)),
@@ -348,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_files_are_refused_with_the_reason() {
+    fn hostile_files_are_rejected_with_the_reason() {
         let huge = idx(8, &[u32::MAX, u32::MAX, u32::MAX], &[]);
         let overflow = idx(8, &[1 << 31, 1 << 31, 4], &[]);
         let far = idx(8, &[1_000_000, 28, 28], &[0; 50]);
@@ -360,20 +367,20 @@ mod tests {
             (b"", "neither a folder nor an IDX file"),
             (b"%PDF-1.4", "neither a folder nor an IDX file"),
             (&[0, 0, 8], "cut off"),
-            (&gzip(b"hello, hello"), "it starts with"),
+            (&gzip(b"hello, hello"), "unpacked, it starts with"),
             (&idx(9, &[4, 2, 3], &[0; 24]), "IDX type 0x09"),
             (&idx(8, &[], &[]), "0 dimensions"),
             (&[0, 0, 8, 200, 0, 0], "200 dimensions"),
             (&[0, 0, 8, 3, 0, 0, 0, 1, 0], "cut off"),
-            (&idx(8, &[4], &[0; 4]), "holds labels"),
+            (&idx(8, &[4], &[0; 4]), "contains labels"),
             (&idx(8, &[4, 6], &[0; 24]), "2 dimensions"),
-            (&idx(8, &[0, 2, 3], &[]), "none"),
-            (&idx(8, &[4, 0, 3], &[]), "none"),
+            (&idx(8, &[0, 2, 3], &[]), "contains no pixels"),
+            (&idx(8, &[4, 0, 3], &[]), "contains no pixels"),
             (&huge, "at most 2048 MiB"),
             (&overflow, "at most 2048 MiB"),
-            (&far, "it is cut off: its header says 1000000 x 28 x 28 bytes, and 50 follow"),
+            (&far, "it is cut off: its header declares 1000000 x 28 x 28 bytes, but 50 follow"),
             (&good[..good.len() - 1], "23 follow"),
-            (&[&good[..], &[0]].concat(), "it is not what it says"),
+            (&[&good[..], &[0]].concat(), "it has trailing data"),
             (&gzip(&far), "gzipped bytes cannot hold"),
             (&gzip(&huge), "at most 2048 MiB"),
             (&gzip(&good[..good.len() - 1]), "23 follow"),
@@ -390,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_must_be_as_many_as_images() {
+    fn labels_must_match_the_images() {
         for (labels, expected) in [
             (idx(8, &[3], &[0; 3]), "3 labels for 4 images"),
             (images(4, 0), "3 dimensions; labels have one"),
@@ -404,26 +411,26 @@ mod tests {
     }
 
     #[test]
-    fn images_are_resized_and_given_channels() {
+    fn images_are_resized_and_converted() {
         let folder = folder(&[("train-images-idx3-ubyte", &images(4, 0))]);
         let options = DataOptions { size: Some((4, 4)), channels: Some(3), ..DataOptions::default() };
         let set = open(folder.path(), &options).unwrap();
         assert_eq!(set.shape(), ImageShape { height: 4, width: 4, channels: 3 });
         assert!(set.summary().notes.iter().any(|n| n.contains("2x3: every image is resized to 4x4")));
         let mut out = vec![9.0; 48];
-        set.read(3, Draw::default(), &mut out).unwrap();
+        set.read(3, AugmentKey::default(), &mut out).unwrap();
         assert!(out.chunks(3).all(|p| p[0] == p[1] && p[1] == p[2]));
         assert_ne!(set.summary().fingerprint, opened(folder.path()).unwrap().summary().fingerprint);
-        // What does not fit in memory at that size is resized at each reading.
-        let outside = open_within(folder.path(), &options, 40).unwrap();
+        // If the resized images do not fit in memory, every read resizes again.
+        let on_disk = open_within(folder.path(), &options, 40).unwrap();
         let mut again = vec![9.0; 48];
-        outside.read(3, Draw::default(), &mut again).unwrap();
-        assert_eq!((again, outside.summary().memory_bytes), (out, 24));
+        on_disk.read(3, AugmentKey::default(), &mut again).unwrap();
+        assert_eq!((again, on_disk.summary().memory_bytes), (out, 24));
         assert!(message(open_within(folder.path(), &options, 20)).contains("at most 0 MiB"));
     }
 
     #[test]
-    fn the_fingerprint_is_of_pixels_and_labels() {
+    fn the_fingerprint_covers_pixels_and_labels() {
         let print = |first: u8, labels: Option<[u8; 2]>| {
             let folder = folder(&[("train-images-idx3-ubyte", &images(2, first))]);
             if let Some(labels) = labels {

@@ -1,11 +1,10 @@
-//! Images of one size as plain bytes in memory, one after the other: what IDX files, CIFAR's batches and the built-in
-//! digits are.
+//! Raw 8-bit images of one size, contiguous in memory: IDX files, CIFAR's batches and the built-in digits.
 
 use std::path::PathBuf;
 
-use super::super::decode::{Facts, Pixels, Samples, reduced};
+use super::super::decode::{DecodeInfo, Pixels, Samples, reduced};
 use super::super::options::DataOptions;
-use super::Source;
+use super::ImageSource;
 
 /// 8-bit images in memory.
 pub(in crate::data) struct Packed {
@@ -13,28 +12,28 @@ pub(in crate::data) struct Packed {
     pub height: usize,
     /// Columns.
     pub width: usize,
-    /// Channels, those of a pixel together.
+    /// Channels, interleaved.
     pub channels: usize,
-    /// The samples of all images; a whole number of them.
+    /// The samples of all images.
     pub data: Vec<u8>,
-    /// The classes of all images, or nothing.
+    /// The labels of all images; empty if there are no classes.
     pub labels: Vec<u32>,
-    /// The files, each with the number of its first image, from 0 up.
+    /// The files, each with the index of its first image, in ascending order.
     pub files: Vec<(usize, PathBuf)>,
 }
 
 impl Packed {
-    fn values(&self) -> usize {
+    fn image_len(&self) -> usize {
         self.height * self.width * self.channels
     }
 }
 
-impl Source for Packed {
+impl ImageSource for Packed {
     fn len(&self) -> usize {
-        self.data.len() / self.values().max(1)
+        self.data.len() / self.image_len().max(1)
     }
 
-    fn place(&self, i: usize) -> PathBuf {
+    fn location(&self, i: usize) -> PathBuf {
         match self.files.iter().rfind(|(first, _)| *first <= i) {
             Some((first, path)) => format!("{}#{}", path.display(), i - first).into(),
             None => format!("#{i}").into(),
@@ -49,9 +48,9 @@ impl Source for Packed {
         self.labels.get(i).copied()
     }
 
-    fn image(&self, i: usize, options: &DataOptions) -> Result<(Pixels, Facts), String> {
-        let values = self.values();
-        let samples = Samples::U8(self.data[i * values..][..values].to_vec());
+    fn image(&self, i: usize, options: &DataOptions) -> Result<(Pixels, DecodeInfo), String> {
+        let len = self.image_len();
+        let samples = Samples::U8(self.data[i * len..][..len].to_vec());
         let (height, width, channels) = (self.height, self.width, self.channels);
         Ok(reduced(Pixels { height, width, channels, samples }, options))
     }

@@ -1,4 +1,4 @@
-//! The settings of diffusers' unconditional pipelines, as ours and back: of the network, of the scheduler, and
+//! Converts the configuration of diffusers' unconditional pipelines to our settings and back: the network, the scheduler and
 //! `model_index.json`.
 
 mod scheduler;
@@ -11,51 +11,51 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::train::config::Config;
-use crate::train::disk;
+use crate::train::storage;
 use crate::{Error, Result};
 
 pub(super) use scheduler::{DDIM, scheduler, scheduler_class, scheduler_json};
 pub(super) use unet::{defaults, is_unet, unet, unet_json};
 
-/// Largest file of settings that is read, in bytes; one may list all variances.
+/// Maximum length of a configuration file in bytes; one may list all betas.
 const MAX_FILE: u64 = 4 << 20;
-/// Steps that `DDPMPipeline` asks for.
+/// Default number of steps of `DDPMPipeline`.
 const PIPELINE_STEPS: usize = 1000;
-/// The version of diffusers whose files these are.
+/// The diffusers version whose format is written.
 const VERSION: &str = "0.42.1";
 
-/// One of diffusers' files of settings, being read: every key must be asked for.
-struct Reader<'a> {
+/// Reads a diffusers configuration file and tracks which keys were used, so that unknown ones are rejected.
+struct ConfigReader<'a> {
     path: &'a Path,
     keys: &'a Map<String, Value>,
-    asked: RefCell<HashSet<&'static str>>,
+    used: RefCell<HashSet<&'static str>>,
 }
 
-/// A value for a message.
+/// A value, shortened for a message.
 fn shown(value: &Value) -> String {
     let text: String = value.to_string().chars().take(100).collect();
     text
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ConfigReader<'a> {
     fn new(path: &'a Path, json: &'a Value) -> Result<Self> {
         match json.as_object() {
-            Some(keys) => Ok(Self { path, keys, asked: RefCell::default() }),
-            None => Err(wrong(path, "is no object with settings in it".into())),
+            Some(keys) => Ok(Self { path, keys, used: RefCell::default() }),
+            None => Err(invalid(path, "is not a JSON object".into())),
         }
     }
 
     fn refuse<T>(&self, key: &str, value: &Value, choices: &str) -> Result<T> {
-        Err(wrong(self.path, format!("{key}: {} is not supported; {choices}", shown(value))))
+        Err(invalid(self.path, format!("{key}: {} is not supported; {choices}", shown(value))))
     }
 
-    /// The value of a key; `None` if it is not given, or given as nothing.
+    /// The value of a key; `None` if it is missing or null.
     fn get(&self, key: &'static str) -> Option<&'a Value> {
-        self.asked.borrow_mut().insert(key);
+        self.used.borrow_mut().insert(key);
         self.keys.get(key).filter(|v| !v.is_null())
     }
 
-    fn or<T>(
+    fn get_or<T>(
         &self,
         key: &'static str,
         default: T,
@@ -68,22 +68,22 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn whole(&self, key: &'static str, default: usize) -> Result<usize> {
-        self.or(key, default, "give a whole number", whole)
+    fn integer(&self, key: &'static str, default: usize) -> Result<usize> {
+        self.get_or(key, default, "give an integer", as_integer)
     }
 
     fn number(&self, key: &'static str, default: f64) -> Result<f64> {
-        self.or(key, default, "give a number", Value::as_f64)
+        self.get_or(key, default, "give a number", Value::as_f64)
     }
 
     fn flag(&self, key: &'static str, default: bool) -> Result<bool> {
-        self.or(key, default, "give true or false", Value::as_bool)
+        self.get_or(key, default, "give true or false", Value::as_bool)
     }
 
     fn choice<T: Copy>(&self, key: &'static str, default: T, choices: &[(&str, T)]) -> Result<T> {
         let names: Vec<_> = choices.iter().map(|(name, _)| *name).collect();
         let one = |value: &Value| choices.iter().find(|(name, _)| value.as_str() == Some(name)).map(|c| c.1);
-        self.or(key, default, &format!("give one of {}", names.join(", ")), one)
+        self.get_or(key, default, &format!("give one of {}", names.join(", ")), one)
     }
 
     fn list<T>(
@@ -93,60 +93,57 @@ impl<'a> Reader<'a> {
         what: &str,
         one: impl Fn(&Value) -> Option<T>,
     ) -> Result<Vec<T>> {
-        self.or(key, default, what, |value| value.as_array()?.iter().map(&one).collect())
+        self.get_or(key, default, what, |value| value.as_array()?.iter().map(&one).collect())
     }
 
-    /// Refuses a key that says other than `only`, where it says something.
-    fn only(&self, key: &'static str, only: &[Value], choices: &str) -> Result<()> {
+    /// Rejects a key whose value is set to anything other than `allowed`.
+    fn allow_only(&self, key: &'static str, allowed: &[Value], choices: &str) -> Result<()> {
         match self.get(key) {
-            Some(value) if !only.contains(value) => self.refuse(key, value, choices),
+            Some(value) if !allowed.contains(value) => self.refuse(key, value, choices),
             _ => Ok(()),
         }
     }
 
-    /// Refuses what nobody has asked for.
+    /// Rejects keys that were never used.
     fn finish(&self) -> Result<()> {
-        let asked = self.asked.borrow();
+        let used = self.used.borrow();
         let unknown = |(key, value): &(&String, &Value)| {
-            !key.starts_with('_') && !value.is_null() && !asked.contains(key.as_str())
+            !key.starts_with('_') && !value.is_null() && !used.contains(key.as_str())
         };
         match self.keys.iter().find(unknown) {
             None => Ok(()),
             Some((key, value)) => {
                 let key: String = key.chars().take(100).collect();
-                self.refuse(
-                    &key,
-                    value,
-                    "no setting of this name is known; take it out if it changes nothing",
-                )
+                self.refuse(&key, value, "unknown setting; remove it if it has no effect")
             }
         }
     }
 }
 
-fn whole(value: &Value) -> Option<usize> {
-    // Some tools write 2.0 for 2.
+fn as_integer(value: &Value) -> Option<usize> {
+    // Some tools write integers as 2.0.
     let float = value.as_f64().filter(|f| f.fract() == 0.0 && (0.0..9e15).contains(f)).map(|f| f as u64);
     usize::try_from(value.as_u64().or(float)?).ok()
 }
 
-fn wrong(path: &Path, reason: String) -> Error {
+fn invalid(path: &Path, reason: String) -> Error {
     Error::ConfigFile { path: path.to_owned(), reason }
 }
 
-/// Reads one of diffusers' files of settings.
+/// Reads a diffusers configuration file.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let bytes = disk::read(path, "read the settings", MAX_FILE)?;
+    let bytes = storage::read(path, "read the settings", MAX_FILE)?;
     parse_json(path, &bytes)
 }
 
-/// The JSON of the file `path`.
+/// Parses the content of the configuration file `path`.
 pub(super) fn parse_json(path: &Path, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(&without_infinities(bytes)).map_err(|e| wrong(path, format!("is no JSON: {e}")))
+    serde_json::from_slice(&without_infinities(bytes))
+        .map_err(|e| invalid(path, format!("is not valid JSON: {e}")))
 }
 
-/// JSON as Python writes it has `NaN`, `Infinity` and `-Infinity`, which JSON has not: they become strings, which a setting that
-/// must be a number refuses by its key.
+/// Quotes `NaN`, `Infinity` and `-Infinity`, which Python writes although JSON does not allow them. As strings, they are
+/// rejected by any numeric setting, with its key.
 fn without_infinities(bytes: &[u8]) -> Vec<u8> {
     const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
     let (mut out, mut quoted, mut i) = (Vec::with_capacity(bytes.len()), false, 0);
@@ -161,7 +158,7 @@ fn without_infinities(bytes: &[u8]) -> Vec<u8> {
         i += 1;
         match byte {
             b'"' => quoted = !quoted,
-            // What it stands before is no end of a string.
+            // An escaped character cannot end the string.
             b'\\' if quoted => {
                 out.extend(bytes.get(i));
                 i += 1;
@@ -173,17 +170,17 @@ fn without_infinities(bytes: &[u8]) -> Vec<u8> {
 }
 /// An unconditional pipeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pipeline {
-    /// `DDPMPipeline`, which asks its scheduler for 1000 steps.
+pub(super) enum PipelineKind {
+    /// `DDPMPipeline`, which runs its scheduler for 1000 steps by default.
     Ddpm,
-    /// `DDIMPipeline`, which makes its scheduler a `DDIMScheduler`, and asks it for 50 steps.
+    /// `DDIMPipeline`, which converts its scheduler to `DDIMScheduler` and runs it for 50 steps by default.
     Ddim,
 }
 
-impl Pipeline {
+impl PipelineKind {
     const ALL: [(&str, Self); 2] = [("DDPMPipeline", Self::Ddpm), ("DDIMPipeline", Self::Ddim)];
 
-    /// Puts how it samples into the settings of its scheduler.
+    /// Applies the pipeline's way of sampling to the scheduler's settings.
     pub fn apply(self, config: &mut Config) {
         let sampling = &mut config.sampling;
         match self {
@@ -196,24 +193,24 @@ impl Pipeline {
     }
 }
 
-/// The pipeline that the `model_index.json` at `path` is of; none where it does not say.
+/// The pipeline class in the `model_index.json` at `path`; `None` if it does not name one.
 ///
 /// # Errors
-/// [`Error::ConfigFile`] for any other, by its name.
-pub(super) fn pipeline(path: &Path, json: &Value) -> Result<Option<Pipeline>> {
-    let r = Reader::new(path, json)?;
+/// [`Error::ConfigFile`] for any other class, by name.
+pub(super) fn pipeline(path: &Path, json: &Value) -> Result<Option<PipelineKind>> {
+    let r = ConfigReader::new(path, json)?;
     let Some(class) = r.get("_class_name") else { return Ok(None) };
-    match Pipeline::ALL.iter().find(|(name, _)| class == name) {
+    match PipelineKind::ALL.iter().find(|(name, _)| class == name) {
         Some((_, pipeline)) => Ok(Some(*pipeline)),
         None => r.refuse(
             "_class_name",
             class,
-            "the pipelines DDPMPipeline and DDIMPipeline are read; or give the folder of its UNet2DModel",
+            "supported pipelines are DDPMPipeline and DDIMPipeline; or give the folder of its UNet2DModel",
         ),
     }
 }
 
-/// `model_index.json`.
+/// The `model_index.json` for these settings.
 pub(super) fn index_json(config: &Config) -> Value {
     let scheduler = scheduler_class(config);
     json!({
@@ -229,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_as_python_writes_it_is_read() {
+    fn python_json_with_infinities_is_parsed() {
         let text = br#"{"a": -Infinity, "b": [NaN, Infinity, 1], "NaN": "a \" -Infinity", "c": "x\\"}"#;
         let json = parse_json(Path::new("s.json"), text).unwrap();
         let expected =
@@ -241,12 +238,15 @@ mod tests {
         let error = scheduler::scheduler(Path::new("s.json"), &json, &mut config).unwrap_err().to_string();
         assert!(error.contains("DPMSolverMultistepScheduler"), "{error}");
         assert!(
-            parse_json(Path::new("s.json"), b"{\"a\": Inf}").unwrap_err().to_string().contains("no JSON")
+            parse_json(Path::new("s.json"), b"{\"a\": Inf}")
+                .unwrap_err()
+                .to_string()
+                .contains("not valid JSON")
         );
     }
 
     #[test]
-    fn pipelines_sample_in_their_number_of_steps() {
+    fn pipelines_set_sampler_and_steps() {
         let of = |pipeline: &str, sampler: &str| {
             let json = json!({"_class_name": pipeline});
             let mut config = Config::default();
@@ -260,7 +260,7 @@ mod tests {
         assert!(pipeline(Path::new("m.json"), &json!({"_class_name": "LDMPipeline"})).is_err());
     }
 
-    fn pipeline_of(json: &Value) -> Pipeline {
+    fn pipeline_of(json: &Value) -> PipelineKind {
         pipeline(Path::new("m.json"), json).unwrap().unwrap()
     }
 }

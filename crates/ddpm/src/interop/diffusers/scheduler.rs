@@ -1,38 +1,38 @@
-//! `scheduler/scheduler_config.json` of `DDPMScheduler` and `DDIMScheduler`, as our settings and back.
+//! Converts `scheduler/scheduler_config.json` of `DDPMScheduler` and `DDIMScheduler` to our settings and back.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Reader, VERSION};
+use super::{ConfigReader, VERSION};
 use crate::Result;
 use crate::process::Prediction;
-use crate::sampler::{Options, Spacing, Threshold, Variance};
+use crate::sampler::{SamplerOptions, Spacing, Threshold, Variance};
 use crate::schedule::Schedule;
 use crate::train::config::{Config, DiffusionConfig, ScheduleKind, limits};
 
-/// The largest variance of a step in diffusers' cosine schedule.
+/// Maximum beta of diffusers' cosine schedule.
 const MAX_BETA: f64 = 0.999;
-/// Relative difference of variances, which diffusers keeps in f32, that counts as none.
+/// Relative tolerance for equal betas, which diffusers keeps in f32.
 const SAME_BETA: f64 = 1e-6;
-/// The part of an image's elements that dynamic thresholding leaves in their range, there and here.
+/// Quantile used by dynamic thresholding, in diffusers and here.
 const DYNAMIC_RATIO: f64 = 0.995;
-/// The most that diffusers divides an image by, where ours knows no most: past every image of a network that has not gone
-/// wrong, and a float.
-const DYNAMIC_MOST: f64 = 1e30;
+/// Value of diffusers' `sample_max_value` that disables the cap on the dynamic threshold, which ours does not have:
+/// above any value that a working network produces, and within f32.
+const DYNAMIC_MAX: f64 = 1e30;
 
-/// Puts what the `scheduler_config.json` at `path` says into `config`; gives what has no meaning here.
+/// Applies the `scheduler_config.json` at `path` to `config`; returns notes on settings without an equivalent here.
 ///
 /// # Errors
-/// [`Error::ConfigFile`] for anything that our schedules and samplers have not, by its key and value, with the choices.
+/// [`Error::ConfigFile`] for anything our schedules and samplers do not support, with the key, value and choices.
 pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Result<Vec<String>> {
-    let (r, mut notes) = (Reader::new(path, json)?, Vec::new());
+    let (r, mut notes) = (ConfigReader::new(path, json)?, Vec::new());
     let classes = [json!(DDPM), json!(DDIM)];
-    let way_out = "the schedulers DDPMScheduler and DDIMScheduler are read; to leave it out, import the folder unet alone \
-                   and give --timesteps, --schedule, --beta-start, --beta-end and --set diffusion.prediction=eps (x0, v)";
-    r.only("_class_name", &classes, way_out)?;
+    let choices = "supported schedulers are DDPMScheduler and DDIMScheduler; to ignore it, import only the folder unet and \
+                   give --timesteps, --schedule, --beta-start, --beta-end and --set diffusion.prediction=eps (x0, v)";
+    r.allow_only("_class_name", &classes, choices)?;
     let diffusion = &mut config.diffusion;
-    diffusion.timesteps = r.whole("num_train_timesteps", 1000)?;
+    diffusion.timesteps = r.integer("num_train_timesteps", 1000)?;
     diffusion.beta_start = r.number("beta_start", 1e-4)?;
     diffusion.beta_end = r.number("beta_end", 0.02)?;
     diffusion.zero_terminal_snr = r.flag("rescale_betas_zero_snr", false)?;
@@ -51,24 +51,24 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
         match with_betas(diffusion, &given) {
             Ok(found) => *diffusion = found,
             Err(nearest) => {
-                let choices = format!("{nearest}; give null, or the variances of a schedule that is known");
+                let choices = format!("{nearest}; give null, or the betas of a supported schedule");
                 return r.refuse("trained_betas", betas, &choices);
             }
         }
     }
     diffusion.prediction = r.choice("prediction_type", Prediction::Eps, &PREDICTIONS)?;
-    r.only("predict_epsilon", &[json!(true)], "give true")?; // its name before 0.10
+    r.allow_only("predict_epsilon", &[json!(true)], "give true")?; // its name before 0.10
     let dynamic = r.flag("thresholding", false)?;
-    let (ratio, most) =
+    let (ratio, max_value) =
         (r.number("dynamic_thresholding_ratio", DYNAMIC_RATIO)?, r.number("sample_max_value", 1.0)?);
     if dynamic && ratio != DYNAMIC_RATIO {
-        let choices = "give 0.995, the part that our dynamic thresholding keeps, or thresholding false";
+        let choices = "give 0.995, the quantile of our dynamic thresholding, or set thresholding to false";
         return r.refuse("dynamic_thresholding_ratio", &json!(ratio), choices);
     }
-    // At 1 nothing is divided by more than 1, which is clipping.
-    if dynamic && most != 1.0 && most < DYNAMIC_MOST {
-        let choices = "with thresholding, give 1.0, which only clips, or 1e30, for our dynamic thresholding knows no most";
-        return r.refuse("sample_max_value", &json!(most), choices);
+    // With a maximum of 1 nothing is rescaled, so thresholding is plain clipping.
+    if dynamic && max_value != 1.0 && max_value < DYNAMIC_MAX {
+        let choices = "with thresholding, give 1.0, which only clips, or 1e30, as our dynamic thresholding has no maximum";
+        return r.refuse("sample_max_value", &json!(max_value), choices);
     }
     for unused in ["tensor_format", "timestep_values"] {
         r.get(unused);
@@ -82,23 +82,23 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     let clip = r.flag("clip_sample", true)?;
     if clip && !dynamic && r.number("clip_sample_range", 1.0)? != 1.0 {
         let range = r.get("clip_sample_range").unwrap_or(&Value::Null);
-        return r.refuse("clip_sample_range", range, "give 1.0, where images end");
+        return r.refuse("clip_sample_range", range, "give 1.0, the range of images");
     }
     r.get("clip_sample_range");
-    // An argument of DDIMScheduler.step that no file holds; pipelines leave it at its default.
+    // An argument of DDIMScheduler.step that is not stored; pipelines use its default.
     config.sampling.use_clipped_model_output = false;
     config.sampling.threshold = match (dynamic, clip) {
-        (true, _) if most >= DYNAMIC_MOST => Threshold::Dynamic,
+        (true, _) if max_value >= DYNAMIC_MAX => Threshold::Dynamic,
         (true, _) | (_, true) => Threshold::Clip,
         _ => Threshold::None,
     };
     let spacing = r.choice("timestep_spacing", Spacing::Uniform, &SPACINGS)?;
-    let offset = r.whole("steps_offset", 0)?;
+    let offset = r.integer("steps_offset", 0)?;
     let to_one = r.flag("set_alpha_to_one", true)?;
     if offset != 0 || !to_one {
         notes.push(format!(
-            "steps_offset {offset}, set_alpha_to_one {to_one} move the timesteps that fewer steps visit, which samplers here have not: \
-             images of fewer steps are a little different"
+            "steps_offset {offset} and set_alpha_to_one {to_one} shift the timesteps of reduced-step sampling, which ddpm does not \
+             support: samples with fewer steps differ slightly"
         ));
     }
     let ddim = r.get("_class_name").is_some_and(|class| class == DDIM);
@@ -109,13 +109,13 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     Ok(notes)
 }
 
-/// The settings whose schedule has these variances; the error says where the nearest schedule has another.
+/// The settings whose schedule has these betas; the error says where the closest schedule first differs.
 fn with_betas(like: &DiffusionConfig, betas: &[f64]) -> Result<DiffusionConfig, String> {
     if betas.is_empty() || betas.len() > limits::TIMESTEPS {
-        return Err(format!("there are {}, and schedules have 1 to {}", betas.len(), limits::TIMESTEPS));
+        return Err(format!("it has {} entries, but schedules have 1 to {}", betas.len(), limits::TIMESTEPS));
     }
     let differs = |schedule: &Schedule| {
-        // What is no number differs.
+        // NaN compares as different.
         let same = |(t, beta): (usize, &f64)| (beta / schedule.beta(t) - 1.0).abs() <= SAME_BETA;
         betas.iter().enumerate().position(|entry| !same(entry))
     };
@@ -127,17 +127,15 @@ fn with_betas(like: &DiffusionConfig, betas: &[f64]) -> Result<DiffusionConfig, 
                 let timesteps = betas.len();
                 let ours =
                     DiffusionConfig { schedule, timesteps, max_beta, beta_start, beta_end, ..like.clone() };
-                // Without the stretching, which diffusers applies to these too.
+                // Without zero-SNR rescaling, which diffusers applies to trained betas too.
                 let plain = DiffusionConfig { zero_terminal_snr: false, ..ours.clone() };
                 let Ok(made) = Schedule::from_config(&plain) else { continue };
                 match differs(&made) {
                     None => return Ok(ours),
                     Some(t) if t >= nearest.0 => {
                         let (theirs, ours) = (betas[t], made.beta(t));
-                        nearest = (
-                            t,
-                            format!("its entry {t} is {theirs}, where the schedule {schedule} has {ours}"),
-                        );
+                        nearest =
+                            (t, format!("entry {t} is {theirs}, where the schedule {schedule} has {ours}"));
                     }
                     Some(_) => {}
                 }
@@ -147,39 +145,39 @@ fn with_betas(like: &DiffusionConfig, betas: &[f64]) -> Result<DiffusionConfig, 
     Err(nearest.1)
 }
 
-/// Its class of schedulers of `ddim`.
+/// diffusers' scheduler for `ddim`.
 pub(crate) const DDIM: &str = "DDIMScheduler";
-/// Its class of schedulers of `ddpm`.
+/// diffusers' scheduler for `ddpm`.
 const DDPM: &str = "DDPMScheduler";
 
-/// Spacings by diffusers' names.
+/// Timestep spacings by their diffusers names.
 const SPACINGS: [(&str, Spacing); 3] =
     [("leading", Spacing::Uniform), ("linspace", Spacing::Linspace), ("trailing", Spacing::Trailing)];
 
-/// What networks predict, by diffusers' names.
+/// Prediction types by their diffusers names.
 const PREDICTIONS: [(&str, Prediction); 3] =
     [("epsilon", Prediction::Eps), ("sample", Prediction::X0), ("v_prediction", Prediction::V)];
 
-/// `scheduler/scheduler_config.json` of these settings. Schedules that not all of diffusers has are given by their variances.
+/// The `scheduler/scheduler_config.json` for these settings. Schedules not supported by all diffusers schedulers are
+/// written as betas.
 pub(crate) fn scheduler_json(config: &Config) -> Result<Value> {
     let (d, s) = (&config.diffusion, &config.sampling);
     let (schedule, known) = match d.schedule {
         ScheduleKind::Linear => ("linear", true),
         ScheduleKind::ScaledLinear | ScheduleKind::Quadratic => ("scaled_linear", true),
         ScheduleKind::Cosine => ("squaredcos_cap_v2", d.max_beta == MAX_BETA),
-        // DDPMScheduler has the latter, and DDIMScheduler has not.
+        // DDPMScheduler has SigmoidBeta, but DDIMScheduler does not.
         ScheduleKind::Sigmoid | ScheduleKind::SigmoidBeta => ("linear", false),
     };
-    let betas = match known {
-        true => Value::Null,
-        false => {
-            let plain = Schedule::from_config(&DiffusionConfig { zero_terminal_snr: false, ..d.clone() })?;
-            (0..plain.timesteps()).map(|t| plain.beta(t)).collect()
-        }
+    let betas = if known {
+        Value::Null
+    } else {
+        let plain = Schedule::from_config(&DiffusionConfig { zero_terminal_snr: false, ..d.clone() })?;
+        (0..plain.timesteps()).map(|t| plain.beta(t)).collect()
     };
     let class = scheduler_class(config);
-    // How these settings sample: a spacing that is not set is the sampler's own.
-    let spacing = Options::of_run(s)?.spacing();
+    // The effective spacing: the sampler's default if none is set.
+    let spacing = SamplerOptions::of_run(s)?.spacing();
     let spacing =
         SPACINGS.iter().find(|named| class == DDIM && named.1 == spacing || Some(named.1) == s.spacing);
     let mut json = json!({
@@ -194,13 +192,13 @@ pub(crate) fn scheduler_json(config: &Config) -> Result<Value> {
         "num_train_timesteps": d.timesteps,
         "prediction_type": PREDICTIONS.iter().find(|p| p.1 == d.prediction).map(|p| p.0),
         "rescale_betas_zero_snr": d.zero_terminal_snr,
-        "sample_max_value": if s.threshold == Threshold::Dynamic { DYNAMIC_MOST } else { 1.0 },
+        "sample_max_value": if s.threshold == Threshold::Dynamic { DYNAMIC_MAX } else { 1.0 },
         "steps_offset": 0,
         "thresholding": s.threshold == Threshold::Dynamic,
         "timestep_spacing": spacing.map_or("leading", |named| named.0),
         "trained_betas": betas,
         "variance_type": match s.variance {
-            // Any other cannot take that network's output there.
+            // diffusers requires it for a network that learns the variance.
             _ if d.learned_variance => "learned_range",
             Some(Variance::Learned) => "learned_range",
             Some(Variance::Small) | None => "fixed_small",
@@ -214,9 +212,9 @@ pub(crate) fn scheduler_json(config: &Config) -> Result<Value> {
     Ok(json)
 }
 
-/// The class of the scheduler that samples as these settings do, or nearest to it.
+/// The scheduler class that samples most like these settings.
 pub(crate) fn scheduler_class(config: &Config) -> &'static str {
-    // The other cannot take the output of a network that learns the variance.
+    // DDIMScheduler cannot take the output of a network that learns the variance.
     if config.sampling.sampler == "ddim" && !config.diffusion.learned_variance { DDIM } else { DDPM }
 }
 #[cfg(test)]
@@ -224,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_schedule_and_sampling_setting_goes_there_and_back() {
+    fn schedules_and_sampling_settings_round_trip() {
         for schedule in ScheduleKind::ALL {
             for (zero_terminal_snr, max_beta, threshold, variance, prediction) in [
                 (false, 0.9999, Threshold::Clip, Variance::Small, Prediction::V),
@@ -247,7 +245,7 @@ mod tests {
                 let json = scheduler_json(&config).unwrap();
                 let mut back = Config::default();
                 assert_eq!(scheduler(Path::new("s.json"), &json, &mut back).unwrap(), Vec::<String>::new());
-                // The same numbers; a schedule may have two names.
+                // Compare values, as a schedule can have two names.
                 let of = |c: &Config| Schedule::from_config(&c.diffusion).unwrap();
                 assert_eq!(of(&back), of(&config), "{schedule}");
                 assert_eq!(back.sampling, config.sampling);
@@ -258,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sampler_and_its_spacing_go_there_and_back() {
+    fn sampler_and_spacing_round_trip() {
         for spacing in [Spacing::Uniform, Spacing::Linspace, Spacing::Trailing] {
             for sampler in ["ddpm", "ddim"] {
                 let mut config = Config::default();
@@ -273,7 +271,7 @@ mod tests {
                 );
             }
         }
-        // Unset, it is the sampler's own; without fewer steps the one of diffusers.
+        // Unset, it is the sampler's default, or diffusers' default for full-length sampling.
         let mut config = Config::default();
         assert_eq!(scheduler_json(&config).unwrap()["timestep_spacing"], "leading");
         config.sampling.sampler = "ddim".to_owned();
@@ -289,9 +287,12 @@ mod tests {
     }
 
     #[test]
-    fn schedulers_that_are_not_ours_are_refused_by_name() {
+    fn unsupported_scheduler_settings_are_rejected_by_name() {
         for (json, parts) in [
-            (json!({"_class_name": "PNDMScheduler"}), ["PNDMScheduler", "DDIMScheduler are read"]),
+            (
+                json!({"_class_name": "PNDMScheduler"}),
+                ["PNDMScheduler", "supported schedulers are DDPMScheduler and DDIMScheduler"],
+            ),
             (json!({"beta_schedule": "laplace"}), ["beta_schedule: \"laplace\"", "squaredcos_cap_v2"]),
             (
                 json!({"prediction_type": "flow_prediction"}),
@@ -305,15 +306,15 @@ mod tests {
             ),
             (
                 json!({"trained_betas": [0.1, 0.9, 0.3]}),
-                ["trained_betas", "its entry 1 is 0.9, where the schedule"],
+                ["trained_betas", "entry 1 is 0.9, where the schedule"],
             ),
-            (json!({"num_train_timesteps": "many"}), ["num_train_timesteps: \"many\"", "whole number"]),
+            (json!({"num_train_timesteps": "many"}), ["num_train_timesteps: \"many\"", "integer"]),
         ] {
             let error =
                 scheduler(Path::new("s.json"), &json, &mut Config::default()).unwrap_err().to_string();
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         }
-        // Divided by no more than 1, images are clipped.
+        // A maximum of 1 means clipping.
         let mut config = Config::default();
         scheduler(Path::new("s.json"), &json!({"thresholding": true, "clip_sample": false}), &mut config)
             .unwrap();

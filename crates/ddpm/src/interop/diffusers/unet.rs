@@ -1,18 +1,18 @@
-//! `unet/config.json` of `UNet2DModel`, as our settings and back.
+//! Converts `unet/config.json` of `UNet2DModel` to our settings and back.
 
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Reader, VERSION, whole};
+use super::{ConfigReader, VERSION, as_integer};
 use crate::Result;
 use crate::train::config::{ActFn, BlockType, ResampleKind, Size, TimeScaleShift, Unet2dConfig};
 
-/// Its class of networks that we have.
+/// The supported network class.
 const UNET: &str = "UNet2DModel";
 
-/// The settings of `UNet2DModel()`.
+/// The default settings of `UNet2DModel`.
 pub(crate) fn defaults() -> Unet2dConfig {
     use BlockType::{
         AttnDownBlock2D as AttnDown, AttnUpBlock2D as AttnUp, DownBlock2D as Down, UpBlock2D as Up,
@@ -29,7 +29,7 @@ pub(crate) fn defaults() -> Unet2dConfig {
         ..Unet2dConfig::default()
     }
 }
-/// A block's type by its name, of today or of diffusers' first versions.
+/// Parses a block type, also in the naming of early diffusers versions.
 fn block(value: &Value) -> Option<BlockType> {
     let name = value.as_str()?;
     Some(match name.strip_prefix("UNetRes").unwrap_or(name) {
@@ -41,47 +41,47 @@ fn block(value: &Value) -> Option<BlockType> {
     })
 }
 
-/// A network's settings, the channels of its images and their size, where it says one.
+/// A network's settings, image channels and, if recorded, image size.
 pub(crate) struct Unet {
     pub config: Unet2dConfig,
     pub channels: usize,
-    /// Whether it has as many channels more, for the variance.
+    /// Whether it has twice the output channels, to predict the variance.
     pub learned_variance: bool,
     pub size: Option<Size>,
 }
 
-/// Whether a `config.json` says that it is of a network that [`unet`] reads.
+/// Whether a `config.json` describes a network that [`unet`] supports.
 pub(crate) fn is_unet(json: &Value) -> bool {
     json.get("_class_name").is_some_and(|class| class == UNET)
 }
 
-/// The network that the `config.json` at `path` describes.
+/// Reads the `config.json` at `path`.
 ///
 /// # Errors
-/// [`Error::ConfigFile`] for anything that our network has not, by its key and value, with the choices.
+/// [`Error::ConfigFile`] for anything our network does not support, with the key, value and choices.
 pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
-    let r = Reader::new(path, json)?;
+    let r = ConfigReader::new(path, json)?;
     if let Some(class) = r.get("_class_name")
         && class != UNET
     {
-        return r.refuse("_class_name", class, "the networks UNet2DModel are read");
+        return r.refuse("_class_name", class, "the supported network is UNet2DModel");
     }
     let d = defaults();
     let size = |value: &Value| match value.as_array().map(Vec::as_slice) {
-        Some([h, w]) => Some(Some(Size { height: whole(h)?, width: whole(w)? })),
-        _ => whole(value).map(|side| Some(Size { height: side, width: side })),
+        Some([h, w]) => Some(Some(Size { height: as_integer(h)?, width: as_integer(w)? })),
+        _ => as_integer(value).map(|side| Some(Size { height: side, width: side })),
     };
-    let size = r.or("sample_size", None, "give a side or [height, width]", size)?;
-    let channels = r.whole("in_channels", 3)?;
-    let out = r.whole("out_channels", 3)?;
+    let size = r.get_or("sample_size", None, "give a side or [height, width]", size)?;
+    let channels = r.integer("in_channels", 3)?;
+    let out = r.integer("out_channels", 3)?;
     let twice = channels.saturating_mul(2);
     if out != channels && out != twice {
         let choices =
-            format!("give {channels}, as many as in_channels, or {twice}, where it learns the variance too");
+            format!("give {channels}, equal to in_channels, or {twice} if the network learns the variance");
         return r.refuse("out_channels", &json!(out), &choices);
     }
-    let downs = "its blocks may be DownBlock2D, AttnDownBlock2D";
-    let ups = "its blocks may be UpBlock2D, AttnUpBlock2D";
+    let downs = "supported blocks are DownBlock2D and AttnDownBlock2D";
+    let ups = "supported blocks are UpBlock2D and AttnUpBlock2D";
     let resample = [("conv", ResampleKind::Conv), ("resnet", ResampleKind::Resnet)];
     let acts = [
         ("silu", ActFn::Silu),
@@ -91,19 +91,19 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
         ("mish", ActFn::Mish),
     ];
     let shifts = [("default", TimeScaleShift::Default), ("scale_shift", TimeScaleShift::ScaleShift)];
-    // Given as nothing means one head; not given at all, eight channels each.
+    // Null means one head; a missing key means eight channels per head.
     let head_dim = match r.keys.get("attention_head_dim") {
         Some(Value::Null) => None,
-        _ => Some(r.whole("attention_head_dim", 8)?),
+        _ => Some(r.integer("attention_head_dim", 8)?),
     };
-    r.only("time_embedding_type", &[json!("positional")], "give \"positional\"")?;
+    r.allow_only("time_embedding_type", &[json!("positional")], "give \"positional\"")?;
     if matches!(r.keys.get("mid_block_type"), Some(Value::Null)) {
         return r.refuse("mid_block_type", &Value::Null, "give \"UNetMidBlock2D\"");
     }
-    r.only("mid_block_type", &[json!("UNetMidBlock2D")], "give \"UNetMidBlock2D\"")?;
-    r.only("class_embed_type", &[], "give null: classes are embedded by num_class_embeds, of whole numbers")?;
-    r.get("num_train_timesteps"); // of learned embeddings of the timestep
-    // What an average of weights notes of itself beside the network's settings.
+    r.allow_only("mid_block_type", &[json!("UNetMidBlock2D")], "give \"UNetMidBlock2D\"")?;
+    r.allow_only("class_embed_type", &[], "give null: integer classes are embedded with num_class_embeds")?;
+    r.get("num_train_timesteps"); // only used by learned timestep embeddings
+    // Bookkeeping of EMAModel, stored among the network's settings.
     for unused in [
         "decay",
         "min_decay",
@@ -116,24 +116,24 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
         r.get(unused);
     }
     let config = Unet2dConfig {
-        layers_per_block: r.whole("layers_per_block", d.layers_per_block)?,
+        layers_per_block: r.integer("layers_per_block", d.layers_per_block)?,
         block_out_channels: r.list(
             "block_out_channels",
             d.block_out_channels,
             "give a list of channels",
-            whole,
+            as_integer,
         )?,
         down_block_types: r.list("down_block_types", d.down_block_types, downs, block)?,
         up_block_types: r.list("up_block_types", d.up_block_types, ups, block)?,
         attention_head_dim: head_dim,
         add_attention: r.flag("add_attention", d.add_attention)?,
-        norm_num_groups: r.whole("norm_num_groups", d.norm_num_groups)?,
+        norm_num_groups: r.integer("norm_num_groups", d.norm_num_groups)?,
         attn_norm_num_groups: r
-            .or("attn_norm_num_groups", None, "give a whole number or null", |v| whole(v).map(Some))?,
+            .get_or("attn_norm_num_groups", None, "give an integer or null", |v| as_integer(v).map(Some))?,
         norm_eps: r.number("norm_eps", d.norm_eps)?,
         act_fn: r.choice("act_fn", d.act_fn, &acts)?,
         dropout: r.number("dropout", d.dropout)?,
-        downsample_padding: r.whole("downsample_padding", d.downsample_padding)?,
+        downsample_padding: r.integer("downsample_padding", d.downsample_padding)?,
         downsample_type: r.choice("downsample_type", d.downsample_type, &resample)?,
         upsample_type: r.choice("upsample_type", d.upsample_type, &resample)?,
         flip_sin_to_cos: r.flag("flip_sin_to_cos", d.flip_sin_to_cos)?,
@@ -142,11 +142,11 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
         mid_block_scale_factor: r.number("mid_block_scale_factor", d.mid_block_scale_factor)?,
         resnet_time_scale_shift: r.choice("resnet_time_scale_shift", d.resnet_time_scale_shift, &shifts)?,
         num_class_embeds: r
-            .or("num_class_embeds", None, "give a whole number or null", |v| whole(v).map(Some))?,
+            .get_or("num_class_embeds", None, "give an integer or null", |v| as_integer(v).map(Some))?,
     };
     let dim = config.block_out_channels.first().map_or(0, |c| c.saturating_mul(4));
     if let Some(value) = r.get("time_embedding_dim")
-        && whole(value) != Some(dim)
+        && as_integer(value) != Some(dim)
     {
         return r.refuse(
             "time_embedding_dim",
@@ -158,10 +158,10 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
     Ok(Unet { config, channels, learned_variance: out != channels, size })
 }
 
-/// `unet/config.json` of a network.
+/// The `unet/config.json` of a network.
 pub(crate) fn unet_json(config: &Unet2dConfig, channels: usize, learned_variance: bool, size: Size) -> Value {
     let side = if size.height == size.width { json!(size.height) } else { json!([size.height, size.width]) };
-    // Whole, as the class has it.
+    // Written as an integer if it is one, as diffusers does.
     let shift = if config.freq_shift.fract() == 0.0 {
         json!(config.freq_shift as u64)
     } else {
@@ -201,7 +201,7 @@ pub(crate) fn unet_json(config: &Unet2dConfig, channels: usize, learned_variance
     })
 }
 
-/// A setting by the name that files have; none of them can fail to be written.
+/// A setting's serialised name; serialising these types cannot fail.
 fn value(setting: &impl Serialize) -> Value {
     serde_json::to_value(setting).unwrap_or_default()
 }
@@ -214,23 +214,23 @@ mod tests {
     }
 
     #[test]
-    fn what_the_network_has_not_is_refused_by_its_key_and_value_with_the_choices() {
+    fn unsupported_settings_are_rejected_with_key_value_and_choices() {
         for (json, parts) in [
             (json!({"class_embed_type": "timestep"}), ["class_embed_type: \"timestep\"", "num_class_embeds"]),
             (json!({"class_embed_type": "identity"}), ["class_embed_type: \"identity\"", "null"]),
             (json!({"time_embedding_type": "fourier"}), ["time_embedding_type: \"fourier\"", "positional"]),
-            (json!({"out_channels": 5}), ["out_channels: 5", "give 3, as many as in_channels, or 6"]),
+            (json!({"out_channels": 5}), ["out_channels: 5", "give 3, equal to in_channels, or 6"]),
             (json!({"down_block_types": ["SkipDownBlock2D"]}), ["SkipDownBlock2D", "AttnDownBlock2D"]),
             (json!({"mid_block_type": null}), ["mid_block_type: null", "UNetMidBlock2D"]),
             (json!({"act_fn": "elu"}), ["act_fn: \"elu\"", "silu, swish, relu, gelu, mish"]),
             (json!({"time_embedding_dim": 100}), ["time_embedding_dim: 100", "896"]),
             (
                 json!({"_class_name": "UNet2DConditionModel"}),
-                ["UNet2DConditionModel", "UNet2DModel are read"],
+                ["UNet2DConditionModel", "supported network is UNet2DModel"],
             ),
-            (json!({"cross_attention_dim": 768}), ["cross_attention_dim: 768", "no setting of this name"]),
-            (json!({"layers_per_block": -1}), ["layers_per_block: -1", "whole number"]),
-            (json!([]), ["config.json: ", "no object"]),
+            (json!({"cross_attention_dim": 768}), ["cross_attention_dim: 768", "unknown setting"]),
+            (json!({"layers_per_block": -1}), ["layers_per_block: -1", "integer"]),
+            (json!([]), ["config.json: ", "not a JSON object"]),
         ] {
             let message = refused(json);
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_the_network_go_there_and_back() {
+    fn network_settings_round_trip() {
         for (config, channels, size) in [
             (defaults(), 3, Size { height: 32, width: 32 }),
             (Unet2dConfig::default(), 1, Size { height: 16, width: 24 }),
@@ -265,7 +265,7 @@ mod tests {
                 assert_eq!((back.config, back.size), (config.clone(), Some(size)));
             }
         }
-        // The first versions of diffusers named blocks otherwise.
+        // Block names of early diffusers versions.
         let old = json!({"down_block_types": ["UNetResDownBlock2D", "UNetResAttnDownBlock2D"]});
         let old = unet(Path::new("config.json"), &old).unwrap().config;
         assert_eq!(old.down_block_types, [BlockType::DownBlock2D, BlockType::AttnDownBlock2D]);

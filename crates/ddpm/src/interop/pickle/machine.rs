@@ -1,228 +1,153 @@
-//! The stack machine.
+//! The pickle interpreter: a stack machine with a memo.
 
 use std::collections::HashMap;
 
-use super::calls::Name;
-use super::{Id, MAX_COMMANDS, Other, Stop, Value};
+use super::globals::Global;
+use super::opcode as op;
+use super::{Foreign, MAX_OPS, PickleError, Value, ValueId};
 
-/// The commands of all protocols, by the names of Python's pickletools.
-mod op {
-    pub const MARK: u8 = b'(';
-    pub const STOP: u8 = b'.';
-    pub const POP: u8 = b'0';
-    pub const POP_MARK: u8 = b'1';
-    pub const DUP: u8 = b'2';
-    pub const PROTO: u8 = 0x80;
-    pub const FRAME: u8 = 0x95;
-
-    pub const NONE: u8 = b'N';
-    pub const NEWTRUE: u8 = 0x88;
-    pub const NEWFALSE: u8 = 0x89;
-    pub const INT: u8 = b'I';
-    pub const BININT: u8 = b'J';
-    pub const BININT1: u8 = b'K';
-    pub const BININT2: u8 = b'M';
-    pub const LONG: u8 = b'L';
-    pub const LONG1: u8 = 0x8a;
-    pub const LONG4: u8 = 0x8b;
-    pub const FLOAT: u8 = b'F';
-    pub const BINFLOAT: u8 = b'G';
-
-    pub const STRING: u8 = b'S';
-    pub const BINSTRING: u8 = b'T';
-    pub const SHORT_BINSTRING: u8 = b'U';
-    pub const UNICODE: u8 = b'V';
-    pub const BINUNICODE: u8 = b'X';
-    pub const SHORT_BINUNICODE: u8 = 0x8c;
-    pub const BINUNICODE8: u8 = 0x8d;
-    pub const BINBYTES: u8 = b'B';
-    pub const SHORT_BINBYTES: u8 = b'C';
-    pub const BINBYTES8: u8 = 0x8e;
-    pub const BYTEARRAY8: u8 = 0x96;
-
-    pub const EMPTY_LIST: u8 = b']';
-    pub const EMPTY_TUPLE: u8 = b')';
-    pub const EMPTY_DICT: u8 = b'}';
-    pub const EMPTY_SET: u8 = 0x8f;
-    pub const LIST: u8 = b'l';
-    pub const TUPLE: u8 = b't';
-    pub const TUPLE1: u8 = 0x85;
-    pub const TUPLE2: u8 = 0x86;
-    pub const TUPLE3: u8 = 0x87;
-    pub const DICT: u8 = b'd';
-    pub const FROZENSET: u8 = 0x91;
-    pub const APPEND: u8 = b'a';
-    pub const APPENDS: u8 = b'e';
-    pub const ADDITEMS: u8 = 0x90;
-    pub const SETITEM: u8 = b's';
-    pub const SETITEMS: u8 = b'u';
-
-    pub const PUT: u8 = b'p';
-    pub const BINPUT: u8 = b'q';
-    pub const LONG_BINPUT: u8 = b'r';
-    pub const MEMOIZE: u8 = 0x94;
-    pub const GET: u8 = b'g';
-    pub const BINGET: u8 = b'h';
-    pub const LONG_BINGET: u8 = b'j';
-
-    pub const GLOBAL: u8 = b'c';
-    pub const STACK_GLOBAL: u8 = 0x93;
-    pub const REDUCE: u8 = b'R';
-    pub const BUILD: u8 = b'b';
-    pub const INST: u8 = b'i';
-    pub const OBJ: u8 = b'o';
-    pub const NEWOBJ: u8 = 0x81;
-    pub const NEWOBJ_EX: u8 = 0x92;
-    pub const PERSID: u8 = b'P';
-    pub const BINPERSID: u8 = b'Q';
-    pub const EXT1: u8 = 0x82;
-    pub const EXT4: u8 = 0x84;
-    pub const NEXT_BUFFER: u8 = 0x97;
-    pub const READONLY_BUFFER: u8 = 0x98;
-}
-
-const SHORT: &str = "it ends in the middle of a pickle";
-const EMPTY: &str = "its pickle takes a value that is not there";
-const NO_NUMBER: &str = "its pickle has no number for one";
-const TOO_LONG: &str = "its pickle is too long";
+const TRUNCATED: &str = "the pickle is truncated";
+const STACK_UNDERFLOW: &str = "pickle stack underflow";
+const BAD_INT: &str = "invalid integer in the pickle";
+const TOO_MANY_VALUES: &str = "the pickle has too many values";
 
 pub(super) struct Machine<'a> {
     bytes: &'a [u8],
-    pub at: usize,
+    pub pos: usize,
     pub values: Vec<Value<'a>>,
-    stack: Vec<Id>,
-    /// Heights of the stack.
+    stack: Vec<ValueId>,
+    /// Stack height at each mark.
     marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
-    /// Items of lists that calls have copied: a list may be given to many calls.
+    memo: HashMap<u32, ValueId>,
+    /// Total items copied by calls, bounded because one list can be passed to many calls.
     pub copied: usize,
 }
 
 impl<'a> Machine<'a> {
     pub fn new(bytes: &'a [u8]) -> Self {
         let (values, stack, marks, memo) = (Vec::new(), Vec::new(), Vec::new(), HashMap::new());
-        Self { bytes, at: 0, values, stack, marks, memo, copied: 0 }
+        Self { bytes, pos: 0, values, stack, marks, memo, copied: 0 }
     }
 
-    /// Runs to the end, and gives what the pickle is of.
-    pub fn run(&mut self) -> Result<Id, Stop> {
-        for _ in 0..MAX_COMMANDS {
+    /// Runs to `STOP` and returns the top-level value.
+    pub fn run(&mut self) -> Result<ValueId, PickleError> {
+        for _ in 0..MAX_OPS {
             let op = self.byte()?;
             if op == op::STOP {
                 return self.pop();
             }
-            let done = self.arrange(op)?
-                || self.plain(op)?
-                || self.text(op)?
-                || self.container(op)?
-                || self.memory(op)?
-                || self.object(op)?;
+            let done = self.stack_op(op)?
+                || self.scalar_op(op)?
+                || self.string_op(op)?
+                || self.container_op(op)?
+                || self.memo_op(op)?
+                || self.object_op(op)?;
             if !done {
-                return Err("its pickle has a command that there is not".into());
+                return Err("unknown pickle opcode".into());
             }
         }
-        Err(Stop::Refused(format!(
-            "has a pickle of more than {MAX_COMMANDS} commands; save the network's weights alone"
+        Err(PickleError::Rejected(format!(
+            "has a pickle of more than {MAX_OPS} opcodes; save only the network's weights"
         )))
     }
 
-    fn take(&mut self, n: usize) -> Result<&'a [u8], Stop> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
+    fn read(&mut self, n: usize) -> Result<&'a [u8], PickleError> {
+        let end = self.pos.checked_add(n).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
-            self.at = self.bytes.len();
-            return Err(SHORT.into());
+            self.pos = self.bytes.len();
+            return Err(TRUNCATED.into());
         };
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
+        let bytes = &self.bytes[self.pos..end];
+        self.pos = end;
+        Ok(bytes)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Stop> {
-        Ok(*self.take(N)?.first_chunk().ok_or(SHORT)?)
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], PickleError> {
+        Ok(*self.read(N)?.first_chunk().ok_or(TRUNCATED)?)
     }
 
-    fn byte(&mut self) -> Result<u8, Stop> {
+    fn byte(&mut self) -> Result<u8, PickleError> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u32(&mut self) -> Result<u32, Stop> {
+    fn u32(&mut self) -> Result<u32, PickleError> {
         self.array().map(u32::from_le_bytes)
     }
 
-    /// The bytes behind their length, which has one, four or eight bytes.
-    fn counted(&mut self, width: usize) -> Result<&'a [u8], Stop> {
+    /// Bytes preceded by their length, itself `width` (1, 4 or 8) bytes wide.
+    fn length_prefixed(&mut self, width: usize) -> Result<&'a [u8], PickleError> {
         let n = match width {
             1 => self.byte()?.into(),
             4 => u64::from(self.u32()?),
             _ => u64::from_le_bytes(self.array()?),
         };
-        self.take(usize::try_from(n).map_err(|_| SHORT)?)
+        self.read(usize::try_from(n).map_err(|_| TRUNCATED)?)
     }
 
-    /// The bytes up to the end of the line.
-    fn raw_line(&mut self) -> Result<&'a [u8], Stop> {
-        let rest = &self.bytes[self.at..];
+    /// Bytes up to the newline, which is consumed but not returned.
+    fn raw_line(&mut self) -> Result<&'a [u8], PickleError> {
+        let rest = &self.bytes[self.pos..];
         let Some(n) = rest.iter().position(|&b| b == b'\n') else {
-            self.at = self.bytes.len();
-            return Err(SHORT.into());
+            self.pos = self.bytes.len();
+            return Err(TRUNCATED.into());
         };
-        Ok(&self.take(n + 1)?[..n])
+        Ok(&self.read(n + 1)?[..n])
     }
 
-    fn line(&mut self) -> Result<&'a str, Stop> {
-        str::from_utf8(self.raw_line()?).map_err(|_| "it has text that is not UTF-8".into())
+    fn line(&mut self) -> Result<&'a str, PickleError> {
+        str::from_utf8(self.raw_line()?).map_err(|_| "a string is not UTF-8".into())
     }
 
-    pub fn push(&mut self, value: Value<'a>) -> Result<(), Stop> {
-        let id = u32::try_from(self.values.len()).map_err(|_| TOO_LONG)?;
+    pub fn push(&mut self, value: Value<'a>) -> Result<(), PickleError> {
+        let id = u32::try_from(self.values.len()).map_err(|_| TOO_MANY_VALUES)?;
         self.values.push(value);
-        self.stack.push(Id(id));
+        self.stack.push(ValueId(id));
         Ok(())
     }
 
-    /// Text; what is not UTF-8 is bytes, as Python 2 has them, or has half of a surrogate pair.
-    fn push_text(&mut self, bytes: &'a [u8]) -> Result<(), Stop> {
-        self.push(str::from_utf8(bytes).map_or(Value::Nothing, Value::Text))
+    /// Pushes a string. Invalid UTF-8 (Python 2 byte strings, lone surrogates) becomes an opaque value.
+    fn push_text(&mut self, bytes: &'a [u8]) -> Result<(), PickleError> {
+        self.push(str::from_utf8(bytes).map_or(Value::Opaque, Value::Text))
     }
 
-    fn pop(&mut self) -> Result<Id, Stop> {
-        // What stands below a mark is not there for the commands behind it.
+    fn pop(&mut self) -> Result<ValueId, PickleError> {
+        // Values below the top mark are out of reach.
         if self.stack.len() <= self.marks.last().copied().unwrap_or(0) {
-            return Err(EMPTY.into());
+            return Err(STACK_UNDERFLOW.into());
         }
-        self.stack.pop().ok_or(EMPTY.into())
+        self.stack.pop().ok_or(STACK_UNDERFLOW.into())
     }
 
-    fn top(&self) -> Result<Id, Stop> {
-        self.stack.last().copied().ok_or(EMPTY.into())
+    fn top(&self) -> Result<ValueId, PickleError> {
+        self.stack.last().copied().ok_or(STACK_UNDERFLOW.into())
     }
 
-    /// Everything behind the last mark.
-    fn pop_mark(&mut self) -> Result<Vec<Id>, Stop> {
-        let height = self.marks.pop().ok_or("its pickle has a mark too few")?;
+    /// Pops everything above the top mark, and the mark.
+    fn pop_to_mark(&mut self) -> Result<Vec<ValueId>, PickleError> {
+        let height = self.marks.pop().ok_or("a mark is missing in the pickle")?;
         Ok(self.stack.split_off(height.min(self.stack.len())))
     }
 
-    pub fn value(&self, id: Id) -> &Value<'a> {
+    pub fn value(&self, id: ValueId) -> &Value<'a> {
         &self.values[id.0 as usize]
     }
 
-    /// Marks, frames, and what moves values on the stack.
-    fn arrange(&mut self, op: u8) -> Result<bool, Stop> {
+    /// Protocol, frames, marks and stack manipulation.
+    fn stack_op(&mut self, op: u8) -> Result<bool, PickleError> {
         match op {
             op::PROTO => {
                 if self.byte()? > 5 {
-                    return Err("its pickle is of a later protocol than 5".into());
+                    return Err("the pickle protocol is newer than 5".into());
                 }
             }
-            op::FRAME => drop(self.take(8)?),
+            op::FRAME => drop(self.read(8)?),
             op::MARK => self.marks.push(self.stack.len()),
             op::POP => match self.marks.last() {
-                // As Python: what is popped may be the mark itself.
+                // As in Python, POP can remove the mark itself.
                 Some(&height) if height == self.stack.len() => drop(self.marks.pop()),
                 _ => drop(self.pop()?),
             },
-            op::POP_MARK => drop(self.pop_mark()?),
+            op::POP_MARK => drop(self.pop_to_mark()?),
             op::DUP => {
                 let top = self.top()?;
                 self.stack.push(top);
@@ -232,45 +157,45 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// An integer in two's complement, little end first.
-    fn long(bytes: &[u8]) -> Value<'a> {
+    /// A little-endian two's complement integer.
+    fn parse_long(bytes: &[u8]) -> Value<'a> {
         let n = bytes.len();
         if n > 8 {
-            return Value::Nothing;
+            return Value::Opaque;
         }
-        let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
-        let mut wide = if negative { [0xff; 8] } else { [0; 8] };
+        let negate = bytes.last().is_some_and(|b| b & 0x80 != 0);
+        let mut wide = if negate { [0xff; 8] } else { [0; 8] };
         wide[..n].copy_from_slice(bytes);
         Value::Int(i64::from_le_bytes(wide))
     }
 
-    /// None, flags, and scalars.
-    fn plain(&mut self, op: u8) -> Result<bool, Stop> {
+    /// `None`, booleans and numbers.
+    fn scalar_op(&mut self, op: u8) -> Result<bool, PickleError> {
         let value = match op {
-            op::NONE => Value::Nothing,
+            op::NONE => Value::Opaque,
             op::NEWTRUE => Value::Bool(true),
             op::NEWFALSE => Value::Bool(false),
             op::BININT1 => Value::Int(self.byte()?.into()),
             op::BININT2 => Value::Int(u16::from_le_bytes(self.array()?).into()),
             op::BININT => Value::Int(i32::from_le_bytes(self.array()?).into()),
-            op::LONG1 => Self::long(self.counted(1)?),
-            op::LONG4 => Self::long(self.counted(4)?),
+            op::LONG1 => Self::parse_long(self.length_prefixed(1)?),
+            op::LONG4 => Self::parse_long(self.length_prefixed(4)?),
             op::INT => match self.line()? {
                 "00" => Value::Bool(false),
                 "01" => Value::Bool(true),
-                number => Value::Int(number.parse().map_err(|_| NO_NUMBER)?),
+                number => Value::Int(number.parse().map_err(|_| BAD_INT)?),
             },
             op::LONG => {
                 let line = self.line()?;
-                line.strip_suffix('L').unwrap_or(line).parse().map_or(Value::Nothing, Value::Int)
+                line.strip_suffix('L').unwrap_or(line).parse().map_or(Value::Opaque, Value::Int)
             }
             op::FLOAT => {
                 self.line()?;
-                Value::Nothing
+                Value::Opaque
             }
             op::BINFLOAT => {
-                self.take(8)?;
-                Value::Nothing
+                self.read(8)?;
+                Value::Opaque
             }
             _ => return Ok(false),
         };
@@ -278,27 +203,27 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// Text and bytes of all ages.
-    fn text(&mut self, op: u8) -> Result<bool, Stop> {
+    /// Strings and bytes of all protocols.
+    fn string_op(&mut self, op: u8) -> Result<bool, PickleError> {
         let text = match op {
-            op::BINUNICODE | op::BINSTRING => self.counted(4)?,
-            op::SHORT_BINUNICODE | op::SHORT_BINSTRING => self.counted(1)?,
-            op::BINUNICODE8 => self.counted(8)?,
+            op::BINUNICODE | op::BINSTRING => self.length_prefixed(4)?,
+            op::SHORT_BINUNICODE | op::SHORT_BINSTRING => self.length_prefixed(1)?,
+            op::BINUNICODE8 => self.length_prefixed(8)?,
             op::UNICODE => self.raw_line()?,
             op::STRING => {
                 let line = self.raw_line()?;
                 let quotes = |b: &u8| matches!(b, b'\'' | b'"');
-                let from = line.iter().take_while(|b| quotes(b)).count();
-                let line = &line[from..];
+                let start = line.iter().take_while(|b| quotes(b)).count();
+                let line = &line[start..];
                 &line[..line.len() - line.iter().rev().take_while(|b| quotes(b)).count()]
             }
             op::BINBYTES | op::SHORT_BINBYTES | op::BINBYTES8 | op::BYTEARRAY8 => {
-                self.counted(match op {
+                self.length_prefixed(match op {
                     op::SHORT_BINBYTES => 1,
                     op::BINBYTES => 4,
                     _ => 8,
                 })?;
-                self.push(Value::Nothing)?;
+                self.push(Value::Opaque)?;
                 return Ok(true);
             }
             _ => return Ok(false),
@@ -307,8 +232,8 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// Puts a tuple of the last `n` values in their place.
-    fn tuple(&mut self, n: usize) -> Result<(), Stop> {
+    /// Replaces the top `n` values with a tuple of them.
+    fn tuple(&mut self, n: usize) -> Result<(), PickleError> {
         let mut items = Vec::with_capacity(n);
         for _ in 0..n {
             items.push(self.pop()?);
@@ -317,46 +242,46 @@ impl<'a> Machine<'a> {
         self.push(Value::Tuple(items))
     }
 
-    fn append(&mut self, items: &[Id]) -> Result<(), Stop> {
+    fn append(&mut self, items: &[ValueId]) -> Result<(), PickleError> {
         let list = self.top()?;
         match &mut self.values[list.0 as usize] {
             Value::List(list) => list.extend(items),
-            // Of a class of lists or sets: its items are no part of any network.
-            Value::Other(_) => {}
-            _ => return Err("its pickle appends to what is no list".into()),
+            // A list or set subclass: its items are never part of a network.
+            Value::Foreign(_) => {}
+            _ => return Err("the pickle appends to a value that is not a list".into()),
         }
         Ok(())
     }
 
-    fn set_items(&mut self, items: &[Id]) -> Result<(), Stop> {
+    fn set_items(&mut self, items: &[ValueId]) -> Result<(), PickleError> {
         if !items.len().is_multiple_of(2) {
-            return Err("its pickle has a key without a value".into());
+            return Err("the pickle has a key without a value".into());
         }
         let dict = self.top()?;
         let entries = match &mut self.values[dict.0 as usize] {
             Value::Dict(entries) => entries,
-            Value::Other(other) => &mut other.entries,
-            _ => return Err("its pickle sets an entry of what is no dictionary".into()),
+            Value::Foreign(foreign) => &mut foreign.entries,
+            _ => return Err("the pickle sets an item of a value that is not a dict".into()),
         };
         entries.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
         Ok(())
     }
 
-    fn container(&mut self, op: u8) -> Result<bool, Stop> {
+    fn container_op(&mut self, op: u8) -> Result<bool, PickleError> {
         match op {
             op::EMPTY_LIST | op::EMPTY_SET => self.push(Value::List(Vec::new()))?,
             op::EMPTY_TUPLE => self.push(Value::Tuple(Vec::new()))?,
             op::EMPTY_DICT => self.push(Value::Dict(Vec::new()))?,
             op::LIST | op::FROZENSET => {
-                let items = self.pop_mark()?;
+                let items = self.pop_to_mark()?;
                 self.push(Value::List(items))?;
             }
             op::TUPLE => {
-                let items = self.pop_mark()?;
+                let items = self.pop_to_mark()?;
                 self.push(Value::Tuple(items))?;
             }
             op::DICT => {
-                let items = self.pop_mark()?;
+                let items = self.pop_to_mark()?;
                 self.push(Value::Dict(Vec::new()))?;
                 self.set_items(&items)?;
             }
@@ -368,7 +293,7 @@ impl<'a> Machine<'a> {
                 self.append(&[item])?;
             }
             op::APPENDS | op::ADDITEMS => {
-                let items = self.pop_mark()?;
+                let items = self.pop_to_mark()?;
                 self.append(&items)?;
             }
             op::SETITEM => {
@@ -377,7 +302,7 @@ impl<'a> Machine<'a> {
                 self.set_items(&[key, value])?;
             }
             op::SETITEMS => {
-                let items = self.pop_mark()?;
+                let items = self.pop_to_mark()?;
                 self.set_items(&items)?;
             }
             _ => return Ok(false),
@@ -385,50 +310,50 @@ impl<'a> Machine<'a> {
         Ok(true)
     }
 
-    /// What is kept, and taken up again.
-    fn memory(&mut self, op: u8) -> Result<bool, Stop> {
-        let place = match op {
+    /// Memo access.
+    fn memo_op(&mut self, op: u8) -> Result<bool, PickleError> {
+        let index = match op {
             op::BINPUT | op::BINGET => self.byte()?.into(),
             op::LONG_BINPUT | op::LONG_BINGET => self.u32()?,
-            op::PUT | op::GET => self.line()?.parse().map_err(|_| NO_NUMBER)?,
-            op::MEMOIZE => u32::try_from(self.memo.len()).map_err(|_| TOO_LONG)?,
+            op::PUT | op::GET => self.line()?.parse().map_err(|_| BAD_INT)?,
+            op::MEMOIZE => u32::try_from(self.memo.len()).map_err(|_| TOO_MANY_VALUES)?,
             _ => return Ok(false),
         };
         if matches!(op, op::BINGET | op::LONG_BINGET | op::GET) {
-            let id = *self.memo.get(&place).ok_or("its pickle recalls a value that it did not keep")?;
+            let id = *self.memo.get(&index).ok_or("the pickle reads an unset memo entry")?;
             self.stack.push(id);
         } else {
             let top = self.top()?;
-            self.memo.insert(place, top);
+            self.memo.insert(index, top);
         }
         Ok(true)
     }
 
-    /// Names, and what is made by them.
-    fn object(&mut self, op: u8) -> Result<bool, Stop> {
+    /// Globals, and the objects created from them.
+    fn object_op(&mut self, op: u8) -> Result<bool, PickleError> {
         match op {
             op::GLOBAL => {
                 let (module, name) = (self.line()?, self.line()?);
-                self.push(Name::find(module, name))?;
+                self.push(Global::resolve(module, name))?;
             }
             op::STACK_GLOBAL => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (&Value::Text(module), &Value::Text(name)) = (self.value(module), self.value(name))
                 else {
-                    return Err("its pickle names something without text".into());
+                    return Err("the pickle names a global with a value that is not a string".into());
                 };
-                self.push(Name::find(module, name))?;
+                self.push(Global::resolve(module, name))?;
             }
             op::INST => {
                 let (module, name) = (self.line()?, self.line()?);
-                let arguments = self.pop_mark()?;
-                self.push(Name::find(module, name))?;
+                let arguments = self.pop_to_mark()?;
+                self.push(Global::resolve(module, name))?;
                 let class = self.pop()?;
                 self.call(class, &arguments)?;
             }
             op::OBJ => {
-                let items = self.pop_mark()?;
-                let (&class, arguments) = items.split_first().ok_or(EMPTY)?;
+                let items = self.pop_to_mark()?;
+                let (&class, arguments) = items.split_first().ok_or(STACK_UNDERFLOW)?;
                 self.call(class, arguments)?;
             }
             op::REDUCE | op::NEWOBJ => {
@@ -445,42 +370,47 @@ impl<'a> Machine<'a> {
             }
             op::BINPERSID => {
                 let id = self.pop()?;
-                self.stored(id)?;
+                self.persistent_load(id)?;
             }
             op::PERSID => {
-                return Err(Stop::Refused("names what it holds in a way that PyTorch does not".into()));
+                return Err(PickleError::Rejected(
+                    "uses text persistent IDs, which PyTorch does not write".into(),
+                ));
             }
             op::EXT1..=op::EXT4 => {
-                return Err(Stop::Refused("uses names that are registered in some program".into()));
+                return Err(PickleError::Rejected(
+                    "uses extension codes registered by another program (EXT1 to EXT4)".into(),
+                ));
             }
             op::NEXT_BUFFER | op::READONLY_BUFFER => {
-                return Err(Stop::Refused("has parts outside the file (a pickle's buffers)".into()));
+                return Err(PickleError::Rejected(
+                    "refers to out-of-band buffers, which are not in the file".into(),
+                ));
             }
             _ => return Ok(false),
         }
         Ok(true)
     }
 
-    /// Gives the value on top its attributes.
-    fn build(&mut self, state: Id) -> Result<(), Stop> {
+    /// Sets the attributes of the value on top of the stack.
+    fn build(&mut self, state: ValueId) -> Result<(), PickleError> {
         let top = self.top()?;
         let foreign = match &mut self.values[top.0 as usize] {
-            Value::Other(other) => {
-                other.state = Some(state);
+            Value::Foreign(foreign) => {
+                foreign.state = Some(state);
                 return Ok(());
             }
-            // What an ordered dictionary has besides its entries (PyTorch's versions of modules), and a list of a class of
-            // its own; of plain values nothing is kept.
-            Value::Dict(_) | Value::List(_) | Value::Nothing => return Ok(()),
-            Value::Tensor(_) | Value::Storage(_) => Other::foreign_tensor(),
-            _ => return Err("its pickle gives attributes to what can have none".into()),
+            // Attributes of an OrderedDict (PyTorch's module versions), a list subclass or an opaque value are dropped.
+            Value::Dict(_) | Value::List(_) | Value::Opaque => return Ok(()),
+            Value::Tensor(_) | Value::Storage(_) => Foreign::tensor_with_state(),
+            _ => return Err("the pickle sets attributes of a value that cannot have any".into()),
         };
-        self.values[top.0 as usize] = Value::Other(foreign.into());
+        self.values[top.0 as usize] = Value::Foreign(foreign.into());
         Ok(())
     }
 
-    /// Puts what is already there on the stack once more.
-    pub fn push_again(&mut self, id: Id) {
+    /// Pushes an existing value.
+    pub fn push_id(&mut self, id: ValueId) {
         self.stack.push(id);
     }
 }

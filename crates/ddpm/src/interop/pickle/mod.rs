@@ -1,256 +1,269 @@
-//! Pickles, as PyTorch writes them, read without running anything.
+//! Reads PyTorch's pickles without executing anything.
 //!
-//! A pickle is a program for a stack machine, and may name any function of Python to be called. Here the machine knows a
-//! closed list of names: plain containers, the types of storages, the functions that make a tensor of a storage. Every other
-//! name, and whatever would be made by it, is an inert mark ([`Other`]): it stands where the value would, and matters only
-//! where a tensor depends on it. Calls that act on the machine, as `os.system`, end the reading with an error.
+//! A pickle is a program for a stack machine that can import and call any Python function. This interpreter resolves only
+//! an allow-list of globals: plain containers, storage types and the functions that rebuild a tensor from a storage. Any
+//! other global, and any object it would create, becomes an inert placeholder ([`Foreign`]), which matters only if a
+//! tensor depends on it. A call that could affect the host, such as `os.system`, aborts parsing with an error.
 //!
-//! All values live in one list and refer to each other by their places in it: a value that holds itself, or is held ten
-//! thousand deep, is nothing special, and each command makes at most one value.
+//! All values live in one arena and refer to each other by index, so self-references and deep nesting need no special
+//! handling. Each opcode creates at most one value.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `machine` | the commands |
-//! | `calls` | the names, and what calling them makes |
+//! | `opcode` | opcode constants |
+//! | `machine` | the interpreter loop |
+//! | `globals` | the allow-list, and the results of calls |
 
-mod calls;
+mod globals;
 mod machine;
+pub(super) mod opcode;
 
 use super::dtype::Dtype;
-use calls::Name;
+use globals::Global;
 
-/// Longest pickle that is read, in bytes. Those of large networks have some hundred thousand; arrays of numpy, which stand in
-/// the pickle itself, make longer ones.
+/// Maximum pickle length in bytes. A large network needs a few hundred kilobytes; NumPy arrays are stored inline and can
+/// make it longer.
 pub(super) const MAX_PICKLE: usize = 64 << 20;
-/// Most commands of a pickle, each of which takes some dozen bytes of memory.
-const MAX_COMMANDS: usize = 4 << 20;
+/// Maximum number of opcodes in a pickle; each costs a few dozen bytes of memory.
+const MAX_OPS: usize = 4 << 20;
 
-/// The place of a value in a [`Pickle`].
+/// Index of a value in a [`Pickle`]'s arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Id(u32);
+pub(super) struct ValueId(u32);
 
-/// What a value is.
+/// An unpickled value.
 #[derive(Debug)]
 pub(super) enum Value<'a> {
-    /// `None`, and what has no meaning here: fractions, bytes, integers of more than 64 bits, `torch.device`.
-    Nothing,
+    /// `None`, or a value this reader ignores: floats, bytes, integers wider than 64 bits, `torch.device`.
+    Opaque,
     Bool(bool),
     Int(i64),
     Text(&'a str),
     /// A list or a set.
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    /// Keys and values in their order; of equal keys the last counts.
-    Dict(Vec<(Id, Id)>),
-    /// A name of the closed list.
-    Name(Name),
+    List(Vec<ValueId>),
+    Tuple(Vec<ValueId>),
+    /// Key-value pairs in insertion order; the last of several equal keys wins.
+    Dict(Vec<(ValueId, ValueId)>),
+    /// A global on the allow-list.
+    Global(Global),
     Storage(Box<Storage<'a>>),
     Tensor(Box<Tensor>),
-    Other(Box<Other<'a>>),
+    Foreign(Box<Foreign<'a>>),
 }
 
-/// Values that tensors are made of.
+/// A storage: the flat array that tensors are views of.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Storage<'a> {
-    /// Its name in the file.
+    /// Its key in the file.
     pub key: &'a str,
     pub dtype: Dtype,
-    /// How many values it has.
-    pub numbers: u64,
-    /// Where in the storage it begins, in values, if it is a part of one (old files only).
-    pub from: u64,
+    /// Number of elements.
+    pub len: u64,
+    /// First element within the parent storage, for a view of one (legacy files only); 0 otherwise.
+    pub start: u64,
 }
 
 impl Storage<'_> {
-    /// Its values' bytes in those of the whole it is a part of; `None` if there are fewer.
-    pub fn part<'d>(&self, whole: &'d [u8]) -> Option<&'d [u8]> {
+    /// This storage's bytes within those of its parent; `None` if out of range.
+    pub fn slice_of<'d>(&self, parent: &'d [u8]) -> Option<&'d [u8]> {
         let bytes = |n: u64| usize::try_from(n).ok()?.checked_mul(self.dtype.bytes());
-        whole.get(bytes(self.from)?..)?.get(..bytes(self.numbers)?)
+        parent.get(bytes(self.start)?..)?.get(..bytes(self.len)?)
     }
 }
 
 /// A tensor: a view of a storage.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Tensor {
-    /// The place of its storage.
-    pub storage: Id,
+    /// Index of its storage.
+    pub storage: ValueId,
     pub offset: u64,
     pub shape: Vec<usize>,
     pub stride: Vec<u64>,
-    /// Whether its values are those of the storage with the other sign (`torch.Tensor.is_neg`).
-    pub negative: bool,
+    /// Whether its elements are the negated elements of the storage (`torch.Tensor.is_neg`).
+    pub negate: bool,
 }
 
-/// A name outside the closed list, or what would be made by it.
+/// Placeholder for a global outside the allow-list, or for an object it would create.
 #[derive(Clone, Debug)]
-pub(super) struct Other<'a> {
+pub(super) struct Foreign<'a> {
     module: &'a str,
     name: &'a str,
-    /// Whether it is something made, and not the name alone.
+    /// Whether this is an object created by a call rather than the global itself.
     pub made: bool,
-    /// Entries that were set on it, as on a class of dictionaries.
-    pub entries: Vec<(Id, Id)>,
-    /// Its attributes.
-    pub state: Option<Id>,
-    /// If it is a tensor, or a storage: why it is not read.
-    pub trouble: Option<Trouble>,
-    /// If it is a storage: its name in the file, and the bytes of a value.
+    /// Items set on it, as on a dict subclass.
+    pub entries: Vec<(ValueId, ValueId)>,
+    /// Its attributes (the argument of `BUILD`).
+    pub state: Option<ValueId>,
+    /// For a tensor or a storage: why it is not supported.
+    pub unsupported: Option<Unsupported>,
+    /// For a storage: its key in the file and its element size in bytes.
     pub storage: Option<(&'a str, u8)>,
 }
 
-impl<'a> Other<'a> {
+impl<'a> Foreign<'a> {
     fn new(module: &'a str, name: &'a str) -> Self {
         let (entries, state) = (Vec::new(), None);
-        Self { module, name, made: false, entries, state, trouble: None, storage: None }
+        Self { module, name, made: false, entries, state, unsupported: None, storage: None }
     }
 
-    /// Something that the name makes.
+    /// An object created by calling this global.
     fn made(&self) -> Self {
-        Self { made: true, trouble: self.trouble, storage: self.storage, ..Self::new(self.module, self.name) }
+        Self {
+            made: true,
+            unsupported: self.unsupported,
+            storage: self.storage,
+            ..Self::new(self.module, self.name)
+        }
     }
 
-    /// Its class or function, for messages.
+    /// Qualified name of its class or function, for messages.
     pub fn name(&self) -> String {
         format!("{}.{}", self.module, self.name).chars().filter(|c| !c.is_control()).take(200).collect()
     }
 }
 
-/// Why a tensor is not read.
+/// Why a tensor is not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum Unsupported {
     Sparse,
     Nested,
     Quantized,
     Complex,
-    /// Of a dtype that has no class of storages, as float8.
+    /// A dtype without a storage class, such as float8.
     Dtype,
     Meta,
     Subclass,
     /// Written by `pickle.dump`.
     Pickled,
-    /// A flag of its view that may change values.
+    /// A view flag that may change values.
     Flag,
-    /// Made of something that only code outside the file could make.
+    /// Created by code outside the file.
     Foreign,
 }
 
-impl Trouble {
-    /// What the tensor is, in a word or two.
+impl Unsupported {
+    /// Short description of the tensor.
     pub fn kind(self) -> &'static str {
         match self {
             Self::Sparse => "a sparse tensor",
             Self::Nested => "a nested tensor",
             Self::Quantized => "a quantized tensor",
             Self::Complex => "a complex tensor",
-            Self::Dtype => "a tensor of a dtype that is not read",
-            Self::Meta => "a tensor on the device meta",
-            Self::Subclass => "a tensor of a subclass",
-            Self::Pickled | Self::Flag | Self::Foreign => "a tensor that is not read",
+            Self::Dtype => "a tensor of an unsupported dtype",
+            Self::Meta => "a tensor on the meta device",
+            Self::Subclass => "a tensor subclass",
+            Self::Pickled | Self::Flag | Self::Foreign => "an unsupported tensor",
         }
     }
 
-    /// What the tensor is, and what to do, as the end of "tensor NAME is".
+    /// What the tensor is and how to convert it; completes "tensor NAME is ...".
     pub fn reason(self) -> &'static str {
         match self {
-            Self::Sparse => "sparse, which is not read; make it dense, in PyTorch with tensor.to_dense()",
+            Self::Sparse => "sparse, which is not supported; convert it in PyTorch with tensor.to_dense()",
             Self::Nested => {
-                "a nested tensor, which is not read; in PyTorch, tensor.to_padded_tensor(0) makes a plain one"
+                "a nested tensor, which is not supported; convert it in PyTorch with tensor.to_padded_tensor(0)"
             }
-            Self::Quantized => "quantized, which is not read; in PyTorch, tensor.dequantize() makes it f32",
-            Self::Complex => "complex, which is not read; keep its real part, in PyTorch with tensor.real",
+            Self::Quantized => {
+                "quantized, which is not supported; convert it in PyTorch with tensor.dequantize()"
+            }
+            Self::Complex => {
+                "complex, which is not supported; keep its real part in PyTorch with tensor.real"
+            }
             Self::Dtype => {
-                "of a dtype that is not read (as float8, uint16); convert it, in PyTorch with tensor.float()"
+                "of an unsupported dtype (such as float8 or uint16); convert it in PyTorch with tensor.float()"
             }
             Self::Meta => {
-                "on the device meta, where tensors have no values; save the network after its weights are loaded"
+                "on the meta device, where tensors have no values; save the network after loading its weights"
             }
             Self::Subclass => {
-                "of a subclass of torch.Tensor, whose values only its own code knows; in PyTorch, \
-                 tensor.as_subclass(torch.Tensor) makes a plain one"
+                "a torch.Tensor subclass, whose values only its own code can interpret; convert it in PyTorch with \
+                 tensor.as_subclass(torch.Tensor)"
             }
             Self::Pickled => {
-                "without its values, which pickle.dump writes in a form that is not read; in PyTorch: \
+                "stored in the format of pickle.dump, which is not supported; convert the file in PyTorch with \
                  torch.save(pickle.load(open(FILE, \"rb\")), NEW_FILE)"
             }
             Self::Flag => {
-                "a view with a flag that may change its values (as conj), which is not read; save a copy, in PyTorch with \
-                 tensor.resolve_conj().resolve_neg().clone()"
+                "a view with a flag that may change its values (such as conj), which is not supported; save a copy in \
+                 PyTorch with tensor.resolve_conj().resolve_neg().clone()"
             }
             Self::Foreign => {
-                "made by code outside the file, which ddpm never runs; save a plain copy, in PyTorch with \
+                "created by code outside the file, which ddpm never runs; save a plain copy in PyTorch with \
                  tensor.detach().cpu().clone()"
             }
         }
     }
 }
 
-/// A pickle that was read.
+/// A parsed pickle.
 #[derive(Debug)]
 pub(super) struct Pickle<'a> {
     values: Vec<Value<'a>>,
-    root: Id,
-    /// Bytes of the input that it took.
+    root: ValueId,
+    /// Number of input bytes consumed.
     pub length: usize,
 }
 
 impl<'a> Pickle<'a> {
-    /// Reads the pickle that `bytes` begin with; the error is the reason alone.
+    /// Parses the pickle at the start of `bytes`; the error is the reason without a path.
     pub fn read(bytes: &'a [u8]) -> Result<Self, String> {
-        let all = bytes.len() <= MAX_PICKLE;
+        let fits = bytes.len() <= MAX_PICKLE;
         let mut machine = machine::Machine::new(&bytes[..bytes.len().min(MAX_PICKLE)]);
         match machine.run() {
-            Ok(root) => Ok(Self { values: machine.values, root, length: machine.at }),
-            Err(_) if !all && machine.at >= MAX_PICKLE => {
+            Ok(root) => Ok(Self { values: machine.values, root, length: machine.pos }),
+            Err(_) if !fits && machine.pos >= MAX_PICKLE => {
                 Err(format!("has a pickle of more than {} MiB", MAX_PICKLE >> 20))
             }
-            Err(Stop::Refused(reason)) => Err(reason),
-            Err(Stop::Damaged(what)) => Err(format!("is damaged, or no file of PyTorch's: {what}")),
+            Err(PickleError::Rejected(reason)) => Err(reason),
+            Err(PickleError::Corrupt(what)) => Err(format!("is damaged, or not a PyTorch file: {what}")),
         }
     }
 
-    /// What the pickle is of.
-    pub fn root(&self) -> Id {
+    /// The top-level value.
+    pub fn root(&self) -> ValueId {
         self.root
     }
 
-    /// The value at a place.
-    pub fn get(&self, id: Id) -> &Value<'a> {
+    /// The value at an index.
+    pub fn get(&self, id: ValueId) -> &Value<'a> {
         &self.values[id.0 as usize]
     }
 
-    pub fn text(&self, id: Id) -> Option<&'a str> {
+    pub fn text(&self, id: ValueId) -> Option<&'a str> {
         match self.get(id) {
             Value::Text(text) => Some(text),
             _ => None,
         }
     }
 
-    pub fn int(&self, id: Id) -> Option<i64> {
+    pub fn int(&self, id: ValueId) -> Option<i64> {
         match self.get(id) {
             Value::Int(v) => Some(*v),
             _ => None,
         }
     }
 
-    /// The entries of a dictionary.
-    pub fn dict(&self, id: Id) -> Option<&[(Id, Id)]> {
+    /// The items of a dict.
+    pub fn dict(&self, id: ValueId) -> Option<&[(ValueId, ValueId)]> {
         match self.get(id) {
             Value::Dict(entries) => Some(entries),
             _ => None,
         }
     }
 
-    /// The last value under a key of a dictionary.
-    pub fn entry(&self, id: Id, key: &str) -> Option<Id> {
+    /// The value of a key in a dict; the last one if the key repeats.
+    pub fn entry(&self, id: ValueId, key: &str) -> Option<ValueId> {
         let entries = self.dict(id)?;
         entries.iter().rev().find(|(k, _)| self.text(*k) == Some(key)).map(|&(_, value)| value)
     }
 
-    /// The name and the bytes of a value of all storages, as often as they are named.
+    /// Key and element size in bytes of every storage, once per reference.
     pub fn storages(&self) -> impl Iterator<Item = (&'a str, usize)> {
         self.values.iter().filter_map(|value| match value {
             Value::Storage(storage) => Some((storage.key, storage.dtype.bytes())),
-            Value::Other(other) if other.made => other.storage.map(|(key, bytes)| (key, bytes.into())),
+            Value::Foreign(foreign) if foreign.made => {
+                foreign.storage.map(|(key, bytes)| (key, bytes.into()))
+            }
             _ => None,
         })
     }
@@ -264,16 +277,16 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Why the machine stopped early.
-enum Stop {
-    /// It was asked for something that it does not do; the whole reason.
-    Refused(String),
-    /// What is wrong with the bytes.
-    Damaged(&'static str),
+/// Why parsing failed.
+enum PickleError {
+    /// The pickle uses something unsupported or unsafe; the complete reason.
+    Rejected(String),
+    /// The bytes are malformed.
+    Corrupt(&'static str),
 }
 
-impl From<&'static str> for Stop {
+impl From<&'static str> for PickleError {
     fn from(what: &'static str) -> Self {
-        Self::Damaged(what)
+        Self::Corrupt(what)
     }
 }

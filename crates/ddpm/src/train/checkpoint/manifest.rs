@@ -1,4 +1,4 @@
-//! `manifest.json`: what a checkpoint holds, and the hashes that show it is whole.
+//! `manifest.json`: the contents of a checkpoint, with hashes to verify its integrity.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,17 +8,17 @@ use sha2::{Digest, Sha256};
 
 use super::{FILES, MANIFEST, MODEL, OPTIMIZER, average_of};
 use crate::train::config::Config;
-use crate::train::disk;
-use crate::train::rate::Plateau;
+use crate::train::lr_schedule::Plateau;
+use crate::train::storage;
 use crate::{Error, Result};
 
-/// The format this library writes, and the newest it reads.
+/// The format version that is written, and the newest that can be read.
 pub(super) const FORMAT: u32 = 1;
-/// Largest manifest that is read, in bytes.
+/// Maximum size of a manifest, in bytes.
 const MAX_MANIFEST: u64 = 4 << 20;
-/// What stands before the hash of everything before the hash.
+/// Precedes the hash, which covers everything before it, this text included.
 const SEAL: &str = ",\n  \"manifest_sha256\": \"";
-/// What stands after it.
+/// Follows the hash.
 const END: &str = "\"\n}\n";
 
 /// Length and hash of one of a checkpoint's files.
@@ -30,42 +30,42 @@ pub struct FileFacts {
     pub sha256: String,
 }
 
-/// What a checkpoint holds.
+/// The contents of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the checkpoint format; [`save`](super::save) fills it in.
     pub format: u32,
     /// The library and version that wrote it; [`save`](super::save) fills it in.
     pub library: String,
-    /// Training steps done.
+    /// Training steps completed.
     pub step: u64,
-    /// Seed of the run's random numbers.
+    /// Random seed of the run.
     pub seed: u64,
     /// Number of parameters of the network.
     pub parameters: u64,
-    /// Mean loss of the last steps, where there is a finite one.
+    /// Mean loss of the last steps, if finite.
     pub loss: Option<f64>,
-    /// Steps after which losses are measured as they are now (`train.loss`, what is predicted): of those behind them is the mean; none:
-    /// of all.
+    /// Last step whose loss is on another scale, because a setting such as `train.loss` changed; the mean covers only later
+    /// steps. `None`: all steps are comparable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses_since: Option<u64>,
-    /// State of the learning rate, where it depends on the losses so far (`train.lr_schedule = "plateau"`).
+    /// State of the learning-rate schedule, if it depends on the losses (`train.lr_schedule = "plateau"`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<Plateau>,
-    /// When it was written, in seconds since 1970, where the caller says; leave it out for files equal to the bit.
+    /// Time of writing, in seconds since 1970, if the caller sets it; leave it unset for reproducible files.
     pub created: Option<u64>,
-    /// Fingerprint of the images it was trained on ([`Summary`](crate::data::Summary)), where the caller says.
+    /// Fingerprint of the training images ([`Summary`](crate::data::Summary)), if the caller sets it.
     pub data: Option<String>,
-    /// How many images that are, where the caller says.
+    /// Number of training images, if the caller sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<u64>,
-    /// The run that it belongs to ([`RunRecord`](crate::train::run::RunRecord)); none in those of earlier versions.
+    /// Id of the run it belongs to ([`RunRecord`](crate::train::run::RunRecord)); `None` in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
-    /// What computed its last step, as `avx2`: others round differently. None in those of earlier versions.
+    /// What computed its last step, e.g. `avx2`: others round differently. `None` in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub computed_by: Option<String>,
-    /// Names of the classes, of a network that takes them, where the caller says.
+    /// Class names by index, of a class-conditional network, if the caller sets them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub classes: Vec<String>,
     /// The run's settings, as TOML.
@@ -75,7 +75,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// A manifest for [`save`](super::save) to complete, without a time.
+    /// A manifest without a time, for [`save`](super::save) to complete.
     pub fn new(step: u64, config: &Config, parameters: u64, loss: Option<f64>) -> Self {
         Self {
             format: FORMAT,
@@ -97,7 +97,7 @@ impl Manifest {
         }
     }
 
-    /// That of the checkpoint in `folder`, without a look at its other files.
+    /// Reads the manifest of the checkpoint in `folder`, without checking the other files.
     ///
     /// # Errors
     /// [`Error::Checkpoint`] if it is missing, damaged, or of a newer version.
@@ -105,20 +105,20 @@ impl Manifest {
         Self::read(folder).map_err(|reason| Error::Checkpoint { path: folder.to_owned(), reason })
     }
 
-    /// The run's settings; `checkpoint` is the checkpoint's folder, for messages.
+    /// The run's settings; `checkpoint` is the checkpoint's folder, for error messages.
     ///
     /// # Errors
-    /// Settings this version does not understand.
+    /// Settings that this version does not understand.
     pub fn config(&self, checkpoint: &Path) -> Result<Config> {
         Config::from_toml(&checkpoint.join(MANIFEST), &self.config)
     }
 
-    /// Whether the checkpoint holds averaged weights.
+    /// Whether the checkpoint contains averaged weights.
     pub fn has_ema(&self) -> bool {
         self.files.contains_key(super::EMA)
     }
 
-    /// The file's content: JSON whose last entry is the hash of all before it.
+    /// The file's content: JSON whose last entry is the hash of everything before it.
     pub(super) fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let json = serde_json::to_string_pretty(self)?;
         let open = json.strip_suffix("\n}").unwrap_or(&json);
@@ -127,11 +127,11 @@ impl Manifest {
         Ok(format!("{sealed}{hash}{END}").into_bytes())
     }
 
-    /// Reads the manifest of the checkpoint in `folder`; the error is the reason alone.
+    /// Reads the manifest of the checkpoint in `folder`; the error is only the reason.
     pub(crate) fn read(folder: &Path) -> Result<Self, String> {
-        let bytes = disk::read(&folder.join(MANIFEST), "read it", MAX_MANIFEST).map_err(reason)?;
+        let bytes = storage::read(&folder.join(MANIFEST), "read it", MAX_MANIFEST).map_err(reason)?;
         let text = str::from_utf8(&bytes).map_err(|_| format!("{MANIFEST}: is damaged: not UTF-8"))?;
-        // The version comes first: a newer format may seal itself in another way.
+        // Check the version first: a newer format may be sealed differently.
         #[derive(Deserialize)]
         struct Version {
             format: u32,
@@ -140,20 +140,20 @@ impl Manifest {
             && format > FORMAT
         {
             return Err(format!(
-                "is of format {format}, and this program reads up to {FORMAT}; use a newer ddpm"
+                "has format {format}, but this program supports formats up to {FORMAT}; use a newer ddpm"
             ));
         }
         let seal = text.rfind(SEAL).map(|at| text.split_at(at + SEAL.len()));
-        let whole =
+        let intact =
             seal.is_some_and(|(sealed, rest)| rest.strip_suffix(END) == Some(&sha256(sealed.as_bytes())));
-        if !whole {
-            return Err(format!("{MANIFEST}: is damaged: its hash is wrong"));
+        if !intact {
+            return Err(format!("{MANIFEST}: is damaged: hash mismatch"));
         }
         let manifest: Self = serde_json::from_str(text).map_err(|e| format!("{MANIFEST}: {e}"))?;
         if let Some(name) =
             manifest.files.keys().find(|name| !FILES.contains(&name.as_str()) && average_of(name).is_none())
         {
-            return Err(format!("{MANIFEST}: lists a file {name:?} that no checkpoint has"));
+            return Err(format!("{MANIFEST}: lists an unknown file {name:?}"));
         }
         for name in [MODEL, OPTIMIZER] {
             if !manifest.files.contains_key(name) {
@@ -163,8 +163,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads the file `name` of the checkpoint in `folder` and checks it, while `parse` makes something of it; the error is the
-    /// reason alone.
+    /// Reads the file `name` of the checkpoint in `folder`, verifying its hash while `parse` runs; the error is only the
+    /// reason.
     pub(super) fn read_file<T: Send>(
         &self,
         folder: &Path,
@@ -172,14 +172,14 @@ impl Manifest {
         parse: impl FnOnce(&[u8]) -> Result<T, String> + Send,
     ) -> Result<T, String> {
         let facts = self.files.get(name).ok_or_else(|| format!("has no {name}"))?;
-        let most = facts.bytes.min(super::MAX_WEIGHTS);
-        let bytes = disk::read(&folder.join(name), "read it", most).map_err(reason)?;
+        let max_bytes = facts.bytes.min(super::MAX_WEIGHTS);
+        let bytes = storage::read(&folder.join(name), "read it", max_bytes).map_err(reason)?;
         if bytes.len() as u64 != facts.bytes {
-            return Err(format!("{name}: is damaged: {} bytes of {}", bytes.len(), facts.bytes));
+            return Err(format!("{name}: is damaged: {} bytes instead of {}", bytes.len(), facts.bytes));
         }
         let (hash, parsed) = rayon::join(|| sha256(&bytes), || parse(&bytes));
         if hash != facts.sha256 {
-            return Err(format!("{name}: is damaged: its hash is wrong"));
+            return Err(format!("{name}: is damaged: hash mismatch"));
         }
         parsed.map_err(|reason| format!("{name}: {reason}"))
     }
@@ -190,7 +190,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// The error with the file's name for its whole path: the folder is named by the error around it.
+/// The error with only the file's name instead of its full path: the enclosing error names the folder.
 fn reason(error: Error) -> String {
     match error {
         Error::Io { path, source, .. } => {

@@ -1,4 +1,4 @@
-//! Named tensors and the safetensors files they are kept in.
+//! Named tensors and safetensors files.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -10,23 +10,23 @@ use serde::Deserialize;
 use crate::train::config::suggest::nearest;
 use crate::{Error, Result};
 
-/// Longest header of a safetensors file that is read, in bytes: some hundred thousand tensors.
+/// Maximum length of a safetensors header, in bytes; enough for some hundred thousand tensors.
 const MAX_HEADER: u64 = 16 << 20;
-/// How many mistakes [`check_fits`] names before it says how many more there are.
-const NAMED: usize = 3;
+/// Number of mismatches of each kind that [`check_fits`] lists by name.
+const MAX_NAMED: usize = 3;
 
 /// An array of f32 with its PyTorch name, in PyTorch's layout (row-major; convolutions `[out, in, height, width]`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct NamedTensor {
-    /// The name, as `downs.0.resnet_conv_first.0.0.weight`.
+    /// The name, e.g. `downs.0.resnet_conv_first.0.0.weight`.
     pub name: String,
-    /// The extents; their product is the length of `data`.
+    /// The dimensions; their product is the length of `data`.
     pub shape: Vec<usize>,
-    /// The values, the last extent running fastest.
+    /// The values, in row-major order.
     pub data: Vec<f32>,
 }
 
-/// The one kind of tensor that PyTorch keeps as whole numbers: the batches that a batch normalisation has seen.
+/// The only tensors that PyTorch stores as integers: the number of batches seen by a batch normalisation.
 const COUNTER: &str = ".num_batches_tracked";
 
 impl NamedTensor {
@@ -34,13 +34,13 @@ impl NamedTensor {
         if self.is_counter() { Dtype::I64 } else { Dtype::F32 }
     }
 
-    /// Whether PyTorch keeps it as whole numbers.
+    /// Whether PyTorch stores it as integers.
     pub(crate) fn is_counter(&self) -> bool {
         is_counter(&self.name)
     }
 }
 
-/// Whether PyTorch keeps the tensor of this name as whole numbers.
+/// Whether PyTorch stores the tensor of this name as integers.
 pub(crate) fn is_counter(name: &str) -> bool {
     name.ends_with(COUNTER)
 }
@@ -69,7 +69,7 @@ impl View for Bytes<'_> {
     }
 }
 
-/// A safetensors file of `tensors`, whose names get their prefix put before them; the error is the reason alone.
+/// Serializes `tensors`, given with prefixes for their names, as a safetensors file; the error is only the reason.
 pub(crate) fn to_bytes<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
 ) -> Result<Vec<u8>, String> {
@@ -79,19 +79,23 @@ pub(crate) fn to_bytes<'a>(
         let name = format!("{prefix}{}", tensor.name);
         let length = tensor.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
         if length != Some(tensor.data.len()) {
-            return Err(format!("{name}: has {} values for the shape {:?}", tensor.data.len(), tensor.shape));
+            return Err(format!(
+                "{name}: has {} values, but its shape is {:?}",
+                tensor.data.len(),
+                tensor.shape
+            ));
         }
         if !seen.insert(name.clone()) {
-            return Err(format!("{name}: is there twice"));
+            return Err(format!("{name}: occurs twice"));
         }
         views.push((name, Bytes(tensor)));
     }
-    // The mark by which other programs know PyTorch's names and layouts.
+    // Tells other programs that names and layouts are PyTorch's.
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize(views, Some(about)).map_err(|e| e.to_string())
 }
 
-/// [`to_bytes`] with more entries in the file's metadata, in their order: safetensors' own would write them in any.
+/// [`to_bytes`] with additional metadata entries in the given order; the safetensors crate does not keep the order.
 pub(crate) fn to_bytes_with<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
     entries: &[(&str, &str)],
@@ -101,7 +105,7 @@ pub(crate) fn to_bytes_with<'a>(
     let length = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n)) as usize;
     let header = bytes.get(8..8 + length).and_then(|h| str::from_utf8(h).ok()).map(str::trim_end);
     let Some(rest) = header.and_then(|h| h.strip_prefix(PLAIN)) else {
-        return Err("the header of a safetensors file is not as it was expected".into());
+        return Err("unexpected header of a serialized safetensors file".into());
     };
     let mut header = PLAIN.to_owned();
     let quoted = |text: &str| serde_json::to_string(text).map_err(|e| e.to_string());
@@ -109,28 +113,28 @@ pub(crate) fn to_bytes_with<'a>(
         header += &format!(",{}:{}", quoted(key)?, quoted(text)?);
     }
     header += rest;
-    // Values begin at a multiple of eight bytes.
+    // The data starts at a multiple of eight bytes.
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
     let begin = (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).collect::<Vec<_>>();
     bytes.splice(..8 + length, begin);
     Ok(bytes)
 }
 
-/// The tensors of a safetensors file in the order of their names; the error is the reason alone.
+/// The tensors of a safetensors file, sorted by name; the error is only the reason.
 pub(super) fn from_bytes(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
     check_extent(bytes)?;
     let file =
-        SafeTensors::deserialize(bytes).map_err(|e| format!("is not a whole safetensors file: {e}"))?;
+        SafeTensors::deserialize(bytes).map_err(|e| format!("is not a complete safetensors file: {e}"))?;
     let mut tensors = Vec::new();
     for (name, view) in file.iter() {
         let counter = name.ends_with(COUNTER) && view.dtype() == Dtype::I64;
         if view.dtype() != Dtype::F32 && !counter {
-            let reason = "only F32 is read; convert it first, in PyTorch with tensor.float()";
+            let reason = "only F32 is supported; convert it first, in PyTorch with tensor.float()";
             return Err(format!("tensor {name} is {}: {reason}", view.dtype()));
         }
         let data = if counter {
-            let whole = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("chunks of eight")) as f32;
-            view.data().chunks_exact(8).map(whole).collect()
+            let count = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("chunks of eight")) as f32;
+            view.data().chunks_exact(8).map(count).collect()
         } else {
             view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
         };
@@ -140,8 +144,8 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
     Ok(tensors)
 }
 
-/// Checks that no tensor ends behind the file's end. The safetensors crate adds up the ends it reads without a check
-/// against overflow, which a hostile header can bring about.
+/// Checks that no tensor extends past the end of the file. The safetensors crate computes tensor ends without overflow
+/// checks, which a malicious header can exploit.
 pub(crate) fn check_extent(bytes: &[u8]) -> Result<(), String> {
     #[derive(Deserialize)]
     struct Entry {
@@ -152,14 +156,14 @@ pub(crate) fn check_extent(bytes: &[u8]) -> Result<(), String> {
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER || length > rest.len() as u64 {
-        return Err(format!("is cut short or not a safetensors file: a header of {length} bytes"));
+        return Err(format!("is truncated or not a safetensors file: its header has {length} bytes"));
     }
     let (header, data) = rest.split_at(length as usize);
     let entries: HashMap<String, Entry> =
         serde_json::from_slice(header).map_err(|e| format!("is not a safetensors file: its header: {e}"))?;
     for (name, entry) in entries {
         if entry.data_offsets.is_some_and(|(_, end)| end > data.len() as u64) {
-            return Err(format!("is cut short: tensor {name} ends behind the file's end"));
+            return Err(format!("is truncated: tensor {name} extends past the end of the file"));
         }
     }
     Ok(())
@@ -168,42 +172,40 @@ pub(crate) fn check_extent(bytes: &[u8]) -> Result<(), String> {
 /// Checks that the tensors `got` from the file or folder `path` are the `expected` (name, shape), in any order.
 ///
 /// # Errors
-/// [`Error::Checkpoint`] with the first few that are missing, left over or of another shape.
+/// [`Error::Checkpoint`] with the first few that are missing, unexpected, or of another shape.
 pub fn check_fits(expected: &[(String, Vec<usize>)], got: &[NamedTensor], path: &Path) -> Result<()> {
-    let there: HashMap<_, _> = got.iter().map(|t| (t.name.as_str(), &t.shape)).collect();
+    let available: HashMap<_, _> = got.iter().map(|t| (t.name.as_str(), &t.shape)).collect();
     let wanted: HashSet<_> = expected.iter().map(|(name, _)| name.as_str()).collect();
-    let left_over: Vec<_> = got.iter().map(|t| t.name.as_str()).filter(|n| !wanted.contains(n)).collect();
+    let unexpected: Vec<_> = got.iter().map(|t| t.name.as_str()).filter(|n| !wanted.contains(n)).collect();
     let (mut missing, mut shapes) = (Vec::new(), Vec::new());
     for (name, shape) in expected {
-        match there.get(name.as_str()) {
-            // More than are shown need no suggestion.
-            None if missing.len() >= NAMED => missing.push(name.clone()),
-            None => missing.push(match nearest(name, left_over.iter().copied()) {
+        match available.get(name.as_str()) {
+            // Names that are not shown need no suggestion.
+            None if missing.len() >= MAX_NAMED => missing.push(name.clone()),
+            None => missing.push(match nearest(name, unexpected.iter().copied()) {
                 Some(near) => format!("{name} (there is {near})"),
                 None => name.clone(),
             }),
             Some(found) if *found != shape => {
-                shapes.push(format!("{name} is {found:?}, the network's is {shape:?}"))
+                shapes.push(format!("{name} is {found:?}, but the network's is {shape:?}"))
             }
             Some(_) => {}
         }
     }
-    let left_over: Vec<_> = left_over.into_iter().map(str::to_owned).collect();
+    let unexpected: Vec<_> = unexpected.into_iter().map(str::to_owned).collect();
     let mut parts = Vec::new();
-    for (what, names) in
-        [("missing", missing), ("of another shape", shapes), ("not in the network", left_over)]
-    {
+    for (what, names) in [("missing", missing), ("wrong shape", shapes), ("not in the network", unexpected)] {
         if !names.is_empty() {
-            let more = names.len().saturating_sub(NAMED);
+            let more = names.len().saturating_sub(MAX_NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            parts.push(format!("{what}: {}{more}", names[..names.len().min(NAMED)].join(", ")));
+            parts.push(format!("{what}: {}{more}", names[..names.len().min(MAX_NAMED)].join(", ")));
         }
     }
     if parts.is_empty() {
         return Ok(());
     }
     let reason = format!(
-        "these are another network's weights; {}. Give the network's settings that they were trained with",
+        "these are the weights of another network; {}. Use the network settings they were trained with",
         parts.join("; ")
     );
     Err(Error::Checkpoint { path: path.to_owned(), reason })

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::train::config::Config;
-use crate::train::disk::Output;
+use crate::train::storage::Output;
 
 fn tensor(name: &str, shape: &[usize], first: f32) -> NamedTensor {
     let data = (0..shape.iter().product()).map(|i: usize| first + i as f32 * 0.1).collect();
@@ -39,7 +39,7 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Puts `tensors` in the place of the file `name`, with a manifest that agrees.
+/// Replaces the contents of the file `name` and updates the manifest to match.
 fn forge(path: &Path, name: &str, bytes: &[u8]) {
     fs::write(path.join(name), bytes).unwrap();
     let mut manifest = Manifest::read(path).unwrap();
@@ -90,7 +90,7 @@ fn the_same_state_gives_the_same_bytes() {
 }
 
 #[test]
-fn weights_alone_can_be_read_averaged_or_raw() {
+fn averaged_and_raw_weights_can_be_read_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (with, mut without) = (checkpoint(1), checkpoint(2));
     without.ema.clear();
@@ -98,17 +98,17 @@ fn weights_alone_can_be_read_averaged_or_raw() {
     let (a, b) = (save(dir.path(), &with).unwrap(), save(dir.path(), &without).unwrap());
     assert!(!b.join(EMA).exists());
     let weights = |path: &Path, which| load_weights_only(path, &which).map(|(_, weights)| weights);
-    assert_eq!(weights(&a, Which::Auto).unwrap(), with.ema);
-    assert_eq!(weights(&a, Which::Ema).unwrap(), with.ema);
-    assert_eq!(weights(&a, Which::Raw).unwrap(), with.weights);
-    assert_eq!(weights(&b, Which::Auto).unwrap(), without.weights);
-    assert!(weights(&b, Which::Ema).unwrap_err().to_string().contains("no averaged weights"));
+    assert_eq!(weights(&a, WeightsChoice::Auto).unwrap(), with.ema);
+    assert_eq!(weights(&a, WeightsChoice::Ema).unwrap(), with.ema);
+    assert_eq!(weights(&a, WeightsChoice::Raw).unwrap(), with.weights);
+    assert_eq!(weights(&b, WeightsChoice::Auto).unwrap(), without.weights);
+    assert!(weights(&b, WeightsChoice::Ema).unwrap_err().to_string().contains("no averaged weights"));
     assert_eq!(load(&b).unwrap().manifest.loss, None);
     assert_eq!(read_weights_file(&a.join(MODEL)).unwrap(), with.weights);
 }
 
 #[test]
-fn a_changed_byte_anywhere_is_found_and_the_older_checkpoint_used() {
+fn any_changed_byte_is_detected_and_the_older_checkpoint_is_used() {
     let dir = tempfile::tempdir().unwrap();
     let older = save(dir.path(), &checkpoint(1000)).unwrap();
     let newer = save(dir.path(), &checkpoint(2000)).unwrap();
@@ -130,8 +130,8 @@ fn a_changed_byte_anywhere_is_found_and_the_older_checkpoint_used() {
             assert!(found.skipped[0].1.starts_with(name), "{}", found.skipped[0].1);
             let message = load(&newer).unwrap_err().to_string();
             assert!(message.contains(name) && message.ends_with("--checkpoint step-0001000"), "{message}");
-            // Of weights alone, only their own file and the manifest have to be whole.
-            for (which, file) in [(Which::Raw, MODEL), (Which::Auto, EMA)] {
+            // To read only weights, just their own file and the manifest must be intact.
+            for (which, file) in [(WeightsChoice::Raw, MODEL), (WeightsChoice::Auto, EMA)] {
                 let (found, manifest, weights) = newest_weights(dir.path(), &which).unwrap().unwrap();
                 let step = if [MANIFEST, file].contains(&name) { 1000 } else { 2000 };
                 assert_eq!((found.step, manifest.step), (step, step), "{which:?}, damaged {name}");
@@ -146,7 +146,7 @@ fn a_changed_byte_anywhere_is_found_and_the_older_checkpoint_used() {
 }
 
 #[test]
-fn without_a_whole_checkpoint_every_reason_is_told() {
+fn without_a_usable_checkpoint_every_reason_is_reported() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(newest(dir.path()).unwrap(), None);
     assert_eq!(newest(&dir.path().join("missing")).unwrap(), None);
@@ -164,12 +164,12 @@ fn without_a_whole_checkpoint_every_reason_is_told() {
 }
 
 #[test]
-fn a_newer_format_is_refused_by_its_number() {
+fn a_newer_format_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), &checkpoint(1)).unwrap();
     let text = fs::read_to_string(path.join(MANIFEST)).unwrap();
     fs::write(path.join(MANIFEST), text.replace("\"format\": 1", "\"format\": 2")).unwrap();
-    assert!(load(&path).unwrap_err().to_string().contains("is of format 2"));
+    assert!(load(&path).unwrap_err().to_string().contains("has format 2"));
 }
 
 #[test]
@@ -179,14 +179,14 @@ fn a_manifest_cannot_point_outside_its_folder() {
     let mut manifest = Manifest::read(&path).unwrap();
     manifest.files.insert("../../secret".into(), FileFacts { bytes: 1, sha256: String::new() });
     fs::write(path.join(MANIFEST), manifest.to_bytes().unwrap()).unwrap();
-    assert!(load(&path).unwrap_err().to_string().contains("lists a file \"../../secret\""));
+    assert!(load(&path).unwrap_err().to_string().contains("lists an unknown file \"../../secret\""));
     manifest.files.clear();
     fs::write(path.join(MANIFEST), manifest.to_bytes().unwrap()).unwrap();
     assert!(load(&path).unwrap_err().to_string().contains("does not list model.safetensors"));
 }
 
 #[test]
-fn tensors_that_do_not_belong_together_are_refused_by_name() {
+fn inconsistent_tensors_are_rejected_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), &checkpoint(1)).unwrap();
     let file = |set: &[NamedTensor]| to_bytes(set.iter().map(|t| ("", t))).unwrap();
@@ -194,15 +194,15 @@ fn tensors_that_do_not_belong_together_are_refused_by_name() {
         (
             EMA,
             vec![tensor("a.bias", &[3], 0.0)],
-            "model.safetensors has the tensor a.weight [3, 2, 1, 1], ema.safetensors has not",
+            "model.safetensors has the tensor a.weight [3, 2, 1, 1], but ema.safetensors does not",
         ),
         (EMA, vec![tensor("a.bias", &[1, 3], 0.0)], "ema.safetensors has the tensor a.bias [1, 3]"),
-        (OPTIMIZER, vec![tensor("a.bias", &[3], 0.0)], "the tensor a.bias is none of Adam's"),
-        (OPTIMIZER, vec![tensor("exp_avg.a.bias", &[3], 0.0)], "exp_avg_sq, has not"),
+        (OPTIMIZER, vec![tensor("a.bias", &[3], 0.0)], "the tensor a.bias is not part of Adam's state"),
+        (OPTIMIZER, vec![tensor("exp_avg.a.bias", &[3], 0.0)], "exp_avg_sq, does not"),
         (
             OPTIMIZER,
             vec![tensor("exp_avg.c", &[3], 0.0)],
-            "exp_avg, has the tensor c [3], model.safetensors has not",
+            "exp_avg, has the tensor c [3], but model.safetensors does not",
         ),
     ] {
         save(dir.path(), &checkpoint(1)).unwrap();
@@ -224,7 +224,7 @@ fn tensors_that_do_not_belong_together_are_refused_by_name() {
 }
 
 #[test]
-fn hostile_weight_files_are_refused_without_a_panic() {
+fn malicious_weight_files_are_rejected_without_a_panic() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("weights.safetensors");
     let eight: Vec<_> = (0..9u64)
@@ -239,17 +239,17 @@ fn hostile_weight_files_are_refused_without_a_panic() {
     for (bytes, expected) in [
         (Vec::new(), "shorter than 8 bytes"),
         (vec![0; 7], "shorter than 8 bytes"),
-        (endless, "a header of 18446744073709551615 bytes"),
+        (endless, "its header has 18446744073709551615 bytes"),
         (safetensors("{]", 0), "its header"),
         (safetensors("[[[[[[", 0), "its header"),
-        (safetensors(&format!("{{{}}}", eight.join(",")), 8), "ends behind the file's end"),
+        (safetensors(&format!("{{{}}}", eight.join(",")), 8), "extends past the end of the file"),
         (
             safetensors(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#, 11),
-            "tensor a ends behind",
+            "tensor a extends past",
         ),
         (
             safetensors(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}"#, 13),
-            "not a whole safetensors file",
+            "not a complete safetensors file",
         ),
         (
             safetensors(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#, 0),
@@ -258,7 +258,7 @@ fn hostile_weight_files_are_refused_without_a_panic() {
         (safetensors(r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,0]}}"#, 4), "offset"),
         (
             safetensors(r#"{"a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}"#, 4),
-            "tensor a is BF16: only F32 is read",
+            "tensor a is BF16: only F32 is supported",
         ),
     ] {
         fs::write(&path, bytes).unwrap();
@@ -269,7 +269,7 @@ fn hostile_weight_files_are_refused_without_a_panic() {
 }
 
 #[test]
-fn other_networks_weights_are_told_apart_by_name_and_shape() {
+fn weights_of_other_networks_are_rejected_by_name_and_shape() {
     let expected = |names: &[(&str, &[usize])]| -> Vec<(String, Vec<usize>)> {
         names.iter().map(|&(n, s)| (n.to_owned(), s.to_vec())).collect()
     };
@@ -279,7 +279,7 @@ fn other_networks_weights_are_told_apart_by_name_and_shape() {
     let message = |names| check_fits(&expected(names), &got, path).unwrap_err().to_string();
     let text = message(&[("a.weight", &[2, 3]), ("a.bias", &[3]), ("b", &[1])]);
     assert!(
-        text.contains("missing: b;") && text.contains("a.weight is [3, 2], the network's is [2, 3]"),
+        text.contains("missing: b;") && text.contains("a.weight is [3, 2], but the network's is [2, 3]"),
         "{text}"
     );
     let text = message(&[("a.weights", &[3, 2]), ("1", &[]), ("2", &[]), ("3", &[]), ("4", &[])]);
@@ -303,7 +303,7 @@ fn the_newest_and_the_best_are_kept() {
 }
 
 #[test]
-fn the_best_is_the_lowest_finite_loss_that_is_still_there() {
+fn the_best_is_the_existing_checkpoint_with_the_lowest_finite_loss() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(best(dir.path()), None);
     let note = |step, loss| {
@@ -334,10 +334,10 @@ fn later_checkpoints_are_set_aside_not_lost() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_swept() {
+fn remains_of_a_killed_process_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let whole = save(dir.path(), &checkpoint(1)).unwrap();
-    // Killed while writing step 3; while replacing 2, before and 1, after the new one came; while noting the best.
+    // Killed while writing step 3; while replacing 2 and 1, before and after the rename; while recording the best.
     let half = dir.path().join(".tmp-step-0000003-77");
     fs::create_dir(&half).unwrap();
     fs::write(half.join(MODEL), "half").unwrap();
@@ -362,7 +362,7 @@ fn a_folder_that_cannot_be_written_is_named() {
     assert!(matches!(&error, Error::Io { path, .. } if path.starts_with(&file)), "{error}");
 }
 
-/// A disk that is full at some call: at that one alone, or for everything that needs room from then on.
+/// A disk that is full at some call: only at that one, or for everything that needs space from then on.
 struct FullDisk {
     calls: Rc<Cell<usize>>,
     fails_at: usize,
@@ -381,17 +381,18 @@ impl FullDisk {
 
     fn call(&self, needs_room: bool) -> io::Result<()> {
         let call = self.calls.replace(self.calls.get() + 1);
-        match call == self.fails_at || self.stays_full && needs_room && call > self.fails_at {
-            true => Err(io::Error::from_raw_os_error(28)),
-            false => Ok(()),
+        if call == self.fails_at || self.stays_full && needs_room && call > self.fails_at {
+            Err(io::Error::from_raw_os_error(28))
+        } else {
+            Ok(())
         }
     }
 }
 
-impl Disk for FullDisk {
+impl FileSystem for FullDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.call(true)?;
-        RealDisk.create_dir(path)
+        OsFileSystem.create_dir(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
@@ -401,7 +402,7 @@ impl Disk for FullDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call(false)?;
-        RealDisk.rename(from, to)
+        OsFileSystem.rename(from, to)
     }
 
     fn sync_dir(&self, _path: &Path) -> io::Result<()> {
@@ -411,7 +412,7 @@ impl Disk for FullDisk {
 
 impl Write for FullFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A full disk takes a part before it refuses.
+        // A full disk writes a part before it fails.
         self.file.write_all(&bytes[..bytes.len() / 2])?;
         self.disk.call(true)?;
         self.file.write_all(&bytes[bytes.len() / 2..])?;
@@ -429,7 +430,7 @@ impl Output for FullFile {
     }
 }
 
-// errno 28 is "no space left on device" on Unix alone.
+// errno 28 is "no space left on device" only on Unix.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_at_any_call_leaves_the_old_checkpoints_and_nothing_else() {
@@ -443,17 +444,20 @@ fn a_full_disk_at_any_call_leaves_the_old_checkpoints_and_nothing_else() {
             let disk = FullDisk { calls: Rc::default(), fails_at, stays_full };
             let saved = save_on(&disk, dir.path(), &new);
             let Err(error) = saved else {
-                // Four files of create, write and sync; the folder made and synced; the moves; the parent synced.
+                // Create, write and sync of four files; create and sync of the folder; two renames; sync of the parent.
                 assert_eq!(fails_at, disk.calls.get());
                 assert_eq!(fails_at, 4 * 3 + 2 + 2 + 1);
                 break;
             };
             let message = error.to_string();
             assert!(matches!(error, Error::Io { .. }), "{message}");
-            assert!(message.contains("takes 1 MB: make room") && message.contains("step-000"), "{message}");
+            assert!(
+                message.contains("takes 1 MB: free some space") && message.contains("step-000"),
+                "{message}"
+            );
             assert!(names(dir.path()).iter().all(|n| n.starts_with("step-")), "{:?}", names(dir.path()));
             let old = load(&path_of(dir.path(), 1000)).unwrap();
-            // The last call comes after the new one is in its place.
+            // The last call comes after the final rename.
             if step == 2000 || fails_at < 16 {
                 assert_eq!(without_files(old), checkpoint(1000), "call {fails_at}");
             }
@@ -467,7 +471,7 @@ fn a_full_disk_at_any_call_leaves_the_old_checkpoints_and_nothing_else() {
 // As above.
 #[cfg(unix)]
 #[test]
-fn a_full_disk_leaves_the_old_snapshot_and_says_what_to_do() {
+fn a_full_disk_leaves_the_old_snapshot_and_gives_advice() {
     let all = checkpoint(1);
     let set = |tensors: &[NamedTensor]| ["power-0.05", "power-0.1"].map(|n| (n.to_owned(), tensors.to_vec()));
     for stays_full in [false, true] {
@@ -478,15 +482,16 @@ fn a_full_disk_leaves_the_old_snapshot_and_says_what_to_do() {
             let path = save_snapshot(dir, 7, &set(&all.weights)).unwrap();
             let disk = FullDisk { calls: Rc::default(), fails_at, stays_full };
             let Err(error) = save_snapshot_on(&disk, dir, 7, &set(&all.ema)) else {
-                // Two files of create, write and sync; the folder made and synced; the moves; the parent synced.
+                // Create, write and sync of two files; create and sync of the folder; two renames; sync of the parent.
                 assert_eq!((fails_at, disk.calls.get()), (2 * 3 + 2 + 2 + 1, fails_at));
                 break;
             };
             let message = error.to_string();
-            let parts = [dir.to_str().unwrap(), "a snapshot of this run takes 1 MB: make room and resume"];
+            let parts =
+                [dir.to_str().unwrap(), "a snapshot of this run takes 1 MB: free some space and resume"];
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");
             assert_eq!(names(dir), ["step-0000007"]);
-            // The last call comes after the new one is in its place.
+            // The last call comes after the final rename.
             let there = if fails_at < 10 { &all.weights } else { &all.ema };
             assert_eq!(read_weights_file(&path.join("power-0.1.safetensors")).unwrap(), *there, "{fails_at}");
             fails_at += 1;
@@ -495,7 +500,7 @@ fn a_full_disk_leaves_the_old_snapshot_and_says_what_to_do() {
 }
 
 #[test]
-fn other_averages_are_kept_and_read_by_their_names() {
+fn additional_averages_are_saved_and_read_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let mut all = checkpoint(3);
     all.averages = vec![("ema-0.999".into(), all.weights.clone()), ("power-0.05".into(), all.ema.clone())];
@@ -509,17 +514,17 @@ fn other_averages_are_kept_and_read_by_their_names() {
     let error = read("ema-0.9").unwrap_err().to_string();
     assert!(error.contains("no average \"ema-0.9\"; there are ema-0.999, power-0.05"), "{error}");
     let none = save(folder.path(), &checkpoint(4)).unwrap();
-    let error = load_weights_only(&none, &Which::Average("ema-0.9".into())).unwrap_err().to_string();
-    assert!(error.contains("nor any other (train.ema_decays, train.power_ema)"), "{error}");
+    let error = load_weights_only(&none, &WeightsChoice::Average("ema-0.9".into())).unwrap_err().to_string();
+    assert!(error.contains("has no additional averages (train.ema_decays, train.power_ema)"), "{error}");
     for wrong in ["ema-", "ema-../x", "rw", "power-0.05/../../x"] {
-        let error = wrong.parse::<Which>().unwrap_err().to_string();
+        let error = wrong.parse::<WeightsChoice>().unwrap_err().to_string();
         assert!(error.contains("give auto, ema, raw"), "{error}");
     }
-    // Names that would leave the folder, and other tensors, are not written.
+    // Names that would escape the folder, and mismatched tensors, are not written.
     let mut odd = checkpoint(5);
     for (name, set, part) in [
-        ("../x", odd.weights.clone(), "no name of an average"),
-        ("ema-0.5", odd.weights[..1].to_vec(), "other tensors than model"),
+        ("../x", odd.weights.clone(), "not the name of an average"),
+        ("ema-0.5", odd.weights[..1].to_vec(), "differ from those of model"),
     ] {
         odd.averages = vec![(name.into(), set)];
         let error = save(folder.path(), &odd).unwrap_err().to_string();
@@ -528,7 +533,7 @@ fn other_averages_are_kept_and_read_by_their_names() {
 }
 
 #[test]
-fn snapshots_are_whole_and_replaced() {
+fn snapshots_are_complete_and_replaceable() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("snapshots");
     let all = checkpoint(1);

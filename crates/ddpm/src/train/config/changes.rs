@@ -1,4 +1,4 @@
-//! Which settings of two differ, and what that means for a run that has learnt with the one and goes on with the other.
+//! Differences between two sets of settings, and their effect on a run that was trained with one and continues with the other.
 
 use super::{Change, Config, SECTIONS};
 use crate::schedule::Schedule;
@@ -7,38 +7,38 @@ use serde::Deserialize;
 use std::fmt;
 use toml::Value;
 
-/// A setting that is another than before.
+/// A setting whose value changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     /// Its section.
     pub section: &'static str,
     /// Its name in the section.
     pub name: &'static str,
-    /// What the change means.
+    /// The effect of the change.
     pub change: Change,
-    /// Its value before; `None` where it was unset.
+    /// The old value; `None` if it was unset.
     pub before: Option<Value>,
-    /// Its value now.
+    /// The new value; `None` if it is unset.
     pub now: Option<Value>,
 }
 
-/// A value as a file of settings has it.
+/// A value as written in a settings file.
 fn shown(value: Option<&Value>) -> String {
     value.map_or_else(|| "unset".to_owned(), Value::to_string)
 }
 
 impl Difference {
-    /// The setting's full name.
+    /// The setting's full key.
     pub fn key(&self) -> String {
         format!("{}.{}", self.section, self.name)
     }
 
-    /// The value before, as text.
+    /// The old value, as text.
     pub fn before(&self) -> String {
         shown(self.before.as_ref())
     }
 
-    /// The value now, as text.
+    /// The new value, as text.
     pub fn now(&self) -> String {
         shown(self.now.as_ref())
     }
@@ -51,25 +51,26 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The settings that the noise schedule is made of.
-const NOISE: [&str; 6] = ["timesteps", "schedule", "beta_start", "beta_end", "max_beta", "zero_terminal_snr"];
+/// The settings that define the noise schedule.
+const SCHEDULE_KEYS: [&str; 6] =
+    ["timesteps", "schedule", "beta_start", "beta_end", "max_beta", "zero_terminal_snr"];
 
 impl Config {
-    /// The settings that are others in `now` than here, in the order of [`SECTIONS`]. Sections of networks that `now` does not use
-    /// are not looked at, nor are names and ends of schedules where the noise is the same.
+    /// The settings that differ in `now`, in the order of [`SECTIONS`]. Ignores the sections of networks that are not
+    /// selected, and differences of the schedule settings that give the same noise levels.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
         let schedules = (Schedule::from_config(&self.diffusion), Schedule::from_config(&now.diffusion));
-        let same_noise = matches!(schedules, (Ok(before), Ok(now)) if before == now);
+        let same_schedule = matches!(schedules, (Ok(before), Ok(now)) if before == now);
         let mut all = Vec::new();
         let values = self.values().into_iter().zip(now.values());
         for (section, (before, after)) in SECTIONS.iter().zip(values) {
-            // A network of another kind is one difference, not one for each of its settings.
+            // Another architecture is a single difference, not one for each of its settings.
             if !now.uses(section.name) || !self.uses(section.name) {
                 continue;
             }
             for (setting, (before, now)) in section.settings.iter().zip(before.into_iter().zip(after)) {
-                let noise = section.name == "diffusion" && NOISE.contains(&setting.name);
-                if before != now && !(noise && same_noise) {
+                let of_schedule = section.name == "diffusion" && SCHEDULE_KEYS.contains(&setting.name);
+                if before != now && !(of_schedule && same_schedule) {
                     let (name, change) = (setting.name, setting.change);
                     all.push(Difference { section: section.name, name, change, before, now });
                 }
@@ -78,10 +79,10 @@ impl Config {
         all
     }
 
-    /// These settings with the new values of `differences`.
+    /// These settings with the new values of `differences` applied.
     ///
     /// # Errors
-    /// [`Error::Config`] if they are settings no more.
+    /// [`Error::Config`] if the result cannot be parsed as settings.
     pub fn with_differences(&self, differences: &[Difference]) -> Result<Self> {
         let wrong = |reason: String| Error::Config { key: "settings".to_owned(), reason };
         let mut table = toml::Table::try_from(self).map_err(|e| wrong(e.to_string()))?;
@@ -96,7 +97,7 @@ impl Config {
         Self::deserialize(table).map_err(|e| wrong(e.message().to_owned()))
     }
 
-    /// These settings, where they leave to the data what size and channels images have, with those of `known`.
+    /// These settings, with image size and channels taken from `known` where they are unset.
     pub(crate) fn filled_from(&self, known: &Self) -> Self {
         let mut config = self.clone();
         config.data.size = config.data.size.or(known.data.size);
@@ -123,8 +124,8 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_says_what_a_change_of_it_does_to_a_run() {
-        use Change::{Free, Learnt, Noted};
+    fn changes_are_classified_by_their_effect_on_a_run() {
+        use Change::{Breaking, Free, Noted};
         for (change, keys) in [
             (
                 Free,
@@ -145,7 +146,7 @@ mod tests {
                 ],
             ),
             (
-                Learnt,
+                Breaking,
                 &[
                     "diffusion.prediction",
                     "diffusion.schedule",
@@ -160,14 +161,14 @@ mod tests {
         ] {
             keys.iter().for_each(|key| assert_eq!(change_of(key), change, "{key}"));
         }
-        // What the network is given and how it is built is learnt with, whatever else a section has.
+        // The forward process and the network are always part of what was trained.
         for section in SECTIONS.iter().filter(|s| s.name == "diffusion" || s.name == "network") {
-            assert!(section.settings.iter().all(|s| s.change == Learnt), "{}", section.name);
+            assert!(section.settings.iter().all(|s| s.change == Breaking), "{}", section.name);
         }
     }
 
     #[test]
-    fn differences_are_found_with_both_values_and_carried_over() {
+    fn differences_have_both_values_and_can_be_applied() {
         let a = config(&[("train.lr", "1e-3"), ("train.clip_norm", "1")]);
         let b = config(&[("train.lr", "2e-3"), ("data.size", "20"), ("diffusion.prediction", "v")]);
         let found = a.differences(&b);
@@ -182,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_difference_is_none() {
+    fn settings_without_effect_are_not_differences() {
         let a = config(&[("diffusion.schedule", "cosine")]);
         let b = config(&[("diffusion.schedule", "cosine"), ("diffusion.beta_end", "0.03")]);
         assert!(a.differences(&b).is_empty(), "cosine has no ends");
         let a = config(&[("diffusion.schedule", "quadratic")]);
         let b = config(&[("diffusion.schedule", "scaled-linear")]);
         assert!(a.differences(&b).is_empty(), "two names of one schedule");
-        // Settings of networks that are not used.
+        // Settings of networks that are not selected.
         let a = config(&[("simple.time_emb_dim", "16")]);
         assert!(a.differences(&config(&[])).is_empty());
         let other = config(&[("network.name", "simple")]);

@@ -1,4 +1,4 @@
-//! One source of settings and how it goes over those before it.
+//! One source of settings, applied over the previous ones.
 
 use std::path::{Path, PathBuf};
 
@@ -6,23 +6,23 @@ use serde::Deserialize;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, PRESETS, SECTIONS, suggest};
+use super::{Config, PRESETS, RENAMED_PRESETS, SECTIONS, suggest};
 use crate::{Error, Result};
 
 /// A value for one setting.
 pub(super) struct Entry {
-    /// The section, empty for a key outside every section.
+    /// The section; empty for a top-level key.
     pub section: String,
     pub name: String,
-    /// Where it stands in its file, from 1.
+    /// Its line in the file, from 1.
     pub line: Option<usize>,
-    /// The readings of the value, the likeliest first; the first that fits the setting's type is taken.
-    pub readings: Vec<Value>,
+    /// Possible interpretations of the value, most likely first; the first that fits the setting's type is used.
+    pub interpretations: Vec<Value>,
 }
 
 /// One source of settings.
 pub(super) struct Layer {
-    /// The file the entries are from; `None` for the command line.
+    /// The file the entries come from; `None` for the command line.
     pub file: Option<PathBuf>,
     pub entries: Vec<Entry>,
 }
@@ -30,13 +30,14 @@ pub(super) struct Layer {
 impl Layer {
     /// The preset `name`.
     pub fn preset(name: &str) -> Result<Self> {
-        let Some(preset) = PRESETS.iter().find(|p| p.name == name) else {
+        let current = RENAMED_PRESETS.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new);
+        let Some(preset) = PRESETS.iter().find(|p| p.name == current) else {
             let names = || PRESETS.iter().map(|p| p.name);
             let reason = match suggest::nearest(name, names()) {
-                Some(near) => format!("there is no preset {name:?}; did you mean {near}?"),
+                Some(near) => format!("unknown preset {name:?}; did you mean {near}?"),
                 None => {
                     format!(
-                        "there is no preset {name:?}; the presets are {}",
+                        "unknown preset {name:?}; the presets are {}",
                         names().collect::<Vec<_>>().join(", ")
                     )
                 }
@@ -55,7 +56,7 @@ impl Layer {
             Error::ConfigFile { path: path.to_owned(), reason }
         };
         if text.trim_start().starts_with('{') {
-            let reason = "is JSON, and settings are TOML: give config.toml of a run, or a file as `ddpm config` prints it";
+            let reason = "is JSON, but settings are TOML; give the config.toml of a run, or a file printed by `ddpm config`";
             return Err(Error::ConfigFile { path: path.to_owned(), reason: reason.to_owned() });
         }
         let spans = DeTable::parse(text).map_err(syntax)?;
@@ -76,46 +77,46 @@ impl Layer {
                         })?;
                     }
                     for key in table.keys() {
-                        let readings = values.remove(key.get_ref().as_ref()).into_iter().collect();
+                        let interpretations = values.remove(key.get_ref().as_ref()).into_iter().collect();
                         let line = Some(line(key.span().start));
                         let (section, name) = (section.get_ref().to_string(), key.get_ref().to_string());
-                        entries.push(Entry { section, name, line, readings });
+                        entries.push(Entry { section, name, line, interpretations });
                     }
                 }
                 (_, value) => entries.push(Entry {
                     section: String::new(),
                     name: section.get_ref().to_string(),
                     line: Some(line(section.span().start)),
-                    readings: value.into_iter().collect(),
+                    interpretations: value.into_iter().collect(),
                 }),
             }
         }
-        // The first mistake reported is the first in the file.
+        // Report the first mistake in the file first.
         entries.sort_by_key(|e| e.line);
         Ok(Self { file: Some(path.to_owned()), entries })
     }
 
-    /// Pairs of a full key and a value as the command line gives them. A later one takes the place of an earlier.
+    /// Pairs of a full key and a value, as given on the command line. A later one replaces an earlier one.
     pub fn overrides(pairs: &[(String, String)]) -> Self {
         let mut entries: Vec<Entry> = Vec::new();
         for (key, text) in pairs {
             let (section, name) = key.trim().split_once('.').unwrap_or(("", key.trim()));
             entries.retain(|e| e.section != section || e.name != name);
             let (section, name) = (section.to_owned(), name.to_owned());
-            entries.push(Entry { section, name, line: None, readings: readings(text) });
+            entries.push(Entry { section, name, line: None, interpretations: interpretations(text) });
         }
         Self { file: None, entries }
     }
 
-    /// Goes over `config`.
+    /// Applies the entries to `config`.
     pub fn apply(&self, config: &mut Config) -> Result<()> {
-        let length = |name| {
+        let duration = |name| {
             let given = |e: &&Entry| e.section == "train" && e.name == name && !e.unsets();
             self.entries.iter().find(given)
         };
-        match (length("steps"), length("epochs")) {
+        match (duration("steps"), duration("epochs")) {
             (Some(_), Some(epochs)) => {
-                return Err(self.error(epochs, "train.steps is given too; give one of the two".into()));
+                return Err(self.error(epochs, "train.steps is set too; set only one of them".into()));
             }
             (Some(_), None) => config.train.epochs = None,
             (None, Some(_)) => config.train.steps = None,
@@ -124,9 +125,10 @@ impl Layer {
         for entry in &self.entries {
             let known = SECTIONS.iter().find(|s| s.name == entry.section);
             if !known.is_some_and(|s| s.settings.iter().any(|k| k.name == entry.name)) {
-                let reason = match SECTIONS.iter().any(|s| entry.section.is_empty() && s.name == entry.name) {
-                    true => "is a section, not a setting".to_owned(),
-                    false => suggest::no_such_setting(&entry.section, &entry.name),
+                let reason = if SECTIONS.iter().any(|s| entry.section.is_empty() && s.name == entry.name) {
+                    "is a section, not a setting".to_owned()
+                } else {
+                    suggest::no_such_setting(&entry.section, &entry.name)
                 };
                 return Err(self.error(entry, reason));
             }
@@ -155,10 +157,10 @@ impl Entry {
     }
 
     fn unsets(&self) -> bool {
-        self.readings.iter().any(|r| r.as_str() == Some("none"))
+        self.interpretations.iter().any(|r| r.as_str() == Some("none"))
     }
 
-    /// `config` with this setting changed, or why the value does not do.
+    /// `config` with this setting changed, or why the value is invalid.
     fn set(&self, config: &Config) -> Result<Config, String> {
         let table = toml::Table::try_from(config).map_err(|e| e.to_string())?;
         let with = |value: Option<Value>| {
@@ -171,38 +173,35 @@ impl Entry {
             }
             Config::deserialize(table).map_err(|e| plain(e.message()))
         };
-        // Without its key a setting that may be unset is unset, and any other is missing.
+        // Removing the key unsets an optional setting; for any other it is an error.
         if self.unsets()
             && let Ok(config) = with(None)
         {
             return Ok(config);
         }
         let mut reasons = Vec::new();
-        for reading in &self.readings {
+        for reading in &self.interpretations {
             match with(Some(reading.clone())) {
                 Ok(config) => return Ok(config),
                 Err(reason) => reasons.push(reason),
             }
         }
-        // That a word of a list is not known says more than that the whole is no list.
+        // "unknown variant" for an item of a list is more helpful than "not a list" for the whole text.
         let at = reasons.iter().position(|reason| reason.starts_with("unknown variant")).unwrap_or(0);
         Err(reasons.into_iter().nth(at).unwrap_or_else(|| "has no value".into()))
     }
 }
 
 fn known_section(name: &str) -> Result<(), String> {
-    match SECTIONS.iter().any(|s| s.name == name) {
-        true => Ok(()),
-        false => Err(suggest::no_such_section(name)),
-    }
+    if SECTIONS.iter().any(|s| s.name == name) { Ok(()) } else { Err(suggest::no_such_section(name)) }
 }
 
-/// What a value on the command line may mean: TOML; `1e5` as an integer; the text itself; a list without brackets, of values or
-/// of words.
-fn readings(text: &str) -> Vec<Value> {
+/// Possible interpretations of a value on the command line: TOML; an integer such as `1e5`; the text itself; a list without
+/// brackets, of values or of bare words.
+fn interpretations(text: &str) -> Vec<Value> {
     let value = text.parse::<Value>().ok();
-    let whole = match value {
-        // 2^53: every whole f64 up to it is exact.
+    let integer = match value {
+        // 2^53: up to there an f64 represents every integer exactly.
         Some(Value::Float(f)) if f.fract() == 0.0 && f.abs() <= 9_007_199_254_740_992.0 => {
             Some(Value::Integer(f as i64))
         }
@@ -215,18 +214,18 @@ fn readings(text: &str) -> Vec<Value> {
         word.parse().ok().filter(Value::is_str).unwrap_or_else(|| Value::String(word.to_owned()))
     };
     let words = Value::Array(bare.split(',').map(word).collect());
-    [value, whole, Some(Value::String(text.to_owned())), list, Some(words)].into_iter().flatten().collect()
+    [value, integer, Some(Value::String(text.to_owned())), list, Some(words)].into_iter().flatten().collect()
 }
 
-/// serde's message without Rust's names of types.
+/// serde's message without Rust type names.
 fn plain(message: &str) -> String {
     let mut text = message.trim().replace('\n', " ");
     for (rust, plain) in [
-        ("expected usize", "expected a whole number, 0 or more"),
-        ("expected u64", "expected a whole number, 0 or more"),
+        ("expected usize", "expected a non-negative integer"),
+        ("expected u64", "expected a non-negative integer"),
         ("expected f64", "expected a number"),
         ("expected a boolean", "expected true or false"),
-        ("expected a sequence", "expected a list, as [1, 2]"),
+        ("expected a sequence", "expected a list, e.g. [1, 2]"),
         ("floating point", "the number"),
     ] {
         text = text.replace(rust, plain);

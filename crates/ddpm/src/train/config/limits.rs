@@ -1,12 +1,12 @@
-//! The largest values of settings that flags have too.
+//! Upper limits of settings that also have a command-line flag.
 
-/// Most steps, epochs and micro-batches: they are 32-bit words in the random numbers' counter.
+/// Maximum number of steps, epochs and micro-batches: 32-bit words of the random number generator's counter.
 pub const STEPS: u64 = u32::MAX as u64;
-/// Most images of a batch.
+/// Maximum images per batch.
 pub const BATCH_SIZE: usize = 1 << 16;
-/// Most threads.
-pub const THREADS: usize = ddpm_engine::MOST_THREADS;
-/// Most diffusion steps.
+/// Maximum number of threads.
+pub const THREADS: usize = ddpm_engine::MAX_THREADS;
+/// Maximum number of diffusion steps.
 pub const TIMESTEPS: usize = 1_000_000;
-/// Highest learning rate.
+/// Maximum learning rate.
 pub const LR: f64 = 10.0;

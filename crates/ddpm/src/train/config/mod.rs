@@ -1,7 +1,7 @@
-//! Settings: where they come from, what they may be, how they are written down.
+//! Settings: their sources, validation and serialization.
 //!
-//! A run's settings are made in layers, each going over the one before: the defaults, a preset, a file (TOML, or the
-//! DDPM-Pytorch tutorial's YAML), then single overrides as `--set train.lr=1e-3` gives them.
+//! A run's settings are built in layers, each overriding the one before: the defaults, a preset, a file (TOML, or the
+//! DDPM-Pytorch tutorial's YAML), then single overrides such as `--set train.lr=1e-3`.
 
 mod changes;
 mod keys;
@@ -12,6 +12,7 @@ mod presets;
 mod print;
 pub(crate) mod suggest;
 mod tutorial;
+mod types;
 mod validate;
 
 use std::path::Path;
@@ -19,56 +20,59 @@ use std::path::Path;
 pub use crate::data::OnBadFile;
 pub use changes::Difference;
 pub use keys::{
-    ActFn, AttentionConfig, BlockType, Change, Config, DataConfig, DiffusionConfig, DoubleConvConfig,
-    EmaKind, LossKind, LrScheduleKind, NetworkConfig, NetworkKind, OptimizerKind, Precision, ResampleKind,
-    SECTIONS, SamplingConfig, ScheduleKind, Section, Setting, SimpleConfig, Size, TimeScaleShift,
-    TrainConfig, Unet2dConfig,
+    AttentionConfig, Change, Config, DataConfig, DiffusionConfig, DoubleConvConfig, NetworkConfig, SECTIONS,
+    SamplingConfig, Section, Setting, SimpleConfig, TrainConfig, Unet2dConfig,
 };
+use presets::RENAMED_PRESETS;
 pub use presets::{PRESETS, Preset};
+pub use types::{
+    ActFn, BlockType, EmaKind, LossKind, LrScheduleKind, NetworkKind, OptimizerKind, Precision, ResampleKind,
+    ScheduleKind, Size, TimeScaleShift,
+};
 
 use crate::{Error, Result};
 use layer::Layer;
 
-/// Largest file of settings that is read, in bytes.
+/// Maximum size of a settings file, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Settings together with what their file said beside them.
+/// Settings, with the rest of what their file contained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,
-    /// The name the file gives the run (the tutorial's `task_name`).
+    /// The run name given in the file (the tutorial's `task_name`).
     pub run_name: Option<String>,
-    /// What in the file has no meaning here, one sentence each.
+    /// One sentence for each key of the file that is ignored.
     pub notes: Vec<String>,
 }
 
-/// What the data turned out to be, for the settings that depend on it.
+/// Properties of the data that settings depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataFacts {
     /// Number of images.
     pub count: usize,
-    /// Their size as the network sees it.
+    /// Their size at the network's input.
     pub size: Size,
-    /// Their channels as the network sees them.
+    /// Their channels at the network's input.
     pub channels: usize,
 }
 
 impl Config {
-    /// The settings of `preset`, gone over by `file`, gone over by `overrides` in their order; checked.
+    /// The settings of `preset`, overridden by `file`, then by `overrides` in order; validated.
     ///
-    /// Without a preset a file goes over the [defaults](Config::default); without either the first of [`PRESETS`]
-    /// is used. An override is a full key, as `train.lr`, and its value as text; the text `none` unsets a setting
-    /// that may be unset. `train.steps` and `train.epochs` replace each other.
+    /// Without a preset, a file overrides the [defaults](Config::default); without either, the first of [`PRESETS`]
+    /// is used. An override is a full key, e.g. `train.lr`, and its value as text; the text `none` unsets an optional
+    /// setting. `train.steps` and `train.epochs` replace each other.
     ///
     /// # Errors
     /// An unknown preset, key or section (with the nearest known one), a value of the wrong type, a file that cannot
-    /// be read, and whatever [`validate`](Self::validate) refuses.
+    /// be read, and everything that [`validate`](Self::validate) rejects.
     pub fn load(preset: Option<&str>, file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self> {
         Self::load_with_notes(preset, file, overrides).map(|loaded| loaded.config)
     }
 
-    /// As [`load`](Self::load), with what the file said beside the settings.
+    /// As [`load`](Self::load), with the file's run name and notes.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -99,7 +103,7 @@ impl Config {
         Ok(Loaded { config, run_name, notes })
     }
 
-    /// These settings, gone over by `overrides` in their order; checked. See [`load`](Self::load).
+    /// These settings, overridden by `overrides` in order; validated. See [`load`](Self::load).
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -110,7 +114,7 @@ impl Config {
         Ok(config)
     }
 
-    /// The settings in the TOML `text`, over the defaults; `path` is where it stands, for messages. Checked.
+    /// The settings in the TOML `text`, over the defaults; validated. `path` names the text in error messages.
     ///
     /// # Errors
     /// As [`load`](Self::load).
@@ -121,12 +125,12 @@ impl Config {
         Ok(config)
     }
 
-    /// The settings with everything that depends on the data filled in: its size and channels, the network's, and
-    /// `steps = ceil(epochs * count / (batch_size * accumulate))` in the place of `epochs`. Checked again.
+    /// The settings with everything that depends on the data filled in: image size and channels, of the data and of
+    /// the network, and `steps = ceil(epochs * count / (batch_size * accumulate))` instead of `epochs`. Validated again.
     ///
     /// # Errors
-    /// A network for images of another size or other channels, and whatever [`validate`](Self::validate) refuses
-    /// now that the size is known.
+    /// A network for a different image size or number of channels, and everything that [`validate`](Self::validate)
+    /// rejects now that the size is known.
     pub fn resolve(&self, data: &DataFacts) -> Result<Self> {
         let mut config = self.clone();
         config.data.size = Some(data.size);
@@ -134,32 +138,32 @@ impl Config {
         config.network.im_size.get_or_insert(data.size);
         config.network.im_channels.get_or_insert(data.channels);
         if let Some(epochs) = config.train.epochs.take() {
-            let draws = u128::from(epochs) * data.count as u128;
-            let steps = draws.div_ceil(config.images_per_step().max(1) as u128);
+            let images = u128::from(epochs) * data.count as u128;
+            let steps = images.div_ceil(config.images_per_step().max(1) as u128);
             config.train.steps = Some(u64::try_from(steps).unwrap_or(u64::MAX));
         }
         config.validate()?;
         Ok(config)
     }
 
-    /// Images of one step: those of all its micro-batches.
+    /// Images per step, over all its micro-batches.
     pub fn images_per_step(&self) -> usize {
         self.train.batch_size.saturating_mul(self.train.accumulate)
     }
 
-    /// The size the images are brought to, where a setting says so.
+    /// The size of the images after resizing, if the settings specify it.
     pub fn image_size(&self) -> Option<Size> {
         self.data.size.or(self.network.im_size)
     }
 
-    /// The channels the images are brought to, where a setting says so.
+    /// The channels of the images after conversion, if the settings specify them.
     pub fn image_channels(&self) -> Option<usize> {
         self.data.channels.or(self.network.im_channels)
     }
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let bytes = super::disk::read(path, "read the settings", MAX_FILE)?;
+    let bytes = super::storage::read(path, "read the settings", MAX_FILE)?;
     String::from_utf8(bytes).map_err(|_| Error::ConfigFile {
         path: path.to_owned(),
         reason: "is not text in UTF-8; settings are TOML, or the DDPM-Pytorch tutorial's YAML".into(),

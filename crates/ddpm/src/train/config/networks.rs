@@ -1,16 +1,16 @@
-//! What the networks' settings may be.
+//! Validation of the networks' settings.
 
 use super::validate::{decay, positive, refuse, within};
 use super::{AttentionConfig, BlockType, Config, DoubleConvConfig, NetworkKind, SimpleConfig, Unet2dConfig};
 use crate::Result;
 use crate::nets::attention::{GROUPS as NORM_GROUPS, LAST_CHANNELS};
 
-/// Most channels a network's block may have; keeps every product of sizes far from overflow.
+/// Maximum channels of a network's block; keeps all products of sizes far from overflow.
 const MAX_CHANNELS: usize = 1 << 14;
-/// Most levels a network may have: images would need sides of 2^15 pixels.
+/// Maximum number of resolution levels; more would need images with sides of 2^15 pixels.
 const MAX_LEVELS: usize = 16;
 
-/// Checks the settings of the network that is used.
+/// Validates the settings of the selected network.
 pub(super) fn validate(config: &Config) -> Result<()> {
     match config.network.name {
         NetworkKind::Attention => attention(&config.attention),
@@ -20,7 +20,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     }
 }
 
-/// The setting that says how often images are halved.
+/// The setting that determines how often the resolution is halved.
 pub(super) fn halving_key(kind: NetworkKind) -> &'static str {
     match kind {
         NetworkKind::Attention => "attention.down_sample",
@@ -30,11 +30,11 @@ pub(super) fn halving_key(kind: NetworkKind) -> &'static str {
     }
 }
 
-/// An even length of a time embedding, from `least`.
-fn embedding(key: &str, dim: usize, least: usize) -> Result<()> {
-    within(key, dim, least, MAX_CHANNELS)?;
+/// Checks the dimension of a time embedding: even and at least `min`.
+fn embedding(key: &str, dim: usize, min: usize) -> Result<()> {
+    within(key, dim, min, MAX_CHANNELS)?;
     if !dim.is_multiple_of(2) {
-        let reason = format!("is odd; half are sines and half cosines: use {} or {}", dim - 1, dim + 1);
+        let reason = format!("is odd, but half are sines and half cosines; use {} or {}", dim - 1, dim + 1);
         return refuse(key, reason);
     }
     Ok(())
@@ -44,14 +44,14 @@ fn classes(key: &str, classes: Option<usize>) -> Result<()> {
     classes.map_or(Ok(()), |n| within(key, n, 1, 1 << 20))
 }
 
-fn entries(key: &str, len: usize, least: usize) -> Result<()> {
-    if (least..=MAX_LEVELS).contains(&len) {
+fn num_entries(key: &str, len: usize, min: usize) -> Result<()> {
+    if (min..=MAX_LEVELS).contains(&len) {
         return Ok(());
     }
-    refuse(key, format!("has {len} entries; give {least} to {MAX_LEVELS}"))
+    refuse(key, format!("has {len} entries; give {min} to {MAX_LEVELS}"))
 }
 
-/// Channels that `unit` must divide, `why` saying what the unit is.
+/// Checks that `unit` divides the channels; `why` explains the unit.
 fn divisible(key: &str, channels: usize, unit: usize, why: &str) -> Result<()> {
     within(key, channels, 1, MAX_CHANNELS)?;
     if channels.is_multiple_of(unit) {
@@ -73,7 +73,7 @@ fn attention(attention: &AttentionConfig) -> Result<()> {
     let unit = NORM_GROUPS.max(heads);
     let why = format!("the normalisation's {NORM_GROUPS} groups, {heads} heads");
     for (key, list) in [("attention.down_channels", down), ("attention.mid_channels", mid)] {
-        entries(key, list.len(), 2)?;
+        num_entries(key, list.len(), 2)?;
         for &channels in list {
             divisible(key, channels, unit, &why)?;
         }
@@ -88,12 +88,14 @@ fn attention(attention: &AttentionConfig) -> Result<()> {
     }
     let (first, last) = (down[down.len() - 1], down[down.len() - 2]);
     if mid[0] != first {
-        let reason = format!("begins with {}; it must begin with down_channels' last entry, {first}", mid[0]);
+        let reason =
+            format!("starts with {}; it must start with the last entry of down_channels, {first}", mid[0]);
         return refuse("attention.mid_channels", reason);
     }
     if mid[mid.len() - 1] != last {
         let end = mid[mid.len() - 1];
-        let reason = format!("ends with {end}; it must end with down_channels' last but one entry, {last}");
+        let reason =
+            format!("ends with {end}; it must end with the second-to-last entry of down_channels, {last}");
         return refuse("attention.mid_channels", reason);
     }
     embedding("attention.time_emb_dim", attention.time_emb_dim, 2)?;
@@ -104,11 +106,11 @@ fn attention(attention: &AttentionConfig) -> Result<()> {
 }
 
 fn simple(simple: &SimpleConfig) -> Result<()> {
-    entries("simple.widths", simple.widths.len(), 2)?;
+    num_entries("simple.widths", simple.widths.len(), 2)?;
     for &width in &simple.widths {
         within("simple.widths", width, 1, MAX_CHANNELS)?;
     }
-    // With two numbers there is a single frequency, and its exponent would be divided by 0.
+    // A dimension of 2 has a single frequency, whose exponent would be divided by 0.
     embedding("simple.time_emb_dim", simple.time_emb_dim, 4)?;
     classes("simple.num_class_embeds", simple.num_class_embeds)
 }
@@ -124,7 +126,7 @@ fn double_conv(net: &DoubleConvConfig) -> Result<()> {
 
 fn unet2d(net: &Unet2dConfig) -> Result<()> {
     let blocks = net.block_out_channels.len();
-    entries("unet2d.block_out_channels", blocks, 1)?;
+    num_entries("unet2d.block_out_channels", blocks, 1)?;
     within("unet2d.layers_per_block", net.layers_per_block, 1, 64)?;
     within("unet2d.norm_num_groups", net.norm_num_groups, 1, MAX_CHANNELS)?;
     let groups = format!("norm_num_groups is {}", net.norm_num_groups);
@@ -150,7 +152,7 @@ fn unet2d(net: &Unet2dConfig) -> Result<()> {
         if let Some(wrong) = types.iter().find(|t| !known.contains(t)) {
             return refuse(
                 key,
-                format!("{wrong:?} does not belong here; use {:?} or {:?}", known[0], known[1]),
+                format!("{wrong:?} is not allowed here; use {:?} or {:?}", known[0], known[1]),
             );
         }
     }
@@ -163,14 +165,17 @@ fn unet2d(net: &Unet2dConfig) -> Result<()> {
         }
     }
     if !positive(net.norm_eps, 1.0) {
-        let reason = format!("{} is out of range; give a number above 0, 1e-6 being usual", net.norm_eps);
+        let reason = format!("{} is out of range; give a number above 0; 1e-6 is usual", net.norm_eps);
         return refuse("unet2d.norm_eps", reason);
     }
     decay("unet2d.dropout", net.dropout)?;
     within("unet2d.downsample_padding", net.downsample_padding, 0, 1)?;
     within("unet2d.freq_shift", net.freq_shift, 0.0, 1.0)?;
     if first as f64 / 2.0 <= net.freq_shift {
-        return refuse("unet2d.freq_shift", "leaves no frequency; use 0, or more block_out_channels");
+        return refuse(
+            "unet2d.freq_shift",
+            "is as large as the number of frequencies; use 0, or more block_out_channels",
+        );
     }
     within("unet2d.mid_block_scale_factor", net.mid_block_scale_factor, 1e-3, 1e3)?;
     classes("unet2d.num_class_embeds", net.num_class_embeds)

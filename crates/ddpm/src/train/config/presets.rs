@@ -7,15 +7,18 @@ pub struct Preset {
     pub name: &'static str,
     /// What it is for.
     pub about: &'static str,
-    /// What it changes of the defaults, as TOML.
+    /// Its differences from the defaults, as TOML.
     pub settings: &'static str,
 }
 
-/// The presets; the first is what `ddpm train` without arguments uses.
+/// Preset names of earlier versions and their current names.
+pub(super) const RENAMED_PRESETS: &[(&str, &str)] = &[("pictures", "images")];
+
+/// The presets; `ddpm train` without arguments uses the first.
 pub const PRESETS: &[Preset] = &[
     Preset {
         name: "digits",
-        about: "the built-in digits at 16x16 and a small network: minutes on a laptop",
+        about: "built-in digits at 16x16, small network; trains in minutes on a laptop",
         settings: "
             data.size = 16
             [attention]
@@ -35,7 +38,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "images",
-        about: "your own images at their own size and a small network: what --data uses without a preset",
+        about: "your own images at their original size, small network; the default with --data",
         settings: "
             [attention]
             down_channels = [32, 64, 128]
@@ -51,17 +54,17 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "digits28",
-        about: "the built-in digits at 28x28 and the tutorial's network",
+        about: "built-in digits at 28x28, the DDPM-Pytorch tutorial's network",
         settings: "data.size = 28",
     },
     Preset {
         name: "mnist",
-        about: "the DDPM-Pytorch tutorial: MNIST at 28x28, T = 1000, Adam at 1e-4, 40 epochs of batches of 64",
+        about: "the DDPM-Pytorch tutorial: MNIST at 28x28, T = 1000, Adam at 1e-4, batch size 64, 40 epochs",
         settings: "data.path = 'data/mnist'",
     },
     Preset {
         name: "textures",
-        about: "the DDPM-Pytorch tutorial on colour images: as mnist, with three channels",
+        about: "the DDPM-Pytorch tutorial on colour images: like mnist, with three channels",
         settings: "
             [data]
             path = 'data/textures'
@@ -70,7 +73,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "cifar10",
-        about: "the CIFAR-10 notebook: double-conv at 32x32, random crops, AdamW, a learning rate that falls on plateaus",
+        about: "the CIFAR-10 notebook: double-conv at 32x32, random crops, AdamW, learning rate reduced on plateaus",
         settings: "
             [data]
             path = 'data/cifar10'
@@ -114,7 +117,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "bone-age",
-        about: "the X-ray notebook: the bone-age set by its CSV, grey at 64x64, else as cars, without flips",
+        about: "the X-ray notebook: bone-age images listed in a CSV file, grey at 64x64; otherwise like cars, without flips",
         settings: "
             [data]
             path = 'boneage-training-dataset'
@@ -137,7 +140,7 @@ pub const PRESETS: &[Preset] = &[
     },
     Preset {
         name: "ddpm-cifar10",
-        about: "the paper's CIFAR-10 run (Ho et al. 2020): unet2d, dropout, warm-up, clipping, slow averages, 800,000 steps",
+        about: "the paper's CIFAR-10 run (Ho et al. 2020): unet2d, dropout, warm-up, gradient clipping, slow EMA, 800,000 steps",
         settings: "
             [data]
             path = 'data/cifar10'

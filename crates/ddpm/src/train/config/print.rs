@@ -1,4 +1,4 @@
-//! Settings as TOML with a comment on every key.
+//! Settings as TOML with a comment above every key.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ impl Config {
         crate::nets::from_config(self, 1).name()
     }
 
-    /// Keys and values of the network's own section, without those that are unset.
+    /// Keys and values of the section of the selected network, without unset ones.
     pub fn network_settings(&self) -> Vec<(&'static str, String)> {
         let own =
             NetworkKind::SECTIONS.iter().find(|(kind, _)| *kind == self.network.name).map(|(_, name)| *name);
@@ -19,13 +19,11 @@ impl Config {
         values.filter_map(|(setting, value)| Some((setting.name, value?.to_string()))).collect()
     }
 
-    /// Every setting as TOML, each under its one-line explanation; unset ones stand in comments. The settings of networks
-    /// that are not used are left out. Reading the text
-    /// back gives the same settings. A seed above `i64::MAX`, which TOML has no number for and
-    /// [`validate`](Self::validate) refuses, is left out.
+    /// All settings as TOML, each below its one-line documentation; unset ones are commented out, and networks that are
+    /// not selected are omitted. Parsing the text gives the same settings back. A seed above `i64::MAX`, which TOML
+    /// cannot represent and [`validate`](Self::validate) rejects, is omitted.
     pub fn to_toml_commented(&self) -> String {
-        let mut text =
-            String::from("# Settings of a ddpm run. To train with them: ddpm train --config THIS_FILE\n");
+        let mut text = String::from("# Settings of a ddpm run; train with: ddpm train --config THIS_FILE\n");
         let default = Config::default().values();
         for ((section, values), defaults) in SECTIONS.iter().zip(self.values()).zip(default) {
             if !self.uses(section.name) {

@@ -1,4 +1,4 @@
-//! The YAML settings of explainingai-code/DDPM-Pytorch (`config/default.yaml`), read as they are.
+//! Reads the YAML settings of explainingai-code/DDPM-Pytorch (`config/default.yaml`) unchanged.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -10,17 +10,17 @@ use super::layer::{Entry, Layer};
 use super::suggest::nearest;
 use crate::{Error, Result};
 
-/// What one of the tutorial's keys means here.
+/// What one of the tutorial's keys maps to.
 enum Means {
-    /// The setting of this section and name.
+    /// The setting with this section and name.
     Setting(&'static str, &'static str),
     /// The run's name.
     RunName,
-    /// Nothing, and why.
-    Nothing(&'static str),
+    /// Nothing; the reason.
+    Ignored(&'static str),
 }
 
-use Means::{Nothing, RunName, Setting};
+use Means::{Ignored, RunName, Setting};
 
 const MEANING: &[(&str, &str, Means)] = &[
     ("dataset_params", "im_path", Setting("data", "path")),
@@ -41,20 +41,20 @@ const MEANING: &[(&str, &str, Means)] = &[
     ("train_params", "batch_size", Setting("train", "batch_size")),
     ("train_params", "num_epochs", Setting("train", "epochs")),
     ("train_params", "num_samples", Setting("train", "sample_count")),
-    ("train_params", "num_grid_rows", Nothing("sample sheets are laid out by themselves")),
+    ("train_params", "num_grid_rows", Ignored("the layout of sample sheets is automatic")),
     ("train_params", "lr", Setting("train", "lr")),
-    ("train_params", "ckpt_name", Nothing("checkpoints go to the run's folder")),
+    ("train_params", "ckpt_name", Ignored("checkpoints are written to the run's folder")),
 ];
 
-/// The tutorial's settings as a layer, and what they say beside it.
+/// The tutorial's settings as a layer, with the rest of the file.
 pub(super) struct Tutorial {
     pub layer: Layer,
     pub run_name: Option<String>,
     pub notes: Vec<String>,
 }
 
-/// Whether the file of settings is the tutorial's YAML: by its extension, or, where that says nothing, by the
-/// tutorial's sections.
+/// Whether the settings file is the tutorial's YAML: judged by its extension, or, if that is inconclusive, by the
+/// tutorial's section names.
 pub(super) fn looks_like(path: &Path, text: &str) -> bool {
     match path.extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase).as_deref() {
         Some("yaml" | "yml") => true,
@@ -95,11 +95,11 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Tutorial> {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("the tutorial's sections are {}", known.join(", ")),
             };
-            return Err(at(line, format!("{}: no such section; {hint}", section.value)));
+            return Err(at(line, format!("{}: unknown section; {hint}", section.value)));
         }
         flat.extend(content.value.into_iter().map(|(key, value)| (section.value.clone(), key, value)));
     }
-    // The first mistake reported is the first in the file.
+    // Report the first mistake in the file first.
     flat.sort_by_key(|(_, key, _)| key.defined.line());
 
     let (mut entries, mut run_name, mut notes) = (Vec::new(), None, Vec::new());
@@ -113,20 +113,20 @@ pub(super) fn read(path: &Path, text: &str) -> Result<Tutorial> {
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("{section} has {}", known.join(", ")),
             };
-            return Err(at(line, format!("{full}: no such setting; {hint}")));
+            return Err(at(line, format!("{full}: unknown setting; {hint}")));
         };
         match means {
             Setting(section, name) => entries.push(Entry {
                 section: (*section).into(),
                 name: (*name).into(),
                 line: usize::try_from(line).ok().filter(|&l| l > 0),
-                readings: vec![value.value],
+                interpretations: vec![value.value],
             }),
             RunName => match value.value {
                 Value::String(name) => run_name = Some(name),
                 other => run_name = Some(other.to_string()),
             },
-            Nothing(why) => notes.push(format!("{full} is not used: {why}")),
+            Ignored(why) => notes.push(format!("{full} is ignored: {why}")),
         }
     }
     Ok(Tutorial { layer: Layer { file: Some(path.to_owned()), entries }, run_name, notes })

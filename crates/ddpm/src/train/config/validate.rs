@@ -1,4 +1,4 @@
-//! What the settings may be.
+//! Validation of settings.
 
 use std::fmt::Display;
 
@@ -6,12 +6,12 @@ use super::{Config, EmaKind, Size, limits, networks};
 use crate::model::fitting_sizes;
 use crate::objective::{Objective, Weighting};
 use crate::process::Prediction;
-use crate::sampler::{Options, Variance};
+use crate::sampler::{SamplerOptions, Variance};
 use crate::schedule::{MIN_BETA, Schedule};
 use crate::train::posthoc;
 use crate::{Error, Result, nets};
 
-/// Largest side of an image, in pixels.
+/// Maximum side of an image, in pixels.
 const MAX_SIDE: usize = 4096;
 
 pub(super) fn refuse<T>(key: &str, reason: impl Into<String>) -> Result<T> {
@@ -19,9 +19,10 @@ pub(super) fn refuse<T>(key: &str, reason: impl Into<String>) -> Result<T> {
 }
 
 pub(super) fn within<T: PartialOrd + Display>(key: &str, value: T, low: T, high: T) -> Result<()> {
-    match value >= low && value <= high {
-        true => Ok(()),
-        false => refuse(key, format!("{value} is out of range; give {low} to {high}")),
+    if value >= low && value <= high {
+        Ok(())
+    } else {
+        refuse(key, format!("{value} is out of range; give {low} to {high}"))
     }
 }
 
@@ -31,37 +32,35 @@ fn within_size(key: &str, size: Option<Size>) -> Result<()> {
     within(key, size.width, 1, MAX_SIDE)
 }
 
-/// Whether `value` is above 0 as f32 too, in which it is used, and not above `most`.
-pub(super) fn positive(value: f64, most: f64) -> bool {
-    value >= f64::from(f32::MIN_POSITIVE) && value <= most
+/// Whether `value` is above 0, even as the f32 that is computed with, and at most `max`.
+pub(super) fn positive(value: f64, max: f64) -> bool {
+    value >= f64::from(f32::MIN_POSITIVE) && value <= max
 }
 
-/// As [`positive`], or why not.
-fn above_zero(key: &str, value: f64, most: f64, usual: impl Display) -> Result<()> {
-    match positive(value, most) {
+/// Checks that `value` is [`positive`].
+fn above_zero(key: &str, value: f64, max: f64, usual: impl Display) -> Result<()> {
+    match positive(value, max) {
         true => Ok(()),
         false => refuse(
             key,
-            format!("{value} is out of range; give a number above 0 and at most {most}; {usual} is usual"),
+            format!("{value} is out of range; give a number above 0 and at most {max}; {usual} is usual"),
         ),
     }
 }
 
-/// `value` in [0, 1).
+/// Checks that `value` is in [0, 1).
 pub(super) fn decay(key: &str, value: f64) -> Result<()> {
     match (0.0..1.0).contains(&value) {
         true => Ok(()),
-        false => {
-            refuse(key, format!("{value} is out of range; give a number from 0 up to, not including, 1"))
-        }
+        false => refuse(key, format!("{value} is out of range; give a number of at least 0 and less than 1")),
     }
 }
 
 impl Config {
-    /// Checks every setting and how they fit together; what depends on the data only where it is filled in.
+    /// Checks every setting and their combinations; what depends on the data is checked only once it is filled in.
     ///
     /// # Errors
-    /// [`Error::Config`] with the first setting that does not do, why, and what would.
+    /// [`Error::Config`] with the first invalid setting, the reason, and a remedy.
     pub fn validate(&self) -> Result<()> {
         self.validate_data()?;
         self.validate_diffusion()?;
@@ -80,7 +79,7 @@ impl Config {
         within_size("data.size", data.size)?;
         data.channels.map_or(Ok(()), |c| within("data.channels", c, 1, 4))?;
         within("data.digits_count", data.digits_count, 1, 10_000_000)?;
-        // 2^44 MiB are all the bytes that a u64 counts.
+        // 2^44 MiB would overflow a u64 count of bytes.
         within("data.memory_mib", data.memory_mib, 0, (1 << 44) - 1)?;
         if data.csv.is_none() {
             for (key, given) in [
@@ -88,13 +87,13 @@ impl Config {
                 ("data.csv_label_column", data.csv_label_column.is_some()),
             ] {
                 if given {
-                    return refuse(key, "is given without a CSV file; give that too, data.csv");
+                    return refuse(key, "is given without a CSV file; set data.csv too");
                 }
             }
         } else if data.path == "digits" {
             return refuse(
                 "data.path",
-                "is the built-in digits; give the folder of the images that data.csv names",
+                "selects the built-in digits; give the folder of the images that data.csv lists",
             );
         }
         self.data_options().check()
@@ -114,35 +113,36 @@ impl Config {
             let reason = format!("{end} is out of range; give a number between beta_start, {start}, and 1");
             return refuse("diffusion.beta_end", reason);
         }
-        // Below it the signal schedules would keep most of the image to the end.
+        // A lower bound would keep most of the signal up to the last step.
         if !(0.5..1.0).contains(&diffusion.max_beta) {
             let reason = format!(
-                "{} is out of range; give a number from 0.5 up to, not including, 1; 0.999 and 0.9999 are usual",
+                "{} is out of range; give a number of at least 0.5 and less than 1; 0.999 and 0.9999 are usual",
                 diffusion.max_beta
             );
             return refuse("diffusion.max_beta", reason);
         }
         if diffusion.zero_terminal_snr && diffusion.timesteps < 2 {
-            let reason = "needs at least 2 timesteps: of one, the image cannot be both kept and lost";
+            let reason = "needs at least 2 timesteps: the first must keep signal and the last must not";
             return refuse("diffusion.zero_terminal_snr", reason);
         }
         if diffusion.learned_variance && diffusion.prediction == Prediction::Eps {
-            // A schedule that cannot be made is refused where it is.
+            // An invalid schedule is reported where it is built.
             let lost = |s: Schedule| s.timesteps_with_signal() < s.timesteps();
             if Schedule::from_config(diffusion).is_ok_and(lost) {
-                let reason = "learns from the image that the noise means, and at the last timesteps nothing is left of it; \
-                              use diffusion.prediction = v or x0, or a schedule without diffusion.zero_terminal_snr";
+                let reason = "with prediction = eps needs an estimate of x_0, which does not exist at the last timesteps, where no \
+                              signal is left; use diffusion.prediction = v or x0, or a schedule without \
+                              diffusion.zero_terminal_snr";
                 return refuse("diffusion.learned_variance", reason);
             }
         }
         if self.sampling.variance == Some(Variance::Learned) && !diffusion.learned_variance {
-            let reason = "is learned, but the network learns none (diffusion.learned_variance); give small or large, or leave \
-                          it unset";
+            let reason = "is learned, but the network learns no variance (diffusion.learned_variance = false); use small or \
+                          large, or leave it unset";
             return refuse("sampling.variance", reason);
         }
-        // A schedule that cannot be made is refused where it is.
+        // An invalid schedule is reported where it is built.
         let Ok(schedule) = Schedule::from_config(diffusion) else { return Ok(()) };
-        let sampler = Options::of_run(&self.sampling)
+        let sampler = SamplerOptions::of_run(&self.sampling)
             .and_then(|options| options.build(&schedule, diffusion.prediction));
         sampler.map(drop).map_err(|error| match error {
             Error::Config { key, reason } => Error::Config { key: format!("sampling.{key}"), reason },
@@ -150,19 +150,19 @@ impl Config {
         })
     }
 
-    /// The weights of all timesteps, of settings that are fine each on its own.
+    /// Checks that the loss weights of all timesteps are finite, for settings that are each valid on their own.
     fn validate_weights(&self) -> Result<()> {
-        // A schedule that cannot be made is refused where it is.
+        // An invalid schedule is reported where it is built.
         let Ok(schedule) = Schedule::from_config(&self.diffusion) else { return Ok(()) };
         let weights = Objective::from_config(self).weights(&schedule).unwrap_or_default();
         let Some(t) = weights.iter().position(|w| !w.is_finite()) else { return Ok(()) };
         let reason = match self.train.loss_weight {
             Weighting::SnrTruncated => format!(
-                "\"snr-truncated\" weighs noise infinitely where nothing is left of the image, or hardly anything, here \
-                 from t = {t} on; use diffusion.prediction = v or x0, or another weight"
+                "\"snr-truncated\" with prediction = eps is infinite where almost no signal is left, here from t = {t} on; \
+                 use diffusion.prediction = v or x0, or another loss weight"
             ),
             _ => format!(
-                "weighs t = {t} infinitely; take train.p2_gamma and train.p2_k nearer to 1, or another weight"
+                "is infinite at t = {t}; set train.p2_gamma and train.p2_k closer to 1, or use another loss weight"
             ),
         };
         refuse("train.loss_weight", reason)
@@ -176,22 +176,21 @@ impl Config {
         self.validate_fit()
     }
 
-    /// The network against the images.
+    /// Checks that the network fits the images.
     fn validate_fit(&self) -> Result<()> {
         let (data, network) = (&self.data, &self.network);
         if let (Some(ours), Some(theirs)) = (network.im_channels, data.channels)
             && ours != theirs
         {
-            let reason = format!(
-                "is {ours} but data.channels is {theirs}; make them the same or leave this one unset"
-            );
+            let reason =
+                format!("is {ours} but data.channels is {theirs}; make them equal or leave this one unset");
             return refuse("network.im_channels", reason);
         }
         if let (Some(ours), Some(theirs)) = (network.im_size, data.size)
             && ours != theirs
         {
             let reason =
-                format!("is {ours} but data.size is {theirs}; make them the same or leave this one unset");
+                format!("is {ours} but data.size is {theirs}; make them equal or leave this one unset");
             return refuse("network.im_size", reason);
         }
         let factor = nets::from_config(self, 1).size_factor();
@@ -200,7 +199,7 @@ impl Config {
         {
             let key = if data.size.is_some() { "data.size" } else { "network.im_size" };
             let reason = format!(
-                "{height}x{width} cannot be halved {} times, as {} asks; use {}, or fewer halvings there",
+                "{height}x{width} cannot be halved {} times, as {} requires; use {}, or fewer halvings",
                 factor.trailing_zeros(),
                 networks::halving_key(network.name),
                 fitting_sizes(height, width, factor)
@@ -210,15 +209,14 @@ impl Config {
         Ok(())
     }
 
-    /// The averages that are kept besides the first.
+    /// Checks the additional averages of the weights.
     fn validate_averages(&self) -> Result<()> {
-        // Each takes the memory of the weights.
-        const MOST: usize = 8;
+        // Each takes as much memory as the weights.
+        const MAX_AVERAGES: usize = 8;
         let train = &self.train;
         train.ema_decays.iter().try_for_each(|&d| decay("train.ema_decays", d))?;
         if !train.ema_decays.is_empty() && train.ema == EmaKind::HalfLife {
-            let reason =
-                "are not looked at with train.ema = half-life; leave them out, or use warm-up or fixed";
+            let reason = "have no effect with train.ema = half-life; remove them, or use warm-up or fixed";
             return refuse("train.ema_decays", reason);
         }
         for &width in &train.power_ema {
@@ -228,9 +226,9 @@ impl Config {
             })?;
         }
         for (key, all) in [("train.ema_decays", &train.ema_decays), ("train.power_ema", &train.power_ema)] {
-            within(key, all.len(), 0, MOST)?;
+            within(key, all.len(), 0, MAX_AVERAGES)?;
             if let Some(twice) = all.iter().enumerate().find(|(i, x)| all[..*i].contains(x)) {
-                return refuse(key, format!("{} is there twice", twice.1));
+                return refuse(key, format!("lists {} twice", twice.1));
             }
         }
         Ok(())
@@ -238,24 +236,24 @@ impl Config {
 
     fn validate_train(&self) -> Result<()> {
         let train = &self.train;
-        const MOST: u64 = limits::STEPS;
+        const MAX_STEPS: u64 = limits::STEPS;
         match (train.steps, train.epochs) {
-            (Some(steps), None) => within("train.steps", steps, 1, MOST)?,
-            (None, Some(epochs)) => within("train.epochs", epochs, 1, MOST)?,
+            (Some(steps), None) => within("train.steps", steps, 1, MAX_STEPS)?,
+            (None, Some(epochs)) => within("train.epochs", epochs, 1, MAX_STEPS)?,
             (Some(_), Some(_)) => {
-                return refuse("train.steps", "train.epochs is given too; give one of the two");
+                return refuse("train.steps", "train.epochs is set too; set only one of them");
             }
             (None, None) => {
-                return refuse("train.steps", "is not given, nor is train.epochs; give one of the two");
+                return refuse("train.steps", "neither this nor train.epochs is set; set one of them");
             }
         }
         within("train.batch_size", train.batch_size, 1, limits::BATCH_SIZE)?;
         within("train.accumulate", train.accumulate, 1, 1 << 16)?;
         if let Some(steps) = train.steps
-            && steps.saturating_mul(train.accumulate as u64) > MOST
+            && steps.saturating_mul(train.accumulate as u64) > MAX_STEPS
         {
             let reason = format!(
-                "{} is out of range: a run has at most {MOST} micro-batches, and train.steps is {steps}",
+                "{} is out of range: a run has at most {MAX_STEPS} micro-batches, and train.steps is {steps}",
                 train.accumulate
             );
             return refuse("train.accumulate", reason);
@@ -275,15 +273,15 @@ impl Config {
         within("train.offset_noise", train.offset_noise, 0.0, 10.0)?;
         within("train.input_perturbation", train.input_perturbation, 0.0, 10.0)?;
         if !(train.lr > 0.0 && train.lr <= limits::LR) {
-            // Smaller ones than f32 has are no mistake: nothing is learnt then.
+            // A rate that underflows in f32 is allowed: it trains nothing.
             return above_zero("train.lr", train.lr, limits::LR, "1e-4");
         }
-        within("train.warmup_steps", train.warmup_steps, 0, MOST)?;
+        within("train.warmup_steps", train.warmup_steps, 0, MAX_STEPS)?;
         within("train.lr_min", train.lr_min, 0.0, train.lr)?;
-        within("train.plateau_patience", train.plateau_patience, 0, MOST)?;
+        within("train.plateau_patience", train.plateau_patience, 0, MAX_STEPS)?;
         if !(train.plateau_factor > 0.0 && train.plateau_factor < 1.0) {
             let reason =
-                format!("{} is out of range; give a number between 0 and 1, as 0.5", train.plateau_factor);
+                format!("{} is out of range; give a number between 0 and 1, e.g. 0.5", train.plateau_factor);
             return refuse("train.plateau_factor", reason);
         }
         decay("train.plateau_threshold", train.plateau_threshold)?;
@@ -305,7 +303,7 @@ impl Config {
             ("train.checkpoint_every", train.checkpoint_every),
             ("train.snapshot_every", train.snapshot_every),
         ] {
-            within(key, every, 0, MOST)?;
+            within(key, every, 0, MAX_STEPS)?;
         }
         within("train.keep", train.keep, 2, 1_000_000)
     }

@@ -1,9 +1,9 @@
-//! What a run writes while it trains, beside its checkpoints: listeners that are told the same entries.
+//! What a run writes while it trains, besides checkpoints: several sinks receive the same events.
 //!
-//! `metrics.jsonl` is the run's record, which a resume reads: where it cannot be written training stops with an error
-//! that names it, and the last checkpoint stays as it is. TensorBoard's event files ([`tensorboard`]) and `loss.png`
-//! ([`curve`]) are views of it: where one cannot be written, a warning names it and training goes on without that view,
-//! until the run is taken up again.
+//! `metrics.jsonl` is the run's record, which a resume reads: if it cannot be written, training stops with an error
+//! that names it, and the last checkpoint stays intact. TensorBoard's event files ([`tensorboard`]) and `loss.png`
+//! ([`curve`]) are views of it: if one cannot be written, a warning names it and training continues without that view
+//! until the run is resumed.
 
 mod curve;
 mod tensorboard;
@@ -13,44 +13,44 @@ use crate::error::Result;
 use crate::image::Image;
 use crate::train::config::{Change, Config, SECTIONS};
 
-/// What a listener is told.
+/// An event of a training run.
 #[derive(Clone, Copy)]
-pub(super) enum Entry<'a> {
-    /// A step was made.
+pub(super) enum LogEvent<'a> {
+    /// A step was completed.
     Step(&'a Metrics),
-    /// A sample sheet was drawn.
+    /// A sample sheet was generated.
     Samples {
-        /// Steps made.
+        /// Steps completed.
         step: u64,
         /// The sheet.
         sheet: &'a Image,
     },
-    /// A checkpoint was written, as after the last step and when training is stopped.
+    /// A checkpoint was written; happens also after the last step and when training is stopped.
     Checkpoint,
 }
 
 trait LogSink {
-    fn write_event(&mut self, entry: Entry<'_>) -> Result<()>;
+    fn write(&mut self, event: LogEvent<'_>) -> Result<()>;
 }
 
 impl LogSink for MetricsLog {
-    fn write_event(&mut self, entry: Entry<'_>) -> Result<()> {
-        match entry {
-            Entry::Step(metrics) => self.append(metrics),
+    fn write(&mut self, event: LogEvent<'_>) -> Result<()> {
+        match event {
+            LogEvent::Step(metrics) => self.append(metrics),
             _ => Ok(()),
         }
     }
 }
 
-/// All listeners of a run.
+/// All log sinks of a run.
 pub(super) struct RunLog {
     record: MetricsLog,
     views: Vec<Box<dyn LogSink>>,
 }
 
 impl RunLog {
-    /// Opens the logs of a run, with event files if its settings ask for them. In a run that goes on after `done` steps what was
-    /// noted of later ones no longer counts. Gives the metrics that stay.
+    /// Opens the logs of a run, with TensorBoard event files if enabled. In a run that continues after `done` steps,
+    /// entries of later steps are dropped. Returns the metrics that remain.
     pub fn open(run: &RunFolder, config: &Config, done: Option<u64>) -> Result<(Self, Vec<Metrics>)> {
         let path = run.metrics_path();
         let record = MetricsLog::open(&path, done)?;
@@ -63,17 +63,17 @@ impl RunLog {
         Ok((Self { record, views }, earlier))
     }
 
-    /// Tells every listener. Gives what a person should know of views that failed: they are told nothing more.
+    /// Writes the event to every sink. Returns a warning for each view that failed; it receives no more events.
     ///
     /// # Errors
-    /// That of the record.
-    pub fn tell(&mut self, entry: Entry<'_>) -> Result<Vec<String>> {
-        self.record.write_event(entry)?;
+    /// If the record cannot be written.
+    pub fn log(&mut self, event: LogEvent<'_>) -> Result<Vec<String>> {
+        self.record.write(event)?;
         let mut warnings = Vec::new();
-        self.views.retain_mut(|view| match view.write_event(entry) {
+        self.views.retain_mut(|view| match view.write(event) {
             Ok(()) => true,
             Err(e) => {
-                warnings.push(format!("{e}; training goes on without it"));
+                warnings.push(format!("{e}; training continues without it"));
                 false
             }
         });
@@ -81,7 +81,7 @@ impl RunLog {
     }
 }
 
-/// The settings that have a part in what is learnt, by their full names; without those that are unset.
+/// The settings that affect training, by their full keys, without unset ones.
 fn hyperparameters(config: &Config) -> Vec<(String, toml::Value)> {
     let used = SECTIONS.iter().zip(config.values()).filter(|(section, _)| config.uses(section.name));
     let values =
@@ -117,51 +117,51 @@ mod tests {
     }
 
     #[test]
-    fn every_view_is_written_and_a_resume_begins_a_new_event_file() {
+    fn every_view_is_written_and_a_resume_starts_a_new_event_file() {
         let root = tempfile::tempdir().unwrap();
         let run = run(root.path());
         let (mut log, earlier) = RunLog::open(&run, &Config::default(), None).unwrap();
         assert!(earlier.is_empty());
         for step in 1..=5 {
-            assert!(log.tell(Entry::Step(&metrics(step))).unwrap().is_empty());
+            assert!(log.log(LogEvent::Step(&metrics(step))).unwrap().is_empty());
         }
         assert!(!run.loss_path().exists(), "the plot is written with a checkpoint");
-        assert!(log.tell(Entry::Checkpoint).unwrap().is_empty());
+        assert!(log.log(LogEvent::Checkpoint).unwrap().is_empty());
         let plot = fs::read(run.loss_path()).unwrap();
         assert_eq!(events(&run), 1);
         drop(log);
 
         let (mut log, earlier) = RunLog::open(&run, &Config::default(), Some(3)).unwrap();
         assert_eq!(earlier, [metrics(1), metrics(2), metrics(3)]);
-        assert_eq!(events(&run), 1, "nothing was told yet");
-        log.tell(Entry::Step(&metrics(4))).unwrap();
-        log.tell(Entry::Checkpoint).unwrap();
+        assert_eq!(events(&run), 1, "nothing was logged yet");
+        log.log(LogEvent::Step(&metrics(4))).unwrap();
+        log.log(LogEvent::Checkpoint).unwrap();
         assert_eq!(events(&run), 2);
         assert_ne!(fs::read(run.loss_path()).unwrap(), plot);
-        // The same steps give the same plot, whether they were made here or before a resume.
-        log.tell(Entry::Step(&metrics(5))).unwrap();
-        log.tell(Entry::Checkpoint).unwrap();
+        // The same steps give the same plot, whether they ran here or before a resume.
+        log.log(LogEvent::Step(&metrics(5))).unwrap();
+        log.log(LogEvent::Checkpoint).unwrap();
         assert_eq!(fs::read(run.loss_path()).unwrap(), plot);
     }
 
     #[test]
-    fn a_view_that_cannot_be_written_is_a_warning_once_and_the_record_goes_on() {
+    fn a_view_that_cannot_be_written_warns_once_and_the_record_continues() {
         let root = tempfile::tempdir().unwrap();
         let run = run(root.path());
-        // A folder is in the plot's place.
+        // A folder blocks the plot's path.
         fs::create_dir(run.loss_path()).unwrap();
         let mut config = Config::default();
         config.train.tensorboard = false;
         let (mut log, _) = RunLog::open(&run, &config, None).unwrap();
-        log.tell(Entry::Step(&metrics(1))).unwrap();
-        let warnings = log.tell(Entry::Checkpoint).unwrap();
+        log.log(LogEvent::Step(&metrics(1))).unwrap();
+        let warnings = log.log(LogEvent::Checkpoint).unwrap();
         assert!(
-            matches!(&warnings[..], [w] if w.contains("loss.png") && w.contains("goes on")),
+            matches!(&warnings[..], [w] if w.contains("loss.png") && w.contains("training continues")),
             "{warnings:?}"
         );
-        log.tell(Entry::Step(&metrics(2))).unwrap();
-        assert!(log.tell(Entry::Checkpoint).unwrap().is_empty());
+        log.log(LogEvent::Step(&metrics(2))).unwrap();
+        assert!(log.log(LogEvent::Checkpoint).unwrap().is_empty());
         assert_eq!(read_metrics(&run.metrics_path()).unwrap().len(), 2);
-        assert_eq!(events(&run), 0, "none were asked for");
+        assert_eq!(events(&run), 0, "event files are disabled");
     }
 }

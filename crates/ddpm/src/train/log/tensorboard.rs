@@ -1,15 +1,14 @@
 //! TensorBoard's event files: `events.out.tfevents.*` in the run's folder, which `tensorboard --logdir runs` finds.
 //!
-//! A file is a sequence of TFRecords (length, masked CRC-32C of the length, data, masked CRC-32C of the data), each an
-//! `Event` in protobuf's encoding (tensorflow's `event.proto` and `summary.proto`; only the fields that are needed).
-//! Steps count as made: the first is 1, and the samples of a step have its number. Scalars have the names of
-//! `metrics.jsonl`; the sheets are the image `samples`. What the settings ask of the training stands in the HParams plugin's
-//! table.
+//! A file is a sequence of TFRecords (length, masked CRC-32C of the length, data, masked CRC-32C of the data), each a
+//! protobuf-encoded `Event` (tensorflow's `event.proto` and `summary.proto`; only the fields that are needed).
+//! Steps count completed steps: the first is 1, and the samples of a step carry its number. Scalars have the names of
+//! `metrics.jsonl`; sample sheets are the image `samples`. The training settings go into the HParams plugin's table.
 //!
-//! Each time a run is taken up a new file begins, with the mark (`SessionLog.START`) that makes TensorBoard drop the
-//! steps of earlier files that are made again.
+//! Each resume starts a new file, with a marker (`SessionLog.START`) that makes TensorBoard drop the steps of earlier
+//! files that are repeated.
 
-use super::{Entry, LogSink};
+use super::{LogEvent, LogSink};
 use crate::error::{Error, Result};
 use crate::image::{Image, png};
 use crate::train::run::Metrics;
@@ -19,18 +18,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// CRC-32C, as iSCSI has it.
+/// CRC-32C, the variant of iSCSI.
 const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISCSI);
-/// What the names of event files begin with.
+/// Prefix of the names of event files.
 const PREFIX: &str = "events.out.tfevents.";
-/// The version of the format, as the first event of every file tells it.
+/// The format version, in the first event of every file.
 const VERSION: &str = "brain.Event:2";
 const DOING: &str = "write the events for TensorBoard";
 
-/// Event files of one training, the file begun with the first entry.
+/// Event files of one training session; the file is created with the first event.
 pub(super) struct Events {
     folder: PathBuf,
-    /// The number of the step that is made next in a run that is taken up.
+    /// The number of the next step, in a resumed run.
     first: Option<u64>,
     hyperparameters: Vec<(String, toml::Value)>,
     file: Option<EventFile>,
@@ -43,8 +42,8 @@ struct EventFile {
 }
 
 impl Events {
-    /// Event files in `folder`, which begin with the `hyperparameters`; in a run that goes on after `done` steps with the mark that
-    /// later ones are made again.
+    /// Event files in `folder`, which begin with the `hyperparameters`; in a run that continues after `done` steps, with
+    /// the marker that later steps are repeated.
     pub fn new(folder: &Path, hyperparameters: Vec<(String, toml::Value)>, done: Option<u64>) -> Self {
         Self { folder: folder.to_owned(), first: done.map(|s| s + 1), hyperparameters, file: None }
     }
@@ -53,7 +52,7 @@ impl Events {
         if self.file.is_none() {
             let mut file = EventFile::create(&self.folder, seconds_now() as u64)?;
             file.append(&event(0).text(event::FILE_VERSION, VERSION))?;
-            // Of several files of a run the first counts.
+            // If a run has several files, the first one counts.
             file.append(&session_start(&self.hyperparameters, seconds_now()))?;
             if let Some(first) = self.first {
                 let start = Message::default().integer(session::STATUS, session::START);
@@ -61,26 +60,26 @@ impl Events {
             }
             self.file = Some(file);
         }
-        Ok(self.file.as_mut().expect("it was just made"))
+        Ok(self.file.as_mut().expect("it was just created"))
     }
 }
 
 impl LogSink for Events {
-    fn write_event(&mut self, entry: Entry<'_>) -> Result<()> {
-        match entry {
-            Entry::Step(metrics) => self.file()?.append(&scalars(metrics)),
-            Entry::Samples { step, sheet } => {
+    fn write(&mut self, event: LogEvent<'_>) -> Result<()> {
+        match event {
+            LogEvent::Step(metrics) => self.file()?.append(&scalars(metrics)),
+            LogEvent::Samples { step, sheet } => {
                 let file = self.file()?;
                 let png = png(sheet, &file.path)?;
                 file.append(&image(step, sheet, &png))
             }
-            Entry::Checkpoint => Ok(()),
+            LogEvent::Checkpoint => Ok(()),
         }
     }
 }
 
 impl EventFile {
-    /// A new file whose name sorts behind those that are there, as TensorBoard reads files in the order of their names.
+    /// Creates a file whose name sorts after the existing ones, since TensorBoard reads files in the order of their names.
     fn create(folder: &Path, now: u64) -> Result<Self> {
         let entries = fs::read_dir(folder).map_err(Error::io(folder, "list the run's folder"))?;
         let number = |name: &str| -> Option<(u64, u64)> {
@@ -88,7 +87,7 @@ impl EventFile {
             Some((seconds.parse().ok()?, number.parse().ok()?))
         };
         let last = entries.flatten().filter_map(|e| number(e.file_name().to_str()?)).max().unwrap_or((0, 0));
-        // Clocks go backwards at times.
+        // The clock may have gone backwards.
         let name = format!("{PREFIX}{:010}.ddpm.{:06}", now.max(last.0), last.1 + 1);
         let path = folder.join(name);
         let file =
@@ -96,11 +95,11 @@ impl EventFile {
         Ok(Self { file, path, length: 0 })
     }
 
-    /// Appends an event as one record. It is with the operating system when this returns.
+    /// Appends an event as one record. The operating system has it when this returns.
     fn append(&mut self, event: &Message) -> Result<()> {
         let record = record(&event.0);
         if let Err(e) = self.file.write_all(&record) {
-            // Best effort: readers stop at a torn record.
+            // Best effort: readers stop at a truncated record.
             let _ = self.file.set_len(self.length);
             return Err(Error::io(&self.path, DOING)(e));
         }
@@ -115,7 +114,7 @@ fn record(data: &[u8]) -> Vec<u8> {
     [&length, &masked_crc(&length).to_le_bytes()[..], data, &masked_crc(data).to_le_bytes()].concat()
 }
 
-/// CRC-32C turned and shifted, so that CRCs of data that has CRCs in it do not cancel out.
+/// CRC-32C, rotated and offset, so that CRCs of data that contains CRCs do not cancel out.
 fn masked_crc(data: &[u8]) -> u32 {
     CRC.checksum(data).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -129,14 +128,14 @@ mod event {
     pub const SESSION_LOG: u64 = 7;
 }
 
-/// Of `SessionLog`, and a value of its `status`.
+/// Field number of `SessionLog`, and a value of its `status`.
 mod session {
     pub const STATUS: u64 = 1;
     pub const START: u64 = 1;
 }
 
-/// Of `SummaryMetadata` and `SummaryMetadata.PluginData`; of the plugin's `HParamsPluginData` and `SessionStartInfo`; of
-/// `google.protobuf.Value`, and of a map's entries.
+/// Field numbers of `SummaryMetadata` and `SummaryMetadata.PluginData`; of the plugin's `HParamsPluginData` and
+/// `SessionStartInfo`; of `google.protobuf.Value`, and of map entries.
 mod hparams {
     pub const PLUGIN_DATA: u64 = 1;
     pub const PLUGIN_NAME: u64 = 1;
@@ -151,7 +150,7 @@ mod hparams {
     pub const VALUE: u64 = 2;
 }
 
-/// Of `Summary`, `Summary.Value` and `Summary.Image`.
+/// Field numbers of `Summary`, `Summary.Value` and `Summary.Image`.
 mod summary {
     pub const VALUE: u64 = 1;
     pub const TAG: u64 = 1;
@@ -169,7 +168,7 @@ fn event(step: u64) -> Message {
     Message::default().double(event::WALL_TIME, seconds_now()).integer(event::STEP, step)
 }
 
-/// What a step measured.
+/// The metrics of a step.
 fn scalars(metrics: &Metrics) -> Message {
     let values = metrics.scalars().into_iter().map(|(name, value)| {
         Message::default().text(summary::TAG, name).float(summary::SIMPLE_VALUE, value as f32)
@@ -178,7 +177,7 @@ fn scalars(metrics: &Metrics) -> Message {
     event(metrics.step).message(event::SUMMARY, &all)
 }
 
-/// A sample sheet with its PNG. TensorFlow numbers colour spaces by their channels.
+/// A sample sheet with its PNG. TensorFlow's colour space numbers equal the channel counts.
 fn image(step: u64, sheet: &Image, png: &[u8]) -> Message {
     let image = Message::default()
         .integer(summary::HEIGHT, sheet.height as u64)
@@ -193,7 +192,7 @@ fn image(step: u64, sheet: &Image, png: &[u8]) -> Message {
 fn session_start(hyperparameters: &[(String, toml::Value)], now: f64) -> Message {
     use toml::Value as Setting;
     let value = |value: &Setting| match value {
-        // A bool is written even where it is the default.
+        // A bool is written even if it is the default.
         Setting::Boolean(b) => {
             let mut message = Message::default().key(hparams::BOOL, 0);
             message.varint(u64::from(*b));
@@ -223,7 +222,7 @@ fn seconds_now() -> f64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
-/// A protobuf message as it is encoded: fields one after another, each a key (number and wire type) and its value.
+/// An encoded protobuf message: a sequence of fields, each a key (number and wire type) and a value.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -241,7 +240,7 @@ impl Message {
         self
     }
 
-    /// An integer or an enum; 0 is the default and left out.
+    /// An integer or an enum; 0 is the default and omitted.
     fn integer(self, field: u64, v: u64) -> Self {
         if v == 0 {
             return self;

@@ -1,4 +1,4 @@
-//! What processes that were killed left in a run's folder.
+//! Temporary files left in a run's folder by killed processes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::{RunFolder, names};
 
-/// Age from which on a file whose process cannot be looked up is left over.
-const OLD: Duration = Duration::from_secs(24 * 3600);
+/// Age above which a file counts as left over if its process cannot be looked up.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes the half-written files in the run's folder and its `samples/` whose process is gone, and gives their paths. Checkpoints
-/// have [a sweep of their own](crate::train::checkpoint::sweep_orphans).
+/// Removes partially written files in the run's folder and its `samples/` whose process is gone, and returns their paths.
+/// Checkpoints have [their own cleanup](crate::train::checkpoint::sweep_orphans).
 pub(crate) fn sweep_leftovers(run: &RunFolder) -> Vec<PathBuf> {
     let samples = run.samples();
     let below = names(&samples).into_iter().map(|name| samples.join(name)).filter(|path| path.is_dir());
@@ -21,7 +21,7 @@ pub(crate) fn sweep_leftovers(run: &RunFolder) -> Vec<PathBuf> {
             let path = folder.join(&name);
             if is_left_over(&path, &name) {
                 let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-                // One that cannot be removed is in nobody's way.
+                // A file that cannot be removed does no harm.
                 swept.extend(removed.is_ok().then_some(path));
             }
         }
@@ -30,10 +30,10 @@ pub(crate) fn sweep_leftovers(run: &RunFolder) -> Vec<PathBuf> {
 }
 
 fn is_left_over(path: &Path, name: &str) -> bool {
-    process_of(name).is_some_and(|process| !may_live(process, path))
+    process_of(name).is_some_and(|process| !may_be_running(process, path))
 }
 
-/// The process that writes a file of this name: `.tmp-config.toml-PROCESS`, or of images `.0000.png.PROCESS-NUMBER.tmp`.
+/// The process that writes a file of this name: `.tmp-config.toml-PROCESS`, or for images `.0000.png.PROCESS-NUMBER.tmp`.
 fn process_of(name: &str) -> Option<u32> {
     if let Some(rest) = name.strip_prefix(".tmp-") {
         return rest.rsplit_once('-')?.1.parse().ok();
@@ -44,8 +44,8 @@ fn process_of(name: &str) -> Option<u32> {
     process.parse().ok()
 }
 
-/// Whether the process that writes `path` may still be there.
-fn may_live(process: u32, path: &Path) -> bool {
+/// Whether the process that writes `path` may still be running.
+fn may_be_running(process: u32, path: &Path) -> bool {
     if process == std::process::id() {
         return true;
     }
@@ -53,7 +53,7 @@ fn may_live(process: u32, path: &Path) -> bool {
         return Path::new("/proc").join(process.to_string()).exists();
     }
     let age = fs::metadata(path).and_then(|about| about.modified()).ok().and_then(|time| time.elapsed().ok());
-    age.is_none_or(|age| age < OLD)
+    age.is_none_or(|age| age < MAX_AGE)
 }
 
 #[cfg(test)]
@@ -61,11 +61,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_dead_processes_are_swept_and_those_of_live_ones_and_of_others_stay() {
+    fn only_temporary_files_of_dead_processes_are_removed() {
         let root = tempfile::tempdir().unwrap();
         let run = RunFolder::create(root.path(), Some("r")).unwrap();
         let live = std::process::id();
-        // Linux gives no process so high a number.
+        // Above the highest process id of Linux.
         let dead = 4_194_305;
         fs::create_dir(run.samples().join("seed-0")).unwrap();
         let swept = [

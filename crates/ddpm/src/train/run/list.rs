@@ -1,4 +1,4 @@
-//! The runs in a folder, as far as their files tell without reading weights.
+//! Lists the runs in a folder, without reading weights.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -13,31 +13,31 @@ use crate::train::checkpoint::{self, Manifest};
 use crate::train::config::Config;
 use crate::{Error, Result};
 
-/// Steps whose mean loss is told.
+/// Number of recent steps whose mean loss is reported.
 const WINDOW: usize = 100;
 
-/// Paths need not be UTF-8, JSON must be.
+/// Serializes a path, which need not be UTF-8, as JSON, which must be.
 fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.to_string_lossy())
 }
 
-/// What a run is doing.
+/// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// A process trains it now.
+    /// A process is training it.
     Running,
-    /// All steps of its settings are made.
+    /// All steps are completed.
     Finished,
-    /// All steps are made, and its loss was that of a training that has diverged.
+    /// All steps are completed, but the training had diverged.
     Diverged,
-    /// It was stopped, or nothing tells how it ended.
+    /// It was stopped, or how it ended is not recorded.
     Stopped,
-    /// It ended with an error.
+    /// It failed with an error.
     Failed,
-    /// Its process ended without a word: it was killed, or the machine went down.
+    /// Its process ended without recording why: it was killed, or the machine went down.
     Killed,
-    /// Its weights are from elsewhere, and no step was made here.
+    /// Its weights were imported and not trained further.
     Imported,
 }
 
@@ -56,7 +56,7 @@ impl State {
     }
 }
 
-/// What is known of a run.
+/// Information about a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RunInfo {
     /// Its name.
@@ -64,47 +64,47 @@ pub struct RunInfo {
     /// Its folder.
     #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// What it is doing.
+    /// Its state.
     pub state: State,
-    /// Why it failed.
+    /// The error message, if it failed.
     pub error: Option<String>,
-    /// Steps made.
+    /// Steps completed.
     pub step: u64,
-    /// Step of the newest checkpoint, from which it can go on.
+    /// Step of the newest checkpoint, from which it can be resumed.
     pub checkpoint: Option<u64>,
-    /// Steps in all, where the settings tell it without the data.
+    /// Total number of steps, if known without the data.
     pub steps: Option<u64>,
-    /// Mean loss of the last steps (at most 100), where there is a finite one.
+    /// Mean loss of the last steps (at most 100), if finite.
     pub loss: Option<f64>,
-    /// What it learns from (`data.path`).
+    /// Its training data (`data.path`).
     pub data: String,
-    /// Size and channels of its images, as `32x32x3`, where they are known.
+    /// Size and channels of its images, e.g. `32x32x3`, if known.
     pub image: Option<String>,
     /// The network.
     pub network: String,
     /// Bytes of all files of the run.
     pub bytes: u64,
-    /// When something was last written about its training, in seconds since 1970.
+    /// Time of the last change, in seconds since 1970.
     pub changed: u64,
 }
 
-/// A folder of the list.
+/// An entry of the list.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Listed {
+pub struct RunEntry {
     /// Its name.
     pub name: String,
-    /// What is known, or why the run cannot be understood.
+    /// Its information, or why the run cannot be read.
     pub run: Result<RunInfo, String>,
-    /// When it was last written to, since 1970.
+    /// Time of the last change, since 1970.
     pub changed: Duration,
 }
 
-/// All runs in the folder `root`, those that were written to last first, and what looks like a run and cannot be understood.
-/// Other folders are passed over.
+/// All runs in the folder `root`, most recently changed first, including folders that look like a run but cannot be read.
+/// Other folders are skipped.
 ///
 /// # Errors
 /// [`Error::Run`] if there is no such folder, or it is a run itself.
-pub fn list_runs(root: &Path) -> Result<Vec<Listed>> {
+pub fn list_runs(root: &Path) -> Result<Vec<RunEntry>> {
     let refuse = |reason: String| Err(Error::Run { path: root.to_owned(), reason });
     if is_run(root) {
         let folder = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -118,53 +118,54 @@ pub fn list_runs(root: &Path) -> Result<Vec<Listed>> {
         Ok(_) => return refuse("is not a folder; give the folder that holds the runs: --runs FOLDER".into()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             return refuse(
-                "there is no such folder; `ddpm train` makes it, or give another: --runs FOLDER".into(),
+                "there is no such folder; `ddpm train` creates it, or give another: --runs FOLDER".into(),
             );
         }
         Err(e) => return Err(Error::io(root, "list the runs")(e)),
     }
     let entries = fs::read_dir(root).map_err(Error::io(root, "list the runs"))?;
-    let mut all: Vec<Listed> = entries.flatten().filter_map(|entry| look(&entry.path())).collect();
+    let mut all: Vec<RunEntry> = entries.flatten().filter_map(|entry| inspect(&entry.path())).collect();
     all.sort_by(|a, b| b.changed.cmp(&a.changed).then_with(|| b.name.cmp(&a.name)));
     Ok(all)
 }
 
-fn look(path: &Path) -> Option<Listed> {
+fn inspect(path: &Path) -> Option<RunEntry> {
     // A name need not be UTF-8.
     let name = path.file_name()?.to_string_lossy().into_owned();
     if !path.is_dir() {
         return None;
     }
     if let Err(e) = fs::read_dir(path) {
-        return Some(Listed { name, run: Err(format!("cannot be listed: {e}")), changed: written(path) });
+        return Some(RunEntry { name, run: Err(format!("cannot be listed: {e}")), changed: modified(path) });
     }
-    let looks_like_one =
+    let looks_like_run =
         [CONFIG, CHECKPOINTS, super::record::RECORD].iter().any(|part| path.join(part).exists());
-    if !looks_like_one {
+    if !looks_like_run {
         return None;
     }
-    let run = match is_run(path) {
-        true => about(&RunFolder { path: path.to_owned(), name: name.clone() }),
-        false => Err(format!("is no run: it has no {CONFIG}, or no folder {CHECKPOINTS}")),
+    let run = if is_run(path) {
+        run_info(&RunFolder { path: path.to_owned(), name: name.clone() })
+    } else {
+        Err(format!("is not a run: it has no {CONFIG}, or no folder {CHECKPOINTS}"))
     };
     let (run, changed) = match run {
         Ok((info, changed)) => (Ok(info), changed),
-        Err(reason) => (Err(reason), written(path)),
+        Err(reason) => (Err(reason), modified(path)),
     };
-    Some(Listed { name, run, changed })
+    Some(RunEntry { name, run, changed })
 }
 
-/// When a file was last written to, since 1970; 0 if there is none.
-fn written(path: &Path) -> Duration {
+/// When a file was last modified, since 1970; 0 if there is none.
+fn modified(path: &Path) -> Duration {
     let time = fs::metadata(path).and_then(|about| about.modified()).ok();
     time.and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default()
 }
 
-/// What is known of one run, and when it was last written to; the error is the reason alone.
-fn about(run: &RunFolder) -> Result<(RunInfo, Duration), String> {
+/// Information about one run, and when it was last modified; the error is only the reason.
+fn run_info(run: &RunFolder) -> Result<(RunInfo, Duration), String> {
     let dir = run.checkpoints();
     let steps = checkpoint::list(&dir).map_err(|e| e.to_string())?;
-    // The manifests alone: their hashes are checked, the weights are not read.
+    // Only reads manifests and checks their hashes, not the weights.
     let mut damaged = None;
     let mut newest = None;
     for &step in steps.iter().rev() {
@@ -179,7 +180,7 @@ fn about(run: &RunFolder) -> Result<(RunInfo, Duration), String> {
     if newest.is_none()
         && let Some(reason) = damaged
     {
-        return Err(format!("no checkpoint is whole: {reason}"));
+        return Err(format!("no checkpoint is usable: {reason}"));
     }
     let config = match (run.read_config(), &newest) {
         (Ok(config), _) => config,
@@ -199,7 +200,7 @@ fn about(run: &RunFolder) -> Result<(RunInfo, Duration), String> {
     let image = config.image_size().zip(config.image_channels()).map(|(size, c)| format!("{size}x{c}"));
     let manifest = saved.map(|step| checkpoint::path_of(&dir, step).join("manifest.json"));
     let times = [Some(run.metrics_path()), Some(run.config_path()), manifest];
-    let changed = times.into_iter().flatten().map(|path| written(&path)).max().unwrap_or_default();
+    let changed = times.into_iter().flatten().map(|path| modified(&path)).max().unwrap_or_default();
     let info = RunInfo {
         name: run.name.clone(),
         path: run.path.clone(),
@@ -229,24 +230,24 @@ fn state(run: &RunFolder, config: &Config, record: &RunRecord, saved: Option<u64
         Some(End::Failed) => State::Failed,
         Some(End::Running) => State::Killed,
         None if step == 0 && config.data.path == UNKNOWN_DATA => State::Imported,
-        // More steps were asked for since it had finished.
+        // The number of steps was raised after it had finished.
         Some(End::Stopped | End::Finished | End::Diverged) | None => State::Stopped,
     }
 }
 
-/// Whether a process holds the lock. The look itself locks for a moment, shared, so that two looks do not see each other.
+/// Whether a process holds the lock. The check itself takes a shared lock briefly, so that two checks do not collide.
 fn is_locked(lock: &Path) -> bool {
     let Ok(file) = File::open(lock) else { return false };
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
 }
 
-/// Bytes of all files below `path`; links are not followed.
+/// Total size of all files below `path`, in bytes; does not follow links.
 fn bytes(path: &Path, depth: u32) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let of = |entry: fs::DirEntry| match entry.metadata() {
+    let size = |entry: fs::DirEntry| match entry.metadata() {
         Ok(about) if about.is_dir() && depth < 8 => bytes(&entry.path(), depth + 1),
         Ok(about) if about.is_file() => about.len(),
         _ => 0,
     };
-    entries.map(of).sum()
+    entries.map(size).sum()
 }

@@ -1,7 +1,7 @@
-//! `metrics.jsonl`: one JSON object a line, for every step that was made.
+//! `metrics.jsonl`: one JSON object per line, for every completed step.
 //!
-//! `step` counts the steps that are done, from 1, as everything else does. Lines of format 1, which have no `"format"`, count from
-//! 0; they are read as what they mean, and brought to this format when their run is taken up.
+//! `step` counts completed steps, from 1, as everywhere else. Lines of format 1, which have no `"format"`, count from 0; they
+//! are converted when read, and rewritten in the current format when their run is resumed.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -9,29 +9,29 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::train::disk::{self, RealDisk};
+use crate::train::storage::{self, OsFileSystem};
 use crate::{Error, Result};
 
-/// Largest file of metrics that is read, in bytes: some ten million lines.
+/// Maximum size of a metrics file, in bytes; some ten million lines.
 const MAX_METRICS: u64 = 1 << 30;
 
-/// The format of the lines that are written.
+/// The format of written lines.
 const FORMAT: u32 = 2;
 
-/// What a step measured.
+/// The metrics of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Metrics {
-    /// Steps done, this one included: the first step's is 1.
+    /// Steps completed, including this one; 1 for the first step.
     pub step: u64,
-    /// The step's loss; not-a-number is `null` in the file.
+    /// The step's loss; NaN is `null` in the file.
     pub loss: f64,
-    /// Images trained on a second.
+    /// Training images per second.
     pub images_per_second: f64,
-    /// Learning rate of the step; not-a-number in the lines of older versions.
+    /// Learning rate of the step; NaN in lines of older versions.
     pub learning_rate: f64,
-    /// L2 norm of all gradients together, before clipping; not-a-number in the lines of older versions.
+    /// L2 norm of all gradients together, before clipping; NaN in lines of older versions.
     pub grad_norm: f64,
-    /// Seconds of training so far, those before a resume included.
+    /// Training time so far in seconds, including the time before a resume.
     pub seconds: f64,
 }
 
@@ -60,7 +60,7 @@ impl From<&Metrics> for Line {
     }
 }
 
-/// What a line says; `None` for one that is none, as a killed process's torn last one.
+/// Parses a line; `None` if it is invalid, such as a truncated last line after a crash.
 pub(super) fn read_line(line: &[u8]) -> Option<Metrics> {
     let line: Line = serde_json::from_slice(line).ok()?;
     let Line { format, step, loss, images_per_second, learning_rate, grad_norm, seconds } = line;
@@ -68,7 +68,7 @@ pub(super) fn read_line(line: &[u8]) -> Option<Metrics> {
     Some(Metrics { step, loss, images_per_second, learning_rate, grad_norm, seconds })
 }
 
-/// The line, with its end.
+/// The line, with its newline.
 fn write_line(metrics: &Metrics) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(&Line::from(metrics)).map_err(io::Error::other)?;
     line.push(b'\n');
@@ -76,7 +76,7 @@ fn write_line(metrics: &Metrics) -> io::Result<Vec<u8>> {
 }
 
 impl Metrics {
-    /// What was measured, by name: the curves that TensorBoard shows.
+    /// The scalars by name: the curves that TensorBoard shows.
     pub fn scalars(&self) -> impl IntoIterator<Item = (&'static str, f64)> {
         [
             ("loss", self.loss),
@@ -95,7 +95,7 @@ fn nan() -> f64 {
     f64::NAN
 }
 
-/// The file of metrics of a run that is training.
+/// The metrics file of a run in training.
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
@@ -104,24 +104,24 @@ pub struct MetricsLog {
 }
 
 impl MetricsLog {
-    /// Opens the file at `path`, or makes it, to append. In a run that goes on after `done` steps, lines of later ones are dropped,
-    /// as is a last line that a killed process left torn; lines of an earlier format are written in this one. Without `done` all whole
-    /// lines stay.
+    /// Opens or creates the file at `path` for appending. In a run that continues after `done` steps, lines of later steps
+    /// are dropped, as is a truncated last line; lines of an earlier format are converted. Without `done` all complete lines
+    /// are kept.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(path: &Path, done: Option<u64>) -> Result<Self> {
         const DOING: &str = "open the metrics";
         if path.exists() {
-            let old = disk::read(path, "read the metrics", MAX_METRICS)?;
-            let whole = old.split_inclusive(|&b| b == b'\n').filter(|line| line.ends_with(b"\n"));
-            let kept = whole.filter_map(read_line).filter(|m| done.is_none_or(|done| m.step <= done));
+            let old = storage::read(path, "read the metrics", MAX_METRICS)?;
+            let complete = old.split_inclusive(|&b| b == b'\n').filter(|line| line.ends_with(b"\n"));
+            let kept = complete.filter_map(read_line).filter(|m| done.is_none_or(|done| m.step <= done));
             let mut new = Vec::with_capacity(old.len());
             for metrics in kept {
                 new.extend(write_line(&metrics).map_err(Error::io(path, DOING))?);
             }
             if new != old {
-                disk::replace(&RealDisk, path, &new, "rewrite the metrics")?;
+                storage::write_atomic(&OsFileSystem, path, &new, "rewrite the metrics")?;
             }
         }
         let file = File::options().append(true).create(true).open(path).map_err(Error::io(path, DOING))?;
@@ -129,33 +129,33 @@ impl MetricsLog {
         Ok(Self { file, path: path.to_owned(), length })
     }
 
-    /// Appends a line. It is with the operating system when this returns: killing the process does not lose it.
+    /// Appends a line. The operating system has it when this returns: killing the process does not lose it.
     ///
     /// # Errors
-    /// [`Error::Io`]; the file ends with its last whole line then.
+    /// [`Error::Io`]; the file then ends with its last complete line.
     pub fn append(&mut self, metrics: &Metrics) -> Result<()> {
         const DOING: &str = "write the metrics";
         let line = write_line(metrics).map_err(Error::io(&self.path, DOING))?;
         if let Err(e) = self.file.write_all(&line) {
-            // Best effort: opening the file again drops a torn line too.
+            // Best effort: reopening the file drops a truncated line too.
             let _ = self.file.set_len(self.length);
             return Err(Error::io(&self.path, DOING)(e));
         }
         self.length += line.len() as u64;
-        // Systems go on writing to a file that has no name any more.
-        match self.is_in_its_place() {
+        // Writing to a deleted file succeeds on many systems.
+        match self.is_at_path() {
             Ok(true) => Ok(()),
             Ok(false) => {
                 let reason =
-                    "the file is gone: the run's folder was removed, moved or unmounted while it trained";
+                    "the file is gone: the run's folder was removed, moved or unmounted during training";
                 Err(Error::io(&self.path, DOING)(io::Error::new(io::ErrorKind::NotFound, reason)))
             }
             Err(e) => Err(Error::io(&self.path, DOING)(e)),
         }
     }
 
-    /// Whether the file of this name is still the one that is written to.
-    fn is_in_its_place(&self) -> io::Result<bool> {
+    /// Whether the file at the path is still the open one.
+    fn is_at_path(&self) -> io::Result<bool> {
         let named = match std::fs::metadata(&self.path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             other => other?,
@@ -171,17 +171,17 @@ impl MetricsLog {
     }
 }
 
-/// Reads the metrics at `path`, leaving out lines that are none, as a killed process's torn last one.
+/// Reads the metrics at `path`, skipping invalid lines, such as a truncated last line after a crash.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn read_metrics(path: &Path) -> Result<Vec<Metrics>> {
-    let bytes = disk::read(path, "read the metrics", MAX_METRICS)?;
+    let bytes = storage::read(path, "read the metrics", MAX_METRICS)?;
     Ok(bytes.split(|&b| b == b'\n').filter_map(read_line).collect())
 }
 
-/// Whether the metrics at `path` begin with lines of an earlier format, which count steps from 0.
-pub(crate) fn count_from_zero(path: &Path) -> bool {
+/// Whether the metrics at `path` start with a line of an earlier format, which counts steps from 0.
+pub(crate) fn counts_from_zero(path: &Path) -> bool {
     let first = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         File::open(path)?.take(4096).read_to_end(&mut bytes)?;
@@ -193,23 +193,23 @@ pub(crate) fn count_from_zero(path: &Path) -> bool {
     line.is_some_and(|line| line.format < FORMAT)
 }
 
-/// The last lines of the metrics at `path`, at most about `most`, without reading the whole file; none where it cannot be read.
-pub(super) fn last_metrics(path: &Path, most: u64) -> Vec<Metrics> {
+/// The last lines of the metrics at `path`, about `max_lines` at most, without reading the whole file; empty if unreadable.
+pub(super) fn last_metrics(path: &Path, max_lines: u64) -> Vec<Metrics> {
     // A line is about 170 bytes long.
     const LINE: u64 = 256;
     let read = || -> io::Result<Vec<u8>> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(most * LINE)))?;
+        file.seek(SeekFrom::Start(length.saturating_sub(max_lines * LINE)))?;
         let mut bytes = Vec::new();
-        file.take(most * LINE).read_to_end(&mut bytes)?;
+        file.take(max_lines * LINE).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().unwrap_or_default();
     bytes.split(|&b| b == b'\n').filter_map(read_line).collect()
 }
 
-/// What is missing of the lines of steps 1 to `done`, as a sentence for a person; `None` if nothing is.
+/// A sentence about missing lines of steps 1 to `done`; `None` if none are missing.
 pub(crate) fn missing_metrics(metrics: &[Metrics], done: u64) -> Option<String> {
     let mut steps: Vec<u64> = metrics.iter().map(|m| m.step).filter(|s| (1..=done).contains(s)).collect();
     steps.sort_unstable();
@@ -219,7 +219,7 @@ pub(crate) fn missing_metrics(metrics: &[Metrics], done: u64) -> Option<String> 
         return None;
     }
     if steps.is_empty() {
-        return Some(format!("metrics.jsonl has none of the {done} steps that were made"));
+        return Some(format!("metrics.jsonl has none of the {done} completed steps"));
     }
     // The first gap.
     let first = (1..)
@@ -228,9 +228,10 @@ pub(crate) fn missing_metrics(metrics: &[Metrics], done: u64) -> Option<String> 
         .map_or(steps.len() as u64 + 1, |(e, _)| e);
     let last = steps.iter().find(|&&s| s > first).map_or(done, |s| s - 1);
     let gap = if first == last { format!("step {first}") } else { format!("steps {first} to {last}") };
-    Some(match missing == last - first + 1 {
-        true => format!("metrics.jsonl lacks {gap} of the {done} that were made"),
-        false => format!("metrics.jsonl lacks {missing} of the {done} steps that were made, {gap} first"),
+    Some(if missing == last - first + 1 {
+        format!("metrics.jsonl lacks {gap} of the {done} completed steps")
+    } else {
+        format!("metrics.jsonl lacks {missing} of the {done} completed steps, starting with {gap}")
     })
 }
 
@@ -239,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_is_gone_is_told_at_the_first_line_and_not_when_the_next_checkpoint_is_due() {
+    fn a_deleted_file_is_reported_at_the_next_line_and_not_only_at_the_next_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let path = run.join("metrics.jsonl");
@@ -251,27 +252,27 @@ mod tests {
             grad_norm: 1.0,
             seconds: 1.0,
         };
-        let told = |log: &mut MetricsLog| {
+        let assert_gone = |log: &mut MetricsLog| {
             let message = log.append(&line(2)).unwrap_err().to_string();
             assert!(
                 message.contains("metrics.jsonl: cannot write the metrics: the file is gone"),
                 "{message}"
             );
         };
-        let begin = || {
+        let start = || {
             std::fs::create_dir(&run).unwrap();
             let mut log = MetricsLog::open(&path, None).unwrap();
             log.append(&line(1)).unwrap();
             log
         };
-        let mut log = begin();
+        let mut log = start();
         std::fs::remove_dir_all(&run).unwrap();
-        told(&mut log);
-        // Another took its place.
-        let mut log = begin();
+        assert_gone(&mut log);
+        // Another file replaced it.
+        let mut log = start();
         std::fs::rename(&run, folder.path().join("moved")).unwrap();
-        let mut other = begin();
-        told(&mut log);
+        let mut other = start();
+        assert_gone(&mut log);
         other.append(&line(2)).unwrap();
     }
 

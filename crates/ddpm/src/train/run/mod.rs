@@ -1,34 +1,34 @@
-//! Run folders: where one training run keeps everything.
+//! Run folders: all files of one training run.
 //!
 //! `runs/NAME/` holds `config.toml` (all settings), `run.json` ([`RunRecord`]), `metrics.jsonl` ([`MetricsLog`]), `loss.png`,
 //! TensorBoard's event files, `samples/`, `checkpoints/` (see [`checkpoint`](super::checkpoint)) and `README.md`, the model
 //! card ([`write_card`]).
 
-mod card;
 mod leftovers;
 mod list;
 mod metrics;
+mod model_card;
 mod record;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
-pub use card::{CardFacts, write_card};
-pub(super) use card::{NEW_CARD, card_is_edited};
 pub(super) use leftovers::sweep_leftovers;
-pub use list::{Listed, RunInfo, State, list_runs};
+pub use list::{RunEntry, RunInfo, State, list_runs};
 pub use metrics::{Metrics, MetricsLog, read_metrics};
-pub(super) use metrics::{count_from_zero, missing_metrics};
+pub(super) use metrics::{counts_from_zero, missing_metrics};
+pub use model_card::{CardFacts, write_card};
+pub(super) use model_card::{NEW_CARD, card_is_edited};
 pub use record::{End, RunRecord};
 
 use super::config::Config;
 use super::config::suggest::nearest;
-use super::disk::{self, RealDisk};
+use super::storage::{self, OsFileSystem};
 use crate::text::{LISTED, escaped, listed, quoted, shown};
 use crate::{Error, Result};
 
-/// The folder runs are kept in unless another is named.
+/// The default folder for runs.
 pub const RUNS: &str = "runs";
 
 const CONFIG: &str = "config.toml";
@@ -43,24 +43,24 @@ pub struct RunFolder {
     name: String,
 }
 
-/// Held while a process trains a run; the system releases it when the process ends, however it ends.
+/// Held while a process trains a run; the operating system releases it when the process ends, for whatever reason.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run in `root`: of the given `name`, or of the next free number, as `run-001`. It is a run
-    /// once its settings are written ([`write_config`](Self::write_config)); a folder of that name whose making was
-    /// interrupted before is taken over.
+    /// Creates the folder of a new run in `root`: with the given `name`, or the next free number, e.g. `run-001`. It becomes
+    /// a run once its settings are written ([`write_config`](Self::write_config)); a folder of that name whose creation was
+    /// interrupted is reused.
     ///
     /// # Errors
-    /// [`Error::Run`] for a name that is taken or cannot be one; [`Error::Io`].
+    /// [`Error::Run`] for a name that is taken or invalid; [`Error::Io`].
     pub fn create(root: &Path, name: Option<&str>) -> Result<Self> {
         if let Some(name) = name {
             check_name(root, name)?;
         }
-        const DOING: &str = "make the run's folder";
+        const DOING: &str = "create the run's folder";
         fs::create_dir_all(root).map_err(Error::io(root, DOING))?;
         let run = match name {
             Some(name) => {
@@ -69,12 +69,12 @@ impl RunFolder {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists && is_unfinished(&path) => {}
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
                         let reason = format!(
-                            "there is such a run already; go on with it: --resume {}, or choose another --name",
+                            "this run already exists; continue it with --resume {}, or choose another --name",
                             quoted(&path)
                         );
                         return Err(Error::Run { path, reason });
                     }
-                    made => made.map_err(Error::io(&path, DOING))?,
+                    created => created.map_err(Error::io(&path, DOING))?,
                 }
                 Self { path, name: name.to_owned() }
             }
@@ -85,7 +85,7 @@ impl RunFolder {
                 loop {
                     number = number.checked_add(1).ok_or_else(|| Error::Run {
                         path: root.to_owned(),
-                        reason: "the numbers for runs are used up; choose a --name".into(),
+                        reason: "no run numbers are left; choose a --name".into(),
                     })?;
                     let name = format!("run-{number:03}");
                     let path = root.join(&name);
@@ -102,7 +102,7 @@ impl RunFolder {
             if let Err(e) = fs::create_dir(&path)
                 && e.kind() != io::ErrorKind::AlreadyExists
             {
-                // Best effort: a run's folder without its parts would be in the way of the next attempt.
+                // Best effort: an incomplete run folder would block the next attempt.
                 let _ = fs::remove_dir_all(&run.path);
                 return Err(Error::io(&path, DOING)(e));
             }
@@ -110,16 +110,16 @@ impl RunFolder {
         Ok(run)
     }
 
-    /// The run whose folder is `run`, or whose name in `root` it is.
+    /// Opens the run whose folder is `run`, or whose name in `root` is `run`.
     ///
     /// # Errors
-    /// [`Error::Run`] if there is no such run, with the nearest there is.
+    /// [`Error::Run`] if there is no such run, with the most similar name.
     pub fn open(root: &Path, run: &Path) -> Result<Self> {
         let inside = root.join(run);
         let bare = matches!(run.components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
         let candidates = [Some(run), bare.then_some(inside.as_path())];
         if let Some(path) = candidates.into_iter().flatten().find(|p| is_run(p)) {
-            // The name of "." or "x/.." is that of the folder it is.
+            // "." and "x/.." have the name of the folder they resolve to.
             let name = match path.file_name() {
                 Some(name) => name.to_string_lossy().into_owned(),
                 None => {
@@ -132,38 +132,40 @@ impl RunFolder {
         let runs: Vec<_> = names(root).into_iter().filter(|n| is_run(&root.join(n))).collect();
         let wanted = run.file_name().unwrap_or_default().to_string_lossy();
         let hint = match nearest(&wanted, runs.iter().map(String::as_str)) {
-            _ if let Some((whole, checkpoint)) = inside_run(run) => match checkpoint {
+            _ if let Some((containing_run, checkpoint)) = inside_run(run) => match checkpoint {
                 Some(checkpoint) => format!(
-                    "is a checkpoint of the run {0}; give {0}, with --checkpoint {1}",
-                    whole.display(),
+                    "is a checkpoint of the run {0}; use {0} with --checkpoint {1}",
+                    containing_run.display(),
                     short(&checkpoint.file_name().unwrap_or_default().to_string_lossy())
                 ),
-                None => format!("is inside the run {0}; give {0}", whole.display()),
+                None => format!("is inside the run {0}; use {0}", containing_run.display()),
             },
             _ if run.join("manifest.json").is_file() => format!(
-                "is a checkpoint outside a run; put it into the folder {CHECKPOINTS} of its run, or make a run of its \
-                 model.safetensors: ddpm import"
+                "is a checkpoint outside a run; move it into the folder {CHECKPOINTS} of its run, or create a run from its \
+                 model.safetensors with ddpm import"
             ),
-            _ if run.is_dir() => format!("is no run: it has no {CONFIG} or no {CHECKPOINTS} folder"),
+            _ if run.is_dir() => format!("is not a run: it has no {CONFIG} or no {CHECKPOINTS} folder"),
             Some(near) => format!("there is no such run; did you mean {}?", shown(root.join(near))),
-            None if runs.is_empty() => format!("there is no such run, nor any in {}", shown(root)),
-            None => format!("there is no such run; in {} there are {}", shown(root), listed(&runs, LISTED)),
+            None if runs.is_empty() => format!("there is no such run; {} contains no runs", shown(root)),
+            None => format!("there is no such run; {} contains {}", shown(root), listed(&runs, LISTED)),
         };
         Err(Error::Run { path: run.to_owned(), reason: hint })
     }
 
-    /// As [`open`](Self::open), and the run of a checkpoint whose folder is `run`, with that folder.
+    /// As [`open`](Self::open), but `run` may also be a checkpoint's folder, which is then returned too.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_at(root: &Path, run: &Path) -> Result<(Self, Option<PathBuf>)> {
         match (Self::open(root, run), inside_run(run)) {
-            (Err(_), Some((whole, Some(checkpoint)))) => Ok((Self::open(root, &whole)?, Some(checkpoint))),
+            (Err(_), Some((containing_run, Some(checkpoint)))) => {
+                Ok((Self::open(root, &containing_run)?, Some(checkpoint)))
+            }
             (opened, _) => Ok((opened?, None)),
         }
     }
 
-    /// Keeps other processes from training this run as long as the lock lives.
+    /// Prevents other processes from training this run while the lock is held.
     ///
     /// # Errors
     /// [`Error::Run`] if another process does.
@@ -179,19 +181,19 @@ impl RunFolder {
             .map_err(Error::io(&path, DOING))?;
         match file.try_lock() {
             Ok(()) => {
-                // Only for the message below; a full disk is no reason to refuse.
+                // Only for the message below; a full disk is no reason to fail.
                 let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
             }
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
-                // Best effort: where locks bind readers too there is no number.
+                // Best effort: where locks also block readers, the id is unavailable.
                 let _ = file.take(20).read_to_string(&mut text);
                 let who = text.trim().parse::<u32>().map_or(String::new(), |id| format!(" (process {id})"));
                 let reason =
                     format!("another process{who} is training this run; wait for it, or stop it first");
                 return Err(Error::Run { path: self.path.clone(), reason });
             }
-            // Some network file systems have no locks; training there is still right.
+            // Some network file systems do not support locks; training there is still allowed.
             Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(e)) => return Err(Error::io(&path, DOING)(e)),
         }
@@ -205,7 +207,7 @@ impl RunFolder {
     pub fn write_config(&self, config: &Config) -> Result<()> {
         config.validate()?;
         let text = config.to_toml_commented();
-        disk::replace(&RealDisk, &self.config_path(), text.as_bytes(), "write the run's settings")
+        storage::write_atomic(&OsFileSystem, &self.config_path(), text.as_bytes(), "write the run's settings")
     }
 
     /// Reads `config.toml`.
@@ -251,7 +253,7 @@ impl RunFolder {
         self.path.join(SAMPLES)
     }
 
-    /// The sample sheet of `step`, as `samples/step-0001000.png`.
+    /// The sample sheet of `step`, e.g. `samples/step-0001000.png`.
     pub fn sample_path(&self, step: u64) -> PathBuf {
         self.samples().join(format!("step-{step:07}.png"))
     }
@@ -266,10 +268,10 @@ impl RunFolder {
         self.path.join("snapshots")
     }
 
-    /// The folder of the checkpoint a user names: a path, or `step-0001000`, or `1000`.
+    /// The folder of the checkpoint that the user names as a path, as `step-0001000`, or as `1000`.
     ///
     /// # Errors
-    /// [`Error::Run`] if there is none, with those there are.
+    /// [`Error::Run`] if there is none, with a list of the existing ones.
     pub fn find_checkpoint(&self, checkpoint: &str) -> Result<PathBuf> {
         let inside = self.checkpoints();
         let number = checkpoint.strip_prefix("step-").unwrap_or(checkpoint).parse::<u64>();
@@ -280,26 +282,26 @@ impl RunFolder {
         }
         let steps: Vec<_> =
             super::checkpoint::list(&inside)?.into_iter().map(|step| format!("step-{step:07}")).collect();
-        let there = if steps.is_empty() { "none".to_owned() } else { listed(&steps, LISTED) };
-        let reason = format!("there is no checkpoint {checkpoint:?}; there are: {there}");
+        let available = if steps.is_empty() { "none".to_owned() } else { listed(&steps, LISTED) };
+        let reason = format!("there is no checkpoint {checkpoint:?}; available: {available}");
         Err(Error::Run { path: self.path.clone(), reason })
     }
 }
 
-/// Whether it has settings, or a checkpoint that tells them.
+/// Whether the folder is a run: it has settings, or a checkpoint, which contains them.
 pub(crate) fn is_run(path: &Path) -> bool {
     let checkpoints = path.join(CHECKPOINTS);
     let has_checkpoint = || super::checkpoint::list(&checkpoints).is_ok_and(|steps| !steps.is_empty());
     checkpoints.is_dir() && (path.join(CONFIG).is_file() || has_checkpoint())
 }
 
-/// A checkpoint's step as one gives it: 1000 for `step-0001000`.
+/// A checkpoint's step in short form: 1000 for `step-0001000`.
 fn short(name: &str) -> String {
     let step = name.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok());
     step.map_or_else(|| name.to_owned(), |step| step.to_string())
 }
 
-/// The run that `path` is inside of, and the checkpoint's folder that it is, or is inside of.
+/// The run that contains `path`, and the checkpoint folder that `path` is or lies in.
 fn inside_run(path: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
     let within = |path: &Path| {
         let run = path.ancestors().skip(1).find(|p| is_run(p))?.to_owned();
@@ -313,17 +315,17 @@ fn inside_run(path: &Path) -> Option<(PathBuf, Option<PathBuf>)> {
     if !path.exists() {
         return None;
     }
-    // As it was written, where that tells; else from where it is.
+    // By the path as given, if that is conclusive; else by the resolved path.
     within(path).or_else(|| within(&path.canonicalize().ok()?))
 }
 
-/// Whether a file of this name in a run's folder of samples is a sheet that training drew.
+/// Whether a file of this name in a run's samples folder is a sheet written during training.
 pub(crate) fn step_sheet(name: &str) -> bool {
     let step = name.strip_prefix("step-").and_then(|rest| rest.strip_suffix(".png"));
     step.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Whether the making of a run was interrupted before its settings were written: there is nothing of worth in it.
+/// Whether the creation of a run was interrupted before its settings were written, so that it contains nothing of value.
 fn is_unfinished(path: &Path) -> bool {
     let (samples, checkpoints) = (path.join(SAMPLES), path.join(CHECKPOINTS));
     let inside = names(path);
@@ -346,18 +348,18 @@ fn check_name(root: &Path, name: &str) -> Result<()> {
     let reason = if name.is_empty() {
         "the run's name is empty"
     } else if name.contains(['/', '\\', ':']) {
-        "the run's name has a separator of paths in it"
+        "the run's name contains a path separator"
     } else if name.starts_with(['.', '-']) {
-        "the run's name begins with a dot or a dash"
+        "the run's name starts with a dot or a dash"
     } else if name.chars().any(char::is_control) {
-        "the run's name has control characters"
+        "the run's name contains control characters"
     } else if name.len() > 100 {
-        "the run's name has more than 100 bytes"
+        "the run's name is longer than 100 bytes"
     } else {
         return Ok(());
     };
     let reason = format!(
-        "{reason}; choose another --name, of letters and digits: \"{}\" cannot be a folder here",
+        "{reason}; choose another --name made of letters and digits: \"{}\" cannot be a folder here",
         escaped(name)
     );
     Err(Error::Run { path: root.to_owned(), reason })

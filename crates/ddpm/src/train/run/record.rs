@@ -1,4 +1,4 @@
-//! `run.json`: which run a folder is, and how it last ended.
+//! `run.json`: the identity of a run, and how its training last ended.
 
 use std::path::Path;
 
@@ -7,52 +7,52 @@ use sha2::{Digest, Sha256};
 
 use crate::Result;
 use crate::train::config::Config;
-use crate::train::disk::{self, RealDisk};
+use crate::train::storage::{self, OsFileSystem};
 
 /// The file's name in the run's folder.
 pub(crate) const RECORD: &str = "run.json";
-/// Largest file that is read, in bytes.
+/// Maximum size of the file, in bytes.
 const MAX_RECORD: u64 = 1 << 16;
-/// Longest reason that is kept, in characters.
-const LONGEST: usize = 2000;
+/// Maximum length of the saved error message, in characters.
+const MAX_ERROR: usize = 2000;
 
 /// How a training ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum End {
-    /// It has not, or the process was killed.
+    /// Still running, or the process was killed.
     Running,
-    /// All steps were made.
+    /// All steps were completed.
     Finished,
-    /// All steps were made, and the training had diverged.
+    /// All steps were completed, but the training had diverged.
     Diverged,
-    /// It was asked to stop.
+    /// Stopped on request.
     Stopped,
-    /// With an error.
+    /// Failed with an error.
     Failed,
 }
 
-/// What `run.json` says. Runs of earlier versions have none.
+/// The contents of `run.json`. Runs of earlier versions have none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The run's own mark, which its checkpoints have too, so that one of another run is known. Two runs of the same settings, data
-    /// and first weights have the same: their checkpoints are.
+    /// The run's id, also recorded in its checkpoints to detect those of other runs. Two runs with the same settings, data
+    /// and initial weights have the same id, because their checkpoints are equal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// How its last training ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<End>,
-    /// Why, where it failed.
+    /// The error message, if it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// SHA-256 of the model cards that were written last, at most two: any other content is a person's.
+    /// SHA-256 of the last model cards written, at most two; any other content was written by the user.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub cards: Vec<String>,
 }
 
 impl RunRecord {
-    /// The mark of a run that begins with these settings, this data ([`Summary::fingerprint`](crate::data::Summary)) and weights
-    /// that were `given` (their bytes; empty for drawn ones).
+    /// The id of a run that starts with these settings, this data ([`Summary::fingerprint`](crate::data::Summary)) and
+    /// `given` weights (their bytes; empty for random ones).
     pub fn new_id(config: &Config, data: &str, given: &[u8]) -> String {
         let mut hash = Sha256::new();
         for part in [config.to_toml_commented().as_bytes(), data.as_bytes(), given] {
@@ -62,20 +62,20 @@ impl RunRecord {
         hash.finalize()[..8].iter().map(|b| format!("{b:02x}")).collect()
     }
 
-    /// That of the run in `folder`; empty where there is none that can be understood.
+    /// Reads the record of the run in `folder`; empty if there is no readable one.
     pub fn read(folder: &Path) -> Self {
-        let bytes = disk::read(&folder.join(RECORD), "read the run's record", MAX_RECORD);
+        let bytes = storage::read(&folder.join(RECORD), "read the run's record", MAX_RECORD);
         bytes.ok().and_then(|b| serde_json::from_slice(&b).ok()).unwrap_or_default()
     }
 
-    /// Puts it into the run's `folder`.
+    /// Writes it to the run's `folder`.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io).
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let error = self.error.as_ref().map(|e| e.chars().take(LONGEST).collect());
+        let error = self.error.as_ref().map(|e| e.chars().take(MAX_ERROR).collect());
         let mut bytes = serde_json::to_vec_pretty(&Self { error, ..self.clone() }).unwrap_or_default();
         bytes.push(b'\n');
-        disk::replace(&RealDisk, &folder.join(RECORD), &bytes, "write the run's record")
+        storage::write_atomic(&OsFileSystem, &folder.join(RECORD), &bytes, "write the run's record")
     }
 }

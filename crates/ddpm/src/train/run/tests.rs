@@ -40,28 +40,28 @@ fn unnamed_runs_are_numbered_even_when_many_start_at_once() {
 }
 
 #[test]
-fn a_folder_whose_making_was_interrupted_is_taken_over_and_nothing_else_is() {
+fn only_a_folder_whose_creation_was_interrupted_is_reused() {
     let root = tempfile::tempdir().unwrap();
     let create = || RunFolder::create(root.path(), Some("r"));
     let run = create().unwrap();
     drop(run.lock().unwrap());
     let again = create().unwrap();
     assert_eq!(again, run);
-    // Another process that is making it holds the lock.
+    // Another process that is creating it holds the lock.
     let held = run.lock().unwrap();
     assert!(again.lock().unwrap_err().to_string().contains("another process"));
     drop(held);
     for file in ["notes.txt", "samples/step-0000001.png"] {
         fs::write(run.path().join(file), "").unwrap();
-        assert!(create().unwrap_err().to_string().contains("there is such a run already"), "{file}");
+        assert!(create().unwrap_err().to_string().contains("this run already exists"), "{file}");
         fs::remove_file(run.path().join(file)).unwrap();
     }
     run.write_config(&Config::load(None, None, &[]).unwrap()).unwrap();
-    assert!(create().unwrap_err().to_string().contains("there is such a run already"));
+    assert!(create().unwrap_err().to_string().contains("this run already exists"));
 }
 
 #[test]
-fn a_taken_or_impossible_name_is_refused_with_the_way_out() {
+fn a_taken_or_invalid_name_is_rejected_with_a_remedy() {
     let (_folder, root) = runs();
     let run = RunFolder::create(&root, Some("cats")).unwrap();
     run.write_config(&Config::default()).unwrap();
@@ -75,7 +75,7 @@ fn a_taken_or_impossible_name_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn a_root_that_cannot_be_written_is_named() {
+fn an_unwritable_root_is_named() {
     let (folder, _) = runs();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -85,7 +85,7 @@ fn a_root_that_cannot_be_written_is_named() {
 }
 
 #[test]
-fn runs_open_by_path_or_name_and_misspelt_ones_get_the_nearest() {
+fn runs_open_by_path_or_name_and_misspelt_names_get_a_suggestion() {
     let (folder, root) = runs();
     let made = RunFolder::create(&root, Some("cats")).unwrap();
     assert!(RunFolder::open(&root, Path::new("cats")).is_err(), "it has no settings yet");
@@ -96,13 +96,13 @@ fn runs_open_by_path_or_name_and_misspelt_ones_get_the_nearest() {
     let message = |run: &Path| RunFolder::open(&root, run).unwrap_err().to_string();
     assert!(message(Path::new("cast")).contains("did you mean"), "{}", message(Path::new("cast")));
     assert!(message(&root.join("cast")).contains("did you mean"));
-    assert!(message(Path::new("qqqqqq")).contains("there are cats"));
-    assert!(message(folder.path()).contains("is no run"));
+    assert!(message(Path::new("qqqqqq")).contains("contains cats"));
+    assert!(message(folder.path()).contains("is not a run"));
     assert!(message(Path::new("../runs/nothing")).contains("there is no such run"));
 }
 
 #[test]
-fn a_run_is_trained_by_one_at_a_time() {
+fn a_run_is_trained_by_one_process_at_a_time() {
     let (_folder, root) = runs();
     let run = RunFolder::create(&root, None).unwrap();
     let lock = run.lock().unwrap();
@@ -116,7 +116,7 @@ fn a_run_is_trained_by_one_at_a_time() {
 }
 
 #[test]
-fn settings_are_kept_as_they_were_resolved() {
+fn resolved_settings_are_saved_unchanged() {
     let (_folder, root) = runs();
     let run = RunFolder::create(&root, None).unwrap();
     let facts = DataFacts { count: 1000, size: Size { height: 32, width: 16 }, channels: 3 };
@@ -140,12 +140,12 @@ fn checkpoints_are_found_by_number_name_or_path() {
         assert_eq!(run.find_checkpoint(name).unwrap(), path);
     }
     for name in ["2000", "", "x"] {
-        assert!(run.find_checkpoint(name).unwrap_err().to_string().contains("there are: step-0001000"));
+        assert!(run.find_checkpoint(name).unwrap_err().to_string().contains("available: step-0001000"));
     }
 }
 
 #[test]
-fn resuming_drops_the_steps_done_again_and_a_torn_line() {
+fn resuming_drops_repeated_steps_and_a_truncated_line() {
     let (_folder, root) = runs();
     let path = RunFolder::create(&root, None).unwrap().metrics_path();
     let mut log = MetricsLog::open(&path, None).unwrap();
@@ -176,7 +176,7 @@ fn resuming_drops_the_steps_done_again_and_a_torn_line() {
 }
 
 #[test]
-fn metrics_of_older_versions_which_count_steps_from_0_are_read_as_steps_done_and_brought_up_to_date() {
+fn metrics_of_older_versions_that_count_steps_from_0_are_converted() {
     let (_folder, root) = runs();
     let path = RunFolder::create(&root, None).unwrap().metrics_path();
     fs::write(&path, "{\"step\":3,\"loss\":0.5,\"images_per_second\":100.0,\"seconds\":3.0}\n").unwrap();
@@ -187,7 +187,7 @@ fn metrics_of_older_versions_which_count_steps_from_0_are_read_as_steps_done_and
     drop(MetricsLog::open(&path, Some(3)).unwrap());
     assert!(read_metrics(&path).unwrap().is_empty(), "it was of the fourth step");
 
-    // An old run that goes on: one numbering in one file, and no step twice or missing.
+    // An old run that is resumed: one numbering in one file, no step repeated or missing.
     let old = |step: u64| {
         format!(
             "{{\"step\":{step},\"loss\":0.5,\"images_per_second\":100.0,\"learning_rate\":0.0001,\"grad_norm\":2.5,\"seconds\":{}.0}}\n",
@@ -202,34 +202,34 @@ fn metrics_of_older_versions_which_count_steps_from_0_are_read_as_steps_done_and
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.lines().all(|line| line.starts_with("{\"format\":2,\"step\":")), "{text}");
     assert_eq!(metrics::last_metrics(&path, 3), expected, "a short file is read whole");
-    // Lines of both kinds in one file are each read as they are meant.
+    // A file may contain lines of both formats.
     fs::write(&path, [old(0), text.lines().nth(1).unwrap().to_owned() + "\n"].concat()).unwrap();
     assert_eq!(read_metrics(&path).unwrap(), [metrics(1), metrics(2)]);
 }
 
 #[test]
-fn missing_lines_of_the_metrics_are_told() {
-    let told =
+fn missing_metrics_lines_are_reported() {
+    let report =
         |steps: &[u64], done| missing_metrics(&steps.iter().map(|&s| metrics(s)).collect::<Vec<_>>(), done);
-    assert_eq!(told(&[1, 2, 3], 3), None);
-    assert_eq!(told(&[], 0), None);
+    assert_eq!(report(&[1, 2, 3], 3), None);
+    assert_eq!(report(&[], 0), None);
     for (steps, part) in [
-        (&[][..], "none of the 8 steps"),
-        (&[1, 2, 3, 4, 5], "lacks steps 6 to 8 of the 8"),
-        (&[4, 5, 6, 7, 8], "lacks steps 1 to 3 of the 8"),
-        (&[1, 2, 4, 5, 6, 7, 8], "lacks step 3 of the 8"),
-        (&[2, 4, 6, 8], "lacks 4 of the 8 steps that were made, step 1 first"),
+        (&[][..], "none of the 8 completed steps"),
+        (&[1, 2, 3, 4, 5], "steps 6 to 8 of the 8"),
+        (&[4, 5, 6, 7, 8], "steps 1 to 3 of the 8"),
+        (&[1, 2, 4, 5, 6, 7, 8], "step 3 of the 8"),
+        (&[2, 4, 6, 8], "lacks 4 of the 8 completed steps, starting with step 1"),
     ] {
-        let text = told(steps, 8).unwrap();
+        let text = report(steps, 8).unwrap();
         assert!(text.contains(part), "{text}");
     }
 }
 
 #[test]
-fn a_whole_last_line_without_its_end_is_torn_too() {
+fn a_last_line_without_a_newline_counts_as_truncated() {
     let (_folder, root) = runs();
     let path = RunFolder::create(&root, None).unwrap().metrics_path();
-    // Appending to it would spoil both lines.
+    // Appending to it would corrupt both lines.
     MetricsLog::open(&path, None).unwrap().append(&metrics(1)).unwrap();
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 1]).unwrap();
@@ -238,7 +238,7 @@ fn a_whole_last_line_without_its_end_is_torn_too() {
 }
 
 #[test]
-fn the_card_tells_how_to_use_the_run() {
+fn the_card_explains_how_to_use_the_run() {
     let (_folder, root) = runs();
     let run = RunFolder::create(&root, Some("cats")).unwrap();
     let settings = [
@@ -273,12 +273,12 @@ fn the_card_tells_how_to_use_the_run() {
         "load_state_dict(load_file(\"checkpoints/step-0001000/ema.safetensors\"))",
         "| attention.down_channels | [32, 64, 64] |",
         "| train.epochs | unset |",
-        "takes one of 3 classes. Their indices, from 0, are in this order: `2`, `10`, `` tabby `cat`\\x1b[1m ``.\n",
+        "conditioned on one of 3 classes, in the order of their indices, from 0: `2`, `10`, `` tabby `cat`\\x1b[1m ``.\n",
         &format!("ddpm sample {} --class=2\n", run.path().display()),
     ] {
         assert!(text.contains(part), "{part}\n{text}");
     }
-    // The settings of an imported run ask for an average that it has not yet.
+    // The settings of an imported run enable an average that it does not have yet.
     facts.has_ema = false;
     facts.checkpoint = None;
     write_card(&run, &config, &facts).unwrap();
@@ -290,7 +290,7 @@ fn the_card_tells_how_to_use_the_run() {
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();
     for part in [
-        "steps of 128 images, mean absolute error of the noise",
+        "steps of 128 images, final mean absolute error of the noise",
         "T = 1000, cosine schedule, zero terminal SNR\n",
     ] {
         assert!(text.contains(part), "{part}\n{text}");
@@ -298,10 +298,13 @@ fn the_card_tells_how_to_use_the_run() {
     facts.imported = true;
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();
-    assert!(text.contains("Imported with ddpm") && text.contains("- Training: imported, "), "{text}");
+    assert!(
+        text.contains("Imported with ddpm") && text.contains("- Training: imported from another program"),
+        "{text}"
+    );
     assert!(!text.contains("steps of"), "{text}");
 
-    // What a person writes into it stays.
+    // User edits are kept.
     let own = format!("{text}\nTrained for the lecture of May.\n");
     fs::write(run.card_path(), &own).unwrap();
     assert!(card_is_edited(&run));
@@ -309,7 +312,7 @@ fn the_card_tells_how_to_use_the_run() {
     write_card(&run, &config, &facts).unwrap();
     assert_eq!(fs::read_to_string(run.card_path()).unwrap(), own);
     assert!(run.path().join(NEW_CARD).is_file());
-    // That of an earlier version, of which nobody knows, gives way; so does one of which only the record was written.
+    // A card of an earlier version, which has no record, is replaced; so is one with a newer record.
     for cards in [Vec::new(), vec![sha256(text.as_bytes()), sha256(b"the next")]] {
         fs::write(run.card_path(), &text).unwrap();
         RunRecord { cards, ..RunRecord::read(run.path()) }.write(run.path()).unwrap();

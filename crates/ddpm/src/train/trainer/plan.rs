@@ -1,23 +1,23 @@
-//! What training takes: what is known before the first step, and the time of a step from a few seconds of work.
+//! The cost of training: memory and operations, known before the first step, and a quick measurement of the step time.
 
 use super::{Prepared, Trainer};
 use crate::data::ImageShape;
 use crate::error::Result;
 use crate::model::device;
 use crate::train::config::Config;
-use ddpm_engine::{Draws, Executor, Footprint, Tensor};
+use ddpm_engine::{Executor, Footprint, RngKey, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What training will take, known before a step is made.
+/// The cost of training, known before the first step.
 #[derive(Clone, Debug)]
 pub struct TrainPlan {
-    /// Elements of the network's parameters.
+    /// Number of parameters of the network.
     pub parameters: usize,
-    /// Bytes of the arena: weights, gradients, optimizer, average, activations.
+    /// Bytes of the arena: weights, gradients, optimizer state, averages, activations.
     pub arena_bytes: u64,
     /// Bytes of the threads' scratch memory.
     pub scratch_bytes: u64,
@@ -27,9 +27,9 @@ pub struct TrainPlan {
     pub checkpoint_bytes: u64,
     /// Floating-point operations of one step.
     pub flops: u64,
-    /// Steps still to make; 0 before the data set is open.
+    /// Remaining steps; 0 before the data set is open.
     pub steps: u64,
-    /// What the steps run on.
+    /// Description of the device.
     pub device: String,
 }
 
@@ -51,8 +51,8 @@ impl TrainPlan {
     }
 }
 
-/// What training with these settings will take, before the images are read; `None` where the settings leave the images' size or
-/// channels to the data.
+/// The cost of training with these settings, before the images are read; `None` if the image size or channels depend on
+/// the data.
 ///
 /// # Errors
 /// As [`Trainer::new`].
@@ -68,18 +68,18 @@ pub fn outline(config: &Config) -> Result<Option<TrainPlan>> {
     Ok(Some(TrainPlan::new(&config, parameters, footprint, String::new())))
 }
 
-/// Floating-point operations up to which a whole step is timed as it is: they take a processor a second at most.
-const SMALL: u64 = 10_000_000_000;
+/// Floating-point operations up to which a full step is timed: at most about a second on a CPU.
+const FULL_STEP_FLOPS: u64 = 10_000_000_000;
 
-/// The time of a run of a graph.
+/// The time of one execution of a graph.
 struct Timed {
     seconds: f64,
-    /// Whether it is of a whole run; else of a part, the rest being guessed from the number of operations.
-    whole: bool,
+    /// Whether the execution completed; else the time is extrapolated from the fraction of operations done.
+    complete: bool,
 }
 
 impl Trainer {
-    /// What training will take.
+    /// The cost of training.
     pub fn plan(&self) -> TrainPlan {
         let parameters = self.graph.graph.parameter_count();
         let plan = TrainPlan::new(&self.config, parameters, self.exec.footprint(), self.exec.describe());
@@ -87,39 +87,40 @@ impl Trainer {
         TrainPlan { data_bytes: self.data_memory(), steps, ..plan }
     }
 
-    /// The time that a step takes, measured in about `limit`; changes nothing. Where a step takes too long, steps of fewer images are
-    /// timed, and a part of one where that takes too long as well. `None` where too little can be done to tell.
+    /// The time of a step, measured within about `limit`; changes no state. If a step takes too long, steps with fewer images
+    /// are timed, or a part of one. `None` if not enough could be measured.
     ///
     /// # Errors
     /// As [`step`](Self::step).
     pub fn time_step(&mut self, limit: Duration) -> Result<Option<Duration>> {
-        let apart = device(self.config.train.hardware())?.has_own_memory();
-        let seconds = match apart || 2 * self.exec.footprint().multiply_adds < SMALL {
-            true => self.time_whole(limit)?,
-            false => self.time_smaller(limit)?,
+        let own_memory = device(self.config.train.hardware())?.has_own_memory();
+        let seconds = if own_memory || 2 * self.exec.footprint().multiply_adds < FULL_STEP_FLOPS {
+            self.time_full_batch(limit)?
+        } else {
+            self.time_smaller_batches(limit)?
         };
         let seconds = seconds.map(|s| s * self.config.train.accumulate as f64);
         Ok(seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()))
     }
 
-    /// Times the plan itself.
-    fn time_whole(&mut self, limit: Duration) -> Result<Option<f64>> {
+    /// Times a step of the full batch.
+    fn time_full_batch(&mut self, limit: Duration) -> Result<Option<f64>> {
         self.exec.snapshot_states()?;
-        let times = best(&mut *self.exec, self.graph.loss, self.config.train.seed, limit);
+        let times = best_of_two(&mut *self.exec, self.graph.loss, self.config.train.seed, limit);
         self.exec.set_stop(self.stop.clone());
         self.exec.restore_states()?;
         Ok(times?.map(|timed| timed.seconds))
     }
 
-    /// Times plans of fewer images: a step's time grows linearly with them.
-    fn time_smaller(&mut self, limit: Duration) -> Result<Option<f64>> {
+    /// Times steps of fewer images: the time grows linearly with their number.
+    fn time_smaller_batches(&mut self, limit: Duration) -> Result<Option<f64>> {
         let (batch, begun) = (self.config.train.batch_size, Instant::now());
         let mut times: Vec<(f64, f64)> = Vec::new();
         let mut images = 1;
         loop {
-            let made = self.smaller(images);
-            let Ok((mut exec, loss)) = made else {
-                // Of one image batch normalization may have nothing to norm; later it is the memory.
+            let built = self.with_batch_size(images);
+            let Ok((mut exec, loss)) = built else {
+                // With one image, batch normalization may fail; with more, memory may run out.
                 if images > 1 || batch == 1 {
                     break;
                 }
@@ -127,22 +128,24 @@ impl Trainer {
                 continue;
             };
             let timed =
-                best(&mut *exec, loss, self.config.train.seed, limit.saturating_sub(begun.elapsed()))?;
-            let Some(Timed { seconds, whole }) = timed.filter(|t| t.whole || times.is_empty()) else { break };
+                best_of_two(&mut *exec, loss, self.config.train.seed, limit.saturating_sub(begun.elapsed()))?;
+            let Some(Timed { seconds, complete }) = timed.filter(|t| t.complete || times.is_empty()) else {
+                break;
+            };
             times.push((images as f64, seconds));
             let left = limit.saturating_sub(begun.elapsed()).as_secs_f64();
-            // Two runs, and some time for making the plan.
+            // Two executions, and some time to build the plan.
             let next = ((left / (2.5 * seconds / images as f64)) as usize).min(batch);
-            if !whole || times.len() == 2 || next < 2 * images.min(batch) {
+            if !complete || times.len() == 2 || next < 2 * images.min(batch) {
                 break;
             }
             images = next;
         }
-        Ok(grown(&times, batch as f64))
+        Ok(extrapolate(&times, batch as f64))
     }
 
-    /// An executor of a step of that many images, with weights of zero, and its loss.
-    fn smaller(&self, images: usize) -> Result<(Box<dyn Executor>, Tensor)> {
+    /// An executor for a step of that many images, with zero weights, and its loss tensor.
+    fn with_batch_size(&self, images: usize) -> Result<(Box<dyn Executor>, Tensor)> {
         let mut config = self.config.clone();
         (config.train.batch_size, config.train.accumulate) = (images, 1);
         let Prepared { config, graph, options } = Prepared::of(&config, self.data.shape(), self.data.len())?;
@@ -151,11 +154,11 @@ impl Trainer {
     }
 }
 
-/// The time of a step of `batch` images from those of one or two smaller numbers.
-fn grown(times: &[(f64, f64)], batch: f64) -> Option<f64> {
+/// Extrapolates the time of a step of `batch` images from those of one or two smaller batches.
+fn extrapolate(times: &[(f64, f64)], batch: f64) -> Option<f64> {
     match *times {
         [(n, seconds), (m, more)] if m > n => {
-            // The clock's noise must not make it nonsense.
+            // Bounded against timing noise.
             let slope = ((more - seconds) / (m - n)).clamp(0.5 * more / m, more / m);
             Some(more + slope * (batch - m))
         }
@@ -164,69 +167,69 @@ fn grown(times: &[(f64, f64)], batch: f64) -> Option<f64> {
     }
 }
 
-/// The better time of two runs, the first of which also brings memory and threads up; within about `limit`.
-fn best(exec: &mut dyn Executor, loss: Tensor, seed: u64, limit: Duration) -> Result<Option<Timed>> {
+/// The better time of two executions, the first of which warms up memory and threads; within about `limit`.
+fn best_of_two(exec: &mut dyn Executor, loss: Tensor, seed: u64, limit: Duration) -> Result<Option<Timed>> {
     let begun = Instant::now();
     let first = timed(exec, loss, seed, limit)?;
     let Some(first) = first else { return Ok(None) };
-    if !first.whole || begun.elapsed().as_secs_f64() + first.seconds > limit.as_secs_f64() {
+    if !first.complete || begun.elapsed().as_secs_f64() + first.seconds > limit.as_secs_f64() {
         return Ok(Some(first));
     }
     match timed(exec, loss, seed, limit.saturating_sub(begun.elapsed()))? {
-        Some(again) if again.whole && again.seconds < first.seconds => Ok(Some(again)),
+        Some(again) if again.complete && again.seconds < first.seconds => Ok(Some(again)),
         _ => Ok(Some(first)),
     }
 }
 
-/// Times one run, which is ended after `limit`.
+/// Times one execution, which is stopped after `limit`.
 fn timed(exec: &mut dyn Executor, loss: Tensor, seed: u64, limit: Duration) -> Result<Option<Timed>> {
     let Some(deadline) = Deadline::after(limit) else { return Ok(None) };
-    exec.set_stop(deadline.over.clone());
-    // Where that costs nothing: it tells of runs that were ended how far they had come.
+    exec.set_stop(deadline.expired.clone());
+    // If profiling is free: it shows how far a stopped execution had come.
     let profiled = !exec.profiling_slows();
     exec.set_profiling(profiled);
     let start = Instant::now();
-    // A run may go on when its call is back: a value that is read waits for it.
-    let run = exec.run(Draws { seed, step: u32::MAX, first_index: 0 });
+    // Execution may be asynchronous; reading a value waits for it.
+    let run = exec.run(RngKey { seed, step: u32::MAX, first_index: 0 });
     let run = run.and_then(|()| exec.read(loss, &mut [0.0]));
     let seconds = start.elapsed().as_secs_f64();
     exec.set_profiling(false);
     match run {
-        Ok(()) => return Ok(Some(Timed { seconds, whole: true })),
+        Ok(()) => return Ok(Some(Timed { seconds, complete: true })),
         Err(ddpm_engine::Error::Interrupted) => {}
         Err(error) => return Err(error.into()),
     }
     let nodes = exec.profile();
-    let [mut all, mut done, mut seconds] = [0.0; 3];
+    let [mut total, mut done, mut seconds] = [0.0; 3];
     for node in &nodes {
-        all += node.multiply_adds as f64;
+        total += node.multiply_adds as f64;
         if node.runs > 0 {
             done += node.multiply_adds as f64;
             seconds += node.time.as_secs_f64();
         }
     }
-    Ok((done > 0.0).then(|| Timed { seconds: seconds * all / done, whole: false }))
+    Ok((done > 0.0).then(|| Timed { seconds: seconds * total / done, complete: false }))
 }
 
-/// Sets a flag when a time is over, unless it is dropped before.
+/// Sets a flag after a time limit, unless dropped before.
 struct Deadline {
-    over: Arc<AtomicBool>,
+    expired: Arc<AtomicBool>,
     _alive: Sender<()>,
 }
 
 impl Deadline {
-    /// `None` where no thread can be started for it.
+    /// `None` if no thread can be started.
     fn after(limit: Duration) -> Option<Self> {
         let (alive, dropped) = channel();
-        let over = Arc::new(AtomicBool::new(false));
-        let flag = over.clone();
+        let expired = Arc::new(AtomicBool::new(false));
+        let flag = expired.clone();
         let wait = move || {
             if dropped.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 flag.store(true, Ordering::Relaxed);
             }
         };
         thread::Builder::new().name("deadline".to_owned()).spawn(wait).ok()?;
-        Some(Self { over, _alive: alive })
+        Some(Self { expired, _alive: alive })
     }
 }
 
@@ -236,19 +239,19 @@ mod tests {
     use crate::data::digits::Digits;
 
     #[test]
-    fn the_time_of_many_images_grows_linearly_from_that_of_few() {
-        assert_eq!(grown(&[], 8.0), None);
-        assert_eq!(grown(&[(1.0, 0.5)], 8.0), Some(4.0));
-        // A fourth of a second for the weights, half of one for each image.
-        assert_eq!(grown(&[(1.0, 0.75), (2.0, 1.25)], 10.0), Some(5.25));
-        // Noise of the clock: no less than half of what each image took.
-        assert_eq!(grown(&[(1.0, 1.0), (2.0, 1.0)], 10.0), Some(3.0));
-        assert_eq!(grown(&[(1.0, 0.1), (2.0, 2.0)], 4.0), Some(4.0));
+    fn the_time_is_extrapolated_linearly_from_few_images() {
+        assert_eq!(extrapolate(&[], 8.0), None);
+        assert_eq!(extrapolate(&[(1.0, 0.5)], 8.0), Some(4.0));
+        // A quarter of a second for the weights, half a second per image.
+        assert_eq!(extrapolate(&[(1.0, 0.75), (2.0, 1.25)], 10.0), Some(5.25));
+        // Timing noise: at least half of the time per image.
+        assert_eq!(extrapolate(&[(1.0, 1.0), (2.0, 1.0)], 10.0), Some(3.0));
+        assert_eq!(extrapolate(&[(1.0, 0.1), (2.0, 2.0)], 4.0), Some(4.0));
     }
 
     #[test]
-    fn a_step_of_minutes_is_timed_within_the_limit_and_nothing_has_changed() {
-        // About 4e12 operations a step.
+    fn timing_a_slow_step_respects_the_limit_and_changes_nothing() {
+        // About 4e12 operations per step.
         let settings = [
             ("network.name", "simple"),
             ("data.size", "64"),
@@ -268,10 +271,10 @@ mod tests {
         assert!(plan.flops > 2_000_000_000_000, "{}", plan.flops);
         let weights = trainer.tensors(ddpm_engine::Region::Weights).unwrap();
         let (limit, begun) = (Duration::from_secs(1), Instant::now());
-        let time = trainer.time_step(limit).unwrap().expect("something was done");
-        // What making the smaller plans takes is not in the limit.
+        let time = trainer.time_step(limit).unwrap().expect("a time");
+        // Building the smaller plans is not part of the limit.
         assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
-        // Between 1e9 and 1e13 operations a second.
+        // Between 1e9 and 1e13 operations per second.
         assert!(
             time.as_secs_f64() > plan.flops as f64 / 1e13 && time.as_secs_f64() < plan.flops as f64 / 1e9
         );

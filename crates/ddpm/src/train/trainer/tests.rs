@@ -1,5 +1,7 @@
 use super::*;
+use crate::data::ImageShape;
 use crate::data::digits::Digits;
+use crate::train::config::Size;
 use std::sync::atomic::Ordering;
 
 fn trainer(settings: &[(&str, &str)]) -> Trainer {
@@ -16,20 +18,20 @@ fn trainer(settings: &[(&str, &str)]) -> Trainer {
 }
 
 #[test]
-fn gradients_are_shortened_to_the_norm_and_never_lengthened() {
+fn clipping_only_scales_gradients_down() {
     assert_eq!((clip_scale(0.0, 1e9), clip_scale(1.0, 0.5), clip_scale(1.0, 0.0)), (1.0, 1.0, 1.0));
     assert_eq!(clip_scale(1.0, 4.0), 1.0 / 4.000001);
 }
 
 #[test]
-fn labels_are_dropped_at_random_and_not_in_vain() {
+fn labels_are_dropped_at_the_given_rate() {
     let all: Vec<u32> = (0..10_000).map(|i| i % 10).collect();
     let kept = |dropout, number| labels(&all, dropout, 1, number);
     assert!(kept(0.0, 0).iter().zip(&all).all(|(l, &label)| *l == label as f32));
     assert!(kept(1.0, 0).iter().all(|l| *l == NO_CLASS));
     let some = kept(0.1, 3);
     let dropped = some.iter().filter(|l| **l == NO_CLASS).count();
-    // Four standard deviations of 10,000 draws.
+    // Four standard deviations for 10,000 labels.
     assert!(dropped.abs_diff(1000) < 120, "{dropped}");
     assert!(some == kept(0.1, 3) && some != kept(0.1, 4));
 }
@@ -40,7 +42,7 @@ fn an_epoch_ends_with_the_step_that_reads_its_last_image() {
         let trainer = trainer(&[("train.accumulate", accumulate)]);
         (0..6).map(|step| trainer.ends_epoch(step)).collect::<Vec<_>>()
     };
-    // Ten images; 4, 8 or 12 a step.
+    // Ten images; 4, 8 or 12 per step.
     assert_eq!(ends("1"), [false, false, true, false, true, false]);
     assert_eq!(ends("2"), [false, true, true, true, true, false]);
     assert_eq!(ends("3"), [true; 6]);
@@ -48,7 +50,7 @@ fn an_epoch_ends_with_the_step_that_reads_its_last_image() {
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
-    // L1 grows no faster than the prediction: the loss is finite, squares of gradients are not.
+    // With L1, the loss grows linearly with the prediction and stays finite, but squared gradients do not.
     let mut trainer = trainer(&[("train.loss", "l1"), ("train.clip_norm", "1")]);
     let mut weights = trainer.tensors(Region::Weights).unwrap();
     let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
@@ -64,9 +66,9 @@ fn a_gradient_that_is_not_finite_changes_nothing() {
 }
 
 #[test]
-fn a_step_that_ends_in_the_middle_of_its_updates_is_the_last() {
-    // As above, but each weight is updated when its gradient is there: those of the last layer are finite.
-    // So many more weights than activations that all gradients together would take more memory.
+fn a_step_that_fails_in_the_middle_of_its_updates_is_the_last() {
+    // As above, but each weight is updated as soon as its gradient is computed: those of the last layer are finite.
+    // There are so many more weights than activations that keeping all gradients would take more memory.
     let settings = [
         ("train.loss", "l1"),
         ("train.batch_size", "1"),
@@ -74,8 +76,11 @@ fn a_step_that_ends_in_the_middle_of_its_updates_is_the_last() {
         ("attention.mid_channels", "128, 64"),
     ];
     let mut trainer = trainer(&settings);
-    let behind = &trainer.exec.plan().updates().unwrap().behind;
-    assert!(behind[..behind.len() - 1].iter().any(|all| !all.is_empty()), "all are updated at the end");
+    let after_node = &trainer.exec.plan().updates().unwrap().after_node;
+    assert!(
+        after_node[..after_node.len() - 1].iter().any(|all| !all.is_empty()),
+        "all are updated at the end"
+    );
     trainer.step().unwrap();
     let good = trainer.checkpoint(None).unwrap();
     let mut weights = good.weights.clone();
@@ -83,18 +88,18 @@ fn a_step_that_ends_in_the_middle_of_its_updates_is_the_last() {
     last.data.iter_mut().for_each(|w| *w *= 1e25);
     trainer.set_weights(&weights, Path::new("large")).unwrap();
     trainer.checkpoint(None).unwrap();
-    let torn = |error: Error| match &error {
+    let not_finite = |error: Error| match &error {
         Error::NotFinite { step: 2, what, .. } if what.contains("gradients") => {
             assert!(error.to_string().contains("with a lower learning rate"), "{error}");
         }
         other => panic!("{other}"),
     };
-    torn(trainer.step().unwrap_err());
+    not_finite(trainer.step().unwrap_err());
     let now = trainer.tensors(Region::Weights).unwrap();
     assert!(now != weights && now.iter().zip(&weights).any(|(a, b)| a == b), "not in the middle");
-    // No state of which a part is a step ahead is saved, or gone on from.
-    torn(trainer.checkpoint(None).unwrap_err());
-    torn(trainer.step().unwrap_err());
+    // A partially updated state is neither saved nor trained further.
+    not_finite(trainer.checkpoint(None).unwrap_err());
+    not_finite(trainer.step().unwrap_err());
     assert_eq!(trainer.steps_done(), 1);
 
     trainer.restore(&good, Path::new("good")).unwrap();
@@ -106,10 +111,10 @@ fn a_step_that_ends_in_the_middle_of_its_updates_is_the_last() {
 }
 
 #[test]
-fn a_step_whose_updates_are_all_made_at_its_end_is_made_whole_or_not_at_all() {
+fn a_step_with_all_updates_at_its_end_is_atomic() {
     let mut trainer = trainer(&[("train.loss", "l1"), ("train.batch_size", "64")]);
-    let behind = &trainer.exec.plan().updates().unwrap().behind;
-    assert!(behind[..behind.len() - 1].iter().all(Vec::is_empty), "some are updated within");
+    let after_node = &trainer.exec.plan().updates().unwrap().after_node;
+    assert!(after_node[..after_node.len() - 1].iter().all(Vec::is_empty), "some are updated earlier");
     let mut weights = trainer.tensors(Region::Weights).unwrap();
     let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
     last.data.iter_mut().for_each(|w| *w *= 1e25);
@@ -125,14 +130,14 @@ fn a_step_whose_updates_are_all_made_at_its_end_is_made_whole_or_not_at_all() {
 }
 
 #[test]
-fn what_rounds_the_results_does_not_depend_on_the_number_of_threads() {
+fn computed_by_does_not_depend_on_the_number_of_threads() {
     let by = |threads| trainer(&[("train.threads", threads), ("train.device", "cpu")]).computed_by();
     assert_eq!(by("1"), by("2"));
     assert_eq!(by("1"), ddpm_engine::Isa::from_env().unwrap().name());
 }
 
 #[test]
-fn steps_of_the_presets_that_take_seconds_can_be_stopped_to_their_end() {
+fn slow_steps_of_presets_can_be_interrupted_until_their_end() {
     for (preset, size, channels) in
         [("cars", 64, 3), ("images", 128, 1), ("ddpm-cifar10", 32, 3), ("digits28", 28, 1)]
     {
@@ -142,9 +147,9 @@ fn steps_of_the_presets_that_take_seconds_can_be_stopped_to_their_end() {
         config.data.size = Some(Size { height: size, width: size });
         config.data.channels = Some(channels);
         let Prepared { graph, options, .. } = Prepared::of(&config, shape, 1000).unwrap();
-        // Gradients that are shortened are all there before the first update anyway.
+        // With clipping, all gradients are computed before the first update anyway.
         let whole = |exec: &dyn Executor| match exec.plan().updates() {
-            Some(updates) => updates.behind[..updates.behind.len() - 1].iter().all(Vec::is_empty),
+            Some(updates) => updates.after_node[..updates.after_node.len() - 1].iter().all(Vec::is_empty),
             None => true,
         };
         let exec = device(1.into()).unwrap().executor(graph.graph, &options).unwrap();
@@ -153,7 +158,7 @@ fn steps_of_the_presets_that_take_seconds_can_be_stopped_to_their_end() {
 }
 
 #[test]
-fn a_step_that_is_asked_to_stop_changes_nothing_and_is_made_again_with_the_same_bits() {
+fn an_interrupted_step_changes_nothing_and_repeats_to_the_same_bits() {
     let simple = [("network.name", "simple"), ("simple.widths", "8, 16"), ("simple.time_emb_dim", "16")];
     for settings in [&[][..], &[("train.accumulate", "2")], &[("train.clip_norm", "0.1")], &simple] {
         let (mut whole, mut stopped) = (trainer(settings), trainer(settings));
@@ -176,7 +181,7 @@ fn a_step_that_is_asked_to_stop_changes_nothing_and_is_made_again_with_the_same_
 }
 
 #[test]
-fn batch_normalization_of_one_value_a_channel_asks_for_a_larger_batch_or_larger_images() {
+fn batch_normalization_over_one_value_suggests_a_larger_batch_or_larger_images() {
     let config = |size: &str, batch: &str| {
         let settings = [
             ("network.name", "simple"),
@@ -216,7 +221,7 @@ fn a_loss_that_is_not_finite_changes_nothing() {
 }
 
 #[test]
-fn averages_over_all_steps_are_not_begun_in_the_middle() {
+fn power_averages_cannot_be_started_in_the_middle_of_a_run() {
     let mut plain = trainer(&[]);
     let with = |added: &str| trainer(&[("train.power_ema", added), ("train.ema_decays", "0.5")]);
     let first = plain.checkpoint(None).unwrap();
@@ -224,15 +229,15 @@ fn averages_over_all_steps_are_not_begun_in_the_middle() {
     plain.step().unwrap();
     let later = plain.checkpoint(None).unwrap();
     let error = with("0.05").restore(&later, Path::new("later")).unwrap_err().to_string();
-    for part in ["train.power_ema: 0.05 is not kept in later", "1 of which are over", "--init"] {
+    for part in ["train.power_ema: 0.05 is not kept in later", "cannot be added after 1 steps", "--init"] {
         assert!(error.contains(part), "{error}");
     }
-    // Decays forget their beginning.
+    // EMAs forget their initial value.
     with("").restore(&later, Path::new("later")).unwrap();
 }
 
 #[test]
-fn every_average_follows_the_weights_by_its_own_decay() {
+fn every_average_uses_its_own_decay() {
     let settings = [
         ("train.ema", "fixed"),
         ("train.ema_decay", "0.5"),
@@ -251,14 +256,14 @@ fn every_average_follows_the_weights_by_its_own_decay() {
     let checkpoint = trainer.checkpoint(None).unwrap();
     let names: Vec<&str> = checkpoint.averages.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names, ["ema-0.5", "ema-0.9", "power-0.05", "power-0.2"]);
-    let want = |keeps: &dyn Fn(i32) -> f64| {
+    let want = |decay: &dyn Fn(i32) -> f64| {
         let mut average = weights[0].clone();
         for (t, weights) in (1..).zip(&weights[1..]) {
-            average.iter_mut().zip(weights).for_each(|(a, w)| *a = keeps(t) * *a + (1.0 - keeps(t)) * w);
+            average.iter_mut().zip(weights).for_each(|(a, w)| *a = decay(t) * *a + (1.0 - decay(t)) * w);
         }
         average
     };
-    // gamma of a relative width, from the root of its cubic (Karras et al. 2024, appendix C).
+    // gamma of a relative width, as the root of a cubic (Karras et al. 2024, appendix C).
     let power = |width: f64| {
         let cubic = |g: f64| ((g + 7.0) * g + 16.0 - width.powi(-2)) * g + 12.0 - width.powi(-2);
         let (mut low, mut high) = (0.0, 100.0);
@@ -271,10 +276,10 @@ fn every_average_follows_the_weights_by_its_own_decay() {
     let of_power = |width: f64, t: i32| (1.0 - 1.0 / f64::from(t)).powf(power(width) + 1.0);
     let wanted = [want(&|_| 0.5), want(&|_| 0.9), want(&|t| of_power(0.05, t)), want(&|t| of_power(0.2, t))];
     for ((name, got), want) in checkpoint.averages.iter().zip(&wanted) {
-        let far = flat(got).iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        // Four roundings of numbers up to about 1.
-        assert!(far < 5e-7, "{name}: {far}");
+        let error = flat(got).iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        // Four roundings of values up to about 1.
+        assert!(error < 5e-7, "{name}: {error}");
     }
-    let far = flat(&checkpoint.ema).iter().zip(&wanted[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    assert!(far < 5e-7, "the executor's: {far}");
+    let error = flat(&checkpoint.ema).iter().zip(&wanted[0]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(error < 5e-7, "the executor's: {error}");
 }

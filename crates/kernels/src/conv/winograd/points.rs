@@ -1,16 +1,17 @@
-//! What is brought to the points: inputs and weights (gradients are the weight gradient's own), and how words are made of it.
+//! Transforming inputs and weights to the points, and packing them into words. (Output gradients are in
+//! `weight_grad.rs`.)
 
-use super::product::Part;
+use super::plan::Part;
+use super::quantized::{Gains, scaled};
 use super::transform::Maps;
-use super::whole::{Gains, scaled};
 use super::{Winograd, load};
-use crate::bf16::{self, Words};
+use crate::bf16::{self, Packing};
 use crate::prefetch::prefetch;
-use crate::tile::Product;
+use crate::tile::DotKernel;
 use pulp::Simd;
 use std::marker::PhantomData;
 
-/// The inputs of a tile.
+/// The input window of a tile.
 #[derive(Clone, Copy)]
 pub(super) struct Window {
     pub(super) image: usize,
@@ -20,16 +21,17 @@ pub(super) struct Window {
     pub(super) step: usize,
 }
 
-/// What is brought to the points.
+/// Data that can be transformed to the points.
 pub(super) trait Source<S: Simd, const D: usize, const R: usize> {
-    /// The values at the points of a vector of channels from `c` on, which go to `put(row, column, vector)`, by rows.
-    fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s));
+    /// Passes the values at the points to `put(row, column, vector)`, in row-major order, for a vector of
+    /// channels from `c` on.
+    fn transform(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s));
 }
 
-/// A tile's inputs, `[n, h, w, cin]`; zero outside of the image, without a tile, and for channels that are not there.
+/// The inputs of a tile, `[n, h, w, cin]`; zero outside the image, without a tile, and past the last channel.
 pub(super) struct Inputs<'a, F> {
-    /// Which maps.
-    pub(super) of: PhantomData<F>,
+    /// The transforms.
+    pub(super) maps: PhantomData<F>,
     pub(super) window: Option<Window>,
     pub(super) input: &'a [f32],
     pub(super) cin: usize,
@@ -37,11 +39,11 @@ pub(super) struct Inputs<'a, F> {
 
 impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for Inputs<'_, F> {
     #[inline(always)]
-    fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
+    fn transform(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
         let Inputs { window, input, cin, .. } = *self;
         let zero = s.splat_f32s(0.0);
         let Some(Window { image, top, left, size: (h, w), step }) = window.filter(|_| c < cin) else {
-            return none::<S, D>(s, put);
+            return put_zeros::<S, D>(s, put);
         };
         let (lanes, span) = (S::F32_LANES.min(cin - c), step * (D - 1));
         if top < h && left < w && top + span < h && left + span < w && lanes == S::F32_LANES {
@@ -70,47 +72,49 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
     }
 }
 
-/// A vector for each point: the first values of pairs are kept there. Made once and used for many.
-pub(super) type Space<S, const D: usize> = [[<S as Simd>::f32s; D]; D];
+/// One vector for each point, holding the even elements of pairs. Allocated once and reused.
+pub(super) type PointVectors<S, const D: usize> = [[<S as Simd>::f32s; D]; D];
 
-/// The words of what `source` has at channel `c`, with those of `odd`, a source and its channel, if they are pairs: each point's
-/// vector goes to the front of `out`, `point_len` numbers apart. Whole numbers are `scale` times the values.
+/// Packs channel `c` of `source`, paired with a channel of the odd source if words have two elements: the
+/// vector of each point goes to the front of `out`, `point_len` elements apart. Integers are the values times
+/// `scale`.
 #[inline(always)]
-pub(super) fn words_of<S: Simd, P: Product, const D: usize, const R: usize>(
+pub(super) fn pack_points<S: Simd, P: DotKernel, const D: usize, const R: usize>(
     s: S,
-    product: P,
-    words: Words,
+    dot: P,
+    packing: Packing,
     scale: &Gains<D>,
-    even: &mut Space<S, D>,
+    even: &mut PointVectors<S, D>,
     (source, c): (&impl Source<S, D, R>, usize),
     (odd_source, odd_c): (&impl Source<S, D, R>, usize),
     out: &mut [f32],
     point_len: usize,
 ) {
-    // Sources give the points in order.
-    let mut points = Points::<S> { of: S::as_mut_simd_f32s(out).0, at: 0, len: point_len / S::F32_LANES };
-    if P::PER_WORD == 2 {
-        source.bring(
+    // Sources yield the points in order.
+    let mut points =
+        PointWriter::<S> { out: S::as_mut_simd_f32s(out).0, at: 0, len: point_len / S::F32_LANES };
+    if P::ELEMS_PER_WORD == 2 {
+        source.transform(
             s,
             c,
             #[inline(always)]
             |i, j, v| even[i][j] = scaled::<S, P>(s, v, scale[i][j]),
         );
-        odd_source.bring(
+        odd_source.transform(
             s,
             odd_c,
             #[inline(always)]
-            |i, j, v| points.put(product.pair(s, even[i][j], scaled::<S, P>(s, v, scale[i][j]))),
+            |i, j, v| points.put(dot.pair(s, even[i][j], scaled::<S, P>(s, v, scale[i][j]))),
         );
-    } else if words == Words::Rounded {
-        source.bring(
+    } else if packing == Packing::Rounded {
+        source.transform(
             s,
             c,
             #[inline(always)]
             |_, _, v| points.put(bf16::round_vector(s, v)),
         );
     } else {
-        source.bring(
+        source.transform(
             s,
             c,
             #[inline(always)]
@@ -119,24 +123,24 @@ pub(super) fn words_of<S: Simd, P: Product, const D: usize, const R: usize>(
     }
 }
 
-/// The numbers of points behind each other, `len` vectors each: a vector goes to the front of each in turn.
-struct Points<'a, S: Simd> {
-    of: &'a mut [S::f32s],
+/// Writes one vector for each point in turn, `len` vectors apart.
+struct PointWriter<'a, S: Simd> {
+    out: &'a mut [S::f32s],
     at: usize,
     len: usize,
 }
 
-impl<S: Simd> Points<'_, S> {
+impl<S: Simd> PointWriter<'_, S> {
     #[inline(always)]
     fn put(&mut self, v: S::f32s) {
-        self.of[self.at] = v;
+        self.out[self.at] = v;
         self.at += self.len;
     }
 }
 
-/// Zeros at all points.
+/// Puts zeros at all points.
 #[inline(always)]
-pub(super) fn none<S: Simd, const D: usize>(s: S, mut put: impl FnMut(usize, usize, S::f32s)) {
+pub(super) fn put_zeros<S: Simd, const D: usize>(s: S, mut put: impl FnMut(usize, usize, S::f32s)) {
     for i in 0..D {
         for j in 0..D {
             put(i, j, s.splat_f32s(0.0));
@@ -144,28 +148,29 @@ pub(super) fn none<S: Simd, const D: usize>(s: S, mut put: impl FnMut(usize, usi
     }
 }
 
-/// The weights of a vector of output channels from `column` on, for a part of the output; zero where there are no such
-/// channels.
+/// The weights of a vector of output channels from `column` on, for a part of the output; zero past the last
+/// channel.
 pub(super) struct Weights<'a, F> {
-    /// Which maps.
-    pub(super) of_maps: PhantomData<F>,
-    pub(super) of: &'a Winograd,
+    /// The transforms.
+    pub(super) maps: PhantomData<F>,
+    pub(super) conv: &'a Winograd,
     pub(super) part: usize,
     pub(super) column: usize,
     pub(super) weights: &'a [f32],
 }
 
 impl<F> Weights<'_, F> {
-    /// The weights from the matrix on that is in row `i` and column `j` of a part's `R` taps in each direction.
+    /// The weights from the matrix in row `i` and column `j` of a part's `R` taps along each axis on.
     #[inline(always)]
     fn matrix<const R: usize>(&self, part: Part, i: usize, j: usize) -> &[f32] {
-        let (of, stride) = (self.of, self.of.kind.stride());
-        let (i, j) = if of.transposed { (R - 1 - i, R - 1 - j) } else { (i, j) };
-        let tap = (part.tap.0 + stride * i) * of.shape.kernel.1 + part.tap.1 + stride * j;
-        &self.weights[tap * of.cin * of.cout..]
+        let (conv, stride) = (self.conv, self.conv.kind.stride());
+        let (i, j) = if conv.transposed { (R - 1 - i, R - 1 - j) } else { (i, j) };
+        let tap = (part.tap.0 + stride * i) * conv.shape.kernel.1 + part.tap.1 + stride * j;
+        &self.weights[tap * conv.cin * conv.cout..]
     }
 
-    /// The weights of summed channel `c` themselves, forward; none where there is no such channel.
+    /// Visits the untransformed weights of summed channel `c`, in the forward pass; none past the last
+    /// channel.
     #[inline(always)]
     pub(super) fn taps<S: Simd, const R: usize>(
         &self,
@@ -173,43 +178,44 @@ impl<F> Weights<'_, F> {
         c: usize,
         mut see: impl FnMut(usize, usize, S::f32s),
     ) {
-        let Self { of, column, .. } = *self;
-        let width = S::F32_LANES.min(of.cout.saturating_sub(column));
-        let (Some((part, ci)), true) = (of.summed(self.part, c), width > 0) else { return };
+        let Self { conv, column, .. } = *self;
+        let width = S::F32_LANES.min(conv.cout.saturating_sub(column));
+        let (Some((part, ci)), true) = (conv.summed(self.part, c), width > 0) else { return };
         for i in 0..R {
             for j in 0..R {
-                see(i, j, load(s, &self.matrix::<R>(part, i, j)[ci * of.cout + column..][..width]));
+                see(i, j, load(s, &self.matrix::<R>(part, i, j)[ci * conv.cout + column..][..width]));
             }
         }
     }
 }
 
 impl<F> Weights<'_, F> {
-    /// Asks for the weights of summed channel `c`, forward.
+    /// Prefetches the weights of summed channel `c`, in the forward pass.
     #[inline(always)]
     pub(super) fn prefetch<const R: usize>(&self, c: usize) {
-        let Some((part, ci)) = self.of.summed(self.part, c) else { return };
+        let Some((part, ci)) = self.conv.summed(self.part, c) else { return };
         for i in 0..R {
             for j in 0..R {
-                prefetch(self.matrix::<R>(part, i, j), ci * self.of.cout + self.column);
+                prefetch(self.matrix::<R>(part, i, j), ci * self.conv.cout + self.column);
             }
         }
     }
 }
 
 impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for Weights<'_, F> {
-    /// `G g G^T` of summed channel `c`, forward.
+    /// `G g G^T` of summed channel `c`, in the forward pass.
     #[inline(always)]
-    fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
-        let Self { of, column, .. } = *self;
-        let width = S::F32_LANES.min(of.cout.saturating_sub(column));
-        let (Some((part, ci)), true) = (of.summed(self.part, c), width > 0) else {
-            return none::<S, D>(s, put);
+    fn transform(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
+        let Self { conv, column, .. } = *self;
+        let width = S::F32_LANES.min(conv.cout.saturating_sub(column));
+        let (Some((part, ci)), true) = (conv.summed(self.part, c), width > 0) else {
+            return put_zeros::<S, D>(s, put);
         };
         if width == S::F32_LANES {
             let (weights, matrix) =
-                (&self.matrix::<R>(part, 0, 0)[ci * of.cout + column..], of.cin * of.cout);
-            let (down, right) = (of.kind.stride() * of.shape.kernel.1 * matrix, of.kind.stride() * matrix);
+                (&self.matrix::<R>(part, 0, 0)[ci * conv.cout + column..], conv.cin * conv.cout);
+            let (down, right) =
+                (conv.kind.stride() * conv.shape.kernel.1 * matrix, conv.kind.stride() * matrix);
             return F::weights(
                 s,
                 #[inline(always)]
@@ -220,55 +226,59 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
         F::weights(
             s,
             #[inline(always)]
-            |i: usize, j: usize| load(s, &self.matrix::<R>(part, i, j)[ci * of.cout + column..][..width]),
+            |i: usize, j: usize| load(s, &self.matrix::<R>(part, i, j)[ci * conv.cout + column..][..width]),
             put,
         );
     }
 }
 
-/// The weights of up to 16 output channels and 32 summed ones in the data gradient, whose rows are those of the output channels: read
-/// along these, since they lie far apart.
-pub(super) struct Turned([[[f32; 32]; 16]; MOST_TAPS]);
+/// The weights of up to 16 output channels and 32 summed ones in the data gradient. Rows of memory are output
+/// channels there, far apart, so they are read along the rows.
+pub(super) struct TransposedWeights([[[f32; 32]; 16]; MAX_TAPS]);
 
-/// Taps of a part.
-const MOST_TAPS: usize = 9;
+/// Maximum number of taps of a part.
+const MAX_TAPS: usize = 9;
 
-impl Turned {
+impl TransposedWeights {
     pub(super) fn new() -> Self {
-        Self([[[0.0; 32]; 16]; MOST_TAPS])
+        Self([[[0.0; 32]; 16]; MAX_TAPS])
     }
 
-    /// Takes `per_word` vectors of summed channels from `c` on, for a vector of output channels; zeros where there are none.
+    /// Reads `per_word` vectors of summed channels from `c` on, for a vector of output channels; zeros past
+    /// the last.
     #[inline(always)]
     pub(super) fn fill<S: Simd, F, const R: usize>(
         &mut self,
-        of: &Weights<'_, F>,
+        source: &Weights<'_, F>,
         c: usize,
         per_word: usize,
     ) {
-        let (conv, len) = (of.of, per_word * S::F32_LANES);
-        let there = len.min(conv.cin.saturating_sub(c));
-        let rows = S::F32_LANES.min(conv.cout.saturating_sub(of.column));
-        let Some((part, c)) = conv.summed(of.part, c) else {
+        let (conv, len) = (source.conv, per_word * S::F32_LANES);
+        let available = len.min(conv.cin.saturating_sub(c));
+        let rows = S::F32_LANES.min(conv.cout.saturating_sub(source.column));
+        let Some((part, c)) = conv.summed(source.part, c) else {
             return self.0.as_flattened_mut().fill([0.0; 32]);
         };
         for (tap, block) in self.0[..R * R].iter_mut().enumerate() {
-            let matrix = of.matrix::<R>(part, tap / R, tap % R);
+            let matrix = source.matrix::<R>(part, tap / R, tap % R);
             for (row, to) in block[..S::F32_LANES].iter_mut().enumerate() {
-                let there = if row < rows { there } else { 0 };
-                to[there..len].fill(0.0);
-                if there > 0 {
-                    to[..there].copy_from_slice(&matrix[(of.column + row) * conv.cin + c..][..there]);
+                let available = if row < rows { available } else { 0 };
+                to[available..len].fill(0.0);
+                if available > 0 {
+                    to[..available]
+                        .copy_from_slice(&matrix[(source.column + row) * conv.cin + c..][..available]);
                 }
             }
         }
     }
 }
 
-impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for (PhantomData<F>, &Turned) {
-    /// `G g G^T` of the `c`-th channel there.
+impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R>
+    for (PhantomData<F>, &TransposedWeights)
+{
+    /// `G g G^T` of channel `c` in the buffer.
     #[inline(always)]
-    fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
+    fn transform(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
         F::weights(
             s,
             #[inline(always)]

@@ -1,10 +1,12 @@
-//! The phases one after the other: how they fit together, for tests and benchmarks. (The engine spreads each over threads.)
+//! The phases in sequence, for tests and benchmarks; shows how they fit together. (The engine runs each on
+//! all threads.)
 
 use super::super::Epilogue;
 use super::{Winograd, WinogradGrad};
 
 impl Winograd {
-    /// The whole output from `input` and the weights; `memory` has the numbers of [`Winograd::shared_len`] in all.
+    /// Computes the entire output from `input` and the weights; `memory` has the total length of
+    /// [`Winograd::shared_len`].
     pub fn run(
         &self,
         input: &[f32],
@@ -16,7 +18,7 @@ impl Winograd {
         let [packed_len, values_len, _] = self.shared_len();
         let (packed, others) = memory.split_at_mut(packed_len);
         let one_block = self.blocks().count() == 1;
-        for (panels, first_of_part) in self.groups().filter(|_| self.has_own_panels()) {
+        for (panels, first_of_part) in self.groups().filter(|_| self.uses_per_thread_panels()) {
             let (values, products) = others.split_at_mut(values_len);
             if first_of_part {
                 for (group, to) in values.chunks_exact_mut(self.values_len()).enumerate() {
@@ -28,7 +30,7 @@ impl Winograd {
             let products = &mut products[..panels.len() * len];
             let mut steps = vec![0.0; self.steps_len()];
             self.steps(panels.clone(), weights, &mut steps);
-            self.per_thread_panels(panels.clone(), values, weights, &steps, products, packed);
+            self.compute_panels(panels.clone(), values, weights, &steps, products, packed);
             for (panel, products) in panels.zip(products.chunks_exact(len)) {
                 let mut rest = &mut *out;
                 for row in rows.clone() {
@@ -38,18 +40,18 @@ impl Winograd {
                 }
             }
         }
-        for (panels, first_of_part) in self.groups().filter(|_| !self.has_own_panels()) {
+        for (panels, first_of_part) in self.groups().filter(|_| !self.uses_per_thread_panels()) {
             let packed = &mut packed[..panels.len() * self.panel_len()];
             for (panel, to) in panels.clone().zip(packed.chunks_exact_mut(self.panel_len())) {
                 self.pack_panel(panel, weights, to);
             }
             let mut rest = &mut *out;
-            for rows in self.blocks().filter(|_| self.has_own_blocks()) {
+            for rows in self.blocks().filter(|_| self.uses_per_thread_blocks()) {
                 let (block, tail) = rest.split_at_mut(rows.clone().map(|row| self.row_len(row)).sum());
-                self.own_block(rows, panels.clone(), input, packed, epilogue, block, others);
+                self.compute_block(rows, panels.clone(), input, packed, epilogue, block, others);
                 rest = tail;
             }
-            for rows in self.blocks().filter(|_| !self.has_own_blocks()) {
+            for rows in self.blocks().filter(|_| !self.uses_per_thread_blocks()) {
                 let (values, products) = others.split_at_mut(values_len);
                 let values = &mut values[..self.value_groups(rows.len()) * self.values_len()];
                 if first_of_part || !one_block {
@@ -73,7 +75,7 @@ impl Winograd {
 }
 
 impl WinogradGrad {
-    /// `dw` and `db`; `memory` has the numbers of [`WinogradGrad::shared_len`] in all.
+    /// Computes `dw` and `db`; `memory` has the total length of [`WinogradGrad::shared_len`].
     pub fn run(&self, input: &[f32], dy: &[f32], dw: &mut [f32], db: &mut [f32], memory: &mut [f32]) {
         let [v_all, y_all, b_all, sums_all, _] = self.shared_len();
         let [v_len, y_len, b_len] = self.run_len();
@@ -86,7 +88,7 @@ impl WinogradGrad {
         for (part, rows) in (0..self.parts()).flat_map(|part| self.ranges().map(move |rows| (part, rows))) {
             for (group, sums) in all_sums.chunks_exact_mut(self.group_len()).enumerate() {
                 if self.groups() > 1 {
-                    self.own_group(part, group, input, dy, sums, values);
+                    self.accumulate_group(part, group, input, dy, sums, values);
                     continue;
                 }
                 let (v, rest) = values.split_at_mut(v_all);

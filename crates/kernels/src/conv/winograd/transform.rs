@@ -1,16 +1,16 @@
-//! The linear maps of F(4x4, 3x3) and F(4x4, 2x2): one-dimensional, then by rows and columns.
+//! The linear transforms of F(4x4, 3x3) and F(4x4, 2x2): in one dimension, then by rows and columns.
 //!
-//! A convolution of a row with R weights that makes M outputs is a product of polynomials, and a product of polynomials is
-//! known from its values at M + R - 1 points (Toom and Cook; Winograd 1980; for images Lavin and Gray, arXiv:1509.09308),
-//! infinity among them. The points are chosen for small rounding errors in f32: near 1, few digits, and in pairs a, -a,
-//! whose values share their even and odd parts.
+//! A convolution of a row with R weights that makes M outputs is a product of polynomials, and a product of
+//! polynomials is determined by its values at M + R - 1 points (Toom and Cook; Winograd 1980; for images
+//! Lavin and Gray, arXiv:1509.09308), infinity among them. The points are chosen for small rounding errors in
+//! f32: near 1, few digits, and in pairs a, -a, whose values share their even and odd parts.
 
 use super::M;
 use pulp::Simd;
 
-/// A map of images: a one-dimensional one applied to all columns of what `get(row, column)` gives, then to all rows of what came
-/// out, which go to `put(row, column, vector)`. The numbers of columns and rows are written out, since only without loops what is
-/// between the two directions stays in registers.
+/// Defines a two-dimensional transform: applies the one-dimensional one to all columns of `get(row, column)`,
+/// then to all rows of the result, which go to `put(row, column, vector)`. The columns and rows are unrolled
+/// by hand, because the intermediate values stay in registers only without loops.
 macro_rules! both_ways {
     ($name:ident, $line:ident, [$($column:literal)*] -> [$($row:literal)*]) => {
         #[inline(always)]
@@ -41,7 +41,7 @@ macro_rules! both_ways {
     };
 }
 
-/// The maps of both directions that a trait has, which [`both_ways`] makes.
+/// Declares the two-dimensional transforms of a trait, which [`both_ways`] defines.
 macro_rules! maps {
     ($($(#[$doc:meta])* $name:ident;)*) => {
         $(
@@ -51,7 +51,7 @@ macro_rules! maps {
     };
 }
 
-/// The maps of F(M x M, R x R) with `D = M + R - 1` points a row.
+/// The transforms of F(M x M, R x R) with `D = M + R - 1` points a row.
 pub trait Maps<const D: usize, const R: usize>: Copy {
     /// `B^T d`.
     fn input_line<S: Simd>(s: S, d: [S::f32s; D]) -> [S::f32s; D];
@@ -69,11 +69,11 @@ pub trait Maps<const D: usize, const R: usize>: Copy {
         input;
         /// `G g G^T`: weights to their values at the points.
         weights;
-        /// `A^T m A`: the products of the values to outputs.
+        /// `A^T m A`: products of the values to outputs.
         output;
-        /// `A y A^T`, the output map transposed: gradients of outputs to those of the products.
+        /// `A y A^T`, the transpose of the output transform: gradients of outputs to gradients of products.
         output_grad;
-        /// `G^T u G`, the weights' map transposed: gradients of the values to those of weights.
+        /// `G^T u G`, the transpose of the weight transform: gradients of the values to gradients of weights.
         weights_grad;
     }
 }
@@ -90,8 +90,8 @@ fn fma<S: Simd>(s: S, c: f32, x: S::f32s, y: S::f32s) -> S::f32s {
     s.mul_add_e_f32s(s.splat_f32s(c), x, y)
 }
 
-/// F(4x4, 3x3), with the points 0, a, -a, b, -b and infinity. The customary a = 1, b = 2 makes for small whole numbers but
-/// doubles the rounding error: a = 3/4, b = 3/2 are as exact in f32 and keep the points close to 1.
+/// F(4x4, 3x3), with the points 0, a, -a, b, -b and infinity. The customary a = 1, b = 2 gives small integers
+/// but doubles the rounding error: a = 3/4, b = 3/2 are just as exact in f32 and keep the points close to 1.
 #[derive(Clone, Copy)]
 pub struct F43;
 
@@ -174,13 +174,13 @@ const A2: f32 = A * A;
 const B2: f32 = B * B;
 const A3: f32 = A * A * A;
 const B3: f32 = B * B * B;
-/// What the values at each point are divided by, on the weights' side: the product of its distances to the others.
+/// Divisor of the values at each point, on the weights' side: the product of its distances to the others.
 const OF_ZERO: f32 = 1.0 / (A2 * B2);
 const OF_A: f32 = 1.0 / (2.0 * A2 * (A2 - B2));
 const OF_B: f32 = 1.0 / (2.0 * B2 * (B2 - A2));
 
-/// F(4x4, 2x2), with the points p, -p, q, -q and infinity: p = 1/2, q = 5/4 have the smallest error of all such that are
-/// multiples of 1/4, less than twice that of the plain sum.
+/// F(4x4, 2x2), with the points p, -p, q, -q and infinity: p = 1/2, q = 5/4 have the smallest error among
+/// multiples of 1/4, less than twice that of direct convolution.
 #[derive(Clone, Copy)]
 pub struct F42;
 

@@ -1,115 +1,120 @@
-//! Weight gradient.
+//! The weight gradient by Winograd.
 
 use super::super::{CACHE_SET_PAD, ConvShape, MatmulDtype};
-use super::points::{Inputs, Source, none, words_of};
+use super::points::{Inputs, Source, pack_points, put_zeros};
+use super::quantized;
 use super::transform::Maps;
-use super::whole;
 use super::{BLOCK, Kind, M, Tile, Tiles, is_faster, load, store, transform, with_maps};
-use crate::bf16::Words;
+use crate::bf16::Packing;
 use crate::isa::{Isa, dispatch};
-use crate::tile::{self, K_RUN, Product, TileShape, with_tile};
+use crate::tile::{self, DotKernel, K_RUN, TileShape, with_tile};
 use pulp::Simd;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Words of tiles whose values lie together: the run of k of a matrix product.
+/// Words of tiles stored together: the run of k of a matrix product.
 const RUN: usize = 16;
-/// Tiles of a block of many channels, if there are as many: every block reads and writes all sums.
-const FEWEST: usize = 128;
+/// Minimum number of tiles of a block with many channels, if there are that many: every block reads and
+/// writes all sums.
+const MIN_BLOCK_TILES: usize = 128;
 
-/// Most numbers of sums of which there are several, each one thread's own.
-const MOST_OWN_SUMS: usize = 640 << 10;
-/// Numbers of all such sums, about.
-const ALL_OWN_SUMS: usize = 5 << 20;
-/// Most of them.
-const MOST_GROUPS: usize = 16;
-/// Numbers of the sums that are made at a time where one block of tiles is all there is.
+/// Maximum length of the sums for which each group of blocks has its own, in f32s.
+const MAX_PER_THREAD_SUMS: usize = 640 << 10;
+/// Approximate length of all such sums.
+const TOTAL_SUMS: usize = 5 << 20;
+/// Maximum number of groups.
+const MAX_GROUPS: usize = 16;
+/// Length of the sums that are computed at a time if there is only one block of tiles, in f32s.
 const RANGE_SUMS: usize = 2 << 20;
-/// Runs of a block that is one thread's own: its values stay in the core's own cache.
-const OWN_RUNS: usize = 2;
+/// Runs of a per-thread block: its values stay in the core's private cache.
+const PER_THREAD_RUNS: usize = 2;
 
-/// The weight gradient of a convolution, prepared for one instruction set; the parts of the input one after the other.
+/// The weight gradient of a convolution, prepared for one instruction set; processes the parts of the input
+/// one after the other.
 #[derive(Clone, Debug)]
 pub struct WinogradGrad {
     isa: Isa,
     kind: Kind,
     tile: TileShape,
-    words: Words,
+    packing: Packing,
     shape: ConvShape,
     tiles: Tiles,
-    /// `cin` and `cout`, rounded up to whole runs and panels.
+    /// `cin` and `cout`, rounded up to full runs and panels.
     rows: usize,
     columns: usize,
-    /// Runs of tiles of a block.
+    /// Runs of tiles in a block.
     runs: usize,
-    /// Groups of blocks that have sums of their own.
+    /// Groups of blocks with separate sums.
     groups: usize,
-    /// Rows whose sums are made at a time.
+    /// Rows whose sums are computed at a time.
     range: usize,
 }
 
 impl WinogradGrad {
-    /// The weight gradient, if there is a way for the convolution.
-    pub fn new(isa: Isa, factors: MatmulDtype, shape: ConvShape) -> Option<Self> {
+    /// The weight gradient, if the convolution is supported.
+    pub fn new(isa: Isa, dtype: MatmulDtype, shape: ConvShape) -> Option<Self> {
         let kind = Kind::of(&shape)?;
         let tiles = Tiles::of_output(kind, &shape);
-        let tile = TileShape::of_runs(isa.lanes());
+        let tile = TileShape::for_runs(isa.lanes());
         let rows = shape.cin.next_multiple_of(K_RUN);
         let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
-        let wanted = (BLOCK / (kind.points() * (rows + columns))).max(FEWEST);
-        let words = Words::of(isa, factors);
-        let run = RUN * words.numbers();
+        let wanted = (BLOCK / (kind.points() * (rows + columns))).max(MIN_BLOCK_TILES);
+        let packing = Packing::of(isa, dtype);
+        let run = RUN * packing.elems_per_word();
         let all_runs = tiles.count().div_ceil(run);
-        // The number of groups must not depend on that of the threads: sums are added in order.
+        // The number of groups must not depend on the number of threads, because their sums are added in
+        // order.
         let sums = kind.points() * rows * columns;
-        let groups = (ALL_OWN_SUMS / sums).min(MOST_GROUPS);
-        let (groups, runs) = match sums <= MOST_OWN_SUMS && all_runs >= 2 * OWN_RUNS * groups {
-            true => (groups, OWN_RUNS),
+        let groups = (TOTAL_SUMS / sums).min(MAX_GROUPS);
+        let (groups, runs) = match sums <= MAX_PER_THREAD_SUMS && all_runs >= 2 * PER_THREAD_RUNS * groups {
+            true => (groups, PER_THREAD_RUNS),
             false => (1, (wanted / run).min(all_runs)),
         };
         let range = match groups == 1 && runs == all_runs {
             true => RANGE_SUMS / (kind.points() * columns),
             false => rows,
         };
-        let of = Self { isa, kind, tile, words, shape, tiles, rows, columns, runs, groups, range };
-        Some(of.in_ranges(range))
+        let grad = Self { isa, kind, tile, packing, shape, tiles, rows, columns, runs, groups, range };
+        Some(grad.with_ranges(range))
     }
 
-    /// With `groups` groups of blocks of `runs` runs of tiles; for tests, which would need large images otherwise.
-    pub fn in_blocks(mut self, runs: usize, groups: usize) -> Self {
+    /// Sets `groups` groups of blocks of `runs` runs of tiles; for tests, which would need large images
+    /// otherwise.
+    pub fn with_blocks(mut self, runs: usize, groups: usize) -> Self {
         self.runs = runs.clamp(1, self.all_runs());
         self.groups = groups.clamp(1, self.all_runs());
         self.range = self.rows;
         self
     }
 
-    /// With sums of about `rows` rows made at a time, if there is but one block; for tests, as [`WinogradGrad::in_blocks`].
-    pub fn in_ranges(mut self, rows: usize) -> Self {
+    /// Sets ranges of about `rows` rows if there is only one block; for tests, like
+    /// [`WinogradGrad::with_blocks`].
+    pub fn with_ranges(mut self, rows: usize) -> Self {
         let one_block = self.groups == 1 && self.runs >= self.all_runs();
         let rows = if one_block { rows } else { self.rows };
         self.range = (rows / K_RUN * K_RUN).clamp(K_RUN, self.rows);
         self
     }
 
-    /// Groups of blocks, each with sums of its own. If there is more than one, they are made by [`WinogradGrad::own_group`],
-    /// side by side, instead of each phase of a block by all threads: values then stay in the cache of the core that made
-    /// them.
+    /// Number of groups of blocks, each with its own sums. If there are several, each is computed by one
+    /// thread ([`WinogradGrad::accumulate_group`]), instead of each phase of a block by all threads: values
+    /// then stay in the core's private cache.
     pub fn groups(&self) -> usize {
         self.groups
     }
 
-    /// Ranges of rows (input channels, and what they are rounded up with) whose sums are made one after the other. There is more
-    /// than one only if one block is all there is: its values then serve them all.
+    /// Ranges of rows (input channels and their padding) whose sums are computed one after the other. There
+    /// are several only if there is a single block, whose values then serve them all.
     pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (rows, range) = (self.rows, self.range);
         (0..rows).step_by(range).map(move |first| first..rows.min(first + range))
     }
 
-    /// Whether this is expected to take less time than the plain way with such factors.
-    pub fn is_faster(&self, factors: MatmulDtype) -> bool {
-        let words = [Words::of(self.isa, factors), self.words];
-        let brought = self.parts() * (self.shape.cin + self.shape.cout);
-        is_faster(words, false, self.kind, &self.shape, self.tiles.count(), brought)
+    /// Whether this is estimated to be faster than direct convolution with this dtype.
+    pub fn is_faster(&self, dtype: MatmulDtype) -> bool {
+        let packings = [Packing::of(self.isa, dtype), self.packing];
+        let transformed = self.parts() * (self.shape.cin + self.shape.cout);
+        is_faster(packings, false, self.kind, &self.shape, self.tiles.count(), transformed)
     }
 
     /// Parts of the input, each with its own taps.
@@ -117,7 +122,7 @@ impl WinogradGrad {
         self.kind.parts().count()
     }
 
-    /// Blocks of runs of tiles of a group.
+    /// Blocks of runs of tiles in a group.
     pub fn blocks(&self, group: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let (all, block) = (self.all_runs(), self.runs);
         let (start, end) = (group * all / self.groups, (group + 1) * all / self.groups);
@@ -125,7 +130,7 @@ impl WinogradGrad {
     }
 
     fn all_runs(&self) -> usize {
-        self.tiles.count().div_ceil(RUN * self.words.numbers())
+        self.tiles.count().div_ceil(RUN * self.packing.elems_per_word())
     }
 
     fn input_point(&self) -> usize {
@@ -136,44 +141,45 @@ impl WinogradGrad {
         RUN * self.columns + CACHE_SET_PAD
     }
 
-    /// Numbers of the values of one run: of the inputs, of the output gradients, and of its part of the bias gradient.
+    /// Lengths of the values of one run: inputs, output gradients, and its contribution to the bias gradient.
     pub fn run_len(&self) -> [usize; 3] {
         let points = self.kind.points();
         [points * self.input_point(), points * self.output_point(), self.shape.cout]
     }
 
-    /// Numbers of the sums of a range at one point, and points.
+    /// Length of the sums of a range at one point, and number of points.
     pub fn sums_len(&self) -> (usize, usize) {
         (self.range * self.columns + CACHE_SET_PAD, self.kind.points())
     }
 
-    /// Taps of a part.
+    /// Number of taps of a part.
     pub fn taps(&self) -> usize {
         self.kind.taps().pow(2)
     }
 
-    /// Where tap `tap` of part `part` is among the kernel's.
+    /// Position of tap `tap` of part `part` in the kernel.
     pub fn place(&self, part: usize, tap: usize) -> usize {
         let (stride, taps) = (self.kind.stride(), self.kind.taps());
         let (y, x) = (part / stride + stride * (tap / taps), part % stride + stride * (tap % taps));
         y * self.shape.kernel.1 + x
     }
 
-    /// Numbers of a group's sums: at all points, and of the bias gradient.
+    /// Length of a group's sums: at all points, and of the bias gradient.
     pub fn group_len(&self) -> usize {
         let (sums, points) = self.sums_len();
         points * sums + self.shape.cout.next_multiple_of(CACHE_SET_PAD)
     }
 
-    /// Numbers of scratch memory: what [`WinogradGrad::run_len`] says for a block, the sums of all groups, and the weight
-    /// gradient of a part and a range by rows.
+    /// Lengths of the shared memory: [`WinogradGrad::run_len`] for a block, the sums of all groups, and the
+    /// weight gradient of a part and a range by rows.
     pub fn shared_len(&self) -> [usize; 5] {
         let [v, y, b] = self.run_len().map(|len| len * self.runs);
         [v, y, b, self.groups * self.group_len(), self.range * self.taps() * self.shape.cout]
     }
 
-    /// The sums of group `group` for part `part`; `sums` has [`WinogradGrad::group_len`] numbers, `memory` the values of a block.
-    pub fn own_group(
+    /// Sums of group `group` for part `part`; `sums` has length [`WinogradGrad::group_len`], `memory` holds
+    /// the values of a block.
+    pub fn accumulate_group(
         &self,
         part: usize,
         group: usize,
@@ -225,8 +231,8 @@ impl WinogradGrad {
         assert_eq!(input.len(), n * h * w * cin);
         assert_eq!(dy.len(), n * oh * ow * cout);
         assert_eq!([v.len(), y.len(), bias.len()], self.run_len());
-        with_maps!(self.kind, maps => dispatch!(self.isa, self.words, s, product => self.values_generic(
-            s, maps, product, part, run, input, dy, v, y, bias
+        with_maps!(self.kind, maps => dispatch!(self.isa, self.packing, s, dot => self.values_generic(
+            s, maps, dot, part, run, input, dy, v, y, bias
         )))
     }
 
@@ -235,7 +241,7 @@ impl WinogradGrad {
         &self,
         s: S,
         _: F,
-        product: impl Product,
+        dot: impl DotKernel,
         part: usize,
         run: usize,
         input: &[f32],
@@ -248,53 +254,54 @@ impl WinogradGrad {
         let (stride, pad) = (self.kind.stride(), (pad.0 as isize, pad.1 as isize));
         let from = ((part / stride) as isize - pad.0, (part % stride) as isize - pad.1);
         bias.fill(0.0);
-        let mut space = [[s.splat_f32s(0.0); D]; D];
-        let none_scaled = whole::none();
+        let mut point_vectors = [[s.splat_f32s(0.0); D]; D];
+        let unscaled = quantized::unscaled();
         for word in 0..RUN {
-            let first = (run * RUN + word) * self.words.numbers();
+            let first = (run * RUN + word) * self.packing.elems_per_word();
             let tiles = [self.tiles.get(first), self.tiles.get(first + 1)];
             let inputs = tiles.map(|tile| Inputs {
-                of: PhantomData::<F>,
+                maps: PhantomData::<F>,
                 window: tile.map(|tile| self.tiles.window(tile, from)),
                 input,
                 cin,
             });
             for c in (0..self.rows).step_by(S::F32_LANES) {
                 let at = (c / K_RUN * RUN + word) * K_RUN + c % K_RUN;
-                words_of(
+                pack_points(
                     s,
-                    product,
-                    self.words,
-                    &none_scaled,
-                    &mut space,
+                    dot,
+                    self.packing,
+                    &unscaled,
+                    &mut point_vectors,
                     (&inputs[0], c),
                     (&inputs[1], c),
                     &mut v[at..],
                     self.input_point(),
                 );
             }
-            let gradients = tiles.map(|tile| Gradients { of: PhantomData::<F>, grad: self, tile, dy });
+            let gradients = tiles.map(|tile| Gradients { maps: PhantomData::<F>, grad: self, tile, dy });
             for c in (0..self.columns).step_by(S::F32_LANES) {
                 let at = (c / nr * RUN + word) * nr + c % nr;
-                words_of(
+                pack_points(
                     s,
-                    product,
-                    self.words,
-                    &none_scaled,
-                    &mut space,
+                    dot,
+                    self.packing,
+                    &unscaled,
+                    &mut point_vectors,
                     (&gradients[0], c),
                     (&gradients[1], c),
                     &mut y[at..],
                     self.output_point(),
                 );
             }
-            for gradients in &gradients[..self.words.numbers()] {
+            for gradients in &gradients[..self.packing.elems_per_word()] {
                 gradients.add_to(s, bias);
             }
         }
     }
 
-    /// The sums over a block's tiles at one point, `[rows][columns]`, for a range of rows: added to `sums`, or put there.
+    /// Sums over a block's tiles at one point, `[rows][columns]`, for a range of rows: added to `sums` if
+    /// `add`, else stored.
     pub fn multiply(
         &self,
         point: usize,
@@ -305,8 +312,8 @@ impl WinogradGrad {
         add: bool,
     ) {
         assert_eq!(sums.len(), self.sums_len().0);
-        dispatch!(self.isa, self.words, s, product => self.multiply_generic(
-            s, product, point, rows, v, y, sums, add
+        dispatch!(self.isa, self.packing, s, dot => self.multiply_generic(
+            s, dot, point, rows, v, y, sums, add
         ))
     }
 
@@ -314,7 +321,7 @@ impl WinogradGrad {
     fn multiply_generic<S: Simd>(
         &self,
         s: S,
-        product: impl Product,
+        dot: impl DotKernel,
         point: usize,
         rows: Range<usize>,
         v: &[f32],
@@ -325,7 +332,7 @@ impl WinogradGrad {
         let nr = self.tile.nv * S::F32_LANES;
         for j in 0..self.columns / nr {
             let rows = rows.clone();
-            with_tile!(self.tile, column_of_tiles::<S>(s, self, product, point, rows, j, v, y, sums, add));
+            with_tile!(self.tile, column_of_tiles::<S>(s, self, dot, point, rows, j, v, y, sums, add));
         }
     }
 
@@ -365,18 +372,18 @@ impl WinogradGrad {
     }
 }
 
-/// A tile's output gradients, `[n, oh, ow, cout]`; zero outside of the image, without a tile, and for channels that are not
-/// there.
+/// The output gradients of a tile, `[n, oh, ow, cout]`; zero outside the image, without a tile, and past the
+/// last channel.
 struct Gradients<'a, F> {
-    /// Which maps.
-    of: PhantomData<F>,
+    /// The transforms.
+    maps: PhantomData<F>,
     grad: &'a WinogradGrad,
     tile: Option<Tile>,
     dy: &'a [f32],
 }
 
 impl<F> Gradients<'_, F> {
-    /// Where the pixel in row `i` and column `j` of the tile begins, if there is one.
+    /// Offset of the pixel in row `i` and column `j` of the tile, if it is inside the image.
     #[inline(always)]
     fn pixel(&self, tile: Tile, i: usize, j: usize) -> Option<usize> {
         let ConvShape { output: (h, w), cout, .. } = self.grad.shape;
@@ -402,9 +409,9 @@ impl<F> Gradients<'_, F> {
 impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for Gradients<'_, F> {
     /// `A dy A^T`.
     #[inline(always)]
-    fn bring(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
+    fn transform(&self, s: S, c: usize, put: impl FnMut(usize, usize, S::f32s)) {
         let cout = self.grad.shape.cout;
-        let (Some(tile), true) = (self.tile, c < cout) else { return none::<S, D>(s, put) };
+        let (Some(tile), true) = (self.tile, c < cout) else { return put_zeros::<S, D>(s, put) };
         let (lanes, zero) = (S::F32_LANES.min(cout - c), s.splat_f32s(0.0));
         F::output_grad(
             s,
@@ -418,12 +425,12 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
     }
 }
 
-/// One panel of columns against the rows of a range: sums over the block's runs, one behind the other.
+/// One panel of columns against the rows of a range: sums over the block's runs in order.
 #[inline(always)]
 fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    of: &WinogradGrad,
-    product: impl Product,
+    grad: &WinogradGrad,
+    dot: impl DotKernel,
     point: usize,
     rows: Range<usize>,
     j: usize,
@@ -433,18 +440,18 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
     add: bool,
 ) {
     let nr = NV * S::F32_LANES;
-    let [v_run, y_run, _] = of.run_len();
-    let (v_point, y_point) = (point * of.input_point(), point * of.output_point() + j * RUN * nr);
+    let [v_run, y_run, _] = grad.run_len();
+    let (v_point, y_point) = (point * grad.input_point(), point * grad.output_point() + j * RUN * nr);
     for row in rows.clone().step_by(MR) {
         let a_start = v_point + row / K_RUN * (RUN * K_RUN) + row % K_RUN;
         let mut acc = tile::zero::<S, MR, NV>(s);
         for (v, y) in v.chunks_exact(v_run).zip(y.chunks_exact(y_run)) {
             let a = &v[a_start..][..(RUN - 1) * K_RUN + MR];
             let b = S::as_simd_f32s(&y[y_point..][..RUN * nr]).0;
-            tile::columns_apart(s, product, a, b, &mut acc);
+            tile::columns_strided(s, dot, a, b, &mut acc);
         }
         for (r, acc) in acc.iter().enumerate() {
-            let at = (row - rows.start + r) * of.columns + j * nr;
+            let at = (row - rows.start + r) * grad.columns + j * nr;
             tile::store_row(s, acc, &mut sums[at..at + nr], add);
         }
     }

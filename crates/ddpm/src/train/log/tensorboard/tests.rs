@@ -1,6 +1,6 @@
 use super::*;
 
-/// A field's value as it is on the wire.
+/// A field's value on the wire.
 #[derive(Debug, PartialEq)]
 enum Value {
     Integer(u64),
@@ -74,7 +74,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn inner(value: &Value) -> Vec<(u64, Value)> {
     match value {
         Bytes(bytes) => fields(bytes),
-        other => panic!("{other:?} is no message"),
+        other => panic!("{other:?} is not a message"),
     }
 }
 
@@ -95,8 +95,8 @@ fn settings() -> Vec<(String, toml::Value)> {
 }
 
 #[test]
-fn the_checksum_agrees_with_published_vectors() {
-    // RFC 3720, appendix B.4; and the check value of the catalogues.
+fn the_checksum_matches_published_vectors() {
+    // RFC 3720, appendix B.4; and the catalogued check value.
     assert_eq!(CRC.checksum(&[0; 32]), 0x8a91_36aa);
     assert_eq!(CRC.checksum(&[0xff; 32]), 0x62a8_ab43);
     assert_eq!(CRC.checksum(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
@@ -104,7 +104,7 @@ fn the_checksum_agrees_with_published_vectors() {
 }
 
 #[test]
-fn records_are_those_that_tensorboard_writes() {
+fn records_equal_those_of_tensorboard() {
     // TensorBoard 2.21: RecordWriter.write(Event(...).SerializeToString()), wall_time 1.5, in hex.
     let event = |step| Message::default().double(event::WALL_TIME, 1.5).integer(event::STEP, step);
     let value = |tag: &str| Message::default().text(summary::TAG, tag);
@@ -147,15 +147,15 @@ fn records_are_those_that_tensorboard_writes() {
 }
 
 #[test]
-fn what_is_told_comes_back_from_the_file() {
+fn logged_events_are_read_back_from_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let sheet = Image { height: 2, width: 3, channels: 3, data: (0..18).collect() };
     let mut events = Events::new(folder.path(), settings(), None);
     for step in 1..=200 {
-        events.write_event(Entry::Step(&metrics(step))).unwrap();
+        events.write(LogEvent::Step(&metrics(step))).unwrap();
     }
-    events.write_event(Entry::Samples { step: 200, sheet: &sheet }).unwrap();
-    events.write_event(Entry::Checkpoint).unwrap();
+    events.write(LogEvent::Samples { step: 200, sheet: &sheet }).unwrap();
+    events.write(LogEvent::Checkpoint).unwrap();
 
     let [path] = &files(folder.path())[..] else { panic!("one file") };
     let read = read(path);
@@ -183,19 +183,19 @@ fn what_is_told_comes_back_from_the_file() {
 }
 
 #[test]
-fn the_settings_are_hyperparameters_of_the_hparams_plugin() {
+fn settings_are_written_for_the_hparams_plugin() {
     let folder = tempfile::tempdir().unwrap();
-    Events::new(folder.path(), settings(), None).write_event(Entry::Step(&metrics(1))).unwrap();
+    Events::new(folder.path(), settings(), None).write(LogEvent::Step(&metrics(1))).unwrap();
     let [path] = &files(folder.path())[..] else { panic!("one file") };
     let value = inner(&inner(&read(path)[1][0].1)[0].1);
     assert_eq!(value[0], (summary::TAG, Bytes("_hparams_/session_start_info".into())));
     let plugin = inner(&inner(&value[1].1)[0].1);
     assert_eq!(plugin[0], (hparams::PLUGIN_NAME, Bytes("hparams".into())));
     let start = inner(&inner(&plugin[1].1)[0].1);
-    let told: Vec<_> = start[..5].iter().map(|(_, entry)| inner(entry)).collect();
-    let name = |i: usize| told[i][0].1 == Bytes(settings()[i].0.clone().into_bytes());
-    assert!((0..5).all(name), "{told:?}");
-    let values: Vec<_> = told.iter().map(|entry| inner(&entry[1].1).remove(0)).collect();
+    let entries: Vec<_> = start[..5].iter().map(|(_, entry)| inner(entry)).collect();
+    let name = |i: usize| entries[i][0].1 == Bytes(settings()[i].0.clone().into_bytes());
+    assert!((0..5).all(name), "{entries:?}");
+    let values: Vec<_> = entries.iter().map(|entry| inner(&entry[1].1).remove(0)).collect();
     let (number, text) = (hparams::NUMBER, hparams::STRING);
     let expected = [
         (number, Double(0.001)),
@@ -209,12 +209,12 @@ fn the_settings_are_hyperparameters_of_the_hparams_plugin() {
 }
 
 #[test]
-fn a_resume_is_marked_and_its_file_sorts_behind_the_earlier_ones() {
+fn a_resume_is_marked_and_its_file_sorts_after_the_earlier_ones() {
     let folder = tempfile::tempdir().unwrap();
-    Events::new(folder.path(), settings(), None).write_event(Entry::Step(&metrics(1))).unwrap();
+    Events::new(folder.path(), settings(), None).write(LogEvent::Step(&metrics(1))).unwrap();
     for resume in [7, 3, 0] {
         let mut events = Events::new(folder.path(), settings(), Some(resume));
-        events.write_event(Entry::Step(&metrics(resume + 1))).unwrap();
+        events.write(LogEvent::Step(&metrics(resume + 1))).unwrap();
     }
     let files = files(folder.path());
     let starts: Vec<_> = files[1..].iter().map(|path| read(path).remove(2)).collect();
@@ -223,7 +223,7 @@ fn a_resume_is_marked_and_its_file_sorts_behind_the_earlier_ones() {
         assert_eq!(start[1].0, event::SESSION_LOG);
         assert_eq!(inner(&start[1].1), [(session::STATUS, Integer(session::START))]);
     }
-    // A clock that was set back.
+    // The clock was set back.
     let early = EventFile::create(folder.path(), 5).unwrap().path;
     assert!(files.iter().all(|path| *path < early));
 }

@@ -1,0 +1,99 @@
+//! Measures the peak matmul and copy throughput of a GPU, to compare networks against.
+
+use crate::error::Result;
+use crate::hardware::Hardware;
+use crate::model::device;
+use ddpm_engine::ops::{Affine, Conv2d};
+use ddpm_engine::{ComputeOptions, Device, Graph, PlanOptions, RngKey, Tensor};
+use std::time::Instant;
+
+/// Peak throughput of large operations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Roofline {
+    /// Floating-point operations per second of matrix products, with operands in the compute options' precision.
+    pub flops: f64,
+    /// Bytes per second read plus written by copies.
+    pub bytes: f64,
+}
+
+/// Side of the square matrices, and elements copied.
+const SIDE: usize = 8192;
+const ELEMENTS: usize = 1 << 28;
+
+impl Roofline {
+    /// Measures a GPU; `None` for the CPU.
+    ///
+    /// # Errors
+    /// Errors of the device, such as too little memory for about 2 GiB.
+    pub fn measure(hardware: Hardware, compute: ComputeOptions) -> Result<Option<Self>> {
+        let device = device(hardware)?;
+        if !device.has_own_memory() {
+            return Ok(None);
+        }
+        Self::on_device(&*device, compute, SIDE, ELEMENTS).map(Some)
+    }
+
+    fn on_device(device: &dyn Device, compute: ComputeOptions, side: usize, elements: usize) -> Result<Self> {
+        let product = |g: &mut Graph, x, weights| {
+            Ok(g.add("product", Conv2d { bias: false, ..Conv2d::linear() }, &[x, weights])?)
+        };
+        let (seconds, _) = chain(device, compute, side * side, side, &product)?;
+        let flops = 2.0 * (side as f64).powi(3) / seconds;
+        let copy = |g: &mut Graph, x, _| Ok(g.add("copy", Affine { scale: 1.0, shift: 0.5 }, &[x])?);
+        let (seconds, elem_bytes) = chain(device, compute, elements, side, &copy)?;
+        Ok(Self { flops, bytes: 2.0 * (elements * elem_bytes) as f64 / seconds })
+    }
+}
+
+/// Appends a node to a tensor; the last argument is a square weight matrix.
+type Link<'a> = dyn Fn(&mut Graph, Tensor, Tensor) -> Result<Tensor> + 'a;
+
+/// Seconds per node of a chain, from the time difference of a long and a short chain; and the element size in bytes.
+fn chain(
+    device: &dyn Device,
+    compute: ComputeOptions,
+    elements: usize,
+    side: usize,
+    link: &Link<'_>,
+) -> Result<(f64, usize)> {
+    const LONG: usize = 9;
+    let time = |links: usize| -> Result<(f64, usize)> {
+        let mut g = Graph::new();
+        let (x, flag) = (g.input("x", [elements / side, side]), g.input("flag", [1]));
+        let weights = g.parameter("weights", [1, 1, side, side]);
+        // A computed tensor, so that it may be stored in bf16 like the following ones.
+        let mut y = g.add("first", Affine { scale: 1.0, shift: 0.0 }, &[x])?;
+        for _ in 0..links {
+            y = link(&mut g, y, weights)?;
+        }
+        let options = PlanOptions { compute, ..PlanOptions::default() };
+        let mut exec = device.executor(g, &options)?;
+        let bytes = exec.plan().graph().ty(y).dtype.bytes();
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let start = Instant::now();
+            exec.run(RngKey::default())?;
+            // Reading waits for the run to finish.
+            exec.read(flag, &mut [0.0])?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok((best, bytes))
+    };
+    let ((short, _), (long, bytes)) = (time(1)?, time(LONG)?);
+    Ok(((long - short).max(1e-9) / (LONG - 1) as f64, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ddpm_engine::CpuDevice;
+
+    #[test]
+    fn measured_rates_are_plausible() {
+        assert_eq!(Roofline::measure(1.into(), ComputeOptions::default()).unwrap(), None);
+        // The CPU can be measured too; both rates are between 1e6 and 1e13.
+        let rates =
+            Roofline::on_device(&CpuDevice { threads: 1 }, ComputeOptions::default(), 256, 1 << 20).unwrap();
+        assert!((1e6..1e13).contains(&rates.flops) && (1e6..1e13).contains(&rates.bytes), "{rates:?}");
+    }
+}

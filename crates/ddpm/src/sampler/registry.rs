@@ -1,0 +1,355 @@
+//! The registry of samplers by name, with the options that each supports.
+
+use super::{
+    Ddim, Ddpm, DpmSolver2M, DpmSolver2S, Euler, Heun, Levels, Pndm, Sampler, Spacing, Threshold, UniPc,
+    Variance,
+};
+use crate::error::{Error, Result};
+use crate::process::Prediction;
+use crate::schedule::Schedule;
+use crate::train::config::{SamplingConfig, suggest};
+
+/// A registered sampler.
+#[derive(Debug)]
+pub struct SamplerInfo {
+    /// The name on the command line.
+    pub name: &'static str,
+    /// A one-line description.
+    pub about: &'static str,
+    /// Default number of steps; `None`: all of the schedule's.
+    pub steps: Option<usize>,
+    /// The order of convergence; `None` for stochastic samplers.
+    pub order: Option<u32>,
+    /// The supported spacings, the default first.
+    pub spacings: &'static [Spacing],
+    /// The default eta, if the sampler has one.
+    pub eta: Option<f64>,
+    /// Whether the variance of its noise can be chosen.
+    pub variances: bool,
+    /// Whether it supports [`Ddim::use_clipped_model_output`].
+    pub clipped_output: bool,
+    /// Whether it can start at a level without signal ([`Schedule::zero_terminal_snr`]); otherwise it starts
+    /// one timestep earlier.
+    pub handles_zero_snr: bool,
+    /// Builds the sampler; options that it lacks are ignored.
+    build_fn: fn(BuildArgs) -> Box<dyn Sampler>,
+}
+
+/// Arguments for building a sampler.
+struct BuildArgs {
+    levels: Levels,
+    eta: f64,
+    variance: Option<Variance>,
+    threshold: Threshold,
+    use_clipped_model_output: bool,
+}
+
+impl SamplerInfo {
+    /// An entry without optional settings.
+    const fn new(
+        name: &'static str,
+        about: &'static str,
+        build_fn: fn(BuildArgs) -> Box<dyn Sampler>,
+    ) -> Self {
+        let (spacings, steps) = (&LINSPACE_FIRST, None);
+        Self {
+            name,
+            about,
+            steps,
+            order: None,
+            spacings,
+            eta: None,
+            variances: false,
+            clipped_output: false,
+            handles_zero_snr: false,
+            build_fn,
+        }
+    }
+}
+
+/// All spacings, the named one first.
+const LINSPACE_FIRST: [Spacing; 7] = Spacing::ALL;
+const TRAILING_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Trailing, Uniform, Linspace, Quadratic, Karras, Exponential, Sigma]
+};
+const KARRAS_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Karras, Exponential, Sigma, Linspace, Uniform, Trailing, Quadratic]
+};
+/// The papers' choice, and closer to the data in 10 steps (docs/sampling.md).
+const EXPONENTIAL_FIRST: [Spacing; 7] = {
+    use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
+    [Exponential, Karras, Sigma, Linspace, Uniform, Trailing, Quadratic]
+};
+
+/// Every sampler; the first is the default.
+#[rustfmt::skip]
+pub static SAMPLERS: &[SamplerInfo] = &[
+    SamplerInfo { variances: true, handles_zero_snr: true, ..SamplerInfo::new("ddpm",
+        "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |p| Box::new(
+            Ddpm { levels: p.levels, variance: p.variance, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), handles_zero_snr: true, clipped_output: true,
+        ..SamplerInfo::new("ddim",
+        "the same image from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
+            Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold, use_clipped_model_output: p.use_clipped_model_output })) },
+    SamplerInfo { steps: Some(20), order: Some(2), spacings: &EXPONENTIAL_FIRST, handles_zero_snr: true, ..SamplerInfo::new("dpm++2m",
+        "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2M { levels: p.levels, stochastic: false, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..SamplerInfo::new("dpm++2s",
+        "DPM-Solver++(2S), more stable with strong guidance (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2S { levels: p.levels, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(30), spacings: &EXPONENTIAL_FIRST, handles_zero_snr: true, ..SamplerInfo::new("dpm++2m-sde",
+        "SDE-DPM-Solver++(2M), with fresh noise, better in 30 or more steps (Lu et al. 2022)", |p| Box::new(
+            DpmSolver2M { levels: p.levels, stochastic: true, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(10), order: Some(3), spacings: &EXPONENTIAL_FIRST, ..SamplerInfo::new("unipc",
+        "UniPC-2, good in 5 to 15 steps (Zhao et al. 2023)", |p| Box::new(
+            UniPc { levels: p.levels, p: 2, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..SamplerInfo::new("heun",
+        "Heun's method, two evaluations per step (Karras et al. 2022)", |p| Box::new(
+            Heun { levels: p.levels, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(50), order: Some(1), spacings: &KARRAS_FIRST, ..SamplerInfo::new("euler",
+        "Euler's method: DDIM on Karras et al.'s time axis (2022)", |p| Box::new(
+            Euler { levels: p.levels, eta: 0.0, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(50), eta: Some(1.0), spacings: &KARRAS_FIRST, ..SamplerInfo::new("euler-ancestral",
+        "Euler's method with fresh noise, scaled by eta (k-diffusion)", |p| Box::new(
+            Euler { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..SamplerInfo::new("pndm",
+        "pseudo numerical methods, nine more evaluations than steps (Liu et al. 2022)", |p| Box::new(
+            Pndm { levels: p.levels, warm_up: true, threshold: p.threshold })) },
+    SamplerInfo { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..SamplerInfo::new("plms",
+        "pndm without the Runge-Kutta warm-up (latent diffusion)", |p| Box::new(
+            Pndm { levels: p.levels, warm_up: false, threshold: p.threshold })) },
+];
+
+/// Sampling options; `None` means the sampler's default.
+#[derive(Clone, Copy, Debug)]
+pub struct SamplerOptions {
+    /// The sampler.
+    pub sampler: &'static SamplerInfo,
+    /// Number of steps.
+    pub steps: Option<usize>,
+    /// How the noise levels are spaced.
+    pub spacing: Option<Spacing>,
+    /// Fraction of the noise that is resampled.
+    pub eta: Option<f64>,
+    /// Variance of the resampled noise.
+    pub variance: Option<Variance>,
+    /// Treatment of predicted images outside [-1, 1]; [`Threshold::Clip`] by default.
+    pub threshold: Option<Threshold>,
+    /// Whether `ddim` recomputes eps from the thresholded image ([`Ddim::use_clipped_model_output`]); true by
+    /// default.
+    pub use_clipped_model_output: Option<bool>,
+}
+
+impl Default for SamplerOptions {
+    fn default() -> Self {
+        Self {
+            sampler: &SAMPLERS[0],
+            steps: None,
+            spacing: None,
+            eta: None,
+            variance: None,
+            threshold: None,
+            use_clipped_model_output: None,
+        }
+    }
+}
+
+/// The sampler with this name.
+///
+/// # Errors
+/// [`Error::Config`] for an unknown name, listing all samplers.
+pub fn find(name: &str) -> Result<&'static SamplerInfo> {
+    SAMPLERS.iter().find(|s| s.name == name).ok_or_else(|| {
+        let names = || SAMPLERS.iter().map(|s| s.name);
+        let near = suggest::nearest(name, names()).map_or(String::new(), |n| format!("did you mean {n}? "));
+        let all = names().collect::<Vec<_>>().join(", ");
+        invalid("sampler", format!("there is no sampler {name:?}; {near}the samplers are {all}"))
+    })
+}
+
+impl SamplerOptions {
+    /// These options, with a run's settings as defaults where the sampler supports them.
+    pub fn with_defaults(self, run: &SamplingConfig) -> Self {
+        let variance = self.variance.or(if self.sampler.variances { run.variance } else { None });
+        let of_run = self.sampler.clipped_output.then_some(run.use_clipped_model_output);
+        let use_clipped_model_output = self.use_clipped_model_output.or(of_run);
+        let threshold = self.threshold.or(Some(run.threshold));
+        // Steps and spacing that suit one sampler need not suit another.
+        let same_sampler = self.sampler.name == run.sampler;
+        let steps = self.steps.or(run.steps.filter(|_| same_sampler));
+        let spacing = self.spacing.or(run.spacing.filter(|_| same_sampler));
+        Self { variance, threshold, use_clipped_model_output, steps, spacing, ..self }
+    }
+
+    /// A run's default sampling options.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for an unknown sampler.
+    pub fn of_run(run: &SamplingConfig) -> Result<Self> {
+        Ok(Self { sampler: find(&run.sampler)?, ..Self::default() }.with_defaults(run))
+    }
+
+    /// The spacing of the noise levels.
+    pub fn spacing(&self) -> Spacing {
+        self.spacing.unwrap_or(self.sampler.spacings[0])
+    }
+
+    /// The noise levels that the sampler visits, for a schedule and a prediction type.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a spacing that the sampler does not support, listing those that it does, and
+    /// those of [`Levels::new`].
+    pub fn levels(&self, schedule: &Schedule, prediction: Prediction) -> Result<Levels> {
+        let SamplerInfo { name, spacings, .. } = self.sampler;
+        let spacing = self.spacing();
+        if !spacings.contains(&spacing) {
+            let can: Vec<_> = spacings.iter().map(|s| s.name()).collect();
+            let reason = format!("{name} does not support {spacing}; give {}", can.join(" or "));
+            return Err(invalid("spacing", reason));
+        }
+        // The sampler's default is capped at what the schedule has.
+        let default = self.sampler.steps.map(|n| n.min(schedule.timesteps_with_signal()));
+        let visited = if self.sampler.handles_zero_snr { prediction } else { Prediction::Eps };
+        Levels::new(schedule, visited, self.steps.or(default), spacing)
+    }
+
+    /// These options for the first `n` timesteps of a schedule, with a proportional number of steps: for
+    /// sampling from partially noised images.
+    #[must_use]
+    pub fn truncated(self, n: usize, schedule: &Schedule) -> Self {
+        // Keep 0 steps at 0, so that it is still an error.
+        let part = |steps: usize| (steps * n).div_ceil(schedule.timesteps()).clamp(steps.min(1), n.max(1));
+        Self { steps: self.steps.or(self.sampler.steps).map(part), ..self }
+    }
+
+    /// Builds the sampler for a schedule and a prediction type.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for options that the sampler lacks, and those of [`levels`](Self::levels).
+    pub fn build(&self, schedule: &Schedule, prediction: Prediction) -> Result<Box<dyn Sampler>> {
+        let SamplerInfo { name, .. } = self.sampler;
+        let levels = self.levels(schedule, prediction)?;
+        let with = |has: fn(&SamplerInfo) -> bool| {
+            let names = SAMPLERS.iter().filter(|s| has(s)).map(|s| s.name);
+            names.collect::<Vec<_>>().join(", ")
+        };
+        if let Some(eta) = self.eta {
+            if self.sampler.eta.is_none() {
+                let can = with(|s| s.eta.is_some());
+                return Err(invalid("eta", format!("{name} has no eta; leave it out, or use one of {can}")));
+            }
+            if !(0.0..=1.0).contains(&eta) {
+                return Err(invalid("eta", format!("{eta} is out of range; give 0 (no noise) to 1")));
+            }
+        }
+        if self.variance.is_some() && !self.sampler.variances {
+            let can = with(|s| s.variances);
+            let reason = format!("{name} has no variance setting; leave it out, or use {can}");
+            return Err(invalid("variance", reason));
+        }
+        if self.use_clipped_model_output.is_some() && !self.sampler.clipped_output {
+            let can = with(|s| s.clipped_output);
+            let reason = format!("{name} has no use_clipped_model_output; leave it out, or use {can}");
+            return Err(invalid("use_clipped_model_output", reason));
+        }
+        let eta = self.eta.or(self.sampler.eta).unwrap_or(0.0);
+        Ok((self.sampler.build_fn)(BuildArgs {
+            levels,
+            eta,
+            variance: self.variance,
+            threshold: self.threshold.unwrap_or_default(),
+            use_clipped_model_output: self.use_clipped_model_output.unwrap_or(true),
+        }))
+    }
+}
+
+fn invalid(key: &str, reason: String) -> Error {
+    Error::Config { key: key.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runs_settings_are_the_defaults() {
+        let run = SamplingConfig {
+            variance: Some(Variance::Large),
+            threshold: Threshold::None,
+            use_clipped_model_output: false,
+            ..SamplingConfig::default()
+        };
+        let defaults = SamplerOptions::default().with_defaults(&run);
+        assert_eq!((defaults.variance, defaults.threshold), (run.variance, Some(run.threshold)));
+        let (variance, threshold) = (Some(Variance::Small), Some(Threshold::Clip));
+        let explicit =
+            SamplerOptions { variance, threshold, ..SamplerOptions::default() }.with_defaults(&run);
+        assert_eq!((explicit.variance, explicit.threshold), (variance, threshold));
+        // Options that a sampler lacks are not passed to it.
+        let ddim = SamplerOptions { sampler: find("ddim").unwrap(), ..SamplerOptions::default() };
+        assert_eq!(ddim.with_defaults(&run).variance, None);
+        assert_eq!(ddim.with_defaults(&run).use_clipped_model_output, Some(false));
+        assert_eq!(defaults.use_clipped_model_output, None);
+        let explicit = SamplerOptions { use_clipped_model_output: Some(true), ..ddim };
+        assert_eq!(explicit.with_defaults(&run).use_clipped_model_output, Some(true));
+        // The run's steps and spacing apply only to its own sampler.
+        let run = SamplingConfig {
+            sampler: "ddim".to_owned(),
+            steps: Some(7),
+            spacing: Some(Spacing::Uniform),
+            ..SamplingConfig::default()
+        };
+        let own = SamplerOptions::of_run(&run).unwrap();
+        assert_eq!((own.sampler.name, own.steps, own.spacing()), ("ddim", Some(7), Spacing::Uniform));
+        assert_eq!(SamplerOptions { steps: Some(3), ..ddim }.with_defaults(&run).steps, Some(3));
+        let other = SamplerOptions { sampler: find("heun").unwrap(), ..SamplerOptions::default() }
+            .with_defaults(&run);
+        assert_eq!((other.steps, other.spacing), (None, None));
+    }
+
+    #[test]
+    fn unsupported_options_are_refused_with_alternatives() {
+        let schedule = Schedule::linear(100, 1e-4, 0.02).unwrap();
+        let refused = |options: SamplerOptions, part: &str| {
+            let error = options.build(&schedule, Prediction::Eps).err().expect("refused").to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        let of = |name: &str| SamplerOptions { sampler: find(name).unwrap(), ..SamplerOptions::default() };
+        refused(
+            SamplerOptions { eta: Some(0.5), ..of("ddpm") },
+            "eta: ddpm has no eta; leave it out, or use one of ddim",
+        );
+        refused(SamplerOptions { eta: Some(1.5), ..of("ddim") }, "eta: 1.5 is out of range; give 0");
+        refused(SamplerOptions { eta: Some(f64::NAN), ..of("ddim") }, "out of range");
+        refused(
+            SamplerOptions { spacing: Some(Spacing::Karras), ..of("pndm") },
+            "pndm does not support karras; give uniform",
+        );
+        refused(SamplerOptions { variance: Some(Variance::Large), ..of("ddim") }, "or use ddpm");
+        refused(
+            SamplerOptions { use_clipped_model_output: Some(true), ..of("heun") },
+            "heun has no use_clipped_model_output; leave it out, or use ddim",
+        );
+        for sampler in SAMPLERS {
+            let of = |steps| SamplerOptions { sampler, steps, ..SamplerOptions::default() };
+            refused(of(Some(0)), "0 steps: the schedule allows 1 to");
+            refused(of(Some(10_000_000)), "10000000 steps: the schedule allows 1 to");
+            // Sigma spacing needs more steps (spacing.rs).
+            for &spacing in sampler.spacings.iter().filter(|&&spacing| spacing != Spacing::Sigma) {
+                for prediction in Prediction::ALL {
+                    let options = SamplerOptions { spacing: Some(spacing), ..of(None) };
+                    assert!(options.build(&schedule, prediction).is_ok(), "{}, {spacing}", sampler.name);
+                }
+            }
+            let tiny = Schedule::linear(1, 1e-4, 0.02).unwrap();
+            assert!(of(None).build(&tiny, Prediction::Eps).is_ok(), "{}", sampler.name);
+        }
+        let error = find("dddim").unwrap_err().to_string();
+        assert!(
+            error.contains("did you mean ddim?") && error.contains("the samplers are ddpm, ddim"),
+            "{error}"
+        );
+    }
+}
