@@ -271,7 +271,7 @@ def main():
             f'- {a.threads} threads; medians of {a.rounds} steps in turns; memory is the most that the process held'
             + (f'; ours with {", ".join(a.set)}' if a.set else ''), '']
     if (a.work / 'variants.json').exists() and not a.again:
-        text[-1:] = ["- PyTorch's forms as an earlier look found them the fastest (`--again` looks anew)", '']
+        text[-1:] = ["- The fastest PyTorch variants are those of an earlier search (`--again` repeats it)", '']
     record = {}
     store = a.work / 'compare.json'
 

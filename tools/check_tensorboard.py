@@ -5,8 +5,8 @@
 
 RUN is a folder that `ddpm train` made, stopped and resumed as often as you like. TensorBoard's EventAccumulator must
 list every number of metrics.jsonl as a scalar, each step once, under the same number (but for the lines of versions that
-counted from 0 there), the settings that have a part in what is learnt as hyperparameters (HParams), and sample sheets as images with the pixels of their PNGs. Only sheets that are left from steps before which the run was
-taken up again may be missing; they are noted. --serve also starts the TensorBoard server on the folder above and asks
+counted from 0 there), the settings that have a part in what is learnt as hyperparameters (HParams), and sample sheets as images with the pixels of their PNGs. Only sheets of steps before which the run was resumed may
+be missing; they are noted. --serve also starts the TensorBoard server on the folder above and asks
 it, as a browser would. The exit status is 1 where anything differs.
 """
 import argparse
@@ -82,7 +82,7 @@ if sheets:
     shown = [e.step for e in found]
     check(f'samples at steps {shown}', shown == sorted(set(shown) & set(sheets)) and shown[-1] == max(sheets))
     for step in sorted(set(sheets) - set(shown)):
-        print(f'note: {sheets[step]} is not there; was the run taken up from before step {step}?')
+        print(f'note: {sheets[step]} is not there; was the run resumed from before step {step}?')
     same = all(np.array_equal(pixels(io.BytesIO(e.encoded_image_string)), pixels(sheets[e.step])) for e in found)
     check('samples have the pixels of their files', same)
     sizes = all((e.height, e.width) == pixels(sheets[e.step]).shape[:2] for e in found)

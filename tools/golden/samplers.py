@@ -192,7 +192,7 @@ def pndm(make, kind, case):
     for i, t in enumerate(scheduler.timesteps):
         y = output(kind, x, *level(t), case['scale'], case.get('clip_model', False))
         x = scheduler.step(y, int(t), x).prev_sample
-        # The first of PLMS is made anew with the second prediction; PRK has four predictions a step.
+        # The first of PLMS is repeated with the second prediction; PRK has four predictions a step.
         if (plms and i != 0) or (not plms and (i >= 12 or i % 4 == 3)):
             states.append(x)
     return states

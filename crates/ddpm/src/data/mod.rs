@@ -208,7 +208,7 @@ struct Fingerprint(Sha256);
 impl Fingerprint {
     fn new() -> Self {
         // The prefix stays: runs of earlier versions have fingerprints with it.
-        Self(Sha256::new_with_prefix(b"ddpm pictures 1\n"))
+        Self(Sha256::new_with_prefix(b"ddpm pictures 1\n")) // earlier name
     }
 
     /// Adds an image; `digest` is the hash of its samples.

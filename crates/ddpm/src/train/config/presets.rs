@@ -12,7 +12,7 @@ pub struct Preset {
 }
 
 /// Preset names of earlier versions and their current names.
-pub(super) const RENAMED_PRESETS: &[(&str, &str)] = &[("pictures", "images")];
+pub(super) const RENAMED_PRESETS: &[(&str, &str)] = &[("pictures", "images")]; // earlier name
 
 /// The presets; `ddpm train` without arguments uses the first.
 pub const PRESETS: &[Preset] = &[

@@ -89,7 +89,7 @@ fn without_variance(error: Error, [n, height, width, _]: [usize; 4]) -> Error {
 /// optimizer, and for the images.
 ///
 /// # Errors
-/// As [`Trainer::new`].
+/// As [`Trainer::new`](super::Trainer::new).
 pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
     let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
     let parameters = graph.graph.parameter_count();
