@@ -162,6 +162,29 @@ fn cut_off_files_of_every_format_are_refused() {
 }
 
 #[test]
+fn a_jpeg_without_its_end_marker_is_decoded_as_with_it() {
+    let golden: std::collections::BTreeMap<String, String> =
+        serde_json::from_str(include_str!("../../../tests/golden/jpeg.json")).unwrap();
+    for (name, hex) in golden {
+        let byte = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
+        let whole: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let (expected, _) = decode(&whole, &DataOptions::default()).unwrap();
+        for tail in [&b""[..], b"\n", b"\r\n", &[0; 300], b"saved by the camera of 1999\n"] {
+            let bytes = [&whole[..whole.len() - 2], tail].concat();
+            let (pixels, _) = decode(&bytes, &DataOptions::default()).unwrap();
+            assert!(pixels == expected, "{name} and {tail:?}");
+            // The same tails behind two thirds of it.
+            let cut = [&whole[..whole.len() * 2 / 3], tail].concat();
+            let reason = decode(&cut, &DataOptions::default()).unwrap_err();
+            assert!(
+                reason.contains("cut off") || reason.contains("damaged"),
+                "{name} and {tail:?}: {reason}"
+            );
+        }
+    }
+}
+
+#[test]
 fn what_is_no_picture_is_refused_with_the_reason() {
     let refused = |bytes: &[u8]| decode(bytes, &DataOptions::default()).unwrap_err();
     assert!(refused(b"dear diary").contains("is not a picture"));
