@@ -4,6 +4,7 @@ use super::super::super::support::{colour, grey, message, notes, picture};
 use super::super::super::{DataOptions, Dataset, OnBadFile, open as open_set, open_within};
 use super::*;
 use image::{DynamicImage, ImageFormat};
+use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
 use tempfile::TempDir;
 use zip::CompressionMethod;
@@ -241,19 +242,137 @@ fn an_archive_behind_a_program_and_one_of_64_bits_are_read() {
     assert_eq!(read(&[b"prefix", &commented[..]].concat()).unwrap(), expected);
 }
 
+/// A tar archive of one file of text: with POSIX's mark, or as they were before it.
+fn tar(mark: bool) -> Vec<u8> {
+    let mut block = vec![0; 512];
+    block[..9].copy_from_slice(b"cat/1.png");
+    block[100..108].copy_from_slice(b"0000644\0");
+    block[124..136].copy_from_slice(b"00000000005\0");
+    block[148..156].fill(b' ');
+    if mark {
+        block[257..265].copy_from_slice(b"ustar\x0000");
+    }
+    let sum: u32 = block.iter().map(|&b| u32::from(b)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block.extend(b"hello");
+    block.resize(2048, 0);
+    block
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
 #[test]
 fn other_archives_are_named() {
-    let mut tar = vec![0; 600];
-    tar[257..262].copy_from_slice(b"ustar");
     for (bytes, name) in [
-        (tar, "it is a tar archive, which is not read"),
+        (tar(true), "it is a tar archive, which is not read; unpack it and give the folder"),
+        (tar(false), "it is a tar archive, which is not read"),
         (b"7z\xbc\xaf\x27\x1c rest".to_vec(), "a 7z archive"),
         (b"Rar!\x1a\x07\x01\0rest".to_vec(), "a RAR archive"),
-        (b"PK\x07\x08PK\x03\x04 a part".to_vec(), "or a part of a split one"),
+        (
+            gzip(&tar(true)),
+            "it is a tar archive compressed with gzip, which is not read; unpack it (tar -xzf)",
+        ),
+        (gzip(&tar(false)), "it is a tar archive compressed with gzip"),
+        (
+            gzip(&tar(true)).split_last_chunk::<9>().unwrap().0.to_vec(),
+            "it is a tar archive compressed with gzip",
+        ),
+        (
+            gzip(&packed(&[("a.png", b"x")])),
+            "it is a zip archive compressed with gzip, which is not read; unpack",
+        ),
+        (gzip(&png(grey(4, 4, 0))), "it is a PNG image compressed with gzip"),
+        (gzip(&gzip(b"hello, hello")), "it is compressed with gzip twice"),
+        (gzip(b"hello, hello"), "it is not an IDX file: unpacked, it starts with [68, 65, 6c, 6c]"),
+        (gzip(b"hello, hello\n".repeat(99).as_slice()), "it is not an IDX file"),
     ] {
         let text = read(&bytes).unwrap_err().to_string();
-        assert!(text.contains(name), "{text}");
+        assert!(text.contains(name), "{name}: {text}");
     }
+    let folder = TempDir::new().unwrap();
+    let named = |name: &str, bytes: &[u8]| {
+        std::fs::write(folder.path().join(name), bytes).unwrap();
+        message(open_set(&folder.path().join(name), &DataOptions::default()))
+    };
+    let text = named("photo", &png(grey(4, 4, 0)));
+    assert!(text.contains("it is a PNG image that is not named as one; give it the ending .png"), "{text}");
+    // Where MNIST's file would be.
+    let text = named("train-images-idx3-ubyte.gz", &gzip(&tar(true)));
+    assert!(text.contains("it is a tar archive compressed with gzip"), "{text}");
+}
+
+#[test]
+fn parts_of_a_split_archive_are_named() {
+    let whole = packed(&[("a.png", &png(colour(30, 30, 0)))]);
+    let cut = whole.len() / 2;
+    // The last part's number is in the end of its directory.
+    let mut last = whole[cut..].to_vec();
+    let end = last.windows(4).position(|w| w == b"PK\x05\x06").unwrap();
+    last[end + 4] = 2;
+    last[end + 6] = 2;
+    let folder = TempDir::new().unwrap();
+    let first = [b"PK\x07\x08", &whole[..cut]].concat();
+    for (name, bytes) in [
+        ("set.z01", &first[..]),
+        ("first.zip", &first),
+        ("set.z02", &whole[cut..cut + 9]),
+        ("set.zip", &last),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let text = message(open_set(&path, &DataOptions::default()));
+        assert!(
+            text.contains(&format!("{name}: it is a part of a split zip archive"))
+                && text.contains("zip -s 0"),
+            "{name}: {text}"
+        );
+    }
+    // One that could have been split and was not begins with the same mark.
+    let unsplit = [&b"PK\x07\x08"[..], &whole].concat();
+    assert_eq!(read(&unsplit).unwrap(), read(&whole).unwrap());
+    // Half an archive is no part of a split one.
+    let text = read(&whole[..cut]).unwrap_err().to_string();
+    assert!(text.contains("it is a damaged zip archive, or cut off") && !text.contains("split"), "{text}");
+}
+
+#[test]
+fn of_entries_of_one_name_the_last_is_read_and_it_is_said() {
+    let images = [1, 2, 3, 4].map(|i| png(colour(6, 6, i)));
+    let [one, two, three, other] = images.each_ref().map(|p| &p[..]);
+    let alone = |image: &[u8]| read(&packed(&[("a.png", image)])).unwrap();
+    let all = [
+        (["x/a.png", "x/a.png", "x/a.png"], three),
+        (["x/a.png", "./x/a.png", "x\\a.png"], three),
+        (["x/a.png", "x//a.png", "x/a.png"], three),
+        (["x/a.png", "x/a.png", "x/./a.png"], three),
+    ];
+    for (names, expected) in all {
+        // The writer refuses what archives of other programs have: a name of the same length is put in later.
+        let own = [0, 1, 2].map(|i| format!("{i}{}", &names[i][1..]));
+        let files = [(&*own[0], one), (&*own[1], two), (&*own[2], three), ("x/b.png", other)];
+        let mut bytes = packed(&files);
+        for (own, name) in own.iter().zip(names) {
+            while let Some(at) = bytes.windows(own.len()).position(|w| w == own.as_bytes()) {
+                bytes[at..at + own.len()].copy_from_slice(name.as_bytes());
+            }
+        }
+        for prefix in [&b""[..], b"#!/bin/sh\nexit\n"] {
+            let (_folder, path) = saved(&[prefix, &bytes].concat());
+            let set = open_set(&path, &DataOptions::default()).unwrap();
+            assert_eq!(set.len(), 2, "{names:?}");
+            assert_eq!((picture(&*set, 0), picture(&*set, 1)), (alone(expected), alone(other)), "{names:?}");
+            let told =
+                "one name stands in the archive more than once (x/a.png): the last of its entries is read";
+            assert!(notes(&*set).contains(told), "{names:?}: {}", notes(&*set));
+        }
+    }
+    // Nothing is said of files that are no images, nor of names that differ.
+    let set = opened(&[("x/a.png", one), ("y/a.png", two)], &DataOptions::default()).unwrap();
+    assert!(!notes(&*set).contains("more than once"), "{}", notes(&*set));
 }
 
 #[test]
