@@ -106,6 +106,12 @@ fn cut_off() -> String {
     "is cut off: the JPEG has no end".into()
 }
 
+fn ambiguous() -> String {
+    "is cut off, or followed by data that cannot be told from its own: the JPEG has no end marker; open it in an image \
+     editor, and if it is whole there save it again"
+        .into()
+}
+
 /// Whether what follows the scan that ends at `end` was never a part of it: a marker, equal bytes, or text.
 ///
 /// What follows a cut scan is read as its blocks, and those can be as many as are missing: then the equal bytes, or the
@@ -177,7 +183,11 @@ impl<'a> Walk<'a> {
 
     /// The next marker; the end, too, where an image that is whole has no marker next.
     fn marker(&mut self) -> Result<u8, String> {
-        self.written_marker().or_else(|reason| if self.is_whole() { Ok(END) } else { Err(reason) })
+        self.written_marker().or_else(|reason| match self.end {
+            _ if self.is_whole() => Ok(END),
+            Some(_) if self.is_complete() => Err(ambiguous()),
+            _ => Err(reason),
+        })
     }
 
     /// The marker that is next. Before the first scan anything may stand between segments; behind a scan only padding.
@@ -207,10 +217,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether all blocks have been seen to their last bit, and what follows them is not part of them.
+    /// Whether all blocks have been seen to their last bit.
+    fn is_complete(&self) -> bool {
+        self.frame.as_ref().is_some_and(Frame::is_complete)
+    }
+
+    /// Whether that is so and what follows them is not part of them.
     fn is_whole(&self) -> bool {
-        let complete = self.frame.as_ref().is_some_and(Frame::is_complete);
-        complete && self.end.is_some_and(|end| is_apart(self.bytes, end))
+        self.is_complete() && self.end.is_some_and(|end| is_apart(self.bytes, end))
     }
 
     /// Reads Huffman tables. One that is not right is none, and the decoder's business.

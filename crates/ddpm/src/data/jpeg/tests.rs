@@ -127,7 +127,12 @@ fn a_jpeg_without_its_end_marker_is_whole_where_all_blocks_are_there() {
             let found = check(&[image, &more].concat());
             // Bytes of every value cannot be told from blocks.
             let told = !matches!(tail, "a film" | "a camera's notes");
-            assert!(!told || found.is_ok(), "{name} and {tail}: {found:?}");
+            match found {
+                Ok(()) => {}
+                Err(reason) => {
+                    assert!(!told && reason.contains("save it again"), "{name} and {tail}: {reason}")
+                }
+            }
         }
         // Without its last scan nothing makes it whole.
         let last = scans.iter().rfind(|s| bytes[s.start + 1] == 0xDA).unwrap();
