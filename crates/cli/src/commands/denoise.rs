@@ -3,10 +3,11 @@
 use super::edit::{EditFlags, Named, Shown};
 use super::flags::{SamplerFlags, given, stem};
 use anyhow::bail;
-use ddpm::edit::{Denoise, estimate, most_noise};
+use ddpm::data::Single;
+use ddpm::edit::{Denoise, Estimate, estimate, most_noise};
 use ddpm::generate::Request;
 use ddpm::picture::Picture;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Take the noise from a picture: the expected clean one, or with a sampler or steps one that it may have been
@@ -50,6 +51,35 @@ fn sigma(text: &str) -> Result<Sigma, String> {
     sigma.map(Sigma::Of).ok_or_else(|| "give a number, as 0.1, a fraction, as 25/255, or auto".to_owned())
 }
 
+/// What is estimated of the noise in the image from the file `path`, where that can be taken: at most `most`.
+fn estimated(path: &Path, image: &Single, most: f64) -> anyhow::Result<Estimate> {
+    let found = estimate(&image.numbers, image.shape);
+    let range = format!("--sigma gives it, as 0.1 or 25/255, up to {most:.3} for this run");
+    let name = ddpm::text::shown(path);
+    if found.pattern {
+        bail!(
+            "{name}: its finest details are a pattern or texture, and no noise that could be estimated; {range}"
+        );
+    }
+    if found.sigma > most {
+        bail!(
+            "{name}: its finest details look like noise of sigma {:.2}, more than there can be; {range}",
+            found.sigma
+        );
+    }
+    if found.sigma == 0.0 {
+        tell!("{name}: no noise was found (estimated sigma 0), and the image is returned as it is; {range}");
+    }
+    if found.impulses > 0 {
+        tell!(
+            "{name}: {} pixels stand out from all around them, as impulse noise (salt and pepper) does; the estimate does not \
+             see it, and a network that knows normal noise hardly takes it away: a median filter does",
+            found.impulses
+        );
+    }
+    Ok(found)
+}
+
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let editor = args.edit.open(|run| {
         Ok(Request { seed: args.seed, sampling: args.sampler.options(run)?, ..Request::default() })
@@ -57,39 +87,31 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let generator = editor.generator();
     let (schedule, prediction) = (generator.schedule(), generator.config().diffusion.prediction);
     let picture = editor.picture(&args.picture)?;
-    let (sigma, sure, whence) = match args.sigma {
-        Sigma::Of(sigma) => (sigma, String::new(), ""),
-        Sigma::Auto => {
-            let found = estimate(&picture.numbers, picture.shape);
-            let range =
-                format!("--sigma gives it, as 0.1 or 25/255, up to {:.3} for this run", most_noise(schedule));
-            let name = ddpm::text::shown(&args.picture);
-            if found.pattern {
-                bail!(
-                    "{name}: its finest details are a pattern or texture, and no noise that could be estimated; {range}"
-                );
-            }
-            if found.sigma > most_noise(schedule) {
-                bail!(
-                    "{name}: its finest details look like noise of sigma {:.2}, more than there can be; {range}",
-                    found.sigma
-                );
-            }
-            let sure = if found.sigma > 0.0 { format!(" +- {:.4}", found.error) } else { String::new() };
-            (found.sigma, sure, ", estimated from the image, in which fine texture counts as noise")
-        }
+    let found = match args.sigma {
+        Sigma::Of(sigma) => Estimate { sigma, error: 0.0, pattern: false, impulses: 0 },
+        Sigma::Auto => estimated(&args.picture, &picture, most_noise(schedule))?,
     };
+    let sigma = found.sigma;
     let sampling = editor.request.sampling;
     let denoise = match args.sampler.any() {
         false => Denoise::expected(schedule, sigma, sampling.threshold.unwrap_or_default())?,
         true => Denoise::sampled(sampling, schedule, prediction, sigma)?,
     };
-    tell!(
-        "noise of sigma {sigma:.4}{sure} ({:.1} of 255){whence}: t = {:.1} of {}",
-        255.0 * sigma,
-        denoise.level().t,
-        schedule.timesteps()
-    );
+    if args.sigma != Sigma::Auto || sigma > 0.0 {
+        let (sure, whence) = match args.sigma {
+            Sigma::Of(_) => (String::new(), ""),
+            Sigma::Auto => (
+                format!(" +- {:.4}", found.error),
+                ", estimated from the image, in which fine texture counts as noise",
+            ),
+        };
+        tell!(
+            "noise of sigma {sigma:.4}{sure} ({:.1} of 255){whence}: t = {:.1} of {}",
+            255.0 * sigma,
+            denoise.level().t,
+            schedule.timesteps()
+        );
+    }
     let own = given([
         ("sigma", (args.sigma != Sigma::Auto).then(|| sigma.to_string())),
         ("seed", args.sampler.any().then(|| args.seed.to_string())),

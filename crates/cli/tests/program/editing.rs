@@ -204,8 +204,20 @@ fn noise_is_estimated_told_and_taken() {
     };
     let input = grey(&place, "a.png");
     let (told, made) = denoise(&[]);
-    assert!(told.contains("noise of sigma 0.0000 (0.0 of 255), estimated from the image"), "{told}");
+    let none =
+        "a.png: no noise was found (estimated sigma 0), and the image is returned as it is; --sigma gives it";
+    assert!(told.contains(none) && !told.contains("noise of sigma"), "{told}");
+    assert!(!told.contains("impulse noise"), "{told}");
     assert!(made == input, "no noise, nothing to take");
+    let mut salted = GrayImage::from_pixel(12, 12, Luma([90]));
+    for (x, y) in [(2, 2), (6, 3), (9, 9), (3, 8)] {
+        salted.put_pixel(x, y, Luma([255]));
+    }
+    salted.save(place.path("salted.png")).unwrap();
+    let told = place.ddpm(&["denoise", "r", "salted.png", "--out", "salted"]).well().err;
+    assert!(told.contains("salted.png: no noise was found (estimated sigma 0)"), "{told}");
+    assert!(told.contains("salted.png: 4 pixels stand out from all around them, as impulse noise"), "{told}");
+    assert!(salted == grey(&place, "salted/images/000000.png"));
     let (told, fraction) = denoise(&["--sigma", "51/255"]);
     assert!(told.contains("noise of sigma 0.2000 (51.0 of 255): t = "), "{told}");
     let (_, number) = denoise(&["--sigma", "0.2"]);
@@ -327,7 +339,7 @@ fn what_a_mask_marks_is_said_and_the_other_way_is_a_flag() {
     GrayImage::from_pixel(12, 12, Luma([255])).save(place.path("white.png")).unwrap();
     assert!(told("white.png", &[]).contains("white (255) is filled, all of the image: nothing is kept"));
     fill("white.png", &["--invert-mask"])
-        .fails(1, &["white.png: nothing is to be filled", "white everywhere"]);
+        .fails(1, &["white.png: nothing is to be filled", "255 of 255 everywhere, which counts as white"]);
     let alpha =
         image::RgbaImage::from_fn(12, 12, |x, _| image::Rgba([0, 0, 0, if x >= 6 { 255 } else { 0 }]));
     alpha.save(place.path("alpha.png")).unwrap();

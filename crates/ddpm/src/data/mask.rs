@@ -69,16 +69,10 @@ pub fn open_mask(path: &Path, options: &DataOptions, invert: bool) -> Result<Mas
     pixels.write_unit(1, &mut unit);
     let marked: Vec<bool> = unit.iter().map(|&v| (v > 0.0) != invert).collect();
     if !marked.contains(&true) {
-        let reason = match values.low == values.high && values.high > u16::MAX / 2 {
-            true => {
-                "nothing is to be filled: the mask is white everywhere, and --invert-mask fills what is black"
-                    .to_owned()
-            }
-            false => format!(
-                "nothing is to be filled: what it marks is lost where the mask is brought from {height}x{width} to {}x{}; mark more",
-                pixels.height, pixels.width
-            ),
-        };
+        let reason = format!(
+            "nothing is to be filled: what it marks is lost where the mask is brought from {height}x{width} to {}x{}; mark more",
+            pixels.height, pixels.width
+        );
         return Err(wrong(reason));
     }
     Ok(Mask { marked, found: facts.file, taken })
@@ -129,14 +123,23 @@ fn values(pixels: &Pixels) -> Values {
 fn taken(values: &Values, bits: u8, invert: bool) -> Result<String, String> {
     let (low, high) = (shown(values.low, bits), shown(values.high, bits));
     let (most, half) = (shown(u16::MAX, bits), u16::MAX / 2);
-    let black = "white is what is filled (--invert-mask fills what is black)";
-    if values.low == values.high && values.high <= half && !invert {
-        return Err(format!("nothing is to be filled: the mask is {low} of {most} everywhere, and {black}"));
-    }
-    if values.others && values.high <= half {
+    let one = values.low == values.high;
+    let counts = if values.high <= half { "black" } else { "white" };
+    let (filled, other) = match invert {
+        true => ("--invert-mask fills what is black", "without it"),
+        false => ("white is what is filled", "with --invert-mask"),
+    };
+    let parts = format!("give it two values, as 0 and {most}");
+    if one && (values.high > half) == invert {
         return Err(format!(
-            "nothing is marked plainly: the mask has several values from {low} to {high} of {most}, all dark, and {black}; give it \
-             two values, as 0 and {most}"
+            "nothing is to be filled: the mask is {low} of {most} everywhere, which counts as {counts}, and {filled}; {other} all of \
+             the image is; to fill a part {parts}"
+        ));
+    }
+    if values.others && ((values.high <= half && !invert) || (values.low > half && invert)) {
+        let shade = if invert { "bright" } else { "dark" };
+        return Err(format!(
+            "nothing is marked plainly: the mask has several values from {low} to {high} of {most}, all {shade}, and {filled}; {parts}"
         ));
     }
     let (bright, dark) = if values.of_alpha { ("opaque", "transparent") } else { ("white", "black") };
@@ -146,6 +149,9 @@ fn taken(values: &Values, bits: u8, invert: bool) -> Result<String, String> {
     Ok(match (values.others, values.of_alpha) {
         (true, _) => format!("{name} ({} {})", if invert { "up to" } else { "above" }, most / 2),
         (false, true) => format!("{name} ({value})"),
+        (false, false) if one && !matches!(values.high, 0 | u16::MAX) => {
+            format!("the one grey of the mask, {value} of {most}, counts as {counts}: it")
+        }
         (false, false) if whole => format!("{name} ({value})"),
         (false, false) => {
             let which = if invert { "darker" } else { "brighter" };

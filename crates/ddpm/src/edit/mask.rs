@@ -32,7 +32,10 @@ pub fn gap(path: &Path, image: &Single, options: &DataOptions, invert: bool) -> 
     let rest =
         if invert { "without --invert-mask the rest is" } else { "--invert-mask fills the rest instead" };
     let amount = match 100.0 * part {
-        p if p >= 100.0 => "all of the image: nothing is kept".to_owned(),
+        p if p >= 100.0 => {
+            let kept = if invert { "white" } else { "black" };
+            format!("all of the image: nothing is kept; what is to be kept must be {kept} in the mask")
+        }
         p if p < 1.0 => format!("{p:.2} % of the image; {rest}"),
         p => format!("{:.0} % of the image; {rest}", p.min(99.0)),
     };
@@ -112,20 +115,66 @@ mod tests {
 
     #[test]
     fn masks_of_one_value_fill_all_or_are_refused_with_the_way_out() {
-        let (found, taken) = marked(grey(|_, _| 255), false).unwrap();
-        assert_eq!((found.len(), &*taken), (8, "white (255) is filled, all of the image: nothing is kept"));
+        for (value, invert, taken) in [
+            (
+                255,
+                false,
+                "white (255) is filled, all of the image: nothing is kept; what is to be kept must be black",
+            ),
+            (
+                0,
+                true,
+                "black (0) is filled, all of the image: nothing is kept; what is to be kept must be white",
+            ),
+            (
+                128,
+                false,
+                "the one grey of the mask, 128 of 255, counts as white: it is filled, all of the image",
+            ),
+            (
+                127,
+                true,
+                "the one grey of the mask, 127 of 255, counts as black: it is filled, all of the image",
+            ),
+        ] {
+            let save = |path: &Path| GrayImage::from_pixel(4, 2, Luma([value])).save(path).unwrap();
+            let (found, told) = marked(save, invert).unwrap();
+            assert!(found.len() == 8 && told.starts_with(taken), "{told}");
+        }
+        let ways = "to fill a part give it two values, as 0 and 255";
         for (value, invert, part) in [
-            (0, false, "the mask is 0 of 255 everywhere, and white is what is filled (--invert-mask"),
-            (1, false, "the mask is 1 of 255 everywhere"),
-            (255, true, "the mask is white everywhere, and --invert-mask fills what is black"),
+            (
+                0,
+                false,
+                "0 of 255 everywhere, which counts as black, and white is what is filled; with --invert-mask all",
+            ),
+            (1, false, "1 of 255 everywhere, which counts as black"),
+            (127, false, "127 of 255 everywhere, which counts as black"),
+            (
+                128,
+                true,
+                "128 of 255 everywhere, which counts as white, and --invert-mask fills what is black; without it all",
+            ),
+            (
+                255,
+                true,
+                "255 of 255 everywhere, which counts as white, and --invert-mask fills what is black",
+            ),
         ] {
             let save = |path: &Path| GrayImage::from_pixel(4, 2, Luma([value])).save(path).unwrap();
             let error = marked(save, invert).unwrap_err();
-            assert!(error.contains("mask.png") && error.contains(part), "{error}");
+            assert!(error.contains("mask.png: nothing is to be filled"), "{error}");
+            assert!(error.contains(part) && error.contains(ways), "{error}");
         }
         // Labels of a segmentation.
         let error = marked(grey(|x, _| x as u8), false).unwrap_err();
-        assert!(error.contains("several values from 0 to 3 of 255, all dark"), "{error}");
+        assert!(error.contains("several values from 0 to 3 of 255, all dark, and white is"), "{error}");
+        assert_eq!(marked(grey(|x, _| x as u8), true).unwrap().0.len(), 8);
+        let error = marked(grey(|x, _| 200 + x as u8), true).unwrap_err();
+        assert!(
+            error.contains("several values from 200 to 203 of 255, all bright, and --invert-mask"),
+            "{error}"
+        );
     }
 
     #[test]

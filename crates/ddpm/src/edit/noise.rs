@@ -13,6 +13,14 @@ const ENDS: [f64; 2] = [-1.0, 1.0];
 /// Three of the steps of 8 bits, in [-1, 1]: below, few values are left whose spread could be looked at.
 const COARSE: f64 = 3.0 / 127.5;
 
+/// An impulse is further than this from what is around it, a quarter of the range, and than normal noise goes; what agrees
+/// is nearer than this.
+const FAR: f64 = 0.5;
+const AGREE: f64 = 0.1;
+
+/// Fewer pixels that stand out may be stars, or dust.
+const FEWEST: usize = 3;
+
 /// An estimate of the noise in an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
@@ -22,6 +30,9 @@ pub struct Estimate {
     pub error: f64,
     /// Whether what was measured is no noise: its sizes are too much alike, or neighbours go together, as in a pattern.
     pub pattern: bool,
+    /// How many pixels stand out from all around them, as those of impulse noise do (salt and pepper), which `sigma`
+    /// says nothing of; 0 where they are so few that they may be anything.
+    pub impulses: usize,
 }
 
 /// Sizes of details, and what is known of them.
@@ -60,7 +71,30 @@ pub fn estimate(image: &[f32], shape: PictureShape) -> Estimate {
         sigma,
         error: 1.17 * sigma / details.count.max(1.0).sqrt(),
         pattern: sigma > 0.0 && details.pattern,
+        impulses: impulses(image, shape, FAR.max(6.0 * details.deviation)),
     }
+}
+
+/// Pixels further than `far` from the median of the eight around them, where nearly all of these agree; 0 below `FEWEST`.
+fn impulses(image: &[f32], shape: PictureShape, far: f64) -> usize {
+    let PictureShape { height, width, channels } = shape;
+    let at = |y: usize, x: usize, c: usize| f64::from(image[(y * width + x) * channels + c]);
+    let inner = places(shape).filter(|&(y, x, _)| y > 0 && y + 1 < height && x > 0 && x + 1 < width);
+    let mut found: Vec<(usize, usize)> = inner
+        .filter(|&(y, x, c)| {
+            let mut around = [0.0; 8];
+            let others = (0..9).filter(|&i| i != 4).map(|i| at(y + i / 3 - 1, x + i % 3 - 1, c));
+            around.iter_mut().zip(others).for_each(|(a, v)| *a = v);
+            let median = nth(&mut around, 4);
+            let agree = around.iter().filter(|&&v| (v - median).abs() < AGREE).count();
+            // A neighbour may be an impulse too.
+            agree >= 7 && (at(y, x, c) - median).abs() > far
+        })
+        .map(|(y, x, _)| (y, x))
+        .collect();
+    // The channels of a pixel stand together.
+    found.dedup();
+    if found.len() < FEWEST { 0 } else { found.len() }
 }
 
 /// All places of an image: row, column, channel; without alpha.
@@ -178,8 +212,9 @@ mod tests {
             let z = normal(shape.values(), 0);
             let noisy = |i: usize| eight_bits(clean(i) + 2.0 * sigma * f64::from(z[i]));
             let picture: Vec<f32> = (0..shape.values()).map(noisy).collect();
-            let Estimate { sigma: found, error, pattern } = estimate(&picture, shape);
+            let Estimate { sigma: found, error, pattern, impulses } = estimate(&picture, shape);
             println!("{sigma}: {found:.4} +- {error:.4}");
+            assert_eq!(impulses, 0, "{sigma}");
             assert!(!pattern && (0.01..0.04).contains(&(error / sigma)), "{error}");
             // The median of 3072 has a standard error of 2.1 %; four of these, and what the waves add.
             assert!((found / sigma - 1.0).abs() < 0.1, "{found} for {sigma}");
@@ -250,8 +285,40 @@ mod tests {
                     let image: Vec<f32> = (0..shape.values()).map(noisy).collect();
                     let found = estimate(&image, shape);
                     assert!(!found.pattern, "{side}x{side}x{channels}, {sigma}: {found:?}");
+                    assert_eq!(found.impulses, 0, "{side}x{side}x{channels}, {sigma}");
                 }
             }
+        }
+    }
+    #[test]
+    fn impulses_are_counted_where_the_estimate_sees_no_noise() {
+        for channels in [1, 3] {
+            let shape = PictureShape { height: 32, width: 32, channels };
+            let clean = |i: usize| 0.2 * ((i / channels % 32) as f64 / 9.0).sin();
+            let mut image: Vec<f32> = (0..shape.values()).map(|i| eight_bits(clean(i))).collect();
+            let before = estimate(&image, shape);
+            assert_eq!(before.impulses, 0);
+            for (i, (y, x)) in [(3, 4), (10, 20), (25, 7), (29, 29), (16, 15)].into_iter().enumerate() {
+                assert_eq!(estimate(&image, shape).impulses, if i < 3 { 0 } else { i });
+                // Salt and pepper.
+                image[(y * 32 + x) * channels..][..channels].fill(if i % 2 == 0 { 1.0 } else { -1.0 });
+            }
+            let found = estimate(&image, shape);
+            assert_eq!(found.impulses, 5);
+            assert!((found.sigma - before.sigma).abs() < 0.001, "{before:?}, {found:?}");
+        }
+        // Lines, edges and blots are none.
+        let shape = PictureShape { height: 32, width: 32, channels: 1 };
+        let drawn = |i: usize| match (i / 32, i % 32) {
+            (5, _) | (_, 9) | (20.., 20..) => 1.0,
+            (12..14, 24..26) => 0.7,
+            _ => -0.3,
+        };
+        let image: Vec<f32> = (0..1024).map(drawn).collect();
+        assert_eq!(estimate(&image, shape).impulses, 0);
+        for (height, width) in [(1, 1), (1, 9), (2, 2)] {
+            let shape = PictureShape { height, width, channels: 1 };
+            assert_eq!(estimate(&vec![0.3; height * width], shape).impulses, 0);
         }
     }
 }

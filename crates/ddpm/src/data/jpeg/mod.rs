@@ -13,6 +13,8 @@ const MAX_SCANS: usize = 100;
 const MAX_PADDING: usize = 64;
 /// Other bytes there.
 const MAX_REST: usize = 4;
+/// Bytes at the end of a scan that may look like text that follows it: by chance more do in one of five thousand.
+const MAX_ALIKE: usize = 8;
 /// The marker of the end.
 const END: u8 = 0xD9;
 /// Blocks of an image that are counted; what has more, the decoder refuses.
@@ -90,21 +92,48 @@ struct Walk<'a> {
     ac: [Option<Table>; 4],
     interval: usize,
     scans: usize,
-    /// Whether the last scan ended with its last block, bit for bit.
-    exact: bool,
+    /// The place behind the last scan's last block; nothing where the bits there are not those of an end.
+    end: Option<usize>,
 }
 
 /// Whether the JPEG `bytes` has all of its image; if not, why, for a person.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let (dc, ac) = (Default::default(), Default::default());
-    Walk { bytes, at: 2, frame: None, dc, ac, interval: 0, scans: 0, exact: false }.go()
+    Walk { bytes, at: 2, frame: None, dc, ac, interval: 0, scans: 0, end: None }.go()
 }
 
 fn cut_off() -> String {
     "is cut off: the JPEG has no end".into()
 }
 
-impl Walk<'_> {
+fn ambiguous() -> String {
+    "is cut off, or followed by data that cannot be told from its own: the JPEG has no end marker; open it in an image \
+     editor, and if it is whole there save it again"
+        .into()
+}
+
+/// Whether what follows the scan that ends at `end` was never a part of it: a marker, equal bytes, or text.
+///
+/// What follows a cut scan is read as its blocks, and those can be as many as are missing: then the equal bytes, or the
+/// text, begin before the end.
+fn is_apart(bytes: &[u8], end: usize) -> bool {
+    let begins =
+        |belongs: &dyn Fn(u8) -> bool| bytes.iter().rposition(|&b| !belongs(b)).map_or(0, |at| at + 1);
+    let text = |b: u8| matches!(b, 0 | b'\t' | b'\n' | b'\r' | b' '..=b'~');
+    if bytes[end..].first() == Some(&0xFF) {
+        return true;
+    }
+    let last = bytes.last().copied().unwrap_or_default();
+    let equal = begins(&|b| b == last);
+    // The last byte of a scan can be any, and where nothing follows a few may be equal.
+    let most = if end == bytes.len() { MAX_ALIKE } else { 1 };
+    if equal <= end && (end > equal + most || !text(last)) {
+        return end <= equal + most;
+    }
+    (end.saturating_sub(MAX_ALIKE)..=end).contains(&begins(&text))
+}
+
+impl<'a> Walk<'a> {
     fn go(mut self) -> Result<(), String> {
         loop {
             let marker = self.marker()?;
@@ -122,10 +151,9 @@ impl Walk<'_> {
                 0x01 | 0xD0..=0xD7 => continue,
                 _ => {}
             }
-            let length = self.bytes.get(self.at..self.at + 2).ok_or_else(cut_off)?;
-            let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
-            let segment = self.bytes.get(self.at + 2..self.at + length.max(2)).ok_or_else(cut_off)?;
-            self.at += length.max(2);
+            let Some(segment) = self.segment() else {
+                return if self.is_whole() { Ok(()) } else { Err(cut_off()) };
+            };
             match marker {
                 0xC4 => self.tables(segment),
                 // Frames: all of C0 to CF but the tables' C4 and CC and the reserved C8.
@@ -145,14 +173,29 @@ impl Walk<'_> {
         }
     }
 
-    /// The next marker. Before the first scan anything may stand between segments; behind a scan only padding.
+    /// The segment behind a marker, if all of it is there.
+    fn segment(&mut self) -> Option<&'a [u8]> {
+        let rest = self.bytes.get(self.at..)?;
+        let length = usize::from(u16::from_be_bytes(*rest.first_chunk()?)).max(2);
+        self.at += length;
+        rest.get(2..length)
+    }
+
+    /// The next marker; the end, too, where an image that is whole has no marker next.
     fn marker(&mut self) -> Result<u8, String> {
+        self.written_marker().or_else(|reason| match self.end {
+            _ if self.is_whole() => Ok(END),
+            Some(_) if self.is_complete() => Err(ambiguous()),
+            _ => Err(reason),
+        })
+    }
+
+    /// The marker that is next. Before the first scan anything may stand between segments; behind a scan only padding.
+    fn written_marker(&mut self) -> Result<u8, String> {
         let start = self.at;
         let counted = self.scans > 0 && self.frame.is_some();
         loop {
             match self.bytes.get(self.at..) {
-                // All of its blocks are there: only the end marker is missing.
-                None | Some([] | [_]) if counted && self.is_whole() => return Ok(END),
                 None | Some([] | [_]) => return Err(cut_off()),
                 // Fill bytes, and a stuffed one in the rest of a scan.
                 Some([0xFF, 0xFF, ..]) => self.at += 1,
@@ -174,9 +217,14 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether all of a sequential image has been seen; a progressive one could have further scans.
+    /// Whether all blocks have been seen to their last bit.
+    fn is_complete(&self) -> bool {
+        self.frame.as_ref().is_some_and(Frame::is_complete)
+    }
+
+    /// Whether that is so and what follows them is not part of them.
     fn is_whole(&self) -> bool {
-        self.exact && self.frame.as_ref().is_some_and(|frame| !frame.progressive && frame.is_complete())
+        self.is_complete() && self.end.is_some_and(|end| is_apart(self.bytes, end))
     }
 
     /// Reads Huffman tables. One that is not right is none, and the decoder's business.
@@ -196,7 +244,7 @@ impl Walk<'_> {
     fn scan(&mut self, header: &[u8]) -> Result<(), String> {
         let mut bits = Bits::new(self.bytes, self.at);
         let counted = self.count(header, &mut bits);
-        self.exact = bits.is_spent();
+        self.end = bits.is_exact().then(|| bits.end());
         self.at = bits.at();
         match counted {
             Some((_, Err(Stop::Invalid))) => {

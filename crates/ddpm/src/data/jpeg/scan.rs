@@ -74,7 +74,7 @@ pub(super) struct Bits<'a> {
     at: usize,
     held: u64,
     count: u32,
-    /// Whether more bits were asked for than there were.
+    /// Whether more bits, or restart markers, were asked for than there were.
     ended: bool,
 }
 
@@ -88,11 +88,27 @@ impl<'a> Bits<'a> {
         self.at
     }
 
-    /// Whether nothing is left but the bits that fill the last byte.
-    pub fn is_spent(&mut self) -> bool {
-        self.fill();
-        let filler = (1u64 << self.count.min(8)) - 1;
-        !self.ended && self.count < 8 && [0, filler].contains(&(self.held & filler))
+    /// Whether all that was asked for was there, and the rest of the last byte is filled as encoders fill it.
+    pub fn is_exact(&self) -> bool {
+        let rest = self.count % 8;
+        let filler = (1u64 << rest) - 1;
+        !self.ended && (rest == 0 || [0, filler].contains(&(self.held >> (self.count - rest) & filler)))
+    }
+
+    /// The place behind the last byte that a bit was taken of.
+    pub fn end(&self) -> usize {
+        let mut at = self.at;
+        // Back over what was only looked at: the bytes that are held, as they stand in the file.
+        let mut held = self.count / 8;
+        while held > 0 {
+            match self.bytes[..at] {
+                [.., 0xFF, 0x00] => (at, held) = (at - 2, held - 1),
+                // A fill byte before a marker.
+                [.., 0xFF] => at -= 1,
+                _ => (at, held) = (at - 1, held - 1),
+            }
+        }
+        at
     }
 
     fn fill(&mut self) {
@@ -129,7 +145,10 @@ impl<'a> Bits<'a> {
                     return;
                 }
                 Some([0xFF, 0x00 | 0xFF, ..]) => at += 1,
-                None | Some([] | [0xFF, ..]) => return,
+                None | Some([] | [0xFF, ..]) => {
+                    self.ended = true;
+                    return;
+                }
                 // What is left of the bits before it.
                 Some(_) => at += 1,
             }
@@ -142,7 +161,7 @@ impl<'a> Bits<'a> {
             self.fill();
         }
         if self.count < n {
-            return self.end();
+            return self.stop();
         }
         self.count -= n;
         Ok((self.held >> self.count) as u32 & ((1 << n) - 1))
@@ -160,8 +179,8 @@ impl<'a> Bits<'a> {
         let found = table.and_then(|table| table.find(bits));
         match found {
             None if self.count >= 16 => Err(Stop::Invalid),
-            Some((length, _)) if length > self.count => self.end(),
-            None => self.end(),
+            Some((length, _)) if length > self.count => self.stop(),
+            None => self.stop(),
             Some((length, symbol)) => {
                 self.count -= length;
                 Ok((usize::from(symbol >> 4), u32::from(symbol & 15)))
@@ -169,7 +188,7 @@ impl<'a> Bits<'a> {
         }
     }
 
-    fn end<T>(&mut self) -> Result<T, Stop> {
+    fn stop<T>(&mut self) -> Result<T, Stop> {
         (self.count, self.ended) = (0, true);
         Err(Stop::End)
     }

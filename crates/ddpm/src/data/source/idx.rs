@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use flate2::bufread::GzDecoder;
 
 use super::super::unusable;
-use super::Content;
 use super::packed::Packed;
+use super::{Content, kinds};
 use crate::error::{Error, Result};
 use crate::text::shown;
 
@@ -126,10 +126,13 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     let mut magic = [0; 4];
     content.read_exact(&mut magic).map_err(io)?;
     let [0, 0, kind, dimensions] = magic else {
-        return Err(unusable(
-            path,
-            format!("it is not an IDX file: it starts with {magic:02x?}, not with 00 00"),
-        ));
+        let reason = kinds::in_gzip(path).unwrap_or_else(|| {
+            format!(
+                "it is not an IDX file: unpacked, it starts with {magic:02x?}, not with 00 00; of what gzip packs only \
+                 IDX files are read"
+            )
+        });
+        return Err(unusable(path, reason));
     };
     if kind != 8 {
         return Err(unusable(
@@ -360,7 +363,7 @@ mod tests {
             (b"", "neither a folder nor an IDX file"),
             (b"%PDF-1.4", "neither a folder nor an IDX file"),
             (&[0, 0, 8], "cut off"),
-            (&gzip(b"hello, hello"), "it starts with"),
+            (&gzip(b"hello, hello"), "unpacked, it starts with"),
             (&idx(9, &[4, 2, 3], &[0; 24]), "IDX type 0x09"),
             (&idx(8, &[], &[]), "0 dimensions"),
             (&[0, 0, 8, 200, 0, 0], "200 dimensions"),

@@ -7,6 +7,7 @@ pub(super) mod cifar;
 mod csv;
 mod folder;
 pub(super) mod idx;
+mod kinds;
 pub(super) mod packed;
 mod zip;
 
@@ -78,7 +79,7 @@ pub(super) fn find(path: &Path, options: &DataOptions, memory: u64) -> Result<Co
     } else if !kind.is_file() {
         // Opening a named pipe would wait for ever.
         Err(unusable(path, "it is not a regular file; give a folder or a zip of images"))
-    } else if zip::begins_as_zip(path) {
+    } else if kinds::begins_as_zip(path) {
         zip::open(path)
     } else if is_picture_name(path) {
         let entry = Entry { path: path.to_owned(), name: file_name_bytes(path).to_vec(), label: None, at: 0 };
@@ -86,11 +87,9 @@ pub(super) fn find(path: &Path, options: &DataOptions, memory: u64) -> Result<Co
         Ok(Content { source, classes: Vec::new(), sorted: false, notes: Vec::new(), bad: Vec::new() })
     } else if cifar::is_batch_name(path) {
         cifar::read(path, &[path.to_owned()], Vec::new(), memory)
-    } else if zip::has_directory(path) {
+    } else if kinds::has_zip_directory(path) {
         zip::open(path)
-    } else if let Some(kind) = zip::other_archive(path) {
-        let reason =
-            format!("it is {kind}, which is not read; unpack it and give the folder, or pack it as a zip");
+    } else if let Some(reason) = kinds::not_read(path) {
         Err(unusable(path, reason))
     } else {
         idx::read_set(path, Vec::new(), memory)
