@@ -5,6 +5,8 @@
 
 mod scan;
 
+use std::ops::Range;
+
 use scan::{Band, Bits, Stop, Table};
 
 /// Scans after which the decoder refuses the file itself.
@@ -92,14 +94,14 @@ struct Walk<'a> {
     ac: [Option<Table>; 4],
     interval: usize,
     scans: usize,
-    /// The place behind the last scan's last block; nothing where the bits there are not those of an end.
-    end: Option<usize>,
+    /// The place of the blank blocks at the end of the last scan, if any; nothing where its bits are not those of an end.
+    blank: Option<Range<usize>>,
 }
 
 /// Whether the JPEG `bytes` has all of its image; if not, why, for a person.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let (dc, ac) = (Default::default(), Default::default());
-    Walk { bytes, at: 2, frame: None, dc, ac, interval: 0, scans: 0, end: None }.go()
+    Walk { bytes, at: 2, frame: None, dc, ac, interval: 0, scans: 0, blank: None }.go()
 }
 
 fn cut_off() -> String {
@@ -112,15 +114,21 @@ fn ambiguous() -> String {
         .into()
 }
 
-/// Whether what follows the scan that ends at `end` was never a part of it: a marker, equal bytes, or text.
+/// Whether what follows a scan that ends with the blank blocks at `blank` was never a part of it: a marker, equal bytes, or
+/// text.
 ///
 /// What follows a cut scan is read as its blocks, and those can be as many as are missing: then the equal bytes, or the
 /// text, begin before the end.
-fn is_apart(bytes: &[u8], end: usize) -> bool {
+fn is_apart(bytes: &[u8], blank: &Range<usize>) -> bool {
+    let end = blank.end;
     let begins =
         |belongs: &dyn Fn(u8) -> bool| bytes.iter().rposition(|&b| !belongs(b)).map_or(0, |at| at + 1);
     let text = |b: u8| matches!(b, 0 | b'\t' | b'\n' | b'\r' | b' '..=b'~');
-    if bytes[end..].first() == Some(&0xFF) {
+    let next = bytes.get(end);
+    // Where an image is flat at its end, the scan can have equal bytes there, and others are none of them.
+    let first = bytes.get(blank.start);
+    let flat = blank.len() >= MAX_ALIKE && bytes[blank.clone()].iter().all(|byte| Some(byte) == first);
+    if next == Some(&0xFF) || (flat && next != first) {
         return true;
     }
     let last = bytes.last().copied().unwrap_or_default();
@@ -183,7 +191,7 @@ impl<'a> Walk<'a> {
 
     /// The next marker; the end, too, where an image that is whole has no marker next.
     fn marker(&mut self) -> Result<u8, String> {
-        self.written_marker().or_else(|reason| match self.end {
+        self.written_marker().or_else(|reason| match self.blank {
             _ if self.is_whole() => Ok(END),
             Some(_) if self.is_complete() => Err(ambiguous()),
             _ => Err(reason),
@@ -224,7 +232,7 @@ impl<'a> Walk<'a> {
 
     /// Whether that is so and what follows them is not part of them.
     fn is_whole(&self) -> bool {
-        self.is_complete() && self.end.is_some_and(|end| is_apart(self.bytes, end))
+        self.is_complete() && self.blank.as_ref().is_some_and(|blank| is_apart(self.bytes, blank))
     }
 
     /// Reads Huffman tables. One that is not right is none, and the decoder's business.
@@ -244,7 +252,7 @@ impl<'a> Walk<'a> {
     fn scan(&mut self, header: &[u8]) -> Result<(), String> {
         let mut bits = Bits::new(self.bytes, self.at);
         let counted = self.count(header, &mut bits);
-        self.end = bits.is_exact().then(|| bits.end());
+        self.blank = bits.is_exact().then(|| bits.blank()..bits.end());
         self.at = bits.at();
         match counted {
             Some((_, Err(Stop::Invalid))) => {

@@ -76,11 +76,13 @@ pub(super) struct Bits<'a> {
     count: u32,
     /// Whether more bits, or restart markers, were asked for than there were.
     ended: bool,
+    /// `at` and `count` behind the last bits that were no code of a table.
+    told: (usize, u32),
 }
 
 impl<'a> Bits<'a> {
     pub fn new(bytes: &'a [u8], at: usize) -> Self {
-        Self { bytes, at, held: 0, count: 0, ended: false }
+        Self { bytes, at, held: 0, count: 0, ended: false, told: (at, 0) }
     }
 
     /// The place of the next byte that was not taken in: never behind the marker that ends the bits.
@@ -97,9 +99,18 @@ impl<'a> Bits<'a> {
 
     /// The place behind the last byte that a bit was taken of.
     pub fn end(&self) -> usize {
-        let mut at = self.at;
+        self.place(self.at, self.count)
+    }
+
+    /// The place from which on there are only codes without further bits: those of blocks that add nothing.
+    pub fn blank(&self) -> usize {
+        self.place(self.told.0, self.told.1)
+    }
+
+    /// The place behind the last byte that a bit was taken of, where `count` bits were held of those before `at`.
+    fn place(&self, mut at: usize, count: u32) -> usize {
         // Back over what was only looked at: the bytes that are held, as they stand in the file.
-        let mut held = self.count / 8;
+        let mut held = count / 8;
         while held > 0 {
             match self.bytes[..at] {
                 [.., 0xFF, 0x00] => (at, held) = (at - 2, held - 1),
@@ -164,6 +175,9 @@ impl<'a> Bits<'a> {
             return self.stop();
         }
         self.count -= n;
+        if n > 0 {
+            self.told = (self.at, self.count);
+        }
         Ok((self.held >> self.count) as u32 & ((1 << n) - 1))
     }
 

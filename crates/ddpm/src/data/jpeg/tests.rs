@@ -145,6 +145,30 @@ fn a_jpeg_without_its_end_marker_is_whole_where_all_blocks_are_there() {
 }
 
 #[test]
+fn a_flat_jpeg_without_its_end_marker_is_whole_though_its_scan_is_equal_bytes() {
+    // Tables of codes of one bit: 0 for nothing, of DC 1 for eight bits. Then 8 x 8 blocks, of two codes each where they are
+    // blank: 16 bytes of 0, or a byte more where the first is not.
+    let table = |class: u8| [&[0xFF, 0xC4, 0, 21, class, 2][..], &[0; 15], &[0, 8]].concat();
+    let header = [
+        &[0xFF, 0xD8, 0xFF, 0xC0, 0, 11, 8, 0, 64, 0, 64, 1, 1, 0x11, 0][..],
+        &table(0x00),
+        &table(0x10),
+        &[0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0],
+    ]
+    .concat();
+    // Black, and white: a 1, eight bits, then zeros.
+    for start in [&[0u8][..], &[0xFF, 0x00, 0x80]] {
+        let image = |n: usize| [&header[..], start, &vec![0; n]].concat();
+        for tail in [&b""[..], b"\n", b"\r\n", b"saved by the camera of 1999\n", b"\xFF\xD9"] {
+            assert_eq!(check(&[&image(15)[..], tail].concat()), Ok(()), "{start:?} and {tail:?}");
+            assert!(check(&[&image(11)[..], tail].concat()).is_err(), "{start:?} and {tail:?}");
+        }
+        // Further zeros may have taken the place of what is cut off.
+        assert!(check(&image(300)).unwrap_err().contains("save it again"), "{start:?}");
+    }
+}
+
+#[test]
 fn no_bytes_are_too_much() {
     let mut seed = 1u32;
     let mut random = || {
