@@ -2,6 +2,10 @@
 
 use ddpm_engine::Shape;
 use ddpm_engine::rng::{Purpose, Stream};
+use rayon::prelude::*;
+
+/// Output channels that are converted at once: a cache line of f32.
+const OUTPUTS: usize = 16;
 
 /// How a parameter's PyTorch layout relates to the engine's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,35 +89,42 @@ impl ParameterSpec {
         self.shape.iter().product()
     }
 
-    /// Calls `f(engine index, PyTorch index)` for every element.
-    fn pairs(&self, mut f: impl FnMut(usize, usize)) {
-        let &[o, i, kh, kw] = match (self.layout, &self.shape[..]) {
-            (Layout::Conv, &[o, i, kh, kw]) => &[o, i, kh, kw],
-            (Layout::Linear, &[o, i]) => &[o, i, 1, 1],
-            _ => &[1, 1, 1, self.num_elements()],
-        };
-        let mut at = 0;
-        for k in 0..kh * kw {
-            for ci in 0..i {
-                for co in 0..o {
-                    f(at, (co * i + ci) * kh * kw + k);
-                    at += 1;
-                }
-            }
+    /// Outputs, inputs and taps `kh * kw` of a weight whose layouts differ: `[taps, in, out]` and `[out, in, taps]`.
+    fn extents(&self) -> Option<[usize; 3]> {
+        match (self.layout, &self.shape[..]) {
+            (Layout::Conv, &[o, i, kh, kw]) => Some([o, i, kh * kw]),
+            (Layout::Linear, &[o, i]) => Some([o, i, 1]),
+            _ => None,
         }
     }
 
     /// From the engine's layout to PyTorch's.
     pub fn to_torch(&self, engine: &[f32]) -> Vec<f32> {
+        let Some([_, i, taps]) = self.extents() else { return engine.to_vec() };
+        let o = engine.len() / (i * taps).max(1);
         let mut out = vec![0.0; engine.len()];
-        self.pairs(|e, t| out[t] = engine[e]);
+        // A cache line of the engine's at a time, to as many rows of PyTorch's.
+        out.par_chunks_mut((OUTPUTS * i * taps).max(1)).enumerate().for_each(|(block, rows)| {
+            let outputs = rows.len() / (i * taps);
+            for (ci, k) in (0..i).flat_map(|ci| (0..taps).map(move |k| (ci, k))) {
+                let from = (k * i + ci) * o + block * OUTPUTS;
+                for (co, value) in engine[from..][..outputs].iter().enumerate() {
+                    rows[(co * i + ci) * taps + k] = *value;
+                }
+            }
+        });
         out
     }
 
     /// From PyTorch's layout to the engine's.
     pub fn from_torch(&self, torch: &[f32]) -> Vec<f32> {
-        let mut out = vec![0.0; torch.len()];
-        self.pairs(|e, t| out[e] = torch[t]);
+        let Some([o, i, taps]) = self.extents() else { return torch.to_vec() };
+        let mut out = Vec::with_capacity(torch.len());
+        for k in 0..taps {
+            for ci in 0..i {
+                out.extend((0..o).map(|co| torch[(co * i + ci) * taps + k]));
+            }
+        }
         out
     }
 
@@ -142,8 +153,14 @@ mod tests {
 
     #[test]
     fn layouts_round_trip() {
-        let cases =
-            [(Layout::Plain, vec![5]), (Layout::Conv, vec![3, 2, 4, 5]), (Layout::Linear, vec![4, 3])];
+        // Also more outputs than one block of them has.
+        let cases = [
+            (Layout::Plain, vec![5]),
+            (Layout::Conv, vec![3, 2, 4, 5]),
+            (Layout::Conv, vec![37, 5, 3, 3]),
+            (Layout::Linear, vec![4, 3]),
+            (Layout::Linear, vec![50, 7]),
+        ];
         for (layout, shape) in cases {
             let spec = ParameterSpec { name: String::new(), shape, layout, init: Init::Constant(0.0) };
             let torch: Vec<f32> = (0..spec.num_elements()).map(|i| i as f32).collect();

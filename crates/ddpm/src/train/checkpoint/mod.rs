@@ -226,8 +226,12 @@ fn write_files(fs: &dyn FileSystem, folder: &Path, checkpoint: &Checkpoint) -> R
             _ => to_bytes(checkpoint.weights.iter().map(|t| ("", t))),
         };
         let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
-        storage::write_synced(fs, &path, &bytes).map_err(io(&path))?;
-        let facts = FileFacts { bytes: bytes.len() as u64, sha256: sha256(&bytes) };
+        let mut hash = String::new();
+        rayon::in_place_scope(|scope| {
+            scope.spawn(|_| hash = sha256(&bytes));
+            storage::write_synced(fs, &path, &bytes).map_err(io(&path))
+        })?;
+        let facts = FileFacts { bytes: bytes.len() as u64, sha256: hash };
         manifest.files.insert(name, facts);
     }
     let path = folder.join(MANIFEST);

@@ -60,6 +60,7 @@ impl View for Bytes<'_> {
         let data = self.0.data.iter();
         match self.dtype() {
             Dtype::I64 => data.flat_map(|&v| (v as i64).to_le_bytes()).collect::<Vec<_>>().into(),
+            _ if cfg!(target_endian = "little") => bytemuck::cast_slice::<f32, u8>(&self.0.data).into(),
             _ => data.flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into(),
         }
     }
