@@ -89,33 +89,12 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
-/// "1 image", "2,000 images".
-pub fn count(n: u64, what: &str) -> String {
-    format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
-}
-
-/// A number with thousands separators.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn numbers_are_human_readable() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(10_188_081), "10,188,081");
         assert_eq!(human_bytes(512), "0.5 KiB");
         assert_eq!(human_bytes(3 << 30), "3.00 GiB");
         assert_eq!(human_time(Duration::from_secs(61)), "1 min 01 s");

@@ -125,13 +125,30 @@ pub fn listed<S: AsRef<str>>(items: &[S], max: usize) -> String {
 }
 
 /// A count with its noun: `1 image`, `1,234 images`.
-pub fn counted(n: usize, noun: &str) -> String {
-    format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
+pub fn counted(n: impl Into<Integer>, noun: &str) -> String {
+    let n = n.into();
+    format!("{} {noun}{}", thousands(n), if n.0 == 1 { "" } else { "s" })
+}
+
+/// A non-negative integer of any of the types that count things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Integer(u64);
+
+impl From<u64> for Integer {
+    fn from(n: u64) -> Self {
+        Self(n)
+    }
+}
+
+impl From<usize> for Integer {
+    fn from(n: usize) -> Self {
+        Self(n as u64)
+    }
 }
 
 /// Formats with thousands separators: `1,234,567`.
-pub fn thousands(n: usize) -> String {
-    let digits = n.to_string();
+pub fn thousands(n: impl Into<Integer>) -> String {
+    let digits = n.into().0.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
         if i > 0 && (digits.len() - i).is_multiple_of(3) {
@@ -216,6 +233,6 @@ mod tests {
         let items: Vec<String> = (0..5000).map(|i| i.to_string()).collect();
         assert_eq!(listed(&items, 3), "0, 1, 2 and 4,997 more");
         assert_eq!(listed(&items[..2], 3), "0, 1");
-        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!([0u64, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -1,12 +1,12 @@
 //! `ddpm data`.
 
 use crate::commands::{pairs, train};
-use crate::progress::{human_bytes, thousands};
+use crate::progress::human_bytes;
 use ddpm::data::{Check, FormatCount, ImageShape, ShuffledSampler};
 use ddpm::image::{Image, save_png};
 use ddpm::output::{self, FileKind};
 use ddpm::plot::{Sheet, sheet};
-use ddpm::text::{escaped, escaped_lines, shown};
+use ddpm::text::{escaped, escaped_lines, shown, thousands};
 use ddpm::train::config::{Config, OnBadFile};
 use ddpm::train::{check_data, memory, open_data};
 use std::io::{Write, stdout};
@@ -126,15 +126,13 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         check_data(&config)?;
     let out = &mut stdout().lock();
     let most = if args.all { usize::MAX } else { LISTED };
-    let more = |n: usize| {
-        (n > most).then(|| format!("and {} more (--all lists them)", thousands((n - most) as u64)))
-    };
+    let more = |n: usize| (n > most).then(|| format!("and {} more (--all lists them)", thousands(n - most)));
 
     line(out, "data", &escaped(&source))?;
-    line(out, "images", &thousands(images as u64))?;
+    line(out, "images", &thousands(images))?;
     block(out, "formats", formats(&found, most).into_iter())?;
-    let listed = classes.iter().map(|(name, n)| format!("{:>8}  {}", thousands(*n as u64), escaped(name)));
-    line(out, "classes", &if classes.is_empty() { "none".into() } else { thousands(classes.len() as u64) })?;
+    let listed = classes.iter().map(|(name, n)| format!("{:>8}  {}", thousands(*n), escaped(name)));
+    line(out, "classes", &if classes.is_empty() { "none".into() } else { thousands(classes.len()) })?;
     block(out, "", listed.take(most).chain(more(classes.len())))?;
     line(out, "unreadable", &none_or(unreadable.len(), "file", "files"))?;
     let reasons = unreadable.iter().map(|(path, reason)| format!("{}: {}", shown(path), escaped(reason)));
@@ -186,9 +184,8 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 fn formats(found: &[FormatCount], most: usize) -> Vec<String> {
     let shape = |f: &FormatCount| ImageShape { height: f.height, width: f.width, channels: f.channels };
     if found.len() <= most {
-        let form = |f: &FormatCount| {
-            format!("{:>8}  {}, {} bits per sample", thousands(f.images as u64), shape(f), f.bits)
-        };
+        let form =
+            |f: &FormatCount| format!("{:>8}  {}, {} bits per sample", thousands(f.images), shape(f), f.bits);
         return found.iter().map(form).collect();
     }
     // The first of each kind is its most frequent.
@@ -214,7 +211,7 @@ fn formats(found: &[FormatCount], most: usize) -> Vec<String> {
             return format!("{n:>8}  {shown}, {bits} bits per sample");
         }
         let (height, width) = (range(all, |f| f.height), range(all, |f| f.width));
-        let (sizes, often) = (thousands(all.len() as u64), thousands(first.images as u64));
+        let (sizes, often) = (thousands(all.len()), thousands(first.images));
         format!(
             "{n:>8}  {height} x {width} {channels}, {bits} bits per sample: {sizes} sizes, most often {size} ({often})"
         )
@@ -229,7 +226,7 @@ fn duplicate_line(group: &[PathBuf], all: bool) -> String {
     let most = if all { group.len() } else { LISTED_NAMES };
     let names: Vec<_> = group.iter().take(most).map(shown).collect();
     let more = group.len() - names.len();
-    let more = if more > 0 { format!(" and {} more", thousands(more as u64)) } else { String::new() };
+    let more = if more > 0 { format!(" and {} more", thousands(more)) } else { String::new() };
     names.join(" = ") + &more
 }
 
@@ -237,7 +234,7 @@ fn none_or(n: usize, one: &str, many: &str) -> String {
     match n {
         0 => "none".to_owned(),
         1 => format!("1 {one}"),
-        n => format!("{} {many}", thousands(n as u64)),
+        n => format!("{} {many}", thousands(n)),
     }
 }
 
@@ -275,6 +272,6 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         sheet.captions.extend(class.cloned());
     }
     save_png(&sheet.draw()?, &args.out)?;
-    status!("{}: {count} of {} images, {}", shown(&args.out), thousands(data.len() as u64), data.shape());
+    status!("{}: {count} of {} images, {}", shown(&args.out), thousands(data.len()), data.shape());
     Ok(ExitCode::SUCCESS)
 }

@@ -2,14 +2,14 @@
 
 use super::flags::{DataFlags, OpenRun, RunFlags, ThresholdFlag, VarianceFlag, choice, given};
 use super::folder::{FlagValue, differences, make_folder, name};
-use crate::progress::{Progress, human_time, thousands};
+use crate::progress::{Progress, human_time};
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use ddpm::data::Dataset;
 use ddpm::generate::BATCH;
 use ddpm::image::save_png;
 use ddpm::output::{self, FileKind};
-use ddpm::text::counted;
+use ddpm::text::{counted, thousands};
 use ddpm::train::write_file;
 use ddpm::vlb::{self, Estimate, Vlb, VlbOptions};
 use serde_json::{Map, Value, json};
@@ -263,8 +263,8 @@ fn summary(bound: &Vlb) -> Vec<String> {
         line("  decoder, L_0", &bound.decoder),
         format!(
             "over {images}, with {} of {} step terms each{error}",
-            thousands(bound.terms_measured as u64),
-            thousands(bound.timesteps as u64 - 1)
+            thousands(bound.terms_measured),
+            thousands(bound.timesteps - 1)
         ),
     ]
 }

@@ -1,12 +1,12 @@
 //! `ddpm import`.
 
 use crate::commands::pairs;
-use crate::progress::thousands;
+
 use anyhow::bail;
 use ddpm::interop::{self, ImportOptions, Imported, Role};
 use ddpm::output;
 use ddpm::sampler::Variance;
-use ddpm::text::{quoted, shown};
+use ddpm::text::{quoted, shown, thousands};
 use ddpm::train::config::Size;
 use ddpm::train::run::RUNS;
 use std::io::Write;

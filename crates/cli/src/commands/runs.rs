@@ -1,6 +1,7 @@
 //! `ddpm runs`.
 
-use crate::progress::{human_bytes, human_time, thousands};
+use crate::progress::{human_bytes, human_time};
+use ddpm::text::thousands;
 use ddpm::train::run::{RUNS, RunEntry, RunInfo, list_runs};
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,14 @@
 //! Sampling many images in batches, each written when finished; and sheets of them.
 
 use super::folder::ImageFolder;
-use crate::progress::{Progress, thousands};
+use crate::progress::Progress;
 use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::generate::{Labels, Pipeline, SampleRequest};
 use ddpm::image::{Image, save_png};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::sampler::{NoiseKey, SampleStep};
+use ddpm::text::thousands;
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -161,7 +162,7 @@ pub(super) fn grid(
     let rows = images.len().div_ceil(columns);
     let row_labels = (0..rows).map(|r| (r * columns).to_string()).collect();
     let note = (images.len() < count).then(|| {
-        let (shown, count) = (thousands(images.len() as u64), thousands(count as u64));
+        let (shown, count) = (thousands(images.len()), thousands(count));
         format!("the grid shows the first {shown} of {count} images; --grid N shows more")
     });
     Ok((Some(Sheet { columns, row_labels, captions, images, ..Sheet::default() }), note))

@@ -2,12 +2,12 @@
 
 use crate::commands::pairs;
 use crate::listing::{first_lines, write_all};
-use crate::progress::{Progress, count, human_bytes, human_time};
+use crate::progress::{Progress, human_bytes, human_time};
 use crate::signals::{Hold, hold, set_stop_hint, stop_flag};
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
 use ddpm::interop::UNKNOWN_DATA;
-use ddpm::text::{escaped, quoted, shown};
+use ddpm::text::{counted, escaped, quoted, shown};
 use ddpm::train::config::Config;
 use ddpm::train::run::{RUNS, RunFolder};
 use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan, Trainer, outline};
@@ -297,12 +297,12 @@ fn print_trainer(
                 0..10 => format!("{:.0} ms", step.as_secs_f64() * 1e3),
                 _ => human_time(step),
             };
-            let (total, steps) = (human_time(total), count(plan.steps, "step"));
+            let (total, steps) = (human_time(total), counted(plan.steps, "step"));
             status!("time      about {total} for {steps} of {one} ({gflop:.1} GFLOP each; {device})");
         }
         None => status!(
             "time      {} of {gflop:.1} GFLOP; the first step will show how long one takes ({device})",
-            count(plan.steps, "step")
+            counted(plan.steps, "step")
         ),
     }
     Ok(time)
@@ -317,7 +317,7 @@ fn print_data(data: &Summary, bytes: u64) {
     status!(
         "data      {}: {}, {}, {} bit{classes}, {} in memory",
         escaped(&data.source),
-        count(data.images as u64, "image"),
+        counted(data.images, "image"),
         data.shape,
         data.bit_depth,
         human_bytes(bytes)
@@ -332,7 +332,7 @@ fn print_data(data: &Summary, bytes: u64) {
 
 /// Prints what is known before the first step.
 fn print_plan(plan: &TrainPlan) {
-    status!("network   {}", count(plan.parameters as u64, "parameter"));
+    status!("network   {}", counted(plan.parameters, "parameter"));
     status!(
         "memory    {} (network, optimizer and activations {}, threads {}), plus the data",
         human_bytes(plan.arena_bytes + plan.scratch_bytes),

@@ -6,9 +6,9 @@ use std::path::Path;
 use super::images::Decoded;
 use super::options::{Alpha, DataOptions, Resize};
 use super::transform::enlarges;
-use super::{FormatCount, channels_name, count, shorten, unusable};
+use super::{FormatCount, channels_name, shorten, unusable};
 use crate::error::{Error, Result};
-use crate::text::thousands;
+use crate::text::{counted, thousands};
 
 /// The formats of the files with their counts, most frequent first.
 pub(super) fn histogram(images: &[(usize, Decoded)]) -> Vec<FormatCount> {
@@ -45,7 +45,7 @@ pub(super) fn common_size(
     let mut sizes: Vec<_> = counts.into_iter().collect();
     sizes.sort_by_key(|&(_, n)| std::cmp::Reverse(n));
     let listed = shorten(
-        &sizes.iter().map(|((h, w), n)| format!("{h}x{w} ({})", count(*n, "image"))).collect::<Vec<_>>(),
+        &sizes.iter().map(|((h, w), n)| format!("{h}x{w} ({})", counted(*n, "image"))).collect::<Vec<_>>(),
     );
     match options.size {
         None if sizes.len() == 1 => Ok(sizes[0].0),

@@ -192,11 +192,6 @@ fn unusable(path: &Path, reason: impl Into<String>) -> Error {
     Error::Data { path: path.to_owned(), reason: reason.into() }
 }
 
-/// "1 image", "2 images".
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
 /// The first few of `items`, and the number of the others.
 fn shorten(items: &[String]) -> String {
     listed(items, 5)

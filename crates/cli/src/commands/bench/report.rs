@@ -1,8 +1,9 @@
 //! The results, human-readable and as JSON.
 
 use super::measure::{Part, Peak, node_seconds};
-use crate::progress::{human_bytes, thousands};
+use crate::progress::human_bytes;
 use ddpm::data::ImageShape;
+use ddpm::text::thousands;
 use ddpm::train::config::Config;
 use ddpm_engine::NodeTime;
 use serde::Serialize;
@@ -92,7 +93,7 @@ impl Report {
             out,
             "{}, {} parameters, batch {}, {}, {}",
             self.network,
-            thousands(self.parameters as u64),
+            thousands(self.parameters),
             self.batch,
             self.shape,
             self.device

@@ -12,9 +12,9 @@ use super::options::{DataOptions, OnBadFile};
 use super::order::AugmentKey;
 use super::source::{DataContent, ImageSource};
 use super::transform::Transform;
-use super::{Dataset, Fingerprint, ImageShape, Summary, count, shorten, unusable};
+use super::{Dataset, Fingerprint, ImageShape, Summary, shorten, unusable};
 use crate::error::{Error, Result};
-use crate::text::shown;
+use crate::text::{counted, shown};
 
 /// The size and pixel format of a base image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +135,7 @@ impl DatasetScan {
             ));
         }
         if !skipped.is_empty() {
-            notes.push(format!("{} skipped: not readable as an image", count(skipped.len(), "file")));
+            notes.push(format!("{} skipped: not readable as an image", counted(skipped.len(), "file")));
         }
         let transform = Transform::new(options);
         let found = format::histogram(&decoded);

@@ -6,11 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::{count, unusable};
+use super::super::unusable;
 use super::packed::Packed;
 use super::{DataContent, file_name_bytes};
 use crate::error::{Error, Result};
-use crate::text::shown;
+use crate::text::{counted, shown};
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;
@@ -142,7 +142,7 @@ fn classes(packed: &Packed, files: &[PathBuf], format: &BatchFormat) -> Result<V
             at - first,
             packed.labels[at],
             shown(&path),
-            count(names.len(), "name")
+            counted(names.len(), "name")
         ),
     ))
 }

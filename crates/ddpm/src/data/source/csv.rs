@@ -7,10 +7,10 @@ use std::path::{Component, Path};
 use csv::{ReaderBuilder, StringRecord};
 
 use super::super::options::CsvOptions;
-use super::super::{count, unusable};
+use super::super::unusable;
 use super::{DataContent, Entry, Files, Store};
 use crate::error::{Error, Result};
-use crate::text::{LISTED, escaped, listed, shown};
+use crate::text::{LISTED, counted, escaped, listed, shown};
 use crate::train::config::suggest::nearest;
 
 /// Maximum number of duplicate ids listed in an error.
@@ -89,7 +89,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<DataContent> {
             entries.push(Entry { path: file, name: name.into_bytes(), label, at: 0 });
         }
     }
-    let mut notes = vec![format!("{} listed in {}", count(entries.len(), "image"), shown(path))];
+    let mut notes = vec![format!("{} listed in {}", counted(entries.len(), "image"), shown(path))];
     if entries.is_empty() {
         let reason = format!(
             "none of the {} images listed in {} exists, for example {}; check data.path (the image folder), \

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::super::{count, shorten, unusable};
+use super::super::{shorten, unusable};
 use super::{DataContent, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_image_name};
 use crate::error::{Error, Result};
-use crate::text::shown;
+use crate::text::{counted, shown};
 
 /// The names in one folder, sorted bytewise.
 #[derive(Default)]
@@ -63,7 +63,7 @@ pub(super) fn find(path: &Path, memory: u64) -> Result<DataContent> {
         if !top.images.is_empty() || kinds.iter().all(|(_, n)| *n > 0) {
             let others = match top.images.len() {
                 0 => "CIFAR batches".to_owned(),
-                n => count(n, "image"),
+                n => counted(n, "image"),
             };
             return Err(unusable(
                 path,
@@ -128,7 +128,7 @@ pub(super) fn arrange(
                 .filter(|(n, _)| *n > 0)
                 .map(|(n, what)| match what {
                     "folder without images" if n > 1 => format!("{n} folders without images"),
-                    _ => count(n, what),
+                    _ => counted(n, what),
                 })
                 .collect::<Vec<_>>()
                 .join(", ");
@@ -154,8 +154,8 @@ pub(super) fn arrange(
             format!(
                 "it contains both {} and {} with images (such as {}); a data set has either no class folders or all of its \
                  images in class folders: move one or the other elsewhere",
-                count(top.images.len(), "image"),
-                count(classes.len(), "folder"),
+                counted(top.images.len(), "image"),
+                counted(classes.len(), "folder"),
                 shown(&classes[0].0)
             ),
         ));
@@ -163,10 +163,10 @@ pub(super) fn arrange(
 
     let mut notes = Vec::new();
     if other > 0 {
-        notes.push(format!("{} ignored: no image extension", count(other, "file")));
+        notes.push(format!("{} ignored: no image extension", counted(other, "file")));
     }
     if hidden > 0 {
-        notes.push(format!("{} ignored", count(hidden, "hidden name")));
+        notes.push(format!("{} ignored", counted(hidden, "hidden name")));
     }
     if !without_images.is_empty() {
         notes.push(format!("ignored, no images inside: {}", shorten(&without_images)));
@@ -174,7 +174,7 @@ pub(super) fn arrange(
     if deeper > 0 {
         notes.push(format!(
             "{} inside class folders ignored: only one level is searched",
-            count(deeper, "folder")
+            counted(deeper, "folder")
         ));
     }
 
