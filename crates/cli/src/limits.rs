@@ -3,8 +3,8 @@
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
+use ddpm::config::{SECTIONS, limits};
 use ddpm::text::quoted;
-use ddpm::train::config::{SECTIONS, limits};
 use std::any::TypeId;
 use std::fmt::Display;
 use std::ops::RangeInclusive;

@@ -5,11 +5,11 @@
 //! ```
 
 use ddpm::Result;
+use ddpm::config::Config;
 use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
 use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::sampler::SamplerOptions;
 use ddpm::train::Trainer;
-use ddpm::train::config::Config;
 use std::path::Path;
 
 const SIZE: usize = 16;

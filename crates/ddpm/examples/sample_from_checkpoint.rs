@@ -6,13 +6,13 @@
 //! ```
 
 use ddpm::Result;
+use ddpm::config::Config;
 use ddpm::data::digits::Digits;
 use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::image::{grid, save_png};
 use ddpm::sampler::{self, SamplerOptions};
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::{self, WeightsChoice};
-use ddpm::train::config::Config;
 use std::path::{Path, PathBuf};
 
 fn main() -> Result<()> {

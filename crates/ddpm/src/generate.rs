@@ -1,5 +1,6 @@
 //! Sampling images from a trained network.
 
+use crate::config::Config;
 use crate::data::{Dataset, ImageShape};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
@@ -13,8 +14,7 @@ use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions, Variance};
 use crate::schedule::Schedule;
 use crate::text::{LISTED, escaped, listed};
 use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, WeightsChoice};
-use crate::train::config::Config;
-use crate::train::config::suggest::nearest;
+use ddpm_text::nearest;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};

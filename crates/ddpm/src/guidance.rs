@@ -163,8 +163,8 @@ impl DeviceDenoiser for Guided<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::nets::from_config;
-    use crate::train::config::Config;
 
     fn config() -> Config {
         let pairs = [

@@ -6,7 +6,8 @@
 //! use ddpm::data::digits::Digits;
 //! use ddpm::generate::{Pipeline, SampleRequest};
 //! use ddpm::sampler::{self, SamplerOptions};
-//! use ddpm::train::{Trainer, config::Config};
+//! use ddpm::config::Config;
+//! use ddpm::train::Trainer;
 //! use std::path::Path;
 //!
 //! // Settings: a preset and overrides, as on the command line.
@@ -45,7 +46,7 @@
 //! |---|---|
 //! | data | [`data`]: image folders, IDX files and other sources; [`image`]: PNG, GIF, grids |
 //! | model | [`nets`]: networks; [`schedule`]: noise schedules; [`objective`]: loss functions; [`model`]: the training graph |
-//! | training | [`train`]: [`Config`](train::config::Config), [`Trainer`](train::Trainer), [`Session`](train::Session), checkpoints |
+//! | training | [`train`]: [`Config`](config::Config), [`Trainer`](train::Trainer), [`Session`](train::Session), checkpoints |
 //! | sampling | [`generate`]; [`sampler`]: DDPM, DDIM and faster samplers ([`sampler::SAMPLERS`]); [`guidance`]: class conditioning |
 //! | editing | [`edit`]: inpainting, interpolation and other uses of a trained model |
 //! | evaluation | [`vlb`]: the variational bound; [`nearest`]: memorization |
@@ -88,6 +89,7 @@
 //! predicted noise implies ([`process::predict_x0`], eq. 15).
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod data;
 pub mod denoiser;
 pub mod edit;
@@ -108,8 +110,8 @@ pub mod process;
 pub mod roofline;
 pub mod sampler;
 pub mod schedule;
-pub mod text;
 pub mod train;
 pub mod vlb;
 
+pub use ddpm_text as text;
 pub use error::{Error, Result};

@@ -7,9 +7,9 @@
 //! ```
 //! so each weighting is defined once, for `|| x_0 - x_0' ||^2`, and applies to all three.
 
+use crate::config::{Config, LossKind};
 use crate::process::Prediction;
 use crate::schedule::{Level, Schedule};
-use crate::train::config::{Config, LossKind};
 use ddpm_engine::ops::Loss;
 use serde::{Deserialize, Serialize};
 

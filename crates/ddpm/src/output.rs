@@ -212,9 +212,9 @@ fn part_of_run(path: &Path) -> Option<(PathBuf, &'static str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::data::ImageShape;
     use crate::image::{Image, save_gif, save_png};
-    use crate::train::config::Config;
     use crate::train::run::RunFolder;
 
     fn image() -> Image {

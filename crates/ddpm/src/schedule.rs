@@ -8,8 +8,8 @@
 //! ([`Schedule::from_signal`]). All end with almost no signal; [`Schedule::zero_terminal_snr`] makes any
 //! schedule end with none.
 
+use crate::config::{DiffusionConfig, ScheduleKind};
 use crate::error::{Error, Result};
-use crate::train::config::{DiffusionConfig, ScheduleKind};
 use std::f64::consts::FRAC_PI_2;
 
 /// Smallest variance of a step: below it, `1 - beta` rounds too coarsely for the posterior.

@@ -1,12 +1,12 @@
 //! The networks compared with PyTorch (`tools/golden/attention.py`, `tools/golden/networks.py`): output,
 //! loss, all gradients, and the losses of 20 Adam steps.
 
+use ddpm::config::{Config, NetworkKind};
 use ddpm::denoiser::Denoiser;
 use ddpm::model::{Model, NoiseSource, TrainingGraph};
 use ddpm::nets::{Network, ParameterSpec, from_config};
 use ddpm::schedule::Schedule;
 use ddpm::train::checkpoint::NamedTensor;
-use ddpm::train::config::{Config, NetworkKind};
 use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{AdamStep, CpuExecutor, Executor, Region, RngKey};
 use safetensors::SafeTensors;

@@ -1,8 +1,8 @@
 //! The schedules and the reverse step against values from NumPy and diffusers (`tools/golden/schedule.py`).
 
+use ddpm::config::{DiffusionConfig, ScheduleKind};
 use ddpm::process::{posterior_mean, predict_x0};
 use ddpm::schedule::Schedule;
-use ddpm::train::config::{DiffusionConfig, ScheduleKind};
 use serde_json::Value;
 
 /// Relative error of a schedule value; both sides are f64.

@@ -1,8 +1,8 @@
 //! Training steps and learning rates compared with PyTorch (`tools/golden/training.py`, `tools/golden/rates.py`).
 
+use ddpm::config::{Config, TrainConfig};
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::read_weights_file;
-use ddpm::train::config::{Config, TrainConfig};
 use ddpm::train::lr_schedule::{LearningRate, Plateau};
 use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};

@@ -1,9 +1,9 @@
 //! Training is a function of settings, data and seed: interruptions, resumes and the number of threads change no bit.
 
+use ddpm::config::Config;
 use ddpm::data::digits::Digits;
 use ddpm::data::{AugmentKey, DataOptions, Dataset, Summary, open_within};
 use ddpm::train::checkpoint::{self, Checkpoint};
-use ddpm::train::config::Config;
 use ddpm::train::{Event, Init, Resume, Session, StepReport, Trainer, open_data};
 use std::path::Path;
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! Describes the library operations of the networks' plans to the real cuDNN and cuBLASLt, which needs no GPU. Skipped, with a
 //! message, if they are not found (docs/cuda.md says where to get them).
 
+use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets;
 use ddpm::objective::Objective;
 use ddpm::schedule::Schedule;
-use ddpm::train::config::Config;
 use ddpm_engine::{Graph, PlanOptions};
 use ddpm_engine_cuda::executor::library_ops;
 use ddpm_engine_cuda::library::{

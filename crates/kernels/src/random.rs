@@ -3,28 +3,8 @@
 //! pass regenerates the same masks.
 
 use crate::isa::{Isa, dispatch};
+use ddpm_rng::{philox, philox4x32};
 use pulp::Simd;
-
-/// One Philox 4x32-10 block: ten rounds on `counter` under `key`.
-#[inline(always)]
-pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    philox::<10>(counter, key)
-}
-
-/// Philox with any number of rounds.
-#[inline(always)]
-fn philox<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
-    let [mut k0, mut k1] = key;
-    for _ in 0..ROUNDS {
-        let p0 = u64::from(c0) * 0xD251_1F53;
-        let p1 = u64::from(c2) * 0xCD9E_8D57;
-        (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
-    }
-    [c0, c1, c2, c3]
-}
 
 /// Counters processed together.
 const LANES: usize = 16;

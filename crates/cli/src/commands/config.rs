@@ -1,6 +1,6 @@
 //! `ddpm config`.
 
-use ddpm::train::config::{Config, PRESETS};
+use ddpm::config::{Config, PRESETS};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -2,12 +2,12 @@
 
 use crate::commands::{pairs, train};
 use crate::progress::human_bytes;
+use ddpm::config::{Config, OnBadFile};
 use ddpm::data::{Check, FormatCount, ImageShape, ShuffledSampler};
 use ddpm::image::{Image, save_png};
 use ddpm::output::{self, FileKind};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{escaped, escaped_lines, shown, thousands};
-use ddpm::train::config::{Config, OnBadFile};
 use ddpm::train::{check_data, memory, open_data};
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};

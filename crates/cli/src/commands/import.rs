@@ -3,11 +3,11 @@
 use crate::commands::pairs;
 
 use anyhow::bail;
+use ddpm::config::Size;
 use ddpm::interop::{self, ImportOptions, Imported, Role};
 use ddpm::output;
 use ddpm::sampler::Variance;
 use ddpm::text::{quoted, shown, thousands};
-use ddpm::train::config::Size;
 use ddpm::train::run::RUNS;
 use std::io::Write;
 use std::path::PathBuf;

@@ -3,13 +3,13 @@
 use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ddpm::config::{Config, ScheduleKind, Size};
 use ddpm::data::{AugmentKey, Dataset};
 use ddpm::image::{Image, save_png};
 use ddpm::output::{self, FileKind};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
 use ddpm::schedule::Schedule;
-use ddpm::train::config::{Config, ScheduleKind, Size};
 use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};
 use std::io::Write;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::choose::Candidate;
-use crate::train::config::{
+use crate::config::{
     BlockType, Config, NetworkKind, ResampleKind, SimpleConfig, TimeScaleShift, Unet2dConfig,
 };
 

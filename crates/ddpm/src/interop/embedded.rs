@@ -8,8 +8,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::UNKNOWN_DATA;
+use crate::config::{Config, DataConfig, TrainConfig};
 use crate::train::checkpoint::Manifest;
-use crate::train::config::{Config, DataConfig, TrainConfig};
 
 /// Keys in a safetensors file's metadata.
 const SETTINGS: &str = "ddpm.config";

@@ -9,13 +9,13 @@ use serde_json::Value;
 
 use super::embedded::EmbeddedTexts;
 use super::{diffusers, torch};
+use crate::config::{Config, NetworkKind, Size};
 use crate::nets;
 use crate::output::{self, FileKind};
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
 use crate::text::capped;
 use crate::train::checkpoint::{self, NamedTensor, WeightsChoice, to_bytes_with};
-use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::storage::{self, FileSystem, OsFileSystem};
 use crate::{Error, Result};
 

@@ -11,12 +11,12 @@ use super::file::{Content, Parts};
 use super::roles::Role;
 use super::source::{CheckpointSource, read_all, read_classes, refuse};
 use super::state_dicts::TensorEntry;
+use crate::config::{Config, NetworkKind, Size};
 use crate::nets::{self, Shapes};
 use crate::text::shown;
 use crate::train::checkpoint::{
     self, Checkpoint, Manifest, NamedTensor, WeightsChoice, check_fits, is_counter, list,
 };
-use crate::train::config::{Config, NetworkKind, Size};
 use crate::train::run::{CardFacts, RunFolder, write_card};
 use crate::{Error, Result};
 

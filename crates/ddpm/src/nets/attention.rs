@@ -3,8 +3,8 @@
 
 use super::blocks::{self, ConvLayer};
 use super::{Builder, Inputs, Network};
+use crate::config::AttentionConfig;
 use crate::error::Result;
-use crate::train::config::AttentionConfig;
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::SinusoidalEmbedding;
 

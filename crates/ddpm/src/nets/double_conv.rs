@@ -3,8 +3,8 @@
 
 use super::blocks::ConvLayer;
 use super::{Builder, Inputs, Network, blocks};
+use crate::config::DoubleConvConfig;
 use crate::error::Result;
-use crate::train::config::DoubleConvConfig;
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::{Activation, SinusoidalEmbedding, Taps};
 

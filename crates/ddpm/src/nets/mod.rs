@@ -18,8 +18,8 @@ pub use parameters::{Init, Layout, ParameterSpec, StateSpec};
 pub use simple::SimpleUnet;
 pub use unet2d::Unet2d;
 
+use crate::config::{Config, NetworkKind};
 use crate::error::Result;
-use crate::train::config::{Config, NetworkKind};
 use ddpm_engine::{Graph, Tensor};
 
 /// A network built into a graph.

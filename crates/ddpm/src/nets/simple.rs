@@ -3,8 +3,8 @@
 
 use super::blocks::ConvLayer;
 use super::{Builder, Inputs, Network};
+use crate::config::SimpleConfig;
 use crate::error::Result;
-use crate::train::config::SimpleConfig;
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::{Activation, SinusoidalEmbedding};
 

@@ -3,8 +3,8 @@
 
 use super::blocks::ConvLayer;
 use super::{Builder, Inputs, Network};
+use crate::config::{BlockType, ResampleKind, TimeScaleShift, Unet2dConfig};
 use crate::error::Result;
-use crate::train::config::{BlockType, ResampleKind, TimeScaleShift, Unet2dConfig};
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::{Activation, Padding, SinusoidalEmbedding, Taps};
 

@@ -4,10 +4,10 @@ use super::{
     Ddim, Ddpm, DpmSolver2M, DpmSolver2S, Euler, Heun, Levels, Pndm, Sampler, Spacing, Threshold, UniPc,
     Variance,
 };
+use crate::config::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
 use crate::schedule::Schedule;
-use crate::train::config::{SamplingConfig, suggest};
 
 /// A registered sampler.
 #[derive(Debug)]
@@ -163,7 +163,7 @@ impl Default for SamplerOptions {
 pub fn find(name: &str) -> Result<&'static SamplerInfo> {
     SAMPLERS.iter().find(|s| s.name == name).ok_or_else(|| {
         let names = || SAMPLERS.iter().map(|s| s.name);
-        let near = suggest::nearest(name, names()).map_or(String::new(), |n| format!("did you mean {n}? "));
+        let near = ddpm_text::nearest(name, names()).map_or(String::new(), |n| format!("did you mean {n}? "));
         let all = names().collect::<Vec<_>>().join(", ");
         invalid("sampler", format!("there is no sampler {name:?}; {near}the samplers are {all}"))
     })

@@ -1,8 +1,8 @@
 //! Averages of the weights in addition to the executor's own: EMAs with other decays, and power-function averages.
 
 use super::checkpoint::{self, NamedTensor};
-use super::config::TrainConfig;
 use super::{ema, posthoc};
+use crate::config::TrainConfig;
 use crate::error::{Error, Result};
 use crate::nets::ParameterSpec;
 use ddpm_engine::{Executor, Region};

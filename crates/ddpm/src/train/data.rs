@@ -1,6 +1,6 @@
 //! Opens the data set that the settings describe.
 
-use super::config::{Config, Size};
+use crate::config::{Config, Size};
 use crate::data::digits::Digits;
 use crate::data::{self, Check, CsvOptions, DataOptions, Dataset};
 use crate::error::{Error, Result};

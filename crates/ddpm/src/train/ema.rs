@@ -1,6 +1,6 @@
 //! The decay of the averaged weights.
 
-use super::config::{EmaKind, TrainConfig};
+use crate::config::{EmaKind, TrainConfig};
 
 /// Maximum half-life as a fraction of the images seen so far (`ema_rampup_ratio` in the code of Karras et al. 2022).
 const RAMP_UP: f64 = 0.05;

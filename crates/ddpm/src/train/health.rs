@@ -1,8 +1,8 @@
 //! Detects divergence: compares the loss with that of predicting zero and with the run's own best.
 
 use super::checkpoint;
-use super::config::Config;
 use super::run::RunFolder;
+use crate::config::Config;
 use crate::objective::Objective;
 use crate::process::Prediction;
 use crate::schedule::Schedule;

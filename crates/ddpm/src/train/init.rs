@@ -2,10 +2,10 @@
 
 use super::checkpoint::{self, Manifest};
 use super::classes;
-use super::config::{Change, Config, Difference};
 use super::resume::{Remark, check_breaking};
 use super::run::RunFolder;
 use super::trainer::Trainer;
+use crate::config::{Change, Config, Difference};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::interop::{self, ImportOptions, read_weights};

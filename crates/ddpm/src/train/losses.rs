@@ -1,8 +1,8 @@
 //! The losses of a run that are comparable with each other.
 
-use super::config::{Config, Difference};
 use super::health::Health;
 use super::run::Metrics;
+use crate::config::{Config, Difference};
 use std::collections::VecDeque;
 
 /// Number of recent steps whose mean loss is reported and compared.

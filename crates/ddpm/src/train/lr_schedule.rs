@@ -1,6 +1,6 @@
 //! Learning-rate schedules.
 
-use super::config::{LrScheduleKind, TrainConfig};
+use crate::config::{LrScheduleKind, TrainConfig};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 

@@ -6,7 +6,6 @@
 mod averages;
 pub mod checkpoint;
 mod classes;
-pub mod config;
 mod data;
 mod ema;
 mod health;

@@ -7,8 +7,8 @@
 //! snapshots whose profile is closest to a given one approximates the average that would have been tracked with it.
 
 use super::checkpoint::{self, NamedTensor, read_weights_file};
-use super::config::Config;
 use super::run::RunFolder;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::interop::EmbeddedTexts;
 use crate::nets;

@@ -5,12 +5,12 @@
 
 use super::checkpoint::{self, Checkpoint, Manifest, of_run};
 use super::classes::{self, ClassMatch};
-use super::config::{Change, Config, Difference};
 use super::data::open_data;
 use super::losses::{changes_loss_scale, mean_at};
 use super::lr_schedule::LearningRate;
 use super::run::{Metrics, RunFolder, RunRecord, counts_from_zero, missing_metrics, read_metrics};
 use super::trainer::Trainer;
+use crate::config::{Change, Config, Difference};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::text::{quoted, shown};

@@ -5,7 +5,6 @@ mod event;
 pub use event::{Event, Outcome};
 
 use super::checkpoint;
-use super::config::Config;
 use super::data::open_data;
 use super::init::{self, Init};
 use super::log::{LogEvent, RunLog};
@@ -16,6 +15,7 @@ use super::run::{
     write_card,
 };
 use super::trainer::Trainer;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::generate::{Pipeline, SampleRequest};
 use crate::image::{Image, save_png};
@@ -68,7 +68,7 @@ impl Session {
     /// Starts from random weights if none are given.
     ///
     /// # Errors
-    /// Weights trained with incompatible settings ([`Change::Breaking`](super::config::Change)), unless forced.
+    /// Weights trained with incompatible settings ([`Change::Breaking`](crate::config::Change)), unless forced.
     pub fn prepare(config: &Config, init: Option<Init<'_>>) -> Result<(Trainer, Vec<Remark>)> {
         let mut data = open_data(config)?;
         if let Some(init) = init {

@@ -9,9 +9,9 @@ pub use prepare::memory;
 
 use super::averages::Averages;
 use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
-use super::config::{Config, OptimizerKind};
 use super::ema;
 use super::lr_schedule::LearningRate;
+use crate::config::{Config, OptimizerKind};
 use crate::data::Dataset;
 use crate::data::loader::Loader;
 use crate::error::{Error, Result};

@@ -3,13 +3,13 @@
 use crate::matrix::{quantiles, wasserstein};
 use crate::mixture::{Mixture, Part};
 use ddpm::Result;
+use ddpm::config::{DiffusionConfig, ScheduleKind};
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::sampler::{
     Levels, NoiseKey, SAMPLERS, SampleStep, Sampler, SamplerInfo, SamplerOptions, Spacing, Threshold, find,
 };
 use ddpm::schedule::{Level, Schedule};
-use ddpm::train::config::{DiffusionConfig, ScheduleKind};
 use ddpm_engine::rng::{Purpose, Stream};
 
 const MIXTURE: [Part; 2] =

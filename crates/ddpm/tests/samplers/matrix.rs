@@ -1,10 +1,10 @@
 //! Distance of samples from the data distribution, for every sampler, spacing, schedule and number of steps.
 
 use crate::mixture::{Mixture, Part};
+use ddpm::config::{DiffusionConfig, ScheduleKind};
 use ddpm::process::Prediction;
 use ddpm::sampler::{NoiseKey, SAMPLERS, SamplerInfo, SamplerOptions, Spacing, Threshold};
 use ddpm::schedule::{Level, Schedule};
-use ddpm::train::config::{DiffusionConfig, ScheduleKind};
 use rayon::prelude::*;
 
 /// Numbers of steps.

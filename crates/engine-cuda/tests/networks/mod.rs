@@ -1,11 +1,11 @@
 //! Training steps of every network as built by `ddpm`, against the CPU executor.
 
 use crate::table::Make;
+use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets;
 use ddpm::objective::Objective;
 use ddpm::schedule::Schedule;
-use ddpm::train::config::Config;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{ComputeOptions, CpuExecutor, Executor, PlanOptions, Region, RngKey};
 

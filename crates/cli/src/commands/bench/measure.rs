@@ -1,6 +1,7 @@
 //! Measurement of training steps, forward passes and denoising steps.
 
 use super::clock::{Clock, peak_resident, reset_peak_resident};
+use ddpm::config::Config;
 use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::Model;
@@ -10,7 +11,6 @@ use ddpm::roofline::Roofline;
 use ddpm::sampler::{NoiseKey, SamplerOptions};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
-use ddpm::train::config::Config;
 use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_fma_throughput, fma_throughput};
 use serde::Serialize;
 use std::time::Instant;

@@ -9,9 +9,9 @@ mod report;
 
 use clap::ValueEnum;
 use clock::{Clock, Pace};
+use ddpm::config::Config;
 use ddpm::data::Dataset;
 use ddpm::schedule::Schedule;
-use ddpm::train::config::Config;
 use ddpm::train::{Trainer, open_data};
 use measure::Peak;
 use report::Report;

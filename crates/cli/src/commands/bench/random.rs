@@ -1,8 +1,8 @@
 //! Random images of any shape, for benchmarks without files.
 
+use ddpm::config::{Config, Size};
 use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
 use ddpm::nets;
-use ddpm::train::config::{Config, Size};
 use ddpm_engine::rng::{Purpose, Stream};
 
 /// Number of images.

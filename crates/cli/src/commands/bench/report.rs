@@ -2,9 +2,9 @@
 
 use super::measure::{Part, Peak, node_seconds};
 use crate::progress::human_bytes;
+use ddpm::config::Config;
 use ddpm::data::ImageShape;
 use ddpm::text::thousands;
-use ddpm::train::config::Config;
 use ddpm_engine::NodeTime;
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use super::super::unusable;
 use super::{DataContent, Entry, Files, Store};
 use crate::error::{Error, Result};
 use crate::text::{LISTED, counted, escaped, listed, shown};
-use crate::train::config::suggest::nearest;
+use ddpm_text::nearest;
 
 /// Maximum number of duplicate ids listed in an error.
 const MAX_SHOWN: usize = 5;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::train::config::Config;
+use crate::config::Config;
 use crate::train::storage;
 use crate::{Error, Result};
 

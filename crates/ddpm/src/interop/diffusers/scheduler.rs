@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::{ConfigReader, VERSION};
 use crate::Result;
+use crate::config::{Config, DiffusionConfig, ScheduleKind, limits};
 use crate::process::Prediction;
 use crate::sampler::{SamplerOptions, Spacing, Threshold, Variance};
 use crate::schedule::Schedule;
-use crate::train::config::{Config, DiffusionConfig, ScheduleKind, limits};
 
 /// Maximum beta of diffusers' cosine schedule.
 const MAX_BETA: f64 = 0.999;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{FILES, MANIFEST, MODEL, OPTIMIZER, average_of};
-use crate::train::config::Config;
+use crate::config::Config;
 use crate::train::lr_schedule::Plateau;
 use crate::train::storage;
 use crate::{Error, Result};

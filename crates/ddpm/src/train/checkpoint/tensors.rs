@@ -7,8 +7,8 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors, View};
 use serde::Deserialize;
 
-use crate::train::config::suggest::nearest;
 use crate::{Error, Result};
+use ddpm_text::nearest;
 
 /// Maximum length of a safetensors header, in bytes; enough for some hundred thousand tensors.
 const MAX_HEADER: u64 = 16 << 20;

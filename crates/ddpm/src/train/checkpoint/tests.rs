@@ -3,7 +3,7 @@ use std::io::Write;
 use std::rc::Rc;
 
 use super::*;
-use crate::train::config::Config;
+use crate::config::Config;
 use crate::train::storage::Output;
 
 fn tensor(name: &str, shape: &[usize], first: f32) -> NamedTensor {

@@ -9,9 +9,9 @@ mod curve;
 mod tensorboard;
 
 use super::run::{Metrics, MetricsLog, RunFolder, read_metrics};
+use crate::config::{Change, Config, SECTIONS};
 use crate::error::Result;
 use crate::image::Image;
-use crate::train::config::{Change, Config, SECTIONS};
 
 /// An event of a training run.
 #[derive(Clone, Copy)]

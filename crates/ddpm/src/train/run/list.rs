@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::metrics::last_metrics;
 use super::{CHECKPOINTS, CONFIG, End, LOCK, RunFolder, RunRecord, is_run};
+use crate::config::Config;
 use crate::interop::UNKNOWN_DATA;
 use crate::train::checkpoint::{self, Manifest};
-use crate::train::config::Config;
 use crate::{Error, Result};
 
 /// Number of recent steps whose mean loss is reported.

@@ -22,11 +22,11 @@ pub use model_card::{CardFacts, write_card};
 pub(super) use model_card::{NEW_CARD, card_is_edited};
 pub use record::{End, RunRecord};
 
-use super::config::Config;
-use super::config::suggest::nearest;
 use super::storage::{self, OsFileSystem};
+use crate::config::Config;
 use crate::text::{LISTED, escaped, listed, quoted, shown};
 use crate::{Error, Result};
+use ddpm_text::nearest;
 
 /// The default folder for runs.
 pub const RUNS: &str = "runs";

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use super::{RunFolder, RunRecord};
 use crate::Result;
+use crate::config::{Config, LossKind, NetworkKind, SECTIONS};
 use crate::objective::Weighting;
 use crate::process::Prediction;
 use crate::text::{escaped, quoted, quoted_value, thousands};
 use crate::train::checkpoint::sha256;
-use crate::train::config::{Config, LossKind, NetworkKind, SECTIONS};
 use crate::train::storage::{self, OsFileSystem};
 
 /// Maximum number of classes that are listed.

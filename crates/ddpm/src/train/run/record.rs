@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Result;
-use crate::train::config::Config;
+use crate::config::Config;
 use crate::train::storage::{self, OsFileSystem};
 
 /// The file's name in the run's folder.

@@ -1,6 +1,6 @@
 use super::*;
+use crate::config::{DataFacts, LossKind, ScheduleKind, Size};
 use crate::train::checkpoint::sha256;
-use crate::train::config::{DataFacts, LossKind, ScheduleKind, Size};
 
 fn runs() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -123,10 +123,8 @@ fn resolved_settings_are_saved_unchanged() {
     let config = Config::default().resolve(&facts).unwrap();
     run.write_config(&config).unwrap();
     assert_eq!(run.read_config().unwrap(), config);
-    let wrong = Config {
-        train: crate::train::config::TrainConfig { seed: u64::MAX, ..config.train.clone() },
-        ..config
-    };
+    let wrong =
+        Config { train: crate::config::TrainConfig { seed: u64::MAX, ..config.train.clone() }, ..config };
     assert!(run.write_config(&wrong).is_err());
 }
 

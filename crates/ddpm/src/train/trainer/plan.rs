@@ -1,10 +1,10 @@
 //! The cost of training: memory and operations, known before the first step, and a quick measurement of the step time.
 
 use super::{Prepared, Trainer};
+use crate::config::Config;
 use crate::data::ImageShape;
 use crate::error::Result;
 use crate::model::device;
-use crate::train::config::Config;
 use ddpm_engine::{Executor, Footprint, RngKey, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,6 @@
 //! Builds the training graph from the settings and the data, before any memory is allocated.
 
+use crate::config::{Config, DataFacts, Size};
 use crate::data::loader::Loader;
 use crate::data::{Dataset, ImageShape};
 use crate::error::{Error, Result};
@@ -7,7 +8,6 @@ use crate::model::{NoiseSource, TrainingGraph, check_size, device};
 use crate::nets::{self, Network};
 use crate::objective::Objective;
 use crate::schedule::Schedule;
-use crate::train::config::{Config, DataFacts, Size};
 use ddpm_engine::PlanOptions;
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 use super::*;
+use crate::config::Size;
 use crate::data::ImageShape;
 use crate::data::digits::Digits;
-use crate::train::config::Size;
 use std::sync::atomic::Ordering;
 
 fn trainer(settings: &[(&str, &str)]) -> Trainer {

@@ -163,7 +163,7 @@ impl Config {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let bytes = super::storage::read(path, "read the settings", MAX_FILE)?;
+    let bytes = crate::train::storage::read(path, "read the settings", MAX_FILE)?;
     String::from_utf8(bytes).map_err(|_| Error::ConfigFile {
         path: path.to_owned(),
         reason: "is not text in UTF-8; settings are TOML, or the DDPM-Pytorch tutorial's YAML".into(),

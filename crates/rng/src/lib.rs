@@ -5,9 +5,31 @@
 //! numbers: as easy as 1, 2, 3", SC 2011). Its counter holds four 32-bit words, used as
 //! `(block, index, step, purpose)`; its key is the seed. `tools/golden/philox.py` is a numpy implementation.
 
-pub use ddpm_kernels::random::philox4x32;
+#![forbid(unsafe_code)]
 
-/// What random numbers are for. Purposes never share a counter, so adding one leaves the others unchanged.
+/// One Philox 4x32-10 block: ten rounds on `counter` under `key`.
+#[inline(always)]
+pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    philox::<10>(counter, key)
+}
+
+/// Philox 4x32 with any number of rounds.
+#[inline(always)]
+pub fn philox<const ROUNDS: usize>(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = counter;
+    let [mut k0, mut k1] = key;
+    for _ in 0..ROUNDS {
+        let p0 = u64::from(c0) * 0xD251_1F53;
+        let p1 = u64::from(c2) * 0xCD9E_8D57;
+        (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
+        k0 = k0.wrapping_add(0x9E37_79B9);
+        k1 = k1.wrapping_add(0xBB67_AE85);
+    }
+    [c0, c1, c2, c3]
+}
+
+/// What random numbers are for. Purposes never share a counter, so adding one leaves the others unchanged. All crates
+/// share this one list, as the compiler rejects two purposes with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Purpose {

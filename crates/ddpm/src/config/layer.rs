@@ -33,7 +33,7 @@ impl Layer {
         let current = RENAMED_PRESETS.iter().find(|(old, _)| *old == name).map_or(name, |(_, new)| new);
         let Some(preset) = PRESETS.iter().find(|p| p.name == current) else {
             let names = || PRESETS.iter().map(|p| p.name);
-            let reason = match suggest::nearest(name, names()) {
+            let reason = match ddpm_text::nearest(name, names()) {
                 Some(near) => format!("unknown preset {name:?}; did you mean {near}?"),
                 None => {
                     format!(

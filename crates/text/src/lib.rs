@@ -2,6 +2,11 @@
 //!
 //! A file name may contain terminal control sequences, newlines that fake a line of output, or marks that reverse the
 //! writing direction. [`escaped`] and [`shown`] escape such characters.
+#![forbid(unsafe_code)]
+
+mod nearest;
+
+pub use nearest::nearest;
 
 use std::borrow::Cow;
 use std::fmt::Write;

@@ -2,7 +2,7 @@ use super::*;
 use std::path::PathBuf;
 
 /// DDPM-Pytorch's `config/default.yaml`, verbatim.
-const TUTORIAL: &str = include_str!("../../../tests/fixtures/ddpm-pytorch.yaml");
+const TUTORIAL: &str = include_str!("../../tests/fixtures/ddpm-pytorch.yaml");
 
 fn file(name: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();

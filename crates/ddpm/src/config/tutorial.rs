@@ -7,8 +7,8 @@ use serde_saphyr::Spanned;
 use toml::Value;
 
 use super::layer::{Entry, Layer};
-use super::suggest::nearest;
 use crate::{Error, Result};
+use ddpm_text::nearest;
 
 /// What one of the tutorial's keys maps to.
 enum Means {
