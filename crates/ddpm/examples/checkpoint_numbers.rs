@@ -12,7 +12,7 @@
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform true
 //! ```
 
-use ddpm::denoiser::Denoiser;
+use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::generate::Pipeline;
 use ddpm::process::Prediction;
 use ddpm::sampler::{self, NoiseKey, SamplerOptions};

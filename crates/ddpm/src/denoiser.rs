@@ -5,7 +5,7 @@ use crate::process::Prediction;
 use crate::sampler::DeviceDenoiser;
 
 /// Predicts the noise in a batch of images, `eps_theta` of Ho et al. 2020, or an equivalent.
-/// [`Model`](crate::model::Model) implements it with a network; anything else that can predict will do.
+/// The crate `ddpm` implements it with its networks; anything that can predict will do.
 pub trait Denoiser {
     /// Number of images per batch.
     fn batch(&self) -> usize;
@@ -35,4 +35,33 @@ pub trait Denoiser {
     fn as_device_denoiser(&mut self) -> Option<&mut dyn DeviceDenoiser> {
         None
     }
+}
+
+/// A denoiser that takes the class of each image, or none.
+pub trait ConditionalDenoiser: Denoiser {
+    /// Sets the class of each image in the batch; `None` for unconditional.
+    ///
+    /// # Errors
+    /// If the network takes no classes.
+    fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()>;
+
+    /// [`as_device_denoiser`](Denoiser::as_device_denoiser) with classes; `Some` where that is `Some`.
+    fn as_conditional_device_denoiser(&mut self) -> Option<&mut dyn ConditionalDeviceDenoiser> {
+        None
+    }
+}
+
+/// A [`ConditionalDenoiser`] in device memory, where the labels are kept too.
+pub trait ConditionalDeviceDenoiser: DeviceDenoiser {
+    /// Uploads the class of each image in the batch, for [`select_labels`](Self::select_labels).
+    ///
+    /// # Errors
+    /// Device errors.
+    fn upload_labels(&mut self, labels: &[Option<u32>]) -> Result<()>;
+
+    /// Sets the class of each image to the uploaded labels, or to none, without a transfer from the host.
+    ///
+    /// # Errors
+    /// Device errors; if the network takes no classes.
+    fn select_labels(&mut self, conditional: bool) -> Result<()>;
 }

@@ -1,13 +1,11 @@
 //! Class-conditional sampling with classifier-free guidance.
 
-use crate::denoiser::Denoiser;
+use crate::denoiser::{ConditionalDenoiser, ConditionalDeviceDenoiser, Denoiser};
 use crate::error::{Error, Result};
-use crate::model::Model;
 use crate::process::Prediction;
-use crate::sampler::DeviceDenoiser;
-use crate::sampler::buffers::UNCOND;
+use crate::sampler::buffers::{BufferId, UNCOND};
+use crate::sampler::{DeviceDenoiser, SamplerBuffers};
 use crate::schedule::Schedule;
-use ddpm_engine::{BufferId, SamplerBuffers};
 
 /// Strength of guidance towards the class (Ho, Salimans, "Classifier-Free Diffusion Guidance", 2022).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,8 +48,8 @@ impl Guidance {
 
 /// A class-conditional network, evaluated twice where guidance applies.
 pub struct Guided<'a> {
-    /// The network, which must take classes.
-    pub model: &'a mut Model,
+    /// The network.
+    pub network: &'a mut dyn ConditionalDenoiser,
     /// Its schedule.
     pub schedule: &'a Schedule,
     /// The class of each image in the batch.
@@ -67,12 +65,12 @@ pub struct Guided<'a> {
 impl<'a> Guided<'a> {
     /// A network with the labels of a batch.
     pub fn new(
-        model: &'a mut Model,
+        network: &'a mut dyn ConditionalDenoiser,
         schedule: &'a Schedule,
         labels: Vec<Option<u32>>,
         guidance: Guidance,
     ) -> Self {
-        Self { model, schedule, labels, guidance, uncond: Vec::new(), uploaded_labels: None }
+        Self { network, schedule, labels, guidance, uncond: Vec::new(), uploaded_labels: None }
     }
 
     /// The guidance scale at a timestep.
@@ -80,19 +78,25 @@ impl<'a> Guided<'a> {
         let (sigma, (low, high)) = (self.schedule.level(t).karras_sigma(), self.guidance.interval);
         if sigma >= low && sigma <= high { self.guidance.scale } else { 1.0 }
     }
+
+    fn device(&mut self) -> Result<&mut dyn ConditionalDeviceDenoiser> {
+        let reason = "the network is not on a device".to_owned();
+        let missing = || Error::Config { key: "device".to_owned(), reason };
+        self.network.as_conditional_device_denoiser().ok_or_else(missing)
+    }
 }
 
 impl Denoiser for Guided<'_> {
     fn batch(&self) -> usize {
-        self.model.batch()
+        self.network.batch()
     }
 
     fn image_len(&self) -> usize {
-        self.model.image_len()
+        self.network.image_len()
     }
 
     fn prediction(&self) -> Prediction {
-        self.model.prediction()
+        self.network.prediction()
     }
 
     /// ```text
@@ -103,15 +107,15 @@ impl Denoiser for Guided<'_> {
     fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
         let scale = self.scale(t);
         if scale != 1.0 {
-            self.model.set_labels(&vec![None; self.labels.len()])?;
+            self.network.set_labels(&vec![None; self.labels.len()])?;
             if scale == 0.0 {
-                return self.model.predict(x_t, t, output);
+                return self.network.predict(x_t, t, output);
             }
             self.uncond.resize(output.len(), 0.0);
-            self.model.predict(x_t, t, &mut self.uncond)?;
+            self.network.predict(x_t, t, &mut self.uncond)?;
         }
-        self.model.set_labels(&self.labels)?;
-        self.model.predict(x_t, t, output)?;
+        self.network.set_labels(&self.labels)?;
+        self.network.predict(x_t, t, output)?;
         if scale != 1.0 {
             let scale = scale as f32;
             output.iter_mut().zip(&self.uncond).for_each(|(y, u)| *y = u + scale * (*y - u));
@@ -120,76 +124,89 @@ impl Denoiser for Guided<'_> {
     }
 
     fn variance(&self) -> Option<&[f32]> {
-        self.model.variance()
+        self.network.variance()
     }
 
     fn as_device_denoiser(&mut self) -> Option<&mut dyn DeviceDenoiser> {
-        if self.model.as_device_denoiser().is_some() { Some(self) } else { None }
+        if self.network.as_conditional_device_denoiser().is_some() { Some(self) } else { None }
     }
 }
 
-/// The same in device memory, where the labels are kept too.
+/// The same in device memory.
 impl DeviceDenoiser for Guided<'_> {
     fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
-        self.model.buffers()
+        self.device()?.buffers()
     }
 
     fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()> {
         let scale = self.scale(t);
         if scale != 1.0 {
-            self.model.select_labels(false)?;
+            let device = self.device()?;
+            device.select_labels(false)?;
             if scale == 0.0 {
-                return self.model.predict_buffer(x_t, t, output);
+                return device.predict_buffer(x_t, t, output);
             }
-            self.model.predict_buffer(x_t, t, UNCOND)?;
+            device.predict_buffer(x_t, t, UNCOND)?;
         }
         if self.uploaded_labels.as_ref() != Some(&self.labels) {
-            self.model.upload_labels(&self.labels)?;
-            self.uploaded_labels = Some(self.labels.clone());
+            let labels = self.labels.clone();
+            self.device()?.upload_labels(&labels)?;
+            self.uploaded_labels = Some(labels);
         }
-        self.model.select_labels(true)?;
-        self.model.predict_buffer(x_t, t, output)?;
+        let device = self.device()?;
+        device.select_labels(true)?;
+        device.predict_buffer(x_t, t, output)?;
         if scale != 1.0 {
-            self.model.plan_buffers()?.extrapolate(output, UNCOND, scale as f32)?;
+            device.buffers()?.extrapolate(output, UNCOND, scale as f32)?;
         }
         Ok(())
     }
 
     fn copy_variance(&mut self, to: BufferId) -> Result<bool> {
-        self.model.copy_variance(to)
+        self.device()?.copy_variance(to)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
-    use crate::nets::from_config;
 
-    fn config() -> Config {
-        let pairs = [
-            ("attention.down_channels", "8, 16"),
-            ("attention.mid_channels", "16, 8"),
-            ("attention.down_sample", "true"),
-            ("attention.num_class_embeds", "3"),
-        ];
-        let pairs: Vec<_> = pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
-        Config::load(Some("digits"), None, &pairs).unwrap()
+    /// Outputs a multiple of its input that depends on the image's class and the timestep.
+    struct Classes(Vec<Option<u32>>);
+
+    impl Denoiser for Classes {
+        fn batch(&self) -> usize {
+            2
+        }
+
+        fn image_len(&self) -> usize {
+            16
+        }
+
+        fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+            for (i, (y, x)) in output.iter_mut().zip(x_t).enumerate() {
+                *y = x * (self.0[i / 16].map_or(0.3, |class| class as f32 - 0.6)) + t as f32;
+            }
+            Ok(())
+        }
+    }
+
+    impl ConditionalDenoiser for Classes {
+        fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
+            self.0 = labels.to_vec();
+            Ok(())
+        }
     }
 
     #[test]
     fn guidance_extrapolates_from_unconditional_to_conditional_within_its_interval() {
-        let (schedule, config) = (Schedule::linear(1000, 1e-4, 0.02).unwrap(), config());
-        let mut model = Model::new(&*from_config(&config, 1), [2, 4, 4, 1], 1).unwrap();
-        for i in 0..model.parameters().len() {
-            let weights = model.parameters()[i].init(3, i);
-            model.set_parameter(i, &weights).unwrap();
-        }
+        let schedule = Schedule::linear(1000, 1e-4, 0.02).unwrap();
+        let mut network = Classes(Vec::new());
         let x: Vec<f32> = (0..32).map(|i| (i % 7) as f32 / 3.0 - 1.0).collect();
         let mut predict = |labels: [Option<u32>; 2], scale, interval, t| {
             let guidance = Guidance { scale, interval };
             let mut y = vec![0.0; 32];
-            let mut guided = Guided::new(&mut model, &schedule, labels.to_vec(), guidance);
+            let mut guided = Guided::new(&mut network, &schedule, labels.to_vec(), guidance);
             guided.predict(&x, t, &mut y).unwrap();
             y
         };

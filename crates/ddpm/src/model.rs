@@ -1,13 +1,13 @@
 //! A network ready to run: for sampling ([`Model`]) and for training ([`TrainingGraph`]).
 
-use crate::denoiser::Denoiser;
+use crate::denoiser::{ConditionalDenoiser, ConditionalDeviceDenoiser, Denoiser};
 use crate::error::{Error, Result};
 use crate::hardware::{DeviceChoice, Hardware};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
 use crate::objective::Objective;
 use crate::process::Prediction;
-use crate::sampler::DeviceDenoiser;
-use crate::sampler::buffers::{LABELS, NUM_BUFFERS};
+use crate::sampler::buffers::{BufferId, LABELS, MAX_TERMS, NUM_BUFFERS};
+use crate::sampler::{DeviceDenoiser, NoiseKey, SamplerBuffers};
 use crate::schedule::{Level, Schedule};
 use crate::train::checkpoint::{NamedTensor, check_fits};
 use crate::vlb;
@@ -16,8 +16,8 @@ use ddpm_engine::ops::{
 };
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    BufferId, BufferSpec, ComputeOptions, CpuDevice, Device, Executor, Graph, PlanBuffers, PlanOptions,
-    Region, RngKey, SamplerBuffers, Shape, Tensor,
+    BufferSpec, ComputeOptions, CpuDevice, Device, Executor, Graph, PlanBuffers, PlanOptions, Region, RngKey,
+    Shape, Tensor,
 };
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -409,30 +409,8 @@ impl Model {
         Ok(())
     }
 
-    /// Sets the class of each image in the batch; `None` for unconditional.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a network that takes no classes.
-    pub fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
-        let t = self.label()?;
-        Ok(self.exec.write(t, &label_values(labels))?)
-    }
-
-    /// Uploads labels to device memory, for [`select_labels`](Self::select_labels).
-    pub(crate) fn upload_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
-        Ok(self.plan_buffers()?.write(LABELS, &label_values(labels))?)
-    }
-
-    /// Sets the class of each image to the uploaded labels, or to none, without a host transfer.
-    pub(crate) fn select_labels(&mut self, conditional: bool) -> Result<()> {
-        let t = self.label()?;
-        let buffers = self.plan_buffers()?;
-        let set = if conditional { buffers.copy_to_tensor(t, LABELS) } else { buffers.fill(t, NO_CLASS) };
-        Ok(set?)
-    }
-
     /// The sampler's buffers, which only some devices have.
-    pub(crate) fn plan_buffers(&mut self) -> Result<&mut dyn PlanBuffers> {
+    fn plan_buffers(&mut self) -> Result<&mut dyn PlanBuffers> {
         let missing = || ddpm_engine::Error::Resources("the device has no sampler buffers".to_owned());
         Ok(self.exec.sampler_buffers().ok_or_else(missing)?)
     }
@@ -486,25 +464,96 @@ impl Denoiser for Model {
     }
 }
 
+impl ConditionalDenoiser for Model {
+    fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
+        let t = self.label()?;
+        Ok(self.exec.write(t, &label_values(labels))?)
+    }
+
+    fn as_conditional_device_denoiser(&mut self) -> Option<&mut dyn ConditionalDeviceDenoiser> {
+        if self.exec.sampler_buffers().is_some() { Some(self) } else { None }
+    }
+}
+
 impl DeviceDenoiser for Model {
     fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
-        Ok(self.plan_buffers()?)
+        Ok(self)
     }
 
     fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()> {
         let (of_x, of_t, prediction) = (self.x, self.t, self.prediction);
         let buffers = self.plan_buffers()?;
-        buffers.copy_to_tensor(of_x, x_t)?;
+        buffers.copy_to_tensor(of_x, id(x_t))?;
         buffers.fill(of_t, t as f32)?;
         self.exec.run(RngKey::default())?;
-        Ok(self.plan_buffers()?.copy_from_tensor(output, prediction)?)
+        Ok(self.plan_buffers()?.copy_from_tensor(id(output), prediction)?)
     }
 
     fn copy_variance(&mut self, to: BufferId) -> Result<bool> {
         let Some((variance, _)) = self.variance else { return Ok(false) };
-        self.plan_buffers()?.copy_from_tensor(to, variance)?;
+        self.plan_buffers()?.copy_from_tensor(id(to), variance)?;
         Ok(true)
     }
+}
+
+impl ConditionalDeviceDenoiser for Model {
+    fn upload_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
+        Ok(self.plan_buffers()?.write(id(LABELS), &label_values(labels))?)
+    }
+
+    fn select_labels(&mut self, conditional: bool) -> Result<()> {
+        let t = self.label()?;
+        let buffers = self.plan_buffers()?;
+        let set = if conditional { buffers.copy_to_tensor(t, id(LABELS)) } else { buffers.fill(t, NO_CLASS) };
+        Ok(set?)
+    }
+}
+
+/// The device's buffers, which lie beside the plan's tensors.
+impl SamplerBuffers for Model {
+    fn write(&mut self, to: BufferId, data: &[f32]) -> Result<()> {
+        Ok(self.plan_buffers()?.write(id(to), data)?)
+    }
+
+    fn read(&mut self, from: BufferId, out: &mut [f32]) -> Result<()> {
+        Ok(self.plan_buffers()?.read(id(from), out)?)
+    }
+
+    fn copy(&mut self, to: BufferId, from: BufferId) -> Result<()> {
+        Ok(self.plan_buffers()?.copy(id(to), id(from))?)
+    }
+
+    fn linear_combination(&mut self, to: BufferId, terms: &[(f64, BufferId)], divisor: f64) -> Result<()> {
+        let mut all = [(0.0, id(to)); MAX_TERMS];
+        all.iter_mut().zip(terms).for_each(|(all, &(c, v))| *all = (c, id(v)));
+        Ok(self.plan_buffers()?.linear_combination(id(to), &all[..terms.len()], divisor)?)
+    }
+
+    fn normal(&mut self, to: BufferId, key: NoiseKey, purpose: Purpose, step: u32) -> Result<()> {
+        let key = RngKey { seed: key.seed, step, first_index: key.first };
+        Ok(self.plan_buffers()?.normal(id(to), key, purpose)?)
+    }
+
+    fn threshold(&mut self, v: BufferId, part: Option<f64>) -> Result<()> {
+        Ok(self.plan_buffers()?.threshold(id(v), part)?)
+    }
+
+    fn apply_learned_std(&mut self, v: BufferId, z: BufferId, logarithms: [f64; 2]) -> Result<()> {
+        Ok(self.plan_buffers()?.apply_learned_std(id(v), id(z), logarithms)?)
+    }
+
+    fn extrapolate(&mut self, y: BufferId, u: BufferId, scale: f32) -> Result<()> {
+        Ok(self.plan_buffers()?.extrapolate(id(y), id(u), scale)?)
+    }
+
+    fn throttle(&mut self) -> Result<()> {
+        Ok(self.plan_buffers()?.throttle()?)
+    }
+}
+
+/// The engine's name of a sampler's buffer.
+fn id(buffer: BufferId) -> ddpm_engine::BufferId {
+    ddpm_engine::BufferId(buffer.0)
 }
 
 fn label_values(labels: &[Option<u32>]) -> Vec<f32> {

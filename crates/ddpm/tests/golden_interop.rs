@@ -2,7 +2,7 @@
 //! round trips.
 
 use ddpm::config::{Config, NetworkKind, ScheduleKind, Size};
-use ddpm::denoiser::Denoiser;
+use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::guidance::Guidance;
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read};

@@ -4,10 +4,11 @@ use super::invalid;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
-use crate::sampler::state::{SamplerState, X, X_0, axpby};
+use crate::sampler::buffers::{X, X_0};
 use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions, Spacing, Threshold};
+use crate::sampler::{SamplerState, axpby};
 use crate::schedule::{Level, Schedule};
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 
 /// Removes normal noise of known standard deviation from images `y = x_0 + s n`: `alpha y` is a noisy image
 /// at the level with `sigma / alpha = s` (Ho et al. 2020, eq. 4).
@@ -144,7 +145,7 @@ mod tests {
     use super::super::test_util::{Gaussian, schedule};
     use super::*;
     use crate::sampler::SAMPLERS;
-    use ddpm_engine::rng::Stream;
+    use ddpm_rng::Stream;
 
     fn normal(n: usize, index: u32) -> Vec<f32> {
         let mut z = vec![0.0; n];

@@ -4,10 +4,11 @@
 use super::invalid;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::sampler::state::{SamplerState, X, Z, scratch};
+use crate::sampler::SamplerState;
+use crate::sampler::buffers::{X, Z, scratch};
 use crate::sampler::{Levels, NoiseKey, SampleStep, Threshold, Variance, ancestral};
 use crate::schedule::Level;
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 
 /// Fills a part of an image consistently with the rest. At each step the known part is replaced by the
 /// original, noised to that level; going back to more noise and down again ("resampling") harmonizes the two
@@ -120,13 +121,13 @@ impl RePaint {
                 continue;
             }
             ancestral(&mut d, from, to, self.variance)?;
-            d.update_x(Z, |x, z| {
-                for (x, z) in x.chunks_mut(len.max(1)).zip(z.chunks(len.max(1))) {
-                    for i in (0..len).filter(|&i| !unknown[i]) {
-                        x[i] = (to.alpha * f64::from(x_0[i]) + to.sigma * f64::from(z[i])) as f32;
-                    }
+            let (mut x, z) = (d.values(X)?, d.values(Z)?);
+            for (x, z) in x.chunks_mut(len.max(1)).zip(z.chunks(len.max(1))) {
+                for i in (0..len).filter(|&i| !unknown[i]) {
+                    x[i] = (to.alpha * f64::from(x_0[i]) + to.sigma * f64::from(z[i])) as f32;
                 }
-            })?;
+            }
+            d.set_x(&x)?;
             d.step(from)?;
         }
         d.finish()

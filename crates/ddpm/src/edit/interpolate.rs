@@ -3,8 +3,9 @@
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::sampler::state::{EPS, SamplerState, X, X_0, axpby, scratch};
+use crate::sampler::buffers::{EPS, X, X_0, scratch};
 use crate::sampler::{Levels, NoiseKey, SampleStep, Threshold};
+use crate::sampler::{SamplerState, axpby};
 
 /// DDIM inversion: the noise from which DDIM sampling produces an image.
 ///

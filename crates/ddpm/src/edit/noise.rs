@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use crate::data::digits::Digits;
     use crate::data::{AugmentKey, Dataset};
-    use ddpm_engine::rng::{Purpose, Stream};
+    use ddpm_rng::{Purpose, Stream};
 
     fn normal(n: usize, index: u32) -> Vec<f32> {
         let mut z = vec![0.0; n];

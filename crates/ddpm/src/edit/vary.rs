@@ -5,10 +5,10 @@ use super::invalid;
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::process::Prediction;
-use crate::sampler::state::axpby;
+use crate::sampler::axpby;
 use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions};
 use crate::schedule::{Level, Schedule};
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 
 /// Varies an image: noises it to a level and samples from there.
 pub struct Vary {

@@ -2,41 +2,92 @@
 
 use super::NoiseKey;
 use super::state::{axpby, clamp_rescale};
+use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::process::Prediction;
-use ddpm_engine::rng::Purpose;
-use ddpm_engine::{BufferId, RngKey, SamplerBuffers};
+use ddpm_rng::Purpose;
+
+/// A buffer, by its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferId(pub usize);
 
 /// The batch, `alpha x_0 + sigma eps` at the sampler's current level.
-pub(crate) const X: BufferId = BufferId(0);
+pub const X: BufferId = BufferId(0);
 /// The predicted images, thresholded.
-pub(crate) const X_0: BufferId = BufferId(1);
-/// The predicted noise, set by [`predict_eps`](super::state::SamplerState::predict_eps).
-pub(crate) const EPS: BufferId = BufferId(2);
+pub const X_0: BufferId = BufferId(1);
+/// The predicted noise, set by [`predict_eps`](super::SamplerState::predict_eps).
+pub const EPS: BufferId = BufferId(2);
 /// Fresh noise.
-pub(crate) const Z: BufferId = BufferId(3);
+pub const Z: BufferId = BufferId(3);
 /// The network's output.
 pub(super) const OUTPUT: BufferId = BufferId(4);
-/// The network's learned variance, then [noise of that variance](super::state::SamplerState::learned_noise).
-pub(crate) const LEARNED: BufferId = BufferId(5);
-/// For guidance on a device: the unconditional prediction, and the class labels.
-pub(crate) const UNCOND: BufferId = BufferId(6);
-pub(crate) const LABELS: BufferId = BufferId(7);
+/// The network's learned variance, then [noise of that variance](super::SamplerState::learned_noise).
+pub const LEARNED: BufferId = BufferId(5);
+/// The unconditional prediction, for guidance on a device.
+pub const UNCOND: BufferId = BufferId(6);
+/// The class labels, for guidance on a device.
+pub const LABELS: BufferId = BufferId(7);
 /// Number of scratch buffers of a sampler.
 const NUM_SCRATCH: usize = 6;
 /// Number of buffers in all.
-pub(crate) const NUM_BUFFERS: usize = 8 + NUM_SCRATCH;
+pub const NUM_BUFFERS: usize = 8 + NUM_SCRATCH;
+/// Maximum number of terms of [`SamplerBuffers::linear_combination`].
+pub const MAX_TERMS: usize = 4;
 
-/// Scratch buffer `i` of the sampler.
-pub(crate) const fn scratch(i: usize) -> BufferId {
+/// Scratch buffer `i` of the sampler, 0 to 5.
+///
+/// # Panics
+/// If there is no such buffer; in a constant, at compile time.
+pub const fn scratch(i: usize) -> BufferId {
     assert!(i < NUM_SCRATCH, "scratch buffer index out of range");
     BufferId(8 + i)
 }
 
-/// A network on a device, which keeps the sampler's batches in device memory; returned by
-/// [`Denoiser::as_device_denoiser`](crate::denoiser::Denoiser::as_device_denoiser).
+/// [`NUM_BUFFERS`] buffers of one length, each a batch of images, and the operations of samplers on them.
+///
+/// Arithmetic is in f64, each operation rounded separately, and results are rounded once to f32, so that all
+/// implementations give the same bits, except for the last bit of logarithms, sines and exponentials. Calls execute
+/// in order; on a device all but [`read`](Self::read) may return before they have completed. The caller checks
+/// lengths: one out of range panics. All methods return the errors of the device.
+pub trait SamplerBuffers {
+    /// Writes `data` to the first elements of a buffer.
+    fn write(&mut self, to: BufferId, data: &[f32]) -> Result<()>;
+
+    /// Fills `out` with the first elements of a buffer.
+    fn read(&mut self, from: BufferId, out: &mut [f32]) -> Result<()>;
+
+    /// `to = from`.
+    fn copy(&mut self, to: BufferId, from: BufferId) -> Result<()>;
+
+    /// `to = (sum of c v) / divisor`, in f64, summed from the first of at most [`MAX_TERMS`] terms. `to` may be
+    /// the first term's buffer, but no other's.
+    fn linear_combination(&mut self, to: BufferId, terms: &[(f64, BufferId)], divisor: f64) -> Result<()>;
+
+    /// Standard normal values, the same as [`NoiseKey::fill`].
+    fn normal(&mut self, to: BufferId, key: NoiseKey, purpose: Purpose, step: u32) -> Result<()>;
+
+    /// Clamps each value to [-s, s] and divides it by s, in f32: s is 1 or, given `part`, this quantile of the
+    /// image's absolute values, and at least 1.
+    fn threshold(&mut self, v: BufferId, part: Option<f64>) -> Result<()>;
+
+    /// `v = exp((p ln large + (1 - p) ln small) / 2) z` with `p = (v + 1) / 2`, given `[ln small, ln large]`:
+    /// replaces the network's variance output v by noise of that learned variance.
+    fn apply_learned_std(&mut self, v: BufferId, z: BufferId, logarithms: [f64; 2]) -> Result<()>;
+
+    /// `y = u + scale (y - u)`, in f32.
+    fn extrapolate(&mut self, y: BufferId, u: BufferId, scale: f32) -> Result<()>;
+
+    /// Called after each step: waits until the previous step has completed, so that at most two are in flight
+    /// and timing, previews and cancellation keep up.
+    fn throttle(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A network that reads and writes [`SamplerBuffers`]; a network on a device keeps them in device memory
+/// ([`Denoiser::as_device_denoiser`](crate::denoiser::Denoiser::as_device_denoiser)).
 pub trait DeviceDenoiser {
-    /// The buffers in device memory, one batch each.
+    /// The buffers, one batch each.
     ///
     /// # Errors
     /// Device errors.
@@ -75,6 +126,30 @@ impl Prediction {
     }
 }
 
+/// A denoiser of slices, with its buffers in host memory.
+pub(super) struct HostDenoiser<'a> {
+    pub denoiser: &'a mut dyn Denoiser,
+    pub buffers: HostBuffers,
+}
+
+impl DeviceDenoiser for HostDenoiser<'_> {
+    fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
+        Ok(&mut self.buffers)
+    }
+
+    fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()> {
+        let denoiser = &mut self.denoiser;
+        self.buffers.update(output, |output, all| denoiser.predict(all.values(x_t), t, output))
+    }
+
+    fn copy_variance(&mut self, to: BufferId) -> Result<bool> {
+        match self.denoiser.variance() {
+            Some(variance) => self.buffers.write(to, variance).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
 /// Buffers in host memory, allocated on first write.
 pub(super) struct HostBuffers {
     len: usize,
@@ -100,25 +175,23 @@ impl HostBuffers {
         self.all[v.0] = values;
         result
     }
-
-    /// Takes the values of a buffer.
-    pub fn into_values(mut self, v: BufferId) -> Vec<f32> {
-        std::mem::take(&mut self.all[v.0])
-    }
 }
 
 impl SamplerBuffers for HostBuffers {
-    fn write(&mut self, to: BufferId, data: &[f32]) -> ddpm_engine::Result<()> {
+    fn write(&mut self, to: BufferId, data: &[f32]) -> Result<()> {
         self.update(to, |to, _| to[..data.len()].copy_from_slice(data));
         Ok(())
     }
 
-    fn read(&self, from: BufferId, out: &mut [f32]) -> ddpm_engine::Result<()> {
-        out.copy_from_slice(&self.all[from.0][..out.len()]);
+    fn read(&mut self, from: BufferId, out: &mut [f32]) -> Result<()> {
+        // A buffer that was never written holds zeros.
+        let (written, rest) = out.split_at_mut(out.len().min(self.all[from.0].len()));
+        written.copy_from_slice(&self.all[from.0][..written.len()]);
+        rest.fill(0.0);
         Ok(())
     }
 
-    fn copy(&mut self, to: BufferId, from: BufferId) -> ddpm_engine::Result<()> {
+    fn copy(&mut self, to: BufferId, from: BufferId) -> Result<()> {
         let mut values = std::mem::take(&mut self.all[to.0]);
         values.clear();
         values.extend_from_slice(&self.all[from.0]);
@@ -126,12 +199,7 @@ impl SamplerBuffers for HostBuffers {
         Ok(())
     }
 
-    fn linear_combination(
-        &mut self,
-        to: BufferId,
-        terms: &[(f64, BufferId)],
-        divisor: f64,
-    ) -> ddpm_engine::Result<()> {
+    fn linear_combination(&mut self, to: BufferId, terms: &[(f64, BufferId)], divisor: f64) -> Result<()> {
         let Some((&(keep, first), others)) = terms.split_first() else {
             self.update(to, |to, _| to.fill(0.0));
             return Ok(());
@@ -159,29 +227,30 @@ impl SamplerBuffers for HostBuffers {
         Ok(())
     }
 
-    fn normal(&mut self, to: BufferId, draws: RngKey, purpose: Purpose) -> ddpm_engine::Result<()> {
-        let key = NoiseKey { seed: draws.seed, first: draws.first_index };
-        self.update(to, |to, all| key.fill(purpose, draws.step, all.image, to));
+    fn normal(&mut self, to: BufferId, key: NoiseKey, purpose: Purpose, step: u32) -> Result<()> {
+        self.update(to, |to, all| key.fill(purpose, step, all.image, to));
         Ok(())
     }
 
-    fn threshold(&mut self, v: BufferId, part: Option<f64>) -> ddpm_engine::Result<()> {
+    fn threshold(&mut self, v: BufferId, part: Option<f64>) -> Result<()> {
         self.update(v, |v, all| v.chunks_mut(all.image.max(1)).for_each(|p| clamp_rescale(p, part)));
         Ok(())
     }
 
-    fn apply_learned_std(
-        &mut self,
-        v: BufferId,
-        z: BufferId,
-        [small, large]: [f64; 2],
-    ) -> ddpm_engine::Result<()> {
+    fn apply_learned_std(&mut self, v: BufferId, z: BufferId, [small, large]: [f64; 2]) -> Result<()> {
         self.update(v, |v, all| {
             for (v, &z) in v.iter_mut().zip(all.values(z)) {
                 let part = (f64::from(*v) + 1.0) / 2.0;
                 let deviation = (0.5 * (part * large + (1.0 - part) * small)).exp();
                 *v = (deviation * f64::from(z)) as f32;
             }
+        });
+        Ok(())
+    }
+
+    fn extrapolate(&mut self, y: BufferId, u: BufferId, scale: f32) -> Result<()> {
+        self.update(y, |y, all| {
+            y.iter_mut().zip(all.values(u)).for_each(|(y, u)| *y = u + scale * (*y - u));
         });
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
 
-use super::state::{EPS, SamplerState, X, X_0, Z};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::buffers::{EPS, X, X_0, Z};
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
 use crate::schedule::Posterior;
 
@@ -23,6 +23,14 @@ pub struct Ddim {
 }
 
 impl Sampler for Ddim {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// With `alpha` for the paper's `sqrt(alpha)`:
     /// ```text
     /// sigma_t = eta sqrt(beta_tilde_t)                                                              (eq. 16)
@@ -30,14 +38,7 @@ impl Sampler for Ddim {
     /// ```
     /// With [`use_clipped_model_output`](Self::use_clipped_model_output) and a threshold, eps is recomputed
     /// from the thresholded `x_0`: `(x_t - alpha_t x_0) / sigma_t`. Measurements of both: docs/sampling.md.
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             if self.use_clipped_model_output && self.threshold != Threshold::None {
@@ -54,6 +55,6 @@ impl Sampler for Ddim {
             }
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! Ancestral sampling: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, algorithm 2.
 
-use super::state::{LEARNED, SamplerState, X, X_0, Z};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::buffers::{LEARNED, X, X_0, Z};
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::{Error, Result};
 use crate::schedule::{Level, Posterior};
 use serde::{Deserialize, Serialize};
@@ -53,6 +53,14 @@ pub struct Ddpm {
 }
 
 impl Sampler for Ddpm {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// ```text
     /// x_T ~ N(0, I)
     /// for t = T-1, .., 0:
@@ -61,19 +69,12 @@ impl Sampler for Ddpm {
     /// ```
     /// Without a threshold the two equations combine to line 4 of algorithm 2 (eq. 11). The published
     /// algorithm does not clip; the authors' code does.
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         for (from, to) in self.levels.pairs() {
-            ancestral(&mut d, from, to, self.variance)?;
+            ancestral(d, from, to, self.variance)?;
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }
 
@@ -105,7 +106,9 @@ pub(crate) fn ancestral(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::denoiser::Denoiser;
     use crate::process::Prediction;
+    use crate::sampler::NoiseKey;
     use crate::sampler::Spacing;
     use crate::schedule::Schedule;
 

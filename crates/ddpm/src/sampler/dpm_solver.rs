@@ -7,9 +7,9 @@
 //! ```
 //! The final step, with infinite h, lands on the predicted image itself.
 
-use super::state::{SamplerState, X, X_0, Z, scratch};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::buffers::{X, X_0, Z, scratch};
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
 use crate::schedule::Level;
 
@@ -56,20 +56,21 @@ fn history_weight(before: Level, from: Level, to: Level) -> f64 {
 }
 
 impl Sampler for DpmSolver2M {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// ```text
     /// D = (1 + 1 / (2 r)) x_0 - 1 / (2 r) x_0 of the step before,   r = h of the step before / h
     /// x_t = sigma_t / sigma_s       x_s + alpha_t (1 - e^-h)   D                                       (ODE)
     /// x_t = sigma_t / sigma_s e^-h  x_s + alpha_t (1 - e^-2h)  D + sigma_t sqrt(1 - e^-2h) z           (SDE)
     /// ```
     /// The first step, the last, and any that is too long use `D = x_0`.
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         // The predicted images of the previous step; zero before the first.
         let previous = scratch(0);
         d.clear(previous)?;
@@ -94,11 +95,19 @@ impl Sampler for DpmSolver2M {
             previous_level = Some(from);
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }
 
 impl Sampler for DpmSolver2S {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// From level s over m to t, with `r = h of (s, m) / h of (s, t)`:
     /// ```text
     /// x_m = sigma_m / sigma_s x_s + alpha_m (1 - e^-rh) x_0(x_s)
@@ -106,15 +115,8 @@ impl Sampler for DpmSolver2S {
     /// x_t = sigma_t / sigma_s x_s + alpha_t (1 - e^-h) D
     /// ```
     /// A level with no intermediate level left before the end takes a single first-order step.
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         let steps = self.levels.steps();
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, steps, on_step)?;
         let (start, start_x_0) = (scratch(0), scratch(1));
         let mut i = 0;
         while i < steps {
@@ -137,7 +139,7 @@ impl Sampler for DpmSolver2S {
                 i += 1;
             }
         }
-        d.finish()
+        Ok(())
     }
 }
 

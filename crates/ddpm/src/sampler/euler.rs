@@ -2,9 +2,9 @@
 //! Diffusion-Based Generative Models", NeurIPS 2022, where time is the noise s of an unscaled image y; and
 //! k-diffusion's ancestral variant.
 
-use super::state::{SamplerState, X, X_0, Z};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::buffers::{X, X_0, Z};
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
 
 /// Straight steps towards the predicted image; with eta above 0 they overshoot to a lower noise level and add
@@ -21,19 +21,20 @@ pub struct Euler {
 }
 
 impl Sampler for Euler {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// With `y = x / alpha`, `s = sigma / alpha`:
     /// ```text
     /// s_up   = eta s' sqrt(1 - s'^2 / s^2),   s_down = sqrt(s'^2 - s_up^2)
     /// y'     = y + (s_down - s) (y - x_0) / s + s_up z                                  (algorithm 1, lines 4 and 5)
     /// ```
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
             let (s, next) = (from.karras_sigma(), to.karras_sigma());
@@ -48,6 +49,6 @@ impl Sampler for Euler {
             }
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }

@@ -1,9 +1,9 @@
 //! Heun's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
 //! Generative Models", NeurIPS 2022, algorithm 1.
 
-use super::state::{SamplerState, X, X_0, scratch};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::buffers::{X, X_0, scratch};
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
 
 /// Standard deviation of the data assumed by the stability test, for values in [-1, 1]: Karras et al.'s
@@ -41,19 +41,20 @@ fn is_stable(s: f64, next: f64) -> bool {
 }
 
 impl Sampler for Heun {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// With `y = x / alpha`, `s = sigma / alpha`:
     /// ```text
     /// d  = (y - x_0(y, s)) / s,      y' = y + (s' - s) d
     /// d' = (y' - x_0(y', s')) / s',  y' = y + (s' - s) (d + d') / 2      if s' is not 0 and not too far from s
     /// ```
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         let (start, start_x_0) = (scratch(0), scratch(1));
         for (from, to) in self.levels.pairs() {
             d.denoise(from)?;
@@ -72,7 +73,7 @@ impl Sampler for Heun {
             }
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }
 

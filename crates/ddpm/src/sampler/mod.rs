@@ -5,7 +5,7 @@
 //! visit for all of them. The noise of image i depends only on the seed and i, so an image does not depend on
 //! its batch.
 
-pub(crate) mod buffers;
+pub mod buffers;
 mod ddim;
 mod ddpm;
 mod dpm_solver;
@@ -14,10 +14,10 @@ mod heun;
 mod pndm;
 mod registry;
 mod spacing;
-pub(crate) mod state;
+mod state;
 mod unipc;
 
-pub use buffers::DeviceDenoiser;
+pub use buffers::{DeviceDenoiser, SamplerBuffers};
 pub use ddim::Ddim;
 pub(crate) use ddpm::ancestral;
 pub use ddpm::{Ddpm, Variance};
@@ -27,12 +27,13 @@ pub use heun::Heun;
 pub use pndm::Pndm;
 pub use registry::{SAMPLERS, SamplerInfo, SamplerOptions, find};
 pub use spacing::{Levels, Spacing};
-pub use state::Threshold;
+pub(crate) use state::axpby;
+pub use state::{SamplerState, Threshold};
 pub use unipc::UniPc;
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use rayon::prelude::*;
 use std::fmt;
 use std::ops::Deref;
@@ -90,10 +91,27 @@ impl fmt::Debug for LazyBatch<'_> {
     }
 }
 
-/// Samples images with a denoiser.
+/// A way from noise to images. Implement [`levels`](Self::levels), [`threshold`](Self::threshold) and
+/// [`run`](Self::run), and sample with the provided methods.
 pub trait Sampler {
+    /// The noise levels that it visits.
+    fn levels(&self) -> &Levels;
+
+    /// The treatment of predicted images outside [-1, 1].
+    fn threshold(&self) -> Threshold;
+
+    /// Moves a batch from the noisiest level to the last: a loop over the levels that evaluates the network
+    /// ([`SamplerState::denoise`]), changes [`X`] and ends each step with [`SamplerState::step`].
+    ///
+    /// # Errors
+    /// Those of the denoiser and of the step callback.
+    fn run(&self, state: &mut SamplerState<'_>) -> Result<()>;
+
     /// Samples a batch of `batch * image_len` values, nominally in [-1, 1]. `on_step` is called after every
     /// step; an error from it stops sampling.
+    ///
+    /// # Errors
+    /// Those of the denoiser and `on_step`.
     fn sample(
         &self,
         denoiser: &mut dyn Denoiser,
@@ -107,6 +125,9 @@ pub trait Sampler {
     /// `start` is `None`. To start at less noise, build the sampler for a truncated schedule
     /// ([`Schedule::truncated`](crate::schedule::Schedule::truncated)).
     ///
+    /// # Errors
+    /// Those of the denoiser and `on_step`.
+    ///
     /// # Panics
     /// If `start` does not have `batch * image_len` values.
     fn sample_from(
@@ -115,5 +136,10 @@ pub trait Sampler {
         denoiser: &mut dyn Denoiser,
         key: NoiseKey,
         on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>>;
+    ) -> Result<Vec<f32>> {
+        let steps = self.levels().steps();
+        let mut state = SamplerState::new(start, denoiser, key, self.threshold(), steps, on_step)?;
+        self.run(&mut state)?;
+        state.finish()
+    }
 }

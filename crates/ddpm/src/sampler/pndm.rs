@@ -1,11 +1,10 @@
 //! Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022.
 
-use super::state::{EPS, SamplerState, X, X_0, scratch};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::buffers::{BufferId, EPS, X, X_0, scratch};
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
 use crate::schedule::Level;
-use ddpm_engine::BufferId;
 
 /// Adams-Bashforth weights of the last 1, 2, 3 or 4 noise predictions, newest first (eq. 12).
 const WEIGHTS: [&[f64]; 4] = [
@@ -81,39 +80,40 @@ impl Pndm {
 }
 
 impl Sampler for Pndm {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// ```text
     /// e  = eps(x_t), and those of the previous steps
     /// e' = (55 e_t - 59 e_(t+1) + 37 e_(t+2) - 9 e_(t+3)) / 24                         (eq. 12)
     /// x  = phi(x_t, e', t, t - 1)                                                      (eq. 11)
     /// ```
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, self.levels.steps(), on_step)?;
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         let mut history: Vec<BufferId> = Vec::new();
         for (i, (from, to)) in self.levels.pairs().enumerate() {
             let newest = HISTORY[i % HISTORY.len()];
-            noise(&mut d, newest, from)?;
+            noise(d, newest, from)?;
             history.insert(0, newest);
             history.truncate(HISTORY.len());
             let has_noise = to.sigma > 0.0;
             if self.warm_up && i < WARM_UP && has_noise {
-                self.runge_kutta(&mut d, newest, from, to)?;
+                self.runge_kutta(d, newest, from, to)?;
             } else if !self.warm_up && i == 0 && has_noise {
-                self.heun_mean(&mut d, newest, from, to)?;
+                self.heun_mean(d, newest, from, to)?;
             } else {
                 d.clear(MEAN)?;
                 for (&eps, &weight) in history.iter().zip(WEIGHTS[history.len() - 1]) {
                     d.axpby(MEAN, 1.0, [(weight, eps)])?;
                 }
             }
-            transfer(&mut d, MEAN, from, to)?;
+            transfer(d, MEAN, from, to)?;
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }

@@ -1,17 +1,16 @@
 //! What all samplers share: evaluate the network, threshold the predicted image, combine buffers linearly.
 
-use super::buffers::{DeviceDenoiser, HostBuffers, OUTPUT};
-pub(crate) use super::buffers::{EPS, LEARNED, X, X_0, Z, scratch};
+use super::buffers::{
+    BufferId, DeviceDenoiser, EPS, HostBuffers, HostDenoiser, LEARNED, MAX_TERMS, OUTPUT, SamplerBuffers, X,
+    X_0, Z,
+};
 use super::{LazyBatch, NoiseKey, SampleStep};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::process::{Prediction, no_signal};
 use crate::schedule::Level;
-use ddpm_engine::rng::Purpose;
-use ddpm_engine::sampler_buffers::MAX_TERMS;
-use ddpm_engine::{BufferId, RngKey, SamplerBuffers};
+use ddpm_rng::Purpose;
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 use std::cell::{LazyCell, RefCell};
 
 /// Quantile of an image's magnitudes at which [`Threshold::Dynamic`] clips (0.995 in Saharia et al. 2022).
@@ -82,25 +81,46 @@ pub(crate) fn axpby<const N: usize>(x: &mut [f32], keep: f64, terms: [(f64, &[f3
     }
 }
 
-/// Where the batch lives: in host memory, or in the memory of the device that runs the network.
-enum Backend<'a> {
-    Host(&'a mut dyn Denoiser, HostBuffers),
+/// The network and the buffers of the batch: in host memory, or in the memory of the device that runs the network.
+enum Network<'a> {
+    Host(HostDenoiser<'a>),
     Device(&'a mut dyn DeviceDenoiser),
 }
 
-impl Backend<'_> {
-    fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
-        match self {
-            Self::Host(_, buffers) => Ok(buffers),
-            Self::Device(network) => network.buffers(),
+impl<'a> Network<'a> {
+    /// The only place that decides where the batch lives.
+    fn new(denoiser: &'a mut dyn Denoiser) -> Self {
+        if denoiser.as_device_denoiser().is_some() {
+            Self::Device(denoiser.as_device_denoiser().expect("checked above"))
+        } else {
+            let buffers = HostBuffers::new(denoiser.batch(), denoiser.image_len());
+            Self::Host(HostDenoiser { denoiser, buffers })
         }
+    }
+
+    fn get(&mut self) -> &mut dyn DeviceDenoiser {
+        match self {
+            Self::Host(network) => network,
+            Self::Device(network) => *network,
+        }
+    }
+
+    fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
+        self.get().buffers()
+    }
+
+    /// The first `len` values of a buffer.
+    fn values(&mut self, v: BufferId, len: usize) -> Result<Vec<f32>> {
+        let mut values = vec![0.0; len];
+        self.buffers()?.read(v, &mut values)?;
+        Ok(values)
     }
 }
 
 /// The state of a sampling run: a batch on its way from noise to images, in named buffers ([`X`] and so on),
-/// and the operations that samplers apply to them.
-pub(crate) struct SamplerState<'a> {
-    backend: Backend<'a>,
+/// and the operations that samplers apply to them. All of them return the errors of the denoiser's device.
+pub struct SamplerState<'a> {
+    network: Network<'a>,
     on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     prediction: Prediction,
     len: usize,
@@ -113,6 +133,9 @@ pub(crate) struct SamplerState<'a> {
 impl<'a> SamplerState<'a> {
     /// Starts a run of `steps` steps from the batch `start`, or from pure noise.
     ///
+    /// # Errors
+    /// Device errors.
+    ///
     /// # Panics
     /// If `start` does not have the length of the denoiser's batches.
     pub fn new(
@@ -123,38 +146,31 @@ impl<'a> SamplerState<'a> {
         steps: usize,
         on_step: &'a mut dyn FnMut(SampleStep<'_>) -> Result<()>,
     ) -> Result<Self> {
-        let (batch, image) = (denoiser.batch(), denoiser.image_len());
-        let (prediction, len) = (denoiser.prediction(), batch * image);
-        let backend = if denoiser.as_device_denoiser().is_some() {
-            Backend::Device(denoiser.as_device_denoiser().expect("checked above"))
-        } else {
-            Backend::Host(denoiser, HostBuffers::new(batch, image))
-        };
-        let mut d = Self { backend, on_step, prediction, len, key, threshold, steps, done: 0 };
+        let (prediction, len) = (denoiser.prediction(), denoiser.batch() * denoiser.image_len());
+        let network = Network::new(denoiser);
+        let mut d = Self { network, on_step, prediction, len, key, threshold, steps, done: 0 };
         match start {
             Some(start) => {
                 assert_eq!(start.len(), len, "start has the length of a batch");
-                d.backend.buffers()?.write(X, start)?;
+                d.network.buffers()?.write(X, start)?;
             }
             None => d.fill_normal(X, Purpose::SampleStart, 0)?,
         }
         Ok(d)
     }
 
-    /// Evaluates the network on [`X`] at a level and sets [`X_0`] to the predicted image.
+    /// Evaluates the network on [`X`] at a level and sets [`X_0`] to the predicted image, thresholded.
+    ///
+    /// # Errors
+    /// Those of the denoiser; a noise prediction at a level without signal.
     pub fn denoise(&mut self, level: Level) -> Result<()> {
         if self.prediction == Prediction::Eps && level.alpha == 0.0 {
             return Err(no_signal(level.t));
         }
-        match &mut self.backend {
-            Backend::Host(denoiser, buffers) => {
-                buffers.update(OUTPUT, |output, all| denoiser.predict(all.values(X), level.t, output))?;
-            }
-            Backend::Device(network) => network.predict_buffer(X, level.t, OUTPUT)?,
-        }
+        self.network.get().predict_buffer(X, level.t, OUTPUT)?;
         self.convert_output(X_0, self.prediction.x_0_coefficients(level.alpha, level.sigma))?;
         if self.threshold != Threshold::None {
-            self.backend.buffers()?.threshold(X_0, self.threshold.part())?;
+            self.network.buffers()?.threshold(X_0, self.threshold.part())?;
         }
         Ok(())
     }
@@ -169,20 +185,19 @@ impl<'a> SamplerState<'a> {
     /// skipped: at the ends of the schedule (`alpha` or `sigma` 0) only one term remains, such as `x_0 = -v`
     /// where `alpha` is 0.
     fn convert_output(&mut self, to: BufferId, [of_x, of_output, divisor]: [f64; 3]) -> Result<()> {
-        let buffers = self.backend.buffers()?;
-        let result = if of_x == 0.0 {
+        let buffers = self.network.buffers()?;
+        if of_x == 0.0 {
             buffers.linear_combination(to, &[(of_output, OUTPUT)], divisor)
         } else if of_output == 0.0 {
             buffers.linear_combination(to, &[(of_x, X)], divisor)
         } else {
             buffers.linear_combination(to, &[(of_x, X), (of_output, OUTPUT)], divisor)
-        };
-        Ok(result?)
+        }
     }
 
     /// Recomputes [`EPS`] from [`X`] and [`X_0`], which a threshold may have changed.
     pub fn recompute_eps(&mut self, level: Level) -> Result<()> {
-        Ok(self.backend.buffers()?.linear_combination(EPS, &[(1.0, X), (-level.alpha, X_0)], level.sigma)?)
+        self.network.buffers()?.linear_combination(EPS, &[(1.0, X), (-level.alpha, X_0)], level.sigma)
     }
 
     /// `to = keep to + sum of c y`, elementwise in f64, rounded once.
@@ -195,23 +210,22 @@ impl<'a> SamplerState<'a> {
         const { assert!(N < MAX_TERMS, "`to` itself is one more term") };
         let mut all = [(keep, to); MAX_TERMS];
         all[1..=N].copy_from_slice(&terms);
-        Ok(self.backend.buffers()?.linear_combination(to, &all[..=N], 1.0)?)
+        self.network.buffers()?.linear_combination(to, &all[..=N], 1.0)
     }
 
     /// `to = from`.
     pub fn copy(&mut self, to: BufferId, from: BufferId) -> Result<()> {
-        Ok(self.backend.buffers()?.copy(to, from)?)
+        self.network.buffers()?.copy(to, from)
     }
 
     /// `to = 0`.
     pub fn clear(&mut self, to: BufferId) -> Result<()> {
-        Ok(self.backend.buffers()?.linear_combination(to, &[], 1.0)?)
+        self.network.buffers()?.linear_combination(to, &[], 1.0)
     }
 
     /// Fills a buffer with standard normal noise, the same as [`NoiseKey::fill`].
     pub fn fill_normal(&mut self, to: BufferId, purpose: Purpose, step: u32) -> Result<()> {
-        let draws = RngKey { seed: self.key.seed, step, first_index: self.key.first };
-        Ok(self.backend.buffers()?.normal(to, draws, purpose)?)
+        self.network.buffers()?.normal(to, self.key, purpose, step)
     }
 
     /// Samples [`Z`] for the current step.
@@ -223,60 +237,40 @@ impl<'a> SamplerState<'a> {
     /// interpolated between two variances (Nichol, Dhariwal 2021, eq. 15). Returns whether there is a learned
     /// variance.
     pub fn learned_noise(&mut self, small: f64, large: f64) -> Result<bool> {
-        let learned = match &mut self.backend {
-            Backend::Device(network) => network.copy_variance(LEARNED)?,
-            Backend::Host(denoiser, buffers) => match denoiser.variance() {
-                Some(variance) => buffers.write(LEARNED, variance).map(|()| true)?,
-                None => false,
-            },
-        };
+        let learned = self.network.get().copy_variance(LEARNED)?;
         if learned {
-            self.backend.buffers()?.apply_learned_std(LEARNED, Z, [small.ln(), large.ln()])?;
+            self.network.buffers()?.apply_learned_std(LEARNED, Z, [small.ln(), large.ln()])?;
         }
         Ok(learned)
     }
 
-    /// The contents of a buffer.
-    pub fn values(&mut self, v: BufferId) -> Result<Cow<'_, [f32]>> {
-        match &mut self.backend {
-            Backend::Host(_, buffers) => Ok(Cow::Borrowed(buffers.values(v))),
-            Backend::Device(network) => {
-                let mut values = vec![0.0; self.len];
-                network.buffers()?.read(v, &mut values)?;
-                Ok(Cow::Owned(values))
-            }
-        }
+    /// A copy of a buffer.
+    pub fn values(&mut self, v: BufferId) -> Result<Vec<f32>> {
+        self.network.values(v, self.len)
     }
 
-    /// Modifies [`X`] on the host, reading one other buffer.
-    pub fn update_x(&mut self, other: BufferId, update: impl FnOnce(&mut [f32], &[f32])) -> Result<()> {
-        if let Backend::Host(_, buffers) = &mut self.backend {
-            buffers.update(X, |x, all| update(x, all.values(other)));
-            return Ok(());
-        }
-        let (mut x, other) = (self.values(X)?.into_owned(), self.values(other)?.into_owned());
-        update(&mut x, &other);
-        Ok(self.backend.buffers()?.write(X, &x)?)
+    /// Replaces the contents of [`X`].
+    ///
+    /// # Panics
+    /// If `x` is longer than a batch.
+    pub fn set_x(&mut self, x: &[f32]) -> Result<()> {
+        self.network.buffers()?.write(X, x)
     }
 
     /// Finishes the step that started at level `from` and reports it.
+    ///
+    /// # Errors
+    /// Those of the step callback.
     pub fn step(&mut self, from: Level) -> Result<()> {
         self.done += 1;
         let (t, done, steps, len) = (from.t, self.done, self.steps, self.len);
-        let network = match &mut self.backend {
-            Backend::Host(_, buffers) => {
-                let (x, x_0) = (buffers.values(X), buffers.values(X_0));
-                return (self.on_step)(SampleStep { t, done, steps, x: LazyBatch(&x), x_0: LazyBatch(&x_0) });
-            }
-            Backend::Device(network) => network,
-        };
-        network.buffers()?.throttle()?;
-        let (network, failed) = (RefCell::new(network), RefCell::new(None));
+        self.network.buffers()?.throttle()?;
+        let (network, failed) = (RefCell::new(&mut self.network), RefCell::new(None));
         let read = |v: BufferId| {
-            let mut values = vec![0.0; len];
-            let read = network.borrow_mut().buffers().and_then(|all| Ok(all.read(v, &mut values)?));
-            read.unwrap_or_else(|error| *failed.borrow_mut() = Some(error));
-            values
+            network.borrow_mut().values(v, len).unwrap_or_else(|error| {
+                *failed.borrow_mut() = Some(error);
+                vec![0.0; len]
+            })
         };
         let (x, x_0) = (LazyCell::new(|| read(X)), LazyCell::new(|| read(X_0)));
         let result = (self.on_step)(SampleStep { t, done, steps, x: LazyBatch(&x), x_0: LazyBatch(&x_0) });
@@ -285,15 +279,8 @@ impl<'a> SamplerState<'a> {
     }
 
     /// The final batch.
-    pub fn finish(self) -> Result<Vec<f32>> {
-        match self.backend {
-            Backend::Host(_, buffers) => Ok(buffers.into_values(X)),
-            Backend::Device(network) => {
-                let mut x = vec![0.0; self.len];
-                network.buffers()?.read(X, &mut x)?;
-                Ok(x)
-            }
-        }
+    pub fn finish(mut self) -> Result<Vec<f32>> {
+        self.values(X)
     }
 }
 

@@ -1,12 +1,11 @@
 //! Zhao, Bai, Rao, Zhou, Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023.
 
+use super::buffers::{BufferId, X, X_0, scratch};
 use super::dpm_solver::MAX_STEP_RATIO;
-use super::state::{SamplerState, X, X_0, scratch};
-use super::{Levels, NoiseKey, SampleStep, Sampler, Threshold};
-use crate::denoiser::Denoiser;
+use super::state::SamplerState;
+use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
 use crate::schedule::Level;
-use ddpm_engine::BufferId;
 
 /// Largest number of predicted images that a step uses.
 const MAX_ORDER: usize = 3;
@@ -107,6 +106,14 @@ fn solve(r: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 impl Sampler for UniPc {
+    fn levels(&self) -> &Levels {
+        &self.levels
+    }
+
+    fn threshold(&self) -> Threshold {
+        self.threshold
+    }
+
     /// ```text
     /// for each level:
     ///     m = x_0(x)                 the prediction at this level
@@ -115,34 +122,27 @@ impl Sampler for UniPc {
     /// ```
     /// The order is lower in the first and last steps, and 1 in a step much longer than the previous one, as
     /// in [`DpmSolver2M`](super::DpmSolver2M).
-    fn sample_from(
-        &self,
-        start: Option<&[f32]>,
-        denoiser: &mut dyn Denoiser,
-        key: NoiseKey,
-        on_step: &mut dyn FnMut(SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<f32>> {
+    fn run(&self, d: &mut SamplerState<'_>) -> Result<()> {
         let steps = self.levels.steps();
-        let mut d = SamplerState::new(start, denoiser, key, self.threshold, steps, on_step)?;
         let (mut history, mut p) = (History::default(), 1);
         d.copy(START, X)?;
         for (i, (from, to)) in self.levels.pairs().enumerate() {
             d.denoise(from)?;
             if i > 0 {
                 d.copy(X, START)?;
-                history.step(&mut d, from, p, Some(X_0))?;
+                history.step(d, from, p, Some(X_0))?;
                 d.copy(START, X)?;
             }
-            history.add(&mut d, from)?;
+            history.add(d, from)?;
             p = self.p.clamp(1, MAX_ORDER).min(i + 1).min(steps - i);
             let length = |from: Level, to: Level| to.lambda() - from.lambda();
             if p > 1 && length(from, to) > MAX_STEP_RATIO * length(history.levels[1], from) {
                 p = 1;
             }
-            history.step(&mut d, to, p, None)?;
+            history.step(d, to, p, None)?;
             d.step(from)?;
         }
-        d.finish()
+        Ok(())
     }
 }
 

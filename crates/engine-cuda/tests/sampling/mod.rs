@@ -4,7 +4,7 @@
 //! exponential differs in the last bit of f64 and that changes a rounding to f32: rarely, by 6e-8 of a value. After several steps
 //! the difference stays below 1e-6 of a batch's largest value.
 
-use ddpm::denoiser::Denoiser;
+use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::edit::{Inversion, RePaint};
 use ddpm::guidance::{Guidance, Guided};
 use ddpm::model::Model;
