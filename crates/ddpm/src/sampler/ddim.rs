@@ -1,6 +1,7 @@
 //! Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
 
 use super::buffers::{EPS, X, X_0, Z};
+use super::registry::{SamplerInfo, TRAILING_FIRST};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
@@ -21,6 +22,27 @@ pub struct Ddim {
     /// diffusers' argument of that name, or kept as predicted.
     pub use_clipped_model_output: bool,
 }
+
+pub(super) const DDIM: SamplerInfo = SamplerInfo {
+    steps: Some(50),
+    order: Some(1),
+    spacings: &TRAILING_FIRST,
+    eta: Some(0.0),
+    handles_zero_snr: true,
+    clipped_output: true,
+    ..SamplerInfo::new(
+        "ddim",
+        "the same image from the same noise in any number of steps; eta adds noise (Song et al. 2021)",
+        |args| {
+            Box::new(Ddim {
+                levels: args.levels,
+                eta: args.eta,
+                threshold: args.threshold,
+                use_clipped_model_output: args.use_clipped_model_output,
+            })
+        },
+    )
+};
 
 impl Sampler for Ddim {
     fn levels(&self) -> &Levels {

@@ -1,6 +1,7 @@
 //! Ancestral sampling: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, algorithm 2.
 
 use super::buffers::{LEARNED, X, X_0, Z};
+use super::registry::SamplerInfo;
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
 use crate::error::{Error, Result};
@@ -51,6 +52,14 @@ pub struct Ddpm {
     /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
+
+pub(super) const DDPM: SamplerInfo = SamplerInfo {
+    variances: true,
+    handles_zero_snr: true,
+    ..SamplerInfo::new("ddpm", "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |args| {
+        Box::new(Ddpm { levels: args.levels, variance: args.variance, threshold: args.threshold })
+    })
+};
 
 impl Sampler for Ddpm {
     fn levels(&self) -> &Levels {

@@ -8,6 +8,7 @@
 //! The final step, with infinite h, lands on the predicted image itself.
 
 use super::buffers::{X, X_0, Z, scratch};
+use super::registry::{EXPONENTIAL_FIRST, KARRAS_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
@@ -54,6 +55,38 @@ fn history_weight(before: Level, from: Level, to: Level) -> f64 {
     let [h_before, h] = [(before, from), (from, to)].map(|(from, to)| to.lambda() - from.lambda());
     if h <= MAX_STEP_RATIO * h_before { h / (2.0 * h_before) } else { 0.0 }
 }
+
+pub(super) const DPM_2M: SamplerInfo = SamplerInfo {
+    steps: Some(20),
+    order: Some(2),
+    spacings: &EXPONENTIAL_FIRST,
+    handles_zero_snr: true,
+    ..SamplerInfo::new("dpm++2m", "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |args| {
+        Box::new(DpmSolver2M { levels: args.levels, stochastic: false, threshold: args.threshold })
+    })
+};
+
+pub(super) const DPM_2S: SamplerInfo = SamplerInfo {
+    steps: Some(20),
+    order: Some(2),
+    spacings: &KARRAS_FIRST,
+    ..SamplerInfo::new(
+        "dpm++2s",
+        "DPM-Solver++(2S), more stable with strong guidance (Lu et al. 2022)",
+        |args| Box::new(DpmSolver2S { levels: args.levels, threshold: args.threshold }),
+    )
+};
+
+pub(super) const DPM_2M_SDE: SamplerInfo = SamplerInfo {
+    steps: Some(30),
+    spacings: &EXPONENTIAL_FIRST,
+    handles_zero_snr: true,
+    ..SamplerInfo::new(
+        "dpm++2m-sde",
+        "SDE-DPM-Solver++(2M), with fresh noise, better in 30 or more steps (Lu et al. 2022)",
+        |args| Box::new(DpmSolver2M { levels: args.levels, stochastic: true, threshold: args.threshold }),
+    )
+};
 
 impl Sampler for DpmSolver2M {
     fn levels(&self) -> &Levels {

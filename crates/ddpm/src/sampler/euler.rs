@@ -3,6 +3,7 @@
 //! k-diffusion's ancestral variant.
 
 use super::buffers::{X, X_0, Z};
+use super::registry::{KARRAS_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
@@ -19,6 +20,26 @@ pub struct Euler {
     /// Treatment of predicted images outside [-1, 1].
     pub threshold: Threshold,
 }
+
+pub(super) const EULER: SamplerInfo = SamplerInfo {
+    steps: Some(50),
+    order: Some(1),
+    spacings: &KARRAS_FIRST,
+    ..SamplerInfo::new("euler", "Euler's method: DDIM on Karras et al.'s time axis (2022)", |args| {
+        Box::new(Euler { levels: args.levels, eta: 0.0, threshold: args.threshold })
+    })
+};
+
+pub(super) const EULER_ANCESTRAL: SamplerInfo = SamplerInfo {
+    steps: Some(50),
+    eta: Some(1.0),
+    spacings: &KARRAS_FIRST,
+    ..SamplerInfo::new(
+        "euler-ancestral",
+        "Euler's method with fresh noise, scaled by eta (k-diffusion)",
+        |args| Box::new(Euler { levels: args.levels, eta: args.eta, threshold: args.threshold }),
+    )
+};
 
 impl Sampler for Euler {
     fn levels(&self) -> &Levels {

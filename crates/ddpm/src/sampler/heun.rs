@@ -2,6 +2,7 @@
 //! Generative Models", NeurIPS 2022, algorithm 1.
 
 use super::buffers::{X, X_0, scratch};
+use super::registry::{KARRAS_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
@@ -39,6 +40,15 @@ fn is_stable(s: f64, next: f64) -> bool {
     let second = 1.0 + 0.5 * (next - s) * (slope(s) + slope(next) * first);
     second <= MAX_SPREAD * (variance(next) / variance(s)).sqrt()
 }
+
+pub(super) const HEUN: SamplerInfo = SamplerInfo {
+    steps: Some(20),
+    order: Some(2),
+    spacings: &KARRAS_FIRST,
+    ..SamplerInfo::new("heun", "Heun's method, two evaluations per step (Karras et al. 2022)", |args| {
+        Box::new(Heun { levels: args.levels, threshold: args.threshold })
+    })
+};
 
 impl Sampler for Heun {
     fn levels(&self) -> &Levels {

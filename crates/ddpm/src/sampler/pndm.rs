@@ -1,8 +1,9 @@
 //! Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022.
 
 use super::buffers::{BufferId, EPS, X, X_0, scratch};
+use super::registry::SamplerInfo;
 use super::state::SamplerState;
-use super::{Levels, Sampler, Threshold};
+use super::{Levels, Sampler, Spacing, Threshold};
 use crate::error::Result;
 use crate::schedule::Level;
 
@@ -18,7 +19,7 @@ const WARM_UP: usize = WEIGHTS.len() - 1;
 
 /// Classical ODE methods with the paper's transfer function (DDIM's step) in place of the sum. Timesteps must
 /// be evenly spaced and start where some signal is left: the transfer divides by alpha and every step
-/// amplifies its rounding errors, so only [`Spacing::Uniform`](super::Spacing::Uniform) is supported. Order
+/// amplifies its rounding errors, so only [`Spacing::Uniform`](Spacing::Uniform) is supported. Order
 /// 2.
 #[derive(Clone, Debug)]
 pub struct Pndm {
@@ -78,6 +79,26 @@ impl Pndm {
         d.axpby(MEAN, 0.5, [(0.5, first)])
     }
 }
+
+pub(super) const PNDM: SamplerInfo = SamplerInfo {
+    steps: Some(50),
+    order: Some(2),
+    spacings: &[Spacing::Uniform],
+    ..SamplerInfo::new(
+        "pndm",
+        "pseudo numerical methods, nine more evaluations than steps (Liu et al. 2022)",
+        |args| Box::new(Pndm { levels: args.levels, warm_up: true, threshold: args.threshold }),
+    )
+};
+
+pub(super) const PLMS: SamplerInfo = SamplerInfo {
+    steps: Some(50),
+    order: Some(2),
+    spacings: &[Spacing::Uniform],
+    ..SamplerInfo::new("plms", "pndm without the Runge-Kutta warm-up (latent diffusion)", |args| {
+        Box::new(Pndm { levels: args.levels, warm_up: false, threshold: args.threshold })
+    })
+};
 
 impl Sampler for Pndm {
     fn levels(&self) -> &Levels {

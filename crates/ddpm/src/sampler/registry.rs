@@ -1,9 +1,6 @@
 //! The registry of samplers by name, with the options that each supports.
 
-use super::{
-    Ddim, Ddpm, DpmSolver2M, DpmSolver2S, Euler, Heun, Levels, Pndm, Sampler, Spacing, Threshold, UniPc,
-    Variance,
-};
+use super::{Levels, Sampler, Spacing, Threshold, Variance};
 use crate::config::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
@@ -26,27 +23,27 @@ pub struct SamplerInfo {
     pub eta: Option<f64>,
     /// Whether the variance of its noise can be chosen.
     pub variances: bool,
-    /// Whether it supports [`Ddim::use_clipped_model_output`].
+    /// Whether it supports [`Ddim::use_clipped_model_output`](super::Ddim::use_clipped_model_output).
     pub clipped_output: bool,
     /// Whether it can start at a level without signal ([`Schedule::zero_terminal_snr`]); otherwise it starts
     /// one timestep earlier.
     pub handles_zero_snr: bool,
     /// Builds the sampler; options that it lacks are ignored.
-    build_fn: fn(BuildArgs) -> Box<dyn Sampler>,
+    pub(super) build_fn: fn(BuildArgs) -> Box<dyn Sampler>,
 }
 
 /// Arguments for building a sampler.
-struct BuildArgs {
-    levels: Levels,
-    eta: f64,
-    variance: Option<Variance>,
-    threshold: Threshold,
-    use_clipped_model_output: bool,
+pub(super) struct BuildArgs {
+    pub levels: Levels,
+    pub eta: f64,
+    pub variance: Option<Variance>,
+    pub threshold: Threshold,
+    pub use_clipped_model_output: bool,
 }
 
 impl SamplerInfo {
     /// An entry without optional settings.
-    const fn new(
+    pub(super) const fn new(
         name: &'static str,
         about: &'static str,
         build_fn: fn(BuildArgs) -> Box<dyn Sampler>,
@@ -68,58 +65,34 @@ impl SamplerInfo {
 }
 
 /// All spacings, the named one first.
-const LINSPACE_FIRST: [Spacing; 7] = Spacing::ALL;
-const TRAILING_FIRST: [Spacing; 7] = {
+pub(super) const LINSPACE_FIRST: [Spacing; 7] = Spacing::ALL;
+pub(super) const TRAILING_FIRST: [Spacing; 7] = {
     use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
     [Trailing, Uniform, Linspace, Quadratic, Karras, Exponential, Sigma]
 };
-const KARRAS_FIRST: [Spacing; 7] = {
+pub(super) const KARRAS_FIRST: [Spacing; 7] = {
     use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
     [Karras, Exponential, Sigma, Linspace, Uniform, Trailing, Quadratic]
 };
 /// The papers' choice, and closer to the data in 10 steps (docs/sampling.md).
-const EXPONENTIAL_FIRST: [Spacing; 7] = {
+pub(super) const EXPONENTIAL_FIRST: [Spacing; 7] = {
     use Spacing::{Exponential, Karras, Linspace, Quadratic, Sigma, Trailing, Uniform};
     [Exponential, Karras, Sigma, Linspace, Uniform, Trailing, Quadratic]
 };
 
-/// Every sampler; the first is the default.
-#[rustfmt::skip]
+/// Every sampler; the first is the default. Each is described in its own file.
 pub static SAMPLERS: &[SamplerInfo] = &[
-    SamplerInfo { variances: true, handles_zero_snr: true, ..SamplerInfo::new("ddpm",
-        "ancestral sampling in all steps, as in the paper (Ho et al. 2020)", |p| Box::new(
-            Ddpm { levels: p.levels, variance: p.variance, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(50), order: Some(1), spacings: &TRAILING_FIRST, eta: Some(0.0), handles_zero_snr: true, clipped_output: true,
-        ..SamplerInfo::new("ddim",
-        "the same image from the same noise in any number of steps; eta adds noise (Song et al. 2021)", |p| Box::new(
-            Ddim { levels: p.levels, eta: p.eta, threshold: p.threshold, use_clipped_model_output: p.use_clipped_model_output })) },
-    SamplerInfo { steps: Some(20), order: Some(2), spacings: &EXPONENTIAL_FIRST, handles_zero_snr: true, ..SamplerInfo::new("dpm++2m",
-        "DPM-Solver++(2M), good in 10 to 20 steps (Lu et al. 2022)", |p| Box::new(
-            DpmSolver2M { levels: p.levels, stochastic: false, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..SamplerInfo::new("dpm++2s",
-        "DPM-Solver++(2S), more stable with strong guidance (Lu et al. 2022)", |p| Box::new(
-            DpmSolver2S { levels: p.levels, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(30), spacings: &EXPONENTIAL_FIRST, handles_zero_snr: true, ..SamplerInfo::new("dpm++2m-sde",
-        "SDE-DPM-Solver++(2M), with fresh noise, better in 30 or more steps (Lu et al. 2022)", |p| Box::new(
-            DpmSolver2M { levels: p.levels, stochastic: true, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(10), order: Some(3), spacings: &EXPONENTIAL_FIRST, ..SamplerInfo::new("unipc",
-        "UniPC-2, good in 5 to 15 steps (Zhao et al. 2023)", |p| Box::new(
-            UniPc { levels: p.levels, p: 2, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(20), order: Some(2), spacings: &KARRAS_FIRST, ..SamplerInfo::new("heun",
-        "Heun's method, two evaluations per step (Karras et al. 2022)", |p| Box::new(
-            Heun { levels: p.levels, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(50), order: Some(1), spacings: &KARRAS_FIRST, ..SamplerInfo::new("euler",
-        "Euler's method: DDIM on Karras et al.'s time axis (2022)", |p| Box::new(
-            Euler { levels: p.levels, eta: 0.0, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(50), eta: Some(1.0), spacings: &KARRAS_FIRST, ..SamplerInfo::new("euler-ancestral",
-        "Euler's method with fresh noise, scaled by eta (k-diffusion)", |p| Box::new(
-            Euler { levels: p.levels, eta: p.eta, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..SamplerInfo::new("pndm",
-        "pseudo numerical methods, nine more evaluations than steps (Liu et al. 2022)", |p| Box::new(
-            Pndm { levels: p.levels, warm_up: true, threshold: p.threshold })) },
-    SamplerInfo { steps: Some(50), order: Some(2), spacings: &[Spacing::Uniform], ..SamplerInfo::new("plms",
-        "pndm without the Runge-Kutta warm-up (latent diffusion)", |p| Box::new(
-            Pndm { levels: p.levels, warm_up: false, threshold: p.threshold })) },
+    super::ddpm::DDPM,
+    super::ddim::DDIM,
+    super::dpm_solver::DPM_2M,
+    super::dpm_solver::DPM_2S,
+    super::dpm_solver::DPM_2M_SDE,
+    super::unipc::UNIPC,
+    super::heun::HEUN,
+    super::euler::EULER,
+    super::euler::EULER_ANCESTRAL,
+    super::pndm::PNDM,
+    super::pndm::PLMS,
 ];
 
 /// Sampling options; `None` means the sampler's default.
@@ -137,7 +110,7 @@ pub struct SamplerOptions {
     pub variance: Option<Variance>,
     /// Treatment of predicted images outside [-1, 1]; [`Threshold::Clip`] by default.
     pub threshold: Option<Threshold>,
-    /// Whether `ddim` recomputes eps from the thresholded image ([`Ddim::use_clipped_model_output`]); true by
+    /// Whether `ddim` recomputes eps from the thresholded image ([`Ddim::use_clipped_model_output`](super::Ddim::use_clipped_model_output)); true by
     /// default.
     pub use_clipped_model_output: Option<bool>,
 }

@@ -2,6 +2,7 @@
 
 use super::buffers::{BufferId, X, X_0, scratch};
 use super::dpm_solver::MAX_STEP_RATIO;
+use super::registry::{EXPONENTIAL_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
 use crate::error::Result;
@@ -104,6 +105,15 @@ fn solve(r: &[f64], b: &[f64]) -> Vec<f64> {
     }
     rows.iter().enumerate().map(|(i, row)| row[n] / row[i]).collect()
 }
+
+pub(super) const UNIPC: SamplerInfo = SamplerInfo {
+    steps: Some(10),
+    order: Some(3),
+    spacings: &EXPONENTIAL_FIRST,
+    ..SamplerInfo::new("unipc", "UniPC-2, good in 5 to 15 steps (Zhao et al. 2023)", |args| {
+        Box::new(UniPc { levels: args.levels, p: 2, threshold: args.threshold })
+    })
+};
 
 impl Sampler for UniPc {
     fn levels(&self) -> &Levels {
