@@ -37,17 +37,19 @@ fn version(v: i32) -> String {
 
 /// All libraries, whether found or not.
 pub fn libraries() -> Vec<LibraryInfo> {
-    let driver = match ffi::has_driver() {
-        true => ffi::driver_version()
+    let driver = if ffi::has_driver() {
+        ffi::driver_version()
             .map(|v| format!("supports CUDA up to {}", version(v)))
-            .map_err(|e| e.to_string()),
-        false => Err("cannot find libcuda.so".to_owned()),
+            .map_err(|e| e.to_string())
+    } else {
+        Err("cannot find libcuda.so".to_owned())
     };
-    let nvrtc = match ffi::has_nvrtc() {
-        true => ffi::nvrtc_version()
+    let nvrtc = if ffi::has_nvrtc() {
+        ffi::nvrtc_version()
             .map(|(major, minor)| format!("{major}.{minor}"))
-            .ok_or_else(|| "it reports no version".to_owned()),
-        false => Err("cannot find libnvrtc.so".to_owned()),
+            .ok_or_else(|| "it reports no version".to_owned())
+    } else {
+        Err("cannot find libnvrtc.so".to_owned())
     };
     let optional = |e: String| format!("{e}; optional: the built-in kernels are used instead");
     let (cudnn, cublaslt) = (cudnn_version().map_err(optional), cublaslt_version().map_err(optional));

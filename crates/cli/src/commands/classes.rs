@@ -22,10 +22,13 @@ pub(super) fn print_class(pipeline: &Pipeline, class: Labels) {
     }
     let names = || -> Vec<String> { (0..n).map(|class| pipeline.class_name(class)).collect() };
     match class {
-        Labels::Fixed(class) => match pipeline.class_names().is_empty() {
-            true => status!("class     #{class} (name unknown)"),
-            false => status!("class     {} (#{class})", pipeline.class_name(class)),
-        },
+        Labels::Fixed(class) => {
+            if pipeline.class_names().is_empty() {
+                status!("class     #{class} (name unknown)")
+            } else {
+                status!("class     {} (#{class})", pipeline.class_name(class))
+            }
+        }
         Labels::Grouped(_) => status!("rows      {}, from the top", listed(&names(), LISTED)),
         Labels::Cycle => {
             status!("classes   {} in turn: {}", thousands(n as usize), listed(&names(), LISTED));

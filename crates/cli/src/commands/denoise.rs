@@ -99,9 +99,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let sigma = found.sigma;
     let sampling = editor.request.sampling;
-    let denoise = match args.sampler.any() {
-        false => Denoise::expected(schedule, sigma, sampling.threshold.unwrap_or_default())?,
-        true => Denoise::sampled(sampling, schedule, prediction, sigma)?,
+    let denoise = if args.sampler.any() {
+        Denoise::sampled(sampling, schedule, prediction, sigma)?
+    } else {
+        Denoise::expected(schedule, sigma, sampling.threshold.unwrap_or_default())?
     };
     if args.sigma != Sigma::Auto || sigma > 0.0 {
         let (error, source) = match args.sigma {

@@ -21,9 +21,10 @@ pub fn run(_: Args) -> anyhow::Result<ExitCode> {
     ];
     let sets: Vec<&str> = Isa::all().iter().map(|isa| isa.name()).collect();
     lines.push(("instructions", format!("{}; {} is used", sets.join(", "), chosen())));
-    let gpus = match BUILT_FOR_CUDA {
-        true => "supported by this build",
-        false => "not supported by this build (build with --features cuda)",
+    let gpus = if BUILT_FOR_CUDA {
+        "supported by this build"
+    } else {
+        "not supported by this build (build with --features cuda)"
     };
     lines.push(("NVIDIA GPUs", gpus.to_owned()));
     let found = probe_cuda();

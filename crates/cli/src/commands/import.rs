@@ -135,9 +135,10 @@ fn print_summary(imported: &Imported) {
         "diffusion T = {}, {} schedule{}{}, predicting {}",
         d.timesteps,
         d.schedule,
-        match d.schedule.has_ends() {
-            true => format!(", beta from {} to {}", d.beta_start, d.beta_end),
-            false => String::new(),
+        if d.schedule.has_ends() {
+            format!(", beta from {} to {}", d.beta_start, d.beta_end)
+        } else {
+            String::new()
         },
         if d.zero_terminal_snr { ", zero terminal SNR" } else { "" },
         d.prediction

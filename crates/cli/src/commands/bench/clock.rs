@@ -47,13 +47,14 @@ impl Clock {
         }
         if !matches!(self.pace, Pace::Runs(_)) {
             let mut out = std::io::stdout();
-            match self.json {
-                true => writeln!(
+            if self.json {
+                writeln!(
                     out,
                     "{}",
                     serde_json::json!({ "part": self.part, "seconds": seconds, "resident_bytes": peak_resident() })
-                )?,
-                false => writeln!(out, "{} {seconds:.4} s", self.part)?,
+                )?
+            } else {
+                writeln!(out, "{} {seconds:.4} s", self.part)?
             }
             out.flush()?;
         }

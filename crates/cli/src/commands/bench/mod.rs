@@ -93,10 +93,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         n => n,
     };
 
-    let data: Box<dyn Dataset> = match args.random_data {
-        true => Box::new(random::RandomImages::new(&config)),
-        false => open_data(&config)?,
-    };
+    let data: Box<dyn Dataset> =
+        if args.random_data { Box::new(random::RandomImages::new(&config)) } else { open_data(&config)? };
     let (shape, peak) = (data.shape(), Peak::measure(&config, threads)?);
     let mut parts = Vec::new();
     if wanted(What::Train) {
@@ -125,9 +123,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let report = Report::new(&config, shape, peak, parts);
     let out = &mut std::io::stdout();
-    match args.json {
-        true => report.write_json(out, args.profile)?,
-        false => report.write(out, args.profile)?,
+    if args.json {
+        report.write_json(out, args.profile)?
+    } else {
+        report.write(out, args.profile)?
     }
     Ok(ExitCode::SUCCESS)
 }
