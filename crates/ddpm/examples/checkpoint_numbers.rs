@@ -16,7 +16,6 @@ use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::generate::Pipeline;
 use ddpm::process::Prediction;
 use ddpm::sampler::{self, NoiseKey, SamplerOptions};
-use ddpm::schedule::Schedule;
 use ddpm::train::checkpoint::{NamedTensor, WeightsChoice, read_weights_file};
 use ddpm_engine::rng::Purpose;
 use safetensors::Dtype;
@@ -111,11 +110,9 @@ fn chain(
 ) -> Result<(), Box<dyn Error>> {
     let pipeline = Pipeline::open(Path::new(checkpoint), WeightsChoice::Auto, 0)?;
     let config = pipeline.config();
-    let schedule = Schedule::from_config(&config.diffusion)?;
-    let options = options_override.map_or_else(
-        || SamplerOptions::of_run(&config.sampling),
-        |options| Ok(options.with_defaults(&config.sampling)),
-    )?;
+    let schedule = config.schedule()?;
+    let options = options_override
+        .map_or_else(|| config.sampling.options(), |options| Ok(config.sampling.apply_to(options)))?;
     let sampler = options.build(&schedule, Prediction::Eps)?;
     let (mut model, shape) = (pipeline.model(IMAGES)?, pipeline.shape());
     let (seeds, dims) = (NoiseKey { seed: 7, first: 0 }, [shape.height, shape.width, shape.channels]);

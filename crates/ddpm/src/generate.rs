@@ -160,7 +160,7 @@ impl Pipeline {
         let size = config.image_size().ok_or_else(|| missing("data.size"))?;
         let channels = config.image_channels().ok_or_else(|| missing("data.channels"))?;
         let shape = ImageShape { height: size.height, width: size.width, channels };
-        let schedule = Schedule::from_config(&config.diffusion)?;
+        let schedule = config.schedule()?;
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
         // The run's settings decide the arithmetic, the caller the device.
         let Hardware { tf32, deterministic, .. } = config.train.hardware();
@@ -290,7 +290,7 @@ impl Pipeline {
 
     /// A request's sampling options, with the run's settings as defaults.
     pub fn sampling(&self, request: SampleRequest) -> SamplerOptions {
-        request.sampling.with_defaults(&self.config.sampling)
+        self.config.sampling.apply_to(request.sampling)
     }
 
     /// The noise schedule.

@@ -7,11 +7,22 @@
 //! ```
 //! so each weighting is defined once, for `|| x_0 - x_0' ||^2`, and applies to all three.
 
-use crate::config::{Config, LossKind};
 use crate::process::Prediction;
 use crate::schedule::{Level, Schedule};
 use ddpm_engine::ops::Loss;
 use serde::{Deserialize, Serialize};
+
+/// The loss function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossKind {
+    /// Mean squared error, as in the paper.
+    Mse,
+    /// Mean absolute error.
+    L1,
+    /// Quadratic below `huber_delta`, linear above.
+    Huber,
+}
 
 /// Weight of a timestep in the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,25 +80,6 @@ impl Default for Objective {
 }
 
 impl Objective {
-    /// The objective selected by the settings.
-    pub fn from_config(config: &Config) -> Self {
-        let train = &config.train;
-        Self {
-            prediction: config.diffusion.prediction,
-            loss: match train.loss {
-                LossKind::Mse => Loss::Mse,
-                LossKind::L1 => Loss::L1,
-                LossKind::Huber => Loss::Huber { delta: train.huber_delta as f32 },
-            },
-            weighting: train.loss_weight,
-            min_snr_gamma: train.min_snr_gamma,
-            p2: (train.p2_gamma, train.p2_k),
-            offset_noise: train.offset_noise,
-            input_perturbation: train.input_perturbation,
-            vlb_weight: train.vlb_weight,
-        }
-    }
-
     /// The weight of a level in the loss of the prediction; infinite only for noise prediction without signal
     /// under [`Weighting::SnrTruncated`], which still weights the image.
     pub fn weight(&self, level: Level) -> f64 {

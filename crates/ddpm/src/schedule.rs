@@ -8,7 +8,10 @@
 //! ([`Schedule::from_signal`]). All end with almost no signal; [`Schedule::zero_terminal_snr`] makes any
 //! schedule end with none.
 
-use crate::config::{DiffusionConfig, ScheduleKind};
+mod kind;
+
+pub use kind::{ScheduleKind, ScheduleOptions};
+
 use crate::error::{Error, Result};
 use std::f64::consts::FRAC_PI_2;
 
@@ -136,24 +139,6 @@ impl Schedule {
     pub fn sigmoid(timesteps: usize, max_beta: f64) -> Result<Self> {
         let (start, end) = SIGMOID_ENDS;
         Self::from_signal(timesteps, max_beta, |u| sigmoid(end) - sigmoid(start + (end - start) * u))
-    }
-
-    /// The schedule selected by the settings. Add new schedules here.
-    ///
-    /// # Errors
-    /// Those of [`from_betas`](Self::from_betas) and [`zero_terminal_snr`](Self::zero_terminal_snr).
-    pub fn from_config(config: &DiffusionConfig) -> Result<Self> {
-        let (timesteps, start, end) = (config.timesteps, config.beta_start, config.beta_end);
-        let schedule = match config.schedule {
-            ScheduleKind::Linear => Self::linear(timesteps, start, end),
-            ScheduleKind::ScaledLinear | ScheduleKind::Quadratic => {
-                Self::scaled_linear(timesteps, start, end)
-            }
-            ScheduleKind::Cosine => Self::cosine(timesteps, config.max_beta),
-            ScheduleKind::Sigmoid => Self::sigmoid(timesteps, config.max_beta),
-            ScheduleKind::SigmoidBeta => Self::sigmoid_beta(timesteps, start, end),
-        }?;
-        if config.zero_terminal_snr { schedule.zero_terminal_snr() } else { Ok(schedule) }
     }
 
     /// The schedule that leaves `signal(t / T) / signal(0)` of the image's variance after t of T steps;
@@ -345,8 +330,7 @@ mod tests {
     use super::*;
 
     fn of(kind: ScheduleKind, timesteps: usize, zero_terminal_snr: bool) -> Result<Schedule> {
-        let config = DiffusionConfig { schedule: kind, timesteps, zero_terminal_snr, ..Default::default() };
-        Schedule::from_config(&config)
+        ScheduleOptions { kind, timesteps, zero_terminal_snr, ..ScheduleOptions::default() }.build()
     }
 
     #[test]

@@ -404,7 +404,7 @@ pub fn evaluate_run(
         return Err(Error::Data { path: data.summary().source.clone().into(), reason });
     }
     let count = count.clamp(1, data.len());
-    let schedule = Schedule::from_config(&config.diffusion)?;
+    let schedule = config.schedule()?;
     let mut estimator = VlbEstimator::new(&schedule, config.diffusion.prediction, options)?;
     // Small enough for several groups, from which the standard error is estimated.
     let max_batch = if estimator.uses_all_terms() { count } else { count.div_ceil(GROUPS) };

@@ -1,12 +1,13 @@
 //! Checkpoints written by PyTorch and diffusers (`tools/golden/interop.py`): network outputs, and export and import
 //! round trips.
 
-use ddpm::config::{Config, NetworkKind, ScheduleKind, Size};
+use ddpm::config::{Config, NetworkKind, Size};
 use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::guidance::Guidance;
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read};
 use ddpm::sampler::{Threshold, Variance};
+use ddpm::schedule::ScheduleKind;
 use ddpm::train::checkpoint::{self, NamedTensor, WeightsChoice, read_weights_file};
 use std::path::{Path, PathBuf};
 

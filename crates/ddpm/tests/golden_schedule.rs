@@ -1,8 +1,7 @@
 //! The schedules and the reverse step against values from NumPy and diffusers (`tools/golden/schedule.py`).
 
-use ddpm::config::{DiffusionConfig, ScheduleKind};
 use ddpm::process::{posterior_mean, predict_x0};
-use ddpm::schedule::Schedule;
+use ddpm::schedule::{Schedule, ScheduleKind, ScheduleOptions};
 use serde_json::Value;
 
 /// Relative error of a schedule value; both sides are f64.
@@ -78,9 +77,8 @@ fn all_schedules_match_other_programs() {
         let kind: ScheduleKind = entry["kind"].as_str().expect("a name").parse().expect("a schedule");
         let zero = entry["zero_terminal_snr"].as_bool().expect("a bool");
         let timesteps = count(entry, "timesteps");
-        let config =
-            DiffusionConfig { schedule: kind, timesteps, zero_terminal_snr: zero, ..Default::default() };
-        let s = Schedule::from_config(&config).expect("a schedule");
+        let options = ScheduleOptions { kind, timesteps, zero_terminal_snr: zero, ..Default::default() };
+        let s = options.build().expect("a schedule");
         let case = format!("{kind}, T = {timesteps}, zero terminal SNR: {zero}");
         let tolerance = match kind {
             ScheduleKind::Linear | ScheduleKind::ScaledLinear | ScheduleKind::Quadratic if !zero => TOLERANCE,

@@ -1,8 +1,9 @@
 //! Checkpoints in the formats of training programs (`tools/golden/interop_kinds.py`): which weights are chosen, what
 //! is skipped, and what is rejected with which error. All raw weights there are 1, all averaged ones 2.
 
-use ddpm::config::{Config, NetworkKind, ScheduleKind, Size};
+use ddpm::config::{Config, NetworkKind, Size};
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read, read_weights};
+use ddpm::schedule::ScheduleKind;
 use ddpm::train::checkpoint::{self, WeightsChoice};
 use std::fs;
 use std::path::{Path, PathBuf};

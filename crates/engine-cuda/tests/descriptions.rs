@@ -4,8 +4,6 @@
 use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets;
-use ddpm::objective::Objective;
-use ddpm::schedule::Schedule;
 use ddpm_engine::{Graph, PlanOptions};
 use ddpm_engine_cuda::executor::library_ops;
 use ddpm_engine_cuda::library::{
@@ -21,8 +19,8 @@ fn training_plan(network: &str, precision: &str) -> (Graph, PlanOptions) {
     let pairs = [("network.name", network), ("train.precision", precision)];
     let pairs = pairs.map(|(k, v)| (k.to_owned(), v.to_owned()));
     let config = Config::load(None, None, &pairs).expect("settings");
-    let schedule = Schedule::from_config(&config.diffusion).expect("a schedule");
-    let (net, objective) = (nets::from_config(&config, 3), Objective::from_config(&config));
+    let schedule = config.schedule().expect("a schedule");
+    let (net, objective) = (nets::from_config(&config, 3), config.objective());
     let graph =
         TrainingGraph::with_objective(&*net, &schedule, [8, 32, 32, 3], NoiseSource::Random, objective)
             .expect("a training graph");

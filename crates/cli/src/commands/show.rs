@@ -3,13 +3,13 @@
 use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use ddpm::config::{Config, ScheduleKind, Size};
+use ddpm::config::{Config, Size};
 use ddpm::data::{AugmentKey, Dataset};
 use ddpm::image::{Image, save_png};
 use ddpm::output::{self, FileKind};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
-use ddpm::schedule::Schedule;
+use ddpm::schedule::{Schedule, ScheduleKind, ScheduleOptions};
 use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};
 use std::io::Write;
@@ -121,9 +121,7 @@ impl Schedules {
         let chosen = if self.schedules.is_empty() { &ScheduleKind::ALL[..] } else { &self.schedules };
         let mut all: Vec<(String, Schedule)> = Vec::new();
         for &kind in chosen {
-            let mut diffusion = config.diffusion.clone();
-            diffusion.schedule = kind;
-            let schedule = Schedule::from_config(&diffusion)?;
+            let schedule = ScheduleOptions { kind, ..config.diffusion.schedule_options() }.build()?;
             match all.iter_mut().find(|(_, other)| *other == schedule) {
                 Some((name, _)) if !name.split(", ").any(|n| n == kind.name()) => {
                     *name += &format!(", {kind}");

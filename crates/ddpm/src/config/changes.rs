@@ -1,7 +1,6 @@
 //! Differences between two sets of settings, and their effect on a run that was trained with one and continues with the other.
 
 use super::{Change, Config, SECTIONS};
-use crate::schedule::Schedule;
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::fmt;
@@ -59,7 +58,7 @@ impl Config {
     /// The settings that differ in `now`, in the order of [`SECTIONS`]. Ignores the sections of networks that are not
     /// selected, and differences of the schedule settings that give the same noise levels.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
-        let schedules = (Schedule::from_config(&self.diffusion), Schedule::from_config(&now.diffusion));
+        let schedules = (self.schedule(), now.schedule());
         let same_schedule = matches!(schedules, (Ok(before), Ok(now)) if before == now);
         let mut all = Vec::new();
         let values = self.values().into_iter().zip(now.values());

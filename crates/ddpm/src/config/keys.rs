@@ -5,14 +5,15 @@
 //! starts with the effect of changing it in a resumed run: `free`, `noted` or `breaking` ([`Change`]); it is mandatory.
 
 use super::types::{
-    ActFn, BlockType, EmaKind, LossKind, LrScheduleKind, NetworkKind, OptimizerKind, Precision, ResampleKind,
-    ScheduleKind, Size, TimeScaleShift,
+    ActFn, BlockType, EmaKind, LrScheduleKind, NetworkKind, OptimizerKind, Precision, ResampleKind, Size,
+    TimeScaleShift,
 };
 use crate::data::{Alpha, OnBadFile, Resize};
 use crate::hardware::{DeviceChoice, Hardware};
-use crate::objective::Weighting;
+use crate::objective::{LossKind, Weighting};
 use crate::process::Prediction;
 use crate::sampler::{Spacing, Threshold, Variance};
+use crate::schedule::ScheduleKind;
 use ddpm_engine::{ComputeOptions, MatmulDtype};
 use serde::{Deserialize, Serialize};
 

@@ -4,6 +4,7 @@
 //! DDPM-Pytorch tutorial's YAML), then single overrides such as `--set train.lr=1e-3`.
 
 mod changes;
+mod domain;
 mod keys;
 mod layer;
 pub mod limits;
@@ -26,8 +27,8 @@ pub use keys::{
 use presets::RENAMED_PRESETS;
 pub use presets::{PRESETS, Preset};
 pub use types::{
-    ActFn, BlockType, EmaKind, LossKind, LrScheduleKind, NetworkKind, OptimizerKind, Precision, ResampleKind,
-    ScheduleKind, Size, TimeScaleShift,
+    ActFn, BlockType, EmaKind, LrScheduleKind, NetworkKind, OptimizerKind, Precision, ResampleKind, Size,
+    TimeScaleShift,
 };
 
 use crate::{Error, Result};

@@ -1,4 +1,5 @@
 use super::*;
+use crate::schedule::ScheduleKind;
 use std::path::PathBuf;
 
 /// DDPM-Pytorch's `config/default.yaml`, verbatim.

@@ -1,6 +1,5 @@
 //! The types of settings that are not plain numbers, text or lists.
 
-use crate::{Error, Result};
 use ddpm_engine::ops::Activation;
 use serde::{Deserialize, Serialize};
 
@@ -39,67 +38,6 @@ impl From<SizeText> for Size {
 impl From<Size> for SizeText {
     fn from(Size { height, width }: Size) -> Self {
         if height == width { Self::Side(height) } else { Self::Sides([height, width]) }
-    }
-}
-
-/// The noise schedule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ScheduleKind {
-    /// [`Schedule::linear`](crate::schedule::Schedule::linear) from `beta_start` to `beta_end`.
-    Linear,
-    /// [`Schedule::scaled_linear`](crate::schedule::Schedule::scaled_linear) from `beta_start` to `beta_end`.
-    ScaledLinear,
-    /// Scaled-linear, under the name used by Ho et al.'s code and many tutorials.
-    Quadratic,
-    /// [`Schedule::cosine`](crate::schedule::Schedule::cosine).
-    Cosine,
-    /// [`Schedule::sigmoid`](crate::schedule::Schedule::sigmoid).
-    Sigmoid,
-    /// [`Schedule::sigmoid_beta`](crate::schedule::Schedule::sigmoid_beta) from `beta_start` to `beta_end`.
-    SigmoidBeta,
-}
-
-impl ScheduleKind {
-    /// Every schedule.
-    pub const ALL: [Self; 6] =
-        [Self::Linear, Self::ScaledLinear, Self::Quadratic, Self::Cosine, Self::Sigmoid, Self::SigmoidBeta];
-
-    /// Whether it is defined by `beta_start` and `beta_end`.
-    pub fn has_ends(self) -> bool {
-        !matches!(self, Self::Cosine | Self::Sigmoid)
-    }
-
-    /// Its name in the settings.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Linear => "linear",
-            Self::ScaledLinear => "scaled-linear",
-            Self::Quadratic => "quadratic",
-            Self::Cosine => "cosine",
-            Self::Sigmoid => "sigmoid",
-            Self::SigmoidBeta => "sigmoid-beta",
-        }
-    }
-}
-
-impl std::fmt::Display for ScheduleKind {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl std::str::FromStr for ScheduleKind {
-    type Err = Error;
-
-    fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Config {
-            key: "diffusion.schedule".to_owned(),
-            reason: format!(
-                "unknown schedule {name:?}; give one of {}",
-                Self::ALL.map(Self::name).join(", ")
-            ),
-        })
     }
 }
 
@@ -190,18 +128,6 @@ pub enum TimeScaleShift {
     Default,
     /// It scales and shifts.
     ScaleShift,
-}
-
-/// The loss function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LossKind {
-    /// Mean squared error, as in the paper.
-    Mse,
-    /// Mean absolute error.
-    L1,
-    /// Quadratic below `huber_delta`, linear above.
-    Huber,
 }
 
 /// How the decay of the averaged weights is chosen.

@@ -4,9 +4,9 @@ use std::fmt::Display;
 
 use super::{Config, EmaKind, Size, limits, networks};
 use crate::model::fitting_sizes;
-use crate::objective::{Objective, Weighting};
+use crate::objective::Weighting;
 use crate::process::Prediction;
-use crate::sampler::{SamplerOptions, Variance};
+use crate::sampler::Variance;
 use crate::schedule::{MIN_BETA, Schedule};
 use crate::train::posthoc;
 use crate::{Error, Result, nets};
@@ -128,7 +128,7 @@ impl Config {
         if diffusion.learned_variance && diffusion.prediction == Prediction::Eps {
             // An invalid schedule is reported where it is built.
             let lost = |s: Schedule| s.timesteps_with_signal() < s.timesteps();
-            if Schedule::from_config(diffusion).is_ok_and(lost) {
+            if self.schedule().is_ok_and(lost) {
                 let reason = "with prediction = eps needs an estimate of x_0, which does not exist at the last timesteps, where no \
                               signal is left; use diffusion.prediction = v or x0, or a schedule without \
                               diffusion.zero_terminal_snr";
@@ -141,9 +141,9 @@ impl Config {
             return refuse("sampling.variance", reason);
         }
         // An invalid schedule is reported where it is built.
-        let Ok(schedule) = Schedule::from_config(diffusion) else { return Ok(()) };
-        let sampler = SamplerOptions::of_run(&self.sampling)
-            .and_then(|options| options.build(&schedule, diffusion.prediction));
+        let Ok(schedule) = self.schedule() else { return Ok(()) };
+        let sampler =
+            self.sampling.options().and_then(|options| options.build(&schedule, diffusion.prediction));
         sampler.map(drop).map_err(|error| match error {
             Error::Config { key, reason } => Error::Config { key: format!("sampling.{key}"), reason },
             other => other,
@@ -153,8 +153,8 @@ impl Config {
     /// Checks that the loss weights of all timesteps are finite, for settings that are each valid on their own.
     fn validate_weights(&self) -> Result<()> {
         // An invalid schedule is reported where it is built.
-        let Ok(schedule) = Schedule::from_config(&self.diffusion) else { return Ok(()) };
-        let weights = Objective::from_config(self).weights(&schedule).unwrap_or_default();
+        let Ok(schedule) = self.schedule() else { return Ok(()) };
+        let weights = self.objective().weights(&schedule).unwrap_or_default();
         let Some(t) = weights.iter().position(|w| !w.is_finite()) else { return Ok(()) };
         let reason = match self.train.loss_weight {
             Weighting::SnrTruncated => format!(

@@ -1,7 +1,6 @@
 //! The registry of samplers by name, with the options that each supports.
 
 use super::{Levels, Sampler, Spacing, Threshold, Variance};
-use crate::config::SamplingConfig;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
 use crate::schedule::Schedule;
@@ -143,27 +142,6 @@ pub fn find(name: &str) -> Result<&'static SamplerInfo> {
 }
 
 impl SamplerOptions {
-    /// These options, with a run's settings as defaults where the sampler supports them.
-    pub fn with_defaults(self, run: &SamplingConfig) -> Self {
-        let variance = self.variance.or(if self.sampler.variances { run.variance } else { None });
-        let of_run = self.sampler.clipped_output.then_some(run.use_clipped_model_output);
-        let use_clipped_model_output = self.use_clipped_model_output.or(of_run);
-        let threshold = self.threshold.or(Some(run.threshold));
-        // Steps and spacing that suit one sampler need not suit another.
-        let same_sampler = self.sampler.name == run.sampler;
-        let steps = self.steps.or(run.steps.filter(|_| same_sampler));
-        let spacing = self.spacing.or(run.spacing.filter(|_| same_sampler));
-        Self { variance, threshold, use_clipped_model_output, steps, spacing, ..self }
-    }
-
-    /// A run's default sampling options.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for an unknown sampler.
-    pub fn of_run(run: &SamplingConfig) -> Result<Self> {
-        Ok(Self { sampler: find(&run.sampler)?, ..Self::default() }.with_defaults(run))
-    }
-
     /// The spacing of the noise levels.
     pub fn spacing(&self) -> Spacing {
         self.spacing.unwrap_or(self.sampler.spacings[0])
@@ -245,42 +223,6 @@ fn invalid(key: &str, reason: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_runs_settings_are_the_defaults() {
-        let run = SamplingConfig {
-            variance: Some(Variance::Large),
-            threshold: Threshold::None,
-            use_clipped_model_output: false,
-            ..SamplingConfig::default()
-        };
-        let defaults = SamplerOptions::default().with_defaults(&run);
-        assert_eq!((defaults.variance, defaults.threshold), (run.variance, Some(run.threshold)));
-        let (variance, threshold) = (Some(Variance::Small), Some(Threshold::Clip));
-        let explicit =
-            SamplerOptions { variance, threshold, ..SamplerOptions::default() }.with_defaults(&run);
-        assert_eq!((explicit.variance, explicit.threshold), (variance, threshold));
-        // Options that a sampler lacks are not passed to it.
-        let ddim = SamplerOptions { sampler: find("ddim").unwrap(), ..SamplerOptions::default() };
-        assert_eq!(ddim.with_defaults(&run).variance, None);
-        assert_eq!(ddim.with_defaults(&run).use_clipped_model_output, Some(false));
-        assert_eq!(defaults.use_clipped_model_output, None);
-        let explicit = SamplerOptions { use_clipped_model_output: Some(true), ..ddim };
-        assert_eq!(explicit.with_defaults(&run).use_clipped_model_output, Some(true));
-        // The run's steps and spacing apply only to its own sampler.
-        let run = SamplingConfig {
-            sampler: "ddim".to_owned(),
-            steps: Some(7),
-            spacing: Some(Spacing::Uniform),
-            ..SamplingConfig::default()
-        };
-        let own = SamplerOptions::of_run(&run).unwrap();
-        assert_eq!((own.sampler.name, own.steps, own.spacing()), ("ddim", Some(7), Spacing::Uniform));
-        assert_eq!(SamplerOptions { steps: Some(3), ..ddim }.with_defaults(&run).steps, Some(3));
-        let other = SamplerOptions { sampler: find("heun").unwrap(), ..SamplerOptions::default() }
-            .with_defaults(&run);
-        assert_eq!((other.steps, other.spacing), (None, None));
-    }
 
     #[test]
     fn unsupported_options_are_refused_with_alternatives() {

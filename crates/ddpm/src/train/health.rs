@@ -3,9 +3,7 @@
 use super::checkpoint;
 use super::run::RunFolder;
 use crate::config::Config;
-use crate::objective::Objective;
 use crate::process::Prediction;
-use crate::schedule::Schedule;
 use ddpm_engine::ops::Loss;
 use std::collections::VecDeque;
 
@@ -163,7 +161,7 @@ fn lower_rate(lr: f64) -> f64 {
 /// The mean loss of predicting zero: exact for noise, from the moments of the normal distribution; an upper bound for x_0
 /// and v, whose mean square is at most 1.
 fn loss_of_zero(config: &Config) -> f64 {
-    let objective = Objective::from_config(config);
+    let objective = config.objective();
     let square = match objective.prediction {
         Prediction::X0 => 1.0,
         Prediction::Eps | Prediction::V => 1.0 + objective.offset_noise.powi(2),
@@ -177,7 +175,7 @@ fn loss_of_zero(config: &Config) -> f64 {
         Loss::L1 => absolute,
         Loss::Huber { delta } => (0.5 * square).min(f64::from(delta) * absolute),
     };
-    let weights = Schedule::from_config(&config.diffusion).ok().and_then(|s| objective.weights(&s));
+    let weights = config.schedule().ok().and_then(|s| objective.weights(&s));
     let mean = |w: Vec<f32>| w.iter().map(|w| f64::from(*w)).sum::<f64>() / w.len().max(1) as f64;
     zero * weights.map_or(1.0, mean)
 }

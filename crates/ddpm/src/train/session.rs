@@ -21,7 +21,6 @@ use crate::generate::{Pipeline, SampleRequest};
 use crate::image::{Image, save_png};
 use crate::plot::sheet::{self, Sheet};
 use crate::sampler::SamplerOptions;
-use crate::schedule::Schedule;
 use crate::text::shown;
 use ddpm_engine::Region;
 use std::io::ErrorKind;
@@ -458,9 +457,9 @@ impl Session {
         let mut pipeline = pipeline.with_class_names(self.trainer.data().classes().to_vec());
         pipeline.set_stop(stop.clone());
         let t = &config.train;
-        let max_steps = Schedule::from_config(&config.diffusion)?.timesteps_with_signal();
+        let max_steps = config.schedule()?.timesteps_with_signal();
         let steps = (t.sample_steps > 0 && t.sample_steps < max_steps).then_some(t.sample_steps);
-        let sampling = SamplerOptions::of_run(&config.sampling)?;
+        let sampling = config.sampling.options()?;
         let sampling = SamplerOptions { steps: steps.or(sampling.steps), ..sampling };
         let request =
             SampleRequest { count: t.sample_count, seed: SHEET_SEED, sampling, ..SampleRequest::default() };

@@ -3,13 +3,12 @@
 use crate::matrix::{quantiles, wasserstein};
 use crate::mixture::{Mixture, Part};
 use ddpm::Result;
-use ddpm::config::{DiffusionConfig, ScheduleKind};
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::sampler::{
     Levels, NoiseKey, SAMPLERS, SampleStep, Sampler, SamplerInfo, SamplerOptions, Spacing, Threshold, find,
 };
-use ddpm::schedule::{Level, Schedule};
+use ddpm::schedule::{Level, Schedule, ScheduleKind, ScheduleOptions};
 use ddpm_engine::rng::{Purpose, Stream};
 
 const MIXTURE: [Part; 2] =
@@ -72,8 +71,8 @@ fn every_sampler_schedule_and_prediction_finds_a_single_image() {
     for sampler in SAMPLERS {
         for kind in ScheduleKind::ALL {
             for zero_terminal_snr in [false, true] {
-                let config = DiffusionConfig { schedule: kind, zero_terminal_snr, ..Default::default() };
-                let schedule = Schedule::from_config(&config).expect("a schedule");
+                let options = ScheduleOptions { kind, zero_terminal_snr, ..Default::default() };
+                let schedule = options.build().expect("a schedule");
                 for prediction in Prediction::ALL {
                     for &spacing in sampler.spacings {
                         // Sigma spacing is refused for so few steps (spacing.rs).
@@ -107,9 +106,9 @@ fn white_images_stay_white_from_zero_signal_in_any_number_of_steps() {
     const TOLERANCE: f32 = 1e-3;
     let white = [Part { weight: 1.0, mean: 1.0, deviation: 0.0 }];
     for sampler in SAMPLERS {
-        for schedule in ScheduleKind::ALL {
-            let config = DiffusionConfig { schedule, zero_terminal_snr: true, ..Default::default() };
-            let schedule = Schedule::from_config(&config).expect("a schedule");
+        for kind in ScheduleKind::ALL {
+            let options = ScheduleOptions { kind, zero_terminal_snr: true, ..Default::default() };
+            let schedule = options.build().expect("a schedule");
             for prediction in [Prediction::X0, Prediction::V] {
                 for &spacing in sampler.spacings {
                     for (steps, threshold) in
@@ -129,7 +128,7 @@ fn white_images_stay_white_from_zero_signal_in_any_number_of_steps() {
                         mixture.prediction = prediction;
                         let x = draw(&*built, &mut mixture, 1, 0);
                         let off = x.iter().map(|v| (v - 1.0).abs()).fold(0.0, f32::max);
-                        let case = format!("{} {} {prediction} {options:?}", sampler.name, config.schedule);
+                        let case = format!("{} {} {prediction} {options:?}", sampler.name, kind);
                         assert!(off < TOLERANCE, "{case}: {x:?}");
                     }
                 }

@@ -1,10 +1,9 @@
 //! Distance of samples from the data distribution, for every sampler, spacing, schedule and number of steps.
 
 use crate::mixture::{Mixture, Part};
-use ddpm::config::{DiffusionConfig, ScheduleKind};
 use ddpm::process::Prediction;
 use ddpm::sampler::{NoiseKey, SAMPLERS, SamplerInfo, SamplerOptions, Spacing, Threshold};
-use ddpm::schedule::{Level, Schedule};
+use ddpm::schedule::{Level, Schedule, ScheduleKind, ScheduleOptions};
 use rayon::prelude::*;
 
 /// Numbers of steps.
@@ -35,10 +34,10 @@ pub fn schedules() -> Vec<(String, Schedule)> {
     // "quadratic" is an alias of "scaled-linear".
     let kinds = ScheduleKind::ALL.into_iter().filter(|&kind| kind != ScheduleKind::Quadratic);
     let each = [false, true].into_iter().flat_map(|zero| kinds.clone().map(move |kind| (kind, zero)));
-    each.map(|(schedule, zero_terminal_snr)| {
-        let config = DiffusionConfig { schedule, zero_terminal_snr, ..Default::default() };
-        let name = format!("{schedule}{}", if zero_terminal_snr { ", zero SNR" } else { "" });
-        (name, Schedule::from_config(&config).expect("a schedule"))
+    each.map(|(kind, zero_terminal_snr)| {
+        let options = ScheduleOptions { kind, zero_terminal_snr, ..Default::default() };
+        let name = format!("{kind}{}", if zero_terminal_snr { ", zero SNR" } else { "" });
+        (name, options.build().expect("a schedule"))
     })
     .collect()
 }

@@ -4,8 +4,6 @@ use crate::table::Make;
 use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm::nets;
-use ddpm::objective::Objective;
-use ddpm::schedule::Schedule;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{ComputeOptions, CpuExecutor, Executor, PlanOptions, Region, RngKey};
 
@@ -91,10 +89,10 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
     for (name, settings) in SMALL {
         let pairs: Vec<_> = settings.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let config = Config::load(None, None, &pairs).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let schedule = Schedule::from_config(&config.diffusion).expect("a schedule");
+        let schedule = config.schedule().expect("a schedule");
         let net = nets::from_config(&config, 3);
         let shape = [2, 16, 16, 3];
-        let objective = Objective::from_config(&config);
+        let objective = config.objective();
         let graph = TrainingGraph::with_objective(&*net, &schedule, shape, NoiseSource::Random, objective)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         let run = |mut exec: Box<dyn Executor>| -> Vec<(String, Vec<f32>)> {

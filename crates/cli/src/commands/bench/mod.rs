@@ -11,7 +11,6 @@ use clap::ValueEnum;
 use clock::{Clock, Pace};
 use ddpm::config::Config;
 use ddpm::data::Dataset;
-use ddpm::schedule::Schedule;
 use ddpm::train::{Trainer, open_data};
 use measure::Peak;
 use report::Report;
@@ -106,7 +105,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         parts.push(measure::forward(&mut measure::model(&config, shape, batch)?, clock("forward"))?);
     }
     if wanted(What::Sample) {
-        let schedule = Schedule::from_config(&config.diffusion)?;
+        let schedule = config.schedule()?;
         let steps = match (config.train.sample_steps, schedule.timesteps_with_signal()) {
             (0, all) => all,
             (some, all) => some.min(all),

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 
 use super::{ConfigReader, VERSION};
 use crate::Result;
-use crate::config::{Config, DiffusionConfig, ScheduleKind, limits};
+use crate::config::{Config, DiffusionConfig, limits};
 use crate::process::Prediction;
-use crate::sampler::{SamplerOptions, Spacing, Threshold, Variance};
-use crate::schedule::Schedule;
+use crate::sampler::{Spacing, Threshold, Variance};
+use crate::schedule::{Schedule, ScheduleKind, ScheduleOptions};
 
 /// Maximum beta of diffusers' cosine schedule.
 const MAX_BETA: f64 = 0.999;
@@ -129,7 +129,7 @@ fn with_betas(like: &DiffusionConfig, betas: &[f64]) -> Result<DiffusionConfig, 
                     DiffusionConfig { schedule, timesteps, max_beta, beta_start, beta_end, ..like.clone() };
                 // Without zero-SNR rescaling, which diffusers applies to trained betas too.
                 let plain = DiffusionConfig { zero_terminal_snr: false, ..ours.clone() };
-                let Ok(made) = Schedule::from_config(&plain) else { continue };
+                let Ok(made) = plain.schedule_options().build() else { continue };
                 match differs(&made) {
                     None => return Ok(ours),
                     Some(t) if t >= nearest.0 => {
@@ -172,12 +172,12 @@ pub(crate) fn scheduler_json(config: &Config) -> Result<Value> {
     let betas = if known {
         Value::Null
     } else {
-        let plain = Schedule::from_config(&DiffusionConfig { zero_terminal_snr: false, ..d.clone() })?;
+        let plain = ScheduleOptions { zero_terminal_snr: false, ..d.schedule_options() }.build()?;
         (0..plain.timesteps()).map(|t| plain.beta(t)).collect()
     };
     let class = scheduler_class(config);
     // The effective spacing: the sampler's default if none is set.
-    let spacing = SamplerOptions::of_run(s)?.spacing();
+    let spacing = s.options()?.spacing();
     let spacing =
         SPACINGS.iter().find(|named| class == DDIM && named.1 == spacing || Some(named.1) == s.spacing);
     let mut json = json!({
@@ -246,7 +246,7 @@ mod tests {
                 let mut back = Config::default();
                 assert_eq!(scheduler(Path::new("s.json"), &json, &mut back).unwrap(), Vec::<String>::new());
                 // Compare values, as a schedule can have two names.
-                let of = |c: &Config| Schedule::from_config(&c.diffusion).unwrap();
+                let of = |c: &Config| c.schedule().unwrap();
                 assert_eq!(of(&back), of(&config), "{schedule}");
                 assert_eq!(back.sampling, config.sampling);
                 assert_eq!(back.diffusion.prediction, prediction);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use super::{RunFolder, RunRecord};
 use crate::Result;
-use crate::config::{Config, LossKind, NetworkKind, SECTIONS};
-use crate::objective::Weighting;
+use crate::config::{Config, NetworkKind, SECTIONS};
+use crate::objective::{LossKind, Weighting};
 use crate::process::Prediction;
 use crate::text::{escaped, quoted, quoted_value, thousands};
 use crate::train::checkpoint::sha256;

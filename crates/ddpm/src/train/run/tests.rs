@@ -1,5 +1,7 @@
 use super::*;
-use crate::config::{DataFacts, LossKind, ScheduleKind, Size};
+use crate::config::{DataFacts, Size};
+use crate::objective::LossKind;
+use crate::schedule::ScheduleKind;
 use crate::train::checkpoint::sha256;
 
 fn runs() -> (tempfile::TempDir, PathBuf) {

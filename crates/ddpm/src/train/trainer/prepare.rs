@@ -6,8 +6,6 @@ use crate::data::{Dataset, ImageShape};
 use crate::error::{Error, Result};
 use crate::model::{NoiseSource, TrainingGraph, check_size, device};
 use crate::nets::{self, Network};
-use crate::objective::Objective;
-use crate::schedule::Schedule;
 use ddpm_engine::PlanOptions;
 use std::sync::Arc;
 
@@ -45,9 +43,9 @@ impl Prepared {
         let net: Box<dyn Network> = nets::from_config(config, shape.channels);
         let config = config.resolve(&DataFacts { count, size, channels: shape.channels })?;
         config.validate()?;
-        let schedule = Schedule::from_config(&config.diffusion)?;
+        let schedule = config.schedule()?;
         let batch = [config.train.batch_size, shape.height, shape.width, shape.channels];
-        let objective = Objective::from_config(&config);
+        let objective = config.objective();
         let graph = TrainingGraph::with_objective(&*net, &schedule, batch, NoiseSource::Random, objective)
             .map_err(|e| without_variance(e, batch))?;
         let accumulate = config.train.accumulate > 1;
