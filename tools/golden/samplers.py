@@ -79,7 +79,7 @@ def told_variance(x):
 
 
 def spaced(spacing, n):
-    """Our timesteps, falling: crates/ddpm/src/sampler/spacing.rs."""
+    """Our timesteps, falling: crates/diffusion/src/sampler/spacing.rs."""
     if spacing == 'linspace':
         ts = np.linspace(0, T - 1, n).round().astype(int).tolist()
     elif spacing == 'uniform':

@@ -29,7 +29,7 @@ impl Denoiser for Gaussian {
 
     /// x_t = sqrt(a) x_0 + sqrt(1 - a) eps and eps are jointly normal, so E[eps | x_t] is linear in x_t:
     /// cov(eps, x_t) / var(x_t) (x_t - E[x_t]) = sqrt(1 - a) / (a variance + 1 - a) (x_t - sqrt(a) mean).
-    fn predict(&mut self, x_t: &[f32], t: f64, eps: &mut [f32]) -> Result<()> {
+    fn predict(&mut self, x_t: &[f32], t: f64, eps: &mut [f32]) -> ddpm::diffusion::Result<()> {
         let a = self.schedule.level(t).alpha.powi(2);
         for (x_t, eps) in x_t.chunks(self.mean.len()).zip(eps.chunks_mut(self.mean.len())) {
             for i in 0..self.mean.len() {

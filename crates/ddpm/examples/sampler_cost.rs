@@ -26,7 +26,7 @@ impl Denoiser for Nothing {
         28 * 28
     }
 
-    fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> ddpm::Result<()> {
+    fn predict(&mut self, _: &[f32], _: f64, output: &mut [f32]) -> ddpm::diffusion::Result<()> {
         output.fill(0.1);
         Ok(())
     }

@@ -82,6 +82,9 @@ pub enum Error {
         /// What exists there, and what to do.
         reason: String,
     },
+    /// A denoiser of the caller failed.
+    #[error(transparent)]
+    Denoiser(Box<dyn std::error::Error + Send + Sync>),
     /// Interrupted on request.
     #[error("interrupted")]
     Interrupted,
@@ -103,6 +106,31 @@ impl From<ddpm_engine::Error> for Error {
         match error {
             ddpm_engine::Error::Interrupted => Self::Interrupted,
             other => Self::Engine(other),
+        }
+    }
+}
+
+impl From<ddpm_diffusion::Error> for Error {
+    fn from(error: ddpm_diffusion::Error) -> Self {
+        match error {
+            ddpm_diffusion::Error::Option { option, reason } => Self::Config { key: option, reason },
+            ddpm_diffusion::Error::Interrupted => Self::Interrupted,
+            ddpm_diffusion::Error::Other(other) => match other.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(other) => Self::Denoiser(other),
+            },
+            other => Self::Denoiser(Box::new(other)),
+        }
+    }
+}
+
+/// For networks and callbacks of this crate that samplers call.
+impl From<Error> for ddpm_diffusion::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Config { key: option, reason } => Self::Option { option, reason },
+            Error::Interrupted => Self::Interrupted,
+            other => Self::other(other),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Default for SampleRequest {
 }
 
 /// Samples a batch with the network and the batch's noise key.
-pub type BatchSampler<'a> = dyn FnMut(&mut dyn Denoiser, NoiseKey) -> Result<Vec<f32>> + 'a;
+pub type BatchSampler<'a> = dyn FnMut(&mut dyn Denoiser, NoiseKey) -> ddpm_diffusion::Result<Vec<f32>> + 'a;
 
 impl SampleRequest {
     /// Number of batches and images in each. All have the same size, so that one plan serves them all; the
@@ -275,7 +275,7 @@ impl Pipeline {
             }
         }
         if request.sampling.variance == Some(Variance::Learned) && !self.config.diffusion.learned_variance {
-            return Err(Variance::not_learned());
+            return Err(Variance::not_learned().into());
         }
         self.sampler(request).map(drop)
     }
@@ -285,7 +285,7 @@ impl Pipeline {
     /// # Errors
     /// Those of [`SamplerOptions::build`].
     pub fn sampler(&self, request: SampleRequest) -> Result<Box<dyn Sampler>> {
-        self.sampling(request).build(&self.schedule, self.config.diffusion.prediction)
+        Ok(self.sampling(request).build(&self.schedule, self.config.diffusion.prediction)?)
     }
 
     /// A request's sampling options, with the run's settings as defaults.
@@ -429,7 +429,7 @@ impl Pipeline {
     ) -> Result<Vec<Image>> {
         let sampler = self.sampler(request)?;
         let x = self.sample_batches(request, &mut |denoiser, key| {
-            sampler.sample(denoiser, key, &mut |step| on_step(key.first as usize, step))
+            sampler.sample(denoiser, key, &mut |step| Ok(on_step(key.first as usize, step)?))
         })?;
         Ok(self.images(&x))
     }

@@ -91,11 +91,9 @@
 
 pub mod config;
 pub mod data;
-pub mod denoiser;
 pub mod edit;
 mod error;
 pub mod generate;
-pub mod guidance;
 pub mod hardware;
 pub mod image;
 pub mod interop;
@@ -103,15 +101,13 @@ mod memory;
 pub mod model;
 pub mod nearest;
 pub mod nets;
-pub mod objective;
 pub mod output;
 pub mod plot;
-pub mod process;
 pub mod roofline;
-pub mod sampler;
-pub mod schedule;
 pub mod train;
 pub mod vlb;
 
+pub use ddpm_diffusion as diffusion;
+pub use ddpm_diffusion::{denoiser, guidance, objective, process, sampler, schedule};
 pub use ddpm_text as text;
 pub use error::{Error, Result};

@@ -1,13 +1,13 @@
 //! A network ready to run: for sampling ([`Model`]) and for training ([`TrainingGraph`]).
 
-use crate::denoiser::{ConditionalDenoiser, ConditionalDeviceDenoiser, Denoiser};
+mod denoiser;
+
 use crate::error::{Error, Result};
 use crate::hardware::{DeviceChoice, Hardware};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
 use crate::objective::Objective;
 use crate::process::Prediction;
-use crate::sampler::buffers::{BufferId, LABELS, MAX_TERMS, NUM_BUFFERS};
-use crate::sampler::{DeviceDenoiser, NoiseKey, SamplerBuffers};
+use crate::sampler::buffers::NUM_BUFFERS;
 use crate::schedule::{Level, Schedule};
 use crate::train::checkpoint::{NamedTensor, check_fits};
 use crate::vlb;
@@ -16,8 +16,7 @@ use ddpm_engine::ops::{
 };
 use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    BufferSpec, ComputeOptions, CpuDevice, Device, Executor, Graph, PlanBuffers, PlanOptions, Region, RngKey,
-    Shape, Tensor,
+    BufferSpec, ComputeOptions, CpuDevice, Device, Executor, Graph, PlanOptions, Region, Shape, Tensor,
 };
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -409,17 +408,6 @@ impl Model {
         Ok(())
     }
 
-    /// The sampler's buffers, which only some devices have.
-    fn plan_buffers(&mut self) -> Result<&mut dyn PlanBuffers> {
-        let missing = || ddpm_engine::Error::Resources("the device has no sampler buffers".to_owned());
-        Ok(self.exec.sampler_buffers().ok_or_else(missing)?)
-    }
-
-    fn label(&self) -> Result<Tensor> {
-        let reason = || "the network takes no classes".to_owned();
-        self.label.ok_or_else(|| Error::Config { key: "class".to_owned(), reason: reason() })
-    }
-
     /// The shape of a batch, `[n, h, w, c]`.
     pub fn shape(&self) -> [usize; 4] {
         self.shape
@@ -429,133 +417,4 @@ impl Model {
     pub fn executor(&mut self) -> &mut dyn Executor {
         &mut *self.exec
     }
-}
-
-impl Denoiser for Model {
-    fn batch(&self) -> usize {
-        self.shape[0]
-    }
-
-    fn image_len(&self) -> usize {
-        self.shape[1..].iter().product()
-    }
-
-    fn prediction(&self) -> Prediction {
-        self.predicts
-    }
-
-    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
-        self.timesteps.fill(t as f32);
-        self.exec.write(self.x, x_t)?;
-        self.exec.write(self.t, &self.timesteps)?;
-        self.exec.run(RngKey::default())?;
-        if let Some((v, values)) = &mut self.variance {
-            self.exec.read(*v, values)?;
-        }
-        Ok(self.exec.read(self.prediction, output)?)
-    }
-
-    fn variance(&self) -> Option<&[f32]> {
-        self.variance.as_ref().map(|(_, values)| values.as_slice())
-    }
-
-    fn as_device_denoiser(&mut self) -> Option<&mut dyn DeviceDenoiser> {
-        if self.exec.sampler_buffers().is_some() { Some(self) } else { None }
-    }
-}
-
-impl ConditionalDenoiser for Model {
-    fn set_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
-        let t = self.label()?;
-        Ok(self.exec.write(t, &label_values(labels))?)
-    }
-
-    fn as_conditional_device_denoiser(&mut self) -> Option<&mut dyn ConditionalDeviceDenoiser> {
-        if self.exec.sampler_buffers().is_some() { Some(self) } else { None }
-    }
-}
-
-impl DeviceDenoiser for Model {
-    fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers> {
-        Ok(self)
-    }
-
-    fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()> {
-        let (of_x, of_t, prediction) = (self.x, self.t, self.prediction);
-        let buffers = self.plan_buffers()?;
-        buffers.copy_to_tensor(of_x, id(x_t))?;
-        buffers.fill(of_t, t as f32)?;
-        self.exec.run(RngKey::default())?;
-        Ok(self.plan_buffers()?.copy_from_tensor(id(output), prediction)?)
-    }
-
-    fn copy_variance(&mut self, to: BufferId) -> Result<bool> {
-        let Some((variance, _)) = self.variance else { return Ok(false) };
-        self.plan_buffers()?.copy_from_tensor(id(to), variance)?;
-        Ok(true)
-    }
-}
-
-impl ConditionalDeviceDenoiser for Model {
-    fn upload_labels(&mut self, labels: &[Option<u32>]) -> Result<()> {
-        Ok(self.plan_buffers()?.write(id(LABELS), &label_values(labels))?)
-    }
-
-    fn select_labels(&mut self, conditional: bool) -> Result<()> {
-        let t = self.label()?;
-        let buffers = self.plan_buffers()?;
-        let set = if conditional { buffers.copy_to_tensor(t, id(LABELS)) } else { buffers.fill(t, NO_CLASS) };
-        Ok(set?)
-    }
-}
-
-/// The device's buffers, which lie beside the plan's tensors.
-impl SamplerBuffers for Model {
-    fn write(&mut self, to: BufferId, data: &[f32]) -> Result<()> {
-        Ok(self.plan_buffers()?.write(id(to), data)?)
-    }
-
-    fn read(&mut self, from: BufferId, out: &mut [f32]) -> Result<()> {
-        Ok(self.plan_buffers()?.read(id(from), out)?)
-    }
-
-    fn copy(&mut self, to: BufferId, from: BufferId) -> Result<()> {
-        Ok(self.plan_buffers()?.copy(id(to), id(from))?)
-    }
-
-    fn linear_combination(&mut self, to: BufferId, terms: &[(f64, BufferId)], divisor: f64) -> Result<()> {
-        let mut all = [(0.0, id(to)); MAX_TERMS];
-        all.iter_mut().zip(terms).for_each(|(all, &(c, v))| *all = (c, id(v)));
-        Ok(self.plan_buffers()?.linear_combination(id(to), &all[..terms.len()], divisor)?)
-    }
-
-    fn normal(&mut self, to: BufferId, key: NoiseKey, purpose: Purpose, step: u32) -> Result<()> {
-        let key = RngKey { seed: key.seed, step, first_index: key.first };
-        Ok(self.plan_buffers()?.normal(id(to), key, purpose)?)
-    }
-
-    fn threshold(&mut self, v: BufferId, part: Option<f64>) -> Result<()> {
-        Ok(self.plan_buffers()?.threshold(id(v), part)?)
-    }
-
-    fn apply_learned_std(&mut self, v: BufferId, z: BufferId, logarithms: [f64; 2]) -> Result<()> {
-        Ok(self.plan_buffers()?.apply_learned_std(id(v), id(z), logarithms)?)
-    }
-
-    fn extrapolate(&mut self, y: BufferId, u: BufferId, scale: f32) -> Result<()> {
-        Ok(self.plan_buffers()?.extrapolate(id(y), id(u), scale)?)
-    }
-
-    fn throttle(&mut self) -> Result<()> {
-        Ok(self.plan_buffers()?.throttle()?)
-    }
-}
-
-/// The engine's name of a sampler's buffer.
-fn id(buffer: BufferId) -> ddpm_engine::BufferId {
-    ddpm_engine::BufferId(buffer.0)
-}
-
-fn label_values(labels: &[Option<u32>]) -> Vec<f32> {
-    labels.iter().map(|l| l.map_or(NO_CLASS, |l| l as f32)).collect()
 }

@@ -1,7 +1,6 @@
 //! The variational bound on normal data, whose optimal denoiser is known: every term has a closed form, and
 //! with the exact variance the bound equals the entropy.
 
-use ddpm::Result;
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::sampler::{Threshold, Variance};
@@ -84,7 +83,7 @@ impl Denoiser for Normal {
         self.prediction
     }
 
-    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> ddpm::diffusion::Result<()> {
         let now = at(t as usize);
         let (a, s) = (now.alpha_bar.sqrt(), (1.0 - now.alpha_bar).sqrt());
         for (output, &x) in output.iter_mut().zip(x_t) {

@@ -55,7 +55,7 @@ fn sigma(text: &str) -> Result<Sigma, String> {
 
 /// Estimates the noise in the image read from `path`; an error if it exceeds `most`, the maximum that the run can remove.
 fn estimated(path: &Path, image: &LoadedImage, most: f64) -> anyhow::Result<Estimate> {
-    let found = estimate(&image.values, image.shape);
+    let found = estimate(&image.values, [image.shape.height, image.shape.width, image.shape.channels]);
     let range = format!("set it with --sigma, e.g. 0.1 or 25/255, up to {most:.3} for this run");
     let name = ddpm::text::shown(path);
     if found.pattern {

@@ -20,10 +20,10 @@ const CLASS_ROW: usize = 10;
 const CLASS_ROWS: usize = 40;
 
 /// Called after each step.
-pub(super) type OnStep<'a> = &'a mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>;
+pub(super) type OnStep<'a> = &'a mut dyn FnMut(SampleStep<'_>) -> ddpm::diffusion::Result<()>;
 /// Computes the pixel values of a batch, calling `OnStep` after each step.
 pub(super) type BatchFn<'a> =
-    dyn FnMut(&mut dyn Denoiser, NoiseKey, OnStep<'_>) -> ddpm::Result<Vec<f32>> + 'a;
+    dyn FnMut(&mut dyn Denoiser, NoiseKey, OnStep<'_>) -> ddpm::diffusion::Result<Vec<f32>> + 'a;
 /// Called with the index of a batch's first image and the pixel values of the batch.
 pub(super) type OnBatch<'a> = dyn FnMut(usize, &[f32]) -> ddpm::Result<()> + 'a;
 
@@ -101,7 +101,11 @@ impl SamplingJob<'_> {
                 batch_fn(denoiser, seeds, &mut |step| {
                     let done = before.get() * step.steps + step.done;
                     progress.set(done as u64, (all.max(before.get() + 1) * step.steps) as u64, String::new);
-                    if self.stop.load(Ordering::Relaxed) { Err(ddpm::Error::Interrupted) } else { Ok(()) }
+                    if self.stop.load(Ordering::Relaxed) {
+                        Err(ddpm::diffusion::Error::Interrupted)
+                    } else {
+                        Ok(())
+                    }
                 })
             },
             &mut |first, x| {

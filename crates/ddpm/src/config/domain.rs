@@ -27,7 +27,7 @@ impl Config {
     /// # Errors
     /// Those of [`ScheduleOptions::build`].
     pub fn schedule(&self) -> Result<Schedule> {
-        self.diffusion.schedule_options().build()
+        Ok(self.diffusion.schedule_options().build()?)
     }
 
     /// The training objective.

@@ -143,7 +143,7 @@ impl Config {
         // An invalid schedule is reported where it is built.
         let Ok(schedule) = self.schedule() else { return Ok(()) };
         let sampler =
-            self.sampling.options().and_then(|options| options.build(&schedule, diffusion.prediction));
+            self.sampling.options().and_then(|options| Ok(options.build(&schedule, diffusion.prediction)?));
         sampler.map(drop).map_err(|error| match error {
             Error::Config { key, reason } => Error::Config { key: format!("sampling.{key}"), reason },
             other => other,

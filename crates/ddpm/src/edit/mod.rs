@@ -1,28 +1,6 @@
-//! Image editing with a denoiser: inpainting, variation, interpolation, denoising. One file each, following
-//! its paper.
-//!
-//! Like samplers, these know noise levels, scalars, slices and the [`Denoiser`](crate::denoiser::Denoiser)
-//! trait, but no graphs. Images hold values in [-1, 1] and all have the same shape (height, width, channels).
+//! Image editing: the methods of [`ddpm_diffusion::edit`], and masks from image files.
 
-pub mod denoise;
-pub mod inpaint;
-pub mod interpolate;
 mod mask;
-mod noise;
-#[cfg(test)]
-mod test_util;
-pub mod vary;
 
-pub use denoise::{Denoise, max_noise};
-pub use inpaint::RePaint;
-pub use interpolate::{Inversion, slerp};
+pub use ddpm_diffusion::edit::*;
 pub use mask::{InpaintMask, gap};
-pub use noise::{Estimate, estimate};
-pub use vary::Vary;
-
-use crate::error::Error;
-
-/// The error for an invalid flag or setting.
-fn invalid(key: &str, reason: String) -> Error {
-    Error::Config { key: key.to_owned(), reason }
-}

@@ -2,7 +2,6 @@
 
 use crate::matrix::{quantiles, wasserstein};
 use crate::mixture::{Mixture, Part};
-use ddpm::Result;
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::sampler::{
@@ -149,7 +148,7 @@ impl Denoiser for Imperfect {
         self.0.image_len()
     }
 
-    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> ddpm::diffusion::Result<()> {
         self.0.predict(x_t, t, output)?;
         let mut z = vec![0.0; output.len()];
         Stream::new(8, Purpose::Test, t as u32, 0).fill_normal(&mut z);
@@ -212,7 +211,7 @@ fn all_steps_are_reported_and_an_error_stops_sampling() {
         assert_eq!(seen, (1..=12).map(|i| (i, 12)).collect::<Vec<_>>());
         assert_eq!(x.expect("samples"), last);
         let evals = mixture.evals;
-        let stopped = sampler.sample(&mut mixture, key, &mut |_| Err(ddpm::Error::Interrupted));
+        let stopped = sampler.sample(&mut mixture, key, &mut |_| Err(ddpm::diffusion::Error::Interrupted));
         assert!(stopped.is_err() && mixture.evals - evals <= evals / 2);
     }
 }

@@ -1,6 +1,5 @@
 //! A mixture of normals, whose optimal denoiser is known.
 
-use ddpm::Result;
 use ddpm::denoiser::Denoiser;
 use ddpm::process::Prediction;
 use ddpm::schedule::{Level, Schedule};
@@ -105,7 +104,7 @@ impl Denoiser for Mixture {
         self.prediction
     }
 
-    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> ddpm::diffusion::Result<()> {
         self.evals += 1;
         let level = self.schedule.level(t);
         let expected = self.expected(level);

@@ -93,7 +93,7 @@ impl Denoiser for ViaHost<'_> {
         self.0.prediction()
     }
 
-    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> ddpm::Result<()> {
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> ddpm::diffusion::Result<()> {
         self.0.predict(x_t, t, output)
     }
 
@@ -107,8 +107,8 @@ type Seen = Vec<Vec<f32>>;
 
 type SampleFn<'a> = &'a dyn Fn(
     &mut dyn Denoiser,
-    &mut dyn FnMut(SampleStep<'_>) -> ddpm::Result<()>,
-) -> ddpm::Result<Vec<f32>>;
+    &mut dyn FnMut(SampleStep<'_>) -> ddpm::diffusion::Result<()>,
+) -> ddpm::diffusion::Result<Vec<f32>>;
 
 fn seen(denoiser: &mut dyn Denoiser, sample: SampleFn<'_>) -> Seen {
     let mut all = Vec::new();

@@ -242,11 +242,11 @@ pub fn sample(
                 Err(error) => failed = Some(error),
             }
             start = Instant::now();
-            if go_on && failed.is_none() { Ok(()) } else { Err(ddpm::Error::Interrupted) }
+            if go_on && failed.is_none() { Ok(()) } else { Err(ddpm::diffusion::Error::Interrupted) }
         });
         match (failed, end) {
             (Some(error), _) => return Err(error),
-            (None, Err(ddpm::Error::Interrupted)) | (None, Ok(_)) => {}
+            (None, Err(ddpm::diffusion::Error::Interrupted)) | (None, Ok(_)) => {}
             (None, Err(error)) => return Err(error.into()),
         }
     }

@@ -85,7 +85,7 @@ pub trait SamplerBuffers {
 }
 
 /// A network that reads and writes [`SamplerBuffers`]; a network on a device keeps them in device memory
-/// ([`Denoiser::as_device_denoiser`](crate::denoiser::Denoiser::as_device_denoiser)).
+/// ([`Denoiser::as_device_denoiser`]).
 pub trait DeviceDenoiser {
     /// The buffers, one batch each.
     ///
@@ -93,10 +93,10 @@ pub trait DeviceDenoiser {
     /// Device errors.
     fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers>;
 
-    /// Like [`Denoiser::predict`](crate::denoiser::Denoiser::predict), from one buffer to another.
+    /// Like [`Denoiser::predict`], from one buffer to another.
     ///
     /// # Errors
-    /// Like [`Denoiser::predict`](crate::denoiser::Denoiser::predict).
+    /// Like [`Denoiser::predict`].
     fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()>;
 
     /// Copies the learned variance of the last prediction to a buffer; returns whether there is one.

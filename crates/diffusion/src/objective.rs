@@ -9,7 +9,7 @@
 
 use crate::process::Prediction;
 use crate::schedule::{Level, Schedule};
-use ddpm_engine::ops::Loss;
+use ddpm_kernels::loss::Loss;
 use serde::{Deserialize, Serialize};
 
 /// The loss function.

@@ -101,7 +101,7 @@ pub trait Sampler {
     fn threshold(&self) -> Threshold;
 
     /// Moves a batch from the noisiest level to the last: a loop over the levels that evaluates the network
-    /// ([`SamplerState::denoise`]), changes [`X`] and ends each step with [`SamplerState::step`].
+    /// ([`SamplerState::denoise`]), changes the buffer [`X`](buffers::X) and ends each step with [`SamplerState::step`].
     ///
     /// # Errors
     /// Those of the denoiser and of the step callback.

@@ -27,9 +27,9 @@ impl Default for Guidance {
 
 impl Guidance {
     /// # Errors
-    /// [`Error::Config`] for an invalid scale or interval.
+    /// [`Error::Option`] for an invalid scale or interval.
     pub fn check(self) -> Result<()> {
-        let invalid = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
+        let invalid = |key: &str, reason: String| Err(Error::option(key, reason));
         let Self { scale, interval: (low, high) } = self;
         if !(0.0..=1000.0).contains(&scale) {
             let reason = format!(
@@ -81,7 +81,7 @@ impl<'a> Guided<'a> {
 
     fn device(&mut self) -> Result<&mut dyn ConditionalDeviceDenoiser> {
         let reason = "the network is not on a device".to_owned();
-        let missing = || Error::Config { key: "device".to_owned(), reason };
+        let missing = || Error::option("device", reason);
         self.network.as_conditional_device_denoiser().ok_or_else(missing)
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use std::f64::consts::FRAC_PI_2;
 
 /// Smallest variance of a step: below it, `1 - beta` rounds too coarsely for the posterior.
-pub(crate) const MIN_BETA: f64 = 1e-12;
+pub const MIN_BETA: f64 = 1e-12;
 
 /// The `s` of the cosine schedule (Nichol and Dhariwal 2021, section 3.2).
 const COSINE_OFFSET: f64 = 0.008;
@@ -146,7 +146,7 @@ impl Schedule {
     /// is left (0.999 in Nichol and Dhariwal 2021, section 3.2, and in diffusers; 0.9999 in tutorials).
     ///
     /// # Errors
-    /// [`Error::Config`] for 0 timesteps, and for a signal that does not decrease.
+    /// [`Error::Option`] for 0 timesteps, and for a signal that does not decrease.
     pub fn from_signal(timesteps: usize, max_beta: f64, signal: impl Fn(f64) -> f64) -> Result<Self> {
         let at = |t: usize| signal(t as f64 / timesteps as f64);
         Self::from_betas((0..timesteps).map(|t| (1.0 - at(t + 1) / at(t)).min(max_beta)).collect())
@@ -156,7 +156,7 @@ impl Schedule {
     /// ("zero terminal SNR").
     ///
     /// # Errors
-    /// [`Error::Config`] for an empty list, and for a variance out of range.
+    /// [`Error::Option`] for an empty list, and for a variance out of range.
     pub fn from_betas(beta: Vec<f64>) -> Result<Self> {
         if beta.is_empty() {
             return Err(invalid("a schedule needs at least one timestep".to_owned()));
@@ -189,7 +189,7 @@ impl Schedule {
     /// ([`Prediction`](crate::process::Prediction)) can be trained and evaluated there.
     ///
     /// # Errors
-    /// [`Error::Config`] for a single timestep, and for a schedule so long that the signal underflows before
+    /// [`Error::Option`] for a single timestep, and for a schedule so long that the signal underflows before
     /// its end.
     pub fn zero_terminal_snr(&self) -> Result<Self> {
         let signal = self.timesteps_with_signal();
@@ -322,7 +322,7 @@ fn sigmoid(x: f64) -> f64 {
 }
 
 fn invalid(reason: String) -> Error {
-    Error::Config { key: "diffusion".to_owned(), reason }
+    Error::option("diffusion", reason)
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub struct RePaint {
 
 impl RePaint {
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for settings out of range.
+    /// [`Error::Option`](crate::Error::Option) for settings out of range.
     pub fn check(&self) -> Result<()> {
         const MAX_RESAMPLINGS: usize = 1000;
         let steps = self.levels.steps();

@@ -131,7 +131,7 @@ impl Default for SamplerOptions {
 /// The sampler with this name.
 ///
 /// # Errors
-/// [`Error::Config`] for an unknown name, listing all samplers.
+/// [`Error::Option`] for an unknown name, listing all samplers.
 pub fn find(name: &str) -> Result<&'static SamplerInfo> {
     SAMPLERS.iter().find(|s| s.name == name).ok_or_else(|| {
         let names = || SAMPLERS.iter().map(|s| s.name);
@@ -150,7 +150,7 @@ impl SamplerOptions {
     /// The noise levels that the sampler visits, for a schedule and a prediction type.
     ///
     /// # Errors
-    /// [`Error::Config`] for a spacing that the sampler does not support, listing those that it does, and
+    /// [`Error::Option`] for a spacing that the sampler does not support, listing those that it does, and
     /// those of [`Levels::new`].
     pub fn levels(&self, schedule: &Schedule, prediction: Prediction) -> Result<Levels> {
         let SamplerInfo { name, spacings, .. } = self.sampler;
@@ -178,7 +178,7 @@ impl SamplerOptions {
     /// Builds the sampler for a schedule and a prediction type.
     ///
     /// # Errors
-    /// [`Error::Config`] for options that the sampler lacks, and those of [`levels`](Self::levels).
+    /// [`Error::Option`] for options that the sampler lacks, and those of [`levels`](Self::levels).
     pub fn build(&self, schedule: &Schedule, prediction: Prediction) -> Result<Box<dyn Sampler>> {
         let SamplerInfo { name, .. } = self.sampler;
         let levels = self.levels(schedule, prediction)?;
@@ -217,7 +217,7 @@ impl SamplerOptions {
 }
 
 fn invalid(key: &str, reason: String) -> Error {
-    Error::Config { key: key.to_owned(), reason }
+    Error::option(key, reason)
 }
 
 #[cfg(test)]

@@ -141,8 +141,8 @@ impl std::str::FromStr for Spacing {
     fn from_str(name: &str) -> Result<Self> {
         // diffusers' name.
         let name = if name == "leading" { Self::Uniform.name() } else { name };
-        Self::ALL.into_iter().find(|s| s.name() == name).ok_or_else(|| Error::Config {
-            key: "spacing".to_owned(),
+        Self::ALL.into_iter().find(|s| s.name() == name).ok_or_else(|| Error::Option {
+            option: "spacing".to_owned(),
             reason: format!(
                 "there is no spacing {name:?}; give one of {}",
                 Self::ALL.map(Self::name).join(", ")
@@ -166,7 +166,7 @@ impl Levels {
     /// which does not determine the image there, and for spacings over sigmas, since its sigma is infinite.
     ///
     /// # Errors
-    /// [`Error::Config`] for 0 or too many steps, and for levels that no sampler works with: a first level
+    /// [`Error::Option`] for 0 or too many steps, and for levels that no sampler works with: a first level
     /// with the image still visible, and [`Spacing::Sigma`] with gaps above 0.1.
     pub fn new(
         schedule: &Schedule,
@@ -194,7 +194,7 @@ impl Levels {
             if all < schedule.timesteps() && spacing.uses_timesteps() {
                 reason += "; later timesteps have no signal left to predict the image from";
             }
-            return Err(Error::Config { key: "steps".to_owned(), reason });
+            return Err(Error::option("steps", reason));
         }
         let levels: Vec<Level> = if spacing.uses_timesteps() {
             let descending = spacing.timesteps(all, steps).into_iter().rev();
@@ -254,7 +254,7 @@ fn check_gap(low: f64, high: f64, steps: usize) -> Result<()> {
         "sigma in {steps} steps leaves gaps of {gap:.2} between noise levels, but images take shape below a sigma of \
          {MAX_SIGMA_GAP}, so the samples would be grey or noise; give karras or exponential, or at least {min_steps} steps"
     );
-    Err(Error::Config { key: "spacing".to_owned(), reason })
+    Err(Error::option("spacing", reason))
 }
 
 /// Refuses a first level at which the image would already be visible, for a schedule that ends in noise.
@@ -270,7 +270,7 @@ fn check_start(spacing: Spacing, steps: usize, first: Level, schedule: &Schedule
         first.t,
         100.0 * signal
     );
-    Err(Error::Config { key: "spacing".to_owned(), reason })
+    Err(Error::option("spacing", reason))
 }
 
 #[cfg(test)]

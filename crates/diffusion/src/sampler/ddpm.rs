@@ -32,10 +32,10 @@ impl Variance {
     }
 
     /// The error for requesting a learned variance from a network without one.
-    pub(crate) fn not_learned() -> Error {
+    pub fn not_learned() -> Error {
         let reason =
             "the network has no learned variance (diffusion.learned_variance = false); give small or large";
-        Error::Config { key: "variance".to_owned(), reason: reason.to_owned() }
+        Error::option("variance", reason)
     }
 }
 

@@ -96,7 +96,7 @@ pub fn q_sample(schedule: &Schedule, t: usize, x_0: &[f32], eps: &[f32], x_t: &m
 /// errors of `eps`, which clipping limits.
 ///
 /// # Errors
-/// [`Error::Config`] at a timestep without signal (`alpha_bar_t` = 0), where the noise does not determine the
+/// [`Error::Option`] at a timestep without signal (`alpha_bar_t` = 0), where the noise does not determine the
 /// image.
 pub fn predict_x0(
     schedule: &Schedule,
@@ -123,7 +123,7 @@ pub(crate) fn no_signal(t: f64) -> Error {
         "no signal is left at t = {t}, where the predicted noise does not determine the image; start at an earlier timestep, or \
          train with diffusion.prediction = v"
     );
-    Error::Config { key: "diffusion.zero_terminal_snr".to_owned(), reason }
+    Error::option("diffusion.zero_terminal_snr", reason)
 }
 
 /// The posterior's mean, `mu_tilde_t(x_t, x_0)` (eq. 7). With [`predict_x0`] unclipped it is eq. 11.

@@ -31,7 +31,7 @@ impl Denoise {
     /// A single evaluation: the posterior mean `E[x_0 | y]`, which minimizes the expected squared error.
     ///
     /// # Errors
-    /// [`Error::Config`] for a standard deviation below 0 or beyond the schedule's.
+    /// [`Error::Option`] for a standard deviation below 0 or beyond the schedule's.
     pub fn expected(schedule: &Schedule, sigma: f64, threshold: Threshold) -> Result<Self> {
         let noise = noise(schedule, sigma)?;
         Ok(Self { noise, level: schedule.level_for_sigma(noise), method: Method::Expected(threshold) })
@@ -135,7 +135,7 @@ fn noise(schedule: &Schedule, sigma: f64) -> Result<f64> {
              white, such as 0.1 or 25/255, up to {} for this run",
             (max * 1e3).floor() / 1e3
         );
-        return Err(Error::Config { key: "sigma".to_owned(), reason });
+        return Err(Error::option("sigma", reason));
     }
     Ok(2.0 * sigma)
 }

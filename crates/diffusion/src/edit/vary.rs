@@ -23,7 +23,7 @@ impl Vary {
     /// of steps; if its spacing leaves out the last of them, less noise is added.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for a strength outside 0 to 1, and those of
+    /// [`Error::Option`](crate::Error::Option) for a strength outside 0 to 1, and those of
     /// [`SamplerOptions::build`].
     pub fn new(
         options: SamplerOptions,

@@ -55,8 +55,8 @@ impl std::str::FromStr for ScheduleKind {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Config {
-            key: "diffusion.schedule".to_owned(),
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Error::Option {
+            option: "diffusion.schedule".to_owned(),
             reason: format!(
                 "unknown schedule {name:?}; give one of {}",
                 Self::ALL.map(Self::name).join(", ")

@@ -37,6 +37,49 @@ pub trait Denoiser {
     }
 }
 
+/// A closure as a denoiser: `predict(x_t, t, output)`.
+///
+/// ```
+/// use ddpm_diffusion::denoiser::FnDenoiser;
+/// use ddpm_diffusion::process::Prediction;
+/// // One image of 16 values; a network without skill.
+/// let network = FnDenoiser::new([1, 16], Prediction::Eps, |_x_t: &[f32], _t: f64, eps: &mut [f32]| {
+///     eps.fill(0.0);
+///     Ok(())
+/// });
+/// ```
+pub struct FnDenoiser<F> {
+    batch: usize,
+    image_len: usize,
+    prediction: Prediction,
+    predict: F,
+}
+
+impl<F: FnMut(&[f32], f64, &mut [f32]) -> Result<()>> FnDenoiser<F> {
+    /// A denoiser for `batch` images of `image_len` values.
+    pub fn new([batch, image_len]: [usize; 2], prediction: Prediction, predict: F) -> Self {
+        Self { batch, image_len, prediction, predict }
+    }
+}
+
+impl<F: FnMut(&[f32], f64, &mut [f32]) -> Result<()>> Denoiser for FnDenoiser<F> {
+    fn batch(&self) -> usize {
+        self.batch
+    }
+
+    fn image_len(&self) -> usize {
+        self.image_len
+    }
+
+    fn prediction(&self) -> Prediction {
+        self.prediction
+    }
+
+    fn predict(&mut self, x_t: &[f32], t: f64, output: &mut [f32]) -> Result<()> {
+        (self.predict)(x_t, t, output)
+    }
+}
+
 /// A denoiser that takes the class of each image, or none.
 pub trait ConditionalDenoiser: Denoiser {
     /// Sets the class of each image in the batch; `None` for unconditional.
