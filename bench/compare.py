@@ -80,11 +80,11 @@ def tell(text):
 def ours(a, network, part, precision, batch=None):
     preset, own_batch, channels, size = SETTINGS[network]
     settings = {'network.name': network, 'data.size': size, 'data.channels': channels, 'train.batch_size': batch or own_batch,
-                'train.threads': a.threads, 'train.ema_decay': 0}  # PyTorch keeps no average either
+                'compute.threads': a.threads, 'ema.decay': 0}  # PyTorch keeps no average either
     if a.device != 'cpu':
-        settings['train.device'] = a.device
+        settings['compute.device'] = a.device
     if a.has_precision:
-        settings['train.precision'] = precision
+        settings['compute.precision'] = precision
     command = [a.ddpm, 'bench', '--random-data', '--json', '--loop=on-line', '--only', part, '--preset', preset]
     sets = [f'{k}={v}' for k, v in settings.items()] + a.set
     return command + [word for s in sets for word in ('--set', s)]
@@ -223,7 +223,7 @@ def starting(a, record):
     """The table of what it takes to begin."""
     with tempfile.TemporaryDirectory() as folder:
         train = ['train', '--preset', 'digits28', '--steps', '1', '--batch-size', '1', '--name', 'start']
-        sets = ['data.digits_count=8', 'train.sample_count=0', 'train.tensorboard=false']
+        sets = ['data.digits_count=8', 'output.sample_count=0', 'output.tensorboard=false']
         subprocess.run([a.ddpm, *train, *(w for s in sets for w in ('--set', s))], check=True, cwd=folder, capture_output=True)
         weights = next(pathlib.Path(folder).glob('runs/start/checkpoints/*/model.safetensors'))
         draw = [a.ddpm, 'sample', 'start', '-n', '1', '--steps', '1', '--threads', a.threads, '--out', 'drawn']
@@ -252,7 +252,7 @@ def main():
     ap.add_argument('--rounds', type=int, default=5, help='steps of each program that are counted')
     ap.add_argument('--threads', type=int, default=len(machine.cores()))
     ap.add_argument('--device', default='cpu', help='cpu or cuda, for both programs; ours must be built with --features cuda')
-    ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a setting of ours, such as train.winograd=false')
+    ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a setting of ours, such as compute.winograd=false')
     ap.add_argument('--again', action='store_true', help="look for PyTorch's fastest form again")
     ap.add_argument('--out', type=pathlib.Path, help=f'where the tables go; bench/{RESULTS.name} if all was measured')
     a = ap.parse_args()
@@ -261,7 +261,7 @@ def main():
     settings = machine.said(str(a.ddpm), 'config')
     a.has_precision = any(line.startswith('precision =') for line in settings.splitlines())
     if not a.has_precision and 'bf16' in a.precisions:
-        tell('this build has no train.precision: f32 only')
+        tell('this build has no compute.precision: f32 only')
         a.precisions = ['f32']
 
     import diffusers

@@ -26,7 +26,7 @@ WARM = 4  # turns that are not counted: a compiled network is compiled in them
 def sets(a, network, batch):
     preset, _, channels, size = SETTINGS[network]
     settings = {'network.name': network, 'data.size': size, 'data.channels': channels, 'train.batch_size': batch,
-                'train.ema_decay': 0, 'train.device': a.device, 'train.precision': a.precision}
+                'ema.decay': 0, 'compute.device': a.device, 'compute.precision': a.precision}
     words = [f'{k}={v}' for k, v in settings.items()] + a.set
     return ['--random-data', '--json', '--preset', preset, *(w for s in words for w in ('--set', s))]
 
@@ -94,7 +94,7 @@ def main():
     ap.add_argument('--steps', type=int, default=20, help='steps of a turn')
     ap.add_argument('--precision', choices=('f32', 'tf32', 'bf16'), default='bf16')
     ap.add_argument('--device', default='cuda')
-    ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a setting of ours, such as train.deterministic=true')
+    ap.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='a setting of ours, such as compute.deterministic=true')
     ap.add_argument('--out', type=pathlib.Path)
     a = ap.parse_args()
     a.ddpm = a.ddpm.resolve()

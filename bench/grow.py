@@ -30,7 +30,7 @@ def measure(a, axis, value):
     settings = {
         'network.name': 'unet2d', 'data.channels': 3, 'data.size': point['size'],
         'unet2d.block_out_channels': [int(w * point['width']) for w in WIDTHS],
-        'train.batch_size': point['batch'], 'train.threads': point['threads'], 'train.precision': a.precision}
+        'train.batch_size': point['batch'], 'compute.threads': point['threads'], 'compute.precision': a.precision}
     runs = a.runs or (2 if point['batch'] * point['size'] ** 2 > 16 * 32**2 else 5)
     command = [str(a.ddpm), 'bench', '--random-data', '--json', '--only', 'train', '--runs', str(runs)]
     for pair in settings.items():

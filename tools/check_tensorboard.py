@@ -73,7 +73,7 @@ if 'hparams' in events.PluginTagToContent.__self__._plugin_to_tag_to_content:
     same = [key for key, value in told.items() if as_setting(value) == plain(settings, key)]
     # TensorBoard keeps those that the run began with.
     check(f'{len(told)} hyperparameters, {len(told) - len(same)} of them changed since', len(told) > 20)
-    check('diffusion.prediction and train.lr among them', 'diffusion.prediction' in same and 'train.lr' in told)
+    check('diffusion.prediction and optimizer.lr among them', 'diffusion.prediction' in same and 'optimizer.lr' in told)
 else:
     check('hyperparameters', False)
 check(f'images {listed["images"]}', listed['images'] == (['samples'] if sheets else []))

@@ -3,7 +3,7 @@
 use clap::builder::ValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command};
-use ddpm::config::{SECTIONS, limits};
+use ddpm::config::{find_name, limits};
 use ddpm::text::quoted;
 use std::any::TypeId;
 use std::fmt::Display;
@@ -98,16 +98,16 @@ const FLAG_SYNONYMS: &[(&[&str], &[&str])] = &[
         &["gradient-accumulation-steps", "gradient-accumulate-every", "accumulation-steps"],
         &["--set train.accumulate=N"],
     ),
-    (&["mixed-precision", "amp", "bf16", "fp16", "half"], &["--set train.precision=bf16"]),
+    (&["mixed-precision", "amp", "bf16", "fp16", "half"], &["--set compute.precision=bf16"]),
     (
         &["checkpointing-steps", "save-every", "save-interval", "save-model-epochs"],
-        &["--set train.checkpoint_every=N"],
+        &["--set output.checkpoint_every=N"],
     ),
-    (&["save-images-epochs", "sample-interval", "save-and-sample-every"], &["--set train.sample_every=N"]),
-    (&["checkpoints-total-limit", "save-total-limit"], &["--set train.keep=N"]),
-    (&["lr-scheduler", "scheduler"], &["--set train.lr_schedule=cosine"]),
-    (&["lr-warmup-steps", "warmup"], &["--set train.warmup_steps=N"]),
-    (&["max-grad-norm", "grad-clip", "gradient-clip-val"], &["--set train.clip_norm=NORM"]),
+    (&["save-images-epochs", "sample-interval", "save-and-sample-every"], &["--set output.sample_every=N"]),
+    (&["checkpoints-total-limit", "save-total-limit"], &["--set output.keep_checkpoints=N"]),
+    (&["lr-scheduler", "scheduler"], &["--set lr_schedule.name=cosine"]),
+    (&["lr-warmup-steps", "warmup"], &["--set lr_schedule.warmup_steps=N"]),
+    (&["max-grad-norm", "grad-clip", "gradient-clip-val"], &["--set optimizer.clip_norm=NORM"]),
     (
         &["ddpm-num-steps", "num-timesteps", "diffusion-steps", "num-diffusion-timesteps"],
         &["--set diffusion.timesteps=N"],
@@ -116,7 +116,7 @@ const FLAG_SYNONYMS: &[(&[&str], &[&str])] = &[
     (&["prediction-type", "objective", "parameterization"], &["--set diffusion.prediction=v"]),
     (&["learn-sigma"], &["--set diffusion.learned_variance=true"]),
     (&["random-flip", "flip", "hflip"], &["--set data.horizontal_flip=true"]),
-    (&["use-ema", "ema"], &["--set train.ema_decay=0.9999"]),
+    (&["use-ema", "ema"], &["--set ema.decay=0.9999"]),
     (
         &["dim", "model-channels", "num-channels", "base-channels"],
         &["--set simple.widths=64,128,256 (see ddpm config)"],
@@ -245,9 +245,8 @@ fn hint(flag: &str, command: &Command) -> Option<String> {
         return Some(format!("use {flag}"));
     }
     let setting = name.replace('-', "_");
-    let section =
-        SECTIONS.iter().find(|s| s.settings.iter().any(|k| k.name == setting)).filter(|_| has("set"))?;
-    Some(format!("it is a setting: --set {}.{setting}=VALUE (see ddpm config)", section.name))
+    let key = find_name(&setting).filter(|_| has("set"))?;
+    Some(format!("it is a setting: --set {key}=VALUE (see ddpm config)"))
 }
 
 #[cfg(test)]
@@ -255,6 +254,7 @@ mod tests {
     use super::*;
     use crate::Cli;
     use clap::CommandFactory;
+    use ddpm::config::{SECTIONS, Section};
 
     /// Every argument of every command, with the command's name.
     fn arguments(command: &Command) -> Vec<(String, Arg)> {
@@ -308,7 +308,7 @@ mod tests {
         }
         let fine = ["ddpm", "vary", "r", "a.png", "--strength", "-.5"];
         with_limits(Cli::command()).try_get_matches_from(fine).expect("left to the library");
-        let fine = ["ddpm", "train", "--lr", "1e-3", "--threads", "1024", "--set", "train.lr=-1"];
+        let fine = ["ddpm", "train", "--lr", "1e-3", "--threads", "1024", "--set", "optimizer.lr=-1"];
         with_limits(Cli::command()).try_get_matches_from(fine).expect("in range");
     }
 
@@ -332,8 +332,8 @@ mod tests {
             (&["sample", "r", "--output", "x"], "use --out"),
             (&["sample", "r", "--num_images", "4"], "use -n"),
             (&["data", "check", "x", "--image_size", "64"], "use --size"),
-            (&["train", "--weight-decay", "0.1"], "--set train.weight_decay=VALUE"),
-            (&["train", "--mixed_precision", "bf16"], "use --set train.precision=bf16"),
+            (&["train", "--weight-decay", "0.1"], "--set optimizer.weight_decay=VALUE"),
+            (&["train", "--mixed_precision", "bf16"], "use --set compute.precision=bf16"),
             (&["train", "my photos"], "give images with --data 'my photos'"),
             (&["generate", "runs/r"], "use ddpm sample RUN"),
             (&["resume", "runs/r"], "use ddpm train --resume RUN"),
@@ -371,10 +371,8 @@ mod tests {
             assert!(flags.iter().any(|f| f == first), "{flag}");
             if let Some(setting) = flag.strip_prefix("--set ") {
                 let key = setting.split('=').next().unwrap_or(setting);
-                let known = SECTIONS
-                    .iter()
-                    .any(|s| s.settings.iter().any(|k| format!("{}.{}", s.name, k.name) == key));
-                assert!(known, "{key}");
+                let known = |s: &Section| s.settings.iter().any(|k| format!("{}.{}", s.name, k.name) == key);
+                assert!(SECTIONS.iter().any(known), "{key}");
             }
         }
     }

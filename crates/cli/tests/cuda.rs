@@ -87,9 +87,9 @@ fn training_resumes_to_the_same_weights_after_losing_the_gpu() {
         "--device=cuda",
         "--set=attention.num_mid_layers=1",
         "--batch-size=2",
-        "--set=train.sample_count=1",
-        "--set=train.sample_every=4",
-        "--set=train.sample_steps=2",
+        "--set=output.sample_count=1",
+        "--set=output.sample_every=4",
+        "--set=output.sample_steps=2",
     ];
     with_gpu(&dir, &folder, &[], &train("whole", STEPS, 2, &more)).succeeds();
     let counted = report(&dir);

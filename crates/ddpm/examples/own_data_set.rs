@@ -74,7 +74,7 @@ fn main() -> Result<()> {
             set("attention.down_sample", "true"),
             set("diffusion.timesteps", "200"),
             set("train.batch_size", "16"),
-            set("train.lr", "2e-3"),
+            set("optimizer.lr", "2e-3"),
         ],
     )?;
     let mut trainer = Trainer::new(&config, Box::new(Discs::new(500)))?;

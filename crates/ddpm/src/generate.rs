@@ -8,7 +8,6 @@ use crate::guidance::{Guidance, Guided};
 use crate::hardware::Hardware;
 use crate::image::Image;
 use crate::model::Model;
-use crate::nets;
 use crate::plot;
 use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions, Variance};
 use crate::schedule::Schedule;
@@ -163,7 +162,7 @@ impl Pipeline {
         let schedule = config.schedule()?;
         let (config, origin, class_names) = (config.clone(), origin.to_owned(), Vec::new());
         // The run's settings decide the arithmetic, the caller the device.
-        let Hardware { tf32, deterministic, .. } = config.train.hardware();
+        let Hardware { tf32, deterministic, .. } = config.compute.hardware();
         let hardware = Hardware { tf32, deterministic, ..hardware.into() };
         let weights = Weights::InMemory(weights);
         Ok(Self { config, shape, schedule, weights, class_names, origin, hardware, stop: None })
@@ -205,9 +204,9 @@ impl Pipeline {
     /// Those of [`Model::set_weights`], and for a second model those of [`open`](Self::open), since weights
     /// are read again.
     pub fn model(&self, n: usize) -> Result<Model> {
-        let net = nets::from_config(&self.config, self.shape.channels);
+        let net = self.config.build_network(self.shape.channels);
         let shape = [n, self.shape.height, self.shape.width, self.shape.channels];
-        let compute = self.config.train.compute_options();
+        let compute = self.config.compute.options();
         let model = Model::with_compute_options(&*net, shape, self.hardware, compute)?;
         let mut model = model.predicting(self.config.diffusion.prediction);
         if let Some(stop) = &self.stop {
@@ -413,7 +412,7 @@ impl Pipeline {
 
     /// Number of classes that the network is conditioned on; `None` if it takes none.
     pub fn classes(&self) -> Option<u32> {
-        let classes = nets::from_config(&self.config, self.shape.channels).classes();
+        let classes = self.config.build_network(self.shape.channels).classes();
         classes.map(|n| u32::try_from(n).unwrap_or(u32::MAX))
     }
 

@@ -1,10 +1,12 @@
 //! Device selection: the CPU or an NVIDIA GPU.
 
+use crate::settings::section;
+use ddpm_engine::{ComputeOptions, MatmulDtype};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
-/// The setting `train.device`.
+/// The setting `compute.device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceChoice {
@@ -60,6 +62,57 @@ impl TryFrom<String> for DeviceChoice {
 impl From<DeviceChoice> for String {
     fn from(choice: DeviceChoice) -> Self {
         choice.to_string()
+    }
+}
+
+/// Precision of the operands of convolutions and linear layers; accumulation and weights are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// No rounding.
+    #[default]
+    F32,
+    /// bf16: 8 bits of mantissa.
+    Bf16,
+    /// tf32 on GPUs: 11 bits of mantissa. No rounding on the CPU.
+    Tf32,
+}
+
+section! {
+    /// The device, and how it computes.
+    pub struct ComputeConfig {
+        /// Device: "cpu", "cuda" (an NVIDIA GPU; "cuda:1" is the second one) or "auto" (a GPU if one is found and the program was built with CUDA support, else the CPU).
+        #[alias = "train.device"]
+        free device: DeviceChoice = DeviceChoice::Auto,
+        /// CPU threads; 0: all of the machine's.
+        #[alias = "train.threads"]
+        free threads: usize = 0,
+        /// Precision of matmul operands: "f32", "bf16" (faster on GPUs and on CPUs with AVX512-BF16; on every CPU, training also stores some activations in bf16 to save memory) or "tf32" (GPUs only).
+        #[alias = "train.precision"]
+        noted precision: Precision = Precision::F32,
+        /// Make GPU results bit-for-bit reproducible by using only the built-in kernels; otherwise cuDNN and cuBLASLt, if installed, are used where they measure faster, and the last bits may differ between runs. CPU results are always reproducible.
+        #[alias = "train.deterministic"]
+        noted deterministic: bool = false,
+        /// Allow the Winograd algorithm for 3x3 convolutions and 4x4 convolutions with stride 2: up to 3 times as fast, with about 5 times the rounding error of f32.
+        #[alias = "train.winograd"]
+        noted winograd: bool = true,
+    }
+}
+
+impl ComputeConfig {
+    /// The executor's numeric options.
+    pub fn options(&self) -> ComputeOptions {
+        let matmul_dtype = match self.precision {
+            Precision::F32 | Precision::Tf32 => MatmulDtype::F32,
+            Precision::Bf16 => MatmulDtype::Bf16,
+        };
+        ComputeOptions { winograd: self.winograd, matmul_dtype }
+    }
+
+    /// The device and its options.
+    pub fn hardware(&self) -> Hardware {
+        let tf32 = self.precision == Precision::Tf32;
+        Hardware { device: self.device, threads: self.threads, tf32, deterministic: self.deterministic }
     }
 }
 

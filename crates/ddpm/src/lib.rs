@@ -103,7 +103,10 @@ pub mod nearest;
 pub mod nets;
 pub mod output;
 pub mod plot;
+pub mod power_ema;
 pub mod roofline;
+mod settings;
+mod storage;
 pub mod train;
 pub mod vlb;
 

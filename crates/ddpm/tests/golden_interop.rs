@@ -1,11 +1,12 @@
 //! Checkpoints written by PyTorch and diffusers (`tools/golden/interop.py`): network outputs, and export and import
 //! round trips.
 
-use ddpm::config::{Config, NetworkKind, Size};
+use ddpm::config::{Config, Size};
 use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::guidance::Guidance;
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read};
+use ddpm::nets::NetworkKind;
 use ddpm::sampler::{Threshold, Variance};
 use ddpm::schedule::ScheduleKind;
 use ddpm::train::checkpoint::{self, NamedTensor, WeightsChoice, read_weights_file};
@@ -324,7 +325,7 @@ fn all_networks_round_trip_through_pytorch_bit_exactly() {
             settings.iter().map(|s| s.split_once('=').unwrap()).map(|(k, v)| (k.to_owned(), v.to_owned())),
         );
         pairs.extend(
-            [("train.batch_size", "2"), ("train.lr", "1e-3")].map(|(k, v)| (k.to_owned(), v.to_owned())),
+            [("train.batch_size", "2"), ("optimizer.lr", "1e-3")].map(|(k, v)| (k.to_owned(), v.to_owned())),
         );
         let config = Config::load(Some("digits"), None, &pairs).unwrap();
         let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 10).unwrap())).unwrap();
@@ -400,7 +401,7 @@ fn training_resumes_from_an_imported_run() {
         config.data.path = "digits".into();
         config.data.digits_count = 16;
         (config.train.batch_size, config.train.steps, config.train.epochs) = (2, Some(1), None);
-        config.train.sample_count = 0;
+        config.output.sample_count = 0;
         Ok(())
     };
     let mut session = resume(&digits).unwrap();

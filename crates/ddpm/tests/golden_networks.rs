@@ -1,10 +1,11 @@
 //! The networks compared with PyTorch (`tools/golden/attention.py`, `tools/golden/networks.py`): output,
 //! loss, all gradients, and the losses of 20 Adam steps.
 
-use ddpm::config::{Config, NetworkKind};
+use ddpm::config::Config;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::{Model, NoiseSource, TrainingGraph};
-use ddpm::nets::{Network, ParameterSpec, from_config};
+use ddpm::nets::NetworkKind;
+use ddpm::nets::{Network, ParameterSpec};
 use ddpm::schedule::Schedule;
 use ddpm::train::checkpoint::NamedTensor;
 use ddpm_engine::rng::{Purpose, Stream, below};
@@ -118,7 +119,7 @@ fn network(name: &str, about: &Value) -> Box<dyn Network> {
     };
     config.network.name = kind;
     config.validate().expect("valid settings");
-    from_config(&config, channels)
+    config.build_network(channels)
 }
 
 /// The weights that the golden script samples for parameter `index` of the state dict.

@@ -1,6 +1,6 @@
 //! Training steps and learning rates compared with PyTorch (`tools/golden/training.py`, `tools/golden/rates.py`).
 
-use ddpm::config::{Config, TrainConfig};
+use ddpm::config::Config;
 use ddpm::train::Trainer;
 use ddpm::train::checkpoint::read_weights_file;
 use ddpm::train::lr_schedule::{LearningRate, Plateau};
@@ -104,7 +104,7 @@ fn learning_rates_match_pytorch_at_every_step() {
         map.retain(|key, _| key != "rates" && key != "losses");
         map.entry("steps").or_insert(rates.len().into());
         let config = Config::load(Some("mnist"), None, &overrides("train", &settings)).expect("settings");
-        let mut rate = LearningRate::new(&config.train);
+        let mut rate = LearningRate::new(&config);
         for (step, want) in rates.into_iter().enumerate() {
             let got = rate.at(step as u64);
             assert!(
@@ -119,15 +119,15 @@ fn learning_rates_match_pytorch_at_every_step() {
 
 #[test]
 fn plateau_state_is_restored_and_accepts_a_new_rate() {
-    let config = |lr: f64| -> TrainConfig {
+    let config = |lr: f64| {
         let pairs = [
-            ("train.lr", lr.to_string()),
-            ("train.lr_schedule", "plateau".to_owned()),
-            ("train.plateau_patience", "0".to_owned()),
-            ("train.plateau_factor", "0.5".to_owned()),
-            ("train.warmup_steps", "4".to_owned()),
+            ("optimizer.lr", lr.to_string()),
+            ("lr_schedule.name", "plateau".to_owned()),
+            ("lr_schedule.plateau_patience", "0".to_owned()),
+            ("lr_schedule.plateau_factor", "0.5".to_owned()),
+            ("lr_schedule.warmup_steps", "4".to_owned()),
         ];
-        Config::load(Some("mnist"), None, &pairs.map(|(k, v)| (k.to_owned(), v))).expect("settings").train
+        Config::load(Some("mnist"), None, &pairs.map(|(k, v)| (k.to_owned(), v))).expect("settings")
     };
     let mut rate = LearningRate::new(&config(0.1));
     assert_eq!((rate.at(0), rate.at(3), rate.at(4)), (0.025, 0.1, 0.1));
@@ -142,7 +142,7 @@ fn plateau_state_is_restored_and_accepts_a_new_rate() {
     restored.restore(serde_json::from_str(&text).expect("the same")).expect("a valid state");
     assert_eq!(restored.plateau(), rate.plateau());
     assert_eq!(restored.at(9), 0.05);
-    // A changed `train.lr` takes effect; the lowest loss is kept.
+    // A changed `optimizer.lr` takes effect; the lowest loss is kept.
     let mut changed = LearningRate::new(&config(0.3));
     changed.restore(rate.plateau()).expect("a valid state");
     assert_eq!((changed.at(9), changed.plateau().expect("a state").best), (0.3, Some(1.0)));

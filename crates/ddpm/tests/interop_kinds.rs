@@ -1,8 +1,9 @@
 //! Checkpoints in the formats of training programs (`tools/golden/interop_kinds.py`): which weights are chosen, what
 //! is skipped, and what is rejected with which error. All raw weights there are 1, all averaged ones 2.
 
-use ddpm::config::{Config, NetworkKind, Size};
+use ddpm::config::{Config, Size};
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read, read_weights};
+use ddpm::nets::NetworkKind;
 use ddpm::schedule::ScheduleKind;
 use ddpm::train::checkpoint::{self, WeightsChoice};
 use std::fs;
@@ -255,7 +256,7 @@ fn run_with_classes(folder: &Path, more: &[(&str, &str)]) -> (Config, PathBuf) {
     use ddpm::train::Trainer;
     let mut pairs = vec![
         ("train.batch_size", "2"),
-        ("train.lr", "2e-3"),
+        ("optimizer.lr", "2e-3"),
         ("diffusion.timesteps", "77"),
         ("diffusion.schedule", "cosine"),
         ("diffusion.prediction", "v"),

@@ -17,24 +17,24 @@ const PLAIN: &[(&str, &str)] = &[];
 const EVERYTHING: &[(&str, &str)] = &[
     ("diffusion.schedule", "cosine"),
     ("train.accumulate", "2"),
-    ("train.loss", "huber"),
-    ("train.huber_delta", "0.7"),
-    ("train.optimizer", "adamw"),
-    ("train.weight_decay", "0.1"),
-    ("train.clip_norm", "0.3"),
-    ("train.warmup_steps", "2"),
-    ("train.lr_schedule", "plateau"),
-    ("train.plateau_patience", "0"),
-    ("train.plateau_factor", "0.5"),
-    ("train.plateau_threshold", "0.5"),
+    ("loss.name", "huber"),
+    ("loss.huber_delta", "0.7"),
+    ("optimizer.name", "adamw"),
+    ("optimizer.weight_decay", "0.1"),
+    ("optimizer.clip_norm", "0.3"),
+    ("lr_schedule.warmup_steps", "2"),
+    ("lr_schedule.name", "plateau"),
+    ("lr_schedule.plateau_patience", "0"),
+    ("lr_schedule.plateau_factor", "0.5"),
+    ("lr_schedule.plateau_threshold", "0.5"),
     ("diffusion.prediction", "v"),
     ("diffusion.learned_variance", "true"),
-    ("train.loss_weight", "snr-truncated"),
-    ("train.offset_noise", "0.1"),
-    ("train.input_perturbation", "0.1"),
-    ("train.ema", "half-life"),
-    ("train.ema_half_life", "100"),
-    ("train.power_ema", "0.05, 0.1"),
+    ("loss.weighting", "snr-truncated"),
+    ("loss.offset_noise", "0.1"),
+    ("loss.input_perturbation", "0.1"),
+    ("ema.schedule", "half-life"),
+    ("ema.half_life", "100"),
+    ("ema.power_widths", "0.05, 0.1"),
     ("attention.num_class_embeds", "10"),
     ("train.label_dropout", "0.3"),
 ];
@@ -65,7 +65,7 @@ fn trainer_on(data: Box<dyn Dataset>, settings: &[(&str, &str)], threads: usize)
         ("attention.down_sample", "true"),
         // Batches of seven pass over the twenty images more than once, and no epoch ends with a batch.
         ("train.batch_size", "7"),
-        ("train.threads", &threads),
+        ("compute.threads", &threads),
     ];
     let pairs: Vec<_> = tiny.iter().chain(settings).map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
     let config = Config::load(Some("digits"), None, &pairs).expect("settings");
@@ -184,14 +184,14 @@ fn the_number_of_threads_changes_nothing() {
 
 #[test]
 fn fused_weight_updates_equal_separate_ones() {
-    let attention: &[_] = &[("train.optimizer", "adamw")];
+    let attention: &[_] = &[("optimizer.name", "adamw")];
     let networks =
         [("double-conv", DOUBLE_CONV), ("simple", SIMPLE), ("unet2d", UNET2D), ("attention", attention)];
     for (name, network) in networks {
-        let common = [("train.weight_decay", "0.1"), ("train.ema_decay", "0.9"), ("train.ema_decays", "0.5")];
+        let common = [("optimizer.weight_decay", "0.1"), ("ema.decay", "0.9"), ("ema.extra_decays", "0.5")];
         let settings = [&common[..], network].concat();
         // A threshold that no norm reaches: gradients are kept until the norm is known, but never clipped.
-        let bounded = [&settings[..], &[("train.clip_norm", "1e9")]].concat();
+        let bounded = [&settings[..], &[("optimizer.clip_norm", "1e9")]].concat();
         let (mut separate, mut fused) = (trainer(&bounded, 2), trainer(&settings, 2));
         let arena = |t: &mut Trainer| t.executor().footprint().arena_bytes;
         assert!(arena(&mut fused) < arena(&mut separate), "{name}");
@@ -208,7 +208,7 @@ fn fused_weight_updates_equal_separate_ones() {
 fn micro_batches_have_their_own_images_and_random_numbers() {
     // Three micro-batches of seven see what three steps of seven see: with constant weights, the accumulated step reports
     // the mean of the losses of the single steps.
-    let constant = ("train.lr", "1e-300");
+    let constant = ("optimizer.lr", "1e-300");
     let (_, single) = train_steps(&mut trainer(&[constant], 2), 6);
     let (_, accumulated) = train_steps(&mut trainer(&[constant, ("train.accumulate", "3")], 2), 2);
     for (step, accumulated) in accumulated.iter().enumerate() {
@@ -264,8 +264,8 @@ fn a_run_with_another_order_of_classes_resumes_to_the_same_bits() {
             ("attention.num_class_embeds", "3"),
             ("data.path", &path),
             ("train.batch_size", "4"),
-            ("train.lr", "1e-2"),
-            ("train.sample_count", "0"),
+            ("optimizer.lr", "1e-2"),
+            ("output.sample_count", "0"),
             ("train.steps", steps),
         ];
         let pairs: Vec<_> = settings.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();

@@ -3,7 +3,6 @@
 
 use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
-use ddpm::nets;
 use ddpm_engine::{Graph, PlanOptions};
 use ddpm_engine_cuda::executor::library_ops;
 use ddpm_engine_cuda::library::{
@@ -16,15 +15,15 @@ const NETWORKS: [&str; 4] = ["attention", "simple", "double-conv", "unet2d"];
 
 /// A training plan of a network at its default sizes.
 fn training_plan(network: &str, precision: &str) -> (Graph, PlanOptions) {
-    let pairs = [("network.name", network), ("train.precision", precision)];
+    let pairs = [("network.name", network), ("compute.precision", precision)];
     let pairs = pairs.map(|(k, v)| (k.to_owned(), v.to_owned()));
     let config = Config::load(None, None, &pairs).expect("settings");
     let schedule = config.schedule().expect("a schedule");
-    let (net, objective) = (nets::from_config(&config, 3), config.objective());
+    let (net, objective) = (config.build_network(3), config.objective());
     let graph =
         TrainingGraph::with_objective(&*net, &schedule, [8, 32, 32, 3], NoiseSource::Random, objective)
             .expect("a training graph");
-    let options = PlanOptions { compute: config.train.compute_options(), ..graph.options(true) };
+    let options = PlanOptions { compute: config.compute.options(), ..graph.options(true) };
     (graph.graph, options)
 }
 

@@ -14,11 +14,11 @@ const FAR: f64 = 0.05;
 /// Compute a weight average of any length after training (post-hoc EMA)
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
-    ddpm train --set train.power_ema=0.05,0.1       keep snapshots in RUN/snapshots\n  \
+    ddpm train --set ema.power_widths=0.05,0.1      keep snapshots in RUN/snapshots\n  \
     ddpm average runs/run-001 --sigma-rel 0.08      write weights to RUN/averages\n  \
     ddpm sample runs/run-001 --weights runs/run-001/averages/sigma-rel-0.08-step-0001200.safetensors")]
 pub struct Args {
-    /// Run folder, or its name in runs/; trained with train.power_ema
+    /// Run folder, or its name in runs/; trained with ema.power_widths
     run: PathBuf,
     /// Width of the average relative to the training length, typically 0.05 to 0.15
     #[arg(long, value_name = "WIDTH", allow_negative_numbers = true)]
@@ -58,7 +58,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     );
     if made.error > FAR {
         status!(
-            "note: the error is large; choose a width between those kept (train.power_ema), or keep more snapshots (train.snapshot_every)"
+            "note: the error is large; choose a width between those kept (ema.power_widths), or keep more snapshots (ema.snapshot_every)"
         );
     }
     status!("sample with:  ddpm sample {} --weights {}", quoted(run.path()), quoted(&out));

@@ -30,9 +30,9 @@ pub mod vary;
 fn pairs(set: &[String]) -> anyhow::Result<Vec<(String, String)>> {
     set.iter()
         .map(|text| {
-            let (key, value) = text
-                .split_once('=')
-                .with_context(|| format!("--set {text}: write KEY=VALUE, e.g. --set train.keep=3"))?;
+            let (key, value) = text.split_once('=').with_context(|| {
+                format!("--set {text}: write KEY=VALUE, e.g. --set output.keep_checkpoints=3")
+            })?;
             Ok((key.trim().to_owned(), value.trim().to_owned()))
         })
         .collect()

@@ -70,7 +70,7 @@ pub struct Args {
     /// CPU threads; 0 uses all cores
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Any other setting (`ddpm config`), e.g. train.keep=3; repeatable
+    /// Any other setting (`ddpm config`), e.g. output.keep_checkpoints=3; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Name of the run; run-001, run-002, ... by default
@@ -109,10 +109,10 @@ impl Args {
         flag("train.steps", self.steps.map(|v| v.to_string()));
         flag("train.epochs", self.epochs.map(|v| v.to_string()));
         flag("train.batch_size", self.batch_size.map(|v| v.to_string()));
-        flag("train.lr", self.lr.map(|v| format!("{v:e}")));
+        flag("optimizer.lr", self.lr.map(|v| format!("{v:e}")));
         flag("train.seed", self.seed.map(|v| v.to_string()));
-        flag("train.device", self.device.map(|v| v.to_string()));
-        flag("train.threads", self.threads.map(|v| v.to_string()));
+        flag("compute.device", self.device.map(|v| v.to_string()));
+        flag("compute.threads", self.threads.map(|v| v.to_string()));
         Ok(all)
     }
 }

@@ -165,7 +165,8 @@ fn a_closed_pipe_is_not_an_error() {
 #[test]
 fn without_a_terminal_progress_is_plain_lines() {
     let dir = TestDir::new();
-    let done = dir.train("r", 4, 2, &["--set=train.sample_count=2", "--set=train.sample_every=2"]).succeeds();
+    let done =
+        dir.train("r", 4, 2, &["--set=output.sample_count=2", "--set=output.sample_every=2"]).succeeds();
     assert!(done.out.is_empty());
     for part in [
         "step 2: checkpoint runs/r/checkpoints/step-0000002\n",

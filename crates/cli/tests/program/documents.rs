@@ -55,7 +55,7 @@ const SHORT: [&str; 8] = [
     "--set=attention.time_emb_dim=16",
     "--set=data.digits_count=64",
     "--set=train.batch_size=4",
-    "--set=train.sample_count=0",
+    "--set=output.sample_count=0",
 ];
 
 fn repository() -> PathBuf {
@@ -266,7 +266,7 @@ fn the_readmes_commands_run() {
         if command.contains("--name averaged") {
             // The interrupted command has no snapshot yet.
             fs::remove_dir_all(dir.path("runs/averaged")).unwrap();
-            let short = ["--steps=20", "--set=train.snapshot_every=5"];
+            let short = ["--steps=20", "--set=ema.snapshot_every=5"];
             prepare(&dir, "README.md", "averaged", &[command], &short);
         }
     });
@@ -278,7 +278,7 @@ fn the_commands_for_sampling_run() {
     let trainings = [
         "ddpm train --set attention.num_class_embeds=10",
         "ddpm train --set diffusion.learned_variance=true",
-        "ddpm train --set train.power_ema=0.05,0.1",
+        "ddpm train --set ema.power_widths=0.05,0.1",
     ];
     prepare(&dir, "docs/sampling.md", "run-001", &trainings, &["--steps=1200"]);
     follow("docs/sampling.md", &dir);
@@ -297,7 +297,7 @@ fn the_commands_for_evaluation_run() {
     let dir = TestDir::new();
     images(&dir.path("held-out"), 8);
     fs::write(dir.path("held-out.csv"), "id\n1\n3\n").unwrap();
-    let steps = ["--steps=1010", "--set=train.checkpoint_every=1000", "--set=train.keep=3"];
+    let steps = ["--steps=1010", "--set=output.checkpoint_every=1000", "--set=output.keep_checkpoints=3"];
     prepare(&dir, "README.md", "run-001", &["cargo run --release -- train"], &steps);
     follow("docs/evaluation.md", &dir);
 }

@@ -149,8 +149,8 @@ fn non_finite_values_stop_training_before_the_checkpoint_is_touched() {
     dir.train("r", 3, 1, &[]).succeeds();
     let before = state(&dir.checkpoint("r", 3));
     // Each step multiplies the weights by 1 - lr * weight_decay.
-    let explode = ["--lr=10", "--set=train.optimizer=adamw", "--set=train.weight_decay=1000"];
-    let resume = ["train", "--resume", "r", "--steps=100", "--set=train.checkpoint_every=100"];
+    let explode = ["--lr=10", "--set=optimizer.name=adamw", "--set=optimizer.weight_decay=1000"];
+    let resume = ["train", "--resume", "r", "--steps=100", "--set=output.checkpoint_every=100"];
     let done = dir.ddpm(&[&resume[..], &explode].concat());
     done.fails(
         1,
@@ -169,14 +169,14 @@ fn non_finite_values_stop_training_before_the_checkpoint_is_touched() {
     dir.train("whole", 6, 1, &[]).succeeds();
     assert!(state(&dir.checkpoint("r", 6)) == state(&dir.checkpoint("whole", 6)));
     dir.ddpm(&with(&["--lr=1e30"])).fails(2, &["--lr", "above 0 and at most 10"]);
-    let refused = ["train.lr: 99 is out of range; give a number above 0 and at most 10"];
-    dir.ddpm(&with(&["--set=train.lr=99"])).fails(1, &refused);
+    let refused = ["optimizer.lr: 99 is out of range; give a number above 0 and at most 10"];
+    dir.ddpm(&with(&["--set=optimizer.lr=99"])).fails(1, &refused);
 }
 
 #[test]
 fn errors_do_not_promise_a_good_checkpoint_if_there_is_none() {
     let dir = TestDir::new();
-    let explode = ["--lr=10", "--set=train.optimizer=adamw", "--set=train.weight_decay=1000"];
+    let explode = ["--lr=10", "--set=optimizer.name=adamw", "--set=optimizer.weight_decay=1000"];
     let done = dir.train("none", 100, 0, &explode);
     done.fails(
         1,
@@ -302,7 +302,7 @@ fn typos_get_suggestions() {
     };
     refused(&["--set", "train.bach_size=3"], &["train.bach_size: unknown setting; did you mean batch_size?"]);
     refused(&["--set", "batch_size=3"], &["did you mean train.batch_size?"]);
-    refused(&["--set", "train.keep"], &["write KEY=VALUE"]);
+    refused(&["--set", "output.keep_checkpoints"], &["write KEY=VALUE"]);
     refused(&["--preset", "digit"], &["unknown preset \"digit\"; did you mean digits?"]);
     refused(&["--on-bad-file", "ignore"], &["data.on_bad_file: ", "fail", "skip"]);
     refused(&["--size", "big"], &["data.size: ", "expected one side in pixels or [height, width]"]);
@@ -316,7 +316,7 @@ fn typos_get_suggestions() {
     );
     refused(&["--config", "their.toml"], &["their.toml: cannot read the settings"]);
     assert!(!dir.path("runs").exists());
-    dir.ddpm(&["bench", "--set", "train.keep"]).fails(1, &["write KEY=VALUE"]);
+    dir.ddpm(&["bench", "--set", "output.keep_checkpoints"]).fails(1, &["write KEY=VALUE"]);
     dir.ddpm(&["train", "--stpes", "3"]).fails(2, &["--steps"]);
     dir.ddpm(&["trian"]).fails(2, &["train"]);
     dir.ddpm(&["train", "--steps", "many"]).fails(2, &["--steps", "many"]);
@@ -379,7 +379,7 @@ fn a_missing_device_is_an_error_with_a_remedy() {
     // An index that no machine has, so that it is missing with the feature `cuda`, too.
     dir.ddpm(&with(&["--steps", "1", "--device", "cuda:99", "--name", "r"]))
         .fails(1, &["cuda:99", "--device cpu"]);
-    dir.ddpm(&with(&["--steps", "1", "--set", "train.device=gpu"])).fails(1, &["train.device", "cuda:1"]);
+    dir.ddpm(&with(&["--steps", "1", "--set", "compute.device=gpu"])).fails(1, &["compute.device", "cuda:1"]);
     dir.ddpm(&["train", "--device", "tpu"]).fails(2, &["tpu", "auto, cpu, cuda"]);
     dir.ddpm(&with(&["--steps", "1", "--device", "cpu", "--name", "r"])).succeeds();
 }

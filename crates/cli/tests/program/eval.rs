@@ -136,7 +136,7 @@ fn other_images_have_their_own_data_settings_and_classes() {
     let table = ["--data", "flat", "--set", "data.csv=flat.csv", "--set", "data.csv_id_column=file"];
     assert_eq!(total(&table), bee);
     eval(&["--data", "dogs"]).fails(1, &["dogs: has a class \"dog\"; the run has the classes ant, bee, cat"]);
-    eval(&["--set", "train.lr=1"]).fails(1, &["--set train.lr: only data settings"]);
+    eval(&["--set", "optimizer.lr=1"]).fails(1, &["--set optimizer.lr: only data settings"]);
     eval(&["--set", "data.cvs=x"]).fails(1, &["data.cvs"]);
 }
 
@@ -144,10 +144,10 @@ fn other_images_have_their_own_data_settings_and_classes() {
 fn averages_are_chosen_by_name_and_computed_post_hoc() {
     let dir = TestDir::new();
     let settings = [
-        "--set=train.ema=fixed",
-        "--set=train.ema_decays=0.5, 0.9",
-        "--set=train.power_ema=0.05, 0.1",
-        "--set=train.snapshot_every=4",
+        "--set=ema.schedule=fixed",
+        "--set=ema.extra_decays=0.5, 0.9",
+        "--set=ema.power_widths=0.05, 0.1",
+        "--set=ema.snapshot_every=4",
     ];
     dir.train("r", 18, 9, &settings).succeeds();
     let sample = |weights: &str| {
@@ -188,8 +188,8 @@ fn averages_are_chosen_by_name_and_computed_post_hoc() {
     let refused = |args: &[&str], parts: &[&str]| dir.ddpm(args).fails(1, parts);
     // A width added too late would average only the last steps.
     refused(
-        &["train", "--resume", "r", "--steps", "20", "--set", "train.power_ema=0.05, 0.08"],
-        &["train.power_ema: 0.08 is not kept in", "checkpoints/step-0000018", "--init"],
+        &["train", "--resume", "r", "--steps", "20", "--set", "ema.power_widths=0.05, 0.08"],
+        &["ema.power_widths: 0.08 is not kept in", "checkpoints/step-0000018", "--init"],
     );
     refused(&["average", "r", "--sigma-rel", "0.5"], &["0.5 is out of range", "0.05 to 0.15 is usual"]);
     refused(
@@ -209,11 +209,11 @@ fn averages_are_chosen_by_name_and_computed_post_hoc() {
         refused(&[command, &["--weights", other]].concat(), &parts);
     }
     dir.train("plain", 1, 0, &[]).succeeds();
-    refused(&["average", "plain", "--sigma-rel", "0.1"], &["has no snapshots", "train.power_ema=0.05,0.1"]);
-    dir.train("half", 1, 0, &["--set=train.ema=half-life", "--set=train.ema_decays=[0.9]"])
-        .fails(1, &["train.ema_decays"]);
-    dir.train("twice", 1, 0, &["--set=train.power_ema=0.1,0.1"])
-        .fails(1, &["train.power_ema: lists 0.1 twice"]);
+    refused(&["average", "plain", "--sigma-rel", "0.1"], &["has no snapshots", "ema.power_widths=0.05,0.1"]);
+    dir.train("half", 1, 0, &["--set=ema.schedule=half-life", "--set=ema.extra_decays=[0.9]"])
+        .fails(1, &["ema.extra_decays"]);
+    dir.train("twice", 1, 0, &["--set=ema.power_widths=0.1,0.1"])
+        .fails(1, &["ema.power_widths: lists 0.1 twice"]);
     dir.ddpm(&["sample", "r", "--weights", "best"]).fails(2, &["give auto, ema, raw"]);
 }
 

@@ -39,7 +39,7 @@ fn a_pytorch_file_becomes_a_run_that_samples_and_trains() {
     dir.ddpm(&["nearest", "r"]).fails(1, &["data.path: is unknown", "--data FOLDER"]);
     assert!(!dir.path("runs/r/samples/seed-0").exists());
     dir.ddpm(&["nearest", "r", "--data=digits", "-n=2", "--steps=2"]).succeeds();
-    let flags = ["--set=data.digits_count=16", "--steps=2", "--batch-size=2", "--set=train.sample_count=0"];
+    let flags = ["--set=data.digits_count=16", "--steps=2", "--batch-size=2", "--set=output.sample_count=0"];
     dir.ddpm(&[&["train", "--resume=r", "--data=digits"], &flags[..]].concat()).succeeds();
     dir.assert_intact("r", 2);
     // Training initialized from the run, and from the file itself.
@@ -148,7 +148,7 @@ fn exports_carry_settings_and_classes_that_imports_read() {
         "--set=simple.num_class_embeds=10",
         "--set=data.digits_count=16",
         "--set=data.size=16",
-        "--set=train.sample_count=0",
+        "--set=output.sample_count=0",
         "--set=diffusion.timesteps=55",
         "--set=diffusion.schedule=cosine",
         "--steps=1",

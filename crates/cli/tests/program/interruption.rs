@@ -130,7 +130,8 @@ fn ctrl_c_stops_after_the_step_with_a_checkpoint_to_resume_from() {
 fn ctrl_c_during_sampling_stops_and_the_sheet_is_made_on_resuming() {
     let dir = TestDir::new();
     // 5000 denoising steps per sheet.
-    let more = ["--set=diffusion.timesteps=5000", "--set=train.sample_count=4", "--set=train.sample_steps=0"];
+    let more =
+        ["--set=diffusion.timesteps=5000", "--set=output.sample_count=4", "--set=output.sample_steps=0"];
     let mut child = dir.spawn(&train("r", 3, 0, &more));
     let checkpoint = dir.checkpoint("r", 3);
     wait_until(&mut child, || checkpoint.exists());
@@ -138,7 +139,7 @@ fn ctrl_c_during_sampling_stops_and_the_sheet_is_made_on_resuming() {
     end(child).fails(130, &["--resume"]);
     let sheet = dir.path("runs/r/samples/step-0000003.png");
     assert!(!sheet.exists());
-    dir.ddpm(&["train", "--resume", "r", "--set", "train.sample_steps=50"]).succeeds();
+    dir.ddpm(&["train", "--resume", "r", "--set", "output.sample_steps=50"]).succeeds();
     assert!(sheet.exists());
 }
 

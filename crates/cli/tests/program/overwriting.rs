@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 /// A run with snapshots, usable by every command.
 fn setup() -> TestDir {
     let dir = TestDir::new();
-    let more = ["--set=train.power_ema=0.05, 0.1", "--set=train.snapshot_every=2"];
+    let more = ["--set=ema.power_widths=0.05, 0.1", "--set=ema.snapshot_every=2"];
     dir.train("r", 4, 2, &more).succeeds();
     image(&dir.path("a.png"), 12, 12, 60);
     image(&dir.path("mask.png"), 12, 12, 0);

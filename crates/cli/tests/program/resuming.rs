@@ -54,7 +54,7 @@ fn a_run_of_an_earlier_version_resumes_to_the_same_bits_and_says_what_changed() 
 #[test]
 fn metrics_checkpoints_and_sheets_count_the_steps_that_are_done_from_1() {
     let dir = TestDir::new();
-    dir.train("r", 3, 1, &["--set=train.sample_count=1", "--set=train.sample_every=1"]).succeeds();
+    dir.train("r", 3, 1, &["--set=output.sample_count=1", "--set=output.sample_every=1"]).succeeds();
     assert!(losses(&dir.path("runs/r")).iter().map(|l| l.0).eq(1..=3));
     assert!(read(dir.path("runs/r/metrics.jsonl")).starts_with("{\"format\":2,\"step\":1,"));
     assert!(dir.checkpoint("r", 3).is_dir() && dir.path("runs/r/samples/step-0000001.png").exists());
@@ -121,10 +121,10 @@ fn changed_settings_that_affect_training_are_reported_with_both_values() {
         "--seed=1",
         "--batch-size=8",
         "--threads=1",
-        "--set=train.keep=5",
-        "--set=train.loss=huber",
-        "--set=train.loss_weight=min-snr",
-        "--set=train.optimizer=adamw",
+        "--set=output.keep_checkpoints=5",
+        "--set=loss.name=huber",
+        "--set=loss.weighting=min-snr",
+        "--set=optimizer.name=adamw",
     ];
     let done = run("portable", &args.map(str::to_owned)).succeeds();
     says(
@@ -133,13 +133,17 @@ fn changed_settings_that_affect_training_are_reported_with_both_values() {
             "note: train.steps is 4 from here on; it was 3 until step 3",
             "note: train.seed is 1 from here on; it was 0 until step 3",
             "note: train.batch_size is 8 from here on; it was 4",
-            "note: train.loss is \"huber\" from here on; it was \"mse\"",
-            "note: train.loss_weight is \"min-snr\" from here on; it was \"plain\"",
+            "note: loss.name is \"huber\" from here on; it was \"mse\"",
+            "note: loss.weighting is \"min-snr\" from here on; it was \"plain\"",
             "note: the loss is computed differently from here on",
-            "note: train.optimizer is \"adamw\" from here on; it was \"adam\"",
+            "note: optimizer.name is \"adamw\" from here on; it was \"adam\"",
         ],
     );
-    assert!(!done.err.contains("threads is") && !done.err.contains("train.keep"), "{}", done.err);
+    assert!(
+        !done.err.contains("threads is") && !done.err.contains("output.keep_checkpoints"),
+        "{}",
+        done.err
+    );
     assert!(!done.err.contains("rounds differently"), "{}", done.err);
     // Its checkpoint has the mean of the comparable losses, and is recognized as the run's own.
     let manifest: Value = serde_json::from_str(&read(dir.checkpoint("r", 4).join("manifest.json"))).unwrap();
@@ -159,7 +163,7 @@ fn changed_settings_that_affect_training_are_reported_with_both_values() {
 #[test]
 fn a_jump_of_the_learning_rate_is_reported_before_training() {
     let dir = TestDir::new();
-    let cosine = "--set=train.lr_schedule=cosine";
+    let cosine = "--set=lr_schedule.name=cosine";
     dir.train("r", 10, 0, &[cosine]).succeeds();
     // lr (1 + cos(pi k / K)) / 2 with lr = 1e-3: k/K = 9/10 of 10 steps, 10/10, and 10/20.
     let message = "warning: the learning rate of step 11 is 5.000e-4; with the previous settings it would be 0, and step 10 had \
@@ -176,9 +180,9 @@ fn a_jump_of_the_learning_rate_is_reported_before_training() {
     assert!(!plain.err.contains("learning rate") && !plain.err.contains("note"), "{}", plain.err);
     for (name, flags) in [
         ("rate", &["--steps=21", "--lr=2e-3"][..]),
-        ("warm-up", &["--steps=21", "--set=train.warmup_steps=200"]),
+        ("warm-up", &["--steps=21", "--set=lr_schedule.warmup_steps=200"]),
         ("epochs", &["--epochs=3"]),
-        ("schedule", &["--steps=21", "--set=train.lr_schedule=constant"]),
+        ("schedule", &["--steps=21", "--set=lr_schedule.name=constant"]),
     ] {
         let done = resume(&dir, &[flags, &["--dry-run"]].concat()).succeeds();
         assert!(done.err.contains("warning: the learning rate of step 21 is "), "{name}: {}", done.err);
@@ -230,7 +234,7 @@ fn an_edited_config_follows_the_same_rules() {
         &done,
         &[
             "note: config.toml was edited: train.steps = 5 (was 3)",
-            "note: config.toml was edited: train.lr = 0.0005 (was 0.001)",
+            "note: config.toml was edited: optimizer.lr = 0.0005 (was 0.001)",
             "the learning rate of step 4 is 5.000e-4; with the previous settings it would be 1.000e-3",
         ],
     );
@@ -275,11 +279,12 @@ fn changed_settings_are_saved_only_with_a_checkpoint() {
     dir.train("r", 2, 0, &[]).succeeds();
     let before = read(dir.path("runs/r/config.toml"));
     // Fails before the next checkpoint.
-    let explode = ["--lr=10", "--set=train.optimizer=adamw", "--set=train.weight_decay=1000", "--steps=100"];
+    let explode =
+        ["--lr=10", "--set=optimizer.name=adamw", "--set=optimizer.weight_decay=1000", "--steps=100"];
     resume(&dir, &explode).fails(1, &["is not finite"]);
     assert_eq!(read(dir.path("runs/r/config.toml")), before);
     let done = resume(&dir, &["--steps=3"]).succeeds();
-    assert!(!done.err.contains("train.lr") && !done.err.contains("edited"), "{}", done.err);
+    assert!(!done.err.contains("optimizer.lr") && !done.err.contains("edited"), "{}", done.err);
     assert!(read(dir.path("runs/r/config.toml")).contains("\nsteps = 3\n"));
 }
 
@@ -378,7 +383,7 @@ fn resuming_completes_unfinished_outputs_and_removes_leftovers() {
 #[test]
 fn checkpoints_set_aside_are_removed_once_the_run_has_passed_them() {
     let dir = TestDir::new();
-    dir.train("r", 6, 2, &["--set=train.keep=5"]).succeeds();
+    dir.train("r", 6, 2, &["--set=output.keep_checkpoints=5"]).succeeds();
     let aside = |step: u64| dir.path(format!("runs/r/checkpoints/aside-step-{step:07}"));
     says(
         &resume(&dir, &["--checkpoint=2", "--steps=3"]).succeeds(),

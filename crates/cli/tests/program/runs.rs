@@ -22,8 +22,9 @@ fn runs_are_listed_with_their_state_and_broken_ones_are_named() {
     dir.train("done", 3, 0, &[]).succeeds();
     // Further steps fail.
     dir.train("failed", 2, 0, &[]).succeeds();
-    let explode = ["--lr=10", "--set=train.optimizer=adamw", "--set=train.weight_decay=1000", "--steps=100"];
-    dir.ddpm(&[&["train", "--resume", "failed", "--set=train.checkpoint_every=3"], &explode[..]].concat())
+    let explode =
+        ["--lr=10", "--set=optimizer.name=adamw", "--set=optimizer.weight_decay=1000", "--steps=100"];
+    dir.ddpm(&[&["train", "--resume", "failed", "--set=output.checkpoint_every=3"], &explode[..]].concat())
         .fails(1, &[]);
     let old = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../ddpm/tests/golden/old_run/run");
     copy(&old, &dir.path("runs/old"));

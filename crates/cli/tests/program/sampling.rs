@@ -165,7 +165,7 @@ fn a_run_with_classes_samples_the_requested_ones() {
         "--set",
         "diffusion.prediction=v",
         "--set",
-        "train.loss_weight=min-snr",
+        "loss.weighting=min-snr",
     ];
     dir.train("r", 3, 0, &settings).succeeds();
     let draw = |args: &[&str]| {

@@ -90,7 +90,7 @@ fn a_run_has_a_loss_curve_and_event_files_that_can_be_disabled() {
         let names = names(&dir.path(format!("runs/{run}")));
         names.into_iter().filter(|n| n.starts_with("events.out.tfevents.")).count()
     };
-    dir.train("r", 4, 2, &["--set=train.sample_count=2"]).succeeds();
+    dir.train("r", 4, 2, &["--set=output.sample_count=2"]).succeeds();
     let first = fs::read(dir.path("runs/r/loss.png")).unwrap();
     assert_eq!(events("r"), 1);
     dir.ddpm(&["train", "--resume", "r", "--steps", "6"]).succeeds();
@@ -100,7 +100,7 @@ fn a_run_has_a_loss_curve_and_event_files_that_can_be_disabled() {
     dir.ddpm(&["train", "--resume", "r"]).succeeds();
     assert_eq!(events("r"), 2);
 
-    dir.train("quiet", 2, 2, &["--set=train.tensorboard=false"]).succeeds();
+    dir.train("quiet", 2, 2, &["--set=output.tensorboard=false"]).succeeds();
     assert_eq!(events("quiet"), 0);
     assert!(dir.path("runs/quiet/loss.png").is_file());
 }

@@ -20,9 +20,9 @@ pub const TINY: [&str; 13] = [
     "--set=attention.time_emb_dim=16",
     "--set=attention.num_heads=2",
     "--set=train.batch_size=4",
-    "--set=train.lr=1e-3",
-    "--set=train.sample_count=0",
-    "--set=train.threads=2",
+    "--set=optimizer.lr=1e-3",
+    "--set=output.sample_count=0",
+    "--set=compute.threads=2",
 ];
 
 /// DDPM-Pytorch's `config/default.yaml`, as its repository has it; its images are in `data/train/images`.
@@ -134,7 +134,7 @@ impl TestDir {
 pub fn train(name: &str, steps: u64, every: u64, more: &[&str]) -> Vec<String> {
     let mut args: Vec<String> = ["train", "--name", name].map(str::to_owned).into();
     args.extend(TINY.map(str::to_owned));
-    args.extend([format!("--steps={steps}"), format!("--set=train.checkpoint_every={every}")]);
+    args.extend([format!("--steps={steps}"), format!("--set=output.checkpoint_every={every}")]);
     args.extend(more.iter().map(|&a| a.to_owned()));
     args
 }

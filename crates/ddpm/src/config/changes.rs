@@ -43,7 +43,7 @@ impl Difference {
     }
 }
 
-/// `train.lr = 0.001 (was 0.01)`.
+/// `optimizer.lr = 0.001 (was 0.01)`.
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} = {} (was {})", self.key(), self.now(), self.before())
@@ -128,20 +128,26 @@ mod tests {
         for (change, keys) in [
             (
                 Free,
-                &["train.threads", "train.keep", "train.checkpoint_every", "data.path", "train.device"][..],
+                &[
+                    "compute.threads",
+                    "output.keep_checkpoints",
+                    "output.checkpoint_every",
+                    "data.path",
+                    "compute.device",
+                ][..],
             ),
             (
                 Noted,
                 &[
                     "train.steps",
-                    "train.lr",
+                    "optimizer.lr",
                     "train.seed",
                     "train.batch_size",
-                    "train.loss",
-                    "train.loss_weight",
-                    "train.optimizer",
+                    "loss.name",
+                    "loss.weighting",
+                    "optimizer.name",
                     "unet2d.dropout",
-                    "train.ema_decay",
+                    "ema.decay",
                 ],
             ),
             (
@@ -168,12 +174,12 @@ mod tests {
 
     #[test]
     fn differences_have_both_values_and_can_be_applied() {
-        let a = config(&[("train.lr", "1e-3"), ("train.clip_norm", "1")]);
-        let b = config(&[("train.lr", "2e-3"), ("data.size", "20"), ("diffusion.prediction", "v")]);
+        let a = config(&[("optimizer.lr", "1e-3"), ("optimizer.clip_norm", "1")]);
+        let b = config(&[("optimizer.lr", "2e-3"), ("data.size", "20"), ("diffusion.prediction", "v")]);
         let found = a.differences(&b);
         let keys: Vec<String> = found.iter().map(Difference::key).collect();
-        assert_eq!(keys, ["data.size", "diffusion.prediction", "train.lr", "train.clip_norm"]);
-        assert_eq!(found[2].to_string(), "train.lr = 0.002 (was 0.001)");
+        assert_eq!(keys, ["data.size", "diffusion.prediction", "optimizer.lr", "optimizer.clip_norm"]);
+        assert_eq!(found[2].to_string(), "optimizer.lr = 0.002 (was 0.001)");
         assert_eq!(found[1].to_string(), "diffusion.prediction = \"v\" (was \"eps\")");
         assert_eq!(a.with_differences(&found).unwrap(), b);
         assert!(a.differences(&a).is_empty());

@@ -1,11 +1,14 @@
-//! What the settings describe: the schedule, the objective and the sampler.
+//! What the settings describe: how images are read, the schedule, the network, the objective and the sampler.
 
 use super::{Config, DiffusionConfig, SamplingConfig};
 use crate::Result;
+use crate::data::{CsvOptions, DataOptions};
+use crate::nets::Network;
 use crate::objective::{LossKind, Objective};
 use crate::sampler::{self, SamplerOptions};
 use crate::schedule::{Schedule, ScheduleOptions};
 use ddpm_engine::ops::Loss;
+use std::path::PathBuf;
 
 impl DiffusionConfig {
     /// The parameters of the noise schedule.
@@ -22,6 +25,27 @@ impl DiffusionConfig {
 }
 
 impl Config {
+    /// The options for reading the images.
+    pub fn data_options(&self) -> DataOptions {
+        let d = &self.data;
+        DataOptions {
+            size: self.image_size().map(|s| (s.height, s.width)),
+            channels: self.image_channels(),
+            on_bad_file: d.on_bad_file,
+            alpha: d.alpha,
+            resize: d.resize,
+            resize_side: d.resize_side,
+            random_crop_scale: d.random_crop_scale,
+            horizontal_flip: d.horizontal_flip,
+            csv: d.csv.as_ref().map(|path| CsvOptions {
+                path: PathBuf::from(path),
+                id_column: d.csv_id_column.clone(),
+                extension: d.csv_extension.clone(),
+                label_column: d.csv_label_column.clone(),
+            }),
+        }
+    }
+
     /// The noise schedule.
     ///
     /// # Errors
@@ -30,22 +54,27 @@ impl Config {
         Ok(self.diffusion.schedule_options().build()?)
     }
 
+    /// The network, for images with this many channels.
+    pub fn build_network(&self, channels: usize) -> Box<dyn Network> {
+        self.selected_network().build(channels, self.diffusion.learned_variance)
+    }
+
     /// The training objective.
     pub fn objective(&self) -> Objective {
-        let train = &self.train;
+        let loss = &self.loss;
         Objective {
             prediction: self.diffusion.prediction,
-            loss: match train.loss {
+            loss: match loss.name {
                 LossKind::Mse => Loss::Mse,
                 LossKind::L1 => Loss::L1,
-                LossKind::Huber => Loss::Huber { delta: train.huber_delta as f32 },
+                LossKind::Huber => Loss::Huber { delta: loss.huber_delta as f32 },
             },
-            weighting: train.loss_weight,
-            min_snr_gamma: train.min_snr_gamma,
-            p2: (train.p2_gamma, train.p2_k),
-            offset_noise: train.offset_noise,
-            input_perturbation: train.input_perturbation,
-            vlb_weight: train.vlb_weight,
+            weighting: loss.weighting,
+            min_snr_gamma: loss.min_snr_gamma,
+            p2: (loss.p2_gamma, loss.p2_k),
+            offset_noise: loss.offset_noise,
+            input_perturbation: loss.input_perturbation,
+            vlb_weight: loss.vlb_weight,
         }
     }
 }

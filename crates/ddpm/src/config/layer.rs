@@ -6,13 +6,15 @@ use serde::Deserialize;
 use toml::Value;
 use toml::de::{DeTable, DeValue};
 
+use super::keys::{self, Key};
 use super::{Config, PRESETS, RENAMED_PRESETS, SECTIONS, suggest};
 use crate::{Error, Result};
 
 /// A value for one setting.
 pub(super) struct Entry {
-    /// The section; empty for a top-level key.
+    /// The section as written, which may be that of an alias; empty for a top-level key.
     pub section: String,
+    /// The name as written.
     pub name: String,
     /// Its line in the file, from 1.
     pub line: Option<usize>,
@@ -101,38 +103,55 @@ impl Layer {
         let mut entries: Vec<Entry> = Vec::new();
         for (key, text) in pairs {
             let (section, name) = key.trim().split_once('.').unwrap_or(("", key.trim()));
-            entries.retain(|e| e.section != section || e.name != name);
-            let (section, name) = (section.to_owned(), name.to_owned());
-            entries.push(Entry { section, name, line: None, interpretations: interpretations(text) });
+            let new = Entry {
+                section: section.to_owned(),
+                name: name.to_owned(),
+                line: None,
+                interpretations: interpretations(text),
+            };
+            entries.retain(|earlier| !earlier.names_the_setting_of(&new));
+            entries.push(new);
         }
         Self { file: None, entries }
     }
 
     /// Applies the entries to `config`.
     pub fn apply(&self, config: &mut Config) -> Result<()> {
-        let duration = |name| {
-            let given = |e: &&Entry| e.section == "train" && e.name == name && !e.unsets();
-            self.entries.iter().find(given)
-        };
-        match (duration("steps"), duration("epochs")) {
-            (Some(_), Some(epochs)) => {
-                return Err(self.error(epochs, "train.steps is set too; set only one of them".into()));
+        self.check_conflicts()?;
+        for (given, replaced) in [("steps", &mut config.train.epochs), ("epochs", &mut config.train.steps)] {
+            if self.duration(given).is_some() {
+                *replaced = None;
             }
-            (Some(_), None) => config.train.epochs = None,
-            (None, Some(_)) => config.train.steps = None,
-            (None, None) => {}
         }
         for entry in &self.entries {
-            let known = SECTIONS.iter().find(|s| s.name == entry.section);
-            if !known.is_some_and(|s| s.settings.iter().any(|k| k.name == entry.name)) {
+            let Some(key) = entry.find() else {
                 let reason = if SECTIONS.iter().any(|s| entry.section.is_empty() && s.name == entry.name) {
                     "is a section, not a setting".to_owned()
                 } else {
                     suggest::no_such_setting(&entry.section, &entry.name)
                 };
                 return Err(self.error(entry, reason));
+            };
+            *config = entry.set(key, config).map_err(|reason| self.error(entry, reason))?;
+        }
+        Ok(())
+    }
+
+    /// The entry that sets `train.steps` or `train.epochs` to a number.
+    fn duration(&self, name: &str) -> Option<&Entry> {
+        self.entries.iter().find(|e| e.section == "train" && e.name == name && !e.unsets())
+    }
+
+    /// Refuses two entries that exclude each other.
+    fn check_conflicts(&self) -> Result<()> {
+        if let (Some(_), Some(epochs)) = (self.duration("steps"), self.duration("epochs")) {
+            return Err(self.error(epochs, "train.steps is set too; set only one of them".into()));
+        }
+        for (i, entry) in self.entries.iter().enumerate() {
+            if let Some(other) = self.entries[..i].iter().find(|other| other.names_the_setting_of(entry)) {
+                let reason = format!("is {} under another name; give only one of them", other.key());
+                return Err(self.error(entry, reason));
             }
-            *config = entry.set(config).map_err(|reason| self.error(entry, reason))?;
         }
         Ok(())
     }
@@ -160,15 +179,26 @@ impl Entry {
         self.interpretations.iter().any(|r| r.as_str() == Some("none"))
     }
 
-    /// `config` with this setting changed, or why the value is invalid.
-    fn set(&self, config: &Config) -> Result<Config, String> {
+    /// The setting, by its own key or an alias.
+    fn find(&self) -> Option<Key> {
+        keys::find(&self.section, &self.name)
+    }
+
+    /// Whether both name the same setting, perhaps one of them by an alias.
+    fn names_the_setting_of(&self, other: &Self) -> bool {
+        let same_key = self.section == other.section && self.name == other.name;
+        same_key || self.find().is_some_and(|key| Some(key) == other.find())
+    }
+
+    /// `config` with the setting `key` changed, or why the value is invalid.
+    fn set(&self, key: Key, config: &Config) -> Result<Config, String> {
         let table = toml::Table::try_from(config).map_err(|e| e.to_string())?;
         let with = |value: Option<Value>| {
             let mut table = table.clone();
-            if let Some(Value::Table(section)) = table.get_mut(&self.section) {
-                section.remove(&self.name);
+            if let Some(Value::Table(section)) = table.get_mut(key.section) {
+                section.remove(key.name);
                 if let Some(value) = value {
-                    section.insert(self.name.clone(), value);
+                    section.insert(key.name.to_owned(), value);
                 }
             }
             Config::deserialize(table).map_err(|e| plain(e.message()))

@@ -1,16 +1,16 @@
 //! Settings: their sources, validation and serialization.
 //!
 //! A run's settings are built in layers, each overriding the one before: the defaults, a preset, a file (TOML, or the
-//! DDPM-Pytorch tutorial's YAML), then single overrides such as `--set train.lr=1e-3`.
+//! DDPM-Pytorch tutorial's YAML), then single overrides such as `--set optimizer.lr=1e-3`.
 
 mod changes;
 mod domain;
 mod keys;
 mod layer;
 pub mod limits;
-mod networks;
 mod presets;
 mod print;
+mod sections;
 pub(crate) mod suggest;
 mod tutorial;
 mod types;
@@ -19,17 +19,16 @@ mod validate;
 use std::path::Path;
 
 pub use crate::data::OnBadFile;
+pub use crate::settings::{Change, Section, Setting};
 pub use changes::Difference;
-pub use keys::{
-    AttentionConfig, Change, Config, DataConfig, DiffusionConfig, DoubleConvConfig, NetworkConfig, SECTIONS,
-    SamplingConfig, Section, Setting, SimpleConfig, TrainConfig, Unet2dConfig,
-};
+pub use keys::{Key, aliases, find_name};
 use presets::RENAMED_PRESETS;
 pub use presets::{PRESETS, Preset};
-pub use types::{
-    ActFn, BlockType, EmaKind, LrScheduleKind, NetworkKind, OptimizerKind, Precision, ResampleKind, Size,
-    TimeScaleShift,
+pub use sections::{
+    Config, DataConfig, DiffusionConfig, EmaConfig, LossConfig, LrScheduleConfig, NetworkConfig,
+    OptimizerConfig, OutputConfig, SECTIONS, SamplingConfig, TrainConfig,
 };
+pub use types::{EmaKind, LrScheduleKind, OptimizerKind, Size};
 
 use crate::{Error, Result};
 use layer::Layer;
@@ -63,7 +62,7 @@ impl Config {
     /// The settings of `preset`, overridden by `file`, then by `overrides` in order; validated.
     ///
     /// Without a preset, a file overrides the [defaults](Config::default); without either, the first of [`PRESETS`]
-    /// is used. An override is a full key, e.g. `train.lr`, and its value as text; the text `none` unsets an optional
+    /// is used. An override is a full key, e.g. `optimizer.lr`, and its value as text; the text `none` unsets an optional
     /// setting. `train.steps` and `train.epochs` replace each other.
     ///
     /// # Errors
@@ -164,7 +163,7 @@ impl Config {
 }
 
 fn read_text(path: &Path) -> Result<String> {
-    let bytes = crate::train::storage::read(path, "read the settings", MAX_FILE)?;
+    let bytes = crate::storage::read(path, "read the settings", MAX_FILE)?;
     String::from_utf8(bytes).map_err(|_| Error::ConfigFile {
         path: path.to_owned(),
         reason: "is not text in UTF-8; settings are TOML, or the DDPM-Pytorch tutorial's YAML".into(),

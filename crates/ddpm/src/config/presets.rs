@@ -31,7 +31,9 @@ pub const PRESETS: &[Preset] = &[
             [train]
             steps = 1200
             batch_size = 32
+            [optimizer]
             lr = 2e-3
+            [output]
             sample_every = 600
             sample_steps = 150
             checkpoint_every = 600",
@@ -50,6 +52,7 @@ pub const PRESETS: &[Preset] = &[
             [train]
             steps = 20000
             batch_size = 32
+            [optimizer]
             lr = 5e-4",
     },
     Preset {
@@ -85,10 +88,12 @@ pub const PRESETS: &[Preset] = &[
             name = 'double-conv'
             [train]
             epochs = 500
+            [optimizer]
             lr = 3e-4
-            optimizer = 'adamw'
+            name = 'adamw'
             weight_decay = 0.01
-            lr_schedule = 'plateau'
+            [lr_schedule]
+            name = 'plateau'
             plateau_patience = 5
             plateau_factor = 0.5",
     },
@@ -109,8 +114,11 @@ pub const PRESETS: &[Preset] = &[
             [train]
             epochs = 100
             batch_size = 128
-            loss = 'l1'
+            [loss]
+            name = 'l1'
+            [optimizer]
             lr = 1e-3
+            [output]
             sample_every = 320
             sample_count = 16
             checkpoint_every = 640",
@@ -132,8 +140,11 @@ pub const PRESETS: &[Preset] = &[
             [train]
             epochs = 100
             batch_size = 128
-            loss = 'l1'
+            [loss]
+            name = 'l1'
+            [optimizer]
             lr = 1e-3
+            [output]
             sample_every = 490
             sample_count = 16
             checkpoint_every = 980",
@@ -154,10 +165,14 @@ pub const PRESETS: &[Preset] = &[
             [train]
             steps = 800000
             batch_size = 128
+            [optimizer]
             lr = 2e-4
-            warmup_steps = 5000
             clip_norm = 1.0
-            ema_decay = 0.9999
+            [lr_schedule]
+            warmup_steps = 5000
+            [ema]
+            decay = 0.9999
+            [output]
             sample_every = 10000
             checkpoint_every = 5000",
     },

@@ -2,19 +2,18 @@
 
 use std::fmt::Write;
 
-use super::{Config, NetworkKind, SECTIONS};
+use super::{Config, SECTIONS};
 
 impl Config {
     /// The network's name in the settings.
     pub fn network_name(&self) -> &'static str {
-        crate::nets::from_config(self, 1).name()
+        self.build_network(1).name()
     }
 
     /// Keys and values of the section of the selected network, without unset ones.
     pub fn network_settings(&self) -> Vec<(&'static str, String)> {
-        let own =
-            NetworkKind::SECTIONS.iter().find(|(kind, _)| *kind == self.network.name).map(|(_, name)| *name);
-        let sections = SECTIONS.iter().zip(self.values()).filter(|(section, _)| Some(section.name) == own);
+        let own = self.network_section();
+        let sections = SECTIONS.iter().zip(self.values()).filter(|(section, _)| section.name == own);
         let values = sections.flat_map(|(section, values)| section.settings.iter().zip(values));
         values.filter_map(|(setting, value)| Some((setting.name, value?.to_string()))).collect()
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::nets::{BlockType, NetworkKind};
 use crate::schedule::ScheduleKind;
 use std::path::PathBuf;
 
@@ -69,8 +70,8 @@ fn awkward_values_read_back_from_the_commented_toml() {
     config.data.alpha = Some(crate::data::Alpha::White);
     config.data.resize_side = Some(16);
     config.data.horizontal_flip = true;
-    config.train.adam_eps = 1e-37;
-    config.train.lr = 0.1 + 0.2;
+    config.optimizer.eps = 1e-37;
+    config.optimizer.lr = 0.1 + 0.2;
     config.train.seed = i64::MAX as u64;
     config.diffusion.beta_end = 1.0 / 3.0;
     assert_eq!(Config::from_toml(Path::new("printed"), &config.to_toml_commented()).unwrap(), config);
@@ -78,7 +79,7 @@ fn awkward_values_read_back_from_the_commented_toml() {
 
 #[test]
 fn the_commented_toml_documents_every_key() {
-    for (network, own_section) in NetworkKind::SECTIONS {
+    for &(network, own_section) in NetworkKind::SECTIONS {
         let mut config = Config::default();
         config.network.name = network;
         let text = config.to_toml_commented();
@@ -169,7 +170,7 @@ fn the_tutorials_yaml_is_accepted_unchanged() {
         expected.data.path = "data/train/images".into();
         expected.network.im_channels = Some(1);
         expected.network.im_size = Some(Size { height: 28, width: 28 });
-        expected.train.sample_count = 100;
+        expected.output.sample_count = 100;
         assert_eq!(loaded.config, expected);
         assert_eq!(loaded.config.train.epochs, Some(40));
         assert_eq!(loaded.config.attention.down_sample, [true, true, false]);
@@ -229,7 +230,7 @@ fn unknown_settings_suggest_the_nearest_known_one() {
         toml("\nbatch_size = 3"),
         "line 2: batch_size: unknown setting; did you mean train.batch_size?"
     );
-    assert_eq!(toml("[trian]\nlr = 1"), "line 2: trian.lr: unknown setting; did you mean train.lr?");
+    assert_eq!(toml("[trian]\nlr = 1"), "line 2: trian.lr: unknown setting; did you mean optimizer.lr?");
     assert_eq!(toml("[trian]\n"), "line 1: trian: unknown section; did you mean train?");
     assert_eq!(toml("[[train]]\nlr = 1"), "line 1: train: is a section, not a setting");
     assert!(
@@ -262,7 +263,7 @@ fn wrong_types_and_broken_files_are_reported_with_their_line() {
     );
     assert!(
         toml("[train]\noptimizer = 'sgd'")
-            .contains("train.optimizer: unknown variant `sgd`, expected `adam` or `adamw`")
+            .contains("optimizer.name: unknown variant `sgd`, expected `adam` or `adamw`")
     );
     assert!(
         toml("[data]\nsize = [1, 2, 3]")
@@ -281,9 +282,10 @@ fn wrong_types_and_broken_files_are_reported_with_their_line() {
 #[test]
 fn later_sources_override_earlier_ones() {
     let (_folder, path) = file("a.toml", "[train]\nlr = 0.5\nbatch_size = 16\nepochs = 3\n");
-    let overrides = [("train.lr".to_owned(), "0.25".to_owned()), ("train.lr".to_owned(), "0.125".to_owned())];
+    let overrides =
+        [("optimizer.lr".to_owned(), "0.25".to_owned()), ("optimizer.lr".to_owned(), "0.125".to_owned())];
     let config = Config::load(Some("digits"), Some(&path), &overrides).unwrap();
-    assert_eq!((config.train.lr, config.train.batch_size), (0.125, 16));
+    assert_eq!((config.optimizer.lr, config.train.batch_size), (0.125, 16));
     let preset = Config::load(Some("digits"), None, &[]).unwrap();
     assert_ne!(preset.attention, Config::default().attention);
     assert_eq!(config.attention, preset.attention);
@@ -309,13 +311,13 @@ fn overrides_are_toml_or_plain_text() {
         ("attention.down_channels", "[32, 64]"),
         ("attention.mid_channels", "64,32"),
         ("attention.down_sample", "[true]"),
-        ("train.optimizer", "adamw"),
+        ("optimizer.name", "adamw"),
     ])
     .unwrap();
     assert_eq!(config.data.path, "some/folder, with comma");
     assert_eq!(config.data.size, Some(Size { height: 16, width: 24 }));
     assert_eq!((config.attention.down_channels, config.attention.mid_channels), (vec![32, 64], vec![64, 32]));
-    assert_eq!(config.train.optimizer, OptimizerKind::AdamW);
+    assert_eq!(config.optimizer.name, OptimizerKind::AdamW);
     assert_eq!(set(&[("data.path", "2024")]).unwrap().data.path, "2024");
     assert_eq!(set(&[("data.path", "none")]).unwrap().data.path, "none");
     assert_eq!(set(&[("data.size", "28"), ("data.size", "none")]).unwrap().data.size, None);
@@ -345,8 +347,8 @@ fn values_out_of_range_are_errors_with_the_key_and_a_remedy() {
         ("diffusion.timesteps", "0", "diffusion.timesteps: 0 is out of range"),
         ("diffusion.beta_start", "0", "diffusion.beta_start: 0 is out of range"),
         ("diffusion.beta_start", "1e-17", "diffusion.beta_start: "),
-        ("train.adam_eps", "1e-46", "train.adam_eps: "),
-        ("train.huber_delta", "1e-46", "train.huber_delta: "),
+        ("optimizer.eps", "1e-46", "optimizer.eps: "),
+        ("loss.huber_delta", "1e-46", "loss.huber_delta: "),
         (
             "diffusion.beta_start",
             "0.5",
@@ -367,46 +369,46 @@ fn values_out_of_range_are_errors_with_the_key_and_a_remedy() {
         ("attention.down_sample", "[true, true]", "attention.down_sample: has 2 entries; give 3"),
         ("attention.time_emb_dim", "127", "attention.time_emb_dim: is odd"),
         ("train.batch_size", "0", "train.batch_size: 0 is out of range"),
-        ("train.lr", "0", "train.lr: 0 is out of range"),
-        ("train.lr", "nan", "train.lr: NaN is out of range"),
-        ("train.beta2", "1", "train.beta2: 1 is out of range"),
-        ("train.adam_eps", "0", "train.adam_eps: 0 is out of range"),
-        ("train.weight_decay", "-1", "train.weight_decay: -1 is out of range"),
-        ("train.weight_decay", "inf", "train.weight_decay: inf is out of range"),
+        ("optimizer.lr", "0", "optimizer.lr: 0 is out of range"),
+        ("optimizer.lr", "nan", "optimizer.lr: NaN is out of range"),
+        ("optimizer.beta2", "1", "optimizer.beta2: 1 is out of range"),
+        ("optimizer.eps", "0", "optimizer.eps: 0 is out of range"),
+        ("optimizer.weight_decay", "-1", "optimizer.weight_decay: -1 is out of range"),
+        ("optimizer.weight_decay", "inf", "optimizer.weight_decay: inf is out of range"),
         ("train.accumulate", "0", "train.accumulate: 0 is out of range"),
-        ("train.loss", "l2", "train.loss: unknown variant `l2`, expected one of `mse`, `l1`, `huber`"),
-        ("train.huber_delta", "0", "train.huber_delta: 0 is out of range"),
-        ("train.lr_min", "1", "train.lr_min: 1 is out of range; give 0 to 0.0001"),
-        ("train.plateau_factor", "1", "train.plateau_factor: 1 is out of range"),
-        ("train.plateau_threshold", "-1", "train.plateau_threshold: -1 is out of range"),
-        ("train.clip_norm", "-1", "train.clip_norm: -1 is out of range"),
-        ("train.clip_norm", "nan", "train.clip_norm: NaN is out of range"),
-        ("train.ema_decay", "1", "train.ema_decay: 1 is out of range"),
+        ("loss.name", "l2", "loss.name: unknown variant `l2`, expected one of `mse`, `l1`, `huber`"),
+        ("loss.huber_delta", "0", "loss.huber_delta: 0 is out of range"),
+        ("lr_schedule.min_lr", "1", "lr_schedule.min_lr: 1 is out of range; give 0 to 0.0001"),
+        ("lr_schedule.plateau_factor", "1", "lr_schedule.plateau_factor: 1 is out of range"),
+        ("lr_schedule.plateau_threshold", "-1", "lr_schedule.plateau_threshold: -1 is out of range"),
+        ("optimizer.clip_norm", "-1", "optimizer.clip_norm: -1 is out of range"),
+        ("optimizer.clip_norm", "nan", "optimizer.clip_norm: NaN is out of range"),
+        ("ema.decay", "1", "ema.decay: 1 is out of range"),
         (
-            "train.ema",
+            "ema.schedule",
             "slow",
-            "train.ema: unknown variant `slow`, expected one of `warm-up`, `fixed`, `half-life`",
+            "ema.schedule: unknown variant `slow`, expected one of `warm-up`, `fixed`, `half-life`",
         ),
-        ("train.ema_half_life", "0", "train.ema_half_life: 0 is out of range"),
+        ("ema.half_life", "0", "ema.half_life: 0 is out of range"),
         (
             "diffusion.prediction",
             "x",
             "diffusion.prediction: unknown variant `x`, expected one of `eps`, `x0`, `v`",
         ),
         (
-            "train.loss_weight",
+            "loss.weighting",
             "snr",
-            "train.loss_weight: unknown variant `snr`, expected one of `plain`, `min-snr`",
+            "loss.weighting: unknown variant `snr`, expected one of `plain`, `min-snr`",
         ),
-        ("train.min_snr_gamma", "0", "train.min_snr_gamma: 0 is out of range"),
-        ("train.p2_k", "nan", "train.p2_k: NaN is out of range"),
-        ("train.p2_gamma", "-1", "train.p2_gamma: -1 is out of range"),
-        ("train.offset_noise", "-0.1", "train.offset_noise: -0.1 is out of range"),
-        ("train.input_perturbation", "nan", "train.input_perturbation: NaN is out of range"),
+        ("loss.min_snr_gamma", "0", "loss.min_snr_gamma: 0 is out of range"),
+        ("loss.p2_k", "nan", "loss.p2_k: NaN is out of range"),
+        ("loss.p2_gamma", "-1", "loss.p2_gamma: -1 is out of range"),
+        ("loss.offset_noise", "-0.1", "loss.offset_noise: -0.1 is out of range"),
+        ("loss.input_perturbation", "nan", "loss.input_perturbation: NaN is out of range"),
         ("train.label_dropout", "1.5", "train.label_dropout: 1.5 is out of range"),
         ("attention.num_class_embeds", "0", "attention.num_class_embeds: 0 is out of range"),
         ("train.steps", "4294967296", "train.steps: 4294967296 is out of range"),
-        ("train.keep", "1", "train.keep: 1 is out of range"),
+        ("output.keep_checkpoints", "1", "output.keep_checkpoints: 1 is out of range"),
     ] {
         let message = set_error(key, value);
         assert!(message.starts_with(expected), "{key} = {value}: {message}");
@@ -415,24 +417,24 @@ fn values_out_of_range_are_errors_with_the_key_and_a_remedy() {
     assert!(
         one.unwrap_err().to_string().starts_with("diffusion.zero_terminal_snr: needs at least 2 timesteps")
     );
-    let infinite = [("diffusion.zero_terminal_snr", "true"), ("train.loss_weight", "snr-truncated")];
+    let infinite = [("diffusion.zero_terminal_snr", "true"), ("loss.weighting", "snr-truncated")];
     assert!(
         set(&infinite)
             .unwrap_err()
             .to_string()
-            .starts_with("train.loss_weight: \"snr-truncated\" with prediction = eps is infinite")
+            .starts_with("loss.weighting: \"snr-truncated\" with prediction = eps is infinite")
     );
     assert!(set(&[infinite[0], infinite[1], ("diffusion.prediction", "v")]).is_ok());
     // Without zero_terminal_snr too: after so many steps no signal is left either.
-    let long = [("diffusion.timesteps", "20000"), ("train.loss_weight", "snr-truncated")];
+    let long = [("diffusion.timesteps", "20000"), ("loss.weighting", "snr-truncated")];
     let message = set(&long).unwrap_err().to_string();
     assert!(
-        message.starts_with("train.loss_weight: \"snr-truncated\" with prediction = eps is infinite"),
+        message.starts_with("loss.weighting: \"snr-truncated\" with prediction = eps is infinite"),
         "{message}"
     );
     assert!(set(&[long[0], long[1], ("diffusion.prediction", "x0")]).is_ok());
-    let steep = [("train.loss_weight", "p2"), ("train.p2_k", "0.01"), ("train.p2_gamma", "100")];
-    assert!(set(&steep).unwrap_err().to_string().starts_with("train.loss_weight: is infinite at t = "));
+    let steep = [("loss.weighting", "p2"), ("loss.p2_k", "0.01"), ("loss.p2_gamma", "100")];
+    assert!(set(&steep).unwrap_err().to_string().starts_with("loss.weighting: is infinite at t = "));
     let many = set(&[("train.steps", "1e9"), ("train.accumulate", "5")]).unwrap_err().to_string();
     assert!(
         many.starts_with("train.accumulate: 5 is out of range: a run has at most 4294967295 micro-batches")

@@ -40,9 +40,9 @@ const MEANING: &[(&str, &str, Means)] = &[
     ("train_params", "task_name", RunName),
     ("train_params", "batch_size", Setting("train", "batch_size")),
     ("train_params", "num_epochs", Setting("train", "epochs")),
-    ("train_params", "num_samples", Setting("train", "sample_count")),
+    ("train_params", "num_samples", Setting("output", "sample_count")),
     ("train_params", "num_grid_rows", Ignored("the layout of sample sheets is automatic")),
-    ("train_params", "lr", Setting("train", "lr")),
+    ("train_params", "lr", Setting("optimizer", "lr")),
     ("train_params", "ckpt_name", Ignored("checkpoints are written to the run's folder")),
 ];
 

@@ -1,59 +1,25 @@
 //! Validation of settings.
 
-use std::fmt::Display;
-
-use super::{Config, EmaKind, Size, limits, networks};
+use super::{
+    Config, EmaConfig, EmaKind, LossConfig, LrScheduleConfig, OptimizerConfig, OutputConfig, Size,
+    TrainConfig, limits,
+};
 use crate::model::fitting_sizes;
 use crate::objective::Weighting;
+use crate::power_ema;
 use crate::process::Prediction;
 use crate::sampler::Variance;
 use crate::schedule::{MIN_BETA, Schedule};
-use crate::train::posthoc;
-use crate::{Error, Result, nets};
+use crate::settings::check::{above_zero, below_one, refuse, within};
+use crate::{Error, Result};
 
 /// Maximum side of an image, in pixels.
 const MAX_SIDE: usize = 4096;
-
-pub(super) fn refuse<T>(key: &str, reason: impl Into<String>) -> Result<T> {
-    Err(Error::Config { key: key.into(), reason: reason.into() })
-}
-
-pub(super) fn within<T: PartialOrd + Display>(key: &str, value: T, low: T, high: T) -> Result<()> {
-    if value >= low && value <= high {
-        Ok(())
-    } else {
-        refuse(key, format!("{value} is out of range; give {low} to {high}"))
-    }
-}
 
 fn within_size(key: &str, size: Option<Size>) -> Result<()> {
     let Some(size) = size else { return Ok(()) };
     within(key, size.height, 1, MAX_SIDE)?;
     within(key, size.width, 1, MAX_SIDE)
-}
-
-/// Whether `value` is above 0, even as the f32 that is computed with, and at most `max`.
-pub(super) fn positive(value: f64, max: f64) -> bool {
-    value >= f64::from(f32::MIN_POSITIVE) && value <= max
-}
-
-/// Checks that `value` is [`positive`].
-fn above_zero(key: &str, value: f64, max: f64, usual: impl Display) -> Result<()> {
-    match positive(value, max) {
-        true => Ok(()),
-        false => refuse(
-            key,
-            format!("{value} is out of range; give a number above 0 and at most {max}; {usual} is usual"),
-        ),
-    }
-}
-
-/// Checks that `value` is in [0, 1).
-pub(super) fn decay(key: &str, value: f64) -> Result<()> {
-    match (0.0..1.0).contains(&value) {
-        true => Ok(()),
-        false => refuse(key, format!("{value} is out of range; give a number of at least 0 and less than 1")),
-    }
 }
 
 impl Config {
@@ -65,7 +31,14 @@ impl Config {
         self.validate_data()?;
         self.validate_diffusion()?;
         self.validate_network()?;
-        self.validate_train()
+        self.train.validate()?;
+        self.loss.validate()?;
+        self.validate_weights()?;
+        self.optimizer.validate()?;
+        self.lr_schedule.validate(self.optimizer.lr)?;
+        self.ema.validate()?;
+        within("compute.threads", self.compute.threads, 0, limits::THREADS)?;
+        self.output.validate()
     }
 
     fn validate_data(&self) -> Result<()> {
@@ -156,23 +129,23 @@ impl Config {
         let Ok(schedule) = self.schedule() else { return Ok(()) };
         let weights = self.objective().weights(&schedule).unwrap_or_default();
         let Some(t) = weights.iter().position(|w| !w.is_finite()) else { return Ok(()) };
-        let reason = match self.train.loss_weight {
+        let reason = match self.loss.weighting {
             Weighting::SnrTruncated => format!(
                 "\"snr-truncated\" with prediction = eps is infinite where almost no signal is left, here from t = {t} on; \
                  use diffusion.prediction = v or x0, or another loss weight"
             ),
             _ => format!(
-                "is infinite at t = {t}; set train.p2_gamma and train.p2_k closer to 1, or use another loss weight"
+                "is infinite at t = {t}; set loss.p2_gamma and loss.p2_k closer to 1, or use another loss weight"
             ),
         };
-        refuse("train.loss_weight", reason)
+        refuse("loss.weighting", reason)
     }
 
     fn validate_network(&self) -> Result<()> {
         let network = &self.network;
         network.im_channels.map_or(Ok(()), |c| within("network.im_channels", c, 1, 4))?;
         within_size("network.im_size", network.im_size)?;
-        networks::validate(self)?;
+        self.selected_network().validate()?;
         self.validate_fit()
     }
 
@@ -193,7 +166,7 @@ impl Config {
                 format!("is {ours} but data.size is {theirs}; make them equal or leave this one unset");
             return refuse("network.im_size", reason);
         }
-        let factor = nets::from_config(self, 1).size_factor();
+        let factor = self.build_network(1).size_factor();
         if let Some(Size { height, width }) = self.image_size()
             && (height % factor != 0 || width % factor != 0)
         {
@@ -201,45 +174,20 @@ impl Config {
             let reason = format!(
                 "{height}x{width} cannot be halved {} times, as {} requires; use {}, or fewer halvings",
                 factor.trailing_zeros(),
-                networks::halving_key(network.name),
+                self.selected_network().halving_key(),
                 fitting_sizes(height, width, factor)
             );
             return refuse(key, reason);
         }
         Ok(())
     }
+}
 
-    /// Checks the additional averages of the weights.
-    fn validate_averages(&self) -> Result<()> {
-        // Each takes as much memory as the weights.
-        const MAX_AVERAGES: usize = 8;
-        let train = &self.train;
-        train.ema_decays.iter().try_for_each(|&d| decay("train.ema_decays", d))?;
-        if !train.ema_decays.is_empty() && train.ema == EmaKind::HalfLife {
-            let reason = "have no effect with train.ema = half-life; remove them, or use warm-up or fixed";
-            return refuse("train.ema_decays", reason);
-        }
-        for &width in &train.power_ema {
-            posthoc::gamma(width).map_err(|e| match e {
-                Error::Config { reason, .. } => Error::Config { key: "train.power_ema".into(), reason },
-                other => other,
-            })?;
-        }
-        for (key, all) in [("train.ema_decays", &train.ema_decays), ("train.power_ema", &train.power_ema)] {
-            within(key, all.len(), 0, MAX_AVERAGES)?;
-            if let Some(twice) = all.iter().enumerate().find(|(i, x)| all[..*i].contains(x)) {
-                return refuse(key, format!("lists {} twice", twice.1));
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_train(&self) -> Result<()> {
-        let train = &self.train;
-        const MAX_STEPS: u64 = limits::STEPS;
-        match (train.steps, train.epochs) {
-            (Some(steps), None) => within("train.steps", steps, 1, MAX_STEPS)?,
-            (None, Some(epochs)) => within("train.epochs", epochs, 1, MAX_STEPS)?,
+impl TrainConfig {
+    fn validate(&self) -> Result<()> {
+        match (self.steps, self.epochs) {
+            (Some(steps), None) => within("train.steps", steps, 1, limits::STEPS)?,
+            (None, Some(epochs)) => within("train.epochs", epochs, 1, limits::STEPS)?,
             (Some(_), Some(_)) => {
                 return refuse("train.steps", "train.epochs is set too; set only one of them");
             }
@@ -247,64 +195,105 @@ impl Config {
                 return refuse("train.steps", "neither this nor train.epochs is set; set one of them");
             }
         }
-        within("train.batch_size", train.batch_size, 1, limits::BATCH_SIZE)?;
-        within("train.accumulate", train.accumulate, 1, 1 << 16)?;
-        if let Some(steps) = train.steps
-            && steps.saturating_mul(train.accumulate as u64) > MAX_STEPS
+        within("train.batch_size", self.batch_size, 1, limits::BATCH_SIZE)?;
+        within("train.accumulate", self.accumulate, 1, 1 << 16)?;
+        if let Some(steps) = self.steps
+            && steps.saturating_mul(self.accumulate as u64) > limits::STEPS
         {
             let reason = format!(
-                "{} is out of range: a run has at most {MAX_STEPS} micro-batches, and train.steps is {steps}",
-                train.accumulate
+                "{} is out of range: a run has at most {} micro-batches, and train.steps is {steps}",
+                self.accumulate,
+                limits::STEPS
             );
             return refuse("train.accumulate", reason);
         }
-        above_zero("train.huber_delta", train.huber_delta, 1e3, 1)?;
+        within("train.label_dropout", self.label_dropout, 0.0, 1.0)?;
+        if i64::try_from(self.seed).is_err() {
+            return refuse("train.seed", format!("{} is out of range; give 0 to {}", self.seed, i64::MAX));
+        }
+        Ok(())
+    }
+}
+
+impl LossConfig {
+    fn validate(&self) -> Result<()> {
+        above_zero("loss.huber_delta", self.huber_delta, 1e3, 1)?;
         for (key, value, usual) in [
-            ("train.min_snr_gamma", train.min_snr_gamma, 5),
-            ("train.p2_gamma", train.p2_gamma, 1),
-            ("train.p2_k", train.p2_k, 1),
-            ("train.ema_half_life", train.ema_half_life, 500_000),
+            ("loss.min_snr_gamma", self.min_snr_gamma, 5),
+            ("loss.p2_gamma", self.p2_gamma, 1),
+            ("loss.p2_k", self.p2_k, 1),
         ] {
             above_zero(key, value, 1e12, usual)?;
         }
-        self.validate_weights()?;
-        within("train.label_dropout", train.label_dropout, 0.0, 1.0)?;
-        within("train.vlb_weight", train.vlb_weight, 0.0, 1e3)?;
-        within("train.offset_noise", train.offset_noise, 0.0, 10.0)?;
-        within("train.input_perturbation", train.input_perturbation, 0.0, 10.0)?;
-        if !(train.lr > 0.0 && train.lr <= limits::LR) {
+        within("loss.vlb_weight", self.vlb_weight, 0.0, 1e3)?;
+        within("loss.offset_noise", self.offset_noise, 0.0, 10.0)?;
+        within("loss.input_perturbation", self.input_perturbation, 0.0, 10.0)
+    }
+}
+
+impl OptimizerConfig {
+    fn validate(&self) -> Result<()> {
+        if !(self.lr > 0.0 && self.lr <= limits::LR) {
             // A rate that underflows in f32 is allowed: it trains nothing.
-            return above_zero("train.lr", train.lr, limits::LR, "1e-4");
+            return above_zero("optimizer.lr", self.lr, limits::LR, "1e-4");
         }
-        within("train.warmup_steps", train.warmup_steps, 0, MAX_STEPS)?;
-        within("train.lr_min", train.lr_min, 0.0, train.lr)?;
-        within("train.plateau_patience", train.plateau_patience, 0, MAX_STEPS)?;
-        if !(train.plateau_factor > 0.0 && train.plateau_factor < 1.0) {
+        below_one("optimizer.beta1", self.beta1)?;
+        below_one("optimizer.beta2", self.beta2)?;
+        above_zero("optimizer.eps", self.eps, 1.0, "1e-8")?;
+        within("optimizer.weight_decay", self.weight_decay, 0.0, 1e3)?;
+        within("optimizer.clip_norm", self.clip_norm, 0.0, 1e9)
+    }
+}
+
+impl LrScheduleConfig {
+    /// `lr` is the base learning rate.
+    fn validate(&self, lr: f64) -> Result<()> {
+        within("lr_schedule.warmup_steps", self.warmup_steps, 0, limits::STEPS)?;
+        within("lr_schedule.min_lr", self.min_lr, 0.0, lr)?;
+        within("lr_schedule.plateau_patience", self.plateau_patience, 0, limits::STEPS)?;
+        if !(self.plateau_factor > 0.0 && self.plateau_factor < 1.0) {
             let reason =
-                format!("{} is out of range; give a number between 0 and 1, e.g. 0.5", train.plateau_factor);
-            return refuse("train.plateau_factor", reason);
+                format!("{} is out of range; give a number between 0 and 1, e.g. 0.5", self.plateau_factor);
+            return refuse("lr_schedule.plateau_factor", reason);
         }
-        decay("train.plateau_threshold", train.plateau_threshold)?;
-        decay("train.beta1", train.beta1)?;
-        decay("train.beta2", train.beta2)?;
-        above_zero("train.adam_eps", train.adam_eps, 1.0, "1e-8")?;
-        within("train.weight_decay", train.weight_decay, 0.0, 1e3)?;
-        within("train.clip_norm", train.clip_norm, 0.0, 1e9)?;
-        decay("train.ema_decay", train.ema_decay)?;
-        self.validate_averages()?;
-        if i64::try_from(train.seed).is_err() {
-            return refuse("train.seed", format!("{} is out of range; give 0 to {}", train.seed, i64::MAX));
+        below_one("lr_schedule.plateau_threshold", self.plateau_threshold)
+    }
+}
+
+impl EmaConfig {
+    fn validate(&self) -> Result<()> {
+        // Each takes as much memory as the weights.
+        const MAX_AVERAGES: usize = 8;
+        above_zero("ema.half_life", self.half_life, 1e12, 500_000)?;
+        below_one("ema.decay", self.decay)?;
+        self.extra_decays.iter().try_for_each(|&d| below_one("ema.extra_decays", d))?;
+        if !self.extra_decays.is_empty() && self.schedule == EmaKind::HalfLife {
+            let reason = "have no effect with ema.schedule = half-life; remove them, or use warm-up or fixed";
+            return refuse("ema.extra_decays", reason);
         }
-        within("train.threads", train.threads, 0, limits::THREADS)?;
-        within("train.sample_count", train.sample_count, 0, 1 << 16)?;
-        within("train.sample_steps", train.sample_steps, 0, limits::TIMESTEPS)?;
-        for (key, every) in [
-            ("train.sample_every", train.sample_every),
-            ("train.checkpoint_every", train.checkpoint_every),
-            ("train.snapshot_every", train.snapshot_every),
-        ] {
-            within(key, every, 0, MAX_STEPS)?;
+        for &width in &self.power_widths {
+            power_ema::gamma(width).map_err(|e| match e {
+                Error::Config { reason, .. } => Error::Config { key: "ema.power_widths".into(), reason },
+                other => other,
+            })?;
         }
-        within("train.keep", train.keep, 2, 1_000_000)
+        for (key, all) in [("ema.extra_decays", &self.extra_decays), ("ema.power_widths", &self.power_widths)]
+        {
+            within(key, all.len(), 0, MAX_AVERAGES)?;
+            if let Some(twice) = all.iter().enumerate().find(|(i, x)| all[..*i].contains(x)) {
+                return refuse(key, format!("lists {} twice", twice.1));
+            }
+        }
+        within("ema.snapshot_every", self.snapshot_every, 0, limits::STEPS)
+    }
+}
+
+impl OutputConfig {
+    fn validate(&self) -> Result<()> {
+        within("output.sample_count", self.sample_count, 0, 1 << 16)?;
+        within("output.sample_steps", self.sample_steps, 0, limits::TIMESTEPS)?;
+        within("output.sample_every", self.sample_every, 0, limits::STEPS)?;
+        within("output.checkpoint_every", self.checkpoint_every, 0, limits::STEPS)?;
+        within("output.keep_checkpoints", self.keep_checkpoints, 2, 1_000_000)
     }
 }

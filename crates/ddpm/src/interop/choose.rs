@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::detect::{SIGNATURES, is_buffer, is_plausible};
 use super::roles::{Role, is_averaged, role};
 use super::state_dicts::{FileContents, StateDict, TensorEntry};
-use crate::config::NetworkKind;
+use crate::nets::NetworkKind;
 
 /// Maximum number of sets of weights in a file.
 const MAX_CANDIDATES: usize = 32;

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 
 use super::choose::Candidate;
-use crate::config::{
-    BlockType, Config, NetworkKind, ResampleKind, SimpleConfig, TimeScaleShift, Unet2dConfig,
-};
+use crate::config::Config;
+use crate::nets::{BlockType, NetworkKind, ResampleKind, SimpleConfig, TimeScaleShift, Unet2dConfig};
 
 /// Maximum number of stages or layers counted; the settings allow fewer.
 const MAX_LAYERS: usize = 100;

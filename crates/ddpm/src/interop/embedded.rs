@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::UNKNOWN_DATA;
-use crate::config::{Config, DataConfig, TrainConfig};
+use crate::config::{Config, DataConfig};
+use crate::hardware::ComputeConfig;
 use crate::train::checkpoint::Manifest;
 
 /// Keys in a safetensors file's metadata.
@@ -41,13 +42,13 @@ pub(crate) struct EmbeddedSettings {
 /// The settings without machine-specific values.
 fn portable(config: &Config) -> Config {
     let mut config = config.clone();
-    let (data, train) = (DataConfig::default(), TrainConfig::default());
+    let (data, compute) = (DataConfig::default(), ComputeConfig::default());
     config.data.path = UNKNOWN_DATA.to_owned();
     config.data.csv = data.csv;
     config.data.csv_id_column = data.csv_id_column;
     config.data.csv_extension = data.csv_extension;
     config.data.csv_label_column = data.csv_label_column;
-    (config.train.device, config.train.threads) = (train.device, train.threads);
+    (config.compute.device, config.compute.threads) = (compute.device, compute.threads);
     config
 }
 

@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use super::embedded::EmbeddedTexts;
 use super::{diffusers, torch};
-use crate::config::{Config, NetworkKind, Size};
+use crate::config::{Config, Size};
 use crate::nets;
+use crate::nets::NetworkKind;
 use crate::output::{self, FileKind};
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
@@ -92,7 +93,7 @@ pub fn export_over(
         return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
     }
     // In the order of state_dict().
-    let (mut order, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
+    let (mut order, states) = nets::tensors_of(&*config.build_network(channels))?;
     order.extend(states);
     checkpoint::check_fits(&order, &weights, &origin)?;
     let place: HashMap<_, _> = order.iter().enumerate().map(|(i, t)| (t.0.as_str(), i)).collect();

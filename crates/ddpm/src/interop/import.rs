@@ -11,7 +11,8 @@ use super::file::{Content, Parts};
 use super::roles::Role;
 use super::source::{CheckpointSource, read_all, read_classes, refuse};
 use super::state_dicts::TensorEntry;
-use crate::config::{Config, NetworkKind, Size};
+use crate::config::{Config, Size};
+use crate::nets::NetworkKind;
 use crate::nets::{self, Shapes};
 use crate::text::shown;
 use crate::train::checkpoint::{
@@ -105,7 +106,7 @@ pub fn read_settings(unet: (&Path, &[u8]), scheduler: (&Path, &[u8])) -> Result<
     config.diffusion.learned_variance = read.learned_variance;
     config.network.im_channels = Some(read.channels);
     config.validate()?;
-    let (parameters, _) = nets::tensors_of(&*nets::from_config(&config, read.channels))?;
+    let (parameters, _) = nets::tensors_of(&*config.build_network(read.channels))?;
     Ok((config, parameters))
 }
 
@@ -157,7 +158,7 @@ fn from_bytes(source: CheckpointSource, bytes: &[Vec<u8>], options: &ImportOptio
 
     let Resolved { config, channels, assumed } =
         resolve_settings(&source, chosen, embedded, options, &mut notes)?;
-    let (mut expected, states) = nets::tensors_of(&*nets::from_config(&config, channels))?;
+    let (mut expected, states) = nets::tensors_of(&*config.build_network(channels))?;
     let parameters = expected.iter().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum();
     expected.extend(states);
     let (weights, more) = load_tensors(path, &file, chosen, &expected)?;
@@ -174,7 +175,7 @@ fn from_bytes(source: CheckpointSource, bytes: &[Vec<u8>], options: &ImportOptio
             choose::describe_skipped(&file.found.unsupported, 0)
         ));
     }
-    let known = nets::from_config(&config, channels).classes().unwrap_or(0);
+    let known = config.build_network(channels).classes().unwrap_or(0);
     if !classes.is_empty() && classes.len() != known {
         notes.push(format!(
             "the file names {} classes but the network has {known}: the names are ignored",
@@ -315,7 +316,7 @@ fn resolve_settings(
     (config.network.im_channels, config.data.channels) = (Some(channels), Some(channels));
     config.data.path = UNKNOWN_DATA.to_owned();
     // Assume training without label dropout, as is usual: unconditional predictions of such a network are meaningless.
-    if !is_embedded && nets::from_config(&config, channels).classes().is_some() {
+    if !is_embedded && config.build_network(channels).classes().is_some() {
         config.train.label_dropout = 0.0;
         assumed.push(Assumed::new("train.label_dropout", 0));
     }

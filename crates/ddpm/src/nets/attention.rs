@@ -2,16 +2,100 @@
 //! self-attention over the pixels; 10,188,081 parameters at its defaults.
 
 use super::blocks::{self, ConvLayer};
-use super::{Builder, Inputs, Network};
-use crate::config::AttentionConfig;
+use super::check::{classes, divisible, embedding, num_entries};
+use super::{Builder, Inputs, Network, NetworkSettings};
 use crate::error::Result;
+use crate::settings::{
+    check::{refuse, within},
+    section,
+};
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::SinusoidalEmbedding;
 
 /// Groups of every normalisation.
-pub(crate) const GROUPS: usize = 8;
+const GROUPS: usize = 8;
 /// Channels after the last block.
-pub(crate) const LAST_CHANNELS: usize = 16;
+const LAST_CHANNELS: usize = 16;
+
+section! {
+    /// The network "attention": the DDPM-Pytorch tutorial's U-Net.
+    pub struct AttentionConfig {
+        /// Channels at the input and after each down block; each divisible by 8 and by num_heads.
+        breaking down_channels: Vec<usize> = vec![32, 64, 128, 256],
+        /// Channels at the input of the middle and after each middle block; starts with the last entry of down_channels and ends with the second to last.
+        breaking mid_channels: Vec<usize> = vec![256, 256, 128],
+        /// Whether each down block halves the resolution; one entry fewer than down_channels.
+        breaking down_sample: Vec<bool> = vec![true, true, false],
+        /// Dimension of the timestep embedding; even.
+        breaking time_emb_dim: usize = 128,
+        /// Residual layers in each down block.
+        breaking num_down_layers: usize = 2,
+        /// Pairs of attention and residual layers in each middle block.
+        breaking num_mid_layers: usize = 2,
+        /// Residual layers in each up block.
+        breaking num_up_layers: usize = 2,
+        /// Attention heads: 1, 2, 4, 8 or 16.
+        breaking num_heads: usize = 4,
+        /// Number of classes of a class-conditional network; unset: unconditional.
+        breaking num_class_embeds: Option<usize> = None,
+    }
+}
+
+impl NetworkSettings for AttentionConfig {
+    fn validate(&self) -> Result<()> {
+        let (down, mid, heads) = (&self.down_channels, &self.mid_channels, self.num_heads);
+        if heads == 0 || !LAST_CHANNELS.is_multiple_of(heads) {
+            let reason = format!(
+                "{heads} heads do not divide the {LAST_CHANNELS} channels of the last block; give 1, 2, 4, 8 or 16"
+            );
+            return refuse("attention.num_heads", reason);
+        }
+        let unit = GROUPS.max(heads);
+        let why = format!("the normalisation's {GROUPS} groups, {heads} heads");
+        for (key, list) in [("attention.down_channels", down), ("attention.mid_channels", mid)] {
+            num_entries(key, list.len(), 2)?;
+            for &channels in list {
+                divisible(key, channels, unit, &why)?;
+            }
+        }
+        if self.down_sample.len() != down.len() - 1 {
+            let reason = format!(
+                "has {} entries; give {}, one fewer than attention.down_channels",
+                self.down_sample.len(),
+                down.len() - 1
+            );
+            return refuse("attention.down_sample", reason);
+        }
+        let (first, last) = (down[down.len() - 1], down[down.len() - 2]);
+        if mid[0] != first {
+            let reason = format!(
+                "starts with {}; it must start with the last entry of down_channels, {first}",
+                mid[0]
+            );
+            return refuse("attention.mid_channels", reason);
+        }
+        if mid[mid.len() - 1] != last {
+            let end = mid[mid.len() - 1];
+            let reason = format!(
+                "ends with {end}; it must end with the second-to-last entry of down_channels, {last}"
+            );
+            return refuse("attention.mid_channels", reason);
+        }
+        embedding("attention.time_emb_dim", self.time_emb_dim, 2)?;
+        within("attention.num_down_layers", self.num_down_layers, 1, 64)?;
+        within("attention.num_mid_layers", self.num_mid_layers, 1, 64)?;
+        within("attention.num_up_layers", self.num_up_layers, 1, 64)?;
+        classes("attention.num_class_embeds", self.num_class_embeds)
+    }
+
+    fn halving_key(&self) -> &'static str {
+        "attention.down_sample"
+    }
+
+    fn build(&self, channels: usize, learned_variance: bool) -> Box<dyn Network> {
+        Box::new(AttentionUnet { channels, learned_variance, config: self.clone() })
+    }
+}
 
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]

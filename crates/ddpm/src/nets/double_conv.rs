@@ -2,11 +2,48 @@
 //! attention with a small MLP after each level; 23,563,011 parameters for RGB images.
 
 use super::blocks::ConvLayer;
-use super::{Builder, Inputs, Network, blocks};
-use crate::config::DoubleConvConfig;
+use super::check::{MAX_CHANNELS, divisible, embedding};
+use super::{Builder, Inputs, Network, NetworkSettings, blocks};
 use crate::error::Result;
+use crate::settings::{
+    check::{below_one, within},
+    section,
+};
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::{Activation, SinusoidalEmbedding, Taps};
+
+section! {
+    /// The network "double-conv": the CIFAR-10 notebook's U-Net.
+    pub struct DoubleConvConfig {
+        /// Channels at full resolution; deeper levels have 2, 4 and 8 times as many; divisible by num_heads.
+        breaking base_channels: usize = 64,
+        /// Dimension of the timestep embedding; even.
+        breaking time_emb_dim: usize = 128,
+        /// Attention heads.
+        breaking num_heads: usize = 4,
+        /// Dropout probability of the attention weights.
+        noted dropout: f64 = 0.2,
+    }
+}
+
+impl NetworkSettings for DoubleConvConfig {
+    fn validate(&self) -> Result<()> {
+        within("double_conv.num_heads", self.num_heads, 1, MAX_CHANNELS)?;
+        let why = format!("{} heads", self.num_heads);
+        divisible("double_conv.base_channels", self.base_channels, self.num_heads, &why)?;
+        within("double_conv.base_channels", self.base_channels, 1, MAX_CHANNELS / 8)?;
+        embedding("double_conv.time_emb_dim", self.time_emb_dim, 2)?;
+        below_one("double_conv.dropout", self.dropout)
+    }
+
+    fn halving_key(&self) -> &'static str {
+        "the network double-conv"
+    }
+
+    fn build(&self, channels: usize, learned_variance: bool) -> Box<dyn Network> {
+        Box::new(DoubleConvUnet { channels, learned_variance, config: self.clone() })
+    }
+}
 
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,23 +4,74 @@
 //! records serve initialisation ([`ParameterSpec::init`]) and checkpoints ([`ParameterSpec::to_torch`],
 //! [`ParameterSpec::from_torch`]).
 
-pub(crate) mod attention;
+mod attention;
 mod blocks;
+mod check;
 mod double_conv;
 mod parameters;
 mod simple;
 mod unet2d;
 
-pub use attention::AttentionUnet;
+pub use attention::{AttentionConfig, AttentionUnet};
 pub use blocks::{Builder, ConvLayer, EPS, Mode};
-pub use double_conv::DoubleConvUnet;
+pub use double_conv::{DoubleConvConfig, DoubleConvUnet};
 pub use parameters::{Init, Layout, ParameterSpec, StateSpec};
-pub use simple::SimpleUnet;
-pub use unet2d::Unet2d;
+pub use simple::{SimpleConfig, SimpleUnet};
+pub use unet2d::{ActFn, BlockType, ResampleKind, TimeScaleShift, Unet2d, Unet2dConfig};
 
-use crate::config::{Config, NetworkKind};
 use crate::error::Result;
 use ddpm_engine::{Graph, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Passes the list of networks to a macro: doc, [`NetworkKind`], name in the settings, and the section that configures it.
+/// A new network is a file with its section, and a line here.
+macro_rules! for_each_network {
+    ($callback:ident $args:tt) => {
+        $callback! { $args
+            /// The U-Net of explainingai-code/DDPM-Pytorch.
+            Attention = "attention", attention: AttentionConfig;
+            /// The U-Net of DeepFindr's notebook.
+            Simple = "simple", simple: SimpleConfig;
+            /// The U-Net of the CIFAR-10 notebook.
+            DoubleConv = "double-conv", double_conv: DoubleConvConfig;
+            /// The U-Net of Ho et al. 2020, as diffusers builds it.
+            Unet2d = "unet2d", unet2d: Unet2dConfig;
+        }
+    };
+}
+pub(crate) use for_each_network;
+
+macro_rules! network_kind {
+    ({} $( #[doc = $doc:literal] $kind:ident = $name:literal, $section:ident: $config:ident; )+) => {
+        /// The network architecture.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum NetworkKind {
+            $( #[doc = $doc] #[serde(rename = $name)] $kind, )+
+        }
+
+        impl NetworkKind {
+            /// The networks and the sections that configure them.
+            pub(crate) const SECTIONS: &[(Self, &str)] = &[ $( (Self::$kind, stringify!($section)), )+ ];
+        }
+    };
+}
+
+for_each_network!(network_kind {});
+
+/// The settings of a network.
+pub(crate) trait NetworkSettings {
+    /// Checks every setting and their combinations.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) with the first invalid setting, the reason, and a remedy.
+    fn validate(&self) -> Result<()>;
+
+    /// The setting that determines how often the resolution is halved.
+    fn halving_key(&self) -> &'static str;
+
+    /// The network for images with this many channels.
+    fn build(&self, channels: usize, learned_variance: bool) -> Box<dyn Network>;
+}
 
 /// A network built into a graph.
 #[derive(Clone, Debug)]
@@ -94,21 +145,4 @@ pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
     let built = b.finish(prediction);
     let parameters = built.parameters.into_iter().map(|p| (p.name, p.shape)).collect();
     Ok((parameters, built.states.into_iter().map(|s| (s.name, s.shape)).collect()))
-}
-
-/// The network selected by the settings. Add new networks here.
-pub fn from_config(config: &Config, channels: usize) -> Box<dyn Network> {
-    let learned_variance = config.diffusion.learned_variance;
-    match config.network.name {
-        NetworkKind::Attention => {
-            Box::new(AttentionUnet { channels, learned_variance, config: config.attention.clone() })
-        }
-        NetworkKind::Simple => {
-            Box::new(SimpleUnet { channels, learned_variance, config: config.simple.clone() })
-        }
-        NetworkKind::DoubleConv => {
-            Box::new(DoubleConvUnet { channels, learned_variance, config: config.double_conv.clone() })
-        }
-        NetworkKind::Unet2d => Box::new(Unet2d { channels, learned_variance, config: config.unet2d.clone() }),
-    }
 }

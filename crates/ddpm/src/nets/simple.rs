@@ -2,11 +2,44 @@
 //! parameters for grey images.
 
 use super::blocks::ConvLayer;
-use super::{Builder, Inputs, Network};
-use crate::config::SimpleConfig;
+use super::check::{MAX_CHANNELS, classes, embedding, num_entries};
+use super::{Builder, Inputs, Network, NetworkSettings};
 use crate::error::Result;
+use crate::settings::{check::within, section};
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::{Activation, SinusoidalEmbedding};
+
+section! {
+    /// The network "simple": DeepFindr's notebook and its X-ray descendant.
+    pub struct SimpleConfig {
+        /// Channels at the input and after each down block; each down block halves the resolution.
+        breaking widths: Vec<usize> = vec![64, 128, 256, 512, 1024],
+        /// Dimension of the timestep embedding; even, at least 4.
+        breaking time_emb_dim: usize = 32,
+        /// Number of classes of a class-conditional network; unset: unconditional.
+        breaking num_class_embeds: Option<usize> = None,
+    }
+}
+
+impl NetworkSettings for SimpleConfig {
+    fn validate(&self) -> Result<()> {
+        num_entries("simple.widths", self.widths.len(), 2)?;
+        for &width in &self.widths {
+            within("simple.widths", width, 1, MAX_CHANNELS)?;
+        }
+        // A dimension of 2 has a single frequency, whose exponent would be divided by 0.
+        embedding("simple.time_emb_dim", self.time_emb_dim, 4)?;
+        classes("simple.num_class_embeds", self.num_class_embeds)
+    }
+
+    fn halving_key(&self) -> &'static str {
+        "simple.widths"
+    }
+
+    fn build(&self, channels: usize, learned_variance: bool) -> Box<dyn Network> {
+        Box::new(SimpleUnet { channels, learned_variance, config: self.clone() })
+    }
+}
 
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]

@@ -2,11 +2,203 @@
 //! 35,746,307 parameters for CIFAR-10.
 
 use super::blocks::ConvLayer;
-use super::{Builder, Inputs, Network};
-use crate::config::{BlockType, ResampleKind, TimeScaleShift, Unet2dConfig};
+use super::check::{MAX_CHANNELS, classes, divisible, embedding, num_entries};
+use super::{Builder, Inputs, Network, NetworkSettings};
 use crate::error::Result;
+use crate::settings::{
+    check::{below_one, positive, refuse, within},
+    section,
+};
 use ddpm_engine::Tensor;
 use ddpm_engine::ops::{Activation, Padding, SinusoidalEmbedding, Taps};
+use serde::{Deserialize, Serialize};
+
+section! {
+    /// The network "unet2d": the paper's U-Net with the settings of diffusers' UNet2DModel.
+    pub struct Unet2dConfig {
+        /// ResNet blocks per down block; up blocks have one more.
+        breaking layers_per_block: usize = 2,
+        /// Channels of each block; every block but the last halves the resolution.
+        breaking block_out_channels: Vec<usize> = vec![128, 256, 256, 256],
+        /// Type of each down block: "DownBlock2D", or "AttnDownBlock2D" with attention.
+        breaking down_block_types: Vec<BlockType> = vec![
+            BlockType::DownBlock2D, BlockType::AttnDownBlock2D, BlockType::DownBlock2D, BlockType::DownBlock2D,
+        ],
+        /// Type of each up block, deepest first: "UpBlock2D", or "AttnUpBlock2D" with attention.
+        breaking up_block_types: Vec<BlockType> = vec![
+            BlockType::UpBlock2D, BlockType::UpBlock2D, BlockType::AttnUpBlock2D, BlockType::UpBlock2D,
+        ],
+        /// Channels per attention head; unset: a single head.
+        breaking attention_head_dim: Option<usize> = None,
+        /// Whether the middle block has attention.
+        breaking add_attention: bool = true,
+        /// Groups of the group normalisation layers; must divide every entry of block_out_channels.
+        breaking norm_num_groups: usize = 32,
+        /// Groups of the group normalisation in the middle attention; unset: norm_num_groups, or none if resnet_time_scale_shift is "scale_shift".
+        breaking attn_norm_num_groups: Option<usize> = None,
+        /// Epsilon added to the variance in group normalisation.
+        breaking norm_eps: f64 = 1e-6,
+        /// Activation of the ResNet blocks: "silu", "relu", "gelu" or "mish".
+        breaking act_fn: ActFn = ActFn::Silu,
+        /// Dropout probability in each ResNet block.
+        noted dropout: f64 = 0.0,
+        /// Zero padding of downsampling convolutions; 0: only one row at the bottom and one column at the right.
+        breaking downsample_padding: usize = 0,
+        /// How blocks with attention downsample: "conv" (strided convolution) or "resnet" (a ResNet block with 2x2 average pooling).
+        breaking downsample_type: ResampleKind = ResampleKind::Conv,
+        /// How blocks with attention upsample: "conv" (nearest neighbour, then a convolution) or "resnet" (a ResNet block).
+        breaking upsample_type: ResampleKind = ResampleKind::Conv,
+        /// Whether the timestep embedding has cosines first, then sines.
+        breaking flip_sin_to_cos: bool = false,
+        /// Subtracted from the number of frequencies in the exponent of the timestep embedding: 0 or 1.
+        breaking freq_shift: f64 = 1.0,
+        /// Whether the network maps its input from [0, 1] to [-1, 1].
+        breaking center_input_sample: bool = false,
+        /// Divisor of the residual sums in the middle block.
+        breaking mid_block_scale_factor: f64 = 1.0,
+        /// How the timestep embedding enters ResNet blocks: "default" (added) or "scale_shift" (scales and shifts the normalised activations).
+        breaking resnet_time_scale_shift: TimeScaleShift = TimeScaleShift::Default,
+        /// Number of classes of a class-conditional network; unset: unconditional.
+        breaking num_class_embeds: Option<usize> = None,
+    }
+}
+
+impl NetworkSettings for Unet2dConfig {
+    fn validate(&self) -> Result<()> {
+        let blocks = self.block_out_channels.len();
+        num_entries("unet2d.block_out_channels", blocks, 1)?;
+        within("unet2d.layers_per_block", self.layers_per_block, 1, 64)?;
+        within("unet2d.norm_num_groups", self.norm_num_groups, 1, MAX_CHANNELS)?;
+        let groups = format!("norm_num_groups is {}", self.norm_num_groups);
+        for &channels in &self.block_out_channels {
+            divisible("unet2d.block_out_channels", channels, self.norm_num_groups, &groups)?;
+            if let Some(dim) = self.attention_head_dim {
+                within("unet2d.attention_head_dim", dim, 1, MAX_CHANNELS)?;
+                divisible(
+                    "unet2d.block_out_channels",
+                    channels,
+                    dim,
+                    &format!("attention_head_dim is {dim}"),
+                )?;
+            }
+        }
+        let first = self.block_out_channels[0];
+        embedding("unet2d.block_out_channels", first, 2)?;
+        let up = [BlockType::UpBlock2D, BlockType::AttnUpBlock2D];
+        let down = [BlockType::DownBlock2D, BlockType::AttnDownBlock2D];
+        for (key, types, known) in [
+            ("unet2d.down_block_types", &self.down_block_types, down),
+            ("unet2d.up_block_types", &self.up_block_types, up),
+        ] {
+            if types.len() != blocks {
+                let reason =
+                    format!("has {} entries; give {blocks}, as many as block_out_channels", types.len());
+                return refuse(key, reason);
+            }
+            if let Some(wrong) = types.iter().find(|t| !known.contains(t)) {
+                return refuse(
+                    key,
+                    format!("{wrong:?} is not allowed here; use {:?} or {:?}", known[0], known[1]),
+                );
+            }
+        }
+        if let Some(groups) = self.attn_norm_num_groups {
+            within("unet2d.attn_norm_num_groups", groups, 1, MAX_CHANNELS)?;
+            let last = self.block_out_channels[blocks - 1];
+            if !last.is_multiple_of(groups) {
+                let reason = format!("{groups} groups do not divide the {last} channels of the middle block");
+                return refuse("unet2d.attn_norm_num_groups", reason);
+            }
+        }
+        if !positive(self.norm_eps, 1.0) {
+            let reason = format!("{} is out of range; give a number above 0; 1e-6 is usual", self.norm_eps);
+            return refuse("unet2d.norm_eps", reason);
+        }
+        below_one("unet2d.dropout", self.dropout)?;
+        within("unet2d.downsample_padding", self.downsample_padding, 0, 1)?;
+        within("unet2d.freq_shift", self.freq_shift, 0.0, 1.0)?;
+        if first as f64 / 2.0 <= self.freq_shift {
+            return refuse(
+                "unet2d.freq_shift",
+                "is as large as the number of frequencies; use 0, or more block_out_channels",
+            );
+        }
+        within("unet2d.mid_block_scale_factor", self.mid_block_scale_factor, 1e-3, 1e3)?;
+        classes("unet2d.num_class_embeds", self.num_class_embeds)
+    }
+
+    fn halving_key(&self) -> &'static str {
+        "unet2d.block_out_channels"
+    }
+
+    fn build(&self, channels: usize, learned_variance: bool) -> Box<dyn Network> {
+        Box::new(Unet2d { channels, learned_variance, config: self.clone() })
+    }
+}
+
+/// Block types of "unet2d", with diffusers' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the names are diffusers'")]
+pub enum BlockType {
+    DownBlock2D,
+    AttnDownBlock2D,
+    UpBlock2D,
+    AttnUpBlock2D,
+}
+
+impl BlockType {
+    /// Whether each ResNet block is followed by attention.
+    pub fn attends(self) -> bool {
+        matches!(self, Self::AttnDownBlock2D | Self::AttnUpBlock2D)
+    }
+}
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ActFn {
+    /// `x sigmoid(x)`, also called swish.
+    #[serde(alias = "swish")]
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x Phi(x)`.
+    Gelu,
+    /// `x tanh(ln(1 + e^x))`.
+    Mish,
+}
+
+impl ActFn {
+    /// The engine's equivalent.
+    pub fn activation(self) -> Activation {
+        match self {
+            Self::Silu => Activation::Silu,
+            Self::Relu => Activation::Relu,
+            Self::Gelu => Activation::Gelu,
+            Self::Mish => Activation::Mish,
+        }
+    }
+}
+
+/// How the resolution is halved and doubled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResampleKind {
+    /// With a convolution.
+    Conv,
+    /// With a ResNet block.
+    Resnet,
+}
+
+/// How the timestep embedding enters a ResNet block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimeScaleShift {
+    /// It is added.
+    Default,
+    /// It scales and shifts.
+    ScaleShift,
+}
 
 /// The network with its settings.
 #[derive(Clone, Debug, PartialEq)]

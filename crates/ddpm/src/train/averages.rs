@@ -1,10 +1,11 @@
 //! Averages of the weights in addition to the executor's own: EMAs with other decays, and power-function averages.
 
 use super::checkpoint::{self, NamedTensor};
-use super::{ema, posthoc};
-use crate::config::TrainConfig;
+use super::ema;
+use crate::config::EmaConfig;
 use crate::error::{Error, Result};
 use crate::nets::ParameterSpec;
+use crate::power_ema;
 use ddpm_engine::{Executor, Region};
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ const CHUNK: usize = 1 << 14;
 /// How an average is updated.
 #[derive(Clone, Copy, Debug)]
 enum AverageKind {
-    /// By `train.ema`, with this decay.
+    /// By `ema.schedule`, with this decay.
     Decay(f64),
     /// As a power-function average with this exponent.
     Power(f64),
@@ -28,7 +29,7 @@ struct Average {
     parameters: Vec<Vec<f32>>,
 }
 
-/// The averages configured in addition to that of `train.ema_decay`.
+/// The averages configured in addition to that of `ema.decay`.
 pub(super) struct Averages {
     all: Vec<Average>,
     weights: Vec<f32>,
@@ -39,14 +40,14 @@ impl Averages {
     ///
     /// # Errors
     /// [`Error::Config`] for a width that no power function can have.
-    pub fn new(train: &TrainConfig) -> Result<Self> {
+    pub fn new(settings: &EmaConfig) -> Result<Self> {
         let of = |name: String, kind| Average { name, kind, parameters: Vec::new() };
-        let decays = train
-            .ema_decays
+        let decays = settings
+            .extra_decays
             .iter()
             .map(|&d| Ok(of(format!("{}{d}", checkpoint::DECAY), AverageKind::Decay(d))));
-        let powers = train.power_ema.iter().map(|&width| {
-            Ok(of(format!("{}{width}", checkpoint::POWER), AverageKind::Power(posthoc::gamma(width)?)))
+        let powers = settings.power_widths.iter().map(|&width| {
+            Ok(of(format!("{}{width}", checkpoint::POWER), AverageKind::Power(power_ema::gamma(width)?)))
         });
         Ok(Self { all: decays.chain(powers).collect::<Result<_>>()?, weights: Vec::new() })
     }
@@ -69,7 +70,7 @@ impl Averages {
         &mut self,
         exec: &dyn Executor,
         specs: &[ParameterSpec],
-        train: &TrainConfig,
+        settings: &EmaConfig,
         step: u64,
         images: usize,
     ) -> Result<()> {
@@ -81,8 +82,8 @@ impl Averages {
             exec.read_parameter(Region::Weights, i, &mut self.weights)?;
             for average in &mut self.all {
                 let decay = match average.kind {
-                    AverageKind::Decay(max) => ema::decay_of(train, max, step, images),
-                    AverageKind::Power(gamma) => posthoc::decay(gamma, step + 1),
+                    AverageKind::Decay(max) => ema::decay_of(settings, max, step, images),
+                    AverageKind::Power(gamma) => power_ema::decay(gamma, step + 1),
                 };
                 let blend = |(a, w): (&mut f32, &f32)| {
                     *a = (decay * f64::from(*a) + (1.0 - decay) * f64::from(*w)) as f32;
@@ -138,7 +139,7 @@ impl Averages {
                         &average.name[checkpoint::POWER.len()..],
                         origin.display()
                     );
-                    return Err(Error::Config { key: "train.power_ema".to_owned(), reason });
+                    return Err(Error::Config { key: "ema.power_widths".to_owned(), reason });
                 }
                 continue;
             };

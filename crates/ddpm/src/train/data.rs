@@ -2,36 +2,15 @@
 
 use crate::config::{Config, Size};
 use crate::data::digits::Digits;
-use crate::data::{self, Check, CsvOptions, DataOptions, Dataset};
+use crate::data::{self, Check, Dataset};
 use crate::error::{Error, Result};
 use crate::interop::UNKNOWN_DATA;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The value of `data.path` that selects the built-in digits.
 const DIGITS: &str = "digits";
 
 impl Config {
-    /// The options for reading the images.
-    pub fn data_options(&self) -> DataOptions {
-        let d = &self.data;
-        DataOptions {
-            size: self.image_size().map(|s| (s.height, s.width)),
-            channels: self.image_channels(),
-            on_bad_file: d.on_bad_file,
-            alpha: d.alpha,
-            resize: d.resize,
-            resize_side: d.resize_side,
-            random_crop_scale: d.random_crop_scale,
-            horizontal_flip: d.horizontal_flip,
-            csv: d.csv.as_ref().map(|path| CsvOptions {
-                path: PathBuf::from(path),
-                id_column: d.csv_id_column.clone(),
-                extension: d.csv_extension.clone(),
-                label_column: d.csv_label_column.clone(),
-            }),
-        }
-    }
-
     /// The side of the built-in digits, if they are selected.
     fn digits_side(&self) -> Result<Option<usize>> {
         if self.data.path != DIGITS {

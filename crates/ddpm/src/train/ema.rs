@@ -1,24 +1,24 @@
 //! The decay of the averaged weights.
 
-use crate::config::{EmaKind, TrainConfig};
+use crate::config::{EmaConfig, EmaKind};
 
 /// Maximum half-life as a fraction of the images seen so far (`ema_rampup_ratio` in the code of Karras et al. 2022).
 const RAMP_UP: f64 = 0.05;
 
 /// The decay of the average in step `step`, counted from 0, of `images` images.
-pub(super) fn decay(train: &TrainConfig, step: u64, images: usize) -> f64 {
-    decay_of(train, train.ema_decay, step, images)
+pub(super) fn decay(ema: &EmaConfig, step: u64, images: usize) -> f64 {
+    decay_of(ema, ema.decay, step, images)
 }
 
-/// The same with `decay` instead of `train.ema_decay`.
-pub(super) fn decay_of(train: &TrainConfig, decay: f64, step: u64, images: usize) -> f64 {
-    match train.ema {
+/// The same with `decay` instead of `ema.decay`.
+pub(super) fn decay_of(ema: &EmaConfig, decay: f64, step: u64, images: usize) -> f64 {
+    match ema.schedule {
         EmaKind::Fixed => decay,
         // Starts low, so that early samples do not show the initial weights.
         EmaKind::WarmUp => decay.min((1.0 + step as f64) / (10.0 + step as f64)),
         EmaKind::HalfLife => {
             let images = images as f64;
-            let half_life = train.ema_half_life.min(step as f64 * images * RAMP_UP);
+            let half_life = ema.half_life.min(step as f64 * images * RAMP_UP);
             0.5f64.powf(images / half_life.max(1e-8))
         }
     }
@@ -30,8 +30,7 @@ mod tests {
 
     #[test]
     fn the_decay_follows_the_settings() {
-        let with =
-            |ema| TrainConfig { ema, ema_decay: 0.99, ema_half_life: 1000.0, ..TrainConfig::default() };
+        let with = |schedule| EmaConfig { schedule, decay: 0.99, half_life: 1000.0, ..EmaConfig::default() };
         let fixed = with(EmaKind::Fixed);
         assert_eq!((decay(&fixed, 0, 64), decay(&fixed, 10_000, 64)), (0.99, 0.99));
         let warm = with(EmaKind::WarmUp);

@@ -261,11 +261,11 @@ mod tests {
     fn the_loss_of_predicting_zero_follows_the_objective() {
         let zero = |settings: &[(&str, &str)]| health(settings, []).zero;
         assert_eq!(zero(&[]), 1.0);
-        assert!((zero(&[("train.loss", "l1")]) - 0.7979).abs() < 1e-4);
-        assert_eq!(zero(&[("train.loss", "huber")]), 0.5);
-        assert!((zero(&[("train.offset_noise", "0.1")]) - 1.01).abs() < 1e-12);
+        assert!((zero(&[("loss.name", "l1")]) - 0.7979).abs() < 1e-4);
+        assert_eq!(zero(&[("loss.name", "huber")]), 0.5);
+        assert!((zero(&[("loss.offset_noise", "0.1")]) - 1.01).abs() < 1e-12);
         // min(snr, 5) / snr is at most 1, and equal to 1 at most noise levels.
-        let weighted = zero(&[("train.loss_weight", "min-snr")]);
+        let weighted = zero(&[("loss.weighting", "min-snr")]);
         assert!(weighted > 0.7 && weighted < 1.0, "{weighted}");
     }
 

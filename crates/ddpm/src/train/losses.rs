@@ -7,17 +7,17 @@ use std::collections::VecDeque;
 
 /// Number of recent steps whose mean loss is reported and compared.
 pub(super) const WINDOW: usize = 100;
-/// Settings of the section `train` that change the scale of the loss; all of the section `diffusion` do.
+/// Settings of the section `loss` that change the scale of the loss; all of the section `diffusion` do.
 const LOSS_SCALE_KEYS: [&str; 7] =
-    ["loss", "loss_weight", "min_snr_gamma", "p2_gamma", "p2_k", "huber_delta", "vlb_weight"];
+    ["name", "weighting", "min_snr_gamma", "p2_gamma", "p2_k", "huber_delta", "vlb_weight"];
 
 /// Whether losses after these changes are not comparable with those before; `now` are the new settings.
 pub(super) fn changes_loss_scale(differences: &[Difference], now: &Config) -> bool {
     let changes = |d: &Difference| match d.section {
         "diffusion" => true,
         // That loss term exists only with a learned variance.
-        "train" if d.name == "vlb_weight" => now.diffusion.learned_variance,
-        section => section == "train" && LOSS_SCALE_KEYS.contains(&d.name),
+        "loss" if d.name == "vlb_weight" => now.diffusion.learned_variance,
+        section => section == "loss" && LOSS_SCALE_KEYS.contains(&d.name),
     };
     differences.iter().any(changes)
 }
@@ -104,11 +104,12 @@ mod tests {
             changes_loss_scale(&plain.differences(&config(&[(key, value)])), &config(&[(key, value)]))
         };
         for (key, value) in
-            [("train.loss", "l1"), ("train.loss_weight", "min-snr"), ("diffusion.prediction", "v")]
+            [("loss.name", "l1"), ("loss.weighting", "min-snr"), ("diffusion.prediction", "v")]
         {
             assert!(parts(key, value), "{key}");
         }
-        for (key, value) in [("train.lr", "0.1"), ("train.optimizer", "adamw"), ("train.batch_size", "3")] {
+        for (key, value) in [("optimizer.lr", "0.1"), ("optimizer.name", "adamw"), ("train.batch_size", "3")]
+        {
             assert!(!parts(key, value), "{key}");
         }
     }

@@ -1,6 +1,6 @@
 //! Learning-rate schedules.
 
-use crate::config::{LrScheduleKind, TrainConfig};
+use crate::config::{Config, LrScheduleConfig, LrScheduleKind};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::PI;
 
@@ -10,7 +10,7 @@ const MIN_CHANGE: f64 = 1e-8;
 /// The state of "plateau", saved in checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plateau {
-    /// The `train.lr` it started from.
+    /// The `optimizer.lr` it started from.
     pub started_from: f64,
     /// The current learning rate.
     pub lr: f64,
@@ -33,14 +33,19 @@ impl Plateau {
 /// The learning rate of a run.
 #[derive(Clone, Debug)]
 pub struct LearningRate {
-    settings: TrainConfig,
+    /// The base learning rate.
+    lr: f64,
+    /// The run's steps; 0 if unknown.
+    steps: u64,
+    settings: LrScheduleConfig,
     plateau: Plateau,
 }
 
 impl LearningRate {
     /// The schedule from the start of training. "cosine" ends at `steps`, which must be set.
-    pub fn new(settings: &TrainConfig) -> Self {
-        Self { settings: settings.clone(), plateau: Plateau::new(settings.lr) }
+    pub fn new(config: &Config) -> Self {
+        let (lr, steps) = (config.optimizer.lr, config.train.steps.unwrap_or(0));
+        Self { lr, steps, settings: config.lr_schedule.clone(), plateau: Plateau::new(lr) }
     }
 
     /// The learning rate of step `step`, counted from 0.
@@ -48,22 +53,22 @@ impl LearningRate {
     /// ```text
     /// warm-up   lr (step + 1) / warmup_steps                                        before step warmup_steps
     /// constant  lr
-    /// cosine    lr_min + (lr - lr_min) (1 + cos(pi k / K)) / 2, k = step - warmup_steps, K = steps - warmup_steps
+    /// cosine    min_lr + (lr - min_lr) (1 + cos(pi k / K)) / 2, k = step - warmup_steps, K = steps - warmup_steps
     /// plateau   lr, reduced depending on the losses so far
     /// ```
     /// The cosine is that of Loshchilov and Hutter 2017, eq. 5, without restarts.
     pub fn at(&self, step: u64) -> f64 {
         let t = &self.settings;
-        let full = if t.lr_schedule == LrScheduleKind::Plateau { self.plateau.lr } else { t.lr };
+        let full = if t.name == LrScheduleKind::Plateau { self.plateau.lr } else { self.lr };
         if step < t.warmup_steps {
             return full * (step + 1) as f64 / t.warmup_steps as f64;
         }
-        match t.lr_schedule {
+        match t.name {
             LrScheduleKind::Constant | LrScheduleKind::Plateau => full,
             LrScheduleKind::Cosine => {
-                let all = t.steps.unwrap_or(0).saturating_sub(t.warmup_steps).max(1);
+                let all = self.steps.saturating_sub(t.warmup_steps).max(1);
                 let progress = ((step - t.warmup_steps) as f64 / all as f64).min(1.0);
-                t.lr_min + (full - t.lr_min) * (1.0 + (PI * progress).cos()) / 2.0
+                t.min_lr + (full - t.min_lr) * (1.0 + (PI * progress).cos()) / 2.0
             }
         }
     }
@@ -72,7 +77,7 @@ impl LearningRate {
     /// lower by the fraction `plateau_threshold` for more than `plateau_patience` epochs, the learning rate is multiplied
     /// by `plateau_factor` (PyTorch's `ReduceLROnPlateau` with `mode="min"`, `threshold_mode="rel"`).
     pub fn observe(&mut self, loss: f64, epoch_is_over: bool) {
-        if self.settings.lr_schedule != LrScheduleKind::Plateau {
+        if self.settings.name != LrScheduleKind::Plateau {
             return;
         }
         let (t, p) = (&self.settings, &mut self.plateau);
@@ -89,7 +94,7 @@ impl LearningRate {
             p.bad_epochs = p.bad_epochs.saturating_add(1);
         }
         if p.bad_epochs > t.plateau_patience {
-            let lower = (p.lr * t.plateau_factor).max(t.lr_min);
+            let lower = (p.lr * t.plateau_factor).max(t.min_lr);
             if p.lr - lower > MIN_CHANGE {
                 p.lr = lower;
             }
@@ -99,22 +104,21 @@ impl LearningRate {
 
     /// The state to save in a checkpoint.
     pub fn plateau(&self) -> Option<Plateau> {
-        (self.settings.lr_schedule == LrScheduleKind::Plateau).then_some(self.plateau)
+        (self.settings.name == LrScheduleKind::Plateau).then_some(self.plateau)
     }
 
-    /// Continues from a saved state, if there is one. If `train.lr` was changed since, it replaces the learning rate
+    /// Continues from a saved state, if there is one. If `optimizer.lr` was changed since, it replaces the learning rate
     /// that was reached. The error is only the reason.
     pub fn restore(&mut self, saved: Option<Plateau>) -> Result<(), String> {
         let Some(mut plateau) = saved else {
-            *self = Self::new(&self.settings);
+            self.plateau = Plateau::new(self.lr);
             return Ok(());
         };
-        if plateau.started_from != self.settings.lr {
-            (plateau.started_from, plateau.lr) = (self.settings.lr, self.settings.lr);
+        if plateau.started_from != self.lr {
+            (plateau.started_from, plateau.lr) = (self.lr, self.lr);
         }
         let Plateau { lr, loss_sum, best, .. } = plateau;
-        let valid =
-            lr > 0.0 && lr <= self.settings.lr && loss_sum.is_finite() && best.is_none_or(f64::is_finite);
+        let valid = lr > 0.0 && lr <= self.lr && loss_sum.is_finite() && best.is_none_or(f64::is_finite);
         if !valid {
             return Err(format!("the state of the learning rate is invalid: {plateau:?}"));
         }

@@ -17,12 +17,12 @@ pub mod posthoc;
 mod resume;
 pub mod run;
 pub mod session;
-pub(crate) mod storage;
 pub mod trainer;
 
+pub(crate) use crate::storage;
+pub use crate::storage::{file_sha256, write_file};
 pub use data::{check_data, open_data};
 pub use init::Init;
 pub use resume::{Remark, Resume};
 pub use session::{Event, Outcome, Session};
-pub use storage::{file_sha256, write_file};
 pub use trainer::{StepReport, TrainPlan, Trainer, memory, outline};

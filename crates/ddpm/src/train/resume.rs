@@ -329,7 +329,7 @@ fn report_changes(
 /// A remark with both learning rates of the next step, if the previous settings gave another one.
 fn report_lr_change(trainer: &Trainer, manifest: &Manifest, saved: &Config) -> Result<Option<Remark>> {
     let (done, now) = (manifest.step, trainer.learning_rate());
-    let mut planned = LearningRate::new(&saved.train);
+    let mut planned = LearningRate::new(saved);
     planned
         .restore(manifest.plateau)
         .map_err(|reason| Error::Run { path: "learning rate".into(), reason })?;

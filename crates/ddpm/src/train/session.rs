@@ -162,7 +162,7 @@ impl Session {
         let mut losses = Losses::new(trainer.config(), restored.losses_since);
         earlier.iter().for_each(|m| losses.record(m.step, m.loss));
         if let Some(diverged) = losses.health.diverged() {
-            let (lr, given) = (trainer.config().train.lr, trainer.weights_given());
+            let (lr, given) = (trainer.config().optimizer.lr, trainer.weights_given());
             let advice = losses.health.recovery_advice(&run, lr, None, given);
             remarks.push(Remark::Warning(format!(
                 "the training had diverged by step {step}: {diverged}. {advice}"
@@ -205,7 +205,7 @@ impl Session {
     /// How to recover after training diverged, or the step after `failed` could not be completed.
     fn recovery_advice(&self, failed: Option<u64>) -> String {
         let given = self.trainer.weights_given();
-        self.losses.health.recovery_advice(&self.run, self.trainer.config().train.lr, failed, given)
+        self.losses.health.recovery_advice(&self.run, self.trainer.config().optimizer.lr, failed, given)
     }
 
     /// Records how the training ended; nothing depends on it.
@@ -274,7 +274,7 @@ impl Session {
             Some(loss) => checkpoint::note_best(&dir, step, loss)?.map(|b| b.step),
             None => checkpoint::best(&dir).map(|b| b.step),
         };
-        checkpoint::retain(&dir, self.trainer.config().train.keep, best)?;
+        checkpoint::retain(&dir, self.trainer.config().output.keep_checkpoints, best)?;
         Ok(())
     }
 
@@ -341,11 +341,11 @@ impl Session {
             on_event(Event::Step { step: step + 1, steps, loss, images_per_second, left });
 
             let done = step + 1;
-            let train = &self.trainer.config().train;
-            if !train.power_ema.is_empty() && self.due(done, train.snapshot_every) {
+            let ema = &self.trainer.config().ema;
+            if !ema.power_widths.is_empty() && self.due(done, ema.snapshot_every) {
                 checkpoint::save_snapshot(&self.run.snapshots(), done, &self.trainer.power_averages()?)?;
             }
-            if self.due(done, self.trainer.config().train.checkpoint_every) {
+            if self.due(done, self.trainer.config().output.checkpoint_every) {
                 self.save(on_event)?;
                 saved = done;
             }
@@ -374,8 +374,8 @@ impl Session {
     }
 
     fn sheet_due(&self, done: u64) -> bool {
-        let t = &self.trainer.config().train;
-        t.sample_count > 0 && self.due(done, t.sample_every)
+        let output = &self.trainer.config().output;
+        output.sample_count > 0 && self.due(done, output.sample_every)
     }
 
     fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
@@ -440,7 +440,7 @@ impl Session {
             has_ema: if path.is_dir() {
                 path.join(checkpoint::EMA).is_file()
             } else {
-                self.trainer.config().train.ema_decay > 0.0
+                self.trainer.config().ema.decay > 0.0
             },
             checkpoint: inside,
         };
@@ -451,18 +451,23 @@ impl Session {
     /// interrupted by `stop`.
     fn write_sheet(&mut self, stop: &Arc<AtomicBool>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
-        let region = if config.train.ema_decay > 0.0 { Region::Ema } else { Region::Weights };
+        let region = if config.ema.decay > 0.0 { Region::Ema } else { Region::Weights };
         let weights = self.trainer.tensors(region)?;
-        let pipeline = Pipeline::new(&config, weights, self.run.path(), config.train.hardware())?;
+        let pipeline = Pipeline::new(&config, weights, self.run.path(), config.compute.hardware())?;
         let mut pipeline = pipeline.with_class_names(self.trainer.data().classes().to_vec());
         pipeline.set_stop(stop.clone());
-        let t = &config.train;
+        let output = &config.output;
         let max_steps = config.schedule()?.timesteps_with_signal();
-        let steps = (t.sample_steps > 0 && t.sample_steps < max_steps).then_some(t.sample_steps);
+        let steps =
+            (output.sample_steps > 0 && output.sample_steps < max_steps).then_some(output.sample_steps);
         let sampling = config.sampling.options()?;
         let sampling = SamplerOptions { steps: steps.or(sampling.steps), ..sampling };
-        let request =
-            SampleRequest { count: t.sample_count, seed: SHEET_SEED, sampling, ..SampleRequest::default() };
+        let request = SampleRequest {
+            count: output.sample_count,
+            seed: SHEET_SEED,
+            sampling,
+            ..SampleRequest::default()
+        };
         let sampled = pipeline.sample(request, &mut |first, s| {
             let (batches, batch) = request.batches();
             on_event(Event::Sampling { done: first / batch * s.steps + s.done, steps: batches * s.steps });

@@ -69,19 +69,19 @@ impl Trainer {
     /// Prepares training from scratch: completes the settings with properties of the data and initializes the weights.
     pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
         let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
-        let mut exec = device(config.train.hardware())?.executor(graph.graph.clone(), &options)?;
+        let mut exec = device(config.compute.hardware())?.executor(graph.graph.clone(), &options)?;
         for (i, spec) in graph.parameters.iter().enumerate() {
             let weights = spec.init(config.train.seed, i);
             exec.write_parameter(Region::Weights, i, &weights)?;
-            if config.train.ema_decay > 0.0 {
+            if config.ema.decay > 0.0 {
                 exec.write_parameter(Region::Ema, i, &weights)?;
             }
         }
         for (spec, t) in &graph.states {
             exec.write(*t, &vec![spec.value; spec.num_elements()])?;
         }
-        let rate = LearningRate::new(&config.train);
-        let mut averages = Averages::new(&config.train)?;
+        let rate = LearningRate::new(&config);
+        let mut averages = Averages::new(&config.ema)?;
         averages.start(&*exec, &graph.parameters)?;
         let data: Arc<dyn Dataset> = Arc::from(data);
         let loader = Loader::new(data.clone(), config.train.seed, config.train.batch_size);
@@ -169,7 +169,7 @@ impl Trainer {
     }
 
     fn has_ema(&self) -> bool {
-        self.config.train.ema_decay > 0.0
+        self.config.ema.decay > 0.0
     }
 
     /// Copies the images and labels of a micro-batch, counted from the start of the run, into the graph.
@@ -283,23 +283,23 @@ impl Trainer {
             return Err(self.not_finite(GRADIENTS));
         }
         let mean = 1.0 / self.config.train.accumulate as f64;
-        let scale = mean * clip_scale(self.config.train.clip_norm, grad_norm);
+        let scale = mean * clip_scale(self.config.optimizer.clip_norm, grad_norm);
         self.exec.update(&self.adam(learning_rate, scale))?;
         Ok((loss, grad_norm))
     }
 
     /// The optimizer's parameters for the step, with gradients multiplied by `grad_scale`.
     fn adam(&self, learning_rate: f64, grad_scale: f64) -> AdamStep {
-        let t = &self.config.train;
+        let optimizer = &self.config.optimizer;
         AdamStep {
             lr: learning_rate,
-            beta1: t.beta1,
-            beta2: t.beta2,
-            eps: t.adam_eps,
-            weight_decay: t.weight_decay,
-            decoupled: t.optimizer == OptimizerKind::AdamW,
+            beta1: optimizer.beta1,
+            beta2: optimizer.beta2,
+            eps: optimizer.eps,
+            weight_decay: optimizer.weight_decay,
+            decoupled: optimizer.name == OptimizerKind::AdamW,
             step: self.step + 1,
-            ema_decay: ema::decay(t, self.step, self.config.images_per_step()),
+            ema_decay: ema::decay(&self.config.ema, self.step, self.config.images_per_step()),
             grad_scale,
         }
     }
@@ -327,7 +327,7 @@ impl Trainer {
             }
         };
         let images = self.config.images_per_step();
-        self.averages.update(&*self.exec, &self.graph.parameters, &self.config.train, self.step, images)?;
+        self.averages.update(&*self.exec, &self.graph.parameters, &self.config.ema, self.step, images)?;
         self.rate.observe(f64::from(loss), self.ends_epoch(self.step));
         self.step += 1;
         Ok(StepReport { loss, learning_rate, grad_norm })

@@ -3,7 +3,6 @@
 use crate::table::Make;
 use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
-use ddpm::nets;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{ComputeOptions, CpuExecutor, Executor, PlanOptions, Region, RngKey};
 
@@ -29,14 +28,14 @@ const SMALL: [Small; 6] = [
         &[
             ("network.name", "simple"),
             ("simple.widths", "8, 16, 24"),
-            ("train.loss", "l1"),
-            ("train.offset_noise", "0.1"),
-            ("train.input_perturbation", "0.1"),
+            ("loss.name", "l1"),
+            ("loss.offset_noise", "0.1"),
+            ("loss.input_perturbation", "0.1"),
         ],
     ),
     (
         "double-conv",
-        &[("network.name", "double-conv"), ("double_conv.base_channels", "8"), ("train.loss", "huber")],
+        &[("network.name", "double-conv"), ("double_conv.base_channels", "8"), ("loss.name", "huber")],
     ),
     (
         "unet2d",
@@ -48,7 +47,7 @@ const SMALL: [Small; 6] = [
             ("unet2d.norm_num_groups", "4"),
             ("unet2d.layers_per_block", "1"),
             ("unet2d.dropout", "0.1"),
-            ("train.loss_weight", "min-snr"),
+            ("loss.weighting", "min-snr"),
         ],
     ),
     (
@@ -78,7 +77,7 @@ const SMALL: [Small; 6] = [
             ("attention.down_sample", "true, false"),
             ("attention.num_heads", "4"),
             ("attention.num_mid_layers", "1"),
-            ("train.precision", "bf16"),
+            ("compute.precision", "bf16"),
         ],
     ),
 ];
@@ -90,7 +89,7 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
         let pairs: Vec<_> = settings.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
         let config = Config::load(None, None, &pairs).unwrap_or_else(|e| panic!("{name}: {e}"));
         let schedule = config.schedule().expect("a schedule");
-        let net = nets::from_config(&config, 3);
+        let net = config.build_network(3);
         let shape = [2, 16, 16, 3];
         let objective = config.objective();
         let graph = TrainingGraph::with_objective(&*net, &schedule, shape, NoiseSource::Random, objective)
@@ -127,7 +126,7 @@ pub fn agree(tolerance: f32, make: Make<'_>) {
             }
             seen
         };
-        let options = PlanOptions { compute: config.train.compute_options(), ..graph.options(true) };
+        let options = PlanOptions { compute: config.compute.options(), ..graph.options(true) };
         let plain = ComputeOptions { winograd: false, ..ComputeOptions::default() };
         let on_cpu = PlanOptions { compute: plain, ..options.clone() };
         let want = run(Box::new(CpuExecutor::new(graph.graph.clone(), &on_cpu, 1).expect("a small plan")));

@@ -5,7 +5,6 @@ use ddpm::config::Config;
 use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::Model;
-use ddpm::nets;
 use ddpm::process::Prediction;
 use ddpm::roofline::Roofline;
 use ddpm::sampler::{NoiseKey, SamplerOptions};
@@ -181,10 +180,10 @@ fn update(exec: &mut dyn Executor) -> anyhow::Result<f64> {
 /// The network for sampling in batches of `images`, with the initial weights of training.
 pub fn model(config: &Config, shape: ImageShape, images: usize) -> anyhow::Result<Model> {
     reset_peak_resident();
-    let net = nets::from_config(config, shape.channels);
+    let net = config.build_network(shape.channels);
     let shape = [images, shape.height, shape.width, shape.channels];
     let mut model =
-        Model::with_compute_options(&*net, shape, config.train.hardware(), config.train.compute_options())?;
+        Model::with_compute_options(&*net, shape, config.compute.hardware(), config.compute.options())?;
     model.init_weights(config.train.seed)?;
     Ok(model)
 }
@@ -270,7 +269,7 @@ pub struct Peak {
 impl Peak {
     /// Measures the device and instruction set that kernels will use.
     pub fn measure(config: &Config, threads: usize) -> anyhow::Result<Self> {
-        if let Some(rates) = Roofline::measure(config.train.hardware(), config.train.compute_options())? {
+        if let Some(rates) = Roofline::measure(config.compute.hardware(), config.compute.options())? {
             return Ok(Self { flops: rates.flops, bf16: None, bytes: Some(rates.bytes) });
         }
         let isa = Isa::from_env()?;

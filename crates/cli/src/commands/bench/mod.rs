@@ -34,7 +34,7 @@ pub struct Args {
     /// CPU threads; 0 uses all cores
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Any setting (`ddpm config`), e.g. train.precision=bf16; repeatable
+    /// Any setting (`ddpm config`), e.g. compute.precision=bf16; repeatable
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Use random images instead of data.path, of data.size and data.channels (default 28x28 grey)
@@ -77,7 +77,7 @@ enum When {
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut overrides = crate::commands::pairs(&args.set)?;
-    overrides.extend(args.threads.map(|n| ("train.threads".to_owned(), n.to_string())));
+    overrides.extend(args.threads.map(|n| ("compute.threads".to_owned(), n.to_string())));
     let config = Config::load(args.preset.as_deref(), args.config.as_deref(), &overrides)?;
     let pace = match args.r#loop {
         None => Pace::Runs(args.runs.max(1)),
@@ -87,7 +87,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let only = args.only.or(args.r#loop.map(|_| What::Train));
     let wanted = |what: What| only.is_none_or(|only| only == what);
     let clock = |part| Clock::new(part, pace, args.json);
-    let threads = match config.train.threads {
+    let threads = match config.compute.threads {
         0 => std::thread::available_parallelism()?.get(),
         n => n,
     };
@@ -106,7 +106,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if wanted(What::Sample) {
         let schedule = config.schedule()?;
-        let steps = match (config.train.sample_steps, schedule.timesteps_with_signal()) {
+        let steps = match (config.output.sample_steps, schedule.timesteps_with_signal()) {
             (0, all) => all,
             (some, all) => some.min(all),
         };

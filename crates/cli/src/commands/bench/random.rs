@@ -2,7 +2,6 @@
 
 use ddpm::config::{Config, Size};
 use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
-use ddpm::nets;
 use ddpm_engine::rng::{Purpose, Stream};
 
 /// Number of images.
@@ -22,7 +21,7 @@ impl RandomImages {
     pub fn new(config: &Config) -> Self {
         let Size { height, width } = config.image_size().unwrap_or(Size { height: SIDE, width: SIDE });
         let shape = ImageShape { height, width, channels: config.image_channels().unwrap_or(1) };
-        let classes = nets::from_config(config, shape.channels).classes().unwrap_or(0);
+        let classes = config.build_network(shape.channels).classes().unwrap_or(0);
         let uniforms = Stream::new(0, Purpose::Test, 0, 0).uniforms();
         let values: Vec<f32> =
             uniforms.take(shape.num_elements() + IMAGES).map(|u| (2.0 * u - 1.0) as f32).collect();

@@ -64,7 +64,7 @@ impl Report {
             parts.first().map_or((0, String::new()), |p| (p.parameters, p.device.clone()));
         Self {
             version: env!("CARGO_PKG_VERSION"),
-            network: ddpm::nets::from_config(config, shape.channels).name(),
+            network: config.build_network(shape.channels).name(),
             parameters,
             batch: config.images_per_step(),
             image: [shape.height, shape.width, shape.channels],

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::{ConfigReader, VERSION, as_integer};
 use crate::Result;
-use crate::config::{ActFn, BlockType, ResampleKind, Size, TimeScaleShift, Unet2dConfig};
+use crate::config::Size;
+use crate::nets::{ActFn, BlockType, ResampleKind, TimeScaleShift, Unet2dConfig};
 
 /// The supported network class.
 const UNET: &str = "UNet2DModel";

@@ -45,11 +45,11 @@ pub struct Manifest {
     pub parameters: u64,
     /// Mean loss of the last steps, if finite.
     pub loss: Option<f64>,
-    /// Last step whose loss is on another scale, because a setting such as `train.loss` changed; the mean covers only later
+    /// Last step whose loss is on another scale, because a setting such as `loss.name` changed; the mean covers only later
     /// steps. `None`: all steps are comparable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses_since: Option<u64>,
-    /// State of the learning-rate schedule, if it depends on the losses (`train.lr_schedule = "plateau"`).
+    /// State of the learning-rate schedule, if it depends on the losses (`lr_schedule.name = "plateau"`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plateau: Option<Plateau>,
     /// Time of writing, in seconds since 1970, if the caller sets it; leave it unset for reproducible files.

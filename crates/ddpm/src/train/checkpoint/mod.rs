@@ -402,7 +402,7 @@ fn weights_file(manifest: &Manifest, which: &WeightsChoice) -> Result<String, St
                 return Err(match available.is_empty() {
                     true => {
                         format!(
-                            "has no average {name:?}; it has no additional averages (train.ema_decays, train.power_ema)"
+                            "has no average {name:?}; it has no additional averages (ema.extra_decays, ema.power_widths)"
                         )
                     }
                     false => format!("has no average {name:?}; there are {}", available.join(", ")),
@@ -411,7 +411,7 @@ fn weights_file(manifest: &Manifest, which: &WeightsChoice) -> Result<String, St
             file
         }
         WeightsChoice::Ema if !manifest.has_ema() => {
-            return Err("has no averaged weights (train.ema_decay was 0); use the raw ones".into());
+            return Err("has no averaged weights (ema.decay was 0); use the raw ones".into());
         }
         WeightsChoice::Auto if !manifest.has_ema() => MODEL.to_owned(),
         WeightsChoice::Ema | WeightsChoice::Auto => EMA.to_owned(),

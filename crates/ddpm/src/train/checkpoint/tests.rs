@@ -515,7 +515,7 @@ fn additional_averages_are_saved_and_read_by_name() {
     assert!(error.contains("no average \"ema-0.9\"; there are ema-0.999, power-0.05"), "{error}");
     let none = save(folder.path(), &checkpoint(4)).unwrap();
     let error = load_weights_only(&none, &WeightsChoice::Average("ema-0.9".into())).unwrap_err().to_string();
-    assert!(error.contains("has no additional averages (train.ema_decays, train.power_ema)"), "{error}");
+    assert!(error.contains("has no additional averages (ema.extra_decays, ema.power_widths)"), "{error}");
     for wrong in ["ema-", "ema-../x", "rw", "power-0.05/../../x"] {
         let error = wrong.parse::<WeightsChoice>().unwrap_err().to_string();
         assert!(error.contains("give auto, ema, raw"), "{error}");

@@ -56,7 +56,7 @@ impl RunLog {
         let record = MetricsLog::open(&path, done)?;
         let earlier = read_metrics(&path)?;
         let mut views: Vec<Box<dyn LogSink>> = vec![Box::new(curve::LossPlot::new(run, &earlier))];
-        if config.train.tensorboard {
+        if config.output.tensorboard {
             let events = tensorboard::Events::new(run.path(), hyperparameters(config), done);
             views.push(Box::new(events));
         }
@@ -151,7 +151,7 @@ mod tests {
         // A folder blocks the plot's path.
         fs::create_dir(run.loss_path()).unwrap();
         let mut config = Config::default();
-        config.train.tensorboard = false;
+        config.output.tensorboard = false;
         let (mut log, _) = RunLog::open(&run, &config, None).unwrap();
         log.log(LogEvent::Step(&metrics(1))).unwrap();
         let warnings = log.log(LogEvent::Checkpoint).unwrap();

@@ -263,7 +263,7 @@ impl RunFolder {
         self.path.join(CHECKPOINTS)
     }
 
-    /// The folder of snapshots of power-function averages, for [`posthoc`](super::posthoc); only with `train.power_ema`.
+    /// The folder of snapshots of power-function averages, for [`posthoc`](super::posthoc); only with `ema.power_widths`.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
     }

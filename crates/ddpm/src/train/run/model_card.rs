@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::{RunFolder, RunRecord};
 use crate::Result;
-use crate::config::{Config, NetworkKind, SECTIONS};
+use crate::config::{Config, SECTIONS};
+use crate::nets::NetworkKind;
 use crate::objective::{LossKind, Weighting};
 use crate::process::Prediction;
 use crate::text::{escaped, quoted, quoted_value, thousands};
@@ -80,7 +81,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         _ => String::new(),
     };
     let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));
-    let loss_name = match config.train.loss {
+    let loss_name = match config.loss.name {
         LossKind::Mse => "mean squared error",
         LossKind::L1 => "mean absolute error",
         LossKind::Huber => "mean Huber loss",
@@ -90,7 +91,7 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         Prediction::X0 => "the image",
         Prediction::V => "v",
     };
-    let weighted = if config.train.loss_weight == Weighting::Plain { "" } else { "weighted " };
+    let weighted = if config.loss.weighting == Weighting::Plain { "" } else { "weighted " };
     let loss =
         facts.loss.map_or(String::new(), |l| format!(", final {weighted}{loss_name} of {predicted} {l:.5}"));
     let d = &config.diffusion;

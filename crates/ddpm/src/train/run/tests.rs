@@ -285,7 +285,7 @@ fn the_card_explains_how_to_use_the_run() {
     let text = fs::read_to_string(run.card_path()).unwrap();
     assert!(text.contains("model.safetensors") && !text.contains("ema.safetensors"));
 
-    (config.train.loss, config.train.accumulate) = (LossKind::L1, 2);
+    (config.loss.name, config.train.accumulate) = (LossKind::L1, 2);
     (config.diffusion.schedule, config.diffusion.zero_terminal_snr) = (ScheduleKind::Cosine, true);
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();

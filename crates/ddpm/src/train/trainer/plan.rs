@@ -35,16 +35,16 @@ pub struct TrainPlan {
 
 impl TrainPlan {
     fn new(config: &Config, parameters: usize, footprint: Footprint, device: String) -> Self {
-        let t = &config.train;
-        let averages = t.ema_decays.len() + t.power_ema.len();
-        let copies = if t.ema_decay > 0.0 { 4 } else { 3 } + averages;
+        let ema = &config.ema;
+        let averages = ema.extra_decays.len() + ema.power_widths.len();
+        let copies = if ema.decay > 0.0 { 4 } else { 3 } + averages;
         Self {
             parameters,
             arena_bytes: (footprint.arena_bytes + averages * parameters * 4) as u64,
             scratch_bytes: footprint.scratch_bytes as u64,
             data_bytes: 0,
             checkpoint_bytes: (copies * parameters * 4) as u64,
-            flops: 2 * footprint.multiply_adds * t.accumulate as u64,
+            flops: 2 * footprint.multiply_adds * config.train.accumulate as u64,
             steps: 0,
             device,
         }
@@ -64,7 +64,7 @@ pub fn outline(config: &Config) -> Result<Option<TrainPlan>> {
     let shape = ImageShape { height: size.height, width: size.width, channels };
     let Prepared { config, graph, options } = Prepared::of(config, shape, 1)?;
     let parameters = graph.graph.parameter_count();
-    let footprint = device(config.train.hardware())?.footprint(graph.graph, &options)?;
+    let footprint = device(config.compute.hardware())?.footprint(graph.graph, &options)?;
     Ok(Some(TrainPlan::new(&config, parameters, footprint, String::new())))
 }
 
@@ -93,7 +93,7 @@ impl Trainer {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn time_step(&mut self, limit: Duration) -> Result<Option<Duration>> {
-        let own_memory = device(self.config.train.hardware())?.has_own_memory();
+        let own_memory = device(self.config.compute.hardware())?.has_own_memory();
         let seconds = if own_memory || 2 * self.exec.footprint().multiply_adds < FULL_STEP_FLOPS {
             self.time_full_batch(limit)?
         } else {
@@ -149,7 +149,7 @@ impl Trainer {
         let mut config = self.config.clone();
         (config.train.batch_size, config.train.accumulate) = (images, 1);
         let Prepared { config, graph, options } = Prepared::of(&config, self.data.shape(), self.data.len())?;
-        let exec = device(config.train.hardware())?.executor(graph.graph, &options)?;
+        let exec = device(config.compute.hardware())?.executor(graph.graph, &options)?;
         Ok((exec, graph.loss))
     }
 }
@@ -257,7 +257,7 @@ mod tests {
             ("data.size", "64"),
             ("data.channels", "1"),
             ("train.batch_size", "128"),
-            ("train.threads", "2"),
+            ("compute.threads", "2"),
         ];
         let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
         let config = Config::load(Some("digits"), None, &settings).unwrap();

@@ -5,7 +5,7 @@ use crate::data::loader::Loader;
 use crate::data::{Dataset, ImageShape};
 use crate::error::{Error, Result};
 use crate::model::{NoiseSource, TrainingGraph, check_size, device};
-use crate::nets::{self, Network};
+use crate::nets::Network;
 use ddpm_engine::PlanOptions;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl Prepared {
         config.validate()?;
         let shape = data.shape();
         // Checked before the settings are completed, so that the error can list sizes that would fit.
-        let net: Box<dyn Network> = nets::from_config(config, shape.channels);
+        let net: Box<dyn Network> = config.build_network(shape.channels);
         check_size(&*net, shape.height, shape.width)?;
         if let Some(classes) = net.classes()
             && classes != data.classes().len()
@@ -40,7 +40,7 @@ impl Prepared {
     /// The same for `count` images of that shape, without checking classes.
     pub fn of(config: &Config, shape: ImageShape, count: usize) -> Result<Self> {
         let size = Size { height: shape.height, width: shape.width };
-        let net: Box<dyn Network> = nets::from_config(config, shape.channels);
+        let net: Box<dyn Network> = config.build_network(shape.channels);
         let config = config.resolve(&DataFacts { count, size, channels: shape.channels })?;
         config.validate()?;
         let schedule = config.schedule()?;
@@ -49,10 +49,10 @@ impl Prepared {
         let graph = TrainingGraph::with_objective(&*net, &schedule, batch, NoiseSource::Random, objective)
             .map_err(|e| without_variance(e, batch))?;
         let accumulate = config.train.accumulate > 1;
-        let compute = config.train.compute_options();
+        let compute = config.compute.options();
         // Only gradient accumulation needs all gradients at once.
         let fuse_optimizer = (!accumulate).then_some(graph.loss);
-        let (ema, clip_norm) = (config.train.ema_decay > 0.0, config.train.clip_norm);
+        let (ema, clip_norm) = (config.ema.decay > 0.0, config.optimizer.clip_norm);
         let defer_updates = true;
         let options = PlanOptions {
             accumulate,
@@ -91,10 +91,10 @@ fn without_variance(error: Error, [n, height, width, _]: [usize; 4]) -> Error {
 pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
     let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
     let parameters = graph.graph.parameter_count();
-    let network = device(config.train.hardware())?.footprint(graph.graph, &options)?;
+    let network = device(config.compute.hardware())?.footprint(graph.graph, &options)?;
     let data: Arc<dyn Dataset> = Arc::from(data);
     let images = data.summary().memory_bytes;
     let prefetch = Loader::new(data, config.train.seed, config.train.batch_size).memory();
-    let averages = (config.train.ema_decays.len() + config.train.power_ema.len()) * parameters * 4;
+    let averages = (config.ema.extra_decays.len() + config.ema.power_widths.len()) * parameters * 4;
     Ok(((network.arena_bytes + network.scratch_bytes + averages) as u64, images + prefetch))
 }

@@ -51,7 +51,7 @@ fn an_epoch_ends_with_the_step_that_reads_its_last_image() {
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing() {
     // With L1, the loss grows linearly with the prediction and stays finite, but squared gradients do not.
-    let mut trainer = trainer(&[("train.loss", "l1"), ("train.clip_norm", "1")]);
+    let mut trainer = trainer(&[("loss.name", "l1"), ("optimizer.clip_norm", "1")]);
     let mut weights = trainer.tensors(Region::Weights).unwrap();
     let last = weights.iter_mut().find(|t| t.name == "conv_out.weight").unwrap();
     last.data.iter_mut().for_each(|w| *w *= 1e25);
@@ -70,7 +70,7 @@ fn a_step_that_fails_in_the_middle_of_its_updates_is_the_last() {
     // As above, but each weight is updated as soon as its gradient is computed: those of the last layer are finite.
     // There are so many more weights than activations that keeping all gradients would take more memory.
     let settings = [
-        ("train.loss", "l1"),
+        ("loss.name", "l1"),
         ("train.batch_size", "1"),
         ("attention.down_channels", "64, 128"),
         ("attention.mid_channels", "128, 64"),
@@ -112,7 +112,7 @@ fn a_step_that_fails_in_the_middle_of_its_updates_is_the_last() {
 
 #[test]
 fn a_step_with_all_updates_at_its_end_is_atomic() {
-    let mut trainer = trainer(&[("train.loss", "l1"), ("train.batch_size", "64")]);
+    let mut trainer = trainer(&[("loss.name", "l1"), ("train.batch_size", "64")]);
     let after_node = &trainer.exec.plan().updates().unwrap().after_node;
     assert!(after_node[..after_node.len() - 1].iter().all(Vec::is_empty), "some are updated earlier");
     let mut weights = trainer.tensors(Region::Weights).unwrap();
@@ -131,7 +131,7 @@ fn a_step_with_all_updates_at_its_end_is_atomic() {
 
 #[test]
 fn computed_by_does_not_depend_on_the_number_of_threads() {
-    let by = |threads| trainer(&[("train.threads", threads), ("train.device", "cpu")]).computed_by();
+    let by = |threads| trainer(&[("compute.threads", threads), ("compute.device", "cpu")]).computed_by();
     assert_eq!(by("1"), by("2"));
     assert_eq!(by("1"), ddpm_engine::Isa::from_env().unwrap().name());
 }
@@ -160,7 +160,7 @@ fn slow_steps_of_presets_can_be_interrupted_until_their_end() {
 #[test]
 fn an_interrupted_step_changes_nothing_and_repeats_to_the_same_bits() {
     let simple = [("network.name", "simple"), ("simple.widths", "8, 16"), ("simple.time_emb_dim", "16")];
-    for settings in [&[][..], &[("train.accumulate", "2")], &[("train.clip_norm", "0.1")], &simple] {
+    for settings in [&[][..], &[("train.accumulate", "2")], &[("optimizer.clip_norm", "0.1")], &simple] {
         let (mut whole, mut stopped) = (trainer(settings), trainer(settings));
         let stop = Arc::new(AtomicBool::new(false));
         stopped.set_stop(stop.clone());
@@ -223,13 +223,13 @@ fn a_loss_that_is_not_finite_changes_nothing() {
 #[test]
 fn power_averages_cannot_be_started_in_the_middle_of_a_run() {
     let mut plain = trainer(&[]);
-    let with = |added: &str| trainer(&[("train.power_ema", added), ("train.ema_decays", "0.5")]);
+    let with = |added: &str| trainer(&[("ema.power_widths", added), ("ema.extra_decays", "0.5")]);
     let first = plain.checkpoint(None).unwrap();
     with("0.05").restore(&first, Path::new("first")).unwrap();
     plain.step().unwrap();
     let later = plain.checkpoint(None).unwrap();
     let error = with("0.05").restore(&later, Path::new("later")).unwrap_err().to_string();
-    for part in ["train.power_ema: 0.05 is not kept in later", "cannot be added after 1 steps", "--init"] {
+    for part in ["ema.power_widths: 0.05 is not kept in later", "cannot be added after 1 steps", "--init"] {
         assert!(error.contains(part), "{error}");
     }
     // EMAs forget their initial value.
@@ -239,10 +239,10 @@ fn power_averages_cannot_be_started_in_the_middle_of_a_run() {
 #[test]
 fn every_average_uses_its_own_decay() {
     let settings = [
-        ("train.ema", "fixed"),
-        ("train.ema_decay", "0.5"),
-        ("train.ema_decays", "0.5, 0.9"),
-        ("train.power_ema", "0.05, 0.2"),
+        ("ema.schedule", "fixed"),
+        ("ema.decay", "0.5"),
+        ("ema.extra_decays", "0.5, 0.9"),
+        ("ema.power_widths", "0.05, 0.2"),
     ];
     let mut trainer = trainer(&settings);
     let flat = |tensors: &[NamedTensor]| -> Vec<f64> {

@@ -86,10 +86,10 @@ fn metrics(step: u64) -> Metrics {
 fn settings() -> Vec<(String, toml::Value)> {
     let value = |text: &str| text.parse::<toml::Value>().unwrap();
     vec![
-        ("train.lr".to_owned(), value("0.001")),
+        ("optimizer.lr".to_owned(), value("0.001")),
         ("attention.num_heads".to_owned(), value("4")),
-        ("train.winograd".to_owned(), value("false")),
-        ("train.loss".to_owned(), value("\"mse\"")),
+        ("compute.winograd".to_owned(), value("false")),
+        ("loss.name".to_owned(), value("\"mse\"")),
         ("simple.widths".to_owned(), value("[8, 16]")),
     ]
 }
