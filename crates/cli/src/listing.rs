@@ -27,7 +27,7 @@ pub fn write_all(files: &Files, folder: Option<&Path>) -> Option<String> {
     let written = match folder {
         Some(folder) => {
             let path = folder.join("left-out.txt");
-            ddpm::train::write_file(&path, text.as_bytes(), "write the list").ok().map(|()| path)
+            ddpm::storage::write_file(&path, text.as_bytes(), "write the list").ok().map(|()| path)
         }
         None => write_temp_file(&text),
     };

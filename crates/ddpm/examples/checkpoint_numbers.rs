@@ -12,11 +12,11 @@
 //! cargo run --release -p ddpm --example checkpoint_numbers -- chain CHECKPOINT out.safetensors ddim 50 uniform true
 //! ```
 
+use ddpm::checkpoint::{NamedTensor, read_weights_file};
 use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
-use ddpm::generate::Pipeline;
+use ddpm::pipeline::Pipeline;
 use ddpm::process::Prediction;
 use ddpm::sampler::{self, NoiseKey, SamplerOptions};
-use ddpm::train::checkpoint::{NamedTensor, WeightsChoice, read_weights_file};
 use ddpm_engine::rng::Purpose;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -80,7 +80,7 @@ fn save(path: &str, tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Result<(), Box<
 }
 
 fn predict(checkpoint: &str, input: &str, output: &str) -> Result<(), Box<dyn Error>> {
-    let pipeline = Pipeline::open(Path::new(checkpoint), WeightsChoice::Auto, 0)?;
+    let pipeline = Pipeline::open(checkpoint)?;
     let tensors_in = read_weights_file(Path::new(input))?;
     let find = |name: &str| tensors_in.iter().find(|t: &&NamedTensor| t.name == name);
     let (Some(x), Some(t)) = (find("x"), find("t")) else { return Err("x and t are needed".into()) };
@@ -108,7 +108,7 @@ fn chain(
     output: &str,
     options_override: Option<SamplerOptions>,
 ) -> Result<(), Box<dyn Error>> {
-    let pipeline = Pipeline::open(Path::new(checkpoint), WeightsChoice::Auto, 0)?;
+    let pipeline = Pipeline::open(checkpoint)?;
     let config = pipeline.config();
     let schedule = config.schedule()?;
     let options = options_override

@@ -9,11 +9,10 @@
 
 use ddpm::data::digits::Digits;
 use ddpm::data::{AugmentKey, Dataset};
-use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::guidance::Guidance;
 use ddpm::nets::{Builder, ConvLayer, Mode};
+use ddpm::pipeline::{Pipeline, SampleRequest};
 use ddpm::sampler::{self, SamplerOptions};
-use ddpm::train::checkpoint::WeightsChoice;
 use ddpm::{Error, Result};
 use ddpm_engine::ops::{Activation, Loss};
 use ddpm_engine::{AdamStep, CpuDevice, Device, Executor, PlanOptions, Region, RngKey, Tensor, autodiff};
@@ -99,7 +98,7 @@ fn main() -> Result<()> {
     let name = arguments.next().map_or(Some("dpm++2m".to_owned()), |n| n.to_str().map(str::to_owned));
     let sampler = sampler::find(&name.unwrap_or_default())?;
     let steps = arguments.next().and_then(|n| n.to_str()?.parse().ok());
-    let pipeline = Pipeline::open(&checkpoint, WeightsChoice::Auto, 0)?;
+    let pipeline = Pipeline::open(&checkpoint)?;
     if pipeline.classes() != Some(10) || pipeline.shape().channels != 1 {
         return Err(usage("the run must be trained on the built-in digits with their classes"));
     }
@@ -127,7 +126,7 @@ fn main() -> Result<()> {
         let sampling = SamplerOptions { sampler, steps, ..SamplerOptions::default() };
         let request =
             SampleRequest { count: SAMPLES, seed: 5, guidance, sampling, ..SampleRequest::default() };
-        let samples = pipeline.sample(request, &mut |_, _| Ok(()))?;
+        let samples = pipeline.sample(request)?;
         let mut correct = 0;
         for (k, images) in samples.chunks(BATCH).enumerate() {
             let values: Vec<f32> =

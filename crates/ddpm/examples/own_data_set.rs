@@ -4,13 +4,9 @@
 //! cargo run --release -p ddpm --example own_data_set
 //! ```
 
-use ddpm::Result;
-use ddpm::config::Config;
 use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
-use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::sampler::SamplerOptions;
-use ddpm::train::Trainer;
-use std::path::Path;
+use ddpm::{Config, Result, SampleRequest, Trainer};
 
 const SIZE: usize = 16;
 
@@ -64,19 +60,14 @@ impl Dataset for Discs {
 }
 
 fn main() -> Result<()> {
-    let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-    let config = Config::load(
-        Some("digits"),
-        None,
-        &[
-            set("attention.down_channels", "16, 32"),
-            set("attention.mid_channels", "32, 16"),
-            set("attention.down_sample", "true"),
-            set("diffusion.timesteps", "200"),
-            set("train.batch_size", "16"),
-            set("optimizer.lr", "2e-3"),
-        ],
-    )?;
+    let config = Config::builder()
+        .batch_size(16)
+        .lr(2e-3)
+        .set("attention.down_channels", "16, 32")
+        .set("attention.mid_channels", "32, 16")
+        .set("attention.down_sample", "true")
+        .set("diffusion.timesteps", 200)
+        .build()?;
     let mut trainer = Trainer::new(&config, Box::new(Discs::new(500)))?;
     println!("{} parameters", trainer.num_parameters());
 
@@ -92,12 +83,11 @@ fn main() -> Result<()> {
     println!("mean loss {first:.3} over the first ten steps, {last:.3} over the last ten");
     assert!(last < first, "the network learns");
 
-    // Sample directly from the averaged weights; a session would have saved them in a run folder.
-    let weights = trainer.checkpoint(None)?.ema;
-    let pipeline = Pipeline::new(trainer.config(), weights, Path::new("discs"), 0)?;
+    // Sample from the averaged weights as they are now; a `Run` would have saved them in its folder.
+    let pipeline = trainer.pipeline()?;
     let sampling = SamplerOptions { steps: Some(20), ..SamplerOptions::default() };
-    let request = SampleRequest { count: 4, seed: 1, sampling, ..SampleRequest::default() };
-    let images = pipeline.sample(request, &mut |_, _| Ok(()))?;
+    let images =
+        pipeline.sample(SampleRequest { count: 4, seed: 1, sampling, ..SampleRequest::default() })?;
     println!("sampled {} images of {}", images.len(), pipeline.shape());
     Ok(())
 }

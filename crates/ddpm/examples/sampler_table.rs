@@ -12,13 +12,11 @@
 //! all samplers and need no download. Distances are comparable only for equal numbers of images (the second
 //! argument).
 
+use ddpm::config::open_data;
 use ddpm::data::{AugmentKey, Dataset, ImageShape};
-use ddpm::generate::{BATCH, Pipeline, SampleRequest};
-use ddpm::image::save_png;
+use ddpm::pipeline::{BATCH, Pipeline, SampleRequest};
 use ddpm::plot;
 use ddpm::sampler::{SAMPLERS, SamplerInfo, SamplerOptions, Spacing, Threshold, find};
-use ddpm::train::checkpoint::WeightsChoice;
-use ddpm::train::open_data;
 use ddpm::{Error, Result};
 use ddpm_engine::rng::{Purpose, Stream};
 use nalgebra::{DMatrix, DVector};
@@ -160,7 +158,7 @@ fn main() -> Result<()> {
         samplers = SAMPLERS.iter().map(Setup::default_of).collect();
     }
 
-    let pipeline = Pipeline::open(&checkpoint, WeightsChoice::Auto, 0)?;
+    let pipeline = Pipeline::open(&checkpoint)?;
     let data = open_data(pipeline.config())?;
     let truth = features_of_data(&*data, 0, count)?;
     let other = features_of_data(&*data, count, count)?;
@@ -188,7 +186,7 @@ fn main() -> Result<()> {
             };
             let request =
                 SampleRequest { count, seed: 1, batch: BATCH, sampling, ..SampleRequest::default() };
-            let images = pipeline.sample(request, &mut |_, _| Ok(()))?;
+            let images = pipeline.sample(request)?;
             let unit = |v: &u8| f32::from(*v) / 127.5 - 1.0;
             let sampled: Vec<Vec<f64>> = images
                 .iter()
@@ -204,7 +202,7 @@ fn main() -> Result<()> {
         }
         lines.push((format!("{} ({spacing}, {})", sampler.name, setup.threshold_name()), points));
     }
-    save_png(&plot::distances(&format!("Samples of {count} images against the data"), &lines)?, &plot)?;
+    plot::distances(&format!("Samples of {count} images against the data"), &lines)?.save(&plot)?;
     println!("\n{}", plot.display());
     Ok(())
 }

@@ -13,7 +13,6 @@ mod matrix;
 mod mixture;
 
 use ddpm::Result;
-use ddpm::image::save_png;
 use ddpm::plot::{Columns, Row, heat_map};
 use std::path::PathBuf;
 
@@ -34,7 +33,7 @@ fn main() -> Result<()> {
         println!("{name}: {}", shown.join(" "));
         rows.push(Row { name, values });
     }
-    save_png(&heat_map(TITLE, "refused by name", &columns, &rows)?, &path)?;
+    heat_map(TITLE, "refused by name", &columns, &rows)?.save(&path)?;
     println!("{}", path.display());
     Ok(())
 }

@@ -116,8 +116,9 @@ impl ComputeConfig {
     }
 }
 
-/// A device and its compute options. A thread count converts to the CPU with that many threads; 0 means all cores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A device and its compute options; by default the first GPU that can be used, or else all cores of the CPU. A thread count
+/// converts to the CPU with that many threads; 0 means all cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hardware {
     /// The device.
     pub device: DeviceChoice,

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::data::ImageShape;
 use crate::error::{Error, Result};
-use crate::output::SOFTWARE;
 use crate::text::capped;
+
+/// The marker in PNGs, GIFs and weights.
+pub(crate) const SOFTWARE: &str = concat!("ddpm ", env!("CARGO_PKG_VERSION"));
 
 /// An image of 8-bit samples.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,20 @@ impl Image {
     /// Height, width and channels.
     pub fn shape(&self) -> ImageShape {
         ImageShape { height: self.height, width: self.width, channels: self.channels }
+    }
+
+    /// Writes the image as a PNG with its channels, atomically.
+    ///
+    /// # Errors
+    /// [`Error::Io`] with the path; [`Error::Data`] for an image without pixels, or a name of another image format.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = path.as_ref();
+        let format = image::ImageFormat::from_path(path).unwrap_or(image::ImageFormat::Png);
+        if format != image::ImageFormat::Png {
+            let reason = "images are written as PNG; give a name that ends in .png".to_owned();
+            return Err(Error::Data { path: path.to_owned(), reason });
+        }
+        write_atomically(path, &png(self, path)?)
     }
 
     /// Enlarges by repeating every pixel `factor` x `factor` times.
@@ -100,14 +116,6 @@ pub fn grid(images: &[Image], per_row: usize, padding: usize) -> Image {
     canvas
 }
 
-/// Writes `image` as a PNG with its channels, atomically.
-///
-/// # Errors
-/// [`Error::Io`] with the path; [`Error::Data`] for an image without pixels.
-pub fn save_png(image: &Image, path: &Path) -> Result<()> {
-    write_atomically(path, &png(image, path)?)
-}
-
 /// Encodes an image as PNG with its channels; `path` is for error messages.
 pub(crate) fn png(image: &Image, path: &Path) -> Result<Vec<u8>> {
     use png::ColorType::{Grayscale, GrayscaleAlpha, Rgb, Rgba};
@@ -130,7 +138,7 @@ pub(crate) fn png(image: &Image, path: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads an image with 8 bits per sample, as written by [`save_png`], with its channels.
+/// Reads an image with 8 bits per sample, as written by [`Image::save`], with its channels.
 ///
 /// # Errors
 /// [`Error::Data`] for a file that is missing, damaged, or in another pixel format.
@@ -311,28 +319,30 @@ mod tests {
         let path = folder.path().join("a.png");
         for (channels, colour) in [(1, L8), (2, La8), (3, Rgb8), (4, Rgba8)] {
             let image = image(5, 7, channels, 3);
-            save_png(&image, &path).unwrap();
+            image.save(&path).unwrap();
             let read = image::open(&path).unwrap();
             assert_eq!((read.color(), read.width(), read.height()), (colour, 7, 5));
             assert_eq!(read.as_bytes(), image.data);
             assert_eq!(read_png(&path).unwrap(), image);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        let error = image(5, 7, 1, 3).save(folder.path().join("a.jpg")).unwrap_err().to_string();
+        assert!(error.contains("a.jpg: images are written as PNG"), "{error}");
     }
 
     #[test]
     fn write_errors_name_the_path() {
         let folder = tempfile::tempdir().unwrap();
         let nowhere = folder.path().join("missing").join("a.png");
-        let e = save_png(&image(2, 2, 1, 0), &nowhere).unwrap_err();
+        let e = image(2, 2, 1, 0).save(&nowhere).unwrap_err();
         assert!(matches!(&e, Error::Io { path, .. } if *path == nowhere), "{e}");
         // A folder blocks the path: the temporary file must be removed.
         let taken = folder.path().join("b.png");
         fs::create_dir(&taken).unwrap();
-        assert!(save_png(&image(2, 2, 1, 0), &taken).is_err());
+        assert!(image(2, 2, 1, 0).save(&taken).is_err());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
         let broken = Image { data: vec![0; 3], ..image(2, 2, 1, 0) };
-        assert!(matches!(save_png(&broken, &nowhere), Err(Error::Data { .. })));
+        assert!(matches!(broken.save(&nowhere), Err(Error::Data { .. })));
     }
 
     /// The frames of a GIF as RGBA, with their delays in hundredths of a second, and its repeat count.

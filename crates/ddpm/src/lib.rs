@@ -2,43 +2,62 @@
 //!
 //! # Training and sampling
 //!
+//! Train on a folder of images, in a run folder with checkpoints, metrics and sample sheets:
+//!
+//! ```no_run
+//! use ddpm::{Config, Run};
+//!
+//! let config = Config::builder().data("photos").size(32).steps(20_000).build()?;
+//! let outcome = Run::create("runs", &config)?.train()?;
+//! println!("{outcome:?}");
+//! # Ok::<(), ddpm::Error>(())
+//! ```
+//!
+//! Sample from the run:
+//!
+//! ```no_run
+//! use ddpm::{Pipeline, SampleRequest};
+//!
+//! let request = SampleRequest { count: 16, seed: 7, ..SampleRequest::default() };
+//! Pipeline::open("runs/run-001")?.sample(request)?.grid(4).save("grid.png")?;
+//! # Ok::<(), ddpm::Error>(())
+//! ```
+//!
+//! Both use a GPU if there is one that can be used and the program was built with the feature `cuda`, else all cores of the CPU.
+//! [`Config::builder`] has the presets and settings of the command line; [`Run::train_with`] and [`Pipeline::sample_with`] report
+//! every step and can be stopped.
+//!
+//! Without files, step by step, on any [`Dataset`](data::Dataset):
+//!
 //! ```
 //! use ddpm::data::digits::Digits;
-//! use ddpm::generate::{Pipeline, SampleRequest};
 //! use ddpm::sampler::{self, SamplerOptions};
-//! use ddpm::config::Config;
-//! use ddpm::train::Trainer;
-//! use std::path::Path;
+//! use ddpm::{Config, SampleRequest, Trainer};
 //!
-//! // Settings: a preset and overrides, as on the command line.
-//! let set = |key: &str, value: &str| (key.to_owned(), value.to_owned());
-//! let overrides = [
-//!     set("attention.down_channels", "8, 16"),
-//!     set("attention.mid_channels", "16, 8"),
-//!     set("attention.down_sample", "true"),
-//!     set("train.batch_size", "4"),
-//! ];
-//! let config = Config::load(Some("digits"), None, &overrides)?;
+//! let config = Config::builder()
+//!     .preset("digits")
+//!     .batch_size(4)
+//!     .set("attention.down_channels", "8, 16")
+//!     .set("attention.mid_channels", "16, 8")
+//!     .set("attention.down_sample", "true")
+//!     .build()?;
 //!
-//! // Train on 100 built-in 16x16 images.
+//! // 100 built-in images of 16x16.
 //! let mut trainer = Trainer::new(&config, Box::new(Digits::new(0, 16, 100)?))?;
 //! let loss = trainer.step()?.loss;
 //! // The untrained network predicts almost zero, and the noise has variance 1.
 //! assert!(loss > 0.5 && loss < 2.0);
 //!
-//! // Sample from the averaged (EMA) weights with 5 steps of DDIM; 0 threads means all cores.
-//! let weights = trainer.checkpoint(None)?.ema;
-//! let pipeline = Pipeline::new(trainer.config(), weights, Path::new("digits"), 0)?;
+//! // Five steps of DDIM with the averaged weights.
 //! let sampling = SamplerOptions { sampler: sampler::find("ddim")?, steps: Some(5), ..SamplerOptions::default() };
 //! let request = SampleRequest { count: 2, seed: 1, sampling, ..SampleRequest::default() };
-//! let images = pipeline.sample(request, &mut |_, _| Ok(()))?;
+//! let images = trainer.pipeline()?.sample(request)?;
 //! assert_eq!(images.len(), 2);
 //! # Ok::<(), ddpm::Error>(())
 //! ```
 //!
-//! [`train::Session`] trains in a run folder, with logs and checkpoints; [`generate::Pipeline::open`] samples from a
-//! checkpoint on disk. Results depend only on the settings and the seed: the number of threads or resuming from a
-//! checkpoint does not change a bit. The library never prints.
+//! Results depend only on the settings and the seed: the number of threads or resuming from a checkpoint does not change a bit.
+//! The library never prints.
 //!
 //! # Modules
 //!
@@ -46,8 +65,9 @@
 //! |---|---|
 //! | data | [`data`]: image folders, IDX files and other sources; [`image`]: PNG, GIF, grids |
 //! | model | [`nets`]: networks; [`schedule`]: noise schedules; [`objective`]: loss functions; [`model`]: the training graph |
-//! | training | [`train`]: [`Config`](config::Config), [`Trainer`](train::Trainer), [`Session`](train::Session), checkpoints |
-//! | sampling | [`generate`]; [`sampler`]: DDPM, DDIM and faster samplers ([`sampler::SAMPLERS`]); [`guidance`]: class conditioning |
+//! | settings | [`config`]: sources, presets, validation |
+//! | training | [`train`]: [`Run`], [`Trainer`], checkpoints |
+//! | sampling | [`pipeline`]; [`sampler`]: DDPM, DDIM and faster samplers ([`sampler::SAMPLERS`]); [`guidance`]: class conditioning |
 //! | editing | [`edit`]: inpainting, interpolation and other uses of a trained model |
 //! | evaluation | [`vlb`]: the variational bound; [`nearest`]: memorization |
 //! | other programs | [`interop`]: PyTorch, safetensors and diffusers checkpoints |
@@ -89,28 +109,35 @@
 //! predicted noise implies ([`process::predict_x0`], eq. 15).
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod edit;
 mod error;
-pub mod generate;
 pub mod hardware;
 pub mod image;
 pub mod interop;
+pub mod lr_schedule;
 mod memory;
 pub mod model;
 pub mod nearest;
 pub mod nets;
 pub mod output;
+pub mod pipeline;
 pub mod plot;
 pub mod power_ema;
 pub mod roofline;
+pub mod run_folder;
+mod run_record;
 mod settings;
-mod storage;
+pub mod storage;
 pub mod train;
 pub mod vlb;
 
+pub use config::Config;
 pub use ddpm_diffusion as diffusion;
 pub use ddpm_diffusion::{denoiser, guidance, objective, process, sampler, schedule};
 pub use ddpm_text as text;
 pub use error::{Error, Result};
+pub use pipeline::{Pipeline, SampleRequest};
+pub use train::{Run, Trainer};

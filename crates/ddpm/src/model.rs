@@ -2,6 +2,7 @@
 
 mod denoiser;
 
+use crate::checkpoint::{NamedTensor, check_fits};
 use crate::error::{Error, Result};
 use crate::hardware::{DeviceChoice, Hardware};
 use crate::nets::{Builder, Inputs, Mode, Network, ParameterSpec, StateSpec};
@@ -9,8 +10,7 @@ use crate::objective::Objective;
 use crate::process::Prediction;
 use crate::sampler::buffers::NUM_BUFFERS;
 use crate::schedule::{Level, Schedule};
-use crate::train::checkpoint::{NamedTensor, check_fits};
-use crate::vlb;
+use ddpm_diffusion::vlb;
 use ddpm_engine::ops::{
     Add, AddPerChannel, Affine, QSample, RandomNormal, RandomTimestep, Slice, VariationalBound, WeightedLoss,
 };
@@ -35,22 +35,9 @@ pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> 
         "the {} network downsamples images to 1/{factor} of their size, but {height}x{width} is not divisible by {factor}: \
          resize or pad them to {} (--size)",
         net.name(),
-        fitting_sizes(height, width, factor)
+        crate::nets::fitting_sizes(height, width, factor)
     );
     Err(Error::Config { key: "data.size".to_owned(), reason })
-}
-
-/// The closest sizes divisible by `factor`, nearest first: "32x32 or 36x36".
-pub(crate) fn fitting_sizes(height: usize, width: usize, factor: usize) -> String {
-    let below = [height, width].map(|s| (s / factor).max(1) * factor);
-    let above = [height, width].map(|s| s.div_ceil(factor).max(1) * factor);
-    let far = |to: [usize; 2]| to[0].abs_diff(height) + to[1].abs_diff(width);
-    let (first, second) = if far(below) <= far(above) { (below, above) } else { (above, below) };
-    if first == second {
-        format!("{}x{}", first[0], first[1])
-    } else {
-        format!("{}x{} or {}x{}", first[0], first[1], second[0], second[1])
-    }
 }
 
 /// All parameters and states as tensors with PyTorch's names, shapes and layouts; the parameters from `region`.

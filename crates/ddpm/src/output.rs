@@ -6,13 +6,11 @@
 //! settings, logs and checkpoints) have none, and only training overwrites them.
 
 use crate::error::{Error, Result};
-use crate::train::run::{is_run, step_sheet};
+use crate::run_folder::{is_run, step_sheet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// The marker in PNGs, GIFs and weights.
-pub(crate) const SOFTWARE: &str = concat!("ddpm ", env!("CARGO_PKG_VERSION"));
 /// The marker in JSON: key and value.
 pub const PROGRAM: (&str, &str) = ("program", "ddpm");
 /// Header line of the table of nearest-neighbour distances.
@@ -20,7 +18,7 @@ pub const DISTANCES: &str = "sample,training image,mirrored,distance";
 /// Header line of the table of terms of the variational bound.
 pub const TERMS: &str = "term,first_t,last_t,bits_per_dim,standard_error,x_0_mse,eps_mse";
 
-/// Prefix of [`SOFTWARE`] in any version.
+/// Prefix of [`SOFTWARE`](crate::image::SOFTWARE) in any version.
 const SOFTWARE_PREFIX: &[u8] = b"ddpm ";
 /// Maximum length of a JSON file or header that is examined, in bytes.
 const MAX_JSON: u64 = 64 << 20;
@@ -214,8 +212,8 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::data::ImageShape;
-    use crate::image::{Image, save_gif, save_png};
-    use crate::train::run::RunFolder;
+    use crate::image::{Image, save_gif};
+    use crate::run_folder::RunFolder;
 
     fn image() -> Image {
         Image::black(ImageShape { height: 2, width: 3, channels: 3 })
@@ -225,7 +223,7 @@ mod tests {
     fn only_files_with_the_marker_of_their_kind_are_overwritten() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str| folder.path().join(name);
-        save_png(&image(), &file("a.png")).unwrap();
+        image().save(file("a.png")).unwrap();
         save_gif(&[image()], 50, 50, &file("a.gif")).unwrap();
         fs::write(file("a.json"), r#"{"program": "ddpm"}"#).unwrap();
         fs::write(file("a.csv"), format!("{TERMS}\nprior,,\n")).unwrap();
@@ -282,7 +280,7 @@ mod tests {
             let error = check(Path::new(device), FileKind::Png, true);
             assert!(device == "/dev/stdout" || error.is_err(), "{device}");
         }
-        save_png(&image(), &file("a.png")).unwrap();
+        image().save(file("a.png")).unwrap();
         fs::write(file("text"), "mine").unwrap();
         for (name, target) in [("ours", "a.png"), ("theirs", "text"), ("nowhere", "gone")] {
             std::os::unix::fs::symlink(file(target), file(name)).unwrap();
@@ -295,8 +293,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let run = RunFolder::create(root.path(), Some("r")).unwrap();
         run.write_config(&Config::default()).unwrap();
-        save_png(&image(), &run.loss_path()).unwrap();
-        save_png(&image(), &run.sample_path(100)).unwrap();
+        image().save(run.loss_path()).unwrap();
+        image().save(run.sample_path(100)).unwrap();
         let inside = |name: &str| run.path().join(name);
         for own in [
             "config.toml",

@@ -2,8 +2,8 @@
 
 use crate::data::{AugmentKey, Dataset};
 use crate::error::{Error, Result};
-use crate::generate::Pipeline;
 use crate::guidance::{Guidance, Guided};
+use crate::pipeline::Pipeline;
 pub use ddpm_diffusion::vlb::*;
 
 /// Minimum number of image batches that each share their sampled timesteps; the standard error is estimated

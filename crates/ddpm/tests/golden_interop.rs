@@ -1,15 +1,15 @@
 //! Checkpoints written by PyTorch and diffusers (`tools/golden/interop.py`): network outputs, and export and import
 //! round trips.
 
+use ddpm::checkpoint::{self, NamedTensor, WeightsChoice, read_weights_file};
 use ddpm::config::{Config, Size};
 use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
-use ddpm::generate::{Pipeline, SampleRequest};
 use ddpm::guidance::Guidance;
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read};
 use ddpm::nets::NetworkKind;
+use ddpm::pipeline::{Pipeline, SampleRequest};
 use ddpm::sampler::{Threshold, Variance};
 use ddpm::schedule::ScheduleKind;
-use ddpm::train::checkpoint::{self, NamedTensor, WeightsChoice, read_weights_file};
 use std::path::{Path, PathBuf};
 
 /// Maximum error of the output, relative to its largest absolute value.
@@ -390,7 +390,7 @@ fn training_resumes_from_an_imported_run() {
     let run = run.save(folder.path(), Some("r")).unwrap();
     let resume = |change: &dyn Fn(&mut Config) -> ddpm::Result<()>| {
         let resume = ddpm::train::Resume { checkpoint: None, change, force: false };
-        ddpm::train::Session::resume(folder.path(), run.path(), &resume)
+        ddpm::train::Run::resume(folder.path(), run.path(), &resume)
     };
     let error = resume(&|_| Ok(())).err().expect("no data").to_string();
     assert!(
@@ -409,7 +409,7 @@ fn training_resumes_from_an_imported_run() {
     for tensor in &weights {
         assert!(begin.iter().any(|t| t == tensor), "{}", tensor.name);
     }
-    session.train(&Default::default(), &mut |_| {}).unwrap();
+    session.train().unwrap();
     let path = checkpoint::path_of(&run.checkpoints(), 1);
     assert!(checkpoint::load(&path).unwrap().exp_avg.iter().any(|t| t.data.iter().any(|&v| v != 0.0)));
 }

@@ -1,13 +1,13 @@
 //! The networks compared with PyTorch (`tools/golden/attention.py`, `tools/golden/networks.py`): output,
 //! loss, all gradients, and the losses of 20 Adam steps.
 
+use ddpm::checkpoint::NamedTensor;
 use ddpm::config::Config;
 use ddpm::denoiser::Denoiser;
 use ddpm::model::{Model, NoiseSource, TrainingGraph};
 use ddpm::nets::NetworkKind;
 use ddpm::nets::{Network, ParameterSpec};
 use ddpm::schedule::Schedule;
-use ddpm::train::checkpoint::NamedTensor;
 use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{AdamStep, CpuExecutor, Executor, Region, RngKey};
 use safetensors::SafeTensors;

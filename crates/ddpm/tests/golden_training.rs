@@ -1,10 +1,10 @@
 //! Training steps and learning rates compared with PyTorch (`tools/golden/training.py`, `tools/golden/rates.py`).
 
+use ddpm::checkpoint::read_weights_file;
 use ddpm::config::Config;
+use ddpm::config::open_data;
+use ddpm::lr_schedule::{LearningRate, Plateau};
 use ddpm::train::Trainer;
-use ddpm::train::checkpoint::read_weights_file;
-use ddpm::train::lr_schedule::{LearningRate, Plateau};
-use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};
 use serde_json::Value;
 use std::path::Path;

@@ -1,11 +1,11 @@
 //! Checkpoints in the formats of training programs (`tools/golden/interop_kinds.py`): which weights are chosen, what
 //! is skipped, and what is rejected with which error. All raw weights there are 1, all averaged ones 2.
 
+use ddpm::checkpoint::{self, WeightsChoice};
 use ddpm::config::{Config, Size};
 use ddpm::interop::{Format, ImportOptions, Imported, Role, WeightSet, export, read, read_weights};
 use ddpm::nets::NetworkKind;
 use ddpm::schedule::ScheduleKind;
-use ddpm::train::checkpoint::{self, WeightsChoice};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -299,7 +299,7 @@ fn exports_embed_settings_and_classes_so_nothing_is_assumed() {
         let (config, path) = run_with_classes(folder.path(), network);
         let classes = checkpoint::load_weights_only(&path, &WeightsChoice::Raw).unwrap().0.classes;
         let unknown = |mut config: Config| {
-            config.data.path = ddpm::interop::UNKNOWN_DATA.to_owned();
+            config.data.path = ddpm::config::UNKNOWN_DATA.to_owned();
             config.network.im_size = config.data.size;
             config.network.im_channels = config.data.channels;
             config

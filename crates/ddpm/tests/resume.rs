@@ -1,13 +1,13 @@
 //! Training is a function of settings, data and seed: interruptions, resumes and the number of threads change no bit.
 
+use ddpm::checkpoint::{self, Checkpoint};
 use ddpm::config::Config;
+use ddpm::config::open_data;
 use ddpm::data::digits::Digits;
 use ddpm::data::{AugmentKey, DataOptions, Dataset, Summary, open_within};
-use ddpm::train::checkpoint::{self, Checkpoint};
-use ddpm::train::{Event, Init, Resume, Session, StepReport, Trainer, open_data};
+use ddpm::train::{Event, Init, Resume, Run, StepReport, Trainer};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// No changes to the settings.
@@ -279,8 +279,8 @@ fn a_run_with_another_order_of_classes_resumes_to_the_same_bits() {
         assert_eq!(data.classes(), new);
         let data = Reordered(data, classes.to_vec());
         let trainer = Trainer::new(&config(steps), Box::new(data)).expect("a trainer");
-        let mut session = Session::create(&runs, Some(name), trainer).expect("a run");
-        session.train(&Arc::new(AtomicBool::new(false)), &mut |_| ()).expect("training");
+        let mut run = Run::start(&runs, Some(name), trainer).expect("a run");
+        run.train().expect("training");
     };
     start("whole", &old, "6");
     start("other", &new, "6");
@@ -290,14 +290,14 @@ fn a_run_with_another_order_of_classes_resumes_to_the_same_bits() {
         Ok(())
     };
     let resume = Resume { checkpoint: None, change: &more, force: false };
-    let mut session = Session::resume(&runs, Path::new("part"), &resume).expect("the run");
+    let mut run = Run::resume(&runs, Path::new("part"), &resume).expect("the run");
     let mut warnings = Vec::new();
     let mut on_event = |event: Event<'_>| {
         if let Event::Warning(text) = event {
             warnings.push(text);
         }
     };
-    session.train(&Arc::new(AtomicBool::new(false)), &mut on_event).expect("training");
+    run.train_with(&Arc::default(), &mut on_event).expect("training");
     assert_eq!(warnings, Vec::<String>::new(), "the images are the same");
     let end = |name: &str| {
         let at = checkpoint::path_of(&runs.join(name).join("checkpoints"), 6);
@@ -314,6 +314,6 @@ fn a_run_with_another_order_of_classes_resumes_to_the_same_bits() {
 
     // A run initialized from these weights with the same classes uses the same indices.
     let init = Init { path: &runs.join("whole"), force: false };
-    let (trainer, _) = Session::prepare(&config("9"), Some(init)).expect("a trainer");
+    let (trainer, _) = Run::prepare(&config("9"), Some(init)).expect("a trainer");
     assert_eq!(trainer.class_names(), old);
 }

@@ -1,8 +1,8 @@
 //! The interface between samplers and networks.
 
+use crate::buffers::{BufferId, SamplerBuffers};
 use crate::error::Result;
 use crate::process::Prediction;
-use crate::sampler::DeviceDenoiser;
 
 /// Predicts the noise in a batch of images, `eps_theta` of Ho et al. 2020, or an equivalent.
 /// The crate `ddpm` implements it with its networks; anything that can predict will do.
@@ -35,6 +35,28 @@ pub trait Denoiser {
     fn as_device_denoiser(&mut self) -> Option<&mut dyn DeviceDenoiser> {
         None
     }
+}
+
+/// A network that reads and writes [`SamplerBuffers`]; a network on a device keeps them in device memory
+/// ([`Denoiser::as_device_denoiser`]).
+pub trait DeviceDenoiser {
+    /// The buffers, one batch each.
+    ///
+    /// # Errors
+    /// Device errors.
+    fn buffers(&mut self) -> Result<&mut dyn SamplerBuffers>;
+
+    /// Like [`Denoiser::predict`], from one buffer to another.
+    ///
+    /// # Errors
+    /// Like [`Denoiser::predict`].
+    fn predict_buffer(&mut self, x_t: BufferId, t: f64, output: BufferId) -> Result<()>;
+
+    /// Copies the learned variance of the last prediction to a buffer; returns whether there is one.
+    ///
+    /// # Errors
+    /// Device errors.
+    fn copy_variance(&mut self, to: BufferId) -> Result<bool>;
 }
 
 /// A closure as a denoiser: `predict(x_t, t, output)`.

@@ -1,9 +1,9 @@
 //! Class-conditional sampling with classifier-free guidance.
 
+use crate::buffers::{BufferId, UNCOND};
 use crate::denoiser::{ConditionalDenoiser, ConditionalDeviceDenoiser, Denoiser};
 use crate::error::{Error, Result};
 use crate::process::Prediction;
-use crate::sampler::buffers::{BufferId, UNCOND};
 use crate::sampler::{DeviceDenoiser, SamplerBuffers};
 use crate::schedule::Schedule;
 

@@ -33,10 +33,12 @@
 //! | [`vlb`] | the variational bound |
 #![forbid(unsafe_code)]
 
+pub mod buffers;
 pub mod denoiser;
 pub mod edit;
 mod error;
 pub mod guidance;
+pub mod noise;
 pub mod objective;
 pub mod process;
 pub mod sampler;

@@ -1,9 +1,9 @@
 //! `ddpm average`.
 
 use ddpm::output::{self, FileKind};
+use ddpm::run_folder::{RUNS, RunFolder};
 use ddpm::text::{quoted, shown};
 use ddpm::train::posthoc;
-use ddpm::train::run::{RUNS, RunFolder};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

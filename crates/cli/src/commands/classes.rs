@@ -1,6 +1,6 @@
 //! Prints which classes are sampled.
 
-use ddpm::generate::{Labels, Pipeline};
+use ddpm::pipeline::{Labels, Pipeline};
 use ddpm::text::{LISTED, listed, thousands};
 
 /// The value of `--class` for a row of each class.

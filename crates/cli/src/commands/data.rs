@@ -3,12 +3,13 @@
 use crate::commands::{pairs, train};
 use crate::progress::human_bytes;
 use ddpm::config::{Config, OnBadFile};
+use ddpm::config::{check_data, open_data};
 use ddpm::data::{Check, FormatCount, ImageShape, ShuffledSampler};
-use ddpm::image::{Image, save_png};
+use ddpm::image::Image;
 use ddpm::output::{self, FileKind};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{escaped, escaped_lines, shown, thousands};
-use ddpm::train::{check_data, memory, open_data};
+use ddpm::train::memory;
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -271,7 +272,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<ExitCode> {
         let class = data.label(sample.index).and_then(|label| data.classes().get(label as usize));
         sheet.captions.extend(class.cloned());
     }
-    save_png(&sheet.draw()?, &args.out)?;
+    sheet.draw()?.save(&args.out)?;
     status!("{}: {count} of {} images, {}", shown(&args.out), thousands(data.len()), data.shape());
     Ok(ExitCode::SUCCESS)
 }

@@ -5,8 +5,8 @@ use super::flags::{SamplerFlags, given, stem};
 use anyhow::bail;
 use ddpm::data::LoadedImage;
 use ddpm::edit::{Denoise, Estimate, estimate, max_noise};
-use ddpm::generate::SampleRequest;
 use ddpm::image::Image;
+use ddpm::pipeline::SampleRequest;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

@@ -9,7 +9,7 @@ use crate::signals::stop_flag;
 use anyhow::bail;
 use ddpm::config::SamplingConfig;
 use ddpm::data::{LoadedImage, open_image};
-use ddpm::generate::{Labels, Pipeline, SampleRequest};
+use ddpm::pipeline::{Labels, Pipeline, SampleRequest};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::thousands;
 use serde_json::{Map, Value};
@@ -128,7 +128,7 @@ impl Editor<'_> {
         entry("class", serde_json::json!(self.flags.class));
         entry("guidance", format!("{:?}", self.request.guidance).into());
         for (key, path) in files {
-            entry(key, ddpm::train::file_sha256(&path)?.into());
+            entry(key, ddpm::storage::file_sha256(&path)?.into());
         }
         for (key, value) in request {
             entry(key, value);

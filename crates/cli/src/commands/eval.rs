@@ -6,11 +6,10 @@ use crate::progress::{Progress, human_time};
 use crate::signals::stop_flag;
 use anyhow::{Context, bail};
 use ddpm::data::Dataset;
-use ddpm::generate::BATCH;
-use ddpm::image::save_png;
 use ddpm::output::{self, FileKind};
+use ddpm::pipeline::BATCH;
+use ddpm::storage::write_file;
 use ddpm::text::{counted, thousands};
-use ddpm::train::write_file;
 use ddpm::vlb::{self, Estimate, Vlb, VlbOptions};
 use serde_json::{Map, Value, json};
 use std::io::Write;
@@ -214,7 +213,7 @@ impl ResultFolder {
         write_file(&files[1], format!("{:#}\n", Value::from(about)).as_bytes(), doing)?;
         let parts: Vec<_> =
             bound.terms.iter().map(|t| (t.first as f64 + 1.0, t.last as f64 + 1.0, t.bits.mean)).collect();
-        save_png(&ddpm::plot::bound(title, &parts)?, &files[2])?;
+        ddpm::plot::bound(title, &parts)?.save(&files[2])?;
         Ok(files)
     }
 }

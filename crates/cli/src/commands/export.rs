@@ -1,9 +1,9 @@
 //! `ddpm export`.
 
 use clap::ValueEnum;
+use ddpm::checkpoint::WeightsChoice;
 use ddpm::interop::{self, Format};
-use ddpm::train::checkpoint::WeightsChoice;
-use ddpm::train::run::RUNS;
+use ddpm::run_folder::RUNS;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

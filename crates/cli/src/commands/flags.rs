@@ -2,18 +2,18 @@
 
 use super::folder::FlagValue;
 use super::pairs;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::ValueEnum;
+use ddpm::checkpoint::{self, Newest, WeightsChoice};
 use ddpm::config::SamplingConfig;
+use ddpm::config::open_data;
 use ddpm::data::Dataset;
-use ddpm::generate::{BATCH, Pipeline};
 use ddpm::guidance::Guidance;
 use ddpm::hardware::{DeviceChoice, Hardware};
+use ddpm::pipeline::{BATCH, Pipeline};
+use ddpm::run_folder::{End, RUNS, RunFolder, RunRecord};
 use ddpm::sampler::{self, SAMPLERS, SamplerInfo, SamplerOptions, Spacing, Threshold, Variance};
-use ddpm::text::{quoted, shown};
-use ddpm::train::checkpoint::{self, Newest, WeightsChoice};
-use ddpm::train::open_data;
-use ddpm::train::run::{End, RUNS, RunFolder, RunRecord};
+use ddpm::text::shown;
 use std::path::{Path, PathBuf};
 
 /// The run, its weights and where it computes.
@@ -49,12 +49,12 @@ impl RunFlags {
         let named = at.is_some();
         let (checkpoint, pipeline) = match at {
             Some(path) => {
-                let pipeline = Pipeline::open(&path, which.clone(), hardware)?;
+                let pipeline = Pipeline::open_checkpoint(&path, which.clone(), hardware)?;
                 (path, pipeline)
             }
             None => {
                 let found = Pipeline::open_newest(&run.checkpoints(), &which, hardware)?;
-                let (newest, pipeline) = found.with_context(|| no_checkpoint(&run))?;
+                let (newest, pipeline) = found.ok_or_else(|| run.without_checkpoint())?;
                 warn_skipped(&newest);
                 warn_divergence(&run);
                 (newest.path, pipeline)
@@ -191,15 +191,9 @@ impl DataFlags {
 
 /// The run's newest intact checkpoint; warns about damaged ones.
 pub(super) fn newest(run: &RunFolder) -> anyhow::Result<PathBuf> {
-    let newest = checkpoint::newest(&run.checkpoints())?.with_context(|| no_checkpoint(run))?;
+    let newest = checkpoint::newest(&run.checkpoints())?.ok_or_else(|| run.without_checkpoint())?;
     warn_skipped(&newest);
     Ok(newest.path)
-}
-
-/// The error for a run without a checkpoint.
-fn no_checkpoint(run: &RunFolder) -> String {
-    let path = run.path();
-    format!("{} has no checkpoint yet; train it further: ddpm train --resume {}", shown(path), quoted(path))
 }
 
 /// Warns if the run's training diverged.

@@ -7,11 +7,11 @@
 use super::flags::stem;
 use anyhow::{Context, bail};
 use ddpm::Error;
-use ddpm::image::{Image, read_png, save_png};
+use ddpm::image::{Image, read_png};
 use ddpm::output::{self, FileKind};
+use ddpm::run_folder::RunFolder;
+use ddpm::storage::write_file;
 use ddpm::text::{capped, quoted_value, shown, thousands};
-use ddpm::train::run::RunFolder;
-use ddpm::train::write_file;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -220,7 +220,7 @@ impl ImageFolder {
         }
         for (i, image) in (first..self.count).zip(images) {
             if self.is_missing(i) {
-                save_png(image, &self.image(i))?;
+                image.save(self.image(i))?;
                 self.written += 1;
             }
         }

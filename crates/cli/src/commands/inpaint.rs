@@ -3,8 +3,8 @@
 use super::edit::{EditFlags, EditRequest, SheetParts};
 use super::flags::{BatchFlags, LevelFlags, given, stem};
 use ddpm::edit::{RePaint, gap};
-use ddpm::generate::SampleRequest;
 use ddpm::image::Image;
+use ddpm::pipeline::SampleRequest;
 use ddpm::sampler::SamplerOptions;
 use std::path::PathBuf;
 use std::process::ExitCode;

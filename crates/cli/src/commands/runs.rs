@@ -1,8 +1,8 @@
 //! `ddpm runs`.
 
 use crate::progress::{human_bytes, human_time};
+use ddpm::run_folder::{RUNS, RunEntry, RunInfo, list_runs};
 use ddpm::text::thousands;
-use ddpm::train::run::{RUNS, RunEntry, RunInfo, list_runs};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -117,7 +117,7 @@ fn table(runs: &[&RunInfo], now: u64) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ddpm::train::run::State;
+    use ddpm::run_folder::State;
 
     #[test]
     fn columns_are_aligned_and_names_are_escaped() {

@@ -7,8 +7,8 @@ use super::sampling::{SamplingJob, grid, save_sheet};
 use crate::signals::stop_flag;
 use anyhow::bail;
 use clap::ValueEnum;
-use ddpm::generate::{BATCH, Labels, Pipeline, SampleRequest};
-use ddpm::image::{self, Image, save_gif, save_png};
+use ddpm::image::{self, Image, save_gif};
+use ddpm::pipeline::{BATCH, Labels, Pipeline, SampleRequest};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::text::{shown, thousands};
 use serde_json::{Map, Value};
@@ -255,7 +255,7 @@ fn write_progress(moments: &[Moment], out: &Path) -> ddpm::Result<[PathBuf; 2]> 
         images,
         ..Sheet::default()
     };
-    save_png(&sheet.draw()?, &strip)?;
+    sheet.draw()?.save(&strip)?;
     let gif = out.join("progress.gif");
     let frame = |(_, images): &Moment| {
         let shape = images[0].shape();

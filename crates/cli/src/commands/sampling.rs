@@ -4,8 +4,8 @@ use super::folder::ImageFolder;
 use crate::progress::Progress;
 use ddpm::data::ImageShape;
 use ddpm::denoiser::Denoiser;
-use ddpm::generate::{Labels, Pipeline, SampleRequest};
-use ddpm::image::{Image, save_png};
+use ddpm::image::Image;
+use ddpm::pipeline::{Labels, Pipeline, SampleRequest};
 use ddpm::plot::{Sheet, sheet};
 use ddpm::sampler::{NoiseKey, SampleStep};
 use ddpm::text::thousands;
@@ -120,7 +120,7 @@ impl SamplingJob<'_> {
 
 /// Writes a sheet.
 pub(super) fn save_sheet(sheet: &Sheet, path: &Path) -> anyhow::Result<()> {
-    Ok(save_png(&sheet.draw()?, path)?)
+    Ok(sheet.draw()?.save(path)?)
 }
 
 /// Maximum images of a shape on a sheet.

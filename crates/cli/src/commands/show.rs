@@ -3,14 +3,14 @@
 use super::pairs;
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use ddpm::config::open_data;
 use ddpm::config::{Config, Size};
 use ddpm::data::{AugmentKey, Dataset};
-use ddpm::image::{Image, save_png};
+use ddpm::image::Image;
 use ddpm::output::{self, FileKind};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
 use ddpm::schedule::{Schedule, ScheduleKind, ScheduleOptions};
-use ddpm::train::open_data;
 use ddpm_engine::rng::{Purpose, Stream};
 use std::io::Write;
 use std::path::PathBuf;
@@ -146,7 +146,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             (noising(&args)?, args.out)
         }
     };
-    save_png(&image, &out)?;
+    image.save(&out)?;
     writeln!(std::io::stdout(), "{}", ddpm::text::shown(&out))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,10 +7,9 @@ use crate::signals::{Hold, hold, set_stop_hint, stop_flag};
 use ddpm::config::Config;
 use ddpm::data::Summary;
 use ddpm::hardware::DeviceChoice;
-use ddpm::interop::UNKNOWN_DATA;
+use ddpm::run_folder::{RUNS, RunFolder};
 use ddpm::text::{counted, escaped, quoted, shown};
-use ddpm::train::run::{RUNS, RunFolder};
-use ddpm::train::{Event, Init, Outcome, Remark, Resume, Session, TrainPlan, Trainer, outline};
+use ddpm::train::{Event, Init, Outcome, Remark, Resume, Run, TrainPlan, Trainer, outline};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -123,29 +122,13 @@ pub(super) fn size(text: &str) -> Option<String> {
     Some(format!("[{h}, {w}]"))
 }
 
-/// Makes data paths absolute, so that the run can be resumed from another folder.
-pub(super) fn absolute_paths(config: &mut Config) {
-    let data = &mut config.data;
-    data.path = absolute(&data.path);
-    data.csv = data.csv.as_deref().map(absolute);
-}
-
-pub(super) fn absolute(path: &str) -> String {
-    // Reserved names; folders so named are given as ./digits and ./unknown.
-    if path == "digits" || path == UNKNOWN_DATA {
-        return path.to_owned();
-    }
-    let full = std::path::absolute(path).unwrap_or_else(|_| path.into());
-    full.to_string_lossy().into_owned()
-}
-
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let overrides = args.overrides()?;
     match &args.resume {
         Some(run) => {
             let change = |config: &mut Config| {
                 *config = config.with_overrides(&overrides)?;
-                absolute_paths(config);
+                config.make_paths_absolute();
                 Ok(())
             };
             let checkpoint = args.checkpoint.as_deref();
@@ -154,31 +137,36 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             early.iter().for_each(print_plan);
             let reading = Progress::waiting("reading the run and its images");
             if args.dry_run {
-                let (mut trainer, remarks) = Session::prepare_resume(&args.runs, run, &resume)?;
+                let (mut trainer, remarks) = Run::prepare_resume(&args.runs, run, &resume)?;
                 reading.finish();
                 print_trainer(&mut trainer, &remarks, early.as_ref())?;
                 return Ok(ExitCode::SUCCESS);
             }
-            let mut session = Session::resume(&args.runs, run, &resume)?;
+            let mut session = Run::resume(&args.runs, run, &resume)?;
             reading.finish();
             let remarks = session.take_remarks();
             let time = print_trainer(session.trainer(), &remarks, early.as_ref())?;
             train(session, time)
         }
         None => {
-            let custom_data = args.data.as_deref().is_some_and(|d| d != "digits") && args.config.is_none();
-            let preset = args.preset.as_deref().or(custom_data.then_some("images"));
-            let mut loaded = Config::load_with_notes(preset, args.config.as_deref(), &overrides)?;
+            let mut settings = Config::builder().set_all(overrides);
+            if let Some(preset) = &args.preset {
+                settings = settings.preset(preset);
+            }
+            if let Some(file) = &args.config {
+                settings = settings.file(file);
+            }
+            let mut loaded = settings.build_with_notes()?;
             for note in &loaded.notes {
                 status!("note: {note}");
             }
-            absolute_paths(&mut loaded.config);
+            loaded.config.make_paths_absolute();
             // Before reading the images, which may take long.
             let early = outline(&loaded.config)?;
             early.iter().for_each(print_plan);
             let init = args.init.as_deref().map(|path| Init { path, force: args.force });
             let reading = Progress::waiting("reading the images");
-            let (mut trainer, remarks) = Session::prepare(&loaded.config, init)?;
+            let (mut trainer, remarks) = Run::prepare(&loaded.config, init)?;
             reading.finish();
             let time = print_trainer(&mut trainer, &remarks, early.as_ref())?;
             if args.dry_run {
@@ -188,13 +176,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::SUCCESS);
             }
             let name = args.name.as_deref().or(loaded.run_name.as_deref());
-            train(Session::create(&args.runs, name, trainer)?, time)
+            train(Run::start(&args.runs, name, trainer)?, time)
         }
     }
 }
 
 /// Trains until the last step or an interruption.
-fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCode> {
+fn train(mut session: Run, step: Option<Duration>) -> anyhow::Result<ExitCode> {
     let path = session.run_folder().path().to_owned();
     status!("run       {}", shown(&path));
     if let Some(line) = write_all(&session.trainer().data().summary().skipped, Some(&path)) {
@@ -213,7 +201,7 @@ fn train(mut session: Session, step: Option<Duration>) -> anyhow::Result<ExitCod
     let mut sheet = None;
     // Progress since the last checkpoint.
     let mut unsaved: Option<Hold> = None;
-    let outcome = session.train(&stop_flag(), &mut |event| match event {
+    let outcome = session.train_with(&stop_flag(), &mut |event| match event {
         Event::Step { step, steps: all, loss, images_per_second, left } => {
             unsaved.get_or_insert_with(hold);
             steps.set(step, all, || {

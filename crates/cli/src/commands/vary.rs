@@ -3,8 +3,8 @@
 use super::edit::{EditFlags, EditRequest, SheetParts};
 use super::flags::{BatchFlags, SamplerFlags, given, stem};
 use ddpm::edit::Vary;
-use ddpm::generate::SampleRequest;
 use ddpm::image::Image;
+use ddpm::pipeline::SampleRequest;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

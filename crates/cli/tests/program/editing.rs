@@ -3,7 +3,7 @@
 use crate::support::{TestDir, image, names};
 use ddpm::data::digits::Digits;
 use ddpm::data::{AugmentKey, Dataset};
-use ddpm::image::{Image, save_png};
+use ddpm::image::Image;
 use image::{GrayImage, Luma};
 use std::fs;
 
@@ -133,7 +133,7 @@ fn an_interpolation_reproduces_its_ends() {
     for (i, name) in ["a.png", "b.png"].into_iter().enumerate() {
         let mut values = vec![0.0; 144];
         digits.read(i, AugmentKey::default(), &mut values).unwrap();
-        save_png(&Image::from_unit(&values, digits.shape()), &dir.path(name)).unwrap();
+        Image::from_unit(&values, digits.shape()).save(dir.path(name)).unwrap();
     }
     let go = |from: &str, to: &str| {
         let args = ["interpolate", "r", from, to, "-n", "5", "--steps", "20", "--out", "out"];

@@ -127,7 +127,7 @@ fn sampling_without_a_checkpoint_is_an_error_with_a_remedy() {
     let dir = TestDir::new();
     dir.train("r", 1, 0, &[]).succeeds();
     fs::remove_dir_all(dir.checkpoint("r", 1)).unwrap();
-    dir.ddpm(&["sample", "r"]).fails(1, &["r has no checkpoint yet", "ddpm train --resume"]);
+    dir.ddpm(&["sample", "r"]).fails(1, &["r: has no checkpoint yet", "ddpm train --resume"]);
     assert!(names(&dir.path("runs/r/samples")).is_empty());
 }
 

@@ -3,7 +3,9 @@
 //! A run's settings are built in layers, each overriding the one before: the defaults, a preset, a file (TOML, or the
 //! DDPM-Pytorch tutorial's YAML), then single overrides such as `--set optimizer.lr=1e-3`.
 
+mod builder;
 mod changes;
+mod data;
 mod domain;
 mod keys;
 mod layer;
@@ -20,7 +22,9 @@ use std::path::Path;
 
 pub use crate::data::OnBadFile;
 pub use crate::settings::{Change, Section, Setting};
+pub use builder::ConfigBuilder;
 pub use changes::Difference;
+pub use data::{UNKNOWN_DATA, check_data, open_data};
 pub use keys::{Key, aliases, find_name};
 use presets::RENAMED_PRESETS;
 pub use presets::{PRESETS, Preset};

@@ -245,7 +245,7 @@ fn unknown_settings_suggest_the_nearest_known_one() {
     assert_eq!(set_error("heads", "3"), "heads: unknown setting; did you mean attention.num_heads?");
     assert_eq!(
         set_error("qqqqqqqq", "3"),
-        "qqqqqqqq: unknown section; the sections are data, diffusion, sampling, network, attention, simple, double_conv, unet2d, train"
+        "qqqqqqqq: unknown section; the sections are data, diffusion, sampling, network, attention, simple, double_conv, unet2d, train, loss, optimizer, lr_schedule, ema, compute, output"
     );
     let preset = Config::load(Some("minst"), None, &[]).unwrap_err().to_string();
     assert_eq!(preset, "preset: unknown preset \"minst\"; did you mean mnist?");
@@ -263,7 +263,7 @@ fn wrong_types_and_broken_files_are_reported_with_their_line() {
     );
     assert!(
         toml("[train]\noptimizer = 'sgd'")
-            .contains("optimizer.name: unknown variant `sgd`, expected `adam` or `adamw`")
+            .contains("train.optimizer: unknown variant `sgd`, expected `adam` or `adamw`")
     );
     assert!(
         toml("[data]\nsize = [1, 2, 3]")

@@ -18,6 +18,20 @@ impl std::fmt::Display for Size {
     }
 }
 
+impl From<usize> for Size {
+    /// A square.
+    fn from(side: usize) -> Self {
+        Self { height: side, width: side }
+    }
+}
+
+impl From<(usize, usize)> for Size {
+    /// Height and width.
+    fn from((height, width): (usize, usize)) -> Self {
+        Self { height, width }
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected one side in pixels or [height, width]")]
 enum SizeText {

@@ -4,7 +4,7 @@ use super::{
     Config, EmaConfig, EmaKind, LossConfig, LrScheduleConfig, OptimizerConfig, OutputConfig, Size,
     TrainConfig, limits,
 };
-use crate::model::fitting_sizes;
+use crate::nets::fitting_sizes;
 use crate::objective::Weighting;
 use crate::power_ema;
 use crate::process::Prediction;

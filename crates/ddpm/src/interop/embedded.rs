@@ -7,10 +7,10 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::UNKNOWN_DATA;
+use crate::checkpoint::Manifest;
+use crate::config::UNKNOWN_DATA;
 use crate::config::{Config, DataConfig};
 use crate::hardware::ComputeConfig;
-use crate::train::checkpoint::Manifest;
 
 /// Keys in a safetensors file's metadata.
 const SETTINGS: &str = "ddpm.config";

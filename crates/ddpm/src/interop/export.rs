@@ -9,15 +9,15 @@ use serde_json::Value;
 
 use super::embedded::EmbeddedTexts;
 use super::{diffusers, torch};
+use crate::checkpoint::{self, NamedTensor, WeightsChoice, to_bytes_with};
 use crate::config::{Config, Size};
 use crate::nets;
 use crate::nets::NetworkKind;
 use crate::output::{self, FileKind};
 use crate::process::Prediction;
 use crate::sampler::{Threshold, Variance};
+use crate::storage::{self, FileSystem, OsFileSystem};
 use crate::text::capped;
-use crate::train::checkpoint::{self, NamedTensor, WeightsChoice, to_bytes_with};
-use crate::train::storage::{self, FileSystem, OsFileSystem};
 use crate::{Error, Result};
 
 /// Export format.

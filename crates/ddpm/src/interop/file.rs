@@ -15,7 +15,7 @@ use super::pickle::{MAX_PICKLE, Pickle, Tensor, Unsupported, Value, opcode as op
 use super::state_dicts::{
     FileContents, MAX_NAME, StateDict, TensorEntry, TensorRef, checked, find_state_dicts,
 };
-use crate::train::checkpoint::{NamedTensor, check_extent};
+use crate::checkpoint::{NamedTensor, check_extent};
 
 /// Tensors may take up to this many times the file's length in memory, and at least [`MIN_MEMORY`]: converting f16 to f32
 /// doubles them, and tensors may share a storage.

@@ -11,18 +11,16 @@ use super::file::{Content, Parts};
 use super::roles::Role;
 use super::source::{CheckpointSource, read_all, read_classes, refuse};
 use super::state_dicts::TensorEntry;
+use crate::checkpoint::{
+    self, Checkpoint, Manifest, NamedTensor, WeightsChoice, check_fits, is_counter, list,
+};
 use crate::config::{Config, Size};
 use crate::nets::NetworkKind;
 use crate::nets::{self, Shapes};
+use crate::run_folder::{CardFacts, RunFolder, write_card};
 use crate::text::shown;
-use crate::train::checkpoint::{
-    self, Checkpoint, Manifest, NamedTensor, WeightsChoice, check_fits, is_counter, list,
-};
-use crate::train::run::{CardFacts, RunFolder, write_card};
 use crate::{Error, Result};
 
-/// Data path of runs whose training data is unknown.
-pub const UNKNOWN_DATA: &str = "unknown";
 /// Options of an import.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
@@ -314,7 +312,7 @@ fn resolve_settings(
     });
     (config.network.im_size, config.data.size) = (Some(size), Some(size));
     (config.network.im_channels, config.data.channels) = (Some(channels), Some(channels));
-    config.data.path = UNKNOWN_DATA.to_owned();
+    config.data.path = crate::config::UNKNOWN_DATA.to_owned();
     // Assume training without label dropout, as is usual: unconditional predictions of such a network are meaningless.
     if !is_embedded && config.build_network(channels).classes().is_some() {
         config.train.label_dropout = 0.0;

@@ -33,8 +33,7 @@ mod torch;
 pub use detect::Assumed;
 pub use export::{Format, export, export_over};
 pub use import::{
-    ImportOptions, Imported, UNKNOWN_DATA, WeightSet, read, read_bytes, read_index, read_settings,
-    read_weights,
+    ImportOptions, Imported, WeightSet, read, read_bytes, read_index, read_settings, read_weights,
 };
 pub use roles::Role;
 

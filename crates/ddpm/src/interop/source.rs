@@ -8,9 +8,9 @@ use serde_json::Value;
 
 use super::diffusers::{self, PipelineKind};
 use super::roles::{Role, is_averaged};
-use crate::train::checkpoint::MAX_WEIGHTS;
-use crate::train::run::RunFolder;
-use crate::train::storage;
+use crate::checkpoint::MAX_WEIGHTS;
+use crate::run_folder::RunFolder;
+use crate::storage;
 use crate::{Error, Result};
 
 const INDEX: &str = "model_index.json";

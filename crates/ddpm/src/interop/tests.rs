@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::file::{Content, Parts};
 use super::torch;
-use crate::train::checkpoint::NamedTensor;
+use crate::checkpoint::NamedTensor;
 
 fn golden(name: &str) -> Vec<u8> {
     let path = format!("{}/tests/golden/interop/{name}", env!("CARGO_MANIFEST_DIR"));

@@ -7,7 +7,7 @@ use zip::{CompressionMethod, ZipWriter};
 
 use super::dtype::Dtype;
 use super::pickle::opcode as op;
-use crate::train::checkpoint::NamedTensor;
+use crate::checkpoint::NamedTensor;
 
 /// Alignment of tensor data in bytes; PyTorch uses the same, for memory mapping.
 const ALIGNMENT: u16 = 64;

@@ -146,3 +146,16 @@ pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
     let parameters = built.parameters.into_iter().map(|p| (p.name, p.shape)).collect();
     Ok((parameters, built.states.into_iter().map(|s| (s.name, s.shape)).collect()))
 }
+
+/// The closest sizes divisible by `factor`, nearest first: "32x32 or 36x36".
+pub(crate) fn fitting_sizes(height: usize, width: usize, factor: usize) -> String {
+    let below = [height, width].map(|s| (s / factor).max(1) * factor);
+    let above = [height, width].map(|s| s.div_ceil(factor).max(1) * factor);
+    let far = |to: [usize; 2]| to[0].abs_diff(height) + to[1].abs_diff(width);
+    let (first, second) = if far(below) <= far(above) { (below, above) } else { (above, below) };
+    if first == second {
+        format!("{}x{}", first[0], first[1])
+    } else {
+        format!("{}x{} or {}x{}", first[0], first[1], second[0], second[1])
+    }
+}

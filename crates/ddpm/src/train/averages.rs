@@ -1,7 +1,7 @@
 //! Averages of the weights in addition to the executor's own: EMAs with other decays, and power-function averages.
 
-use super::checkpoint::{self, NamedTensor};
 use super::ema;
+use crate::checkpoint::{self, NamedTensor};
 use crate::config::EmaConfig;
 use crate::error::{Error, Result};
 use crate::nets::ParameterSpec;

@@ -1,9 +1,9 @@
 //! Detects divergence: compares the loss with that of predicting zero and with the run's own best.
 
-use super::checkpoint;
-use super::run::RunFolder;
+use crate::checkpoint;
 use crate::config::Config;
 use crate::process::Prediction;
+use crate::run_folder::RunFolder;
 use ddpm_engine::ops::Loss;
 use std::collections::VecDeque;
 

@@ -1,14 +1,14 @@
 //! Starts a training with existing weights, and checks its settings against those the weights were trained with.
 
-use super::checkpoint::{self, Manifest};
 use super::classes;
 use super::resume::{Remark, check_breaking};
-use super::run::RunFolder;
 use super::trainer::Trainer;
+use crate::checkpoint::{self, Manifest};
 use crate::config::{Change, Config, Difference};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::interop::{self, ImportOptions, read_weights};
+use crate::run_folder::RunFolder;
 use std::path::{Path, PathBuf};
 
 /// Weights to start from.

@@ -1,8 +1,8 @@
 //! The losses of a run that are comparable with each other.
 
 use super::health::Health;
-use super::run::Metrics;
 use crate::config::{Config, Difference};
+use crate::run_folder::Metrics;
 use std::collections::VecDeque;
 
 /// Number of recent steps whose mean loss is reported and compared.

@@ -6,14 +6,14 @@
 //! Training tracks the averages of `ema.power_widths` and saves snapshots of them ([`snapshots`]); the linear combination of
 //! snapshots whose profile is closest to a given one approximates the average that would have been tracked with it.
 
-use super::checkpoint::{self, NamedTensor, read_weights_file};
-use super::run::RunFolder;
+use crate::checkpoint::{self, NamedTensor, read_weights_file};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::image::SOFTWARE;
 use crate::interop::EmbeddedTexts;
 use crate::nets;
-use crate::output::SOFTWARE;
 use crate::power_ema::{Profile, coefficients, gamma};
+use crate::run_folder::RunFolder;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -161,5 +161,5 @@ pub fn write(run: &RunFolder, weights: &[NamedTensor], path: &Path) -> Result<()
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
     }
-    super::write_file(path, &bytes, "write the averaged weights")
+    crate::storage::write_file(path, &bytes, "write the averaged weights")
 }

@@ -3,16 +3,16 @@
 //! Settings come from the checkpoint, overridden by later edits of the run's `config.toml`, overridden by what is requested
 //! now. The [`Change`] of each setting in the settings table decides what happens if it differs from the checkpoint's.
 
-use super::checkpoint::{self, Checkpoint, Manifest, of_run};
 use super::classes::{self, ClassMatch};
-use super::data::open_data;
 use super::losses::{changes_loss_scale, mean_at};
-use super::lr_schedule::LearningRate;
-use super::run::{Metrics, RunFolder, RunRecord, counts_from_zero, missing_metrics, read_metrics};
 use super::trainer::Trainer;
+use crate::checkpoint::{self, Checkpoint, Manifest, of_run};
+use crate::config::open_data;
 use crate::config::{Change, Config, Difference};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
+use crate::lr_schedule::LearningRate;
+use crate::run_folder::{Metrics, RunFolder, RunRecord, counts_from_zero, missing_metrics, read_metrics};
 use crate::text::{quoted, shown};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -25,6 +25,13 @@ pub struct Resume<'a> {
     pub change: &'a dyn Fn(&mut Config) -> Result<()>,
     /// Whether to accept breaking changes of settings ([`Change::Breaking`]) and checkpoints of another run.
     pub force: bool,
+}
+
+impl Default for Resume<'_> {
+    /// The newest checkpoint with the run's settings.
+    fn default() -> Self {
+        Self { checkpoint: None, change: &|_| Ok(()), force: false }
+    }
 }
 
 /// A message for the user.

@@ -4,22 +4,22 @@ mod event;
 
 pub use event::{Event, Outcome};
 
-use super::checkpoint;
-use super::data::open_data;
 use super::init::{self, Init};
 use super::log::{LogEvent, RunLog};
 use super::losses::Losses;
 use super::resume::{Remark, Resume, restore};
-use super::run::{
+use super::trainer::Trainer;
+use crate::checkpoint;
+use crate::config::Config;
+use crate::config::open_data;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::pipeline::{Pipeline, SampleRequest};
+use crate::plot::sheet::{self, Sheet};
+use crate::run_folder::{
     CardFacts, End, Metrics, NEW_CARD, RunFolder, RunLock, RunRecord, card_is_edited, sweep_leftovers,
     write_card,
 };
-use super::trainer::Trainer;
-use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::generate::{Pipeline, SampleRequest};
-use crate::image::{Image, save_png};
-use crate::plot::sheet::{self, Sheet};
 use crate::sampler::SamplerOptions;
 use crate::text::shown;
 use ddpm_engine::Region;
@@ -47,7 +47,7 @@ fn step_sheet(pipeline: &Pipeline, step: u64, images: Vec<Image>) -> Result<Imag
 }
 
 /// A run folder with its trainer.
-pub struct Session {
+pub struct Run {
     run: RunFolder,
     _lock: RunLock,
     trainer: Trainer,
@@ -62,7 +62,7 @@ pub struct Session {
     elapsed: Duration,
 }
 
-impl Session {
+impl Run {
     /// A trainer for new settings, before its run folder exists (to show the plan), with notes and warnings for the user.
     /// Starts from random weights if none are given.
     ///
@@ -78,8 +78,31 @@ impl Session {
         Ok((trainer, remarks))
     }
 
+    /// Creates a run with these settings, in the next free folder of `root`: `run-001`, `run-002` and so on. Its data paths are
+    /// made absolute, so that it can be resumed from another folder.
+    ///
+    /// ```no_run
+    /// use ddpm::{Config, Run};
+    ///
+    /// let config = Config::builder().data("photos").size(32).steps(20_000).build()?;
+    /// Run::create("runs", &config)?.train()?;
+    /// # Ok::<(), ddpm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Data that cannot be read or does not fit the settings; a folder that cannot be created.
+    pub fn create(root: impl AsRef<Path>, config: &Config) -> Result<Self> {
+        let mut config = config.clone();
+        config.make_paths_absolute();
+        let (trainer, remarks) = Self::prepare(&config, None)?;
+        Ok(Self { remarks, ..Self::start(root.as_ref(), None, trainer)? })
+    }
+
     /// Creates the run folder of a prepared trainer: `root/name`, or a numbered one.
-    pub fn create(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Run`] for a name that is taken or invalid; [`Error::Io`].
+    pub fn start(root: &Path, name: Option<&str>, trainer: Trainer) -> Result<Self> {
         let run = RunFolder::create(root, name)?;
         let lock = run.lock()?;
         let mut given = Vec::new();
@@ -216,11 +239,24 @@ impl Session {
         let _ = record.write(self.run.path());
     }
 
-    /// Trains to the end, or until `stop` is set: then the current step is aborted and a checkpoint is written.
+    /// Trains to the end.
     ///
     /// # Errors
     /// Errors of the data and the disk, and [`Error::NotFinite`] with advice on how to recover.
-    pub fn train(&mut self, stop: &Arc<AtomicBool>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<Outcome> {
+    pub fn train(&mut self) -> Result<Outcome> {
+        self.train_with(&Arc::default(), &mut |_| {})
+    }
+
+    /// Trains to the end, or until `stop` is set: then the current step is aborted and a checkpoint is written. `on_event`
+    /// receives each step and whatever else happens.
+    ///
+    /// # Errors
+    /// As [`train`](Self::train).
+    pub fn train_with(
+        &mut self,
+        stop: &Arc<AtomicBool>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome> {
         self.trainer.set_stop(stop.clone());
         for remark in self.remarks.drain(..) {
             on_event(match remark {
@@ -451,10 +487,7 @@ impl Session {
     /// interrupted by `stop`.
     fn write_sheet(&mut self, stop: &Arc<AtomicBool>, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
         let (config, step) = (self.trainer.config().clone(), self.trainer.steps_done());
-        let region = if config.ema.decay > 0.0 { Region::Ema } else { Region::Weights };
-        let weights = self.trainer.tensors(region)?;
-        let pipeline = Pipeline::new(&config, weights, self.run.path(), config.compute.hardware())?;
-        let mut pipeline = pipeline.with_class_names(self.trainer.data().classes().to_vec());
+        let mut pipeline = self.trainer.pipeline()?;
         pipeline.set_stop(stop.clone());
         let output = &config.output;
         let max_steps = config.schedule()?.timesteps_with_signal();
@@ -468,7 +501,7 @@ impl Session {
             sampling,
             ..SampleRequest::default()
         };
-        let sampled = pipeline.sample(request, &mut |first, s| {
+        let sampled = pipeline.sample_with(request, &mut |first, s| {
             let (batches, batch) = request.batches();
             on_event(Event::Sampling { done: first / batch * s.steps + s.done, steps: batches * s.steps });
             if stop.load(Ordering::Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
@@ -478,8 +511,8 @@ impl Session {
             other => other?,
         };
         let path = self.run.sample_path(step);
-        let sheet = step_sheet(&pipeline, step, images)?;
-        save_png(&sheet, &path)?;
+        let sheet = step_sheet(&pipeline, step, images.into())?;
+        sheet.save(&path)?;
         on_event(Event::Samples { step, path: &path });
         self.log_event(LogEvent::Samples { step, sheet: &sheet }, on_event)?;
         Ok(true)

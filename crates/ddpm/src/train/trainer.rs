@@ -8,15 +8,16 @@ use prepare::Prepared;
 pub use prepare::memory;
 
 use super::averages::Averages;
-use super::checkpoint::{Checkpoint, Manifest, NamedTensor};
 use super::ema;
-use super::lr_schedule::LearningRate;
+use crate::checkpoint::{Checkpoint, Manifest, NamedTensor};
 use crate::config::{Config, OptimizerKind};
 use crate::data::Dataset;
 use crate::data::loader::Loader;
 use crate::error::{Error, Result};
+use crate::lr_schedule::LearningRate;
 use crate::model::{NO_CLASS, TrainingGraph, device, load_tensors, read_tensors};
 use crate::nets::StateSpec;
+use crate::pipeline::Pipeline;
 use ddpm_engine::rng::{Purpose, Stream};
 use ddpm_engine::{AdamStep, Executor, Region, RngKey, StepOutcome, Tensor, clip_scale};
 use std::path::Path;
@@ -161,6 +162,17 @@ impl Trainer {
     /// Number of parameters of the network.
     pub fn num_parameters(&self) -> u64 {
         self.graph.graph.parameter_count() as u64
+    }
+
+    /// The network as it is now, to sample from: with the averaged weights, or the raw ones without an average.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    pub fn pipeline(&self) -> Result<Pipeline> {
+        let region = if self.has_ema() { Region::Ema } else { Region::Weights };
+        let (weights, hardware) = (self.tensors(region)?, self.config.compute.hardware());
+        let pipeline = Pipeline::new(&self.config, weights, Path::new("the network in training"), hardware)?;
+        Ok(pipeline.with_class_names(self.data.classes().to_vec()))
     }
 
     /// The executor, for timing reports.

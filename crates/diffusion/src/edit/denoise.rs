@@ -1,10 +1,10 @@
 //! Denoising images with known noise.
 
 use super::invalid;
+use crate::buffers::{X, X_0};
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::process::Prediction;
-use crate::sampler::buffers::{X, X_0};
 use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions, Spacing, Threshold};
 use crate::sampler::{SamplerState, axpby};
 use crate::schedule::{Level, Schedule};

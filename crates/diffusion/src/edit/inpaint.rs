@@ -2,10 +2,10 @@
 //! CVPR 2022.
 
 use super::invalid;
+use crate::buffers::{X, Z, scratch};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
 use crate::sampler::SamplerState;
-use crate::sampler::buffers::{X, Z, scratch};
 use crate::sampler::{Levels, NoiseKey, SampleStep, Threshold, Variance, ancestral};
 use crate::schedule::Level;
 use ddpm_rng::Purpose;

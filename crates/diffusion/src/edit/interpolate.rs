@@ -1,9 +1,9 @@
 //! Interpolation between images in noise space: Song, Meng, Ermon, "Denoising Diffusion Implicit Models",
 //! ICLR 2021, section 4.3 and appendix D.5.
 
+use crate::buffers::{EPS, X, X_0, scratch};
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use crate::sampler::buffers::{EPS, X, X_0, scratch};
 use crate::sampler::{Levels, NoiseKey, SampleStep, Threshold};
 use crate::sampler::{SamplerState, axpby};
 

@@ -1,9 +1,9 @@
 //! Song, Meng, Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
 
-use super::buffers::{EPS, X, X_0, Z};
 use super::registry::{SamplerInfo, TRAILING_FIRST};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
+use crate::buffers::{EPS, X, X_0, Z};
 use crate::error::Result;
 use crate::schedule::Posterior;
 

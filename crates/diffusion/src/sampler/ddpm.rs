@@ -1,9 +1,9 @@
 //! Ancestral sampling: Ho, Jain, Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, algorithm 2.
 
-use super::buffers::{LEARNED, X, X_0, Z};
 use super::registry::SamplerInfo;
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
+use crate::buffers::{LEARNED, X, X_0, Z};
 use crate::error::{Error, Result};
 use crate::schedule::{Level, Posterior};
 use serde::{Deserialize, Serialize};

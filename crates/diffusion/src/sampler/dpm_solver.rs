@@ -7,10 +7,10 @@
 //! ```
 //! The final step, with infinite h, lands on the predicted image itself.
 
-use super::buffers::{X, X_0, Z, scratch};
 use super::registry::{EXPONENTIAL_FIRST, KARRAS_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
+use crate::buffers::{X, X_0, Z, scratch};
 use crate::error::Result;
 use crate::schedule::Level;
 

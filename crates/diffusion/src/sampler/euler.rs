@@ -2,10 +2,10 @@
 //! Diffusion-Based Generative Models", NeurIPS 2022, where time is the noise s of an unscaled image y; and
 //! k-diffusion's ancestral variant.
 
-use super::buffers::{X, X_0, Z};
 use super::registry::{KARRAS_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
+use crate::buffers::{X, X_0, Z};
 use crate::error::Result;
 
 /// Straight steps towards the predicted image; with eta above 0 they overshoot to a lower noise level and add

@@ -1,10 +1,10 @@
 //! Heun's method on the time axis of Karras, Aittala, Aila, Laine, "Elucidating the Design Space of Diffusion-Based
 //! Generative Models", NeurIPS 2022, algorithm 1.
 
-use super::buffers::{X, X_0, scratch};
 use super::registry::{KARRAS_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
+use crate::buffers::{X, X_0, scratch};
 use crate::error::Result;
 
 /// Standard deviation of the data assumed by the stability test, for values in [-1, 1]: Karras et al.'s

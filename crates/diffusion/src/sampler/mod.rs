@@ -5,19 +5,21 @@
 //! visit for all of them. The noise of image i depends only on the seed and i, so an image does not depend on
 //! its batch.
 
-pub mod buffers;
 mod ddim;
 mod ddpm;
 mod dpm_solver;
 mod euler;
 mod heun;
+mod host;
 mod pndm;
 mod registry;
 mod spacing;
 mod state;
 mod unipc;
 
-pub use buffers::{DeviceDenoiser, SamplerBuffers};
+pub use crate::buffers::{self, SamplerBuffers};
+pub use crate::denoiser::DeviceDenoiser;
+pub use crate::noise::NoiseKey;
 pub use ddim::Ddim;
 pub(crate) use ddpm::ancestral;
 pub use ddpm::{Ddpm, Variance};
@@ -33,28 +35,8 @@ pub use unipc::UniPc;
 
 use crate::denoiser::Denoiser;
 use crate::error::Result;
-use ddpm_rng::{Purpose, Stream};
-use rayon::prelude::*;
 use std::fmt;
 use std::ops::Deref;
-
-/// Identifies the noise of a batch of samples.
-#[derive(Clone, Copy, Debug)]
-pub struct NoiseKey {
-    /// The seed.
-    pub seed: u64,
-    /// Index of the batch's first image.
-    pub first: u32,
-}
-
-impl NoiseKey {
-    /// Fills a batch with the standard normal noise of a purpose and step.
-    pub fn fill(&self, purpose: Purpose, step: u32, image_len: usize, out: &mut [f32]) {
-        out.par_chunks_mut(image_len.max(1)).enumerate().for_each(|(i, image)| {
-            Stream::new(self.seed, purpose, step, self.first + i as u32).fill_normal(image);
-        });
-    }
-}
 
 /// What a sampler reports after each step.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
 //! Liu, Ren, Lin, Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", ICLR 2022.
 
-use super::buffers::{BufferId, EPS, X, X_0, scratch};
 use super::registry::SamplerInfo;
 use super::state::SamplerState;
 use super::{Levels, Sampler, Spacing, Threshold};
+use crate::buffers::{BufferId, EPS, X, X_0, scratch};
 use crate::error::Result;
 use crate::schedule::Level;
 

@@ -1,11 +1,9 @@
 //! What all samplers share: evaluate the network, threshold the predicted image, combine buffers linearly.
 
-use super::buffers::{
-    BufferId, DeviceDenoiser, EPS, HostBuffers, HostDenoiser, LEARNED, MAX_TERMS, OUTPUT, SamplerBuffers, X,
-    X_0, Z,
-};
+use super::host::{HostBuffers, HostDenoiser};
 use super::{LazyBatch, NoiseKey, SampleStep};
-use crate::denoiser::Denoiser;
+use crate::buffers::{BufferId, EPS, LEARNED, MAX_TERMS, OUTPUT, SamplerBuffers, X, X_0, Z};
+use crate::denoiser::{Denoiser, DeviceDenoiser};
 use crate::error::Result;
 use crate::process::{Prediction, no_signal};
 use crate::schedule::Level;

@@ -1,10 +1,10 @@
 //! Zhao, Bai, Rao, Zhou, Lu, "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023.
 
-use super::buffers::{BufferId, X, X_0, scratch};
 use super::dpm_solver::MAX_STEP_RATIO;
 use super::registry::{EXPONENTIAL_FIRST, SamplerInfo};
 use super::state::SamplerState;
 use super::{Levels, Sampler, Threshold};
+use crate::buffers::{BufferId, X, X_0, scratch};
 use crate::error::Result;
 use crate::schedule::Level;
 

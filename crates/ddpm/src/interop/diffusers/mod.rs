@@ -11,7 +11,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::config::Config;
-use crate::train::storage;
+use crate::storage;
 use crate::{Error, Result};
 
 pub(super) use scheduler::{DDIM, scheduler, scheduler_class, scheduler_json};

@@ -2,9 +2,8 @@
 
 use super::{LogEvent, LogSink};
 use crate::error::Result;
-use crate::image::save_png;
 use crate::plot::LossCurve;
-use crate::train::run::{Metrics, RunFolder};
+use crate::run_folder::{Metrics, RunFolder};
 use std::path::PathBuf;
 
 /// Characters of a run's name that fit into the plot's title.
@@ -33,7 +32,7 @@ impl LogSink for LossPlot {
         match event {
             LogEvent::Step(metrics) => self.curve.push(metrics.step, metrics.loss),
             LogEvent::Checkpoint if !self.curve.is_empty() => {
-                save_png(&self.curve.plot(&self.title)?, &self.path)?;
+                self.curve.plot(&self.title)?.save(&self.path)?;
             }
             LogEvent::Checkpoint | LogEvent::Samples { .. } => {}
         }

@@ -8,10 +8,10 @@
 mod curve;
 mod tensorboard;
 
-use super::run::{Metrics, MetricsLog, RunFolder, read_metrics};
 use crate::config::{Change, Config, SECTIONS};
 use crate::error::Result;
 use crate::image::Image;
+use crate::run_folder::{Metrics, MetricsLog, RunFolder, read_metrics};
 
 /// An event of a training run.
 #[derive(Clone, Copy)]

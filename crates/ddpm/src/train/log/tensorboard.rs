@@ -11,7 +11,7 @@
 use super::{LogEvent, LogSink};
 use crate::error::{Error, Result};
 use crate::image::{Image, png};
-use crate::train::run::Metrics;
+use crate::run_folder::Metrics;
 use crc::{CRC_32_ISCSI, Crc};
 use std::fs::{self, File};
 use std::io::Write;

@@ -56,7 +56,7 @@ pub enum Event<'a> {
 pub enum Outcome {
     /// All steps were completed.
     Finished,
-    /// All steps were completed, but the training has diverged; see [`Session::divergence`](super::Session::divergence).
+    /// All steps were completed, but the training has diverged; see [`Run::divergence`](super::Run::divergence).
     Diverged,
     /// Stopped on request; a checkpoint was written.
     Stopped,

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use super::{RunFolder, RunRecord};
 use crate::Result;
+use crate::checkpoint::sha256;
 use crate::config::{Config, SECTIONS};
 use crate::nets::NetworkKind;
 use crate::objective::{LossKind, Weighting};
 use crate::process::Prediction;
+use crate::storage::{self, OsFileSystem};
 use crate::text::{escaped, quoted, quoted_value, thousands};
-use crate::train::checkpoint::sha256;
-use crate::train::storage::{self, OsFileSystem};
 
 /// Maximum number of classes that are listed.
 const MAX_LISTED_CLASSES: usize = 1000;

@@ -1,93 +1,30 @@
-//! Sampling images from a trained network.
+//! A trained network, ready to sample images.
 
+mod classes;
+mod images;
+mod request;
+
+pub use images::Images;
+pub use request::{BATCH, Labels, SampleRequest};
+
+use crate::checkpoint::{self, Manifest, NamedTensor, Newest, WeightsChoice};
 use crate::config::Config;
-use crate::data::{Dataset, ImageShape};
+use crate::data::ImageShape;
 use crate::denoiser::Denoiser;
 use crate::error::{Error, Result};
 use crate::guidance::{Guidance, Guided};
 use crate::hardware::Hardware;
 use crate::image::Image;
 use crate::model::Model;
-use crate::plot;
+use crate::run_folder::{RUNS, RunFolder};
 use crate::sampler::{NoiseKey, SampleStep, Sampler, SamplerOptions, Variance};
 use crate::schedule::Schedule;
-use crate::text::{LISTED, escaped, listed};
-use crate::train::checkpoint::{self, Manifest, NamedTensor, Newest, WeightsChoice};
-use ddpm_text::nearest;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-/// Default number of images per batch.
-pub const BATCH: usize = 64;
-
-/// The class of each image, for class-conditional networks; indices wrap around after the last class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Labels {
-    /// Image i has class i.
-    Cycle,
-    /// Unconditional.
-    Unlabelled,
-    /// All images have this class.
-    Fixed(u32),
-    /// This many images of each class in turn.
-    Grouped(usize),
-}
-
-impl Labels {
-    /// The class of image `i`, out of `classes`.
-    pub fn of(self, i: usize, classes: u32) -> Option<u32> {
-        let classes = classes.max(1) as usize;
-        match self {
-            Self::Fixed(class) => Some(class),
-            Self::Cycle => Some((i % classes) as u32),
-            Self::Grouped(row) => Some((i / row.max(1) % classes) as u32),
-            Self::Unlabelled => None,
-        }
-    }
-}
-
-/// What to sample, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct SampleRequest {
-    /// Number of images.
-    pub count: usize,
-    /// The seed; image i depends only on it and i.
-    pub seed: u64,
-    /// Largest number of images per batch.
-    pub batch: usize,
-    /// The classes, for class-conditional networks.
-    pub class: Labels,
-    /// Guidance towards the class.
-    pub guidance: Guidance,
-    /// The sampler and its settings.
-    pub sampling: SamplerOptions,
-}
-
-impl Default for SampleRequest {
-    fn default() -> Self {
-        Self {
-            count: 1,
-            seed: 0,
-            batch: BATCH,
-            class: Labels::Cycle,
-            guidance: Guidance::default(),
-            sampling: SamplerOptions::default(),
-        }
-    }
-}
-
 /// Samples a batch with the network and the batch's noise key.
 pub type BatchSampler<'a> = dyn FnMut(&mut dyn Denoiser, NoiseKey) -> ddpm_diffusion::Result<Vec<f32>> + 'a;
-
-impl SampleRequest {
-    /// Number of batches and images in each. All have the same size, so that one plan serves them all; the
-    /// last may sample a few surplus images.
-    pub fn batches(&self) -> (usize, usize) {
-        let batches = self.count.div_ceil(self.batch.max(1)).max(1);
-        (batches, self.count.div_ceil(batches).max(1))
-    }
-}
 
 /// Weights for [`Model`]s, each of which copies them.
 enum Weights {
@@ -111,9 +48,50 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Opens a checkpoint of a run. A number as `hardware` means the CPU with that many threads, 0 for all
-    /// cores.
-    pub fn open(path: &Path, which: WeightsChoice, hardware: impl Into<Hardware>) -> Result<Self> {
+    /// Opens a run by its folder, or by its name in `runs/`, at its newest intact checkpoint; or a checkpoint's folder. The
+    /// weights are the averaged ones if there are any, the device is a GPU if one can be used (see [`Hardware`]).
+    ///
+    /// ```no_run
+    /// use ddpm::{Pipeline, SampleRequest};
+    ///
+    /// let request = SampleRequest { count: 16, seed: 7, ..SampleRequest::default() };
+    /// Pipeline::open("runs/run-001")?.sample(request)?.grid(4).save("grid.png")?;
+    /// # Ok::<(), ddpm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::Run`] if there is no such run, or it has no checkpoint yet; a checkpoint that cannot be read.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &WeightsChoice::Auto, Hardware::default())
+    }
+
+    /// As [`open`](Self::open), with these weights and on this device.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); weights that the checkpoint does not have; a device that cannot be used.
+    pub fn open_with(
+        path: impl AsRef<Path>,
+        which: &WeightsChoice,
+        hardware: impl Into<Hardware>,
+    ) -> Result<Self> {
+        let path = path.as_ref();
+        if Manifest::exists(path) {
+            return Self::open_checkpoint(path, which.clone(), hardware);
+        }
+        match RunFolder::open_at(Path::new(RUNS), path)? {
+            (_, Some(checkpoint)) => Self::open_checkpoint(&checkpoint, which.clone(), hardware),
+            (run, None) => match Self::open_newest(&run.checkpoints(), which, hardware)? {
+                Some((_, pipeline)) => Ok(pipeline),
+                None => Err(run.without_checkpoint()),
+            },
+        }
+    }
+
+    /// Opens the folder of a checkpoint. A number as `hardware` means the CPU with that many threads, 0 for all cores.
+    ///
+    /// # Errors
+    /// A checkpoint that cannot be read, or does not have these weights; a device that cannot be used.
+    pub fn open_checkpoint(path: &Path, which: WeightsChoice, hardware: impl Into<Hardware>) -> Result<Self> {
         let (manifest, weights) = checkpoint::load_weights_only(path, &which)?;
         Self::of_checkpoint(path, &which, manifest, weights, hardware)
     }
@@ -183,16 +161,6 @@ impl Pipeline {
         Self { class_names, ..self }
     }
 
-    /// The label of class `n` in plots: its name, prefixed with the index if the plot font lacks its letters;
-    /// only the index if the names are unknown (imported weights).
-    pub fn class_label(&self, n: u32) -> String {
-        match self.class_names.get(n as usize) {
-            Some(name) if plot::can_write(name) => name.clone(),
-            Some(name) => format!("#{n} {name}"),
-            None => n.to_string(),
-        }
-    }
-
     /// The settings that the network was trained with.
     pub fn config(&self) -> &Config {
         &self.config
@@ -201,7 +169,7 @@ impl Pipeline {
     /// The network with its weights, for batches of `n`.
     ///
     /// # Errors
-    /// Those of [`Model::set_weights`], and for a second model those of [`open`](Self::open), since weights
+    /// Those of [`Model::set_weights`], and for a second model those of [`open_checkpoint`](Self::open_checkpoint), since weights
     /// are read again.
     pub fn model(&self, n: usize) -> Result<Model> {
         let net = self.config.build_network(self.shape.channels);
@@ -237,6 +205,9 @@ impl Pipeline {
             return Err(Error::Config { key: "count (-n)".to_owned(), reason });
         }
         let invalid = |key: &str, reason: String| Err(Error::Config { key: key.to_owned(), reason });
+        if request.count == 0 {
+            return invalid("count (-n)", "must be at least 1".to_owned());
+        }
         let classes = self.classes();
         let unconditional = || "the run was trained without classes; leave it out".to_owned();
         match (request.class, classes) {
@@ -297,140 +268,29 @@ impl Pipeline {
         &self.schedule
     }
 
-    /// The class names by index; empty if the network takes no classes or they are unknown (imported
-    /// weights).
-    pub fn class_names(&self) -> &[String] {
-        &self.class_names
-    }
-
-    /// The name of a class, or `#3` if it is unknown.
-    pub fn class_name(&self, class: u32) -> String {
-        self.class_names
-            .get(class as usize)
-            .map_or_else(|| format!("#{class}"), |name| escaped(name).into_owned())
-    }
-
-    /// Finds a class by name, or by index when given as `#3`. A plain number is a name, and an index only if
-    /// the names are unknown.
+    /// Samples images.
     ///
     /// # Errors
-    /// [`Error::Config`] listing the classes of the run.
-    pub fn class(&self, name: &str) -> Result<u32> {
-        let invalid = |reason: String| Err(Error::Config { key: "class".to_owned(), reason });
-        let Some(n) = self.classes() else {
-            return invalid("the run was trained without classes; leave it out".to_owned());
-        };
-        let index = name.strip_prefix('#').filter(|digits| digits.parse::<u32>().is_ok());
-        let matches = |own: &&String| index.is_none() && *own == name;
-        let found = || (0u32..).zip(&self.class_names).filter(|(_, own)| matches(own)).map(|(i, _)| i);
-        let (first, second) = (found().next(), found().nth(1));
-        match (first, second) {
-            (Some(only), None) => return Ok(only),
-            (Some(a), Some(b)) => {
-                let name = escaped(name);
-                return invalid(format!(
-                    "several classes are named \"{name}\"; give the index: --class=#{a} or --class=#{b}"
-                ));
-            }
-            _ => {}
-        }
-        let index = index.or(self.class_names.is_empty().then_some(name));
-        match index.and_then(|text| text.parse::<u32>().ok()) {
-            Some(class) if class < n => Ok(class),
-            Some(_) => invalid(format!(
-                "there is no class at the index {}: indices go from 0 to {}",
-                escaped(name),
-                n - 1
-            )),
-            None => invalid(self.no_such_class(name, n)),
-        }
+    /// Those of [`check`](Self::check) and of the device.
+    pub fn sample(&self, request: SampleRequest) -> Result<Images> {
+        self.sample_with(request, &mut |_, _| Ok(()))
     }
 
-    /// The message for an unknown class name, with suggestions.
-    fn no_such_class(&self, name: &str, n: u32) -> String {
-        let number = |text: &str| text.trim().parse::<f64>().ok();
-        let names = || self.class_names.iter().map(String::as_str);
-        // Numbers match by value, however they are written; other names by spelling.
-        let near = match number(name) {
-            Some(_) => names().find(|own| number(own) == number(name)),
-            None => nearest(name, names()),
-        };
-        let suggestion =
-            near.map_or("; the".to_owned(), |near| format!("; did you mean \"{}\"? The", escaped(near)));
-        let by_index = match name.parse::<u32>() {
-            Ok(index) if index < n => {
-                format!(
-                    "; the class at the index {index} is \"{}\": --class=#{index}",
-                    self.class_name(index)
-                )
-            }
-            _ => String::new(),
-        };
-        format!(
-            "there is no class \"{}\"{suggestion} run has {}{by_index}",
-            escaped(name),
-            self.describe_classes(n)
-        )
-    }
-
-    /// The network's class index for each class of a data set: that of the class with the same name, or the
-    /// data set's own if the names are unknown (imported weights). Empty if either side has no classes.
+    /// As [`sample`](Self::sample); `on_step` is called with the index of the batch's first image and each step. An error from
+    /// it stops sampling.
     ///
     /// # Errors
-    /// [`Error::Data`] for classes that the run does not have.
-    pub fn class_indices(&self, data: &dyn Dataset) -> Result<Vec<u32>> {
-        let (Some(n), names) = (self.classes(), data.classes()) else { return Ok(Vec::new()) };
-        let invalid = |reason| Error::Data { path: data.summary().source.clone().into(), reason };
-        if self.class_names.is_empty() {
-            if !names.is_empty() && names.len() != n as usize {
-                let reason = format!("has {} classes, but the run has {n}, with unknown names", names.len());
-                return Err(invalid(reason));
-            }
-            return Ok((0..names.len() as u32).collect());
-        }
-        let index = |name: &String| {
-            let at = self.class_names.iter().position(|n| n == name);
-            at.and_then(|i| u32::try_from(i).ok()).ok_or_else(|| {
-                invalid(format!(
-                    "has a class \"{}\"; the run has {}; rename the data's classes to match",
-                    escaped(name),
-                    self.describe_classes(n)
-                ))
-            })
-        };
-        names.iter().map(index).collect()
-    }
-
-    /// Describes the classes: by name, or as a range if the names are just the indices.
-    fn describe_classes(&self, n: u32) -> String {
-        if self.class_names.iter().enumerate().all(|(i, name)| *name == i.to_string()) {
-            return format!("the classes 0 to {}", n - 1);
-        }
-        let names: Vec<_> = self.class_names.iter().map(|name| escaped(name)).collect();
-        format!("the classes {}", listed(&names, LISTED))
-    }
-
-    /// Number of classes that the network is conditioned on; `None` if it takes none.
-    pub fn classes(&self) -> Option<u32> {
-        let classes = self.config.build_network(self.shape.channels).classes();
-        classes.map(|n| u32::try_from(n).unwrap_or(u32::MAX))
-    }
-
-    /// Samples images. `on_step` is called with the index of the batch's first image and each step; an error
-    /// from it stops sampling.
-    ///
-    /// # Errors
-    /// Those of [`check`](Self::check) and `on_step`.
-    pub fn sample(
+    /// Those of [`sample`](Self::sample) and of `on_step`.
+    pub fn sample_with(
         &self,
         request: SampleRequest,
         on_step: &mut dyn FnMut(usize, SampleStep<'_>) -> Result<()>,
-    ) -> Result<Vec<Image>> {
+    ) -> Result<Images> {
         let sampler = self.sampler(request)?;
         let x = self.sample_batches(request, &mut |denoiser, key| {
             sampler.sample(denoiser, key, &mut |step| Ok(on_step(key.first as usize, step)?))
         })?;
-        Ok(self.images(&x))
+        Ok(self.images(&x).into())
     }
 
     /// The outputs of `draw` for all batches, concatenated, without the last batch's surplus images. The

@@ -32,7 +32,7 @@ pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
 pub(crate) use tensors::{check_extent, is_counter, to_bytes, to_bytes_with};
 
-use super::storage::{self, FileSystem, OsFileSystem};
+use crate::storage::{self, FileSystem, OsFileSystem};
 use crate::{Error, Result};
 use manifest::FORMAT;
 pub(crate) use manifest::sha256;

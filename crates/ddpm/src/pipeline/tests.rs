@@ -1,6 +1,5 @@
 use super::*;
 use crate::data::DataOptions;
-use crate::image::save_png;
 
 #[test]
 fn wanted_batches_are_passed_on_as_they_are_sampled() {
@@ -101,7 +100,7 @@ fn classes_of_other_data_match_by_name() {
         for name in names {
             std::fs::create_dir(folder.path().join(name)).unwrap();
             let image = Image::black(ImageShape { height: 16, width: 16, channels: 1 });
-            save_png(&image, &folder.path().join(name).join("a.png")).unwrap();
+            image.save(folder.path().join(name).join("a.png")).unwrap();
         }
         crate::data::open_within(folder.path(), &DataOptions::default(), 1 << 20).unwrap()
     };

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::tensors::from_bytes;
 use super::{Manifest, NamedTensor, WeightsChoice, load_weights_only, weights_file};
+use crate::run_record::RunRecord;
+use crate::storage::{self, FileSystem, OsFileSystem};
 use crate::text::shown;
-use crate::train::run::RunRecord;
-use crate::train::storage::{self, FileSystem, OsFileSystem};
 use crate::{Error, Result};
 
 const BEST: &str = "best.json";

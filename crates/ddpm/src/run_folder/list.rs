@@ -8,9 +8,9 @@ use serde::Serialize;
 
 use super::metrics::last_metrics;
 use super::{CHECKPOINTS, CONFIG, End, LOCK, RunFolder, RunRecord, is_run};
+use crate::checkpoint::{self, Manifest};
 use crate::config::Config;
-use crate::interop::UNKNOWN_DATA;
-use crate::train::checkpoint::{self, Manifest};
+use crate::config::UNKNOWN_DATA;
 use crate::{Error, Result};
 
 /// Number of recent steps whose mean loss is reported.
@@ -139,7 +139,7 @@ fn inspect(path: &Path) -> Option<RunEntry> {
         return Some(RunEntry { name, run: Err(format!("cannot be listed: {e}")), changed: modified(path) });
     }
     let looks_like_run =
-        [CONFIG, CHECKPOINTS, super::record::RECORD].iter().any(|part| path.join(part).exists());
+        [CONFIG, CHECKPOINTS, crate::run_record::RECORD].iter().any(|part| path.join(part).exists());
     if !looks_like_run {
         return None;
     }

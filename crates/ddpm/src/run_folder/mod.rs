@@ -1,29 +1,28 @@
 //! Run folders: all files of one training run.
 //!
 //! `runs/NAME/` holds `config.toml` (all settings), `run.json` ([`RunRecord`]), `metrics.jsonl` ([`MetricsLog`]), `loss.png`,
-//! TensorBoard's event files, `samples/`, `checkpoints/` (see [`checkpoint`](super::checkpoint)) and `README.md`, the model
+//! TensorBoard's event files, `samples/`, `checkpoints/` (see [`checkpoint`](crate::checkpoint)) and `README.md`, the model
 //! card ([`write_card`]).
 
 mod leftovers;
 mod list;
 mod metrics;
 mod model_card;
-mod record;
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
-pub(super) use leftovers::sweep_leftovers;
+pub use crate::run_record::{End, RunRecord};
+pub(crate) use leftovers::sweep_leftovers;
 pub use list::{RunEntry, RunInfo, State, list_runs};
 pub use metrics::{Metrics, MetricsLog, read_metrics};
-pub(super) use metrics::{counts_from_zero, missing_metrics};
+pub(crate) use metrics::{counts_from_zero, missing_metrics};
 pub use model_card::{CardFacts, write_card};
-pub(super) use model_card::{NEW_CARD, card_is_edited};
-pub use record::{End, RunRecord};
+pub(crate) use model_card::{NEW_CARD, card_is_edited};
 
-use super::storage::{self, OsFileSystem};
 use crate::config::Config;
+use crate::storage::{self, OsFileSystem};
 use crate::text::{LISTED, escaped, listed, quoted, shown};
 use crate::{Error, Result};
 use ddpm_text::nearest;
@@ -165,6 +164,13 @@ impl RunFolder {
         }
     }
 
+    /// The error for a run that has no checkpoint yet.
+    pub fn without_checkpoint(&self) -> Error {
+        let reason =
+            format!("has no checkpoint yet; train it further: ddpm train --resume {}", quoted(&self.path));
+        Error::Run { path: self.path.clone(), reason }
+    }
+
     /// Prevents other processes from training this run while the lock is held.
     ///
     /// # Errors
@@ -258,12 +264,12 @@ impl RunFolder {
         self.samples().join(format!("step-{step:07}.png"))
     }
 
-    /// The folder of checkpoints, for the functions of [`checkpoint`](super::checkpoint).
+    /// The folder of checkpoints, for the functions of [`checkpoint`](crate::checkpoint).
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join(CHECKPOINTS)
     }
 
-    /// The folder of snapshots of power-function averages, for [`posthoc`](super::posthoc); only with `ema.power_widths`.
+    /// The folder of snapshots of power-function averages, for [`posthoc`](crate::train::posthoc); only with `ema.power_widths`.
     pub fn snapshots(&self) -> PathBuf {
         self.path.join("snapshots")
     }
@@ -275,13 +281,13 @@ impl RunFolder {
     pub fn find_checkpoint(&self, checkpoint: &str) -> Result<PathBuf> {
         let inside = self.checkpoints();
         let number = checkpoint.strip_prefix("step-").unwrap_or(checkpoint).parse::<u64>();
-        let by_step = number.ok().map(|step| super::checkpoint::path_of(&inside, step));
+        let by_step = number.ok().map(|step| crate::checkpoint::path_of(&inside, step));
         let candidates = [by_step, Some(PathBuf::from(checkpoint)), Some(inside.join(checkpoint))];
         if let Some(path) = candidates.into_iter().flatten().find(|p| !checkpoint.is_empty() && p.is_dir()) {
             return Ok(path);
         }
         let steps: Vec<_> =
-            super::checkpoint::list(&inside)?.into_iter().map(|step| format!("step-{step:07}")).collect();
+            crate::checkpoint::list(&inside)?.into_iter().map(|step| format!("step-{step:07}")).collect();
         let available = if steps.is_empty() { "none".to_owned() } else { listed(&steps, LISTED) };
         let reason = format!("there is no checkpoint {checkpoint:?}; available: {available}");
         Err(Error::Run { path: self.path.clone(), reason })
@@ -291,7 +297,7 @@ impl RunFolder {
 /// Whether the folder is a run: it has settings, or a checkpoint, which contains them.
 pub(crate) fn is_run(path: &Path) -> bool {
     let checkpoints = path.join(CHECKPOINTS);
-    let has_checkpoint = || super::checkpoint::list(&checkpoints).is_ok_and(|steps| !steps.is_empty());
+    let has_checkpoint = || crate::checkpoint::list(&checkpoints).is_ok_and(|steps| !steps.is_empty());
     checkpoints.is_dir() && (path.join(CONFIG).is_file() || has_checkpoint())
 }
 
@@ -329,11 +335,11 @@ pub(crate) fn step_sheet(name: &str) -> bool {
 fn is_unfinished(path: &Path) -> bool {
     let (samples, checkpoints) = (path.join(SAMPLES), path.join(CHECKPOINTS));
     let inside = names(path);
-    let ours = [SAMPLES, CHECKPOINTS, LOCK, record::RECORD];
+    let ours = [SAMPLES, CHECKPOINTS, LOCK, crate::run_record::RECORD];
     !inside.is_empty()
         && inside.iter().all(|name| ours.contains(&name.as_str()))
         && names(&samples).is_empty()
-        && super::checkpoint::list(&checkpoints).is_ok_and(|steps| steps.iter().all(|&step| step == 0))
+        && crate::checkpoint::list(&checkpoints).is_ok_and(|steps| steps.iter().all(|&step| step == 0))
 }
 
 /// The names in the folder `root`, sorted; none if it cannot be listed.

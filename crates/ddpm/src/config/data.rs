@@ -1,16 +1,30 @@
 //! Opens the data set that the settings describe.
 
-use crate::config::{Config, Size};
+use super::{Config, Size};
 use crate::data::digits::Digits;
 use crate::data::{self, Check, Dataset};
 use crate::error::{Error, Result};
-use crate::interop::UNKNOWN_DATA;
 use std::path::Path;
 
 /// The value of `data.path` that selects the built-in digits.
-const DIGITS: &str = "digits";
+pub(super) const DIGITS: &str = "digits";
+/// The value of `data.path` in runs whose training data is unknown.
+pub const UNKNOWN_DATA: &str = "unknown";
 
 impl Config {
+    /// Makes the paths of the data absolute, so that a run can be resumed from another folder.
+    pub fn make_paths_absolute(&mut self) {
+        let absolute = |path: &mut String| {
+            // Reserved names; folders so named are given as ./digits and ./unknown.
+            if path != DIGITS && path != UNKNOWN_DATA {
+                let full = std::path::absolute(&*path).unwrap_or_else(|_| Path::new(&*path).to_owned());
+                *path = full.to_string_lossy().into_owned();
+            }
+        };
+        absolute(&mut self.data.path);
+        self.data.csv.iter_mut().for_each(absolute);
+    }
+
     /// The side of the built-in digits, if they are selected.
     fn digits_side(&self) -> Result<Option<usize>> {
         if self.data.path != DIGITS {

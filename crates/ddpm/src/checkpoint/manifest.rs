@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 
 use super::{FILES, MANIFEST, MODEL, OPTIMIZER, average_of};
 use crate::config::Config;
-use crate::train::lr_schedule::Plateau;
-use crate::train::storage;
+use crate::lr_schedule::Plateau;
+use crate::storage;
 use crate::{Error, Result};
 
 /// The format version that is written, and the newest that can be read.
@@ -59,7 +59,7 @@ pub struct Manifest {
     /// Number of training images, if the caller sets it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<u64>,
-    /// Id of the run it belongs to ([`RunRecord`](crate::train::run::RunRecord)); `None` in checkpoints of earlier versions.
+    /// Id of the run it belongs to ([`RunRecord`](crate::run_folder::RunRecord)); `None` in checkpoints of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
     /// What computed its last step, e.g. `avx2`: others round differently. `None` in checkpoints of earlier versions.
@@ -95,6 +95,11 @@ impl Manifest {
             config: config.to_toml_commented(),
             files: BTreeMap::new(),
         }
+    }
+
+    /// Whether `folder` has a manifest, and so is a checkpoint's.
+    pub fn exists(folder: &Path) -> bool {
+        folder.join(MANIFEST).is_file()
     }
 
     /// Reads the manifest of the checkpoint in `folder`, without checking the other files.

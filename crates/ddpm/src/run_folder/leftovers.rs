@@ -10,7 +10,7 @@ use super::{RunFolder, names};
 const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// Removes partially written files in the run's folder and its `samples/` whose process is gone, and returns their paths.
-/// Checkpoints have [their own cleanup](crate::train::checkpoint::sweep_orphans).
+/// Checkpoints have [their own cleanup](crate::checkpoint::sweep_orphans).
 pub(crate) fn sweep_leftovers(run: &RunFolder) -> Vec<PathBuf> {
     let samples = run.samples();
     let below = names(&samples).into_iter().map(|name| samples.join(name)).filter(|path| path.is_dir());

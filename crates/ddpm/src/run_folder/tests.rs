@@ -1,8 +1,8 @@
 use super::*;
+use crate::checkpoint::sha256;
 use crate::config::{DataFacts, Size};
 use crate::objective::LossKind;
 use crate::schedule::ScheduleKind;
-use crate::train::checkpoint::sha256;
 
 fn runs() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();

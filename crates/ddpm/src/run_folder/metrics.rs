@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::train::storage::{self, OsFileSystem};
+use crate::storage::{self, OsFileSystem};
 use crate::{Error, Result};
 
 /// Maximum size of a metrics file, in bytes; some ten million lines.

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Result;
 use crate::config::Config;
-use crate::train::storage::{self, OsFileSystem};
+use crate::storage::{self, OsFileSystem};
 
 /// The file's name in the run's folder.
 pub(crate) const RECORD: &str = "run.json";

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::*;
 use crate::config::Config;
-use crate::train::storage::Output;
+use crate::storage::Output;
 
 fn tensor(name: &str, shape: &[usize], first: f32) -> NamedTensor {
     let data = (0..shape.iter().product()).map(|i: usize| first + i as f32 * 0.1).collect();
