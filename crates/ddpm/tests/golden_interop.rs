@@ -263,62 +263,65 @@ fn an_unrelated_config_json_next_to_a_file_is_ignored() {
     }
 }
 
+/// Names of cases, networks, and their settings.
+const ROUND_TRIPS: &[(&str, &str, &[&str])] = &[
+    (
+        "attention",
+        "attention",
+        &["attention.down_channels=8,16", "attention.mid_channels=16,8", "attention.down_sample=true"],
+    ),
+    (
+        "attention-classes",
+        "attention",
+        &[
+            "attention.down_channels=8,16",
+            "attention.mid_channels=16,8",
+            "attention.down_sample=true",
+            "attention.num_class_embeds=10",
+        ],
+    ),
+    ("simple", "simple", &["simple.widths=4,8"]),
+    ("simple-classes", "simple", &["simple.widths=4,8", "simple.num_class_embeds=10"]),
+    (
+        "double-conv",
+        "double-conv",
+        &["double_conv.base_channels=8", "double_conv.time_emb_dim=16", "double_conv.num_heads=2"],
+    ),
+    ("unet2d", "unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
+    (
+        "attention-variance",
+        "attention",
+        &[
+            "attention.down_channels=8,16",
+            "attention.mid_channels=16,8",
+            "attention.down_sample=true",
+            "diffusion.learned_variance=true",
+        ],
+    ),
+    ("simple-variance", "simple", &["simple.widths=4,8", "diffusion.learned_variance=true"]),
+    (
+        "double-conv-variance",
+        "double-conv",
+        &[
+            "double_conv.base_channels=8",
+            "double_conv.time_emb_dim=16",
+            "double_conv.num_heads=2",
+            "diffusion.learned_variance=true",
+        ],
+    ),
+    (
+        "unet2d-variance",
+        "unet2d",
+        &["unet2d.block_out_channels=32,32,32,32", "diffusion.learned_variance=true"],
+    ),
+];
+
 #[test]
 fn all_networks_round_trip_through_pytorch_bit_exactly() {
     use ddpm::data::digits::Digits;
     use ddpm::train::Trainer;
     let folder = tempfile::tempdir().unwrap();
-    for (case, name, settings) in [
-        (
-            "attention",
-            "attention",
-            &["attention.down_channels=8,16", "attention.mid_channels=16,8", "attention.down_sample=true"][..],
-        ),
-        (
-            "attention-classes",
-            "attention",
-            &[
-                "attention.down_channels=8,16",
-                "attention.mid_channels=16,8",
-                "attention.down_sample=true",
-                "attention.num_class_embeds=10",
-            ],
-        ),
-        ("simple", "simple", &["simple.widths=4,8"]),
-        ("simple-classes", "simple", &["simple.widths=4,8", "simple.num_class_embeds=10"]),
-        (
-            "double-conv",
-            "double-conv",
-            &["double_conv.base_channels=8", "double_conv.time_emb_dim=16", "double_conv.num_heads=2"],
-        ),
-        ("unet2d", "unet2d", &["unet2d.block_out_channels=32,32,32,32"]),
-        (
-            "attention-variance",
-            "attention",
-            &[
-                "attention.down_channels=8,16",
-                "attention.mid_channels=16,8",
-                "attention.down_sample=true",
-                "diffusion.learned_variance=true",
-            ],
-        ),
-        ("simple-variance", "simple", &["simple.widths=4,8", "diffusion.learned_variance=true"]),
-        (
-            "double-conv-variance",
-            "double-conv",
-            &[
-                "double_conv.base_channels=8",
-                "double_conv.time_emb_dim=16",
-                "double_conv.num_heads=2",
-                "diffusion.learned_variance=true",
-            ],
-        ),
-        (
-            "unet2d-variance",
-            "unet2d",
-            &["unet2d.block_out_channels=32,32,32,32", "diffusion.learned_variance=true"],
-        ),
-    ] {
+    for &(case, name, settings) in ROUND_TRIPS {
         let learned = case.ends_with("variance");
         let mut pairs = vec![("network.name".to_owned(), name.to_owned())];
         pairs.extend(

@@ -2,12 +2,13 @@
 
 use super::edit::{EditFlags, EditRequest, Editor, SheetParts};
 use super::flags::{given, stem};
+use super::folder::ImageFolder;
 use anyhow::{Context, bail};
 use ddpm::edit::{Inversion, slerp};
 use ddpm::image::Image;
 use ddpm::pipeline::SampleRequest;
 use ddpm::process::Prediction;
-use ddpm::sampler::{Ddim, NoiseKey, Sampler, SamplerOptions, Threshold, find};
+use ddpm::sampler::{Ddim, Levels, NoiseKey, Sampler, SamplerOptions, Threshold, find};
 use ddpm_engine::rng::Purpose;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -84,64 +85,20 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.count < 2 {
         bail!("-n {}: the images include both ends; give at least 2", args.count);
     }
-    let (pipeline, request, interrupted) = (editor.pipeline(), editor.request, crate::INTERRUPTED);
+    let (pipeline, interrupted) = (editor.pipeline(), crate::INTERRUPTED);
     let schedule = pipeline.schedule();
     let paths = [&args.from, &args.to];
     let ends = [End::open(paths[0], &editor)?, End::open(paths[1], &editor)?];
     // Inversion cannot reach a level without signal, so use the levels of a network that predicts noise.
-    let prediction = match ends.iter().any(|end| end.image().is_some()) {
-        true => Prediction::Eps,
-        false => pipeline.config().diffusion.prediction,
-    };
+    let inverts = ends.iter().any(|end| end.image().is_some());
+    let prediction = if inverts { Prediction::Eps } else { pipeline.config().diffusion.prediction };
     let levels = sampling.levels(schedule, prediction)?;
-
-    let steps = levels.steps();
-    let files = ["first", "last"].into_iter().zip(paths).zip(&ends);
-    let name = |path: &Path| stem(path).replace(':', "-");
-    let mut folder = editor.folder(EditRequest {
-        command: "interpolate",
-        what: format!("interpolate-{}-{}", name(paths[0]), name(paths[1])),
-        explicit: given([
-            ("steps", args.steps.map(|n| n.to_string())),
-            ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
-        ]),
-        files: files
-            .filter(|(_, end)| end.image().is_some())
-            .map(|((key, path), _)| (key, path.clone()))
-            .collect(),
-        request: vec![
-            ("ends", format!("{} to {}", ends[0].kind(), ends[1].kind()).into()),
-            // The position of image i depends on it.
-            ("images", args.count.into()),
-            ("steps", steps.into()),
-            ("iterations", args.iterations.into()),
-        ],
-    })?;
+    let mut folder = open_folder(&args, &editor, &ends, levels.steps())?;
 
     let values = pipeline.shape().num_elements();
-    let x_0: Vec<f32> = ends.iter().filter_map(End::image).flatten().copied().collect();
-    let mut noises = Vec::new();
-    if !x_0.is_empty() {
-        let inversion =
-            Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
-        let request = SampleRequest { count: x_0.len() / values, ..request };
-        let found = editor.values(request, "finding the noise", &mut |denoiser, _, on_step| {
-            inversion.invert(denoiser, &x_0, on_step)
-        })?;
-        let Some(found) = found else { return Ok(ExitCode::from(interrupted)) };
-        noises = found;
-    }
-    let mut found = noises.chunks(values);
-    let mut noise = |end: &End| match end {
-        End::Image(_) => found.next().unwrap_or_default().to_vec(),
-        End::Seed(seed) => {
-            let mut x = vec![0.0; values];
-            NoiseKey { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
-            x
-        }
+    let Some([a, b]) = noises(&args, &editor, &ends, &levels)? else {
+        return Ok(ExitCode::from(interrupted));
     };
-    let (a, b) = (noise(&ends[0]), noise(&ends[1]));
-
     let ddim = Ddim { levels, eta: 0.0, threshold: Threshold::None, use_clipped_model_output: false };
     let part = |i: usize| (i as f64 / (args.count - 1) as f64).min(1.0);
     let mut reproduced: [Option<Vec<f32>>; 2] = [None, None];
@@ -184,6 +141,64 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         SheetParts { before, caption: &|i| format!("{:.0} %", 100.0 * part(i)), after },
     )?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Opens the output folder.
+fn open_folder(args: &Args, editor: &Editor, ends: &[End; 2], steps: usize) -> anyhow::Result<ImageFolder> {
+    let paths = [&args.from, &args.to];
+    let files = ["first", "last"].into_iter().zip(paths).zip(ends);
+    let name = |path: &Path| stem(path).replace(':', "-");
+    editor.folder(EditRequest {
+        command: "interpolate",
+        what: format!("interpolate-{}-{}", name(paths[0]), name(paths[1])),
+        explicit: given([
+            ("steps", args.steps.map(|n| n.to_string())),
+            ("iterations", (args.iterations != ITERATIONS).then(|| args.iterations.to_string())),
+        ]),
+        files: files
+            .filter(|(_, end)| end.image().is_some())
+            .map(|((key, path), _)| (key, path.clone()))
+            .collect(),
+        request: vec![
+            ("ends", format!("{} to {}", ends[0].kind(), ends[1].kind()).into()),
+            // The position of image i depends on it.
+            ("images", args.count.into()),
+            ("steps", steps.into()),
+            ("iterations", args.iterations.into()),
+        ],
+    })
+}
+
+/// The noise that DDIM turns into each end; `None` if interrupted.
+fn noises(
+    args: &Args,
+    editor: &Editor,
+    ends: &[End; 2],
+    levels: &Levels,
+) -> anyhow::Result<Option<[Vec<f32>; 2]>> {
+    let values = editor.pipeline().shape().num_elements();
+    let x_0: Vec<f32> = ends.iter().filter_map(End::image).flatten().copied().collect();
+    let mut noises = Vec::new();
+    if !x_0.is_empty() {
+        let inversion =
+            Inversion { levels: levels.clone(), iterations: args.iterations, tolerance: TOLERANCE };
+        let request = SampleRequest { count: x_0.len() / values, ..editor.request };
+        let found = editor.values(request, "finding the noise", &mut |denoiser, _, on_step| {
+            inversion.invert(denoiser, &x_0, on_step)
+        })?;
+        let Some(found) = found else { return Ok(None) };
+        noises = found;
+    }
+    let mut found = noises.chunks(values);
+    let mut noise = |end: &End| match end {
+        End::Image(_) => found.next().unwrap_or_default().to_vec(),
+        End::Seed(seed) => {
+            let mut x = vec![0.0; values];
+            NoiseKey { seed: *seed, first: 0 }.fill(Purpose::SampleStart, 0, values, &mut x);
+            x
+        }
+    };
+    Ok(Some([noise(&ends[0]), noise(&ends[1])]))
 }
 
 /// Maximum absolute difference of two images, the second clamped to [-1, 1]; NaN if any value is NaN.

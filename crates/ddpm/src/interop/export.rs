@@ -80,17 +80,8 @@ pub fn export_over(
         path: checkpoint.to_owned(),
         reason: "does not record the size and channels of its images".to_owned(),
     })?;
-    if format == Format::Diffusers && config.network.name != NetworkKind::Unet2d {
-        let reason = "diffusers does not have this network; only unet2d can be exported to it. Export to pytorch or safetensors, \
-                      with the names and shapes of the network's tutorial";
-        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
-    }
-    if format == Format::Diffusers && divides_by_zero(&config) && config.sampling.threshold != Threshold::Clip
-    {
-        let reason = "its network predicts noise and its schedule has zero terminal SNR (diffusion.zero_terminal_snr), for which \
-                      diffusers divides by zero and samples NaN unless sampling.threshold is clip. Export to pytorch or \
-                      safetensors";
-        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
+    if format == Format::Diffusers {
+        check_diffusers(checkpoint, &config)?;
     }
     // In the order of state_dict().
     let (mut order, states) = nets::tensors_of(&*config.build_network(channels))?;
@@ -137,6 +128,22 @@ pub fn export_over(
         let _ = if temporary.is_dir() { fs::remove_dir_all(&temporary) } else { fs::remove_file(&temporary) };
     }
     done.map(|()| notes(&config, format))
+}
+
+/// Checks that diffusers can run a network.
+fn check_diffusers(checkpoint: &Path, config: &Config) -> Result<()> {
+    if config.network.name != NetworkKind::Unet2d {
+        let reason = "diffusers does not have this network; only unet2d can be exported to it. Export to pytorch or safetensors, \
+                      with the names and shapes of the network's tutorial";
+        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
+    }
+    if divides_by_zero(config) && config.sampling.threshold != Threshold::Clip {
+        let reason = "its network predicts noise and its schedule has zero terminal SNR (diffusion.zero_terminal_snr), for which \
+                      diffusers divides by zero and samples NaN unless sampling.threshold is clip. Export to pytorch or \
+                      safetensors";
+        return Err(Error::Checkpoint { path: checkpoint.to_owned(), reason: reason.to_owned() });
+    }
+    Ok(())
 }
 
 /// Whether diffusers' first step would compute x_0 from pure noise.

@@ -221,6 +221,24 @@ struct Resnet {
     scale: f64,
 }
 
+/// Layer `i` of a stage.
+struct Layer<'a> {
+    stage: &'a str,
+    i: usize,
+    kind: BlockType,
+    /// Output channels.
+    out: usize,
+}
+
+/// Down- or upsampling at the end of a stage.
+struct Resize<'a> {
+    name: &'a str,
+    kind: BlockType,
+    setting: ResampleKind,
+    /// What a ResNet block resamples with.
+    taps: fn(usize) -> Taps,
+}
+
 impl Unet2d {
     fn activation(&self) -> Activation {
         self.config.act_fn.activation()
@@ -294,16 +312,8 @@ impl Unet2d {
     }
 
     /// A ResNet block, followed by attention if the stage has it.
-    fn layer(
-        &self,
-        b: &mut Builder,
-        stage: &str,
-        i: usize,
-        kind: BlockType,
-        x: Tensor,
-        t: Tensor,
-        out: usize,
-    ) -> Result<Tensor> {
+    fn layer(&self, b: &mut Builder, x: Tensor, t: Tensor, layer: Layer<'_>) -> Result<Tensor> {
+        let Layer { stage, i, kind, out } = layer;
         let how = Resnet { out, resample: None, scale: 1.0 };
         let x = self.resnet(b, &format!("{stage}.resnets.{i}"), x, t, how)?;
         if !kind.attends() {
@@ -334,14 +344,12 @@ impl Unet2d {
     fn resize(
         &self,
         b: &mut Builder,
-        name: &str,
-        (kind, setting): (BlockType, ResampleKind),
         x: Tensor,
         t: Tensor,
-        taps: fn(usize) -> Taps,
+        resize: Resize<'_>,
         conv: impl FnOnce(&mut Builder, &str, usize) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let out = b.channels(x);
+        let (Resize { name, kind, setting, taps }, out) = (resize, b.channels(x));
         if kind.attends() && setting == ResampleKind::Resnet {
             return self.resnet(b, name, x, t, Resnet { out, resample: Some(taps), scale: 1.0 });
         }
@@ -392,12 +400,13 @@ impl Network for Unet2d {
         for (i, (&out, &kind)) in channels.iter().zip(&config.down_block_types).enumerate() {
             let stage = format!("down_blocks.{i}");
             for layer in 0..layers {
-                x = self.layer(b, &stage, layer, kind, x, t, out)?;
+                x = self.layer(b, x, t, Layer { stage: &stage, i: layer, kind, out })?;
                 skips.push(x);
             }
             if i < last {
-                let (name, how) = (format!("{stage}.downsamplers.0"), (kind, config.downsample_type));
-                x = self.resize(b, &name, how, x, t, Taps::mean_half, |b, name, out| {
+                let (name, setting) = (&*format!("{stage}.downsamplers.0"), config.downsample_type);
+                let down = Resize { name, kind, setting, taps: Taps::mean_half };
+                x = self.resize(b, x, t, down, |b, name, out| {
                     let pad = match config.downsample_padding {
                         0 => Padding { before: (0, 0), after: (1, 1) },
                         pad => Padding::even(pad),
@@ -413,11 +422,12 @@ impl Network for Unet2d {
             for layer in 0..layers + 1 {
                 let skip = skips.pop().expect("a skip for every layer");
                 x = b.concat(&stage, x, skip)?;
-                x = self.layer(b, &stage, layer, kind, x, t, out)?;
+                x = self.layer(b, x, t, Layer { stage: &stage, i: layer, kind, out })?;
             }
             if i < last {
-                let (name, how) = (format!("{stage}.upsamplers.0"), (kind, config.upsample_type));
-                x = self.resize(b, &name, how, x, t, Taps::nearest_double, |b, name, out| {
+                let (name, setting) = (&*format!("{stage}.upsamplers.0"), config.upsample_type);
+                let up = Resize { name, kind, setting, taps: Taps::nearest_double };
+                x = self.resize(b, x, t, up, |b, name, out| {
                     let x = b.resample(name, x, Taps::nearest_double)?;
                     b.conv(name, x, ConvLayer::new(out, 3))
                 })?;

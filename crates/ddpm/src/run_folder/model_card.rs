@@ -70,9 +70,20 @@ pub(crate) fn card_is_edited(run: &RunFolder) -> bool {
 }
 
 fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
-    let (name, path) = (escaped(run.name()), quoted(run.path()));
-    let CardFacts { parameters, steps, .. } = facts;
-    let data = escaped(&facts.data);
+    let path = quoted(run.path());
+    let mut text = overview(&escaped(run.name()), config, facts);
+    text += &usage(&path, config, facts);
+    text += &classes(&facts.classes, &path);
+    text += "## Limitations\n\n\
+        The model only knows its training images: it reproduces their subjects, their flaws and their biases, and may \
+        generate near copies of individual training images, especially after long training on few images. If you \
+        distribute the model or its images, make sure that the rights in the training images allow it. It has not been \
+        evaluated for any use beyond study.\n\n";
+    text + &settings(config)
+}
+
+/// The title, and what the model is.
+fn overview(name: &str, config: &Config, facts: &CardFacts) -> String {
     let size = match (config.image_size(), config.image_channels()) {
         (Some(size), Some(channels)) => {
             let s = if channels == 1 { "" } else { "s" };
@@ -80,60 +91,83 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         }
         _ => String::new(),
     };
-    let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));
-    let loss_name = match config.loss.name {
-        LossKind::Mse => "mean squared error",
-        LossKind::L1 => "mean absolute error",
-        LossKind::Huber => "mean Huber loss",
-    };
-    let predicted = match config.diffusion.prediction {
-        Prediction::Eps => "the noise",
-        Prediction::X0 => "the image",
-        Prediction::V => "v",
-    };
-    let weighted = if config.loss.weighting == Weighting::Plain { "" } else { "weighted " };
-    let loss =
-        facts.loss.map_or(String::new(), |l| format!(", final {weighted}{loss_name} of {predicted} {l:.5}"));
-    let d = &config.diffusion;
-    let mut diffusion = format!("T = {}, {} schedule", d.timesteps, d.schedule);
-    if d.schedule.has_ends() {
-        diffusion += &format!(", beta from {} to {}", d.beta_start, d.beta_end);
-    }
-    if d.zero_terminal_snr {
-        diffusion += ", zero terminal SNR";
-    }
-    if d.learned_variance {
-        diffusion += ", learned variance";
-    }
-    let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
-    let batch = config.images_per_step();
-    let (origin, training) = if facts.imported {
-        ("Imported", "imported from another program; not trained further".to_owned())
-    } else {
-        ("Trained", format!("{steps}{total} steps of {batch} images{loss}{time}"))
-    };
-    let weights = if facts.has_ema { "ema.safetensors" } else { "model.safetensors" };
-    let checkpoint = match &facts.checkpoint {
-        Some(path) => path.display().to_string(),
-        None => "checkpoints/step-NNNNNNN".to_owned(),
-    };
-
-    let original = match config.network.name {
-        NetworkKind::Attention => "the U-Net of explainingai-code/DDPM-Pytorch",
-        NetworkKind::Simple => "the SimpleUnet of DeepFindr's notebook",
-        NetworkKind::DoubleConv => "the U-Net of the CIFAR-10 notebook",
-        NetworkKind::Unet2d => "diffusers' UNet2DModel",
-    };
-
-    let mut text = format!(
+    let origin = if facts.imported { "Imported" } else { "Trained" };
+    format!(
         "# {name}\n\n\
         A denoising diffusion probabilistic model (Ho, Jain, Abbeel: \"Denoising Diffusion Probabilistic Models\", \
         2020) that generates images{size} like those it was trained on. {origin} with ddpm {version}.\n\n\
         - Data: {data}\n\
         - Network: {parameters} parameters, predicting {predicted}\n\
         - Training: {training}\n\
-        - Diffusion: {diffusion}\n\n\
-        ## Sampling\n\n\
+        - Diffusion: {diffusion}\n\n",
+        version = env!("CARGO_PKG_VERSION"),
+        data = escaped(&facts.data),
+        parameters = facts.parameters,
+        predicted = predicted(config),
+        training = training(config, facts),
+        diffusion = diffusion(config),
+    )
+}
+
+/// What the network predicts.
+fn predicted(config: &Config) -> &'static str {
+    match config.diffusion.prediction {
+        Prediction::Eps => "the noise",
+        Prediction::X0 => "the image",
+        Prediction::V => "v",
+    }
+}
+
+/// The length of the training, its final loss and its time.
+fn training(config: &Config, facts: &CardFacts) -> String {
+    if facts.imported {
+        return "imported from another program; not trained further".to_owned();
+    }
+    let total = config.train.steps.map_or(String::new(), |total| format!(" of {total}"));
+    let loss_name = match config.loss.name {
+        LossKind::Mse => "mean squared error",
+        LossKind::L1 => "mean absolute error",
+        LossKind::Huber => "mean Huber loss",
+    };
+    let weighted = if config.loss.weighting == Weighting::Plain { "" } else { "weighted " };
+    let predicted = predicted(config);
+    let loss =
+        facts.loss.map_or(String::new(), |l| format!(", final {weighted}{loss_name} of {predicted} {l:.5}"));
+    let time = facts.seconds.map_or(String::new(), |s| format!(", {:.1} minutes", s / 60.0));
+    format!("{}{total} steps of {} images{loss}{time}", facts.steps, config.images_per_step())
+}
+
+/// The schedule.
+fn diffusion(config: &Config) -> String {
+    let d = &config.diffusion;
+    let mut text = format!("T = {}, {} schedule", d.timesteps, d.schedule);
+    if d.schedule.has_ends() {
+        text += &format!(", beta from {} to {}", d.beta_start, d.beta_end);
+    }
+    if d.zero_terminal_snr {
+        text += ", zero terminal SNR";
+    }
+    if d.learned_variance {
+        text += ", learned variance";
+    }
+    text
+}
+
+/// How to sample, and how to load the weights in PyTorch.
+fn usage(path: &str, config: &Config, facts: &CardFacts) -> String {
+    let original = match config.network.name {
+        NetworkKind::Attention => "the U-Net of explainingai-code/DDPM-Pytorch",
+        NetworkKind::Simple => "the SimpleUnet of DeepFindr's notebook",
+        NetworkKind::DoubleConv => "the U-Net of the CIFAR-10 notebook",
+        NetworkKind::Unet2d => "diffusers' UNet2DModel",
+    };
+    let weights = if facts.has_ema { "ema.safetensors" } else { "model.safetensors" };
+    let checkpoint = match &facts.checkpoint {
+        Some(path) => path.display().to_string(),
+        None => "checkpoints/step-NNNNNNN".to_owned(),
+    };
+    let mut text = format!(
+        "## Sampling\n\n\
         ```sh\nddpm sample {path} -n 64 --seed 7\n```\n\n\
         The same seed always gives the same images.\n\n\
         ## Loading the weights in PyTorch\n\n\
@@ -141,22 +175,21 @@ fn card(run: &RunFolder, config: &Config, facts: &CardFacts) -> String {
         ```python\n\
         from safetensors.torch import load_file\n\n\
         model.load_state_dict(load_file(\"{checkpoint}/{weights}\"))\n\
-        ```\n\n",
-        version = env!("CARGO_PKG_VERSION"),
+        ```\n\n"
     );
     if facts.has_ema {
         text += "`ema.safetensors` contains the exponential moving average of the weights, which gives better samples; \
             `model.safetensors` next to it contains the final weights.\n\n";
     }
-    text += &classes(&facts.classes, &path);
-    text += "## Limitations\n\n\
-        The model only knows its training images: it reproduces their subjects, their flaws and their biases, and may \
-        generate near copies of individual training images, especially after long training on few images. If you \
-        distribute the model or its images, make sure that the rights in the training images allow it. It has not been \
-        evaluated for any use beyond study.\n\n\
-        ## Settings\n\n\
+    text
+}
+
+/// The table of settings.
+fn settings(config: &Config) -> String {
+    let mut text = "## Settings\n\n\
         `config.toml` contains all settings with explanations.\n\n\
-        | setting | value |\n|---|---|\n";
+        | setting | value |\n|---|---|\n"
+        .to_owned();
     for (section, values) in SECTIONS.iter().zip(config.values()).filter(|(s, _)| config.uses(s.name)) {
         for (setting, value) in section.settings.iter().zip(values) {
             let value = value.map_or("unset".to_owned(), |v| escaped(&v.to_string()).replace('|', "\\|"));

@@ -237,10 +237,8 @@ fn a_last_line_without_a_newline_counts_as_truncated() {
     assert_eq!(read_metrics(&path).unwrap(), [metrics(1)]);
 }
 
-#[test]
-fn the_card_explains_how_to_use_the_run() {
-    let (_folder, root) = runs();
-    let run = RunFolder::create(&root, Some("cats")).unwrap();
+/// The settings of a run and the facts for its card.
+fn card_facts() -> (Config, CardFacts) {
     let settings = [
         ("train.steps", "2000"),
         ("train.batch_size", "64"),
@@ -248,8 +246,8 @@ fn the_card_explains_how_to_use_the_run() {
         ("attention.mid_channels", "[64, 64, 64]"),
     ];
     let settings = settings.map(|(key, value)| (key.to_owned(), value.to_owned()));
-    let mut config = Config::load(Some("digits"), None, &settings).unwrap();
-    let mut facts = CardFacts {
+    let config = Config::load(Some("digits"), None, &settings).unwrap();
+    let facts = CardFacts {
         parameters: 12345,
         classes: vec!["2".into(), "10".into(), "tabby `cat`\x1b[1m".into()],
         data: "100 images of cats|dogs".into(),
@@ -260,6 +258,14 @@ fn the_card_explains_how_to_use_the_run() {
         has_ema: true,
         checkpoint: Some("checkpoints/step-0001000".into()),
     };
+    (config, facts)
+}
+
+#[test]
+fn the_card_explains_how_to_use_the_run() {
+    let (_folder, root) = runs();
+    let run = RunFolder::create(&root, Some("cats")).unwrap();
+    let (mut config, mut facts) = card_facts();
     write_card(&run, &config, &facts).unwrap();
     let text = fs::read_to_string(run.card_path()).unwrap();
     for part in [
@@ -303,12 +309,19 @@ fn the_card_explains_how_to_use_the_run() {
         "{text}"
     );
     assert!(!text.contains("steps of"), "{text}");
+}
 
-    // User edits are kept.
+#[test]
+fn an_edited_card_is_kept() {
+    let (_folder, root) = runs();
+    let run = RunFolder::create(&root, Some("cats")).unwrap();
+    let (config, mut facts) = card_facts();
+    write_card(&run, &config, &facts).unwrap();
+    let text = fs::read_to_string(run.card_path()).unwrap();
     let own = format!("{text}\nTrained for the lecture of May.\n");
     fs::write(run.card_path(), &own).unwrap();
     assert!(card_is_edited(&run));
-    (facts.steps, facts.imported) = (1500, false);
+    facts.steps = 1500;
     write_card(&run, &config, &facts).unwrap();
     assert_eq!(fs::read_to_string(run.card_path()).unwrap(), own);
     assert!(run.path().join(NEW_CARD).is_file());

@@ -58,18 +58,6 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     }
     diffusion.prediction = r.choice("prediction_type", Prediction::Eps, &PREDICTIONS)?;
     r.allow_only("predict_epsilon", &[json!(true)], "give true")?; // its name before 0.10
-    let dynamic = r.flag("thresholding", false)?;
-    let (ratio, max_value) =
-        (r.number("dynamic_thresholding_ratio", DYNAMIC_RATIO)?, r.number("sample_max_value", 1.0)?);
-    if dynamic && ratio != DYNAMIC_RATIO {
-        let choices = "give 0.995, the quantile of our dynamic thresholding, or set thresholding to false";
-        return r.refuse("dynamic_thresholding_ratio", &json!(ratio), choices);
-    }
-    // With a maximum of 1 nothing is rescaled, so thresholding is plain clipping.
-    if dynamic && max_value != 1.0 && max_value < DYNAMIC_MAX {
-        let choices = "with thresholding, give 1.0, which only clips, or 1e30, as our dynamic thresholding has no maximum";
-        return r.refuse("sample_max_value", &json!(max_value), choices);
-    }
     for unused in ["tensor_format", "timestep_values"] {
         r.get(unused);
     }
@@ -79,19 +67,9 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
         ("learned_range", Variance::Learned),
     ];
     config.sampling.variance = Some(r.choice("variance_type", Variance::Small, &variances)?);
-    let clip = r.flag("clip_sample", true)?;
-    if clip && !dynamic && r.number("clip_sample_range", 1.0)? != 1.0 {
-        let range = r.get("clip_sample_range").unwrap_or(&Value::Null);
-        return r.refuse("clip_sample_range", range, "give 1.0, the range of images");
-    }
-    r.get("clip_sample_range");
     // An argument of DDIMScheduler.step that is not stored; pipelines use its default.
     config.sampling.use_clipped_model_output = false;
-    config.sampling.threshold = match (dynamic, clip) {
-        (true, _) if max_value >= DYNAMIC_MAX => Threshold::Dynamic,
-        (true, _) | (_, true) => Threshold::Clip,
-        _ => Threshold::None,
-    };
+    config.sampling.threshold = threshold(&r)?;
     let spacing = r.choice("timestep_spacing", Spacing::Uniform, &SPACINGS)?;
     let offset = r.integer("steps_offset", 0)?;
     let to_one = r.flag("set_alpha_to_one", true)?;
@@ -107,6 +85,33 @@ pub(crate) fn scheduler(path: &Path, json: &Value, config: &mut Config) -> Resul
     config.sampling.steps = None;
     r.finish()?;
     Ok(notes)
+}
+
+/// How predicted images are thresholded.
+fn threshold(r: &ConfigReader<'_>) -> Result<Threshold> {
+    let dynamic = r.flag("thresholding", false)?;
+    let (ratio, max_value) =
+        (r.number("dynamic_thresholding_ratio", DYNAMIC_RATIO)?, r.number("sample_max_value", 1.0)?);
+    if dynamic && ratio != DYNAMIC_RATIO {
+        let choices = "give 0.995, the quantile of our dynamic thresholding, or set thresholding to false";
+        return r.refuse("dynamic_thresholding_ratio", &json!(ratio), choices);
+    }
+    // With a maximum of 1 nothing is rescaled, so thresholding is plain clipping.
+    if dynamic && max_value != 1.0 && max_value < DYNAMIC_MAX {
+        let choices = "with thresholding, give 1.0, which only clips, or 1e30, as our dynamic thresholding has no maximum";
+        return r.refuse("sample_max_value", &json!(max_value), choices);
+    }
+    let clip = r.flag("clip_sample", true)?;
+    if clip && !dynamic && r.number("clip_sample_range", 1.0)? != 1.0 {
+        let range = r.get("clip_sample_range").unwrap_or(&Value::Null);
+        return r.refuse("clip_sample_range", range, "give 1.0, the range of images");
+    }
+    r.get("clip_sample_range");
+    Ok(match (dynamic, clip) {
+        (true, _) if max_value >= DYNAMIC_MAX => Threshold::Dynamic,
+        (true, _) | (_, true) => Threshold::Clip,
+        _ => Threshold::None,
+    })
 }
 
 /// The settings whose schedule has these betas; the error says where the closest schedule first differs.

@@ -67,7 +67,6 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
     {
         return r.refuse("_class_name", class, "the supported network is UNet2DModel");
     }
-    let d = defaults();
     let size = |value: &Value| match value.as_array().map(Vec::as_slice) {
         Some([h, w]) => Some(Some(Size { height: as_integer(h)?, width: as_integer(w)? })),
         _ => as_integer(value).map(|side| Some(Size { height: side, width: side })),
@@ -81,22 +80,6 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
             format!("give {channels}, equal to in_channels, or {twice} if the network learns the variance");
         return r.refuse("out_channels", &json!(out), &choices);
     }
-    let downs = "supported blocks are DownBlock2D and AttnDownBlock2D";
-    let ups = "supported blocks are UpBlock2D and AttnUpBlock2D";
-    let resample = [("conv", ResampleKind::Conv), ("resnet", ResampleKind::Resnet)];
-    let acts = [
-        ("silu", ActFn::Silu),
-        ("swish", ActFn::Silu),
-        ("relu", ActFn::Relu),
-        ("gelu", ActFn::Gelu),
-        ("mish", ActFn::Mish),
-    ];
-    let shifts = [("default", TimeScaleShift::Default), ("scale_shift", TimeScaleShift::ScaleShift)];
-    // Null means one head; a missing key means eight channels per head.
-    let head_dim = match r.keys.get("attention_head_dim") {
-        Some(Value::Null) => None,
-        _ => Some(r.integer("attention_head_dim", 8)?),
-    };
     r.allow_only("time_embedding_type", &[json!("positional")], "give \"positional\"")?;
     if matches!(r.keys.get("mid_block_type"), Some(Value::Null)) {
         return r.refuse("mid_block_type", &Value::Null, "give \"UNetMidBlock2D\"");
@@ -116,7 +99,41 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
     ] {
         r.get(unused);
     }
-    let config = Unet2dConfig {
+    let config = unet_settings(&r)?;
+    let dim = config.block_out_channels.first().map_or(0, |c| c.saturating_mul(4));
+    if let Some(value) = r.get("time_embedding_dim")
+        && as_integer(value) != Some(dim)
+    {
+        return r.refuse(
+            "time_embedding_dim",
+            value,
+            &format!("give {dim}, four times the first of block_out_channels"),
+        );
+    }
+    r.finish()?;
+    Ok(Unet { config, channels, learned_variance: out != channels, size })
+}
+
+/// The settings of the network.
+fn unet_settings(r: &ConfigReader<'_>) -> Result<Unet2dConfig> {
+    let d = defaults();
+    let downs = "supported blocks are DownBlock2D and AttnDownBlock2D";
+    let ups = "supported blocks are UpBlock2D and AttnUpBlock2D";
+    let resample = [("conv", ResampleKind::Conv), ("resnet", ResampleKind::Resnet)];
+    let acts = [
+        ("silu", ActFn::Silu),
+        ("swish", ActFn::Silu),
+        ("relu", ActFn::Relu),
+        ("gelu", ActFn::Gelu),
+        ("mish", ActFn::Mish),
+    ];
+    let shifts = [("default", TimeScaleShift::Default), ("scale_shift", TimeScaleShift::ScaleShift)];
+    // Null means one head; a missing key means eight channels per head.
+    let head_dim = match r.keys.get("attention_head_dim") {
+        Some(Value::Null) => None,
+        _ => Some(r.integer("attention_head_dim", 8)?),
+    };
+    Ok(Unet2dConfig {
         layers_per_block: r.integer("layers_per_block", d.layers_per_block)?,
         block_out_channels: r.list(
             "block_out_channels",
@@ -144,19 +161,7 @@ pub(crate) fn unet(path: &Path, json: &Value) -> Result<Unet> {
         resnet_time_scale_shift: r.choice("resnet_time_scale_shift", d.resnet_time_scale_shift, &shifts)?,
         num_class_embeds: r
             .get_or("num_class_embeds", None, "give an integer or null", |v| as_integer(v).map(Some))?,
-    };
-    let dim = config.block_out_channels.first().map_or(0, |c| c.saturating_mul(4));
-    if let Some(value) = r.get("time_embedding_dim")
-        && as_integer(value) != Some(dim)
-    {
-        return r.refuse(
-            "time_embedding_dim",
-            value,
-            &format!("give {dim}, four times the first of block_out_channels"),
-        );
-    }
-    r.finish()?;
-    Ok(Unet { config, channels, learned_variance: out != channels, size })
+    })
 }
 
 /// The `unet/config.json` of a network.
