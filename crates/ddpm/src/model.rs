@@ -48,10 +48,12 @@ pub(crate) fn read_tensors(
     region: Region,
 ) -> Result<Vec<NamedTensor>> {
     let mut tensors = Vec::with_capacity(parameters.len() + states.len());
+    // Memory for all parameters in the engine's layout, one after the other: fresh memory costs more than the copies.
+    let mut engine = vec![0.0; parameters.iter().map(ParameterSpec::num_elements).max().unwrap_or(0)];
     for (i, spec) in parameters.iter().enumerate() {
-        let mut data = vec![0.0; spec.num_elements()];
-        exec.read_parameter(region, i, &mut data)?;
-        let data = spec.to_torch(&data);
+        let engine = &mut engine[..spec.num_elements()];
+        exec.read_parameter(region, i, engine)?;
+        let data = spec.to_torch(engine);
         tensors.push(NamedTensor { name: spec.name.clone(), shape: spec.shape.clone(), data });
     }
     for (spec, t) in states {

@@ -10,13 +10,13 @@ use crate::text::capped;
 use crate::{Error, Result};
 
 /// A file being written.
-pub(crate) trait Output: Write {
+pub(crate) trait Output: Write + Send {
     /// Waits until everything written is on the disk.
     fn sync(&mut self) -> io::Result<()>;
 }
 
 /// The operations that writing needs. Tests substitute one that fails on demand.
-pub(crate) trait FileSystem {
+pub(crate) trait FileSystem: Sync {
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     fn create(&self, path: &Path) -> io::Result<Box<dyn Output>>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
@@ -121,7 +121,7 @@ pub fn file_sha256(path: &Path) -> Result<String> {
     Ok(sha.finalize().iter().map(|b| format!("{b:02x}")).collect())
 }
 
-/// Reads a file of at max_bytes `max_bytes` bytes.
+/// Reads a file of at most `max_bytes` bytes.
 pub(crate) fn read(path: &Path, doing: &'static str, max_bytes: u64) -> Result<Vec<u8>> {
     let read = || -> io::Result<Vec<u8>> {
         let metadata = fs::metadata(path)?;

@@ -18,7 +18,7 @@ mod manifest;
 mod tensors;
 
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 
 pub use folder::{
@@ -30,12 +30,15 @@ pub(crate) use folder::{
 };
 pub use manifest::{FileFacts, Manifest};
 pub use tensors::{NamedTensor, check_fits};
-pub(crate) use tensors::{check_extent, is_counter, to_bytes, to_bytes_with};
+pub(crate) use tensors::{TensorFile, check_extent, is_counter};
 
 use crate::storage::{self, FileSystem, OsFileSystem};
 use crate::{Error, Result};
 use manifest::FORMAT;
-pub(crate) use manifest::sha256;
+pub(crate) use manifest::{hex, sha256};
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use tensors::PART;
 
 const MODEL: &str = "model.safetensors";
 pub(crate) const EMA: &str = "ema.safetensors";
@@ -216,29 +219,41 @@ fn write_files(fs: &dyn FileSystem, folder: &Path, checkpoint: &Checkpoint) -> R
         let exp_avg = checkpoint.exp_avg.iter().map(|t| (EXP_AVG, t));
         exp_avg.chain(checkpoint.exp_avg_sq.iter().map(|t| (EXP_AVG_SQ, t)))
     };
+    let mut files = Vec::new();
     for (name, average) in FILES.into_iter().map(|name| (name.to_owned(), None)).chain(averages) {
-        let path = folder.join(&name);
-        let bytes = match (name.as_str(), average) {
-            (_, Some(set)) => to_bytes(set.iter().map(|t| ("", t))),
+        let file = match (name.as_str(), average) {
+            (_, Some(set)) => TensorFile::new(set.iter().map(|t| ("", t)), &[]),
             (EMA, _) if checkpoint.ema.is_empty() => continue,
-            (EMA, _) => to_bytes(checkpoint.ema.iter().map(|t| ("", t))),
-            (OPTIMIZER, _) => to_bytes(moments()),
-            _ => to_bytes(checkpoint.weights.iter().map(|t| ("", t))),
+            (EMA, _) => TensorFile::new(checkpoint.ema.iter().map(|t| ("", t)), &[]),
+            (OPTIMIZER, _) => TensorFile::new(moments(), &[]),
+            _ => TensorFile::new(checkpoint.weights.iter().map(|t| ("", t)), &[]),
         };
-        let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
-        let mut hash = String::new();
-        rayon::in_place_scope(|scope| {
-            scope.spawn(|_| hash = sha256(&bytes));
-            storage::write_synced(fs, &path, &bytes).map_err(io(&path))
-        })?;
-        let facts = FileFacts { bytes: bytes.len() as u64, sha256: hash };
-        manifest.files.insert(name, facts);
+        let path = folder.join(&name);
+        let file = file.map_err(|reason| Error::Checkpoint { path: path.clone(), reason })?;
+        files.push((name, path, file));
     }
+    // In parallel; the largest first, so that none is left over at the end.
+    files.sort_by_key(|(_, _, file)| std::cmp::Reverse(file.len()));
+    let write = |(name, path, file): &(String, PathBuf, TensorFile<'_>)| {
+        write_tensors(fs, path, file).map(|facts| (name.clone(), facts)).map_err(io(path))
+    };
+    manifest.files.extend(files.par_iter().with_max_len(1).map(write).collect::<Result<Vec<_>>>()?);
     let path = folder.join(MANIFEST);
     let bytes =
         manifest.to_bytes().map_err(|e| Error::Checkpoint { path: path.clone(), reason: e.to_string() })?;
     storage::write_synced(fs, &path, &bytes).map_err(io(&path))?;
     fs.sync_dir(folder).map_err(io(folder))
+}
+
+/// Writes a new file of tensors, hashing it on the way, and waits until it is on the disk.
+fn write_tensors(fs: &dyn FileSystem, path: &Path, file: &TensorFile<'_>) -> io::Result<FileFacts> {
+    let (mut out, mut sha) = (BufWriter::with_capacity(PART, fs.create(path)?), Sha256::new());
+    file.write(&mut |part| {
+        sha.update(part);
+        out.write_all(part)
+    })?;
+    out.into_inner().map_err(IntoInnerError::into_error)?.sync()?;
+    Ok(FileFacts { bytes: file.len() as u64, sha256: hex(&sha.finalize()) })
 }
 
 /// Number of elements of all tensors of a checkpoint.
@@ -448,9 +463,9 @@ fn save_snapshot_on(
         fs.create_dir(&temporary).map_err(io(&temporary))?;
         for (name, set) in averages {
             let file = temporary.join(format!("{name}{SAFETENSORS}"));
-            let bytes = to_bytes(set.iter().map(|t| ("", t)))
+            let tensors = TensorFile::new(set.iter().map(|t| ("", t)), &[])
                 .map_err(|reason| Error::Checkpoint { path: file.clone(), reason })?;
-            storage::write_synced(fs, &file, &bytes).map_err(io(&file))?;
+            write_tensors(fs, &file, &tensors).map_err(io(&file))?;
         }
         fs.sync_dir(&temporary).map_err(io(&temporary))?;
         move_into_place(fs, dir, &temporary, &path).map_err(io(&path))

@@ -1,17 +1,20 @@
 //! Named tensors and safetensors files.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors, View};
-use serde::Deserialize;
+use safetensors::tensor::TensorInfo;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 use ddpm_text::nearest;
 
 /// Maximum length of a safetensors header, in bytes; enough for some hundred thousand tensors.
 const MAX_HEADER: u64 = 16 << 20;
+/// Bytes that are written at once: they stay in the cache between their hash and the disk.
+pub(super) const PART: usize = 1 << 20;
 /// Number of mismatches of each kind that [`check_fits`] lists by name.
 const MAX_NAMED: usize = 3;
 
@@ -34,9 +37,25 @@ impl NamedTensor {
         if self.is_counter() { Dtype::I64 } else { Dtype::F32 }
     }
 
+    /// Its length in a file.
+    fn num_bytes(&self) -> usize {
+        self.data.len() * if self.is_counter() { 8 } else { 4 }
+    }
+
     /// Whether PyTorch stores it as integers.
     pub(crate) fn is_counter(&self) -> bool {
         is_counter(&self.name)
+    }
+
+    /// Passes the bytes of its data in a file to `sink`, some at a time.
+    fn write(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        if self.is_counter() {
+            return self.data.iter().try_for_each(|&v| sink(&(v as i64).to_le_bytes()));
+        }
+        if cfg!(target_endian = "little") {
+            return bytemuck::cast_slice::<f32, u8>(&self.data).chunks(PART).try_for_each(sink);
+        }
+        self.data.iter().try_for_each(|v| sink(&v.to_le_bytes()))
     }
 }
 
@@ -45,80 +64,81 @@ pub(crate) fn is_counter(name: &str) -> bool {
     name.ends_with(COUNTER)
 }
 
-struct Bytes<'a>(&'a NamedTensor);
+/// A safetensors file that is written straight from its tensors: the bytes are those of the safetensors crate, but no copy of all data
+/// is made.
+pub(crate) struct TensorFile<'a> {
+    /// The file up to the first tensor's data.
+    header: Vec<u8>,
+    /// In the order of their data.
+    tensors: Vec<&'a NamedTensor>,
+}
 
-impl View for Bytes<'_> {
-    fn dtype(&self) -> Dtype {
-        self.0.dtype()
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let data = self.0.data.iter();
-        match self.dtype() {
-            Dtype::I64 => data.flat_map(|&v| (v as i64).to_le_bytes()).collect::<Vec<_>>().into(),
-            _ if cfg!(target_endian = "little") => bytemuck::cast_slice::<f32, u8>(&self.0.data).into(),
-            _ => data.flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>().into(),
+impl<'a> TensorFile<'a> {
+    /// A file of `tensors`, given with prefixes for their names, and of metadata `entries` in this order; the error is only the reason.
+    pub fn new(
+        tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
+        entries: &[(&str, &str)],
+    ) -> Result<Self, String> {
+        let mut named = Vec::new();
+        for (prefix, tensor) in tensors {
+            let (name, NamedTensor { shape, data, .. }) = (format!("{prefix}{}", tensor.name), tensor);
+            let length = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
+            if length != Some(data.len()) {
+                return Err(format!("{name}: has {} values, but its shape is {shape:?}", data.len()));
+            }
+            named.push((name, tensor));
         }
+        // Wider elements first, so that all are aligned.
+        named.sort_by(|(a_name, a), (b_name, b)| b.dtype().cmp(&a.dtype()).then(a_name.cmp(b_name)));
+        if let Some(pair) = named.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(format!("{}: occurs twice", pair[0].0));
+        }
+        // The format tells other programs that names and layouts are PyTorch's.
+        let mut metadata = String::new();
+        for (key, text) in [("format", "pt")].iter().chain(entries) {
+            let comma = if metadata.is_empty() { "" } else { "," };
+            metadata += &format!("{comma}{}:{}", json(key)?, json(text)?);
+        }
+        let mut header = format!(r#"{{"__metadata__":{{{metadata}}}"#);
+        let mut offset = 0;
+        for (name, tensor) in &named {
+            let data_offsets = (offset, offset + tensor.num_bytes());
+            offset = data_offsets.1;
+            let info = TensorInfo { dtype: tensor.dtype(), shape: tensor.shape.clone(), data_offsets };
+            header += &format!(",{}:{}", json(name)?, json(&info)?);
+        }
+        header.push('}');
+        // The data starts at a multiple of eight bytes.
+        header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
+        let header = (header.len() as u64).to_le_bytes().into_iter().chain(header.into_bytes()).collect();
+        Ok(Self { header, tensors: named.into_iter().map(|(_, tensor)| tensor).collect() })
     }
 
-    fn data_len(&self) -> usize {
-        self.0.data.len() * if self.dtype() == Dtype::I64 { 8 } else { 4 }
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        self.header.len() + self.tensors.iter().map(|t| t.num_bytes()).sum::<usize>()
+    }
+
+    /// Passes its bytes to `sink`, at most a mebibyte at a time.
+    pub fn write(&self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+        self.header.chunks(PART).try_for_each(&mut *sink)?;
+        self.tensors.iter().try_for_each(|tensor| tensor.write(sink))
+    }
+
+    /// Its bytes in memory.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len());
+        // Appending to a vector cannot fail.
+        let _ = self.write(&mut |part| {
+            bytes.extend_from_slice(part);
+            Ok(())
+        });
+        bytes
     }
 }
 
-/// Serializes `tensors`, given with prefixes for their names, as a safetensors file; the error is only the reason.
-pub(crate) fn to_bytes<'a>(
-    tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
-) -> Result<Vec<u8>, String> {
-    let mut seen = HashSet::new();
-    let mut views = Vec::new();
-    for (prefix, tensor) in tensors {
-        let name = format!("{prefix}{}", tensor.name);
-        let length = tensor.shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n));
-        if length != Some(tensor.data.len()) {
-            return Err(format!(
-                "{name}: has {} values, but its shape is {:?}",
-                tensor.data.len(),
-                tensor.shape
-            ));
-        }
-        if !seen.insert(name.clone()) {
-            return Err(format!("{name}: occurs twice"));
-        }
-        views.push((name, Bytes(tensor)));
-    }
-    // Tells other programs that names and layouts are PyTorch's.
-    let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(views, Some(about)).map_err(|e| e.to_string())
-}
-
-/// [`to_bytes`] with additional metadata entries in the given order; the safetensors crate does not keep the order.
-pub(crate) fn to_bytes_with<'a>(
-    tensors: impl IntoIterator<Item = (&'a str, &'a NamedTensor)>,
-    entries: &[(&str, &str)],
-) -> Result<Vec<u8>, String> {
-    const PLAIN: &str = r#"{"__metadata__":{"format":"pt""#;
-    let mut bytes = to_bytes(tensors)?;
-    let length = bytes.first_chunk().map_or(0, |n| u64::from_le_bytes(*n)) as usize;
-    let header = bytes.get(8..8 + length).and_then(|h| str::from_utf8(h).ok()).map(str::trim_end);
-    let Some(rest) = header.and_then(|h| h.strip_prefix(PLAIN)) else {
-        return Err("unexpected header of a serialized safetensors file".into());
-    };
-    let mut header = PLAIN.to_owned();
-    let quoted = |text: &str| serde_json::to_string(text).map_err(|e| e.to_string());
-    for (key, text) in entries {
-        header += &format!(",{}:{}", quoted(key)?, quoted(text)?);
-    }
-    header += rest;
-    // The data starts at a multiple of eight bytes.
-    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    let begin = (header.len() as u64).to_le_bytes().into_iter().chain(header.bytes()).collect::<Vec<_>>();
-    bytes.splice(..8 + length, begin);
-    Ok(bytes)
+fn json(value: &(impl Serialize + ?Sized)) -> Result<String, String> {
+    serde_json::to_string(value).map_err(|e| e.to_string())
 }
 
 /// The tensors of a safetensors file, sorted by name; the error is only the reason.

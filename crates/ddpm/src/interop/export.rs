@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::embedded::EmbeddedTexts;
 use super::{diffusers, torch};
-use crate::checkpoint::{self, NamedTensor, WeightsChoice, to_bytes_with};
+use crate::checkpoint::{self, NamedTensor, TensorFile, WeightsChoice};
 use crate::config::{Config, Size};
 use crate::nets;
 use crate::nets::NetworkKind;
@@ -226,9 +226,9 @@ fn write_file(path: &Path, write: impl FnOnce(&File) -> io::Result<()>) -> Resul
 }
 
 fn write_safetensors(path: &Path, weights: &[NamedTensor], about: &EmbeddedTexts) -> Result<()> {
-    let bytes = to_bytes_with(weights.iter().map(|t| ("", t)), &about.metadata());
-    let bytes = bytes.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
-    storage::write_synced(&OsFileSystem, path, &bytes).map_err(Error::io(path, "write the export"))
+    let file = TensorFile::new(weights.iter().map(|t| ("", t)), &about.metadata());
+    let file = file.map_err(|reason| Error::Checkpoint { path: path.to_owned(), reason })?;
+    storage::write_synced(&OsFileSystem, path, &file.to_bytes()).map_err(Error::io(path, "write the export"))
 }
 
 /// What a pipeline folder records besides settings and weights.

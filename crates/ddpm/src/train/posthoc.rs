@@ -6,7 +6,7 @@
 //! Training tracks the averages of `ema.power_widths` and saves snapshots of them ([`snapshots`]); the linear combination of
 //! snapshots whose profile is closest to a given one approximates the average that would have been tracked with it.
 
-use crate::checkpoint::{self, NamedTensor, read_weights_file};
+use crate::checkpoint::{self, NamedTensor, TensorFile, read_weights_file};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::image::SOFTWARE;
@@ -157,9 +157,9 @@ pub fn write(run: &RunFolder, weights: &[NamedTensor], path: &Path) -> Result<()
         None => EmbeddedTexts::default(),
     };
     let metadata = [about.metadata(), vec![("software", SOFTWARE)]].concat();
-    let bytes = checkpoint::to_bytes_with(weights.iter().map(|t| ("", t)), &metadata).map_err(wrong)?;
+    let file = TensorFile::new(weights.iter().map(|t| ("", t)), &metadata).map_err(wrong)?;
     if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(Error::io(parent, "make the folder"))?;
     }
-    crate::storage::write_file(path, &bytes, "write the averaged weights")
+    crate::storage::write_file(path, &file.to_bytes(), "write the averaged weights")
 }

@@ -393,9 +393,8 @@ impl Trainer {
     /// [step](Self::step) failed in the middle of its updates.
     pub fn checkpoint(&self, loss: Option<f64>) -> Result<Checkpoint> {
         self.check_consistent()?;
-        // The tensors, and the largest serialized file.
         let bytes = usize::try_from(self.plan().checkpoint_bytes).unwrap_or(usize::MAX);
-        crate::memory::check_available(bytes.saturating_mul(3) / 2)
+        crate::memory::check_available(bytes)
             .map_err(|reason| crate::memory::out_of_memory("a checkpoint", &reason))?;
         let weights = self.tensors(Region::Weights)?;
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {

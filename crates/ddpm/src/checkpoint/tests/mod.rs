@@ -1,10 +1,7 @@
-use std::cell::Cell;
-use std::io::Write;
-use std::rc::Rc;
+mod disk;
 
 use super::*;
 use crate::config::Config;
-use crate::storage::Output;
 
 fn tensor(name: &str, shape: &[usize], first: f32) -> NamedTensor {
     let data = (0..shape.iter().product()).map(|i: usize| first + i as f32 * 0.1).collect();
@@ -87,6 +84,46 @@ fn the_same_state_gives_the_same_bytes() {
     for name in names(&a) {
         assert_eq!(fs::read(a.join(&name)).unwrap(), fs::read(b.join(&name)).unwrap(), "{name}");
     }
+}
+
+#[test]
+fn files_of_tensors_are_those_of_the_safetensors_crate() {
+    use safetensors::tensor::TensorView;
+    use std::collections::HashMap;
+    let long = tensor("b.weight", &[700, 500], 0.5);
+    let mut set = checkpoint(1).weights;
+    set.extend([tensor("empty", &[0, 4], 0.0), tensor("scalar", &[], 3.0), long]);
+    set.push(tensor("a \"quoted\" näme", &[2], 1.0));
+    set.push(NamedTensor { name: "a.num_batches_tracked".into(), shape: vec![], data: vec![17.0] });
+    let file = TensorFile::new(set.iter().map(|t| ("prefix.", t)), &[]).unwrap();
+    let bytes: Vec<(String, Vec<u8>)> = set
+        .iter()
+        .map(|t| {
+            let data = t.data.iter();
+            let bytes = match t.is_counter() {
+                true => data.flat_map(|&v| (v as i64).to_le_bytes()).collect(),
+                false => data.flat_map(|v| v.to_le_bytes()).collect(),
+            };
+            (format!("prefix.{}", t.name), bytes)
+        })
+        .collect();
+    let views = set.iter().zip(&bytes).map(|(t, (name, bytes))| {
+        let dtype = if t.is_counter() { safetensors::Dtype::I64 } else { safetensors::Dtype::F32 };
+        (name, TensorView::new(dtype, t.shape.clone(), bytes).unwrap())
+    });
+    let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let theirs = safetensors::serialize(views, Some(about)).unwrap();
+    assert_eq!(file.len(), theirs.len());
+    assert!(file.to_bytes() == theirs, "the bytes differ");
+    // Entries keep their order, and other readers find them.
+    let with =
+        TensorFile::new(set.iter().map(|t| ("", t)), &[("z", "1"), ("a", "\"2\"\n")]).unwrap().to_bytes();
+    let (_, read) = safetensors::SafeTensors::read_metadata(&with).unwrap();
+    assert_eq!(read.metadata().as_ref().unwrap()["a"], "\"2\"\n");
+    assert!(with[8..].starts_with(br#"{"__metadata__":{"format":"pt","z":"1","a":"\"2\"\n"},"#));
+    assert_eq!(tensors::from_bytes(&with).unwrap().len(), set.len());
+    let twice = TensorFile::new(set.iter().chain(&set[..1]).map(|t| ("", t)), &[]);
+    assert_eq!(twice.err().unwrap(), "a.bias: occurs twice");
 }
 
 #[test]
@@ -189,7 +226,7 @@ fn a_manifest_cannot_point_outside_its_folder() {
 fn inconsistent_tensors_are_rejected_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let path = save(dir.path(), &checkpoint(1)).unwrap();
-    let file = |set: &[NamedTensor]| to_bytes(set.iter().map(|t| ("", t))).unwrap();
+    let file = |set: &[NamedTensor]| TensorFile::new(set.iter().map(|t| ("", t)), &[]).unwrap().to_bytes();
     for (name, set, expected) in [
         (
             EMA,
@@ -360,143 +397,6 @@ fn a_folder_that_cannot_be_written_is_named() {
     fs::write(&file, "").unwrap();
     let error = save(&file.join("checkpoints"), &checkpoint(1)).unwrap_err();
     assert!(matches!(&error, Error::Io { path, .. } if path.starts_with(&file)), "{error}");
-}
-
-/// A disk that is full at some call: only at that one, or for everything that needs space from then on.
-struct FullDisk {
-    calls: Rc<Cell<usize>>,
-    fails_at: usize,
-    stays_full: bool,
-}
-
-struct FullFile {
-    file: fs::File,
-    disk: FullDisk,
-}
-
-impl FullDisk {
-    fn clone(&self) -> Self {
-        Self { calls: Rc::clone(&self.calls), ..*self }
-    }
-
-    fn call(&self, needs_room: bool) -> io::Result<()> {
-        let call = self.calls.replace(self.calls.get() + 1);
-        if call == self.fails_at || self.stays_full && needs_room && call > self.fails_at {
-            Err(io::Error::from_raw_os_error(28))
-        } else {
-            Ok(())
-        }
-    }
-}
-
-impl FileSystem for FullDisk {
-    fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(true)?;
-        OsFileSystem.create_dir(path)
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn Output>> {
-        self.call(true)?;
-        Ok(Box::new(FullFile { file: fs::File::create(path)?, disk: self.clone() }))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.call(false)?;
-        OsFileSystem.rename(from, to)
-    }
-
-    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
-        self.call(true)
-    }
-}
-
-impl Write for FullFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A full disk writes a part before it fails.
-        self.file.write_all(&bytes[..bytes.len() / 2])?;
-        self.disk.call(true)?;
-        self.file.write_all(&bytes[bytes.len() / 2..])?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Output for FullFile {
-    fn sync(&mut self) -> io::Result<()> {
-        self.disk.call(true)
-    }
-}
-
-// errno 28 is "no space left on device" only on Unix.
-#[cfg(unix)]
-#[test]
-fn a_full_disk_at_any_call_leaves_the_old_checkpoints_and_nothing_else() {
-    for (step, stays_full) in [(2000, false), (2000, true), (1000, false), (1000, true)] {
-        let mut fails_at = 0;
-        loop {
-            let dir = tempfile::tempdir().unwrap();
-            save(dir.path(), &checkpoint(1000)).unwrap();
-            let mut new = checkpoint(step);
-            new.manifest.seed = 99;
-            let disk = FullDisk { calls: Rc::default(), fails_at, stays_full };
-            let saved = save_on(&disk, dir.path(), &new);
-            let Err(error) = saved else {
-                // Create, write and sync of four files; create and sync of the folder; two renames; sync of the parent.
-                assert_eq!(fails_at, disk.calls.get());
-                assert_eq!(fails_at, 4 * 3 + 2 + 2 + 1);
-                break;
-            };
-            let message = error.to_string();
-            assert!(matches!(error, Error::Io { .. }), "{message}");
-            assert!(
-                message.contains("takes 1 MB: free some space") && message.contains("step-000"),
-                "{message}"
-            );
-            assert!(names(dir.path()).iter().all(|n| n.starts_with("step-")), "{:?}", names(dir.path()));
-            let old = load(&path_of(dir.path(), 1000)).unwrap();
-            // The last call comes after the final rename.
-            if step == 2000 || fails_at < 16 {
-                assert_eq!(without_files(old), checkpoint(1000), "call {fails_at}");
-            }
-            save(dir.path(), &new).unwrap();
-            assert_eq!(newest(dir.path()).unwrap().unwrap().step, step);
-            fails_at += 1;
-        }
-    }
-}
-
-// As above.
-#[cfg(unix)]
-#[test]
-fn a_full_disk_leaves_the_old_snapshot_and_gives_advice() {
-    let all = checkpoint(1);
-    let set = |tensors: &[NamedTensor]| ["power-0.05", "power-0.1"].map(|n| (n.to_owned(), tensors.to_vec()));
-    for stays_full in [false, true] {
-        let mut fails_at = 0;
-        loop {
-            let folder = tempfile::tempdir().unwrap();
-            let dir = folder.path();
-            let path = save_snapshot(dir, 7, &set(&all.weights)).unwrap();
-            let disk = FullDisk { calls: Rc::default(), fails_at, stays_full };
-            let Err(error) = save_snapshot_on(&disk, dir, 7, &set(&all.ema)) else {
-                // Create, write and sync of two files; create and sync of the folder; two renames; sync of the parent.
-                assert_eq!((fails_at, disk.calls.get()), (2 * 3 + 2 + 2 + 1, fails_at));
-                break;
-            };
-            let message = error.to_string();
-            let parts =
-                [dir.to_str().unwrap(), "a snapshot of this run takes 1 MB: free some space and resume"];
-            assert!(parts.iter().all(|part| message.contains(part)), "{message}");
-            assert_eq!(names(dir), ["step-0000007"]);
-            // The last call comes after the final rename.
-            let there = if fails_at < 10 { &all.weights } else { &all.ema };
-            assert_eq!(read_weights_file(&path.join("power-0.1.safetensors")).unwrap(), *there, "{fails_at}");
-            fails_at += 1;
-        }
-    }
 }
 
 #[test]
