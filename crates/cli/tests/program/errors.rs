@@ -200,8 +200,18 @@ fn diverged_training_fails() {
         ],
     );
     assert!(done.err.contains("predicting zero has a loss of about 1.0000"), "{}", done.err);
-    // The run is complete and can be inspected.
+    // The run is complete and can be inspected; its samples are announced as those of a diverged one, those of an earlier checkpoint
+    // are not.
     dir.assert_intact("r", 30);
+    let warning = "warning: training of this run diverged";
+    let sample = |more: &[&str]| {
+        let few = ["sample", "r", "-n=1", "--sampler=ddim", "--steps=2"];
+        dir.ddpm(&[&few[..], more].concat()).succeeds().err
+    };
+    let newest = sample(&[]);
+    assert!(newest.contains(warning) && newest.contains("--checkpoint STEP"), "{newest}");
+    let earlier = sample(&["--checkpoint=10"]);
+    assert!(!earlier.contains(warning), "{earlier}");
 
     // After a good start, resuming from an earlier checkpoint helps.
     dir.train("s", 40, 20, &[]).succeeds();

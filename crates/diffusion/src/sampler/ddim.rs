@@ -32,7 +32,7 @@ pub(super) const DDIM: SamplerInfo = SamplerInfo {
     clipped_output: true,
     ..SamplerInfo::new(
         "ddim",
-        "the same image from the same noise in any number of steps; eta adds noise (Song et al. 2021)",
+        "deterministic in any number of steps; eta adds noise (Song et al. 2021)",
         |args| {
             Box::new(Ddim {
                 levels: args.levels,

@@ -225,6 +225,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn descriptions_fit_on_a_line_of_help() {
+        for sampler in SAMPLERS {
+            // In the command line's list, 18 columns hold the name.
+            let width = sampler.about.chars().count();
+            assert!(width <= 71 && sampler.name.len() <= 16, "{}: {width}", sampler.name);
+        }
+    }
+
+    #[test]
     fn unsupported_options_are_refused_with_alternatives() {
         let schedule = Schedule::linear(100, 1e-4, 0.02).unwrap();
         let refused = |options: SamplerOptions, part: &str| {
