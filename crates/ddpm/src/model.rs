@@ -14,10 +14,9 @@ use ddpm_diffusion::vlb;
 use ddpm_engine::ops::{
     Add, AddPerChannel, Affine, QSample, RandomNormal, RandomTimestep, Slice, VariationalBound, WeightedLoss,
 };
-use ddpm_engine::rng::Purpose;
-use ddpm_engine::{
-    BufferSpec, ComputeOptions, CpuDevice, Device, Executor, Graph, PlanOptions, Region, Shape, Tensor,
-};
+use ddpm_engine::{BufferSpec, ComputeOptions, Device, Executor, Graph, PlanOptions, Region, Shape, Tensor};
+use ddpm_engine_cpu::CpuDevice;
+use ddpm_rng::Purpose;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;

@@ -2,9 +2,9 @@
 
 use crate::executor::GpuExecutor;
 use crate::gpu::{Arg, Gpu, Launch};
-use ddpm_engine::rng::Purpose;
 use ddpm_engine::sampler_buffers::MAX_TERMS;
 use ddpm_engine::{BufferId, BufferSpec, Error, PlanBuffers, Result, RngKey, SamplerBuffers, Tensor};
+use ddpm_rng::Purpose;
 use std::ops::Range;
 
 /// Threads per block, and maximum blocks.

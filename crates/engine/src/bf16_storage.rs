@@ -13,12 +13,11 @@ use crate::recompute::MIN_LEN;
 use crate::shape::DType;
 use std::collections::{HashMap, HashSet};
 
-/// Keeps the tensors of a training graph in bf16, except those in `except`, where every backward node that reads them
-/// [accepts](crate::ops::Operation::accepts_bf16) bf16. A graph without a backward pass is left unchanged.
-pub fn keep_in_bf16(graph: &mut Graph, except: &[Tensor]) {
+/// Keeps the tensors of a training graph in bf16, except those in `except`, where every backward node that reads them `accepts` bf16
+/// for that operand; nodes of the forward pass that accept it read the rounded copy too. A graph without a backward pass is left unchanged.
+pub fn keep_in_bf16(graph: &mut Graph, except: &[Tensor], accepts: impl Fn(&Node, usize) -> bool) {
     let Some(forward) = graph.backward_start() else { return };
     let nodes = graph.nodes().to_vec();
-    let accepts = |node: &Node, i: usize| node.op.operation().accepts_bf16(i);
     let mut refused: HashSet<Tensor> = except.iter().copied().collect();
     let mut accepted = HashSet::new();
     for node in &nodes[forward..] {

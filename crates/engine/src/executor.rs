@@ -1,4 +1,4 @@
-//! The traits that every device and executor of plans implements. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
+//! The traits that every device and executor of plans implements.
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};

@@ -6,16 +6,14 @@
 //! - [`recompute`] drops activations that the backward pass can cheaply recompute;
 //! - [`bf16_storage`] stores tensors in bf16;
 //! - [`plan`] assigns every tensor its range of one arena;
-//! - [`executor`] defines what an executor does, [`cpu`] is the CPU's;
-//! - [`sampler_buffers`] defines the operations of samplers between two runs of a network;
-//! - [`rng`] has the counter-based random numbers.
+//! - [`executor`] defines what a device and an executor of plans do; each kind of device implements it in a crate of its own;
+//! - [`sampler_buffers`] defines the operations of samplers between two runs of a network.
 //!
-//! What may not live here: anything that knows of diffusion schedules, networks, files or the command line.
+//! What may not live here: anything that knows of a device, of diffusion schedules, networks, files or the command line.
 #![forbid(unsafe_code)]
 
 pub mod autodiff;
 pub mod bf16_storage;
-pub mod cpu;
 mod error;
 pub mod executor;
 pub mod fuse;
@@ -24,18 +22,11 @@ pub mod ops;
 pub mod plan;
 pub mod recompute;
 pub mod sampler_buffers;
-mod scratch;
 pub mod shape;
 
-pub use cpu::{CpuDevice, CpuExecutor};
-pub use ddpm_kernels::Isa;
-pub use ddpm_kernels::bf16::fma_throughput as bf16_fma_throughput;
-pub use ddpm_kernels::elementwise::fma_throughput;
-pub use ddpm_rng as rng;
 pub use error::{Error, Result};
 pub use executor::{AdamStep, Device, Executor, Footprint, NodeTime, RngKey, StepOutcome, clip_scale};
 pub use graph::{Graph, Tensor};
 pub use plan::{ComputeOptions, MatmulDtype, Plan, PlanOptions, Region};
 pub use sampler_buffers::{BufferId, BufferSpec, PlanBuffers, SamplerBuffers};
-pub use scratch::MAX_THREADS;
 pub use shape::{DType, Shape, TensorType};

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// Elements of a cache line: every tensor is aligned to it.
-pub(crate) const ALIGN: usize = 16;
+pub const ALIGN: usize = 16;
 
 /// Deferring all updates to the end of a run may grow the arena by one part in this many.
 const DEFER_COST: usize = 20;
@@ -421,7 +421,7 @@ fn place_in(items: &[Item], order: Vec<usize>) -> (Vec<usize>, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::{Purpose, Stream, below};
+    use ddpm_rng::{Purpose, Stream, below};
 
     #[test]
     fn items_live_at_the_same_time_never_overlap() {

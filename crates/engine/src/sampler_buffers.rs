@@ -7,8 +7,8 @@
 use crate::error::Result;
 use crate::executor::RngKey;
 use crate::graph::Tensor;
-use crate::rng::Purpose;
 use crate::shape::Shape;
+use ddpm_rng::Purpose;
 
 /// Maximum number of terms of [`SamplerBuffers::linear_combination`].
 pub const MAX_TERMS: usize = 4;
@@ -43,7 +43,7 @@ pub trait SamplerBuffers {
     /// term's buffer, but no other's.
     fn linear_combination(&mut self, to: BufferId, terms: &[(f64, BufferId)], divisor: f64) -> Result<()>;
 
-    /// Standard normal values: image i uses the [`Stream`](crate::rng::Stream) with index `rng.first_index + i`.
+    /// Standard normal values: image i uses the [`Stream`](ddpm_rng::Stream) with index `rng.first_index + i`.
     fn normal(&mut self, to: BufferId, rng: RngKey, purpose: Purpose) -> Result<()>;
 
     /// Clamps each value to [-s, s] and divides it by s, in f32: s is 1 or, given `part`, this quantile of the image's absolute

@@ -4,7 +4,6 @@ use std::fmt;
 
 /// The data type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum DType {
     /// IEEE single precision: the reference arithmetic.
     F32,

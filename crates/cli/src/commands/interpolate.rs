@@ -8,7 +8,7 @@ use ddpm::image::Image;
 use ddpm::pipeline::SampleRequest;
 use ddpm::process::Prediction;
 use ddpm::sampler::{Ddim, NoiseKey, Sampler, SamplerOptions, Threshold, find};
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

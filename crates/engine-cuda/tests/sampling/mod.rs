@@ -15,11 +15,11 @@ use ddpm::sampler::{
 };
 use ddpm::schedule::Schedule;
 use ddpm_engine::ops::{RandomNormal, SinusoidalEmbedding};
-use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
     BufferId, BufferSpec, ComputeOptions, Device, Executor, Graph, PlanOptions, RngKey, SamplerBuffers,
     Tensor,
 };
+use ddpm_rng::Purpose;
 
 const TOLERANCE: f32 = 1e-6;
 /// Images whose size is not a multiple of four.

@@ -3,8 +3,8 @@
 use super::table::{Build, Make, make_inputs, on_cpu};
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
-use ddpm_engine::rng::Purpose;
 use ddpm_engine::{AdamStep, Executor, Graph, PlanOptions, Region, RngKey, StepOutcome, Tensor, clip_scale};
+use ddpm_rng::Purpose;
 use std::sync::Arc;
 use std::time::Duration;
 

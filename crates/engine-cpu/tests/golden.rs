@@ -3,7 +3,8 @@
 mod cases;
 
 use cases::{Golden, run_case};
-use ddpm_engine::{CpuExecutor, Executor, Isa, PlanOptions};
+use ddpm_engine::{Executor, PlanOptions};
+use ddpm_engine_cpu::{CpuExecutor, Isa};
 use std::collections::HashMap;
 
 /// Maximum absolute difference, relative to the largest absolute value of the tensor.

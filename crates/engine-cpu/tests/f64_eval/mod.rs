@@ -3,12 +3,12 @@
 
 use ddpm_engine::graph::Node;
 use ddpm_engine::ops::{Dropout, Op};
-use ddpm_engine::rng::Purpose;
 use ddpm_engine::{Graph, Shape, Tensor};
 use ddpm_kernels::conv::ConvShape;
 use ddpm_kernels::norm::NormShape;
 use ddpm_kernels::random::Dropout as Masks;
 use ddpm_kernels::reference::{self, AttentionShape};
+use ddpm_rng::Purpose;
 use std::collections::HashMap;
 
 /// The values of tensors.

@@ -12,12 +12,12 @@ use ddpm_engine::fuse::fuse;
 use ddpm_engine::graph::TensorKind;
 use ddpm_engine::ops::*;
 use ddpm_engine::recompute::recompute;
-use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{
-    AdamStep, CpuExecutor, Error, Executor, Graph, Isa, PlanOptions, Region, Result, RngKey, Shape,
-    StepOutcome, Tensor,
+    AdamStep, Executor, Graph, PlanOptions, Region, Result, RngKey, Shape, StepOutcome, Tensor,
 };
+use ddpm_engine_cpu::{CpuExecutor, Isa};
 use ddpm_kernels::reference::{self, Trained};
+use ddpm_rng::{Purpose, Stream, below};
 use f64_eval::{Values, evaluate};
 use std::sync::Arc;
 

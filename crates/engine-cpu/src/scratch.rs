@@ -1,7 +1,7 @@
 //! Memory of the CPU executor: the arena's allocation and per-thread scratch memory. Tasks that use scratch memory can be cancelled.
 
-use crate::error::{Error, Result};
-use crate::plan::ALIGN;
+use ddpm_engine::plan::ALIGN;
+use ddpm_engine::{Error, Result};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ pub(crate) fn check_threads(threads: usize) -> Result<usize> {
 }
 
 /// Scratch memory for each thread of the pool.
-pub struct Scratch {
+pub(crate) struct Scratch {
     threads: Vec<Mutex<Aligned>>,
     /// Set by the caller to request a stop: tasks are then skipped.
     stop: Arc<AtomicBool>,
@@ -38,7 +38,7 @@ impl Scratch {
     }
 
     /// Calls `f` with the current thread's memory, unless a stop was requested. `f` must not wait for other tasks of the pool.
-    pub fn with(&self, f: impl FnOnce(&mut [f32])) {
+    pub(crate) fn with(&self, f: impl FnOnce(&mut [f32])) {
         if self.may_stop && self.stop.load(Ordering::Relaxed) {
             self.skipped.store(true, Ordering::Relaxed);
             return;

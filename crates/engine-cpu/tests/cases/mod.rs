@@ -22,7 +22,7 @@ pub struct Golden {
 impl Golden {
     /// Reads it.
     pub fn open() -> Self {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine/tests/golden/ops.safetensors");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../engine-cpu/tests/golden/ops.safetensors");
         Self { bytes: std::fs::read(path).expect("the golden file") }
     }
 

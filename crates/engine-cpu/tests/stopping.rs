@@ -4,8 +4,9 @@
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Activate, Activation, Conv2d, Loss};
 use ddpm_engine::{
-    AdamStep, CpuExecutor, Error, Executor, Graph, PlanOptions, Region, Result, RngKey, StepOutcome, Tensor,
+    AdamStep, Error, Executor, Graph, PlanOptions, Region, Result, RngKey, StepOutcome, Tensor,
 };
+use ddpm_engine_cpu::CpuExecutor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};

@@ -6,7 +6,8 @@ use ddpm_engine::ops::{
     Activate, Activation, Add, AddPerChannel, Affine, BatchNorm, Concat, Conv2d, Dropout, GroupNorm, Loss,
 };
 use ddpm_engine::recompute::recompute;
-use ddpm_engine::{CpuExecutor, Executor, Graph, PlanOptions, Region, RngKey, Tensor};
+use ddpm_engine::{Executor, Graph, PlanOptions, Region, RngKey, Tensor};
+use ddpm_engine_cpu::CpuExecutor;
 
 const N: usize = 2;
 const C: usize = 16;

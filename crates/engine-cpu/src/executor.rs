@@ -3,26 +3,23 @@
 //! Work is split by sizes alone, every task writes its own part, and partial sums are added in order, so results do
 //! not depend on the number of threads. Runs allocate nothing except the few partial sums of the gradient norm.
 
-mod kernel;
-
-use crate::bf16_storage::keep_in_bf16;
-use crate::error::{Error, Result};
-use crate::executor::{AdamStep, Device, Executor, Footprint, NodeTime, RngKey, StepOutcome};
-use crate::graph::{Graph, Tensor, TensorKind};
-use crate::plan::{MatmulDtype, Plan, PlanOptions, Region, Workspace};
-pub use crate::scratch::Scratch;
-use crate::scratch::{Aligned, check_threads};
-use crate::shape::{DType, TensorType};
+use crate::kernel::{CHUNK, Kernel, KernelArgs};
+use crate::lower::{accepts_bf16, lower};
+use crate::scratch::{Aligned, Scratch, check_threads};
+use ddpm_engine::bf16_storage::keep_in_bf16;
+use ddpm_engine::graph::TensorKind;
+use ddpm_engine::plan::Workspace;
+use ddpm_engine::{
+    AdamStep, DType, Device, Error, Executor, Footprint, Graph, MatmulDtype, NodeTime, Plan, PlanOptions,
+    Region, Result, RngKey, StepOutcome, Tensor,
+};
 use ddpm_kernels::{Isa, elementwise};
-pub use kernel::{CpuContext, Kernel, KernelArgs};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-/// Elements per task of elementwise operations.
-pub(crate) const CHUNK: usize = 1 << 15;
 /// Maximum number of inputs and outputs of a node.
 const MAX_INPUTS: usize = 8;
 const MAX_OUTPUTS: usize = 4;
@@ -68,7 +65,7 @@ impl CpuExecutor {
     /// Plans `graph` and allocates its memory. The instruction set is the fastest available, or the one that the environment
     /// forces; `threads` 0 means one per core.
     pub fn new(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Self> {
-        Self::with_isa(graph, options, threads, Isa::from_env()?)
+        Self::with_isa(graph, options, threads, isa_from_env()?)
     }
 
     /// Like [`CpuExecutor::new`], with a given instruction set.
@@ -240,9 +237,14 @@ fn adam(
     }
 }
 
+/// The fastest instruction set available, or the one that the environment forces.
+fn isa_from_env() -> Result<Isa> {
+    Isa::from_env().map_err(|e| Error::Resources(e.to_string()))
+}
+
 /// Memory and multiply-adds of a plan, without allocating it.
-pub fn footprint(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Footprint> {
-    let (plan, kernels) = prepare(graph, options, Isa::from_env()?)?;
+fn footprint(graph: Graph, options: &PlanOptions, threads: usize) -> Result<Footprint> {
+    let (plan, kernels) = prepare(graph, options, isa_from_env()?)?;
     let threads = if threads == 0 { rayon::current_num_threads() } else { threads };
     Ok(footprint_of(&plan, &kernels, threads))
 }
@@ -255,25 +257,16 @@ fn footprint_of(plan: &Plan, kernels: &[Kernel], threads: usize) -> Footprint {
     }
 }
 
+/// The plan of a graph, and the kernel of each node.
 fn prepare(mut graph: Graph, options: &PlanOptions, isa: Isa) -> Result<(Plan, Vec<Kernel>)> {
     if options.gradients.is_some() && options.compute.matmul_dtype == MatmulDtype::Bf16 {
-        keep_in_bf16(&mut graph, &options.outputs);
+        keep_in_bf16(&mut graph, &options.outputs, accepts_bf16);
     }
     let mut kernels = Vec::with_capacity(graph.nodes().len());
     for node in graph.nodes() {
-        let types = |t: &[Tensor]| t.iter().map(|&t| graph.ty(t)).collect::<Vec<_>>();
-        let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
-        assert!(inputs.len() <= MAX_INPUTS && outputs.len() <= MAX_OUTPUTS, "{}", node.name);
-        let operation = node.op.operation();
-        debug_assert!(operation.in_place().is_none_or(|i| !operation.accepts_bf16(i)), "{}", node.name);
-        let unsupported = |i: usize, ty: &TensorType| ty.dtype != DType::F32 && !operation.accepts_bf16(i);
-        if let Some((_, ty)) = inputs.iter().enumerate().find(|&(i, ty)| unsupported(i, ty)) {
-            return Err(Error::DType { node: node.name.clone(), executor: "CPU", dtype: ty.dtype });
-        }
-        let parameter = |t: &Tensor| matches!(graph.info(*t).kind, TensorKind::Parameter(_));
-        let fixed_weights = options.gradients.is_none() && node.inputs.get(1).is_some_and(parameter);
-        let ctx = CpuContext { isa, compute: options.compute, fixed_weights };
-        kernels.push(operation.cpu_kernel(&ctx, &inputs, &outputs));
+        let fits = node.inputs.len() <= MAX_INPUTS && node.outputs.len() <= MAX_OUTPUTS;
+        assert!(fits, "{}", node.name);
+        kernels.push(lower(&graph, node, isa, options)?);
     }
     let workspaces: Vec<Workspace> = kernels.iter().map(|k| k.workspace).collect();
     Ok((Plan::new(graph, options, &workspaces), kernels))

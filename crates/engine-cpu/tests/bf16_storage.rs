@@ -6,10 +6,8 @@ use ddpm_engine::bf16_storage::keep_in_bf16;
 use ddpm_engine::graph::TensorKind;
 use ddpm_engine::ops::{Activate, Activation, Add, Affine, Conv2d, GroupNorm, Loss, Op};
 use ddpm_engine::recompute::recompute;
-use ddpm_engine::{
-    ComputeOptions, CpuExecutor, DType, Executor, Graph, Isa, MatmulDtype, PlanOptions, Region, RngKey,
-    Tensor,
-};
+use ddpm_engine::{ComputeOptions, DType, Executor, Graph, MatmulDtype, PlanOptions, Region, RngKey, Tensor};
+use ddpm_engine_cpu::{CpuExecutor, Isa, accepts_bf16};
 use ddpm_kernels::bf16;
 
 /// A graph with its loss and gradients.
@@ -30,7 +28,7 @@ impl Training {
     /// The same with tensors kept in bf16.
     fn in_bf16(&self) -> Self {
         let mut graph = self.graph.clone();
-        keep_in_bf16(&mut graph, &[self.loss]);
+        keep_in_bf16(&mut graph, &[self.loss], accepts_bf16);
         Self { graph, gradients: self.gradients.clone(), ..*self }
     }
 
@@ -154,7 +152,7 @@ fn only_tensors_read_by_norms_and_activations_are_kept_in_bf16() {
     let backward_start = in_bf16.graph.backward_start().expect("it has a backward pass");
     for (i, node) in in_bf16.graph.nodes().iter().enumerate() {
         for (operand, &t) in node.inputs.iter().enumerate() {
-            let accepts = node.op.operation().accepts_bf16(operand);
+            let accepts = accepts_bf16(node, operand);
             assert!(accepts || !is_bf16(t), "{} does not accept bf16", node.name);
             let name = &in_bf16.graph.info(t).name;
             let reads_original =

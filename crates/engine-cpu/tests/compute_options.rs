@@ -2,9 +2,8 @@
 #![allow(missing_docs, reason = "tests")]
 
 use ddpm_engine::ops::{Conv2d, Loss, Padding};
-use ddpm_engine::{
-    ComputeOptions, CpuExecutor, Executor, Graph, Isa, MatmulDtype, PlanOptions, Region, RngKey,
-};
+use ddpm_engine::{ComputeOptions, Executor, Graph, MatmulDtype, PlanOptions, Region, RngKey};
+use ddpm_engine_cpu::{CpuExecutor, Isa};
 use ddpm_kernels::conv::ConvShape;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 

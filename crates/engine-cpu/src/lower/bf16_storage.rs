@@ -1,29 +1,15 @@
-//! Tensors stored in bf16, which plans with bf16 matmul operands keep for the backward pass (see [`bf16_storage`](crate::bf16_storage)).
+//! Tensors in bf16: rounding, and operands that may be in either data type.
 
-use super::{Operation, operands};
-use crate::cpu::{CHUNK, CpuContext, Kernel, KernelArgs};
-use crate::shape::{DType, TensorType};
+use super::Lowering;
+use crate::kernel::{CHUNK, Kernel, KernelArgs};
+use ddpm_engine::{DType, TensorType};
 use ddpm_kernels::{Isa, bf16};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// `y = x` rounded to bf16, two elements in the memory of one f32. It has no gradient: it only occurs in plans, where later nodes
-/// read `y` instead of `x`.
-#[derive(Clone, Debug)]
-pub struct Cast;
-
-impl Operation for Cast {
-    fn name(&self) -> &'static str {
-        "to_bf16"
-    }
-
-    fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
-        let [x] = operands(inputs)?;
-        Ok(vec![TensorType { dtype: DType::Bf16, ..x }])
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, len) = (ctx.isa(), inputs[0].shape.len());
+impl Lowering<'_> {
+    pub(super) fn cast(&self) -> Kernel {
+        let (isa, len) = (self.isa, self.inputs[0].shape.len());
         Kernel::new(move |args: &mut KernelArgs<'_>| {
             let y = &mut bytemuck::cast_slice_mut::<f32, u16>(args.outputs[0])[..len];
             (y.par_chunks_mut(CHUNK), args.inputs[0].par_chunks(CHUNK))

@@ -5,10 +5,9 @@ mod f64_eval;
 
 use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
-use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{
-    CpuExecutor, Error, Executor, Graph, Isa, PlanOptions, Region, Result, RngKey, Shape, Tensor,
-};
+use ddpm_engine::{Error, Executor, Graph, PlanOptions, Region, Result, RngKey, Shape, Tensor};
+use ddpm_engine_cpu::{CpuExecutor, Isa};
+use ddpm_rng::{Purpose, Stream};
 use f64_eval::{Values, evaluate};
 use std::sync::Arc;
 

@@ -1,16 +1,17 @@
-//! Winograd convolutions on the CPU executor: their phases in sequence, each parallel over the threads.
+//! Winograd convolutions: their phases in sequence, each parallel over the threads.
 
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
+use super::Lowering;
+use crate::kernel::{Kernel, KernelArgs};
 use ddpm_kernels::conv::Epilogue;
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// The convolution, if Winograd is allowed and expected to be faster.
-pub(super) fn chosen(ctx: &CpuContext, conv: Option<Winograd>) -> Option<Winograd> {
-    let conv = conv.filter(|_| ctx.compute().winograd)?;
-    let conv = if ctx.fixed_weights() { conv.with_fixed_weights() } else { conv };
-    conv.is_faster(ctx.compute().matmul_dtype).then_some(conv)
+pub(super) fn chosen(lowering: &Lowering<'_>, conv: Option<Winograd>) -> Option<Winograd> {
+    let conv = conv.filter(|_| lowering.compute.winograd)?;
+    let conv = if lowering.fixed_weights { conv.with_fixed_weights() } else { conv };
+    conv.is_faster(lowering.compute.matmul_dtype).then_some(conv)
 }
 
 /// Forward pass or data gradient; operands `x, w`, and those of the epilogue at the indices `addends`.
