@@ -265,9 +265,9 @@ impl TrainingGraph {
         }
         let built = b.finish(output);
         let outputs: Vec<Tensor> = [prediction, loss].into_iter().chain(variance).collect();
-        let mut graph = ddpm_engine::fuse::fuse(built.graph, &outputs)?;
-        let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
-        ddpm_engine::recompute::recompute(&mut graph);
+        let mut graph = ddpm_engine::passes::fuse::fuse(built.graph, &outputs)?;
+        let gradients = ddpm_engine::passes::autodiff::backward(&mut graph, loss)?;
+        ddpm_engine::passes::recompute::recompute(&mut graph);
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         Ok(Self {
             graph,
@@ -339,7 +339,7 @@ impl Model {
         let (prediction, variance) = split_variance(&mut b.graph, net, output)?;
         let built = b.finish(output);
         let outputs: Vec<Tensor> = [prediction].into_iter().chain(variance).collect();
-        let graph = ddpm_engine::fuse::fuse(built.graph, &outputs)?;
+        let graph = ddpm_engine::passes::fuse::fuse(built.graph, &outputs)?;
         let sampler_buffers = Some(BufferSpec { count: NUM_BUFFERS, shape: shape.into() });
         let options = PlanOptions { outputs, compute, sampler_buffers, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();

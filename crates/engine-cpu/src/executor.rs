@@ -6,8 +6,8 @@
 use crate::kernel::{CHUNK, Kernel, KernelArgs};
 use crate::lower::{accepts_bf16, lower};
 use crate::scratch::{Aligned, Scratch, check_threads};
-use ddpm_engine::bf16_storage::keep_in_bf16;
 use ddpm_engine::graph::TensorKind;
+use ddpm_engine::passes::bf16_storage::keep_in_bf16;
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{
     AdamStep, DType, Device, Error, Executor, Footprint, Graph, MatmulDtype, NodeTime, Plan, PlanOptions,

@@ -1,11 +1,11 @@
 //! Keeping tensors in bf16 for the backward pass: which tensors, the results, and the memory saved.
 #![allow(missing_docs, reason = "tests")]
 
-use ddpm_engine::autodiff::backward;
-use ddpm_engine::bf16_storage::keep_in_bf16;
 use ddpm_engine::graph::TensorKind;
 use ddpm_engine::ops::{Activate, Activation, Add, Affine, Conv2d, GroupNorm, Loss, Op};
-use ddpm_engine::recompute::recompute;
+use ddpm_engine::passes::autodiff::backward;
+use ddpm_engine::passes::bf16_storage::keep_in_bf16;
+use ddpm_engine::passes::recompute::recompute;
 use ddpm_engine::{ComputeOptions, DType, Executor, Graph, MatmulDtype, PlanOptions, Region, RngKey, Tensor};
 use ddpm_engine_cpu::{CpuExecutor, Isa, accepts_bf16};
 use ddpm_kernels::bf16;

@@ -30,7 +30,8 @@ fn run(
     }
     let target = g.input("target", g.shape(y));
     let loss = g.add("loss", Loss::Mse, &[y, target]).expect("the shapes fit");
-    let gradients = ddpm_engine::autodiff::backward(&mut g, loss).expect("all operations have gradients");
+    let gradients =
+        ddpm_engine::passes::autodiff::backward(&mut g, loss).expect("all operations have gradients");
     let parameters = g.parameters().to_vec();
     let options =
         PlanOptions { gradients: Some(gradients), outputs: vec![y, loss], compute, ..PlanOptions::default() };

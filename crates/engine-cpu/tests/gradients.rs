@@ -3,8 +3,8 @@
 
 mod f64_eval;
 
-use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
+use ddpm_engine::passes::autodiff::backward;
 use ddpm_engine::{Error, Executor, Graph, PlanOptions, Region, Result, RngKey, Shape, Tensor};
 use ddpm_engine_cpu::{CpuExecutor, Isa};
 use ddpm_rng::{Purpose, Stream};

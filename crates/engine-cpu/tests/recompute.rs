@@ -1,11 +1,11 @@
 //! Recomputation for the backward pass: the same bits in less memory.
 #![allow(missing_docs, reason = "tests")]
 
-use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{
     Activate, Activation, Add, AddPerChannel, Affine, BatchNorm, Concat, Conv2d, Dropout, GroupNorm, Loss,
 };
-use ddpm_engine::recompute::recompute;
+use ddpm_engine::passes::autodiff::backward;
+use ddpm_engine::passes::recompute::recompute;
 use ddpm_engine::{Executor, Graph, PlanOptions, Region, RngKey, Tensor};
 use ddpm_engine_cpu::CpuExecutor;
 

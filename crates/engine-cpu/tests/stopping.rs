@@ -1,8 +1,8 @@
 //! Stop requests: runs end early, and leave weights and the optimizer's state unchanged.
 #![allow(missing_docs, reason = "tests")]
 
-use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Activate, Activation, Conv2d, Loss};
+use ddpm_engine::passes::autodiff::backward;
 use ddpm_engine::{
     AdamStep, Error, Executor, Graph, PlanOptions, Region, Result, RngKey, StepOutcome, Tensor,
 };

@@ -9,8 +9,8 @@ mod stand_in;
 mod table;
 mod training;
 
-use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Conv2d, Loss};
+use ddpm_engine::passes::autodiff::backward;
 use ddpm_engine::{
     AdamStep, ComputeOptions, Device, Error, Executor, Graph, MatmulDtype, PlanOptions, Region, Result,
     RngKey, Tensor,

@@ -7,7 +7,7 @@ use std::fmt;
 pub enum DType {
     /// IEEE single precision: the reference arithmetic.
     F32,
-    /// bfloat16, two elements in the memory of one f32: see [`bf16_storage`](crate::bf16_storage).
+    /// bfloat16, two elements in the memory of one f32: see [`bf16_storage`](crate::passes::bf16_storage).
     Bf16,
 }
 

@@ -1,7 +1,7 @@
 //! The case table: every operation, forward and backward, with PyTorch's results (`tools/golden/ops.py`), for any executor.
 
-use ddpm_engine::autodiff::backward_from;
 use ddpm_engine::ops::*;
+use ddpm_engine::passes::autodiff::backward_from;
 use ddpm_engine::{Executor, Graph, PlanOptions, Region, RngKey, Shape, Tensor};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -291,7 +291,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
     let gradients = if op == "q_sample" || op == "sincos" {
         None
     } else if result.0 == "loss" {
-        Some(ddpm_engine::autodiff::backward(&mut c.graph, y).expect("gradients"))
+        Some(ddpm_engine::passes::autodiff::backward(&mut c.graph, y).expect("gradients"))
     } else {
         c.orders.insert(result.1[1..].to_owned(), result.2.to_vec());
         let (_, data) = c.load(result.1).expect("the output's gradient");

@@ -7,11 +7,11 @@ mod f64_eval;
 mod graphs;
 mod training;
 
-use ddpm_engine::autodiff::backward;
-use ddpm_engine::fuse::fuse;
 use ddpm_engine::graph::TensorKind;
 use ddpm_engine::ops::*;
-use ddpm_engine::recompute::recompute;
+use ddpm_engine::passes::autodiff::backward;
+use ddpm_engine::passes::fuse::fuse;
+use ddpm_engine::passes::recompute::recompute;
 use ddpm_engine::{
     AdamStep, Executor, Graph, PlanOptions, Region, Result, RngKey, Shape, StepOutcome, Tensor,
 };

@@ -1,7 +1,6 @@
 //! Multi-head self-attention over the pixels of an image, tiled.
 
-use super::{Dropout, Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Dropout, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

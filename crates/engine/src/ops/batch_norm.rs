@@ -1,7 +1,6 @@
 //! Batch normalisation (Ioffe and Szegedy 2015), with the running statistics that replace the batch's in inference.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

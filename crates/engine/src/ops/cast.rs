@@ -1,4 +1,4 @@
-//! Tensors stored in bf16, which plans with bf16 matmul operands keep for the backward pass (see [`bf16_storage`](crate::bf16_storage)).
+//! Tensors stored in bf16, which plans with bf16 matmul operands keep for the backward pass (see [`bf16_storage`](crate::passes::bf16_storage)).
 
 use super::{Operation, operands};
 use crate::shape::{DType, TensorType};

@@ -1,7 +1,6 @@
 //! Concatenation and slicing of channels.
 
-use super::{Fill, Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Fill, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

@@ -3,8 +3,7 @@
 //! Weights are `[kh, kw, cin, cout]`. With a 1x1 kernel the input may be any tensor: a linear layer is a convolution
 //! whose pixels are the rows.
 
-use super::{Operation, ReduceSpatial, SumRows, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, ReduceSpatial, SumRows, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

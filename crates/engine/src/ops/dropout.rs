@@ -1,7 +1,6 @@
 //! Dropout (Srivastava et al. 2014), scaled to preserve the mean.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

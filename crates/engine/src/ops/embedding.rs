@@ -1,7 +1,6 @@
 //! Embedding lookup: the rows of a table selected by class labels.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

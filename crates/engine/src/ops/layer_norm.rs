@@ -1,7 +1,6 @@
 //! Layer normalisation over the channels of each pixel (Ba, Kiros, Hinton 2016).
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

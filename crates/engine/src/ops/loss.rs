@@ -1,7 +1,6 @@
 //! Losses: a scalar from a prediction and its target.
 
-use super::{Operation, operands, same};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands, same};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

@@ -4,6 +4,7 @@
 //! To add one, write its file and add its name to the list below; the compiler then names every executor that lacks it.
 
 mod attention;
+mod backward;
 mod batch_norm;
 mod cast;
 mod concat;
@@ -22,6 +23,7 @@ mod variational_bound;
 mod weighted_loss;
 
 pub use attention::{Attention, AttentionGrad};
+pub use backward::Backward;
 pub use batch_norm::{BatchNorm, BatchNormGrad, BatchNormInference, RunningAverage};
 pub use cast::Cast;
 pub use concat::{Concat, Slice};
@@ -41,7 +43,6 @@ pub use sum::{ReduceSpatial, SumRows};
 pub use variational_bound::{BoundStep, VariationalBound, VariationalBoundGrad, kl, log_likelihood};
 pub use weighted_loss::{WeightedLoss, WeightedLossGrad};
 
-use crate::autodiff::Backward;
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

@@ -1,7 +1,6 @@
 //! Group normalisation (Wu and He 2018), with an optional fused SiLU.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

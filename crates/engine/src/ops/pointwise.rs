@@ -1,7 +1,6 @@
 //! Elementwise operations, and broadcasts over pixels.
 
-use super::{Operation, ReduceSpatial, operands, same};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, ReduceSpatial, operands, same};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

@@ -1,7 +1,6 @@
 //! Resizing: linear resampling and 2x2 max pooling.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};

@@ -1,7 +1,6 @@
 //! The variational bound as the loss of a learned variance.
 
-use super::{Operation, operands, same};
-use crate::autodiff::Backward;
+use super::{Backward, Operation, operands, same};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

@@ -1,7 +1,6 @@
 //! Losses weighted by timestep.
 
-use super::{Loss, Operation, operands, same};
-use crate::autodiff::Backward;
+use super::{Backward, Loss, Operation, operands, same};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;

@@ -5,12 +5,12 @@
 //! give the same bits, except for the last bit of logarithms, sines and exponentials.
 
 use crate::error::Result;
-use crate::executor::RngKey;
 use crate::graph::Tensor;
+use crate::rng_key::RngKey;
 use crate::shape::Shape;
 use ddpm_rng::Purpose;
 
-/// Maximum number of terms of [`SamplerBuffers::linear_combination`].
+/// Maximum number of terms of [`PlanBuffers::linear_combination`].
 pub const MAX_TERMS: usize = 4;
 
 /// A buffer, by its index.
@@ -26,10 +26,11 @@ pub struct BufferSpec {
     pub shape: Shape,
 }
 
-/// Buffers of one length, each a batch of images, and the operations of samplers on them. Calls execute in order; on a device
+/// Buffers of one length, each a batch of images, next to the tensors of a plan
+/// ([`Executor::sampler_buffers`](crate::Executor::sampler_buffers)), and the operations of samplers on them. Calls execute in order; on a device
 /// all but [`read`](Self::read) may return before they have completed. The caller checks indices and lengths: one out of range
 /// panics.
-pub trait SamplerBuffers {
+pub trait PlanBuffers {
     /// Writes `data` to the first elements of a buffer.
     fn write(&mut self, to: BufferId, data: &[f32]) -> Result<()>;
 
@@ -54,15 +55,6 @@ pub trait SamplerBuffers {
     /// variance output v by noise of that learned variance.
     fn apply_learned_std(&mut self, v: BufferId, z: BufferId, logarithms: [f64; 2]) -> Result<()>;
 
-    /// Called after each step: waits until the previous step has completed, so that at most two are in flight and timing,
-    /// previews and cancellation keep up.
-    fn throttle(&mut self) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// Buffers next to the tensors of a plan ([`Executor::sampler_buffers`](crate::Executor::sampler_buffers)).
-pub trait PlanBuffers: SamplerBuffers {
     /// Fills a tensor from the first elements of a buffer.
     fn copy_to_tensor(&mut self, to: Tensor, from: BufferId) -> Result<()>;
 
@@ -74,4 +66,10 @@ pub trait PlanBuffers: SamplerBuffers {
 
     /// `y = u + scale (y - u)`, in f32.
     fn extrapolate(&mut self, y: BufferId, u: BufferId, scale: f32) -> Result<()>;
+
+    /// Called after each step: waits until the previous step has completed, so that at most two are in flight and timing,
+    /// previews and cancellation keep up.
+    fn throttle(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

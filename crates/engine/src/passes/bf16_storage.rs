@@ -7,9 +7,9 @@
 //! On a GPU, where everything but matrix products is memory-bound, tensors are in bf16 from the start ([`store_in_bf16`]): nodes round
 //! what they write.
 
+use super::recompute::MIN_LEN;
 use crate::graph::{Graph, Node, Tensor, TensorKind};
 use crate::ops::{Cast, Op};
-use crate::recompute::MIN_LEN;
 use crate::shape::DType;
 use std::collections::{HashMap, HashSet};
 
