@@ -1,4 +1,4 @@
-"""Golden numbers of the engine's operators: writes crates/engine/tests/golden/ops.safetensors.
+"""Golden numbers of the engine's operators: writes crates/engine-cpu/tests/golden/ops.safetensors.
 
     python ops.py
 
@@ -21,7 +21,7 @@ import nets
 import philox
 
 SEED = 2026
-OUT = pathlib.Path(__file__).resolve().parents[2] / 'crates/engine/tests/golden/ops.safetensors'
+OUT = pathlib.Path(__file__).resolve().parents[2] / 'crates/engine-cpu/tests/golden/ops.safetensors'
 torch.set_num_threads(1)
 
 cases, tensors, drawn = [], {}, 0

@@ -1,7 +1,7 @@
 """The project's random draws, in numpy: Philox 4x32-10 with counter (block, index, step, purpose).
 
 Lets a PyTorch reference run see the very batches, timesteps and noise that `ddpm train` draws for a seed.
-The Rust side is `crates/engine/src/rng.rs`; purposes must agree with `Purpose` there.
+The Rust side is `crates/rng/src/lib.rs`; purposes must agree with `Purpose` there.
 """
 import numpy as np
 

@@ -17,7 +17,7 @@ use ddpm::denoiser::{ConditionalDenoiser, Denoiser};
 use ddpm::pipeline::Pipeline;
 use ddpm::process::Prediction;
 use ddpm::sampler::{self, NoiseKey, SamplerOptions};
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use std::error::Error;

@@ -15,7 +15,9 @@ use ddpm::pipeline::{Pipeline, SampleRequest};
 use ddpm::sampler::{self, SamplerOptions};
 use ddpm::{Error, Result};
 use ddpm_engine::ops::{Activation, Loss};
-use ddpm_engine::{AdamStep, CpuDevice, Device, Executor, PlanOptions, Region, RngKey, Tensor, autodiff};
+use ddpm_engine::passes::autodiff;
+use ddpm_engine::{AdamStep, Device, Executor, PlanOptions, Region, RngKey, Tensor};
+use ddpm_engine_cpu::CpuDevice;
 use std::path::PathBuf;
 
 const BATCH: usize = 100;

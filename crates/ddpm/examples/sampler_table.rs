@@ -18,7 +18,7 @@ use ddpm::pipeline::{BATCH, Pipeline, SampleRequest};
 use ddpm::plot;
 use ddpm::sampler::{SAMPLERS, SamplerInfo, SamplerOptions, Spacing, Threshold, find};
 use ddpm::{Error, Result};
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use nalgebra::{DMatrix, DVector};
 use std::path::PathBuf;
 

@@ -14,10 +14,9 @@ use ddpm_diffusion::vlb;
 use ddpm_engine::ops::{
     Add, AddPerChannel, Affine, QSample, RandomNormal, RandomTimestep, Slice, VariationalBound, WeightedLoss,
 };
-use ddpm_engine::rng::Purpose;
-use ddpm_engine::{
-    BufferSpec, ComputeOptions, CpuDevice, Device, Executor, Graph, PlanOptions, Region, Shape, Tensor,
-};
+use ddpm_engine::{BufferSpec, ComputeOptions, Device, Executor, Graph, PlanOptions, Region, Shape, Tensor};
+use ddpm_engine_cpu::CpuDevice;
+use ddpm_rng::Purpose;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
@@ -268,9 +267,9 @@ impl TrainingGraph {
         }
         let built = b.finish(output);
         let outputs: Vec<Tensor> = [prediction, loss].into_iter().chain(variance).collect();
-        let mut graph = ddpm_engine::fuse::fuse(built.graph, &outputs)?;
-        let gradients = ddpm_engine::autodiff::backward(&mut graph, loss)?;
-        ddpm_engine::recompute::recompute(&mut graph);
+        let mut graph = ddpm_engine::passes::fuse::fuse(built.graph, &outputs)?;
+        let gradients = ddpm_engine::passes::autodiff::backward(&mut graph, loss)?;
+        ddpm_engine::passes::recompute::recompute(&mut graph);
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();
         Ok(Self {
             graph,
@@ -342,7 +341,7 @@ impl Model {
         let (prediction, variance) = split_variance(&mut b.graph, net, output)?;
         let built = b.finish(output);
         let outputs: Vec<Tensor> = [prediction].into_iter().chain(variance).collect();
-        let graph = ddpm_engine::fuse::fuse(built.graph, &outputs)?;
+        let graph = ddpm_engine::passes::fuse::fuse(built.graph, &outputs)?;
         let sampler_buffers = Some(BufferSpec { count: NUM_BUFFERS, shape: shape.into() });
         let options = PlanOptions { outputs, compute, sampler_buffers, ..PlanOptions::default() };
         let states = built.states.into_iter().zip(graph.states().to_vec()).collect();

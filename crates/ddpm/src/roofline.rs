@@ -115,7 +115,7 @@ fn shortest_time(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ddpm_engine::CpuDevice;
+    use ddpm_engine_cpu::CpuDevice;
 
     #[test]
     fn measured_rates_are_plausible() {

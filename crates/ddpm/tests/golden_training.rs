@@ -5,7 +5,7 @@ use ddpm::config::Config;
 use ddpm::config::open_data;
 use ddpm::lr_schedule::{LearningRate, Plateau};
 use ddpm::train::Trainer;
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use serde_json::Value;
 use std::path::Path;
 

@@ -7,8 +7,9 @@ use ddpm::objective::{Objective, Weighting};
 use ddpm::process::Prediction;
 use ddpm::schedule::Schedule;
 use ddpm_engine::ops::Loss;
-use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{CpuDevice, Device, Region, RngKey, Tensor};
+use ddpm_engine::{Device, Region, RngKey, Tensor};
+use ddpm_engine_cpu::CpuDevice;
+use ddpm_rng::{Purpose, Stream};
 
 /// Relative error of an f32 loss, with weights up to 1e3: a few rounding errors.
 const TOLERANCE: f64 = 1e-5;

@@ -6,7 +6,7 @@ use ddpm::process::Prediction;
 use ddpm::sampler::{Threshold, Variance};
 use ddpm::schedule::Schedule;
 use ddpm::vlb::{Estimate, Vlb, VlbEstimator, VlbOptions};
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use std::f64::consts::LN_2;
 
 const TIMESTEPS: usize = 40;

@@ -2,9 +2,9 @@
 
 use crate::executor::GpuExecutor;
 use crate::gpu::{Arg, Gpu, Launch};
-use ddpm_engine::rng::Purpose;
-use ddpm_engine::sampler_buffers::MAX_TERMS;
-use ddpm_engine::{BufferId, BufferSpec, Error, PlanBuffers, Result, RngKey, SamplerBuffers, Tensor};
+use ddpm_engine::plan_buffers::MAX_TERMS;
+use ddpm_engine::{BufferId, BufferSpec, Error, PlanBuffers, Result, RngKey, Tensor};
+use ddpm_rng::Purpose;
 use std::ops::Range;
 
 /// Threads per block, and maximum blocks.
@@ -98,7 +98,7 @@ impl<G: Gpu> GpuExecutor<G> {
     }
 }
 
-impl<G: Gpu> SamplerBuffers for GpuExecutor<G> {
+impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
     fn write(&mut self, to: BufferId, data: &[f32]) -> Result<()> {
         let at = self.buffer_layout().offset(to, data.len());
         self.gpu().write(at, bytemuck::cast_slice(data))
@@ -155,12 +155,6 @@ impl<G: Gpu> SamplerBuffers for GpuExecutor<G> {
         self.gpu().launch(&each("sampler_learned_std", layout.len(), args))
     }
 
-    fn throttle(&mut self) -> Result<()> {
-        self.gpu().throttle()
-    }
-}
-
-impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
     fn copy_to_tensor(&mut self, to: Tensor, from: BufferId) -> Result<()> {
         let Range { start, end } = self.tensor_bytes(to);
         let n = (end - start) / 4;
@@ -183,5 +177,9 @@ impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
         let layout = self.buffer_layout();
         let args = vec![layout.arg(y), layout.arg(u), int(layout.len()), Arg::Float(scale)];
         self.gpu().launch(&each("sampler_extrapolate", layout.len(), args))
+    }
+
+    fn throttle(&mut self) -> Result<()> {
+        self.gpu().throttle()
     }
 }

@@ -12,8 +12,8 @@ use crate::lower::{
     Constants, CudaOptions, LoweredNode, MAX_ELEMS, MemRef, WeightRepack, accepts_bf16, lower,
 };
 use crate::streams::{Access, StreamSlot, assign_streams};
-use ddpm_engine::bf16_storage::store_in_bf16;
 use ddpm_engine::graph::{Graph, Node};
+use ddpm_engine::passes::bf16_storage::store_in_bf16;
 use ddpm_engine::plan::Workspace;
 use ddpm_engine::{DType, Error, Footprint, MatmulDtype, Plan, PlanOptions, Region, Result, Tensor};
 use std::mem;

@@ -95,7 +95,7 @@ pub fn assign_streams(nodes: &[Access], streams: usize) -> Vec<StreamSlot> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ddpm_engine::rng::{Purpose, Stream, below};
+    use ddpm_rng::{Purpose, Stream, below};
 
     /// From `(start, end)` pairs.
     fn access(reads: &[(usize, usize)], writes: &[(usize, usize)]) -> Access {

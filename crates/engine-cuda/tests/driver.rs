@@ -9,9 +9,8 @@ mod stand_in;
 mod table;
 mod training;
 
-use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::{Conv2d, Loss};
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_engine::passes::autodiff::backward;
 use ddpm_engine::{
     AdamStep, ComputeOptions, Device, Error, Executor, Graph, MatmulDtype, PlanOptions, Region, Result,
     RngKey, Tensor,
@@ -19,6 +18,7 @@ use ddpm_engine::{
 use ddpm_engine_cuda::lower::CudaOptions;
 use ddpm_engine_cuda::source::SOURCES;
 use ddpm_engine_cuda::{CudaDevice, probe};
+use ddpm_rng::{Purpose, Stream};
 use stand_in::build::ALL;
 use stand_in::in_own_process;
 

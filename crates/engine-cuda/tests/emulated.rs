@@ -1,7 +1,7 @@
 //! Kernels and launches on an emulated GPU (`emulator`): the case table with PyTorch's results, every operation against the CPU
 //! executor, training steps. Skipped, with a message, if there is no C++ compiler.
 
-#[path = "../../engine/tests/cases/mod.rs"]
+#[path = "../../engine-cpu/tests/cases/mod.rs"]
 mod cases;
 mod emulator;
 mod libraries;

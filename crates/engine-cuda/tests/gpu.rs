@@ -1,6 +1,6 @@
 //! The same tests on a real GPU. Run this first on a machine that has one (docs/cuda.md).
 
-#[path = "../../engine/tests/cases/mod.rs"]
+#[path = "../../engine-cpu/tests/cases/mod.rs"]
 mod cases;
 mod networks;
 mod sampling;

@@ -60,10 +60,7 @@ pub enum Error {
         /// Elements given.
         given: usize,
     },
-    /// The forced instruction set is not available.
-    #[error(transparent)]
-    Isa(#[from] ddpm_kernels::IsaError),
-    /// The memory or threads that the plan needs are not available, or the plan lacks what a call needs.
+    /// The memory, threads or instruction set that the plan needs are not available, or the plan lacks what a call needs.
     #[error("{0}")]
     Resources(String),
     /// A run ended early because of a [stop request](crate::Executor::set_stop).

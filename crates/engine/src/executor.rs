@@ -1,24 +1,14 @@
-//! The traits that every device and executor of plans implements. The CPU's is [`CpuExecutor`](crate::cpu::CpuExecutor).
+//! The traits that every device and executor of plans implements.
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::plan::{Plan, PlanOptions, Region};
-use crate::sampler_buffers::PlanBuffers;
+use crate::plan_buffers::PlanBuffers;
+use crate::rng_key::RngKey;
 pub use ddpm_kernels::elementwise::AdamStep;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
-
-/// Key of the random numbers of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RngKey {
-    /// The seed.
-    pub seed: u64,
-    /// The training or sampling step; with gradient accumulation, the micro-batch, counted over all steps.
-    pub step: u32,
-    /// Index of the first image of the batch.
-    pub first_index: u32,
-}
 
 /// Memory and multiply-adds of a plan on an executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

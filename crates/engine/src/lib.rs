@@ -1,41 +1,28 @@
 //! A static-shape graph of operations with gradients, planned into one memory arena and run many times.
 //!
 //! - [`graph`] holds tensors and nodes; [`ops`] is the closed set of operations, one file per family;
-//! - [`autodiff`] adds the backward pass to the same graph;
-//! - [`fuse`] merges operations that one kernel computes in one pass;
-//! - [`recompute`] drops activations that the backward pass can cheaply recompute;
-//! - [`bf16_storage`] stores tensors in bf16;
+//! - [`passes`] rewrite a graph: gradients, fusion, rematerialization, storage in bf16;
 //! - [`plan`] assigns every tensor its range of one arena;
-//! - [`executor`] defines what an executor does, [`cpu`] is the CPU's;
-//! - [`sampler_buffers`] defines the operations of samplers between two runs of a network;
-//! - [`rng`] has the counter-based random numbers.
+//! - [`executor`] defines what a device and an executor of plans do; each kind of device implements it in a crate of its own;
+//! - [`plan_buffers`] defines the operations of samplers between two runs of a network.
 //!
-//! What may not live here: anything that knows of diffusion schedules, networks, files or the command line.
+//! What may not live here: anything that knows of a device, of diffusion schedules, networks, files or the command line.
 #![forbid(unsafe_code)]
 
-pub mod autodiff;
-pub mod bf16_storage;
-pub mod cpu;
 mod error;
 pub mod executor;
-pub mod fuse;
 pub mod graph;
 pub mod ops;
+pub mod passes;
 pub mod plan;
-pub mod recompute;
-pub mod sampler_buffers;
-mod scratch;
+pub mod plan_buffers;
+mod rng_key;
 pub mod shape;
 
-pub use cpu::{CpuDevice, CpuExecutor};
-pub use ddpm_kernels::Isa;
-pub use ddpm_kernels::bf16::fma_throughput as bf16_fma_throughput;
-pub use ddpm_kernels::elementwise::fma_throughput;
-pub use ddpm_rng as rng;
 pub use error::{Error, Result};
-pub use executor::{AdamStep, Device, Executor, Footprint, NodeTime, RngKey, StepOutcome, clip_scale};
+pub use executor::{AdamStep, Device, Executor, Footprint, NodeTime, StepOutcome, clip_scale};
 pub use graph::{Graph, Tensor};
 pub use plan::{ComputeOptions, MatmulDtype, Plan, PlanOptions, Region};
-pub use sampler_buffers::{BufferId, BufferSpec, PlanBuffers, SamplerBuffers};
-pub use scratch::MAX_THREADS;
+pub use plan_buffers::{BufferId, BufferSpec, PlanBuffers};
+pub use rng_key::RngKey;
 pub use shape::{DType, Shape, TensorType};

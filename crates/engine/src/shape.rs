@@ -4,11 +4,10 @@ use std::fmt;
 
 /// The data type of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum DType {
     /// IEEE single precision: the reference arithmetic.
     F32,
-    /// bfloat16, two elements in the memory of one f32: see [`bf16_storage`](crate::bf16_storage).
+    /// bfloat16, two elements in the memory of one f32: see [`bf16_storage`](crate::passes::bf16_storage).
     Bf16,
 }
 

@@ -1,7 +1,7 @@
 //! `ddpm doctor`.
 
 use ddpm::hardware::{BUILT_FOR_CUDA, probe_cuda};
-use ddpm_engine::Isa;
+use ddpm_engine_cpu::Isa;
 use std::io::Write as _;
 use std::process::ExitCode;
 

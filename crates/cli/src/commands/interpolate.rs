@@ -9,7 +9,7 @@ use ddpm::image::Image;
 use ddpm::pipeline::SampleRequest;
 use ddpm::process::Prediction;
 use ddpm::sampler::{Ddim, Levels, NoiseKey, Sampler, SamplerOptions, Threshold, find};
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

@@ -110,7 +110,7 @@ type Moment = (usize, Vec<Image>);
 
 /// What affects only the rounding of images.
 pub(super) fn computed(pipeline: &Pipeline) -> Map<String, Value> {
-    let isa = ddpm_engine::Isa::from_env().map_or("none", |isa| isa.name());
+    let isa = ddpm_engine_cpu::Isa::from_env().map_or("none", |isa| isa.name());
     let precision = format!("{:?}", pipeline.config().compute.precision).to_lowercase();
     let entries = [("instruction_set", isa.into()), ("precision", Value::from(precision))];
     entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()

@@ -11,7 +11,7 @@ use ddpm::output::{self, FileKind};
 use ddpm::plot::{Strip, strips};
 use ddpm::process::q_sample;
 use ddpm::schedule::{Schedule, ScheduleKind, ScheduleOptions};
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;

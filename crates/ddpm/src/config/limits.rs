@@ -5,7 +5,7 @@ pub const STEPS: u64 = u32::MAX as u64;
 /// Maximum images per batch.
 pub const BATCH_SIZE: usize = 1 << 16;
 /// Maximum number of threads.
-pub const THREADS: usize = ddpm_engine::MAX_THREADS;
+pub const THREADS: usize = ddpm_engine_cpu::MAX_THREADS;
 /// Maximum number of diffusion steps.
 pub const TIMESTEPS: usize = 1_000_000;
 /// Maximum learning rate.

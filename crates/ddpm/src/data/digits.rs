@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use rayon::prelude::*;
 
 use super::images::{DatasetScan, Images};

@@ -1,6 +1,6 @@
 //! The order in which images are read, and the RNG keys of their augmentation: functions of (seed, epoch, index).
 
-use ddpm_engine::rng::{Purpose, Stream, permutation};
+use ddpm_rng::{Purpose, Stream, permutation};
 
 /// What augmentation depends on besides the image's index.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! PyTorch's view of parameters: names, shapes, layouts and initialisation.
 
 use ddpm_engine::Shape;
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 use rayon::prelude::*;
 
 /// Output channels that are converted at once: a cache line of f32.

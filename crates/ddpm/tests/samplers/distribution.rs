@@ -8,7 +8,7 @@ use ddpm::sampler::{
     Levels, NoiseKey, SAMPLERS, SampleStep, Sampler, SamplerInfo, SamplerOptions, Spacing, Threshold, find,
 };
 use ddpm::schedule::{Level, Schedule, ScheduleKind, ScheduleOptions};
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 
 const MIXTURE: [Part; 2] =
     [Part { weight: 0.35, mean: -0.6, deviation: 0.2 }, Part { weight: 0.65, mean: 0.4, deviation: 0.1 }];

@@ -2,7 +2,7 @@
 
 __device__ __forceinline__ double unit(u32 word) { return ((double)word + 0.5) * (1.0 / 4294967296.0); }
 
-// Standard normal samples by Box-Muller in f64, as in ddpm_engine::rng: elements 4 b .. 4 b + 4 of an image from one Philox block.
+// Standard normal samples by Box-Muller in f64, as in ddpm_rng: elements 4 b .. 4 b + 4 of an image from one Philox block.
 __device__ __forceinline__ void normals(uint4 words, float *out, int b, int image) {
     double r0 = sqrt(-2.0 * log(unit(words.x))), r1 = sqrt(-2.0 * log(unit(words.z)));
     double s0, c0, s1, c1;

@@ -1,4 +1,4 @@
-// Samplers' arithmetic between runs of a network, as on the host (ddpm_engine::sampler_buffers): in f64 or f32 as there, with
+// Samplers' arithmetic between runs of a network, as on the host (ddpm_engine::plan_buffers): in f64 or f32 as there, with
 // every operation rounded separately, so that products and sums must not be contracted to FMA. Normal samples are in `random.cu`.
 
 // to = (sum of c v) / divisor. `to` may alias v0.

@@ -1,9 +1,9 @@
 //! Which tensors may be stored in bf16: those that kernels access through `In` and `Out` (`common.cu`).
 
 use super::attention;
-use ddpm_engine::bf16_storage::Operand::{self, Input, Output};
 use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::ops::Op;
+use ddpm_engine::passes::bf16_storage::Operand::{self, Input, Output};
 
 /// Whether a node's kernels accept an operand, or produce a result, in bf16, given bf16 matmul operands. Statistics, losses and
 /// random samples stay in f32.

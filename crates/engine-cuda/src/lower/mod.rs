@@ -12,9 +12,9 @@ pub use bf16::accepts_bf16;
 use crate::gpu::{Arg, Launch};
 use crate::library::{Alternative, Libraries};
 use bytemuck::Pod;
-use ddpm_engine::bf16_storage::Operand;
 use ddpm_engine::graph::{Graph, Node, TensorKind};
 use ddpm_engine::ops::Op;
+use ddpm_engine::passes::bf16_storage::Operand;
 use ddpm_engine::{ComputeOptions, DType, Error, Result, Shape, Tensor};
 
 /// Settings of the CUDA executor beyond those of the plan.

@@ -6,7 +6,7 @@ use ddpm_engine::ops::{
     Activation, Affine, Dropout, EmbeddingGrad, Fill, Loss, QSample, RandomNormal, RandomTimestep, Resample,
     RunningAverage, SinusoidalEmbedding, Slice, Taps, VariationalBound,
 };
-use ddpm_engine::rng::Purpose;
+use ddpm_rng::Purpose;
 use std::f64::consts::LN_2;
 
 /// Elements per partial sum of a loss.

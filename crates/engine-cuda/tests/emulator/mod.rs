@@ -4,12 +4,12 @@
 mod build;
 mod library_ops;
 
-use ddpm_engine::rng::{Purpose, Stream, below};
 use ddpm_engine::{Error, Result};
 use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch, Step};
 use ddpm_engine_cuda::library::{Algorithm, Call, LibraryOp};
 use ddpm_engine_cuda::source::SOURCES;
 use ddpm_engine_cuda::streams::StreamSlot;
+use ddpm_rng::{Purpose, Stream, below};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;

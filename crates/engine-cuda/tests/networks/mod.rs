@@ -3,8 +3,9 @@
 use crate::table::Make;
 use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
-use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{ComputeOptions, CpuExecutor, Executor, PlanOptions, Region, RngKey};
+use ddpm_engine::{ComputeOptions, Executor, PlanOptions, Region, RngKey};
+use ddpm_engine_cpu::CpuExecutor;
+use ddpm_rng::{Purpose, Stream};
 
 /// A name, and settings that make its network small.
 type Small = (&'static str, &'static [(&'static str, &'static str)]);

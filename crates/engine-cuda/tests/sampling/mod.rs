@@ -15,11 +15,10 @@ use ddpm::sampler::{
 };
 use ddpm::schedule::Schedule;
 use ddpm_engine::ops::{RandomNormal, SinusoidalEmbedding};
-use ddpm_engine::rng::Purpose;
 use ddpm_engine::{
-    BufferId, BufferSpec, ComputeOptions, Device, Executor, Graph, PlanOptions, RngKey, SamplerBuffers,
-    Tensor,
+    BufferId, BufferSpec, ComputeOptions, Device, Executor, Graph, PlanBuffers, PlanOptions, RngKey, Tensor,
 };
+use ddpm_rng::Purpose;
 
 const TOLERANCE: f32 = 1e-6;
 /// Images whose size is not a multiple of four.
@@ -301,7 +300,7 @@ pub fn thresholds(device: &dyn Device) {
 pub fn arithmetic(device: &dyn Device) {
     let mut exec = buffers(device, 3, 25);
     let all = exec.sampler_buffers().expect("buffers were requested");
-    let read = |all: &mut dyn SamplerBuffers, v| {
+    let read = |all: &mut dyn PlanBuffers, v| {
         let mut values = vec![0.0; 75];
         all.read(v, &mut values).expect("read");
         values

@@ -1,15 +1,14 @@
 //! Graphs with every operation, for comparing an executor with the CPU's element by element.
 
-use ddpm_engine::autodiff::backward;
-use ddpm_engine::bf16_storage::Operand;
 use ddpm_engine::graph::{Node, TensorKind};
 use ddpm_engine::ops::*;
-use ddpm_engine::rng::{Purpose, Stream};
-use ddpm_engine::{
-    ComputeOptions, CpuExecutor, DType, Executor, Graph, PlanOptions, Region, RngKey, Shape, Tensor,
-};
+use ddpm_engine::passes::autodiff::backward;
+use ddpm_engine::passes::bf16_storage::Operand;
+use ddpm_engine::{ComputeOptions, DType, Executor, Graph, PlanOptions, Region, RngKey, Shape, Tensor};
+use ddpm_engine_cpu::CpuExecutor;
 use ddpm_engine_cuda::lower::accepts_bf16;
 use ddpm_kernels::bf16;
+use ddpm_rng::{Purpose, Stream};
 use std::sync::Arc;
 
 /// Makes an executor.

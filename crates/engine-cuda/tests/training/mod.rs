@@ -1,10 +1,10 @@
 //! Training steps on an executor against the CPU's: two updates of a small U-Net with everything that training uses.
 
 use super::table::{Build, Make, make_inputs, on_cpu};
-use ddpm_engine::autodiff::backward;
 use ddpm_engine::ops::*;
-use ddpm_engine::rng::Purpose;
+use ddpm_engine::passes::autodiff::backward;
 use ddpm_engine::{AdamStep, Executor, Graph, PlanOptions, Region, RngKey, StepOutcome, Tensor, clip_scale};
+use ddpm_rng::Purpose;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,9 +50,9 @@ fn network() -> Network {
     let x = b.norm(x, 4, true);
     let y = b.conv(x, (3, 3), 3, 1, 1);
     let loss = b.add(Loss::Mse, &[y, eps]);
-    let mut graph = ddpm_engine::fuse::fuse(b.graph, &[y, loss]).expect("fuses");
+    let mut graph = ddpm_engine::passes::fuse::fuse(b.graph, &[y, loss]).expect("fuses");
     let gradients = backward(&mut graph, loss).expect("gradients");
-    ddpm_engine::recompute::recompute(&mut graph);
+    ddpm_engine::passes::recompute::recompute(&mut graph);
     Network { graph, x0, y, loss, gradients }
 }
 

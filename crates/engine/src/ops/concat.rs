@@ -1,12 +1,9 @@
 //! Concatenation and slicing of channels.
 
-use super::{Fill, Operation, operands};
-use crate::autodiff::Backward;
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
+use super::{Backward, Fill, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;
-use rayon::prelude::*;
 
 /// `y[.., ca + cb] = a[.., ca], b[.., cb]`.
 #[derive(Clone, Debug)]
@@ -20,9 +17,6 @@ pub struct Slice {
     /// Number of channels.
     pub len: usize,
 }
-
-/// Rows per task.
-const ROWS: usize = 1024;
 
 impl Operation for Concat {
     fn name(&self) -> &'static str {
@@ -56,25 +50,6 @@ impl Operation for Concat {
 
     fn recomputable(&self) -> bool {
         true
-    }
-
-    fn cpu_kernel(&self, _: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (ca, cb) = (inputs[0].shape.channels(), inputs[1].shape.channels());
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            (
-                args.outputs[0].par_chunks_mut(ROWS * (ca + cb)),
-                args.inputs[0].par_chunks(ROWS * ca),
-                args.inputs[1].par_chunks(ROWS * cb),
-            )
-                .into_par_iter()
-                .for_each(|(y, a, b)| {
-                    let rows = a.chunks_exact(ca).zip(b.chunks_exact(cb));
-                    for (y, (a, b)) in y.chunks_exact_mut(ca + cb).zip(rows) {
-                        y[..ca].copy_from_slice(a);
-                        y[ca..].copy_from_slice(b);
-                    }
-                });
-        })
     }
 }
 
@@ -114,18 +89,5 @@ impl Operation for Slice {
             dx = b.graph.add(&b.name(), Concat, &[dx, after])?;
         }
         Ok(Some(vec![Some(dx)]))
-    }
-
-    fn cpu_kernel(&self, _: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (c, from, len) = (inputs[0].shape.channels(), self.from, self.len);
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            (args.outputs[0].par_chunks_mut(ROWS * len), args.inputs[0].par_chunks(ROWS * c))
-                .into_par_iter()
-                .for_each(|(y, x)| {
-                    for (y, x) in y.chunks_exact_mut(len).zip(x.chunks_exact(c)) {
-                        y.copy_from_slice(&x[from..from + len]);
-                    }
-                });
-        })
     }
 }

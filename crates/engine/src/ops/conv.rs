@@ -3,15 +3,11 @@
 //! Weights are `[kh, kw, cin, cout]`. With a 1x1 kernel the input may be any tensor: a linear layer is a convolution
 //! whose pixels are the rows.
 
-use super::{Operation, ReduceSpatial, SumRows, operands, winograd};
-use crate::autodiff::Backward;
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
+use super::{Backward, Operation, ReduceSpatial, SumRows, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
-use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
-use rayon::prelude::*;
+use ddpm_kernels::conv::ConvShape;
 
 /// Rows and columns of zeros around an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,8 +108,9 @@ fn geometry(x: Shape, w: Shape, stride: (usize, usize), pad: Padding) -> Result<
     Ok(ConvShape { n, input: (h, wd), output, cin, cout, kernel: (kh, kw), stride, pad: pad.before })
 }
 
-fn geometry_of(x: TensorType, w: TensorType, stride: (usize, usize), pad: Padding) -> ConvShape {
-    geometry(x.shape, w.shape, stride, pad).expect("checked when the node was added")
+/// The sizes of a convolution whose operands fit.
+fn checked(shape: Result<ConvShape, String>) -> ConvShape {
+    shape.expect("checked when the node was added")
 }
 
 impl Conv2d {
@@ -127,8 +124,13 @@ impl Conv2d {
         Self::new(1, 0)
     }
 
+    /// Its sizes, given the types of its operands.
+    pub fn conv_shape(&self, inputs: &[TensorType]) -> ConvShape {
+        checked(geometry(inputs[0].shape, inputs[1].shape, self.stride, self.pad))
+    }
+
     /// Indices of the bias, per-image bias and residual among the operands.
-    fn addends(&self) -> [Option<usize>; 3] {
+    pub fn addends(&self) -> [Option<usize>; 3] {
         let mut next = 2;
         [self.bias, self.per_image_bias, self.residual].map(|present| {
             present.then(|| {
@@ -204,81 +206,7 @@ impl Operation for Conv2d {
     }
 
     fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
-        geometry_of(inputs[0], inputs[1], self.stride, self.pad).multiply_adds() as u64
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let shape = geometry_of(inputs[0], inputs[1], self.stride, self.pad);
-        match winograd::chosen(ctx, Winograd::forward(ctx.isa(), ctx.compute().matmul_dtype, shape)) {
-            Some(conv) => winograd::conv_kernel(conv, self.addends()),
-            None => implicit_gemm_kernel(
-                ctx,
-                ImplicitGemm::forward(ctx.isa(), ctx.compute().matmul_dtype, shape),
-                self.addends(),
-            ),
-        }
-    }
-}
-
-/// Packs the weights, then computes blocks of output pixels in parallel.
-fn implicit_gemm_kernel(ctx: &CpuContext, gemm: ImplicitGemm, addends: [Option<usize>; 3]) -> Kernel {
-    let (packed_len, per_thread, cached) = (gemm.packed_len(), gemm.scratch_len(), ctx.fixed_weights());
-    let by_columns = gemm.task_panels();
-    let columns_len = by_columns.map_or(0, |_| gemm.output_len());
-    let kernel = Kernel::new(move |args: &mut KernelArgs<'_>| {
-        let (columns, rest) = args.shared.split_at_mut(columns_len);
-        let packed = if cached { &mut *args.cached } else { &mut rest[..packed_len] };
-        if !cached || args.new_weights {
-            pack(&gemm, args.inputs[1], packed);
-        }
-        let operand = |i: Option<usize>| i.map(|i| args.inputs[i]);
-        let epilogue = Epilogue {
-            bias: operand(addends[0]),
-            per_image_bias: operand(addends[1]),
-            residual: operand(addends[2]),
-        };
-        let (x, packed, task, scratch) = (args.inputs[0], &*packed, gemm.task_pixels(), args.scratch);
-        let channels = gemm.output_channels();
-        if let Some(panels) = by_columns {
-            let pixels = gemm.output_len() / channels;
-            let width = gemm.columns_of(panels);
-            columns.par_chunks_mut(pixels * width).enumerate().for_each(|(i, out)| {
-                let panels = i * panels..gemm.panel_count().min((i + 1) * panels);
-                scratch.with(|memory| gemm.run_panels(x, packed, epilogue, panels, out, memory));
-            });
-            return join_columns(columns, width, args.outputs[0], channels);
-        }
-        args.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
-            scratch.with(|memory| gemm.run(x, packed, epilogue, i * task, out, memory));
-        });
-    });
-    let kernel = if cached {
-        kernel.cached(packed_len).shared(columns_len)
-    } else {
-        kernel.shared(packed_len + columns_len)
-    };
-    kernel.per_thread(per_thread)
-}
-
-/// Joins parts of `width` columns (the last may be narrower), each with all pixels, to `[pixels][channels]`.
-fn join_columns(parts: &[f32], width: usize, out: &mut [f32], channels: usize) {
-    let pixels = out.len() / channels;
-    for (pixel, out) in out.chunks_exact_mut(channels).enumerate() {
-        for (out, part) in out.chunks_mut(width).zip(parts.chunks(pixels * width)) {
-            out.copy_from_slice(&part[pixel * out.len()..][..out.len()]);
-        }
-    }
-}
-
-/// Packs all weights, the panels in parallel.
-fn pack(gemm: &ImplicitGemm, weights: &[f32], packed: &mut [f32]) {
-    let mut rest = packed;
-    for phase in 0..gemm.phase_count() {
-        let (part, tail) = rest.split_at_mut(gemm.panel_len(phase) * gemm.panel_count());
-        part.par_chunks_mut(gemm.panel_len(phase).max(1)).enumerate().for_each(|(panel, out)| {
-            gemm.pack_panel(phase, panel, weights, out);
-        });
-        rest = tail;
+        self.conv_shape(inputs).multiply_adds() as u64
     }
 }
 
@@ -310,8 +238,9 @@ impl Conv2dTranspose {
         Ok(shape)
     }
 
-    fn checked(&self, inputs: &[TensorType]) -> ConvShape {
-        self.geometry(inputs[0].shape, inputs[1].shape).expect("checked when the node was added")
+    /// The sizes of the convolution whose transpose this is, given the types of the operands.
+    pub fn conv_shape(&self, inputs: &[TensorType]) -> ConvShape {
+        checked(self.geometry(inputs[0].shape, inputs[1].shape))
     }
 }
 
@@ -348,19 +277,14 @@ impl Operation for Conv2dTranspose {
     }
 
     fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
-        self.checked(inputs).multiply_adds() as u64
+        self.conv_shape(inputs).multiply_adds() as u64
     }
+}
 
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (shape, addends) = (self.checked(inputs), [self.bias.then_some(2), None, None]);
-        let matmul_dtype = ctx.compute().matmul_dtype;
-        let winograd_dtype = if self.gradient { matmul_dtype } else { MatmulDtype::F32 };
-        match winograd::chosen(ctx, Winograd::data_grad(ctx.isa(), winograd_dtype, shape)) {
-            Some(conv) => winograd::conv_kernel(conv, addends),
-            None => {
-                implicit_gemm_kernel(ctx, ImplicitGemm::data_grad(ctx.isa(), matmul_dtype, shape), addends)
-            }
-        }
+impl Conv2dWeightGrad {
+    /// The sizes of the convolution, given the types of the operands.
+    pub fn conv_shape(&self, inputs: &[TensorType]) -> ConvShape {
+        checked(geometry(inputs[0].shape, self.weights, self.stride, self.pad))
     }
 }
 
@@ -383,35 +307,7 @@ impl Operation for Conv2dWeightGrad {
         Ok(outputs)
     }
 
-    fn multiply_adds(&self, inputs: &[TensorType], outputs: &[TensorType]) -> u64 {
-        geometry_of(inputs[0], outputs[0], self.stride, self.pad).multiply_adds() as u64
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel {
-        let shape = geometry_of(inputs[0], outputs[0], self.stride, self.pad);
-        if let Some(grad) = WinogradGrad::new(ctx.isa(), ctx.compute().matmul_dtype, shape)
-            .filter(|w| ctx.compute().winograd && w.is_faster(ctx.compute().matmul_dtype))
-        {
-            return winograd::grad_kernel(grad, shape.cin, shape.cout);
-        }
-        let grad = WeightGrad::new(ctx.isa(), ctx.compute().matmul_dtype, shape);
-        let (shared, per_thread) = (grad.tasks() * grad.partial_len(), grad.scratch_len());
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let partials = &mut args.shared[..grad.tasks() * grad.partial_len()];
-            let (x, dy, scratch) = (args.inputs[0], args.inputs[1], args.scratch);
-            partials.par_chunks_mut(grad.partial_len()).enumerate().for_each(|(task, partial)| {
-                scratch.with(|memory| grad.run(task, x, dy, partial, memory));
-            });
-            let partials = &*partials;
-            let (dw, db) = args.outputs.split_first_mut().expect("a weight gradient has an output");
-            dw.par_chunks_mut(grad.partial_len()).enumerate().for_each(|(range, out)| {
-                grad.reduce_range(partials, range, 0, out);
-            });
-            if let Some(db) = db.first_mut() {
-                grad.reduce_bias(partials, db);
-            }
-        })
-        .shared(shared)
-        .per_thread(per_thread)
+    fn multiply_adds(&self, inputs: &[TensorType], _: &[TensorType]) -> u64 {
+        self.conv_shape(inputs).multiply_adds() as u64
     }
 }

@@ -1,12 +1,9 @@
 //! The random numbers of a training step, and the forward process.
 
 use super::{Operation, operands, same};
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::error::Result;
-use crate::rng::{Purpose, Stream, below};
 use crate::shape::{Shape, TensorType};
-use ddpm_kernels::elementwise;
-use rayon::prelude::*;
+use ddpm_rng::Purpose;
 use std::sync::Arc;
 
 /// Standard normal values, a function of the run's [`RngKey`](crate::RngKey) and the image's index; no operands.
@@ -46,17 +43,6 @@ impl Operation for RandomNormal {
         let [] = operands(inputs)?;
         Ok(vec![TensorType::f32(self.shape)])
     }
-
-    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (purpose, image) = (self.purpose, self.shape.len() / self.shape.dims()[0]);
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let rng = args.rng;
-            args.outputs[0].par_chunks_mut(image).enumerate().for_each(|(i, out)| {
-                let index = rng.first_index + i as u32;
-                Stream::new(rng.seed, purpose, rng.step, index).fill_normal(out);
-            });
-        })
-    }
 }
 
 impl Operation for RandomTimestep {
@@ -67,18 +53,6 @@ impl Operation for RandomTimestep {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [] = operands(inputs)?;
         Ok(vec![TensorType::f32([self.n])])
-    }
-
-    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let steps = self.steps;
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let rng = args.rng;
-            for (i, t) in args.outputs[0].iter_mut().enumerate() {
-                let index = rng.first_index + i as u32;
-                let word = Stream::new(rng.seed, Purpose::Timestep, rng.step, index).word(0);
-                *t = below(word, steps) as f32;
-            }
-        })
     }
 }
 
@@ -94,22 +68,5 @@ impl Operation for QSample {
             return Err("expects one timestep per image".to_owned());
         }
         Ok(vec![x0])
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, shape, tables) = (ctx.isa(), inputs[0].shape, self.clone());
-        let image = shape.len() / shape.dims()[0];
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let [x0, eps, t] = args.inputs else { unreachable!("three operands") };
-            let last = tables.sqrt_alpha_bar.len() - 1;
-            (args.outputs[0].par_chunks_mut(image), x0.par_chunks(image), eps.par_chunks(image))
-                .into_par_iter()
-                .zip(t.par_iter())
-                .for_each(|((y, x0, eps), &t)| {
-                    let t = (t as usize).min(last);
-                    let (a, b) = (tables.sqrt_alpha_bar[t], tables.sqrt_one_minus_alpha_bar[t]);
-                    elementwise::combine(isa, a, x0, b, eps, y);
-                });
-        })
     }
 }

@@ -1,8 +1,6 @@
 //! Embedding lookup: the rows of a table selected by class labels.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;
@@ -17,11 +15,6 @@ pub struct Embedding;
 pub struct EmbeddingGrad {
     /// Rows of the table.
     pub rows: usize,
-}
-
-/// The row of a label.
-fn row(label: f32) -> Option<usize> {
-    (label >= 0.0 && label.fract() == 0.0).then_some(label as usize)
 }
 
 impl Operation for Embedding {
@@ -41,18 +34,6 @@ impl Operation for Embedding {
         let rows = b.graph.shape(b.input(0)).dims()[0];
         Ok(Some(vec![Some(b.graph.add(&b.name(), EmbeddingGrad { rows }, &[b.dy, b.input(1)])?), None]))
     }
-
-    fn cpu_kernel(&self, _: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let c = inputs[0].shape.channels();
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            for (y, &label) in args.outputs[0].chunks_exact_mut(c).zip(args.inputs[1]) {
-                match row(label).and_then(|i| args.inputs[0].chunks_exact(c).nth(i)) {
-                    Some(row) => y.copy_from_slice(row),
-                    None => y.fill(0.0),
-                }
-            }
-        })
-    }
 }
 
 impl Operation for EmbeddingGrad {
@@ -63,18 +44,5 @@ impl Operation for EmbeddingGrad {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [dy, _] = operands(inputs)?;
         Ok(vec![TensorType { shape: [self.rows, dy.shape.channels()].into(), dtype: dy.dtype }])
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, c) = (ctx.isa(), inputs[0].shape.channels());
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let dtable = &mut *args.outputs[0];
-            dtable.fill(0.0);
-            for (dy, &label) in args.inputs[0].chunks_exact(c).zip(args.inputs[1]) {
-                if let Some(row) = row(label).and_then(|i| dtable.chunks_exact_mut(c).nth(i)) {
-                    ddpm_kernels::elementwise::add_assign(isa, dy, row);
-                }
-            }
-        })
     }
 }

@@ -1,10 +1,12 @@
-//! The operations: a closed set, one file per family, with the shape rule, gradient and CPU implementation of each.
+//! The operations: a closed set, one file per family, with the shape rule and the gradient of each. How an operation is computed is known to
+//! the executors, which lower it to kernels by an exhaustive match on [`Op`].
 //!
-//! To add one, write its file and add its name to the list below.
+//! To add one, write its file and add its name to the list below; the compiler then names every executor that lacks it.
 
 mod attention;
+mod backward;
 mod batch_norm;
-mod bf16_storage;
+mod cast;
 mod concat;
 mod conv;
 mod diffusion;
@@ -19,11 +21,11 @@ mod sinusoidal_embedding;
 mod sum;
 mod variational_bound;
 mod weighted_loss;
-mod winograd;
 
 pub use attention::{Attention, AttentionGrad};
+pub use backward::Backward;
 pub use batch_norm::{BatchNorm, BatchNormGrad, BatchNormInference, RunningAverage};
-pub use bf16_storage::Cast;
+pub use cast::Cast;
 pub use concat::{Concat, Slice};
 pub use conv::{Conv2d, Conv2dTranspose, Conv2dWeightGrad, Padding};
 pub use diffusion::{QSample, RandomNormal, RandomTimestep};
@@ -41,13 +43,11 @@ pub use sum::{ReduceSpatial, SumRows};
 pub use variational_bound::{BoundStep, VariationalBound, VariationalBoundGrad, kl, log_likelihood};
 pub use weighted_loss::{WeightedLoss, WeightedLossGrad};
 
-use crate::autodiff::Backward;
-use crate::cpu::{CpuContext, Kernel};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::TensorType;
 
-/// Shape rule, gradient and CPU implementation of an operation.
+/// Shape rule and gradient of an operation.
 pub trait Operation {
     /// Its name in errors and reports.
     fn name(&self) -> &'static str;
@@ -72,18 +72,10 @@ pub trait Operation {
         false
     }
 
-    /// Whether an operand may be in bf16; the outputs are f32 either way.
-    fn accepts_bf16(&self, _operand: usize) -> bool {
-        false
-    }
-
     /// Multiply-adds of matrix products and convolutions.
     fn multiply_adds(&self, _inputs: &[TensorType], _outputs: &[TensorType]) -> u64 {
         0
     }
-
-    /// Its CPU kernel, specialized for these types.
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], outputs: &[TensorType]) -> Kernel;
 }
 
 macro_rules! operations {

@@ -1,16 +1,10 @@
 //! Elementwise operations, and broadcasts over pixels.
 
-use super::bf16_storage::MaybeBf16;
-use super::{Operation, ReduceSpatial, operands, same};
-use crate::autodiff::Backward;
-use crate::cpu::{CHUNK, CpuContext, Kernel, KernelArgs};
+use super::{Backward, Operation, ReduceSpatial, operands, same};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 pub use ddpm_kernels::activation::Activation;
-use ddpm_kernels::activation::{activate, activate_backward};
-use ddpm_kernels::{Isa, elementwise};
-use rayon::prelude::*;
 
 /// `y = a + b`, tensors of the same shape.
 #[derive(Clone, Debug)]
@@ -72,11 +66,6 @@ impl Operation for Add {
     fn in_place(&self) -> Option<usize> {
         Some(0)
     }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = ctx.isa();
-        by_chunks(move |y, b| elementwise::add_assign(isa, b, y))
-    }
 }
 
 impl Operation for AddPerChannel {
@@ -100,11 +89,6 @@ impl Operation for AddPerChannel {
     fn recomputable(&self) -> bool {
         true
     }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = ctx.isa();
-        by_image(inputs, move |y, r| elementwise::add_rows(isa, r, y))
-    }
 }
 
 impl Operation for Activate {
@@ -123,15 +107,6 @@ impl Operation for Activate {
 
     fn recomputable(&self) -> bool {
         true
-    }
-
-    fn accepts_bf16(&self, _: usize) -> bool {
-        true
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, act) = (ctx.isa(), self.0);
-        by_pieces(isa, inputs[0], 0, move |y, x| activate(isa, act, x, y))
     }
 }
 
@@ -154,15 +129,6 @@ impl Operation for ActivateGrad {
     fn in_place(&self) -> Option<usize> {
         Some(0)
     }
-
-    fn accepts_bf16(&self, operand: usize) -> bool {
-        operand == 1
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, act) = (ctx.isa(), self.0);
-        by_pieces(isa, inputs[1], 1, move |y, x| activate_backward(isa, act, x, y))
-    }
 }
 
 impl Operation for Affine {
@@ -181,13 +147,6 @@ impl Operation for Affine {
 
     fn in_place(&self) -> Option<usize> {
         Some(0)
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, scale, shift) = (ctx.isa(), self.scale, self.shift);
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            args.outputs[0].par_chunks_mut(CHUNK).for_each(|y| elementwise::affine(isa, scale, shift, y));
-        })
     }
 }
 
@@ -212,11 +171,6 @@ impl Operation for Multiply {
 
     fn in_place(&self) -> Option<usize> {
         Some(0)
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = ctx.isa();
-        by_chunks(move |y, x| elementwise::mul_assign(isa, x, y))
     }
 }
 
@@ -247,11 +201,6 @@ impl Operation for Modulate {
     fn recomputable(&self) -> bool {
         true
     }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let isa = ctx.isa();
-        by_image(inputs, move |y, r| elementwise::scale_rows(isa, r, y))
-    }
 }
 
 /// The output type of operands `x [n, h, w, c], r [n, c]`.
@@ -264,51 +213,6 @@ fn infer_per_image(inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
     Ok(vec![x])
 }
 
-/// Calls `f(y, x)` for chunks of the output, which holds the first operand, and of the second operand.
-fn by_chunks(f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
-    Kernel::new(move |args: &mut KernelArgs<'_>| {
-        (args.outputs[0].par_chunks_mut(CHUNK), args.inputs[1].par_chunks(CHUNK))
-            .into_par_iter()
-            .for_each(|(y, x)| f(y, x));
-    })
-}
-
-/// Calls `f(y, x)` for pieces of the output and of operand `i`, whose type `ty` may be bf16.
-fn by_pieces(
-    isa: Isa,
-    ty: TensorType,
-    i: usize,
-    f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static,
-) -> Kernel {
-    /// Elements that fit in the L1 cache when widened.
-    const PIECE: usize = 1 << 12;
-    Kernel::new(move |args: &mut KernelArgs<'_>| {
-        let (x, scratch) = (MaybeBf16::new(ty, args.inputs[i]), args.scratch);
-        args.outputs[0].par_chunks_mut(CHUNK).enumerate().for_each(|(chunk, y)| {
-            let start = chunk * CHUNK;
-            scratch.with(|memory| match x {
-                MaybeBf16::F32(x) => f(y, &x[start..][..y.len()]),
-                MaybeBf16::Bf16(_) => y.chunks_mut(PIECE).enumerate().for_each(|(piece, y)| {
-                    let start = start + piece * PIECE;
-                    f(y, x.widened(isa, start..start + y.len(), memory));
-                }),
-            });
-        });
-    })
-    .per_thread(MaybeBf16::scratch_len(ty, PIECE))
-}
-
-/// Calls `f(y, r)` for each image of the output, which holds the first operand, and its row of the second operand.
-fn by_image(inputs: &[TensorType], f: impl Fn(&mut [f32], &[f32]) + Send + Sync + 'static) -> Kernel {
-    let (n, c) = (inputs[0].shape.dims()[0], inputs[0].shape.channels());
-    let image = inputs[0].shape.len() / n;
-    Kernel::new(move |args: &mut KernelArgs<'_>| {
-        (args.outputs[0].par_chunks_mut(image), args.inputs[1].par_chunks(c))
-            .into_par_iter()
-            .for_each(|(y, r)| f(y, r));
-    })
-}
-
 impl Operation for Fill {
     fn name(&self) -> &'static str {
         "fill"
@@ -317,10 +221,5 @@ impl Operation for Fill {
     fn infer(&self, inputs: &[TensorType]) -> Result<Vec<TensorType>, String> {
         let [] = operands(inputs)?;
         Ok(vec![self.ty])
-    }
-
-    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let value = self.value;
-        Kernel::new(move |args: &mut KernelArgs<'_>| args.outputs[0].fill(value))
     }
 }

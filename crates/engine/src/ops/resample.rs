@@ -1,15 +1,10 @@
 //! Resizing: linear resampling and 2x2 max pooling.
 
-use super::{Operation, operands};
-use crate::autodiff::Backward;
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
+use super::{Backward, Operation, operands};
 use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
-use ddpm_kernels::pool::{max_pool_row, max_pool_row_backward};
 pub use ddpm_kernels::resample::Taps;
-use ddpm_kernels::resample::resample_row;
-use rayon::prelude::*;
 use std::sync::Arc;
 
 /// Separable resampling: every output row and column is a weighted sum of a few input ones; operand `x [n, h, w, c]`. Its gradient is
@@ -65,19 +60,6 @@ impl Operation for Resample {
             Self { rows: Arc::new(self.rows.transposed()), columns: Arc::new(self.columns.transposed()) };
         Ok(Some(vec![Some(b.graph.add(&b.name(), back, &[b.dy])?)]))
     }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, op, x) = (ctx.isa(), self.clone(), inputs[0].shape);
-        let (c, image) = (x.channels(), x.len() / x.dims()[0]);
-        let (outputs, row) = (op.rows.outputs(), op.columns.outputs() * c);
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let x = args.inputs[0];
-            args.outputs[0].par_chunks_mut(row).enumerate().for_each(|(i, y)| {
-                let x = &x[i / outputs * image..][..image];
-                resample_row(isa, &op.rows, &op.columns, c, x, i % outputs, y);
-            });
-        })
-    }
 }
 
 impl Operation for MaxPool {
@@ -97,18 +79,6 @@ impl Operation for MaxPool {
     fn backward(&self, b: &mut Backward<'_>) -> Result<Option<Vec<Option<Tensor>>>> {
         Ok(Some(vec![Some(b.graph.add(&b.name(), MaxPoolGrad, &[b.dy, b.input(0)])?)]))
     }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, [_, h, w, c]) = (ctx.isa(), inputs[0].shape.nhwc().expect("checked"));
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let x = args.inputs[0];
-            args.outputs[0].par_chunks_mut(w / 2 * c).enumerate().for_each(|(i, y)| {
-                let top = (i / (h / 2) * h + i % (h / 2) * 2) * w * c;
-                let (top, bottom) = x[top..][..2 * w * c].split_at(w * c);
-                max_pool_row(isa, c, top, bottom, y);
-            });
-        })
-    }
 }
 
 impl Operation for MaxPoolGrad {
@@ -122,25 +92,5 @@ impl Operation for MaxPoolGrad {
             return Err("the shape of dy is not that of the pooled x".to_owned());
         }
         Ok(vec![x])
-    }
-
-    fn cpu_kernel(&self, ctx: &CpuContext, inputs: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (isa, [_, h, w, c]) = (ctx.isa(), inputs[1].shape.nhwc().expect("checked"));
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let [dy, x] = args.inputs else { unreachable!("two operands") };
-            let images = (args.outputs[0].par_chunks_mut(h * w * c), x.par_chunks(h * w * c));
-            images.into_par_iter().zip(dy.par_chunks(h / 2 * (w / 2) * c)).for_each(|((dx, x), dy)| {
-                let rows = dx.chunks_mut(2 * w * c).zip(x.chunks(2 * w * c));
-                for (i, (dx, x)) in rows.enumerate() {
-                    if dx.len() < 2 * w * c {
-                        dx.fill(0.0); // an odd last row
-                        continue;
-                    }
-                    let (dx, x, dy) =
-                        (dx.split_at_mut(w * c), x.split_at(w * c), &dy[i * (w / 2) * c..][..w / 2 * c]);
-                    max_pool_row_backward(isa, c, x.0, x.1, dy, dx.0, dx.1);
-                }
-            });
-        })
     }
 }

@@ -1,7 +1,6 @@
 //! The sinusoidal embedding of the timestep (Vaswani et al. 2017, section 3.5).
 
 use super::{Operation, operands};
-use crate::cpu::{CpuContext, Kernel, KernelArgs};
 use crate::shape::TensorType;
 
 /// `y = sin(t f_0), .., cos(t f_0), ..` with `f_i = 10000^(-i / (half - shift))` and `half = dim / 2`;
@@ -31,22 +30,5 @@ impl Operation for SinusoidalEmbedding {
             return Err(format!("the embedding size must be greater than {}", 2.0 * self.shift));
         }
         Ok(vec![TensorType::f32([n, self.dim])])
-    }
-
-    fn cpu_kernel(&self, _: &CpuContext, _: &[TensorType], _: &[TensorType]) -> Kernel {
-        let (dim, cosines_first) = (self.dim, self.cosines_first);
-        let half = dim / 2;
-        let divisor = half as f64 - self.shift;
-        let frequencies: Vec<f64> = (0..half).map(|i| libm::pow(1e4, -(i as f64) / divisor)).collect();
-        Kernel::new(move |args: &mut KernelArgs<'_>| {
-            for (y, &t) in args.outputs[0].chunks_exact_mut(dim).zip(args.inputs[0]) {
-                let (first, second) = y.split_at_mut(half);
-                let (sines, cosines) = if cosines_first { (second, first) } else { (first, second) };
-                for ((s, c), f) in sines.iter_mut().zip(cosines).zip(&frequencies) {
-                    let (sin, cos) = libm::sincos(f64::from(t) * f);
-                    (*s, *c) = (sin as f32, cos as f32);
-                }
-            }
-        })
     }
 }

@@ -10,7 +10,8 @@ use ddpm::roofline::Roofline;
 use ddpm::sampler::{NoiseKey, SamplerOptions};
 use ddpm::schedule::Schedule;
 use ddpm::train::Trainer;
-use ddpm_engine::{AdamStep, Executor, Isa, NodeTime, bf16_fma_throughput, fma_throughput};
+use ddpm_engine::{AdamStep, Executor, NodeTime};
+use ddpm_engine_cpu::{Isa, bf16_fma_throughput, fma_throughput};
 use serde::Serialize;
 use std::time::Instant;
 
@@ -192,7 +193,7 @@ pub fn model(config: &Config, shape: ImageShape, images: usize) -> anyhow::Resul
 pub fn forward(model: &mut Model, mut clock: Clock) -> anyhow::Result<Part> {
     let [images, ..] = model.shape();
     let mut x = vec![0.0; images * model.image_len()];
-    NoiseKey { seed: 0, first: 0 }.fill(ddpm_engine::rng::Purpose::Test, 0, model.image_len(), &mut x);
+    NoiseKey { seed: 0, first: 0 }.fill(ddpm_rng::Purpose::Test, 0, model.image_len(), &mut x);
     let mut eps = x.clone();
     let aside = model.executor().profiling_slows();
     while clock.next()? {

@@ -2,7 +2,7 @@
 
 use ddpm::config::{Config, Size};
 use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
-use ddpm_engine::rng::{Purpose, Stream};
+use ddpm_rng::{Purpose, Stream};
 
 /// Number of images.
 const IMAGES: usize = 4096;

@@ -133,7 +133,7 @@ fn a_step_with_all_updates_at_its_end_is_atomic() {
 fn computed_by_does_not_depend_on_the_number_of_threads() {
     let by = |threads| trainer(&[("compute.threads", threads), ("compute.device", "cpu")]).computed_by();
     assert_eq!(by("1"), by("2"));
-    assert_eq!(by("1"), ddpm_engine::Isa::from_env().unwrap().name());
+    assert_eq!(by("1"), ddpm_engine_cpu::Isa::from_env().unwrap().name());
 }
 
 #[test]
