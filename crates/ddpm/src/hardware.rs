@@ -1,7 +1,8 @@
 //! Device selection: the CPU or an NVIDIA GPU.
 
 use crate::settings::section;
-use ddpm_engine::{ComputeOptions, MatmulDtype};
+use ddpm_engine::{ComputeOptions, Device, MatmulDtype};
+use ddpm_engine_cpu::CpuDevice;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -128,6 +129,42 @@ pub struct Hardware {
     pub tf32: bool,
     /// Whether a GPU uses only our own kernels, whose choice never depends on timing.
     pub deterministic: bool,
+}
+
+impl Hardware {
+    /// Opens the device that networks run on; the only place that chooses it.
+    ///
+    /// # Errors
+    /// [`ddpm_engine::Error::Device`] for a GPU if this program was built without GPU support or the GPU cannot
+    /// be used.
+    pub(crate) fn open(self) -> crate::Result<Box<dyn Device>> {
+        let cpu = || Box::new(CpuDevice { threads: self.threads });
+        #[cfg(feature = "cuda")]
+        {
+            use ddpm_engine_cuda::{CudaDevice, library::Libraries, lower::CudaOptions};
+            let libraries = if self.deterministic { Libraries::Never } else { Libraries::Timed };
+            let options = CudaOptions { tf32: self.tf32, libraries, ..CudaOptions::default() };
+            let gpu = |index| CudaDevice { index, options };
+            match self.device {
+                DeviceChoice::Cpu => Ok(cpu()),
+                DeviceChoice::Auto if gpu(0).check().is_err() => Ok(cpu()),
+                DeviceChoice::Auto => Ok(Box::new(gpu(0))),
+                DeviceChoice::Cuda(index) => {
+                    gpu(index).check()?;
+                    Ok(Box::new(gpu(index)))
+                }
+            }
+        }
+        #[cfg(not(feature = "cuda"))]
+        match self.device {
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ok(cpu()),
+            DeviceChoice::Cuda(_) => {
+                let reason = "this program was built without NVIDIA GPU support: build it with --features cuda, or use --device cpu";
+                let device = self.device.to_string();
+                Err(ddpm_engine::Error::Device { device, reason: reason.to_owned() }.into())
+            }
+        }
+    }
 }
 
 impl From<usize> for Hardware {

@@ -2,7 +2,6 @@
 
 use crate::error::Result;
 use crate::hardware::Hardware;
-use crate::model::device;
 use ddpm_engine::ops::{Affine, Conv2d};
 use ddpm_engine::{ComputeOptions, Device, Graph, PlanOptions, RngKey, Tensor};
 use std::time::Instant;
@@ -26,7 +25,7 @@ impl Roofline {
     /// # Errors
     /// Errors of the device, such as too little memory for about 2 GiB.
     pub fn measure(hardware: Hardware, compute: ComputeOptions) -> Result<Option<Self>> {
-        let device = device(hardware)?;
+        let device = hardware.open()?;
         if !device.has_own_memory() {
             return Ok(None);
         }

@@ -147,6 +147,21 @@ pub fn tensors_of(net: &dyn Network) -> Result<(Shapes, Shapes)> {
     Ok((parameters, built.states.into_iter().map(|s| (s.name, s.shape)).collect()))
 }
 
+/// Refuses image sizes that a network does not support, and suggests sizes that it does.
+pub fn check_size(net: &dyn Network, height: usize, width: usize) -> Result<()> {
+    let factor = net.size_factor();
+    if height.is_multiple_of(factor) && width.is_multiple_of(factor) && height > 0 && width > 0 {
+        return Ok(());
+    }
+    let reason = format!(
+        "the {} network downsamples images to 1/{factor} of their size, but {height}x{width} is not divisible by {factor}: \
+         resize or pad them to {} (--size)",
+        net.name(),
+        fitting_sizes(height, width, factor)
+    );
+    Err(crate::Error::Config { key: "data.size".to_owned(), reason })
+}
+
 /// The closest sizes divisible by `factor`, nearest first: "32x32 or 36x36".
 pub(crate) fn fitting_sizes(height: usize, width: usize, factor: usize) -> String {
     let below = [height, width].map(|s| (s / factor).max(1) * factor);

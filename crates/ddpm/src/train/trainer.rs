@@ -15,7 +15,7 @@ use crate::data::Dataset;
 use crate::data::loader::Loader;
 use crate::error::{Error, Result};
 use crate::lr_schedule::LearningRate;
-use crate::model::{NO_CLASS, TrainingGraph, device, load_tensors, read_tensors};
+use crate::model::{NO_CLASS, TrainingGraph, load_tensors, read_tensors};
 use crate::nets::StateSpec;
 use crate::pipeline::Pipeline;
 use ddpm_engine::{AdamStep, Executor, Region, RngKey, StepOutcome, Tensor, clip_scale};
@@ -70,7 +70,7 @@ impl Trainer {
     /// Prepares training from scratch: completes the settings with properties of the data and initializes the weights.
     pub fn new(config: &Config, data: Box<dyn Dataset>) -> Result<Self> {
         let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
-        let mut exec = device(config.compute.hardware())?.executor(graph.graph.clone(), &options)?;
+        let mut exec = config.compute.hardware().open()?.executor(graph.graph.clone(), &options)?;
         for (i, spec) in graph.parameters.iter().enumerate() {
             let weights = spec.init(config.train.seed, i);
             exec.write_parameter(Region::Weights, i, &weights)?;

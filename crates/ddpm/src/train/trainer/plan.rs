@@ -4,7 +4,6 @@ use super::{Prepared, Trainer};
 use crate::config::Config;
 use crate::data::ImageShape;
 use crate::error::Result;
-use crate::model::device;
 use ddpm_engine::{Executor, Footprint, RngKey, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,7 +63,7 @@ pub fn outline(config: &Config) -> Result<Option<TrainPlan>> {
     let shape = ImageShape { height: size.height, width: size.width, channels };
     let Prepared { config, graph, options } = Prepared::of(config, shape, 1)?;
     let parameters = graph.graph.parameter_count();
-    let footprint = device(config.compute.hardware())?.footprint(graph.graph, &options)?;
+    let footprint = config.compute.hardware().open()?.footprint(graph.graph, &options)?;
     Ok(Some(TrainPlan::new(&config, parameters, footprint, String::new())))
 }
 
@@ -93,7 +92,7 @@ impl Trainer {
     /// # Errors
     /// As [`step`](Self::step).
     pub fn time_step(&mut self, limit: Duration) -> Result<Option<Duration>> {
-        let own_memory = device(self.config.compute.hardware())?.has_own_memory();
+        let own_memory = self.config.compute.hardware().open()?.has_own_memory();
         let seconds = if own_memory || 2 * self.exec.footprint().multiply_adds < FULL_STEP_FLOPS {
             self.time_full_batch(limit)?
         } else {
@@ -149,7 +148,7 @@ impl Trainer {
         let mut config = self.config.clone();
         (config.train.batch_size, config.train.accumulate) = (images, 1);
         let Prepared { config, graph, options } = Prepared::of(&config, self.data.shape(), self.data.len())?;
-        let exec = device(config.compute.hardware())?.executor(graph.graph, &options)?;
+        let exec = config.compute.hardware().open()?.executor(graph.graph, &options)?;
         Ok((exec, graph.loss))
     }
 }

@@ -4,8 +4,9 @@ use crate::config::{Config, DataFacts, Size};
 use crate::data::loader::Loader;
 use crate::data::{Dataset, ImageShape};
 use crate::error::{Error, Result};
-use crate::model::{NoiseSource, TrainingGraph, check_size, device};
+use crate::model::{NoiseSource, TrainingGraph};
 use crate::nets::Network;
+use crate::nets::check_size;
 use ddpm_engine::PlanOptions;
 use std::sync::Arc;
 
@@ -91,7 +92,7 @@ fn without_variance(error: Error, [n, height, width, _]: [usize; 4]) -> Error {
 pub fn memory(config: &Config, data: Box<dyn Dataset>) -> Result<(u64, u64)> {
     let Prepared { config, graph, options } = Prepared::new(config, &*data)?;
     let parameters = graph.graph.parameter_count();
-    let network = device(config.compute.hardware())?.footprint(graph.graph, &options)?;
+    let network = config.compute.hardware().open()?.footprint(graph.graph, &options)?;
     let data: Arc<dyn Dataset> = Arc::from(data);
     let images = data.summary().memory_bytes;
     let prefetch = Loader::new(data, config.train.seed, config.train.batch_size).memory();

@@ -152,7 +152,8 @@ fn slow_steps_of_presets_can_be_interrupted_until_their_end() {
             Some(updates) => updates.after_node[..updates.after_node.len() - 1].iter().all(Vec::is_empty),
             None => true,
         };
-        let exec = device(1.into()).unwrap().executor(graph.graph, &options).unwrap();
+        let exec =
+            crate::hardware::Hardware::from(1).open().unwrap().executor(graph.graph, &options).unwrap();
         assert!(whole(&*exec), "{preset}: updates begin before the end");
     }
 }
