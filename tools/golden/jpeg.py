@@ -1,6 +1,6 @@
-"""Small JPEGs of every kind that Pillow writes: crates/ddpm/tests/golden/jpeg.json.
+"""Small JPEGs of every kind that Pillow writes: crates/data/tests/golden/jpeg.json.
 
-    python tools/golden/jpeg.py > crates/ddpm/tests/golden/jpeg.json
+    python tools/golden/jpeg.py > crates/data/tests/golden/jpeg.json
 
 Each is hexadecimal; the images are 43 x 37, noise on a slope, so that every component has coefficients.
 """

@@ -1,7 +1,7 @@
 """What torchvision makes of small images: Resize(antialias), CenterCrop, resized_crop, convert('L'), CMYK, make_grid,
 save_image.
 
-Writes crates/ddpm/tests/golden/resize.json, which the tests of crates/ddpm compare with. The images are made
+Writes crates/data/tests/golden/resize.json, which the tests of crates/data compare with. The images are made
 from a formula (`sample`), so they need not be stored. Needs torch 2.11, torchvision 0.26, pillow, numpy.
 """
 import io
@@ -112,7 +112,7 @@ if __name__ == '__main__':
         cmyk=cmyk(),
         grid=grids(),
     )
-    path = pathlib.Path(__file__).parents[2] / 'crates/ddpm/tests/golden/resize.json'
+    path = pathlib.Path(__file__).parents[2] / 'crates/data/tests/golden/resize.json'
     text = json.dumps(golden, separators=(',', ':')).replace('{"bits"', '\n{"bits"').replace('{"per_row"', '\n{"per_row"')
     text = text.replace('{"kind"', '\n{"kind"').replace('"cmyk"', '\n"cmyk"')
     path.write_text(text + '\n')

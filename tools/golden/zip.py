@@ -1,6 +1,6 @@
-"""Zip archives that the crate `zip` cannot write: crates/ddpm/tests/golden/zip.json.
+"""Zip archives that the crate `zip` cannot write: crates/data/tests/golden/zip.json.
 
-    python tools/golden/zip.py > crates/ddpm/tests/golden/zip.json
+    python tools/golden/zip.py > crates/data/tests/golden/zip.json
 
 Each holds a.png, a grey image of 30 x 20 whose value at (x, y) is (7 x + 5 y) % 256.
 """

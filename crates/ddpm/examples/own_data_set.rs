@@ -4,7 +4,7 @@
 //! cargo run --release -p ddpm --example own_data_set
 //! ```
 
-use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
+use ddpm::data::{AugmentKey, Dataset};
 use ddpm::sampler::SamplerOptions;
 use ddpm::{Config, Result, SampleRequest, Trainer};
 
@@ -12,39 +12,18 @@ const SIZE: usize = 16;
 
 /// White discs of various sizes on black, generated on the fly.
 struct Discs {
-    summary: Summary,
-}
-
-impl Discs {
-    fn new(images: usize) -> Self {
-        let summary = Summary {
-            source: "discs".to_owned(),
-            images,
-            shape: ImageShape { height: SIZE, width: SIZE, channels: 1 },
-            bit_depth: 8,
-            classes: 0,
-            found: Vec::new(),
-            skipped: Vec::new(),
-            memory_bytes: 0,
-            fingerprint: format!("discs {images}"),
-            notes: Vec::new(),
-        };
-        Self { summary }
-    }
+    images: usize,
 }
 
 impl Dataset for Discs {
-    fn classes(&self) -> &[String] {
-        &[]
-    }
-
-    fn label(&self, _: usize) -> Option<u32> {
-        None
+    /// Images, height, width, channels.
+    fn dims(&self) -> [usize; 4] {
+        [self.images, SIZE, SIZE, 1]
     }
 
     /// Height, width, channels; -1 is black and 1 is white. The unused argument would seed random crops or flips.
-    fn read(&self, index: usize, _draw: AugmentKey, out: &mut [f32]) -> Result<()> {
-        let radius = 2.0 + 5.0 * index as f32 / self.len() as f32;
+    fn read(&self, index: usize, _key: AugmentKey, out: &mut [f32]) -> ddpm::data::Result<()> {
+        let radius = 2.0 + 5.0 * index as f32 / self.images as f32;
         let centre = (SIZE as f32 - 1.0) / 2.0;
         for (i, value) in out.iter_mut().enumerate() {
             let (y, x) = ((i / SIZE) as f32 - centre, (i % SIZE) as f32 - centre);
@@ -52,10 +31,6 @@ impl Dataset for Discs {
             *value = (2.0 * (radius - y.hypot(x))).clamp(-1.0, 1.0);
         }
         Ok(())
-    }
-
-    fn summary(&self) -> &Summary {
-        &self.summary
     }
 }
 
@@ -68,7 +43,7 @@ fn main() -> Result<()> {
         .set("attention.down_sample", "true")
         .set("diffusion.timesteps", 200)
         .build()?;
-    let mut trainer = Trainer::new(&config, Box::new(Discs::new(500)))?;
+    let mut trainer = Trainer::new(&config, Box::new(Discs { images: 500 }))?;
     println!("{} parameters", trainer.num_parameters());
 
     let (mut first, mut last) = (0.0, 0.0);

@@ -1,6 +1,6 @@
 //! The library's error type.
 
-use crate::text::{LISTED, shown, thousands};
+use crate::text::shown;
 use std::path::{Path, PathBuf};
 
 /// An error; its message says what went wrong, where, and what to do next.
@@ -26,7 +26,7 @@ pub enum Error {
         reason: String,
     },
     /// Some images cannot be read; the message lists the first of them.
-    #[error("{}", bad_files(files))]
+    #[error("{}", ddpm_data::bad_files(files))]
     BadFiles {
         /// The files and reasons.
         files: Vec<(PathBuf, String)>,
@@ -110,6 +110,20 @@ impl From<ddpm_engine::Error> for Error {
     }
 }
 
+impl From<ddpm_data::Error> for Error {
+    fn from(error: ddpm_data::Error) -> Self {
+        use ddpm_data::Error as E;
+        match error {
+            E::Io { path, doing, source } => Self::Io { path, doing, source },
+            E::Data { path, reason } => Self::Data { path, reason },
+            E::BadFiles { files } => Self::BadFiles { files },
+            E::Option { option, reason } => Self::Config { key: option, reason },
+            E::Interrupted => Self::Interrupted,
+            other => Self::Engine(ddpm_engine::Error::Resources(other.to_string())),
+        }
+    }
+}
+
 impl From<ddpm_diffusion::Error> for Error {
     fn from(error: ddpm_diffusion::Error) -> Self {
         match error {
@@ -141,18 +155,4 @@ impl Error {
         let path = path.as_ref().to_owned();
         move |source| Self::Io { path, doing, source }
     }
-}
-
-fn bad_files(files: &[(PathBuf, String)]) -> String {
-    let mut text = match files.len() {
-        1 => "1 file cannot be read as an image:".to_owned(),
-        n => format!("{} files cannot be read as images:", thousands(n)),
-    };
-    for (path, reason) in files.iter().take(LISTED) {
-        text.push_str(&format!("\n  {}: {reason}", shown(path)));
-    }
-    if files.len() > LISTED {
-        text.push_str(&format!("\n  and {} more", thousands(files.len() - LISTED)));
-    }
-    text + "\nfix or remove them, or train without them: --on-bad-file skip"
 }

@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn grids_agree_with_torchvision() {
         let golden: serde_json::Value =
-            serde_json::from_str(include_str!("../tests/golden/resize.json")).unwrap();
+            serde_json::from_str(include_str!("../../data/tests/golden/resize.json")).unwrap();
         let cases = golden["grid"].as_array().unwrap();
         assert_eq!(cases.len(), 3);
         for case in cases {

@@ -111,14 +111,12 @@
 
 pub mod checkpoint;
 pub mod config;
-pub mod data;
 pub mod edit;
 mod error;
 pub mod hardware;
 pub mod image;
 pub mod interop;
 pub mod lr_schedule;
-mod memory;
 pub mod model;
 pub mod nearest;
 pub mod nets;
@@ -135,6 +133,7 @@ pub mod train;
 pub mod vlb;
 
 pub use config::Config;
+pub use ddpm_data as data;
 pub use ddpm_diffusion as diffusion;
 pub use ddpm_diffusion::{denoiser, guidance, objective, process, sampler, schedule};
 pub use ddpm_text as text;

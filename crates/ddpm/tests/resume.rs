@@ -6,6 +6,7 @@ use ddpm::config::open_data;
 use ddpm::data::digits::Digits;
 use ddpm::data::{AugmentKey, DataOptions, Dataset, Summary, open_within};
 use ddpm::train::{Event, Init, Resume, Run, StepReport, Trainer};
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -226,6 +227,10 @@ fn micro_batches_have_their_own_images_and_random_numbers() {
 struct Reordered(Box<dyn Dataset>, Vec<String>);
 
 impl Dataset for Reordered {
+    fn dims(&self) -> [usize; 4] {
+        self.0.dims()
+    }
+
     fn classes(&self) -> &[String] {
         &self.1
     }
@@ -235,11 +240,11 @@ impl Dataset for Reordered {
         self.1.iter().position(|own| own == name).map(|i| i as u32)
     }
 
-    fn read(&self, index: usize, draw: AugmentKey, out: &mut [f32]) -> ddpm::Result<()> {
+    fn read(&self, index: usize, draw: AugmentKey, out: &mut [f32]) -> ddpm::data::Result<()> {
         self.0.read(index, draw, out)
     }
 
-    fn summary(&self) -> &Summary {
+    fn summary(&self) -> Cow<'_, Summary> {
         self.0.summary()
     }
 }

@@ -144,8 +144,8 @@ fn check(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     block(out, "", groups.take(most).chain(more(duplicates.len())))?;
 
     let usable = set.is_ok();
-    let refused = match set.and_then(|set| {
-        let summary = set.summary().clone();
+    let refused = match set.map_err(ddpm::Error::from).and_then(|set| {
+        let summary = set.summary().into_owned();
         line(out, "trained as", &format!("{}, {} bits per sample", summary.shape, summary.bit_depth))
             .and_then(|()| block(out, "", summary.notes.iter().map(|note| escaped(note).into_owned())))
             .map_err(ddpm::Error::io(Path::new("stdout"), "write the report"))?;

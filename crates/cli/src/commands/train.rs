@@ -270,7 +270,7 @@ fn print_trainer(
     if early.is_none_or(|e| (e.parameters, e.arena_bytes) != (plan.parameters, plan.arena_bytes)) {
         print_plan(&plan);
     }
-    print_data(trainer.data().summary(), plan.data_bytes);
+    print_data(&trainer.data().summary(), plan.data_bytes);
     for remark in remarks {
         status!("{remark}");
     }

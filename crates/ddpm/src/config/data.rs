@@ -55,7 +55,7 @@ pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
     }
     match config.digits_side()? {
         Some(side) => Ok(Box::new(Digits::with_options(config.train.seed, side, d.digits_count, &options)?)),
-        None => data::open_within(Path::new(&d.path), &options, d.memory_mib << 20),
+        None => Ok(data::open_within(Path::new(&d.path), &options, d.memory_mib << 20)?),
     }
 }
 
@@ -66,7 +66,7 @@ pub fn open_data(config: &Config) -> Result<Box<dyn Dataset>> {
 pub fn check_data(config: &Config) -> Result<Check> {
     let (d, options) = (&config.data, config.data_options());
     match config.digits_side()? {
-        Some(side) => Check::digits(config.train.seed, side, d.digits_count, &options),
-        None => data::check(Path::new(&d.path), &options, d.memory_mib << 20),
+        Some(side) => Ok(Check::digits(config.train.seed, side, d.digits_count, &options)?),
+        None => Ok(data::check(Path::new(&d.path), &options, d.memory_mib << 20)?),
     }
 }

@@ -69,7 +69,7 @@ impl Config {
                 "selects the built-in digits; give the folder of the images that data.csv lists",
             );
         }
-        self.data_options().check()
+        Ok(self.data_options().check()?)
     }
 
     fn validate_diffusion(&self) -> Result<()> {

@@ -16,8 +16,8 @@ mod strips;
 
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::memory;
 use ab_glyph::{Font, FontRef};
+use ddpm_data::memory;
 use plotters::coord::Shift;
 use plotters::prelude::{BitMapBackend, DrawingArea, IntoDrawingArea, RGBColor, WHITE};
 use plotters::style::{FontStyle, IntoFont, TextStyle, register_font};

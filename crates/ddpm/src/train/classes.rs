@@ -1,7 +1,7 @@
 //! Maps the classes of a data set to the indices that a run was trained with.
 
 use crate::data::{AugmentKey, Dataset, Summary};
-use crate::error::Result;
+use std::borrow::Cow;
 
 /// A data set whose classes have a run's indices.
 struct Reindexed {
@@ -12,6 +12,10 @@ struct Reindexed {
 }
 
 impl Dataset for Reindexed {
+    fn dims(&self) -> [usize; 4] {
+        self.data.dims()
+    }
+
     fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -21,11 +25,11 @@ impl Dataset for Reindexed {
         self.indices.get(label as usize).copied()
     }
 
-    fn read(&self, index: usize, draw: AugmentKey, out: &mut [f32]) -> Result<()> {
+    fn read(&self, index: usize, draw: AugmentKey, out: &mut [f32]) -> crate::data::Result<()> {
         self.data.read(index, draw, out)
     }
 
-    fn summary(&self) -> &Summary {
+    fn summary(&self) -> Cow<'_, Summary> {
         self.data.summary()
     }
 }

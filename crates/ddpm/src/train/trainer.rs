@@ -394,8 +394,8 @@ impl Trainer {
     pub fn checkpoint(&self, loss: Option<f64>) -> Result<Checkpoint> {
         self.check_consistent()?;
         let bytes = usize::try_from(self.plan().checkpoint_bytes).unwrap_or(usize::MAX);
-        crate::memory::check_available(bytes)
-            .map_err(|reason| crate::memory::out_of_memory("a checkpoint", &reason))?;
+        ddpm_data::memory::check_available(bytes)
+            .map_err(|reason| ddpm_data::memory::out_of_memory("a checkpoint", &reason))?;
         let weights = self.tensors(Region::Weights)?;
         if let Some(broken) = weights.iter().find(|t| t.data.iter().any(|v| !v.is_finite())) {
             return Err(self.not_finite(&format!("a value of {}", broken.name)));

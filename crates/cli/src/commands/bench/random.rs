@@ -1,7 +1,7 @@
 //! Random images of any shape, for benchmarks without files.
 
 use ddpm::config::{Config, Size};
-use ddpm::data::{AugmentKey, Dataset, ImageShape, Summary};
+use ddpm::data::{AugmentKey, Dataset, ImageShape};
 use ddpm_rng::{Purpose, Stream};
 
 /// Number of images.
@@ -13,7 +13,7 @@ const SIDE: usize = 28;
 pub struct RandomImages {
     values: Vec<f32>,
     classes: Vec<String>,
-    summary: Summary,
+    shape: ImageShape,
 }
 
 impl RandomImages {
@@ -25,23 +25,15 @@ impl RandomImages {
         let uniforms = Stream::new(0, Purpose::Test, 0, 0).uniforms();
         let values: Vec<f32> =
             uniforms.take(shape.num_elements() + IMAGES).map(|u| (2.0 * u - 1.0) as f32).collect();
-        let summary = Summary {
-            source: "random images".to_owned(),
-            images: IMAGES,
-            shape,
-            bit_depth: 8,
-            classes,
-            found: Vec::new(),
-            skipped: Vec::new(),
-            memory_bytes: (values.len() * size_of::<f32>()) as u64,
-            fingerprint: String::new(),
-            notes: Vec::new(),
-        };
-        Self { values, classes: (0..classes).map(|c| c.to_string()).collect(), summary }
+        Self { values, shape, classes: (0..classes).map(|c| c.to_string()).collect() }
     }
 }
 
 impl Dataset for RandomImages {
+    fn dims(&self) -> [usize; 4] {
+        [IMAGES, self.shape.height, self.shape.width, self.shape.channels]
+    }
+
     fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -50,12 +42,8 @@ impl Dataset for RandomImages {
         (!self.classes.is_empty()).then(|| (index % self.classes.len()) as u32)
     }
 
-    fn read(&self, index: usize, _: AugmentKey, out: &mut [f32]) -> ddpm::Result<()> {
+    fn read(&self, index: usize, _: AugmentKey, out: &mut [f32]) -> ddpm::data::Result<()> {
         out.copy_from_slice(&self.values[index..index + out.len()]);
         Ok(())
-    }
-
-    fn summary(&self) -> &Summary {
-        &self.summary
     }
 }

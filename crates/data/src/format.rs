@@ -8,7 +8,7 @@ use super::options::{Alpha, DataOptions, Resize};
 use super::transform::enlarges;
 use super::{FormatCount, channels_name, shorten, unusable};
 use crate::error::{Error, Result};
-use crate::text::{counted, thousands};
+use ddpm_text::{counted, thousands};
 
 /// The formats of the files with their counts, most frequent first.
 pub(super) fn histogram(images: &[(usize, Decoded)]) -> Vec<FormatCount> {
@@ -152,7 +152,7 @@ pub(super) fn common_channels(
             are(composited, images.len()),
             channels + 1
         );
-        return Err(Error::Config { key: "data.alpha".into(), reason });
+        return Err(Error::Option { option: "data.alpha".into(), reason });
     }
     let background = if options.alpha == Some(Alpha::White) { "white" } else { "black" };
     let what = format!("partly transparent: composited on {background} (--channels 2 or 4 keeps alpha)");

@@ -1,5 +1,6 @@
 //! Images converted to a common format: kept decoded in memory if they fit, else decoded on every read.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +15,7 @@ use super::source::{DataContent, ImageSource};
 use super::transform::Transform;
 use super::{Dataset, Fingerprint, ImageShape, Summary, shorten, unusable};
 use crate::error::{Error, Result};
-use crate::text::{counted, shown};
+use ddpm_text::{counted, shown};
 
 /// The size and pixel format of a base image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,6 +258,11 @@ fn decode_again(
 }
 
 impl Dataset for Images {
+    fn dims(&self) -> [usize; 4] {
+        let ImageShape { height, width, channels } = self.summary.shape;
+        [self.summary.images, height, width, channels]
+    }
+
     fn classes(&self) -> &[String] {
         &self.classes
     }
@@ -286,8 +292,8 @@ impl Dataset for Images {
         Ok(())
     }
 
-    fn summary(&self) -> &Summary {
-        &self.summary
+    fn summary(&self) -> Cow<'_, Summary> {
+        Cow::Borrowed(&self.summary)
     }
 }
 

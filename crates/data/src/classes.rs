@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::text::{LISTED, escaped, listed};
+use ddpm_text::{LISTED, escaped, listed};
 
 /// The classes, and the mapping from the source's class numbers to labels.
 pub(super) struct Classes {

@@ -18,7 +18,7 @@ use super::folder::{Arranged, FolderListing, arrange};
 use super::sniff::{SPLIT_ZIP, is_zip_part};
 use super::{DataContent, Entry, Files, Store};
 use crate::error::{Error, Result};
-use crate::text::shown;
+use ddpm_text::shown;
 use listing::{Listing, duplicate_names};
 
 /// Maximum declared size of an entry, in bytes.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::super::{shorten, unusable};
 use super::{DataContent, EXTENSIONS, Entry, Files, Store, cifar, file_name_bytes, idx, is_image_name};
 use crate::error::{Error, Result};
-use crate::text::{counted, shown};
+use ddpm_text::{counted, shown};
 
 /// The names in one folder, sorted bytewise.
 #[derive(Default)]

@@ -13,7 +13,7 @@ use super::super::unusable;
 use super::packed::Packed;
 use super::{DataContent, sniff};
 use crate::error::{Error, Result};
-use crate::text::shown;
+use ddpm_text::shown;
 
 /// DEFLATE never compresses by more than 1032 to 1.
 const MAX_GZIP_RATIO: u64 = 1032;

@@ -29,8 +29,8 @@ impl FromStr for OnBadFile {
         match text {
             "fail" => Ok(Self::Fail),
             "skip" => Ok(Self::Skip),
-            _ => Err(Error::Config {
-                key: "data.on_bad_file".into(),
+            _ => Err(Error::Option {
+                option: "data.on_bad_file".into(),
                 reason: format!("unknown value `{text}`; use `fail` or `skip`"),
             }),
         }
@@ -112,9 +112,9 @@ pub struct DataOptions {
 
 impl DataOptions {
     /// # Errors
-    /// [`Error::Config`] for the first setting that is out of range or conflicts with another.
-    pub(crate) fn check(&self) -> Result<()> {
-        let wrong = |key: &str, reason: String| Err(Error::Config { key: format!("data.{key}"), reason });
+    /// [`Error::Option`] for the first setting that is out of range or conflicts with another.
+    pub fn check(&self) -> Result<()> {
+        let wrong = |key: &str, reason: String| Err(Error::Option { option: format!("data.{key}"), reason });
         if let Some((h, w)) = self.size
             && !((1..=MAX_SIDE).contains(&h) && (1..=MAX_SIDE).contains(&w))
         {
@@ -197,7 +197,7 @@ mod tests {
             (DataOptions { random_crop_scale: Some([f64::NAN, 1.0]), ..plain() }, "data.random_crop_scale"),
         ] {
             match options.check() {
-                Err(Error::Config { key: found, .. }) => assert_eq!(found, key),
+                Err(Error::Option { option: found, .. }) => assert_eq!(found, key),
                 other => panic!("{options:?}: {:?}", other.err()),
             }
         }

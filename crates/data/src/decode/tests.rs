@@ -162,7 +162,7 @@ fn truncated_files_of_every_format_are_rejected() {
 #[test]
 fn a_jpeg_without_end_marker_is_decoded_like_one_with_it() {
     let golden: std::collections::BTreeMap<String, String> =
-        serde_json::from_str(include_str!("../../../tests/golden/jpeg.json")).unwrap();
+        serde_json::from_str(include_str!("../../tests/golden/jpeg.json")).unwrap();
     for (name, hex) in golden {
         let byte = |i: usize| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
         let complete: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();

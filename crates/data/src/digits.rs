@@ -9,6 +9,7 @@ use std::path::Path;
 
 use ddpm_rng::{Purpose, Stream};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 use super::images::{DatasetScan, Images};
 use super::source::DataContent;
@@ -115,7 +116,7 @@ impl Digits {
     /// `seed` and `index`.
     ///
     /// # Errors
-    /// [`Error::Config`] if `size` or `count` is out of range.
+    /// [`Error::Option`] if `size` or `count` is out of range.
     pub fn new(seed: u64, size: usize, count: usize) -> Result<Self> {
         Self::with_options(seed, size, count, &DataOptions::default())
     }
@@ -139,12 +140,12 @@ impl Digits {
         if !SIZES.contains(&size) {
             let reason =
                 format!("digits can be {} to {} pixels per side, not {size}", SIZES.start(), SIZES.end());
-            return Err(Error::Config { key: "data.size".into(), reason });
+            return Err(Error::Option { option: "data.size".into(), reason });
         }
         let max = DEFAULT_MEMORY as usize / (size * size);
         if !(1..=max).contains(&count) {
             let reason = format!("{count} is out of range; give 1 to {max} for digits of {size}x{size}");
-            return Err(Error::Config { key: "data.digits_count".into(), reason });
+            return Err(Error::Option { option: "data.digits_count".into(), reason });
         }
         let mut data = vec![0; count * size * size];
         data.par_chunks_exact_mut(size * size)
@@ -161,6 +162,10 @@ impl Digits {
 }
 
 impl Dataset for Digits {
+    fn dims(&self) -> [usize; 4] {
+        self.0.dims()
+    }
+
     fn classes(&self) -> &[String] {
         self.0.classes()
     }
@@ -173,7 +178,7 @@ impl Dataset for Digits {
         self.0.read(index, key, out)
     }
 
-    fn summary(&self) -> &Summary {
+    fn summary(&self) -> Cow<'_, Summary> {
         self.0.summary()
     }
 }
@@ -416,7 +421,7 @@ mod tests {
     #[test]
     fn sizes_and_counts_out_of_range_are_rejected() {
         for (size, count) in [(11, 5), (65, 5), (16, 0), (16, usize::MAX)] {
-            assert!(matches!(Digits::new(0, size, count), Err(Error::Config { .. })), "{size} {count}");
+            assert!(matches!(Digits::new(0, size, count), Err(Error::Option { .. })), "{size} {count}");
         }
     }
 }

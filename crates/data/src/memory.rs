@@ -3,7 +3,7 @@
 use crate::error::Error;
 
 /// Checks that `bytes` can be allocated now; the error states the amount.
-pub(crate) fn check_available(bytes: usize) -> Result<(), String> {
+pub fn check_available(bytes: usize) -> Result<(), String> {
     let mut probe: Vec<u8> = Vec::new();
     let reserved = probe.try_reserve_exact(bytes);
     // Keeps the compiler from removing an allocation that is never used.
@@ -21,8 +21,8 @@ pub(crate) fn try_zeros(len: usize, what: &str) -> Result<Vec<f32>, Error> {
 }
 
 /// The error for a failed allocation for `what`.
-pub(crate) fn out_of_memory(what: &str, reason: &str) -> Error {
-    Error::Engine(ddpm_engine::Error::Resources(format!("{reason} for {what}")))
+pub fn out_of_memory(what: &str, reason: &str) -> Error {
+    Error::Memory(format!("{reason} for {what}"))
 }
 
 fn cannot_allocate(bytes: usize) -> String {

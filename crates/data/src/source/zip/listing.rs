@@ -12,7 +12,7 @@ use super::super::super::shorten;
 use super::super::folder::FolderListing;
 use super::super::is_image_name;
 use super::{ENCRYPTED, MAX_ENTRY, too_long};
-use crate::text::shown;
+use ddpm_text::shown;
 
 /// Maximum length of an entry's name, in bytes: the limit for paths on disk.
 const MAX_NAME: usize = 4096;

@@ -7,7 +7,7 @@ use super::super::options::DataOptions;
 use super::ImageSource;
 
 /// 8-bit images in memory.
-pub(in crate::data) struct Packed {
+pub(crate) struct Packed {
     /// Rows.
     pub height: usize,
     /// Columns.

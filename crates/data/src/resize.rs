@@ -154,7 +154,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Made by `tools/golden/resize.py`.
-    pub(crate) const GOLDEN: &str = include_str!("../../tests/golden/resize.json");
+    pub(crate) const GOLDEN: &str = include_str!("../tests/golden/resize.json");
 
     /// The same function as in `tools/golden/resize.py`.
     pub(crate) fn sample(height: usize, width: usize, channels: usize, top: u32, low: u32) -> Vec<u32> {

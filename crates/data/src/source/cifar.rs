@@ -10,7 +10,7 @@ use super::super::unusable;
 use super::packed::Packed;
 use super::{DataContent, file_name_bytes};
 use crate::error::{Error, Result};
-use crate::text::{counted, shown};
+use ddpm_text::{counted, shown};
 
 const SIDE: usize = 32;
 const PLANE: usize = SIDE * SIDE;

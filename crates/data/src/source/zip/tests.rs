@@ -162,7 +162,7 @@ fn packed_as(method: u16, content: &[u8]) -> Vec<u8> {
 /// Archives made by tools/golden/zip.py.
 fn golden() -> BTreeMap<String, Vec<u8>> {
     let golden: BTreeMap<String, String> =
-        serde_json::from_str(include_str!("../../../../tests/golden/zip.json")).unwrap();
+        serde_json::from_str(include_str!("../../../tests/golden/zip.json")).unwrap();
     let bytes = |hex: &str| -> Vec<u8> {
         (0..hex.len()).step_by(2).map(|i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap()).collect()
     };

@@ -24,7 +24,7 @@ pub struct LoadedImage {
 ///
 /// # Errors
 /// [`Error::Data`](crate::Error::Data) for a file that does not exist or is not an image,
-/// [`Error::Config`](crate::Error::Config) for options out of range.
+/// [`Error::Option`](crate::Error::Option) for options out of range.
 pub fn open_image(path: &Path, options: &DataOptions) -> Result<LoadedImage> {
     let options =
         DataOptions { random_crop_scale: None, horizontal_flip: false, csv: None, ..options.clone() };

@@ -10,8 +10,8 @@ use super::super::options::CsvOptions;
 use super::super::unusable;
 use super::{DataContent, Entry, Files, Store};
 use crate::error::{Error, Result};
-use crate::text::{LISTED, counted, escaped, listed, shown};
 use ddpm_text::nearest;
+use ddpm_text::{LISTED, counted, escaped, listed, shown};
 
 /// Maximum number of duplicate ids listed in an error.
 const MAX_SHOWN: usize = 5;

@@ -9,10 +9,13 @@
 //! `source` reads the formats; `decode`, `transform` and `resize` turn one file into one image; `format` and `images`
 //! bring many images to a common format; [`open_image`] reads a single file.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod classes;
 mod decode;
 pub mod digits;
+mod error;
 mod format;
 mod frames;
 mod images;
@@ -20,6 +23,7 @@ mod jpeg;
 mod loaded;
 pub mod loader;
 mod mask;
+pub mod memory;
 mod options;
 mod order;
 mod resize;
@@ -28,15 +32,16 @@ mod source;
 mod test_util;
 mod transform;
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
-use crate::text::{listed, shown};
 pub use check::{Check, check};
+use ddpm_text::{listed, shown};
+pub use error::{Error, Result, bad_files};
 pub use loaded::{LoadedImage, open_image};
 pub use mask::{Mask, open_mask};
 pub use options::{Alpha, CsvOptions, DataOptions, OnBadFile, Resize};
@@ -80,28 +85,30 @@ fn channels_name(channels: usize) -> &'static str {
     }
 }
 
-/// Images of one shape, read by index.
+/// Images of one shape, read by index. A data set of one's own implements [`dims`](Self::dims) and [`read`](Self::read); with classes,
+/// also [`classes`](Self::classes) and [`label`](Self::label).
+///
+/// ```
+/// use ddpm_data::{AugmentKey, Dataset, Result};
+///
+/// /// Grey images of one colour each, from black to white.
+/// struct Greys;
+///
+/// impl Dataset for Greys {
+///     fn dims(&self) -> [usize; 4] {
+///         [256, 8, 8, 1]
+///     }
+///
+///     fn read(&self, index: usize, _: AugmentKey, out: &mut [f32]) -> Result<()> {
+///         out.fill(index as f32 / 127.5 - 1.0);
+///         Ok(())
+///     }
+/// }
+/// assert_eq!(Greys.shape().to_string(), "8x8 grey");
+/// ```
 pub trait Dataset: Send + Sync {
-    /// Number of images; at least 1 for data sets returned by [`open`].
-    fn len(&self) -> usize {
-        self.summary().images
-    }
-
-    /// Whether there are no images.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The shape of every image.
-    fn shape(&self) -> ImageShape {
-        self.summary().shape
-    }
-
-    /// The class names, by label; empty if there are no labels.
-    fn classes(&self) -> &[String];
-
-    /// The label of image `index`.
-    fn label(&self, index: usize) -> Option<u32>;
+    /// The shape of the whole set: images, height, width and channels. At least 1 image for data sets returned by [`open`].
+    fn dims(&self) -> [usize; 4];
 
     /// Writes image `index` into `out` (height, width, channels), mapping a sample `v` of `bits` bits to
     /// `v / (2^bits - 1) * 2 - 1`. Random crops and flips, if enabled, are a function of `key` and `index`; data sets
@@ -114,8 +121,37 @@ pub trait Dataset: Send + Sync {
     /// If `index` is not below [`len`](Self::len) or `out` is not `shape().num_elements()` long.
     fn read(&self, index: usize, key: AugmentKey, out: &mut [f32]) -> Result<()>;
 
-    /// A summary to print and to record with a run.
-    fn summary(&self) -> &Summary;
+    /// Number of images.
+    fn len(&self) -> usize {
+        self.dims()[0]
+    }
+
+    /// Whether there are no images.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shape of every image.
+    fn shape(&self) -> ImageShape {
+        let [_, height, width, channels] = self.dims();
+        ImageShape { height, width, channels }
+    }
+
+    /// The class names, by label; empty if there are no labels.
+    fn classes(&self) -> &[String] {
+        &[]
+    }
+
+    /// The label of image `index`.
+    fn label(&self, _index: usize) -> Option<u32> {
+        None
+    }
+
+    /// A summary to print and to record with a run. By default, its fingerprint is that of [`dims`](Self::dims), the classes and up to 64
+    /// images, evenly spread.
+    fn summary(&self) -> Cow<'_, Summary> {
+        Cow::Owned(Summary::of(self))
+    }
 }
 
 /// What a data set contains and how its files were converted.
@@ -144,6 +180,37 @@ pub struct Summary {
     pub notes: Vec<String>,
 }
 
+impl Summary {
+    /// Images whose content counts for the fingerprint of a data set without a summary of its own.
+    const SAMPLED: usize = 64;
+
+    /// The summary of a data set that knows only its images.
+    fn of(data: &(impl Dataset + ?Sized)) -> Self {
+        let (images, shape, classes) = (data.len(), data.shape(), data.classes().len());
+        let mut sha = Sha256::new_with_prefix(format!("{:?} {:?}\n", data.dims(), data.classes()));
+        let mut values = vec![0.0; shape.num_elements()];
+        let sampled = images.min(Self::SAMPLED);
+        for i in (0..sampled).map(|k| k * images / sampled) {
+            // An error is reported when the image is used.
+            if data.read(i, AugmentKey::default(), &mut values).is_ok() {
+                values.iter().for_each(|v| sha.update(v.to_le_bytes()));
+            }
+        }
+        Self {
+            source: "a data set of this program".to_owned(),
+            images,
+            shape,
+            bit_depth: 8,
+            classes,
+            found: Vec::new(),
+            skipped: Vec::new(),
+            memory_bytes: 0,
+            fingerprint: hex(&sha.finalize()),
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// The size and pixel format of an image file, and how many images of a data set have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FormatCount {
@@ -169,7 +236,7 @@ fn lossy_paths<S: serde::Serializer>(paths: &[(PathBuf, String)], s: S) -> Resul
 ///
 /// # Errors
 /// [`Error::Data`] if the data set as a whole is unusable, [`Error::BadFiles`] listing every file that cannot be decoded
-/// (unless bad files are skipped), [`Error::Config`] for options out of range, [`Error::Io`].
+/// (unless bad files are skipped), [`Error::Option`] for options out of range, [`Error::Io`].
 pub fn open(path: &Path, options: &DataOptions) -> Result<Box<dyn Dataset>> {
     open_within(path, options, DEFAULT_MEMORY)
 }
@@ -233,13 +300,39 @@ mod tests {
         assert_eq!([1, 2, 3, 4].map(shown), ["28x32 grey", "28x32 grey+alpha", "28x32 RGB", "28x32 RGBA"]);
     }
 
+    #[test]
+    fn two_methods_make_a_data_set() {
+        struct Flat(usize, f32);
+        impl Dataset for Flat {
+            fn dims(&self) -> [usize; 4] {
+                [self.0, 2, 3, 1]
+            }
+            fn read(&self, index: usize, _: AugmentKey, out: &mut [f32]) -> Result<()> {
+                out.fill(self.1 * index as f32);
+                Ok(())
+            }
+        }
+        let data = Flat(200, 0.01);
+        assert_eq!((data.len(), data.is_empty(), data.shape().num_elements()), (200, false, 6));
+        assert_eq!((data.classes().len(), data.label(3)), (0, None));
+        let summary = data.summary();
+        assert_eq!((summary.images, summary.shape, summary.bit_depth), (200, data.shape(), 8));
+        // The fingerprint tells other images and another number apart.
+        let fingerprint = |data: Flat| data.summary().fingerprint.clone();
+        assert_eq!(summary.fingerprint, fingerprint(Flat(200, 0.01)));
+        assert_ne!(summary.fingerprint, fingerprint(Flat(200, 0.02)));
+        assert_ne!(summary.fingerprint, fingerprint(Flat(201, 0.01)));
+        assert!(Flat(0, 1.0).is_empty() && !fingerprint(Flat(0, 1.0)).is_empty());
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_summary_with_non_utf8_names_serializes_to_json() {
         use std::os::unix::ffi::OsStringExt;
         let digits = digits::Digits::new(0, 12, 1).unwrap();
         let name = std::ffi::OsString::from_vec(b"caf\xe9.png".to_vec());
-        let summary = Summary { skipped: vec![(name.into(), "is empty".into())], ..digits.summary().clone() };
+        let summary =
+            Summary { skipped: vec![(name.into(), "is empty".into())], ..digits.summary().into_owned() };
         let json = serde_json::to_value(&summary).unwrap();
         assert_eq!(json["skipped"][0][0], "caf\u{fffd}.png");
         assert_eq!(json["shape"]["height"], 12);

@@ -18,7 +18,7 @@ use super::decode::{DecodeInfo, Pixels, decode, read_capped};
 use super::options::DataOptions;
 use super::unusable;
 use crate::error::{Error, Result};
-use crate::text::shown;
+use ddpm_text::shown;
 
 /// Extensions of image files, case-insensitive.
 const EXTENSIONS: [&str; 8] = ["png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "gif"];

@@ -4,7 +4,7 @@ use super::check;
 
 /// Made by tools/golden/jpeg.py: baseline and progressive, with and without restart markers, in grey, colour with three kinds
 /// of chroma subsampling, and CMYK.
-const GOLDEN: &str = include_str!("../../../tests/golden/jpeg.json");
+const GOLDEN: &str = include_str!("../../tests/golden/jpeg.json");
 
 fn files() -> Vec<(String, Vec<u8>)> {
     let golden: std::collections::BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
