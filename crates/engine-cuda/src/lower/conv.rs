@@ -1,6 +1,7 @@
 //! Convolutions, linear layers and their gradients as implicit matrix products.
 
-use super::{Arg, CONTROL, Lowering, MemRef, WeightRepack, input, int, output};
+use super::{Arg, CONTROL, Lowering, MemRef, input, int, output};
+use crate::launch::WeightRepack;
 use crate::library::{ConvPass, Geometry};
 use ddpm_engine::MatmulDtype;
 use ddpm_engine::Shape;

@@ -1,6 +1,7 @@
 //! Library alternatives for convolutions, linear layers and their gradients.
 
-use super::{Arg, CONTROL, LoweredNode, Lowering, MemRef, WeightRepack, input, int, output};
+use super::{Arg, CONTROL, LoweredNode, Lowering, MemRef, input, int, output};
+use crate::launch::WeightRepack;
 use crate::library::{Alternative, ConvPass, Geometry, Libraries, Library, LibraryOp, MathMode};
 use std::mem;
 
