@@ -331,9 +331,10 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         let n = last.len();
         let [sum, last] = [sum.start, last.start].map(|at| Arg::At(self.byte(at)));
         let blocks = blocks(n.div_ceil(8));
-        self.gpu.launch(&match start {
-            true => call("copy", blocks, vec![last, sum, int(n)]),
-            false => call("add", blocks, vec![sum, last, sum, int(n)]),
+        self.gpu.launch(&if start {
+            call("copy", blocks, vec![last, sum, int(n)])
+        } else {
+            call("add", blocks, vec![sum, last, sum, int(n)])
         })
     }
 
