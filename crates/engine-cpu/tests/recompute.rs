@@ -35,12 +35,11 @@ fn network(g: &mut Graph, join: bool) -> Tensor {
     let embedding = g.parameter("embedding", [N, C]);
     let y = g.add("add_per_channel", AddPerChannel, &[y, embedding]).expect("the shapes fit");
     let y = conv(g, y);
-    let y = match join {
-        true => {
-            let y = g.add("join", Concat, &[y, first]).expect("the shapes fit");
-            conv(g, y)
-        }
-        false => y,
+    let y = if join {
+        let y = g.add("join", Concat, &[y, first]).expect("the shapes fit");
+        conv(g, y)
+    } else {
+        y
     };
     let y = g.add("gelu", Activate(Activation::Gelu), &[y]).expect("the shapes fit");
     let y = g.add("dropout", Dropout { p: 0.25, site: 3 }, &[y]).expect("the shapes fit");

@@ -1,8 +1,8 @@
 //! Autotuning: whether a node uses our kernels or a library operation with the kernels around it.
 
-use crate::gpu::{Gpu, Launch};
+use crate::gpu::Gpu;
+use crate::launch::{Launch, WeightRepack};
 use crate::library::{Algorithm, Alternative, Call, Libraries};
-use crate::lower::WeightRepack;
 use ddpm_engine::Result;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

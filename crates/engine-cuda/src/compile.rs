@@ -14,13 +14,13 @@ static COMPILED: Mutex<Option<HashMap<Key, Arc<[u8]>>>> = Mutex::new(None);
 
 /// Whether NVRTC is available, and if not, what to do.
 pub fn available() -> Result<(), String> {
-    match ffi::has_nvrtc() {
-        true => Ok(()),
-        false => Err("cannot find the NVRTC library (libnvrtc.so), which compiles the kernels: install the CUDA \
-                      toolkit, or `pip install nvidia-cuda-nvrtc-cu12` and add the folder of its libnvrtc.so.12 to \
-                      LD_LIBRARY_PATH"
-            .to_owned()),
+    if ffi::has_nvrtc() {
+        return Ok(());
     }
+    Err("cannot find the NVRTC library (libnvrtc.so), which compiles the kernels: install the CUDA \
+         toolkit, or `pip install nvidia-cuda-nvrtc-cu12` and add the folder of its libnvrtc.so.12 to \
+         LD_LIBRARY_PATH"
+        .to_owned())
 }
 
 /// Machine code of a source for a compute capability, from the cache if possible.

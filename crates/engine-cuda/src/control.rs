@@ -20,10 +20,8 @@ pub fn rng_key(key: RngKey) -> [u32; 4] {
 pub fn adam(step: &AdamStep) -> [u32; 11] {
     let correction1 = 1.0 - step.beta1.powf(step.step as f64);
     let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
-    let (decay, shrink) = match step.decoupled {
-        true => (0.0, 1.0 - step.lr * step.weight_decay),
-        false => (step.weight_decay, 1.0),
-    };
+    let (decay, shrink) =
+        if step.decoupled { (0.0, 1.0 - step.lr * step.weight_decay) } else { (step.weight_decay, 1.0) };
     let constants = [
         -step.lr / correction1,
         1.0 / correction2,

@@ -4,8 +4,10 @@ use crate::compile;
 use crate::executor::{self, GpuExecutor};
 use crate::ffi;
 use crate::ffi::libraries::{CublasLt, Cudnn};
-use crate::gpu::{Gpu, Launch, Step};
-use crate::library::{self, Algorithm, Call, Libraries, Library, LibraryOp};
+use crate::gpu::{Gpu, Step};
+use crate::installed;
+use crate::launch::Launch;
+use crate::library::{Algorithm, Call, Libraries, Library, LibraryOp};
 use crate::lower::CudaOptions;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode};
 use cudarc::driver::{
@@ -99,7 +101,7 @@ impl CudaDevice {
     /// The options, without autotuning if no library is installed.
     fn effective_options(&self) -> CudaOptions {
         match self.options.libraries {
-            Libraries::Timed if !library::any() => {
+            Libraries::Timed if !installed::any() => {
                 CudaOptions { libraries: Libraries::Never, ..self.options }
             }
             _ => self.options,

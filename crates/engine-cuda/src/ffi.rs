@@ -3,7 +3,7 @@
 
 pub mod libraries;
 
-use crate::gpu::{Arg, Launch};
+use crate::launch::{Arg, Launch};
 use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, LaunchConfig, PinnedHostSlice,

@@ -1,52 +1,11 @@
 //! The GPU interface that the executor needs, small enough for a second implementation in tests: the same kernels compiled as
 //! C++ for the CPU (`tests/emulator`).
 
+use crate::launch::Launch;
 use crate::library::{Algorithm, Call, LibraryOp};
 use crate::streams::StreamSlot;
 use ddpm_engine::{Error, Result};
 use std::time::{Duration, Instant};
-
-/// A kernel argument. Addresses are byte offsets into the GPU's single allocation once a plan is laid out.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Arg<Addr> {
-    /// A pointer.
-    At(Addr),
-    /// An `int`.
-    Int(i32),
-    /// An `unsigned int`.
-    Uint(u32),
-    /// A `float`.
-    Float(f32),
-    /// A `double`.
-    Double(f64),
-}
-
-/// One kernel launch.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Launch<Addr> {
-    /// Kernel name.
-    pub kernel: &'static str,
-    /// Grid dimensions, in blocks.
-    pub grid: [u32; 3],
-    /// Block dimensions, in threads.
-    pub block: [u32; 3],
-    /// Arguments, in the kernel's order.
-    pub args: Vec<Arg<Addr>>,
-}
-
-impl<P: Copy> Launch<P> {
-    /// Maps every address.
-    pub fn map_addrs<Q>(&self, f: impl Fn(P) -> Q) -> Launch<Q> {
-        let args = self.args.iter().map(|&arg| match arg {
-            Arg::At(p) => Arg::At(f(p)),
-            Arg::Int(v) => Arg::Int(v),
-            Arg::Uint(v) => Arg::Uint(v),
-            Arg::Float(v) => Arg::Float(v),
-            Arg::Double(v) => Arg::Double(v),
-        });
-        Launch { kernel: self.kernel, grid: self.grid, block: self.block, args: args.collect() }
-    }
-}
 
 /// Calls that run in sequence, and their place in the stream schedule.
 #[derive(Clone, Debug)]

@@ -4,13 +4,11 @@
 //! sums of the gradient norm, snapshots of states, library workspaces, and sampler buffers.
 
 use crate::autotune::{Candidate, Candidates};
-use crate::buffers;
+use crate::buffer_layout::BufferLayout;
 use crate::control;
-use crate::gpu::{Arg, Launch};
+use crate::launch::{Arg, Launch, WeightRepack};
 use crate::library::LibraryOp;
-use crate::lower::{
-    Constants, CudaOptions, LoweredNode, MAX_ELEMS, MemRef, WeightRepack, accepts_bf16, lower,
-};
+use crate::lower::{Constants, CudaOptions, LoweredNode, MAX_ELEMS, MemRef, accepts_bf16, lower};
 use crate::streams::{Access, StreamSlot, assign_streams};
 use ddpm_engine::graph::{Graph, Node};
 use ddpm_engine::passes::bf16_storage::store_in_bf16;
@@ -45,7 +43,7 @@ pub(crate) struct MemoryLayout {
     /// Byte offset of the clipping threshold (f64); byte offset and length of the state table.
     pub(crate) clip_norm: usize,
     pub(crate) states: (usize, usize),
-    pub(crate) buffers: buffers::BufferLayout,
+    pub(crate) buffers: BufferLayout,
     pub(crate) bytes: usize,
 }
 
@@ -86,17 +84,7 @@ impl WeightTables {
 impl MemoryLayout {
     pub(crate) fn new(mut graph: Graph, options: &PlanOptions, cuda_options: CudaOptions) -> Result<Self> {
         let mut constants = Constants::default();
-        if options.compute.matmul_dtype == MatmulDtype::Bf16 {
-            let read: Vec<Tensor> =
-                options.outputs.iter().chain(options.gradients.iter().flatten()).copied().collect();
-            store_in_bf16(&mut graph, &read, cuda_options.min_bf16_elems, accepts_bf16);
-        }
-        let mut lowered = Vec::with_capacity(graph.nodes().len());
-        for node in graph.nodes() {
-            lowered.push(lower(&graph, node, options.compute, cuda_options, &mut constants)?);
-        }
-        let workspaces: Vec<Workspace> =
-            lowered.iter().map(|w| Workspace { scratch: w.scratch, cached: w.cached }).collect();
+        let mut lowered = lower_all(&mut graph, options, cuda_options, &mut constants)?;
         // The optimizer kernels run after all nodes instead of being fused into them.
         let loss = options.fuse_optimizer.filter(|_| options.gradients.is_some());
         assert!(
@@ -105,80 +93,47 @@ impl MemoryLayout {
         );
         let outputs = options.outputs.iter().copied().chain(loss).collect();
         let options = PlanOptions { fuse_optimizer: None, outputs, ..options.clone() };
-        let plan = plan_with_overlap(graph, &options, &workspaces, cuda_options);
-        // Sized for the candidate with the most repacks.
-        let repacks_of = |w: &LoweredNode| {
-            w.alternatives.iter().map(|a| a.repacks.len()).fold(w.repacks.len(), usize::max)
-        };
-        let repacks: usize = lowered.iter().map(repacks_of).sum();
-        let (table, counter) = (constants.reserve(repacks * size_of::<WeightTable>()), constants.reserve(4));
-        let (clip_norm, states) = (constants.reserve(8), plan.graph().states().to_vec());
-        constants.set(clip_norm, bytemuck::bytes_of(&options.clip_norm));
-        let state_table = constants.reserve(states.len() * size_of::<StateTable>());
+        let plan = plan_with_overlap(graph, &options, &lowered, cuda_options);
+
+        let tables = Tables::reserve(&mut constants, &lowered, plan.graph().states().len());
+        constants.set(tables.clip_norm, bytemuck::bytes_of(&options.clip_norm));
         let arena = (control::BYTES + constants.bytes().len()).next_multiple_of(256);
         let parts = (arena + plan.arena_len() * 4).next_multiple_of(256);
         let gradients = plan.region(Region::Gradients).len();
-        let mut bytes = (parts + gradients.div_ceil(PARTIAL_ELEMS) * 8).next_multiple_of(256);
-        let state_entries = states.iter().map(|&t| {
-            let snapshot = bytes;
-            bytes += plan.range(t).len() * 4;
-            [(arena + plan.range(t).start * 4) as u64, snapshot as u64, plan.range(t).len() as u64]
-        });
-        let state_entries: Vec<StateTable> = state_entries.collect();
-        constants.set(state_table, bytemuck::cast_slice(&state_entries));
-        bytes = (bytes + 256).next_multiple_of(256);
-        let workspace = bytes;
-        if lowered.iter().any(|node| !node.alternatives.is_empty()) {
-            bytes += cuda_options.workspace * cuda_options.streams.max(1);
-        }
-        let buffers = buffers::BufferLayout::new(options.sampler_buffers, bytes)?;
-        let bytes = buffers.end();
+        let snapshots = (parts + gradients.div_ceil(PARTIAL_ELEMS) * 8).next_multiple_of(256);
+        let (states, end) = state_table(&plan, arena, snapshots);
+        constants.set(tables.states, bytemuck::cast_slice(&states));
+        let workspace = (end + 256).next_multiple_of(256);
+        let with_libraries = lowered.iter().any(|node| !node.alternatives.is_empty());
+        let workspaces =
+            if with_libraries { cuda_options.workspace * cuda_options.streams.max(1) } else { 0 };
+        let buffers = BufferLayout::new(options.sampler_buffers, workspace + workspaces)?;
         if gradients > MAX_ELEMS {
             let reason = format!(
                 "the network has more than {MAX_ELEMS} weights, the most the optimizer kernel can index"
             );
             return Err(Error::Device { device: "cuda".to_owned(), reason });
         }
-        let word = |at: usize| arena + at * 4;
-        // Kernels read the format from the lowest address bit (`In` and `Out` in common.cu).
-        let tensor = |t: Tensor| {
-            let bf16 = plan.graph().ty(t).dtype == DType::Bf16;
-            word(plan.range(t).start) + usize::from(bf16)
-        };
-        let resolve = |i: usize, p: MemRef| {
-            let node = &plan.graph().nodes()[i];
-            match p {
-                MemRef::Input(k) => tensor(node.inputs[k]),
-                MemRef::Output(k) => tensor(node.outputs[k]),
-                MemRef::Scratch(at) => word(plan.scratch(i).start + at),
-                MemRef::Bf16Scratch(at) => word(plan.scratch(i).start + at) + 1,
-                MemRef::Cached { at, bf16 } => word(plan.cached(i).start + at) + usize::from(bf16),
-                MemRef::Constant(at) => control::BYTES + at,
-                MemRef::Control => 0,
-                MemRef::Workspace => workspace,
-            }
-        };
+
+        let addresses = Addresses { plan: &plan, arena, workspace };
         let candidates = |(i, node): (usize, &mut LoweredNode)| {
             let LoweredNode { launches, repacks, alternatives, .. } = mem::take(node);
-            Candidates { launches, repacks, alternatives }.map_addrs(|p| resolve(i, p))
+            Candidates { launches, repacks, alternatives }.map_addrs(|p| addresses.resolve(i, p))
         };
-        let (nodes, repacks) = (lowered.iter_mut().enumerate().map(candidates).collect(), table);
-        let [counter, clip_norm, state_table] =
-            [counter, clip_norm, state_table].map(|at| control::BYTES + at);
-        let states = (state_table, states.len());
+        let nodes = lowered.iter_mut().enumerate().map(candidates).collect();
         Ok(Self {
-            plan,
             constants,
             nodes,
-            repacks,
+            repacks: tables.repacks,
             loss,
             arena,
             parts,
-            counter,
-            clip_norm,
-            states,
+            counter: control::BYTES + tables.counter,
+            clip_norm: control::BYTES + tables.clip_norm,
+            states: (control::BYTES + tables.states, states.len()),
             buffers,
-            bytes,
+            bytes: buffers.end(),
+            plan,
         })
     }
 
@@ -262,15 +217,107 @@ impl MemoryLayout {
     }
 }
 
+/// Lowers all nodes, after changing tensors to bf16 where matmul operands are.
+fn lower_all(
+    graph: &mut Graph,
+    options: &PlanOptions,
+    cuda_options: CudaOptions,
+    constants: &mut Constants,
+) -> Result<Vec<LoweredNode>> {
+    if options.compute.matmul_dtype == MatmulDtype::Bf16 {
+        let read: Vec<Tensor> =
+            options.outputs.iter().chain(options.gradients.iter().flatten()).copied().collect();
+        store_in_bf16(graph, &read, cuda_options.min_bf16_elems, accepts_bf16);
+    }
+    let graph = &*graph;
+    graph.nodes().iter().map(|node| lower(graph, node, options.compute, cuda_options, constants)).collect()
+}
+
+/// Offsets, within the constants, of the tables that the executor's own kernels read.
+struct Tables {
+    /// The weights to repack.
+    repacks: usize,
+    /// Block counter of the norm kernel.
+    counter: usize,
+    /// The clipping threshold, an f64.
+    clip_norm: usize,
+    /// Where the states and their snapshots lie.
+    states: usize,
+}
+
+impl Tables {
+    fn reserve(constants: &mut Constants, lowered: &[LoweredNode], states: usize) -> Self {
+        // Sized for the candidate with the most repacks.
+        let repacks_of = |w: &LoweredNode| {
+            w.alternatives.iter().map(|a| a.repacks.len()).fold(w.repacks.len(), usize::max)
+        };
+        let repacks: usize = lowered.iter().map(repacks_of).sum();
+        Self {
+            repacks: constants.reserve(repacks * size_of::<WeightTable>()),
+            counter: constants.reserve(4),
+            clip_norm: constants.reserve(8),
+            states: constants.reserve(states * size_of::<StateTable>()),
+        }
+    }
+}
+
+/// The table of states, whose snapshots follow one another from byte `snapshots` on; and the end of the last.
+fn state_table(plan: &Plan, arena: usize, snapshots: usize) -> (Vec<StateTable>, usize) {
+    let mut end = snapshots;
+    let entries = plan.graph().states().iter().map(|&t| {
+        let (snapshot, range) = (end, plan.range(t));
+        end += range.len() * 4;
+        [(arena + range.start * 4) as u64, snapshot as u64, range.len() as u64]
+    });
+    (entries.collect(), end)
+}
+
+/// Byte offsets of a node's memory in the allocation.
+struct Addresses<'a> {
+    plan: &'a Plan,
+    arena: usize,
+    /// The library workspace.
+    workspace: usize,
+}
+
+impl Addresses<'_> {
+    fn word(&self, at: usize) -> usize {
+        self.arena + at * 4
+    }
+
+    /// Kernels read the format from the lowest address bit (`In` and `Out` in common.cu).
+    fn tensor(&self, t: Tensor) -> usize {
+        let bf16 = self.plan.graph().ty(t).dtype == DType::Bf16;
+        self.word(self.plan.range(t).start) + usize::from(bf16)
+    }
+
+    /// The address behind a reference of node `i`.
+    fn resolve(&self, i: usize, p: MemRef) -> usize {
+        let node = &self.plan.graph().nodes()[i];
+        match p {
+            MemRef::Input(k) => self.tensor(node.inputs[k]),
+            MemRef::Output(k) => self.tensor(node.outputs[k]),
+            MemRef::Scratch(at) => self.word(self.plan.scratch(i).start + at),
+            MemRef::Bf16Scratch(at) => self.word(self.plan.scratch(i).start + at) + 1,
+            MemRef::Cached { at, bf16 } => self.word(self.plan.cached(i).start + at) + usize::from(bf16),
+            MemRef::Constant(at) => control::BYTES + at,
+            MemRef::Control => 0,
+            MemRef::Workspace => self.workspace,
+        }
+    }
+}
+
 /// A plan that lets nodes run concurrently, unless that takes too much memory.
 fn plan_with_overlap(
     graph: Graph,
     options: &PlanOptions,
-    workspaces: &[Workspace],
+    lowered: &[LoweredNode],
     cuda_options: CudaOptions,
 ) -> Plan {
+    let workspaces: Vec<Workspace> =
+        lowered.iter().map(|w| Workspace { scratch: w.scratch, cached: w.cached }).collect();
     let with = |liveness_slack, graph| {
-        Plan::new(graph, &PlanOptions { liveness_slack, ..options.clone() }, workspaces)
+        Plan::new(graph, &PlanOptions { liveness_slack, ..options.clone() }, &workspaces)
     };
     let tight = with(0, graph);
     let max_len = tight.arena_len() as f64 * (1.0 + MAX_EXTRA_MEMORY);

@@ -1,13 +1,14 @@
 //! Runs the engine's plans on NVIDIA GPUs.
 //!
 //! - [`source`] contains the kernels, CUDA C++ compiled by NVRTC when a plan needs them;
-//! - [`lower`] turns operations into kernel launches with their arguments;
+//! - [`lower`] turns operations into kernel [launches](launch) with their arguments;
 //! - [`streams`] derives dependencies between nodes and assigns them to streams;
-//! - `layout` lays a plan out in a single allocation, [`executor`] runs it on a [`gpu`];
-//! - `buffers` implements samplers' arithmetic between runs, in the same allocation;
+//! - `layout` lays a plan out in a single allocation, [`executor`] runs it on a [`gpu`], with samplers' arithmetic between runs in the
+//!   same allocation;
 //! - `driver` implements the GPU with NVIDIA's driver, [`compile`] calls NVRTC, and `cache` keeps its output on disk; both libraries are
 //!   loaded at run time;
-//! - [`library`] describes operations that cuDNN and cuBLASLt can perform instead of kernels; `autotune` times both;
+//! - [`library`] describes operations that cuDNN and cuBLASLt can perform instead of kernels; `autotune` times both; [`installed`] calls those that are
+//!   installed;
 //! - [`probe`] reports which drivers, libraries and GPUs are available.
 //!
 //! The tests run the same kernels as C++ on the CPU (`tests/emulator`), also below a stand-in for NVIDIA's driver, so that everything
@@ -15,7 +16,7 @@
 #![deny(unsafe_code)]
 
 mod autotune;
-mod buffers;
+mod buffer_layout;
 mod cache;
 pub mod compile;
 pub mod control;
@@ -23,6 +24,8 @@ mod driver;
 pub mod executor;
 mod ffi;
 pub mod gpu;
+pub mod installed;
+pub mod launch;
 mod layout;
 pub mod library;
 pub mod lower;

@@ -3,9 +3,7 @@
 //! `lower` describes the suitable library operations of a node and the kernels around them; where a library is available, the
 //! executor times both when it is created and keeps the faster one.
 
-use crate::ffi::libraries::{CublasLt, Cudnn};
-use crate::gpu::Launch;
-use crate::lower::WeightRepack;
+use crate::launch::{Launch, WeightRepack};
 
 /// Whether libraries are used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -196,37 +194,5 @@ impl<P: Copy> Alternative<P> {
     pub fn calls(&self, algorithm: Algorithm) -> Vec<Call<P>> {
         let op = Call::Library(Box::new((self.op, algorithm)));
         [op].into_iter().chain(self.after.iter().cloned().map(Call::from)).collect()
-    }
-}
-
-/// cuDNN's version; or why it cannot be used.
-///
-/// # Errors
-/// If it cannot be found, is too old, or lacks a function.
-pub fn cudnn_version() -> Result<String, String> {
-    Cudnn::version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100))
-}
-
-/// cuBLASLt's version; or why it cannot be used.
-///
-/// # Errors
-/// As [`cudnn_version`].
-pub fn cublaslt_version() -> Result<String, String> {
-    CublasLt::version().map(|v| format!("{}.{}.{}", v / 10_000, v / 100 % 100, v % 100))
-}
-
-/// Whether any library is available.
-pub fn any() -> bool {
-    Cudnn::version().is_ok() || CublasLt::version().is_ok()
-}
-
-/// Describes an operation to its library as for a real call, and compares cuDNN's output size with ours. Needs no GPU.
-///
-/// # Errors
-/// The library's error.
-pub fn check_description(op: &LibraryOp<usize>) -> Result<(), String> {
-    match op.library {
-        Library::Cudnn => Cudnn::check_description(op),
-        Library::CublasLt => CublasLt::check_description(op),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::driver::CudaDevice;
 use crate::ffi;
-use crate::library::{cublaslt_version, cudnn_version};
+use crate::installed::{cublaslt_version, cudnn_version};
 use cudarc::driver::CudaContext;
 
 /// A library that the program uses if present.

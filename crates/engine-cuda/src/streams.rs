@@ -74,9 +74,9 @@ pub fn assign_streams(nodes: &[Access], streams: usize) -> Vec<StreamSlot> {
         // The stream of the latest dependency; else an idle one; else a new one.
         let follows = depends_on.iter().find_map(|j| last.iter().position(|l| l == j));
         let idle = || last.iter().position(|&l| done.has(l));
-        let stream = follows.or_else(idle).unwrap_or_else(|| match last.len() < streams.max(1) {
-            true => last.len(),
-            false => (0..last.len()).min_by_key(|&s| last[s]).unwrap_or(0),
+        let stream = follows.or_else(idle).unwrap_or_else(|| {
+            let may_add = last.len() < streams.max(1);
+            if may_add { last.len() } else { (0..last.len()).min_by_key(|&s| last[s]).unwrap_or(0) }
         });
         if stream == last.len() {
             last.push(i);

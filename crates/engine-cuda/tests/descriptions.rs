@@ -5,9 +5,8 @@ use ddpm::config::Config;
 use ddpm::model::{NoiseSource, TrainingGraph};
 use ddpm_engine::{Graph, PlanOptions};
 use ddpm_engine_cuda::executor::library_ops;
-use ddpm_engine_cuda::library::{
-    ConvPass, Libraries, Library, check_description, cublaslt_version, cudnn_version,
-};
+use ddpm_engine_cuda::installed::{check_description, cublaslt_version, cudnn_version};
+use ddpm_engine_cuda::library::{ConvPass, Libraries, Library};
 use ddpm_engine_cuda::lower::CudaOptions;
 use std::collections::HashMap;
 

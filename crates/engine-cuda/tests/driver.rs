@@ -5,7 +5,7 @@
 mod libraries;
 mod networks;
 mod stand_in;
-#[allow(dead_code, reason = "shared with other tests")]
+#[allow(dead_code, unused_imports, reason = "shared with other tests")]
 mod table;
 mod training;
 
@@ -93,7 +93,7 @@ fn training_steps_agree_with_the_cpu_and_repeat_to_the_bit() {
         let Some(report) = report else { continue };
         report.assert_all_released();
         assert!(
-            report.count("graph_launches") > 10 && report.count("most_pending") > 30,
+            report.count("graph_launches") > 10 && report.count("max_pending") > 30,
             "nothing is asynchronous"
         );
         assert!(report.count("joined") > 0, "nothing runs concurrently");
@@ -202,7 +202,7 @@ fn pinned_buffers_are_not_overwritten_too_early() {
     if let Some(report) = in_own_process(test, "pinned", ALL, &[], run) {
         report.assert_all_released();
         assert_eq!(report.count("pinned_copies"), 15);
-        assert!(report.count("most_pending") > 10, "uploads must be asynchronous");
+        assert!(report.count("max_pending") > 10, "uploads must be asynchronous");
     }
     // Without pinned memory, uploads are slower but work.
     let settings = [("FAIL", "pinned:2:2 pinned:3:2 pinned:4:2")];

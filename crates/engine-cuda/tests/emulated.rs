@@ -12,7 +12,8 @@ mod training;
 
 use cases::{Golden, run_case};
 use ddpm_engine::{ComputeOptions, Device, Executor, Footprint, Graph, MatmulDtype, PlanOptions, Result};
-use ddpm_engine_cuda::gpu::{Gpu, Launch, Step};
+use ddpm_engine_cuda::gpu::{Gpu, Step};
+use ddpm_engine_cuda::launch::Launch;
 use ddpm_engine_cuda::lower::CudaOptions;
 use ddpm_engine_cuda::{GpuExecutor, executor};
 use emulator::{Emulator, Order};

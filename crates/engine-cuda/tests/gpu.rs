@@ -10,7 +10,8 @@ mod training;
 use cases::{Golden, run_case};
 use ddpm_engine::{ComputeOptions, Device, Executor, Graph, MatmulDtype, PlanOptions};
 use ddpm_engine_cuda::CudaDevice;
-use ddpm_engine_cuda::library::{self, Libraries, cublaslt_version, cudnn_version};
+use ddpm_engine_cuda::installed::{self, cublaslt_version, cudnn_version};
+use ddpm_engine_cuda::library::Libraries;
 use ddpm_engine_cuda::lower::CudaOptions;
 use std::collections::HashMap;
 use table::Form;
@@ -116,7 +117,7 @@ fn libraries() -> bool {
             Err(reason) => println!("skipped: {name}: {reason}"),
         }
     }
-    library::any()
+    installed::any()
 }
 
 /// The first six algorithms (fewer where a library offers fewer).

@@ -76,7 +76,11 @@ struct Case<'a> {
     name: String,
     graph: Graph,
     inputs: Vec<(String, Tensor, Vec<f32>)>,
+    /// What the caller writes and no gradient is compared of.
+    constants: Vec<(Tensor, Vec<f32>)>,
     orders: HashMap<String, Vec<usize>>,
+    /// Name of the result and of its gradient in the golden file, and the order of their dimensions.
+    result: (&'static str, &'static str, &'static [usize]),
 }
 
 impl Case<'_> {
@@ -97,23 +101,22 @@ impl Case<'_> {
         self.inputs.push((name.to_owned(), t, data));
         t
     }
+
+    fn constant(&mut self, name: &str, data: Vec<f32>) -> Tensor {
+        let t = self.graph.input(name, [data.len()]);
+        self.constants.push((t, data));
+        t
+    }
+
+    fn add(&mut self, op: impl Into<Op>, operands: &[Tensor]) -> Tensor {
+        self.graph.add(&self.name, op, operands).expect("the case's shapes fit")
+    }
 }
 
-/// Runs a case and returns its largest difference, relative to the largest value of the tensor, which must be within `tolerance` (ten
-/// times that with large scores). `on` names the executor in errors.
-pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: Make<'_>) -> f32 {
-    let (name, op) = (spec["name"].as_str().expect("name"), spec["op"].as_str().expect("op"));
-    let graph = Graph::new();
-    let mut c = Case { golden, name: name.to_owned(), graph, inputs: vec![], orders: HashMap::new() };
+/// Convolutions, linear layers, norms and attention. `None` if the operation is none of them.
+fn add_layer(c: &mut Case<'_>, op: &str, spec: &Value) -> Option<Tensor> {
     let has_bias = spec["bias"].as_bool() == Some(true);
-    let mut constants: Vec<(Tensor, Vec<f32>)> = vec![];
-    let mut constant = |c: &mut Case<'_>, name: &str, data: Vec<f32>| {
-        let t = c.graph.input(name, [data.len()]);
-        constants.push((t, data));
-        t
-    };
-    let mut result = ("y", "dy", IMAGE);
-    let y = match op {
+    Some(match op {
         "conv2d" => {
             let (x, w) = (c.input("x", IMAGE), c.input("weight", CONV));
             let mut operands = vec![x, w];
@@ -121,7 +124,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 operands.push(c.input("bias", &[0]));
             }
             let (stride, pad) = (usizes(spec, "stride"), Padding::from(usizes(spec, "padding")));
-            c.graph.add(name, Conv2d { stride, pad, bias: has_bias, ..Conv2d::default() }, &operands)
+            c.add(Conv2d { stride, pad, bias: has_bias, ..Conv2d::default() }, &operands)
         }
         "conv_transpose2d" => {
             let (x, w) = (c.input("x", IMAGE), c.input("weight", CONV));
@@ -129,7 +132,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
             if has_bias {
                 operands.push(c.input("bias", &[0]));
             }
-            let (y, _) = golden.tensor(name, "y").expect("y");
+            let (y, _) = c.golden.tensor(&c.name, "y").expect("y");
             let (stride, pad) = (usizes(spec, "stride"), Padding::from(usizes(spec, "padding")));
             let op = Conv2dTranspose {
                 stride,
@@ -139,32 +142,53 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 gradient: false,
                 bias: has_bias,
             };
-            c.graph.add(name, op, &operands)
+            c.add(op, &operands)
         }
         "linear" => {
-            result.2 = &[0, 1];
+            c.result.2 = &[0, 1];
             let (x, w) = (c.input("x", &[0, 1]), c.input("weight", &[1, 0]));
             let mut operands = vec![x, w];
             if has_bias {
                 operands.push(c.input("bias", &[0]));
             }
-            c.graph.add(name, Conv2d { bias: has_bias, ..Conv2d::linear() }, &operands)
+            c.add(Conv2d { bias: has_bias, ..Conv2d::linear() }, &operands)
+        }
+        "conv2d_pad_after" => {
+            let operands = [c.input("x", IMAGE), c.input("weight", CONV), c.input("bias", &[0])];
+            let pad = Padding { before: (0, 0), after: (1, 1) };
+            c.add(Conv2d { stride: (2, 2), pad, bias: true, ..Conv2d::default() }, &operands)
         }
         "group_norm" | "group_norm_silu" => {
             let operands = [c.input("x", IMAGE), c.input("weight", &[0]), c.input("bias", &[0])];
             let groups = spec["groups"].as_u64().expect("groups") as usize;
             let eps = spec["eps"].as_f64().expect("eps") as f32;
-            c.graph.add(name, GroupNorm { groups, eps, silu: op == "group_norm_silu" }, &operands)
+            c.add(GroupNorm { groups, eps, silu: op == "group_norm_silu" }, &operands)
         }
         "batch_norm" | "layer_norm" => {
             let operands = [c.input("x", IMAGE), c.input("weight", &[0]), c.input("bias", &[0])];
             let eps = spec["eps"].as_f64().expect("eps") as f32;
             let op: Op = if op == "batch_norm" { BatchNorm { eps }.into() } else { LayerNorm { eps }.into() };
-            c.graph.add(name, op, &operands)
+            c.add(op, &operands)
         }
+        "mha" => {
+            // [b, tokens, 3c] as an image of tokens x 1 pixels.
+            c.result = ("o", "do", &[0, 1, 2]);
+            c.orders.insert("qkv".to_owned(), vec![0, 1, 2]);
+            let (s, data) = c.load("qkv").expect("qkv");
+            let t = c.graph.parameter("qkv", [s[0], s[1], 1, s[2]]);
+            c.inputs.push(("qkv".to_owned(), t, data));
+            c.add(Attention { heads: spec["heads"].as_u64().expect("heads") as usize, dropout: None }, &[t])
+        }
+        _ => return None,
+    })
+}
+
+/// Elementwise operations, resizing, concatenation and embeddings. `None` if the operation is none of them.
+fn add_pointwise(c: &mut Case<'_>, op: &str, spec: &Value) -> Option<Tensor> {
+    Some(match op {
         "max_pool" => {
             let x = c.input("x", IMAGE);
-            c.graph.add(name, MaxPool, &[x])
+            c.add(MaxPool, &[x])
         }
         "avg_pool" | "nearest" | "bilinear" => {
             let x = c.input("x", IMAGE);
@@ -174,55 +198,36 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 _ => Taps::linear_double,
             };
             let [_, h, w, _] = c.graph.shape(x).nhwc().expect("images");
-            c.graph.add(name, Resample::both(taps, h, w), &[x])
-        }
-        "conv2d_pad_after" => {
-            let operands = [c.input("x", IMAGE), c.input("weight", CONV), c.input("bias", &[0])];
-            let pad = Padding { before: (0, 0), after: (1, 1) };
-            c.graph.add(name, Conv2d { stride: (2, 2), pad, bias: true, ..Conv2d::default() }, &operands)
+            c.add(Resample::both(taps, h, w), &[x])
         }
         "scale_channels" => {
             let operands = [c.input("x", IMAGE), c.input("b", &[0, 1])];
-            c.graph.add(name, Modulate, &operands)
+            c.add(Modulate, &operands)
         }
         "silu" | "relu" | "gelu" | "mish" => {
             let act = Activation::ALL.into_iter().find(|a| a.name() == op).expect("an activation");
-            let rank = golden.tensor(name, "x").expect("x").0.len();
-            result.2 = &[0, 1, 2, 3][..rank];
-            let x = c.input("x", result.2);
-            c.graph.add(name, Activate(act), &[x])
-        }
-        "mha" => {
-            // [b, tokens, 3c] as an image of tokens x 1 pixels.
-            result = ("o", "do", &[0, 1, 2]);
-            c.orders.insert("qkv".to_owned(), vec![0, 1, 2]);
-            let (s, data) = c.load("qkv").expect("qkv");
-            let t = c.graph.parameter("qkv", [s[0], s[1], 1, s[2]]);
-            c.inputs.push(("qkv".to_owned(), t, data));
-            c.graph.add(
-                name,
-                Attention { heads: spec["heads"].as_u64().expect("heads") as usize, dropout: None },
-                &[t],
-            )
+            let rank = c.golden.tensor(&c.name, "x").expect("x").0.len();
+            c.result.2 = &[0, 1, 2, 3][..rank];
+            let x = c.input("x", c.result.2);
+            c.add(Activate(act), &[x])
         }
         "concat" => {
             let operands = [c.input("a", IMAGE), c.input("b", IMAGE)];
-            c.graph.add(name, Concat, &operands)
+            c.add(Concat, &operands)
         }
         "add" => {
             let operands = [c.input("a", IMAGE), c.input("b", IMAGE)];
-            c.graph.add(name, Add, &operands)
+            c.add(Add, &operands)
         }
         "add_channels" => {
             let operands = [c.input("x", IMAGE), c.input("b", &[0, 1])];
-            c.graph.add(name, AddPerChannel, &operands)
+            c.add(AddPerChannel, &operands)
         }
         "sincos" => {
-            result = ("y", "", &[0, 1]);
-            let (_, t) = golden.tensor(name, "t").expect("t");
-            let t = constant(&mut c, "t", t);
-            c.graph.add(
-                name,
+            c.result = ("y", "", &[0, 1]);
+            let (_, t) = c.golden.tensor(&c.name, "t").expect("t");
+            let t = c.constant("t", t);
+            c.add(
                 SinusoidalEmbedding {
                     dim: spec["dim"].as_u64().expect("dim") as usize,
                     shift: 0.0,
@@ -231,23 +236,30 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 &[t],
             )
         }
+        _ => return None,
+    })
+}
+
+/// Losses and the forward process. `None` if the operation is none of them.
+fn add_loss(c: &mut Case<'_>, op: &str, spec: &Value) -> Option<Tensor> {
+    Some(match op {
         "mse" | "l1" | "huber" => {
-            result = ("loss", "", &[]);
+            c.result = ("loss", "", &[]);
             let operands = [c.input("x", IMAGE), c.input("target", IMAGE)];
             let loss = match op {
                 "mse" => Loss::Mse,
                 "l1" => Loss::L1,
                 _ => Loss::Huber { delta: spec["delta"].as_f64().expect("delta") as f32 },
             };
-            c.graph.add(name, loss, &operands)
+            c.add(loss, &operands)
         }
         "variational_bound" => {
-            result = ("loss", "", &[]);
+            c.result = ("loss", "", &[]);
             let operands = ["output", "v", "x_0", "x_t"].map(|name| c.input(name, IMAGE));
             let float = |key: &str| spec[key].as_f64().expect(key);
             let t: Vec<f32> =
                 spec["t"].as_array().expect("t").iter().map(|v| v.as_f64().expect("t") as f32).collect();
-            let t = constant(&mut c, "t", t);
+            let t = c.constant("t", t);
             let (steps, first, last) = (float("steps") as usize, float("first"), float("last"));
             let beta = |i: usize| first + (last - first) * i as f64 / (steps - 1) as f64;
             let bar = |n: usize| (0..n).map(|i| 1.0 - beta(i)).product::<f64>();
@@ -259,14 +271,14 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 decoder: i == 0,
             };
             let op = VariationalBound { steps: (0..steps).map(step).collect(), scale: float("scale") };
-            c.graph.add(name, op, &[operands[0], operands[1], operands[2], operands[3], t])
+            c.add(op, &[operands[0], operands[1], operands[2], operands[3], t])
         }
         "q_sample" => {
-            result = ("x_t", "", IMAGE);
+            c.result = ("x_t", "", IMAGE);
             let operands = [c.input("x0", IMAGE), c.input("eps", IMAGE)];
             let t: Vec<f32> =
                 spec["t"].as_array().expect("t").iter().map(|v| v.as_f64().expect("t") as f32).collect();
-            let t = constant(&mut c, "t", t);
+            let t = c.constant("t", t);
             let steps = spec["timesteps"].as_u64().expect("timesteps") as usize;
             let (first, last) =
                 (spec["beta_start"].as_f64().expect("beta"), spec["beta_end"].as_f64().expect("beta"));
@@ -281,11 +293,24 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
                 sqrt_alpha_bar: table.iter().map(|a| a.sqrt() as f32).collect(),
                 sqrt_one_minus_alpha_bar: table.iter().map(|a| (1.0 - a).sqrt() as f32).collect(),
             };
-            c.graph.add(name, op, &[operands[0], operands[1], t])
+            c.add(op, &[operands[0], operands[1], t])
         }
-        other => panic!("unknown operation {other}"),
-    }
-    .expect("the case's shapes fit");
+        _ => return None,
+    })
+}
+
+/// Runs a case and returns its largest difference, relative to the largest value of the tensor, which must be within `tolerance` (ten
+/// times that with large scores). `on` names the executor in errors.
+pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: Make<'_>) -> f32 {
+    let (name, op) = (spec["name"].as_str().expect("name"), spec["op"].as_str().expect("op"));
+    let (graph, inputs, constants, orders) = (Graph::new(), vec![], vec![], HashMap::new());
+    let mut c =
+        Case { golden, name: name.to_owned(), graph, inputs, constants, orders, result: ("y", "dy", IMAGE) };
+    let y = add_layer(&mut c, op, spec)
+        .or_else(|| add_pointwise(&mut c, op, spec))
+        .or_else(|| add_loss(&mut c, op, spec))
+        .unwrap_or_else(|| panic!("unknown operation {op}"));
+    let result = c.result;
 
     // q_sample and the sinusoidal embedding have no gradient in the engine.
     let gradients = if op == "q_sample" || op == "sincos" {
@@ -296,7 +321,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
         c.orders.insert(result.1[1..].to_owned(), result.2.to_vec());
         let (_, data) = c.load(result.1).expect("the output's gradient");
         let dy = c.graph.input("dy", c.graph.shape(y));
-        constants.push((dy, data));
+        c.constants.push((dy, data));
         Some(backward_from(&mut c.graph, y, dy).expect("gradients"))
     };
     let options = PlanOptions { gradients: gradients.clone(), outputs: vec![y], ..PlanOptions::default() };
@@ -304,7 +329,7 @@ pub fn run_case(golden: &Golden, spec: &Value, on: &str, tolerance: f32, make: M
     for (i, (_, _, data)) in c.inputs.iter().enumerate() {
         exec.write_parameter(Region::Weights, i, data).expect("an input");
     }
-    for (t, data) in &constants {
+    for (t, data) in &c.constants {
         exec.write(*t, data).expect("an input");
     }
     exec.run(RngKey::default()).expect("a run");

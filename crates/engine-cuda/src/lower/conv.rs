@@ -1,6 +1,7 @@
 //! Convolutions, linear layers and their gradients as implicit matrix products.
 
-use super::{Arg, CONTROL, Lowering, MemRef, WeightRepack, input, int, output};
+use super::{Arg, CONTROL, Lowering, MemRef, input, int, output};
+use crate::launch::WeightRepack;
 use crate::library::{ConvPass, Geometry};
 use ddpm_engine::MatmulDtype;
 use ddpm_engine::Shape;
@@ -300,9 +301,10 @@ impl Lowering<'_> {
         let mut args = self.source(&source, &taps).to_vec();
         args.extend([input(1), output(0), parts, int(s.cout), int(tiling.part)]);
         let chunks = s.cin.is_multiple_of(CHUNK) && s.cout.is_multiple_of(CHUNK);
-        let (kernel, threads) = match self.bf16[0] && self.bf16[1] && chunks {
-            true => (STORED_BF16_WEIGHT_GRAD[tiling.tile], bf16_threads(tiling.tile)),
-            false => (WEIGHT_GRAD[self.math()][tiling.tile], 256),
+        let (kernel, threads) = if self.bf16[0] && self.bf16[1] && chunks {
+            (STORED_BF16_WEIGHT_GRAD[tiling.tile], bf16_threads(tiling.tile))
+        } else {
+            (WEIGHT_GRAD[self.math()][tiling.tile], 256)
         };
         self.launch_all(kernel, tiling.grid, [threads, 1, 1], args);
         if tiling.parts > 1 {

@@ -1,6 +1,7 @@
 //! Library alternatives for convolutions, linear layers and their gradients.
 
-use super::{Arg, CONTROL, LoweredNode, Lowering, MemRef, WeightRepack, input, int, output};
+use super::{Arg, CONTROL, LoweredNode, Lowering, MemRef, input, int, output};
+use crate::launch::WeightRepack;
 use crate::library::{Alternative, ConvPass, Geometry, Libraries, Library, LibraryOp, MathMode};
 use std::mem;
 
@@ -46,10 +47,7 @@ impl Lowering<'_> {
 
     /// Operand `i`, a parameter with rows of `c` elements, as it is or repacked in bf16.
     fn parameter_in(&mut self, i: usize, c: usize, bf16: bool) -> MemRef {
-        match bf16 {
-            true => self.repack(i, [1, c, self.inputs[i].len() / c], true, true),
-            false => MemRef::Input(i),
-        }
+        if bf16 { self.repack(i, [1, c, self.inputs[i].len() / c], true, true) } else { MemRef::Input(i) }
     }
 
     /// The weights `[taps, cin, cout]` in a library's layout.
@@ -89,15 +87,16 @@ impl Lowering<'_> {
         // A residual in another format is added by a kernel.
         let residual = addends[2].filter(|&i| self.bf16[i] == bf16_result);
         let with_bias = [addends[0], residual];
-        let (library, variants) = match g.is_matmul() {
-            true => (Library::CublasLt, vec![with_bias]),
+        let (library, variants) = if g.is_matmul() {
+            (Library::CublasLt, vec![with_bias])
+        } else if bf16_result != (math == MathMode::Bf16) {
             // All tensors of a cuDNN call have the same format.
-            false if bf16_result != (math == MathMode::Bf16) => return,
+            return;
+        } else if pass == ConvPass::Forward && addends[0].is_some() {
             // cuDNN adds a residual only together with a bias.
-            false if pass == ConvPass::Forward && addends[0].is_some() => {
-                (Library::Cudnn, vec![with_bias, [None; 2]])
-            }
-            false => (Library::Cudnn, vec![[None; 2]]),
+            (Library::Cudnn, vec![with_bias, [None; 2]])
+        } else {
+            (Library::Cudnn, vec![[None; 2]])
         };
         for [bias, residual] in variants {
             let rest = [

@@ -9,7 +9,7 @@ mod simple;
 
 pub use bf16::accepts_bf16;
 
-use crate::gpu::{Arg, Launch};
+use crate::launch::{Arg, Launch, WeightRepack};
 use crate::library::{Alternative, Libraries};
 use bytemuck::Pod;
 use ddpm_engine::graph::{Graph, Node, TensorKind};
@@ -92,31 +92,6 @@ pub struct LoweredNode {
     pub cached: usize,
     /// Alternatives that use libraries, in the same memory, if libraries are enabled.
     pub alternatives: Vec<Alternative<MemRef>>,
-}
-
-/// Weights `[taps, c, n]` (`[taps, n, c]` if `transposed`) that are repacked as rows `[n, taps, c]`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct WeightRepack<Addr> {
-    /// The weights.
-    pub from: Addr,
-    /// The repacked copy.
-    pub to: Addr,
-    /// Kernel taps.
-    pub taps: usize,
-    /// Elements of a tap in a row.
-    pub c: usize,
-    /// Rows.
-    pub n: usize,
-    /// Whether `n` comes before `c` in the weights.
-    pub transposed: bool,
-}
-
-impl<P: Copy> WeightRepack<P> {
-    /// Maps every address.
-    pub fn map_addrs<Q>(&self, f: impl Fn(P) -> Q) -> WeightRepack<Q> {
-        let Self { from, to, taps, c, n, transposed } = *self;
-        WeightRepack { from: f(from), to: f(to), taps, c, n, transposed }
-    }
 }
 
 /// Constant tables that kernels read.
@@ -292,6 +267,40 @@ fn runs(rows: usize) -> (usize, usize) {
     (run, rows.div_ceil(run).max(1))
 }
 
+fn unsupported(node: &Node, reason: String) -> Error {
+    let (node, operation) = (node.name.clone(), node.op.operation().name());
+    Error::Unsupported { node, operation, executor: "CUDA", reason }
+}
+
+/// Checks that kernels accept the data types, and can index tensors of these sizes.
+fn check(graph: &Graph, node: &Node, bf16_inputs: &[bool], bf16_outputs: &[bool]) -> Result<()> {
+    let any_unsupported = |bf16: &[bool], operand: fn(usize) -> Operand| {
+        let mut stored = bf16.iter().enumerate().filter(|(_, bf16)| **bf16);
+        stored.any(|(i, _)| !accepts_bf16(graph, node, operand(i)))
+    };
+    if any_unsupported(bf16_inputs, Operand::Input) || any_unsupported(bf16_outputs, Operand::Output) {
+        return Err(Error::DType { node: node.name.clone(), executor: "CUDA", dtype: DType::Bf16 });
+    }
+    for &t in node.inputs.iter().chain(&node.outputs) {
+        let (shape, max) = (graph.shape(t), MAX_ELEMS);
+        if shape.len() > max {
+            return Err(unsupported(
+                node,
+                format!(
+                    "{shape} has more than {max} elements, the most its kernels can index: use a smaller batch"
+                ),
+            ));
+        }
+        if shape.dims().len() == 4 && shape.dims()[0] > 65_535 {
+            return Err(unsupported(
+                node,
+                format!("{shape} has more than 65,535 images: use a smaller batch"),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Lowers a node to kernel launches.
 ///
 /// # Errors
@@ -303,32 +312,10 @@ pub fn lower(
     options: CudaOptions,
     constants: &mut Constants,
 ) -> Result<LoweredNode> {
-    let unsupported = |reason: String| Error::Unsupported {
-        node: node.name.clone(),
-        operation: node.op.operation().name(),
-        executor: "CUDA",
-        reason,
-    };
+    let unsupported = |reason: String| unsupported(node, reason);
     let is_bf16 = |t: &[Tensor]| t.iter().map(|&t| graph.ty(t).dtype == DType::Bf16).collect::<Vec<_>>();
     let (bf16_inputs, bf16_outputs) = (is_bf16(&node.inputs), is_bf16(&node.outputs));
-    let any_unsupported = |bf16: &[bool], operand: fn(usize) -> Operand| {
-        let mut stored = bf16.iter().enumerate().filter(|(_, bf16)| **bf16);
-        stored.any(|(i, _)| !accepts_bf16(graph, node, operand(i)))
-    };
-    if any_unsupported(&bf16_inputs, Operand::Input) || any_unsupported(&bf16_outputs, Operand::Output) {
-        return Err(Error::DType { node: node.name.clone(), executor: "CUDA", dtype: DType::Bf16 });
-    }
-    for &t in node.inputs.iter().chain(&node.outputs) {
-        let (shape, max) = (graph.shape(t), MAX_ELEMS);
-        if shape.len() > max {
-            return Err(unsupported(format!(
-                "{shape} has more than {max} elements, the most its kernels can index: use a smaller batch"
-            )));
-        }
-        if shape.dims().len() > 1 && shape.dims().len() == 4 && shape.dims()[0] > 65_535 {
-            return Err(unsupported(format!("{shape} has more than 65,535 images: use a smaller batch")));
-        }
-    }
+    check(graph, node, &bf16_inputs, &bf16_outputs)?;
     let shapes = |t: &[Tensor]| t.iter().map(|&t| graph.shape(t)).collect::<Vec<_>>();
     let mut t = Lowering {
         inputs: shapes(&node.inputs),

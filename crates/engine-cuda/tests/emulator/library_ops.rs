@@ -10,20 +10,18 @@ use ddpm_kernels::bf16;
 fn read(gpu: &dyn Gpu, at: usize, count: usize, is_bf16: bool) -> Result<Vec<f64>> {
     let mut bytes = vec![0; count * if is_bf16 { 2 } else { 4 }];
     gpu.read(at & !1, &mut bytes)?;
-    Ok(match is_bf16 {
-        true => {
-            bytes.chunks_exact(2).map(|b| f64::from(bf16::widen(u16::from_le_bytes([b[0], b[1]])))).collect()
-        }
-        false => {
-            bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
-        }
+    Ok(if is_bf16 {
+        bytes.chunks_exact(2).map(|b| f64::from(bf16::widen(u16::from_le_bytes([b[0], b[1]])))).collect()
+    } else {
+        bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
     })
 }
 
 fn write(gpu: &dyn Gpu, at: usize, elems: &[f64], is_bf16: bool) -> Result<()> {
-    let bytes: Vec<u8> = match is_bf16 {
-        true => elems.iter().flat_map(|&v| bf16::round(v as f32).to_le_bytes()).collect(),
-        false => elems.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
+    let bytes: Vec<u8> = if is_bf16 {
+        elems.iter().flat_map(|&v| bf16::round(v as f32).to_le_bytes()).collect()
+    } else {
+        elems.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect()
     };
     gpu.write(at & !1, &bytes)
 }

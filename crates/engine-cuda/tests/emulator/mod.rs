@@ -5,7 +5,8 @@ mod build;
 mod library_ops;
 
 use ddpm_engine::{Error, Result};
-use ddpm_engine_cuda::gpu::{Arg, Gpu, Launch, Step};
+use ddpm_engine_cuda::gpu::{Gpu, Step};
+use ddpm_engine_cuda::launch::{Arg, Launch};
 use ddpm_engine_cuda::library::{Algorithm, Call, LibraryOp};
 use ddpm_engine_cuda::source::SOURCES;
 use ddpm_engine_cuda::streams::StreamSlot;

@@ -226,7 +226,7 @@ int enqueue(Stream *stream, Work work) {
     }
     stream->queue.push_back(std::move(work));
     stream->issued++;
-    int &peak = state().counts["most_pending"];
+    int &peak = state().counts["max_pending"];
     peak = std::max(peak, (int)stream->queue.size());
     return SUCCESS;
 }

@@ -170,10 +170,10 @@ impl Convolution {
         };
         f.ok("output size", status)?;
         let want = [g.n, g.cout, g.output.0, g.output.1];
-        match got.iter().zip(want).all(|(&got, want)| usize::try_from(got) == Ok(want)) {
-            true => Ok(created),
-            false => Err(format!("cuDNN: the result has shape {got:?} (NCHW), expected {want:?}")),
+        if got.iter().zip(want).any(|(&got, want)| usize::try_from(got) != Ok(want)) {
+            return Err(format!("cuDNN: the result has shape {got:?} (NCHW), expected {want:?}"));
         }
+        Ok(created)
     }
 }
 

@@ -4,10 +4,13 @@
 //! graphs. Weights are repacked before a run if they have changed. A training run is a graph too: weight repacking, the nodes,
 //! the gradient norm, the check that norm and loss are finite, and the optimizer step.
 
+mod sampler_buffers;
+
 use crate::autotune::{Candidate, Candidates};
-use crate::buffers;
+use crate::buffer_layout::BufferLayout;
 use crate::control;
-use crate::gpu::{Arg, Gpu, Launch, Step};
+use crate::gpu::{Gpu, Step};
+use crate::launch::{Arg, Launch};
 use crate::layout::{MemoryLayout, blocks, call, int};
 pub use crate::layout::{footprint, library_ops};
 use crate::library::{Algorithm, Call, Library, LibraryOp};
@@ -58,7 +61,7 @@ impl<G: Gpu> GpuExecutor<G> {
         }
         kernels.extend(layout.move_states(false).map(|launch| launch.kernel));
         if layout.buffers.any() {
-            kernels.extend(buffers::KERNELS);
+            kernels.extend(sampler_buffers::KERNELS);
         }
         kernels.sort_unstable();
         kernels.dedup();
@@ -137,7 +140,7 @@ impl<G: Gpu> GpuExecutor<G> {
         &self.gpu
     }
 
-    pub(crate) fn buffer_layout(&self) -> buffers::BufferLayout {
+    pub(crate) fn buffer_layout(&self) -> BufferLayout {
         self.layout.buffers
     }
 
@@ -328,9 +331,10 @@ impl<G: Gpu> Executor for GpuExecutor<G> {
         let n = last.len();
         let [sum, last] = [sum.start, last.start].map(|at| Arg::At(self.byte(at)));
         let blocks = blocks(n.div_ceil(8));
-        self.gpu.launch(&match start {
-            true => call("copy", blocks, vec![last, sum, int(n)]),
-            false => call("add", blocks, vec![sum, last, sum, int(n)]),
+        self.gpu.launch(&if start {
+            call("copy", blocks, vec![last, sum, int(n)])
+        } else {
+            call("add", blocks, vec![sum, last, sum, int(n)])
         })
     }
 

@@ -1,15 +1,14 @@
-//! Sampler buffers in GPU memory: launches of the kernels in `sampler.cu`.
+//! Arithmetic of samplers between runs: launches of the kernels in `sampler.cu` on buffers in GPU memory.
 
-use crate::executor::GpuExecutor;
-use crate::gpu::{Arg, Gpu, Launch};
+use super::GpuExecutor;
+use crate::buffer_layout::{BufferLayout, MAX_BLOCKS, THREADS};
+use crate::gpu::Gpu;
+use crate::launch::{Arg, Launch};
 use ddpm_engine::plan_buffers::MAX_TERMS;
-use ddpm_engine::{BufferId, BufferSpec, Error, PlanBuffers, Result, RngKey, Tensor};
+use ddpm_engine::{BufferId, PlanBuffers, Result, RngKey, Tensor};
 use ddpm_rng::Purpose;
 use std::ops::Range;
 
-/// Threads per block, and maximum blocks.
-const THREADS: usize = 256;
-const MAX_BLOCKS: usize = 4096;
 /// Threads of the single block that handles an image.
 const IMAGE_THREADS: usize = 512;
 
@@ -25,61 +24,8 @@ pub const KERNELS: [&str; 8] = [
     "sampler_clip_dynamic",
 ];
 
-/// Where the buffers lie: one after another in GPU memory, in bytes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct BufferLayout {
-    from: usize,
-    stride: usize,
-    count: usize,
-    images: usize,
-    image: usize,
-}
-
-impl BufferLayout {
-    /// Places the buffers after byte `end`; empty if no buffers are requested.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if there are more elements than the kernels can index.
-    pub fn new(wanted: Option<BufferSpec>, end: usize) -> Result<Self> {
-        let from = end.next_multiple_of(256);
-        let Some(BufferSpec { count, shape }) = wanted else {
-            return Ok(Self { from: end, ..Self::default() });
-        };
-        let images = shape.dims().first().copied().unwrap_or(1);
-        // The last iteration of a grid-stride loop overshoots by up to one grid.
-        if shape.len() > i32::MAX as usize - THREADS * MAX_BLOCKS {
-            let reason =
-                "the sampler's batch has too many elements (2^31 or more): use a smaller batch".to_owned();
-            return Err(Error::Device { device: "cuda".to_owned(), reason });
-        }
-        let image = shape.len() / images.max(1);
-        Ok(Self { from, stride: (shape.len() * 4).next_multiple_of(256), count, images, image })
-    }
-
-    /// Whether there are any buffers.
-    pub fn any(&self) -> bool {
-        self.count > 0
-    }
-
-    /// The end of the last buffer.
-    pub fn end(&self) -> usize {
-        self.from + self.stride * self.count
-    }
-
-    /// Elements per buffer.
-    fn len(&self) -> usize {
-        self.images * self.image
-    }
-
-    /// Byte offset of a buffer whose first `elems` elements are accessed.
-    fn offset(&self, v: BufferId, elems: usize) -> usize {
-        assert!(v.0 < self.count && elems <= self.len(), "{elems} elements of buffer {}", v.0);
-        self.from + self.stride * v.0
-    }
-
-    fn arg(&self, v: BufferId) -> Arg<usize> {
-        Arg::At(self.offset(v, 0))
-    }
+fn arg(layout: BufferLayout, v: BufferId) -> Arg<usize> {
+    Arg::At(layout.offset(v, 0))
 }
 
 fn int(v: usize) -> Arg<usize> {
@@ -117,10 +63,10 @@ impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
     fn linear_combination(&mut self, to: BufferId, terms: &[(f64, BufferId)], divisor: f64) -> Result<()> {
         assert!(terms.len() <= MAX_TERMS, "{} terms in a linear combination", terms.len());
         let layout = self.buffer_layout();
-        let mut args = vec![layout.arg(to), int(layout.len()), Arg::Double(divisor), int(terms.len())];
+        let mut args = vec![arg(layout, to), int(layout.len()), Arg::Double(divisor), int(terms.len())];
         for i in 0..MAX_TERMS {
             let &(c, v) = terms.get(i).unwrap_or(&(0.0, to));
-            args.extend([layout.arg(v), Arg::Double(c)]);
+            args.extend([arg(layout, v), Arg::Double(c)]);
         }
         self.gpu().launch(&each("sampler_linear_combination", layout.len(), args))
     }
@@ -129,7 +75,7 @@ impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
         let layout = self.buffer_layout();
         let seed = [key.seed as u32, (key.seed >> 32) as u32];
         let words = [seed[0], seed[1], key.step, key.first_index, purpose as u32].map(Arg::Uint);
-        let args = [&[layout.arg(to), int(layout.images), int(layout.image)][..], &words].concat();
+        let args = [&[arg(layout, to), int(layout.images), int(layout.image)][..], &words].concat();
         let quads = layout.images * layout.image.div_ceil(4);
         self.gpu().launch(&each("sampler_normal", quads, args))
     }
@@ -137,13 +83,13 @@ impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
     fn threshold(&mut self, v: BufferId, quantile: Option<f64>) -> Result<()> {
         let layout = self.buffer_layout();
         let Some(quantile) = quantile else {
-            let args = vec![layout.arg(v), int(layout.len())];
+            let args = vec![arg(layout, v), int(layout.len())];
             return self.gpu().launch(&each("sampler_clip", layout.len(), args));
         };
         let Some(last) = layout.image.checked_sub(1) else { return Ok(()) };
         let at = quantile * last as f64;
         let ranks = [at.floor(), at.ceil()].map(|rank| int(rank as usize));
-        let args = vec![layout.arg(v), int(layout.image), ranks[0], ranks[1], Arg::Float(at.fract() as f32)];
+        let args = vec![arg(layout, v), int(layout.image), ranks[0], ranks[1], Arg::Float(at.fract() as f32)];
         let (grid, block) = ([layout.images as u32, 1, 1], [IMAGE_THREADS as u32, 1, 1]);
         self.gpu().launch(&Launch { kernel: "sampler_clip_dynamic", grid, block, args })
     }
@@ -151,7 +97,7 @@ impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
     fn apply_learned_std(&mut self, v: BufferId, z: BufferId, [small, large]: [f64; 2]) -> Result<()> {
         let layout = self.buffer_layout();
         let args =
-            vec![layout.arg(v), layout.arg(z), int(layout.len()), Arg::Double(small), Arg::Double(large)];
+            vec![arg(layout, v), arg(layout, z), int(layout.len()), Arg::Double(small), Arg::Double(large)];
         self.gpu().launch(&each("sampler_learned_std", layout.len(), args))
     }
 
@@ -175,7 +121,7 @@ impl<G: Gpu> PlanBuffers for GpuExecutor<G> {
 
     fn extrapolate(&mut self, y: BufferId, u: BufferId, scale: f32) -> Result<()> {
         let layout = self.buffer_layout();
-        let args = vec![layout.arg(y), layout.arg(u), int(layout.len()), Arg::Float(scale)];
+        let args = vec![arg(layout, y), arg(layout, u), int(layout.len()), Arg::Float(scale)];
         self.gpu().launch(&each("sampler_extrapolate", layout.len(), args))
     }
 
