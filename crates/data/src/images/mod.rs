@@ -124,17 +124,7 @@ impl DatasetScan {
     pub fn into_set(self, options: &DataOptions) -> Result<Images> {
         let bytes = self.bytes();
         let Self { name, path, source, classes, mut notes, decoded, bad: skipped, memory } = self;
-        if options.on_bad_file == OnBadFile::Fail && !skipped.is_empty() {
-            return Err(Error::BadFiles { files: skipped });
-        }
-        if decoded.is_empty() {
-            let reasons: Vec<_> =
-                skipped.iter().map(|(p, reason)| format!("{}: {reason}", shown(p))).collect();
-            return Err(unusable(
-                &path,
-                format!("no file here can be read as an image ({})", shorten(&reasons)),
-            ));
-        }
+        let skipped = check_readable(&path, decoded.len(), skipped, options)?;
         if !skipped.is_empty() {
             notes.push(format!("{} skipped: not readable as an image", counted(skipped.len(), "file")));
         }
@@ -206,6 +196,23 @@ impl DatasetScan {
         }
         Ok(set)
     }
+}
+
+/// Returns the unreadable files if they may be skipped.
+fn check_readable(
+    path: &Path,
+    readable: usize,
+    bad: Vec<(PathBuf, String)>,
+    options: &DataOptions,
+) -> Result<Vec<(PathBuf, String)>> {
+    if options.on_bad_file == OnBadFile::Fail && !bad.is_empty() {
+        return Err(Error::BadFiles { files: bad });
+    }
+    if readable == 0 {
+        let reasons: Vec<_> = bad.iter().map(|(p, reason)| format!("{}: {reason}", shown(p))).collect();
+        return Err(unusable(path, format!("no file here can be read as an image ({})", shorten(&reasons))));
+    }
+    Ok(bad)
 }
 
 /// The source of images that do not fit in memory.

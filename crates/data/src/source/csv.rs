@@ -18,8 +18,62 @@ const MAX_SHOWN: usize = 5;
 /// Maximum file size in bytes.
 const MAX_FILE: u64 = 32 << 20;
 
+/// A row of the table.
+struct Row {
+    /// The image's file name.
+    name: String,
+    /// Its class.
+    label: Option<String>,
+    /// Its line in the file, from 1.
+    line: u64,
+}
+
 /// The images in `folder` that `table` lists, in the order of its rows.
 pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<DataContent> {
+    let path = &table.path;
+    let (rows, id_column) = rows(table)?;
+    let mut classes: Vec<String> = rows.iter().filter_map(|row| row.label.clone()).collect();
+    sort_labels(&mut classes);
+    let class_indices: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
+    let (mut entries, mut bad) = (Vec::new(), Vec::new());
+    for Row { name, label, line } in rows {
+        let file = folder.join(&name);
+        let table = shown(path.file_name().unwrap_or_default());
+        if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
+            bad.push((file, format!("is outside the folder (line {line} of {table})")));
+        } else if !file.exists() {
+            bad.push((file, format!("does not exist (line {line} of {table})")));
+        } else {
+            let label = label.and_then(|l| class_indices.get(l.as_str()).copied());
+            entries.push(Entry { path: file, name: name.into_bytes(), label, at: 0 });
+        }
+    }
+    let mut notes = vec![format!("{} listed in {}", counted(entries.len(), "image"), shown(path))];
+    if entries.is_empty() {
+        let reason = format!(
+            "none of the {} images listed in {} exists, for example {}; check data.path (the image folder), \
+             data.csv_extension ({:?}, appended to each id) and the id column {id_column:?}",
+            bad.len(),
+            shown(path),
+            shown(&bad[0].0),
+            table.extension,
+        );
+        return Err(unusable(folder, reason));
+    }
+    if classes.len() > 100 && classes.len() * 2 > entries.len() {
+        notes.push(format!(
+            "{} classes for {} images: is {:?} a class?",
+            classes.len(),
+            entries.len(),
+            table.label_column.as_deref().unwrap_or_default()
+        ));
+    }
+    let source = Box::new(Files { entries, store: Store::Disk });
+    Ok(DataContent { source, classes, sorted: true, notes, bad })
+}
+
+/// The rows of the table, at least one, and the name of its id column.
+fn rows(table: &CsvOptions) -> Result<(Vec<Row>, String)> {
     let path = &table.path;
     let wrong = |reason: String| unusable(path, reason);
     let text = text(path)?;
@@ -58,7 +112,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<DataContent> {
             }
             None => {
                 lines.insert(name.clone(), line);
-                rows.push((name, label, line));
+                rows.push(Row { name, label, line });
             }
         }
     }
@@ -73,45 +127,7 @@ pub(super) fn read(folder: &Path, table: &CsvOptions) -> Result<DataContent> {
     if rows.is_empty() {
         return Err(wrong("it has a header but no rows".into()));
     }
-    let mut classes: Vec<String> = rows.iter().filter_map(|(_, label, _)| label.clone()).collect();
-    sort_labels(&mut classes);
-    let class_indices: HashMap<&str, u32> = classes.iter().map(String::as_str).zip(0..).collect();
-    let (mut entries, mut bad) = (Vec::new(), Vec::new());
-    for (name, label, line) in rows {
-        let file = folder.join(&name);
-        let table = shown(path.file_name().unwrap_or_default());
-        if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
-            bad.push((file, format!("is outside the folder (line {line} of {table})")));
-        } else if !file.exists() {
-            bad.push((file, format!("does not exist (line {line} of {table})")));
-        } else {
-            let label = label.and_then(|l| class_indices.get(l.as_str()).copied());
-            entries.push(Entry { path: file, name: name.into_bytes(), label, at: 0 });
-        }
-    }
-    let mut notes = vec![format!("{} listed in {}", counted(entries.len(), "image"), shown(path))];
-    if entries.is_empty() {
-        let reason = format!(
-            "none of the {} images listed in {} exists, for example {}; check data.path (the image folder), \
-             data.csv_extension ({:?}, appended to each id) and the id column {:?}",
-            bad.len(),
-            shown(path),
-            shown(&bad[0].0),
-            table.extension,
-            &header[ids]
-        );
-        return Err(unusable(folder, reason));
-    }
-    if classes.len() > 100 && classes.len() * 2 > entries.len() {
-        notes.push(format!(
-            "{} classes for {} images: is {:?} a class?",
-            classes.len(),
-            entries.len(),
-            table.label_column.as_deref().unwrap_or_default()
-        ));
-    }
-    let source = Box::new(Files { entries, store: Store::Disk });
-    Ok(DataContent { source, classes, sorted: true, notes, bad })
+    Ok((rows, header[ids].to_owned()))
 }
 
 /// The file name of an id: with the extension, unless the id already has it, and without a leading `./`.

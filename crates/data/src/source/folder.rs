@@ -84,113 +84,149 @@ pub(super) fn find(path: &Path, memory: u64) -> Result<DataContent> {
     Ok(DataContent { source, classes, sorted: true, notes, bad })
 }
 
-/// Arranges the names at the top level of `path` and those one level down, which `inside` lists. A folder that cannot be listed
-/// counts as bad, like an unreadable file.
-pub(super) fn arrange(
-    path: &Path,
-    top: FolderListing,
-    inside: &mut dyn FnMut(&Path) -> Result<FolderListing>,
-) -> Result<Arranged> {
-    let (mut hidden, mut other, mut deeper) = (top.hidden, top.other, 0);
-    let mut classes: Vec<(PathBuf, Vec<PathBuf>)> = Vec::new();
-    let mut without_images: Vec<String> = Vec::new();
-    let (mut with_samples, mut bad) = (None, Vec::new());
-    for folder in top.folders {
-        let inside = match inside(&folder) {
+/// What is inside the folders at the top level, and what is not used.
+#[derive(Default)]
+struct Inside {
+    /// Folders with images, and the images.
+    classes: Vec<(PathBuf, Vec<PathBuf>)>,
+    /// The names of folders without images.
+    without_images: Vec<String>,
+    /// The first folder without images but with IDX files or CIFAR batches.
+    with_samples: Option<PathBuf>,
+    /// Numbers of hidden names, other files and folders further down.
+    hidden: usize,
+    other: usize,
+    deeper: usize,
+    /// Folders that cannot be listed.
+    bad: Vec<(PathBuf, String)>,
+}
+
+/// Lists the folders at the top level. One that cannot be listed counts as bad, like an unreadable file.
+fn look_inside(
+    folders: Vec<PathBuf>,
+    list: &mut dyn FnMut(&Path) -> Result<FolderListing>,
+) -> Result<Inside> {
+    let mut found = Inside::default();
+    for folder in folders {
+        let inside = match list(&folder) {
             Ok(inside) => inside,
             Err(Error::Io { doing, source, .. }) => {
-                bad.push((folder, format!("cannot {doing}: {source}")));
+                found.bad.push((folder, format!("cannot {doing}: {source}")));
                 continue;
             }
             Err(error) => return Err(error),
         };
         if inside.images.is_empty() {
-            without_images.push(shown(folder.file_name().unwrap_or_default()));
+            found.without_images.push(shown(folder.file_name().unwrap_or_default()));
             if !inside.idx.is_empty() || !inside.cifar.is_empty() {
-                with_samples.get_or_insert(folder);
+                found.with_samples.get_or_insert(folder);
             }
             continue;
         }
-        hidden += inside.hidden;
-        other += inside.other + inside.idx.len() + inside.cifar.len();
-        deeper += inside.folders.len();
-        classes.push((folder, inside.images));
+        found.hidden += inside.hidden;
+        found.other += inside.other + inside.idx.len() + inside.cifar.len();
+        found.deeper += inside.folders.len();
+        found.classes.push((folder, inside.images));
     }
+    Ok(found)
+}
 
-    if top.images.is_empty() && classes.is_empty() {
+impl Inside {
+    /// The error for a folder without any images, neither at its top level nor inside.
+    fn no_images(self, path: &Path) -> Error {
         // The bad entries are more informative than "no images".
-        if !bad.is_empty() {
-            return Err(Error::BadFiles { files: bad });
+        if !self.bad.is_empty() {
+            return Error::BadFiles { files: self.bad };
         }
-        let found =
-            [(other, "other file"), (hidden, "hidden name"), (without_images.len(), "folder without images")]
-                .into_iter()
-                .filter(|(n, _)| *n > 0)
-                .map(|(n, what)| match what {
-                    "folder without images" if n > 1 => format!("{n} folders without images"),
-                    _ => counted(n, what),
-                })
-                .collect::<Vec<_>>()
-                .join(", ");
+        let counts = [
+            (self.other, "other file"),
+            (self.hidden, "hidden name"),
+            (self.without_images.len(), "folder without images"),
+        ];
+        let found = counts
+            .into_iter()
+            .filter(|(n, _)| *n > 0)
+            .map(|(n, what)| match what {
+                "folder without images" if n > 1 => format!("{n} folders without images"),
+                _ => counted(n, what),
+            })
+            .collect::<Vec<_>>()
+            .join(", ");
         let found = if found.is_empty() { "it is empty".to_owned() } else { format!("it contains {found}") };
-        let hint = match with_samples {
+        let hint = match self.with_samples {
             Some(folder) => {
                 format!("; IDX files or CIFAR batches are in {}: give that path", shown(&folder))
             }
             None => String::new(),
         };
-        return Err(unusable(
-            path,
-            format!(
-                "no images here ({found}); searched for .{} files here and in folders one level down (one per class), for \
-                 IDX files such as train-images-idx3-ubyte.gz and for CIFAR batches such as data_batch_1.bin{hint}",
-                EXTENSIONS.join(" .")
-            ),
-        ));
+        let reason = format!(
+            "no images here ({found}); searched for .{} files here and in folders one level down (one per class), for \
+             IDX files such as train-images-idx3-ubyte.gz and for CIFAR batches such as data_batch_1.bin{hint}",
+            EXTENSIONS.join(" .")
+        );
+        unusable(path, reason)
     }
-    if !top.images.is_empty() && !classes.is_empty() {
+
+    /// What is not used.
+    fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.other > 0 {
+            notes.push(format!("{} ignored: no image extension", counted(self.other, "file")));
+        }
+        if self.hidden > 0 {
+            notes.push(format!("{} ignored", counted(self.hidden, "hidden name")));
+        }
+        if !self.without_images.is_empty() {
+            notes.push(format!("ignored, no images inside: {}", shorten(&self.without_images)));
+        }
+        if self.deeper > 0 {
+            notes.push(format!(
+                "{} inside class folders ignored: only one level is searched",
+                counted(self.deeper, "folder")
+            ));
+        }
+        notes
+    }
+}
+
+/// Arranges the names at the top level of `path` and those one level down, which `list` lists.
+pub(super) fn arrange(
+    path: &Path,
+    top: FolderListing,
+    list: &mut dyn FnMut(&Path) -> Result<FolderListing>,
+) -> Result<Arranged> {
+    let mut inside = look_inside(top.folders, list)?;
+    inside.hidden += top.hidden;
+    inside.other += top.other;
+    if top.images.is_empty() && inside.classes.is_empty() {
+        return Err(inside.no_images(path));
+    }
+    if !top.images.is_empty() && !inside.classes.is_empty() {
         return Err(unusable(
             path,
             format!(
                 "it contains both {} and {} with images (such as {}); a data set has either no class folders or all of its \
                  images in class folders: move one or the other elsewhere",
                 counted(top.images.len(), "image"),
-                counted(classes.len(), "folder"),
-                shown(&classes[0].0)
+                counted(inside.classes.len(), "folder"),
+                shown(&inside.classes[0].0)
             ),
         ));
     }
-
-    let mut notes = Vec::new();
-    if other > 0 {
-        notes.push(format!("{} ignored: no image extension", counted(other, "file")));
-    }
-    if hidden > 0 {
-        notes.push(format!("{} ignored", counted(hidden, "hidden name")));
-    }
-    if !without_images.is_empty() {
-        notes.push(format!("ignored, no images inside: {}", shorten(&without_images)));
-    }
-    if deeper > 0 {
-        notes.push(format!(
-            "{} inside class folders ignored: only one level is searched",
-            counted(deeper, "folder")
-        ));
-    }
-
+    let notes = inside.notes();
     let mut entries = Vec::new();
     for path in top.images {
         entries.push(Entry { name: file_name_bytes(&path).to_vec(), path, label: None, at: 0 });
     }
     let mut names = Vec::new();
-    for (label, (folder, images)) in classes.into_iter().enumerate() {
+    for (label, (folder, images)) in inside.classes.into_iter().enumerate() {
         names.push(String::from_utf8_lossy(file_name_bytes(&folder)).into_owned());
         for path in images {
             let name = [file_name_bytes(&folder), b"/", file_name_bytes(&path)].concat();
             entries.push(Entry { path, name, label: Some(label as u32), at: 0 });
         }
     }
-    Ok(Arranged { entries, classes: names, notes, bad })
+    Ok(Arranged { entries, classes: names, notes, bad: inside.bad })
 }
 
 #[cfg(test)]

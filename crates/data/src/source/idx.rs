@@ -98,13 +98,7 @@ struct Idx {
 
 /// Reads an IDX file of at most `cap` bytes, plain or gzipped.
 fn read(path: &Path, cap: u64) -> Result<Idx> {
-    let io = |e: std::io::Error| match e.kind() {
-        ErrorKind::UnexpectedEof => unusable(path, "it is cut off"),
-        ErrorKind::InvalidInput | ErrorKind::InvalidData => {
-            unusable(path, format!("its gzip data is damaged: {e}"))
-        }
-        _ => Error::io(path, "read the IDX file")(e),
-    };
+    let io = |e| read_error(path, e);
     let metadata = std::fs::metadata(path).map_err(io)?;
     if !metadata.is_file() {
         return Err(unusable(path, "it is not a regular file; give a folder or an IDX file"));
@@ -124,6 +118,51 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
     let plain = BufReader::new(std::io::Cursor::new(start).chain(file));
     let mut content: Box<dyn Read> = if zipped { Box::new(GzDecoder::new(plain)) } else { Box::new(plain) };
 
+    let sizes = sizes(path, &mut content)?;
+    let shown = shape(&sizes);
+    let declared = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).filter(|&n| n <= cap);
+    let Some(declared) = declared else {
+        return Err(unusable(
+            path,
+            format!("its header declares {shown} bytes; at most {} MiB are read", cap >> 20),
+        ));
+    };
+    // Before any allocation.
+    check_length(path, &sizes, declared, stored, zipped)?;
+    let mut data = Vec::new();
+    data.try_reserve_exact(declared as usize)
+        .map_err(|_| unusable(path, format!("not enough memory for its {declared} bytes")))?;
+    (&mut content).take(declared).read_to_end(&mut data).map_err(io)?;
+    if data.len() as u64 != declared {
+        return Err(unusable(
+            path,
+            format!("it is cut off: its header declares {shown} bytes, but {} follow", data.len()),
+        ));
+    }
+    // Reading to the end also verifies gzip's checksum.
+    if content.read(&mut [0]).map_err(io)? != 0 {
+        return Err(unusable(
+            path,
+            format!("it has trailing data: more than {shown} bytes follow its header"),
+        ));
+    }
+    Ok(Idx { sizes, data })
+}
+
+/// The error for a failed read of an IDX file.
+fn read_error(path: &Path, error: std::io::Error) -> Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => unusable(path, "it is cut off"),
+        ErrorKind::InvalidInput | ErrorKind::InvalidData => {
+            unusable(path, format!("its gzip data is damaged: {error}"))
+        }
+        _ => Error::io(path, "read the IDX file")(error),
+    }
+}
+
+/// Reads the header: the size of each dimension.
+fn sizes(path: &Path, content: &mut dyn Read) -> Result<Vec<usize>> {
+    let io = |e| read_error(path, e);
     let mut magic = [0; 4];
     content.read_exact(&mut magic).map_err(io)?;
     let [0, 0, kind, dimensions] = magic else {
@@ -150,16 +189,13 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
         content.read_exact(&mut size).map_err(io)?;
         sizes.push(u32::from_be_bytes(size) as usize);
     }
-    let shown = sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
-    let declared = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64)).filter(|&n| n <= cap);
-    let Some(declared) = declared else {
-        return Err(unusable(
-            path,
-            format!("its header declares {shown} bytes; at most {} MiB are read", cap >> 20),
-        ));
-    };
-    // Both checks come before any allocation.
-    let header = 4 + 4 * u64::from(dimensions);
+    Ok(sizes)
+}
+
+/// Checks the length that the header declares against that of the file.
+fn check_length(path: &Path, sizes: &[usize], declared: u64, stored: u64, zipped: bool) -> Result<()> {
+    let shown = shape(sizes);
+    let header = 4 + 4 * sizes.len() as u64;
     if !zipped && stored != header + declared {
         let what = if stored < header + declared { "it is cut off" } else { "it has trailing data" };
         return Err(unusable(
@@ -176,24 +212,12 @@ fn read(path: &Path, cap: u64) -> Result<Idx> {
             format!("its header declares {shown} bytes, which {stored} gzipped bytes cannot hold"),
         ));
     }
-    let mut data = Vec::new();
-    data.try_reserve_exact(declared as usize)
-        .map_err(|_| unusable(path, format!("not enough memory for its {declared} bytes")))?;
-    (&mut content).take(declared).read_to_end(&mut data).map_err(io)?;
-    if data.len() as u64 != declared {
-        return Err(unusable(
-            path,
-            format!("it is cut off: its header declares {shown} bytes, but {} follow", data.len()),
-        ));
-    }
-    // Reading to the end also verifies gzip's checksum.
-    if content.read(&mut [0]).map_err(io)? != 0 {
-        return Err(unusable(
-            path,
-            format!("it has trailing data: more than {shown} bytes follow its header"),
-        ));
-    }
-    Ok(Idx { sizes, data })
+    Ok(())
+}
+
+/// The dimensions as text: "60000 x 28 x 28".
+fn shape(sizes: &[usize]) -> String {
+    sizes.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
 }
 
 /// Reads the images in `images` and the label file next to it, each of at most `memory` bytes.

@@ -105,7 +105,7 @@ impl Model {
     /// Sets all parameters and states from tensors with PyTorch's names and layouts; `origin` names them in errors.
     ///
     /// # Errors
-    /// [`Error::Checkpoint`] for tensors that do not match the network.
+    /// [`Error::Checkpoint`](crate::Error::Checkpoint) for tensors that do not match the network.
     pub fn set_weights(&mut self, weights: &[NamedTensor], origin: &Path) -> Result<()> {
         load_tensors(&mut *self.exec, &self.parameters, &self.states, &[Region::Weights], weights, origin)
     }

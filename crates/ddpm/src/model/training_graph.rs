@@ -100,7 +100,7 @@ impl TrainingGraph {
     /// so that the loss does not depend on the image size; a prediction of zero has loss 1.
     ///
     /// # Errors
-    /// [`Error::Config`] for an image size that the network does not support.
+    /// [`Error::Config`](crate::Error::Config) for an image size that the network does not support.
     pub fn new(
         net: &dyn Network,
         schedule: &Schedule,
