@@ -139,9 +139,10 @@ impl ImageFolder {
         };
         let differences = differences(&recorded["request"], &self.record["request"]);
         if recorded["command"] != self.record["command"] || !differences.is_empty() {
-            let reason = match differences.is_empty() {
-                true => format!("it was made by ddpm {}", recorded["command"].as_str().unwrap_or("?")),
-                false => differences[..differences.len().min(MAX_DIFFERENCES)].join(", "),
+            let reason = if differences.is_empty() {
+                format!("it was made by ddpm {}", recorded["command"].as_str().unwrap_or("?"))
+            } else {
+                differences[..differences.len().min(MAX_DIFFERENCES)].join(", ")
             };
             bail!(
                 "{shown}: --resume requires the same request, but {reason}; omit --resume to start over, or give another --out"
@@ -352,10 +353,11 @@ pub(super) fn name(what: &str, explicit: &[FlagValue]) -> String {
     let full: String = std::iter::once(what.to_owned()).chain(parts).collect();
     let mut safe = String::new();
     for c in full.chars() {
-        match c.is_alphanumeric() || "-_.+".contains(c) {
-            true => safe.push(c),
+        if c.is_alphanumeric() || "-_.+".contains(c) {
+            safe.push(c)
+        } else {
             // Percent-encoding keeps different values different.
-            false => c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| safe += &format!("%{byte:02X}")),
+            c.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| safe += &format!("%{byte:02X}"))
         }
     }
     capped(&safe, MAX_NAME).into_owned()

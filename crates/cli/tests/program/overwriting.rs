@@ -45,9 +45,10 @@ fn no_command_overwrites_files_it_did_not_write() {
         assert!(fs::read(&path).unwrap() != mine.as_bytes(), "{command}");
         // Now it is our own output; only exports are indistinguishable from other programs' files.
         let again = call(command, out, &[]);
-        match command.starts_with("export") {
-            true => again.fails(1, &["already exists"]),
-            false => again.succeeds(),
+        if command.starts_with("export") {
+            again.fails(1, &["already exists"])
+        } else {
+            again.succeeds()
         };
     }
     // The same for default outputs in the current folder.

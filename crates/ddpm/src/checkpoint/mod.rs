@@ -414,13 +414,12 @@ fn weights_file(manifest: &Manifest, which: &WeightsChoice) -> Result<String, St
             let file = format!("{name}{SAFETENSORS}");
             if !manifest.files.contains_key(&file) {
                 let available: Vec<&str> = manifest.files.keys().filter_map(|f| average_of(f)).collect();
-                return Err(match available.is_empty() {
-                    true => {
-                        format!(
-                            "has no average {name:?}; it has no additional averages (ema.extra_decays, ema.power_widths)"
-                        )
-                    }
-                    false => format!("has no average {name:?}; there are {}", available.join(", ")),
+                return Err(if available.is_empty() {
+                    format!(
+                        "has no average {name:?}; it has no additional averages (ema.extra_decays, ema.power_widths)"
+                    )
+                } else {
+                    format!("has no average {name:?}; there are {}", available.join(", "))
                 });
             }
             file

@@ -273,12 +273,11 @@ impl Trainer {
             let adam = self.adam(learning_rate, 1.0);
             let number = self.load_micro_batch(0)?;
             let key = self.rng_key(number);
-            let trained = match self.exec.begin_training(key, &adam)? {
-                true => {
-                    self.prefetch();
-                    self.exec.end_training()?
-                }
-                false => self.exec.train(key, &adam)?,
+            let trained = if self.exec.begin_training(key, &adam)? {
+                self.prefetch();
+                self.exec.end_training()?
+            } else {
+                self.exec.train(key, &adam)?
             };
             self.partially_updated = matches!(trained, StepOutcome::NonFinite { updated: 1.. });
             return match trained {

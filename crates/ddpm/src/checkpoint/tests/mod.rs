@@ -100,9 +100,10 @@ fn files_of_tensors_are_those_of_the_safetensors_crate() {
         .iter()
         .map(|t| {
             let data = t.data.iter();
-            let bytes = match t.is_counter() {
-                true => data.flat_map(|&v| (v as i64).to_le_bytes()).collect(),
-                false => data.flat_map(|v| v.to_le_bytes()).collect(),
+            let bytes = if t.is_counter() {
+                data.flat_map(|&v| (v as i64).to_le_bytes()).collect()
+            } else {
+                data.flat_map(|v| v.to_le_bytes()).collect()
             };
             (format!("prefix.{}", t.name), bytes)
         })
