@@ -1,6 +1,6 @@
 //! `ddpm data`.
 
-use crate::commands::{pairs, train};
+use crate::commands::pairs;
 use crate::progress::human_bytes;
 use ddpm::config::{Config, OnBadFile};
 use ddpm::config::{check_data, open_data};
@@ -100,7 +100,7 @@ impl DataArgs {
         let mut all = pairs(&self.set)?;
         let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
         flag("data.path", self.path.clone());
-        flag("data.size", self.size.as_deref().map(|s| train::size(s).unwrap_or_else(|| s.to_owned())));
+        flag("data.size", self.size.clone());
         flag("data.channels", self.channels.map(|v| v.to_string()));
         flag("data.on_bad_file", self.on_bad_file.clone());
         all.extend(more.iter().cloned());

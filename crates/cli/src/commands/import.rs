@@ -1,9 +1,8 @@
 //! `ddpm import`.
 
-use crate::commands::pairs;
+use crate::commands::{pairs, size};
 
 use anyhow::bail;
-use ddpm::config::Size;
 use ddpm::interop::{self, ImportOptions, Imported, Role};
 use ddpm::output;
 use ddpm::run_folder::RUNS;
@@ -65,14 +64,6 @@ impl Args {
         flag("diffusion.beta_end", self.beta_end.map(|v| format!("{v:e}")));
         let size = self.size.as_deref().map(size).transpose()?;
         Ok(ImportOptions { key: self.key.clone(), size, heads: self.heads, overrides })
-    }
-}
-
-fn size(text: &str) -> anyhow::Result<Size> {
-    let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
-    match (height.trim().parse(), width.trim().parse()) {
-        (Ok(height), Ok(width)) => Ok(Size { height, width }),
-        _ => bail!("--size {text}: give one side in pixels, or HEIGHTxWIDTH"),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share.
 
 use anyhow::Context;
+use ddpm::config::Size;
 
 pub mod average;
 pub mod bench;
@@ -25,6 +26,11 @@ mod sampling;
 pub mod show;
 pub mod train;
 pub mod vary;
+
+/// Parses `--size`: `28` or `28x32`.
+fn size(text: &str) -> anyhow::Result<Size> {
+    text.parse().map_err(|reason| anyhow::anyhow!("--size {text}: {reason}"))
+}
 
 /// Parses the `KEY=VALUE` pairs of `--set`.
 fn pairs(set: &[String]) -> anyhow::Result<Vec<(String, String)>> {

@@ -1,7 +1,7 @@
 //! `ddpm show`.
 
-use super::pairs;
-use anyhow::{Context, bail};
+use super::{pairs, size};
+use anyhow::bail;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use ddpm::config::open_data;
 use ddpm::config::{Config, Size};
@@ -188,16 +188,6 @@ fn noising(args: &NoisingArgs) -> anyhow::Result<Image> {
         .collect();
     let title = format!("The image after t of T = {} steps of noise", config.diffusion.timesteps);
     Ok(strips(&title, &columns, &rows)?)
-}
-
-/// `28` or `28x32`.
-fn size(text: &str) -> anyhow::Result<Size> {
-    let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
-    let side = |side: &str| side.trim().parse().ok();
-    side(height)
-        .zip(side(width))
-        .map(|(height, width)| Size { height, width })
-        .with_context(|| format!("--size {text}: give one side in pixels, or HEIGHTxWIDTH, e.g. 28x32"))
 }
 
 /// Opens the data set, scaled down to fit a strip unless a size is set.

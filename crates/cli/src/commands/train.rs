@@ -102,7 +102,7 @@ impl Args {
         let mut all = pairs(&self.set)?;
         let mut flag = |key: &str, value: Option<String>| all.extend(value.map(|v| (key.to_owned(), v)));
         flag("data.path", self.data.clone());
-        flag("data.size", self.size.as_deref().map(|s| size(s).unwrap_or_else(|| s.to_owned())));
+        flag("data.size", self.size.clone());
         flag("data.channels", self.channels.map(|v| v.to_string()));
         flag("data.on_bad_file", self.on_bad_file.clone());
         flag("train.steps", self.steps.map(|v| v.to_string()));
@@ -114,12 +114,6 @@ impl Args {
         flag("compute.threads", self.threads.map(|v| v.to_string()));
         Ok(all)
     }
-}
-
-/// `28x32` in the syntax of the settings.
-pub(super) fn size(text: &str) -> Option<String> {
-    let (h, w) = text.split_once(['x', 'X'])?;
-    Some(format!("[{h}, {w}]"))
 }
 
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {

@@ -315,7 +315,10 @@ fn typos_get_suggestions() {
     refused(&["--set", "output.keep_checkpoints"], &["write KEY=VALUE"]);
     refused(&["--preset", "digit"], &["unknown preset \"digit\"; did you mean digits?"]);
     refused(&["--on-bad-file", "ignore"], &["data.on_bad_file: ", "fail", "skip"]);
-    refused(&["--size", "big"], &["data.size: ", "expected one side in pixels or [height, width]"]);
+    refused(
+        &["--size", "big"],
+        &["data.size: ", "expected one side in pixels, HEIGHTxWIDTH or [height, width]"],
+    );
     refused(&["--resume", "r"], &["r: there is no such run; runs contains no runs"]);
     fs::write(dir.path("mine.toml"), "[train]\nsteps = 3\nleaning_rate = 1\n").unwrap();
     refused(&["--config", "mine.toml"], &["mine.toml: line 3: train.leaning_rate: unknown setting"]);

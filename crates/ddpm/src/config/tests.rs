@@ -267,7 +267,7 @@ fn wrong_types_and_broken_files_are_reported_with_their_line() {
     );
     assert!(
         toml("[data]\nsize = [1, 2, 3]")
-            .contains("data.size: expected one side in pixels or [height, width]")
+            .contains("data.size: expected one side in pixels, HEIGHTxWIDTH or [height, width]")
     );
     assert!(toml("[train\nlr = 1").starts_with("line 1: "));
     assert!(toml("[train]\nlr = 1\nlr = 2").starts_with("line 3: "));
@@ -321,6 +321,9 @@ fn overrides_are_toml_or_plain_text() {
     assert_eq!(set(&[("data.path", "2024")]).unwrap().data.path, "2024");
     assert_eq!(set(&[("data.path", "none")]).unwrap().data.path, "none");
     assert_eq!(set(&[("data.size", "28"), ("data.size", "none")]).unwrap().data.size, None);
+    let sizes =
+        ["24x32", "24X32", "[24, 32]", "24, 32"].map(|text| set(&[("data.size", text)]).unwrap().data.size);
+    assert_eq!(sizes, [Some(Size { height: 24, width: 32 }); 4]);
     assert!(set_error("train.batch_size", "1.5").contains("expected a non-negative integer"));
     assert!(set_error("train.batch_size", "3\ntrain.lr=1").contains("expected a non-negative integer"));
 }

@@ -1,10 +1,11 @@
 //! The types of settings that are not plain numbers, text or lists.
 
 use serde::{Deserialize, Serialize};
+use std::str::FromStr;
 
-/// Height and width in pixels; in a settings file one number if they are equal, else `[height, width]`.
+/// Height and width in pixels; in a settings file one number if they are equal, else `[height, width]` or `"28x32"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "SizeText", into = "SizeText")]
+#[serde(try_from = "SizeText", into = "SizeText")]
 pub struct Size {
     /// Rows.
     pub height: usize,
@@ -33,17 +34,36 @@ impl From<(usize, usize)> for Size {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected one side in pixels or [height, width]")]
+#[serde(untagged, expecting = "expected one side in pixels, HEIGHTxWIDTH or [height, width]")]
 enum SizeText {
     Side(usize),
     Sides([usize; 2]),
+    Text(String),
 }
 
-impl From<SizeText> for Size {
-    fn from(text: SizeText) -> Self {
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(text: SizeText) -> Result<Self, String> {
         match text {
-            SizeText::Side(side) => Self { height: side, width: side },
-            SizeText::Sides([height, width]) => Self { height, width },
+            SizeText::Side(side) => Ok(side.into()),
+            SizeText::Sides([height, width]) => Ok(Self { height, width }),
+            SizeText::Text(text) => text
+                .parse()
+                .map_err(|_| "expected one side in pixels, HEIGHTxWIDTH or [height, width]".to_owned()),
+        }
+    }
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    /// `28` or `28x32`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (height, width) = text.split_once(['x', 'X']).unwrap_or((text, text));
+        match (height.trim().parse(), width.trim().parse()) {
+            (Ok(height), Ok(width)) => Ok(Self { height, width }),
+            _ => Err("give one side in pixels, or HEIGHTxWIDTH, e.g. 28x32".to_owned()),
         }
     }
 }
