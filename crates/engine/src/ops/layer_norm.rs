@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 use ddpm_kernels::elementwise::add_assign;
-use ddpm_kernels::layer_norm::{layer_norm, layer_norm_backward};
+use ddpm_kernels::layer_norm::{Saved, layer_norm, layer_norm_backward};
 use rayon::prelude::*;
 
 /// `y = x_hat gamma + beta`; operands `x [.., c], gamma [c], beta [c]`; outputs `y` and each row's mean and reciprocal
@@ -86,7 +86,7 @@ impl Operation for LayerNormGrad {
                 .zip((stats.par_chunks(2 * ROWS), partials.par_chunks_mut(2 * c)))
                 .for_each(|((dy, x, dx), (stats, partial))| {
                     let (dgamma, dbeta) = partial.split_at_mut(c);
-                    layer_norm_backward(isa, gamma, x, dy, stats, dx, dgamma, dbeta);
+                    layer_norm_backward(isa, Saved { gamma, x, stats, dy }, dx, dgamma, dbeta);
                 });
             dgamma.fill(0.0);
             dbeta.fill(0.0);

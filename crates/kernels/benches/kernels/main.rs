@@ -206,7 +206,7 @@ mod passes {
     use super::*;
     use ddpm_kernels::activation::{Activation, activate, activate_backward};
     use ddpm_kernels::elementwise::{AdamStep, adam, exp};
-    use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
+    use ddpm_kernels::norm::{Affine, NormShape, Saved, group_norm, group_norm_backward};
 
     /// More than the private caches of a core hold.
     fn len() -> usize {
@@ -226,9 +226,10 @@ mod passes {
     fn group_norm_silu(bencher: Bencher<'_, '_>) {
         let (isa, shape) = (isa(), norm_shape());
         let (x, gamma, beta) = (random(shape.pixels * 128), random(128), random(128));
+        let affine = Affine { gamma: &gamma, beta: &beta };
         let (mut y, mut stats, mut scratch) = (x.clone(), [0.0; 64], vec![0.0; shape.scratch_len()]);
         bencher.counter(bytes(4, x.len())).bench_local(|| {
-            group_norm(isa, shape, &x, &gamma, &beta, &mut y, &mut stats, &mut scratch);
+            group_norm(isa, shape, &x, affine, &mut y, &mut stats, &mut scratch);
         });
     }
 
@@ -236,24 +237,13 @@ mod passes {
     fn group_norm_silu_gradient(bencher: Bencher<'_, '_>) {
         let (isa, shape) = (isa(), norm_shape());
         let (x, gamma, beta) = (random(shape.pixels * 128), random(128), random(128));
+        let affine = Affine { gamma: &gamma, beta: &beta };
         let (mut y, mut stats, mut scratch) = (x.clone(), [0.0; 64], vec![0.0; shape.scratch_len()]);
-        group_norm(isa, shape, &x, &gamma, &beta, &mut y, &mut stats, &mut scratch);
+        group_norm(isa, shape, &x, affine, &mut y, &mut stats, &mut scratch);
         let (mut dx, mut dgamma, mut dbeta) = (x.clone(), gamma.clone(), beta.clone());
         bencher.counter(bytes(5, x.len())).bench_local(|| {
-            let gradients = (&mut dx, &mut dgamma, &mut dbeta);
-            group_norm_backward(
-                isa,
-                shape,
-                &x,
-                &y,
-                &gamma,
-                &beta,
-                &stats,
-                gradients.0,
-                gradients.1,
-                gradients.2,
-                &mut scratch,
-            );
+            let saved = Saved { x: &x, affine, stats: &stats, dy: &y };
+            group_norm_backward(isa, shape, saved, &mut dx, &mut dgamma, &mut dbeta, &mut scratch);
         });
     }
 
