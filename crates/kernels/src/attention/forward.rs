@@ -14,12 +14,12 @@
 //! other queries need the running maximum and rescaling of the online softmax (Milakov and Gimelshein 2018).
 
 use super::operands::{
-    PANEL, Rows, columns, exp2_bounded, exp2_clamped, in_rows, load, pair_rows, panel_columns, row,
-    short_rows, store, unpack_columns,
+    Columns, PANEL, Part, Rows, Strided, columns, exp2_bounded, exp2_clamped, in_rows, load, pair_rows,
+    panel_columns, row, short_rows, store,
 };
 use super::{Attention, L2_ELEMS, Splitter, vectors, vectors_mut};
 use crate::bf16::Packing;
-use crate::random::Dropout;
+use crate::random::{Dropout, WeightBlock};
 use crate::tile::{self, PackLanes};
 use crate::vector;
 use pulp::Simd;
@@ -35,6 +35,56 @@ const MAX_SAFE_SCORE: f32 = 60.0;
 /// Vectors of queries in a tile.
 const fn tile_vectors(lanes: usize) -> usize {
     if lanes == 1 { 8 } else { 2 }
+}
+
+/// The queries of a task: those from `first` on that fit into its output.
+#[derive(Clone, Copy)]
+pub(super) struct Queries<'a> {
+    pub qkv: &'a [f32],
+    pub first: usize,
+    pub dropout: Option<Dropout>,
+}
+
+/// A tile of queries of a head: `count` from `first` on.
+#[derive(Clone, Copy)]
+struct Tile {
+    head: usize,
+    first: usize,
+    count: usize,
+    dropout: Option<Dropout>,
+}
+
+/// Scratch memory of a task.
+struct Memory<'a> {
+    /// A head's keys in panels, and its values in rows.
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    /// Queries and output of a tile as columns.
+    queries: &'a mut [f32],
+    out: &'a mut [f32],
+    /// Weights of a block of keys, and the same as words.
+    weights: &'a mut [f32],
+    words: &'a mut [f32],
+    /// Maximum score, sum of the weights and bound of the scores of each query.
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    bound: &'a mut [f32],
+}
+
+/// Packed operands of a query tile: `words` for each key and query; all keys and values, or those from the first of
+/// a block on.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    words: usize,
+    keys: &'a [f32],
+    values: &'a [f32],
+    queries: &'a [f32],
+}
+
+/// Bounds of the scores of each query of a tile, and their running maxima.
+struct Maxima<'a> {
+    bound: &'a [f32],
+    max: &'a mut [f32],
 }
 
 impl Attention {
@@ -70,16 +120,14 @@ impl Attention {
         &self,
         s: S,
         dot: P,
-        qkv: &[f32],
-        first: usize,
-        dropout: Option<Dropout>,
+        queries: Queries<'_>,
         o: &mut [f32],
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
         match S::F32_LANES {
-            1 => self.forward_tiles::<S, P, 8>(s, dot, qkv, first, dropout, o, lse, scratch),
-            _ => self.forward_tiles::<S, P, 2>(s, dot, qkv, first, dropout, o, lse, scratch),
+            1 => self.forward_tiles::<S, P, 8>(s, dot, queries, o, lse, scratch),
+            _ => self.forward_tiles::<S, P, 2>(s, dot, queries, o, lse, scratch),
         }
     }
 
@@ -88,14 +136,31 @@ impl Attention {
         &self,
         s: S,
         dot: P,
-        qkv: &[f32],
-        first: usize,
-        dropout: Option<Dropout>,
+        Queries { qkv, first, dropout }: Queries<'_>,
         o: &mut [f32],
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (width, nr, c) = (self.width(), NV * S::F32_LANES, self.channels);
+        let (nr, c) = (NV * S::F32_LANES, self.channels);
+        let mut memory = self.forward_memory::<P>(scratch);
+        let count = o.len() / c;
+        for head in 0..self.heads {
+            let max_row_norm = self.pack_head::<S, P>(s, qkv, head, &mut memory);
+            for start in (0..count).step_by(nr) {
+                let tile = Tile { head, first: first + start, count: nr.min(count - start), dropout };
+                let queries = self.rows(qkv, 0, head).part(tile.first, tile.count);
+                let bounded = self.pack_tile::<S, P>(s, queries, max_row_norm, &mut memory);
+                self.tile_sums::<S, P, NV>(s, dot, tile, bounded, &mut memory);
+                let (o, lse) = (&mut o[start * c..], &mut lse[start * self.heads..]);
+                self.finish::<S>(s, tile, &mut memory, o, lse);
+            }
+        }
+    }
+
+    /// Splits the scratch memory of a task.
+    #[inline(always)]
+    fn forward_memory<'a, P: PackLanes>(&self, scratch: &'a mut [f32]) -> Memory<'a> {
+        let width = self.width();
         let width_words = width.div_ceil(P::ELEMS_PER_WORD);
         let mut split = Splitter(scratch);
         let [rows, tiles, block, words, lanes] = self.parts().map(|(_, len)| len);
@@ -106,85 +171,115 @@ impl Attention {
         let [max, sum, bound] = split.take(lanes);
         let keys = &mut keys[..self.tokens.div_ceil(PANEL) * width_words * PANEL];
         let values = &mut values[..self.tokens.div_ceil(P::ELEMS_PER_WORD) * width];
-        let (count, packing) = (o.len() / c, self.packing);
-        for head in 0..self.heads {
-            let part = |part: usize| self.rows(qkv, part, head);
-            if qkv.len() > L2_ELEMS {
-                part(1).prefetch_rows();
-                part(2).prefetch_rows();
+        Memory { keys, values, queries, out, weights, words, max, sum, bound }
+    }
+
+    /// Packs the keys and values of a head; returns the largest norm of a key.
+    #[inline(always)]
+    fn pack_head<S: Simd, P: PackLanes>(
+        &self,
+        s: S,
+        qkv: &[f32],
+        head: usize,
+        memory: &mut Memory<'_>,
+    ) -> f32 {
+        let [k, v] = [1, 2].map(|part| self.rows(qkv, part, head));
+        if qkv.len() > L2_ELEMS {
+            k.prefetch_rows();
+            v.prefetch_rows();
+        }
+        k.pack_panels::<P>(memory.keys);
+        v.pack_rows::<P>(self.width(), memory.values);
+        self.packing.round(memory.keys);
+        self.packing.round(memory.values);
+        k.max_row_norm(s)
+    }
+
+    /// Packs the queries of a tile, and sets the bounds of their scores, the maxima that the softmax begins with,
+    /// and zero sums. Returns whether no query needs its maximum.
+    #[inline(always)]
+    fn pack_tile<S: Simd, P: PackLanes>(
+        &self,
+        s: S,
+        queries: Rows<'_>,
+        max_row_norm: f32,
+        memory: &mut Memory<'_>,
+    ) -> bool {
+        let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
+        let scale = self.scale() * LOG2_E;
+        let width_words = self.width().div_ceil(P::ELEMS_PER_WORD);
+        score_bounds(s, queries, scale * max_row_norm, memory.bound);
+        let mut bounded = true;
+        for (bound, max) in memory.bound.iter().zip(&mut *memory.max) {
+            let small = *bound <= MAX_SAFE_SCORE;
+            *max = if small { 0.0 } else { f32::NEG_INFINITY };
+            bounded &= small;
+        }
+        queries.pack_columns::<P>(0, nr, scale, &mut memory.queries[..width_words * nr]);
+        self.packing.round(memory.queries);
+        memory.out.fill(0.0);
+        memory.sum.fill(0.0);
+        bounded
+    }
+
+    /// The sums of a tile over all keys: of the weights, and of the weighted values.
+    #[inline(always)]
+    fn tile_sums<S: Simd, P: PackLanes, const NV: usize>(
+        &self,
+        s: S,
+        dot: P,
+        tile: Tile,
+        bounded: bool,
+        memory: &mut Memory<'_>,
+    ) {
+        let (tokens, width) = (self.tokens, self.width());
+        let words = width.div_ceil(P::ELEMS_PER_WORD);
+        let in_registers = bounded && tile.dropout.is_none() && self.packing != Packing::Rounded;
+        let Memory { keys, values, queries, out, sum, .. } = memory;
+        let packed = Packed { words, keys, values, queries };
+        match (in_registers, P::ELEMS_PER_WORD, width) {
+            (true, 1, 4) => fused::<S, P, 4, 4, NV, NV>(s, dot, tokens, packed, sum, out),
+            (true, 1, 8) => fused::<S, P, 8, 8, NV, 1>(s, dot, tokens, packed, sum, out),
+            (true, 2, 4) => fused::<S, P, 2, 4, NV, NV>(s, dot, tokens, packed, sum, out),
+            (true, 2, 8) => fused::<S, P, 4, 8, NV, 1>(s, dot, tokens, packed, sum, out),
+            _ => self.block_sums::<S, P, NV>(s, dot, tile, bounded, memory),
+        }
+    }
+
+    /// The same block of keys by block of keys.
+    #[inline(always)]
+    fn block_sums<S: Simd, P: PackLanes, const NV: usize>(
+        &self,
+        s: S,
+        dot: P,
+        tile: Tile,
+        bounded: bool,
+        memory: &mut Memory<'_>,
+    ) {
+        let (tokens, width, nr) = (self.tokens, self.width(), NV * S::F32_LANES);
+        let width_words = width.div_ceil(P::ELEMS_PER_WORD);
+        let Memory { keys, values, queries, out, weights, words, max, sum, bound } = memory;
+        for key in (0..tokens).step_by(KEY_BLOCK) {
+            let block = KEY_BLOCK.min(tokens - key);
+            let packed = Packed {
+                words: width_words,
+                keys: &keys[key * width_words..],
+                values: &values[key / P::ELEMS_PER_WORD * width..],
+                queries,
+            };
+            let weights = &mut weights[..block * nr];
+            if bounded {
+                bounded_weights::<S, P, NV>(s, dot, packed, weights, sum);
+            } else {
+                let maxima = Maxima { bound, max };
+                online_weights::<S, P, NV>(s, dot, packed, weights, maxima, sum, out);
             }
-            part(1).pack_panels::<P>(keys);
-            part(2).pack_rows::<P>(width, values);
-            packing.round(keys);
-            packing.round(values);
-            let max_row_norm = part(1).max_row_norm(s);
-            for start in (0..count).step_by(nr) {
-                let tile = nr.min(count - start);
-                let scale = self.scale() * LOG2_E;
-                score_bounds(s, part(0).part(first + start, tile), scale * max_row_norm, bound);
-                let mut bounded = true;
-                for (bound, max) in bound.iter().zip(&mut *max) {
-                    let small = *bound <= MAX_SAFE_SCORE;
-                    *max = if small { 0.0 } else { f32::NEG_INFINITY };
-                    bounded &= small;
-                }
-                part(0).part(first + start, tile).pack_columns::<P>(
-                    0,
-                    nr,
-                    scale,
-                    &mut queries[..width_words * nr],
-                );
-                packing.round(queries);
-                out.fill(0.0);
-                sum.fill(0.0);
-                match (bounded && dropout.is_none() && packing != Packing::Rounded, P::ELEMS_PER_WORD, width)
-                {
-                    (true, 1, 4) => {
-                        fused::<S, P, 4, 4, NV, NV>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    (true, 1, 8) => {
-                        fused::<S, P, 8, 8, NV, 1>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    (true, 2, 4) => {
-                        fused::<S, P, 2, 4, NV, NV>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    (true, 2, 8) => {
-                        fused::<S, P, 4, 8, NV, 1>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    _ => {
-                        for key in (0..self.tokens).step_by(KEY_BLOCK) {
-                            let block = KEY_BLOCK.min(self.tokens - key);
-                            let keys = &keys[key * width_words..];
-                            let values = &values[key / P::ELEMS_PER_WORD * width..];
-                            let weights = &mut weights[..block * nr];
-                            if bounded {
-                                bounded_weights::<S, P, NV>(s, dot, width_words, keys, queries, weights, sum);
-                            } else {
-                                online_weights::<S, P, NV>(
-                                    s,
-                                    dot,
-                                    width_words,
-                                    keys,
-                                    queries,
-                                    weights,
-                                    bound,
-                                    max,
-                                    sum,
-                                    out,
-                                );
-                            }
-                            if let Some(masks) = dropout {
-                                let weights = vectors_mut::<S>(weights);
-                                masks.apply_weights(s, head, self.tokens, key, first + start, NV, weights);
-                            }
-                            packing.round(weights);
-                            add_values::<S, P, NV>(s, dot, width, values, weights, words, out);
-                        }
-                    }
-                }
-                let (o, lse) = (&mut o[start * c..], &mut lse[start * self.heads..]);
-                self.finish::<S>(s, width, head, tile, max, sum, out, o, lse);
+            if let Some(masks) = tile.dropout {
+                let at = WeightBlock { head: tile.head, tokens, key, query: tile.first, columns: NV };
+                masks.apply_weights(s, at, vectors_mut::<S>(weights));
             }
+            self.packing.round(weights);
+            add_values::<S, P, NV>(s, dot, width, packed.values, weights, words, out);
         }
     }
 
@@ -193,17 +288,14 @@ impl Attention {
     fn finish<S: Simd>(
         &self,
         s: S,
-        width: usize,
-        head: usize,
-        tile: usize,
-        max: &[f32],
-        sum: &mut [f32],
-        out: &mut [f32],
+        Tile { head, count, .. }: Tile,
+        memory: &mut Memory<'_>,
         o: &mut [f32],
         lse: &mut [f32],
     ) {
-        let nr = sum.len();
-        for q in 0..tile {
+        let Memory { max, sum, out, .. } = memory;
+        let (nr, width) = (sum.len(), self.width());
+        for q in 0..count {
             lse[q * self.heads + head] = max[q] * LN_2 + sum[q].ln();
         }
         for row in out.chunks_exact_mut(nr) {
@@ -215,7 +307,7 @@ impl Attention {
                 |o, sum| s.div_f32s(o, sum),
             );
         }
-        unpack_columns(out, nr, tile, 1.0, width, o, head * width, self.channels);
+        Columns { x: out, width, columns: nr, count }.unpack(1.0, o, head * width, self.channels);
     }
 }
 
@@ -233,9 +325,7 @@ fn score_bounds<S: Simd>(s: S, queries: Rows<'_>, scale: f32, bound: &mut [f32])
 fn bounded_weights<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
     dot: P,
-    words: usize,
-    keys: &[f32],
-    queries: &[f32],
+    Packed { words, keys, queries, .. }: Packed<'_>,
     weights: &mut [f32],
     sum: &mut [f32],
 ) {
@@ -243,15 +333,14 @@ fn bounded_weights<S: Simd, P: PackLanes, const NV: usize>(
     fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
         dot: P,
-        words: usize,
-        at: [usize; 2],
+        part: Part,
         keys: &[f32],
-        queries: &[S::f32s],
+        queries: Strided<'_, S::f32s>,
         weights: &mut [S::f32s],
         sum: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, dot, keys, queries, NV, at, words, &mut acc);
+        panel_columns(s, dot, keys, queries, part, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
@@ -260,16 +349,18 @@ fn bounded_weights<S: Simd, P: PackLanes, const NV: usize>(
         }
         store::<S, MR, NV>(&acc, weights, NV);
     }
-    let (queries, weights, sum) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(sum));
+    let queries = Strided { x: vectors::<S>(queries), stride: NV };
+    let (weights, sum) = (vectors_mut::<S>(weights), vectors_mut::<S>(sum));
     let mut total = row::<S, NV>(sum);
     let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
+    let part = |i: usize| Part { words, row: i % PANEL, v: 0 };
     in_rows!(
         S,
         P,
         [NV],
         weights.len() / NV,
         max_tile_rows::<S>(),
-        rows(i, s, dot, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut total)
+        rows(i, s, dot, part(i), panel(i), queries, &mut weights[i * NV..], &mut total)
     );
     sum.copy_from_slice(&total);
 }
@@ -280,12 +371,9 @@ fn bounded_weights<S: Simd, P: PackLanes, const NV: usize>(
 fn online_weights<S: Simd, P: PackLanes, const NV: usize>(
     s: S,
     dot: P,
-    words: usize,
-    keys: &[f32],
-    queries: &[f32],
+    Packed { words, keys, queries, .. }: Packed<'_>,
     weights: &mut [f32],
-    bound: &[f32],
-    max: &mut [f32],
+    Maxima { bound, max }: Maxima<'_>,
     sum: &mut [f32],
     out: &mut [f32],
 ) {
@@ -293,15 +381,14 @@ fn online_weights<S: Simd, P: PackLanes, const NV: usize>(
     fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
         s: S,
         dot: P,
-        words: usize,
-        at: [usize; 2],
+        part: Part,
         keys: &[f32],
-        queries: &[S::f32s],
+        queries: Strided<'_, S::f32s>,
         scores: &mut [S::f32s],
         max: &mut [S::f32s; NV],
     ) {
         let mut acc = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, dot, keys, queries, NV, at, words, &mut acc);
+        panel_columns(s, dot, keys, queries, part, &mut acc);
         for r in 0..MR {
             for v in 0..NV {
                 max[v] = s.max_f32s(max[v], acc[r][v]);
@@ -309,17 +396,19 @@ fn online_weights<S: Simd, P: PackLanes, const NV: usize>(
         }
         store::<S, MR, NV>(&acc, scores, NV);
     }
-    let (queries, weights, out) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(out));
+    let queries = Strided { x: vectors::<S>(queries), stride: NV };
+    let (weights, out) = (vectors_mut::<S>(weights), vectors_mut::<S>(out));
     let (bound, max, sum) = (vectors::<S>(bound), vectors_mut::<S>(max), vectors_mut::<S>(sum));
     let mut new_max = row::<S, NV>(max);
     let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
+    let part = |i: usize| Part { words, row: i % PANEL, v: 0 };
     in_rows!(
         S,
         P,
         [NV],
         weights.len() / NV,
         max_tile_rows::<S>(),
-        rows(i, s, dot, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut new_max)
+        rows(i, s, dot, part(i), panel(i), queries, &mut weights[i * NV..], &mut new_max)
     );
     let (mut total, mut rescale) = (row::<S, NV>(sum), new_max);
     for v in 0..NV {
@@ -364,7 +453,8 @@ fn add_values<S: Simd, P: PackLanes, const NV: usize>(
         out: &mut [S::f32s],
     ) {
         let mut acc = load::<S, MR, NV>(out, NV);
-        columns(s, dot, values, width, weights, NV, weights.len() / NV, &mut acc);
+        let (values, count) = (Strided { x: values, stride: width }, weights.len() / NV);
+        columns(s, dot, values, Strided { x: weights, stride: NV }, count, &mut acc);
         store::<S, MR, NV>(&acc, out, NV);
     }
     let (weights, out) = (vectors::<S>(weights), vectors_mut::<S>(out));
@@ -386,9 +476,7 @@ fn fused<S: Simd, P: PackLanes, const W: usize, const D: usize, const NV: usize,
     s: S,
     dot: P,
     tokens: usize,
-    keys: &[f32],
-    values: &[f32],
-    queries: &[f32],
+    Packed { keys, values, queries, .. }: Packed<'_>,
     sum: &mut [f32],
     out: &mut [f32],
 ) {

@@ -24,6 +24,8 @@ mod tiles;
 
 pub use backward::Saved;
 
+use self::backward::HeadTask;
+use self::forward::Queries;
 use self::key_split::Layout;
 use self::operands::Rows;
 use crate::bf16::Packing;
@@ -68,9 +70,8 @@ impl Attention {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!(o.len() * self.heads, lse.len() * self.channels);
         prefetch_rows([qkv, o]);
-        dispatch!(self.isa, self.packing, s, dot => self.forward_generic(
-            s, dot, qkv, first, dropout, o, lse, scratch
-        ));
+        let queries = Queries { qkv, first, dropout };
+        dispatch!(self.isa, self.packing, s, dot => self.forward_generic(s, dot, queries, o, lse, scratch));
     }
 
     /// Backward pass of one image; `dqkv` is `[tokens, 3 * channels]`.
@@ -112,7 +113,8 @@ impl Attention {
         dispatch!(self.isa, self.packing, s, dot => for head in heads {
             let begin = [0, 1, 2].map(|part| self.part_offset(part, head));
             let layout = layout.unwrap_or(Layout { begin, stride: 3 * self.channels });
-            self.backward_head(s, dot, saved, head, keys.clone(), layout, out, scratch);
+            let task = HeadTask { head, keys: keys.clone(), layout };
+            self.backward_head(s, dot, saved, &task, out, scratch);
         });
     }
 
