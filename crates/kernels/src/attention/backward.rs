@@ -127,9 +127,10 @@ impl Attention {
     /// Length of a row of q or do: the width, padded to the tile of these products. (For narrow heads, the
     /// length for each query of columns with pairs of neighbouring queries.)
     fn row_width(&self) -> usize {
-        match self.narrow() {
-            true => self.width(),
-            false => self.width().next_multiple_of(self.wide_tile().nv * self.isa.lanes()),
+        if self.narrow() {
+            self.width()
+        } else {
+            self.width().next_multiple_of(self.wide_tile().nv * self.isa.lanes())
         }
     }
 

@@ -20,6 +20,7 @@ mod forward;
 mod key_split;
 mod narrow;
 mod operands;
+mod query_tile;
 mod tiles;
 
 pub use backward::Saved;

@@ -350,6 +350,15 @@ pub(super) fn panel_columns<S: Simd, P: PackLanes, const MR: usize, const NV: us
     }
 }
 
+/// Rows of a tile that fills the register file.
+#[inline(always)]
+pub(super) fn max_tile_rows<S: Simd>() -> usize {
+    match S::F32_LANES {
+        16 | 4 => 8,
+        _ => 4,
+    }
+}
+
 /// Offset of token `i` in panels of `words` words.
 #[inline(always)]
 pub(super) fn panel_at(i: usize, words: usize) -> usize {

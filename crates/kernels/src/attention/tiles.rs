@@ -2,8 +2,8 @@
 
 use super::backward::tile_vectors;
 use super::operands::{
-    PANEL, Part, Strided, columns, exp2_clamped, in_rows, load, panel_at, panel_columns, row, short_rows,
-    store,
+    PANEL, Part, Strided, columns, exp2_clamped, in_rows, load, max_tile_rows, panel_at, panel_columns, row,
+    short_rows, store,
 };
 use super::{vectors, vectors_mut};
 use crate::tile::{self, Acc, PackLanes};
@@ -438,14 +438,5 @@ pub(super) fn add_rows<S: Simd, const MR: usize, const NV: usize>(
             tile::<S, _, 1, NV>(s, dot, shape, weights, &rows[v..], at.clone(), out);
             k += 1;
         }
-    }
-}
-
-/// Rows of a tile that fills the register file.
-#[inline(always)]
-fn max_tile_rows<S: Simd>() -> usize {
-    match S::F32_LANES {
-        16 | 4 => 8,
-        _ => 4,
     }
 }
