@@ -29,8 +29,7 @@ pub mod shape;
 
 pub use cpu::{CpuDevice, CpuExecutor};
 pub use ddpm_kernels::Isa;
-pub use ddpm_kernels::bf16::fma_throughput as bf16_fma_throughput;
-pub use ddpm_kernels::elementwise::fma_throughput;
+pub use ddpm_kernels::elementwise::{bf16_fma_throughput, fma_throughput};
 pub use ddpm_rng as rng;
 pub use error::{Error, Result};
 pub use executor::{AdamStep, Device, Executor, Footprint, NodeTime, RngKey, StepOutcome, clip_scale};

@@ -3,7 +3,7 @@
 use super::{Operation, operands};
 use crate::cpu::{CHUNK, CpuContext, Kernel, KernelArgs};
 use crate::shape::{DType, TensorType};
-use ddpm_kernels::{Isa, bf16};
+use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ impl Operation for Cast {
             let y = &mut bytemuck::cast_slice_mut::<f32, u16>(args.outputs[0])[..len];
             (y.par_chunks_mut(CHUNK), args.inputs[0].par_chunks(CHUNK))
                 .into_par_iter()
-                .for_each(|(y, x)| bf16::round_all(isa, x, y));
+                .for_each(|(y, x)| elementwise::round_to_bf16(isa, x, y));
         })
     }
 }
@@ -60,7 +60,7 @@ impl<'a> MaybeBf16<'a> {
             Self::F32(x) => &x[range],
             Self::Bf16(x) => {
                 let memory = &mut memory[..range.len()];
-                bf16::widen_all(isa, &x[range], memory);
+                elementwise::widen_from_bf16(isa, &x[range], memory);
                 memory
             }
         }

@@ -56,8 +56,8 @@ mod peak {
     fn bf16(bencher: Bencher<'_, '_>) {
         let (isa, rounds) = (isa(), if tiny() { 1 } else { 1 << 20 });
         // Without the instruction there is no separate peak.
-        let flops = ddpm_kernels::bf16::fma_throughput(isa, rounds).unwrap_or(0);
-        let run = || ddpm_kernels::bf16::fma_throughput(isa, rounds);
+        let flops = ddpm_kernels::elementwise::bf16_fma_throughput(isa, rounds).unwrap_or(0);
+        let run = || ddpm_kernels::elementwise::bf16_fma_throughput(isa, rounds);
         bencher.counter(ItemsCount::new(flops)).bench_local(run);
     }
 }

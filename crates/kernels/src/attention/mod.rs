@@ -29,8 +29,7 @@ use self::backward::HeadTask;
 use self::forward::Queries;
 use self::key_split::Layout;
 use self::operands::Rows;
-use crate::bf16::Packing;
-use crate::conv::MatmulDtype;
+use crate::bf16::{MatmulDtype, Packing};
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
@@ -50,7 +49,7 @@ impl Attention {
     /// `heads` must divide `channels`.
     pub fn new(isa: Isa, dtype: MatmulDtype, tokens: usize, channels: usize, heads: usize) -> Self {
         assert_eq!(channels % heads, 0, "heads must divide channels");
-        Self { isa, packing: Packing::of(isa, dtype), tokens, channels, heads }
+        Self { isa, packing: isa.packing(dtype), tokens, channels, heads }
     }
 
     fn width(&self) -> usize {

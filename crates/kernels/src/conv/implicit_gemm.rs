@@ -105,7 +105,7 @@ impl ImplicitGemm {
             false => (input, output, cin, cout, stride, (1, 1)),
             true => (output, input, cout, cin, (1, 1), stride),
         };
-        let (tile, packing) = (TileShape::pick(isa.lanes(), cout), Packing::of(isa, dtype));
+        let (tile, packing) = (TileShape::pick(isa.lanes(), cout), isa.packing(dtype));
         let columns = cout.next_multiple_of(tile.nv * isa.lanes());
         let mut packed_len = 0;
         let phases = phases

@@ -48,7 +48,7 @@ impl WeightGrad {
         let range = m.div_ceil(ranges).next_multiple_of(tile.mr);
         let ranges = m.div_ceil(range);
         let groups = 8usize.div_ceil(ranges).min(pixels.div_ceil(GRAD_PIXELS)).max(1);
-        Self { isa, tile, packing: Packing::of(isa, dtype), shape, m, groups, ranges, range }
+        Self { isa, tile, packing: isa.packing(dtype), shape, m, groups, ranges, range }
     }
 
     /// Number of tasks; each has its own part of the partial results.

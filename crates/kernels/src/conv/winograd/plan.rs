@@ -96,7 +96,7 @@ impl Winograd {
             Part { tap, first }
         };
         let parts = kind.parts().map(part).collect();
-        let (packing, int16) = match Packing::of(isa, dtype) {
+        let (packing, int16) = match isa.packing(dtype) {
             Packing::Pairs => (Packing::Pairs, true),
             _ => (Packing::F32, false),
         };
@@ -120,7 +120,7 @@ impl Winograd {
             Part { tap: (y.0, x.0), first: (y.1, x.1) }
         };
         let parts = kind.parts().map(part).collect();
-        Some(Self::new(isa, Packing::of(isa, dtype), false, kind, shape, true, tiles, parts))
+        Some(Self::new(isa, isa.packing(dtype), false, kind, shape, true, tiles, parts))
     }
 
     fn new(
@@ -243,7 +243,7 @@ impl Winograd {
             false => self.parts.len() * self.cin + self.cout,
             true => self.parts.len() * (self.cin + self.cout),
         };
-        let packings = [Packing::of(self.isa, dtype), self.packing];
+        let packings = [self.isa.packing(dtype), self.packing];
         let kept = self.fixed_weights && self.fits_cache();
         is_faster(packings, kept, self.kind, &ConvShape { n, ..self.shape }, tiles, transformed)
     }

@@ -59,7 +59,7 @@ impl WinogradGrad {
         let rows = shape.cin.next_multiple_of(K_RUN);
         let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
         let wanted = (BLOCK / (kind.points() * (rows + columns))).max(MIN_BLOCK_TILES);
-        let packing = Packing::of(isa, dtype);
+        let packing = isa.packing(dtype);
         let run = RUN * packing.elems_per_word();
         let all_runs = tiles.count().div_ceil(run);
         // The number of groups must not depend on the number of threads, because their sums are added in
@@ -112,7 +112,7 @@ impl WinogradGrad {
 
     /// Whether this is estimated to be faster than direct convolution with this dtype.
     pub fn is_faster(&self, dtype: MatmulDtype) -> bool {
-        let packings = [Packing::of(self.isa, dtype), self.packing];
+        let packings = [self.isa.packing(dtype), self.packing];
         let transformed = self.parts() * (self.shape.cin + self.shape.cout);
         is_faster(packings, false, self.kind, &self.shape, self.tiles.count(), transformed)
     }
