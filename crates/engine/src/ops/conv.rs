@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::shape::{Shape, TensorType};
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, Operands, WeightGrad};
 use rayon::prelude::*;
 
 /// Rows and columns of zeros around an image.
@@ -237,19 +237,20 @@ fn implicit_gemm_kernel(ctx: &CpuContext, gemm: ImplicitGemm, addends: [Option<u
             per_image_bias: operand(addends[1]),
             residual: operand(addends[2]),
         };
-        let (x, packed, task, scratch) = (args.inputs[0], &*packed, gemm.task_pixels(), args.scratch);
+        let operands = Operands { input: args.inputs[0], packed, epilogue };
+        let (task, scratch) = (gemm.task_pixels(), args.scratch);
         let channels = gemm.output_channels();
         if let Some(panels) = by_columns {
             let pixels = gemm.output_len() / channels;
             let width = gemm.columns_of(panels);
             columns.par_chunks_mut(pixels * width).enumerate().for_each(|(i, out)| {
                 let panels = i * panels..gemm.panel_count().min((i + 1) * panels);
-                scratch.with(|memory| gemm.run_panels(x, packed, epilogue, panels, out, memory));
+                scratch.with(|memory| gemm.run_panels(operands, panels, out, memory));
             });
             return join_columns(columns, width, args.outputs[0], channels);
         }
         args.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
-            scratch.with(|memory| gemm.run(x, packed, epilogue, i * task, out, memory));
+            scratch.with(|memory| gemm.run(operands, i * task, out, memory));
         });
     });
     let kernel = if cached {

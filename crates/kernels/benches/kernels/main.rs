@@ -101,10 +101,8 @@ const LINEAR: [Conv; 2] = [
 
 impl Conv {
     fn shape(&self) -> ConvShape {
-        let (n, size, cin, cout) = match tiny() {
-            true => (1, 8, 16, 16),
-            false => (self.n, self.size, self.cin, self.cout),
-        };
+        let (n, size, cin, cout) =
+            if tiny() { (1, 8, 16, 16) } else { (self.n, self.size, self.cin, self.cout) };
         ConvShape {
             n,
             input: (size, size),

@@ -26,7 +26,7 @@ mod row;
 mod weight_grad;
 pub mod winograd;
 
-pub use epilogue::Epilogue;
+pub use epilogue::{Epilogue, Operands};
 pub use implicit_gemm::ImplicitGemm;
 pub use weight_grad::WeightGrad;
 
