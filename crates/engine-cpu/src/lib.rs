@@ -13,8 +13,7 @@ mod lower;
 mod scratch;
 
 pub use ddpm_kernels::Isa;
-pub use ddpm_kernels::bf16::fma_throughput as bf16_fma_throughput;
-pub use ddpm_kernels::elementwise::fma_throughput;
+pub use ddpm_kernels::elementwise::{bf16_fma_throughput, fma_throughput};
 pub use executor::{CpuDevice, CpuExecutor};
 pub use lower::accepts_bf16;
 pub use scratch::MAX_THREADS;

@@ -3,10 +3,17 @@
 //! Matmul operands are packed in *pairs*: two neighbours along k, the even one in the lower half of a 32-bit
 //! word. A panel of pairs is a panel of words, stored in f32 slices whose values have no meaning as floats.
 
-use crate::conv::MatmulDtype;
-use crate::isa::{Isa, dispatch};
-use crate::tile::DotKernel;
 use pulp::Simd;
+
+/// Precision of matmul operands; accumulation is in f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MatmulDtype {
+    /// Full precision.
+    #[default]
+    F32,
+    /// Rounded to bf16, two to a word.
+    Bf16,
+}
 
 /// Rounds to bf16, ties to even; NaN stays NaN.
 #[inline(always)]
@@ -22,28 +29,19 @@ pub fn widen(x: u16) -> f32 {
     f32::from_bits(u32::from(x) << 16)
 }
 
-/// Rounds every element to bf16; both slices have the same length.
-pub fn round_all(isa: Isa, from: &[f32], to: &mut [u16]) {
-    assert_eq!(from.len(), to.len(), "slices of equal length");
-    dispatch!(isa, _s => round_each(from, to))
-}
-
-/// Widens every element to f32; both slices have the same length.
-pub fn widen_all(isa: Isa, from: &[u16], to: &mut [f32]) {
-    #[inline(always)]
-    fn run(from: &[u16], to: &mut [f32]) {
-        for (to, &x) in to.iter_mut().zip(from) {
-            *to = widen(x);
-        }
-    }
-    assert_eq!(from.len(), to.len(), "slices of equal length");
-    dispatch!(isa, _s => run(from, to))
-}
-
+/// Rounds every element; both slices have the same length.
 #[inline(always)]
-fn round_each(from: &[f32], to: &mut [u16]) {
+pub(crate) fn round_each(from: &[f32], to: &mut [u16]) {
     for (to, &x) in to.iter_mut().zip(from) {
         *to = round(x);
+    }
+}
+
+/// Widens every element; both slices have the same length.
+#[inline(always)]
+pub(crate) fn widen_each(from: &[u16], to: &mut [f32]) {
+    for (to, &x) in to.iter_mut().zip(from) {
+        *to = widen(x);
     }
 }
 
@@ -92,15 +90,6 @@ pub(crate) enum Packing {
 }
 
 impl Packing {
-    /// The packing for this dtype on an instruction set.
-    pub(crate) fn of(isa: Isa, dtype: MatmulDtype) -> Self {
-        match dtype {
-            MatmulDtype::F32 => Self::F32,
-            MatmulDtype::Bf16 if isa.has_bf16() => Self::Pairs,
-            MatmulDtype::Bf16 => Self::Rounded,
-        }
-    }
-
     /// Elements a word.
     pub(crate) fn elems_per_word(self) -> usize {
         if self == Self::Pairs { 2 } else { 1 }
@@ -298,27 +287,6 @@ mod native {
             18, 2, 17, 1, 16, 0,
         )
     }
-}
-
-/// Like [`fma_throughput`](crate::elementwise::fma_throughput), for bf16 pairs if the machine has an
-/// instruction for them.
-pub fn fma_throughput(isa: Isa, rounds: u64) -> Option<u64> {
-    /// As for f32.
-    const SUMS: usize = 12;
-    #[inline(always)]
-    fn run<S: Simd>(s: S, dot: impl DotKernel, rounds: u64) -> u64 {
-        let a = std::hint::black_box(0.5);
-        let b = s.splat_f32s(a);
-        let mut sums = [[b]; SUMS];
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                dot.multiply(s, a, [b], sum);
-            }
-        }
-        std::hint::black_box(sums);
-        rounds * (4 * SUMS * S::F32_LANES) as u64
-    }
-    isa.has_bf16().then(|| dispatch!(isa, Packing::Pairs, s, dot => run(s, dot, rounds)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! Elementwise arithmetic, sums, and the optimizer step.
 
+use crate::bf16::{self, Packing};
 use crate::isa::{Isa, dispatch};
+use crate::tile::DotKernel;
 use crate::vector::{self, fold2, map2};
 use pulp::Simd;
 
@@ -44,6 +46,18 @@ pub fn scale_rows(isa: Isa, row: &[f32], y: &mut [f32]) {
         }
     }
     dispatch!(isa, s => run(s, row, y))
+}
+
+/// Rounds every element to bf16; both slices have the same length.
+pub fn round_to_bf16(isa: Isa, from: &[f32], to: &mut [u16]) {
+    assert_eq!(from.len(), to.len(), "slices of equal length");
+    dispatch!(isa, _s => bf16::round_each(from, to))
+}
+
+/// Widens every element from bf16; both slices have the same length.
+pub fn widen_from_bf16(isa: Isa, from: &[u16], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "slices of equal length");
+    dispatch!(isa, _s => bf16::widen_each(from, to))
 }
 
 /// `y = e^x`.
@@ -199,10 +213,8 @@ impl<S: Simd> AdamRule<S> {
     fn new(s: S, step: &AdamStep) -> Self {
         let correction1 = 1.0 - step.beta1.powf(step.step as f64);
         let correction2 = (1.0 - step.beta2.powf(step.step as f64)).sqrt();
-        let (decay, shrink) = match step.decoupled {
-            true => (0.0, 1.0 - step.lr * step.weight_decay),
-            false => (step.weight_decay, 1.0),
-        };
+        let (decay, shrink) =
+            if step.decoupled { (0.0, 1.0 - step.lr * step.weight_decay) } else { (step.weight_decay, 1.0) };
         Self {
             rate: s.splat_f32s((-step.lr / correction1) as f32),
             root: s.splat_f32s((1.0 / correction2) as f32),
@@ -253,4 +265,24 @@ pub fn fma_throughput(isa: Isa, rounds: u64) -> u64 {
         rounds * (2 * SUMS * S::F32_LANES) as u64
     }
     dispatch!(isa, s => run(s, rounds))
+}
+
+/// Like [`fma_throughput`], for bf16 pairs if the machine has an instruction for them.
+pub fn bf16_fma_throughput(isa: Isa, rounds: u64) -> Option<u64> {
+    /// As for f32.
+    const SUMS: usize = 12;
+    #[inline(always)]
+    fn run<S: Simd>(s: S, dot: impl DotKernel, rounds: u64) -> u64 {
+        let a = std::hint::black_box(0.5);
+        let b = s.splat_f32s(a);
+        let mut sums = [[b]; SUMS];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                dot.multiply(s, a, [b], sum);
+            }
+        }
+        std::hint::black_box(sums);
+        rounds * (4 * SUMS * S::F32_LANES) as u64
+    }
+    isa.has_bf16().then(|| dispatch!(isa, Packing::Pairs, s, dot => run(s, dot, rounds)))
 }

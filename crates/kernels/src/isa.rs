@@ -1,5 +1,6 @@
 //! Instruction sets: detection, selection, and the single dispatch point.
 
+use crate::bf16::{MatmulDtype, Packing};
 use std::fmt;
 
 /// Environment variable that forces an instruction set (`portable`, `avx2`, `avx512`, `avx512bf16`, `neon`).
@@ -108,6 +109,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Token::Avx512Bf16(..) => true,
             _ => false,
+        }
+    }
+
+    /// How matmul operands of this dtype are packed.
+    pub(crate) fn packing(self, dtype: MatmulDtype) -> Packing {
+        match dtype {
+            MatmulDtype::F32 => Packing::F32,
+            MatmulDtype::Bf16 if self.has_bf16() => Packing::Pairs,
+            MatmulDtype::Bf16 => Packing::Rounded,
         }
     }
 }

@@ -7,6 +7,19 @@ use crate::norm::{load, store};
 use crate::vector;
 use pulp::Simd;
 
+/// Operands of the backward pass of some rows: those and the result of the forward pass, and the output gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// Scale, `[channels]`.
+    pub gamma: &'a [f32],
+    /// The input, `[rows, channels]`.
+    pub x: &'a [f32],
+    /// Each row's mean and reciprocal standard deviation, `[rows, 2]`.
+    pub stats: &'a [f32],
+    /// The output gradient, `[rows, channels]`.
+    pub dy: &'a [f32],
+}
+
 /// Forward pass; `stats` (`[rows, 2]`) receives each row's mean and reciprocal standard deviation.
 pub fn layer_norm(
     isa: Isa,
@@ -55,32 +68,26 @@ fn forward<S: Simd>(
     }
 }
 
-/// Backward pass; `stats` comes from the forward pass. `dgamma` and `dbeta` (`[channels]`) receive the
-/// contribution of these rows.
+/// Backward pass; `dx` is `[rows, channels]`, `dgamma` and `dbeta` (`[channels]`) receive the contribution of
+/// these rows.
 ///
 /// `dx = rstd (g - mean(g) - x_hat mean(g x_hat))` with `g = dy gamma`; `dgamma = sum dy x_hat`,
 /// `dbeta = sum dy`.
 pub fn layer_norm_backward(
     isa: Isa,
-    gamma: &[f32],
-    x: &[f32],
-    dy: &[f32],
-    stats: &[f32],
+    saved: Saved<'_>,
     dx: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
 ) {
-    assert_eq!((x.len(), x.len()), (dy.len(), dx.len()));
-    dispatch!(isa, s => backward(s, gamma, x, dy, stats, dx, dgamma, dbeta))
+    assert_eq!((saved.x.len(), saved.x.len()), (saved.dy.len(), dx.len()));
+    dispatch!(isa, s => backward(s, saved, dx, dgamma, dbeta))
 }
 
 #[inline(always)]
 fn backward<S: Simd>(
     s: S,
-    gamma: &[f32],
-    x: &[f32],
-    dy: &[f32],
-    stats: &[f32],
+    Saved { gamma, x, stats, dy }: Saved<'_>,
     dx: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],

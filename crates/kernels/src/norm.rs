@@ -33,20 +33,41 @@ impl NormShape {
     }
 }
 
+/// Scale and shift of each channel, `[channels]` each.
+#[derive(Clone, Copy, Debug)]
+pub struct Affine<'a> {
+    /// Scale.
+    pub gamma: &'a [f32],
+    /// Shift.
+    pub beta: &'a [f32],
+}
+
+/// Operands of the backward pass of one image: those and the result of the forward pass, and the output gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved<'a> {
+    /// The input, `[pixels, channels]`.
+    pub x: &'a [f32],
+    /// Scale and shift.
+    pub affine: Affine<'a>,
+    /// Means and reciprocal standard deviations, `[2 * groups]`.
+    pub stats: &'a [f32],
+    /// The output gradient, `[pixels, channels]`.
+    pub dy: &'a [f32],
+}
+
 /// Forward pass of one image. `stats` receives `[groups]` means, then `[groups]` reciprocal standard deviations.
 pub fn group_norm(
     isa: Isa,
     shape: NormShape,
     x: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
+    affine: Affine<'_>,
     y: &mut [f32],
     stats: &mut [f32],
     scratch: &mut [f32],
 ) {
     assert_eq!(x.len(), shape.pixels * shape.channels);
     assert_eq!(y.len(), x.len());
-    dispatch!(isa, s => forward(s, shape, x, gamma, beta, y, stats, scratch))
+    dispatch!(isa, s => forward(s, shape, x, affine, y, stats, scratch))
 }
 
 #[inline(always)]
@@ -54,8 +75,7 @@ fn forward<S: Simd>(
     s: S,
     shape: NormShape,
     x: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
+    affine: Affine<'_>,
     y: &mut [f32],
     stats: &mut [f32],
     scratch: &mut [f32],
@@ -80,7 +100,7 @@ fn forward<S: Simd>(
     }
 
     let scale = sums;
-    affine(shape, gamma, beta, means, rstds, scale, shift);
+    scale_and_shift(shape, affine, means, rstds, scale, shift);
     for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
         map_row(
             s,
@@ -99,10 +119,9 @@ fn forward<S: Simd>(
 
 /// `x_hat * gamma + beta = x * scale + shift`, channel by channel.
 #[inline(always)]
-fn affine(
+fn scale_and_shift(
     shape: NormShape,
-    gamma: &[f32],
-    beta: &[f32],
+    Affine { gamma, beta }: Affine<'_>,
     means: &[f32],
     rstds: &[f32],
     scale: &mut [f32],
@@ -115,35 +134,26 @@ fn affine(
     }
 }
 
-/// Backward pass of one image. `stats` comes from the forward pass; `dgamma` and `dbeta` (`[channels]` each)
-/// are this image's contribution to the parameter gradients, to be summed over images in order.
+/// Backward pass of one image; `dx` is `[pixels, channels]`, `dgamma` and `dbeta` (`[channels]` each) are this image's contribution to the parameter gradients, to be summed over images in order.
 pub fn group_norm_backward(
     isa: Isa,
     shape: NormShape,
-    x: &[f32],
-    dy: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
-    stats: &[f32],
+    saved: Saved<'_>,
     dx: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
     scratch: &mut [f32],
 ) {
-    assert_eq!(x.len(), shape.pixels * shape.channels);
-    assert_eq!((dy.len(), dx.len()), (x.len(), x.len()));
-    dispatch!(isa, s => backward(s, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, scratch))
+    let len = shape.pixels * shape.channels;
+    assert_eq!((saved.x.len(), saved.dy.len(), dx.len()), (len, len, len));
+    dispatch!(isa, s => backward(s, shape, saved, dx, dgamma, dbeta, scratch))
 }
 
 #[inline(always)]
 fn backward<S: Simd>(
     s: S,
     shape: NormShape,
-    x: &[f32],
-    dy: &[f32],
-    gamma: &[f32],
-    beta: &[f32],
-    stats: &[f32],
+    Saved { x, affine, stats, dy }: Saved<'_>,
     dx: &mut [f32],
     dgamma: &mut [f32],
     dbeta: &mut [f32],
@@ -156,7 +166,7 @@ fn backward<S: Simd>(
     let (shift, rest) = rest.split_at_mut(c);
     let (mean, rest) = rest.split_at_mut(c);
     let rstd = &mut rest[..c];
-    affine(shape, gamma, beta, means, rstds, scale, shift);
+    scale_and_shift(shape, affine, means, rstds, scale, shift);
     for ch in 0..c {
         mean[ch] = means[ch / shape.per_group()];
         rstd[ch] = rstds[ch / shape.per_group()];
@@ -191,7 +201,8 @@ fn backward<S: Simd>(
     for g in 0..groups {
         let of_group = g * shape.per_group()..(g + 1) * shape.per_group();
         let dot = |d: &[f32]| -> f64 {
-            of_group.clone().map(|ch| f64::from(gamma[ch]) * f64::from(d[ch])).sum::<f64>() / f64::from(count)
+            of_group.clone().map(|ch| f64::from(affine.gamma[ch]) * f64::from(d[ch])).sum::<f64>()
+                / f64::from(count)
         };
         let (sum_dz, sum_dz_x) = (dot(dbeta), dot(dgamma));
         let r = f64::from(rstds[g]);

@@ -61,6 +61,20 @@ pub fn weight_threshold(p: f64) -> (u32, f32) {
     (threshold, 65_536.0 / (65_536 - threshold) as f32)
 }
 
+/// A block of attention weights `[keys][queries]` of a head, in vectors of queries.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightBlock {
+    pub(crate) head: usize,
+    /// Tokens of the image.
+    pub(crate) tokens: usize,
+    /// The first key, a multiple of 8.
+    pub(crate) key: usize,
+    /// The first query.
+    pub(crate) query: usize,
+    /// Vectors of a row.
+    pub(crate) columns: usize,
+}
+
 /// Dropout masks of one node in one step.
 #[derive(Clone, Copy, Debug)]
 pub struct Dropout {
@@ -126,19 +140,10 @@ impl Dropout {
         }
     }
 
-    /// Applies the mask to weights `[keys][queries]` of a head (`columns` vectors of queries a row): keys
-    /// `key ..`, a multiple of 8, and queries `query ..`. See [`weight_factor`](Self::weight_factor).
+    /// Applies the mask to a block of attention weights. See [`weight_factor`](Self::weight_factor).
     #[inline(always)]
-    pub(crate) fn apply_weights<S: Simd>(
-        &self,
-        s: S,
-        head: usize,
-        tokens: usize,
-        key: usize,
-        query: usize,
-        columns: usize,
-        weights: &mut [S::f32s],
-    ) {
+    pub(crate) fn apply_weights<S: Simd>(&self, s: S, block: WeightBlock, weights: &mut [S::f32s]) {
+        let WeightBlock { head, tokens, key, query, columns } = block;
         let step = tokens.div_ceil(PER_COUNTER);
         let mut lanes = [0; LANES];
         for (lane, v) in lanes.iter_mut().enumerate().take(S::F32_LANES) {

@@ -3,7 +3,7 @@
 use super::Lowering;
 use crate::kernel::{CHUNK, Kernel, KernelArgs};
 use ddpm_engine::{DType, TensorType};
-use ddpm_kernels::{Isa, bf16};
+use ddpm_kernels::{Isa, elementwise};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ impl Lowering<'_> {
             let y = &mut bytemuck::cast_slice_mut::<f32, u16>(args.outputs[0])[..len];
             (y.par_chunks_mut(CHUNK), args.inputs[0].par_chunks(CHUNK))
                 .into_par_iter()
-                .for_each(|(y, x)| bf16::round_all(isa, x, y));
+                .for_each(|(y, x)| elementwise::round_to_bf16(isa, x, y));
         })
     }
 }
@@ -46,7 +46,7 @@ impl<'a> MaybeBf16<'a> {
             Self::F32(x) => &x[range],
             Self::Bf16(x) => {
                 let memory = &mut memory[..range.len()];
-                bf16::widen_all(isa, &x[range], memory);
+                elementwise::widen_from_bf16(isa, &x[range], memory);
                 memory
             }
         }

@@ -4,7 +4,7 @@ use super::{Lowering, winograd};
 use crate::kernel::{Kernel, KernelArgs};
 use ddpm_engine::ops::{Conv2d, Conv2dTranspose, Conv2dWeightGrad};
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
+use ddpm_kernels::conv::{Epilogue, ImplicitGemm, MatmulDtype, Operands, WeightGrad};
 use rayon::prelude::*;
 
 impl Lowering<'_> {
@@ -78,19 +78,20 @@ fn implicit_gemm_kernel(lowering: &Lowering<'_>, gemm: ImplicitGemm, addends: [O
             per_image_bias: operand(addends[1]),
             residual: operand(addends[2]),
         };
-        let (x, packed, task, scratch) = (args.inputs[0], &*packed, gemm.task_pixels(), args.scratch);
+        let operands = Operands { input: args.inputs[0], packed, epilogue };
+        let (task, scratch) = (gemm.task_pixels(), args.scratch);
         let channels = gemm.output_channels();
         if let Some(panels) = by_columns {
             let pixels = gemm.output_len() / channels;
             let width = gemm.columns_of(panels);
             columns.par_chunks_mut(pixels * width).enumerate().for_each(|(i, out)| {
                 let panels = i * panels..gemm.panel_count().min((i + 1) * panels);
-                scratch.with(|memory| gemm.run_panels(x, packed, epilogue, panels, out, memory));
+                scratch.with(|memory| gemm.run_panels(operands, panels, out, memory));
             });
             return join_columns(columns, width, args.outputs[0], channels);
         }
         args.outputs[0].par_chunks_mut(task * channels).enumerate().for_each(|(i, out)| {
-            scratch.with(|memory| gemm.run(x, packed, epilogue, i * task, out, memory));
+            scratch.with(|memory| gemm.run(operands, i * task, out, memory));
         });
     });
     let kernel = if cached {

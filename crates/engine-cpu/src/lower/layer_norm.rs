@@ -4,7 +4,7 @@ use super::Lowering;
 use crate::kernel::{Kernel, KernelArgs};
 use ddpm_engine::ops::LayerNorm;
 use ddpm_kernels::elementwise::add_assign;
-use ddpm_kernels::layer_norm::{layer_norm, layer_norm_backward};
+use ddpm_kernels::layer_norm::{Saved, layer_norm, layer_norm_backward};
 use rayon::prelude::*;
 
 /// Rows per task; constant, so that the order of summation is fixed.
@@ -36,7 +36,7 @@ impl Lowering<'_> {
                 .zip((stats.par_chunks(2 * ROWS), partials.par_chunks_mut(2 * c)))
                 .for_each(|((dy, x, dx), (stats, partial))| {
                     let (dgamma, dbeta) = partial.split_at_mut(c);
-                    layer_norm_backward(isa, gamma, x, dy, stats, dx, dgamma, dbeta);
+                    layer_norm_backward(isa, Saved { gamma, x, stats, dy }, dx, dgamma, dbeta);
                 });
             dgamma.fill(0.0);
             dbeta.fill(0.0);

@@ -5,7 +5,7 @@ use super::bf16_storage::MaybeBf16;
 use crate::kernel::{Kernel, KernelArgs};
 use ddpm_engine::Shape;
 use ddpm_engine::ops::GroupNorm;
-use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
+use ddpm_kernels::norm::{Affine, NormShape, Saved, group_norm, group_norm_backward};
 use rayon::prelude::*;
 
 /// The sizes of the normalisation of each image of `x`.
@@ -21,7 +21,8 @@ impl Lowering<'_> {
         let image = shape.pixels * shape.channels;
         let widened_len = MaybeBf16::scratch_len(ty, image);
         Kernel::new(move |args: &mut KernelArgs<'_>| {
-            let (gamma, beta, scratch) = (args.inputs[1], args.inputs[2], args.scratch);
+            let affine = Affine { gamma: args.inputs[1], beta: args.inputs[2] };
+            let scratch = args.scratch;
             let x = MaybeBf16::new(ty, args.inputs[0]);
             let [y, stats] = args.outputs else { unreachable!("two outputs") };
             (y.par_chunks_mut(image), stats.par_chunks_mut(2 * groups)).into_par_iter().enumerate().for_each(
@@ -29,7 +30,7 @@ impl Lowering<'_> {
                     scratch.with(|memory| {
                         let (widened, memory) = memory.split_at_mut(widened_len);
                         let x = x.widened(isa, i * image..(i + 1) * image, widened);
-                        group_norm(isa, shape, x, gamma, beta, y, stats, memory);
+                        group_norm(isa, shape, x, affine, y, stats, memory);
                     });
                 },
             );
@@ -44,6 +45,7 @@ impl Lowering<'_> {
         let widened_len = MaybeBf16::scratch_len(ty, image);
         Kernel::new(move |args: &mut KernelArgs<'_>| {
             let [x, dy, gamma, beta, stats] = args.inputs else { unreachable!("five operands") };
+            let affine = Affine { gamma, beta };
             let x = MaybeBf16::new(ty, x);
             let [dx, dgamma, dbeta] = args.outputs else { unreachable!("three outputs") };
             let (scratch, partials) = (args.scratch, &mut args.shared[..n * 2 * c]);
@@ -56,7 +58,8 @@ impl Lowering<'_> {
                     scratch.with(|memory| {
                         let (widened, memory) = memory.split_at_mut(widened_len);
                         let x = x.widened(isa, i * image..(i + 1) * image, widened);
-                        group_norm_backward(isa, shape, x, dy, gamma, beta, stats, dx, dgamma, dbeta, memory);
+                        let saved = Saved { x, affine, stats, dy };
+                        group_norm_backward(isa, shape, saved, dx, dgamma, dbeta, memory);
                     });
                 });
             dgamma.fill(0.0);

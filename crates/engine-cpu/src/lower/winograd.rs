@@ -2,8 +2,8 @@
 
 use super::Lowering;
 use crate::kernel::{Kernel, KernelArgs};
-use ddpm_kernels::conv::Epilogue;
-use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
+use ddpm_kernels::conv::winograd::{GradOperands, RunValues, Winograd, WinogradGrad};
+use ddpm_kernels::conv::{Epilogue, Operands};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -91,12 +91,12 @@ fn per_thread_blocks_kernel(conv: Winograd, addends: [Option<usize>; 3]) -> Kern
                     conv.pack_panel(panels.start + panel, w, to);
                 });
             }
-            let packed = &*packed;
+            let operands = Operands { input: x, packed, epilogue };
             let len = |block: usize| blocks[block].clone().map(|row| conv.row_len(row)).sum();
             by_rows(args.outputs[0], 0..blocks.len(), &len, &|block, out| {
                 scratch.with(|memory| {
                     let rows = blocks[block].clone();
-                    conv.compute_block(rows, panels.clone(), x, packed, epilogue, out, memory);
+                    conv.compute_block(rows, panels.clone(), operands, out, memory);
                 });
             });
         }
@@ -183,15 +183,16 @@ pub(super) fn grad_kernel(grad: WinogradGrad, cin: usize, cout: usize) -> Kernel
     Kernel::new(move |args: &mut KernelArgs<'_>| {
         let (sums, rest) = args.shared.split_at_mut(sums_all);
         let (by_row, values) = rest.split_at_mut(by_row_all);
-        let (x, dy, scratch) = (args.inputs[0], args.inputs[1], args.scratch);
+        let operands = GradOperands { input: args.inputs[0], dy: args.inputs[1] };
+        let scratch = args.scratch;
         let (dw, db) = args.outputs.split_first_mut().expect("a weight gradient has an output");
         for (part, rows) in (0..grad.parts()).flat_map(|part| grad.ranges().map(move |rows| (part, rows))) {
             if own {
                 sums.par_chunks_exact_mut(grad.group_len()).enumerate().for_each(|(group, sums)| {
-                    scratch.with(|memory| grad.accumulate_group(part, group, x, dy, sums, memory));
+                    scratch.with(|memory| grad.accumulate_group(part, group, operands, sums, memory));
                 });
             } else {
-                sum_by_phases(&grad, part, &rows, x, dy, sums, &mut values[..values_all]);
+                sum_by_phases(&grad, part, &rows, operands, sums, &mut values[..values_all]);
             }
             let (sums, count) = (&*sums, rows.end.min(cin) - rows.start);
             let by_row = &mut by_row[..count * taps * cout];
@@ -221,8 +222,7 @@ fn sum_by_phases(
     grad: &WinogradGrad,
     part: usize,
     rows: &Range<usize>,
-    x: &[f32],
-    dy: &[f32],
+    operands: GradOperands<'_>,
     sums: &mut [f32],
     values: &mut [f32],
 ) {
@@ -242,7 +242,9 @@ fn sum_by_phases(
             (v.par_chunks_exact_mut(v_len), y.par_chunks_exact_mut(y_len), b.par_chunks_exact_mut(b_len))
                 .into_par_iter()
                 .enumerate()
-                .for_each(|(j, (v, y, b))| grad.values(part, runs.start + j, x, dy, v, y, b));
+                .for_each(|(j, (v, y, b))| {
+                    grad.values(part, runs.start + j, operands, RunValues { v, y, bias: b })
+                });
             for partial in b.chunks_exact(b_len) {
                 db.iter_mut().zip(partial).for_each(|(sum, v)| *sum += v);
             }

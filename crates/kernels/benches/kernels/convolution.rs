@@ -3,7 +3,7 @@
 
 use super::{isa, random};
 use ddpm_kernels::conv::winograd::{Winograd, WinogradGrad};
-use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, Operands, WeightGrad};
 use divan::Bencher;
 use divan::counter::ItemsCount;
 
@@ -36,7 +36,8 @@ fn gather(bencher: Bencher<'_, '_>, shape: ConvShape, input: usize, conv: &Impli
     bencher.counter(flops(shape)).bench_local(|| {
         conv.pack(&w, &mut packed);
         for (i, out) in out.chunks_mut(task * conv.output_channels()).enumerate() {
-            conv.run(&x, &packed, Epilogue::default(), i * task, out, &mut scratch);
+            let operands = Operands { input: &x, packed: &packed, epilogue: Epilogue::default() };
+            conv.run(operands, i * task, out, &mut scratch);
         }
     });
 }

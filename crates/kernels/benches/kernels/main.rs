@@ -56,8 +56,8 @@ mod peak {
     fn bf16(bencher: Bencher<'_, '_>) {
         let (isa, rounds) = (isa(), if tiny() { 1 } else { 1 << 20 });
         // Without the instruction there is no separate peak.
-        let flops = ddpm_kernels::bf16::fma_throughput(isa, rounds).unwrap_or(0);
-        let run = || ddpm_kernels::bf16::fma_throughput(isa, rounds);
+        let flops = ddpm_kernels::elementwise::bf16_fma_throughput(isa, rounds).unwrap_or(0);
+        let run = || ddpm_kernels::elementwise::bf16_fma_throughput(isa, rounds);
         bencher.counter(ItemsCount::new(flops)).bench_local(run);
     }
 }
@@ -101,10 +101,8 @@ const LINEAR: [Conv; 2] = [
 
 impl Conv {
     fn shape(&self) -> ConvShape {
-        let (n, size, cin, cout) = match tiny() {
-            true => (1, 8, 16, 16),
-            false => (self.n, self.size, self.cin, self.cout),
-        };
+        let (n, size, cin, cout) =
+            if tiny() { (1, 8, 16, 16) } else { (self.n, self.size, self.cin, self.cout) };
         ConvShape {
             n,
             input: (size, size),
@@ -206,7 +204,7 @@ mod passes {
     use super::*;
     use ddpm_kernels::activation::{Activation, activate, activate_backward};
     use ddpm_kernels::elementwise::{AdamStep, adam, exp};
-    use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
+    use ddpm_kernels::norm::{Affine, NormShape, Saved, group_norm, group_norm_backward};
 
     /// More than the private caches of a core hold.
     fn len() -> usize {
@@ -226,9 +224,10 @@ mod passes {
     fn group_norm_silu(bencher: Bencher<'_, '_>) {
         let (isa, shape) = (isa(), norm_shape());
         let (x, gamma, beta) = (random(shape.pixels * 128), random(128), random(128));
+        let affine = Affine { gamma: &gamma, beta: &beta };
         let (mut y, mut stats, mut scratch) = (x.clone(), [0.0; 64], vec![0.0; shape.scratch_len()]);
         bencher.counter(bytes(4, x.len())).bench_local(|| {
-            group_norm(isa, shape, &x, &gamma, &beta, &mut y, &mut stats, &mut scratch);
+            group_norm(isa, shape, &x, affine, &mut y, &mut stats, &mut scratch);
         });
     }
 
@@ -236,24 +235,13 @@ mod passes {
     fn group_norm_silu_gradient(bencher: Bencher<'_, '_>) {
         let (isa, shape) = (isa(), norm_shape());
         let (x, gamma, beta) = (random(shape.pixels * 128), random(128), random(128));
+        let affine = Affine { gamma: &gamma, beta: &beta };
         let (mut y, mut stats, mut scratch) = (x.clone(), [0.0; 64], vec![0.0; shape.scratch_len()]);
-        group_norm(isa, shape, &x, &gamma, &beta, &mut y, &mut stats, &mut scratch);
+        group_norm(isa, shape, &x, affine, &mut y, &mut stats, &mut scratch);
         let (mut dx, mut dgamma, mut dbeta) = (x.clone(), gamma.clone(), beta.clone());
         bencher.counter(bytes(5, x.len())).bench_local(|| {
-            let gradients = (&mut dx, &mut dgamma, &mut dbeta);
-            group_norm_backward(
-                isa,
-                shape,
-                &x,
-                &y,
-                &gamma,
-                &beta,
-                &stats,
-                gradients.0,
-                gradients.1,
-                gradients.2,
-                &mut scratch,
-            );
+            let saved = Saved { x: &x, affine, stats: &stats, dy: &y };
+            group_norm_backward(isa, shape, saved, &mut dx, &mut dgamma, &mut dbeta, &mut scratch);
         });
     }
 

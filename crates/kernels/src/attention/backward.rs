@@ -19,11 +19,11 @@
 //! keys for dq, of neighbouring queries for dk and dv.
 
 use super::key_split::Layout;
-use super::operands::{PANEL, inner_product, unpack_columns};
-use super::tiles::{add_keys, add_lanes, add_rows, weights_and_gradients};
+use super::operands::{Columns, PANEL, inner_product};
+use super::tiles::{BlockShape, Operands, RowShape, add_keys, add_lanes, add_rows, weights_and_gradients};
 use super::{Attention, L2_ELEMS, Rows, Splitter, vectors, vectors_mut};
 use crate::bf16::Packing;
-use crate::random::Dropout;
+use crate::random::{Dropout, WeightBlock};
 use crate::tile::{F32, PackLanes, TileShape, with_tile};
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
@@ -59,6 +59,48 @@ pub struct Saved<'a> {
     pub dropout: Option<Dropout>,
 }
 
+/// A head and some of its keys, and where their gradients go.
+pub(super) struct HeadTask {
+    pub head: usize,
+    pub keys: Range<usize>,
+    pub layout: Layout,
+}
+
+/// A chunk of a head's queries: `count` from `start` on.
+#[derive(Clone, Copy)]
+struct Chunk {
+    head: usize,
+    start: usize,
+    count: usize,
+}
+
+/// Scratch memory of a task ([`Attention::backward_parts`]).
+struct Memory<'a> {
+    /// All keys and values of the head in panels, and the keys in rows.
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    key_rows: &'a mut [f32],
+    /// Queries and output gradients of a chunk as columns, tile by tile; dq likewise.
+    q_columns: &'a mut [f32],
+    do_columns: &'a mut [f32],
+    dq: &'a mut [f32],
+    /// Queries and output gradients as rows.
+    q_rows: &'a mut [f32],
+    do_rows: &'a mut [f32],
+    /// What the accumulators of the scores and of the weight gradients start from.
+    shift: &'a mut [f32],
+    delta: &'a mut [f32],
+    /// Weights, score gradients and dropout masks of a block of keys and a tile.
+    p: &'a mut [f32],
+    ds: &'a mut [f32],
+    mask: &'a mut [f32],
+    /// Score gradients in pairs of neighbouring keys.
+    ds_words: &'a mut [f32],
+    /// Sums of dk and dv of a block of keys.
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
 impl Attention {
     /// Whether a head is narrower than a vector.
     fn narrow(&self) -> bool {
@@ -85,9 +127,10 @@ impl Attention {
     /// Length of a row of q or do: the width, padded to the tile of these products. (For narrow heads, the
     /// length for each query of columns with pairs of neighbouring queries.)
     fn row_width(&self) -> usize {
-        match self.narrow() {
-            true => self.width(),
-            false => self.width().next_multiple_of(self.wide_tile().nv * self.isa.lanes()),
+        if self.narrow() {
+            self.width()
+        } else {
+            self.width().next_multiple_of(self.wide_tile().nv * self.isa.lanes())
         }
     }
 
@@ -118,25 +161,23 @@ impl Attention {
         ]
     }
 
-    /// The contribution of some keys to a head's `dq`, and the `dk` and `dv` of these keys.
+    /// The contribution of a task's keys to its head's `dq`, and the `dk` and `dv` of these keys.
     #[inline(always)]
     pub(super) fn backward_head<S: Simd, P: PackLanes>(
         &self,
         s: S,
         dot: P,
         saved: &Saved<'_>,
-        head: usize,
-        keys: Range<usize>,
-        layout: Layout,
+        task: &HeadTask,
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
         if self.supports_small_heads(saved.dropout) {
-            return self.small_head_backward(s, dot, saved, head, keys, layout, out, scratch);
+            return self.small_head_backward(s, dot, saved, task, out, scratch);
         }
         match S::F32_LANES {
-            1 => self.backward_tiles::<S, P, 8>(s, dot, saved, head, keys, layout, out, scratch),
-            _ => self.backward_tiles::<S, P, 2>(s, dot, saved, head, keys, layout, out, scratch),
+            1 => self.backward_tiles::<S, P, 8>(s, dot, saved, task, out, scratch),
+            _ => self.backward_tiles::<S, P, 2>(s, dot, saved, task, out, scratch),
         }
     }
 
@@ -145,154 +186,271 @@ impl Attention {
         &self,
         s: S,
         dot: P,
-        &Saved { qkv, o, lse, d_o, dropout }: &Saved<'_>,
-        head: usize,
-        range: Range<usize>,
-        layout: Layout,
+        saved: &Saved<'_>,
+        task: &HeadTask,
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (width, tokens, c) = (self.width(), self.tokens, self.channels);
+        let (head, layout, width) = (task.head, task.layout, self.width());
         let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
-        let (words, narrow) = (width.div_ceil(P::ELEMS_PER_WORD), width < S::F32_LANES);
+        let mut memory = self.backward_memory(scratch);
+        self.pack_keys::<P>(saved.qkv, head, &mut memory);
+        for start in (0..self.tokens).step_by(self.chunk()) {
+            let chunk = Chunk { head, start, count: self.chunk().min(self.tokens - start) };
+            self.pack_chunk(s, dot, saved, chunk, &mut memory);
+            memory.dq.fill(0.0);
+            for key in task.keys.clone().step_by(KEY_BLOCK) {
+                let keys = key..task.keys.end.min(key + KEY_BLOCK);
+                memory.dk.fill(0.0);
+                memory.dv.fill(0.0);
+                self.add_block::<S, P, NV>(s, dot, saved.dropout, chunk, keys.clone(), &mut memory);
+                self.put_block(s, task, keys, start == 0, &memory, out);
+            }
+            for (first, dq) in (0..chunk.count).step_by(nr).zip(memory.dq.chunks_exact(nr * width)) {
+                let at = layout.begin[0] + (start + first) * layout.stride;
+                let dq = Columns { x: dq, width, columns: nr, count: chunk.count - first };
+                dq.unpack(self.scale(), out, at, layout.stride);
+            }
+        }
+    }
+
+    /// Splits the scratch memory of a task.
+    #[inline(always)]
+    fn backward_memory<'a>(&self, scratch: &'a mut [f32]) -> Memory<'a> {
         let mut split = Splitter(scratch);
-        let [tokens_len, columns_len, rows_len, chunk_len, block_len, words_len, sums_len] =
-            self.backward_parts().map(|(_, len)| len);
-        let [keys, values, key_rows] = split.take(tokens_len);
-        let [q_columns, do_columns, dq] = split.take(columns_len);
-        let [q_rows, do_rows] = split.take(rows_len);
-        let [shift, delta] = split.take(chunk_len);
-        let [p, ds, mask] = split.take(block_len);
-        let [ds_words] = split.take(words_len);
-        let [dk, dv] = split.take(sums_len);
-        let [q, k, v] = [0, 1, 2].map(|part| self.rows(qkv, part, head));
-        let gradients = Rows { x: d_o, stride: c, at: head * width, width };
+        let [tokens, columns, rows, chunk, block, words, sums] = self.backward_parts().map(|(_, len)| len);
+        let [keys, values, key_rows] = split.take(tokens);
+        let [q_columns, do_columns, dq] = split.take(columns);
+        let [q_rows, do_rows] = split.take(rows);
+        let [shift, delta] = split.take(chunk);
+        let [p, ds, mask] = split.take(block);
+        let [ds_words] = split.take(words);
+        let [dk, dv] = split.take(sums);
+        Memory {
+            keys,
+            values,
+            key_rows,
+            q_columns,
+            do_columns,
+            dq,
+            q_rows,
+            do_rows,
+            shift,
+            delta,
+            p,
+            ds,
+            mask,
+            ds_words,
+            dk,
+            dv,
+        }
+    }
+
+    /// Packs all keys and values of a head.
+    #[inline(always)]
+    fn pack_keys<P: PackLanes>(&self, qkv: &[f32], head: usize, memory: &mut Memory<'_>) {
+        let (tokens, width) = (self.tokens, self.width());
+        let words = width.div_ceil(P::ELEMS_PER_WORD);
+        let [k, v] = [1, 2].map(|part| self.rows(qkv, part, head));
         if qkv.len() > L2_ELEMS {
             [k, v].iter().for_each(Rows::prefetch_rows);
         }
-        k.pack_panels::<P>(&mut keys[..tokens.div_ceil(PANEL) * words * PANEL]);
-        v.pack_panels::<P>(&mut values[..tokens.div_ceil(PANEL) * words * PANEL]);
-        k.pack_rows::<P>(width, &mut key_rows[..tokens.div_ceil(P::ELEMS_PER_WORD) * width]);
-        let packing = self.packing;
-        for x in [&mut *keys, values, key_rows] {
-            packing.round(x);
+        k.pack_panels::<P>(&mut memory.keys[..tokens.div_ceil(PANEL) * words * PANEL]);
+        v.pack_panels::<P>(&mut memory.values[..tokens.div_ceil(PANEL) * words * PANEL]);
+        k.pack_rows::<P>(width, &mut memory.key_rows[..tokens.div_ceil(P::ELEMS_PER_WORD) * width]);
+        for x in [&mut *memory.keys, memory.values, memory.key_rows] {
+            self.packing.round(x);
         }
-        for start in (0..tokens).step_by(self.chunk()) {
-            let chunk = self.chunk().min(tokens - start);
-            let (q, gradients) = (q.part(start, chunk), gradients.part(start, chunk));
-            if qkv.len() > L2_ELEMS {
-                [q, gradients, Rows { x: o, ..gradients }.part(start, chunk)]
-                    .iter()
-                    .for_each(Rows::prefetch_rows);
+    }
+
+    /// Packs the queries and output gradients of a chunk, and computes what the accumulators start from.
+    #[inline(always)]
+    fn pack_chunk<S: Simd, P: PackLanes>(
+        &self,
+        s: S,
+        dot: P,
+        saved: &Saved<'_>,
+        chunk: Chunk,
+        memory: &mut Memory<'_>,
+    ) {
+        let (width, c, scale) = (self.width(), self.channels, self.scale() * LOG2_E);
+        let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
+        let (words, narrow) = (width.div_ceil(P::ELEMS_PER_WORD), width < S::F32_LANES);
+        let Chunk { head, start, count } = chunk;
+        let Memory { q_columns, do_columns, q_rows, do_rows, .. } = memory;
+        let gradients = Rows { x: saved.d_o, stride: c, at: head * width, width };
+        let q = self.rows(saved.qkv, 0, head).part(start, count);
+        let gradients = gradients.part(start, count);
+        if saved.qkv.len() > L2_ELEMS {
+            let o = Rows { x: saved.o, ..gradients }.part(start, count);
+            [q, gradients, o].iter().for_each(Rows::prefetch_rows);
+        }
+        for first in (0..count).step_by(nr) {
+            let range = first * words..(first + nr) * words;
+            q.pack_columns::<P>(first, nr, scale, &mut q_columns[range.clone()]);
+            gradients.pack_columns::<P>(first, nr, 1.0, &mut do_columns[range]);
+            // Narrow heads use pairs of neighbouring queries if words have two elements.
+            if narrow && P::ELEMS_PER_WORD == 2 {
+                let range = first * width / 2..(first + nr) * width / 2;
+                let mut elems = [0.0; MAX_NARROW_TILE];
+                let elems = &mut elems[..nr * width];
+                q.pack_columns::<F32>(first, nr, scale, elems);
+                dot.pair_lanes(s, elems, &mut q_rows[range.clone()]);
+                gradients.pack_columns::<F32>(first, nr, 1.0, elems);
+                dot.pair_lanes(s, elems, &mut do_rows[range]);
             }
-            let scale = self.scale() * LOG2_E;
-            for first in (0..chunk).step_by(nr) {
-                let range = first * words..(first + nr) * words;
-                q.pack_columns::<P>(first, nr, scale, &mut q_columns[range.clone()]);
-                gradients.pack_columns::<P>(first, nr, 1.0, &mut do_columns[range]);
-                // Narrow heads use pairs of neighbouring queries if words have two elements.
-                if narrow && P::ELEMS_PER_WORD == 2 {
-                    let range = first * width / 2..(first + nr) * width / 2;
-                    let mut elems = [0.0; MAX_NARROW_TILE];
-                    let elems = &mut elems[..nr * width];
-                    q.pack_columns::<F32>(first, nr, scale, elems);
-                    dot.pair_lanes(s, elems, &mut q_rows[range.clone()]);
-                    gradients.pack_columns::<F32>(first, nr, 1.0, elems);
-                    dot.pair_lanes(s, elems, &mut do_rows[range]);
-                }
+        }
+        if !narrow {
+            let len = count.div_ceil(P::ELEMS_PER_WORD) * self.row_width();
+            q.pack_rows::<P>(self.row_width(), &mut q_rows[..len]);
+            gradients.pack_rows::<P>(self.row_width(), &mut do_rows[..len]);
+        }
+        for x in [&mut **q_columns, do_columns, q_rows, do_rows] {
+            self.packing.round(x);
+        }
+        // Padding queries have zero queries and gradients, so whatever p is, they contribute nothing.
+        memory.shift.fill(0.0);
+        memory.delta.fill(0.0);
+        for token in 0..count {
+            let at = (start + token) * c + head * width;
+            memory.shift[token] = -saved.lse[(start + token) * self.heads + head] * LOG2_E;
+            memory.delta[token] = -inner_product(s, &saved.d_o[at..][..width], &saved.o[at..][..width]);
+        }
+    }
+
+    /// Adds the products of a block of keys and the tiles of a chunk to the sums of dq, dk and dv.
+    #[inline(always)]
+    fn add_block<S: Simd, P: PackLanes, const NV: usize>(
+        &self,
+        s: S,
+        dot: P,
+        dropout: Option<Dropout>,
+        chunk: Chunk,
+        keys: Range<usize>,
+        memory: &mut Memory<'_>,
+    ) {
+        let width = self.width();
+        let (words, block) = (width.div_ceil(P::ELEMS_PER_WORD), keys.len());
+        let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
+        let block_words = block * nr / P::ELEMS_PER_WORD;
+        for first in (0..chunk.count).step_by(nr) {
+            let (p, ds) = (&mut memory.p[..block_words], &mut memory.ds[..block_words]);
+            let mask = &mut *memory.mask;
+            let count = nr.min(chunk.count - first);
+            // Vectors of the tile that hold queries.
+            let used = count.div_ceil(NV * S::F32_LANES) * NV;
+            if let Some(masks) = dropout {
+                mask.fill(1.0);
+                let at = WeightBlock {
+                    head: chunk.head,
+                    tokens: self.tokens,
+                    key: keys.start,
+                    query: chunk.start + first,
+                    columns: tile_vectors(S::F32_LANES),
+                };
+                masks.apply_weights(s, at, vectors_mut::<S>(&mut mask[..block * nr]));
             }
-            if !narrow {
-                let len = chunk.div_ceil(P::ELEMS_PER_WORD) * self.row_width();
-                q.pack_rows::<P>(self.row_width(), &mut q_rows[..len]);
-                gradients.pack_rows::<P>(self.row_width(), &mut do_rows[..len]);
+            let range = first * words..(first + nr) * words;
+            let operands = Operands {
+                words,
+                block,
+                used,
+                keys: &memory.keys[keys.start * words..],
+                values: &memory.values[keys.start * words..],
+                q: &memory.q_columns[range.clone()],
+                d_o: &memory.do_columns[range],
+                shift: &memory.shift[first..][..nr],
+                delta: &memory.delta[first..][..nr],
+                masks: if dropout.is_some() { Some(&*mask) } else { None },
+            };
+            weights_and_gradients::<S, P, NV>(s, dot, operands, p, ds, memory.ds_words);
+            for x in [&mut *p, ds] {
+                self.packing.round(x);
             }
-            for x in [&mut *q_columns, do_columns, q_rows, do_rows] {
-                packing.round(x);
-            }
-            // Padding queries have zero queries and gradients, so whatever p is, they contribute nothing.
-            shift.fill(0.0);
-            delta.fill(0.0);
-            for token in 0..chunk {
-                let at = (start + token) * c + head * width;
-                shift[token] = -lse[(start + token) * self.heads + head] * LOG2_E;
-                delta[token] = -inner_product(s, &d_o[at..][..width], &o[at..][..width]);
-            }
-            dq.fill(0.0);
-            for key in range.clone().step_by(KEY_BLOCK) {
-                let block = KEY_BLOCK.min(range.end - key);
-                let (keys, values) = (&keys[key * words..], &values[key * words..]);
-                let key_rows = &key_rows[key / P::ELEMS_PER_WORD * width..];
-                dk.fill(0.0);
-                dv.fill(0.0);
-                for first in (0..chunk).step_by(nr) {
-                    let count = nr.min(chunk - first);
-                    // Vectors of the tile that hold queries.
-                    let used = count.div_ceil(NV * S::F32_LANES) * NV;
+            let shape = BlockShape { width, block, used };
+            self.add_tile::<S, P, NV>(s, dot, shape, keys.start, first..first + count, memory);
+        }
+    }
+
+    /// Adds the products of a block of keys from `key` on and a tile, with p and ds in memory. `queries` are those
+    /// of the tile in its chunk.
+    #[inline(always)]
+    fn add_tile<S: Simd, P: PackLanes, const NV: usize>(
+        &self,
+        s: S,
+        dot: P,
+        shape: BlockShape,
+        key: usize,
+        queries: Range<usize>,
+        memory: &mut Memory<'_>,
+    ) {
+        let BlockShape { width, block, used } = shape;
+        let (words, first) = (width.div_ceil(P::ELEMS_PER_WORD), queries.start);
+        let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
+        let block_words = block * nr / P::ELEMS_PER_WORD;
+        let (p, ds) = (&memory.p[..block_words], &memory.ds[..block_words]);
+        let key_rows = &memory.key_rows[key / P::ELEMS_PER_WORD * width..];
+        let dq = &mut memory.dq[first * width..(first + nr) * width];
+        let ds_by_key = if P::ELEMS_PER_WORD == 1 { ds } else { &*memory.ds_words };
+        add_keys::<S, P, NV>(s, dot, shape, key_rows, ds_by_key, dq);
+        let (dk, dv) = (&mut *memory.dk, &mut *memory.dv);
+        if width < S::F32_LANES {
+            let (q, d_o) = match P::ELEMS_PER_WORD {
+                1 => {
                     let range = first * words..(first + nr) * words;
-                    let (q, d_o) = (&q_columns[range.clone()], &do_columns[range]);
-                    let (shift, delta) = (&shift[first..][..nr], &delta[first..][..nr]);
-                    if let Some(masks) = dropout {
-                        mask.fill(1.0);
-                        let (mask, columns) =
-                            (vectors_mut::<S>(&mut mask[..block * nr]), tile_vectors(S::F32_LANES));
-                        masks.apply_weights(s, head, tokens, key, start + first, columns, mask);
+                    (&memory.q_columns[range.clone()], &memory.do_columns[range])
+                }
+                _ => {
+                    let range = first * width / 2..(first + nr) * width / 2;
+                    (&memory.q_rows[range.clone()], &memory.do_rows[range])
+                }
+            };
+            let shape = BlockShape { used: used.div_ceil(P::ELEMS_PER_WORD), ..shape };
+            add_lanes(s, dot, shape, ds, q, dk);
+            add_lanes(s, dot, shape, p, d_o, dv);
+        } else {
+            let at = first / P::ELEMS_PER_WORD * self.row_width();
+            let (q, d_o) = (&memory.q_rows[at..], &memory.do_rows[at..]);
+            let count = queries.len().div_ceil(P::ELEMS_PER_WORD);
+            let (tile, shape) =
+                (self.wide_tile(), RowShape { width, block, count, columns: self.row_width() });
+            with_tile!(tile, add_rows::<S>(s, dot, shape, ds, q, dk));
+            with_tile!(tile, add_rows::<S>(s, dot, shape, p, d_o, dv));
+        }
+    }
+
+    /// Stores the sums of dk and dv of a block of keys if they are those of the `first` chunk; else adds them.
+    #[inline(always)]
+    fn put_block<S: Simd>(
+        &self,
+        s: S,
+        task: &HeadTask,
+        keys: Range<usize>,
+        first: bool,
+        memory: &Memory<'_>,
+        out: &mut [f32],
+    ) {
+        let (width, layout) = (self.width(), task.layout);
+        let narrow = width < S::F32_LANES;
+        // In the columns q is scaled by log2(e) / sqrt(width); in the rows it is not.
+        let scale = if narrow { LN_2 } else { self.scale() };
+        for k in 0..keys.len() {
+            for (part, sums, scale) in [(1, &*memory.dk, scale), (2, &*memory.dv, 1.0)] {
+                let at = layout.begin[part] + (keys.start - task.keys.start + k) * layout.stride;
+                let to = &mut out[at..][..width];
+                if first {
+                    to.fill(0.0);
+                }
+                if narrow {
+                    let sums = &vectors::<S>(sums)[k * width..][..width];
+                    for (v, sum) in to.iter_mut().zip(sums) {
+                        *v += s.reduce_sum_f32s(*sum) * scale;
                     }
-                    let masks = if dropout.is_some() { Some(&*mask) } else { None };
-                    let (p, ds) =
-                        (&mut p[..block * nr / P::ELEMS_PER_WORD], &mut ds[..block * nr / P::ELEMS_PER_WORD]);
-                    weights_and_gradients::<S, P, NV>(
-                        s, dot, words, block, used, keys, values, q, d_o, shift, delta, masks, p, ds,
-                        ds_words,
-                    );
-                    for x in [&mut *p, ds] {
-                        packing.round(x);
-                    }
-                    let dq = &mut dq[first * width..(first + nr) * width];
-                    let ds_by_key = if P::ELEMS_PER_WORD == 1 { &*ds } else { &*ds_words };
-                    add_keys::<S, P, NV>(s, dot, width, block, used, key_rows, ds_by_key, dq);
-                    if narrow {
-                        let range = first * width / 2..(first + nr) * width / 2;
-                        let (q, d_o) = match P::ELEMS_PER_WORD {
-                            1 => (q, d_o),
-                            _ => (&q_rows[range.clone()], &do_rows[range]),
-                        };
-                        let used = used.div_ceil(P::ELEMS_PER_WORD);
-                        add_lanes(s, dot, width, block, used, ds, q, dk);
-                        add_lanes(s, dot, width, block, used, p, d_o, dv);
-                    } else {
-                        let at = first / P::ELEMS_PER_WORD * self.row_width();
-                        let (q, d_o) = (&q_rows[at..], &do_rows[at..]);
-                        let count = count.div_ceil(P::ELEMS_PER_WORD);
-                        let (tile, columns) = (self.wide_tile(), self.row_width());
-                        with_tile!(tile, add_rows::<S>(s, dot, width, count, block, ds, q, columns, dk));
-                        with_tile!(tile, add_rows::<S>(s, dot, width, count, block, p, d_o, columns, dv));
+                } else {
+                    for (v, sum) in to.iter_mut().zip(&sums[k * width..]) {
+                        *v += sum * scale;
                     }
                 }
-                // In the columns q is scaled by log2(e) / sqrt(width); in the rows it is not.
-                let scale = if narrow { LN_2 } else { self.scale() };
-                for k in 0..block {
-                    for (part, sums, scale) in [(1, &*dk, scale), (2, &*dv, 1.0)] {
-                        let at = layout.begin[part] + (key - range.start + k) * layout.stride;
-                        let to = &mut out[at..][..width];
-                        if start == 0 {
-                            to.fill(0.0);
-                        }
-                        if narrow {
-                            let sums = &vectors::<S>(sums)[k * width..][..width];
-                            for (v, sum) in to.iter_mut().zip(sums) {
-                                *v += s.reduce_sum_f32s(*sum) * scale;
-                            }
-                        } else {
-                            for (v, sum) in to.iter_mut().zip(&sums[k * width..]) {
-                                *v += sum * scale;
-                            }
-                        }
-                    }
-                }
-            }
-            for (first, dq) in (0..chunk).step_by(nr).zip(dq.chunks_exact(nr * width)) {
-                let at = layout.begin[0] + (start + first) * layout.stride;
-                unpack_columns(dq, nr, chunk - first, self.scale(), width, out, at, layout.stride);
             }
         }
     }

@@ -13,14 +13,12 @@
 //! bound on all scores (Cauchy-Schwarz), is small, m is 0, and no maximum or rescaling is needed. Only the
 //! other queries need the running maximum and rescaling of the online softmax (Milakov and Gimelshein 2018).
 
-use super::operands::{
-    PANEL, Rows, columns, exp2_bounded, exp2_clamped, in_rows, load, pair_rows, panel_columns, row,
-    short_rows, store, unpack_columns,
-};
-use super::{Attention, L2_ELEMS, Splitter, vectors, vectors_mut};
+use super::operands::{Columns, PANEL, Rows};
+use super::query_tile::{MAX_SAFE_SCORE, Maxima, Packed, add_values, bounded_weights, fused, online_weights};
+use super::{Attention, L2_ELEMS, Splitter, vectors_mut};
 use crate::bf16::Packing;
-use crate::random::Dropout;
-use crate::tile::{self, PackLanes};
+use crate::random::{Dropout, WeightBlock};
+use crate::tile::PackLanes;
 use crate::vector;
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
@@ -28,13 +26,42 @@ use std::f32::consts::{LN_2, LOG2_E};
 /// Keys of a block, chosen so that their scores against a query tile fit the L1 cache.
 const KEY_BLOCK: usize = 64;
 
-/// Maximum score bound, to base 2, of a query that needs no maximum: its exponentials are in 2^-60 .. 2^60,
-/// and a sum of 2^20 of them times a value of 2^40 does not overflow.
-const MAX_SAFE_SCORE: f32 = 60.0;
-
 /// Vectors of queries in a tile.
 const fn tile_vectors(lanes: usize) -> usize {
     if lanes == 1 { 8 } else { 2 }
+}
+
+/// The queries of a task: those from `first` on that fit into its output.
+#[derive(Clone, Copy)]
+pub(super) struct Queries<'a> {
+    pub qkv: &'a [f32],
+    pub first: usize,
+    pub dropout: Option<Dropout>,
+}
+
+/// A tile of queries of a head: `count` from `first` on.
+#[derive(Clone, Copy)]
+struct Tile {
+    head: usize,
+    first: usize,
+    count: usize,
+}
+
+/// Scratch memory of a task.
+struct Memory<'a> {
+    /// A head's keys in panels, and its values in rows.
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    /// Queries and output of a tile as columns.
+    queries: &'a mut [f32],
+    out: &'a mut [f32],
+    /// Weights of a block of keys, and the same as words.
+    weights: &'a mut [f32],
+    words: &'a mut [f32],
+    /// Maximum score, sum of the weights and bound of the scores of each query.
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    bound: &'a mut [f32],
 }
 
 impl Attention {
@@ -70,16 +97,14 @@ impl Attention {
         &self,
         s: S,
         dot: P,
-        qkv: &[f32],
-        first: usize,
-        dropout: Option<Dropout>,
+        queries: Queries<'_>,
         o: &mut [f32],
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
         match S::F32_LANES {
-            1 => self.forward_tiles::<S, P, 8>(s, dot, qkv, first, dropout, o, lse, scratch),
-            _ => self.forward_tiles::<S, P, 2>(s, dot, qkv, first, dropout, o, lse, scratch),
+            1 => self.forward_tiles::<S, P, 8>(s, dot, queries, o, lse, scratch),
+            _ => self.forward_tiles::<S, P, 2>(s, dot, queries, o, lse, scratch),
         }
     }
 
@@ -88,14 +113,62 @@ impl Attention {
         &self,
         s: S,
         dot: P,
-        qkv: &[f32],
-        first: usize,
-        dropout: Option<Dropout>,
+        Queries { qkv, first, dropout }: Queries<'_>,
         o: &mut [f32],
         lse: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let (width, nr, c) = (self.width(), NV * S::F32_LANES, self.channels);
+        let (tokens, width, nr, c) = (self.tokens, self.width(), NV * S::F32_LANES, self.channels);
+        let width_words = width.div_ceil(P::ELEMS_PER_WORD);
+        let (count, packing) = (o.len() / c, self.packing);
+        let Memory { keys, values, queries, out, weights, words, max, sum, bound } =
+            self.forward_memory::<P>(scratch);
+        for head in 0..self.heads {
+            let max_row_norm = self.pack_head::<S, P>(s, qkv, head, keys, values);
+            for start in (0..count).step_by(nr) {
+                let tile = Tile { head, first: first + start, count: nr.min(count - start) };
+                let rows = self.rows(qkv, 0, head).part(tile.first, tile.count);
+                let bounded = self.pack_tile::<S, P>(s, rows, max_row_norm, queries, bound, max);
+                out.fill(0.0);
+                sum.fill(0.0);
+                let all = Packed { words: width_words, keys, values, queries };
+                let in_registers = bounded && dropout.is_none() && packing != Packing::Rounded;
+                match (in_registers, P::ELEMS_PER_WORD, width) {
+                    (true, 1, 4) => fused::<S, P, 4, 4, NV, NV>(s, dot, tokens, all, sum, out),
+                    (true, 1, 8) => fused::<S, P, 8, 8, NV, 1>(s, dot, tokens, all, sum, out),
+                    (true, 2, 4) => fused::<S, P, 2, 4, NV, NV>(s, dot, tokens, all, sum, out),
+                    (true, 2, 8) => fused::<S, P, 4, 8, NV, 1>(s, dot, tokens, all, sum, out),
+                    _ => {
+                        for key in (0..tokens).step_by(KEY_BLOCK) {
+                            let block = KEY_BLOCK.min(tokens - key);
+                            let values = &values[key / P::ELEMS_PER_WORD * width..];
+                            let packed = Packed { keys: &keys[key * width_words..], values, ..all };
+                            let weights = &mut weights[..block * nr];
+                            if bounded {
+                                bounded_weights::<S, P, NV>(s, dot, packed, weights, sum);
+                            } else {
+                                let maxima = Maxima { bound, max };
+                                online_weights::<S, P, NV>(s, dot, packed, weights, maxima, sum, out);
+                            }
+                            if let Some(masks) = dropout {
+                                let at = WeightBlock { head, tokens, key, query: tile.first, columns: NV };
+                                masks.apply_weights(s, at, vectors_mut::<S>(weights));
+                            }
+                            packing.round(weights);
+                            add_values::<S, P, NV>(s, dot, width, values, weights, words, out);
+                        }
+                    }
+                }
+                self.put_lse(tile, max, sum, &mut lse[start * self.heads..]);
+                self.put_output(s, tile, sum, out, &mut o[start * c..]);
+            }
+        }
+    }
+
+    /// Splits the scratch memory of a task.
+    #[inline(always)]
+    fn forward_memory<'a, P: PackLanes>(&self, scratch: &'a mut [f32]) -> Memory<'a> {
+        let width = self.width();
         let width_words = width.div_ceil(P::ELEMS_PER_WORD);
         let mut split = Splitter(scratch);
         let [rows, tiles, block, words, lanes] = self.parts().map(|(_, len)| len);
@@ -106,106 +179,70 @@ impl Attention {
         let [max, sum, bound] = split.take(lanes);
         let keys = &mut keys[..self.tokens.div_ceil(PANEL) * width_words * PANEL];
         let values = &mut values[..self.tokens.div_ceil(P::ELEMS_PER_WORD) * width];
-        let (count, packing) = (o.len() / c, self.packing);
-        for head in 0..self.heads {
-            let part = |part: usize| self.rows(qkv, part, head);
-            if qkv.len() > L2_ELEMS {
-                part(1).prefetch_rows();
-                part(2).prefetch_rows();
-            }
-            part(1).pack_panels::<P>(keys);
-            part(2).pack_rows::<P>(width, values);
-            packing.round(keys);
-            packing.round(values);
-            let max_row_norm = part(1).max_row_norm(s);
-            for start in (0..count).step_by(nr) {
-                let tile = nr.min(count - start);
-                let scale = self.scale() * LOG2_E;
-                score_bounds(s, part(0).part(first + start, tile), scale * max_row_norm, bound);
-                let mut bounded = true;
-                for (bound, max) in bound.iter().zip(&mut *max) {
-                    let small = *bound <= MAX_SAFE_SCORE;
-                    *max = if small { 0.0 } else { f32::NEG_INFINITY };
-                    bounded &= small;
-                }
-                part(0).part(first + start, tile).pack_columns::<P>(
-                    0,
-                    nr,
-                    scale,
-                    &mut queries[..width_words * nr],
-                );
-                packing.round(queries);
-                out.fill(0.0);
-                sum.fill(0.0);
-                match (bounded && dropout.is_none() && packing != Packing::Rounded, P::ELEMS_PER_WORD, width)
-                {
-                    (true, 1, 4) => {
-                        fused::<S, P, 4, 4, NV, NV>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    (true, 1, 8) => {
-                        fused::<S, P, 8, 8, NV, 1>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    (true, 2, 4) => {
-                        fused::<S, P, 2, 4, NV, NV>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    (true, 2, 8) => {
-                        fused::<S, P, 4, 8, NV, 1>(s, dot, self.tokens, keys, values, queries, sum, out)
-                    }
-                    _ => {
-                        for key in (0..self.tokens).step_by(KEY_BLOCK) {
-                            let block = KEY_BLOCK.min(self.tokens - key);
-                            let keys = &keys[key * width_words..];
-                            let values = &values[key / P::ELEMS_PER_WORD * width..];
-                            let weights = &mut weights[..block * nr];
-                            if bounded {
-                                bounded_weights::<S, P, NV>(s, dot, width_words, keys, queries, weights, sum);
-                            } else {
-                                online_weights::<S, P, NV>(
-                                    s,
-                                    dot,
-                                    width_words,
-                                    keys,
-                                    queries,
-                                    weights,
-                                    bound,
-                                    max,
-                                    sum,
-                                    out,
-                                );
-                            }
-                            if let Some(masks) = dropout {
-                                let weights = vectors_mut::<S>(weights);
-                                masks.apply_weights(s, head, self.tokens, key, first + start, NV, weights);
-                            }
-                            packing.round(weights);
-                            add_values::<S, P, NV>(s, dot, width, values, weights, words, out);
-                        }
-                    }
-                }
-                let (o, lse) = (&mut o[start * c..], &mut lse[start * self.heads..]);
-                self.finish::<S>(s, width, head, tile, max, sum, out, o, lse);
-            }
+        Memory { keys, values, queries, out, weights, words, max, sum, bound }
+    }
+
+    /// Packs the keys and values of a head; returns the largest norm of a key.
+    #[inline(always)]
+    fn pack_head<S: Simd, P: PackLanes>(
+        &self,
+        s: S,
+        qkv: &[f32],
+        head: usize,
+        keys: &mut [f32],
+        values: &mut [f32],
+    ) -> f32 {
+        let [k, v] = [1, 2].map(|part| self.rows(qkv, part, head));
+        if qkv.len() > L2_ELEMS {
+            k.prefetch_rows();
+            v.prefetch_rows();
+        }
+        k.pack_panels::<P>(keys);
+        v.pack_rows::<P>(self.width(), values);
+        self.packing.round(keys);
+        self.packing.round(values);
+        k.max_row_norm(s)
+    }
+
+    /// Packs the queries of a tile, and sets the bounds of their scores and the maxima that the softmax begins with.
+    /// Returns whether no query needs its maximum.
+    #[inline(always)]
+    fn pack_tile<S: Simd, P: PackLanes>(
+        &self,
+        s: S,
+        rows: Rows<'_>,
+        max_row_norm: f32,
+        queries: &mut [f32],
+        bound: &mut [f32],
+        max: &mut [f32],
+    ) -> bool {
+        let nr = tile_vectors(S::F32_LANES) * S::F32_LANES;
+        let scale = self.scale() * LOG2_E;
+        let width_words = self.width().div_ceil(P::ELEMS_PER_WORD);
+        score_bounds(s, rows, scale * max_row_norm, bound);
+        let mut bounded = true;
+        for (bound, max) in bound.iter().zip(max) {
+            let small = *bound <= MAX_SAFE_SCORE;
+            *max = if small { 0.0 } else { f32::NEG_INFINITY };
+            bounded &= small;
+        }
+        rows.pack_columns::<P>(0, nr, scale, &mut queries[..width_words * nr]);
+        self.packing.round(queries);
+        bounded
+    }
+
+    /// Writes the logarithms of a tile's denominators to the rows of `lse`.
+    #[inline(always)]
+    fn put_lse(&self, Tile { head, count, .. }: Tile, max: &[f32], sum: &[f32], lse: &mut [f32]) {
+        for q in 0..count {
+            lse[q * self.heads + head] = max[q] * LN_2 + sum[q].ln();
         }
     }
 
-    /// Divides by the sums and writes the results of a tile to the rows of `o` and `lse`.
+    /// Divides by the sums and writes the output of a tile to the rows of `o`.
     #[inline(always)]
-    fn finish<S: Simd>(
-        &self,
-        s: S,
-        width: usize,
-        head: usize,
-        tile: usize,
-        max: &[f32],
-        sum: &mut [f32],
-        out: &mut [f32],
-        o: &mut [f32],
-        lse: &mut [f32],
-    ) {
-        let nr = sum.len();
-        for q in 0..tile {
-            lse[q * self.heads + head] = max[q] * LN_2 + sum[q].ln();
-        }
+    fn put_output<S: Simd>(&self, s: S, tile: Tile, sum: &[f32], out: &mut [f32], o: &mut [f32]) {
+        let (nr, width) = (sum.len(), self.width());
         for row in out.chunks_exact_mut(nr) {
             vector::map2(
                 s,
@@ -215,7 +252,8 @@ impl Attention {
                 |o, sum| s.div_f32s(o, sum),
             );
         }
-        unpack_columns(out, nr, tile, 1.0, width, o, head * width, self.channels);
+        let out = Columns { x: out, width, columns: nr, count: tile.count };
+        out.unpack(1.0, o, tile.head * width, self.channels);
     }
 }
 
@@ -225,244 +263,5 @@ fn score_bounds<S: Simd>(s: S, queries: Rows<'_>, scale: f32, bound: &mut [f32])
     bound.fill(0.0);
     for (q, bound) in bound.iter_mut().enumerate().take(queries.count()) {
         *bound = queries.part(q, 1).max_row_norm(s) * scale;
-    }
-}
-
-/// `weights[key][query] = 2^(k . q)`, and the sums over keys.
-#[inline(always)]
-fn bounded_weights<S: Simd, P: PackLanes, const NV: usize>(
-    s: S,
-    dot: P,
-    words: usize,
-    keys: &[f32],
-    queries: &[f32],
-    weights: &mut [f32],
-    sum: &mut [f32],
-) {
-    #[inline(always)]
-    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
-        s: S,
-        dot: P,
-        words: usize,
-        at: [usize; 2],
-        keys: &[f32],
-        queries: &[S::f32s],
-        weights: &mut [S::f32s],
-        sum: &mut [S::f32s; NV],
-    ) {
-        let mut acc = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, dot, keys, queries, NV, at, words, &mut acc);
-        for r in 0..MR {
-            for v in 0..NV {
-                acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
-                sum[v] = s.add_f32s(sum[v], acc[r][v]);
-            }
-        }
-        store::<S, MR, NV>(&acc, weights, NV);
-    }
-    let (queries, weights, sum) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(sum));
-    let mut total = row::<S, NV>(sum);
-    let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
-    in_rows!(
-        S,
-        P,
-        [NV],
-        weights.len() / NV,
-        max_tile_rows::<S>(),
-        rows(i, s, dot, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut total)
-    );
-    sum.copy_from_slice(&total);
-}
-
-/// The same with a running maximum: `weights[key][query] = 2^(k . q - max)`; earlier sums are rescaled to the
-/// new maximum. Where `bound` is small the maximum stays 0.
-#[inline(always)]
-fn online_weights<S: Simd, P: PackLanes, const NV: usize>(
-    s: S,
-    dot: P,
-    words: usize,
-    keys: &[f32],
-    queries: &[f32],
-    weights: &mut [f32],
-    bound: &[f32],
-    max: &mut [f32],
-    sum: &mut [f32],
-    out: &mut [f32],
-) {
-    #[inline(always)]
-    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
-        s: S,
-        dot: P,
-        words: usize,
-        at: [usize; 2],
-        keys: &[f32],
-        queries: &[S::f32s],
-        scores: &mut [S::f32s],
-        max: &mut [S::f32s; NV],
-    ) {
-        let mut acc = tile::zero::<S, MR, NV>(s);
-        panel_columns(s, dot, keys, queries, NV, at, words, &mut acc);
-        for r in 0..MR {
-            for v in 0..NV {
-                max[v] = s.max_f32s(max[v], acc[r][v]);
-            }
-        }
-        store::<S, MR, NV>(&acc, scores, NV);
-    }
-    let (queries, weights, out) = (vectors::<S>(queries), vectors_mut::<S>(weights), vectors_mut::<S>(out));
-    let (bound, max, sum) = (vectors::<S>(bound), vectors_mut::<S>(max), vectors_mut::<S>(sum));
-    let mut new_max = row::<S, NV>(max);
-    let panel = |i: usize| &keys[i / PANEL * PANEL * words..];
-    in_rows!(
-        S,
-        P,
-        [NV],
-        weights.len() / NV,
-        max_tile_rows::<S>(),
-        rows(i, s, dot, words, [i % PANEL, 0], panel(i), queries, &mut weights[i * NV..], &mut new_max)
-    );
-    let (mut total, mut rescale) = (row::<S, NV>(sum), new_max);
-    for v in 0..NV {
-        let small = s.less_than_or_equal_f32s(bound[v], s.splat_f32s(MAX_SAFE_SCORE));
-        new_max[v] = s.select_f32s(small, max[v], new_max[v]);
-        rescale[v] = vector::exp2(s, s.sub_f32s(max[v], new_max[v]));
-        total[v] = s.mul_f32s(total[v], rescale[v]);
-    }
-    for row in out.chunks_exact_mut(NV) {
-        for v in 0..NV {
-            row[v] = s.mul_f32s(row[v], rescale[v]);
-        }
-    }
-    for row in weights.chunks_exact_mut(NV) {
-        for v in 0..NV {
-            row[v] = exp2_clamped::<S, P>(s, s.sub_f32s(row[v], new_max[v]));
-            total[v] = s.add_f32s(total[v], row[v]);
-        }
-    }
-    max.copy_from_slice(&new_max);
-    sum.copy_from_slice(&total);
-}
-
-/// `out[d][query] += sum over keys of values[key][d] weights[key][query]`.
-#[inline(always)]
-fn add_values<S: Simd, P: PackLanes, const NV: usize>(
-    s: S,
-    dot: P,
-    width: usize,
-    values: &[f32],
-    weights: &[f32],
-    words: &mut [f32],
-    out: &mut [f32],
-) {
-    #[inline(always)]
-    fn rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
-        s: S,
-        dot: P,
-        width: usize,
-        values: &[f32],
-        weights: &[S::f32s],
-        out: &mut [S::f32s],
-    ) {
-        let mut acc = load::<S, MR, NV>(out, NV);
-        columns(s, dot, values, width, weights, NV, weights.len() / NV, &mut acc);
-        store::<S, MR, NV>(&acc, out, NV);
-    }
-    let (weights, out) = (vectors::<S>(weights), vectors_mut::<S>(out));
-    let count = (weights.len() / NV).div_ceil(P::ELEMS_PER_WORD);
-    let weights = &pair_rows(s, dot, weights, NV, vectors_mut::<S>(words))[..count * NV];
-    in_rows!(
-        S,
-        P,
-        [NV],
-        width,
-        max_tile_rows::<S>(),
-        rows(i, s, dot, width, &values[i..], weights, &mut out[i * NV..])
-    );
-}
-
-/// All keys at once, everything in registers: `D` elements packed in `W` words.
-#[inline(always)]
-fn fused<S: Simd, P: PackLanes, const W: usize, const D: usize, const NV: usize, const V: usize>(
-    s: S,
-    dot: P,
-    tokens: usize,
-    keys: &[f32],
-    values: &[f32],
-    queries: &[f32],
-    sum: &mut [f32],
-    out: &mut [f32],
-) {
-    #[inline(always)]
-    fn group<S: Simd, P: PackLanes, const MR: usize, const W: usize, const D: usize, const V: usize>(
-        s: S,
-        dot: P,
-        keys: &[f32],
-        values: &[f32],
-        q: &[[S::f32s; V]; W],
-        o: &mut [[S::f32s; V]; D],
-        sum: &mut [S::f32s; V],
-    ) {
-        let mut acc = tile::zero::<S, MR, V>(s);
-        short_rows(s, dot, keys, q, &mut acc);
-        for r in 0..MR {
-            for v in 0..V {
-                acc[r][v] = exp2_bounded::<S, P>(s, acc[r][v]);
-                sum[v] = s.add_f32s(sum[v], acc[r][v]);
-            }
-        }
-        let values = &values[..MR.div_ceil(P::ELEMS_PER_WORD) * D];
-        for r in (0..MR).step_by(P::ELEMS_PER_WORD) {
-            let mut weights = acc[r];
-            if P::ELEMS_PER_WORD == 2 {
-                for v in 0..V {
-                    let odd = if r + 1 < MR { acc[r + 1][v] } else { s.splat_f32s(0.0) };
-                    weights[v] = dot.pair(s, acc[r][v], odd);
-                }
-            }
-            for d in 0..D {
-                dot.multiply(s, values[r / P::ELEMS_PER_WORD * D + d], weights, &mut o[d]);
-            }
-        }
-    }
-    let (queries, sum, out) = (vectors::<S>(queries), vectors_mut::<S>(sum), vectors_mut::<S>(out));
-    let full = tokens / PANEL;
-    let (panels, last_keys) = keys.split_at(full * PANEL * W);
-    let (blocks, last_values) = values.split_at(full * PANEL / P::ELEMS_PER_WORD * D);
-    for v in (0..NV).step_by(V) {
-        let q = load::<S, W, V>(&queries[v..], NV);
-        let mut o = load::<S, D, V>(&out[v..], NV);
-        let mut total = row::<S, V>(&sum[v..]);
-        let blocks = blocks.chunks_exact(PANEL / P::ELEMS_PER_WORD * D);
-        for (k, x) in panels.chunks_exact(PANEL * W).zip(blocks) {
-            group::<S, P, PANEL, W, D, V>(s, dot, k, x, &q, &mut o, &mut total);
-        }
-        in_rows!(
-            S,
-            P,
-            [W, D, V],
-            tokens - full * PANEL,
-            2,
-            group(
-                i,
-                s,
-                dot,
-                &last_keys[i..],
-                &last_values[i / P::ELEMS_PER_WORD * D..],
-                &q,
-                &mut o,
-                &mut total
-            )
-        );
-        store::<S, D, V>(&o, &mut out[v..], NV);
-        sum[v..][..V].copy_from_slice(&total);
-    }
-}
-
-/// Rows of a tile that fills the register file.
-#[inline(always)]
-fn max_tile_rows<S: Simd>() -> usize {
-    match S::F32_LANES {
-        16 | 4 => 8,
-        _ => 4,
     }
 }

@@ -20,14 +20,16 @@ mod forward;
 mod key_split;
 mod narrow;
 mod operands;
+mod query_tile;
 mod tiles;
 
 pub use backward::Saved;
 
+use self::backward::HeadTask;
+use self::forward::Queries;
 use self::key_split::Layout;
 use self::operands::Rows;
-use crate::bf16::Packing;
-use crate::conv::MatmulDtype;
+use crate::bf16::{MatmulDtype, Packing};
 use crate::isa::{Isa, dispatch};
 use crate::random::Dropout;
 use pulp::Simd;
@@ -47,7 +49,7 @@ impl Attention {
     /// `heads` must divide `channels`.
     pub fn new(isa: Isa, dtype: MatmulDtype, tokens: usize, channels: usize, heads: usize) -> Self {
         assert_eq!(channels % heads, 0, "heads must divide channels");
-        Self { isa, packing: Packing::of(isa, dtype), tokens, channels, heads }
+        Self { isa, packing: isa.packing(dtype), tokens, channels, heads }
     }
 
     fn width(&self) -> usize {
@@ -68,9 +70,8 @@ impl Attention {
         assert_eq!(qkv.len(), self.tokens * 3 * self.channels);
         assert_eq!(o.len() * self.heads, lse.len() * self.channels);
         prefetch_rows([qkv, o]);
-        dispatch!(self.isa, self.packing, s, dot => self.forward_generic(
-            s, dot, qkv, first, dropout, o, lse, scratch
-        ));
+        let queries = Queries { qkv, first, dropout };
+        dispatch!(self.isa, self.packing, s, dot => self.forward_generic(s, dot, queries, o, lse, scratch));
     }
 
     /// Backward pass of one image; `dqkv` is `[tokens, 3 * channels]`.
@@ -112,7 +113,8 @@ impl Attention {
         dispatch!(self.isa, self.packing, s, dot => for head in heads {
             let begin = [0, 1, 2].map(|part| self.part_offset(part, head));
             let layout = layout.unwrap_or(Layout { begin, stride: 3 * self.channels });
-            self.backward_head(s, dot, saved, head, keys.clone(), layout, out, scratch);
+            let task = HeadTask { head, keys: keys.clone(), layout };
+            self.backward_head(s, dot, saved, &task, out, scratch);
         });
     }
 

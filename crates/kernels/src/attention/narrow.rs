@@ -14,15 +14,15 @@
 //! For a width whose dk and dv sums exceed the register file there are two passes over the chunk: one for dv,
 //! and one for dk and dq with the weights that the first pass left in the tiles.
 
+use super::backward::HeadTask;
 use super::key_split::Layout;
-use super::operands::{PANEL, Rows, exp2_clamped, inner_product, panel_at, row, unpack_columns};
+use super::operands::{Columns, PANEL, Rows, exp2_clamped, inner_product, panel_at, row};
 use super::{Attention, L2_ELEMS, Saved, Splitter, vectors_mut};
 use crate::bf16::Packing;
 use crate::random::Dropout;
 use crate::tile::{F32, PackLanes};
 use pulp::Simd;
 use std::f32::consts::{LN_2, LOG2_E};
-use std::ops::Range;
 
 /// Length of the query tiles of a chunk, in f32s: a small part of an L2 cache, from which they are prefetched
 /// in time.
@@ -90,16 +90,14 @@ impl Attention {
         [(3, self.tokens.next_multiple_of(PANEL) * self.width()), (1, tiles * self.tile_len()), (1, sums)]
     }
 
-    /// The contribution of some keys to a head's `dq`, and the `dk` and `dv` of these keys.
+    /// The contribution of a task's keys to its head's `dq`, and the `dk` and `dv` of these keys.
     #[inline(always)]
     pub(super) fn small_head_backward<S: Simd, P: PackLanes>(
         &self,
         s: S,
         dot: P,
         saved: &Saved<'_>,
-        head: usize,
-        keys: Range<usize>,
-        layout: Layout,
+        task: &HeadTask,
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
@@ -107,24 +105,15 @@ impl Attention {
         match S::F32_LANES {
             16 => match P::ELEMS_PER_WORD {
                 1 => match self.width() {
-                    4 => self.backward_key_pairs::<S, P, 4, 1, 16, true>(
-                        s, dot, saved, head, keys, layout, out, scratch,
-                    ),
-                    _ => self.backward_key_pairs::<S, P, 8, 1, 28, false>(
-                        s, dot, saved, head, keys, layout, out, scratch,
-                    ),
+                    4 => self.backward_key_pairs::<S, P, 4, 1, 16, true>(s, dot, saved, task, out, scratch),
+                    _ => self.backward_key_pairs::<S, P, 8, 1, 28, false>(s, dot, saved, task, out, scratch),
                 },
                 _ => match self.width() {
-                    4 => self.backward_key_pairs::<S, P, 4, 2, 32, true>(
-                        s, dot, saved, head, keys, layout, out, scratch,
-                    ),
-                    _ => self.backward_key_pairs::<S, P, 8, 2, 56, false>(
-                        s, dot, saved, head, keys, layout, out, scratch,
-                    ),
+                    4 => self.backward_key_pairs::<S, P, 4, 2, 32, true>(s, dot, saved, task, out, scratch),
+                    _ => self.backward_key_pairs::<S, P, 8, 2, 56, false>(s, dot, saved, task, out, scratch),
                 },
             },
-            8 => self
-                .backward_key_pairs::<S, P, 4, 1, 16, false>(s, dot, saved, head, keys, layout, out, scratch),
+            8 => self.backward_key_pairs::<S, P, 4, 1, 16, false>(s, dot, saved, task, out, scratch),
             _ => unreachable!("unsupported vector length"),
         }
     }
@@ -143,9 +132,7 @@ impl Attention {
         s: S,
         dot: P,
         saved: &Saved<'_>,
-        head: usize,
-        range: Range<usize>,
-        layout: Layout,
+        HeadTask { head, keys: range, layout }: &HeadTask,
         out: &mut [f32],
         scratch: &mut [f32],
     ) {
@@ -156,7 +143,7 @@ impl Attention {
         let [keys, values, key_rows] = split.take(tokens_len);
         let [tiles] = split.take(tiles_len);
         let [sums] = split.take(sums_len);
-        let [k, v] = [1, 2].map(|part| self.rows(saved.qkv, part, head));
+        let [k, v] = [1, 2].map(|part| self.rows(saved.qkv, part, *head));
         if saved.qkv.len() > L2_ELEMS {
             [k, v].iter().for_each(Rows::prefetch_rows);
         }
@@ -166,7 +153,7 @@ impl Attention {
         for start in (0..tokens).step_by(self.small_head_chunk()) {
             let count = self.small_head_chunk().min(tokens - start).div_ceil(V * lanes);
             let tiles = &mut tiles[..count * R * lanes];
-            self.fill_records::<S, P, D, V>(s, dot, saved, head, start, tiles);
+            self.fill_records::<S, P, D, V>(s, dot, saved, *head, start, tiles);
             for key in range.clone().step_by(2) {
                 let count = 2.min(range.end - key);
                 let sums = &mut sums[..count * 2 * D * lanes];
@@ -182,22 +169,13 @@ impl Attention {
                 } else {
                     key_passes::<S, P, 1, D, V, R, SINGLE_PASS>(s, dot, pair, tiles, sums);
                 }
-                // In the tiles q is scaled by log2(e) / sqrt(width).
-                for (i, sums) in sums.chunks_exact(2 * D).enumerate() {
-                    for (part, sums, scale) in [(1, &sums[..D], LN_2), (2, &sums[D..], 1.0)] {
-                        let at = layout.begin[part] + (key - range.start + i) * layout.stride;
-                        let to = &mut out[at..][..D];
-                        for d in 0..D {
-                            let sum = s.reduce_sum_f32s(sums[d]) * scale;
-                            to[d] = if start == 0 { sum } else { to[d] + sum };
-                        }
-                    }
-                }
+                put_keys::<S, D>(s, *layout, key - range.start, start == 0, sums, out);
             }
             for (i, tile) in tiles.chunks_exact(R * lanes).enumerate() {
                 let (first, dq) = (start + i * V * lanes, &tile[QueryTile::<D, V>::DQ * lanes..]);
                 let at = layout.begin[0] + first * layout.stride;
-                unpack_columns(dq, V * lanes, tokens - first, self.scale(), D, out, at, layout.stride);
+                let dq = Columns { x: dq, width: D, columns: V * lanes, count: tokens - first };
+                dq.unpack(self.scale(), out, at, layout.stride);
             }
         }
     }
@@ -273,6 +251,30 @@ fn key_passes<
     }
 }
 
+/// Stores the sums of dk and dv of some keys, the first of which is key `key` of the task, if they are those of the
+/// `first` chunk; else adds them.
+#[inline(always)]
+fn put_keys<S: Simd, const D: usize>(
+    s: S,
+    layout: Layout,
+    key: usize,
+    first: bool,
+    sums: &[S::f32s],
+    out: &mut [f32],
+) {
+    // In the tiles q is scaled by log2(e) / sqrt(width).
+    for (i, sums) in sums.chunks_exact(2 * D).enumerate() {
+        for (part, sums, scale) in [(1, &sums[..D], LN_2), (2, &sums[D..], 1.0)] {
+            let at = layout.begin[part] + (key + i) * layout.stride;
+            let to = &mut out[at..][..D];
+            for d in 0..D {
+                let sum = s.reduce_sum_f32s(sums[d]) * scale;
+                to[d] = if first { sum } else { to[d] + sum };
+            }
+        }
+    }
+}
+
 /// `VALUES` computes p and dv; `KEYS` computes ds, dq and dk.
 #[inline(always)]
 fn key_pass<
@@ -287,38 +289,24 @@ fn key_pass<
 >(
     s: S,
     dot: P,
-    Keys { keys, values, rows }: Keys<'_>,
+    keys: Keys<'_>,
     tiles: &mut [[S::f32s; R]],
     sums: &mut [S::f32s],
 ) {
     let words = D / P::ELEMS_PER_WORD;
     let panel = (words - 1) * PANEL + K;
-    let (keys, values, rows) = (&keys[..panel], &values[..panel], &rows[..K.div_ceil(P::ELEMS_PER_WORD) * D]);
+    let keys = Keys {
+        keys: &keys.keys[..panel],
+        values: &keys.values[..panel],
+        rows: &keys.rows[..K.div_ceil(P::ELEMS_PER_WORD) * D],
+    };
     let sums = &mut sums[..2 * D * K];
     let zero = s.splat_f32s(0.0);
     let (mut dk, mut dv) = ([[zero; K]; D], [[zero; K]; D]);
     for tile in tiles {
         let mut p = [[zero; V]; K];
         if VALUES {
-            p = [row::<S, V>(&tile[QueryTile::<D, V>::SHIFT..]); K];
-            for w in 0..words {
-                let q = row::<S, V>(&tile[QueryTile::<D, V>::Q + w * V..]);
-                for k in 0..K {
-                    dot.multiply(s, keys[w * PANEL + k], q, &mut p[k]);
-                }
-            }
-            for k in 0..K {
-                for v in 0..V {
-                    p[k][v] = exp2_clamped::<S, P>(s, p[k][v]);
-                }
-            }
-            let mut lanes = [zero; K];
-            for k in 0..K {
-                lanes[k] = dot.pair_vectors(s, p[k][0], p[k][V - 1]);
-            }
-            for d in 0..D {
-                dot.multiply_vectors(s, tile[QueryTile::<D, V>::DO_LANES + d], lanes, &mut dv[d]);
-            }
+            p = add_to_dv::<S, P, K, D, V, R>(s, dot, keys.keys, tile, &mut dv);
         }
         if VALUES && !KEYS {
             for k in 0..K {
@@ -327,39 +315,15 @@ fn key_pass<
                 }
             }
         }
+        if KEYS && !VALUES {
+            for k in 0..K {
+                for v in 0..V {
+                    p[k][v] = tile[QueryTile::<D, V>::P + k * V + v];
+                }
+            }
+        }
         if KEYS {
-            let mut ds = [row::<S, V>(&tile[QueryTile::<D, V>::DELTA..]); K];
-            for w in 0..words {
-                let d_o = row::<S, V>(&tile[QueryTile::<D, V>::DO + w * V..]);
-                for k in 0..K {
-                    dot.multiply(s, values[w * PANEL + k], d_o, &mut ds[k]);
-                }
-            }
-            for k in 0..K {
-                for v in 0..V {
-                    let p = if VALUES { p[k][v] } else { tile[QueryTile::<D, V>::P + k * V + v] };
-                    ds[k][v] = s.mul_f32s(p, ds[k][v]);
-                }
-            }
-            let (mut pairs, mut lanes) = (ds, [zero; K]);
-            for k in (0..K).step_by(P::ELEMS_PER_WORD) {
-                for v in 0..V {
-                    let odd = if k + 1 < K { ds[k + 1][v] } else { zero };
-                    pairs[k / P::ELEMS_PER_WORD][v] = dot.pair(s, ds[k][v], odd);
-                }
-            }
-            for k in 0..K {
-                lanes[k] = dot.pair_vectors(s, ds[k][0], ds[k][V - 1]);
-            }
-            for d in 0..D {
-                let at = QueryTile::<D, V>::DQ + d * V;
-                let mut dq = row::<S, V>(&tile[at..]);
-                for k in 0..K.div_ceil(P::ELEMS_PER_WORD) {
-                    dot.multiply(s, rows[k * D + d], pairs[k], &mut dq);
-                }
-                tile[at..at + V].copy_from_slice(&dq);
-                dot.multiply_vectors(s, tile[QueryTile::<D, V>::Q_LANES + d], lanes, &mut dk[d]);
-            }
+            add_to_dk::<S, P, K, D, V, R>(s, dot, keys, p, tile, &mut dk);
         }
     }
     for d in 0..D {
@@ -371,5 +335,80 @@ fn key_pass<
                 sums[k * 2 * D + D + d] = dv[d][k];
             }
         }
+    }
+}
+
+/// The weights p of a tile; adds p do to the sums of dv.
+#[inline(always)]
+fn add_to_dv<S: Simd, P: PackLanes, const K: usize, const D: usize, const V: usize, const R: usize>(
+    s: S,
+    dot: P,
+    keys: &[f32],
+    tile: &[S::f32s; R],
+    dv: &mut [[S::f32s; K]; D],
+) -> [[S::f32s; V]; K] {
+    let mut p = [row::<S, V>(&tile[QueryTile::<D, V>::SHIFT..]); K];
+    for w in 0..D / P::ELEMS_PER_WORD {
+        let q = row::<S, V>(&tile[QueryTile::<D, V>::Q + w * V..]);
+        for k in 0..K {
+            dot.multiply(s, keys[w * PANEL + k], q, &mut p[k]);
+        }
+    }
+    for k in 0..K {
+        for v in 0..V {
+            p[k][v] = exp2_clamped::<S, P>(s, p[k][v]);
+        }
+    }
+    let mut lanes = [s.splat_f32s(0.0); K];
+    for k in 0..K {
+        lanes[k] = dot.pair_vectors(s, p[k][0], p[k][V - 1]);
+    }
+    for d in 0..D {
+        dot.multiply_vectors(s, tile[QueryTile::<D, V>::DO_LANES + d], lanes, &mut dv[d]);
+    }
+    p
+}
+
+/// Adds ds q to the sums of dk, and ds k to dq in the tile.
+#[inline(always)]
+fn add_to_dk<S: Simd, P: PackLanes, const K: usize, const D: usize, const V: usize, const R: usize>(
+    s: S,
+    dot: P,
+    Keys { values, rows, .. }: Keys<'_>,
+    p: [[S::f32s; V]; K],
+    tile: &mut [S::f32s; R],
+    dk: &mut [[S::f32s; K]; D],
+) {
+    let zero = s.splat_f32s(0.0);
+    let mut ds = [row::<S, V>(&tile[QueryTile::<D, V>::DELTA..]); K];
+    for w in 0..D / P::ELEMS_PER_WORD {
+        let d_o = row::<S, V>(&tile[QueryTile::<D, V>::DO + w * V..]);
+        for k in 0..K {
+            dot.multiply(s, values[w * PANEL + k], d_o, &mut ds[k]);
+        }
+    }
+    for k in 0..K {
+        for v in 0..V {
+            ds[k][v] = s.mul_f32s(p[k][v], ds[k][v]);
+        }
+    }
+    let (mut pairs, mut lanes) = (ds, [zero; K]);
+    for k in (0..K).step_by(P::ELEMS_PER_WORD) {
+        for v in 0..V {
+            let odd = if k + 1 < K { ds[k + 1][v] } else { zero };
+            pairs[k / P::ELEMS_PER_WORD][v] = dot.pair(s, ds[k][v], odd);
+        }
+    }
+    for k in 0..K {
+        lanes[k] = dot.pair_vectors(s, ds[k][0], ds[k][V - 1]);
+    }
+    for d in 0..D {
+        let at = QueryTile::<D, V>::DQ + d * V;
+        let mut dq = row::<S, V>(&tile[at..]);
+        for k in 0..K.div_ceil(P::ELEMS_PER_WORD) {
+            dot.multiply(s, rows[k * D + d], pairs[k], &mut dq);
+        }
+        tile[at..at + V].copy_from_slice(&dq);
+        dot.multiply_vectors(s, tile[QueryTile::<D, V>::Q_LANES + d], lanes, &mut dk[d]);
     }
 }

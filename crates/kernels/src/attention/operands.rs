@@ -166,44 +166,39 @@ pub(super) fn inner_product<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
     s.reduce_sum_f32s(sum)
 }
 
-/// Inverse of [`Rows::pack_columns`] for f32: writes the first `count` of `columns` tokens,
-/// `[width][columns]`, times `scale`, into rows that begin at `at` and are `stride` apart.
-#[inline(always)]
-pub(super) fn unpack_columns(
-    x: &[f32],
-    columns: usize,
-    count: usize,
-    scale: f32,
-    width: usize,
-    to: &mut [f32],
-    at: usize,
-    stride: usize,
-) {
+/// Tokens packed as columns, `[width][columns]`, of which the first `count` exist.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a> {
+    pub x: &'a [f32],
+    pub width: usize,
+    pub columns: usize,
+    pub count: usize,
+}
+
+impl Columns<'_> {
+    /// Inverse of [`Rows::pack_columns`] for f32: writes the tokens, times `scale`, into rows that begin at
+    /// `at` and are `stride` apart.
     #[inline(always)]
-    fn put(
-        x: &[f32],
-        columns: usize,
-        count: usize,
-        scale: f32,
-        width: usize,
-        to: &mut [f32],
-        at: usize,
-        stride: usize,
-    ) {
-        let x = &x[..width * columns];
-        for q in 0..count.min(columns) {
-            let row = &mut to[at + q * stride..][..width];
-            for d in 0..width {
-                row[d] = x[d * columns + q] * scale;
-            }
+    pub fn unpack(self, scale: f32, to: &mut [f32], at: usize, stride: usize) {
+        // Constant loop lengths.
+        match self.width {
+            4 => self.put(4, scale, to, at, stride),
+            8 => self.put(8, scale, to, at, stride),
+            16 => self.put(16, scale, to, at, stride),
+            32 => self.put(32, scale, to, at, stride),
+            width => self.put(width, scale, to, at, stride),
         }
     }
-    match width {
-        4 => put(x, columns, count, scale, 4, to, at, stride),
-        8 => put(x, columns, count, scale, 8, to, at, stride),
-        16 => put(x, columns, count, scale, 16, to, at, stride),
-        32 => put(x, columns, count, scale, 32, to, at, stride),
-        _ => put(x, columns, count, scale, width, to, at, stride),
+
+    #[inline(always)]
+    fn put(self, width: usize, scale: f32, to: &mut [f32], at: usize, stride: usize) {
+        let x = &self.x[..width * self.columns];
+        for q in 0..self.count.min(self.columns) {
+            let row = &mut to[at + q * stride..][..width];
+            for d in 0..width {
+                row[d] = x[d * self.columns + q] * scale;
+            }
+        }
     }
 }
 
@@ -300,19 +295,24 @@ pub(super) fn short_rows<S: Simd, P: PackLanes, const MR: usize, const NV: usize
     }
 }
 
-/// `acc[r] += sum over w of a[w][r] b[w]` with rows of A `a_stride` words apart, of B `b_stride` vectors.
+/// Rows of words or of vectors, `stride` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Strided<'a, T> {
+    pub x: &'a [T],
+    pub stride: usize,
+}
+
+/// `acc[r] += sum over the first count w of a[w][r] b[w]`.
 #[inline(always)]
 pub(super) fn columns<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
     s: S,
     dot: P,
-    a: &[f32],
-    a_stride: usize,
-    b: &[S::f32s],
-    b_stride: usize,
+    a: Strided<'_, f32>,
+    b: Strided<'_, S::f32s>,
     count: usize,
     acc: &mut Acc<S, MR, NV>,
 ) {
-    for (a, b) in a.chunks(a_stride).zip(b.chunks(b_stride)).take(count) {
+    for (a, b) in a.x.chunks(a.stride).zip(b.x.chunks(b.stride)).take(count) {
         let (a, b) = (&a[..MR], row::<S, NV>(b));
         for r in 0..MR {
             dot.multiply(s, a[r], b, &mut acc[r]);
@@ -320,25 +320,42 @@ pub(super) fn columns<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
     }
 }
 
-/// `acc[r] += sum over w of a[w][r] b[w]` with the rows from `row` on of a panel of A, and the vectors from
-/// `v` on of rows of B that are `b_stride` vectors apart. The strides of the loop are constants.
+/// Part of a product of tokens in panels and a query tile: the tokens of a panel from `row` on, and the tile's
+/// vectors from `v` on.
+#[derive(Clone, Copy)]
+pub(super) struct Part {
+    /// Words of the width.
+    pub words: usize,
+    pub row: usize,
+    pub v: usize,
+}
+
+/// `acc[r] += sum over w of a[w][r] b[w]` for a part of a panel of A and of B. The strides of the loop are
+/// constants.
 #[inline(always)]
 pub(super) fn panel_columns<S: Simd, P: PackLanes, const MR: usize, const NV: usize>(
     s: S,
     dot: P,
     a: &[f32],
-    b: &[S::f32s],
-    b_stride: usize,
-    [row, v]: [usize; 2],
-    words: usize,
+    b: Strided<'_, S::f32s>,
+    Part { words, row, v }: Part,
     acc: &mut Acc<S, MR, NV>,
 ) {
     let a = &a.as_chunks::<PANEL>().0[..words];
-    for (a, b) in a.iter().zip(b.chunks_exact(b_stride)) {
+    for (a, b) in a.iter().zip(b.x.chunks_exact(b.stride)) {
         let (a, b) = (&a[row..][..MR], tile::vectors::<S, NV>(&b[v..]));
         for r in 0..MR {
             dot.multiply(s, a[r], b, &mut acc[r]);
         }
+    }
+}
+
+/// Rows of a tile that fills the register file.
+#[inline(always)]
+pub(super) fn max_tile_rows<S: Simd>() -> usize {
+    match S::F32_LANES {
+        16 | 4 => 8,
+        _ => 4,
     }
 }
 

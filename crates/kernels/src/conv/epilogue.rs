@@ -1,4 +1,4 @@
-//! The convolution epilogue: bias and residual, added as results are stored.
+//! The operands of a convolution, and its epilogue: bias and residual, added as results are stored.
 
 use pulp::Simd;
 
@@ -11,6 +11,17 @@ pub struct Epilogue<'a> {
     pub per_image_bias: Option<&'a [f32]>,
     /// `[n, oh, ow, cout]`, added elementwise (the residual).
     pub residual: Option<&'a [f32]>,
+}
+
+/// Operands of a convolution with packed weights, or of its data gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    /// The entire input, `[n, h, w, cin]`.
+    pub input: &'a [f32],
+    /// The packed weights.
+    pub packed: &'a [f32],
+    /// What is added to the product.
+    pub epilogue: Epilogue<'a>,
 }
 
 /// A pixel of a block: its output index, and where its taps start.

@@ -26,9 +26,11 @@ mod row;
 mod weight_grad;
 pub mod winograd;
 
-pub use epilogue::Epilogue;
+pub use epilogue::{Epilogue, Operands};
 pub use implicit_gemm::ImplicitGemm;
 pub use weight_grad::WeightGrad;
+
+pub use crate::bf16::MatmulDtype;
 
 /// The sizes of a convolution `[n, h, w, cin] -> [n, oh, ow, cout]` with weights `[kh, kw, cin, cout]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,16 +64,6 @@ impl ConvShape {
     pub fn multiply_adds(&self) -> usize {
         self.n * self.output.0 * self.output.1 * self.weights()
     }
-}
-
-/// Precision of matmul operands; accumulation is in f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MatmulDtype {
-    /// Full precision.
-    #[default]
-    F32,
-    /// Rounded to bf16, two to a word.
-    Bf16,
 }
 
 /// Padding in f32s between scratch parts that are used together, so that they do not all map to the same

@@ -5,6 +5,7 @@ use crate::bf16::{self, Packing};
 use crate::isa::{Isa, dispatch};
 use crate::tile::{self, DotKernel, MAX_TILE_ELEMS, TileShape, with_tile};
 use pulp::Simd;
+use std::ops::Range;
 
 /// Pixels of a pass.
 const GRAD_PIXELS: usize = 256;
@@ -37,6 +38,30 @@ struct First {
     channel: usize,
 }
 
+/// The pixels of a pass, `k` from `start` on, and the rows of the result that its task computes.
+struct Pass<'a> {
+    rows: Range<usize>,
+    start: usize,
+    k: usize,
+    input: &'a [f32],
+    dy: &'a [f32],
+}
+
+/// Scratch memory of a task: A panels, B panels, and three rows of inputs.
+struct Memory<'a> {
+    a: &'a mut [f32],
+    b: &'a mut [f32],
+    row: &'a mut [f32],
+}
+
+/// A panels of `rows` rows of `k` words.
+#[derive(Clone, Copy)]
+struct RowPanels<'a> {
+    a: &'a [f32],
+    rows: usize,
+    k: usize,
+}
+
 impl WeightGrad {
     /// The split into tasks depends only on the sizes.
     pub fn new(isa: Isa, dtype: MatmulDtype, shape: ConvShape) -> Self {
@@ -48,7 +73,7 @@ impl WeightGrad {
         let range = m.div_ceil(ranges).next_multiple_of(tile.mr);
         let ranges = m.div_ceil(range);
         let groups = 8usize.div_ceil(ranges).min(pixels.div_ceil(GRAD_PIXELS)).max(1);
-        Self { isa, tile, packing: Packing::of(isa, dtype), shape, m, groups, ranges, range }
+        Self { isa, tile, packing: isa.packing(dtype), shape, m, groups, ranges, range }
     }
 
     /// Number of tasks; each has its own part of the partial results.
@@ -92,30 +117,25 @@ impl WeightGrad {
         row.fill(0.0);
         partial.fill(0.0);
         let end = pixels.min((group + 1) * share);
+        let mut memory = Memory { a, b, row };
         for start in (group * share..end).step_by(GRAD_PIXELS) {
             let k = GRAD_PIXELS.min(end - start);
-            dispatch!(self.isa, self.packing, s, dot => self.block(
-                s, dot, rows.clone(), start, k, input, dy, a, b, row, partial
-            ));
+            let pass = Pass { rows: rows.clone(), start, k, input, dy };
+            dispatch!(self.isa, self.packing, s, dot => self.add_pass(s, dot, &pass, &mut memory, partial));
         }
     }
 
-    /// The pixels `start .. start + k` of a task.
+    /// Adds the products of a pass to the partial result.
     #[inline(always)]
-    fn block<S: Simd>(
+    fn add_pass<S: Simd>(
         &self,
         s: S,
         dot: impl DotKernel,
-        rows: std::ops::Range<usize>,
-        start: usize,
-        k: usize,
-        input: &[f32],
-        dy: &[f32],
-        a: &mut [f32],
-        b: &mut [f32],
-        row: &mut [f32],
+        Pass { rows, start, k, input, dy }: &Pass<'_>,
+        Memory { a, b, row }: &mut Memory<'_>,
         partial: &mut [f32],
     ) {
+        let (start, k) = (*start, *k);
         let (cout, mr, nr) = (self.shape.cout, self.tile.mr, self.tile.nv * S::F32_LANES);
         let (tap, channel) = (rows.start / self.shape.cin, rows.start % self.shape.cin);
         let first = First { tap: (tap / self.shape.kernel.1, tap % self.shape.kernel.1), channel };
@@ -142,9 +162,10 @@ impl WeightGrad {
                 }
                 Packing::Pairs => {
                     let last = p + 1 == k;
-                    match last {
-                        true => odd.fill(0.0),
-                        false => self.gather_row(cursor, first, rows.len(), input, odd),
+                    if last {
+                        odd.fill(0.0);
+                    } else {
+                        self.gather_row(cursor, first, rows.len(), input, odd);
                     }
                     cursor.advance();
                     pair_rows(s, dot, even, odd, pairs);
@@ -162,7 +183,7 @@ impl WeightGrad {
                 }
             }
         }
-        self.multiply(s, dot, rows.len(), words, a, b, partial);
+        self.multiply(s, dot, RowPanels { a, rows: rows.len(), k: words }, b, partial);
     }
 
     /// The inputs of one output pixel for the given rows: its part of the im2col matrix, and 1 for the bias.
@@ -193,22 +214,13 @@ impl WeightGrad {
     }
 
     #[inline(always)]
-    fn multiply<S: Simd>(
-        &self,
-        s: S,
-        dot: impl DotKernel,
-        rows: usize,
-        k: usize,
-        a: &[f32],
-        b: &[f32],
-        partial: &mut [f32],
-    ) {
-        let cout = self.shape.cout;
+    fn multiply<S: Simd>(&self, s: S, dot: impl DotKernel, a: RowPanels<'_>, b: &[f32], partial: &mut [f32]) {
+        let (cout, k) = (self.shape.cout, a.k);
         let nr = self.tile.nv * S::F32_LANES;
         for (j, b) in b.chunks_exact(k * nr + CACHE_SET_PAD).take(cout.div_ceil(nr)).enumerate() {
             let b = S::as_simd_f32s(&b[..k * nr]).0;
             let columns = j * nr..cout.min((j + 1) * nr);
-            with_tile!(self.tile, column_panels::<S>(s, dot, rows, k, a, b, columns.clone(), cout, partial));
+            with_tile!(self.tile, column_panels::<S>(s, dot, a, b, columns.clone(), cout, partial));
         }
     }
 
@@ -273,15 +285,14 @@ fn pair_rows<S: Simd>(s: S, dot: impl DotKernel, even: &[f32], odd: &[f32], to: 
     bf16::pair_rows(&even[full..], &odd[full..], rest);
 }
 
+/// Adds the product with a panel of B to the columns `columns` of `partial`, `[rows][cout]`.
 #[inline(always)]
 fn column_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     dot: impl DotKernel,
-    rows: usize,
-    k: usize,
-    a: &[f32],
+    RowPanels { a, rows, k }: RowPanels<'_>,
     b: &[S::f32s],
-    columns: std::ops::Range<usize>,
+    columns: Range<usize>,
     cout: usize,
     partial: &mut [f32],
 ) {

@@ -2,7 +2,7 @@
 
 use crate::elementwise::lengths;
 use crate::{Rng, bits, unwritten};
-use ddpm_kernels::{Isa, bf16};
+use ddpm_kernels::{Isa, bf16, elementwise};
 
 #[test]
 fn slices_convert_like_their_elements() {
@@ -18,10 +18,10 @@ fn slices_convert_like_their_elements() {
         let back: Vec<f32> = want.iter().map(|&x| bf16::widen(x)).collect();
         for isa in Isa::all() {
             let mut rounded = vec![0x7fff; n];
-            bf16::round_all(isa, &x, &mut rounded);
+            elementwise::round_to_bf16(isa, &x, &mut rounded);
             assert_eq!(rounded, want, "{n} elements on {isa}");
             let mut wide = unwritten(n);
-            bf16::widen_all(isa, &rounded, &mut wide);
+            elementwise::widen_from_bf16(isa, &rounded, &mut wide);
             assert_eq!(bits(&wide), bits(&back), "{n} elements on {isa}");
         }
     }

@@ -3,7 +3,7 @@
 use crate::{Rng, Within, bits, magnitudes, nans, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::bf16;
-use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, WeightGrad};
+use ddpm_kernels::conv::{ConvShape, Epilogue, ImplicitGemm, MatmulDtype, Operands, WeightGrad};
 use ddpm_kernels::reference;
 
 /// A product of length K is summed in one chain of fused multiply-adds for each block of K, so its error is
@@ -169,7 +169,8 @@ fn run_pixels(conv: &ImplicitGemm, x: &[f32], w: &[f32], epilogue: Epilogue<'_>,
     conv.pack(w, &mut packed);
     let mut out = unwritten(conv.output_len());
     for (i, out) in out.chunks_mut(part * conv.output_channels()).enumerate() {
-        conv.run(x, &packed, epilogue, i * part, out, &mut unwritten(conv.scratch_len()));
+        let operands = Operands { input: x, packed: &packed, epilogue };
+        conv.run(operands, i * part, out, &mut unwritten(conv.scratch_len()));
     }
     out
 }
@@ -183,7 +184,8 @@ fn run_columns(conv: &ImplicitGemm, x: &[f32], w: &[f32], epilogue: Epilogue<'_>
         let task = first..conv.panel_count().min(first + panels);
         let columns = conv.columns_of(first)..channels.min(conv.columns_of(task.end));
         let mut part = unwritten(conv.output_len() / channels * columns.len());
-        conv.run_panels(x, &packed, epilogue, task, &mut part, &mut unwritten(conv.scratch_len()));
+        let operands = Operands { input: x, packed: &packed, epilogue };
+        conv.run_panels(operands, task, &mut part, &mut unwritten(conv.scratch_len()));
         for (out, part) in out.chunks_exact_mut(channels).zip(part.chunks_exact(columns.len())) {
             out[columns.clone()].copy_from_slice(part);
         }

@@ -2,7 +2,7 @@
 
 use crate::{Rng, Within, nans, unwritten, wide};
 use ddpm_kernels::Isa;
-use ddpm_kernels::norm::{NormShape, group_norm, group_norm_backward};
+use ddpm_kernels::norm::{Affine, NormShape, Saved, group_norm, group_norm_backward};
 use ddpm_kernels::reference;
 
 /// Mean: in units of the mean of `|x|`. Elements of one sign are added in f32 in a chain over the pixels, at
@@ -31,11 +31,15 @@ impl Case {
         Self { shape, x, dy: rng.vec(len), gamma: rng.vec(c), beta: rng.vec(c) }
     }
 
+    fn affine(&self) -> Affine<'_> {
+        Affine { gamma: &self.gamma, beta: &self.beta }
+    }
+
     /// `y` and statistics.
     fn run_forward(&self, isa: Isa) -> (Vec<f32>, Vec<f32>) {
         let (mut y, mut stats) = (unwritten(self.x.len()), unwritten(2 * self.shape.groups));
         let mut scratch = unwritten(self.shape.scratch_len());
-        group_norm(isa, self.shape, &self.x, &self.gamma, &self.beta, &mut y, &mut stats, &mut scratch);
+        group_norm(isa, self.shape, &self.x, self.affine(), &mut y, &mut stats, &mut scratch);
         (y, stats)
     }
 
@@ -43,21 +47,9 @@ impl Case {
     fn run_backward(&self, isa: Isa, stats: &[f32]) -> [Vec<f32>; 3] {
         let c = self.shape.channels;
         let [mut dx, mut dgamma, mut dbeta] = [self.x.len(), c, c].map(unwritten);
-        let (gradients, mut scratch) =
-            ((&mut dx, &mut dgamma, &mut dbeta), unwritten(self.shape.scratch_len()));
-        group_norm_backward(
-            isa,
-            self.shape,
-            &self.x,
-            &self.dy,
-            &self.gamma,
-            &self.beta,
-            stats,
-            gradients.0,
-            gradients.1,
-            gradients.2,
-            &mut scratch,
-        );
+        let mut scratch = unwritten(self.shape.scratch_len());
+        let saved = Saved { x: &self.x, affine: self.affine(), stats, dy: &self.dy };
+        group_norm_backward(isa, self.shape, saved, &mut dx, &mut dgamma, &mut dbeta, &mut scratch);
         [dx, dgamma, dbeta]
     }
 

@@ -3,7 +3,7 @@
 use crate::{Rng, Within, magnitudes, unwritten, wide};
 use ddpm_kernels::Isa;
 use ddpm_kernels::batch_norm::{column_dots, column_squares, column_sums, gradient, normalise};
-use ddpm_kernels::layer_norm::{layer_norm, layer_norm_backward};
+use ddpm_kernels::layer_norm::{Saved, layer_norm, layer_norm_backward};
 use ddpm_kernels::reference;
 
 /// Sums over at most 100 rows in order, in units of the sum of absolute values.
@@ -110,16 +110,8 @@ fn layer_norm_and_its_gradient_agree_with_the_oracle() {
                 layer_norm(isa, eps, &gamma, &beta, &x, &mut y, &mut stats);
                 forward.check(isa, case, &y, &want, &size);
                 let [mut got_dx, mut got_dgamma, mut got_dbeta] = [x.len(), c, c].map(unwritten);
-                layer_norm_backward(
-                    isa,
-                    &gamma,
-                    &x,
-                    &dy,
-                    &stats,
-                    &mut got_dx,
-                    &mut got_dgamma,
-                    &mut got_dbeta,
-                );
+                let saved = Saved { gamma: &gamma, x: &x, stats: &stats, dy: &dy };
+                layer_norm_backward(isa, saved, &mut got_dx, &mut got_dgamma, &mut got_dbeta);
                 backward.check(isa, case, &got_dx, &dx, &dx_size);
                 backward.check(isa, case, &got_dgamma, &dgamma, &dgamma_size);
                 backward.check(isa, case, &got_dbeta, &dbeta, &dbeta_size);

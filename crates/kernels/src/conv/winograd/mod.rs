@@ -39,7 +39,7 @@ mod transform;
 mod weight_grad;
 
 pub use plan::Winograd;
-pub use weight_grad::WinogradGrad;
+pub use weight_grad::{GradOperands, RunValues, WinogradGrad};
 
 use super::ConvShape;
 use crate::bf16::Packing;

@@ -2,8 +2,8 @@
 //! outputs, or panels of weights, from weights to products. Intermediate results stay in the core's private
 //! cache.
 
-use super::super::Epilogue;
-use super::phases::point_panels;
+use super::super::Operands;
+use super::phases::{PanelWords, PointProduct, point_panels};
 use super::plan::{MAX_PANELS, Winograd};
 use super::transform::Maps;
 use super::{Kind, quantized, transform, with_maps};
@@ -11,6 +11,14 @@ use crate::isa::dispatch;
 use crate::tile::{DotKernel, with_tile};
 use pulp::Simd;
 use std::ops::Range;
+
+/// Operands of M of the panels `panels`: V of all tiles, the weights, and the quantization steps of the panels.
+struct PanelOperands<'a> {
+    panels: Range<usize>,
+    values: &'a [f32],
+    weights: &'a [f32],
+    steps: &'a [f32],
+}
 
 impl Winograd {
     /// Sets per-thread blocks of `rows` rows of tiles; for tests, like [`Winograd::with_blocks`].
@@ -34,15 +42,13 @@ impl Winograd {
         self.per_thread_blocks
     }
 
-    /// Computes a block of rows of tiles for the panels `panels`, with U in `packed`; `memory` holds V and M,
+    /// Computes a block of rows of tiles for the panels `panels`, whose U is packed; `memory` holds V and M,
     /// with the lengths of [`Winograd::shared_len`].
     pub fn compute_block(
         &self,
         rows: Range<usize>,
         panels: Range<usize>,
-        input: &[f32],
-        packed: &[f32],
-        epilogue: Epilogue<'_>,
+        Operands { input, packed, epilogue }: Operands<'_>,
         out: &mut [f32],
         memory: &mut [f32],
     ) {
@@ -120,8 +126,9 @@ impl Winograd {
         memory: &mut [f32],
     ) {
         assert_eq!(weights.len(), self.shape.weights());
+        let operands = PanelOperands { panels, values, weights, steps };
         with_maps!(self.kind, maps => dispatch!(self.isa, self.packing, s, dot or int16 if self.int16 => {
-            self.compute_panels_generic(s, maps, dot, panels, values, weights, steps, products, memory)
+            self.compute_panels_generic(s, maps, dot, &operands, products, memory)
         }))
     }
 
@@ -131,10 +138,7 @@ impl Winograd {
         s: S,
         maps: F,
         dot: P,
-        panels: Range<usize>,
-        values: &[f32],
-        weights: &[f32],
-        steps: &[f32],
+        PanelOperands { panels, values, weights, steps }: &PanelOperands<'_>,
         products: &mut [f32],
         memory: &mut [f32],
     ) {
@@ -150,18 +154,18 @@ impl Winograd {
                 }
                 let packed = &mut memory[..panels.len() * self.points() * point_len];
                 let (first, scales) = (first + panels.start, &scales[..panels.len()]);
-                self.pack_generic(s, maps, dot, first, scales, words.clone(), weights, packed);
+                let wide = PanelWords { first, scales, words: words.clone(), weights };
+                self.pack_generic(s, maps, dot, wide, packed);
                 let each = packed.chunks_exact(self.points() * point_len);
                 for ((packed, to), step) in each.zip(products.chunks_exact_mut(panel_len)).zip(units) {
                     let to = to.chunks_exact_mut(panel_len / self.points());
                     for (point, (b, to)) in packed.chunks_exact(point_len).zip(to).enumerate() {
-                        let (b, words) = (S::as_simd_f32s(&b[..words.len() * nr]).0, words.clone());
+                        let b = S::as_simd_f32s(&b[..words.len() * nr]).0;
                         let unit =
                             if P::IS_INT { step * quantized::dequant_at::<F, D, R>(point) } else { 1.0 };
-                        with_tile!(
-                            self.tile,
-                            point_panels::<S>(s, self, dot, point, unit, words, values, b, to)
-                        );
+                        let words = (words.start, words.end);
+                        let product = PointProduct { conv: self, point, unit, words, values };
+                        with_tile!(self.tile, point_panels::<S>(s, dot, product, b, to));
                     }
                 }
             }

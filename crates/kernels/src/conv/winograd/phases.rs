@@ -2,7 +2,7 @@
 
 use super::super::{CACHE_SET_PAD, Epilogue};
 use super::plan::{Part, Winograd};
-use super::points::{Inputs, TransposedWeights, Weights, pack_points};
+use super::points::{Inputs, PointPacking, TransposedWeights, Weights, pack_points};
 use super::quantized::{self, Gains};
 use super::transform::Maps;
 use super::{Kind, M, Tile, load, store, transform, with_maps};
@@ -14,6 +14,40 @@ use std::ops::Range;
 
 /// Prefetch distance for weights, in vectors.
 const PREFETCH_VECTORS: usize = 8;
+
+/// Words of neighbouring panels of weights from `first` on, one for each of `scales`.
+pub(super) struct PanelWords<'a, const D: usize> {
+    pub(super) first: usize,
+    pub(super) scales: &'a [Gains<D>],
+    pub(super) words: Range<usize>,
+    pub(super) weights: &'a [f32],
+}
+
+/// The group of tiles `group` of a block that begins at tile row `first_row`, for the panels from `panel` on.
+#[derive(Clone, Copy)]
+struct TileGroup {
+    first_row: usize,
+    group: usize,
+    panel: usize,
+}
+
+/// V of a block and U of `panels` panels, to be multiplied at a point.
+#[derive(Clone, Copy)]
+struct BlockProduct<'a> {
+    point: usize,
+    panels: usize,
+    values: &'a [f32],
+    packed: &'a [f32],
+}
+
+/// A row of tiles of a block that begins at tile row `first_row`, and M of the block in some panels.
+struct RowOperands<'a> {
+    first_row: usize,
+    row: usize,
+    panels: Range<usize>,
+    products: &'a [f32],
+    epilogue: Epilogue<'a>,
+}
 
 impl Winograd {
     /// U of panel `panel`, `[points][k][nr]`, from the weights `[kh, kw, shape.cin, shape.cout]`.
@@ -40,21 +74,18 @@ impl Winograd {
         if P::IS_INT {
             out[self.points() * self.packed_point()] = step;
         }
-        self.pack_generic(s, maps, dot, panel, &[scale], 0..self.k, weights, out);
+        let panels = PanelWords { first: panel, scales: &[scale], words: 0..self.k, weights };
+        self.pack_generic(s, maps, dot, panels, out);
     }
 
-    /// U of the words `words` in the neighbouring panels from `first` on, one for each of `scales`:
-    /// `[panels][points][words][nr]`.
+    /// U of words of neighbouring panels: `[panels][points][words][nr]`.
     #[inline(always)]
     pub(super) fn pack_generic<S: Simd, P: DotKernel, F: Maps<D, R>, const D: usize, const R: usize>(
         &self,
         s: S,
         _: F,
         dot: P,
-        first: usize,
-        scales: &[Gains<D>],
-        words: Range<usize>,
-        weights: &[f32],
+        PanelWords { first, scales, words, weights }: PanelWords<'_, D>,
         out: &mut [f32],
     ) {
         let (nr, nv, panels) = (self.nr(), self.tile.nv, self.panels_of_part());
@@ -71,6 +102,7 @@ impl Winograd {
         let offset = |v: usize, word: usize| {
             v / nv * self.points() * point_len + (word - words.start) * nr + v % nv * S::F32_LANES
         };
+        let packing = |v: usize| PointPacking { packing: self.packing, scale: &scales[v / nv], point_len };
         let mut point_vectors = [[s.splat_f32s(0.0); D]; D];
         if self.transposed {
             let mut block = TransposedWeights::new();
@@ -81,17 +113,9 @@ impl Winograd {
                     block.fill::<S, F, R>(&source(v), channel, P::ELEMS_PER_WORD);
                     for i in 0..S::F32_LANES {
                         let at = offset(v, word + i);
-                        pack_points(
-                            s,
-                            dot,
-                            self.packing,
-                            &scales[v / nv],
-                            &mut point_vectors,
-                            (&(PhantomData::<F>, &block), i),
-                            (&(PhantomData::<F>, &block), i + S::F32_LANES),
-                            &mut out[at..],
-                            point_len,
-                        );
+                        let source = &(PhantomData::<F>, &block);
+                        let (even, odd) = ((source, i), (source, i + S::F32_LANES));
+                        pack_points(s, dot, packing(v), &mut point_vectors, even, odd, &mut out[at..]);
                     }
                 }
             }
@@ -110,17 +134,7 @@ impl Winograd {
                     source.prefetch::<R>(channel + ahead + i * S::F32_LANES);
                 }
                 let at = offset(v, word);
-                pack_points(
-                    s,
-                    dot,
-                    self.packing,
-                    &scales[v / nv],
-                    &mut point_vectors,
-                    even,
-                    odd,
-                    &mut out[at..],
-                    point_len,
-                );
+                pack_points(s, dot, packing(v), &mut point_vectors, even, odd, &mut out[at..]);
             }
         }
     }
@@ -143,8 +157,9 @@ impl Winograd {
         let (h, w) = self.tiles.from;
         assert_eq!(input.len(), self.tiles.n * h * w * self.cin);
         assert_eq!(out.len(), self.values_len());
+        let group = TileGroup { first_row, group, panel };
         with_maps!(self.kind, maps => dispatch!(self.isa, self.packing, s, dot or int16 if self.int16 => self.values_generic(
-            s, maps, dot, first_row, group, panel, input, out
+            s, maps, dot, group, input, out
         )))
     }
 
@@ -154,9 +169,7 @@ impl Winograd {
         s: S,
         maps: F,
         dot: P,
-        first_row: usize,
-        group: usize,
-        panel: usize,
+        TileGroup { first_row, group, panel }: TileGroup,
         input: &[f32],
         out: &mut [f32],
     ) {
@@ -177,17 +190,10 @@ impl Winograd {
                 let (even, c) = self.inputs(maps, tile, output_part, channel, input);
                 let (odd, odd_c) = self.inputs(maps, tile, output_part, channel + S::F32_LANES, input);
                 let at = (word / K_RUN * mr + r) * K_RUN + word % K_RUN;
-                pack_points(
-                    s,
-                    dot,
-                    self.packing,
-                    &scale,
-                    &mut point_vectors,
-                    (&even, c),
-                    (&odd, odd_c),
-                    &mut out[at..],
-                    self.point_len(),
-                );
+                let (even, odd, out) = ((&even, c), (&odd, odd_c), &mut out[at..]);
+                let packing =
+                    PointPacking { packing: self.packing, scale: &scale, point_len: self.point_len() };
+                pack_points(s, dot, packing, &mut point_vectors, even, odd, out);
             }
         }
     }
@@ -211,8 +217,9 @@ impl Winograd {
 
     /// M at one point, `[panels][tiles][nr]`, for the `panels` panels in `packed`.
     pub fn multiply(&self, point: usize, panels: usize, values: &[f32], packed: &[f32], out: &mut [f32]) {
+        let operands = BlockProduct { point, panels, values, packed };
         with_maps!(self.kind, maps => dispatch!(self.isa, self.packing, s, dot or int16 if self.int16 => self.multiply_generic(
-            s, maps, dot, point, panels, values, packed, out
+            s, maps, dot, operands, out
         )))
     }
 
@@ -222,10 +229,7 @@ impl Winograd {
         s: S,
         _: F,
         dot: P,
-        point: usize,
-        panels: usize,
-        values: &[f32],
-        packed: &[f32],
+        BlockProduct { point, panels, values, packed }: BlockProduct<'_>,
         out: &mut [f32],
     ) {
         let nr = self.nr();
@@ -237,7 +241,8 @@ impl Winograd {
             if P::IS_INT {
                 unit = panel[self.points() * self.packed_point()] * quantized::dequant_at::<F, D, R>(point);
             }
-            with_tile!(self.tile, point_panels::<S>(s, self, dot, point, unit, 0..self.k, values, b, out));
+            let product = PointProduct { conv: self, point, unit, words: (0, self.k), values };
+            with_tile!(self.tile, point_panels::<S>(s, dot, product, b, out));
         }
     }
 
@@ -253,9 +258,8 @@ impl Winograd {
         out: &mut [f32],
     ) {
         assert_eq!(out.len(), self.row_len(row));
-        with_maps!(self.kind, maps => dispatch!(self.isa, s => self.outputs_generic(
-            s, maps, first_row, row, panels, products, epilogue, out
-        )))
+        let operands = RowOperands { first_row, row, panels, products, epilogue };
+        with_maps!(self.kind, maps => dispatch!(self.isa, s => self.outputs_generic(s, maps, &operands, out)))
     }
 
     #[inline(always)]
@@ -263,13 +267,10 @@ impl Winograd {
         &self,
         s: S,
         _: F,
-        first_row: usize,
-        row: usize,
-        panels: Range<usize>,
-        products: &[f32],
-        epilogue: Epilogue<'_>,
+        operands: &RowOperands<'_>,
         out: &mut [f32],
     ) {
+        let RowOperands { first_row, row, ref panels, products, epilogue } = *operands;
         let (nr, width, cout, step) = (self.nr(), self.to.1, self.cout, self.step());
         let point_len = products.len() / self.points();
         let panel_len = (point_len - CACHE_SET_PAD) / panels.len();
@@ -317,30 +318,38 @@ impl Winograd {
     }
 }
 
-/// All groups of tiles at one point against one panel of weights, for these words of k; all but the first
-/// continue from the sums in `out`, bit-identical to a single pass. `unit` scales integer sums, in addition
-/// to the steps of the tiles.
+/// A product of values at one point and a panel of weights, for some words of k.
+#[derive(Clone, Copy)]
+pub(super) struct PointProduct<'a> {
+    pub(super) conv: &'a Winograd,
+    pub(super) point: usize,
+    /// Scales integer sums, in addition to the steps of the tiles.
+    pub(super) unit: f32,
+    /// The first word, and the end.
+    pub(super) words: (usize, usize),
+    pub(super) values: &'a [f32],
+}
+
+/// All groups of tiles at one point against one panel of weights; all words but the first continue from the sums
+/// in `out`, bit-identical to a single pass.
 #[inline(always)]
 pub(super) fn point_panels<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    conv: &Winograd,
     dot: impl DotKernel,
-    point: usize,
-    unit: f32,
-    words: Range<usize>,
-    values: &[f32],
+    product: PointProduct<'_>,
     b: &[S::f32s],
     out: &mut [f32],
 ) {
+    let PointProduct { conv, point, words: (first, end), values, .. } = product;
     let nr = NV * S::F32_LANES;
     for (values, out) in values.chunks_exact(conv.values_len()).zip(out.chunks_exact_mut(MR * nr)) {
         if is_int(dot) {
-            quantized_sums::<S, MR, NV>(s, conv, dot, point, unit, words.clone(), values, b, out);
+            quantized_sums::<S, MR, NV>(s, dot, PointProduct { values, ..product }, b, out);
             continue;
         }
-        let a = &values[point * conv.point_len() + words.start * MR..][..words.len() * MR];
+        let a = &values[point * conv.point_len() + first * MR..][..(end - first) * MR];
         let mut acc = tile::zero::<S, MR, NV>(s);
-        if words.start > 0 {
+        if first > 0 {
             tile::load_acc::<S, MR, NV>(out, &mut acc);
         }
         tile::blocked(s, dot, a, b, &mut acc);
@@ -358,20 +367,16 @@ fn is_int<P: DotKernel>(_: P) -> bool {
 #[inline(always)]
 fn quantized_sums<S: Simd, const MR: usize, const NV: usize>(
     s: S,
-    conv: &Winograd,
     dot: impl DotKernel,
-    point: usize,
-    unit: f32,
-    words: Range<usize>,
-    values: &[f32],
+    PointProduct { conv, point, unit, words: (start, end), values }: PointProduct<'_>,
     b: &[S::f32s],
     out: &mut [f32],
 ) {
     let steps = &values[conv.points() * conv.point_len()..][..MR];
     let values = &values[point * conv.point_len()..];
-    for first in words.clone().step_by(quantized::RUN) {
-        let run = first..words.end.min(first + quantized::RUN);
-        let (a, b) = (&values[first * MR..run.end * MR], &b[(first - words.start) * NV..][..run.len() * NV]);
+    for first in (start..end).step_by(quantized::RUN) {
+        let run = first..end.min(first + quantized::RUN);
+        let (a, b) = (&values[first * MR..run.end * MR], &b[(first - start) * NV..][..run.len() * NV]);
         let mut acc = tile::zero::<S, MR, NV>(s);
         tile::blocked(s, dot, a, b, &mut acc);
         for r in 0..MR {

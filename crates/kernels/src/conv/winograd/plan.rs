@@ -8,39 +8,57 @@ use crate::isa::Isa;
 use crate::tile::{K_RUN, TileShape};
 use std::ops::Range;
 
-/// Minimum number of tiles of a block with many channels, if there are that many.
-const MIN_BLOCK_TILES: usize = 128;
-/// Multiply-adds of the products above which computing U is negligible.
-const MANY_PRODUCTS: usize = 256 << 20;
-/// Maximum length of U to be kept for fixed weights, in f32s, up to four times that of the weights: sampling
-/// should take little memory.
-const MAX_KEPT_U: usize = 8 << 20;
-/// Number of tiles up to which U in f32 is recomputed each time: computing it is then as fast as reading it.
-const MAX_RECOMPUTED_TILES: usize = 4;
-/// Batch size assumed when choosing the algorithm for fixed weights.
-const NOMINAL_BATCH: usize = 16;
-/// Length of U that is computed at a time if there is only one block of tiles, in f32s.
-const GROUP: usize = 4 << 20;
-/// Minimum number of panels that are computed together.
-const MIN_GROUP_PANELS: usize = 4;
-/// Length of V of a per-thread block, in f32s, if one row of tiles is that short: it stays in the core's
-/// private cache along with the other operands.
-const PER_THREAD_VALUES: usize = 56 << 10;
-/// Maximum length of V of such a block.
-const MAX_PER_THREAD_VALUES: usize = 112 << 10;
-/// Maximum length of U for per-thread blocks: each block reads all of it, so it should fit the last-level
-/// cache.
-const MAX_PER_THREAD_U: usize = 3 << 20;
-/// Minimum number of per-thread blocks, for load balancing.
-const MIN_PER_THREAD_BLOCKS: usize = 8;
-/// Maximum number of tiles in a batch for which the products with a panel of weights stay in the core's
-/// private cache.
-const MAX_PER_THREAD_TILES: usize = 64;
-/// Length of U that is computed at a time for so few tiles, in f32s: it is read a few times and never leaves
-/// that cache.
-const U_PART: usize = 80 << 10;
-/// Maximum number of panels for which U is computed together in that case.
+/// Maximum number of panels for which U is computed together with per-thread panels.
 pub(super) const MAX_PANELS: usize = 8;
+
+/// Sizes that decide how a pass is split, fitted to measurements; lengths are in f32s.
+struct Limits {
+    /// Tiles of a block with many channels, at least, if there are that many.
+    min_block_tiles: usize,
+    /// Multiply-adds of the products above which computing U is negligible.
+    many_products: usize,
+    /// Length of U that is kept for fixed weights, up to four times that of the weights, at most: sampling should
+    /// take little memory.
+    max_kept_u: usize,
+    /// Tiles up to which U in f32 is recomputed each time: computing it is then as fast as reading it.
+    max_recomputed_tiles: usize,
+    /// Batch size assumed when choosing the algorithm for fixed weights.
+    nominal_batch: usize,
+    /// Length of U that is computed at a time if there is only one block of tiles.
+    group: usize,
+    /// Panels that are computed together, at least.
+    min_group_panels: usize,
+    /// Length of V of a per-thread block, if one row of tiles is that short: it stays in the core's private cache
+    /// along with the other operands.
+    per_thread_values: usize,
+    /// Length of V of such a block, at most.
+    max_per_thread_values: usize,
+    /// Length of U for per-thread blocks, at most: each block reads all of it, so it should fit the last-level
+    /// cache.
+    max_per_thread_u: usize,
+    /// Per-thread blocks, at least, for load balancing.
+    min_per_thread_blocks: usize,
+    /// Tiles of a batch for which the products with a panel of weights stay in the core's private cache, at most.
+    max_per_thread_tiles: usize,
+    /// Length of U that is computed at a time for so few tiles: it is read a few times and never leaves that cache.
+    u_part: usize,
+}
+
+const LIMITS: Limits = Limits {
+    min_block_tiles: 128,
+    many_products: 256 << 20,
+    max_kept_u: 8 << 20,
+    max_recomputed_tiles: 4,
+    nominal_batch: 16,
+    group: 4 << 20,
+    min_group_panels: 4,
+    per_thread_values: 56 << 10,
+    max_per_thread_values: 112 << 10,
+    max_per_thread_u: 3 << 20,
+    min_per_thread_blocks: 8,
+    max_per_thread_tiles: 64,
+    u_part: 80 << 10,
+};
 
 /// A convolution, or its data gradient, prepared for one instruction set.
 #[derive(Clone, Debug)]
@@ -85,6 +103,16 @@ pub(super) struct Part {
     pub(super) first: (isize, isize),
 }
 
+/// What distinguishes the forward pass and the data gradient.
+struct Pass {
+    packing: Packing,
+    int16: bool,
+    kind: Kind,
+    transposed: bool,
+    tiles: Tiles,
+    parts: Vec<Part>,
+}
+
 impl Winograd {
     /// The convolution `y = x * w`, if it is supported. 16-bit operands are int16 on machines that multiply
     /// pairs, else f32: rounding to bf16 at the points would not be accurate enough.
@@ -96,11 +124,11 @@ impl Winograd {
             Part { tap, first }
         };
         let parts = kind.parts().map(part).collect();
-        let (packing, int16) = match Packing::of(isa, dtype) {
+        let (packing, int16) = match isa.packing(dtype) {
             Packing::Pairs => (Packing::Pairs, true),
             _ => (Packing::F32, false),
         };
-        Some(Self::new(isa, packing, int16, kind, shape, false, tiles, parts))
+        Some(Self::new(isa, shape, Pass { packing, int16, kind, transposed: false, tiles, parts }))
     }
 
     /// The data gradient `dx` from `dy`, if the convolution is supported.
@@ -120,22 +148,16 @@ impl Winograd {
             Part { tap: (y.0, x.0), first: (y.1, x.1) }
         };
         let parts = kind.parts().map(part).collect();
-        Some(Self::new(isa, Packing::of(isa, dtype), false, kind, shape, true, tiles, parts))
+        let packing = isa.packing(dtype);
+        Some(Self::new(isa, shape, Pass { packing, int16: false, kind, transposed: true, tiles, parts }))
     }
 
-    fn new(
-        isa: Isa,
-        packing: Packing,
-        int16: bool,
-        kind: Kind,
-        shape: ConvShape,
-        transposed: bool,
-        tiles: Tiles,
-        parts: Vec<Part>,
-    ) -> Self {
-        let (cin, cout, to, summed) = match transposed {
-            false => (shape.cin, shape.cout, shape.output, parts.len() * shape.cin),
-            true => (shape.cout, shape.cin, shape.input, shape.cout),
+    fn new(isa: Isa, shape: ConvShape, pass: Pass) -> Self {
+        let Pass { packing, int16, kind, transposed, tiles, parts } = pass;
+        let (cin, cout, to, summed) = if transposed {
+            (shape.cout, shape.cin, shape.input, shape.cout)
+        } else {
+            (shape.cin, shape.cout, shape.output, parts.len() * shape.cin)
         };
         let tile = match tiles.count() {
             few @ ..=4 => TileShape::pick_few_rows(isa.lanes(), cout, few),
@@ -146,23 +168,23 @@ impl Winograd {
         let k = (summed.div_ceil(elems_per_vector) * isa.lanes()).next_multiple_of(K_RUN);
         let panels = cout.div_ceil(nr);
         let per_thread_rows =
-            rows_of_block(&tiles, (PER_THREAD_VALUES / (kind.points() * k)).max(tile.mr), tile.mr);
+            rows_of_block(&tiles, (LIMITS.per_thread_values / (kind.points() * k)).max(tile.mr), tile.mr);
         let per_thread_tiles = (per_thread_rows * tiles.grid.1).next_multiple_of(tile.mr);
-        let per_thread_blocks = kind.points() * k * per_thread_tiles <= MAX_PER_THREAD_VALUES
-            && kind.points() * k * panels * nr <= MAX_PER_THREAD_U
-            && tiles.rows() >= MIN_PER_THREAD_BLOCKS * per_thread_rows;
-        let block_rows = match per_thread_blocks {
-            true => per_thread_rows,
-            false => {
-                let wanted = (BLOCK / (kind.points() * (k + panels * nr))).max(MIN_BLOCK_TILES);
-                rows_of_block(&tiles, wanted, tile.mr)
-            }
+        let per_thread_blocks = kind.points() * k * per_thread_tiles <= LIMITS.max_per_thread_values
+            && kind.points() * k * panels * nr <= LIMITS.max_per_thread_u
+            && tiles.rows() >= LIMITS.min_per_thread_blocks * per_thread_rows;
+        let block_rows = if per_thread_blocks {
+            per_thread_rows
+        } else {
+            let wanted = (BLOCK / (kind.points() * (k + panels * nr))).max(LIMITS.min_block_tiles);
+            rows_of_block(&tiles, wanted, tile.mr)
         };
         let per_thread_panels =
-            !per_thread_blocks && block_rows == tiles.rows() && tiles.count() <= MAX_PER_THREAD_TILES;
-        let group = match block_rows == tiles.rows() && !per_thread_panels {
-            true => (GROUP / (kind.points() * k * nr)).clamp(MIN_GROUP_PANELS.min(panels), panels),
-            false => panels,
+            !per_thread_blocks && block_rows == tiles.rows() && tiles.count() <= LIMITS.max_per_thread_tiles;
+        let group = if block_rows == tiles.rows() && !per_thread_panels {
+            (LIMITS.group / (kind.points() * k * nr)).clamp(LIMITS.min_group_panels.min(panels), panels)
+        } else {
+            panels
         };
         Self {
             isa,
@@ -191,9 +213,10 @@ impl Winograd {
     pub fn with_blocks(mut self, rows: usize, panels: usize) -> Self {
         (self.per_thread_blocks, self.per_thread_panels) = (false, false);
         self.block_rows = rows.clamp(1, self.tiles.rows());
-        self.group = match self.block_rows == self.tiles.rows() {
-            true => panels.clamp(1, self.panels_of_part()),
-            false => self.panels_of_part(),
+        self.group = if self.block_rows == self.tiles.rows() {
+            panels.clamp(1, self.panels_of_part())
+        } else {
+            self.panels_of_part()
         };
         self
     }
@@ -202,9 +225,10 @@ impl Winograd {
     /// part of a pass and U is not too large (up to four times the weights).
     pub fn with_fixed_weights(self) -> Self {
         let conv = Self { fixed_weights: true, ..self };
-        match conv.keeps_weights() {
-            true => Self { per_thread_panels: false, group: conv.panels_of_part(), ..conv },
-            false => conv,
+        if conv.keeps_weights() {
+            Self { per_thread_panels: false, group: conv.panels_of_part(), ..conv }
+        } else {
+            conv
         }
     }
 
@@ -215,16 +239,16 @@ impl Winograd {
 
     /// Whether U is kept across passes.
     pub fn keeps_weights(&self) -> bool {
-        let worth = self.int16 || self.tiles.count() > MAX_RECOMPUTED_TILES;
+        let worth = self.int16 || self.tiles.count() > LIMITS.max_recomputed_tiles;
         self.fixed_weights
             && worth
             && self.fits_cache()
-            && self.weights_len() * self.tiles.count() < MANY_PRODUCTS
+            && self.weights_len() * self.tiles.count() < LIMITS.many_products
     }
 
     /// Whether U is small enough to be kept.
     fn fits_cache(&self) -> bool {
-        self.weights_len() <= MAX_KEPT_U
+        self.weights_len() <= LIMITS.max_kept_u
     }
 
     /// Length of all of U.
@@ -236,14 +260,15 @@ impl Winograd {
     /// in sampling, the answer does not depend on the batch size: an image must not depend on the others in
     /// its batch.
     pub fn is_faster(&self, dtype: MatmulDtype) -> bool {
-        let n = if self.fixed_weights { NOMINAL_BATCH } else { self.shape.n };
+        let n = if self.fixed_weights { LIMITS.nominal_batch } else { self.shape.n };
         let tiles = Tiles { n, ..self.tiles }.count();
         // Forward: each part of the input, and the output. Data gradient: both for each part of the output.
-        let transformed = match self.transposed {
-            false => self.parts.len() * self.cin + self.cout,
-            true => self.parts.len() * (self.cin + self.cout),
+        let transformed = if self.transposed {
+            self.parts.len() * (self.cin + self.cout)
+        } else {
+            self.parts.len() * self.cin + self.cout
         };
-        let packings = [Packing::of(self.isa, dtype), self.packing];
+        let packings = [self.isa.packing(dtype), self.packing];
         let kept = self.fixed_weights && self.fits_cache();
         is_faster(packings, kept, self.kind, &ConvShape { n, ..self.shape }, tiles, transformed)
     }
@@ -305,7 +330,7 @@ impl Winograd {
 
     /// Panels for which U is computed together.
     pub(super) fn panels_at_once(&self) -> usize {
-        (U_PART / (self.points() * self.packed_words(self.part_of_k()))).clamp(1, MAX_PANELS)
+        (LIMITS.u_part / (self.points() * self.packed_words(self.part_of_k()))).clamp(1, MAX_PANELS)
     }
 
     /// Length of U for a group, for all panels if it is kept, or for part of k in some panels.

@@ -61,9 +61,10 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
                 #[inline(always)]
                 |i: usize, j: usize| {
                     let (y, x) = (top.wrapping_add(step * i), left.wrapping_add(step * j));
-                    match y < h && x < w {
-                        true => load(s, &input[((image * h + y) * w + x) * cin + c..][..lanes]),
-                        false => zero,
+                    if y < h && x < w {
+                        load(s, &input[((image * h + y) * w + x) * cin + c..][..lanes])
+                    } else {
+                        zero
                     }
                 },
                 put,
@@ -75,20 +76,27 @@ impl<S: Simd, F: Maps<D, R>, const D: usize, const R: usize> Source<S, D, R> for
 /// One vector for each point, holding the even elements of pairs. Allocated once and reused.
 pub(super) type PointVectors<S, const D: usize> = [[<S as Simd>::f32s; D]; D];
 
+/// How values at the points are packed into words.
+#[derive(Clone, Copy)]
+pub(super) struct PointPacking<'a, const D: usize> {
+    pub(super) packing: Packing,
+    /// Integers are the values times these.
+    pub(super) scale: &'a Gains<D>,
+    /// Elements from one point to the next.
+    pub(super) point_len: usize,
+}
+
 /// Packs channel `c` of `source`, paired with a channel of the odd source if words have two elements: the
-/// vector of each point goes to the front of `out`, `point_len` elements apart. Integers are the values times
-/// `scale`.
+/// vector of each point goes to the front of `out`.
 #[inline(always)]
 pub(super) fn pack_points<S: Simd, P: DotKernel, const D: usize, const R: usize>(
     s: S,
     dot: P,
-    packing: Packing,
-    scale: &Gains<D>,
+    PointPacking { packing, scale, point_len }: PointPacking<'_, D>,
     even: &mut PointVectors<S, D>,
     (source, c): (&impl Source<S, D, R>, usize),
     (odd_source, odd_c): (&impl Source<S, D, R>, usize),
     out: &mut [f32],
-    point_len: usize,
 ) {
     // Sources yield the points in order.
     let mut points =

@@ -1,8 +1,8 @@
 //! The phases in sequence, for tests and benchmarks; shows how they fit together. (The engine runs each on
 //! all threads.)
 
-use super::super::Epilogue;
-use super::{Winograd, WinogradGrad};
+use super::super::{Epilogue, Operands};
+use super::{GradOperands, RunValues, Winograd, WinogradGrad};
 
 impl Winograd {
     /// Computes the entire output from `input` and the weights; `memory` has the total length of
@@ -48,7 +48,8 @@ impl Winograd {
             let mut rest = &mut *out;
             for rows in self.blocks().filter(|_| self.uses_per_thread_blocks()) {
                 let (block, tail) = rest.split_at_mut(rows.clone().map(|row| self.row_len(row)).sum());
-                self.compute_block(rows, panels.clone(), input, packed, epilogue, block, others);
+                let operands = Operands { input, packed, epilogue };
+                self.compute_block(rows, panels.clone(), operands, block, others);
                 rest = tail;
             }
             for rows in self.blocks().filter(|_| !self.uses_per_thread_blocks()) {
@@ -85,10 +86,11 @@ impl WinogradGrad {
         let (taps, cout) = (self.taps(), db.len());
         let by_row = &mut by_row[..taps * cout];
         let cin = dw.len() / (self.parts() * taps * cout);
+        let operands = GradOperands { input, dy };
         for (part, rows) in (0..self.parts()).flat_map(|part| self.ranges().map(move |rows| (part, rows))) {
             for (group, sums) in all_sums.chunks_exact_mut(self.group_len()).enumerate() {
                 if self.groups() > 1 {
-                    self.accumulate_group(part, group, input, dy, sums, values);
+                    self.accumulate_group(part, group, operands, sums, values);
                     continue;
                 }
                 let (v, rest) = values.split_at_mut(v_all);
@@ -105,7 +107,7 @@ impl WinogradGrad {
                         .zip(y.chunks_exact_mut(y_len))
                         .zip(b.chunks_exact_mut(b_len));
                     for (run, ((v, y), b)) in runs.zip(each).filter(|_| rows.start == 0) {
-                        self.values(part, run, input, dy, v, y, b);
+                        self.values(part, run, operands, RunValues { v, y, bias: b });
                         shares.iter_mut().zip(&*b).for_each(|(sum, share)| *sum += share);
                     }
                     for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {

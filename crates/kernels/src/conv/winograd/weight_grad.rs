@@ -1,7 +1,7 @@
 //! The weight gradient by Winograd.
 
 use super::super::{CACHE_SET_PAD, ConvShape, MatmulDtype};
-use super::points::{Inputs, Source, pack_points, put_zeros};
+use super::points::{Inputs, PointPacking, Source, pack_points, put_zeros};
 use super::quantized;
 use super::transform::Maps;
 use super::{BLOCK, Kind, M, Tile, Tiles, is_faster, load, store, transform, with_maps};
@@ -28,6 +28,36 @@ const MAX_GROUPS: usize = 16;
 const RANGE_SUMS: usize = 2 << 20;
 /// Runs of a per-thread block: its values stay in the core's private cache.
 const PER_THREAD_RUNS: usize = 2;
+
+/// Operands of a weight gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct GradOperands<'a> {
+    /// The input, `[n, h, w, cin]`.
+    pub input: &'a [f32],
+    /// The output gradient, `[n, oh, ow, cout]`.
+    pub dy: &'a [f32],
+}
+
+/// The values of a run of tiles, with the lengths of [`WinogradGrad::run_len`].
+#[derive(Debug)]
+pub struct RunValues<'a> {
+    /// Of the inputs, `[points][cin / 16][run][16]`.
+    pub v: &'a mut [f32],
+    /// Of the output gradients, `[points][panels][run][nr]`.
+    pub y: &'a mut [f32],
+    /// The contribution to the bias gradient.
+    pub bias: &'a mut [f32],
+}
+
+/// The product of the values of a block of runs at one point, for a range of rows: added to the sums if `add`, else
+/// stored.
+struct PointSums<'a> {
+    point: usize,
+    rows: Range<usize>,
+    v: &'a [f32],
+    y: &'a [f32],
+    add: bool,
+}
 
 /// The weight gradient of a convolution, prepared for one instruction set; processes the parts of the input
 /// one after the other.
@@ -59,21 +89,20 @@ impl WinogradGrad {
         let rows = shape.cin.next_multiple_of(K_RUN);
         let columns = shape.cout.next_multiple_of(tile.nv * isa.lanes());
         let wanted = (BLOCK / (kind.points() * (rows + columns))).max(MIN_BLOCK_TILES);
-        let packing = Packing::of(isa, dtype);
+        let packing = isa.packing(dtype);
         let run = RUN * packing.elems_per_word();
         let all_runs = tiles.count().div_ceil(run);
         // The number of groups must not depend on the number of threads, because their sums are added in
         // order.
         let sums = kind.points() * rows * columns;
         let groups = (TOTAL_SUMS / sums).min(MAX_GROUPS);
-        let (groups, runs) = match sums <= MAX_PER_THREAD_SUMS && all_runs >= 2 * PER_THREAD_RUNS * groups {
-            true => (groups, PER_THREAD_RUNS),
-            false => (1, (wanted / run).min(all_runs)),
+        let (groups, runs) = if sums <= MAX_PER_THREAD_SUMS && all_runs >= 2 * PER_THREAD_RUNS * groups {
+            (groups, PER_THREAD_RUNS)
+        } else {
+            (1, (wanted / run).min(all_runs))
         };
-        let range = match groups == 1 && runs == all_runs {
-            true => RANGE_SUMS / (kind.points() * columns),
-            false => rows,
-        };
+        let range =
+            if groups == 1 && runs == all_runs { RANGE_SUMS / (kind.points() * columns) } else { rows };
         let grad = Self { isa, kind, tile, packing, shape, tiles, rows, columns, runs, groups, range };
         Some(grad.with_ranges(range))
     }
@@ -112,7 +141,7 @@ impl WinogradGrad {
 
     /// Whether this is estimated to be faster than direct convolution with this dtype.
     pub fn is_faster(&self, dtype: MatmulDtype) -> bool {
-        let packings = [Packing::of(self.isa, dtype), self.packing];
+        let packings = [self.isa.packing(dtype), self.packing];
         let transformed = self.parts() * (self.shape.cin + self.shape.cout);
         is_faster(packings, false, self.kind, &self.shape, self.tiles.count(), transformed)
     }
@@ -183,8 +212,7 @@ impl WinogradGrad {
         &self,
         part: usize,
         group: usize,
-        input: &[f32],
-        dy: &[f32],
+        operands: GradOperands<'_>,
         sums: &mut [f32],
         memory: &mut [f32],
     ) {
@@ -197,7 +225,7 @@ impl WinogradGrad {
         for (i, runs) in self.blocks(group).enumerate() {
             let (v, y) = (&mut v[..runs.len() * v_len], &mut y[..runs.len() * y_len]);
             for (run, (v, y)) in runs.zip(v.chunks_exact_mut(v_len).zip(y.chunks_exact_mut(y_len))) {
-                self.values(part, run, input, dy, v, y, share);
+                self.values(part, run, operands, RunValues { v, y, bias: share });
                 db.iter_mut().zip(&*share).for_each(|(sum, share)| *sum += share);
             }
             for (point, sums) in sums.chunks_exact_mut(sums_len).enumerate() {
@@ -215,24 +243,14 @@ impl WinogradGrad {
         }
     }
 
-    /// The values of run `run` for part `part`: `input` is `[n, h, w, cin]`, `dy` is `[n, oh, ow, cout]`; into `v` as
-    /// `[points][cin / 16][run][16]`, into `y` as `[points][panels][run][nr]`, and the sum of `dy` into `bias`.
-    pub fn values(
-        &self,
-        part: usize,
-        run: usize,
-        input: &[f32],
-        dy: &[f32],
-        v: &mut [f32],
-        y: &mut [f32],
-        bias: &mut [f32],
-    ) {
+    /// The values of run `run` for part `part`.
+    pub fn values(&self, part: usize, run: usize, operands: GradOperands<'_>, out: RunValues<'_>) {
         let ConvShape { n, input: (h, w), output: (oh, ow), cin, cout, .. } = self.shape;
-        assert_eq!(input.len(), n * h * w * cin);
-        assert_eq!(dy.len(), n * oh * ow * cout);
-        assert_eq!([v.len(), y.len(), bias.len()], self.run_len());
+        assert_eq!(operands.input.len(), n * h * w * cin);
+        assert_eq!(operands.dy.len(), n * oh * ow * cout);
+        assert_eq!([out.v.len(), out.y.len(), out.bias.len()], self.run_len());
         with_maps!(self.kind, maps => dispatch!(self.isa, self.packing, s, dot => self.values_generic(
-            s, maps, dot, part, run, input, dy, v, y, bias
+            s, maps, dot, (part, run), operands, out
         )))
     }
 
@@ -242,13 +260,9 @@ impl WinogradGrad {
         s: S,
         _: F,
         dot: impl DotKernel,
-        part: usize,
-        run: usize,
-        input: &[f32],
-        dy: &[f32],
-        v: &mut [f32],
-        y: &mut [f32],
-        bias: &mut [f32],
+        (part, run): (usize, usize),
+        GradOperands { input, dy }: GradOperands<'_>,
+        RunValues { v, y, bias }: RunValues<'_>,
     ) {
         let (ConvShape { cin, pad, .. }, nr) = (self.shape, self.tile.nv * S::F32_LANES);
         let (stride, pad) = (self.kind.stride(), (pad.0 as isize, pad.1 as isize));
@@ -256,6 +270,7 @@ impl WinogradGrad {
         bias.fill(0.0);
         let mut point_vectors = [[s.splat_f32s(0.0); D]; D];
         let unscaled = quantized::unscaled();
+        let packing = |point_len: usize| PointPacking { packing: self.packing, scale: &unscaled, point_len };
         for word in 0..RUN {
             let first = (run * RUN + word) * self.packing.elems_per_word();
             let tiles = [self.tiles.get(first), self.tiles.get(first + 1)];
@@ -267,32 +282,14 @@ impl WinogradGrad {
             });
             for c in (0..self.rows).step_by(S::F32_LANES) {
                 let at = (c / K_RUN * RUN + word) * K_RUN + c % K_RUN;
-                pack_points(
-                    s,
-                    dot,
-                    self.packing,
-                    &unscaled,
-                    &mut point_vectors,
-                    (&inputs[0], c),
-                    (&inputs[1], c),
-                    &mut v[at..],
-                    self.input_point(),
-                );
+                let (even, odd, out) = ((&inputs[0], c), (&inputs[1], c), &mut v[at..]);
+                pack_points(s, dot, packing(self.input_point()), &mut point_vectors, even, odd, out);
             }
             let gradients = tiles.map(|tile| Gradients { maps: PhantomData::<F>, grad: self, tile, dy });
             for c in (0..self.columns).step_by(S::F32_LANES) {
                 let at = (c / nr * RUN + word) * nr + c % nr;
-                pack_points(
-                    s,
-                    dot,
-                    self.packing,
-                    &unscaled,
-                    &mut point_vectors,
-                    (&gradients[0], c),
-                    (&gradients[1], c),
-                    &mut y[at..],
-                    self.output_point(),
-                );
+                let (even, odd, out) = ((&gradients[0], c), (&gradients[1], c), &mut y[at..]);
+                pack_points(s, dot, packing(self.output_point()), &mut point_vectors, even, odd, out);
             }
             for gradients in &gradients[..self.packing.elems_per_word()] {
                 gradients.add_to(s, bias);
@@ -312,9 +309,8 @@ impl WinogradGrad {
         add: bool,
     ) {
         assert_eq!(sums.len(), self.sums_len().0);
-        dispatch!(self.isa, self.packing, s, dot => self.multiply_generic(
-            s, dot, point, rows, v, y, sums, add
-        ))
+        let product = PointSums { point, rows, v, y, add };
+        dispatch!(self.isa, self.packing, s, dot => self.multiply_generic(s, dot, &product, sums))
     }
 
     #[inline(always)]
@@ -322,17 +318,12 @@ impl WinogradGrad {
         &self,
         s: S,
         dot: impl DotKernel,
-        point: usize,
-        rows: Range<usize>,
-        v: &[f32],
-        y: &[f32],
+        product: &PointSums<'_>,
         sums: &mut [f32],
-        add: bool,
     ) {
         let nr = self.tile.nv * S::F32_LANES;
         for j in 0..self.columns / nr {
-            let rows = rows.clone();
-            with_tile!(self.tile, column_of_tiles::<S>(s, self, dot, point, rows, j, v, y, sums, add));
+            with_tile!(self.tile, column_of_tiles::<S>(s, self, dot, product, j, sums));
         }
     }
 
@@ -431,13 +422,9 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
     s: S,
     grad: &WinogradGrad,
     dot: impl DotKernel,
-    point: usize,
-    rows: Range<usize>,
+    PointSums { point, rows, v, y, add }: &PointSums<'_>,
     j: usize,
-    v: &[f32],
-    y: &[f32],
     sums: &mut [f32],
-    add: bool,
 ) {
     let nr = NV * S::F32_LANES;
     let [v_run, y_run, _] = grad.run_len();
@@ -452,7 +439,7 @@ fn column_of_tiles<S: Simd, const MR: usize, const NV: usize>(
         }
         for (r, acc) in acc.iter().enumerate() {
             let at = (row - rows.start + r) * grad.columns + j * nr;
-            tile::store_row(s, acc, &mut sums[at..at + nr], add);
+            tile::store_row(s, acc, &mut sums[at..at + nr], *add);
         }
     }
 }
