@@ -83,7 +83,7 @@ pub(super) const DPM_2M_SDE: SamplerInfo = SamplerInfo {
     handles_zero_snr: true,
     ..SamplerInfo::new(
         "dpm++2m-sde",
-        "SDE-DPM-Solver++(2M), with fresh noise, better in 30 or more steps (Lu et al. 2022)",
+        "SDE-DPM-Solver++(2M), good in 30 or more steps (Lu et al. 2022)",
         |args| Box::new(DpmSolver2M { levels: args.levels, stochastic: true, threshold: args.threshold }),
     )
 };

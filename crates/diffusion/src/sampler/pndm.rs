@@ -84,11 +84,9 @@ pub(super) const PNDM: SamplerInfo = SamplerInfo {
     steps: Some(50),
     order: Some(2),
     spacings: &[Spacing::Uniform],
-    ..SamplerInfo::new(
-        "pndm",
-        "pseudo numerical methods, nine more evaluations than steps (Liu et al. 2022)",
-        |args| Box::new(Pndm { levels: args.levels, warm_up: true, threshold: args.threshold }),
-    )
+    ..SamplerInfo::new("pndm", "pseudo numerical methods, nine extra evaluations (Liu et al. 2022)", |args| {
+        Box::new(Pndm { levels: args.levels, warm_up: true, threshold: args.threshold })
+    })
 };
 
 pub(super) const PLMS: SamplerInfo = SamplerInfo {
